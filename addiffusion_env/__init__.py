@@ -1,0 +1,60 @@
+"""AdDiffusion: adaptive inference for text-to-image diffusion as a Markov decision process.
+
+Importing this package registers the environment ids and loads nothing heavy: no torch, no diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium.envs.registration import register, registry
+
+__version__ = "0.1.0"
+
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 10, "refine": "as_published"},
+}
+"""Environment id -> its settings. A new id is one line."""
+
+_LAZY = {
+    "AdDiffusionEnv": "addiffusion_env.envs.env",
+    "AdDiffusionVectorEnv": "addiffusion_env.envs.vector_env",
+    "AdDiffusionVecEnv": "addiffusion_env.agents.vec_env",
+    "AdaptivePipeline": "addiffusion_env.agents.pipeline",
+    "AdDiffusionError": "addiffusion_env.errors",
+}
+
+__all__ = [
+    "ENVIRONMENTS",
+    "AdDiffusionEnv",
+    "AdDiffusionError",
+    "AdDiffusionVecEnv",
+    "AdDiffusionVectorEnv",
+    "AdaptivePipeline",
+]
+
+
+def _register() -> None:
+    """Registers every id; safe to call twice, as spawned workers do."""
+    for name, settings in ENVIRONMENTS.items():
+        if name not in registry:
+            register(
+                id=name,
+                entry_point="addiffusion_env.envs.env:AdDiffusionEnv",
+                vector_entry_point="addiffusion_env.envs.vector_env:AdDiffusionVectorEnv",
+                kwargs=dict(settings),
+                # Episodes are a function of their seed, so Gymnasium may check determinism.
+                nondeterministic=False,
+            )
+
+
+def __getattr__(name: str) -> Any:
+    """Public classes, imported on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+_register()

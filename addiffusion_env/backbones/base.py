@@ -1,0 +1,258 @@
+"""The contract of a backbone: a text-to-image model that can be driven one evaluation at a time.
+
+A backbone holds weights and nothing else. What belongs to pictures in the making travels as values, batch first:
+:class:`Latents` (where each picture is on its way), :class:`Conditioning` (its encoded prompt), :class:`Prediction`
+(what the denoiser says). So lanes can be snapshot, split, joined and run at different noise levels in one call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.paths import NoisePath
+from addiffusion_env.errors import PromptError
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backbone can do; environments ask here instead of testing names.
+
+    Attributes:
+        latent_shape: (C, H, W) of one picture's latents.
+        image_size: (height, width) of a decoded picture, in pixels.
+        preview_size: (height, width) of a preview.
+        guidance: whether classifier-free guidance applies (two network calls an evaluation).
+        attention_grid: (h, w) of the captured text-to-image attention maps; ``None`` when there are none.
+        max_tokens: length of the text window, special tokens included.
+        default_steps: the reference number of steps of this model.
+        default_guidance: the guidance scale that goes with it (1 = none).
+        default_solver: name of the solver in ``backbones.solvers.SOLVERS``.
+        default_spacing: name of the timestep spacing.
+    """
+
+    latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
+    preview_size: tuple[int, int]
+    guidance: bool
+    attention_grid: tuple[int, int] | None
+    max_tokens: int
+    default_steps: int = 50
+    default_guidance: float = 7.5
+    default_solver: str = "ddim"
+    default_spacing: str = "leading"
+
+
+@dataclass(frozen=True)
+class History:
+    """What a multistep solver remembers of each lane.
+
+    Attributes:
+        x0: (B, C, H, W) the previous clean prediction; meaningless where ``sigma`` is NaN.
+        sigma: (B,) float64, the noise level at which it was made; NaN where there is no previous step.
+    """
+
+    x0: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor) -> History:
+        """No history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
+        return cls(torch.zeros_like(like), torch.full((len(like),), float("nan"), dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Where a batch of pictures is.
+
+    Attributes:
+        x: (B, C, H, W) noisy latents.
+        sigma: (B,) float64 on the CPU, the noise level of each; see :mod:`addiffusion_env.backbones.paths`.
+        history: what the solver remembers of each.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    history: History
+
+    @classmethod
+    def start(cls, x: Tensor, sigma: Tensor) -> Latents:
+        """Latents without history."""
+        return cls(x, sigma.to(torch.float64), History.none(x))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def row(self, index: int) -> Latents:
+        """One picture, as a batch of one."""
+        at = slice(index, index + 1)
+        return Latents(self.x[at], self.sigma[at], History(self.history.x0[at], self.history.sigma[at]))
+
+    @staticmethod
+    def cat(parts: Sequence[Latents]) -> Latents:
+        """Joins batches into one."""
+        history = History(torch.cat([p.history.x0 for p in parts]), torch.cat([p.history.sigma for p in parts]))
+        return Latents(torch.cat([p.x for p in parts]), torch.cat([p.sigma for p in parts]), history)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: named tensors, batch first.
+
+    Attributes:
+        tensors: for example ``text`` (B, tokens, D) and, with guidance, ``negative`` (B, tokens, D).
+        content: for each prompt the positions of its content tokens (no special tokens, no stop words), in order.
+    """
+
+    tensors: Mapping[str, Tensor]
+    content: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def row(self, index: int) -> Conditioning:
+        """One prompt, as a batch of one."""
+        tensors = {name: value[index : index + 1] for name, value in self.tensors.items()}
+        return Conditioning(tensors, self.content[index : index + 1])
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Joins batches into one."""
+        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        return Conditioning(tensors, tuple(item for part in parts for item in part.content))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the denoiser says of a batch of noisy latents.
+
+    Attributes:
+        x0: (B, C, H, W) the clean latents it expects, guided where guidance was asked for.
+        x0_text: (B, C, H, W) the same from the prompt alone, unguided: what phrase maps compare.
+        calls: (B,) int64 network calls spent on each row: 2 with guidance, 1 without.
+        attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
+            layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless asked for. Rows that did
+            not ask hold zeros.
+    """
+
+    x0: Tensor
+    x0_text: Tensor
+    calls: Tensor
+    attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """How to load a backbone; every field can be given as a keyword of ``gym.make``.
+
+    Attributes:
+        name_or_path: hub id or local folder; ``None`` is the backbone's own default.
+        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
+        dtype: ``"auto"`` takes float16 on CUDA and float32 elsewhere; or a torch dtype's name.
+        options: what a particular backbone passes through by name (``compile``, ``vae_tiling`` ...).
+    """
+
+    name_or_path: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backbone(ABC):
+    """A text-to-image model, one denoiser evaluation at a time; holds weights only.
+
+    Attributes:
+        name: the registry name.
+        path: how signal and noise mix; see :mod:`addiffusion_env.backbones.paths`.
+        capabilities: what it can do.
+        device: where the denoiser runs.
+    """
+
+    name: ClassVar[str]
+    path: NoisePath
+    capabilities: Capabilities
+    device: torch.device
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, load: Load | None = None) -> Backbone:
+        """Loads the model.
+
+        Raises:
+            WeightsError: for missing, corrupted or wrong weights, naming where they were looked for.
+        """
+
+    @abstractmethod
+    def sigmas(self, steps: int, spacing: str) -> np.ndarray:
+        """The noise levels of a schedule: (steps + 1,) float64, falling, the last one being where it lands.
+
+        Raises:
+            UnknownNameError: for an unknown spacing.
+            ConfigError: for a number of steps that the model has no schedule for.
+        """
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encodes prompts.
+
+        Raises:
+            PromptError: for an empty list, or a prompt longer than ``capabilities.max_tokens``.
+        """
+
+    @abstractmethod
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: Tensor,
+        capture: Tensor | None = None,
+    ) -> Prediction:
+        """One evaluation of the denoiser for a batch, each row at its own noise level.
+
+        Args:
+            x: (B, C, H, W) noisy latents.
+            sigma: (B,) float64 noise levels, above 0.
+            conditioning: ``B`` encoded prompts.
+            guidance_scale: (B,) float64; rows with scale 1 take one network call, others two.
+            capture: (B,) bool, rows whose attention maps are wanted; ``None`` for no row.
+
+        Raises:
+            CapabilityError: when attention is wanted and the model has none to give.
+        """
+
+    @abstractmethod
+    def preview(self, x0: Tensor) -> Tensor:
+        """A cheap look: (B, C, H, W) clean latents -> (B, 3, h, w) float32 in [-1, 1], at the scorers' resolution."""
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """The full decoder: (B, C, H, W) clean latents -> (B, 3, H', W') float32 in [-1, 1]."""
+
+    def timestep_position(self, sigma: Tensor) -> Tensor:
+        """Where on the way a noise level lies: (B,) -> (B,) in [0, 1], 1 at the start, 0 when clean."""
+        start = float(self.sigmas(self.capabilities.default_steps, self.capabilities.default_spacing)[0])
+        return (sigma / start).clamp(0, 1)
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """Returns the prompts as a list; refuses a bare string, an empty list and things that are not text.
+
+    Raises:
+        PromptError: as said.
+    """
+    if isinstance(prompts, str):
+        raise PromptError("prompts must be a list of strings, got one string", "wrap it: [prompt]")
+    found = list(prompts)
+    if not found:
+        raise PromptError("no prompts were given", "pass at least one")
+    for prompt in found:
+        if not isinstance(prompt, str):
+            raise PromptError(f"a prompt must be a string, got {type(prompt).__name__}", "pass its text")
+    return found

@@ -1,0 +1,45 @@
+"""Which device and precision to run on."""
+
+from __future__ import annotations
+
+import torch
+
+from addiffusion_env.errors import ConfigError, nearest
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """``"auto"`` is CUDA, then MPS, then the CPU; anything else is torch's own name.
+
+    Raises:
+        ConfigError: for a name that torch does not know or a device that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}", "use auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device {name!r} was asked for, but torch sees no CUDA device", "use device=auto or device=cpu"
+        )
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``"auto"`` is float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ConfigError: for another name, or for float16 on the CPU, where most kernels lack it.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}", nearest(name, ["auto", *DTYPES]))
+    if name == "float16" and device.type == "cpu":
+        raise ConfigError("float16 was asked for on the CPU", "use float32 or bfloat16")
+    return DTYPES[name]

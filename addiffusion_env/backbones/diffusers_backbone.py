@@ -1,0 +1,152 @@
+"""What backbones made of diffusers models share: guidance, parametrisation, decoding, the text cache."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
+from addiffusion_env.backbones.base import Backbone, Conditioning, Prediction, check_prompts
+from addiffusion_env.backbones.paths import rows
+from addiffusion_env.errors import CapabilityError, ConfigError
+
+PARAMETRISATIONS = ("epsilon", "v_prediction", "flow", "sample")
+NEGATIVE = "negative_"
+"""Prefix of the tensors of the negative prompt: ``negative_text`` stands in for ``text`` on the unguided rows."""
+
+TEXT_CACHE = 2048
+"""Encoded prompts kept; an SD 1.5 embedding in half precision is 0.12 MB."""
+
+
+class DiffusersBackbone(Backbone):
+    """The loop body of a diffusers pipeline, row by row.
+
+    Subclasses say how to encode text (:meth:`encode_uncached`) and how to call the network (:meth:`denoise`).
+
+    Attributes:
+        denoiser: the UNet or transformer.
+        vae: the full autoencoder.
+        parametrisation: what the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+    """
+
+    denoiser: Any
+    vae: Any
+    parametrisation: str
+    dtype: torch.dtype
+
+    def __init__(self) -> None:
+        self._texts: OrderedDict[str, Conditioning] = OrderedDict()
+
+    @abstractmethod
+    def encode_uncached(self, prompts: list[str]) -> Conditioning:
+        """Encodes prompts; tensors whose name starts with ``negative_`` belong to the negative prompt."""
+
+    @abstractmethod
+    def timesteps(self, sigma: Tensor) -> Tensor:
+        """The network's own time of each noise level: (B,) float64 -> (B,)."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, timesteps: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One network call: (N, C, H, W), (N,), named conditioning tensors -> (N, C, H, W)."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encodes prompts, each text once."""
+        texts = check_prompts(prompts)
+        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if missing:
+            fresh = self.encode_uncached(missing)
+            for index, text in enumerate(missing):
+                self._texts[text] = fresh.row(index)
+        found = Conditioning.cat([self._texts[text] for text in texts])
+        for text in texts:
+            self._texts.move_to_end(text)
+        while len(self._texts) > TEXT_CACHE:
+            self._texts.popitem(last=False)
+        return found
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: Tensor,
+        capture: Tensor | None = None,
+    ) -> Prediction:
+        """See :meth:`Backbone.predict`; rows with guidance take a second row of the same network call."""
+        size = len(x)
+        guided = torch.nonzero(guidance_scale != 1).flatten()
+        if len(guided) and not self.capabilities.guidance:
+            raise CapabilityError(f"backbone {self.name!r} has no guidance", "set guidance_scale to 1")
+        place = torch.cat([torch.arange(size), guided])
+        on = place.to(x.device)
+        tensors = self._network_tensors(conditioning, guided)
+        times = self.timesteps(sigma[place])
+        store = self._store(capture)
+        with captured_cross_attention(self.denoiser, store) if store else nullcontext():
+            output = self.denoise(x[on].to(self.dtype), times.to(x.device), tensors).float()
+        clean = self.clean(x[on], output, sigma[place])
+        text, x0 = clean[:size], clean[:size].clone()
+        if len(guided):
+            negative, at = clean[size:], guided.to(x.device)
+            # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: the same line as in the noise.
+            x0[at] = negative + rows(guidance_scale[guided], x) * (text[at] - negative)
+        calls = 1 + (guidance_scale != 1).long()
+        return Prediction(x0, text, calls, self._maps(store, size))
+
+    def clean(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """The clean latents that a network output stands for.
+
+        epsilon: ``(x - std e) / alpha``; v (arXiv:2202.00512): ``alpha x - std v``; flow: ``x - sigma v``.
+        """
+        if self.parametrisation == "sample":
+            return output
+        if self.parametrisation == "flow":
+            return x - rows(sigma, x) * output
+        alpha, std = rows(self.path.alpha(sigma), x), rows(self.path.std(sigma), x)
+        if self.parametrisation == "epsilon":
+            return (x - std * output) / alpha
+        if self.parametrisation == "v_prediction":
+            return alpha * x - std * output
+        raise ConfigError(f"unknown parametrisation {self.parametrisation!r}", f"one of {', '.join(PARAMETRISATIONS)}")
+
+    def _network_tensors(self, conditioning: Conditioning, guided: Tensor) -> dict[str, Tensor]:
+        tensors = {}
+        for name, value in conditioning.tensors.items():
+            if name.startswith(NEGATIVE):
+                continue
+            if len(guided):
+                other = conditioning.tensors[NEGATIVE + name][guided.to(value.device)]
+                value = torch.cat([value, other])
+            tensors[name] = value
+        return tensors
+
+    def _store(self, capture: Tensor | None) -> AttentionStore | None:
+        if capture is None or not bool(capture.any()):
+            return None
+        if self.capabilities.attention_grid is None:
+            raise CapabilityError(f"backbone {self.name!r} has no attention maps", "use refine.maps=phrase")
+        return AttentionStore(torch.nonzero(capture).flatten(), self.capabilities.attention_grid)
+
+    @staticmethod
+    def _maps(store: AttentionStore | None, size: int) -> Tensor | None:
+        if store is None:
+            return None
+        found = store.mean()
+        maps = found.new_zeros((size, *found.shape[1:]))
+        maps[store.rows.to(maps.device)] = found
+        return maps
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """The full autoencoder's picture of clean latents."""
+        config = self.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        scaled = (x0 / config.scaling_factor + shift).to(self.vae.dtype)
+        return self.vae.decode(scaled, return_dict=False)[0].float().clamp(-1, 1)

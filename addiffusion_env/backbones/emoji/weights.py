@@ -1,0 +1,198 @@
+"""The shipped weights: where they are, what each component is and how it was made, and whether its files are intact.
+
+``weights/manifest.json`` lists every file with its sha256. A component is checked when it is first loaded in a process
+(19 MB in all, well under a tenth of a second), so that a truncated download or an edited file is an error with a
+remedy, not a model that draws noise.
+
+``python -m addiffusion_env.backbones.emoji.weights`` checks and prints the manifest; ``--write`` renews it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.errors import WeightsError, unknown
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder of the shipped weights."""
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model (or table) of the emoji world.
+
+    Attributes:
+        stage: the training stage that makes it.
+        loaded_by: the class that reads its folder.
+        made: how the shipped files were made.
+        licence: SPDX expression.
+        folder: where it lies, relative to the folder of weights.
+    """
+
+    stage: str
+    loaded_by: str
+    made: str
+    licence: str = "Apache-2.0"
+    folder: str = ""
+
+
+_UNET_MADE = "epsilon prediction, min-SNR weights, AdamW, EMA; batch 1024 over 600,000 scenes, 800 s on one H100"
+
+COMPONENTS: Mapping[str, Component] = {
+    "tokenizer": Component("tokenizer", "transformers.CLIPTokenizer", "word-level BPE over the grammar's own words"),
+    "scheduler": Component("unet", "diffusers.DDIMScheduler", "Stable Diffusion 1.5's noise schedule"),
+    "unet": Component("unet", "diffusers.UNet2DConditionModel", _UNET_MADE),
+    "text_encoder": Component("unet", "transformers.CLIPTextModel", "trained together with the UNet"),
+    "vae": Component(
+        "vae_decoder",
+        "diffusers.AutoencoderKL",
+        "stage vae for 130 s, then stage vae_decoder for 150 s with the encoder frozen; one H100",
+    ),
+    "preview": Component("preview", "diffusers.AutoencoderTiny", "distilled from the VAE; takes scaled latents"),
+    "clip": Component("clip", "open_clip.model.CLIP", "contrastive on rendered scenes and prompts, 200 s on one H100"),
+    "dino": Component("dino", "transformers.Dinov2Model", "self-distillation on rendered scenes, no prompts"),
+    "image_reward": Component(
+        "preference",
+        "transformers.BlipForImageTextRetrieval",
+        "ranked on hard negatives, 100 s on one H100; score = logit 1 - logit 0, standardised by its config",
+    ),
+    "detector_a": Component(
+        "detector", "addiffusion_env.backbones.emoji.detector.Detector", "centre points, on rendered scenes"
+    ),
+    "sprites": Component(
+        "none (renderer.build_sprites)",
+        "addiffusion_env.backbones.emoji.renderer.Renderer",
+        "rendered at 32x32 from Noto Color Emoji (images Apache-2.0, font OFL-1.1)",
+        licence="Apache-2.0 AND OFL-1.1",
+        folder="../assets",
+    ),
+}
+
+_verified: dict[tuple[Path, str], Path] = {}  # what this process has already checked; failures are never kept
+
+
+def verify(folder: str | Path, component: str) -> Path:
+    """Checks every file of ``component`` against the manifest, once a process; returns the component's folder.
+
+    Args:
+        folder: a folder of weights: ``WEIGHTS``, or one made by the training stages.
+        component: its name in the manifest: ``"unet"``, ``"detector_a"`` ...
+
+    Raises:
+        UnknownNameError: when the manifest does not list ``component``.
+        WeightsError: when the manifest or a file is missing, unreadable or has another content.
+    """
+    folder = Path(folder).resolve()
+    if (folder, component) not in _verified:
+        entries = read_manifest(folder)
+        if component not in entries:
+            raise unknown("component of the emoji weights", component, entries)
+        entry = entries[component]
+        root = (folder / entry["folder"]).resolve()
+        for name, expected in entry["files"].items():
+            _check_file(root / name, expected, remedy_for(component))
+        _verified[folder, component] = root
+    return _verified[folder, component]
+
+
+def remedy_for(component: str) -> str:
+    """What to do when files of ``component`` are missing or broken."""
+    known = COMPONENTS.get(component)
+    reinstall = "reinstall addiffusion-env"
+    if known is None or known.stage.startswith("none"):
+        return reinstall
+    return f"{reinstall}, or train it again: python -m addiffusion_env.backbones.emoji.train {known.stage}"
+
+
+def _check_file(path: Path, expected: Mapping[str, Any], remedy: str) -> None:
+    try:
+        size = path.stat().st_size
+        # Size first: it tells a truncated copy from an edited one, and spares hashing it.
+        if size != expected["bytes"]:
+            cause = f"{path} is corrupted: {size} bytes, expected {expected['bytes']}"
+            raise WeightsError(cause, remedy)
+        digest = _sha256(path)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing, expected a file of {expected['bytes']} bytes", remedy) from error
+    except OSError as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path} cannot be read: {error.strerror}", remedy) from error
+    if digest != expected["sha256"]:
+        raise WeightsError(f"{path} is corrupted: sha256 {digest}, expected {expected['sha256']}", remedy)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_manifest(folder: str | Path = WEIGHTS) -> dict[str, dict[str, Any]]:
+    """The manifest's components: name -> ``folder``, ``files`` (name -> ``sha256``, ``bytes``) and provenance.
+
+    Raises:
+        WeightsError: when the manifest is missing or is not one.
+    """
+    path = Path(folder) / MANIFEST
+    remedy = f"python -m addiffusion_env.backbones.emoji.weights {folder} --write, if you trust the files there"
+    if Path(folder).resolve() == WEIGHTS.resolve():
+        remedy = "reinstall addiffusion-env"
+    try:
+        components = json.loads(path.read_text(encoding="utf-8"))["components"]
+        for entry in components.values():
+            entry["folder"], entry["files"].items()
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing: no folder of emoji weights", remedy) from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}", remedy) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is no manifest: {type(error).__name__}: {error}", remedy) from error
+    return components
+
+
+def write_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Lists every component found in ``folder`` in its manifest, with the hashes that its files have now.
+
+    Returns:
+        the components, as :func:`read_manifest` returns them.
+    """
+    root = Path(folder).resolve()
+    components = {}
+    for name, component in COMPONENTS.items():
+        place = component.folder or name
+        files = sorted(path for path in (root / place).glob("**/*") if path.is_file())
+        if files:
+            listed = {
+                path.relative_to(root / place).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                for path in files
+            }
+            components[name] = asdict(component) | {"folder": place, "files": listed}
+    text = json.dumps({"format": 1, "components": components}, indent=2, ensure_ascii=False)
+    (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    for key in [key for key in _verified if key[0] == root]:
+        del _verified[key]
+    return components
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Checks a folder of weights and prints its manifest, or writes it anew."""
+    parser = argparse.ArgumentParser(prog="python -m addiffusion_env.backbones.emoji.weights", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", default=WEIGHTS, type=Path, help="folder of weights (the shipped ones)")
+    parser.add_argument("--write", action="store_true", help="renew the manifest from the files that are there")
+    options = parser.parse_args(arguments)
+    entries = write_manifest(options.folder) if options.write else read_manifest(options.folder)
+    for name, entry in entries.items():
+        verify(options.folder, name)
+        size = sum(file["bytes"] for file in entry["files"].values())
+        print(f"{name:<14}{size / 1e6:6.2f} MB  {entry['loaded_by']}\n{'':<14}stage {entry['stage']}: {entry['made']}")
+
+
+if __name__ == "__main__":
+    main()

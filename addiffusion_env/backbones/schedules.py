@@ -1,0 +1,102 @@
+"""Noise schedules of variance-preserving models: timesteps, their noise levels, and the way back.
+
+The spacings are those of diffusers (``timestep_spacing`` of DDIMScheduler; table 2 of arXiv:2305.08891), plus Align
+Your Steps (arXiv:2404.14507). Timesteps are the model's own integers; between them sigma is interpolated
+log-linearly, so that a landing may stand at any level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from addiffusion_env.errors import ConfigError, unknown
+
+# Ten-step timesteps for SD 1.5, published with Align Your Steps and kept by diffusers (AysSchedules).
+AYS_SD15 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
+
+
+def leading(steps: int, train_steps: int, offset: int) -> np.ndarray:
+    """``t = (train_steps // steps) * i + offset``: leaves out the noisiest levels. DDIM's and SD 1.5's default."""
+    return (np.arange(steps) * (train_steps // steps))[::-1].astype(np.float64) + offset
+
+
+def trailing(steps: int, train_steps: int, offset: int) -> np.ndarray:
+    """Counts down from the noisiest level in equal parts: the strongest at few steps (arXiv:2305.08891)."""
+    return np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
+
+
+def linspace(steps: int, train_steps: int, offset: int) -> np.ndarray:
+    """Evenly from the noisiest level to the cleanest."""
+    return np.linspace(0, train_steps - 1, steps).round()[::-1]
+
+
+def align_your_steps(steps: int, train_steps: int, offset: int) -> np.ndarray:
+    """Align Your Steps for SD 1.5, log-linearly interpolated to ``steps`` as its authors advise."""
+    places = np.linspace(0, 1, len(AYS_SD15) - 1)
+    return np.interp(np.linspace(0, 1, steps), places, np.asarray(AYS_SD15[:-1], dtype=np.float64))
+
+
+SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "ays": align_your_steps,
+}
+
+
+@dataclass(frozen=True)
+class DiscreteSchedule:
+    """The training noise levels of a variance-preserving model.
+
+    Attributes:
+        log_sigmas: (T,) float64, log sigma at each integer timestep, rising.
+        final_sigma: where the last step lands: 0, or sigma at timestep 0 when the checkpoint was made so
+            (``set_alpha_to_one=False``, as SD 1.5).
+        steps_offset: added by leading spacing (1 for SD).
+    """
+
+    log_sigmas: np.ndarray
+    final_sigma: float
+    steps_offset: int = 0
+    train_steps: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train_steps", len(self.log_sigmas))
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, set_alpha_to_one: bool, steps_offset: int) -> DiscreteSchedule:
+        """Reads a diffusers scheduler's ``alphas_cumprod`` (T,)."""
+        alphas = alphas_cumprod.double().cpu().numpy()
+        log_sigmas = 0.5 * (np.log1p(-alphas) - np.log(alphas))
+        return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset)
+
+    def sigmas(self, steps: int, spacing: str) -> np.ndarray:
+        """Noise levels of a schedule, (steps + 1,) float64, falling; the last is ``final_sigma``.
+
+        Raises:
+            UnknownNameError: for an unknown spacing.
+            ConfigError: unless 1 <= steps <= T.
+        """
+        if spacing not in SPACINGS:
+            raise unknown("timestep spacing", spacing, SPACINGS)
+        if not 1 <= steps <= self.train_steps:
+            raise ConfigError(f"steps must be 1 to {self.train_steps}, got {steps}", "choose a number in that range")
+        timesteps = SPACINGS[spacing](steps, self.train_steps, self.steps_offset)
+        return np.append(self.sigma_at(np.clip(timesteps, 0, self.train_steps - 1)), self.final_sigma)
+
+    def sigma_at(self, timestep: np.ndarray) -> np.ndarray:
+        """Sigma at timesteps in [0, T - 1], whole or not."""
+        return np.exp(np.interp(timestep, np.arange(self.train_steps), self.log_sigmas))
+
+    def timestep_at(self, sigma: Tensor) -> Tensor:
+        """The timestep of each sigma, (B,) float64; the inverse of :meth:`sigma_at`, clipped to [0, T - 1]."""
+        log_sigma = np.log(np.clip(sigma.double().cpu().numpy(), 1e-10, None))
+        timestep = np.interp(log_sigma, self.log_sigmas, np.arange(self.train_steps))
+        # Whole timesteps must come back whole: a fraction of 1e-12 would change the network's time embedding.
+        whole = np.round(timestep)
+        return torch.from_numpy(np.where(np.abs(timestep - whole) < 1e-6, whole, timestep))

@@ -1,0 +1,156 @@
+"""A lane: one image being made, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.base import Backbone, Conditioning, History, Latents
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import Look
+from addiffusion_env.seeding import keyed_noise
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One image being made. Never changed in place: every move makes a new lane.
+
+    Attributes:
+        prompt: what is drawn.
+        seed: the picture's seed; with the prompt's id it fixes every draw of noise.
+        conditioning: the encoded prompt, a batch of one.
+        latents: where it is, a batch of one.
+        rest: (r + 1,) noise levels still ahead, ``rest[0]`` being where it is.
+        step: evaluations of the schedule done.
+        nfe: evaluations spent in all, landing and refinement included; a text-only call counts half.
+        calls: network calls spent in all.
+        refinements: how many were tried.
+        x0: (1, C, H, W) the last clean prediction; ``None`` before the first evaluation.
+        look: what the scorers said of it; ``None`` when nobody has looked.
+        change: relative change of x0 at the last evaluation, ``|x0' - x0| / |x0|``; 0 before there are two.
+        actions: the actions taken so far.
+        masks: the masks of its refinements, (h, w) each, for film strips.
+    """
+
+    prompt: Prompt
+    seed: int
+    conditioning: Conditioning
+    latents: Latents
+    rest: np.ndarray
+    step: int = 0
+    nfe: float = 0.0
+    calls: int = 0
+    refinements: int = 0
+    x0: Tensor | None = None
+    look: Look | None = None
+    change: float = 0.0
+    actions: tuple[int, ...] = ()
+    masks: tuple[np.ndarray, ...] = ()
+
+    @property
+    def sigma(self) -> float:
+        """The noise level where the lane is."""
+        return float(self.rest[0])
+
+    @property
+    def remaining(self) -> int:
+        """Steps that the schedule has left."""
+        return len(self.rest) - 1
+
+    def noise(self, stream: str) -> Tensor:
+        """(1, C, H, W) noise of this picture's own stream."""
+        like = self.latents.x
+        return keyed_noise(self.prompt.prompt_id, self.seed, like.shape[1:], stream)[None].to(like.device)
+
+    def state(self) -> dict[str, Any]:
+        """Plain tensors, numbers and strings, from which :func:`restore_lane` makes the same lane."""
+        return {
+            "prompt": [
+                self.prompt.text,
+                self.prompt.prompt_id,
+                self.prompt.task,
+                list(self.prompt.phrases),
+                self.prompt.demands,
+            ],
+            "seed": self.seed,
+            "latents": [self.latents.x, self.latents.sigma, self.latents.history.x0, self.latents.history.sigma],
+            "rest": torch.from_numpy(np.array(self.rest)),
+            "counts": [self.step, self.nfe, self.calls, self.refinements, self.change],
+            "x0": self.x0,
+            "look": look_state(self.look),
+            "actions": list(self.actions),
+            "masks": [torch.from_numpy(np.array(mask)) for mask in self.masks],
+        }
+
+
+def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Lane:
+    """Starts a picture from noise.
+
+    Raises:
+        PromptError: when the prompt does not fit the text window.
+    """
+    rest = backbone.sigmas(process.steps, process.spacing)
+    sigma = torch.tensor([rest[0]], dtype=torch.float64)
+    noise = keyed_noise(prompt.prompt_id, seed, backbone.capabilities.latent_shape)[None].to(backbone.device)
+    return Lane(prompt, int(seed), backbone.encode([prompt.text]), Latents.start(start_latents(noise), sigma), rest)
+
+
+def start_latents(noise: Tensor) -> Tensor:
+    """The latents that belong to the start of a schedule: plain noise, as every diffusers pipeline starts."""
+    return noise
+
+
+def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
+    """Makes the lane that :meth:`Lane.state` described; the prompt is encoded anew."""
+    text, prompt_id, task, phrases, demands = state["prompt"]
+    x, sigma, x0, past = (value.to(backbone.device) for value in state["latents"])
+    step, nfe, calls, refinements, change = state["counts"]
+    return Lane(
+        prompt=Prompt(text, prompt_id, task, tuple(phrases), demands),
+        seed=state["seed"],
+        conditioning=backbone.encode([text]),
+        latents=Latents(x, sigma.cpu(), History(x0, past.cpu())),
+        rest=state["rest"].numpy(),
+        step=step,
+        nfe=nfe,
+        calls=calls,
+        refinements=refinements,
+        x0=None if state["x0"] is None else state["x0"].to(backbone.device),
+        look=restore_look(state["look"]),
+        change=change,
+        actions=tuple(state["actions"]),
+        masks=tuple(mask.numpy() for mask in state["masks"]),
+    )
+
+
+def moved(lane: Lane, latents: Latents, rest: np.ndarray, x0: Tensor, spent: tuple[float, int]) -> Lane:
+    """The lane after an evaluation: new latents, the noise levels ahead, the clean prediction, (NFE, calls) spent."""
+    change = 0.0
+    if lane.x0 is not None:
+        change = float((x0 - lane.x0).norm() / lane.x0.norm().clamp_min(1e-8))
+    return replace(
+        lane,
+        latents=latents,
+        rest=rest,
+        x0=x0,
+        look=None,
+        change=change,
+        nfe=lane.nfe + spent[0],
+        calls=lane.calls + spent[1],
+    )
+
+
+def look_state(look: Look | None) -> dict[str, Tensor] | None:
+    """A look as named tensors."""
+    return None if look is None else {item.name: torch.from_numpy(getattr(look, item.name)) for item in fields(look)}
+
+
+def restore_look(state: Mapping[str, Tensor] | None) -> Look | None:
+    """The look that :func:`look_state` described."""
+    return None if state is None else Look(**{name: value.numpy() for name, value in state.items()})

@@ -1,0 +1,195 @@
+"""What the actions do to a lane, each written as if the lane were alone; the engine runs many of them in step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.base import Backbone, Latents
+from addiffusion_env.backbones.landing import landing_evaluations, respace
+from addiffusion_env.engine.lane import Lane, moved
+from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
+from addiffusion_env.engine.requests import Evaluate, Finish, Outcome, Peek, Picture, Request
+from addiffusion_env.regions.masks import attention_mask, phrase_masks
+from addiffusion_env.regions.phrases import phrases_of, without
+
+LaneProgram = Generator[Request, Any, Lane]
+
+
+def legal_actions(lane: Lane, process: ProcessConfig) -> np.ndarray:
+    """(3,) bool: which of continue, stop, refine may be taken. Refine needs a picture, a budget and a way ahead."""
+    refine = process.refine
+    may_refine = (
+        refine.enabled
+        and lane.x0 is not None
+        and lane.remaining > 0
+        and lane.step >= refine.first_step
+        and lane.refinements < refine.limit
+    )
+    return np.array([lane.remaining > 0, True, may_refine])
+
+
+def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> LaneProgram:
+    """Takes one legal action; the lane that comes back has landed when nothing remains of its schedule."""
+    lane = replace(lane, actions=(*lane.actions, int(action)))
+    if action == Action.STOP:
+        return (yield from land(backbone, process, lane))
+    if action == Action.REFINE:
+        return (yield from refine(backbone, process, lane))
+    for _ in range(process.decide_every):
+        lane = yield from advance(process, lane)
+        if lane.remaining == 0:
+            break
+    return lane
+
+
+def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
+    """One step of the schedule."""
+    outcome = yield ask(process, lane, lane.latents, float(lane.rest[1]))
+    lane = moved(lane, outcome.latents, lane.rest[1:], outcome.x0, process.cost(outcome.calls))
+    return replace(lane, step=lane.step + 1)
+
+
+def land(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
+    """Re-spaces what is left into a few evaluations and takes them; with none, jumps to the predicted x0."""
+    position = float(backbone.timestep_position(torch.tensor([lane.sigma]))[0])
+    evaluations = landing_evaluations(process.landing_steps, position, lane.remaining)
+    if evaluations == 0 and lane.remaining > 0:
+        if lane.x0 is None:  # nothing to jump to: the first prediction must be paid for
+            lane = yield from advance(process, lane)
+        assert lane.x0 is not None
+        return replace(lane, latents=replace(lane.latents, x=lane.x0), rest=lane.rest[-1:])
+    lane = replace(lane, rest=respace(lane.rest, evaluations))
+    while lane.remaining:
+        lane = yield from advance(process, lane)
+    return lane
+
+
+def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
+    """Re-noises a region, denoises it back to where the lane is, and keeps or drops the result (RefineConfig)."""
+    config = process.refine
+    lane = replace(lane, refinements=lane.refinements + 1)
+    lane, mask = yield from region(backbone, process, lane)
+    tried = yield from redo(backbone, process, lane, mask)
+    if mask is not None:
+        shown = mask[0, 0].float().cpu().numpy()
+        lane, tried = replace(lane, masks=(*lane.masks, shown)), replace(tried, masks=(*lane.masks, shown))
+    if config.accept == "always":
+        return tried
+    if lane.look is None:
+        lane = yield from seen(lane)
+    tried = yield from seen(tried)
+    assert lane.look is not None and tried.look is not None
+    if float(tried.look.preference[0]) >= float(lane.look.preference[0]) + config.margin:
+        return tried
+    return replace(lane, nfe=tried.nfe, calls=tried.calls)  # what was spent is spent
+
+
+def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | None) -> LaneProgram:
+    """The inner loop of a refinement: k evaluations from the re-noised level back to the lane's own.
+
+    Inside the mask the picture is drawn anew; outside, the old trajectory at the same noise level is put back after
+    every evaluation, as RePaint does (arXiv:2201.09865, equation 8), so that it comes out as it was.
+    """
+    path, x_old, rest = backbone.path, lane.latents.x, lane.rest
+    assert lane.x0 is not None
+    levels = refine_levels(backbone, process, lane)
+    at = [torch.tensor([level], dtype=torch.float64) for level in levels]
+    noise = lane.noise(f"refine-{lane.refinements - 1}")
+    # Fresh noise at the very start, as a new seed would have; part of the way, noise over what was there.
+    fresh = process.refine.renoise == 1
+    x = noise if fresh else path.mix(lane.x0, noise, at[0])
+    old_noise = path.noise_of(x_old, lane.x0, at[-1])
+    if mask is not None:
+        x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, at[0])
+    latents, tried = Latents.start(x, at[0]), lane
+    for level, following in zip(levels[1:], at[1:], strict=True):
+        outcome: Outcome = yield ask(process, lane, latents, float(level))
+        x, x0 = outcome.latents.x, outcome.x0
+        if mask is not None:
+            x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, following)
+            x0 = mask * x0 + (1 - mask) * lane.x0
+        latents = Latents.start(x, following) if mask is not None else outcome.latents
+        tried = moved(tried, latents, rest, x0, process.cost(outcome.calls))
+    return replace(tried, latents=Latents.start(latents.x, at[-1]))
+
+
+def refine_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
+    """(k + 1,) noise levels of a refinement: from the re-noised level back to where the lane is."""
+    config = process.refine
+    full = backbone.sigmas(process.steps, process.spacing)
+    done = full[full > lane.sigma * (1 + 1e-9)]
+    way = np.append(done, lane.sigma)  # from the start to here
+    start = (1 - config.renoise) * (len(way) - 1)
+    places = np.linspace(start, len(way) - 1, config.steps + 1)
+    return np.exp(np.interp(places, np.arange(len(way)), np.log(way)))
+
+
+def region(
+    backbone: Backbone, process: ProcessConfig, lane: Lane
+) -> Generator[Request, Any, tuple[Lane, Tensor | None]]:
+    """Finds the region to redo: a mask (1, 1, H, W) in [0, 1] at the latents' resolution, or ``None`` for all of it."""
+    config = process.refine
+    size = (int(lane.latents.x.shape[-2]), int(lane.latents.x.shape[-1]))
+    if config.region == "whole":
+        return lane, None
+    if config.maps == "attention":
+        request = ask(process, lane, lane.latents, None)
+        outcome: Outcome = yield replace(request, capture=True)
+        lane = spent(process, lane, outcome)
+        assert outcome.attention is not None
+        positions = lane.conditioning.content[0]
+        return lane, attention_mask(outcome.attention[0], positions, config.fraction, config.blur, size)
+    lane, maps = yield from phrase_maps(backbone, process, lane)
+    return lane, pick_phrase(config, maps, size)
+
+
+def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Generator[Request, Any, tuple[Lane, Tensor]]:
+    """(P, H, W): where each phrase of the prompt acts, ``|x0(prompt) - x0(prompt without the phrase)|`` over channels."""
+    request = replace(ask(process, lane, lane.latents, None), guidance_scale=1.0)
+    whole: Outcome = yield request
+    lane = spent(process, lane, whole)
+    maps = []
+    for phrase in phrases_of(lane.prompt):
+        conditioning = backbone.encode([without(lane.prompt.text, phrase)])
+        other: Outcome = yield replace(request, conditioning=conditioning)
+        lane = spent(process, lane, other)
+        maps.append((whole.x0_text - other.x0_text).abs().mean(1)[0])
+    return lane, torch.stack(maps)
+
+
+def pick_phrase(config: RefineConfig, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The mask of the weakest phrase, or of all phrases together."""
+    masks = phrase_masks(maps, config.fraction, config.blur, size)
+    if config.region == "union":
+        return masks.amax(0, keepdim=True)
+    weakest = int(maps.flatten(1).amax(1).argmin())
+    return masks[weakest : weakest + 1]
+
+
+def seen(lane: Lane) -> LaneProgram:
+    """The lane with a look at its last clean prediction."""
+    assert lane.x0 is not None
+    look = yield Peek(lane.x0, lane.prompt)
+    return replace(lane, look=look)
+
+
+def finished(lane: Lane) -> Generator[Request, Any, Picture]:
+    """The finished picture of a lane that has landed."""
+    return (yield Finish(lane.latents.x, lane.prompt))
+
+
+def ask(process: ProcessConfig, lane: Lane, latents: Latents, sigma_next: float | None) -> Evaluate:
+    """The guided evaluation of ``latents`` under the lane's prompt."""
+    return Evaluate(latents, lane.conditioning, sigma_next, process.guidance_scale, False, lane.prompt.text)
+
+
+def spent(process: ProcessConfig, lane: Lane, outcome: Outcome) -> Lane:
+    """The lane with an evaluation charged that did not move it."""
+    nfe, calls = process.cost(outcome.calls)
+    return replace(lane, nfe=lane.nfe + nfe, calls=lane.calls + calls)

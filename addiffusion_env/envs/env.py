@@ -1,0 +1,99 @@
+"""The scalar environment: one picture an episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.rendering import render_frame
+from addiffusion_env.envs.settings import EnvSettings
+
+Observation = dict[str, np.ndarray]
+
+
+class AdDiffusionEnv(gym.Env[Observation, np.int64]):
+    """The denoising loop of a text-to-image model as a Markov decision process.
+
+    At each decision the agent may *continue* (0: a standard step), *stop* (1: land in a few evaluations and end) or
+    *refine* (2: re-denoise a region). The episode terminates with the finished picture; ``max_decisions`` truncates.
+
+    Observation: ``Dict(clip, timestep, quality)``, float32 in [-1, 1]; see
+    :mod:`addiffusion_env.observations.features`. With a price range there is a fourth key, ``price``.
+
+    ``info`` carries prompt, prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, price, clip_score and
+    preference; after a step also action, illegal_action and reward_terms; at the end also image, (H, W, 3) uint8, and
+    action_trace.
+
+    Args:
+        **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
+
+    >>> import gymnasium as gym, addiffusion_env
+    >>> env = gym.make("AdDiffusion-Emoji-v0", steps=4)
+    >>> observation, info = env.reset(seed=0)
+    >>> sorted((key, value.shape) for key, value in observation.items())
+    [('clip', (256,)), ('quality', (8,)), ('timestep', (128,))]
+    >>> observation, reward, terminated, truncated, info = env.step(1)
+    >>> terminated, info["nfe"], info["image"].shape
+    (True, 4.0, (64, 64, 3))
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's own convention
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = EnvSettings.of(**settings)
+        self.episodes = Episodes(self.settings, 1)
+        self.observation_space = self.episodes.observer.space
+        self.action_space = gym.spaces.Discrete(3)
+        self.render_mode = self.settings.render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begins an episode.
+
+        Args:
+            seed: the environment's seed: fixes this episode's prompt and noise, and those of the episodes after it.
+            options: ``prompt`` (text) and ``prompt_id`` choose the prompt, ``seed`` the picture's noise, ``price``
+                the NFE price.
+        """
+        super().reset(seed=seed)
+        if seed is None and self.episodes.slots[0] is None:
+            seed = int(self.np_random.integers(2**31))
+        info = self.episodes.begin(0, seed, options)
+        return self._row(self.episodes.observe()), info
+
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Takes an action.
+
+        Raises:
+            IllegalActionError: for a number that is no action; in strict mode also for a masked one.
+            EpisodeOverError: before ``reset`` or after the end.
+        """
+        result = self.episodes.step([int(action)])
+        return (
+            self._row(result.observation),
+            float(result.reward[0]),
+            bool(result.terminated[0]),
+            bool(result.truncated[0]),
+            result.infos[0],
+        )
+
+    def action_masks(self) -> np.ndarray:
+        """(3,) bool: which actions are legal now; what sb3-contrib's MaskablePPO reads."""
+        return self.episodes.action_masks()[0]
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The preview with the action strip, (296, 256, 3) uint8; ``None`` without a render mode."""
+        if self.render_mode is None:
+            gym.logger.warn("render() was called without a render_mode; pass render_mode='rgb_array' to make()")
+            return None
+        pixels = self.episodes.pixels(0)
+        lane = self.episodes.lane(0)
+        return render_frame(pixels, lane.actions, lane.nfe, lane.prompt.text)
+
+    @staticmethod
+    def _row(observation: Observation) -> Observation:
+        return {key: value[0] for key, value in observation.items()}

@@ -1,0 +1,334 @@
+"""Lanes as episodes: prompts drawn, actions taken, looks, rewards, observations. Knows nothing of Gymnasium's API.
+
+The scalar environment is a batch of one over this, the vector environment a batch of n; so they agree by
+construction. Everything random is keyed: the j-th episode of a lane with seed s draws its prompt, its picture's seed
+and its price from ``(s, j)``, whatever the other lanes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.lane import Lane, look_state, open_lane, restore_lane, restore_look
+from addiffusion_env.engine.process import Action
+from addiffusion_env.engine.programs import act, advance, finished, legal_actions, seen
+from addiffusion_env.engine.requests import Picture, Request, to_pixels
+from addiffusion_env.envs.framing import Framer, Point, similarity
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import EpisodeOverError, IllegalActionError
+from addiffusion_env.observations.frame import Frame
+from addiffusion_env.observations.observer import Observer
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.rewards.base import Transition
+from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.scorers.look import Look
+
+REFERENCE_CACHE = 100_000
+"""Reference scores kept, one number a (prompt, seed)."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One lane's place.
+
+    Attributes:
+        seed: the lane's seed.
+        episode: how many episodes it has begun, less one.
+        lane: the picture in the making.
+        before: its look at the decision before.
+        price: of one NFE in this episode.
+        decisions: taken in this episode.
+        picture: the finished picture, once there is one.
+    """
+
+    seed: int
+    episode: int
+    lane: Lane
+    before: Look | None
+    price: float
+    decisions: int = 0
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of ``B`` lanes gave.
+
+    Attributes:
+        observation: key -> (B, dim) float32.
+        reward: (B,) float64.
+        terminated: (B,) bool, the picture is finished.
+        truncated: (B,) bool, an outside limit ended the episode.
+        infos: one dict a lane.
+    """
+
+    observation: dict[str, np.ndarray]
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    infos: list[dict[str, Any]]
+
+
+class Episodes:
+    """``num_lanes`` episodes at once on one model.
+
+    Args:
+        settings: what was asked for.
+        num_lanes: how many.
+    """
+
+    def __init__(self, settings: EnvSettings, num_lanes: int = 1) -> None:
+        self.settings = settings
+        self.backbone = load_backbone(settings)
+        self.process = settings.process(self.backbone.capabilities, self.backbone.name)
+        self.scorers = load_scorers(self.backbone)
+        self.engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
+        self.reward = make_reward(settings.reward)
+        self.source = settings.prompt_source()
+        self.observer = Observer(self.scorers.clip_dim, settings.keys())
+        self.prices = settings.price_range()
+        self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
+        self.slots: list[Slot | None] = [None] * num_lanes
+        self._references: dict[tuple[str, int], float] = {}
+
+    # ------------------------------------------------------------------ beginning
+    def begin(self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Begins lane ``index``'s next episode and returns its info.
+
+        Args:
+            index: which lane.
+            seed: a new seed for the lane (its episodes count from 0 again); ``None`` goes on.
+            options: may name ``prompt``, ``prompt_id``, ``seed`` (the picture's) and ``price``.
+
+        Raises:
+            EpisodeOverError: when the lane never had a seed.
+            PromptError: when the prompt does not fit the text window.
+        """
+        old = self.slots[index]
+        if seed is None and old is None:
+            raise EpisodeOverError("the first reset of a lane needs a seed", "call reset(seed=0)")
+        lane_seed = old.seed if seed is None and old else int(seed or 0)
+        episode = old.episode + 1 if seed is None and old else 0
+        prompt, picture_seed, price = self._draw(lane_seed, episode, options or {})
+        lane = open_lane(self.backbone, self.process, prompt, picture_seed)
+        slot = Slot(lane_seed, episode, lane, None, price)
+        self.slots[index] = slot
+        return self._info(slot)
+
+    def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
+        rng = np.random.default_rng([seed, episode])
+        prompt = self.source.sample(rng)
+        picture_seed = int(rng.integers(2**31))
+        price = float(rng.uniform(*self.prices))
+        if options.get("prompt") is not None:
+            prompt = Prompt.of(options["prompt"], options.get("prompt_id"))
+        return prompt, int(options.get("seed", picture_seed)), float(options.get("price", price))
+
+    # ------------------------------------------------------------------ stepping
+    def step(self, actions: Sequence[int]) -> StepResult:
+        """Takes one action on every lane.
+
+        Raises:
+            EpisodeOverError: before the first :meth:`begin`, or on a lane that has ended.
+            IllegalActionError: for a number that is no action, or, in strict mode, one that is masked.
+        """
+        slots = [self._live(index) for index in range(len(self.slots))]
+        chosen, refused = self._legal(slots, actions)
+        turns = [self._turn(slot.lane, action) for slot, action in zip(slots, chosen, strict=True)]
+        results: list[tuple[Lane, Picture | None]] = self.engine.run(turns)
+        after = [
+            replace(slot, lane=lane, before=slot.lane.look, decisions=slot.decisions + 1, picture=picture)
+            for slot, (lane, picture) in zip(slots, results, strict=True)
+        ]
+        self.slots = list(after)
+        terminated = np.array([slot.picture is not None for slot in after])
+        limit = self.settings.max_decisions
+        truncated = np.array([limit is not None and slot.decisions >= limit for slot in after]) & ~terminated
+        reward, terms = self.reward(self._transition(slots, after, chosen, terminated))
+        infos = []
+        for row, slot in enumerate(after):
+            info = self._info(slot)
+            info["action"] = chosen[row]
+            info["illegal_action"] = refused[row]
+            info["reward_terms"] = {name: float(values[row]) for name, values in terms.items()}
+            infos.append(info)
+        return StepResult(self.observe(), reward, terminated, truncated, infos)
+
+    def _live(self, index: int) -> Slot:
+        slot = self.slots[index]
+        if slot is None:
+            raise EpisodeOverError(f"lane {index} was stepped before reset", "call reset first")
+        if slot.picture is not None or slot.lane.remaining == 0:
+            raise EpisodeOverError(f"lane {index} was stepped after its episode ended", "call reset first")
+        return slot
+
+    def _legal(self, slots: Sequence[Slot], actions: Sequence[int]) -> tuple[list[int], list[bool]]:
+        chosen, refused = [], []
+        for index, (slot, action) in enumerate(zip(slots, actions, strict=True)):
+            value = int(action)
+            if value not in (0, 1, 2):
+                raise IllegalActionError(
+                    f"lane {index}: action {action!r} is none of 0, 1, 2", "continue, stop, refine"
+                )
+            masked = not legal_actions(slot.lane, self.process)[value]
+            if masked and self.settings.strict:
+                raise IllegalActionError(
+                    f"lane {index}: {Action(value).name.lower()} is not legal at step {slot.lane.step} with "
+                    f"{slot.lane.refinements} refinements done",
+                    "look at action_masks(), or set strict=False to continue instead",
+                )
+            chosen.append(int(Action.CONTINUE) if masked else value)
+            refused.append(masked)
+        return chosen, refused
+
+    def _turn(self, lane: Lane, action: int) -> Generator[Request, Any, tuple[Lane, Picture | None]]:
+        """One action and the look after it; the full picture when the lane has landed."""
+        lane = yield from act(self.backbone, self.process, lane, action)
+        if lane.remaining == 0:
+            picture = yield from finished(lane)
+            return replace(lane, look=picture.look), picture
+        if lane.look is None:
+            lane = yield from seen(lane)
+        return lane, None
+
+    # ------------------------------------------------------------------ reward
+    def _transition(
+        self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int], terminal: np.ndarray
+    ) -> Transition:
+        looks = [slot.lane.look for slot in before]
+        nothing = float("nan")
+        return Transition(
+            clip_before=np.array([float(look.clip_score[0]) if look else nothing for look in looks]),
+            clip_after=np.array([_look(slot).clip_score[0] for slot in after], dtype=np.float64),
+            preference_before=np.array([float(look.preference[0]) if look else nothing for look in looks]),
+            preference_after=np.array([_look(slot).preference[0] for slot in after], dtype=np.float64),
+            dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
+            nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
+            price=np.array([slot.price for slot in after]),
+            action=np.array(actions),
+            terminal=terminal,
+            reference=self._reference([slot.lane if end else None for slot, end in zip(after, terminal, strict=True)]),
+        )
+
+    def _reference(self, lanes: Sequence[Lane | None]) -> np.ndarray:
+        """Preference of the reference schedule's picture for lanes that have ended; not charged to them."""
+        values = np.full(len(lanes), float("nan"))
+        steps = self.settings.reference_steps
+        if steps is None:
+            return values
+        keys = {(lane.prompt.prompt_id, lane.seed): lane for lane in lanes if lane is not None}
+        missing = [key for key in keys if key not in self._references]
+        process = replace(self.process, steps=steps)
+        pictures = self.engine.run([self._reference_run(process, keys[key]) for key in missing])
+        for key, picture in zip(missing, pictures, strict=True):
+            if len(self._references) >= REFERENCE_CACHE:
+                self._references.pop(next(iter(self._references)))
+            self._references[key] = float(picture.look.preference[0])
+        for row, lane in enumerate(lanes):
+            if lane is not None:
+                values[row] = self._references[(lane.prompt.prompt_id, lane.seed)]
+        return values
+
+    def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, Picture]:
+        fresh = open_lane(self.backbone, process, lane.prompt, lane.seed)
+        while fresh.remaining:
+            fresh = yield from advance(process, fresh)
+        return (yield from finished(fresh))
+
+    # ------------------------------------------------------------------ what is seen
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation of every lane: key -> (B, dim) float32."""
+        return self.observer.observe(self.frame())
+
+    def frame(self) -> Frame:
+        """The decision point of every lane, as arrays."""
+        slots = [self._known(index) for index in range(len(self.slots))]
+        points = [Point(slot.lane, slot.before, slot.price) for slot in slots]
+        return self.framer.frame(points)
+
+    def action_masks(self) -> np.ndarray:
+        """(B, 3) bool: legal actions of each lane."""
+        return np.stack([legal_actions(self._known(index).lane, self.process) for index in range(len(self.slots))])
+
+    def lane(self, index: int) -> Lane:
+        """Lane ``index`` as it is now.
+
+        Raises:
+            EpisodeOverError: before the first :meth:`begin`.
+        """
+        return self._known(index).lane
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(h, w, 3) uint8: the finished picture of a lane, else its preview, else its noise through the preview."""
+        slot = self._known(index)
+        if slot.picture is not None:
+            return slot.picture.pixels()
+        x0 = slot.lane.latents.x if slot.lane.x0 is None else slot.lane.x0
+        return to_pixels(self.backbone.preview(x0)[0])
+
+    def _known(self, index: int) -> Slot:
+        slot = self.slots[index]
+        if slot is None:
+            raise EpisodeOverError(f"lane {index} was asked before reset", "call reset first")
+        return slot
+
+    def _info(self, slot: Slot) -> dict[str, Any]:
+        lane = slot.lane
+        info: dict[str, Any] = {
+            "prompt": lane.prompt.text,
+            "prompt_id": lane.prompt.prompt_id,
+            "task": lane.prompt.task,
+            "seed": lane.seed,
+            "sigma": lane.sigma,
+            "step": lane.step,
+            "nfe": float(lane.nfe),
+            "network_calls": lane.calls,
+            "refinements": lane.refinements,
+            "price": slot.price,
+        }
+        if lane.look is not None:
+            info["clip_score"] = float(lane.look.clip_score[0])
+            info["preference"] = float(lane.look.preference[0])
+        if slot.picture is not None:
+            info["image"] = slot.picture.pixels()
+            info["action_trace"] = list(lane.actions)
+        return info
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
+        slots = []
+        for slot in self.slots:
+            if slot is None or slot.picture is not None:
+                slots.append(None if slot is None else {"seed": slot.seed, "episode": slot.episode, "lane": None})
+                continue
+            before = look_state(slot.before)
+            head = {"seed": slot.seed, "episode": slot.episode, "price": slot.price, "decisions": slot.decisions}
+            slots.append({**head, "before": before, "lane": slot.lane.state()})
+        return {"slots": slots, "scale": self.reward.scale.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict` on the same settings; a lane that had ended waits for its next episode."""
+        self.slots = [None if entry is None else self._slot(entry) for entry in state["slots"]]
+        self.reward.scale.load_state_dict(state["scale"])
+
+    def _slot(self, entry: Mapping[str, Any]) -> Slot:
+        if entry["lane"] is None:
+            prompt, seed, price = self._draw(entry["seed"], entry["episode"], {})
+            return Slot(
+                entry["seed"], entry["episode"], open_lane(self.backbone, self.process, prompt, seed), None, price
+            )
+        before = restore_look(entry["before"])
+        lane = restore_lane(self.backbone, entry["lane"])
+        return Slot(entry["seed"], entry["episode"], lane, before, entry["price"], entry["decisions"])
+
+
+def _look(slot: Slot) -> Look:
+    assert slot.lane.look is not None  # every lane is looked at after its action
+    return slot.lane.look

@@ -1,0 +1,79 @@
+"""From lanes to frames: what environments and pipelines both show to a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.engine.lane import Lane
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.observations.frame import LOG_SNR_RANGE, Frame
+from addiffusion_env.scorers.look import Look, LookScorers
+
+
+@dataclass(frozen=True)
+class Point:
+    """One lane at a decision.
+
+    Attributes:
+        lane: the lane; its look is what is seen now.
+        before: its look at the decision before, or ``None``.
+        price: of one NFE.
+    """
+
+    lane: Lane
+    before: Look | None
+    price: float
+
+
+@dataclass(frozen=True)
+class Framer:
+    """Makes frames for one backbone, process and set of scorers.
+
+    Attributes:
+        backbone: for its noise path.
+        process: for the size of the budget.
+        scorers: for the prompts' embeddings.
+        highest_price: the price that is shown as 1.
+    """
+
+    backbone: Backbone
+    process: ProcessConfig
+    scorers: LookScorers
+    highest_price: float
+
+    def frame(self, points: Sequence[Point]) -> Frame:
+        """The decision points as arrays, batch first."""
+        lanes = [point.lane for point in points]
+        looks, before = [lane.look for lane in lanes], [point.before for point in points]
+        sigma = torch.tensor([lane.sigma for lane in lanes], dtype=torch.float64)
+        blank = np.zeros(self.scorers.clip_dim, np.float32)
+        refine = self.process.refine
+        most = self.process.steps + (refine.limit * refine.steps if refine.enabled else 0)
+        return Frame(
+            clip_image=np.stack([look.clip_image[0] if look else blank for look in looks]),
+            clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),
+            clip_score=_column(looks, "clip_score"),
+            clip_before=_column(before, "clip_score"),
+            preference=_column(looks, "preference"),
+            preference_before=_column(before, "preference"),
+            dino_similarity=np.array([similarity(now, then) for now, then in zip(looks, before, strict=True)]),
+            x0_change=np.array([lane.change for lane in lanes]),
+            log_snr=self.backbone.path.half_log_snr(sigma).clamp(*LOG_SNR_RANGE).numpy(),
+            budget=np.array([lane.nfe for lane in lanes]) / most,
+            refinements=np.array([lane.refinements for lane in lanes]) / max(1, refine.limit),
+            price=np.array([point.price for point in points]) / max(self.highest_price, 1e-12),
+        )
+
+
+def similarity(now: Look | None, before: Look | None) -> float:
+    """Cosine of two looks' DINO embeddings, each of one picture; 0 where one is missing."""
+    return float(now.dino[0] @ before.dino[0]) if now is not None and before is not None else 0.0
+
+
+def _column(looks: Sequence[Look | None], name: str) -> np.ndarray:
+    return np.array([float(getattr(look, name)[0]) if look else 0.0 for look in looks])

@@ -1,0 +1,41 @@
+"""Loading backbones and scorers, once a process: every environment of a process shares the weights."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.base import Backbone, Load
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.scorers.look import LookScorers, emoji_scorers
+
+
+@lru_cache(maxsize=8)
+def _backbone(name: str, name_or_path: str | None, device: str, dtype: str, options: tuple) -> Backbone:
+    return BACKBONES.load(name).from_pretrained(Load(name_or_path, device, dtype, dict(options)))
+
+
+def load_backbone(settings: EnvSettings) -> Backbone:
+    """The backbone of some settings; the same object for the same settings."""
+    if isinstance(settings.backbone, Backbone):
+        return settings.backbone
+    load = settings.load()
+    return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, tuple(sorted(load.options.items())))
+
+
+@lru_cache(maxsize=8)
+def _scorers(kind: str, device: str) -> LookScorers:
+    if kind == "emoji":
+        from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
+
+        for component in ("clip", "image_reward", "dino"):
+            verify(WEIGHTS, component)
+        return emoji_scorers(WEIGHTS, device)
+    from addiffusion_env.scorers.hub_look import hub_scorers
+
+    return hub_scorers(device)
+
+
+def load_scorers(backbone: Backbone) -> LookScorers:
+    """What looks at this backbone's pictures: the embedded scorers for emoji, the real ones for everything else."""
+    return _scorers("emoji" if backbone.name == "emoji" else "hub", str(backbone.device))

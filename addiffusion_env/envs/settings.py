@@ -1,0 +1,167 @@
+"""Everything that an environment can be told, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.base import Backbone, Capabilities, Load
+from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
+from addiffusion_env.errors import ConfigError, nearest, unknown
+from addiffusion_env.prompts import PROMPT_SOURCES
+from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
+from addiffusion_env.rewards.composite import PRESET_PRICES
+
+RENDER_MODES = ("rgb_array",)
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """The keyword arguments of every environment id.
+
+    Attributes:
+        backbone: registry name, or a loaded :class:`Backbone`.
+        name_or_path: hub id or folder of its weights; ``None`` is the backbone's own.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        backbone_options: what a backbone passes through by name.
+        prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
+        prompt_options: keyword arguments of the source (``{"split": "test"}``).
+        steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
+        landing_steps: see :class:`ProcessConfig`.
+        decide_every: see :class:`ProcessConfig`.
+        refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
+        reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
+        price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
+            the reward preset's own.
+        observation_keys: ``None`` is clip, timestep, quality, and price when it is drawn.
+        reference_steps: steps of the reference schedule that a relative terminal bonus compares with.
+        max_decisions: truncate an episode after so many decisions; ``None`` for no limit.
+        strict: refuse an illegal action instead of continuing in its place.
+        render_mode: ``None`` or ``"rgb_array"``.
+    """
+
+    backbone: str | Backbone = "emoji"
+    name_or_path: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    prompts: str | Sequence[str | Prompt] | PromptSource = "emoji"
+    prompt_options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    spacing: str | None = None
+    solver: str | None = None
+    guidance_scale: float | None = None
+    landing_steps: int | str = "auto"
+    decide_every: int = 1
+    refine: str | Mapping[str, Any] | RefineConfig = "as_published"
+    reward: str | Mapping[str, Any] = "default"
+    price: float | Sequence[float] | None = None
+    observation_keys: Sequence[str] | None = None
+    reference_steps: int | None = None
+    max_decisions: int | None = None
+    strict: bool = False
+    render_mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone, str):
+            BACKBONES[self.backbone]
+        if self.solver is not None:
+            SOLVERS[self.solver]
+        if self.render_mode is not None and self.render_mode not in RENDER_MODES:
+            raise unknown("render_mode", str(self.render_mode), RENDER_MODES)
+        if self.max_decisions is not None and self.max_decisions < 1:
+            raise ConfigError(f"max_decisions must be at least 1, got {self.max_decisions}", "or null for no limit")
+        refine_config(self.refine)
+        self.price_range()
+
+    @classmethod
+    def of(cls, **kwargs: Any) -> EnvSettings:
+        """Builds settings from keyword arguments.
+
+        Raises:
+            ConfigError: for a keyword that does not exist, with the nearest one.
+        """
+        known = {item.name for item in fields(cls)}
+        for key in kwargs:
+            if key not in known:
+                raise ConfigError(f"environments have no setting {key!r}", nearest(key, known))
+        return cls(**kwargs)
+
+    def load(self) -> Load:
+        """What the backbone's loader is told."""
+        return Load(self.name_or_path, self.device, self.dtype, dict(self.backbone_options))
+
+    def price_range(self) -> tuple[float, float]:
+        """Lowest and highest NFE price; equal when it is fixed.
+
+        Raises:
+            ConfigError: unless 0 <= low <= high.
+        """
+        if self.price is None:
+            preset = self.reward if isinstance(self.reward, str) else self.reward.get("preset")
+            price: float | Sequence[float] = PRESET_PRICES.get(str(preset), 0.0)
+        else:
+            price = self.price
+        ends = [price, price] if isinstance(price, int | float) else list(price)
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1]:
+            raise ConfigError(f"price must be a number or [low, high] with 0 <= low <= high, got {price!r}", "use 0.01")
+        return float(ends[0]), float(ends[1])
+
+    def keys(self) -> tuple[str, ...]:
+        """The observation's keys: the three standard ones, and ``price`` when it varies."""
+        if self.observation_keys is not None:
+            return tuple(self.observation_keys)
+        low, high = self.price_range()
+        return ("clip", "timestep", "quality", "price") if low < high else ("clip", "timestep", "quality")
+
+    def process(self, capabilities: Capabilities, name: str) -> ProcessConfig:
+        """The decision process on a backbone, its defaults filled in.
+
+        Raises:
+            CapabilityError: when the backbone cannot do what is asked.
+        """
+        config = ProcessConfig(
+            steps=capabilities.default_steps if self.steps is None else self.steps,
+            spacing=self.spacing or capabilities.default_spacing,
+            solver=self.solver or capabilities.default_solver,
+            guidance_scale=capabilities.default_guidance if self.guidance_scale is None else self.guidance_scale,
+            landing_steps=self.landing_steps,
+            decide_every=self.decide_every,
+            refine=refine_config(self.refine),
+        )
+        config.check(capabilities, name)
+        return config
+
+    def prompt_source(self) -> PromptSource:
+        """Where prompts come from."""
+        if isinstance(self.prompts, str):
+            return PROMPT_SOURCES.load(self.prompts)(**self.prompt_options)
+        if isinstance(self.prompts, PromptSource):
+            return self.prompts
+        return PromptList(self.prompts)
+
+
+def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfig:
+    """A refinement from a preset's name or from fields.
+
+    Raises:
+        UnknownNameError: for an unknown preset.
+        ConfigError: for an unknown field or an impossible combination.
+    """
+    if isinstance(refine, RefineConfig):
+        return refine
+    if isinstance(refine, str):
+        if refine not in REFINE_PRESETS:
+            raise unknown("refine preset", refine, REFINE_PRESETS)
+        return REFINE_PRESETS[refine]
+    changes = dict(refine)
+    base = refine_config(str(changes.pop("preset", "as_published")))
+    known = list(asdict(base))
+    for key in changes:
+        if key not in known:
+            raise ConfigError(f"refine has no setting {key!r}", nearest(key, known))
+    return replace(base, **changes)

@@ -1,0 +1,89 @@
+"""Every error that this package raises on purpose: one line of cause, one line of remedy.
+
+All derive from :class:`AdDiffusionError`, so ``except AdDiffusionError`` catches what a user can mend, and from the
+built-in class that a reader expects (``LookupError``, ``ValueError``, ``OSError``), so generic handlers work too.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdDiffusionError(Exception):
+    """Base of all deliberate errors.
+
+    Args:
+        cause: what is wrong, with the value seen and what was expected.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(f"{cause}\n  -> {remedy}" if remedy else cause)
+        self.cause = cause
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # Errors cross process borders (SubprocVecEnv, Ray): pickle by the two lines, not by the joined text.
+        return type(self), (self.cause, self.remedy)
+
+
+class UnknownNameError(AdDiffusionError, LookupError):
+    """A name that no registry, config or enumeration knows."""
+
+
+class ConfigError(AdDiffusionError, ValueError):
+    """A configuration value of the wrong type, range or combination."""
+
+
+class CapabilityError(AdDiffusionError, ValueError):
+    """A backbone was asked for something it cannot do."""
+
+
+class WeightsError(AdDiffusionError, OSError):
+    """Weights that are missing, corrupted or of another kind than asked for."""
+
+
+class PromptError(AdDiffusionError, ValueError):
+    """A prompt that the text encoder would cut or that a source cannot read."""
+
+
+class ImageRangeError(AdDiffusionError, ValueError):
+    """A picture of the wrong shape, type or range."""
+
+
+class NumericsError(AdDiffusionError, ArithmeticError):
+    """NaN or infinity from a denoiser, decoder or scorer."""
+
+
+class IllegalActionError(AdDiffusionError, ValueError):
+    """An action outside the space, or masked at this state."""
+
+
+class EpisodeOverError(AdDiffusionError, RuntimeError):
+    """``step`` was called on an episode that has ended, or before ``reset``."""
+
+
+class RunFolderError(AdDiffusionError, OSError):
+    """A run folder that cannot be written or read."""
+
+
+class ResumeError(AdDiffusionError, ValueError):
+    """A checkpoint that does not belong to this configuration."""
+
+
+class MissingPackageError(AdDiffusionError, ImportError):
+    """An optional package that a feature needs is not installed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ``"did you mean 'x'? known: ..."`` for the closest of ``known`` to ``name``."""
+    names = sorted(str(item) for item in known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}"
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Builds the error for a mistyped ``name`` of a ``kind``, naming the nearest known one."""
+    return UnknownNameError(f"unknown {kind} {name!r}", nearest(name, known))

@@ -1,0 +1,1 @@
+"""What the policy sees: from frames to Dict observations."""

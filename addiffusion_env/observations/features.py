@@ -1,0 +1,89 @@
+"""Observation keys: for each its length and how it is made from a :class:`Frame`. Everything lies in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from addiffusion_env.observations.frame import LOG_SNR_RANGE, Frame
+
+TIMESTEP_DIM = 128
+QUALITY = (
+    "clip_score",
+    "clip_change",
+    "preference",
+    "preference_change",
+    "dino_similarity",
+    "x0_change",
+    "budget_spent",
+    "refinements_used",
+)
+"""The eight quality numbers, in order."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One key of the observation.
+
+    Attributes:
+        dim: length, given the width of the CLIP embedding.
+        make: (B, dim) float32 in [low, 1] from a frame.
+        low: lower bound; the upper is 1.
+    """
+
+    dim: Callable[[int], int]
+    make: Callable[[Frame], np.ndarray]
+    low: float = -1.0
+
+
+def clip(frame: Frame) -> np.ndarray:
+    """Image and text embedding, unit length each, side by side: (B, 2 D)."""
+    return np.concatenate([frame.clip_image, frame.clip_text], axis=1)
+
+
+def timestep(frame: Frame) -> np.ndarray:
+    """128 sinusoids of the log-SNR position: (B, 128).
+
+    The position u in [0, 1] is linear in log-SNR; frequencies rise geometrically from half a turn over the whole way
+    to 32 turns, so that near steps of a 50-step schedule differ and far ones do not alias.
+    """
+    low, high = LOG_SNR_RANGE
+    position = (np.clip(frame.log_snr, low, high) - low) / (high - low)
+    frequencies = np.pi * np.geomspace(1, 64, TIMESTEP_DIM // 2)
+    angles = position[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def quality(frame: Frame) -> np.ndarray:
+    """The eight numbers of :data:`QUALITY`: (B, 8). Scores in standard deviations are squashed by tanh(x / 2)."""
+    return np.stack(
+        [
+            frame.clip_score,
+            frame.clip_score - frame.clip_before,
+            np.tanh(frame.preference / 2),
+            np.tanh((frame.preference - frame.preference_before) / 2),
+            frame.dino_similarity,
+            frame.x0_change,
+            frame.budget,
+            frame.refinements,
+        ],
+        axis=1,
+    )
+
+
+def price(frame: Frame) -> np.ndarray:
+    """The episode's NFE price over the highest that is drawn: (B, 1) in [0, 1]."""
+    return frame.price[:, None]
+
+
+FEATURES: dict[str, Feature] = {
+    "clip": Feature(lambda width: 2 * width, clip),
+    "timestep": Feature(lambda width: TIMESTEP_DIM, timestep),
+    "quality": Feature(lambda width: len(QUALITY), quality),
+    "price": Feature(lambda width: 1, price, low=0.0),
+}
+"""Key -> feature. A new observation is one entry."""
+
+STANDARD_KEYS = ("clip", "timestep", "quality")

@@ -1,0 +1,44 @@
+"""What an environment knows of its lanes at a decision: plain arrays, batch first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One decision point of ``B`` lanes. Where a lane has no picture yet, picture features are 0.
+
+    Attributes:
+        clip_image: (B, D) unit CLIP embedding of the preview.
+        clip_text: (B, D) unit CLIP embedding of the prompt.
+        clip_score: (B,) their cosine.
+        clip_before: (B,) the cosine at the decision before.
+        preference: (B,) preference score of the preview, in standard deviations.
+        preference_before: (B,) the same at the decision before.
+        dino_similarity: (B,) cosine of the preview's DINO embedding to that of the decision before; 0 without one.
+        x0_change: (B,) relative change of x0 at the last evaluation.
+        log_snr: (B,) half log-SNR where the lane is, clipped to :data:`LOG_SNR_RANGE`.
+        budget: (B,) NFE spent over the NFE of the full schedule with every refinement, in [0, 1].
+        refinements: (B,) refinements over their limit, in [0, 1].
+        price: (B,) the NFE price over the highest that is drawn, in [0, 1].
+    """
+
+    clip_image: np.ndarray
+    clip_text: np.ndarray
+    clip_score: np.ndarray
+    clip_before: np.ndarray
+    preference: np.ndarray
+    preference_before: np.ndarray
+    dino_similarity: np.ndarray
+    x0_change: np.ndarray
+    log_snr: np.ndarray
+    budget: np.ndarray
+    refinements: np.ndarray
+    price: np.ndarray
+
+
+LOG_SNR_RANGE = (-4.0, 6.0)
+"""Half log-SNR from pure noise (-2.7 on SD 1.5) to its last step (3.5); beyond it lanes have landed."""

@@ -1,0 +1,37 @@
+"""The observation's space and its arrays, in one object so that they cannot drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from gymnasium import spaces
+
+from addiffusion_env.errors import unknown
+from addiffusion_env.observations.features import FEATURES, STANDARD_KEYS
+from addiffusion_env.observations.frame import Frame
+
+
+class Observer:
+    """Makes Dict observations.
+
+    Args:
+        clip_dim: width of the CLIP embedding (768 for ViT-L/14: the three standard keys then hold 1672 numbers).
+        keys: which features, in order.
+
+    Raises:
+        UnknownNameError: for an unknown key.
+    """
+
+    def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS) -> None:
+        for key in keys:
+            if key not in FEATURES:
+                raise unknown("observation key", key, FEATURES)
+        self.keys = tuple(keys)
+        self.space = spaces.Dict(
+            {key: spaces.Box(FEATURES[key].low, 1.0, (FEATURES[key].dim(clip_dim),), np.float32) for key in self.keys}
+        )
+
+    def observe(self, frame: Frame) -> dict[str, np.ndarray]:
+        """(B, dim) float32 for each key, clipped to the space."""
+        return {key: np.clip(FEATURES[key].make(frame), FEATURES[key].low, 1.0).astype(np.float32) for key in self.keys}

@@ -1,0 +1,13 @@
+"""Where prompts come from: a grammar with exact requirements, files, and public benchmarks."""
+
+from __future__ import annotations
+
+from addiffusion_env.registry import Registry
+
+PROMPT_SOURCES = Registry(
+    "prompt source",
+    {
+        "emoji": "addiffusion_env.prompts.emoji_grammar:EmojiPrompts",
+        "text_file": "addiffusion_env.prompts.text_file:TextFilePrompts",
+    },
+)

@@ -1,0 +1,47 @@
+"""A user's own prompts, one a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from addiffusion_env.errors import PromptError
+from addiffusion_env.prompts.base import Prompt, PromptList
+
+
+class TextFilePrompts(PromptList):
+    """The prompts of a UTF-8 text file, one a line, in its order.
+
+    Blank lines and lines that begin with ``#`` are skipped; a line that was there before is not taken again, since
+    records are joined on the prompt.
+
+    Args:
+        path: the file.
+
+    Raises:
+        PromptError: when the file is missing, unreadable, not UTF-8, or holds no prompt.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        super().__init__([Prompt.of(line) for line in _read_lines(self.path)], name=self.path.name)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors write a byte order mark
+    except FileNotFoundError as error:
+        raise PromptError(f"no prompt file at {path}", "give the path of a text file, one prompt a line") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"prompt file {path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}",
+            "save it as UTF-8",
+        ) from error
+    except OSError as error:
+        raise PromptError(
+            f"prompt file {path} cannot be read: {error.strerror}", "give a readable text file"
+        ) from error
+    lines = (line.strip() for line in text.splitlines())
+    prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not prompts:
+        raise PromptError(f"prompt file {path} holds no prompt", "write one prompt a line; lines with # are comments")
+    return prompts

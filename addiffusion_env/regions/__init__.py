@@ -1,0 +1,1 @@
+"""Where to refine: phrases, maps and masks."""

@@ -1,0 +1,69 @@
+"""Names that resolve to objects on first use, so listing them imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from addiffusion_env.errors import ConfigError, unknown
+
+
+class Registry(Mapping[str, str]):
+    """Maps a name to ``"module:attribute"``, imported when it is loaded.
+
+    Args:
+        kind: what the entries are, for error messages: ``"backbone"``, ``"reward term"``.
+        entries: name -> ``"module:attribute"``.
+
+    >>> loaders = Registry("loader", {"json": "json:loads"})
+    >>> loaders.load("json")("[1]")
+    [1]
+    >>> loaders.load("jsn")
+    Traceback (most recent call last):
+    addiffusion_env.errors.UnknownNameError: unknown loader 'jsn'
+      -> did you mean 'json'? known: json
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str] | None = None) -> None:
+        self.kind = kind
+        self._entries: dict[str, str] = {}
+        for name, target in (entries or {}).items():
+            self.add(name, target)
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def add(self, name: str, target: str) -> None:
+        """Registers ``target`` (``"module:attribute"``) under ``name``.
+
+        Raises:
+            ConfigError: when the name is taken or the target is not of that form.
+        """
+        if name in self._entries:
+            raise ConfigError(
+                f"{self.kind} {name!r} is already registered as {self._entries[name]}", "pick another name"
+            )
+        if target.count(":") != 1:
+            raise ConfigError(f"{self.kind} {name!r}: target {target!r} is not 'module:attribute'", "name both parts")
+        self._entries[name] = target
+
+    def load(self, name: str) -> Any:
+        """Imports and returns the object registered as ``name``.
+
+        Raises:
+            UnknownNameError: for a name that is not registered; the nearest known one is given.
+        """
+        module, attribute = self[name].split(":")
+        return getattr(importlib.import_module(module), attribute)

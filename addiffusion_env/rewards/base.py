@@ -1,0 +1,46 @@
+"""What a reward term is: a transition of ``B`` lanes in, (B,) numbers out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from addiffusion_env.rewards.normalisation import PooledScale
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of ``B`` lanes, as the reward sees it. At a terminal row "after" is the finished picture.
+
+    Attributes:
+        clip_before: (B,) CLIP cosine of the preview before the action; NaN when there was no picture yet.
+        clip_after: (B,) after it.
+        preference_before: (B,) preference before, in standard deviations; NaN when there was no picture yet.
+        preference_after: (B,) after it.
+        dino_similarity: (B,) cosine between the DINO embeddings before and after, 0 without a picture before.
+        nfe: (B,) evaluations that the action spent.
+        price: (B,) price of one NFE in this episode.
+        action: (B,) what was done.
+        terminal: (B,) bool, the picture is finished.
+        reference: (B,) preference of the same prompt and seed at the reference schedule; NaN when not asked for.
+    """
+
+    clip_before: np.ndarray
+    clip_after: np.ndarray
+    preference_before: np.ndarray
+    preference_after: np.ndarray
+    dino_similarity: np.ndarray
+    nfe: np.ndarray
+    price: np.ndarray
+    action: np.ndarray
+    terminal: np.ndarray
+    reference: np.ndarray
+
+
+class RewardTerm(Protocol):
+    """One named term. Plain functions of this form are registered in ``rewards.TERMS``."""
+
+    def __call__(self, transition: Transition, scale: PooledScale, **settings: float) -> np.ndarray:
+        """(B,) values in the term's own unit, before its weight."""

@@ -1,0 +1,117 @@
+"""The reward: named terms, each with its weight and settings, summed, and all of them reported."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.rewards import TERMS
+from addiffusion_env.rewards.base import RewardTerm, Transition
+from addiffusion_env.rewards.normalisation import PooledScale
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """One term of a reward.
+
+    Attributes:
+        weight: factor of the term in the sum.
+        settings: keyword arguments of the term's function.
+    """
+
+    weight: float
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+PRESETS: dict[str, dict[str, TermConfig]] = {
+    # Pays for the landed picture, saturating like a probability of being right; shaping telescopes to nothing.
+    "default": {
+        "terminal_bonus": TermConfig(1.0, {"centre": 0.0, "width": 0.4}),
+        "nfe_price": TermConfig(1.0),
+        "preference_gain": TermConfig(0.05),
+        "clip_gain": TermConfig(0.0),
+        "dino_stability": TermConfig(0.0),
+    },
+    # The published sum, kept for comparison: gains at every step, pay for stability, a price too small to matter.
+    "as_published": {
+        "clip_gain": TermConfig(1.0, {"telescopes": 0.0}),
+        "preference_gain": TermConfig(1.0, {"telescopes": 0.0}),
+        "dino_stability": TermConfig(0.75),
+        "nfe_price": TermConfig(1.0),
+        "terminal_bonus": TermConfig(1.0),
+    },
+}
+
+PRESET_PRICES = {"default": 0.01, "as_published": 0.014}
+"""The NFE price that goes with a preset when none is given."""
+
+
+class Reward:
+    """The weighted sum of named terms.
+
+    Args:
+        terms: name -> weight and settings.
+        scale: pooled standard deviations of the scores.
+
+    Raises:
+        UnknownNameError: for an unknown term.
+        ConfigError: for a setting that the term does not have.
+    """
+
+    def __init__(self, terms: Mapping[str, TermConfig], scale: PooledScale | None = None) -> None:
+        self.terms = dict(terms)
+        self.scale = scale or PooledScale()
+        self._functions: dict[str, RewardTerm] = {name: TERMS.load(name) for name in self.terms}
+        for name, config in self.terms.items():
+            known = list(inspect.signature(self._functions[name]).parameters)[2:]
+            for setting in config.settings:
+                if setting not in known:
+                    raise unknown(f"setting of reward term {name!r}", setting, known or ["(none)"])
+            if not np.isfinite(config.weight):
+                raise ConfigError(f"weight of reward term {name!r} is {config.weight}", "use a finite number")
+
+    def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""
+        self.scale.update("clip", transition.clip_after)
+        self.scale.update("preference", transition.preference_after)
+        parts = {
+            name: config.weight
+            * np.asarray(self._functions[name](transition, self.scale, **config.settings), np.float64)
+            for name, config in self.terms.items()
+        }
+        return np.sum(list(parts.values()), axis=0), parts
+
+
+def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:
+    """Makes a reward from a preset's name, or from terms.
+
+    Args:
+        reward: ``"default"``, ``"as_published"``, or a mapping of term names to a weight or to
+            ``{"weight": w, setting: value, ...}``; the key ``preset`` names what the mapping changes.
+
+    Raises:
+        UnknownNameError: for an unknown preset, term or setting.
+    """
+    if isinstance(reward, str):
+        if reward not in PRESETS:
+            raise unknown("reward preset", reward, PRESETS)
+        return Reward(PRESETS[reward])
+    changes = dict(reward)
+    preset = changes.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        raise unknown("reward preset", str(preset), PRESETS)
+    terms = dict(PRESETS[preset]) if preset else {}
+    for name, value in changes.items():
+        TERMS[name]  # refuses an unknown term, with the nearest known one
+        settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        old = terms.get(name, TermConfig(0.0))
+        weight = settings.pop("weight", old.weight)
+        terms[name] = TermConfig(float(weight), {**old.settings, **settings})
+    if not terms:
+        raise ConfigError("the reward has no terms", "name a preset or at least one term")
+    return Reward(terms)

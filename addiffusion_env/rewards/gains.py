@@ -1,0 +1,38 @@
+"""Gains of a score from one decision to the next."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from addiffusion_env.rewards.base import Transition
+from addiffusion_env.rewards.normalisation import PooledScale
+
+
+def clip_gain(transition: Transition, scale: PooledScale, gamma: float = 1.0, telescopes: float = 1.0) -> np.ndarray:
+    """Gain of the CLIP cosine over the step, in pooled standard deviations of the cosine."""
+    return _gain(transition.clip_before, transition.clip_after, transition, scale.std("clip"), gamma, telescopes)
+
+
+def preference_gain(
+    transition: Transition, scale: PooledScale, gamma: float = 1.0, telescopes: float = 1.0
+) -> np.ndarray:
+    """Gain of the preference score over the step, in pooled standard deviations of the score."""
+    before, after = transition.preference_before, transition.preference_after
+    return _gain(before, after, transition, scale.std("preference"), gamma, telescopes)
+
+
+def _gain(
+    before: np.ndarray, after: np.ndarray, transition: Transition, std: float, gamma: float, telescopes: float
+) -> np.ndarray:
+    """``gamma Phi(s') - Phi(s)`` with the potential Phi = score / std (Ng, Harada and Russell 1999, theorem 1).
+
+    Phi is 0 where there is no picture yet and, when it ``telescopes``, 0 at the end, so that a whole episode sums to
+    0 at gamma 1: shaping then cannot pay for idling, and the optimum is that of the other terms. With
+    ``telescopes=0`` the gain into the finished picture is paid as well, and nothing is paid before a first picture
+    (the literal sum of the published design).
+    """
+    potential = np.nan_to_num(before) / std
+    following = np.nan_to_num(after) / std
+    if telescopes:
+        return gamma * np.where(transition.terminal, 0.0, following) - potential
+    return np.where(np.isnan(before), 0.0, following - potential)

@@ -1,0 +1,113 @@
+"""What every scorer does around its model: pair the inputs, go in chunks, refuse NaN, remember texts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from addiffusion_env.errors import ConfigError, NumericsError, PromptError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.base import check_images
+
+Value = TypeVar("Value")
+
+CHUNK = 64
+"""Pictures a forward pass: enough to fill a GPU with a ViT-L, little enough to fit beside a diffusion model."""
+
+
+def texts_of(prompts: Sequence[Prompt]) -> list[str]:
+    """The texts of ``prompts``; plain strings are taken as prompts too.
+
+    Raises:
+        PromptError: for a single string instead of a list, or an entry that is neither.
+    """
+    if isinstance(prompts, (str, Prompt)):
+        raise PromptError(f"prompts must be a sequence, one a picture, got {prompts!r}", "wrap it in a list")
+    return [Prompt.of(prompt).text for prompt in prompts]
+
+
+def check_pairs(images: torch.Tensor, prompts: Sequence[Prompt]) -> list[str]:
+    """Checks ``images`` (see :func:`check_images`) and that there is one prompt a picture; returns the texts.
+
+    Raises:
+        ImageRangeError: for pictures of the wrong shape, type or range.
+        PromptError: when the numbers differ.
+    """
+    texts = texts_of(prompts)
+    if len(texts) != len(check_images(images)):
+        raise PromptError(f"{len(images)} pictures but {len(texts)} prompts", "pass one prompt for each picture")
+    return texts
+
+
+def in_chunks(
+    function: Callable[..., torch.Tensor], *inputs: Any, size: int = CHUNK, width: tuple[int, ...] = ()
+) -> torch.Tensor:
+    """Applies ``function`` to slices of ``inputs`` without gradients and joins what comes back on the CPU, in float32.
+
+    Args:
+        function: takes one slice of each input, returns (b, width...) of any type on any device.
+        *inputs: tensors or sequences of equal length B.
+        size: length of a slice.
+        width: the shape of one row, used when B is 0.
+
+    Returns:
+        (B, width...) float32 on the CPU.
+    """
+    if size < 1:
+        raise ConfigError(f"chunk size must be at least 1, got {size}", f"leave it at {CHUNK}")
+    parts = [torch.zeros(0, *width)]
+    with torch.no_grad():
+        for start in range(0, len(inputs[0]), size):
+            rows = function(*(value[start : start + size] for value in inputs))
+            parts.append(rows.to(device="cpu", dtype=torch.float32))
+    return torch.cat(parts)
+
+
+def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> torch.Tensor:
+    """Returns ``values`` (B, ...) when all are finite.
+
+    Raises:
+        NumericsError: naming the scorer and the text of the first row that is not.
+    """
+    wrong = ~torch.isfinite(values).reshape(len(values), -1).all(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise NumericsError(
+            f"{scorer} gave a value that is not finite for {int(wrong.sum())} of {len(values)} pictures, "
+            f"first for {texts[row]!r}",
+            "score in float32 (half precision can overflow), and check the pictures",
+        )
+    return values
+
+
+class LruCache(Generic[Value]):
+    """A mapping from texts that forgets the least recently used one beyond ``capacity``.
+
+    >>> cache = LruCache(2)
+    >>> for key in "aba": cache[key] = key.upper()
+    >>> cache["c"] = "C"
+    >>> cache.get("a"), cache.get("b")
+    ('A', None)
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._items: OrderedDict[str, Value] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __setitem__(self, key: str, value: Value) -> None:
+        self._items[key] = value
+        self._items.move_to_end(key)
+        while len(self._items) > self.capacity:
+            self._items.popitem(last=False)
+
+    def get(self, key: str) -> Value | None:
+        """The value of ``key``, which becomes the most recently used, or ``None``."""
+        if key in self._items:
+            self._items.move_to_end(key)
+        return self._items.get(key)

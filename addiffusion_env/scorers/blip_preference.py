@@ -1,0 +1,106 @@
+"""The emoji world's preference scorer: ImageReward's idea in BLIP's image-text-matching format, standardised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from addiffusion_env.errors import WeightsError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.base import Scorer
+from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
+from addiffusion_env.scorers.grounded import GroundedEncoder
+from addiffusion_env.scorers.hub import folder_of, load_transformers
+from addiffusion_env.scorers.preprocess import Preprocess
+from addiffusion_env.scorers.tokens import beside_or_inside, load_transformers_tokenizer, wrap_transformers
+
+
+class BlipPreferenceScorer(Scorer):
+    """How well a picture fits its prompt and how clean it is, in standard deviations.
+
+    A transformers ``BlipForImageTextRetrieval`` whose matching head was trained on rankings (of two scenes that
+    contradict each other and their two prompts the matching pairs win; a clean picture beats its degraded self). The
+    score is ``(logit 1 - logit 0 - score_mean) / score_std``, where mean and standard deviation, over true and
+    contradicting pairs, come from the model's config: 0 is undecided, +1 is a picture that clearly fits.
+
+    Args:
+        encoder: picture and text -> feature.
+        head: (B, encoder.width) -> (B, 2) logits of "does not match" and "matches".
+        mean: subtracted from the difference of the logits.
+        std: divides it; above 0.
+        label: which model this is.
+        chunk: pictures a forward pass.
+    """
+
+    name: ClassVar[str] = "blip_preference"
+    unit: ClassVar[str] = "standard deviations"
+
+    def __init__(
+        self, encoder: GroundedEncoder, head: nn.Module, mean: float, std: float, label: str, *, chunk: int = CHUNK
+    ) -> None:
+        self.encoder = encoder
+        self.head = head.to(device=encoder.device, dtype=torch.float32).eval().requires_grad_(False)
+        self.mean = mean
+        self.std = std
+        self.label = label
+        self.chunk = chunk
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tokenizer: str | Path | None = None,
+    ) -> BlipPreferenceScorer:
+        """Loads the scorer from a local folder or the hub.
+
+        Args:
+            name_or_path: folder with a ``BlipForImageTextRetrieval`` whose config has ``score_mean``, ``score_std``.
+            device: where the model runs.
+            dtype: its precision.
+            tokenizer: folder of its tokenizer; by default the model's folder, or ``../tokenizer``.
+
+        Raises:
+            WeightsError: when something is missing or of another model.
+        """
+        from transformers import BlipForImageTextRetrieval
+
+        folder = folder_of(name_or_path)
+        model = load_transformers(BlipForImageTextRetrieval, folder, "blip")
+        mean, std = (getattr(model.config, key, None) for key in ("score_mean", "score_std"))
+        if mean is None or not std or std <= 0:
+            raise WeightsError(
+                f"{folder}: config.json has score_mean={mean!r}, score_std={std!r}, expected two numbers, std above 0",
+                "this is a matching model without the scale of a preference scorer",
+            )
+        place = Path(tokenizer).expanduser() if tokenizer is not None else beside_or_inside(folder)
+        if place is None:
+            raise WeightsError(f"no tokenizer in {folder} or beside it", "pass tokenizer=FOLDER")
+        text = model.config.text_config
+        tokens = wrap_transformers(load_transformers_tokenizer(place), int(text.max_position_embeddings))
+        size = int(model.config.vision_config.image_size)
+        encoder = GroundedEncoder(
+            model.vision_model, model.text_encoder, tokens, Preprocess(size=size), device=device, dtype=dtype
+        )
+        return cls(encoder, model.itm_head, float(mean), float(std), folder.name)
+
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations.
+
+        Raises:
+            ImageRangeError: for pictures of the wrong shape, type or range.
+            NumericsError: when a score is not finite.
+        """
+        texts = check_pairs(images, prompts)
+        scores = in_chunks(self._standardised, images, texts, size=self.chunk)
+        return require_finite(scores, f"{self.name} ({self.label})", texts)
+
+    def _standardised(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        logits = self.head(self.encoder(images, texts))
+        return (logits[:, 1] - logits[:, 0] - self.mean) / self.std

@@ -1,0 +1,260 @@
+"""CLIP through open_clip: unit embeddings of pictures and texts, and their raw cosine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from addiffusion_env.errors import WeightsError, unknown
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.base import Embedder, Scorer, check_images
+from addiffusion_env.scorers.batching import CHUNK, LruCache, check_pairs, in_chunks, require_finite, texts_of
+from addiffusion_env.scorers.class_token import keep_class_token
+from addiffusion_env.scorers.hub import (
+    file_in,
+    load_strict,
+    looks_like_path,
+    read_json,
+    read_state_dict,
+    unavailable,
+)
+from addiffusion_env.scorers.preprocess import Preprocess
+from addiffusion_env.scorers.tokens import (
+    Tokenizer,
+    beside_or_inside,
+    load_transformers_tokenizer,
+    wrap_open_clip,
+    wrap_transformers,
+)
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+REMEMBERED_TEXTS = 4096
+
+
+class ClipScorer(Scorer, Embedder):
+    """The cosine of a CLIP model's picture and text embeddings, raw: not clipped, not times 100, no prefix.
+
+    CLIPScore is printed in three scales over many backbones (Hessel et al. 2021: 2.5 max(cos, 0); torchmetrics:
+    100 cos); none compares with another, so :attr:`label` says which model this is and the unit is always the cosine.
+
+    Text embeddings are remembered by text: in an episode the prompt stays and only the pictures change.
+
+    Args:
+        model: an open_clip model (``encode_image``, ``encode_text``); taken over: moved, frozen, and its last vision
+            block cut to what is pooled (see :mod:`.class_token`).
+        tokenizer: texts -> ids of the model's context length.
+        preprocess: pictures in [-1, 1] -> the model's input.
+        label: which model this is.
+        device: where the model runs.
+        dtype: its precision; results are float32 in any case.
+        chunk: pictures, or texts, a forward pass.
+
+    Attributes:
+        dim: length of the embeddings.
+        label: for column heads, for example ``"ViT-L-14/openai"``.
+    """
+
+    name: ClassVar[str] = "clip"
+    unit: ClassVar[str] = "cosine"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        label: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        keep_class_token(self.model)
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.label = label
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.chunk = chunk
+        self._texts: LruCache[torch.Tensor] = LruCache(REMEMBERED_TEXTS)
+        self.dim = int(self._encode_texts(["a"]).shape[1])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "ViT-L-14",
+        pretrained: str | Path = "openai",
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tokenizer: str | Path | Tokenizer | None = None,
+    ) -> ClipScorer:
+        """Loads an open_clip model by name, or from a local folder.
+
+        Args:
+            name_or_path: a name of ``open_clip.list_models()``, or a folder in open_clip's local-dir format
+                (``open_clip_config.json`` and weights). A config without the ``"model_cfg"`` wrapper says nothing of
+                preprocessing: such a model reads pictures in [-1, 1] as they are.
+            pretrained: for a name: a pretrained tag of it, or a weights file; not used for a folder.
+            device: where the model runs.
+            dtype: its precision.
+            tokenizer: a folder with a transformers tokenizer, or a :class:`Tokenizer`; by default the one in the
+                folder, in ``../tokenizer``, or the one that open_clip names for the model.
+
+        Raises:
+            UnknownNameError: for a name or tag that open_clip does not know.
+            WeightsError: when weights are missing, cannot be fetched, or are of another model.
+        """
+        folder = Path(name_or_path).expanduser()
+        if folder.is_dir():
+            model, config, preprocess = load_folder(folder)
+            tokens = choose_tokenizer(tokenizer, config, folder)
+            return cls(model, tokens, preprocess, folder.name, device=device, dtype=dtype)
+        if looks_like_path(name_or_path):
+            raise WeightsError(f"no such folder: {folder}", f"give a folder with {CONFIG_FILE}, or an open_clip name")
+        model, config = load_named(str(name_or_path), str(pretrained))
+        preprocess = Preprocess.from_open_clip(model.visual.preprocess_cfg)
+        label = f"{name_or_path}/{Path(pretrained).stem if Path(pretrained).is_file() else pretrained}"
+        tokens = choose_tokenizer(tokenizer, config, None, str(name_or_path))
+        return cls(model, tokens, preprocess, label, device=device, dtype=dtype)
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [-1, 1] of any size -> (B, dim) float32 unit vectors on the CPU."""
+        return in_chunks(self._encode_images, check_images(images), size=self.chunk, width=(self.dim,))
+
+    def embed_texts(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """``B`` prompts -> (B, dim) float32 unit vectors on the CPU; a text seen before is not encoded again."""
+        texts = texts_of(prompts)
+        found = {text: self._texts.get(text) for text in texts}
+        fresh = [text for text, vector in found.items() if vector is None]
+        if fresh:
+            for text, vector in zip(fresh, in_chunks(self._encode_texts, fresh, size=self.chunk), strict=True):
+                self._texts[text] = found[text] = vector
+        rows = [vector for text in texts if (vector := found[text]) is not None]
+        return torch.stack(rows) if rows else torch.zeros(0, self.dim)
+
+    def similarity(self, image_embeddings: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """(B, dim) embeddings of :meth:`embed_images` and ``B`` prompts -> (B,) cosines in [-1, 1].
+
+        Raises:
+            NumericsError: when a cosine is not finite.
+        """
+        cosines = (image_embeddings * self.embed_texts(prompts)).sum(1).clamp(-1, 1)
+        return require_finite(cosines, f"{self.name} ({self.label})", texts_of(prompts))
+
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) cosines in [-1, 1].
+
+        Raises:
+            ImageRangeError: for pictures of the wrong shape, type or range.
+            NumericsError: when a cosine is not finite.
+        """
+        check_pairs(images, prompts)
+        return self.similarity(self.embed_images(images), prompts)
+
+    def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.model.encode_image(self.preprocess(images, self.device, self.dtype))
+        return F.normalize(features.float(), dim=-1)  # in float32: half precision leaves lengths off by 1e-3
+
+    def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)
+
+
+def needs_quick_gelu(name: str, tag: str) -> bool:
+    """Whether the weights ``tag`` of the model ``name`` were trained with QuickGELU.
+
+    OpenAI's were; open_clip 2.31 and later builds ``ViT-L-14`` with GELU all the same and only warns, which moves
+    every embedding.
+    """
+    from open_clip.pretrained import get_pretrained_cfg
+
+    return bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """An open_clip model from its model config, with random weights."""
+    import open_clip
+
+    settings = dict(config)
+    custom = settings.pop("custom_text", False) or "hf_model_name" in settings.get("text_cfg", {})
+    try:
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+    except (TypeError, KeyError) as error:
+        raise WeightsError(
+            f"not an open_clip model config: {error}", "expected embed_dim, vision_cfg, text_cfg"
+        ) from error
+
+
+def load_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any], Preprocess]:
+    """A model, its model config and its preprocessing from a folder in open_clip's local-dir format.
+
+    Raises:
+        WeightsError: when a file is missing or the weights are not of the configured model.
+    """
+    whole = read_json(file_in(folder, CONFIG_FILE))
+    config = whole.get("model_cfg", whole)
+    model = build(config)
+    weights = file_in(folder, *WEIGHT_FILES)
+    load_strict(model, read_state_dict(weights), str(weights))
+    size = int(config["vision_cfg"].get("image_size", 224))
+    if "model_cfg" not in whole:
+        return model, config, Preprocess(size=size)
+    return model, config, Preprocess.from_open_clip({**whole.get("preprocess_cfg", {}), "size": size})
+
+
+def load_named(name: str, pretrained: str) -> tuple[Any, Mapping[str, Any]]:
+    """A model that open_clip knows by name, with the weights of a tag or file, and its model config.
+
+    Raises:
+        UnknownNameError: for an unknown name or tag.
+        WeightsError: when the weights cannot be had or do not fit.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise unknown("open_clip model", name, open_clip.list_models())
+    source = get_pretrained_cfg(name, pretrained)
+    if not source and not Path(pretrained).is_file():
+        if looks_like_path(pretrained) or not open_clip.list_pretrained_tags_by_model(name):
+            raise WeightsError(f"no such weights file: {pretrained}", f"give a file, or a pretrained tag of {name}")
+        raise unknown(f"pretrained tag of {name}", pretrained, open_clip.list_pretrained_tags_by_model(name))
+    try:
+        with warnings.catch_warnings():
+            # Said by open_clip when the named config has GELU, although the argument below has settled it.
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            model = open_clip.create_model(
+                name, pretrained=pretrained, force_quick_gelu=needs_quick_gelu(name, pretrained)
+            )
+    except Exception as error:
+        repo_id = str(source.get("hf_hub", "")).rstrip("/")
+        if Path(pretrained).is_file() or not repo_id:
+            raise WeightsError(
+                f"{pretrained} does not load as {name}: {error}", "check which model it is of"
+            ) from error
+        raise unavailable(repo_id, [], type(error.__cause__ or error).__name__) from error
+    return model, config
+
+
+def choose_tokenizer(
+    given: str | Path | Tokenizer | None, config: Mapping[str, Any], folder: Path | None, name: str = ""
+) -> Tokenizer:
+    """The tokenizer of a model: ``given``, else the folder's own or its neighbour's, else what open_clip uses."""
+    import open_clip
+
+    if isinstance(given, Tokenizer):
+        return given
+    length = int(config.get("text_cfg", {}).get("context_length", 77))
+    place = Path(given).expanduser() if given is not None else folder and beside_or_inside(folder)
+    if place is not None:
+        return wrap_transformers(load_transformers_tokenizer(place), length)
+    make: Callable[..., Any] = open_clip.get_tokenizer if name else open_clip.SimpleTokenizer
+    return wrap_open_clip(make(name) if name else make(context_length=length), length)

@@ -1,0 +1,94 @@
+"""DINOv2 embeddings: how alike two pictures look, whatever their prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from addiffusion_env.scorers.base import Embedder, check_images
+from addiffusion_env.scorers.batching import CHUNK, in_chunks
+from addiffusion_env.scorers.hub import folder_of, load_transformers, read_json
+from addiffusion_env.scorers.preprocess import Preprocess
+
+FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+
+class DinoEmbedder(Embedder):
+    """The normalised class token of a DINOv2 model (Oquab et al., 2023, arXiv 2304.07193).
+
+    Args:
+        model: a transformers ``Dinov2Model``.
+        preprocess: pictures in [-1, 1] -> the model's input.
+        label: which model this is.
+        device: where the model runs.
+        dtype: its precision; results are float32 in any case.
+        chunk: pictures a forward pass.
+
+    Attributes:
+        dim: length of the embeddings: 96 for the emoji world's, 384 for dinov2-small.
+        label: for column heads.
+    """
+
+    name: ClassVar[str] = "dino"
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Preprocess,
+        label: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.preprocess = preprocess
+        self.label = label
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.chunk = chunk
+        self.dim = int(model.config.hidden_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "facebook/dinov2-small",
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> DinoEmbedder:
+        """Loads a ``Dinov2Model`` from a local folder or the hub.
+
+        Pictures are prepared as ``preprocessor_config.json`` says (DINOv2: shortest side 256, centre 224, ImageNet
+        mean and std); a folder without that file reads pictures in [-1, 1] as they are, at its config's size.
+
+        Raises:
+            WeightsError: when weights are missing, cannot be fetched, or are of another model.
+        """
+        from transformers import Dinov2Model
+
+        folder = folder_of(name_or_path, FILES)
+        model = load_transformers(Dinov2Model, folder, "dinov2")
+        settings = folder / "preprocessor_config.json"
+        if settings.is_file():
+            preprocess = Preprocess.from_transformers(read_json(settings))
+        else:
+            preprocess = Preprocess(size=int(model.config.image_size))
+        label = folder.name if Path(name_or_path).expanduser().is_dir() else str(name_or_path)
+        return cls(model, preprocess, label, device=device, dtype=dtype)
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [-1, 1] of any size -> (B, dim) float32 unit vectors on the CPU."""
+        return in_chunks(self._encode, check_images(images), size=self.chunk, width=(self.dim,))
+
+    @staticmethod
+    def similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """(B, dim) and (B, dim) embeddings of :meth:`embed_images` -> (B,) cosines in [-1, 1]."""
+        return (first * second).sum(1).clamp(-1, 1)
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values=self.preprocess(images, self.device, self.dtype))
+        return F.normalize(output.pooler_output.float(), dim=-1)

@@ -1,0 +1,74 @@
+"""HPSv2 and HPSv2.1 (Wu et al., 2023, arXiv 2306.09341): CLIP ViT-H/14 tuned on human preferences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from addiffusion_env.errors import WeightsError, unknown
+from addiffusion_env.scorers.clip import ClipScorer, build, choose_tokenizer
+from addiffusion_env.scorers.hub import hub_file, load_strict, looks_like_path, read_state_dict
+from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from addiffusion_env.scorers.tokens import Tokenizer
+
+REPO = "xswu/HPSv2"
+FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+
+
+class HpsScorer(ClipScorer):
+    """The raw cosine of HPSv2.1's embeddings, about 0.2 to 0.35.
+
+    ``hpsv2.score`` returns this number, ``hpsv2.evaluate`` and the published tables 100 times it; v2.0 and v2.1 do
+    not compare, nor do scores of different prompts (README of HPSv2). The package itself is not used: it loads the
+    checkpoint anew at every call and pins old versions; the arithmetic is open_clip's.
+    """
+
+    name: ClassVar[str] = "hps"
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        path: str | Path = REPO,
+        version: str = "v2.1",
+        *,
+        architecture: str = "ViT-H-14",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tokenizer: str | Path | Tokenizer | None = None,
+    ) -> HpsScorer:
+        """Loads the checkpoint into open_clip's ``architecture``.
+
+        Args:
+            path: the checkpoint file, or the hub repository.
+            version: ``"v2.0"`` or ``"v2.1"``: which file of the repository; with a file, only the label.
+            architecture: open_clip's name of the model config.
+            device: where the model runs.
+            dtype: its precision; the authors score in float16 autocast.
+            tokenizer: as in :meth:`ClipScorer.from_pretrained`.
+
+        Raises:
+            UnknownNameError: for an unknown version or architecture.
+            WeightsError: when the checkpoint is missing, cannot be fetched, or is of another model.
+        """
+        import open_clip
+
+        if version not in FILES:
+            raise unknown("HPS version", version, FILES)
+        config = open_clip.get_model_config(architecture)
+        if config is None:
+            raise unknown("open_clip model", architecture, open_clip.list_models())
+        file = Path(path).expanduser()
+        if not file.is_file():
+            if looks_like_path(path):
+                raise WeightsError(f"no such weights file: {file}", f"give {FILES[version]} or the hub id {REPO}")
+            file = hub_file(str(path), FILES[version])
+        state = read_state_dict(file)  # before building: a wrong file should not cost 2.5 GB of random weights
+        model = build(config)
+        load_strict(model, state, str(file))
+        # The authors resize the longer side and fill with black (their ResizeMaxSize), unlike CLIP's centre crop.
+        size = int(config["vision_cfg"]["image_size"])
+        preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD, mode="longest")
+        tokens = choose_tokenizer(tokenizer, config, None, architecture)
+        return cls(model, tokens, preprocess, f"HPS{version} {architecture}", device=device, dtype=dtype)

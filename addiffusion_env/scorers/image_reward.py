@@ -1,0 +1,234 @@
+"""ImageReward (Xu et al., 2023, arXiv 2304.05977) in transformers' BLIP classes, from the official files.
+
+The package ``image-reward`` does not import beside a current transformers (see :mod:`.image_reward_package`). Its
+network is BLIP-large's image-grounded text encoder with a linear head, and transformers has BLIP: this module renames
+the weights of ``ImageReward.pt`` and scores the same; a test that runs where the package does holds the two equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from addiffusion_env.errors import WeightsError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.base import Scorer
+from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
+from addiffusion_env.scorers.grounded import GroundedEncoder
+from addiffusion_env.scorers.hub import (
+    file_in,
+    folder_of,
+    hub_file,
+    load_strict,
+    looks_like_path,
+    read_json,
+    read_state_dict,
+)
+from addiffusion_env.scorers.linear_head import linear_head
+from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer, wrap_transformers
+
+REPO = "THUDM/ImageReward"
+TOKENIZER_REPO = "bert-base-uncased"
+WEIGHTS_FILE, CONFIG_FILE = "ImageReward.pt", "med_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+
+MAX_TOKENS = 35
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Mean and standard deviation of the raw reward over the authors' data; the package applies them once, so does this."""
+
+HEAD_WIDTH = 64  # of an attention head, in every BLIP vision transformer: base 768 / 12, large 1024 / 16
+
+VISION, TEXT, HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
+# BLIP's names -> transformers' BlipVisionModel; the text encoder's are the same.
+VISION_NAMES = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^norm\.", "post_layernorm."),
+    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
+    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
+)
+
+
+class ImageRewardScorer(Scorer):
+    """ImageReward-v1.0: human preference of a picture for a prompt, standardised to about N(0, 1).
+
+    Texts beyond 35 tokens are cut, as published. The centre square of a picture is scored.
+
+    Args:
+        encoder: picture and text -> feature.
+        head: (B, encoder.width) -> (B, 1) raw reward.
+        chunk: pictures a forward pass.
+    """
+
+    name: ClassVar[str] = "image_reward"
+    unit: ClassVar[str] = "standard deviations"
+
+    def __init__(self, encoder: GroundedEncoder, head: nn.Module, *, chunk: int = CHUNK) -> None:
+        self.encoder = encoder
+        self.head = head.to(device=encoder.device, dtype=torch.float32)  # the package's head is float32 too
+        self.label = "ImageReward-v1.0"
+        self.chunk = chunk
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = REPO,
+        *,
+        med_config: str | Path | None = None,
+        tokenizer: str | Path = TOKENIZER_REPO,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> ImageRewardScorer:
+        """Loads the official checkpoint.
+
+        Args:
+            name_or_path: hub id, folder with ``ImageReward.pt`` and ``med_config.json``, or the path of the former.
+            med_config: path of the latter, when it lies elsewhere.
+            tokenizer: hub id or folder of the BERT tokenizer, lower case.
+            device: where the model runs.
+            dtype: its precision; float16 halves the 1.8 GB.
+
+        Raises:
+            WeightsError: when a file is missing, cannot be fetched, or does not hold ImageReward.
+        """
+        weights, config = locate(name_or_path, med_config)
+        text_config = read_json(config)
+        tokens = bert_tokenizer(folder_of(tokenizer, TOKENIZER_FILES))
+        state = read_state_dict(weights)
+        vision, text = vision_model(state, str(weights)), text_model(state, text_config, str(weights))
+        head = linear_head(state, HEAD, str(weights), int(text.config.hidden_size))
+        size = int(vision.config.image_size)
+        preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD)
+        return cls(GroundedEncoder(vision, text, tokens, preprocess, device=device, dtype=dtype), head)
+
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations.
+
+        Raises:
+            ImageRangeError: for pictures of the wrong shape, type or range.
+            NumericsError: when a score is not finite.
+        """
+        texts = check_pairs(images, prompts)
+        return require_finite(in_chunks(self._standardised, images, texts, size=self.chunk), self.name, texts)
+
+    def _standardised(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        return (self.head(self.encoder(images, texts)).squeeze(1) - MEAN) / STD
+
+
+def locate(name_or_path: str | Path, med_config: str | Path | None) -> tuple[Path, Path]:
+    """The paths of ``ImageReward.pt`` and ``med_config.json``.
+
+    Raises:
+        WeightsError: when one of them cannot be found or fetched.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        weights = file_in(path, WEIGHTS_FILE)
+    elif path.is_file():
+        weights = path
+    elif looks_like_path(name_or_path):
+        raise WeightsError(f"no such file or folder: {path}", f"give {WEIGHTS_FILE}, its folder, or the hub id {REPO}")
+    else:
+        weights = hub_file(str(name_or_path), WEIGHTS_FILE)
+    if med_config is not None:
+        config = Path(med_config).expanduser()
+    elif path.exists():
+        config = file_in(weights.parent, CONFIG_FILE)
+    else:
+        config = hub_file(str(name_or_path), CONFIG_FILE)
+    return weights, config
+
+
+def part(state: Mapping[str, torch.Tensor], prefix: str, where: str) -> dict[str, torch.Tensor]:
+    """The weights under ``prefix``, without it.
+
+    Raises:
+        WeightsError: when there are none: the file is of another kind.
+    """
+    found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    if not found:
+        raise WeightsError(
+            f"{where} holds no {prefix}* (its first names: {', '.join(list(state)[:3]) or 'none'})",
+            f"this is not ImageReward; the official file is {WEIGHTS_FILE} of {REPO}",
+        )
+    return found
+
+
+def vision_model(state: Mapping[str, torch.Tensor], where: str) -> Any:
+    """The vision transformer, its shape read from the weights (official: 24 layers of 1024, patch 16, 224 pixels)."""
+    from transformers import BlipVisionConfig, BlipVisionModel
+
+    renamed = {}
+    for name, value in part(state, VISION, where).items():
+        for pattern, replacement in VISION_NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    try:
+        patch = renamed["embeddings.patch_embedding.weight"].shape[-1]
+        positions, width = renamed["embeddings.position_embedding"].shape[1:]
+        hidden = renamed["encoder.layers.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{where}: no BLIP vision transformer: {error}", "download the file again") from error
+    config = BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=len({name.split(".")[2] for name in renamed if name.startswith("encoder.layers.")}),
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        image_size=round((positions - 1) ** 0.5) * patch,
+        patch_size=patch,
+        layer_norm_eps=1e-6,  # timm's, not transformers' default of 1e-5
+    )
+    model = BlipVisionModel(config)
+    load_strict(model, renamed, where)
+    return model
+
+
+def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any], where: str) -> Any:
+    """The text encoder of ``med_config.json``, with cross-attention to the vision transformer."""
+    from transformers import BlipTextConfig, BlipTextModel
+
+    weights = part(state, TEXT, where)
+    key = "encoder.layer.0.crossattention.self.key.weight"
+    if key not in weights:
+        raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder does not look at pictures")
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "hidden_act",
+        "layer_norm_eps",
+        "pad_token_id",
+    )
+    lacking = [name for name in names if name not in med_config]
+    if lacking:
+        raise WeightsError(f"{CONFIG_FILE} lacks {', '.join(lacking)}", f"it lies beside {WEIGHTS_FILE} in {REPO}")
+    settings = {name: med_config[name] for name in names}
+    # encoder_width in the file says 768, but the package overwrites it with the vision transformer's width.
+    config = BlipTextConfig(**settings, encoder_hidden_size=weights[key].shape[1], is_decoder=True)
+    model = BlipTextModel(config, add_pooling_layer=False)
+    load_strict(model, weights, where, ignore=lambda name: name == "embeddings.position_ids")
+    return model
+
+
+def bert_tokenizer(folder: Path) -> Tokenizer:
+    """The BERT tokenizer with BLIP's two extra tokens, which a prompt could spell out: ``[DEC]`` and ``[ENC]``."""
+    import transformers
+
+    # The hub folder's files do not name their class. Before transformers 5 the plain name is the slow tokenizer.
+    tokenizer_class = getattr(transformers, "BertTokenizerFast", transformers.BertTokenizer)
+    tokenizer = load_transformers_tokenizer(folder, tokenizer_class)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_tokens(["[ENC]"], special_tokens=True)
+    return wrap_transformers(tokenizer, MAX_TOKENS)

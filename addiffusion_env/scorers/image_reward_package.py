@@ -1,0 +1,69 @@
+"""An adapter to the authors' own package ``image-reward``, for environments old enough to import it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from addiffusion_env.errors import MissingPackageError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.base import Scorer
+from addiffusion_env.scorers.batching import check_pairs, in_chunks, require_finite
+
+REMEDY = (
+    "use the scorer 'image_reward': the same weights and numbers without the package; or make a separate environment "
+    "with image-reward==1.5, transformers==4.55.4, timm==0.6.13, diffusers==0.35.2, clip-anytorch and setuptools<81"
+)
+
+
+def import_package() -> Any:
+    """Imports and returns the module ``ImageReward``.
+
+    Raises:
+        MissingPackageError: with the reason: not installed, or one of its own imports fails.
+    """
+    try:
+        import ImageReward
+    except Exception as error:  # beside a current transformers it fails with whatever is met first
+        raise MissingPackageError(
+            f"the package ImageReward cannot be imported: {type(error).__name__}: {error}", REMEDY
+        ) from error
+    return ImageReward
+
+
+class ImageRewardPackageScorer(Scorer):
+    """ImageReward-v1.0 through its package: pictures go through PIL one by one, so it is slow; a reference.
+
+    Args:
+        model: what ``ImageReward.load`` returns.
+    """
+
+    name: ClassVar[str] = "image_reward_package"
+    unit: ClassVar[str] = "standard deviations"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str = "ImageReward-v1.0", *, med_config: str | None = None, device: str = "cpu"
+    ) -> ImageRewardPackageScorer:
+        """Loads a model by the package's own name for it, or from the path of its checkpoint.
+
+        Raises:
+            MissingPackageError: when the package cannot be imported.
+        """
+        return cls(import_package().load(name_or_path, device=device, med_config=med_config))
+
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations; rounds pixels to bytes."""
+        texts = check_pairs(images, prompts)
+        return require_finite(in_chunks(self._one, images, texts, size=1), self.name, texts)
+
+    def _one(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        from PIL import Image
+
+        pixels = ((images[0].float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        return torch.tensor([self.model.score(texts[0], Image.fromarray(pixels))])

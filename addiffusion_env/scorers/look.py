@@ -1,0 +1,120 @@
+"""What an agent sees of a batch of pictures: one batched pass of each scorer, as plain float32 arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from addiffusion_env.errors import WeightsError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.base import Scorer
+from addiffusion_env.scorers.batching import check_pairs, require_finite
+from addiffusion_env.scorers.clip import ClipScorer
+from addiffusion_env.scorers.dino import DinoEmbedder
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Scores and embeddings of ``B`` pictures; all arrays are float32.
+
+    Attributes:
+        clip_image: (B, D) unit CLIP embeddings of the pictures.
+        clip_text: (B, D) unit CLIP embeddings of their prompts.
+        clip_score: (B,) raw cosines of the two, in [-1, 1].
+        preference: (B,) standard deviations.
+        dino: (B, D2) unit DINO embeddings; (B, 0) without a DINO model.
+    """
+
+    clip_image: np.ndarray
+    clip_text: np.ndarray
+    clip_score: np.ndarray
+    preference: np.ndarray
+    dino: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.clip_score)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> Look:
+        """The looks at the pictures ``indices``, in that order; a copy."""
+        index = np.asarray(indices, dtype=np.intp)
+        return Look(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def row(self, index: int) -> Look:
+        """The look at one picture, still with the batch dimension: B is 1."""
+        return self.rows([index])
+
+    @classmethod
+    def cat(cls, looks: Sequence[Look]) -> Look:
+        """Joins looks of the same scorers along the batch."""
+        return cls(*(np.concatenate([getattr(look, field.name) for look in looks]) for field in fields(cls)))
+
+
+class LookScorers:
+    """The scorers behind a look.
+
+    Args:
+        clip: embeds pictures and texts.
+        preference: scores pictures for prompts, in standard deviations.
+        dino: embeds pictures; ``None`` leaves :attr:`Look.dino` at width 0.
+
+    Attributes:
+        clip: see above.
+        preference: see above.
+        dino: see above.
+    """
+
+    def __init__(self, clip: ClipScorer, preference: Scorer, dino: DinoEmbedder | None) -> None:
+        self.clip = clip
+        self.preference = preference
+        self.dino = dino
+
+    @property
+    def clip_dim(self) -> int:
+        """Length of a CLIP embedding."""
+        return self.clip.dim
+
+    @property
+    def dino_dim(self) -> int:
+        """Length of a DINO embedding; 0 without a DINO model."""
+        return self.dino.dim if self.dino is not None else 0
+
+    def look(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Look:
+        """Looks at (B, 3, H, W) pictures in [-1, 1] of ``B`` prompts; one batched pass of each scorer.
+
+        Raises:
+            ImageRangeError: for pictures of the wrong shape, type or range.
+            PromptError: when there is not one prompt a picture.
+            NumericsError: when a value is not finite, naming the scorer and the prompt.
+        """
+        texts = check_pairs(images, prompts)
+        clip_image = require_finite(self.clip.embed_images(images), f"clip ({self.clip.label})", texts)
+        preference = require_finite(self.preference.score(images, prompts), self.preference.name, texts)
+        if self.dino is None:
+            dino = torch.zeros(len(images), 0)
+        else:
+            dino = require_finite(self.dino.embed_images(images), f"dino ({self.dino.label})", texts)
+        clip_text, clip_score = self.clip.embed_texts(prompts), self.clip.similarity(clip_image, prompts)
+        return Look(*(value.numpy() for value in (clip_image, clip_text, clip_score, preference, dino)))
+
+
+def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> LookScorers:
+    """The emoji world's CLIP, preference scorer and DINO, from the folder that also holds its tokenizer.
+
+    Raises:
+        WeightsError: when a part is missing.
+    """
+    from addiffusion_env.scorers.blip_preference import BlipPreferenceScorer
+
+    folder = Path(weights_folder)
+    if not folder.is_dir():
+        raise WeightsError(f"no such folder: {folder}", "the emoji weights come with the package: install it again")
+    tokenizer = folder / "tokenizer"
+    return LookScorers(
+        ClipScorer.from_pretrained(folder / "clip", device=device, tokenizer=tokenizer),
+        BlipPreferenceScorer.from_pretrained(folder / "image_reward", device=device, tokenizer=tokenizer),
+        DinoEmbedder.from_pretrained(folder / "dino", device=device),
+    )
