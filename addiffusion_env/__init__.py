@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 10, "refine": "as_published"},
+    "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
+    "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},
+    "AdDiffusion-SDXL-v0": {"backbone": "sdxl", "steps": 50, "refine": "as_published"},
+    "AdDiffusion-FluxSchnell-v0": {"backbone": "flux", "steps": 4, "refine": "as_published"},
 }
 """Environment id -> its settings. A new id is one line."""
 

@@ -6,5 +6,9 @@ BACKBONES = Registry(
     "backbone",
     {
         "emoji": "addiffusion_env.backbones.emoji.backbone:EmojiBackbone",
+        "sd15": "addiffusion_env.backbones.sd15:SD15Backbone",
+        "sd21": "addiffusion_env.backbones.sd21:SD21Backbone",
+        "sdxl": "addiffusion_env.backbones.sdxl:SDXLBackbone",
+        "flux": "addiffusion_env.backbones.flux:FluxBackbone",
     },
 )

@@ -1,24 +1,24 @@
 """Capturing text-to-image attention without changing what the network computes.
 
-Each cross-attention layer's own processor still makes the output (whatever it is: SDPA, xFormers, LoRA); beside it the
+Each attention layer's own processor still makes the output (whatever it is: SDPA, xFormers, LoRA); beside it the
 attention weights of the wanted rows are computed once more from the same projections. On leaving the context the
-pipeline's processors are the very objects that were there before.
+model's processors are the very objects that were there before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from addiffusion_env.errors import CapabilityError
 
 
 class AttentionStore:
-    """Sums attention maps over layers and heads.
+    """Averages attention maps over layers and heads.
 
     Args:
         rows: (r,) indices of the network batch whose maps are wanted.
@@ -31,21 +31,18 @@ class AttentionStore:
         self._sum: Tensor | None = None
         self._layers = 0
 
-    def add(self, attn: Any, image: Tensor, text: Tensor) -> None:
-        """Adds one layer's softmax(q k / sqrt(d)): image (B, h*w, C) asks, text (B, tokens, D) answers."""
-        height, width = self.grid
-        if image.ndim != 3 or image.shape[1] != height * width:
-            return
-        rows = self.rows.to(image.device)
-        query = attn.to_q(image[rows]).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        key = attn.to_k(text[rows]).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        weights = torch.softmax((query @ key.transpose(-1, -2)).float() * attn.scale, dim=-1).mean(1)
-        maps = weights.transpose(1, 2).unflatten(-1, (height, width))
+    def wants(self, image: Tensor) -> bool:
+        """Whether a layer with these image tokens (B, h*w, C) works at the wanted resolution."""
+        return image.ndim == 3 and image.shape[1] == self.grid[0] * self.grid[1]
+
+    def add(self, weights: Tensor) -> None:
+        """Adds one layer's share of attention, averaged over heads: (r, h*w, tokens) float32."""
+        maps = weights.transpose(1, 2).unflatten(-1, self.grid)
         self._sum = maps if self._sum is None else self._sum + maps
         self._layers += 1
 
     def mean(self) -> Tensor:
-        """(r, tokens, h, w): over the tokens of each cell the entries sum to 1.
+        """(r, tokens, h, w): over the tokens of each cell the entries sum to 1, or to less in joint attention.
 
         Raises:
             CapabilityError: when no layer has the wanted resolution.
@@ -59,7 +56,7 @@ class AttentionStore:
 
 
 class CaptureProcessor:
-    """Calls the layer's own processor, then records cross-attention into a store."""
+    """Calls a UNet cross-attention layer's own processor, then records its attention into a store."""
 
     def __init__(self, inner: Any, store: AttentionStore) -> None:
         self.inner = inner
@@ -67,7 +64,7 @@ class CaptureProcessor:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         *args: Any,
@@ -75,19 +72,104 @@ class CaptureProcessor:
     ) -> Tensor:
         """The inner processor's output, unchanged."""
         output = self.inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
-        if encoder_hidden_states is not None:
-            self.store.add(attn, hidden_states, encoder_hidden_states)
+        if encoder_hidden_states is not None and self.store.wants(hidden_states):
+            rows = self.store.rows.to(hidden_states.device)
+            self.store.add(cross_attention(attn, hidden_states[rows], encoder_hidden_states[rows]))
         return output
+
+
+class JointCaptureProcessor:
+    """Calls a Flux joint-attention layer's own processor, then records its image-to-text block into a store."""
+
+    def __init__(self, inner: Any, store: AttentionStore) -> None:
+        self.inner = inner
+        self.store = store
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The inner processor's output, unchanged."""
+        output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb, **kwargs)
+        if encoder_hidden_states is not None and self.store.wants(hidden_states):
+            rows = self.store.rows.to(hidden_states.device)
+            self.store.add(joint_attention(attn, hidden_states[rows], encoder_hidden_states[rows], image_rotary_emb))
+        return output
+
+
+def heads_of(attn: Any, projected: Tensor) -> Tensor:
+    """(B, tokens, heads * d) -> (B, heads, tokens, d)."""
+    return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def cross_attention(attn: Any, image: Tensor, text: Tensor) -> Tensor:
+    """Softmax(q k / sqrt(d)) of image tokens (B, N, C) over text tokens (B, T, D), averaged over heads: (B, N, T)."""
+    query, key = heads_of(attn, attn.to_q(image)), heads_of(attn, attn.to_k(text))
+    # Scores in float32: Stable Diffusion 2's overflow in half precision.
+    return torch.softmax(query.float() @ key.float().transpose(-1, -2) * attn.scale, dim=-1).mean(1)
+
+
+def joint_attention(attn: Any, image: Tensor, text: Tensor, rotary: Any) -> Tensor:
+    """The text columns of joint attention's softmax over text and image keys, averaged over heads.
+
+    Args:
+        attn: a Flux attention layer with its own projections for text.
+        image: (B, N, C) image tokens, already normalised and modulated.
+        text: (B, T, C) text tokens, likewise.
+        rotary: rotary embedding of text and image positions, in that order, as the layer's processor gets it.
+
+    Returns:
+        (B, N, T) float32. The rest of each cell's attention goes to image tokens, so rows sum to less than 1.
+    """
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    query = attn.norm_q(heads_of(attn, attn.to_q(image)))
+    image_key = attn.norm_k(heads_of(attn, attn.to_k(image)))
+    text_key = attn.norm_added_k(heads_of(attn, attn.add_k_proj(text)))
+    key = torch.cat([text_key, image_key], dim=2)
+    tokens = text.shape[1]
+    if rotary is not None:
+        turn: Callable[..., Any] = apply_rotary_emb  # annotated as returning a tuple, which it does for other models
+        query = turn(query, tuple(angles[tokens:] for angles in rotary))
+        key = turn(key, rotary)
+    total = query.new_zeros((len(query), query.shape[2], tokens), dtype=torch.float32)
+    # Head by head: at 1024 pixels the scores of all 24 heads would take 1.7 GB a row.
+    for head in range(query.shape[1]):
+        scores = query[:, head].float() @ key[:, head].float().transpose(-1, -2) * query.shape[-1] ** -0.5
+        total += torch.exp(scores[..., :tokens] - scores.logsumexp(-1, keepdim=True))
+    return total / query.shape[1]
+
+
+@contextmanager
+def swapped_processors(denoiser: Any, wrap: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Within the context, a diffusers model has the processors that ``wrap(name, processor)`` returns."""
+    before = dict(denoiser.attn_processors)
+    try:
+        denoiser.set_attn_processor({name: wrap(name, processor) for name, processor in before.items()})
+        yield
+    finally:
+        # set_attn_processor takes the dict apart.
+        denoiser.set_attn_processor(dict(before))
 
 
 @contextmanager
 def captured_cross_attention(denoiser: Any, store: AttentionStore) -> Iterator[None]:
-    """Within the context, every cross-attention layer of ``denoiser`` (a diffusers model) also fills ``store``."""
-    before = dict(denoiser.attn_processors)
+    """Within the context, every cross-attention layer of a UNet also fills ``store``."""
     # In diffusers' UNets attn1 is self-attention and attn2 cross-attention.
-    after = {name: CaptureProcessor(p, store) if ".attn2." in name else p for name, p in before.items()}
-    try:
-        denoiser.set_attn_processor(after)
+    with swapped_processors(denoiser, lambda name, p: CaptureProcessor(p, store) if ".attn2." in name else p):
         yield
-    finally:
-        denoiser.set_attn_processor(before)
+
+
+@contextmanager
+def captured_joint_attention(denoiser: Any, store: AttentionStore) -> Iterator[None]:
+    """Within the context, every double-stream layer of a Flux transformer also fills ``store``."""
+    # Single-stream layers see text and image as one sequence; the double-stream ones keep them apart.
+    with swapped_processors(
+        denoiser, lambda name, p: JointCaptureProcessor(p, store) if name.startswith("transformer_blocks.") else p
+    ):
+        yield

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
 from addiffusion_env.backbones.base import Backbone, Conditioning, Prediction, check_prompts
@@ -20,8 +21,11 @@ PARAMETRISATIONS = ("epsilon", "v_prediction", "flow", "sample")
 NEGATIVE = "negative_"
 """Prefix of the tensors of the negative prompt: ``negative_text`` stands in for ``text`` on the unguided rows."""
 
-TEXT_CACHE = 2048
-"""Encoded prompts kept; an SD 1.5 embedding in half precision is 0.12 MB."""
+TEXT_CACHE = 256 * 2**20
+"""Bytes of encoded prompts kept: a thousand of SD 1.5's in half precision, a hundred of Flux's."""
+
+DECODE_PIXELS = 4 * 1024 * 1024
+"""Pixels decoded at once: more saves no time a picture on a GPU, and 32 pictures of SDXL would not fit."""
 
 
 class DiffusersBackbone(Backbone):
@@ -31,17 +35,29 @@ class DiffusersBackbone(Backbone):
 
     Attributes:
         denoiser: the UNet or transformer.
+        compiled: its compiled form, or ``None``.
         vae: the full autoencoder.
+        previewer: decodes cheap pictures, with the calling convention of ``AutoencoderTiny``.
         parametrisation: what the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+        dtype: precision of the denoiser; latents and solver steps are float32 in any case.
     """
 
     denoiser: Any
+    compiled: Any = None
     vae: Any
+    previewer: Any
     parametrisation: str
     dtype: torch.dtype
 
     def __init__(self) -> None:
         self._texts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._capturing = False
+
+    @property
+    def network(self) -> Any:
+        """What to call for an evaluation: the compiled denoiser, or the plain one while attention is captured."""
+        # Every capture has processors of its own, so that the compiled one would be traced anew each time.
+        return self.denoiser if self.compiled is None or self._capturing else self.compiled
 
     @abstractmethod
     def encode_uncached(self, prompts: list[str]) -> Conditioning:
@@ -66,9 +82,13 @@ class DiffusersBackbone(Backbone):
         found = Conditioning.cat([self._texts[text] for text in texts])
         for text in texts:
             self._texts.move_to_end(text)
-        while len(self._texts) > TEXT_CACHE:
+        while len(self._texts) * self._row_bytes(found) > TEXT_CACHE:
             self._texts.popitem(last=False)
         return found
+
+    @staticmethod
+    def _row_bytes(conditioning: Conditioning) -> int:
+        return sum(value[0].numel() * value.element_size() for value in conditioning.tensors.values())
 
     @torch.no_grad()
     def predict(
@@ -89,7 +109,8 @@ class DiffusersBackbone(Backbone):
         tensors = self._network_tensors(conditioning, guided)
         times = self.timesteps(sigma[place])
         store = self._store(capture)
-        with captured_cross_attention(self.denoiser, store) if store else nullcontext():
+        self._capturing = store is not None
+        with self.captured(store) if store else nullcontext():
             output = self.denoise(x[on].to(self.dtype), times.to(x.device), tensors).float()
         clean = self.clean(x[on], output, sigma[place])
         text, x0 = clean[:size], clean[:size].clone()
@@ -99,6 +120,10 @@ class DiffusersBackbone(Backbone):
             x0[at] = negative + rows(guidance_scale[guided], x) * (text[at] - negative)
         calls = 1 + (guidance_scale != 1).long()
         return Prediction(x0, text, calls, self._maps(store, size))
+
+    def captured(self, store: AttentionStore) -> AbstractContextManager[None]:
+        """Within it the denoiser's text-to-image attention goes into ``store``."""
+        return captured_cross_attention(self.denoiser, store)
 
     def clean(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """The clean latents that a network output stands for.
@@ -145,8 +170,31 @@ class DiffusersBackbone(Backbone):
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        """The full autoencoder's picture of clean latents."""
-        config = self.vae.config
-        shift = getattr(config, "shift_factor", None) or 0.0
-        scaled = (x0 / config.scaling_factor + shift).to(self.vae.dtype)
-        return self.vae.decode(scaled, return_dict=False)[0].float().clamp(-1, 1)
+        """The full autoencoder's picture of clean latents, a few at a time."""
+        height, width = self.capabilities.image_size
+        chunk = max(1, DECODE_PIXELS // (height * width))
+        return torch.cat([run_decoder(self.vae, part).clamp(-1, 1) for part in x0.split(chunk)])
+
+    @torch.no_grad()
+    def preview(self, x0: Tensor) -> Tensor:
+        """The previewer's picture, decoded no larger than ``capabilities.preview_size``."""
+        size = self.capabilities.preview_size
+        scale = self.capabilities.image_size[0] // self.capabilities.latent_shape[1]
+        grid = (max(1, size[0] // scale), max(1, size[1] // scale))
+        picture = run_decoder(self.previewer, resized(x0, grid))
+        return resized(picture, size).clamp(-1, 1)
+
+
+def run_decoder(decoder: Any, x0: Tensor) -> Tensor:
+    """Calls a diffusers autoencoder on latents of the denoiser's scale: (B, C, h, w) -> (B, 3, H, W) float32."""
+    config = getattr(decoder, "config", None)
+    scale = getattr(config, "scaling_factor", None) or 1.0
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return decoder.decode((x0 / scale + shift).to(decoder.dtype), return_dict=False)[0].float()
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), antialiased; the same tensor when it has that size."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -14,7 +14,7 @@ import numpy as np
 from addiffusion_env.errors import ConfigError
 
 AUTO_LANDING_STEPS = 6
-"""``landing_steps="auto"`` never makes a step longer than a six-step schedule would (see :func:`landing_evaluations`)."""
+"""``landing_steps="auto"`` makes no step longer than a six-step schedule would; see :func:`landing_evaluations`."""
 
 
 def landing_evaluations(landing_steps: int | str, position: float, remaining: int) -> int:

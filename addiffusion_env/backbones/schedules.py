@@ -1,4 +1,4 @@
-"""Noise schedules of variance-preserving models: timesteps, their noise levels, and the way back.
+"""Noise schedules: the timesteps of variance-preserving models with their levels and back, and rectified flow's times.
 
 The spacings are those of diffusers (``timestep_spacing`` of DDIMScheduler; table 2 of arXiv:2305.08891), plus Align
 Your Steps (arXiv:2404.14507). Timesteps are the model's own integers; between them sigma is interpolated
@@ -7,8 +7,10 @@ log-linearly, so that a landing may stand at any level.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,10 @@ AYS_SD15 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 
 def leading(steps: int, train_steps: int, offset: int) -> np.ndarray:
     """``t = (train_steps // steps) * i + offset``: leaves out the noisiest levels. DDIM's and SD 1.5's default."""
-    return (np.arange(steps) * (train_steps // steps))[::-1].astype(np.float64) + offset
+    ratio = train_steps // steps
+    # With every level taken there is no room for an offset: diffusers indexes past the end of its table.
+    offset = min(offset, train_steps - 1 - ratio * (steps - 1))
+    return (np.arange(steps) * ratio)[::-1].astype(np.float64) + offset
 
 
 def trailing(steps: int, train_steps: int, offset: int) -> np.ndarray:
@@ -71,7 +76,8 @@ class DiscreteSchedule:
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor, set_alpha_to_one: bool, steps_offset: int) -> DiscreteSchedule:
         """Reads a diffusers scheduler's ``alphas_cumprod`` (T,)."""
-        alphas = alphas_cumprod.double().cpu().numpy()
+        # Zero terminal SNR (arXiv:2305.08891) would start at sigma = inf; diffusers' Euler scheduler clips it so too.
+        alphas = np.clip(alphas_cumprod.double().cpu().numpy(), 2.0**-24, None)
         log_sigmas = 0.5 * (np.log1p(-alphas) - np.log(alphas))
         return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset)
 
@@ -82,12 +88,9 @@ class DiscreteSchedule:
             UnknownNameError: for an unknown spacing.
             ConfigError: unless 1 <= steps <= T.
         """
-        if spacing not in SPACINGS:
-            raise unknown("timestep spacing", spacing, SPACINGS)
-        if not 1 <= steps <= self.train_steps:
-            raise ConfigError(f"steps must be 1 to {self.train_steps}, got {steps}", "choose a number in that range")
+        check_schedule(steps, self.train_steps, spacing, SPACINGS)
         timesteps = SPACINGS[spacing](steps, self.train_steps, self.steps_offset)
-        return np.append(self.sigma_at(np.clip(timesteps, 0, self.train_steps - 1)), self.final_sigma)
+        return np.append(self.sigma_at(timesteps), self.final_sigma)
 
     def sigma_at(self, timestep: np.ndarray) -> np.ndarray:
         """Sigma at timesteps in [0, T - 1], whole or not."""
@@ -100,3 +103,88 @@ class DiscreteSchedule:
         # Whole timesteps must come back whole: a fraction of 1e-12 would change the network's time embedding.
         whole = np.round(timestep)
         return torch.from_numpy(np.where(np.abs(timestep - whole) < 1e-6, whole, timestep))
+
+
+# What a FlowMatchEulerDiscreteScheduler's config may ask for that changes the times and is not followed here.
+UNKNOWN_FLOW_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
+
+FLOW_SPACINGS: dict[str, Callable[[int], np.ndarray]] = {
+    # The Flux pipeline's own: 1, 1 - 1/n ... 1/n.
+    "trailing": lambda steps: np.linspace(1.0, 1 / steps, steps),
+    # Down to the cleanest training time.
+    "linspace": lambda steps: np.linspace(1.0, 1e-3, steps),
+}
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """The times of a rectified flow, shifted towards the noisy end for large pictures (arXiv:2403.03206, section 5.3).
+
+    Attributes:
+        shift: static shift s: ``t' = s t / (1 + (s - 1) t)``; 1 leaves the times alone (FLUX.1-schnell).
+        mu: dynamic shift (FLUX.1-dev), used instead of ``shift`` when given: ``t' = m / (m + 1 / t - 1)`` with
+            m = exp(mu), or mu itself when ``linear``.
+        linear: see ``mu``.
+        terminal: stretch the times to end at this one before the landing on 0; ``None`` for no stretching.
+    """
+
+    shift: float = 1.0
+    mu: float | None = None
+    linear: bool = False
+    terminal: float | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], image_tokens: int) -> FlowSchedule:
+        """Reads the config of diffusers' ``FlowMatchEulerDiscreteScheduler``, as ``FluxPipeline`` does.
+
+        Args:
+            config: the scheduler's config.
+            image_tokens: length of the packed latents; a dynamic shift grows with it.
+
+        Raises:
+            ConfigError: for a schedule of another kind.
+        """
+        for option in UNKNOWN_FLOW_OPTIONS:
+            if config.get(option):
+                raise ConfigError(
+                    f"the checkpoint's scheduler has {option}=true, which this schedule does not follow",
+                    "set it to false in scheduler/scheduler_config.json",
+                )
+        mu = None
+        if config.get("use_dynamic_shifting"):
+            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            mu = base + (most - base) * (image_tokens - low) / (high - low)
+        linear = config.get("time_shift_type", "exponential") == "linear"
+        return cls(float(config.get("shift", 1.0)), mu, linear, config.get("shift_terminal"))
+
+    def sigmas(self, steps: int, spacing: str) -> np.ndarray:
+        """Times of a schedule, (steps + 1,) float64, falling from 1 to 0.
+
+        Raises:
+            UnknownNameError: for an unknown spacing.
+            ConfigError: unless 1 <= steps <= 1000.
+        """
+        check_schedule(steps, 1000, spacing, FLOW_SPACINGS)
+        times = FLOW_SPACINGS[spacing](steps)
+        if self.mu is None:
+            times = self.shift * times / (1 + (self.shift - 1) * times)
+        else:
+            weight = self.mu if self.linear else math.exp(self.mu)
+            times = weight / (weight + 1 / times - 1)
+        if self.terminal:
+            times = 1 - (1 - times) * (1 - self.terminal) / (1 - times[-1])
+        return np.append(times, 0.0)
+
+
+def check_schedule(steps: int, most: int, spacing: str, known: Mapping[str, Any]) -> None:
+    """Checks what a schedule was asked for.
+
+    Raises:
+        UnknownNameError: for a spacing that is not ``known``.
+        ConfigError: unless 1 <= steps <= ``most``.
+    """
+    if spacing not in known:
+        raise unknown("timestep spacing", spacing, known)
+    if not 1 <= steps <= most:
+        raise ConfigError(f"steps must be 1 to {most}, got {steps}", "choose a number in that range")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +13,20 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.base import Capabilities, Conditioning
 from addiffusion_env.backbones.diffusers_backbone import DiffusersBackbone
 from addiffusion_env.backbones.paths import VariancePreserving
+from addiffusion_env.backbones.pipelines import (
+    FLUX_ONLY,
+    FromPipeline,
+    PipelineOptions,
+    PipelineSpec,
+    picture_size,
+    set_up,
+)
+from addiffusion_env.backbones.previews import PREVIEW_SIDE, SD_FACTORS, PreviewSpec, load_preview
 from addiffusion_env.backbones.schedules import DiscreteSchedule
 from addiffusion_env.backbones.text import content_positions, tokenize
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -45,26 +57,38 @@ class StableDiffusionBackbone(DiffusersBackbone):
         parts: the loaded components, already on their device and in their dtype.
         capabilities: what this checkpoint can do.
         truncate_prompts: drop the end of a prompt that does not fit, instead of refusing it.
+        device: where the denoiser computes, when its weights are offloaded and lie elsewhere.
+        compiled: the compiled UNet, if there is one.
     """
 
     path = VariancePreserving()
 
-    def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
+    def __init__(
+        self,
+        parts: StableDiffusionParts,
+        capabilities: Capabilities,
+        truncate_prompts: bool = False,
+        device: torch.device | None = None,
+        compiled: Any = None,
+    ) -> None:
         super().__init__()
         self.parts = parts
-        self.denoiser, self.vae = parts.unet, parts.vae
+        self.denoiser, self.vae, self.previewer = parts.unet, parts.vae, parts.preview
+        self.compiled = compiled
         self.capabilities = capabilities
         self.truncate_prompts = truncate_prompts
-        self.device = next(parts.unet.parameters()).device
-        self.dtype = next(parts.unet.parameters()).dtype
+        self.device = device or next(parts.unet.parameters()).device
+        self.dtype = parts.unet.dtype
         config = parts.scheduler.config
-        self.parametrisation = config.prediction_type
+        self.parametrisation = config.get("prediction_type", "epsilon")
         self.schedule = DiscreteSchedule.from_alphas_cumprod(
             parts.scheduler.alphas_cumprod,
-            bool(config.get("set_alpha_to_one", False)),
+            # A scheduler without this setting lands on sigma 0.
+            bool(config.get("set_alpha_to_one", True)),
             int(config.get("steps_offset", 0)),
         )
-        for module in (parts.unet, parts.vae, parts.text_encoder, parts.preview):
+        for item in fields(parts):
+            module = getattr(parts, item.name)
             if isinstance(module, nn.Module):
                 module.eval().requires_grad_(False)
 
@@ -93,14 +117,79 @@ class StableDiffusionBackbone(DiffusersBackbone):
 
     def denoise(self, x: Tensor, timesteps: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """One call of the UNet, each row at its own timestep."""
-        return self.denoiser(x, timesteps, encoder_hidden_states=tensors["text"], return_dict=False)[0]
+        return self.network(x, timesteps, encoder_hidden_states=tensors["text"], return_dict=False)[0]
 
-    @torch.no_grad()
-    def preview(self, x0: Tensor) -> Tensor:
-        """The tiny decoder's picture, decoded no larger than ``capabilities.preview_size``."""
-        height, width = self.capabilities.preview_size
-        scale = self.capabilities.image_size[0] // self.capabilities.latent_shape[1]
-        grid = (height // scale, width // scale)
-        if grid != tuple(x0.shape[-2:]):
-            x0 = nn.functional.adaptive_avg_pool2d(x0, grid)
-        return self.parts.preview.decode(x0.to(self.parts.preview.dtype), return_dict=False)[0].float().clamp(-1, 1)
+
+def unet_capabilities(pipe: Any, options: PipelineOptions, steps: int, guidance: float) -> Capabilities:
+    """What a loaded Stable Diffusion pipeline can do.
+
+    Args:
+        pipe: any pipeline with ``unet``, ``vae`` and ``tokenizer``.
+        options: for another size of picture.
+        steps: reference number of steps.
+        guidance: the guidance scale that goes with it.
+
+    Raises:
+        ConfigError: for an impossible size of picture.
+    """
+    config = pipe.unet.config
+    scale = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    # Each block but the last halves the latents; their sides must come out even on the way up.
+    side = picture_size(config.sample_size * scale, scale * 2 ** (len(config.down_block_types) - 1), options)
+    preview = min(side, PREVIEW_SIDE)
+    return Capabilities(
+        latent_shape=(config.in_channels, side // scale, side // scale),
+        image_size=(side, side),
+        preview_size=(preview, preview),
+        guidance=True,
+        attention_grid=cross_attention_grid(config.down_block_types, side // scale),
+        max_tokens=pipe.tokenizer.model_max_length,
+        default_steps=steps,
+        default_guidance=guidance,
+    )
+
+
+def cross_attention_grid(down_blocks: Sequence[str], side: int) -> tuple[int, int] | None:
+    """The coarsest resolution at which a UNet's down blocks look at the text: where maps follow objects, not texture.
+
+    >>> cross_attention_grid(["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], 64)  # Stable Diffusion 1.5
+    (16, 16)
+    >>> cross_attention_grid(["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], 128)  # SDXL
+    (32, 32)
+    """
+    levels = [level for level, kind in enumerate(down_blocks) if "CrossAttn" in kind]
+    return (side >> levels[-1], side >> levels[-1]) if levels else None
+
+
+class StableDiffusionPipelineBackbone(FromPipeline, StableDiffusionBackbone):
+    """Stable Diffusion 1.x and 2.x from diffusers' ``StableDiffusionPipeline``.
+
+    Attributes:
+        default_steps: reference number of steps.
+        default_guidance: the guidance scale that goes with it.
+    """
+
+    preview_spec = PreviewSpec("madebyollin/taesd", SD_FACTORS)
+    default_steps: ClassVar[int] = 50
+    default_guidance: ClassVar[float] = 7.5
+
+    @classmethod
+    def build(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
+        """See :meth:`FromPipeline.build`."""
+        device = pipe._execution_device
+        compiled = set_up(pipe, options, pipe.unet)
+        capabilities = unet_capabilities(pipe, options, cls.default_steps, cls.default_guidance)
+        decoder = load_preview(cls.preview_spec, preview, capabilities.latent_shape[0], device, pipe.unet.dtype)
+        parts = StableDiffusionParts(pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, decoder)
+        return cls(parts, capabilities, options.truncate_prompts, device, compiled)
+
+
+def stable_diffusion_spec(backbone: str, default_id: str) -> PipelineSpec:
+    """The spec of a ``StableDiffusionPipeline``, its safety checker left out."""
+    return PipelineSpec(
+        backbone,
+        "StableDiffusionPipeline",
+        default_id,
+        unused=("safety_checker", "feature_extractor", "image_encoder"),
+        refused=FLUX_ONLY,
+    )

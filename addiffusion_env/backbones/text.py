@@ -11,7 +11,35 @@ from addiffusion_env.errors import PromptError
 
 # Words that draw nothing: an attention map of "of" says nothing about where to work.
 STOP_WORDS = frozenset(
-    ["a", "an", "the", "of", "and", "or", "to", "with", "in", "on", "at", "by", "for", "from", "is", "are", "photo", "picture", "image", "painting", "drawing", ",", ".", ";", ":", "!", "?"]
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "and",
+        "or",
+        "to",
+        "with",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "is",
+        "are",
+        "photo",
+        "picture",
+        "image",
+        "painting",
+        "drawing",
+        ",",
+        ".",
+        ";",
+        ":",
+        "!",
+        "?",
+    ]
 )
 
 
@@ -25,7 +53,8 @@ def tokenize(tokenizer: Any, prompts: list[str], max_tokens: int, truncate: bool
         for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
             if len(ids) > max_tokens:
                 raise PromptError(
-                    f"prompt of {len(ids)} tokens, the text window holds {max_tokens} (special tokens included): {prompt[:60]!r}",
+                    f"prompt of {len(ids)} tokens, the text window holds {max_tokens} (special tokens included): "
+                    f"{prompt[:60]!r}",
                     "shorten it, or set truncate_prompts=true to drop its end",
                 )
     batch = tokenizer(prompts, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")

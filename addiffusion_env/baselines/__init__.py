@@ -1,1 +1,44 @@
-"""."""
+"""Methods without learning, by name: ``make_method("fixed:20")``. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.registry import Registry
+
+if TYPE_CHECKING:
+    from addiffusion_env.baselines.base import Method
+
+BASELINES = Registry(
+    "method",
+    {
+        "fixed": "addiffusion_env.baselines.fixed:FixedSteps",
+        "stop": "addiffusion_env.baselines.constant_stop:ConstantStop",
+        "random": "addiffusion_env.baselines.random_stop:RandomStop",
+        "prompt_rule": "addiffusion_env.baselines.prompt_rule:PromptRule",
+        "best_of": "addiffusion_env.baselines.best_of:BestOf",
+        "threshold_retry": "addiffusion_env.baselines.threshold_retry:ThresholdRetry",
+        "policy": "addiffusion_env.baselines.policy:LearnedPolicy",
+    },
+)
+"""Name -> a class whose ``parse`` reads what stands after the colon of a specification."""
+
+
+def make_method(spec: str) -> Method:
+    """Makes a method from its specification.
+
+    Args:
+        spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
+            ``"threshold_retry:0.8"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``.
+
+    Raises:
+        UnknownNameError: for an unknown method; the nearest known one is given.
+        ConfigError: for numbers of the wrong form or range.
+        WeightsError: for a folder that holds no policy.
+    """
+    name, colon, arguments = str(spec).partition(":")
+    kind = BASELINES.load(name.strip())
+    if not colon:
+        raise ConfigError(f"method {spec!r} lacks its numbers", f"write {kind.usage}")
+    return kind.parse(arguments)

@@ -94,6 +94,18 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         lane = self.episodes.lane(0)
         return render_frame(pixels, lane.actions, lane.nfe, lane.prompt.text)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on exactly from here."""
+        return self.episodes.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.episodes.load_state_dict(state)
+
+    def set_training(self, training: bool) -> None:
+        """Whether the reward's pooled statistics learn."""
+        self.episodes.reward.scale.training = training
+
     @staticmethod
     def _row(observation: Observation) -> Observation:
         return {key: value[0] for key, value in observation.items()}

@@ -87,7 +87,7 @@ class Episodes:
         self.settings = settings
         self.backbone = load_backbone(settings)
         self.process = settings.process(self.backbone.capabilities, self.backbone.name)
-        self.scorers = load_scorers(self.backbone)
+        self.scorers = load_scorers(self.backbone, settings.scorers)
         self.engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
         self.reward = make_reward(settings.reward)
         self.source = settings.prompt_source()

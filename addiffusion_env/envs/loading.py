@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.scorers.look import LookScorers, emoji_scorers
 
 
@@ -24,7 +26,7 @@ def load_backbone(settings: EnvSettings) -> Backbone:
 
 
 @lru_cache(maxsize=8)
-def _scorers(kind: str, device: str) -> LookScorers:
+def _scorers(kind: str, device: str, paths: tuple) -> LookScorers:
     if kind == "emoji":
         from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 
@@ -33,9 +35,21 @@ def _scorers(kind: str, device: str) -> LookScorers:
         return emoji_scorers(WEIGHTS, device)
     from addiffusion_env.scorers.hub_look import hub_scorers
 
-    return hub_scorers(device)
+    return hub_scorers(device, dict(paths))
 
 
-def load_scorers(backbone: Backbone) -> LookScorers:
-    """What looks at this backbone's pictures: the embedded scorers for emoji, the real ones for everything else."""
-    return _scorers("emoji" if backbone.name == "emoji" else "hub", str(backbone.device))
+def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> LookScorers:
+    """What looks at this backbone's pictures: the embedded scorers for emoji, the real ones for everything else.
+
+    Args:
+        backbone: whose pictures.
+        paths: local folders of the real ones; see :attr:`EnvSettings.scorers`.
+
+    Raises:
+        ConfigError: for paths beside the emoji world, which has its own scorers, or for an unknown part.
+        WeightsError: when a scorer cannot be had.
+    """
+    emoji = backbone.name == "emoji"
+    if emoji and paths:
+        raise ConfigError(f"the emoji world has its own scorers, got scorers={dict(paths)}", "leave scorers empty")
+    return _scorers("emoji" if emoji else "hub", str(backbone.device), tuple(sorted((paths or {}).items())))

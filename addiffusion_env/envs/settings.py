@@ -28,6 +28,9 @@ class EnvSettings:
         device: ``auto``, ``cpu``, ``cuda`` ...
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         backbone_options: what a backbone passes through by name.
+        scorers: local folders or hub ids of the scorers behind a look at real pictures, by part (``clip``,
+            ``image_reward``, ``image_reward_tokenizer``, ``dino``); see :mod:`addiffusion_env.scorers.hub_look`. The
+            emoji world has its own.
         prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
         steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
@@ -49,6 +52,7 @@ class EnvSettings:
     device: str = "auto"
     dtype: str = "auto"
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    scorers: Mapping[str, str] = field(default_factory=dict)
     prompts: str | Sequence[str | Prompt] | PromptSource = "emoji"
     prompt_options: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None

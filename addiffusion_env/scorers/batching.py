@@ -72,7 +72,8 @@ def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> t
     Raises:
         NumericsError: naming the scorer and the text of the first row that is not.
     """
-    wrong = ~torch.isfinite(values).reshape(len(values), -1).all(1)
+    finite = torch.isfinite(values)
+    wrong = ~(finite.flatten(1).all(1) if values.ndim > 1 else finite)
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise NumericsError(

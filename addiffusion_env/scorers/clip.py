@@ -170,8 +170,7 @@ class ClipScorer(Scorer, Embedder):
 def needs_quick_gelu(name: str, tag: str) -> bool:
     """Whether the weights ``tag`` of the model ``name`` were trained with QuickGELU.
 
-    OpenAI's were; open_clip 2.31 and later builds ``ViT-L-14`` with GELU all the same and only warns, which moves
-    every embedding.
+    OpenAI's were; open_clip 3 builds ``ViT-L-14`` with GELU all the same and only warns, which moves every embedding.
     """
     from open_clip.pretrained import get_pretrained_cfg
 

@@ -1,7 +1,8 @@
 """Finds the objects of a picture: class, colour and centre. Plays the part of GenEval's Mask2Former.
 
-A small CenterNet (Zhou et al., 2019, arXiv:1904.07850): one heat map a class whose local maxima are the objects' centres,
-and a colour for each cell. It is trained on rendered scenes and never enters a reward, so it may judge any method.
+A small CenterNet (Zhou et al., 2019, arXiv:1904.07850): one heat map a class whose local maxima are the objects'
+centres, and a colour for each cell. It is trained on rendered scenes and never enters a reward, so it may judge any
+method.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class Detector(nn.Module):
         self.act = activation()
         self.heat = nn.Conv2d(width, len(CLASSES), 1)
         self.col = nn.Conv2d(width, 1 + len(COLORS), 1)
+        assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -4.0)  # few cells are centres: start from "nothing here"
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

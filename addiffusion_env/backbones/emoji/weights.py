@@ -1,7 +1,7 @@
 """The shipped weights: where they are, what each component is and how it was made, and whether its files are intact.
 
 ``weights/manifest.json`` lists every file with its sha256. A component is checked when it is first loaded in a process
-(19 MB in all, well under a tenth of a second), so that a truncated download or an edited file is an error with a
+(36 MB in all, .08 s on the slow side), so that a truncated download or an edited file is an error with a
 remedy, not a model that draws noise.
 
 ``python -m addiffusion_env.backbones.emoji.weights`` checks and prints the manifest; ``--write`` renews it.
@@ -30,7 +30,7 @@ class Component:
     """One model (or table) of the emoji world.
 
     Attributes:
-        stage: the training stage that makes it.
+        stage: the training stage (and its options) that makes it; empty when none does.
         loaded_by: the class that reads its folder.
         made: how the shipped files were made.
         licence: SPDX expression.
@@ -67,10 +67,13 @@ COMPONENTS: Mapping[str, Component] = {
     "detector_a": Component(
         "detector", "addiffusion_env.backbones.emoji.detector.Detector", "centre points, on rendered scenes"
     ),
+    "detector_b": Component(
+        "detector --variant b", "addiffusion_env.backbones.emoji.detector.Detector", "not shipped: a second opinion"
+    ),
     "sprites": Component(
-        "none (renderer.build_sprites)",
+        "",
         "addiffusion_env.backbones.emoji.renderer.Renderer",
-        "rendered at 32x32 from Noto Color Emoji (images Apache-2.0, font OFL-1.1)",
+        "renderer.build_sprites: 32x32 pixels, from Noto Color Emoji (images Apache-2.0, font OFL-1.1)",
         licence="Apache-2.0 AND OFL-1.1",
         folder="../assets",
     ),
@@ -90,26 +93,33 @@ def verify(folder: str | Path, component: str) -> Path:
         UnknownNameError: when the manifest does not list ``component``.
         WeightsError: when the manifest or a file is missing, unreadable or has another content.
     """
-    folder = Path(folder).resolve()
-    if (folder, component) not in _verified:
-        entries = read_manifest(folder)
-        if component not in entries:
-            raise unknown("component of the emoji weights", component, entries)
-        entry = entries[component]
-        root = (folder / entry["folder"]).resolve()
-        for name, expected in entry["files"].items():
-            _check_file(root / name, expected, remedy_for(component))
-        _verified[folder, component] = root
-    return _verified[folder, component]
+    key = (Path(folder).resolve(), component)
+    if key not in _verified:
+        _verified[key] = check(*key)
+    return _verified[key]
 
 
-def remedy_for(component: str) -> str:
+def check(folder: Path, component: str) -> Path:
+    """Does what :func:`verify` does, every time."""
+    folder = folder.resolve()
+    entries = read_manifest(folder)
+    if component not in entries:
+        raise unknown("component of the emoji weights", component, entries)
+    entry = entries[component]
+    root = (folder / entry["folder"]).resolve()
+    for name, expected in entry["files"].items():
+        _check_file(root / name, expected, _remedy(folder, component))
+    return root
+
+
+def _remedy(folder: Path, component: str) -> str:
     """What to do when files of ``component`` are missing or broken."""
-    known = COMPONENTS.get(component)
-    reinstall = "reinstall addiffusion-env"
-    if known is None or known.stage.startswith("none"):
-        return reinstall
-    return f"{reinstall}, or train it again: python -m addiffusion_env.backbones.emoji.train {known.stage}"
+    shipped = folder == WEIGHTS.resolve()
+    again = "reinstall addiffusion-env" if shipped else "copy the folder again"
+    stage = COMPONENTS[component].stage if component in COMPONENTS else ""
+    if not stage:
+        return again
+    return f"{again}, or train it again: python -m addiffusion_env.backbones.emoji.train {stage} --out {folder}"
 
 
 def _check_file(path: Path, expected: Mapping[str, Any], remedy: str) -> None:
@@ -166,6 +176,8 @@ def write_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
     root = Path(folder).resolve()
     components = {}
     for name, component in COMPONENTS.items():
+        if component.folder and root != WEIGHTS.resolve():
+            continue  # the sprites belong to the package, not to a folder of trained weights
         place = component.folder or name
         files = sorted(path for path in (root / place).glob("**/*") if path.is_file())
         if files:
@@ -189,9 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     entries = write_manifest(options.folder) if options.write else read_manifest(options.folder)
     for name, entry in entries.items():
-        verify(options.folder, name)
+        check(options.folder, name)
         size = sum(file["bytes"] for file in entry["files"].values())
-        print(f"{name:<14}{size / 1e6:6.2f} MB  {entry['loaded_by']}\n{'':<14}stage {entry['stage']}: {entry['made']}")
+        print(f"{name:<14}{size / 1e6:6.2f} MB  {entry['loaded_by']}: {entry['made']}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+# Two commands do all the set-up on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: train eval test test-slow check bench clean
+
+# The core, installed editable. torch first: pip then keeps torch and torchvision a matching pair.
+$(VENV)/.core: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[eval]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+train: $(VENV)/.core  ## train the default experiment (ARGS="key=value ...")
+	$(BIN)/python train_sb3.py $(ARGS)
+
+eval: $(VENV)/.core  ## evaluate a run (ARGS="policy=runs/emoji ...")
+	$(BIN)/python eval_sb3.py $(ARGS)
+
+test: $(VENV)/.dev  ## the test suite, under ten minutes on two cores
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+check: $(VENV)/.dev  ## style, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.core  ## speed, beside the bare denoiser loop
+	$(BIN)/python -m addiffusion_env bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

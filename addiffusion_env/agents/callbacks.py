@@ -1,0 +1,151 @@
+"""What training writes down: episodes to TensorBoard, checkpoints to disk."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter, deque
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam, Image, TensorBoardOutputFormat
+
+from addiffusion_env.agents.checkpoints import Snapshot
+from addiffusion_env.agents.figures import picture_grid, timelines
+from addiffusion_env.engine.process import Action
+
+
+class EpisodeLog(BaseCallback):
+    """Logs what episodes did: ``env/nfe``, ``env/quality``, shares of actions, pictures, timelines, hyperparameters.
+
+    Args:
+        hyperparameters: shown in TensorBoard's HPARAMS tab beside the last return and NFE.
+        pictures: how many of the last pictures the image grid shows.
+        window: how many of the last episodes the means are over.
+    """
+
+    def __init__(self, hyperparameters: dict[str, Any], pictures: int = 16, window: int = 200) -> None:
+        super().__init__()
+        self.hyperparameters = hyperparameters
+        self.episodes: deque[dict[str, Any]] = deque(maxlen=window)
+        self.pictures: deque[tuple[np.ndarray, dict[str, Any]]] = deque(maxlen=pictures)
+        self.terms: Counter[str] = Counter()
+        self.decisions = 0
+
+    def _on_training_start(self) -> None:
+        shown = {key: value for key, value in self.hyperparameters.items() if isinstance(value, int | float | str | bool)}
+        metrics = {"rollout/ep_rew_mean": 0.0, "env/nfe": 0.0, "env/quality": 0.0}
+        self.logger.record("hparams", HParam(shown, metrics), exclude=("stdout", "log", "json", "csv"))
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            self.decisions += 1
+            self.terms.update(info.get("reward_terms", {}))
+            if "image" not in info:
+                continue
+            actions = [int(action) for action in info["action_trace"]]
+            episode = {
+                "nfe": info["nfe"],
+                "quality": info["preference"],
+                "calls": info["network_calls"],
+                "actions": actions,
+                "task": info["task"],
+                "price": info["price"],
+            }
+            self.episodes.append(episode)
+            self.pictures.append((info["image"], episode))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self.episodes:
+            return
+        taken = Counter(action for episode in self.episodes for action in episode["actions"])
+        total = sum(taken.values())
+        record = self.logger.record
+        record("env/nfe", float(np.mean([episode["nfe"] for episode in self.episodes])))
+        record("env/quality", float(np.mean([episode["quality"] for episode in self.episodes])))
+        record("env/network_calls", float(np.mean([episode["calls"] for episode in self.episodes])))
+        record("env/stop_fraction", taken[int(Action.STOP)] / total)
+        record("env/refine_fraction", taken[int(Action.REFINE)] / total)
+        record("env/continue_fraction", taken[int(Action.CONTINUE)] / total)
+        record("env/action_patterns", len({tuple(episode["actions"]) for episode in self.episodes}))
+        record("env/pattern_entropy", pattern_entropy([tuple(episode["actions"]) for episode in self.episodes]))
+        for name, value in self.terms.items():
+            record(f"reward/{name}", value / max(1, self.decisions))
+        self.terms.clear()
+        self.decisions = 0
+        self._write_histogram_and_images()
+
+    def _write_histogram_and_images(self) -> None:
+        exclude = ("stdout", "log", "json", "csv")
+        shown = list(self.pictures)
+        grid = picture_grid([picture for picture, _ in shown], [episode["nfe"] for _, episode in shown])
+        self.logger.record("pictures/grid", Image(grid, "HWC"), exclude=exclude)
+        strips = timelines([episode["actions"] for episode in list(self.episodes)[-32:]])
+        self.logger.record("pictures/action_timelines", Image(strips, "HWC"), exclude=exclude)
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                spent = np.array([episode["nfe"] for episode in self.episodes])
+                output.writer.add_histogram("env/nfe_histogram", spent, self.num_timesteps)
+
+
+def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
+    """Entropy of whole action sequences over episodes, in bits: 0 when every episode does the same.
+
+    >>> pattern_entropy([(0, 1), (0, 1)]), pattern_entropy([(0, 1), (1,)])
+    (0.0, 1.0)
+    """
+    shares = np.array(list(Counter(patterns).values())) / len(patterns)
+    return float(abs(np.sum(shares * np.log2(shares))))
+
+
+class Checkpointer(BaseCallback):
+    """Takes a snapshot at the start of each roll-out and writes it every ``every`` decisions and on a signal.
+
+    A signal (SIGINT, SIGTERM) writes the snapshot of the running roll-out's start and ends training: resuming
+    collects that roll-out anew, from the same state and the same random numbers, so the end result is that of a run
+    that was never interrupted.
+
+    Args:
+        folder: where checkpoints go.
+        every: decisions between two of them.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        super().__init__()
+        self.folder = folder
+        self.every = every
+        self.interrupted: int | None = None
+        self._snapshot: Snapshot | None = None
+        self._written = 0
+        self._handlers: dict[int, Any] = {}
+
+    def _on_training_start(self) -> None:
+        self._written = self.num_timesteps
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = number
+
+    def _on_rollout_start(self) -> None:
+        self._snapshot = Snapshot(self.model, self.training_env)  # type: ignore[arg-type]
+        if self.num_timesteps - self._written >= self.every:
+            self._snapshot.write(self.folder)
+            self._written = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        if self.interrupted is not None:
+            assert self._snapshot is not None
+            path = self._snapshot.write(self.folder)
+            print(f"\nsignal {self.interrupted}: checkpoint {path}; run the same command again to go on")
+            return False
+        return True
+
+    def _on_training_end(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.interrupted is None:
+            Snapshot(self.model, self.training_env).write(self.folder)  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""Vectorised environments for SB3, by name: ``lanes`` (one model), ``dummy`` and ``subproc`` (one pipeline an env)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
+
+from addiffusion_env.agents.vec_env import AdDiffusionVecEnv
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.errors import ConfigError, unknown
+
+KINDS = ("lanes", "dummy", "subproc")
+
+
+def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any]) -> VecMonitor:
+    """Makes a monitored vectorised environment.
+
+    Args:
+        kind: ``lanes`` batches all lanes through one model; ``dummy`` steps one env after the other in this process;
+            ``subproc`` gives each env a process and a pipeline of its own.
+        num_envs: lanes or environments.
+        seed: environment i is seeded with ``seed + i``.
+        settings: keyword arguments of the environment.
+
+    Raises:
+        UnknownNameError: for another kind.
+    """
+    if kind not in KINDS:
+        raise unknown("vec_env", kind, KINDS)
+    if num_envs < 1:
+        raise ConfigError(f"num_envs must be at least 1, got {num_envs}", "use 8")
+    env: VecEnv
+    if kind == "lanes":
+        env = AdDiffusionVecEnv(num_envs, seed=seed, **settings)
+    else:
+        makers = [_Maker(dict(settings)) for _ in range(num_envs)]
+        # spawn: a forked child would inherit torch's thread pools in whatever state they were.
+        env = DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers, start_method="spawn")  # type: ignore[arg-type]
+        env.seed(seed)
+    return VecMonitor(env)
+
+
+class _Maker:
+    """A picklable maker of one environment."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def __call__(self) -> gym.Env:
+        return AdDiffusionEnv(**self.settings)
+
+
+def env_state(env: VecMonitor) -> dict[str, Any]:
+    """Everything an interrupted roll-out needs of its environments, as plain tensors, numbers and strings."""
+    inner = env.venv
+    lanes = inner.state_dict() if isinstance(inner, AdDiffusionVecEnv) else inner.env_method("state_dict")
+    return {"lanes": lanes, "returns": env.episode_returns.tolist(), "lengths": env.episode_lengths.tolist()}
+
+
+def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
+    """Restores :func:`env_state` on an environment of the same kind and size."""
+    env.reset()
+    inner = env.venv
+    if isinstance(inner, AdDiffusionVecEnv):
+        inner.load_state_dict(state["lanes"])
+    else:
+        for index, one in enumerate(state["lanes"]):
+            inner.env_method("load_state_dict", one, indices=[index])
+    env.episode_returns[:] = state["returns"]
+    env.episode_lengths[:] = state["lengths"]
+
+
+def set_training(env: VecMonitor, training: bool) -> None:
+    """Whether the reward's pooled statistics learn, wherever the environments live."""
+    inner = env.venv
+    if isinstance(inner, AdDiffusionVecEnv):
+        inner.set_training(training)
+    else:
+        inner.env_method("set_training", training)
+
+

@@ -1,0 +1,128 @@
+"""A trained policy as two plain files: ``policy.safetensors`` and ``config.json``. Loading runs no code of theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors.torch import load_model, save_model
+from stable_baselines3.common.policies import BasePolicy
+
+from addiffusion_env.agents.policy import AdDiffusionPolicy
+from addiffusion_env.errors import RunFolderError, WeightsError
+
+FORMAT = 1
+WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a policy needs besides its weights.
+
+    Attributes:
+        environment: the environment's settings that it was trained on.
+        observation: key -> (low, length) of the observation.
+        net_arch: widths of the hidden layers for policy and value.
+        highest_price: the NFE price that is shown as 1.
+        default_price: used when neither a price nor a target is given.
+        frontier: (price, mean NFE) pairs measured on training prompts, falling in NFE, for ``target_nfe``.
+        provenance: how it was made: command, seed, steps, figures.
+    """
+
+    environment: Mapping[str, Any]
+    observation: Mapping[str, tuple[float, int]]
+    net_arch: Mapping[str, list[int]]
+    highest_price: float
+    default_price: float
+    frontier: tuple[tuple[float, float], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def space(self) -> spaces.Dict:
+        """The observation space."""
+        boxes = {key: spaces.Box(low, 1.0, (dim,), np.float32) for key, (low, dim) in self.observation.items()}
+        return spaces.Dict(boxes)
+
+    def price_for(self, target_nfe: float) -> float:
+        """The price at which the policy spent ``target_nfe`` on average, interpolated on the frontier."""
+        if not self.frontier:
+            return self.default_price
+        ordered = sorted(self.frontier, key=lambda pair: pair[1])
+        return float(np.interp(target_nfe, [nfe for _, nfe in ordered], [price for price, _ in ordered]))
+
+
+def describe_space(space: spaces.Dict) -> dict[str, tuple[float, int]]:
+    """A Dict of one-dimensional Boxes as plain numbers."""
+    return {key: (float(box.low.min()), int(box.shape[0])) for key, box in space.spaces.items()}  # type: ignore[union-attr,attr-defined,index]
+
+
+def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
+    """Writes a policy's folder, each file under another name first.
+
+    Raises:
+        RunFolderError: when it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # save_model knows that SB3 lists a shared features extractor three times.
+        save_model(policy, str(folder / f".{WEIGHTS_FILE}"))
+        text = json.dumps({"format": FORMAT, **_plain(config)}, indent=2)
+        (folder / f".{CONFIG_FILE}").write_text(text, encoding="utf-8")
+        os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
+        os.replace(folder / f".{CONFIG_FILE}", folder / CONFIG_FILE)
+    except OSError as error:
+        raise RunFolderError(f"cannot write the policy to {folder}: {error}", "choose a folder that can be written") from error
+
+
+def _plain(config: PolicyConfig) -> dict[str, Any]:
+    return {
+        "environment": dict(config.environment),
+        "observation": {key: list(value) for key, value in config.observation.items()},
+        "net_arch": {key: list(value) for key, value in config.net_arch.items()},
+        "highest_price": config.highest_price,
+        "default_price": config.default_price,
+        "frontier": [list(pair) for pair in config.frontier],
+        "provenance": dict(config.provenance),
+    }
+
+
+def load_config(folder: Path) -> PolicyConfig:
+    """Reads a policy's configuration.
+
+    Raises:
+        WeightsError: when the folder holds no policy, or one of another format.
+    """
+    try:
+        raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"no policy in {folder}: {CONFIG_FILE} is missing", "name a run's policy folder, or 'emoji'") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again") from error
+    if raw.pop("format", None) != FORMAT:
+        raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
+    raw["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in raw["observation"].items()}
+    raw["frontier"] = tuple((float(price), float(nfe)) for price, nfe in raw["frontier"])
+    return PolicyConfig(**raw)
+
+
+def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, PolicyConfig]:
+    """Loads a policy for inference.
+
+    Raises:
+        WeightsError: when a file is missing, damaged or does not fit.
+    """
+    config = load_config(folder)
+    policy = AdDiffusionPolicy(
+        config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch={key: list(w) for key, w in config.net_arch.items()}
+    )
+    try:
+        load_model(policy, folder / WEIGHTS_FILE)
+    except Exception as error:  # safetensors and torch raise many kinds for damaged files
+        raise WeightsError(f"{folder / WEIGHTS_FILE} cannot be loaded: {error}", "copy the folder again, or train again") from error
+    return policy.to(torch.device(device)).eval(), config

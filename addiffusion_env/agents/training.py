@@ -1,0 +1,128 @@
+"""What `train_sb3.py` is made of: the algorithm, its warm start, the run folder, resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecMonitor
+
+from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
+from addiffusion_env import __version__
+from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ResumeError, RunFolderError, unknown
+
+ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
+    "ppo": (PPO, AdDiffusionPolicy),
+    "maskable_ppo": (MaskablePPO, MaskableAdDiffusionPolicy),
+}
+"""Config name -> (algorithm, policy class)."""
+
+MAY_CHANGE = ("run_dir", "resume", "total_timesteps", "checkpoint_every", "report", "progress_bar", "device")
+"""Configuration keys that a resumed run may change; any other makes it another run."""
+
+
+def run_folder(path: str | Path) -> Path:
+    """Makes a run's folder and checks that it can be written.
+
+    Raises:
+        RunFolderError: when it cannot.
+    """
+    folder = Path(path).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"run folder {folder} cannot be written: {error}", "choose another with run_dir=...") from error
+    return folder
+
+
+def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
+    """Saves the resolved configuration beside the run, and holds a resumed run to it.
+
+    Raises:
+        ResumeError: when checkpoints are there and a key that matters has changed; nothing is written then.
+    """
+    path = folder / "config.json"
+    if resume and path.is_file() and checkpoints(folder / "checkpoints"):
+        old = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in {**old, **config} if key not in MAY_CHANGE and old.get(key) != config.get(key)]
+        if changed:
+            shown = "; ".join(f"{key}: {old.get(key)!r} -> {config.get(key)!r}" for key in changed)
+            raise ResumeError(
+                f"run {folder} was made with another configuration ({shown})",
+                "put those keys back, choose another run_dir, or start anew with resume=never",
+            )
+    temporary = folder / ".config.json"
+    temporary.write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def make_model(algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str) -> BaseAlgorithm:
+    """A fresh agent.
+
+    Raises:
+        UnknownNameError: for another algorithm.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", algorithm, ALGORITHMS)
+    kind, policy = ALGORITHMS[algorithm]
+    return kind(policy, env, seed=seed, device=device, verbose=0, **settings)
+
+
+def resume_or_make(
+    algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str, folder: Path, resume: bool
+) -> tuple[BaseAlgorithm, bool]:
+    """The agent of the newest checkpoint, or a fresh one; and whether it was resumed.
+
+    Global random generators are put where the checkpoint left them, so that the run goes on as if uninterrupted.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", algorithm, ALGORITHMS)
+    found = load_latest(ALGORITHMS[algorithm][0], folder / "checkpoints", env, device=device) if resume else None
+    if found is None:
+        return make_model(algorithm, env, settings, seed, device), False
+    model, state = found
+    set_rng_state(state["rng"])
+    return model, True
+
+
+def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
+    """TensorBoard files go to ``<run>/tensorboard``; a resumed run writes on into the same folder."""
+    model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+
+
+def export_policy(folder: Path, model: BaseAlgorithm, config: Mapping[str, Any]) -> Path:
+    """Saves the trained policy in the plain format, with what it was trained on."""
+    low, high = EnvSettings.of(**config["env"]).price_range()
+    provenance = {
+        "algorithm": config["algorithm"],
+        "decisions": model.num_timesteps,
+        "seed": config["seed"],
+        "version": __version__,
+        "run_dir": str(config["run_dir"]),
+    }
+    space = model.observation_space
+    assert isinstance(space, spaces.Dict)
+    described = PolicyConfig(
+        environment=config["env"],
+        observation=describe_space(space),
+        net_arch={key: list(widths) for key, widths in NET_ARCH.items()},
+        highest_price=high,
+        default_price=(low + high) / 2,
+        provenance=provenance,
+    )
+    save_policy(folder, model.policy, described)
+    return folder

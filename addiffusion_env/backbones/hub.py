@@ -1,0 +1,193 @@
+"""Where weights come from: a local path, or the Hugging Face hub. One way to fail, which says what to do.
+
+Everything that a backbone or a scorer loads passes through here, so that "the weights are not there" reads the same
+for all of them: which id, where it was looked for, why it cannot be had, the command that fetches it, and the
+environment that works without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.errors import WeightsError
+
+WORKS_OFFLINE = "AdDiffusion-Emoji-v0 needs no download and works now"
+
+# Class names, since huggingface_hub has moved these classes between modules from one minor version to the next.
+REASONS = {
+    "GatedRepoError": "its licence has not been accepted from this account (gated repository)",
+    "RepositoryNotFoundError": "the hub has no such repository, or a private one",
+    "RevisionNotFoundError": "the repository has no such revision",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set",
+    "LocalEntryNotFoundError": "it is not cached, and the hub cannot be reached",
+    "EntryNotFoundError": "the repository has no such file",
+    "RemoteEntryNotFoundError": "the repository has no such file",
+    "ConnectError": "no network",
+    "ConnectionError": "no network",
+    "ConnectTimeout": "no network",
+}
+
+
+def cache_folder() -> Path:
+    """The hub's cache: ``HF_HUB_CACHE``, or ``~/.cache/huggingface/hub``."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from or during, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a download failed, in a few words: the most telling of an error and its causes."""
+    from huggingface_hub import constants
+
+    names = [kind.__name__ for cause in causes(error) for kind in type(cause).__mro__]
+    if constants.HF_HUB_OFFLINE:
+        return REASONS["OfflineModeIsEnabled"]
+    # In this order: "not cached" is often only the consequence of one of the others.
+    order = [name for name in REASONS if name != "LocalEntryNotFoundError"]
+    for name in [*order, "LocalEntryNotFoundError"]:
+        if name in names:
+            return REASONS[name]
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path | None = None) -> WeightsError:
+    """The error for weights that are neither in the cache nor downloadable.
+
+    Args:
+        repo_id: hub id, for example ``"THUDM/ImageReward"``.
+        files: the files wanted; empty for the whole repository.
+        reason: what the attempt ended with, in a few words.
+        looked_in: the cache that was searched; by default the hub's.
+    """
+    folder = looked_in or cache_folder() / f"models--{repo_id.replace('/', '--')}"
+    command = " ".join(["hf download", repo_id, *files])
+    licence = ""
+    if reason == REASONS["GatedRepoError"]:
+        licence = f"accept the licence at https://huggingface.co/{repo_id}, run `hf auth login`; "
+    return WeightsError(
+        f"{repo_id} ({', '.join(files) or 'whole repository'}) is not in {folder} and cannot be fetched: {reason}",
+        f"{licence}on a machine with network run `{command}`; {WORKS_OFFLINE}",
+    )
+
+
+def hub_file(repo_id: str, filename: str) -> Path:
+    """The local path of one file of a hub repository, downloaded when it is not cached.
+
+    Raises:
+        WeightsError: naming the id, the cache that was searched and the command that fetches the file.
+    """
+    from huggingface_hub import hf_hub_download
+
+    # A machine without network ends in a subclass of OSError or in the HTTP library's own error, by hub version.
+    try:
+        return Path(hf_hub_download(repo_id, filename))
+    except Exception as error:
+        raise unavailable(repo_id, [filename], reason_of(error)) from error
+
+
+def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
+    """The local snapshot of a hub repository, downloaded when it is not cached.
+
+    Args:
+        repo_id: hub id, for example ``"facebook/dinov2-small"``.
+        patterns: file name patterns to fetch; empty for all files.
+
+    Raises:
+        WeightsError: as :func:`hub_file`.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns) or None))
+    except Exception as error:
+        raise unavailable(repo_id, [], reason_of(error)) from error
+
+
+def looks_like_path(name_or_path: str | Path) -> bool:
+    """Whether ``name_or_path`` can only be a path: hub ids hold one slash at most and do not begin like one.
+
+    >>> [looks_like_path(x) for x in ("facebook/dinov2-small", "gpt2", "./clip", "/data/clip", "a/b/c")]
+    [False, False, True, True, True]
+    """
+    text = str(name_or_path)
+    return isinstance(name_or_path, Path) or text.startswith((".", "~", "/", "\\")) or text.count("/") > 1
+
+
+def folder_of(name_or_path: str | Path, patterns: Sequence[str] = ()) -> Path:
+    """The local folder of a model: ``name_or_path`` itself when it is one, else its hub snapshot.
+
+    Raises:
+        WeightsError: when it is a path and no such folder exists, or a hub id that cannot be had.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if looks_like_path(name_or_path):
+        raise WeightsError(
+            f"no such folder: {path}", f"give a model folder or a hub id of the form 'owner/name'; {WORKS_OFFLINE}"
+        )
+    return hub_folder(str(name_or_path), patterns)
+
+
+def file_in(folder: Path, *names: str) -> Path:
+    """The first of ``names`` that exists in ``folder``.
+
+    Raises:
+        WeightsError: when none does; the folder's files are listed.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    found = ", ".join(sorted(os.listdir(folder))[:8]) if folder.is_dir() else "no such folder"
+    raise WeightsError(f"{folder} holds none of {', '.join(names)} (it holds: {found})", "point to the model's folder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        WeightsError: when the file is missing or is not one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {error}", "download the file again") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} holds a {type(value).__name__}, expected a JSON object", "check which file it is")
+    return value
+
+
+def check_safetensors(path: Path) -> None:
+    """Checks that a ``.safetensors`` file is as long as its header says: a download that broke off is shorter.
+
+    Raises:
+        WeightsError: naming the file, its length and the length expected.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            # A header is a few hundred kilobytes at most; a larger number means that this is no such file.
+            header: dict[str, Any] = json.loads(file.read(length)) if length < 100_000_000 else {}
+        expected = (
+            8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        cause = f"{path} ({size} bytes) is no complete safetensors file: its header cannot be read"
+        raise WeightsError(cause, f"delete it and download it again; {WORKS_OFFLINE}") from error
+    if size != expected:
+        cause = f"{path} is cut off: {size} bytes, expected {expected}"
+        raise WeightsError(cause, f"delete it and download it again; {WORKS_OFFLINE}")

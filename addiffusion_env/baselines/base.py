@@ -1,0 +1,126 @@
+"""What a method is: a way of spending evaluations on a picture. Policies and baselines are run alike."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.engine.episode import Episode, play
+from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
+from addiffusion_env.engine.requests import Decide, Request
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import LookScorers
+
+EpisodeProgram = Generator[Request, Any, Episode]
+
+SEED_STRIDE = 1_000_003
+"""Try ``j`` of a picture with seed ``s`` draws the noise of seed ``s + SEED_STRIDE * j``: try 0 is the picture that
+every one-try method starts from, and no two tries of seeds below the stride share noise."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way of making pictures, run by :func:`addiffusion_env.evaluation.runner.evaluate`."""
+
+    @property
+    def name(self) -> str:
+        """The specification that makes it (``"fixed:20"``); unique within an evaluation."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it needs previews to decide; blind methods save their cost."""
+
+    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+        """Told once, before :meth:`process`, what it will run on."""
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """The decision process that it runs under, made from the evaluation's own."""
+
+    def program(
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+    ) -> EpisodeProgram:
+        """The making of one picture, as a program of the engine."""
+
+    def decide(self, requests: Sequence[Decide]) -> list[int]:
+        """One action for each lane that waits for one."""
+
+
+class BaseMethod:
+    """What most methods share: no preparation, the base process, one episode, always continue.
+
+    Attributes:
+        usage: how its specification is written, for error messages.
+        looks: see :class:`Method`.
+    """
+
+    usage: ClassVar[str]
+    looks: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The specification that makes it."""
+        raise NotImplementedError
+
+    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+        """Needs to know nothing."""
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """The base process as it is."""
+        return base
+
+    def program(
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+    ) -> EpisodeProgram:
+        """One plain episode."""
+        return play(backbone, process, prompt, seed, looks=self.looks, keep_strip=keep_strip)
+
+    def decide(self, requests: Sequence[Decide]) -> list[int]:
+        """Always continue."""
+        return [int(Action.CONTINUE)] * len(requests)
+
+
+def fixed_schedule(base: ProcessConfig, steps: int, spacing: str = "trailing") -> ProcessConfig:
+    """A schedule of ``steps`` evaluations with the solver and guidance of ``base``, one decision each, no refinement.
+
+    Trailing spacing is the strongest fixed-step choice where few steps are taken (arXiv:2305.08891, section 3.3).
+    """
+    return replace(base, steps=steps, spacing=spacing, decide_every=1, refine=REFINE_PRESETS["off"])
+
+
+def read_numbers(method: type[BaseMethod], text: str, kinds: Sequence[type], separator: str, optional: int = 0) -> list:
+    """Reads the part of a specification after the colon.
+
+    Args:
+        method: whose it is; its ``usage`` is shown on error.
+        text: ``"8,6"``.
+        kinds: ``int`` or ``float`` for each number.
+        separator: between them.
+        optional: how many may be left out at the end.
+
+    Raises:
+        ConfigError: for another form.
+    """
+    parts = [part.strip() for part in text.split(separator)]
+    if not len(kinds) - optional <= len(parts) <= len(kinds):
+        raise _misread(method, text)
+    try:
+        return [kind(part) for kind, part in zip(kinds, parts, strict=False)]
+    except ValueError as error:
+        raise _misread(method, text) from error
+
+
+def _misread(method: type[BaseMethod], text: str) -> ConfigError:
+    return ConfigError(f"a method is written {method.usage!r}, got {text!r} after the colon", "for example fixed:20")
+
+
+def require_at_least(name: str, what: str, value: float, least: float) -> None:
+    """Refuses a number of steps or tries that is too small.
+
+    Raises:
+        ConfigError: naming the method and the number.
+    """
+    if not value >= least:
+        raise ConfigError(f"{name}: {what} must be at least {least}, got {value}", "raise it")

@@ -1,0 +1,62 @@
+"""Best of n: several pictures, the one kept that the preference scorer likes best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.base import (
+    SEED_STRIDE,
+    BaseMethod,
+    EpisodeProgram,
+    fixed_schedule,
+    read_numbers,
+    require_at_least,
+)
+from addiffusion_env.baselines.tries import best_try
+from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.prompts.base import Prompt
+
+
+@dataclass(frozen=True)
+class BestOf(BaseMethod):
+    """``tries`` pictures of ``steps`` evaluations each, all counted.
+
+    Attributes:
+        tries: n.
+        steps: evaluations a try.
+    """
+
+    tries: int
+    steps: int
+
+    usage: ClassVar[str] = "best_of:TRIESxSTEPS"
+
+    def __post_init__(self) -> None:
+        require_at_least("best_of", "TRIES and STEPS", min(self.tries, self.steps), 1)
+
+    @classmethod
+    def parse(cls, text: str) -> BestOf:
+        """``"3x6"``."""
+        return cls(*read_numbers(cls, text, (int, int), "x"))
+
+    @property
+    def name(self) -> str:
+        """``best_of:3x6``."""
+        return f"best_of:{self.tries}x{self.steps}"
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """A fixed schedule."""
+        return fixed_schedule(base, self.steps)
+
+    def program(
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+    ) -> EpisodeProgram:
+        """All tries, one after the other."""
+        tries = []
+        for index in range(self.tries):
+            drawn = seed + SEED_STRIDE * index
+            tries.append((yield from play(backbone, process, prompt, drawn, looks=False, keep_strip=keep_strip)))
+        return best_try(tries)

@@ -1,0 +1,55 @@
+"""Stop every picture at the same step: a policy that has learned nothing about prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from addiffusion_env.baselines.base import BaseMethod, read_numbers, require_at_least
+from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
+from addiffusion_env.engine.requests import Decide
+from addiffusion_env.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ConstantStop(BaseMethod):
+    """Takes ``steps`` evaluations of the base schedule and lands, as the base process lands.
+
+    Attributes:
+        steps: evaluations before the stop; 0 lands from the start.
+    """
+
+    steps: int
+
+    usage: ClassVar[str] = "stop:STEPS"
+
+    def __post_init__(self) -> None:
+        require_at_least("stop", "STEPS", self.steps, 0)
+
+    @classmethod
+    def parse(cls, text: str) -> ConstantStop:
+        """``"6"``."""
+        return cls(*read_numbers(cls, text, (int,), ","))
+
+    @property
+    def name(self) -> str:
+        """``stop:6``."""
+        return f"stop:{self.steps}"
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """The base process, one decision a step.
+
+        Raises:
+            ConfigError: when the schedule ends before the stop.
+        """
+        if self.steps >= base.steps:
+            raise ConfigError(
+                f"{self.name} never stops on a schedule of {base.steps} steps",
+                f"use stop:0 to stop:{base.steps - 1}, or fixed:{self.steps}",
+            )
+        return replace(base, decide_every=1, refine=REFINE_PRESETS["off"])
+
+    def decide(self, requests: Sequence[Decide]) -> list[int]:
+        """Stop once the steps are done."""
+        return [int(Action.STOP if request.lane.step >= self.steps else Action.CONTINUE) for request in requests]

@@ -1,0 +1,63 @@
+"""A trained policy among the baselines, so that one specification reads them all."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.registry import Registry
+
+# By name, so that baselines do not depend on Stable-Baselines3 until a policy is asked for.
+_LEARNED = Registry("policy", {"learned": "addiffusion_env.agents.learned:LearnedMethod"})
+
+
+class LearnedPolicy:
+    """Reads ``policy:FOLDER`` and ``policy:FOLDER@PRICE``."""
+
+    usage: ClassVar[str] = "policy:FOLDER[@PRICE]"
+
+    @staticmethod
+    def parse(text: str) -> Any:
+        """Loads the policy of a run's folder, at a price of its own or the one given.
+
+        It is named after the run's folder and its price, and carries a ``fingerprint`` of the files, so that the
+        records of a policy that was trained again under the same name are not taken for the new one's.
+
+        Raises:
+            WeightsError: when the folder holds no policy.
+            ConfigError: when the price is not a number of at least 0.
+        """
+        folder, at, price = text.rpartition("@")
+        if not at:
+            folder, price = text, ""
+        method = _LEARNED.load("learned").from_run(folder, price=_price(price))
+        run = Path(folder).parent if Path(folder).name == "policy" else Path(folder)
+        method.name = f"policy:{run.name}@{method.price:g}"
+        if Path(folder).is_dir():
+            method.fingerprint = folder_digest(Path(folder))
+        return method
+
+
+def _price(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        price = float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"the price of a policy must be a number, got {text!r}", "write policy:FOLDER@0.01"
+        ) from error
+    if not price >= 0:
+        raise ConfigError(f"the price of a policy must be at least 0, got {text!r}", "write policy:FOLDER@0.01")
+    return price
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over names and contents of a policy folder's files (a run's ``policy`` folder where there is one)."""
+    folder = folder / "policy" if (folder / "policy").is_dir() else folder
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""A rule that sees the prompt alone: more steps where it names a colour. A policy that looks must beat it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.base import (
+    BaseMethod,
+    EpisodeProgram,
+    fixed_schedule,
+    read_numbers,
+    require_at_least,
+)
+from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts.emoji_grammar import Scene, parse
+from addiffusion_env.prompts.emoji_vocabulary import COLORS
+
+_COLOUR = re.compile(rf"\b({'|'.join(COLORS)})\b", re.IGNORECASE)
+
+
+def names_colour(prompt: Prompt) -> bool:
+    """Whether a prompt asks for a colour. A scene is asked, not its words: "an orange" is a fruit.
+
+    >>> names_colour(Prompt.of("a photo of an orange")), names_colour(Prompt.of("a photo of an orange car"))
+    (False, True)
+    """
+    scene = prompt.requirements if isinstance(prompt.requirements, Scene) else parse(prompt.text)
+    if scene is not None:
+        return any(group.color for group in scene.groups)
+    return _COLOUR.search(prompt.text) is not None
+
+
+@dataclass(frozen=True)
+class PromptRule(BaseMethod):
+    """A fixed schedule of one length for prompts with a colour word, of another for the rest.
+
+    Attributes:
+        coloured: steps with a colour word.
+        plain: steps without.
+    """
+
+    coloured: int
+    plain: int
+
+    usage: ClassVar[str] = "prompt_rule:STEPS_WITH_COLOUR,STEPS_WITHOUT"
+
+    def __post_init__(self) -> None:
+        require_at_least("prompt_rule", "STEPS", min(self.coloured, self.plain), 1)
+
+    @classmethod
+    def parse(cls, text: str) -> PromptRule:
+        """``"8,6"``."""
+        return cls(*read_numbers(cls, text, (int, int), ","))
+
+    @property
+    def name(self) -> str:
+        """``prompt_rule:8,6``."""
+        return f"prompt_rule:{self.coloured},{self.plain}"
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """The schedule of coloured prompts; :meth:`program` shortens it for the others."""
+        return fixed_schedule(base, self.coloured)
+
+    def program(
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+    ) -> EpisodeProgram:
+        """One episode on the schedule that the prompt earns."""
+        steps = self.coloured if names_colour(prompt) else self.plain
+        return play(backbone, replace(process, steps=steps), prompt, seed, looks=False, keep_strip=keep_strip)

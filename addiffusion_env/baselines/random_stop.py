@@ -1,0 +1,58 @@
+"""Stop at random: spends different amounts on different prompts, and knows nothing about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from addiffusion_env.baselines.base import BaseMethod, read_numbers
+from addiffusion_env.engine.lane import Lane
+from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
+from addiffusion_env.engine.requests import Decide
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.seeding import stable_hash
+
+
+@dataclass(frozen=True)
+class RandomStop(BaseMethod):
+    """Stops with the same probability at every decision.
+
+    The draw is a hash of prompt, seed and decision, so a picture does not depend on what else is being made.
+
+    Attributes:
+        probability: of a stop, in [0, 1].
+    """
+
+    probability: float
+
+    usage: ClassVar[str] = "random:PROBABILITY"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ConfigError(f"random: PROBABILITY must be in [0, 1], got {self.probability}", "use random:0.1")
+
+    @classmethod
+    def parse(cls, text: str) -> RandomStop:
+        """``"0.1"``."""
+        return cls(*read_numbers(cls, text, (float,), ","))
+
+    @property
+    def name(self) -> str:
+        """``random:0.1``."""
+        return f"random:{self.probability:g}"
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """The base process without refinement."""
+        return replace(base, refine=REFINE_PRESETS["off"])
+
+    def decide(self, requests: Sequence[Decide]) -> list[int]:
+        """Stop where the draw falls below the probability."""
+        return [
+            int(Action.STOP if _uniform(request.lane) < self.probability else Action.CONTINUE) for request in requests
+        ]
+
+
+def _uniform(lane: Lane) -> float:
+    """A number in [0, 1) that belongs to this decision of this picture."""
+    return stable_hash("random stop", lane.prompt.prompt_id, lane.seed, len(lane.actions)) / 2**63

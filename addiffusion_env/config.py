@@ -1,0 +1,105 @@
+"""Hydra configurations, checked before anything runs: a mistyped key gets the nearest known one."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.errors import AdDiffusionError, ConfigError, nearest
+
+HYDRA_FLAGS = re.compile(r"^(-|hydra[./]|hydra=)")
+
+
+def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]) -> None:
+    """Composes a configuration once, to refuse what Hydra would refuse, in this project's words.
+
+    Raises:
+        ConfigError: for an unknown key, group or option, with the nearest known one.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    wanted = [item for item in overrides if not HYDRA_FLAGS.match(item)]
+    sweep = any(item in ("-m", "--multirun") for item in overrides)
+    if sweep:  # a sweep's comma lists are not one configuration
+        wanted = [item for item in wanted if "," not in item]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        base = compose(config_name)
+        try:
+            compose(config_name, overrides=wanted)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explain(error, base, wanted, config_dir) from error
+
+
+def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> ConfigError:
+    known = dotted_keys(base)
+    for item in overrides:
+        key = item.lstrip("+~").split("=", 1)[0]
+        if (config_dir / key).is_dir():
+            options = sorted(path.stem for path in (config_dir / key).glob("*.yaml"))
+            value = item.split("=", 1)[-1]
+            if value not in (*options, "null"):
+                return ConfigError(f"configs/{key} has no option {value!r}", nearest(value, options))
+        elif key not in known:
+            return ConfigError(f"the configuration has no key {key!r}", nearest(key, known))
+    return ConfigError(str(error).splitlines()[0], f"known keys: {', '.join(known)}")
+
+
+def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every key of a nested configuration in Hydra's dotted form.
+
+    >>> dotted_keys({"a": 1, "b": {"c": 2}})
+    ['a', 'b', 'b.c']
+    """
+    keys = []
+    for key in config:
+        name = f"{prefix}{key}"
+        keys.append(name)
+        value = config[key]
+        if isinstance(value, Mapping) or hasattr(value, "items"):
+            keys += dotted_keys(value, name + ".")
+    return keys
+
+
+def dotted_values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested configuration under Hydra's dotted names.
+
+    >>> dotted_values({"a": 1, "b": {"c": 2}})
+    {'a': 1, 'b.c': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found.update(dotted_values(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def friendly(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a script's function: errors that a user can mend are printed as two lines, without a traceback (exit 2)."""
+
+    @functools.wraps(main)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except AdDiffusionError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return guarded
+
+
+@friendly
+def run_script(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
+    """Runs a Hydra script after checking its overrides."""
+    if not any(item in ("--help", "-h", "--hydra-help", "--info", "--cfg") for item in sys.argv[1:]):
+        check_overrides(config_dir, config_name, sys.argv[1:])
+    main()

@@ -1,0 +1,192 @@
+"""Collapse watch: whether a policy does the same for every prompt, and what it leaves on the table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from addiffusion_env.engine.process import Action
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.tables import common, measure
+
+
+@dataclass(frozen=True)
+class CollapseLimits:
+    """From where on behaviour counts as collapsed.
+
+    Attributes:
+        constant_share: this share of pictures, or more, treated exactly alike.
+        step_entropy: this entropy of actions over prompts, or less, in bits a decision.
+    """
+
+    constant_share: float = 0.95
+    step_entropy: float = 0.05
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How much a method's actions vary from prompt to prompt.
+
+    Attributes:
+        pictures: how many were looked at.
+        action_shares: of continue, stop and refine in all actions; sums to 1.
+        step_entropy: bits: the entropy over pictures of the action at each decision, averaged over decisions by how
+            many pictures were still in the making. 0 when every picture is treated alike.
+        behaviours: how many different (actions, NFE) there were.
+        behaviour_entropy: bits: the entropy of these over pictures.
+        constant_share: share of the commonest.
+        nfe_spread: standard deviation of NFE over pictures.
+        collapsed: see :class:`CollapseLimits`.
+        reason: in words.
+    """
+
+    pictures: int
+    action_shares: tuple[float, float, float]
+    step_entropy: float
+    behaviours: int
+    behaviour_entropy: float
+    constant_share: float
+    nfe_spread: float
+    collapsed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Regret:
+    """What was left on the table, in utility: preference minus price times NFE, standard deviations.
+
+    The best constant is chosen in hindsight on these very pictures, and the oracle knows the preference of every
+    constant's picture before it chooses, so both flatter the comparator. Correctness, which chose nothing, is beside.
+
+    Attributes:
+        price: of one NFE.
+        utility: of the policy, mean over pictures.
+        best_constant: its name.
+        constant_utility: its mean utility.
+        to_constant: ``constant_utility - utility``: below 0 the policy has beaten it.
+        oracle_utility: mean of the best utility among the constants, picture by picture.
+        to_oracle: ``oracle_utility - utility``.
+        oracle_nfe: mean NFE of the oracle's choices.
+        oracle_correct: share correct among them; NaN without verdicts.
+        pictures: that all of them have made.
+    """
+
+    price: float
+    utility: float
+    best_constant: str
+    constant_utility: float
+    to_constant: float
+    oracle_utility: float
+    to_oracle: float
+    oracle_nfe: float
+    oracle_correct: float
+    pictures: int
+
+
+def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -> Behaviour:
+    """Measures how much a method's behaviour depends on the picture.
+
+    Raises:
+        ConfigError: without records.
+    """
+    if not records:
+        raise ConfigError("behaviour of a method without records", "evaluate it first")
+    limits = limits or CollapseLimits()
+    kinds = Counter((record.actions, record.nfe) for record in records)
+    commonest, times = kinds.most_common(1)[0]
+    share = times / len(records)
+    step = step_entropy([record.actions for record in records])
+    taken = Counter(action for record in records for action in record.actions)
+    total = max(1, taken.total())
+    collapsed, reason = _verdict(share, step, commonest, limits)
+    return Behaviour(
+        pictures=len(records),
+        action_shares=(taken[0] / total, taken[1] / total, taken[2] / total),
+        step_entropy=step,
+        behaviours=len(kinds),
+        behaviour_entropy=entropy(kinds.values()),
+        constant_share=share,
+        nfe_spread=float(np.std([record.nfe for record in records])),
+        collapsed=collapsed,
+        reason=reason,
+    )
+
+
+def _verdict(
+    share: float, step: float, commonest: tuple[tuple[int, ...], float], limits: CollapseLimits
+) -> tuple[bool, str]:
+    words = f"{share:.0%} of pictures are treated alike ({describe(commonest[0])}, {commonest[1]:g} NFE)"
+    if share >= limits.constant_share:
+        return True, f"{words}; from {limits.constant_share:.0%} on that is a constant"
+    if step <= limits.step_entropy and share > 0.5:
+        return True, f"{words}, and actions vary by {step:.3f} bits a decision, at most {limits.step_entropy:g}"
+    return False, f"{words}; actions vary by {step:.2f} bits a decision"
+
+
+def describe(actions: Sequence[int]) -> str:
+    """Actions in words, runs counted.
+
+    >>> describe([0, 0, 2, 1])
+    'continue x2, refine, stop'
+    """
+    runs: list[list[int]] = []
+    for action in actions:
+        if runs and runs[-1][0] == action:
+            runs[-1][1] += 1
+        else:
+            runs.append([action, 1])
+    return ", ".join(Action(a).name.lower() + (f" x{n}" if n > 1 else "") for a, n in runs) or "nothing"
+
+
+def step_entropy(sequences: Sequence[Sequence[int]]) -> float:
+    """Bits a decision: entropy over pictures of the action at each decision, weighted by pictures that got there."""
+    longest = max((len(actions) for actions in sequences), default=0)
+    bits, weight = 0.0, 0
+    for decision in range(longest):
+        counts = Counter(actions[decision] for actions in sequences if len(actions) > decision)
+        bits += entropy(counts.values()) * counts.total()
+        weight += counts.total()
+    return bits / weight if weight else 0.0
+
+
+def entropy(counts: Iterable[int]) -> float:
+    """Shannon entropy of counts, in bits.
+
+    >>> entropy([2, 2]), entropy([5])
+    (1.0, 0.0)
+    """
+    values = np.array([count for count in counts if count > 0], dtype=np.float64)
+    shares = values / values.sum()
+    return float(abs(-(shares * np.log2(shares)).sum()))
+
+
+def regret(policy: Sequence[Record], constants: Mapping[str, Sequence[Record]], price: float) -> Regret | None:
+    """What a policy left on the table against constant methods; ``None`` when they share no pictures."""
+    names = list(constants)
+    groups = common([policy, *(constants[name] for name in names)])
+    if not names or not groups[0]:
+        return None
+    utility = np.array([[record.preference - price * record.nfe for record in group] for group in groups])
+    means = utility.mean(1)
+    best = int(means[1:].argmax())
+    chosen = utility[1:].argmax(0)
+    picks = [groups[1 + row][place] for place, row in enumerate(chosen)]
+    verdicts = np.array([measure(record, "correct") for record in picks])
+    known = verdicts[np.isfinite(verdicts)]
+    oracle = float(utility[1:].max(0).mean())
+    return Regret(
+        price=price,
+        utility=float(means[0]),
+        best_constant=names[best],
+        constant_utility=float(means[1 + best]),
+        to_constant=float(means[1 + best] - means[0]),
+        oracle_utility=oracle,
+        to_oracle=float(oracle - means[0]),
+        oracle_nfe=float(np.mean([record.nfe for record in picks])),
+        oracle_correct=float(known.mean()) if len(known) else float("nan"),
+        pictures=len(groups[0]),
+    )

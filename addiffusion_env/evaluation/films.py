@@ -1,0 +1,151 @@
+"""Film strips: what a method saw and did on its best, median and worst picture.
+
+Pictures are functions of prompt, seed and method, so the chosen ones are simply made again, with every preview kept.
+That costs three pictures a method and leaves the timing of the evaluation alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.rendering import ACTION_COLOURS
+from addiffusion_env.errors import RunFolderError
+from addiffusion_env.evaluation.records import Record, by_method
+from addiffusion_env.evaluation.runner import Plan, Stage, png_bytes
+from addiffusion_env.evaluation.store import write_atomically
+from addiffusion_env.evaluation.tables import focus_of
+
+FILMS_FILE = "films.parquet"
+CELL, BAR, CAPTION, COLUMNS = 96, 12, 14, 10
+_INK, _PAPER = (32, 33, 36), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Film:
+    """One picture in the making.
+
+    Attributes:
+        uid: of its record.
+        method: the method's name.
+        role: ``best``, ``median`` or ``worst`` by preference.
+        frames: PNG files: the preview after each action, the finished picture last.
+        actions: one for each frame.
+        preferences: the preference of each frame; NaN where nobody looked.
+    """
+
+    uid: str
+    method: str
+    role: str
+    frames: tuple[bytes, ...]
+    actions: tuple[int, ...]
+    preferences: tuple[float, ...]
+
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string()),
+        pa.field("method", pa.string()),
+        pa.field("role", pa.string()),
+        pa.field("frames", pa.list_(pa.binary())),
+        pa.field("actions", pa.list_(pa.int8())),
+        pa.field("preferences", pa.list_(pa.float64())),
+    ]
+)
+
+
+def cast_roles(records: Iterable[Record]) -> list[tuple[str, Record]]:
+    """(role, record) of a method's best, median and worst picture by preference; fewer when there are fewer."""
+    ordered = sorted(records, key=lambda record: (-record.preference, record.uid))
+    if not ordered:
+        return []
+    places = {"best": 0, "median": len(ordered) // 2, "worst": len(ordered) - 1}
+    chosen: dict[int, str] = {}
+    for role, place in places.items():
+        chosen.setdefault(place, role)
+    return [(role, ordered[place]) for place, role in chosen.items()]
+
+
+def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_dir: Path | str) -> list[Film]:
+    """Makes the films of the report's focus and of all methods that look, unless they are there already."""
+    groups = by_method(records)
+    looking = [entry.method.name for entry in plans if entry.method.looks]
+    focus = focus_of([entry.method.name for entry in plans], looking)
+    chosen = [entry for entry in plans if entry.method.name in (focus, *looking)]
+    cast = [(entry, role, record) for entry in chosen for role, record in cast_roles(groups.get(entry.method.name, []))]
+    films = read_films(out_dir)
+    if [(film.uid, film.role) for film in films] == [(record.uid, role) for _, role, record in cast]:
+        return films
+    films = [film for entry in chosen for film in _play(entry, [c for c in cast if c[0] is entry], stage)]
+    table = pa.Table.from_pylist([asdict(film) for film in films], _SCHEMA)
+    try:
+        write_atomically(table, Path(out_dir) / FILMS_FILE, compression="none")
+    except OSError as error:
+        raise RunFolderError(f"cannot write films to {out_dir}: {error.strerror}", "choose another out=") from error
+    return films
+
+
+def _play(entry: Plan, cast: Sequence[tuple[Plan, str, Record]], stage: Stage) -> list[Film]:
+    jobs = {job.uid: job for job in entry.jobs}
+    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=entry.method.decide)
+    wanted = [jobs[record.uid] for _, _, record in cast]
+    episodes: list[Episode] = engine.run(
+        [entry.method.program(stage.backbone, entry.process, job.prompt, job.seed, keep_strip=True) for job in wanted]
+    )
+    return [_film(entry.method.name, role, record, ep) for (_, role, record), ep in zip(cast, episodes, strict=True)]
+
+
+def _film(method: str, role: str, record: Record, episode: Episode) -> Film:
+    """Pairs each action with what it led to: the preview at the next decision, or the finished picture."""
+    frames = (*(png_bytes(pixels) for pixels in episode.strip), png_bytes(episode.picture.pixels()))
+    preferences = (*episode.preferences[1:], float(episode.picture.look.preference[0]))
+    return Film(record.uid, method, role, frames, tuple(episode.lane.actions), preferences)
+
+
+def read_films(out_dir: Path | str) -> list[Film]:
+    """The films of a run's folder; none when they were not made or cannot be read."""
+    path = Path(out_dir) / FILMS_FILE
+    if not path.exists():
+        return []
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException):
+        return []  # they are made again from the records
+    return [
+        Film(
+            row["uid"],
+            row["method"],
+            row["role"],
+            tuple(row["frames"]),
+            tuple(row["actions"]),
+            tuple(row["preferences"]),
+        )
+        for row in rows
+    ]
+
+
+def draw_film(film: Film) -> np.ndarray:
+    """A film as one picture, (H, W, 3) uint8: frames in rows of ten, a bar in the action's colour under each."""
+    count = len(film.frames)
+    columns, rows = min(COLUMNS, count), -(-count // COLUMNS)
+    height = CELL + BAR + CAPTION
+    sheet = Image.new("RGB", (columns * CELL, rows * height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, (png, action, preference) in enumerate(zip(film.frames, film.actions, film.preferences, strict=True)):
+        left, top = (place % COLUMNS) * CELL, (place // COLUMNS) * height
+        frame = Image.open(io.BytesIO(png)).convert("RGB").resize((CELL - 4, CELL - 4), Image.Resampling.NEAREST)
+        sheet.paste(frame, (left + 2, top + 2))
+        draw.rectangle((left + 2, top + CELL, left + CELL - 3, top + CELL + BAR - 2), fill=ACTION_COLOURS[action])
+        seen = "" if np.isnan(preference) else f" {preference:+.2f}"
+        draw.text((left + 4, top + CELL + BAR - 1), f"{Action(action).name.lower()}{seen}", fill=_INK)
+    return np.asarray(sheet)

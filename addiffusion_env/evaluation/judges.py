@@ -1,0 +1,94 @@
+"""Held-out judges of finished pictures: they enter no reward, so they decide claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers import SCORERS
+from addiffusion_env.scorers.base import Scorer
+
+
+class VerdictJudge(Protocol):
+    """Says whether pictures show what their prompts require; each verdict has ``correct`` and ``reason``."""
+
+    def verdicts(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Sequence[Any]:
+        """Judges (B, 3, H, W) pictures in [-1, 1] by ``B`` prompts that all have requirements."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judges say of one picture.
+
+    Attributes:
+        correct: the verdict; ``None`` where nobody can say.
+        reason: its reason; empty without a verdict.
+        extra: the other scorers' numbers.
+    """
+
+    correct: bool | None
+    reason: str
+    extra: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges of an evaluation.
+
+    Attributes:
+        verdict: the rule-based judge, or ``None``.
+        scorers: further scorers, by name.
+        batch: most pictures at once.
+    """
+
+    verdict: VerdictJudge | None = None
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    batch: int = 64
+
+    @classmethod
+    def of(cls, names: Sequence[str], backbone: Backbone) -> Judges:
+        """Loads judges by their registry names; those that give verdicts judge correctness.
+
+        Raises:
+            UnknownNameError: for a name that is no scorer.
+            WeightsError: when weights are missing.
+        """
+        verdict: VerdictJudge | None = None
+        scorers: dict[str, Scorer] = {}
+        for name in names:
+            judge = SCORERS.load(name).from_pretrained(device=backbone.device)
+            if hasattr(judge, "verdicts"):
+                verdict = judge
+            else:
+                scorers[name] = judge
+        return cls(verdict, scorers)
+
+    def judge(self, images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[Judgement]:
+        """Judges (3, H, W) pictures in [-1, 1], in batches."""
+        found: list[Judgement] = []
+        for first in range(0, len(images), self.batch):
+            found += self._judge(
+                torch.stack(list(images[first : first + self.batch])), prompts[first : first + self.batch]
+            )
+        return found
+
+    def _judge(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Judgement]:
+        columns = {name: scorer.score(images, prompts).tolist() for name, scorer in self.scorers.items()}
+        verdicts: dict[int, Any] = {}
+        rows = [row for row, prompt in enumerate(prompts) if prompt.requirements is not None]
+        if self.verdict is not None and rows:
+            judged = self.verdict.verdicts(images[rows], [prompts[row] for row in rows])
+            verdicts = dict(zip(rows, judged, strict=True))
+        return [
+            Judgement(
+                correct=bool(verdicts[row].correct) if row in verdicts else None,
+                reason=str(verdicts[row].reason) if row in verdicts else "",
+                extra={name: float(values[row]) for name, values in columns.items()},
+            )
+            for row in range(len(prompts))
+        ]

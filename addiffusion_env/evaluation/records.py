@@ -1,0 +1,149 @@
+"""One record an image: what was made, how, at what cost, and what the judges said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
+
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.engine.process import ProcessConfig
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture of one method.
+
+    Attributes:
+        uid: sha1 of variant, prompt id and seed: the same picture has the same uid in every run.
+        variant: sha1 of method, backbone and process: what changes when any setting does; see :func:`variant_of`.
+        method: the method's name.
+        backbone: the backbone's name.
+        prompt: its text.
+        prompt_id: its stable id.
+        task: the kind of prompt.
+        demands: how many separate things it asks for.
+        seed: the picture's seed.
+        nfe: evaluations spent in all, every try, landing and refinement included.
+        network_calls: network calls spent in all.
+        decisions: how many actions the kept try took.
+        actions: these actions: 0 continue, 1 stop, 2 refine.
+        refinements: how many were tried in it.
+        preference: of the finished picture, standard deviations.
+        clip_score: of the finished picture, raw cosine.
+        correct: the rule-based judge's verdict; ``None`` where the prompt has no requirements.
+        reason: why, in the judge's words; empty where it did not judge.
+        extra: further held-out scorers, by name.
+        seconds: this picture's share of the wall-clock: its network calls times the seconds a network call took,
+            averaged over the method's run so far. Scorers' looks and the policy's decisions are in; judging, encoding
+            and writing are not. Means over a method are honest totals; single values know nothing but the calls.
+    """
+
+    uid: str
+    variant: str
+    method: str
+    backbone: str
+    prompt: str
+    prompt_id: str
+    task: str
+    demands: int
+    seed: int
+    nfe: float
+    network_calls: int
+    decisions: int
+    actions: tuple[int, ...]
+    refinements: int
+    preference: float
+    clip_score: float
+    correct: bool | None
+    reason: str
+    extra: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = float("nan")
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("variant", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("backbone", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("demands", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("nfe", pa.float64(), nullable=False),
+        pa.field("network_calls", pa.int64(), nullable=False),
+        pa.field("decisions", pa.int32(), nullable=False),
+        pa.field("actions", pa.list_(pa.int8()), nullable=False),
+        pa.field("refinements", pa.int32(), nullable=False),
+        pa.field("preference", pa.float64(), nullable=False),
+        pa.field("clip_score", pa.float64(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=True),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("extra", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ],
+    metadata={"format": "addiffusion records 1"},
+)
+"""The parquet schema: one column a field of :class:`Record`, in its order."""
+
+
+def to_table(records: Sequence[Record]) -> pa.Table:
+    """Records as an arrow table of :data:`SCHEMA`."""
+    rows = [{**asdict(record), "extra": list(record.extra.items())} for record in records]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Record]:
+    """The records of a table that :func:`to_table` made."""
+    names = [item.name for item in fields(Record)]
+    return [
+        Record(**{**{name: row[name] for name in names}, "actions": tuple(row["actions"]), "extra": dict(row["extra"])})
+        for row in table.to_pylist()
+    ]
+
+
+def variant_of(method: Method, backbone: str, process: ProcessConfig) -> str:
+    """40 hex digits that change whenever the method, the backbone or a setting of the process does.
+
+    A learned method may carry a ``fingerprint`` of its weights; methods without weights are their name.
+    """
+    fingerprint = str(getattr(method, "fingerprint", ""))
+    settings = {"method": method.name, "fingerprint": fingerprint, "backbone": backbone, "process": asdict(process)}
+    return _sha1(json.dumps(settings, sort_keys=True))
+
+
+def uid_of(variant: str, prompt_id: str, seed: int) -> str:
+    """40 hex digits that name one picture.
+
+    >>> uid_of("v", "p", 0) == uid_of("v", "p", 0) != uid_of("v", "p", 1)
+    True
+    """
+    return _sha1("\x1f".join((variant, prompt_id, str(int(seed)))))
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """One hash for an ordered list of prompt ids or uids."""
+    return _sha1("\n".join(texts))
+
+
+def _sha1(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def by_method(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records grouped by method, in order of first appearance."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.method, []).append(record)
+    return groups
+
+
+def summary_row(record: Record) -> dict[str, Any]:
+    """A record as plain JSON values, for pages and logs."""
+    return {**asdict(record), "actions": list(record.actions), "extra": dict(record.extra)}

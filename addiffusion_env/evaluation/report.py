@@ -1,0 +1,159 @@
+"""summary.json, report.md and one self-contained report.html, from the records of a folder alone."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.errors import RunFolderError
+from addiffusion_env.evaluation.films import read_films
+from addiffusion_env.evaluation.manifest import read_manifest, write_text
+from addiffusion_env.evaluation.plots import figures, save_figures
+from addiffusion_env.evaluation.runner import RECORDS_FOLDER
+from addiffusion_env.evaluation.sections import Figure, Section, Table, sections
+from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.summary import Summary, summarise
+
+PLOTS_FOLDER = "plots"
+TITLE = "AdDiffusion evaluation"
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #202124; max-width: 1080px; margin: 2rem auto; padding: 0 1.2rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #dadce0 }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; margin: .8rem 0 }
+th, td { padding: .28rem .7rem; text-align: left; border-bottom: 1px solid #eceef0; vertical-align: top;
+  font-variant-numeric: tabular-nums } th { background: #f4f5f7 } tr.strong td { background: #fdf0ee; font-weight: 600 }
+figure { margin: 1rem 0 } img { max-width: 100%; height: auto } figcaption { font-size: 13px; color: #5f6368 }
+nav a { margin-right: 1rem } p { max-width: 76ch }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a report is, and what it says.
+
+    Attributes:
+        html: one file with everything in it.
+        markdown: with figures in ``plots`` beside it.
+        summary_json: the numbers.
+        summary: the same, in memory.
+    """
+
+    html: Path
+    markdown: Path
+    summary_json: Path
+    summary: Summary
+
+
+def write_report(out_dir: Path | str) -> Report:
+    """Reads a folder's manifest, records and films; writes its report. The same records give the same report.
+
+    Raises:
+        RunFolderError: when there is no evaluation, none of its records, or the folder cannot be written.
+        MissingPackageError: without the packages of the ``eval`` extra.
+    """
+    folder = Path(out_dir)
+    manifest = read_manifest(folder)
+    records = manifest.select(RecordStore(folder / RECORDS_FOLDER).read())
+    if not records:
+        raise RunFolderError(f"{folder} holds no record of its evaluation", "run eval_sb3.py with this out= again")
+    summary = summarise(records, manifest)
+    films = read_films(folder)
+    drawn = figures(records, summary, films)
+    written = sections(records, summary, manifest, films)
+    try:
+        save_figures(drawn, folder / PLOTS_FOLDER)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {folder / PLOTS_FOLDER}: {error.strerror}", "choose another out="
+        ) from error
+    return Report(
+        html=write_text(folder / "report.html", to_html(TITLE, written, drawn)),
+        markdown=write_text(folder / "report.md", to_markdown(TITLE, written)),
+        summary_json=write_text(folder / "summary.json", json.dumps(_plain(asdict(summary)), indent=1)),
+        summary=summary,
+    )
+
+
+def to_markdown(title: str, written: Sequence[Section]) -> str:
+    """Sections as GitHub Markdown; figures are files in ``plots``."""
+    lines = [f"# {title}", ""]
+    for section in written:
+        lines += [f"## {_md(section.title)}", ""]
+        for part in section.parts:
+            if isinstance(part, Table):
+                lines += _md_table(part)
+            elif isinstance(part, Figure):
+                lines += [f"![{_md(part.caption)}]({PLOTS_FOLDER}/{part.stem}.png)", "", f"*{_md(part.caption)}*"]
+            else:
+                lines.append(_md(part))
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _md_table(table: Table) -> list[str]:
+    rows = [table.head, tuple("---" for _ in table.head)]
+    rows += [
+        tuple(f"**{cell}**" if number == table.strong and cell else cell for cell in map(_md, row))
+        for number, row in enumerate(table.rows)
+    ]
+    return [
+        "| " + " | ".join(_md(cell) if not number else cell for cell in row) + " |" for number, row in enumerate(rows)
+    ]
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) -> str:
+    """Sections as one HTML file: style and figures inside, every text escaped, no script, nothing fetched."""
+    links = "".join(f'<a href="#s{n}">{html.escape(section.title)}</a>' for n, section in enumerate(written))
+    body = "".join(_html_section(number, section, drawn) for number, section in enumerate(written))
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1><nav>{links}</nav>\n{body}</body></html>\n"
+    )
+
+
+def _html_section(number: int, section: Section, drawn: Mapping[str, bytes]) -> str:
+    parts = "\n".join(_html_part(part, drawn) for part in section.parts)
+    return f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>\n{parts}\n</section>\n'
+
+
+def _html_part(part: str | Table | Figure, drawn: Mapping[str, bytes]) -> str:
+    if isinstance(part, Table):
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.head)
+        rows = "".join(
+            f"<tr{' class=strong' if number == part.strong else ''}>"
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            + "</tr>\n"
+            for number, row in enumerate(part.rows)
+        )
+        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+    if isinstance(part, Figure):
+        data = base64.b64encode(drawn[part.stem]).decode()
+        caption = html.escape(part.caption)
+        return f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    return f"<p>{html.escape(part)}</p>"
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON: tuples as lists, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,267 @@
+"""Methods x prompts x seeds -> records, with continuous batching: a lane that ends takes the next prompt at once."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.evaluation.judges import Judgement, Judges
+from addiffusion_env.evaluation.records import Record, uid_of, variant_of
+from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import LookScorers
+
+RECORDS_FOLDER = "records"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every method of an evaluation runs on.
+
+    Attributes:
+        backbone: the model.
+        scorers: what methods see of their pictures.
+        process: the base process; each method makes its own from it.
+        judges: held-out judges of the finished pictures.
+    """
+
+    backbone: Backbone
+    scorers: LookScorers
+    process: ProcessConfig
+    judges: Judges = field(default_factory=Judges)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make."""
+
+    uid: str
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One method's pictures.
+
+    Attributes:
+        method: bound to the stage's backbone.
+        process: what it runs under.
+        variant: see :func:`variant_of`.
+        jobs: prompts in order, the seeds of each together.
+    """
+
+    method: Method
+    process: ProcessConfig
+    variant: str
+    jobs: tuple[Job, ...]
+
+
+def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[int], stage: Stage) -> list[Plan]:
+    """What an evaluation will make.
+
+    Args:
+        methods: with different names.
+        prompts: with different ids.
+        seeds: each makes one picture a prompt; shared by all methods, so differences are paired.
+        stage: the model, its scorers and judges; every method is bound to it.
+
+    Raises:
+        ConfigError: for two methods of one name, two prompts of one id, a seed twice, or nothing to do.
+        CapabilityError: when the backbone cannot do what a method asks.
+    """
+    for what, names in (
+        ("method", [method.name for method in methods]),
+        ("prompt", [prompt.prompt_id for prompt in prompts]),
+        ("seed", [str(seed) for seed in seeds]),
+    ):
+        if not names:
+            raise ConfigError(f"an evaluation needs at least one {what}, got none", f"name a {what}")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"{what} {twice!r} is there more than once", "records are told apart by it: name it once")
+    plans = []
+    for method in methods:
+        method.bind(stage.backbone, stage.scorers)
+        process = method.process(stage.process)
+        process.check(stage.backbone.capabilities, stage.backbone.name)
+        variant = variant_of(method, stage.backbone.name, process)
+        jobs = tuple(
+            Job(uid_of(variant, prompt.prompt_id, seed), prompt, int(seed)) for prompt in prompts for seed in seeds
+        )
+        plans.append(Plan(method, process, variant, jobs))
+    return plans
+
+
+def evaluate(
+    methods: Sequence[Method],
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    stage: Stage,
+    out_dir: Path | str,
+    *,
+    max_lanes: int = 8,
+    shard_size: int = 32,
+    keep_pictures: bool = False,
+    on_records: Callable[[Sequence[Record]], None] | None = None,
+) -> list[Record]:
+    """Makes, judges and records every picture of methods x prompts x seeds that is not recorded yet.
+
+    The whole of :func:`plan` and :func:`carry_out`; see there for arguments, result and errors.
+    """
+    plans = plan(methods, prompts, seeds, stage)
+    return carry_out(
+        plans,
+        stage,
+        out_dir,
+        max_lanes=max_lanes,
+        shard_size=shard_size,
+        keep_pictures=keep_pictures,
+        on_records=on_records,
+    )
+
+
+def carry_out(
+    plans: Sequence[Plan],
+    stage: Stage,
+    out_dir: Path | str,
+    *,
+    max_lanes: int = 8,
+    shard_size: int = 32,
+    keep_pictures: bool = False,
+    on_records: Callable[[Sequence[Record]], None] | None = None,
+) -> list[Record]:
+    """Makes, judges and records every planned picture that is not recorded yet.
+
+    Methods run one after the other, so that each one's seconds are its own. Pictures depend on prompt, seed and
+    method alone: records are the same whatever ``max_lanes``, the ``seconds`` apart.
+
+    Args:
+        plans: from :func:`plan`.
+        stage: the model, its scorers and judges.
+        out_dir: the run's folder; records go to ``records`` in it.
+        max_lanes: pictures in the making at once.
+        shard_size: pictures a shard; at most this many are lost to a kill, those in the making apart.
+        keep_pictures: keep every picture as PNG.
+        on_records: told of the records that are there at the start of each method, and of each new shard.
+
+    Returns:
+        The records by method, prompt and seed, in the order given.
+
+    Raises:
+        ConfigError: for ``max_lanes`` or ``shard_size`` below 1.
+        RunFolderError: when records cannot be written.
+        NumericsError: when a model returns NaN; what was finished before is recorded.
+    """
+    if shard_size < 1:
+        raise ConfigError(f"shard_size must be at least 1, got {shard_size}", "use 32")
+    store = RecordStore(Path(out_dir) / RECORDS_FOLDER)
+    store.set_aside_damaged()
+    found = {record.uid: record for record in store.read()}
+    for entry in plans:
+        todo = [job for job in entry.jobs if not _complete(found.get(job.uid), job.prompt, stage.judges)]
+        if on_records is not None and len(todo) < len(entry.jobs):
+            waiting = {job.uid for job in todo}
+            on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
+        for made in _make(entry, todo, stage, max_lanes, shard_size):
+            records = [record for record, _ in made]
+            store.write(records, {record.uid: png_bytes(pixels) for record, pixels in made} if keep_pictures else None)
+            found.update((record.uid, record) for record in records)
+            if on_records is not None:
+                on_records(records)
+    return [found[job.uid] for entry in plans for job in entry.jobs]
+
+
+def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
+    """Whether there is a record with the word of every judge that is asked now."""
+    if record is None or not set(judges.scorers) <= set(record.extra):
+        return False
+    return record.correct is not None or judges.verdict is None or prompt.requirements is None
+
+
+def _make(
+    entry: Plan, jobs: Sequence[Job], stage: Stage, max_lanes: int, shard_size: int
+) -> Iterator[list[tuple[Record, np.ndarray]]]:
+    """Makes a method's pictures; yields them in shards as they fill, the last one also before an error or Ctrl-C."""
+    if not jobs:
+        return
+    method = entry.method
+    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=method.decide)
+    programs = (method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in jobs)
+    stream = engine.stream(programs, max_lanes)
+    made: list[tuple[Job, Episode]] = []
+    elapsed, trouble = 0.0, None
+    while True:
+        begun = time.perf_counter()
+        try:
+            step = next(stream, None)
+        except (Exception, KeyboardInterrupt) as error:
+            step, trouble = None, error  # what is finished is kept, whatever befell its neighbours
+        elapsed += time.perf_counter() - begun
+        if step is not None:
+            made.append((jobs[step[0]], step[1]))
+        if made and (step is None or len(made) >= shard_size):
+            yield _judged(entry, made, stage, elapsed / max(1, engine.counters.denoiser_rows))
+            made = []
+        if trouble is not None:
+            raise trouble
+        if step is None:
+            return
+
+
+def _judged(
+    entry: Plan, made: Sequence[tuple[Job, Episode]], stage: Stage, rate: float
+) -> list[tuple[Record, np.ndarray]]:
+    """Finished episodes as records and (h, w, 3) uint8 pictures; ``rate`` is the seconds a network call took."""
+    judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
+    name = stage.backbone.name
+    return [
+        (record_of(entry, job, episode, judgement, name, episode.lane.calls * rate), episode.picture.pixels())
+        for (job, episode), judgement in zip(made, judgements, strict=True)
+    ]
+
+
+def record_of(entry: Plan, job: Job, episode: Episode, judgement: Judgement, backbone: str, seconds: float) -> Record:
+    """The record of one finished episode."""
+    lane, look = episode.lane, episode.picture.look
+    return Record(
+        uid=job.uid,
+        variant=entry.variant,
+        method=entry.method.name,
+        backbone=backbone,
+        prompt=job.prompt.text,
+        prompt_id=job.prompt.prompt_id,
+        task=job.prompt.task,
+        demands=job.prompt.demands,
+        seed=job.seed,
+        nfe=float(lane.nfe),
+        network_calls=int(lane.calls),
+        decisions=len(lane.actions),
+        actions=tuple(lane.actions),
+        refinements=lane.refinements,
+        preference=float(look.preference[0]),
+        clip_score=float(look.clip_score[0]),
+        correct=judgement.correct,
+        reason=judgement.reason,
+        extra=judgement.extra,
+        seconds=seconds,
+    )
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """(h, w, 3) uint8 -> a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,258 @@
+"""What a report says, as plain sections: written once, rendered as Markdown and as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from addiffusion_env.evaluation.films import Film
+from addiffusion_env.evaluation.frontier import FrontierGain
+from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.statistics import Interval
+from addiffusion_env.evaluation.summary import MethodRow, Summary
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        head: column heads.
+        rows: as many cells each.
+        strong: index of the row to set off, or ``None``.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    strong: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure by its stem, with its caption."""
+
+    stem: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, in order: paragraphs, tables, figures."""
+
+    title: str
+    parts: tuple[str | Table | Figure, ...] = field(default_factory=tuple)
+
+
+def sections(records: Sequence[Record], summary: Summary, manifest: Manifest, films: Sequence[Film]) -> list[Section]:
+    """The sections of a report, in order."""
+    return [
+        _comparison(summary, manifest),
+        _quality_against_cost(summary),
+        _differences(summary),
+        _spending(summary),
+        _tasks(summary),
+        _collapse(summary),
+        _film_section(records, films),
+        _settings(summary, manifest),
+    ]
+
+
+def _comparison(summary: Summary, manifest: Manifest) -> Section:
+    prompts, seeds = len(manifest.prompt_ids), len(manifest.seeds)
+    names = [row.method for row in summary.methods]
+    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *summary.methods[0].extra, "seconds", "pictures")
+    table = Table(heads, tuple(_method_cells(row) for row in summary.methods), names.index(summary.focus))
+    return Section(
+        "Side by side",
+        (
+            f"{prompts} prompts, {seeds} seed{'s' if seeds != 1 else ''} each, backbone {manifest.backbone}. "
+            "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. One guided "
+            "evaluation counts 1 NFE; every try, landing and refinement is in. Correctness is judged by rules from a "
+            "detector that no reward has seen; preference is what some methods select by, so it decides nothing alone. "
+            "Seconds are wall-clock with continuous batching, judging left out.",
+            table,
+        ),
+    )
+
+
+def _method_cells(row: MethodRow) -> tuple[str, ...]:
+    return (
+        row.method,
+        _short(row.nfe, 2),
+        "-" if row.correct is None else str(row.correct),
+        _short(row.preference, 2, signed=True),
+        f"{row.clip_score.estimate:.3f}",
+        *(_short(interval, 3) for interval in row.extra.values()),
+        f"{row.seconds.estimate:.2f}",
+        str(row.pictures),
+    )
+
+
+def _quality_against_cost(summary: Summary) -> Section:
+    parts: list[str | Table | Figure] = [
+        Figure("frontier", "Quality against mean NFE. Grey: fixed schedules by their number of steps.")
+    ]
+    for gain, cost in ((summary.frontier, "NFE"), (summary.frontier_seconds, "seconds")):
+        if gain is not None:
+            parts.append(_gain_words(summary, gain, cost))
+    if summary.primary != "preference":
+        parts.append(Figure("frontier_preference", "The same by preference (not held out)."))
+    parts.append(Figure("frontier_seconds", "Quality against seconds a picture on this machine."))
+    return Section("Quality against cost", tuple(parts))
+
+
+def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
+    left, right = gain.between
+    mixture = left if left == right else f"a mixture of {left} and {right}"
+    beyond = "" if gain.covered else " The constant methods do not reach this cost: their nearest end is taken."
+    return (
+        f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} is {gain.gain.estimate:+.3f} "
+        f"[{gain.gain.low:+.3f}, {gain.gain.high:+.3f}] in {summary.primary} above the strongest constant "
+        f"({mixture}: {gain.frontier:.3f}).{beyond}"
+    )
+
+
+def _differences(summary: Summary) -> Section:
+    rows = tuple(
+        (
+            row.method,
+            _signed(row.quality, 3),
+            _signed(row.preference, 2),
+            _signed(row.nfe, 2),
+            f"{row.seconds.estimate:+.2f}",
+            _p(row.test.p),
+            _p(row.holm.adjusted) + (" *" if row.holm.rejected else ""),
+        )
+        for row in summary.pairs
+    )
+    head = ("against", summary.primary, "preference", "NFE", "seconds", "p (Wilcoxon)", "p (Holm)")
+    parts: list[str | Table | Figure] = [
+        f"{summary.focus} minus each other method, paired by prompt and seed: mean and 95 % bootstrap interval. "
+        "* is below .05 after Holm's adjustment over this table. A large p is no evidence of equality.",
+        Table(head, rows),
+    ]
+    if summary.non_inferiority is not None:
+        test = summary.non_inferiority
+        verdict = "is not inferior" if test.holds else "is not shown to be non-inferior"
+        parts.append(
+            f"{summary.focus} {verdict} to {summary.reference} within {test.margin:g} in {summary.primary}: "
+            f"difference {test.difference.estimate:+.4f}, 90 % interval [{test.difference.low:+.4f}, {test.difference.high:+.4f}], "
+            f"one-sided p {_p(test.p)}."
+        )
+    return Section(f"Differences from {summary.focus}", tuple(parts))
+
+
+def _spending(summary: Summary) -> Section:
+    rho = summary.difficulty
+    return Section(
+        "Where the NFE go",
+        (
+            Figure("nfe_by_task", f"NFE of {summary.focus} by kind of prompt; red is the mean."),
+            Figure("nfe_by_demands", "Mean NFE by the number of things that the prompt asks for, 95 % bars."),
+            f"Rank correlation of NFE with demands: {rho.statistic:+.3f} over {rho.n} prompts, "
+            f"permutation p {_p(rho.p)}.",
+            Figure("timelines", "One line a picture: continue blue, stop red, refine amber; sorted by task and NFE."),
+        ),
+    )
+
+
+def _tasks(summary: Summary) -> Section:
+    rows = tuple(
+        (
+            row.task,
+            row.method,
+            str(row.pictures),
+            f"{row.nfe:.2f}",
+            "-" if row.correct is None else f"{row.correct:.3f}",
+            f"{row.preference:+.2f}",
+        )
+        for row in summary.tasks
+    )
+    return Section("By task", (Table(("task", "method", "pictures", "mean NFE", "correct", "preference"), rows),))
+
+
+def _collapse(summary: Summary) -> Section:
+    rows = tuple(
+        (
+            name,
+            "collapsed" if found.collapsed else "adapts",
+            f"{found.constant_share:.3f}",
+            f"{found.step_entropy:.3f}",
+            f"{found.behaviour_entropy:.2f}",
+            f"{found.nfe_spread:.2f}",
+            " / ".join(f"{share:.2f}" for share in found.action_shares),
+            found.reason,
+        )
+        for name, found in summary.behaviours.items()
+    )
+    head = ("method", "verdict", "constant share", "bits a decision", "bits of behaviour", "NFE spread")
+    parts: list[str | Table | Figure] = []
+    if rows:
+        parts.append(Table((*head, "continue / stop / refine", "why"), rows))
+    if (lost := summary.regret) is not None:
+        parts.append(
+            f"Utility is preference minus {lost.price:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
+            f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); oracle "
+            f"over the constants, choosing by preference: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE, "
+            f"{lost.oracle_correct:.3f} correct (regret {lost.to_oracle:+.3f}). {lost.pictures} pictures."
+        )
+    return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))
+
+
+def _film_section(records: Sequence[Record], films: Sequence[Film]) -> Section:
+    by_uid = {record.uid: record for record in records}
+    parts = []
+    for number, film in enumerate(films):
+        record = by_uid.get(film.uid)
+        if record is None:
+            continue
+        verdict = "" if record.correct is None else f"; judge: {record.reason}"
+        changed = "" if record.actions == film.actions else " (made again with other actions: not reproducible)"
+        parts.append(
+            Figure(
+                f"film_{number:02d}",
+                f"{film.method}, {film.role}: {record.prompt!r}, seed {record.seed}, {record.nfe:g} NFE, preference "
+                f"{record.preference:+.2f}{verdict}{changed}",
+            )
+        )
+    words = "The picture after each action, the finished one last; bars in the action's colour, preference where seen."
+    return Section("Film strips", (words, *parts) if parts else ("None were made.",))
+
+
+def _settings(summary: Summary, manifest: Manifest) -> Section:
+    margins = tuple(
+        (f"{entry.margin:g}", entry.set_at, "before any record" if not entry.records_before else
+         f"after {entry.records_before} records")
+        for entry in manifest.margins
+    )  # fmt: skip
+    processes = tuple(
+        (entry.name, ", ".join(f"{key}={value}" for key, value in entry.process.items() if key != "refine"))
+        for entry in manifest.methods
+    )
+    settings = tuple((key, str(value)) for key, value in manifest.settings.items())
+    return Section(
+        "Settings and versions",
+        (
+            f"Prompts: {len(manifest.prompt_ids)}, sha1 of their ids {manifest.prompts_digest}; "
+            f"seeds {', '.join(map(str, manifest.seeds))}. The margin of non-inferiority was set:",
+            Table(("margin", "set at", "when"), margins),
+            Table(("method", "process"), processes),
+            Table(("setting", "value"), settings),
+            Table(("package", "version"), tuple(manifest.versions.items())),
+        ),
+    )
+
+
+def _short(interval: Interval, digits: int, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    estimate, low, high = (f"{value:{sign}.{digits}f}" for value in (interval.estimate, interval.low, interval.high))
+    return estimate if low == high else f"{estimate} [{low}, {high}]"
+
+
+def _signed(interval: Interval, digits: int) -> str:
+    return _short(interval, digits, signed=True)
+
+
+def _p(value: float) -> str:
+    return "< .0001" if value < 1e-4 else f"{value:.4f}"

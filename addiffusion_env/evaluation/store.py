@@ -1,0 +1,150 @@
+"""A folder of record shards: each is written whole or not at all, so a run can be killed at any moment and go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from addiffusion_env.errors import RunFolderError
+from addiffusion_env.evaluation.records import SCHEMA, Record, digest_of, from_table, to_table
+
+_SHARD = re.compile(r"records-(\d+)-[0-9a-f]+\.parquet")
+_PICTURES = pa.schema([pa.field("uid", pa.string(), nullable=False), pa.field("png", pa.binary(), nullable=False)])
+
+
+class RecordStore:
+    """The records of an evaluation, under ``<folder>/records-NNNNN-*.parquet``.
+
+    Pictures, when kept, lie beside them in shards of the same number. A record that exists has its picture.
+
+    Args:
+        folder: made when missing.
+
+    Raises:
+        RunFolderError: when it cannot be made or written.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
+    def write(self, records: Sequence[Record], pictures: Mapping[str, bytes] | None = None) -> Path:
+        """Adds a shard; returns its path. On return it is on the disk.
+
+        Args:
+            records: at least one.
+            pictures: uid -> PNG file.
+
+        Raises:
+            RunFolderError: when the disk is full or the folder cannot be written; no partial shard is left to read.
+        """
+        number = max(self._numbers(), default=-1) + 1
+        stem = f"{number:05d}-{digest_of(record.uid for record in records)[:8]}.parquet"
+        path = self.folder / f"records-{stem}"
+        try:
+            if pictures:
+                rows = [{"uid": uid, "png": png} for uid, png in pictures.items()]
+                # PNG is compressed already.
+                write_atomically(
+                    pa.Table.from_pylist(rows, _PICTURES), self.folder / f"pictures-{stem}", compression="none"
+                )
+            write_atomically(to_table(records), path, compression="zstd")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        return path
+
+    def read(self) -> list[Record]:
+        """Every record that can be read, the newest of each uid, by method, prompt id and seed.
+
+        A shard that cannot be read is reported by a warning and left out, so its pictures are made again.
+        """
+        found: dict[str, Record] = {}
+        for path in self.shards():
+            table = _read(path, SCHEMA)
+            if table is not None:
+                found.update((record.uid, record) for record in from_table(table))
+        return sorted(found.values(), key=lambda record: (record.method, record.prompt_id, record.seed))
+
+    def pictures(self, uids: Iterable[str]) -> dict[str, bytes]:
+        """A mapping uid -> PNG file, for those of ``uids`` whose picture was kept."""
+        wanted = set(uids)
+        found: dict[str, bytes] = {}
+        for path in sorted(self.folder.glob("pictures-*.parquet")):
+            table = _read(path, _PICTURES)
+            for row in [] if table is None else table.to_pylist():
+                if row["uid"] in wanted:
+                    found[row["uid"]] = row["png"]
+        return found
+
+    def shards(self) -> list[Path]:
+        """The record shards, oldest first."""
+        return sorted(path for path in self.folder.iterdir() if _SHARD.fullmatch(path.name))
+
+    def set_aside_damaged(self) -> list[Path]:
+        """Renames shards that cannot be read to ``*.damaged``, so that they are reported once; returns new paths."""
+        moved = []
+        for path in self.shards():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                damaged = _read(path, SCHEMA) is None
+            if damaged:
+                target = path.with_name(path.name + ".damaged")
+                os.replace(path, target)
+                warnings.warn(
+                    f"record shard {path} is damaged: set aside as {target.name}; its pictures are made again",
+                    stacklevel=2,
+                )
+                moved.append(target)
+        return moved
+
+    def _numbers(self) -> list[int]:
+        return [int(match.group(1)) for path in self.folder.iterdir() if (match := _SHARD.match(path.name))]
+
+
+def write_atomically(table: pa.Table, path: Path, compression: str) -> None:
+    """Writes under another name, flushes to the disk, then renames: readers see all of it or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            pq.write_table(table, file, compression=compression, write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too, must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+    except (OSError, pa.ArrowException) as error:
+        warnings.warn(
+            f"shard {path} cannot be read ({str(error).splitlines()[0]}): its pictures are made again", stacklevel=3
+        )
+        return None
+    if not table.schema.equals(schema):
+        warnings.warn(
+            f"shard {path} has other columns than this version writes: its pictures are made again", stacklevel=3
+        )
+        return None
+    return table
+
+
+def _unwritable(folder: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"cannot write records to {folder}: {error.strerror or error}", "free space, or choose another out="
+    )

@@ -1,0 +1,255 @@
+"""The numbers of a report, from records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from addiffusion_env.evaluation.collapse import Behaviour, Regret, behaviour, regret
+from addiffusion_env.evaluation.frontier import FrontierGain, gain_over
+from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.records import Record, by_method
+from addiffusion_env.evaluation.statistics import (
+    Adjusted,
+    Interval,
+    MarginTest,
+    Significance,
+    holm,
+    mean_interval,
+    non_inferior,
+    paired_interval,
+    share_interval,
+    spearman,
+    wilcoxon,
+)
+from addiffusion_env.evaluation.tables import column, focus_of, is_constant, paired
+from addiffusion_env.seeding import stable_hash
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method's line in the table.
+
+    Attributes:
+        method: its name.
+        pictures: how many.
+        prompts: how many.
+        nfe, network_calls, preference, clip_score, seconds: means over prompts with 95 % intervals.
+        correct: share of pictures that show what was asked; ``None`` without verdicts.
+        extra: further held-out scorers.
+        stop_share: share of pictures that were stopped early.
+        refine_share: share of pictures that were refined.
+    """
+
+    method: str
+    pictures: int
+    prompts: int
+    nfe: Interval
+    network_calls: Interval
+    preference: Interval
+    clip_score: Interval
+    seconds: Interval
+    correct: Interval | None
+    extra: Mapping[str, Interval]
+    stop_share: float
+    refine_share: float
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One method on one kind of prompt.
+
+    Attributes:
+        task: the kind.
+        method: the method's name.
+        pictures: how many.
+        nfe: mean.
+        correct: share, or ``None``.
+        preference: mean, standard deviations.
+    """
+
+    task: str
+    method: str
+    pictures: int
+    nfe: float
+    correct: float | None
+    preference: float
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """The focus method minus another, prompt by prompt.
+
+    Attributes:
+        method: the other.
+        quality: difference in the primary measure.
+        preference: difference in preference, standard deviations.
+        nfe: difference in NFE.
+        seconds: difference in seconds.
+        test: Wilcoxon's test of the primary measure.
+        holm: its p-value within the family of all these rows.
+    """
+
+    method: str
+    quality: Interval
+    preference: Interval
+    nfe: Interval
+    seconds: Interval
+    test: Significance
+    holm: Adjusted
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that a report says.
+
+    Attributes:
+        primary: the measure that decides: ``correct``, or ``preference`` where nobody can give verdicts.
+        focus: the method that the others are compared with.
+        reference: the method of the longest fixed schedule, or ``None``.
+        methods: one row a method.
+        tasks: one row a task and method.
+        pairs: the focus method against each other one.
+        frontier: the focus method over the fixed-step frontier at equal NFE, or ``None``.
+        frontier_seconds: the same at equal seconds.
+        non_inferiority: of the focus method to the reference, or ``None``.
+        difficulty: rank correlation of the focus method's NFE with the prompts' demands.
+        behaviours: name -> how much it varies over prompts, for every method that is not constant by its name.
+        regret: of the focus method, or ``None``.
+    """
+
+    primary: str
+    focus: str
+    reference: str | None
+    methods: tuple[MethodRow, ...]
+    tasks: tuple[TaskRow, ...]
+    pairs: tuple[PairRow, ...]
+    frontier: FrontierGain | None
+    frontier_seconds: FrontierGain | None
+    non_inferiority: MarginTest | None
+    difficulty: Significance
+    behaviours: Mapping[str, Behaviour]
+    regret: Regret | None
+
+
+def summarise(records: Sequence[Record], manifest: Manifest) -> Summary:
+    """Computes a report's numbers; the same records give the same numbers."""
+    groups = by_method(records)
+    primary = "correct" if all(any(r.correct is not None for r in group) for group in groups.values()) else "preference"
+    focus = focus_of(list(groups), [entry.name for entry in manifest.methods if entry.looks])
+    reference = reference_of(list(groups))
+    constants = {name: group for name, group in groups.items() if is_constant(name) and name != focus}
+    chosen = groups[focus]
+    margin = manifest.margins[-1].margin
+    return Summary(
+        primary=primary,
+        focus=focus,
+        reference=reference,
+        methods=tuple(method_row(name, group) for name, group in groups.items()),
+        tasks=task_rows(groups),
+        pairs=pair_rows(focus, groups, primary),
+        frontier=gain_over(chosen, constants, primary, generator("frontier", focus)),
+        frontier_seconds=gain_over(chosen, constants, primary, generator("frontier", focus), cost="seconds"),
+        non_inferiority=_non_inferiority(chosen, groups, reference, focus, primary, margin),
+        difficulty=_difficulty(chosen),
+        behaviours={name: behaviour(group) for name, group in groups.items() if not is_constant(name)},
+        regret=regret(chosen, constants, manifest.price),
+    )
+
+
+def generator(*key: str) -> np.random.Generator:
+    """The generator of one interval: keyed, so that no number depends on which others were computed."""
+    return np.random.default_rng(stable_hash("report", *key))
+
+
+def reference_of(names: Sequence[str]) -> str | None:
+    """The fixed schedule with the most steps."""
+    fixed = [name for name in names if name.startswith("fixed:")]
+    return max(fixed, key=lambda name: int(name.split(":")[1].split(",")[0]), default=None)
+
+
+def method_row(name: str, records: Sequence[Record]) -> MethodRow:
+    """One method's numbers."""
+
+    def mean(of: str) -> Interval:
+        return mean_interval(column(records, of), generator(name, of), LEVEL)
+
+    verdicts = column(records, "correct")
+    return MethodRow(
+        method=name,
+        pictures=len(records),
+        prompts=len({record.prompt_id for record in records}),
+        nfe=mean("nfe"),
+        network_calls=mean("network_calls"),
+        preference=mean("preference"),
+        clip_score=mean("clip_score"),
+        seconds=mean("seconds"),
+        correct=share_interval(verdicts, generator(name, "correct"), LEVEL) if len(verdicts) else None,
+        extra={scorer: mean(scorer) for scorer in records[0].extra},
+        stop_share=float(np.mean([1 in record.actions for record in records])),
+        refine_share=float(np.mean([record.refinements > 0 for record in records])),
+    )
+
+
+def task_rows(groups: Mapping[str, Sequence[Record]]) -> tuple[TaskRow, ...]:
+    """Every method on every kind of prompt."""
+    tasks = sorted({record.task for group in groups.values() for record in group})
+    rows = []
+    for task in tasks:
+        for name, group in groups.items():
+            own = [record for record in group if record.task == task]
+            if own:
+                verdicts = column(own, "correct")
+                nfe, liked = (float(column(own, of).mean()) for of in ("nfe", "preference"))
+                rows.append(
+                    TaskRow(task, name, len(own), nfe, float(verdicts.mean()) if len(verdicts) else None, liked)
+                )
+    return tuple(rows)
+
+
+def pair_rows(focus: str, groups: Mapping[str, Sequence[Record]], primary: str) -> tuple[PairRow, ...]:
+    """The focus method against every other one, as one family of tests."""
+    others = [name for name in groups if name != focus and len(paired(groups[focus], groups[name], primary)[0])]
+    tests = {name: wilcoxon(*paired(groups[focus], groups[name], primary)) for name in others}
+    adjusted = holm({name: test.p for name, test in tests.items()})
+
+    def difference(name: str, of: str) -> Interval:
+        return paired_interval(*paired(groups[focus], groups[name], of), generator(focus, name, of), LEVEL)
+
+    return tuple(
+        PairRow(
+            method=name,
+            quality=difference(name, primary),
+            preference=difference(name, "preference"),
+            nfe=difference(name, "nfe"),
+            seconds=difference(name, "seconds"),
+            test=tests[name],
+            holm=adjusted[name],
+        )
+        for name in others
+    )
+
+
+def _non_inferiority(
+    chosen: Sequence[Record],
+    groups: Mapping[str, Sequence[Record]],
+    reference: str | None,
+    focus: str,
+    primary: str,
+    margin: float,
+) -> MarginTest | None:
+    if reference is None or reference == focus:
+        return None
+    first, second = paired(chosen, groups[reference], primary)
+    return non_inferior(first, second, margin) if len(first) > 1 else None
+
+
+def _difficulty(records: Sequence[Record]) -> Significance:
+    demands = {record.prompt_id: record.demands for record in records}
+    keys = sorted(demands)
+    spent = column(records, "nfe")
+    return spearman(np.array([demands[key] for key in keys]), spent, generator("difficulty"))

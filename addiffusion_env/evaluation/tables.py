@@ -1,0 +1,89 @@
+"""Records as numbers per prompt: the prompt is the unit of every statistic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from addiffusion_env.errors import unknown
+from addiffusion_env.evaluation.records import Record
+
+MEASURES = ("nfe", "network_calls", "decisions", "refinements", "preference", "clip_score", "correct", "seconds")
+"""The numbers of every record; further scorers are measures by their own names."""
+
+
+CONSTANT = ("fixed:", "stop:")
+"""How the names of methods begin that do the same for every prompt."""
+
+
+def measure(record: Record, name: str) -> float:
+    """One number of a record; NaN where it is unknown (no verdict).
+
+    Raises:
+        UnknownNameError: for a name that is neither a measure nor a scorer of this record.
+    """
+    if name in MEASURES:
+        value = getattr(record, name)
+        return float("nan") if value is None else float(value)
+    if name not in record.extra:
+        raise unknown("measure", name, (*MEASURES, *record.extra))
+    return float(record.extra[name])
+
+
+def per_prompt(records: Iterable[Record], name: str) -> dict[str, float]:
+    """A mapping prompt id -> mean over its seeds; prompts where the measure is unknown are left out."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        value = measure(record, name)
+        if not np.isnan(value):
+            values.setdefault(record.prompt_id, []).append(value)
+    return {prompt_id: float(np.mean(numbers)) for prompt_id, numbers in values.items()}
+
+
+def column(records: Iterable[Record], name: str) -> np.ndarray:
+    """(P,) the same, in order of prompt id."""
+    means = per_prompt(records, name)
+    return np.array([means[key] for key in sorted(means)])
+
+
+def paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) and (P,): a measure of two methods, prompt by prompt, over the (prompt, seed) pairs that both have."""
+    joined = common([first, second])
+    one, two = per_prompt(joined[0], name), per_prompt(joined[1], name)
+    keys = sorted(one.keys() & two.keys())
+    return np.array([one[key] for key in keys]), np.array([two[key] for key in keys])
+
+
+def focus_of(names: Sequence[str], looking: Sequence[str]) -> str:
+    """The method that a report is about.
+
+    Args:
+        names: all methods, in order; at least one.
+        looking: those that look at previews.
+
+    Returns:
+        The first policy, else the first that looks, else the first that is not constant, else the first.
+
+    >>> focus_of(["fixed:4", "random:0.1", "policy:emoji@0.01"], [])
+    'policy:emoji@0.01'
+    """
+    policies = [name for name in names if name.startswith("policy")]
+    varying = [name for name in names if not is_constant(name)]
+    return (policies or [name for name in names if name in looking] or varying or list(names))[0]
+
+
+def is_constant(method: str) -> bool:
+    """Whether a method does the same for every prompt, by its name.
+
+    >>> is_constant("fixed:8"), is_constant("prompt_rule:8,6")
+    (True, False)
+    """
+    return method.startswith(CONSTANT)
+
+
+def common(groups: Sequence[Sequence[Record]]) -> list[list[Record]]:
+    """Each group's records of the (prompt, seed) pairs that all groups have, in one order."""
+    keyed = [{(record.prompt_id, record.seed): record for record in group} for group in groups]
+    shared = sorted(set.intersection(*(set(group) for group in keyed))) if keyed else []
+    return [[group[key] for key in shared] for group in keyed]

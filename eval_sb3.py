@@ -1,0 +1,148 @@
+"""Evaluates a policy beside methods without learning: pictures -> judges -> records -> report.
+
+python eval_sb3.py                                   methods without learning, on 128 test prompts
+python eval_sb3.py policy=runs/emoji                 a trained policy beside them
+python eval_sb3.py policy=runs/emoji prompts=1024 'methods=[fixed:8,fixed:20,"prompt_rule:8,6",best_of:3x6]'
+Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from addiffusion_env.config import friendly, run_script
+from addiffusion_env.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from addiffusion_env.baselines.base import Method
+    from addiffusion_env.envs.settings import EnvSettings
+    from addiffusion_env.evaluation.report import Report
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def evaluate(config: dict[str, Any]) -> Report:
+    """Makes what is missing, writes the report, prints its table."""
+    from addiffusion_env.envs.loading import load_backbone, load_scorers
+    from addiffusion_env.evaluation.films import shoot
+    from addiffusion_env.evaluation.judges import Judges
+    from addiffusion_env.evaluation.manifest import write_manifest
+    from addiffusion_env.evaluation.report import write_report
+    from addiffusion_env.evaluation.runner import Stage, carry_out, plan
+
+    methods, settings = make_methods(config)
+    folder = out_folder(config)
+    prompts = settings.prompt_source().take(config["prompts"], config["prompt_seed"])
+    backbone = load_backbone(settings)
+    process = settings.process(backbone.capabilities, backbone.name)
+    stage = Stage(backbone, load_scorers(backbone), process, Judges.of(config["judges"], backbone))
+    plans = plan(methods, prompts, config["seeds"], stage)
+    write_manifest(folder, plans, backbone.name, config, config["margin"], config["price"])
+
+    with progress(sum(len(entry.jobs) for entry in plans), config["progress_bar"]) as advance:
+        records = carry_out(
+            plans,
+            stage,
+            folder,
+            max_lanes=config["max_lanes"],
+            shard_size=config["shard_size"],
+            keep_pictures=config["keep_pictures"],
+            on_records=lambda new: advance(len(new)),
+        )
+    if config["films"]:
+        shoot(plans, records, stage, folder)
+    report = write_report(folder)
+    print_table(report)
+    return report
+
+
+def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
+    """The methods of a configuration, the policy first, and the environment that they share."""
+    from addiffusion_env import ENVIRONMENTS
+    from addiffusion_env.baselines import make_method
+    from addiffusion_env.envs.settings import EnvSettings
+
+    prices = config["prices"] if config["policy"] is not None else []
+    suffixes = ["" if price is None else f"@{price}" for price in prices]
+    policies: list[Any] = [make_method(f"policy:{config['policy']}{suffix}") for suffix in suffixes]
+    if config["env"] is not None:
+        settings = EnvSettings.of(**config["env"])
+    else:
+        settings = policies[0].settings() if policies else EnvSettings.of(**ENVIRONMENTS["AdDiffusion-Emoji-v0"])
+    settings = replace(
+        settings,
+        prompts=config["prompt_source"],
+        prompt_options=config["prompt_options"],
+        device=config["device"],
+        dtype=config["dtype"],
+    )
+    return policies + [make_method(spec) for spec in config["methods"]], settings
+
+
+def out_folder(config: Mapping[str, Any]) -> Path:
+    """Where records and report go."""
+    if config["out"] is not None:
+        return Path(config["out"])
+    return Path("runs/eval") if config["policy"] is None else Path(config["policy"]) / "report"
+
+
+class progress:  # noqa: N801 - reads as a statement
+    """A progress bar over pictures, as a context: gives a function to advance it by."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, unit="picture", desc="evaluating", disable=None if shown else True)
+
+    def __enter__(self) -> functools.partial[Any]:
+        return functools.partial(self.bar.update)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def print_table(report: Report) -> None:
+    """Prints the methods side by side, and where the report is."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(*(Column(head, no_wrap=True) for head in ("method", "mean NFE", "correct", "preference", "seconds")))
+    for row in report.summary.methods:
+        means = [f"{value.estimate:.2f}" for value in (row.nfe, row.preference, row.seconds)]
+        cells = (means[0], str(row.correct or "-"), *means[1:])
+        table.add_row(row.method, *cells, style="bold" if row.method == report.summary.focus else "")
+    Console().print(table)
+    print(f"report: {report.html.resolve()}", flush=True)
+
+
+def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, **more: Any) -> Report:
+    """Evaluates a run's policy with the defaults of ``configs/eval.yaml``; the report goes to ``<run>/report``.
+
+    Raises:
+        ConfigError: for a key that ``configs/eval.yaml`` does not have, with the nearest one.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIGS / "eval.yaml"))  # type: ignore[assignment]
+    del config["hydra"], config["defaults"]
+    wanted = {**(changes or {}), **more, "policy": str(folder)}
+    for key in wanted:
+        if key not in config:
+            raise ConfigError(f"an evaluation has no setting {key!r}", nearest(key, config))
+    return evaluate({**config, **wanted})
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+@friendly
+def main(config: DictConfig) -> None:
+    """Hydra's entry."""
+    evaluate(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    run_script(main, CONFIGS, "eval")

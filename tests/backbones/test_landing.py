@@ -1,0 +1,71 @@
+"""What a stop spends, and where its evaluations stand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from addiffusion_env.backbones.landing import AUTO_LANDING_STEPS, landing_evaluations, respace
+from addiffusion_env.errors import ConfigError
+
+GRID = np.array([14.6, 9.0, 5.0, 3.0, 1.5, 0.6, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("evaluations", range(1, 8))
+def test_same_ends_and_falling(evaluations):
+    grid = respace(GRID, evaluations)
+    assert len(grid) == evaluations + 1
+    assert grid[0] == GRID[0]
+    assert grid[-1] == 0.0
+    assert (np.diff(grid) < 0).all()
+
+
+def test_all_that_is_left_is_the_schedule_itself():
+    np.testing.assert_allclose(respace(GRID, len(GRID) - 1), GRID)
+
+
+def test_every_second_level():
+    grid = np.array([16.0, 8.0, 4.0, 2.0, 1.0])
+    np.testing.assert_allclose(respace(grid, 2), [16.0, 4.0, 1.0])
+
+
+def test_levels_between_are_log_linear():
+    np.testing.assert_allclose(respace(np.array([8.0, 4.0, 2.0, 1.0]), 2), [8.0, 8.0**0.5, 1.0])
+
+
+def test_no_evaluation_stays():
+    assert respace(GRID, 0).tolist() == [14.6]
+
+
+@pytest.mark.parametrize("rest", [[2.0, 0.0], [2.0, 0.03], [1.0, 0.5, 0.0]])
+def test_short_ways(rest):
+    assert respace(np.array(rest), 1).tolist() == [rest[0], rest[-1]]
+
+
+def test_more_than_is_left_is_refused():
+    with pytest.raises(ConfigError, match="8 evaluations with 7 steps left"):
+        respace(GRID, 8)
+    with pytest.raises(ConfigError, match="-1 evaluations"):
+        respace(GRID, -1)
+
+
+def test_auto_takes_steps_no_longer_than_six_in_all():
+    assert landing_evaluations("auto", 1.0, 50) == AUTO_LANDING_STEPS
+    assert landing_evaluations("auto", 0.5, 25) == 3
+    assert landing_evaluations("auto", 0.51, 25) == 4
+    assert landing_evaluations("auto", 0.01, 50) == 1
+    for position in np.linspace(0.01, 1, 50):
+        assert position / landing_evaluations("auto", position, 50) <= 1 / AUTO_LANDING_STEPS + 1e-6
+
+
+def test_never_more_than_going_on_would_cost():
+    assert landing_evaluations("auto", 1.0, 4) == 4
+    assert landing_evaluations(10, 0.5, 3) == 3
+    assert landing_evaluations("auto", 0.0, 0) == 0
+    assert landing_evaluations(0, 0.5, 3) == 0
+
+
+@pytest.mark.parametrize("value", [-1, True, "all"])
+def test_bad_landing_steps(value):
+    with pytest.raises(ConfigError, match="landing_steps"):
+        landing_evaluations(value, 0.5, 3)

@@ -1,0 +1,143 @@
+"""Schedules equal diffusers' own, and noise levels and timesteps are each other's inverse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from addiffusion_env.backbones.schedules import AYS_SD15, SPACINGS, DiscreteSchedule, FlowSchedule
+from addiffusion_env.errors import ConfigError, UnknownNameError
+
+SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+# Some divide 1000 and some do not; 1000 is every level.
+COUNTS = (1, 2, 3, 4, 6, 7, 8, 10, 11, 13, 20, 25, 30, 37, 50, 64, 99, 100, 150, 333, 500, 999)
+
+
+@pytest.fixture(scope="module")
+def schedule():
+    from diffusers import DDIMScheduler
+
+    return DiscreteSchedule.from_alphas_cumprod(DDIMScheduler(**SD15).alphas_cumprod, False, 1)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_timesteps_equal_diffusers(spacing, offset):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**SD15, timestep_spacing=spacing, steps_offset=offset)
+    for steps in COUNTS:
+        scheduler.set_timesteps(steps)
+        expected = scheduler.timesteps.numpy()[:steps]
+        np.testing.assert_array_equal(SPACINGS[spacing](steps, 1000, offset), expected, err_msg=f"{steps} steps")
+
+
+def test_align_your_steps_is_the_published_list_at_ten_steps():
+    from diffusers.schedulers import AysSchedules
+
+    assert AysSchedules["StableDiffusionTimesteps"] == list(AYS_SD15[:-1])
+    np.testing.assert_array_equal(SPACINGS["ays"](10, 1000, 1), AYS_SD15[:-1])
+
+
+@pytest.mark.parametrize("spacing", sorted(SPACINGS))
+def test_every_schedule_falls_and_has_its_length(schedule, spacing):
+    for steps in (*COUNTS[1:], 1000):
+        sigmas = schedule.sigmas(steps, spacing)
+        assert sigmas.shape == (steps + 1,)
+        assert sigmas.dtype == np.float64
+        assert (np.diff(sigmas[:-1]) < 0).all()
+        # linspace and a thousand steps end at timestep 0, which is also where SD 1.5 lands.
+        assert sigmas[-1] <= sigmas[-2]
+
+
+@pytest.mark.parametrize("to_one", [True, False])
+def test_where_it_lands(to_one):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**SD15, set_alpha_to_one=to_one)
+    sigmas = DiscreteSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, to_one, 1).sigmas(5, "leading")
+    alpha = float(scheduler.final_alpha_cumprod)
+    assert sigmas[-1] == pytest.approx(((1 - alpha) / alpha) ** 0.5, abs=1e-6)
+    assert (sigmas[-1] == 0) == to_one
+
+
+def test_sigma_equals_the_euler_scheduler(schedule):
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(**SD15, timestep_spacing="trailing", final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(8)
+    np.testing.assert_allclose(schedule.sigmas(8, "trailing"), scheduler.sigmas.numpy(), rtol=1e-4)
+
+
+def test_whole_timesteps_survive_the_way_there_and_back(schedule):
+    timesteps = np.arange(1000, dtype=np.float64)
+    back = schedule.timestep_at(torch.from_numpy(schedule.sigma_at(timesteps)))
+    np.testing.assert_array_equal(back.numpy(), timesteps)
+
+
+def test_levels_between_timesteps_survive_too(schedule):
+    timesteps = np.array([0.25, 17.5, 300.001, 998.75])
+    back = schedule.timestep_at(torch.from_numpy(schedule.sigma_at(timesteps)))
+    np.testing.assert_allclose(back.numpy(), timesteps, atol=1e-6)
+
+
+def test_levels_outside_are_clipped(schedule):
+    assert schedule.timestep_at(torch.tensor([0.0, 1e9])).tolist() == [0.0, 999.0]
+
+
+def test_zero_terminal_snr_has_a_finite_start():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**SD15, rescale_betas_zero_snr=True)
+    schedule = DiscreteSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, False, 1)
+    sigmas = schedule.sigmas(10, "trailing")
+    assert np.isfinite(sigmas).all()
+    assert sigmas[0] > 1000
+
+
+def test_mistyped_spacing_names_the_nearest(schedule):
+    with pytest.raises(UnknownNameError, match="did you mean 'trailing'"):
+        schedule.sigmas(10, "trailling")
+    with pytest.raises(UnknownNameError, match="did you mean 'trailing'"):
+        FlowSchedule().sigmas(10, "trailng")
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_step_counts(schedule, steps):
+    with pytest.raises(ConfigError, match=f"got {steps}"):
+        schedule.sigmas(steps, "trailing")
+    with pytest.raises(ConfigError, match=f"got {steps}"):
+        FlowSchedule().sigmas(steps, "trailing")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"shift": 1.0},  # FLUX.1-schnell
+        {"shift": 3.0},
+        {"use_dynamic_shifting": True},  # FLUX.1-dev
+        {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+        {"shift": 2.0, "shift_terminal": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("image_tokens", [256, 1024, 4096])
+def test_flow_sigmas_equal_the_flux_pipeline(config, image_tokens):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    schedule = FlowSchedule.from_config(scheduler.config, image_tokens)
+    for steps in (2, 4, 9, 50):
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=calculate_shift(image_tokens))
+        np.testing.assert_allclose(schedule.sigmas(steps, "trailing"), scheduler.sigmas.numpy(), atol=1e-6)
+        assert schedule.sigmas(steps, "trailing")[-1] == 0.0
+
+
+def test_flow_schedules_that_are_not_known_are_refused():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    with pytest.raises(ConfigError, match="use_karras_sigmas"):
+        FlowSchedule.from_config(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True).config, 1024)

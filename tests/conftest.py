@@ -1,0 +1,50 @@
+"""Shared pieces: the embedded backbone (loaded once), a few prompts, quiet libraries."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts.emoji_grammar import emoji_prompt
+from addiffusion_env.scorers.look import LookScorers
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def emoji() -> Backbone:
+    return load_backbone(EnvSettings())
+
+
+@pytest.fixture(scope="session")
+def scorers(emoji: Backbone) -> LookScorers:
+    return load_scorers(emoji)
+
+
+@pytest.fixture
+def engine(emoji: Backbone, scorers: LookScorers) -> Engine:
+    return Engine(emoji, scorers)
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[Prompt]:
+    texts = [
+        "a photo of a dog",
+        "a photo of a red cup and a blue clock",
+        "a photo of two cats",
+        "a photo of a bus left of a bear",
+        "a photo of a green apple",
+        "a photo of a train and a kite",
+        "a photo of three bananas",
+    ]
+    return [emoji_prompt(text) for text in texts]

@@ -1,0 +1,116 @@
+"""Lanes in one batch: the same pictures as alone, at mixed noise levels, with back-fill."""
+
+import numpy as np
+import pytest
+import torch
+
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.process import ProcessConfig, RefineConfig
+from addiffusion_env.engine.requests import Evaluate
+from addiffusion_env.errors import ConfigError, NumericsError
+
+PROCESS = ProcessConfig(steps=4, refine=RefineConfig(maps="none", region="whole", renoise=1.0))
+
+
+def scripted(scripts):
+    """A decider that plays a fixed list of actions for each prompt."""
+
+    def decide(requests):
+        return [scripts[r.lane.prompt.text][len(r.lane.actions)] for r in requests]
+
+    return decide
+
+
+def episodes(engine, emoji, prompts, scripts, max_lanes):
+    engine.decider = scripted(scripts)
+    programs = [play(emoji, PROCESS, prompt, seed=3, looks=False) for prompt in prompts]
+    found = dict(engine.stream(iter(programs), max_lanes=max_lanes))
+    return [found[index] for index in range(len(prompts))]
+
+
+@pytest.fixture(scope="module")
+def scripts(prompts):
+    patterns = [[0, 0, 0, 0], [1], [0, 1], [0, 2, 0, 0, 0], [0, 0, 1], [0, 0, 2, 1], [1]]
+    return {prompt.text: pattern for prompt, pattern in zip(prompts, patterns, strict=True)}
+
+
+def test_a_lane_does_not_depend_on_its_neighbours(emoji, scorers, prompts, scripts):
+    together = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=7)
+    queued = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=3)  # filled after others ended early
+    for index in (0, 3, 5):
+        alone = episodes(Engine(emoji, scorers), emoji, [prompts[index]], scripts, max_lanes=1)[0]
+        for other in (together[index], queued[index]):
+            assert other.lane.actions == alone.lane.actions
+            torch.testing.assert_close(other.picture.image, alone.picture.image, atol=1e-4, rtol=0)
+            torch.testing.assert_close(other.lane.latents.x, alone.lane.latents.x, atol=1e-4, rtol=0)
+
+
+def test_back_fill_keeps_lanes_busy(emoji, scorers, prompts, scripts):
+    engine = Engine(emoji, scorers)
+    episodes(engine, emoji, prompts * 2, scripts, max_lanes=2)
+    assert engine.counters.utilisation > 0.9
+
+
+def test_counts_of_calls(emoji, scorers, prompts, scripts):
+    engine = Engine(emoji, scorers)
+    done = episodes(engine, emoji, prompts, scripts, max_lanes=7)
+    assert engine.counters.evaluations == sum(episode.lane.nfe for episode in done)
+    assert engine.counters.denoiser_rows == sum(episode.lane.calls for episode in done)
+    assert engine.counters.decodes == len(prompts)
+    assert engine.counters.looks == 0
+    # One denoiser call a round: as many rounds as the longest lane has evaluations.
+    assert engine.counters.denoiser_batches == max(episode.lane.nfe for episode in done)
+
+
+def test_nfe_of_each_action(emoji, scorers, prompts, scripts):
+    done = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=7)
+    # steps=4, auto landing: never more than what is left; a whole-picture refinement costs k = 2.
+    assert [episode.lane.nfe for episode in done] == [4, 4, 4, 6, 4, 6, 4]
+
+
+def test_max_batch_only_changes_the_chunks(emoji, scorers, prompts, scripts):
+    whole = episodes(Engine(emoji, scorers), emoji, prompts[:3], scripts, max_lanes=3)
+    halved = Engine(emoji, scorers, max_batch=2)
+    parts = episodes(halved, emoji, prompts[:3], scripts, max_lanes=3)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a.picture.image, b.picture.image, atol=1e-4, rtol=0)
+
+
+def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, monkeypatch):
+    engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
+    true = emoji.predict
+
+    def broken(*args, **kwargs):
+        from dataclasses import replace
+
+        found = true(*args, **kwargs)
+        x0 = found.x0.clone()
+        x0[1] = float("nan")
+        return replace(found, x0=x0)
+
+    monkeypatch.setattr(emoji, "predict", broken)
+    programs = [play(emoji, PROCESS, prompt, 0, looks=False) for prompt in prompts[:3]]
+    with pytest.raises(NumericsError, match=r"1 of 3 lanes, first at sigma 14\.6.*red cup"):
+        engine.run(programs)
+
+
+def test_deciding_without_a_policy_is_refused(emoji, scorers, prompts):
+    with pytest.raises(ConfigError, match="no policy"):
+        Engine(emoji, scorers).run([play(emoji, PROCESS, prompts[0], 0)])
+
+
+def test_bad_lane_count(engine):
+    with pytest.raises(ConfigError, match="max_lanes must be at least 1"):
+        list(engine.stream(iter([]), max_lanes=0))
+
+
+def test_an_evaluation_that_stays_leaves_the_latents_alone(emoji, engine, prompts):
+    from addiffusion_env.engine.lane import open_lane
+
+    lane = open_lane(emoji, PROCESS, prompts[0], 0)
+    stay = Evaluate(lane.latents, lane.conditioning, None, 1.0, False, "")
+    [outcome] = engine.evaluate([stay])
+    assert outcome.latents is lane.latents
+    assert outcome.calls == 1
+    assert np.isfinite(outcome.x0_text.numpy()).all()

@@ -1,0 +1,163 @@
+"""What the actions do to a lane: landing, refinement in each of its forms, what they cost."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from addiffusion_env.engine.lane import open_lane, restore_lane
+from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig, RefineConfig
+from addiffusion_env.engine.programs import act, advance, legal_actions, refine_levels, seen
+from addiffusion_env.errors import AdDiffusionError, ConfigError
+
+RETRY = ProcessConfig(steps=4, refine=REFINE_PRESETS["retry"])
+
+
+def moved(engine, emoji, process, prompt, steps, seed=0):
+    lane = open_lane(emoji, process, prompt, seed)
+    for _ in range(steps):
+        [lane] = engine.run([advance(process, lane)])
+    return lane
+
+
+def test_continue_is_a_step_of_the_schedule(engine, emoji, prompts):
+    lane = open_lane(emoji, RETRY, prompts[0], 0)
+    [after] = engine.run([act(emoji, RETRY, lane, Action.CONTINUE)])
+    assert (after.step, after.nfe, after.calls, after.remaining) == (1, 1, 2, 3)
+    assert after.sigma == float(emoji.sigmas(4, "trailing")[1])
+    assert lane.step == 0  # lanes are values
+
+
+def test_decide_every_holds_continue(engine, emoji, prompts):
+    process = replace(RETRY, decide_every=3)
+    lane = open_lane(emoji, process, prompts[0], 0)
+    [after] = engine.run([act(emoji, process, lane, Action.CONTINUE)])
+    [end] = engine.run([act(emoji, process, after, Action.CONTINUE)])
+    assert (after.nfe, end.nfe, end.remaining) == (3, 4, 0)
+
+
+@pytest.mark.parametrize(("landing", "nfe"), [(0, 2), (1, 3), (2, 4), (9, 6), ("auto", 6)])
+def test_stop_lands_in_so_many_evaluations(engine, emoji, prompts, landing, nfe):
+    process = replace(RETRY, steps=6, landing_steps=landing)
+    lane = moved(engine, emoji, process, prompts[0], 2)
+    [landed] = engine.run([act(emoji, process, lane, Action.STOP)])
+    assert landed.remaining == 0
+    assert landed.nfe == nfe
+    if landing == 0:  # the bare jump: the predicted x0 itself
+        assert torch.equal(landed.latents.x, lane.x0)
+
+
+def test_a_jump_before_any_prediction_pays_for_one(engine, emoji, prompts):
+    process = replace(RETRY, landing_steps=0)
+    [landed] = engine.run([act(emoji, process, open_lane(emoji, process, prompts[0], 0), Action.STOP)])
+    assert (landed.nfe, landed.remaining) == (1, 0)
+
+
+def test_masks(engine, emoji, prompts):
+    process = replace(RETRY, refine=replace(RETRY.refine, limit=1, first_step=2))
+    lane = open_lane(emoji, process, prompts[0], 0)
+    assert legal_actions(lane, process).tolist() == [True, True, False]  # no picture yet
+    lane = moved(engine, emoji, process, prompts[0], 1)
+    assert legal_actions(lane, process).tolist() == [True, True, False]  # before first_step
+    lane = moved(engine, emoji, process, prompts[0], 2)
+    assert legal_actions(lane, process).tolist() == [True, True, True]
+    [refined] = engine.run([act(emoji, process, lane, Action.REFINE)])
+    assert legal_actions(refined, process).tolist() == [True, True, False]  # the limit
+
+
+# region evaluations + k: none + 2; attention 1 + 2; phrases (1 + P) / 2 + 2 with P = 2 phrases.
+@pytest.mark.parametrize(("preset", "nfe"), [("retry", 2), ("as_published", 3), ("weakest", 3.5), ("union", 3.5)])
+def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, preset, nfe):
+    process = replace(RETRY, refine=REFINE_PRESETS[preset])
+    lane = moved(engine, emoji, process, prompts[1], 2)
+    [lane] = engine.run([seen(lane)])
+    rows = engine.counters.denoiser_rows
+    [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
+    assert after.nfe - lane.nfe == nfe
+    assert after.calls - lane.calls == engine.counters.denoiser_rows - rows
+    assert (after.sigma, after.step, after.refinements) == (lane.sigma, lane.step, 1)
+    assert len(after.masks) == (0 if preset == "retry" else 1)
+
+
+def test_a_masked_refinement_leaves_the_outside_alone(engine, emoji, prompts, monkeypatch):
+    from addiffusion_env.engine import programs
+
+    left = torch.zeros(1, 1, 16, 16)
+    left[..., :8] = 1
+    monkeypatch.setattr(programs, "attention_mask", lambda *args: left)
+    process = replace(RETRY, refine=RefineConfig(renoise=1.0))
+    lane = moved(engine, emoji, process, prompts[1], 2)
+    [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
+    torch.testing.assert_close(after.latents.x[..., 8:], lane.latents.x[..., 8:], atol=1e-4, rtol=1e-4)
+    assert (after.latents.x[..., :8] - lane.latents.x[..., :8]).abs().mean() > 0.1
+
+
+def test_each_retry_has_noise_of_its_own_and_is_repeatable(engine, emoji, prompts):
+    lane = moved(engine, emoji, RETRY, prompts[1], 2)
+    [first] = engine.run([act(emoji, RETRY, lane, Action.REFINE)])
+    [again] = engine.run([act(emoji, RETRY, lane, Action.REFINE)])
+    [second] = engine.run([act(emoji, RETRY, first, Action.REFINE)])
+    assert torch.equal(first.latents.x, again.latents.x)
+    assert not torch.allclose(first.latents.x, second.latents.x, atol=0.1)
+
+
+@pytest.mark.parametrize(("margin", "kept"), [(-100.0, True), (100.0, False)])
+def test_accept_or_take_back(engine, emoji, prompts, margin, kept):
+    process = replace(RETRY, refine=replace(RETRY.refine, accept="score", margin=margin))
+    lane = moved(engine, emoji, process, prompts[1], 2)
+    [lane] = engine.run([seen(lane)])
+    [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
+    assert torch.equal(after.latents.x, lane.latents.x) is not kept
+    assert after.nfe == lane.nfe + 2  # spent either way
+    assert after.refinements == 1
+
+
+def test_refinement_levels_start_where_renoise_says(engine, emoji, prompts):
+    lane = moved(engine, emoji, RETRY, prompts[0], 3)
+    full = emoji.sigmas(4, "trailing")
+    whole = refine_levels(emoji, RETRY, lane)
+    assert whole[0] == pytest.approx(full[0]) and whole[-1] == pytest.approx(lane.sigma)
+    near = refine_levels(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)
+    assert near[0] == pytest.approx(full[2])
+    assert (np.diff(whole) < 0).all()
+
+
+def test_a_lane_survives_its_state(engine, emoji, prompts):
+    lane = moved(engine, emoji, RETRY, prompts[2], 2, seed=5)
+    [lane] = engine.run([seen(lane)])
+    again = restore_lane(emoji, lane.state())
+    [a], [b] = engine.run([advance(RETRY, lane)]), engine.run([advance(RETRY, again)])
+    assert torch.equal(a.latents.x, b.latents.x)
+    assert (a.nfe, a.change, a.step) == (b.nfe, b.change, b.step)
+    np.testing.assert_array_equal(lane.look.preference, again.look.preference)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"maps": "atention"}, "did you mean 'attention'"),
+        ({"region": "whole"}, "goes with refine.maps=none"),
+        ({"renoise": 1.5}, r"renoise must be in \[0, 1\], got 1.5"),
+        ({"fraction": 0.0}, "fraction must be in"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"first_step": 0}, "first_step must be at least 1"),
+    ],
+)
+def test_bad_refinements_are_refused(settings, message):
+    with pytest.raises(AdDiffusionError, match=message):
+        RefineConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"decide_every": 0}, "decide_every must be at least 1"),
+        ({"landing_steps": "soon"}, "landing_steps must be a number or 'auto', got 'soon'"),
+        ({"landing_steps": -1}, "0 or more, got -1"),
+    ],
+)
+def test_bad_processes_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ProcessConfig(**settings)

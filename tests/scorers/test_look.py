@@ -1,0 +1,97 @@
+"""Looks: one batched pass, the same numbers as the scorers alone, rows and joins, refusal of NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from addiffusion_env.errors import NumericsError, PromptError, WeightsError
+from addiffusion_env.scorers.clip import ClipScorer
+from addiffusion_env.scorers.look import Look, LookScorers, emoji_scorers
+from addiffusion_env.scorers.sharpness import SharpnessScorer
+
+
+@pytest.fixture
+def batch(pairs):
+    return pairs[0][:4, 0], [pair[0] for pair in pairs[1][:4]]
+
+
+def test_a_look_holds_what_the_scorers_say(scorers, batch):
+    look = scorers.look(*batch)
+    assert (scorers.clip_dim, scorers.dino_dim, len(look)) == (128, 96, 4)
+    shapes = {field.name: getattr(look, field.name).shape for field in dataclasses.fields(look)}
+    assert shapes == {
+        "clip_image": (4, 128),
+        "clip_text": (4, 128),
+        "clip_score": (4,),
+        "preference": (4,),
+        "dino": (4, 96),
+    }
+    assert {getattr(look, name).dtype for name in shapes} == {np.dtype("float32")}
+    assert np.allclose(look.clip_score, scorers.clip.score(*batch), atol=1e-6)
+    assert np.allclose(look.clip_score, (look.clip_image * look.clip_text).sum(1), atol=1e-6)
+    assert np.allclose(look.preference, scorers.preference.score(*batch), atol=1e-5)
+    assert np.allclose(look.dino, scorers.dino.embed_images(batch[0]), atol=1e-5)
+
+
+def test_rows_are_the_looks_at_single_pictures(scorers, batch):
+    look = scorers.look(*batch)
+    alone = scorers.look(batch[0][2:3], batch[1][2:3])
+    for field in dataclasses.fields(Look):
+        row = getattr(look.row(2), field.name)
+        assert row.shape == getattr(alone, field.name).shape
+        assert np.allclose(row, getattr(alone, field.name), atol=1e-4)
+
+
+def test_cat_undoes_rows(scorers, batch):
+    look = scorers.look(*batch)
+    again = Look.cat([look.rows([0]), look.rows(np.array([1, 2, 3]))])
+    assert all(
+        np.array_equal(getattr(again, field.name), getattr(look, field.name)) for field in dataclasses.fields(Look)
+    )
+    assert np.array_equal(look.rows([3, 0]).preference, look.preference[[3, 0]])
+
+
+def test_rows_are_copies(scorers, batch):
+    look = scorers.look(*batch)
+    before = look.preference[0]
+    look.row(0).preference[0] = 99
+    assert look.preference[0] == before
+
+
+def test_without_dino_its_width_is_zero(clip_folder, images):
+    scorers = LookScorers(ClipScorer.from_pretrained(clip_folder), SharpnessScorer(), None)
+    look = scorers.look(images(2), ["a dog", "a cat"])
+    assert look.dino.shape == (2, 0)
+    assert scorers.dino_dim == 0
+    assert Look.cat([look, look]).dino.shape == (4, 0)
+
+
+@pytest.mark.parametrize("part", ["clip", "blip_preference", "dino"])
+def test_a_value_that_is_not_finite_names_its_scorer_and_prompt(emoji_weights, batch, part):
+    scorers = emoji_scorers(emoji_weights)
+    weights = {
+        "clip": scorers.clip.model.visual.conv1.weight,
+        "blip_preference": scorers.preference.head.weight,
+        "dino": scorers.dino.model.layernorm.weight,
+    }
+    weights[part].data.fill_(torch.nan)
+    with pytest.raises(NumericsError, match=f"^{part} ") as caught:
+        scorers.look(*batch)
+    assert repr(batch[1][0].text) in str(caught.value)
+
+
+def test_one_prompt_a_picture(scorers, batch):
+    with pytest.raises(PromptError, match="4 pictures but 3 prompts"):
+        scorers.look(batch[0], batch[1][:3])
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(WeightsError, match="no such folder"):
+        emoji_scorers(tmp_path / "absent")
+    with pytest.raises(WeightsError, match="clip"):
+        emoji_scorers(Path(tmp_path))

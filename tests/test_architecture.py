@@ -1,0 +1,97 @@
+"""The tree is the architecture: imports point downwards, files stay small, worlds stay apart."""
+
+import ast
+import pathlib
+from graphlib import TopologicalSorter
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PKG = ROOT / "addiffusion_env"
+LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
+    {"errors"},
+    {"registry", "config", "seeding"},
+    {"prompts"},
+    {"backbones"},
+    {"regions", "scorers"},
+    {"observations", "rewards"},
+    {"engine"},
+    {"envs"},
+    {"baselines"},
+    {"agents", "rollouts"},
+    {"evaluation"},
+    {"bench"},
+    {"__init__", "__main__"},
+]
+LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+ONLY_IN = {  # third-party name -> the only places that may import it
+    "diffusers": {"backbones", "baselines", "bench"},
+    "transformers": {"backbones", "scorers"},
+    "open_clip": {"backbones", "scorers"},
+    "gymnasium": {"__init__", "observations", "envs", "agents"},
+    "stable_baselines3": {"agents", "rollouts", "evaluation"},
+    "sb3_contrib": {"agents", "rollouts", "evaluation"},
+    "hydra": {"config"},
+    "matplotlib": {"evaluation"},
+}
+ANYWHERE = {"addiffusion_env.__version__"}
+MODULES = sorted(PKG.rglob("*.py"))
+
+
+def parts_of(path):
+    return path.relative_to(PKG).with_suffix("").parts
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PKG)))
+def test_imports_point_downwards(path):
+    own = parts_of(path)[0]
+    for name in imports(path):
+        if name.startswith("addiffusion_env.") and name not in ANYWHERE:
+            target = name.split(".")[1]
+            assert target == own or LEVEL[target] < LEVEL[own], f"{path} imports upwards: {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PKG)))
+def test_third_party_worlds_stay_apart(path):
+    for name in imports(path):
+        allowed = ONLY_IN.get(name.split(".")[0])
+        assert allowed is None or parts_of(path)[0] in allowed, f"{path} may not import {name}"
+
+
+def test_no_cycles_between_modules():
+    name_of = {path: ".".join((PKG.name, *parts_of(path))).removesuffix(".__init__") for path in MODULES}
+    known = set(name_of.values())
+
+    def owner(name):  # package.module.Class belongs to package.module
+        return name if name in known else name.rpartition(".")[0]
+
+    graph = {name: {owner(i) for i in imports(path)} & known - {name} for path, name in name_of.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError naming the cycle
+
+
+def test_files_stay_readable():
+    long = {str(p): n for p in [*MODULES, *ROOT.glob("*.py")] if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
+    assert not long
+
+
+def test_scripts_are_short_and_linear():
+    for script in ("train_sb3.py", "eval_sb3.py"):
+        assert len((ROOT / script).read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = "import sys, addiffusion_env; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,223 @@
+"""Tiny pipelines with random weights in the real classes and the hub's folder format, built offline in milliseconds.
+
+Latents are 8x8 and pictures 16x16, so that a whole episode on a CPU takes a second; everything else (two text
+encoders, joint attention, packing, schedulers) is as in the models whose classes these are.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = ("a", "photo", "of", "red", "cup", "dog", "left", "and", "the", "cat", "on", "sofa")
+SD_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def clip_tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer that knows letters, window 77."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+
+
+def t5_tokenizer() -> Any:
+    """A T5 tokenizer that knows a few words and all letters."""
+    from transformers import T5TokenizerFast
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    pieces += [(f"▁{word}", -1.0) for word in WORDS] + [(letter, -5.0) for letter in string.ascii_lowercase]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0)
+
+
+def clip_text_model(tokenizer: Any, width: int = 16, projection: bool = False) -> Any:
+    """A two-layer CLIP text model."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+
+
+def autoencoder(latent_channels: int = 4, scaling_factor: float = 0.18215, shift_factor: float | None = None) -> Any:
+    """An ``AutoencoderKL`` that doubles the latents' sides."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        sample_size=16,
+    )
+
+
+def tiny_autoencoder(latent_channels: int = 4) -> Any:
+    """An ``AutoencoderTiny`` that doubles the latents' sides."""
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+
+
+def unet(**changes: Any) -> Any:
+    """A UNet with cross-attention at 8x8 and 4x4."""
+    from diffusers import UNet2DConditionModel
+
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+    }
+    return UNet2DConditionModel(**{**config, **changes})
+
+
+def stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Any:
+    """A ``StableDiffusionPipeline``, saved to ``folder``."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=clip_text_model(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet(),
+        scheduler=DDIMScheduler(**SD_NOISE, prediction_type=prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return saved(pipe, folder)
+
+
+def stable_diffusion_xl(folder: Path) -> Any:
+    """A ``StableDiffusionXLPipeline``, saved to ``folder``."""
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+    torch.manual_seed(1)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    pipe = StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.13025),
+        text_encoder=clip_text_model(tokenizer),
+        text_encoder_2=clip_text_model(tokenizer, projection=True),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet(
+            cross_attention_dim=32,  # both encoders side by side
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=16 + 6 * 8,
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+        ),
+        scheduler=DDIMScheduler(**SD_NOISE),
+        add_watermarker=False,
+    )
+    return saved(pipe, folder)
+
+
+def flux(folder: Path, **scheduler: Any) -> Any:
+    """A ``FluxPipeline``, saved to ``folder``; ``scheduler`` is passed to its scheduler."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(2)
+    tokenizer, tokenizer_2 = clip_tokenizer(folder / "tokenizer"), t5_tokenizer()
+    text = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    pipe = FluxPipeline(
+        vae=autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=clip_text_model(tokenizer, width=32),
+        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(tokenizer_2), **text)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        transformer=FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
+    )
+    # FluxPipeline's own default is a picture of 128 latents a side.
+    pipe.default_sample_size = 8
+    return saved(pipe, folder)
+
+
+def saved(pipe: Any, folder: Path) -> Any:
+    """Saves a pipeline and returns it, without progress bars or dropout."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    pipe.save_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def clip_folder(folder: Path, width: int = 768) -> Path:
+    """A two-layer open_clip model in its local-dir format; ViT-L/14's embeddings have 768 numbers."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(3)
+    config = {
+        "embed_dim": width,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def dino_folder(folder: Path) -> Path:
+    """A two-layer DINOv2."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(4)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder)
+    return folder

@@ -1,0 +1,82 @@
+"""Trains a policy with Stable-Baselines3's PPO: configuration -> environments -> PPO -> policy -> report.
+
+python train_sb3.py                             the default experiment on the embedded emoji world
+python train_sb3.py experiment=smoke            every part once, in a minute
+python train_sb3.py lanes=8 ppo.ent_coef=0.01   any key of configs/train.yaml
+Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from addiffusion_env.config import dotted_values, friendly, run_script
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def train(config: dict[str, Any]) -> Path:
+    """Trains, saves the policy and writes the report; returns the run's folder."""
+    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
+    from addiffusion_env.agents.checkpoints import checkpoints
+    from addiffusion_env.agents.factory import make_vec_env, set_training
+    from addiffusion_env.agents.training import attach_logger, export_policy, remember_config, resume_or_make, run_folder
+    from addiffusion_env.errors import ResumeError
+
+    started = time.monotonic()
+    folder = run_folder(config["run_dir"])
+    resume = config["resume"] == "auto"
+    if not resume and checkpoints(folder / "checkpoints"):
+        raise ResumeError(f"{folder} holds a run and resume={config['resume']}", "choose another run_dir, or resume=auto")
+    remember_config(folder, config, resume)
+
+    env = make_vec_env(config["vec_env"], config["lanes"], config["seed"], config["env"])
+    set_training(env, True)
+    model, resumed = resume_or_make(
+        config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
+    )
+    attach_logger(model, folder)
+    print(f"{'resumed at' if resumed else 'training from'} decision {model.num_timesteps} of {config['total_timesteps']}")
+    print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
+
+    checkpointer = Checkpointer(folder / "checkpoints", config["checkpoint_every"])
+    remaining = config["total_timesteps"] - model.num_timesteps
+    if remaining > 0:
+        model.learn(
+            remaining,
+            callback=[EpisodeLog(dotted_values(config)), checkpointer],
+            reset_num_timesteps=False,
+            progress_bar=config["progress_bar"],
+        )
+    env.close()
+    if checkpointer.interrupted is not None:
+        raise SystemExit(128 + checkpointer.interrupted)
+    policy = export_policy(folder / "policy", model, config)
+    print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
+    return folder
+
+
+def report(folder: Path, config: dict[str, Any]) -> None:
+    """Plays the policy and fixed-step comparators on test prompts and writes the report."""
+    from eval_sb3 import evaluate_run
+
+    evaluate_run(folder, config["report"], max_lanes=config["lanes"])
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@friendly
+def main(config: DictConfig) -> None:
+    """Hydra's entry."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    folder = train(plain)
+    if plain["report"] is not None:
+        report(folder, plain)
+
+
+if __name__ == "__main__":
+    run_script(main, CONFIGS, "train")
