@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -82,10 +83,7 @@ class StableDiffusionBackbone(DiffusersBackbone):
         config = parts.scheduler.config
         self.parametrisation = config.get("prediction_type", "epsilon")
         self.schedule = DiscreteSchedule.from_alphas_cumprod(
-            parts.scheduler.alphas_cumprod,
-            # A scheduler without this setting lands on sigma 0.
-            bool(config.get("set_alpha_to_one", True)),
-            int(config.get("steps_offset", 0)),
+            parts.scheduler.alphas_cumprod, lands_on_zero(parts.scheduler), int(config.get("steps_offset", 0))
         )
         for item in fields(parts):
             module = getattr(parts, item.name)
@@ -118,6 +116,15 @@ class StableDiffusionBackbone(DiffusersBackbone):
     def denoise(self, x: Tensor, timesteps: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """One call of the UNet, each row at its own timestep."""
         return self.network(x, timesteps, encoder_hidden_states=tensors["text"], return_dict=False)[0]
+
+
+def lands_on_zero(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler's last step ends at sigma 0, or at the cleanest training level."""
+    # Configs carry other schedulers' settings along: only those that the class itself reads count.
+    known = inspect.signature(type(scheduler).__init__).parameters
+    if "final_sigmas_type" in known:
+        return scheduler.config.get("final_sigmas_type", "zero") == "zero"
+    return "set_alpha_to_one" not in known or bool(scheduler.config.get("set_alpha_to_one", True))
 
 
 def unet_capabilities(pipe: Any, options: PipelineOptions, steps: int, guidance: float) -> Capabilities:

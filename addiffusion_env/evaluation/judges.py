@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -61,7 +62,8 @@ class Judges:
         verdict: VerdictJudge | None = None
         scorers: dict[str, Scorer] = {}
         for name in names:
-            judge = SCORERS.load(name).from_pretrained(device=backbone.device)
+            make = SCORERS.load(name).from_pretrained
+            judge = make(device=backbone.device) if "device" in signature(make).parameters else make()
             if hasattr(judge, "verdicts"):
                 verdict = judge
             else:

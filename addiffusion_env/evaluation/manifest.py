@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import addiffusion_env
+from addiffusion_env import __version__
 from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.records import Record, digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
@@ -156,7 +156,7 @@ def read_manifest(out_dir: Path | str) -> Manifest:
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the packages that results depend on."""
-    found = {"addiffusion-env": addiffusion_env.__version__, "python": platform.python_version()}
+    found = {"addiffusion-env": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)

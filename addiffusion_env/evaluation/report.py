@@ -144,7 +144,8 @@ def _html_part(part: str | Table | Figure, drawn: Mapping[str, bytes]) -> str:
     if isinstance(part, Figure):
         data = base64.b64encode(drawn[part.stem]).decode()
         caption = html.escape(part.caption)
-        return f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     return f"<p>{html.escape(part)}</p>"
 
 

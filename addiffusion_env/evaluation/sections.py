@@ -67,8 +67,8 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
         "Side by side",
         (
             f"{prompts} prompts, {seeds} seed{'s' if seeds != 1 else ''} each, backbone {manifest.backbone}. "
-            "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. One guided "
-            "evaluation counts 1 NFE; every try, landing and refinement is in. Correctness is judged by rules from a "
+            "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. "
+            "One guided evaluation counts 1 NFE; every try, landing and refinement is in. Correctness is judged by rules from a "
             "detector that no reward has seen; preference is what some methods select by, so it decides nothing alone. "
             "Seconds are wall-clock with continuous batching, judging left out.",
             table,
@@ -137,8 +137,8 @@ def _differences(summary: Summary) -> Section:
         verdict = "is not inferior" if test.holds else "is not shown to be non-inferior"
         parts.append(
             f"{summary.focus} {verdict} to {summary.reference} within {test.margin:g} in {summary.primary}: "
-            f"difference {test.difference.estimate:+.4f}, 90 % interval [{test.difference.low:+.4f}, {test.difference.high:+.4f}], "
-            f"one-sided p {_p(test.p)}."
+            f"difference {test.difference.estimate:+.4f}, 90 % interval "
+            f"[{test.difference.low:+.4f}, {test.difference.high:+.4f}], one-sided p {_p(test.p)}."
         )
     return Section(f"Differences from {summary.focus}", tuple(parts))
 
@@ -193,8 +193,8 @@ def _collapse(summary: Summary) -> Section:
     if (lost := summary.regret) is not None:
         parts.append(
             f"Utility is preference minus {lost.price:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
-            f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); oracle "
-            f"over the constants, choosing by preference: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE, "
+            f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); "
+            f"oracle over the constants, choosing by preference: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE, "
             f"{lost.oracle_correct:.3f} correct (regret {lost.to_oracle:+.3f}). {lost.pictures} pictures."
         )
     return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))

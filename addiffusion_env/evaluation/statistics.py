@@ -97,7 +97,7 @@ def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0
     stats = _scipy_stats()
     values = _checked(values)
     estimate = float(values.mean())
-    if np.ptp(values) == 0:  # nothing to resample
+    if np.ptp(values) <= 1e-12 * max(1.0, abs(estimate)):  # nothing to resample
         return Interval(estimate, estimate, estimate, level, len(values))
     found = stats.bootstrap(
         (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, method="BCa", rng=rng

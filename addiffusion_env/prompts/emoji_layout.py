@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from addiffusion_env.prompts.emoji_scene import Scene
 from addiffusion_env.prompts.emoji_vocabulary import IMAGE_SIZE, MAX_OBJECTS
-
-if TYPE_CHECKING:
-    from addiffusion_env.prompts.emoji_grammar import Scene
 
 Centres = list[tuple[float, float]]
 

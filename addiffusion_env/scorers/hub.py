@@ -1,13 +1,11 @@
-"""Where weights come from: a local path, or the Hugging Face hub. One way to fail, which says what to do.
+"""Reading weights into scorers: whole or not at all. Where they come from is the backbones' matter, and one for both.
 
-Everything that a scorer loads passes through here, so that "the weights are not there" reads the same for all of them
-and "these are weights of something else" is never a silent random initialisation.
+Everything that a scorer loads passes through here, so that "these are weights of something else" is never a silent
+random initialisation.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,118 +14,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from addiffusion_env.backbones.hub import (
+    WORKS_OFFLINE,
+    cache_folder,
+    file_in,
+    folder_of,
+    hub_file,
+    hub_folder,
+    looks_like_path,
+    read_json,
+    unavailable,
+)
 from addiffusion_env.errors import WeightsError
 
-WORKS_OFFLINE = "AdDiffusion-Emoji-v0 needs no download and works now"
-
-
-def cache_folder() -> Path:
-    """The hub's cache: ``HF_HUB_CACHE``, or ``~/.cache/huggingface/hub``."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path | None = None) -> WeightsError:
-    """The error for weights that are neither in the cache nor downloadable.
-
-    Args:
-        repo_id: hub id, for example ``"THUDM/ImageReward"``.
-        files: the files wanted; empty for the whole repository.
-        reason: what the attempt ended with, in a few words.
-        looked_in: the cache that was searched; by default the hub's.
-    """
-    folder = looked_in or cache_folder() / f"models--{repo_id.replace('/', '--')}"
-    command = " ".join(["hf download", repo_id, *files])
-    return WeightsError(
-        f"{repo_id} ({', '.join(files) or 'whole repository'}) is not in {folder} and cannot be fetched: {reason}",
-        f"on a machine with network run `{command}`; {WORKS_OFFLINE}",
-    )
-
-
-def hub_file(repo_id: str, filename: str) -> Path:
-    """The local path of one file of a hub repository, downloaded when it is not cached.
-
-    Raises:
-        WeightsError: naming the id, the cache that was searched and the command that fetches the file.
-    """
-    from huggingface_hub import hf_hub_download
-
-    # A machine without network ends in a subclass of OSError or in the HTTP library's own error, by hub version.
-    try:
-        return Path(hf_hub_download(repo_id, filename))
-    except Exception as error:
-        raise unavailable(repo_id, [filename], type(error).__name__) from error
-
-
-def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
-    """The local snapshot of a hub repository, downloaded when it is not cached.
-
-    Args:
-        repo_id: hub id, for example ``"facebook/dinov2-small"``.
-        patterns: file name patterns to fetch; empty for all files.
-
-    Raises:
-        WeightsError: as :func:`hub_file`.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(patterns) or None))
-    except Exception as error:
-        raise unavailable(repo_id, [], type(error).__name__) from error
-
-
-def looks_like_path(name_or_path: str | Path) -> bool:
-    """Whether ``name_or_path`` can only be a path: hub ids hold one slash at most and do not begin like one.
-
-    >>> [looks_like_path(x) for x in ("facebook/dinov2-small", "gpt2", "./clip", "/data/clip", "a/b/c")]
-    [False, False, True, True, True]
-    """
-    text = str(name_or_path)
-    return isinstance(name_or_path, Path) or text.startswith((".", "~", "/", "\\")) or text.count("/") > 1
-
-
-def folder_of(name_or_path: str | Path, patterns: Sequence[str] = ()) -> Path:
-    """The local folder of a model: ``name_or_path`` itself when it is one, else its hub snapshot.
-
-    Raises:
-        WeightsError: when it is a path and no such folder exists, or a hub id that cannot be had.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    if looks_like_path(name_or_path):
-        raise WeightsError(f"no such folder: {path}", "give a model folder or a hub id of the form 'owner/name'")
-    return hub_folder(str(name_or_path), patterns)
-
-
-def file_in(folder: Path, *names: str) -> Path:
-    """The first of ``names`` that exists in ``folder``.
-
-    Raises:
-        WeightsError: when none does; the folder's files are listed.
-    """
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    found = ", ".join(sorted(os.listdir(folder))[:8]) if folder.is_dir() else "no such folder"
-    raise WeightsError(f"{folder} holds none of {', '.join(names)} (it holds: {found})", "point to the model's folder")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        WeightsError: when the file is missing or is not one.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {error}", "download the file again") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds a {type(value).__name__}, expected a JSON object", "check which file it is")
-    return value
+__all__ = [
+    "WORKS_OFFLINE",
+    "cache_folder",
+    "file_in",
+    "folder_of",
+    "hub_file",
+    "hub_folder",
+    "load_strict",
+    "load_transformers",
+    "looks_like_path",
+    "no_progress_bar",
+    "read_json",
+    "read_state_dict",
+    "some",
+    "unavailable",
+]
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:

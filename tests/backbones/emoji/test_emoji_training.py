@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,20 @@ from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_ke
 TINY: dict[str, Any] = {"steps": 2, "batch": 4, "scenes": 8, "device": "cpu", "log_every": 0}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for each other on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, TrainReport]]:
     """A folder that every stage has written to, in the registry's order."""
     out = tmp_path_factory.mktemp("emoji") / "weights"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    reports = {stage: run_stage(stage, out, **TINY) for stage in STAGES}
-    torch.set_num_threads(threads)
-    return out, reports
+    return out, {stage: run_stage(stage, out, **TINY) for stage in STAGES}
 
 
 def load_clip(folder: Path) -> Any:

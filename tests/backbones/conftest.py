@@ -1,0 +1,105 @@
+"""Tiny pipelines and scorers, each built once a session, and the backbones made of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+# The scorers' tests keep the names and shapes of ImageReward's checkpoint.
+sys.path.append(str(Path(__file__).parents[1] / "scorers"))
+import scorer_models
+
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.base import Load
+
+BUILDERS = {
+    "sd15": tiny_models.stable_diffusion,
+    "sd21": lambda folder: tiny_models.stable_diffusion(folder, "v_prediction"),
+    "sdxl": tiny_models.stable_diffusion_xl,
+    "flux": tiny_models.flux,
+}
+OPTIONS = {"flux": {"image_size": 16, "max_sequence_length": 24}}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny pipeline.
+
+    Attributes:
+        name: of its backbone.
+        folder: where it lies in the hub's format.
+        pipe: the pipeline itself.
+        preview: folder of a tiny decoder for its latents.
+    """
+
+    name: str
+    folder: Path
+    pipe: Any
+    preview: Path
+
+    def options(self, **changes: Any) -> dict[str, Any]:
+        """Options of the backbone, previews by the tiny decoder."""
+        return {"preview": str(self.preview), **OPTIONS.get(self.name, {}), **changes}
+
+    def load(self, dtype: str = "float32", **changes: Any) -> Any:
+        """The backbone from the folder."""
+        load = Load(str(self.folder), device="cpu", dtype=dtype, options=self.options(**changes))
+        return BACKBONES.load(self.name).from_pretrained(load)
+
+    def wrap(self, pipe: Any = None, **changes: Any) -> Any:
+        """The backbone of the loaded pipeline, or of another."""
+        return BACKBONES.load(self.name).from_pipeline(pipe or self.pipe, **self.options(**changes))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A function from a backbone's name to its :class:`Tiny`."""
+    made: dict[str, Tiny] = {}
+
+    def get(name: str) -> Tiny:
+        if name not in made:
+            root = tmp_path_factory.mktemp(name)
+            pipe = BUILDERS[name](root / "pipeline")
+            torch.manual_seed(5)
+            tiny_models.tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(root / "preview")
+            made[name] = Tiny(name, root / "pipeline", pipe, root / "preview")
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def scorer_paths(tmp_path_factory):
+    """Folders of tiny scorers in the true formats, with CLIP embeddings as wide as ViT-L/14's."""
+    root = tmp_path_factory.mktemp("scorers")
+    reward = root / "image_reward"
+    reward.mkdir()
+    generator = torch.Generator().manual_seed(1)
+    state = scorer_models.random_weights(scorer_models.vision_state(), "blip.visual_encoder.", generator)
+    state |= scorer_models.random_weights(scorer_models.text_state(), "blip.text_encoder.", generator)
+    state |= scorer_models.random_weights(scorer_models.head_state(), "mlp.", generator)
+    torch.save(state, reward / "ImageReward.pt")
+    (reward / "med_config.json").write_text(json.dumps(scorer_models.MED_CONFIG))
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (reward / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (reward / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    return {
+        "clip": str(tiny_models.clip_folder(root / "clip")),
+        "image_reward": str(reward),
+        "dino": str(tiny_models.dino_folder(root / "dino")),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_scorers(scorer_paths):
+    from addiffusion_env.scorers.hub_look import hub_scorers
+
+    return hub_scorers("cpu", scorer_paths)

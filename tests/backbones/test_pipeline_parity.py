@@ -1,0 +1,192 @@
+"""A lane that always continues is the diffusers pipeline: same noise, same schedule, same latents."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from addiffusion_env.backbones.flux import packed, unpacked
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.engine.programs import advance
+from addiffusion_env.prompts.base import Prompt
+
+NAMES = ("sd15", "sd21", "sdxl", "flux")
+PROMPTS = [Prompt.of(text) for text in ("a photo of a red cup", "a dog and the cat", "a sofa")]
+SEED = 11
+
+
+def process_of(backbone, steps, **changes):
+    capabilities = backbone.capabilities
+    settings = {
+        "steps": steps,
+        "spacing": capabilities.default_spacing,
+        "solver": capabilities.default_solver,
+        "guidance_scale": capabilities.default_guidance,
+    }
+    return ProcessConfig(**{**settings, **changes})
+
+
+def to_the_end(process, lane):
+    while lane.remaining:
+        lane = yield from advance(process, lane)
+    return lane
+
+
+def continued(backbone, scorers, prompts, processes):
+    """The lanes' last latents, all in one engine."""
+    engine = Engine(backbone, scorers, solver=processes[0].solver)
+    lanes = [open_lane(backbone, process, prompt, SEED) for process, prompt in zip(processes, prompts, strict=True)]
+    ended = engine.run([to_the_end(process, lane) for process, lane in zip(processes, lanes, strict=True)])
+    return torch.cat([lane.latents.x for lane in ended]), engine.counters
+
+
+def by_pipeline(pipe, backbone, prompts, process, **changes):
+    """The pipeline's last latents from the same noise."""
+    noise = torch.cat([open_lane(backbone, process, prompt, SEED).latents.x for prompt in prompts])
+    noise = noise.to(backbone.dtype)
+    settings = {"num_inference_steps": process.steps, "output_type": "latent", **changes}
+    texts = [prompt.text for prompt in prompts]
+    if backbone.name == "flux":
+        settings |= {"height": 16, "width": 16, "max_sequence_length": backbone.capabilities.max_tokens}
+        return unpacked(pipe(texts, latents=packed(noise), **settings).images, 8, 8)
+    return pipe(texts, latents=noise, guidance_scale=process.guidance_scale, **settings).images
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_lane(tiny, tiny_scorers, name, steps):
+    backbone = tiny(name).load()
+    process = process_of(backbone, steps)
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS[:1], [process])
+    theirs = by_pipeline(tiny(name).pipe, backbone, PROMPTS[:1], process)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_lanes_at_mixed_noise_levels(tiny, tiny_scorers, name):
+    backbone = tiny(name).load()
+    processes = [process_of(backbone, steps) for steps in (3, 5, 4)]
+    ours, counters = continued(backbone, tiny_scorers, PROMPTS, processes)
+    assert counters.denoiser_batches == 5  # as many calls as the longest lane has steps
+    for row, (prompt, process) in enumerate(zip(PROMPTS, processes, strict=True)):
+        theirs = by_pipeline(tiny(name).pipe, backbone, [prompt], process)
+        torch.testing.assert_close(ours[row : row + 1], theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_within_its_own_rounding(tiny, tiny_scorers, name):
+    backbone = tiny(name).load(dtype="bfloat16")
+    assert backbone.dtype == torch.bfloat16
+    process = process_of(backbone, 4, **({} if name == "flux" else {"guidance_scale": 2.0}))
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
+    assert ours.dtype == torch.float32  # the solver keeps what the network's precision would lose
+    half = copy.deepcopy(tiny(name).pipe).to(torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    theirs = by_pipeline(half, backbone, PROMPTS, process).float()
+    exact = by_pipeline(tiny(name).pipe, tiny(name).load(), PROMPTS, process)
+    rounding = (theirs - exact).norm() / exact.norm()
+    assert 0 < rounding < 0.1
+    assert (ours - exact).norm() / exact.norm() <= 1.5 * rounding
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_euler_pipelines_land_where_theirs_do(tiny, tiny_scorers, name, final):
+    from diffusers import EulerDiscreteScheduler
+
+    pipe = copy.deepcopy(tiny(name).pipe)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, final_sigmas_type=final)
+    pipe.set_progress_bar_config(disable=True)
+    backbone = tiny(name).wrap(pipe)
+    process = process_of(backbone, 5)
+    assert (backbone.sigmas(5, process.spacing)[-1] == 0) == (final == "zero")
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS[:2], [process] * 2)
+    # k-diffusion's latents are x / alpha: the same where sigma is 0, larger by sqrt(1 + sigma^2) elsewhere.
+    last = float(backbone.sigmas(5, process.spacing)[-1])
+    theirs = by_pipeline(pipe, backbone, PROMPTS[:2], process) / (1 + last**2) ** 0.5
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+def test_dpm_solver_pipeline(tiny, tiny_scorers):
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipe = copy.deepcopy(tiny("sd15").pipe)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    pipe.set_progress_bar_config(disable=True)
+    backbone = tiny("sd15").wrap(pipe)
+    process = process_of(backbone, 5, solver="dpmpp_2m", spacing="trailing")
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS[:2], [process] * 2)
+    torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS[:2], process), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", [{"shift": 3.0}, {"use_dynamic_shifting": True}], ids=str)
+def test_flux_with_a_shift(tiny, tiny_scorers, config):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipe = copy.deepcopy(tiny("flux").pipe)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    pipe.set_progress_bar_config(disable=True)
+    backbone = tiny("flux").wrap(pipe)
+    process = process_of(backbone, 4)
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
+    torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS, process), atol=1e-4, rtol=1e-4)
+
+
+def test_flux_dev_reads_its_guidance(tiny, tiny_scorers, tmp_path):
+    from diffusers import FluxTransformer2DModel
+
+    pipe = copy.deepcopy(tiny("flux").pipe)
+    torch.manual_seed(6)
+    config = {**pipe.transformer.config, "guidance_embeds": True}
+    pipe.register_modules(transformer=FluxTransformer2DModel.from_config(config).eval())
+    pipe.set_progress_bar_config(disable=True)
+    backbone = tiny("flux").wrap(pipe, distilled_guidance=6.0)
+    process = process_of(backbone, 3)
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
+    theirs = by_pipeline(pipe, backbone, PROMPTS, process, guidance_scale=6.0)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert (by_pipeline(pipe, backbone, PROMPTS, process, guidance_scale=1.0) - theirs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fine_tuned_pipeline_is_taken_as_it_is(tiny, tiny_scorers, name):
+    pipe = copy.deepcopy(tiny(name).pipe)
+    denoiser = pipe.transformer if name == "flux" else pipe.unet
+    with torch.no_grad():
+        for value in denoiser.parameters():
+            value.mul_(1.05)
+    pipe.set_progress_bar_config(disable=True)
+    backbone = tiny(name).wrap(pipe)
+    assert backbone.denoiser is denoiser
+    process = process_of(backbone, 3)
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
+    torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS, process), atol=1e-4, rtol=1e-4)
+    before = by_pipeline(tiny(name).pipe, backbone, PROMPTS, process)
+    assert (before - ours).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_full_decoder_is_the_pipelines(tiny, tiny_scorers, name):
+    backbone = tiny(name).load()
+    process = process_of(backbone, 2)
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
+    theirs = tiny(name).pipe.vae.decode(
+        ours / backbone.vae.config.scaling_factor + (backbone.vae.config.shift_factor or 0)
+    ).sample
+    torch.testing.assert_close(backbone.decode(ours), theirs.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_sdxl_encodes_the_empty_negative_prompt_when_told_to(tiny, tiny_scorers):
+    pipe = copy.deepcopy(tiny("sdxl").pipe)
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    pipe.set_progress_bar_config(disable=True)
+    backbone = tiny("sdxl").wrap(pipe)
+    assert backbone.encode(["a dog"]).tensors["negative_text"].abs().max() > 0
+    assert tiny("sdxl").wrap().encode(["a dog"]).tensors["negative_text"].abs().max() == 0
+    process = process_of(backbone, 3)
+    ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
+    torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS, process), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,64 @@
+"""Specifications of methods: read, named, refused."""
+
+import pytest
+
+from addiffusion_env.baselines import BASELINES, make_method
+from addiffusion_env.baselines.base import BaseMethod, Method
+from addiffusion_env.errors import ConfigError, UnknownNameError, WeightsError
+
+SPECS = (
+    "fixed:20",
+    "fixed:50,leading",
+    "fixed:10,trailing,dpmpp_2m",
+    "stop:6",
+    "random:0.1",
+    "prompt_rule:8,6",
+    "best_of:3x6",
+    "threshold_retry:0.8",
+    "threshold_retry:-0.5,6,3",
+)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_specification_is_its_methods_name(spec):
+    method = make_method(spec)
+    assert isinstance(method, Method)
+    assert method.name == spec
+    assert make_method(method.name) == method
+
+
+def test_every_registered_method_says_how_it_is_written():
+    for name in BASELINES:
+        assert BASELINES.load(name).usage.startswith(f"{name}:")
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "words"),
+    [
+        ("fixd:20", UnknownNameError, "did you mean 'fixed'"),
+        ("fixed", ConfigError, "lacks its numbers"),
+        ("fixed:many", ConfigError, "fixed:STEPS"),
+        ("fixed:0", ConfigError, "at least 1, got 0"),
+        ("fixed:8,trailing,heun", UnknownNameError, "unknown solver 'heun'"),
+        ("stop:-1", ConfigError, "at least 0, got -1"),
+        ("random:1.5", ConfigError, r"in \[0, 1\], got 1.5"),
+        ("prompt_rule:8", ConfigError, "prompt_rule:STEPS_WITH_COLOUR,STEPS_WITHOUT"),
+        ("best_of:3,6", ConfigError, "best_of:TRIESxSTEPS"),
+        ("threshold_retry:nan", ConfigError, "got nan"),
+        ("threshold_retry:0.8,8,0", ConfigError, "at least 1, got 0"),
+        ("policy:nowhere@cheap", ConfigError, "price of a policy must be a number"),
+        ("policy:nowhere@-1", ConfigError, "at least 0"),
+        ("policy:nowhere", WeightsError, "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said(spec, error, words):
+    with pytest.raises(error, match=words):
+        make_method(spec)
+
+
+def test_a_method_of_one_file_needs_only_a_name():
+    class Steady(BaseMethod):
+        usage = "steady:"
+        name = "steady"
+
+    assert Steady().decide([None, None]) == [0, 0]

@@ -1,0 +1,177 @@
+"""The scalar environment: the API, the three actions, determinism, refusals."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.errors import AdDiffusionError, EpisodeOverError, IllegalActionError, PromptError
+
+EMOJI = [name for name, settings in ENVIRONMENTS.items() if settings["backbone"] == "emoji"]
+
+
+@pytest.fixture
+def env():
+    return AdDiffusionEnv(steps=3, refine="retry")
+
+
+def rollout(env, actions, seed=0, **kwargs):
+    observation, info = env.reset(seed=seed, **kwargs)
+    trail = [(observation, 0.0, False, False, info)]
+    for action in actions:
+        trail.append(env.step(action))
+        if trail[-1][2]:
+            break
+    return trail
+
+
+@pytest.mark.parametrize("name", EMOJI)
+def test_checkers_of_gymnasium_and_sb3_pass(name):
+    env = gym.make(name, steps=2)
+    check_env(env.unwrapped, skip_render_check=True)
+    sb3_check_env(env.unwrapped)
+
+
+def test_make_by_module_name():
+    assert gym.make("addiffusion_env:AdDiffusion-Emoji-v0", steps=2).action_space == gym.spaces.Discrete(3)
+
+
+def test_observation_is_the_specified_dict(env):
+    observation, _ = env.reset(seed=0)
+    assert {key: value.shape for key, value in observation.items()} == {"clip": (256,), "timestep": (128,), "quality": (8,)}
+    assert all(value.dtype == np.float32 for value in observation.values())
+    assert not observation["clip"][:128].any()  # no picture yet
+    assert np.linalg.norm(observation["clip"][128:]) == pytest.approx(1, abs=1e-4)  # but a prompt
+
+
+def test_continue_to_the_end(env):
+    trail = rollout(env, [0] * 9)
+    assert [row[2] for row in trail] == [False, False, False, True]
+    last = trail[-1][4]
+    assert (last["nfe"], last["network_calls"], last["action_trace"]) == (3, 6, [0, 0, 0])
+    assert last["image"].shape == (64, 64, 3) and last["image"].dtype == np.uint8
+    assert sum(last["reward_terms"].values()) == pytest.approx(trail[-1][1])
+
+
+def test_stop_terminates_with_a_landed_picture(env):
+    trail = rollout(env, [0, 1])
+    assert trail[-1][2] and not trail[-1][3]
+    assert trail[-1][4]["nfe"] == 3  # one step, and a landing in two
+
+
+def test_refine_spends_and_stays(env):
+    trail = rollout(env, [0, 2, 0])
+    before, after = trail[1][4], trail[2][4]
+    assert after["nfe"] - before["nfe"] == 2
+    assert after["sigma"] == before["sigma"] and after["step"] == before["step"]
+    assert after["refinements"] == 1
+
+
+def test_the_same_seed_gives_the_same_episodes(env):
+    first = rollout(env, [0, 2, 0, 0])
+    second_episode = env.reset()[1]
+    again = rollout(env, [0, 2, 0, 0])
+    for a, b in zip(first, again, strict=True):
+        assert a[1] == b[1]
+        np.testing.assert_array_equal(a[0]["quality"], b[0]["quality"])
+    np.testing.assert_array_equal(first[-1][4]["image"], again[-1][4]["image"])
+    assert env.reset()[1]["prompt_id"] == second_episode["prompt_id"]
+
+
+def test_options_choose_prompt_id_seed_and_price(env):
+    options = {"prompt": "a photo of a red cup", "prompt_id": "mine", "seed": 7, "price": 0.5}
+    info = rollout(env, [], options=options)[0][4]
+    assert {key: info[key] for key in options} == options
+
+
+def test_illegal_actions(env):
+    env.reset(seed=0)
+    *_, info = env.step(2)  # no picture to refine yet: goes on, and says so
+    assert info["illegal_action"] and info["action"] == 0 and info["refinements"] == 0
+    with pytest.raises(IllegalActionError, match=r"action 3 is none of 0, 1, 2"):
+        env.step(3)
+    strict = AdDiffusionEnv(steps=3, refine="retry", strict=True)
+    strict.reset(seed=0)
+    assert strict.action_masks().tolist() == [True, True, False]
+    with pytest.raises(IllegalActionError, match="refine is not legal at step 0"):
+        strict.step(2)
+
+
+def test_stepping_out_of_order_is_refused():
+    env = AdDiffusionEnv(steps=2)
+    with pytest.raises(EpisodeOverError, match="stepped before reset"):
+        env.step(0)
+    rollout(env, [1])
+    with pytest.raises(EpisodeOverError, match="after its episode ended"):
+        env.step(0)
+
+
+def test_an_outside_limit_truncates():
+    env = AdDiffusionEnv(steps=3, max_decisions=2)
+    trail = rollout(env, [0, 0])
+    assert [row[3] for row in trail] == [False, False, True]
+    assert "image" not in trail[-1][4]
+
+
+def test_a_drawn_price_is_observed():
+    env = AdDiffusionEnv(steps=2, price=[0.01, 0.03])
+    observation, info = env.reset(seed=1)
+    assert 0.01 <= info["price"] <= 0.03
+    assert observation["price"][0] == pytest.approx(info["price"] / 0.03)
+
+
+def test_a_prompt_over_the_window_is_refused(env):
+    with pytest.raises(PromptError, match="the text window holds 32"):
+        env.reset(seed=0, options={"prompt": "a dog and " * 20})
+
+
+def test_render_shows_preview_and_strip():
+    env = AdDiffusionEnv(steps=2, render_mode="rgb_array")
+    env.reset(seed=0)
+    start = env.render()
+    env.step(0)
+    after = env.render()
+    assert start.shape == after.shape == (296, 256, 3) and after.dtype == np.uint8
+    assert (after != start).mean() > 0.1
+    assert tuple(after[264, 6]) == (70, 130, 200)  # the continue square
+
+
+def test_a_relative_bonus_compares_with_the_reference_schedule():
+    reward = {"terminal_bonus": {"weight": 1.0, "relative": 1.0}}
+    env = AdDiffusionEnv(steps=3, reward=reward, reference_steps=3)
+    trail = rollout(env, [0, 0, 0])
+    assert trail[-1][1] == pytest.approx(0, abs=1e-4)  # the same schedule as the reference
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "emojy"}, "unknown backbone 'emojy'\n  -> did you mean 'emoji'"),
+        ({"stepz": 3}, "no setting 'stepz'\n  -> did you mean 'steps'"),
+        ({"reward": "defalt"}, "unknown reward preset 'defalt'\n  -> did you mean 'default'"),
+        ({"reward": {"nfe_prise": 1}}, "unknown reward term 'nfe_prise'\n  -> did you mean 'nfe_price'"),
+        ({"reward": {"terminal_bonus": {"centr": 1}}}, "did you mean 'centre'"),
+        ({"refine": "retri"}, "unknown refine preset 'retri'\n  -> did you mean 'retry'"),
+        ({"refine": {"blurr": 1}}, "refine has no setting 'blurr'\n  -> did you mean 'blur'"),
+        ({"solver": "ddmi"}, "unknown solver 'ddmi'\n  -> did you mean 'ddim'"),
+        ({"spacing": "trailling"}, "unknown timestep spacing 'trailling'\n  -> did you mean 'trailing'"),
+        ({"prompts": "emojis"}, "unknown prompt source 'emojis'\n  -> did you mean 'emoji'"),
+        ({"render_mode": "rgb"}, "unknown render_mode 'rgb'"),
+        ({"observation_keys": ["clip", "qualty"]}, "unknown observation key 'qualty'\n  -> did you mean 'quality'"),
+        ({"price": [0.3, 0.1]}, "0 <= low <= high"),
+        ({"device": "cuba"}, "unknown device 'cuba'"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'"),
+        ({"dtype": "float16"}, "float16 was asked for on the CPU"),
+        ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
+        ({"max_decisions": 0}, "max_decisions must be at least 1"),
+        ({"backbone_options": {"tile": True}}, "no option 'tile'"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_nearest_name(settings, message):
+    with pytest.raises(AdDiffusionError) as caught:
+        AdDiffusionEnv(**settings)
+    assert message in str(caught.value)
+    assert caught.value.remedy

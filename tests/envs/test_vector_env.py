@@ -1,0 +1,96 @@
+"""The vector environment: row by row what scalar environments do, Gymnasium's same-step reset."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.errors import ConfigError
+
+SETTINGS = {"steps": 3, "refine": "retry"}
+PLAN = np.array([[0, 0, 1], [2, 0, 0], [0, 2, 1], [0, 0, 0], [1, 0, 0]])  # a row a step, a column a lane
+
+
+def test_make_vec_takes_the_vector_entry_point():
+    env = gym.make_vec("AdDiffusion-Emoji-v0", num_envs=2, **SETTINGS)
+    assert isinstance(env.unwrapped, AdDiffusionVectorEnv)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+
+
+def test_rows_equal_scalar_environments():
+    vector = AdDiffusionVectorEnv(3, **SETTINGS)
+    scalars = [AdDiffusionEnv(**SETTINGS) for _ in range(3)]
+    observation, infos = vector.reset(seed=10)
+    rows = [env.reset(seed=10 + index) for index, env in enumerate(scalars)]
+    compare(observation, [row[0] for row in rows])
+    assert list(infos["prompt"]) == [row[1]["prompt"] for row in rows]
+    for actions in PLAN:
+        observation, reward, terminated, truncated, infos = vector.step(actions)
+        for index, env in enumerate(scalars):
+            own, own_reward, own_terminated, own_truncated, info = env.step(actions[index])
+            assert own_reward == pytest.approx(reward[index], abs=1e-4)
+            assert (own_terminated, own_truncated) == (terminated[index], truncated[index])
+            if own_terminated:
+                compare({k: v[None] for k, v in infos["final_obs"][index].items()}, [own])
+                assert infos["final_info"]["nfe"][index] == info["nfe"]
+                assert np.abs(infos["final_info"]["image"][index].astype(int) - info["image"]).max() <= 1
+                own, info = env.reset()
+            assert infos["prompt_id"][index] == info["prompt_id"]
+            compare({key: value[index : index + 1] for key, value in observation.items()}, [own])
+
+
+def compare(batch, rows):
+    for key, value in batch.items():
+        np.testing.assert_allclose(value, np.stack([row[key] for row in rows]), atol=2e-4)
+
+
+def test_a_wave_of_lanes_is_one_denoiser_call():
+    env = AdDiffusionVectorEnv(4, **SETTINGS)
+    env.reset(seed=0)
+    env.step(np.zeros(4, int))
+    counters = env.episodes.engine.counters
+    assert (counters.denoiser_batches, counters.evaluations, counters.look_batches) == (1, 4, 1)
+
+
+def test_options_may_differ_by_lane():
+    env = AdDiffusionVectorEnv(2, steps=2)
+    _, infos = env.reset(seed=0, options={"prompt": ["a dog", "a cat"], "seed": 5})
+    assert list(infos["prompt"]) == ["a dog", "a cat"]
+    assert list(infos["seed"]) == [5, 5]
+    with pytest.raises(ConfigError, match="3 entries for 2 lanes"):
+        env.reset(options={"prompt": ["a", "b", "c"]})
+    with pytest.raises(ConfigError, match="seed has 1 entries for 2 lanes"):
+        env.reset(seed=[1])
+
+
+def test_masks_and_frames():
+    env = AdDiffusionVectorEnv(2, render_mode="rgb_array", **SETTINGS)
+    env.reset(seed=0)
+    assert env.action_masks().tolist() == [[True, True, False]] * 2
+    env.step(np.array([0, 0]))
+    assert env.action_masks().tolist() == [[True, True, True]] * 2
+    assert [frame.shape for frame in env.render()] == [(296, 256, 3)] * 2
+
+
+def test_no_lanes_is_refused():
+    with pytest.raises(ConfigError, match="num_envs must be at least 1, got 0"):
+        AdDiffusionVectorEnv(0)
+
+
+def test_state_goes_on_exactly():
+    env = AdDiffusionVectorEnv(2, **SETTINGS)
+    env.reset(seed=3)
+    env.step(np.array([0, 0]))
+    state = env.episodes.state_dict()
+    one = env.step(np.array([0, 2]))
+    other = AdDiffusionVectorEnv(2, **SETTINGS)
+    other.reset(seed=99)
+    other.episodes.load_state_dict(state)
+    two = other.step(np.array([0, 2]))
+    np.testing.assert_array_equal(one[1], two[1])
+    for key in one[0]:
+        np.testing.assert_array_equal(one[0][key], two[0][key])

@@ -1,0 +1,179 @@
+"""Reports, from records alone."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from eval_records import record
+
+from addiffusion_env.errors import ConfigError, RunFolderError
+from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, read_manifest, write_text
+from addiffusion_env.evaluation.records import digest_of
+from addiffusion_env.evaluation.report import _md, to_html, to_markdown, write_report
+from addiffusion_env.evaluation.sections import Figure, Section, Table
+from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.summary import reference_of, summarise
+from addiffusion_env.evaluation.tables import focus_of
+
+NAMES = ("policy:run@0.01", "fixed:4", "fixed:8", "fixed:20")
+EVIL = "<script>alert('x')</script> & a | pipe"
+
+
+def world(count=48):
+    """A policy at 6 NFE that is right more often than 8 fixed steps, and spends more where more is asked."""
+    draw = np.random.default_rng(0).random(count)
+    records = []
+    for n in range(count):
+        actions = (0,) * (2 + n % 4) + (1,)
+        nfe = 4 + n % 4
+        records.append(record(NAMES[0], n, nfe=nfe, correct=bool(draw[n] < 0.95), preference=draw[n], actions=actions))
+        for name, share in zip(NAMES[1:], (0.6, 0.8, 0.85), strict=True):
+            steps = int(name.split(":")[1])
+            records.append(
+                record(name, n, nfe=steps, correct=bool(draw[n] < share), preference=-draw[n], actions=(0,) * steps)
+            )
+    return records
+
+
+def manifest_of(records, margin=0.01):
+    ids = tuple(sorted({r.prompt_id for r in records}))
+    return Manifest(
+        methods=tuple(MethodEntry(name, name, name.startswith("policy"), {"steps": 8}) for name in NAMES),
+        backbone="emoji",
+        prompt_ids=ids,
+        prompts_digest=digest_of(ids),
+        seeds=(0,),
+        margins=(
+            MarginEntry(0.02, "2026-01-01T00:00:00+00:00", 0),
+            MarginEntry(margin, "2026-01-02T00:00:00+00:00", 7),
+        ),
+        price=0.02,
+        settings={"prompts": len(ids), "note": EVIL},
+        versions={"python": "3.11"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from dataclasses import asdict
+
+    path = tmp_path_factory.mktemp("run")
+    records = world()
+    stray = record("old", 3, correct=False)  # of an earlier evaluation in the same folder
+    RecordStore(path / "records").write([*records, stray])
+    write_text(path / "evaluation.json", json.dumps(asdict(manifest_of(records))))
+    return path
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.sources, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder):
+    report = write_report(folder)
+    page = Page()
+    page.feed(report.html.read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert EVIL in page.text
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in page.sources)
+    assert page.tags.count("img") == 6
+    for name in NAMES:
+        assert name in page.text
+    assert "old" not in [row.method for row in report.summary.methods]
+    assert "after 7 records" in page.text
+    markdown = report.markdown.read_text(encoding="utf-8")
+    assert {f"plots/{path.name}" for path in (folder / "plots").iterdir()} == set(
+        re.findall(r"plots/\w+\.png", markdown)
+    )
+
+
+def test_the_same_records_give_the_same_report(folder):
+    first = write_report(folder)
+    before = [path.read_bytes() for path in (first.html, first.markdown, first.summary_json)]
+    again = write_report(folder)
+    assert [path.read_bytes() for path in (again.html, again.markdown, again.summary_json)] == before
+
+
+def test_the_summary_finds_what_was_planted(folder):
+    records = world()
+    found = summarise(records, manifest_of(records))
+    assert (found.primary, found.focus, found.reference) == ("correct", NAMES[0], "fixed:20")
+    assert {row.method: row.nfe.estimate for row in found.methods}["policy:run@0.01"] == 5.5
+    assert found.frontier.gain.low > 0
+    assert found.difficulty.statistic > 0.9
+    assert found.difficulty.p < 0.001
+    assert found.non_inferiority.holds
+    assert not found.behaviours[NAMES[0]].collapsed
+    assert set(found.behaviours) == {NAMES[0]}
+    assert {row.method for row in found.pairs} == set(NAMES[1:])
+    assert found.regret.best_constant == "fixed:4"
+    assert len(found.tasks) == 2 * len(NAMES)
+    saved = json.loads((folder / "summary.json").read_text())
+    assert saved["methods"][0]["nfe"]["estimate"] == 5.5
+
+
+def test_without_verdicts_preference_is_primary_and_said_so():
+    records = [
+        record(name, n, correct=None, reason="", preference=k + n / 10)
+        for k, name in enumerate(NAMES)
+        for n in range(5)
+    ]
+    found = summarise(records, manifest_of(records))
+    assert found.primary == "preference"
+    assert all(row.correct is None for row in found.methods)
+
+
+def test_who_a_report_is_about():
+    assert focus_of(["fixed:4", "random:0.1"], []) == "random:0.1"
+    assert focus_of(["fixed:4", "rule", "looker"], ["looker"]) == "looker"
+    assert focus_of(["fixed:4"], []) == "fixed:4"
+    assert reference_of(["fixed:4", "fixed:50,leading", "stop:60"]) == "fixed:50,leading"
+    assert reference_of(["stop:6"]) is None
+
+
+def test_markup_in_texts_is_shown_not_obeyed():
+    section = Section("a < b", (EVIL, Table(("h|h",), (("*x*",),), strong=0), Figure("f", "c & d")))
+    page = to_html("t", [section], {"f": b"png"})
+    assert "<script>" not in page
+    assert "c &amp; d" in page
+    text = to_markdown("t", [section])
+    assert "| h\\|h |" in text
+    assert "**\\*x\\***" in text
+    assert _md("a\nb") == "a b"
+
+
+def test_a_folder_without_an_evaluation_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match=r"evaluation\.json is missing"):
+        write_report(tmp_path)
+    (tmp_path / "evaluation.json").write_text("{")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        read_manifest(tmp_path)
+
+
+def test_margins_are_remembered(tmp_path, emoji, scorers, prompts):
+    from addiffusion_env.baselines import make_method
+    from addiffusion_env.engine.process import ProcessConfig
+    from addiffusion_env.evaluation.manifest import write_manifest
+    from addiffusion_env.evaluation.runner import Stage, plan
+
+    plans = plan([make_method("fixed:2")], prompts[:2], [0], Stage(emoji, scorers, ProcessConfig(steps=2)))
+    first = write_manifest(tmp_path, plans, "emoji", {}, 0.01, 0.02)
+    same = write_manifest(tmp_path, plans, "emoji", {}, 0.01, 0.02)
+    assert first.margins == same.margins
+    RecordStore(tmp_path / "records").write([record()])
+    moved = write_manifest(tmp_path, plans, "emoji", {}, 0.05, 0.02)
+    assert [(entry.margin, entry.records_before) for entry in moved.margins] == [(0.01, 0), (0.05, 1)]
+    assert read_manifest(tmp_path) == moved
+    with pytest.raises(ConfigError, match="margin must be above 0"):
+        write_manifest(tmp_path, plans, "emoji", {}, 0.0, 0.02)

@@ -1,0 +1,216 @@
+"""The runner: the same records whatever the lanes, resumed after a kill, judged by those who were kept out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from eval_records import record
+
+from addiffusion_env.baselines import make_method
+from addiffusion_env.baselines.base import BaseMethod
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.errors import ConfigError, NumericsError
+from addiffusion_env.evaluation.films import cast_roles, draw_film, read_films, shoot
+from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.runner import Stage, evaluate, plan
+from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.prompts.base import Prompt
+
+METHODS = ("fixed:2", "best_of:2x1", "random:0.4")
+
+
+class StopWhenLiked(BaseMethod):
+    """Looks, and stops once the preview is liked."""
+
+    usage = "liked:"
+    name = "liked"
+    looks = True
+
+    def decide(self, requests):
+        return [
+            int(Action.STOP if r.lane.look is not None and r.lane.look.preference[0] > -1 else Action.CONTINUE)
+            for r in requests
+        ]
+
+
+@pytest.fixture(scope="module")
+def stage(emoji, scorers):
+    return Stage(emoji, scorers, ProcessConfig(steps=3), Judges.of(["emoji_detector", "sharpness"], emoji))
+
+
+@pytest.fixture(scope="module")
+def methods():
+    return [make_method(spec) for spec in METHODS] + [StopWhenLiked()]
+
+
+@pytest.fixture(scope="module")
+def whole(methods, prompts, stage, tmp_path_factory):
+    """(records, folder) of an unbroken run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return evaluate(methods, prompts[:3], [0, 1], stage, folder, max_lanes=4, shard_size=4, keep_pictures=True), folder
+
+
+def settled(records):
+    """Records without what the clock says, and rounded where batches of another size round otherwise."""
+    return [
+        replace(
+            r,
+            seconds=0.0,
+            preference=round(r.preference, 2),
+            clip_score=round(r.clip_score, 2),
+            extra={name: round(value, 2) for name, value in r.extra.items()},
+        )
+        for r in records
+    ]
+
+
+def test_every_picture_has_its_record_in_the_order_asked(whole, methods, prompts):
+    records, _ = whole
+    asked = [(m.name, p.prompt_id, seed) for m in methods for p in prompts[:3] for seed in (0, 1)]
+    assert [(r.method, r.prompt_id, r.seed) for r in records] == asked
+    assert len({r.uid for r in records}) == len(records)
+    for r in records:
+        assert r.network_calls == 2 * r.nfe
+        assert r.correct in (True, False)
+        assert r.correct == (r.reason == "correct")
+        assert r.seconds > 0
+        assert set(r.extra) == {"sharpness"}
+        assert r.decisions == len(r.actions)
+
+
+def test_records_do_not_depend_on_the_lanes(whole, methods, prompts, stage, tmp_path):
+    again = evaluate(methods, prompts[:3], [0, 1], stage, tmp_path, max_lanes=2, shard_size=3)
+    assert settled(again) == settled(whole[0])
+
+
+def test_a_second_run_makes_nothing(whole, methods, prompts, stage, monkeypatch):
+    records, folder = whole
+    monkeypatch.setattr(type(stage.backbone), "predict", None)
+    told = []
+    again = evaluate(methods, prompts[:3], [0, 1], stage, folder, on_records=told.extend)
+    assert again == records
+    assert len(told) == len(records)
+
+
+def test_what_a_new_judge_has_not_seen_is_made_again(whole, methods, prompts, stage, tmp_path):
+    first = replace(stage, judges=Judges(stage.judges.verdict))
+    before = evaluate(methods[:1], prompts[:1], [0], first, tmp_path)
+    after = evaluate(methods[:1], prompts[:1], [0], stage, tmp_path)
+    assert (before[0].extra, set(after[0].extra)) == ({}, {"sharpness"})
+    assert [r.uid for r in before] == [r.uid for r in after]
+
+
+def test_pictures_are_kept_on_request(whole):
+    records, folder = whole
+    pictures = RecordStore(folder / "records").pictures(r.uid for r in records)
+    assert len(pictures) == len(records)
+    assert all(png.startswith(b"\x89PNG") for png in pictures.values())
+
+
+def test_a_prompt_without_requirements_has_no_verdict(stage, tmp_path):
+    (found,) = evaluate([make_method("fixed:1")], [Prompt.of("a dog")], [0], stage, tmp_path)
+    assert (found.correct, found.reason) == (None, "")
+
+
+def test_what_was_finished_before_an_error_is_kept(prompts, stage, tmp_path, monkeypatch):
+    calls = []
+    predict = type(stage.backbone).predict
+
+    def breaks(self, *args, **kwargs):
+        calls.append(1)
+        found = predict(self, *args, **kwargs)
+        return replace(found, x0=torch.full_like(found.x0, float("nan"))) if len(calls) > 3 else found
+
+    monkeypatch.setattr(type(stage.backbone), "predict", breaks)
+    with pytest.raises(NumericsError, match="NaN"):
+        evaluate([make_method("fixed:1")], prompts[:5], [0], stage, tmp_path, max_lanes=1, shard_size=99)
+    monkeypatch.undo()
+    assert len(RecordStore(tmp_path / "records").read()) == 3
+    assert len(evaluate([make_method("fixed:1")], prompts[:5], [0], stage, tmp_path)) == 5
+
+
+def test_a_damaged_shard_is_made_again(prompts, stage, tmp_path):
+    first = evaluate([make_method("fixed:1")], prompts[:3], [0], stage, tmp_path, shard_size=2)
+    shard = RecordStore(tmp_path / "records").shards()[0]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="set aside"):
+        again = evaluate([make_method("fixed:1")], prompts[:3], [0], stage, tmp_path)
+    assert settled(again) == settled(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"methods": []}, "at least one method"),
+        ({"methods": ["fixed:2", "fixed:2"]}, "method 'fixed:2' is there more than once"),
+        ({"seeds": [1, 1]}, "seed '1' is there more than once"),
+        ({"prompts": 0}, "at least one prompt"),
+    ],
+)
+def test_an_ambiguous_plan_is_refused(change, words, prompts, stage):
+    asked = {"methods": ["fixed:2"], "seeds": [0], "prompts": 2, **change}
+    with pytest.raises(ConfigError, match=words):
+        plan([make_method(spec) for spec in asked["methods"]], prompts[: asked["prompts"]], asked["seeds"], stage)
+
+
+def test_sizes_below_one_are_refused(prompts, stage, tmp_path):
+    for setting in ("max_lanes", "shard_size"):
+        with pytest.raises(ConfigError, match=f"{setting} must be at least 1"):
+            evaluate([make_method("fixed:1")], prompts[:1], [0], stage, tmp_path, **{setting: 0})
+
+
+def test_films_show_what_was_done(whole, methods, prompts, stage):
+    records, folder = whole
+    plans = plan(methods, prompts[:3], [0, 1], stage)
+    films = shoot(plans, records, stage, folder)
+    assert [(f.method, f.role) for f in films] == [("liked", role) for role in ("best", "median", "worst")]
+    by_uid = {r.uid: r for r in records}
+    for film in films:
+        assert film.actions == by_uid[film.uid].actions
+        assert len(film.frames) == len(film.actions) == len(film.preferences)
+        assert film.preferences[-1] == pytest.approx(by_uid[film.uid].preference, abs=0.01)
+        assert draw_film(film).shape == (122, 96 * len(film.frames), 3)
+    assert read_films(folder) == films
+    assert [role for role, _ in cast_roles([record(prompt=1), record(prompt=2)])] == ["best", "median"]
+    assert cast_roles([]) == []
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from addiffusion_env.baselines import make_method
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+emoji = load_backbone(EnvSettings())
+stage = Stage(emoji, load_scorers(emoji), ProcessConfig(steps=2), Judges.of(["emoji_detector"], emoji))
+evaluate([make_method("fixed:2")], EmojiPrompts("test").take(400), [0], stage, {out!r}, max_lanes=2, shard_size=2)
+"""
+
+
+def test_a_killed_run_leaves_whole_shards_only(tmp_path):
+    root = str(Path(__file__).parents[2])
+    code = KILLED.format(root=root, out=str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("records/records-*.parquet"))) < 3 and time.monotonic() < until:
+            assert child.poll() is None, "the run ended by itself"
+            time.sleep(0.05)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    found = RecordStore(tmp_path / "records").read()
+    assert len(found) >= 6
+    assert len(found) % 2 == 0

@@ -1,0 +1,68 @@
+"""Observations: lengths, bounds, what each number means."""
+
+import numpy as np
+import pytest
+
+from addiffusion_env.errors import UnknownNameError
+from addiffusion_env.observations.features import FEATURES, QUALITY, timestep
+from addiffusion_env.observations.frame import Frame
+from addiffusion_env.observations.observer import Observer
+
+
+def frame(size=4, width=768, seed=0, extreme=1.0):
+    rng = np.random.default_rng(seed)
+    unit = rng.normal(size=(2, size, width))
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    number = lambda: extreme * rng.normal(size=size)  # noqa: E731
+    share = lambda: rng.uniform(size=size)  # noqa: E731
+    return Frame(
+        clip_image=unit[0],
+        clip_text=unit[1],
+        clip_score=number(),
+        clip_before=number(),
+        preference=number(),
+        preference_before=number(),
+        dino_similarity=number(),
+        x0_change=abs(number()),
+        log_snr=10 * number(),
+        budget=share(),
+        refinements=share(),
+        price=share(),
+    )
+
+
+def test_sd15_observation_is_1672_numbers():
+    observer = Observer(768)
+    assert sum(box.shape[0] for box in observer.space.spaces.values()) == 1672
+    assert sum(value.shape[1] for value in observer.observe(frame()).values()) == 1672
+
+
+@pytest.mark.parametrize("extreme", [1.0, 1e3])
+def test_everything_lies_in_its_space(extreme):
+    observer = Observer(16, list(FEATURES))
+    batch = observer.observe(frame(width=16, extreme=extreme))
+    for row in range(4):
+        assert observer.space.contains({key: value[row] for key, value in batch.items()})
+
+
+def test_quality_names_its_numbers():
+    one = frame(width=4)
+    quality = FEATURES["quality"].make(one)
+    np.testing.assert_allclose(quality[:, QUALITY.index("preference")], np.tanh(one.preference / 2))
+    np.testing.assert_allclose(quality[:, QUALITY.index("clip_change")], one.clip_score - one.clip_before)
+    np.testing.assert_allclose(quality[:, QUALITY.index("budget_spent")], one.budget)
+
+
+def test_neighbouring_steps_of_a_long_schedule_differ():
+    def at(value):
+        from dataclasses import replace
+
+        return timestep(replace(frame(1), log_snr=np.array([value])))
+
+    assert np.abs(at(0.0) - at(0.1)).max() > 0.2
+    np.testing.assert_allclose(at(99.0), at(6.0))
+
+
+def test_unknown_keys():
+    with pytest.raises(UnknownNameError, match="did you mean 'timestep'"):
+        Observer(8, ["timestap"])

@@ -1,0 +1,119 @@
+"""Reward terms against closed forms; shaping that cannot pay for idling; presets."""
+
+import numpy as np
+import pytest
+
+from addiffusion_env.errors import AdDiffusionError
+from addiffusion_env.rewards import TERMS
+from addiffusion_env.rewards.base import Transition
+from addiffusion_env.rewards.composite import PRESETS, Reward, TermConfig, make_reward
+from addiffusion_env.rewards.gains import preference_gain
+from addiffusion_env.rewards.normalisation import Moments, PooledScale
+from addiffusion_env.rewards.terminal_bonus import terminal_bonus
+
+NAN = float("nan")
+
+
+def transition(before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), price=(0.01,), reference=(NAN,), dino=(0.0,)):
+    column = [np.array(v, dtype=float) for v in (before, after, before, after, dino, nfe, price)]
+    return Transition(*column, np.zeros(len(after), int), np.array(terminal), np.array(reference, float))
+
+
+def episode(scores):
+    """The transitions of one lane whose preview scores run through ``scores``, the last being the finished picture."""
+    values = [NAN, *scores]
+    return [
+        transition((a,), (b,), (index == len(scores) - 1,))
+        for index, (a, b) in enumerate(zip(values, values[1:], strict=False))
+    ]
+
+
+@pytest.mark.parametrize("scores", [[1.0], [0.5, 2.0], [-1.0, 3.0, 0.2, 0.2, 0.2], [2.0] * 30])
+def test_shaping_telescopes_to_nothing(scores):
+    total = sum(float(preference_gain(step, PooledScale())[0]) for step in episode(scores))
+    assert total == pytest.approx(0)
+
+
+def test_discounted_shaping_telescopes_too():
+    gamma, scores = 0.9, [1.0, -2.0, 0.5, 3.0]
+    total = sum(gamma**t * float(preference_gain(s, PooledScale(), gamma=gamma)[0]) for t, s in enumerate(episode(scores)))
+    assert total == pytest.approx(0)
+
+
+def test_the_published_gain_pays_for_the_final_score():
+    total = sum(float(preference_gain(s, PooledScale(), telescopes=0.0)[0]) for s in episode([1.0, 2.0, 4.0]))
+    assert total == pytest.approx(3.0)
+
+
+def test_terminal_bonus_saturates_and_waits_for_the_end():
+    two = transition((0, 0), (0.3, 0.3), (False, True), (1, 1), (0, 0), (NAN, NAN), (0, 0))
+    np.testing.assert_allclose(terminal_bonus(two, PooledScale()), [0, 0.3])
+    np.testing.assert_allclose(terminal_bonus(two, PooledScale(), centre=0.3, width=0.5), [0, 0.5])
+    high = transition((0,), (50.0,), (True,))
+    assert terminal_bonus(high, PooledScale(), width=0.4)[0] == pytest.approx(1)
+
+
+def test_relative_bonus():
+    assert terminal_bonus(transition((0,), (1.5,), (True,), reference=(1.0,)), PooledScale(), relative=1)[0] == 0.5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_terms_sum_to_the_reward(preset):
+    reward, terms = make_reward(preset)(transition((0.5,), (1.0,), (True,), dino=(0.9,)))
+    assert set(terms) == set(TERMS)
+    assert reward[0] == pytest.approx(sum(values[0] for values in terms.values()))
+
+
+def test_idling_pays_as_published_and_costs_by_default():
+    idle = transition((1.0,), (1.0,), dino=(1.0,), price=(0.014,))
+    assert make_reward("as_published")(idle)[0][0] == pytest.approx(0.75 - 0.014)
+    assert make_reward("default")(idle)[0][0] == pytest.approx(-0.014)
+
+
+def test_price_counts_every_evaluation():
+    reward = make_reward({"nfe_price": 2.0})
+    assert reward(transition(nfe=(3.5,), price=(0.1,)))[0][0] == pytest.approx(-0.7)
+
+
+def test_a_mapping_changes_a_preset():
+    reward = make_reward({"preset": "default", "terminal_bonus": {"width": 0.0}, "clip_gain": 0.5})
+    assert reward.terms["terminal_bonus"] == TermConfig(1.0, {"centre": 0.0, "width": 0.0})
+    assert reward.terms["clip_gain"].weight == 0.5
+    assert reward.terms["nfe_price"] == PRESETS["default"]["nfe_price"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ({"preset": "publshed"}, "unknown reward preset"),
+        ({}, "no terms"),
+        ({"nfe_price": float("inf")}, "finite"),
+        ({"dino_stability": {"weight": 1, "centre": 2}}, "unknown setting of reward term 'dino_stability' 'centre'"),
+    ],
+)
+def test_bad_rewards(reward, message):
+    with pytest.raises(AdDiffusionError, match=message):
+        make_reward(reward)
+
+
+def test_moments_equal_numpy():
+    rng = np.random.default_rng(0)
+    chunks = [rng.normal(3, 2, size) for size in (5, 1, 40, 7)]
+    moments = Moments()
+    for chunk in chunks:
+        moments.update(np.append(chunk, np.nan))
+    whole = np.concatenate(chunks)
+    assert (moments.mean, moments.var) == pytest.approx((whole.mean(), whole.var()))
+
+
+def test_pooled_scale_learns_in_training_only_and_has_a_floor():
+    scale = PooledScale(floor=0.5, warmup=4)
+    scale.update("clip", np.array([0.1, 0.1, 0.1, 0.1]))
+    assert scale.std("clip") == 1.0
+    scale.training = True
+    scale.update("clip", np.array([0.1, 0.1, 0.1, 0.1]))
+    assert scale.std("clip") == 0.5
+    again = PooledScale(floor=0.5, warmup=4)
+    again.load_state_dict(scale.state_dict())
+    assert again.std("clip") == 0.5
+    assert Reward(PRESETS["default"], again).scale is again

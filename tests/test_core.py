@@ -1,0 +1,89 @@
+"""Errors, registries, seeding and configuration."""
+
+import pathlib
+import pickle
+
+import pytest
+import torch
+
+from addiffusion_env import errors
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.config import check_overrides, friendly
+from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
+from addiffusion_env.registry import Registry
+from addiffusion_env.rewards import TERMS
+from addiffusion_env.scorers import SCORERS
+from addiffusion_env.seeding import keyed_noise, stable_hash
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("name", [name for name, kind in vars(errors).items() if isinstance(kind, type)])
+def test_errors_survive_pickling(name):
+    kind = getattr(errors, name)
+    if not issubclass(kind, AdDiffusionError):
+        pytest.skip("not an error")
+    error = pickle.loads(pickle.dumps(kind("cause", "remedy")))
+    assert type(error) is kind
+    assert (error.cause, error.remedy, str(error)) == ("cause", "remedy", "cause\n  -> remedy")
+
+
+@pytest.mark.parametrize("registry", [BACKBONES, SCORERS, TERMS, SOLVERS], ids=lambda registry: registry.kind)
+def test_every_registered_name_loads(registry):
+    for name in registry:
+        assert callable(registry.load(name))
+
+
+def test_a_name_is_registered_once():
+    registry = Registry("thing", {"a": "json:loads"})
+    with pytest.raises(ConfigError, match="thing 'a' is already registered as json:loads"):
+        registry.add("a", "json:dumps")
+    with pytest.raises(ConfigError, match="not 'module:attribute'"):
+        registry.add("b", "json.dumps")
+
+
+def test_noise_is_a_function_of_prompt_seed_and_stream():
+    base = keyed_noise("p", 1, (4, 8, 8))
+    assert torch.equal(base, keyed_noise("p", 1, (4, 8, 8)))
+    for other in (keyed_noise("q", 1, (4, 8, 8)), keyed_noise("p", 2, (4, 8, 8)), keyed_noise("p", 1, (4, 8, 8), "refine-0")):
+        assert not torch.allclose(base, other)
+    assert stable_hash("a", 1) == 5124198632083937211
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.stepz=3", "no key 'env.stepz'\n  -> did you mean 'env.steps'"),
+        ("lane=3", "no key 'lane'\n  -> did you mean 'lanes'"),
+        ("reward=defalt", "configs/reward has no option 'defalt'\n  -> did you mean 'default'"),
+        ("backbone=emojy", "configs/backbone has no option 'emojy'\n  -> did you mean 'emoji'"),
+        ("experiment=smok", "configs/experiment has no option 'smok'\n  -> did you mean 'smoke'"),
+    ],
+)
+def test_mistyped_overrides_get_the_nearest_name(override, message):
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(CONFIGS, "train", [override])
+    assert message in str(caught.value)
+
+
+def test_good_overrides_pass():
+    check_overrides(CONFIGS, "train", ["lanes=2", "experiment=smoke", "hydra.run.dir=.", "-m", "seed=1,2"])
+
+
+def test_every_experiment_composes():
+    for path in sorted((CONFIGS / "experiment").glob("*.yaml")):
+        if "experiment: " not in path.read_text() or True:
+            main = "eval" if "# eval" in path.read_text() else "train"
+            check_overrides(CONFIGS, main, [f"experiment={path.stem}"])
+
+
+def test_friendly_prints_two_lines_and_leaves(capsys):
+    @friendly
+    def script():
+        raise UnknownNameError("unknown thing 'x'", "use y")
+
+    with pytest.raises(SystemExit) as caught:
+        script()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: unknown thing 'x'\n  -> use y\n"
