@@ -24,7 +24,7 @@ eval: $(VENV)/.core  ## evaluate a run (ARGS="policy=runs/emoji ...")
 	$(BIN)/python eval_sb3.py $(ARGS)
 
 test: $(VENV)/.dev  ## the test suite, under ten minutes on two cores
-	$(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
@@ -33,7 +33,7 @@ check: $(VENV)/.dev  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(MAKE) test
 
 bench: $(VENV)/.core  ## speed, beside the bare denoiser loop
 	$(BIN)/python -m addiffusion_env bench $(ARGS)

@@ -30,6 +30,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def evaluate(config: dict[str, Any]) -> Report:
     """Makes what is missing, writes the report, prints its table."""
+    from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.evaluation.films import shoot
     from addiffusion_env.evaluation.judges import Judges
@@ -37,12 +38,13 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.report import write_report
     from addiffusion_env.evaluation.runner import Stage, carry_out, plan
 
-    methods, settings = make_methods(config)
     folder = out_folder(config)
+    methods, settings = make_methods(config)
+    judges = Judges.of(config["judges"], resolve_device(settings.device))
     prompts = settings.prompt_source().take(config["prompts"], config["prompt_seed"])
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
-    stage = Stage(backbone, load_scorers(backbone), process, Judges.of(config["judges"], backbone))
+    stage = Stage(backbone, load_scorers(backbone), process, judges)
     plans = plan(methods, prompts, config["seeds"], stage)
     write_manifest(folder, plans, backbone.name, config, config["margin"], config["price"])
 
@@ -87,10 +89,11 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
 
 
 def out_folder(config: Mapping[str, Any]) -> Path:
-    """Where records and report go."""
-    if config["out"] is not None:
-        return Path(config["out"])
-    return Path("runs/eval") if config["policy"] is None else Path(config["policy"]) / "report"
+    """Where records and report go; refused at once when it cannot be made."""
+    from addiffusion_env.evaluation.store import RecordStore
+
+    default = Path("runs/eval") if config["policy"] is None else Path(config["policy"]) / "report"
+    return RecordStore(config["out"] or default).folder
 
 
 class progress:  # noqa: N801 - reads as a statement

@@ -18,7 +18,8 @@ from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# One thread a process: the suite runs in two processes (make test), and threads that wait for a busy core cost most.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

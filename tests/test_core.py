@@ -48,7 +48,7 @@ def test_noise_is_a_function_of_prompt_seed_and_stream():
     assert torch.equal(base, keyed_noise("p", 1, (4, 8, 8)))
     for other in (keyed_noise("q", 1, (4, 8, 8)), keyed_noise("p", 2, (4, 8, 8)), keyed_noise("p", 1, (4, 8, 8), "refine-0")):
         assert not torch.allclose(base, other)
-    assert stable_hash("a", 1) == 5124198632083937211
+    assert stable_hash("a", 1) == 4742018630964328543
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,7 @@ def test_good_overrides_pass():
 
 def test_every_experiment_composes():
     for path in sorted((CONFIGS / "experiment").glob("*.yaml")):
-        if "experiment: " not in path.read_text() or True:
-            main = "eval" if "# eval" in path.read_text() else "train"
-            check_overrides(CONFIGS, main, [f"experiment={path.stem}"])
+        check_overrides(CONFIGS, "train", [f"experiment={path.stem}"])
 
 
 def test_friendly_prints_two_lines_and_leaves(capsys):

@@ -155,9 +155,26 @@ def stable_diffusion_xl(folder: Path) -> Any:
     return saved(pipe, folder)
 
 
+def flux_transformer(guidance_embeds: bool = False) -> Any:
+    """A Flux transformer with two double-stream layers and one single-stream layer."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance_embeds,
+    )
+
+
 def flux(folder: Path, **scheduler: Any) -> Any:
     """A ``FluxPipeline``, saved to ``folder``; ``scheduler`` is passed to its scheduler."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(2)
@@ -169,16 +186,7 @@ def flux(folder: Path, **scheduler: Any) -> Any:
         text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(tokenizer_2), **text)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
-        transformer=FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            axes_dims_rope=(4, 4, 8),
-        ),
+        transformer=flux_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
     )
     # FluxPipeline's own default is a picture of 128 latents a side.

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 
-from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.base import Scorer
@@ -52,7 +51,7 @@ class Judges:
     batch: int = 64
 
     @classmethod
-    def of(cls, names: Sequence[str], backbone: Backbone) -> Judges:
+    def of(cls, names: Sequence[str], device: torch.device | str = "cpu") -> Judges:
         """Loads judges by their registry names; those that give verdicts judge correctness.
 
         Raises:
@@ -63,7 +62,7 @@ class Judges:
         scorers: dict[str, Scorer] = {}
         for name in names:
             make = SCORERS.load(name).from_pretrained
-            judge = make(device=backbone.device) if "device" in signature(make).parameters else make()
+            judge = make(device=device) if "device" in signature(make).parameters else make()
             if hasattr(judge, "verdicts"):
                 verdict = judge
             else:

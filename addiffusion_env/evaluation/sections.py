@@ -68,7 +68,8 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
         (
             f"{prompts} prompts, {seeds} seed{'s' if seeds != 1 else ''} each, backbone {manifest.backbone}. "
             "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. "
-            "One guided evaluation counts 1 NFE; every try, landing and refinement is in. Correctness is judged by rules from a "
+            "One guided evaluation counts 1 NFE; every try, landing and refinement is in. "
+            "Correctness is judged by rules from a "
             "detector that no reward has seen; preference is what some methods select by, so it decides nothing alone. "
             "Seconds are wall-clock with continuous batching, judging left out.",
             table,
@@ -194,7 +195,8 @@ def _collapse(summary: Summary) -> Section:
         parts.append(
             f"Utility is preference minus {lost.price:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
             f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); "
-            f"oracle over the constants, choosing by preference: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE, "
+            f"oracle over the constants, "
+            f"choosing by preference: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE, "
             f"{lost.oracle_correct:.3f} correct (regret {lost.to_oracle:+.3f}). {lost.pictures} pictures."
         )
     return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))

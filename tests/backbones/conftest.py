@@ -28,6 +28,15 @@ BUILDERS = {
 OPTIONS = {"flux": {"image_size": 16, "max_sequence_length": 24}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads cost these models more than they save, and very much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A tiny pipeline.

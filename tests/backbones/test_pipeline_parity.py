@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import tiny_models
 import torch
 
 from addiffusion_env.backbones.flux import packed, unpacked
@@ -99,7 +100,9 @@ def test_euler_pipelines_land_where_theirs_do(tiny, tiny_scorers, name, final):
     from diffusers import EulerDiscreteScheduler
 
     pipe = copy.deepcopy(tiny(name).pipe)
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, final_sigmas_type=final)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="leading", final_sigmas_type=final
+    )
     pipe.set_progress_bar_config(disable=True)
     backbone = tiny(name).wrap(pipe)
     process = process_of(backbone, 5)
@@ -136,13 +139,10 @@ def test_flux_with_a_shift(tiny, tiny_scorers, config):
     torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS, process), atol=1e-4, rtol=1e-4)
 
 
-def test_flux_dev_reads_its_guidance(tiny, tiny_scorers, tmp_path):
-    from diffusers import FluxTransformer2DModel
-
+def test_flux_dev_reads_its_guidance(tiny, tiny_scorers):
     pipe = copy.deepcopy(tiny("flux").pipe)
     torch.manual_seed(6)
-    config = {**pipe.transformer.config, "guidance_embeds": True}
-    pipe.register_modules(transformer=FluxTransformer2DModel.from_config(config).eval())
+    pipe.register_modules(transformer=tiny_models.flux_transformer(guidance_embeds=True).eval())
     pipe.set_progress_bar_config(disable=True)
     backbone = tiny("flux").wrap(pipe, distilled_guidance=6.0)
     process = process_of(backbone, 3)

@@ -15,7 +15,7 @@ from eval_records import record
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.errors import ConfigError, NumericsError
+from addiffusion_env.errors import ConfigError, NumericsError, UnknownNameError
 from addiffusion_env.evaluation.films import cast_roles, draw_film, read_films, shoot
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Stage, evaluate, plan
@@ -41,7 +41,7 @@ class StopWhenLiked(BaseMethod):
 
 @pytest.fixture(scope="module")
 def stage(emoji, scorers):
-    return Stage(emoji, scorers, ProcessConfig(steps=3), Judges.of(["emoji_detector", "sharpness"], emoji))
+    return Stage(emoji, scorers, ProcessConfig(steps=3), Judges.of(["emoji_detector", "sharpness"]))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,11 @@ def test_pictures_are_kept_on_request(whole):
     pictures = RecordStore(folder / "records").pictures(r.uid for r in records)
     assert len(pictures) == len(records)
     assert all(png.startswith(b"\x89PNG") for png in pictures.values())
+
+
+def test_an_unknown_judge_gets_the_nearest_name():
+    with pytest.raises(UnknownNameError, match="did you mean 'emoji_detector'"):
+        Judges.of(["emoji_detektor"])
 
 
 def test_a_prompt_without_requirements_has_no_verdict(stage, tmp_path):
@@ -194,7 +199,7 @@ from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Stage, evaluate
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 emoji = load_backbone(EnvSettings())
-stage = Stage(emoji, load_scorers(emoji), ProcessConfig(steps=2), Judges.of(["emoji_detector"], emoji))
+stage = Stage(emoji, load_scorers(emoji), ProcessConfig(steps=2), Judges.of(["emoji_detector"]))
 evaluate([make_method("fixed:2")], EmojiPrompts("test").take(400), [0], stage, {out!r}, max_lanes=2, shard_size=2)
 """
 

@@ -91,7 +91,7 @@ def test_a_family_of_null_tests_raises_few_alarms():
     alarms = 0
     for seed in range(150):
         draw = rng(seed)
-        tests = {str(k): st.wilcoxon(draw.normal(0, 1, 40), np.zeros(40)).p for k in range(5)}
+        tests = {str(k): st.wilcoxon(draw.normal(0, 1, 60), np.zeros(60)).p for k in range(5)}
         alarms += any(entry.rejected for entry in st.holm(tests).values())
     assert alarms / 150 <= 0.105
 

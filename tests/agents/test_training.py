@@ -1,0 +1,183 @@
+"""Training end to end in small: it learns, logs, saves, resumes to the same end, and refuses bad folders."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from addiffusion_env.agents import training
+from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_entropy
+from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
+from addiffusion_env.agents.factory import make_vec_env
+from addiffusion_env.agents.policy_file import load_policy
+from addiffusion_env.errors import AdDiffusionError, ResumeError, RunFolderError, WeightsError
+
+ROOT = Path(__file__).parents[2]
+ENV = {"steps": 2, "refine": {"preset": "retry"}, "price": 0.01}
+PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
+
+
+def learn(folder, total, algorithm="maskable_ppo", kind="lanes", resume=True, stop_after=None):
+    env = make_vec_env(kind, 2, 0, ENV)
+    model, resumed = training.resume_or_make(algorithm, env, PPO, 0, "cpu", folder, resume)
+    training.attach_logger(model, folder)
+    checkpointer = Checkpointer(folder / "checkpoints", every=8)
+    callbacks = [EpisodeLog({"lanes": 2}), checkpointer]
+    if stop_after is not None:
+        callbacks.append(Interrupt(checkpointer, stop_after))
+    model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
+    env.close()
+    return model, resumed
+
+
+class Interrupt(EpisodeLog):
+    """Sends the signal's effect in the middle of a roll-out."""
+
+    def __init__(self, checkpointer, after):
+        super().__init__({})
+        self.checkpointer, self.after = checkpointer, after
+
+    def _on_step(self):
+        if self.num_timesteps >= self.after and self.checkpointer.interrupted is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+
+def parameters(model):
+    return torch.cat([value.flatten() for value in model.policy.state_dict().values()])
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "maskable_ppo"])
+def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, algorithm):
+    whole, _ = learn(tmp_path / "whole", 24, algorithm)
+    learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second roll-out of 8
+    [saved] = checkpoints(tmp_path / "broken/checkpoints")[-1:]
+    assert saved.name == "step_000000008"
+    again, resumed = learn(tmp_path / "broken", 24, algorithm)
+    assert resumed and again.num_timesteps == whole.num_timesteps == 24
+    assert torch.equal(parameters(again), parameters(whole))
+    ours, theirs = again.policy.optimizer.state_dict(), whole.policy.optimizer.state_dict()
+    assert torch.equal(ours["state"][0]["exp_avg"], theirs["state"][0]["exp_avg"])
+
+
+def test_dummy_environments_train_too(tmp_path):
+    model, _ = learn(tmp_path, 8, kind="dummy")
+    assert model.num_timesteps == 8
+
+
+def test_tensorboard_has_the_names(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    learn(tmp_path, 16)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = {"rollout/ep_rew_mean", "env/nfe", "env/quality", "env/stop_fraction", "env/refine_fraction", "env/pattern_entropy"}
+    assert wanted <= scalars
+    assert {"reward/terminal_bonus", "reward/nfe_price"} <= scalars
+    assert events.Tags()["histograms"] == ["env/nfe_histogram"]
+    assert {"pictures/grid", "pictures/action_timelines"} <= set(events.Tags()["images"])
+
+
+def test_a_damaged_checkpoint_is_skipped(tmp_path):
+    learn(tmp_path, 16)
+    kept = checkpoints(tmp_path / "checkpoints")
+    assert [path.name for path in kept] == ["step_000000008", "step_000000016"]
+    (kept[-1] / "model.zip").write_bytes(b"half")
+    env = make_vec_env("lanes", 2, 0, ENV)
+    algorithm = training.ALGORITHMS["maskable_ppo"][0]
+    with pytest.warns(UserWarning, match=r"step_000000016 cannot be read .*trying the one before"):
+        model, state = load_latest(algorithm, tmp_path / "checkpoints", env)
+    assert model.num_timesteps == state["step"] == 8
+    (kept[0] / "state.pt").write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(ResumeError, match="none of the 2 checkpoints"):
+        load_latest(algorithm, tmp_path / "checkpoints", env)
+
+
+def test_rng_round_trip():
+    from addiffusion_env.agents.checkpoints import rng_state
+
+    state = rng_state()
+    first = (torch.rand(3).tolist(), np.random.rand(3).tolist())  # noqa: NPY002
+    set_rng_state(state)
+    assert first == (torch.rand(3).tolist(), np.random.rand(3).tolist())  # noqa: NPY002
+
+
+def test_a_changed_configuration_is_not_resumed(tmp_path):
+    training.remember_config(tmp_path, {"lanes": 2, "total_timesteps": 8}, resume=True)
+    (tmp_path / "checkpoints/step_000000008").mkdir(parents=True)
+    training.remember_config(tmp_path, {"lanes": 2, "total_timesteps": 16}, resume=True)  # may change
+    with pytest.raises(ResumeError, match=r"lanes: 2 -> 4.*\n  -> put those keys back"):
+        training.remember_config(tmp_path, {"lanes": 4, "total_timesteps": 8}, resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["lanes"] == 2
+
+
+def test_an_unwritable_run_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"cannot be written.*\n  -> choose another with run_dir"):
+        training.run_folder(tmp_path / "file" / "run")
+
+
+def test_an_unknown_algorithm():
+    with pytest.raises(AdDiffusionError, match="did you mean 'ppo'"):
+        training.make_model("pppo", None, {}, 0, "cpu")
+
+
+def test_the_exported_policy_is_the_trained_one(tmp_path):
+    model, _ = learn(tmp_path, 8)
+    config = {"env": ENV, "algorithm": "maskable_ppo", "seed": 0, "run_dir": str(tmp_path)}
+    folder = training.export_policy(tmp_path / "policy", model, config)
+    policy, described = load_policy(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "policy.safetensors"]
+    observation = {key: torch.randn(3, box.shape[0]) for key, box in described.space().spaces.items()}
+    expected = model.policy.get_distribution(observation).distribution.probs
+    torch.testing.assert_close(policy.get_distribution(observation).distribution.probs, expected)
+    (folder / "policy.safetensors").write_bytes(b"half")
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        load_policy(folder)
+    with pytest.raises(WeightsError, match="no policy in"):
+        load_policy(tmp_path)
+
+
+def test_pattern_entropy():
+    assert pattern_entropy([(0, 1)] * 5) == 0
+    assert pattern_entropy([(0,), (1,), (2,), (0, 1)]) == pytest.approx(2)
+
+
+def run_script(*arguments, **kwargs):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "train_sb3.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **kwargs)
+
+
+def test_the_script_trains_and_reports(tmp_path):
+    done = run_script("experiment=smoke", "progress_bar=false", f"run_dir={tmp_path / 'run'}", "report.prompts=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "TensorBoard: tensorboard --logdir" in done.stdout and "policy:" in done.stdout and "report:" in done.stdout
+    assert (tmp_path / "run/policy/policy.safetensors").is_file()
+    assert (tmp_path / "run/report/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lnaes=3"], "error: the configuration has no key 'lnaes'\n  -> did you mean 'lanes'?"),
+        (["run_dir=/proc/nowhere"], "error: run folder /proc/nowhere cannot be written"),
+    ],
+)
+def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, arguments, message):
+    done = run_script("experiment=smoke", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_one_pipeline_a_process_trains(tmp_path):
+    model, _ = learn(tmp_path, 8, kind="subproc")
+    assert model.num_timesteps == 8

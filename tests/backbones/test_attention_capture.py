@@ -1,0 +1,157 @@
+"""Capturing attention: right numbers, untouched outputs, and the model's own processors put back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention, captured_joint_attention
+from addiffusion_env.errors import CapabilityError
+
+NAMES = ("sd15", "sd21", "sdxl", "flux")
+TEXTS = ["a red cup on the sofa", "a dog", "the cat"]
+
+
+def inputs(backbone, rows=3):
+    shape = (rows, *backbone.capabilities.latent_shape)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.9, 0.5, 0.3], dtype=torch.float64)[:rows]
+    scale = torch.full((rows,), backbone.capabilities.default_guidance, dtype=torch.float64)
+    return x, sigma, backbone.encode(TEXTS[:rows]), scale
+
+
+def captured(backbone, store):
+    return (captured_joint_attention if backbone.name == "flux" else captured_cross_attention)(backbone.denoiser, store)
+
+
+@pytest.fixture(params=NAMES)
+def backbone(request, tiny):
+    return tiny(request.param).wrap()
+
+
+def test_the_prediction_does_not_change(backbone):
+    given = inputs(backbone)
+    plain = backbone.predict(*given)
+    looked = backbone.predict(*given, torch.tensor([True, False, True]))
+    assert torch.equal(plain.x0, looked.x0)
+    assert torch.equal(plain.x0_text, looked.x0_text)
+    assert plain.attention is None
+
+
+def test_the_processors_are_the_very_same_objects_afterwards(backbone):
+    before = backbone.denoiser.attn_processors
+    backbone.predict(*inputs(backbone), torch.tensor([True, True, True]))
+    after = backbone.denoiser.attn_processors
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_also_after_an_exception(backbone):
+    before = backbone.denoiser.attn_processors
+    store = AttentionStore(torch.tensor([0]), (4, 4))
+    with pytest.raises(RuntimeError, match="half-way"), captured(backbone, store):
+        assert any(value is not before[name] for name, value in backbone.denoiser.attn_processors.items())
+        raise RuntimeError("half-way")
+    after = backbone.denoiser.attn_processors
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_a_users_own_processor_keeps_working(tiny):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    backbone = tiny("sd15").wrap()
+    default = dict(backbone.denoiser.attn_processors)
+    given = inputs(backbone)
+    expected = backbone.predict(*given).x0
+    own = {name: AttnProcessor() for name in default}
+    try:
+        backbone.denoiser.set_attn_processor(dict(own))
+        looked = backbone.predict(*given, torch.tensor([True, True, True]))
+        assert all(own[name] is value for name, value in backbone.denoiser.attn_processors.items())
+    finally:
+        backbone.denoiser.set_attn_processor(default)
+    torch.testing.assert_close(looked.x0, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_shares_sum_to_one_over_the_tokens(backbone):
+    maps = backbone.predict(*inputs(backbone), torch.tensor([True, False, True])).attention
+    height, width = backbone.capabilities.attention_grid
+    assert maps.shape == (3, backbone.capabilities.max_tokens, height, width)
+    assert not maps[1].any()  # the row that did not ask
+    total = maps[[0, 2]].sum(1)
+    if backbone.name == "flux":  # the rest of a cell's attention goes to other cells
+        assert 0 < float(total.min()) <= float(total.max()) < 1
+    else:
+        torch.testing.assert_close(total, torch.ones_like(total))
+    assert float(maps.min()) >= 0
+
+
+def test_a_row_does_not_depend_on_its_neighbours(backbone):
+    together = backbone.predict(*inputs(backbone), torch.tensor([True, True, True])).attention
+    x, sigma, conditioning, scale = inputs(backbone)
+    for row in range(3):
+        at = slice(row, row + 1)
+        alone = backbone.predict(x[at], sigma[at], conditioning.row(row), scale[at], torch.tensor([True])).attention
+        torch.testing.assert_close(together[at], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_cross_attention_is_what_the_layers_compute(tiny):
+    """Against softmax weights taken from the layers' own slow processor."""
+    backbone = tiny("sd15").wrap()
+    seen = []
+    hooks = []
+    for name, module in backbone.denoiser.named_modules():
+        if name.endswith("attn2"):
+            hooks.append(module.register_forward_pre_hook(lambda m, args, kwargs: seen.append((m, args, kwargs)), with_kwargs=True))
+    given = inputs(backbone, rows=1)
+    try:
+        maps = backbone.predict(*given, torch.tensor([True])).attention
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = []
+    for attn, args, kwargs in seen:
+        image, text = args[0][:1], kwargs["encoder_hidden_states"][:1]
+        if image.shape[1] == 16:
+            query, key = attn.head_to_batch_dim(attn.to_q(image)), attn.head_to_batch_dim(attn.to_k(text))
+            layers.append(attn.get_attention_scores(query, key).mean(0).T.reshape(-1, 4, 4))
+    torch.testing.assert_close(maps[0], torch.stack(layers).mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_joint_attention_is_what_the_layers_compute(tiny):
+    """The wrapped processor's weights, applied to the values, give the wrapped layer's own output."""
+    backbone = tiny("flux").wrap()
+    attn = backbone.denoiser.transformer_blocks[0].attn
+    image, text = torch.randn(2, 16, 32), torch.randn(2, 24, 32)
+    angles = torch.randn(24 + 16, 16)
+    rotary = (angles.cos(), angles.sin())
+    from addiffusion_env.backbones.attention import joint_attention
+
+    # With values that mark text tokens by 1 and image tokens by 0, each cell's output is its share of text.
+    shares = joint_attention(attn, image, text, rotary)
+    marked = torch.cat([torch.ones(24), torch.zeros(16)])
+
+    def marking_attention(query, key, value, **kwargs):
+        weights = torch.softmax(query.transpose(1, 2) @ key.transpose(1, 2).mT * query.shape[-1] ** -0.5, dim=-1)
+        outputs.append((weights * marked).sum(-1).mean(1)[:, 24:])
+        return torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
+
+    outputs: list[torch.Tensor] = []
+    import diffusers.models.transformers.transformer_flux as module
+
+    original = module.dispatch_attention_fn
+    module.dispatch_attention_fn = marking_attention
+    try:
+        attn(hidden_states=image, encoder_hidden_states=text, image_rotary_emb=rotary)
+    finally:
+        module.dispatch_attention_fn = original
+    torch.testing.assert_close(shares.sum(-1), outputs[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_grid_that_no_layer_has_is_refused(tiny):
+    backbone = tiny("sd15").wrap()
+    store = AttentionStore(torch.tensor([0]), (5, 5))
+    with captured_cross_attention(backbone.denoiser, store):
+        backbone.predict(*inputs(backbone))
+    with pytest.raises(CapabilityError, match="5x5"):
+        store.mean()
