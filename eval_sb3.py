@@ -8,7 +8,6 @@ Run the same command again to go on after an interruption.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,8 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def evaluate(config: dict[str, Any]) -> Report:
     """Makes what is missing, writes the report, prints its table."""
+    from tqdm import tqdm
+
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.evaluation.films import shoot
@@ -48,7 +49,8 @@ def evaluate(config: dict[str, Any]) -> Report:
     plans = plan(methods, prompts, config["seeds"], stage)
     write_manifest(folder, plans, backbone.name, config, config["margin"], config["price"])
 
-    with progress(sum(len(entry.jobs) for entry in plans), config["progress_bar"]) as advance:
+    total = sum(len(entry.jobs) for entry in plans)
+    with tqdm(total=total, unit="picture", disable=None if config["progress_bar"] else True) as bar:
         records = carry_out(
             plans,
             stage,
@@ -56,7 +58,7 @@ def evaluate(config: dict[str, Any]) -> Report:
             max_lanes=config["max_lanes"],
             shard_size=config["shard_size"],
             keep_pictures=config["keep_pictures"],
-            on_records=lambda new: advance(len(new)),
+            on_records=lambda made: bar.update(len(made)),
         )
     if config["films"]:
         shoot(plans, records, stage, folder)
@@ -94,21 +96,6 @@ def out_folder(config: Mapping[str, Any]) -> Path:
 
     default = Path("runs/eval") if config["policy"] is None else Path(config["policy"]) / "report"
     return RecordStore(config["out"] or default).folder
-
-
-class progress:  # noqa: N801 - reads as a statement
-    """A progress bar over pictures, as a context: gives a function to advance it by."""
-
-    def __init__(self, total: int, shown: bool) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, unit="picture", desc="evaluating", disable=None if shown else True)
-
-    def __enter__(self) -> functools.partial[Any]:
-        return functools.partial(self.bar.update)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
 
 
 def print_table(report: Report) -> None:

@@ -25,14 +25,23 @@ def train(config: dict[str, Any]) -> Path:
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
     from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_vec_env, set_training
-    from addiffusion_env.agents.training import attach_logger, export_policy, remember_config, resume_or_make, run_folder
+    from addiffusion_env.agents.training import (
+        attach_logger,
+        export_policy,
+        remember_config,
+        resume_or_make,
+        run_folder,
+    )
+    from addiffusion_env.agents.warm_start import warm_start
     from addiffusion_env.errors import ResumeError
 
     started = time.monotonic()
     folder = run_folder(config["run_dir"])
     resume = config["resume"] == "auto"
     if not resume and checkpoints(folder / "checkpoints"):
-        raise ResumeError(f"{folder} holds a run and resume={config['resume']}", "choose another run_dir, or resume=auto")
+        raise ResumeError(
+            f"{folder} holds a run and resume={config['resume']}", "choose another run_dir, or resume=auto"
+        )
     remember_config(folder, config, resume)
 
     env = make_vec_env(config["vec_env"], config["lanes"], config["seed"], config["env"])
@@ -41,7 +50,12 @@ def train(config: dict[str, Any]) -> Path:
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
     )
     attach_logger(model, folder)
-    print(f"{'resumed at' if resumed else 'training from'} decision {model.num_timesteps} of {config['total_timesteps']}")
+    if config["warm_start"] is not None and not resumed:
+        agreement = warm_start(model, env, config["warm_start"], config["seed"])
+        print(f"warm start: the policy now does what the rule does in {agreement:.0%} of its decisions", flush=True)
+    print(
+        f"{'resumed at' if resumed else 'training from'} decision {model.num_timesteps} of {config['total_timesteps']}"
+    )
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
 
     checkpointer = Checkpointer(folder / "checkpoints", config["checkpoint_every"])

@@ -46,7 +46,11 @@ def test_a_name_is_registered_once():
 def test_noise_is_a_function_of_prompt_seed_and_stream():
     base = keyed_noise("p", 1, (4, 8, 8))
     assert torch.equal(base, keyed_noise("p", 1, (4, 8, 8)))
-    for other in (keyed_noise("q", 1, (4, 8, 8)), keyed_noise("p", 2, (4, 8, 8)), keyed_noise("p", 1, (4, 8, 8), "refine-0")):
+    for other in (
+        keyed_noise("q", 1, (4, 8, 8)),
+        keyed_noise("p", 2, (4, 8, 8)),
+        keyed_noise("p", 1, (4, 8, 8), "refine-0"),
+    ):
         assert not torch.allclose(base, other)
     assert stable_hash("a", 1) == 4742018630964328543
 

@@ -35,7 +35,9 @@ class EpisodeLog(BaseCallback):
         self.decisions = 0
 
     def _on_training_start(self) -> None:
-        shown = {key: value for key, value in self.hyperparameters.items() if isinstance(value, int | float | str | bool)}
+        shown = {
+            key: value for key, value in self.hyperparameters.items() if isinstance(value, int | float | str | bool)
+        }
         metrics = {"rollout/ep_rew_mean": 0.0, "env/nfe": 0.0, "env/quality": 0.0}
         self.logger.record("hparams", HParam(shown, metrics), exclude=("stdout", "log", "json", "csv"))
 

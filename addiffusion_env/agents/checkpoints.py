@@ -24,7 +24,7 @@ MODEL, STATE = "model.zip", "state.pt"
 
 def rng_state() -> dict[str, Any]:
     """Torch's, NumPy's and Python's global generators, as plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - SB3 draws from the global one
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -37,7 +37,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     """Restores :func:`rng_state`."""
     torch.set_rng_state(state["torch"].cpu())
     kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
 
@@ -77,7 +77,9 @@ class Snapshot:
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise RunFolderError(f"cannot write checkpoint {target}: {error}", "free space or choose another run_dir") from error
+            raise RunFolderError(
+                f"cannot write checkpoint {target}: {error}", "free space or choose another run_dir"
+            ) from error
         for old in checkpoints(folder)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
         return target
@@ -115,10 +117,15 @@ def load_latest(
             # force_reset=False keeps the last observation: the roll-out goes on where it was.
             model = algorithm.load(path / MODEL, env=env, force_reset=False, **custom)
         except Exception as error:  # whatever a truncated zip or tensor file raises
-            warnings.warn(f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the one before", stacklevel=2)
+            warnings.warn(
+                f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the one before",
+                stacklevel=2,
+            )
             continue
         load_env_state(env, state["env"])
         return model, state
     if found:
-        raise ResumeError(f"none of the {len(found)} checkpoints in {folder} can be read", "delete the folder to start anew")
+        raise ResumeError(
+            f"none of the {len(found)} checkpoints in {folder} can be read", "delete the folder to start anew"
+        )
     return None

@@ -80,5 +80,3 @@ def set_training(env: VecMonitor, training: bool) -> None:
         inner.set_training(training)
     else:
         inner.env_method("set_training", training)
-
-

@@ -152,7 +152,9 @@ class AdaptivePipeline:
             raise ConfigError(f"policy {self.method.name!r} has no price", "leave out price and target_nfe")
         chosen = price if price is not None else self.method.config.price_for(float(target_nfe or 0))
         if not np.isfinite(chosen) or chosen < 0:
-            raise ConfigError(f"price must be 0 or more, got {chosen}", f"up to {self.method.config.highest_price:g} was trained")
+            raise ConfigError(
+                f"price must be 0 or more, got {chosen}", f"up to {self.method.config.highest_price:g} was trained"
+            )
         method = replace(self.method, price=float(chosen))
         method.bind(self.backbone, self.scorers)
         return method

@@ -30,7 +30,9 @@ class KeyProjection(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=sum(sizes.values()))
         self.projections = nn.ModuleDict(
             {
-                key: nn.Sequential(nn.Linear(spaces.utils.flatdim(box), sizes[key]), nn.LayerNorm(sizes[key]), nn.SiLU())
+                key: nn.Sequential(
+                    nn.Linear(spaces.utils.flatdim(box), sizes[key]), nn.LayerNorm(sizes[key]), nn.SiLU()
+                )
                 for key, box in observation_space.spaces.items()
             }
         )

@@ -77,7 +77,9 @@ def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
         os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
         os.replace(folder / f".{CONFIG_FILE}", folder / CONFIG_FILE)
     except OSError as error:
-        raise RunFolderError(f"cannot write the policy to {folder}: {error}", "choose a folder that can be written") from error
+        raise RunFolderError(
+            f"cannot write the policy to {folder}: {error}", "choose a folder that can be written"
+        ) from error
 
 
 def _plain(config: PolicyConfig) -> dict[str, Any]:
@@ -101,9 +103,13 @@ def load_config(folder: Path) -> PolicyConfig:
     try:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise WeightsError(f"no policy in {folder}: {CONFIG_FILE} is missing", "name a run's policy folder, or 'emoji'") from error
+        raise WeightsError(
+            f"no policy in {folder}: {CONFIG_FILE} is missing", "name a run's policy folder, or 'emoji'"
+        ) from error
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again") from error
+        raise WeightsError(
+            f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again"
+        ) from error
     if raw.pop("format", None) != FORMAT:
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
     raw["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in raw["observation"].items()}
@@ -124,5 +130,7 @@ def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, P
     try:
         load_model(policy, folder / WEIGHTS_FILE)
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
-        raise WeightsError(f"{folder / WEIGHTS_FILE} cannot be loaded: {error}", "copy the folder again, or train again") from error
+        raise WeightsError(
+            f"{folder / WEIGHTS_FILE} cannot be loaded: {error}", "copy the folder again, or train again"
+        ) from error
     return policy.to(torch.device(device)).eval(), config

@@ -15,8 +15,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecMonitor
 
-from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
 from addiffusion_env import __version__
+from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
 from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
 from addiffusion_env.envs.settings import EnvSettings
@@ -45,7 +45,9 @@ def run_folder(path: str | Path) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise RunFolderError(f"run folder {folder} cannot be written: {error}", "choose another with run_dir=...") from error
+        raise RunFolderError(
+            f"run folder {folder} cannot be written: {error}", "choose another with run_dir=..."
+        ) from error
     return folder
 
 

@@ -51,6 +51,7 @@ class AdDiffusionVecEnv(VecEnv):
             row = self._row(last, int(index))
             row["terminal_observation"] = infos["final_obs"][index]
             row["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+            self.reset_infos[index] = rows[index]  # the new episode's, as SB3's DummyVecEnv keeps it
             rows[index] = row
         return observation, reward.astype(np.float32), done, rows
 
@@ -111,5 +112,5 @@ class AdDiffusionVecEnv(VecEnv):
         """One frame a lane."""
         return list(self.lanes.render() or [])
 
-    def _indices(self, indices: None | int | Iterable[int]) -> list[int]:
+    def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(self._get_indices(indices))

@@ -43,3 +43,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise ConfigError("float16 was asked for on the CPU", "use float32 or bfloat16")
     return DTYPES[name]
+
+
+def dtype_keyword() -> str:
+    """What this version of diffusers calls the precision that ``from_pretrained`` loads in."""
+    from diffusers import __version__
+    from packaging.version import Version
+
+    return "dtype" if Version(__version__) >= Version("0.42") else "torch_dtype"

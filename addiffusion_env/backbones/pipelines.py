@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.devices import resolve_device, resolve_dtype
+from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
     check_safetensors,
@@ -211,14 +211,6 @@ def load_pipeline(spec: PipelineSpec, load: Load, options: PipelineOptions) -> A
     return pipe
 
 
-def dtype_keyword() -> str:
-    """What this version of diffusers calls the precision that ``from_pretrained`` loads in."""
-    from diffusers import __version__
-    from packaging.version import Version
-
-    return "dtype" if Version(__version__) >= Version("0.42") else "torch_dtype"
-
-
 def find_pipeline(spec: PipelineSpec, pipeline_class: Any, name: str, variant: str | None) -> Path:
     """The folder of a pipeline: ``name`` itself, or its snapshot in the hub's cache, downloaded when it is not there.
 
@@ -297,7 +289,7 @@ def check_component(folder: Path, kind: str, variant: str | None, spec: Pipeline
     ending = f".{variant}" if variant else ""
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     if not any(ending in path.name for path in weights):
-        raise WeightsError(f"{folder} holds no {'*' + ending if ending else ''} weights of its {kind}", again)
+        raise WeightsError(f"{folder} holds no {variant + ' ' if variant else ''}weights of its {kind}", again)
     for path in weights:
         if path.suffix == ".safetensors":
             check_safetensors(path)

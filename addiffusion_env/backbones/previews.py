@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addiffusion_env.backbones.devices import dtype_keyword
 from addiffusion_env.backbones.hub import file_in, folder_of, read_json
 from addiffusion_env.errors import ConfigError, WeightsError
 
@@ -118,21 +119,22 @@ def load_preview(
             and the linear map, with a warning, where that cannot be had.
         channels: of the latents.
         device: where it runs.
-        dtype: its precision.
+        dtype: its precision, unless it is loaded already.
 
     Raises:
         WeightsError: when a decoder that was asked for cannot be had, or is made for other latents.
         ConfigError: when the linear map is made for other latents.
     """
+    decoder: nn.Module
     if isinstance(given, nn.Module):
         decoder = given
     elif given == "linear":
-        decoder = linear_preview(spec.factors, channels)
+        decoder = linear_preview(spec.factors, channels).to(dtype)
     elif given is not None:
-        decoder = tiny_decoder(given, channels)
+        decoder = tiny_decoder(given, channels, dtype)
     else:
         try:
-            decoder = tiny_decoder(spec.tiny_id, channels)
+            decoder = tiny_decoder(spec.tiny_id, channels, dtype)
         except WeightsError as error:
             warnings.warn(
                 f"previews are a linear map of the latents, coarse and without detail: {error.cause}\n  -> "
@@ -140,8 +142,8 @@ def load_preview(
                 UserWarning,
                 stacklevel=3,
             )
-            decoder = linear_preview(spec.factors, channels)
-    return decoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
+            decoder = linear_preview(spec.factors, channels).to(dtype)
+    return decoder.to(device).eval().requires_grad_(False)
 
 
 def linear_preview(factors: LinearFactors, channels: int) -> LinearPreview:
@@ -158,7 +160,7 @@ def linear_preview(factors: LinearFactors, channels: int) -> LinearPreview:
     return LinearPreview(factors)
 
 
-def tiny_decoder(name_or_path: str, channels: int) -> nn.Module:
+def tiny_decoder(name_or_path: str, channels: int, dtype: torch.dtype) -> nn.Module:
     """Loads an ``AutoencoderTiny`` by hub id or from a folder.
 
     Raises:
@@ -178,6 +180,6 @@ def tiny_decoder(name_or_path: str, channels: int) -> nn.Module:
         )
     file_in(folder, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
     try:
-        return AutoencoderTiny.from_pretrained(folder, local_files_only=True)
+        return AutoencoderTiny.from_pretrained(folder, local_files_only=True, **{dtype_keyword(): dtype})
     except Exception as error:
         raise WeightsError(f"{folder} does not load as AutoencoderTiny: {error}", "fetch it again") from error

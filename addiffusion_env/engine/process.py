@@ -36,7 +36,7 @@ class RefineConfig:
         region: ``token`` (all content tokens), ``weakest`` (the phrase with the least effect), ``union`` (all
             phrases) or ``whole``.
         renoise: how far back, as a share of the way to the start: 0 stays, 1 is fresh noise.
-        steps: k, evaluations from there back to the lane's level.
+        steps: k, evaluations from there back to the lane's level; ``"schedule"`` retraces the schedule's own steps.
         fraction: share of the picture's cells that a region covers before blurring, in (0, 1].
         blur: standard deviation of the Gaussian blur of the mask, in latent cells.
         accept: ``always``, or ``score``: keep the result only when its preview's preference is at least ``margin``
@@ -51,7 +51,7 @@ class RefineConfig:
     maps: str = "attention"
     region: str = "token"
     renoise: float = 0.3
-    steps: int = 2
+    steps: int | str = 2
     fraction: float = 0.35
     blur: float = 1.0
     accept: str = "always"
@@ -80,7 +80,11 @@ class RefineConfig:
             raise ConfigError(
                 f"refine.fraction must be in (0, 1], got {self.fraction}", "0.35 covers a third of the picture"
             )
-        for name, least in (("steps", 1), ("limit", 0), ("first_step", 1), ("blur", 0)):
+        if isinstance(self.steps, str) and self.steps != "schedule":
+            raise ConfigError(f"refine.steps must be a number or 'schedule', got {self.steps!r}", "use 2, or schedule")
+        if not isinstance(self.steps, str) and self.steps < 1:
+            raise ConfigError(f"refine.steps must be at least 1, got {self.steps}", "raise it")
+        for name, least in (("limit", 0), ("first_step", 1), ("blur", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"refine.{name} must be at least {least}, got {getattr(self, name)}", "raise it")
 
@@ -88,7 +92,9 @@ class RefineConfig:
 REFINE_PRESETS: dict[str, RefineConfig] = {
     # As the proposal has it: content tokens' cross-attention, blurred, k = 2.
     "as_published": RefineConfig(),
-    # Trying again: the whole picture from fresh noise, two evaluations back to where it was.
+    # Trying again in earnest: fresh noise, and every step that the lane had done so far once more.
+    "restart": RefineConfig(maps="none", region="whole", renoise=1.0, steps="schedule", accept="always"),
+    # Trying again in short: the whole picture from fresh noise, two evaluations back to where it was.
     "retry": RefineConfig(maps="none", region="whole", renoise=1.0, accept="always"),
     # The region of the phrase that shows least, re-noised half-way, kept when it scores better.
     "weakest": RefineConfig(maps="phrase", region="weakest", renoise=0.5, accept="score"),

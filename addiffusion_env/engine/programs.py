@@ -126,7 +126,8 @@ def refine_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.
     done = full[full > lane.sigma * (1 + 1e-9)]
     way = np.append(done, lane.sigma)  # from the start to here
     start = (1 - config.renoise) * (len(way) - 1)
-    places = np.linspace(start, len(way) - 1, config.steps + 1)
+    steps = max(1, round(len(way) - 1 - start)) if isinstance(config.steps, str) else config.steps
+    places = np.linspace(start, len(way) - 1, steps + 1)
     return np.exp(np.interp(places, np.arange(len(way)), np.log(way)))
 
 

@@ -87,7 +87,9 @@ class Episodes:
         self.settings = settings
         self.backbone = load_backbone(settings)
         self.process = settings.process(self.backbone.capabilities, self.backbone.name)
-        self.backbone.sigmas(self.process.steps, self.process.spacing)  # refuses a bad schedule before anything is drawn
+        self.backbone.sigmas(
+            self.process.steps, self.process.spacing
+        )  # refuses a bad schedule before anything is drawn
         self.scorers = load_scorers(self.backbone, settings.scorers)
         self.engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
         self.reward = make_reward(settings.reward)

@@ -53,7 +53,8 @@ class Framer:
         sigma = torch.tensor([lane.sigma for lane in lanes], dtype=torch.float64)
         blank = np.zeros(self.scorers.clip_dim, np.float32)
         refine = self.process.refine
-        most = self.process.steps + (refine.limit * refine.steps if refine.enabled else 0)
+        again = self.process.steps if isinstance(refine.steps, str) else refine.steps
+        most = self.process.steps + (refine.limit * again if refine.enabled else 0)
         return Frame(
             clip_image=np.stack([look.clip_image[0] if look else blank for look in looks]),
             clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),

@@ -78,7 +78,14 @@ def test_tensorboard_has_the_names(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     scalars = set(events.Tags()["scalars"])
-    wanted = {"rollout/ep_rew_mean", "env/nfe", "env/quality", "env/stop_fraction", "env/refine_fraction", "env/pattern_entropy"}
+    wanted = {
+        "rollout/ep_rew_mean",
+        "env/nfe",
+        "env/quality",
+        "env/stop_fraction",
+        "env/refine_fraction",
+        "env/pattern_entropy",
+    }
     assert wanted <= scalars
     assert {"reward/terminal_bonus", "reward/nfe_price"} <= scalars
     assert events.Tags()["histograms"] == ["env/nfe_histogram"]
@@ -104,9 +111,9 @@ def test_rng_round_trip():
     from addiffusion_env.agents.checkpoints import rng_state
 
     state = rng_state()
-    first = (torch.rand(3).tolist(), np.random.rand(3).tolist())  # noqa: NPY002
+    first = (torch.rand(3).tolist(), np.random.rand(3).tolist())
     set_rng_state(state)
-    assert first == (torch.rand(3).tolist(), np.random.rand(3).tolist())  # noqa: NPY002
+    assert first == (torch.rand(3).tolist(), np.random.rand(3).tolist())
 
 
 def test_a_changed_configuration_is_not_resumed(tmp_path):
@@ -157,7 +164,9 @@ def run_script(*arguments, **kwargs):
 
 
 def test_the_script_trains_and_reports(tmp_path):
-    done = run_script("experiment=smoke", "progress_bar=false", f"run_dir={tmp_path / 'run'}", "report.prompts=2", cwd=tmp_path)
+    done = run_script(
+        "experiment=smoke", "progress_bar=false", f"run_dir={tmp_path / 'run'}", "report.prompts=2", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "TensorBoard: tensorboard --logdir" in done.stdout and "policy:" in done.stdout and "report:" in done.stdout
     assert (tmp_path / "run/policy/policy.safetensors").is_file()

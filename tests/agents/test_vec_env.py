@@ -23,7 +23,9 @@ def test_equals_the_vector_env_and_reports_terminal_observations():
         np.testing.assert_allclose(rewards, expected, atol=1e-6)
         np.testing.assert_array_equal(dones, terminated)
         for index in np.flatnonzero(dones):
-            np.testing.assert_array_equal(infos[index]["terminal_observation"]["clip"], more["final_obs"][index]["clip"])
+            np.testing.assert_array_equal(
+                infos[index]["terminal_observation"]["clip"], more["final_obs"][index]["clip"]
+            )
             assert infos[index]["TimeLimit.truncated"] is False
             assert infos[index]["image"].shape == (64, 64, 3)
             assert isinstance(infos[index]["nfe"], float)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention, captured_joint_attention
+from addiffusion_env.backbones.attention import (
+    AttentionStore,
+    captured_cross_attention,
+    captured_joint_attention,
+    joint_attention,
+)
 from addiffusion_env.errors import CapabilityError
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
@@ -49,9 +54,14 @@ def test_the_processors_are_the_very_same_objects_afterwards(backbone):
 def test_also_after_an_exception(backbone):
     before = backbone.denoiser.attn_processors
     store = AttentionStore(torch.tensor([0]), (4, 4))
-    with pytest.raises(RuntimeError, match="half-way"), captured(backbone, store):
-        assert any(value is not before[name] for name, value in backbone.denoiser.attn_processors.items())
-        raise RuntimeError("half-way")
+
+    def interrupted():
+        with captured(backbone, store):
+            assert any(value is not before[name] for name, value in backbone.denoiser.attn_processors.items())
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        interrupted()
     after = backbone.denoiser.attn_processors
     assert all(before[name] is after[name] for name in before)
 
@@ -96,56 +106,48 @@ def test_a_row_does_not_depend_on_its_neighbours(backbone):
 
 
 def test_cross_attention_is_what_the_layers_compute(tiny):
-    """Against softmax weights taken from the layers' own slow processor."""
+    """Against softmax weights by diffusers' own slow path."""
     backbone = tiny("sd15").wrap()
     seen = []
-    hooks = []
-    for name, module in backbone.denoiser.named_modules():
-        if name.endswith("attn2"):
-            hooks.append(module.register_forward_pre_hook(lambda m, args, kwargs: seen.append((m, args, kwargs)), with_kwargs=True))
+
+    def remember(module, args, kwargs):
+        seen.append((module, args, kwargs))
+
+    layers = [module for name, module in backbone.denoiser.named_modules() if name.endswith("attn2")]
+    hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in layers]
     given = inputs(backbone, rows=1)
     try:
         maps = backbone.predict(*given, torch.tensor([True])).attention
     finally:
         for hook in hooks:
             hook.remove()
-    layers = []
+    expected = []
     for attn, args, kwargs in seen:
         image, text = args[0][:1], kwargs["encoder_hidden_states"][:1]
         if image.shape[1] == 16:
             query, key = attn.head_to_batch_dim(attn.to_q(image)), attn.head_to_batch_dim(attn.to_k(text))
-            layers.append(attn.get_attention_scores(query, key).mean(0).T.reshape(-1, 4, 4))
-    torch.testing.assert_close(maps[0], torch.stack(layers).mean(0), atol=1e-6, rtol=1e-5)
+            expected.append(attn.get_attention_scores(query, key).mean(0).T.reshape(-1, 4, 4))
+    torch.testing.assert_close(maps[0], torch.stack(expected).mean(0), atol=1e-6, rtol=1e-5)
 
 
-def test_joint_attention_is_what_the_layers_compute(tiny):
-    """The wrapped processor's weights, applied to the values, give the wrapped layer's own output."""
-    backbone = tiny("flux").wrap()
-    attn = backbone.denoiser.transformer_blocks[0].attn
-    image, text = torch.randn(2, 16, 32), torch.randn(2, 24, 32)
-    angles = torch.randn(24 + 16, 16)
+def test_joint_attention_is_what_the_layers_compute(tiny, monkeypatch):
+    """Against softmax weights of the queries and keys that the layer's own processor hands on."""
+    from diffusers.models.transformers import transformer_flux
+
+    attn = tiny("flux").wrap().denoiser.transformer_blocks[0].attn
+    image, text, angles = torch.randn(2, 16, 32), torch.randn(2, 24, 32), torch.randn(24 + 16, 16)
     rotary = (angles.cos(), angles.sin())
-    from addiffusion_env.backbones.attention import joint_attention
+    weights = []
 
-    # With values that mark text tokens by 1 and image tokens by 0, each cell's output is its share of text.
-    shares = joint_attention(attn, image, text, rotary)
-    marked = torch.cat([torch.ones(24), torch.zeros(16)])
+    def watched(query, key, value, **kwargs):
+        scores = query.transpose(1, 2) @ key.transpose(1, 2).mT * query.shape[-1] ** -0.5
+        weights.append(torch.softmax(scores, dim=-1))
+        return value
 
-    def marking_attention(query, key, value, **kwargs):
-        weights = torch.softmax(query.transpose(1, 2) @ key.transpose(1, 2).mT * query.shape[-1] ** -0.5, dim=-1)
-        outputs.append((weights * marked).sum(-1).mean(1)[:, 24:])
-        return torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
-
-    outputs: list[torch.Tensor] = []
-    import diffusers.models.transformers.transformer_flux as module
-
-    original = module.dispatch_attention_fn
-    module.dispatch_attention_fn = marking_attention
-    try:
-        attn(hidden_states=image, encoder_hidden_states=text, image_rotary_emb=rotary)
-    finally:
-        module.dispatch_attention_fn = original
-    torch.testing.assert_close(shares.sum(-1), outputs[0], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(transformer_flux, "dispatch_attention_fn", watched)
+    attn(hidden_states=image, encoder_hidden_states=text, image_rotary_emb=rotary)
+    expected = weights[0].mean(1)[:, 24:, :24]  # text comes first, in queries and keys
+    torch.testing.assert_close(joint_attention(attn, image, text, rotary), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_grid_that_no_layer_has_is_refused(tiny):

@@ -174,9 +174,11 @@ def test_the_full_decoder_is_the_pipelines(tiny, tiny_scorers, name):
     backbone = tiny(name).load()
     process = process_of(backbone, 2)
     ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
-    theirs = tiny(name).pipe.vae.decode(
-        ours / backbone.vae.config.scaling_factor + (backbone.vae.config.shift_factor or 0)
-    ).sample
+    theirs = (
+        tiny(name)
+        .pipe.vae.decode(ours / backbone.vae.config.scaling_factor + (backbone.vae.config.shift_factor or 0))
+        .sample
+    )
     torch.testing.assert_close(backbone.decode(ours), theirs.clamp(-1, 1), atol=1e-5, rtol=1e-5)
 
 

@@ -41,7 +41,11 @@ def test_make_by_module_name():
 
 def test_observation_is_the_specified_dict(env):
     observation, _ = env.reset(seed=0)
-    assert {key: value.shape for key, value in observation.items()} == {"clip": (256,), "timestep": (128,), "quality": (8,)}
+    assert {key: value.shape for key, value in observation.items()} == {
+        "clip": (256,),
+        "timestep": (128,),
+        "quality": (8,),
+    }
     assert all(value.dtype == np.float32 for value in observation.values())
     assert not observation["clip"][:128].any()  # no picture yet
     assert np.linalg.norm(observation["clip"][128:]) == pytest.approx(1, abs=1e-4)  # but a prompt

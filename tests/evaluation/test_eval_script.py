@@ -1,5 +1,7 @@
 """eval_sb3.py as a user runs it."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,27 +20,25 @@ def run(*arguments, cwd):
         text=True,
         cwd=cwd,
         timeout=300,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "120",
-            "HOME": str(cwd.parent),
-        },
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
     )
 
 
-def test_a_run_prints_its_table_resumes_and_leaves_nothing_else(tmp_path):
-    command = ("prompts=2", "methods=[fixed:2,random:0.3]", "out=here", "max_lanes=2")
-    first = run(*command, cwd=tmp_path)
+def test_a_run_prints_its_table_resumes_and_leaves_nothing_else(tmp_path, monkeypatch):
+    first = run("prompts=2", "methods=[fixed:2,random:0.5]", "out=here", "max_lanes=2", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "fixed:2" in first.stdout
     assert f"report: {tmp_path / 'here' / 'report.html'}" in first.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["here"]  # no Hydra folders or logs
     stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "here" / "records").iterdir()}
-    again = run(*command, cwd=tmp_path)
-    assert again.returncode == 0
-    assert again.stdout == first.stdout
+    page = (tmp_path / "here" / "report.html").read_bytes()
+
+    import eval_sb3
+
+    monkeypatch.chdir(tmp_path)
+    settings = json.loads((tmp_path / "here" / "evaluation.json").read_text())["settings"]
+    eval_sb3.evaluate(settings)
+    assert (tmp_path / "here" / "report.html").read_bytes() == page
     assert stamps == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "here" / "records").iterdir()}
 
 
@@ -55,6 +55,48 @@ def test_a_mistake_costs_two_lines_and_exit_code_two(argument, words, tmp_path):
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
+
+
+@pytest.fixture
+def run_folder(tmp_path, emoji):
+    """A run's folder with an untrained policy on a schedule of three steps."""
+    import gymnasium
+    from gymnasium import spaces
+
+    from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy
+    from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
+
+    environment = {"steps": 3, "price": [0.0, 0.05], "refine": "retry"}
+    space = gymnasium.make("AdDiffusion-Emoji-v0", **environment).observation_space
+    config = PolicyConfig(environment, describe_space(space), NET_ARCH, 0.05, 0.02)
+    policy = AdDiffusionPolicy(space, spaces.Discrete(3), lambda _: 0.0, net_arch=NET_ARCH)
+    save_policy(tmp_path / "mine" / "policy", policy, config)
+    return tmp_path / "mine"
+
+
+def test_a_policy_is_evaluated_beside_the_others(run_folder, capsys):
+    import eval_sb3
+
+    wanted = {"prompts": 2, "methods": ["fixed:2", "stop:1"], "prices": [None, 0.05], "progress_bar": False}
+    report = eval_sb3.evaluate_run(run_folder, wanted, max_lanes=2)
+    assert report.html == run_folder / "report" / "report.html"
+    names = [row.method for row in report.summary.methods]
+    assert names == ["policy:mine@0.02", "policy:mine@0.05", "fixed:2", "stop:1"]
+    assert report.summary.focus == names[0]
+    assert set(report.summary.behaviours) == set(names[:2])
+    assert [path.stem for path in (run_folder / "report" / "plots").glob("film_*.png")]
+    assert "policy:mine@0.02" in capsys.readouterr().out
+
+
+def test_another_policy_under_the_same_name_has_other_records(run_folder):
+    from addiffusion_env.baselines import make_method
+
+    before = make_method(f"policy:{run_folder}@0.01")
+    config = run_folder / "policy" / "config.json"
+    config.write_text(config.read_text().replace('"provenance": {}', '"provenance": {"decisions": 9}'))
+    after = make_method(f"policy:{run_folder / 'policy'}@0.01")
+    assert before.name == after.name == "policy:mine@0.01"
+    assert before.fingerprint != after.fingerprint
 
 
 def test_settings_from_training_are_checked():

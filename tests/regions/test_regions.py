@@ -48,7 +48,11 @@ def test_attention_mask_follows_content_tokens_only():
 
 @pytest.mark.parametrize(
     ("phrase", "rest"),
-    [("a cat", "a photo of a bus and a dog"), ("a bus", "a photo of a cat and a dog"), ("a dog", "a photo of a cat, a bus")],
+    [
+        ("a cat", "a photo of a bus and a dog"),
+        ("a bus", "a photo of a cat and a dog"),
+        ("a dog", "a photo of a cat, a bus"),
+    ],
 )
 def test_one_phrase_out_of_three(phrase, rest):
     text = "a photo of a cat, a bus and a dog"

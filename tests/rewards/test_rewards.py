@@ -14,7 +14,9 @@ from addiffusion_env.rewards.terminal_bonus import terminal_bonus
 NAN = float("nan")
 
 
-def transition(before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), price=(0.01,), reference=(NAN,), dino=(0.0,)):
+def transition(
+    before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), price=(0.01,), reference=(NAN,), dino=(0.0,)
+):
     column = [np.array(v, dtype=float) for v in (before, after, before, after, dino, nfe, price)]
     return Transition(*column, np.zeros(len(after), int), np.array(terminal), np.array(reference, float))
 
@@ -36,7 +38,9 @@ def test_shaping_telescopes_to_nothing(scores):
 
 def test_discounted_shaping_telescopes_too():
     gamma, scores = 0.9, [1.0, -2.0, 0.5, 3.0]
-    total = sum(gamma**t * float(preference_gain(s, PooledScale(), gamma=gamma)[0]) for t, s in enumerate(episode(scores)))
+    total = sum(
+        gamma**t * float(preference_gain(s, PooledScale(), gamma=gamma)[0]) for t, s in enumerate(episode(scores))
+    )
     assert total == pytest.approx(0)
 
 

@@ -7,6 +7,7 @@ import torch
 from addiffusion_env.backbones.base import Capabilities, Load
 from addiffusion_env.backbones.devices import resolve_device, resolve_dtype
 from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
+from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts
 from addiffusion_env.errors import ConfigError, nearest
 
@@ -43,14 +44,15 @@ class EmojiBackbone(StableDiffusionBackbone):
         def model(kind: type, component: str) -> torch.nn.Module:
             return kind.from_pretrained(verify(folder, component), torch_dtype=dtype).to(device)  # type: ignore[attr-defined]
 
-        parts = StableDiffusionParts(
-            unet=model(UNet2DConditionModel, "unet"),
-            vae=model(AutoencoderKL, "vae"),
-            text_encoder=model(CLIPTextModel, "text_encoder"),
-            tokenizer=CLIPTokenizer.from_pretrained(verify(folder, "tokenizer")),
-            scheduler=DDIMScheduler.from_pretrained(verify(folder, "scheduler")),
-            preview=model(AutoencoderTiny, "preview"),
-        )
+        with quiet_loading():
+            parts = StableDiffusionParts(
+                unet=model(UNet2DConditionModel, "unet"),
+                vae=model(AutoencoderKL, "vae"),
+                text_encoder=model(CLIPTextModel, "text_encoder"),
+                tokenizer=CLIPTokenizer.from_pretrained(verify(folder, "tokenizer")),
+                scheduler=DDIMScheduler.from_pretrained(verify(folder, "scheduler")),
+                preview=model(AutoencoderTiny, "preview"),
+            )
         capabilities = Capabilities(
             latent_shape=(4, 16, 16),
             image_size=(64, 64),

@@ -1,0 +1,77 @@
+"""The command line: ``python -m addiffusion_env list | check ID | bench``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from addiffusion_env.config import friendly
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs one verb."""
+    parser = argparse.ArgumentParser(prog="python -m addiffusion_env", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", help="every registered name")
+    check = verbs.add_parser("check", help="run Gymnasium's and SB3's checkers on an environment id")
+    check.add_argument("name", help="for example AdDiffusion-Emoji-v0")
+    bench = verbs.add_parser("bench", help="speed of the vector environment beside the bare denoiser loop")
+    bench.add_argument("--backbone", default="emoji")
+    bench.add_argument("--lanes", type=int, nargs="+", default=[1, 16])
+    bench.add_argument("--rounds", type=int, default=7)
+    bench.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    chosen = parser.parse_args(arguments)
+    verb = {"list": list_names, "check": check_environment, "bench": run_bench}[chosen.verb]
+    friendly(verb)(chosen)
+
+
+def list_names(_: argparse.Namespace) -> None:
+    """Prints every registry with its names."""
+    from addiffusion_env import ENVIRONMENTS
+    from addiffusion_env.backbones import BACKBONES
+    from addiffusion_env.backbones.solvers import SOLVERS
+    from addiffusion_env.baselines import BASELINES
+    from addiffusion_env.engine.process import REFINE_PRESETS
+    from addiffusion_env.prompts import PROMPT_SOURCES
+    from addiffusion_env.rewards import TERMS
+    from addiffusion_env.rewards.composite import PRESETS
+    from addiffusion_env.scorers import SCORERS
+
+    print(f"{'environments':15} {'  '.join(ENVIRONMENTS)}")
+    for registry in (BACKBONES, PROMPT_SOURCES, SCORERS, TERMS, SOLVERS, BASELINES):
+        print(f"{registry.kind + 's':15} {'  '.join(registry)}")
+    print(f"{'reward presets':15} {'  '.join(PRESETS)}")
+    print(f"{'refine presets':15} {'  '.join(REFINE_PRESETS)}")
+
+
+def check_environment(chosen: argparse.Namespace) -> None:
+    """Runs both environment checkers on an id.
+
+    Raises:
+        UnknownNameError: for an id that is not registered.
+    """
+    import gymnasium
+    from gymnasium.utils.env_checker import check_env
+
+    from addiffusion_env import ENVIRONMENTS
+    from addiffusion_env.agents.checks import check_for_sb3
+    from addiffusion_env.errors import unknown
+
+    if chosen.name not in ENVIRONMENTS:
+        raise unknown("environment", chosen.name, ENVIRONMENTS)
+    env = gymnasium.make(chosen.name).unwrapped
+    check_env(env, skip_render_check=True)
+    check_for_sb3(env)
+    print(f"{chosen.name}: Gymnasium's and Stable-Baselines3's checkers pass")
+
+
+def run_bench(chosen: argparse.Namespace) -> None:
+    """Measures and prints."""
+    from addiffusion_env.bench import bench, report
+
+    report([bench(chosen.backbone, lanes, chosen.rounds) for lanes in chosen.lanes], chosen.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Full-size pipelines with random weights, from the public configs: nothing is downloaded, and speed needs no training.
+
+Only the tokenizers are small (they know letters); the text windows and the text encoders have their real sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import tiny_models
+
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+
+
+def tokenizer() -> Any:
+    """A CLIP tokenizer of letters."""
+    return tiny_models.clip_tokenizer(Path(tempfile.mkdtemp()))
+
+
+def clip_text(size: dict[str, int], projection: bool = False) -> Any:
+    """A CLIP text model of a public size."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(**size, projection_dim=size["hidden_size"])
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+
+
+def sd15() -> Any:
+    """Stable Diffusion 1.5: 0.86 billion parameters in the UNet."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(**VAE),
+        text_encoder=clip_text(CLIP_L),
+        tokenizer=tokenizer(),
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        scheduler=DDIMScheduler(**tiny_models.SD_NOISE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> Any:
+    """Stable Diffusion XL: 2.6 billion parameters in the UNet."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderKL(**VAE, scaling_factor=0.13025),
+        text_encoder=clip_text(CLIP_L),
+        text_encoder_2=clip_text(CLIP_G, projection=True),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        ),
+        scheduler=DDIMScheduler(**tiny_models.SD_NOISE),
+        add_watermarker=False,
+    )
+
+
+def flux() -> Any:
+    """FLUX.1-schnell: 12 billion parameters in the transformer, 5 in T5."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    return FluxPipeline(
+        vae=AutoencoderKL(**VAE, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=clip_text(CLIP_L),
+        text_encoder_2=T5EncoderModel(T5Config(**T5_XXL, feed_forward_proj="gated-gelu")),
+        tokenizer=tokenizer(),
+        tokenizer_2=tiny_models.t5_tokenizer(),
+        transformer=FluxTransformer2DModel(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+FULL = {"sd15": sd15, "sdxl": sdxl, "flux": flux}
+TINY = {"sd15": tiny_models.stable_diffusion, "sdxl": tiny_models.stable_diffusion_xl, "flux": tiny_models.flux}
+
+
+def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A pipeline and the tiny decoder of its latents, random weights, on ``device`` in ``dtype``.
+
+    Args:
+        name: ``sd15``, ``sdxl`` or ``flux``.
+        size: ``full``, or ``tiny`` for 16x16 pictures.
+        device: where the weights are made, so that 12 billion of them never pass through host memory.
+        dtype: their precision.
+    """
+    from diffusers import AutoencoderTiny
+
+    channels = 16 if name == "flux" else 4
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            if size == "tiny":
+                pipe = TINY[name](Path(tempfile.mkdtemp()))
+                preview = tiny_models.tiny_autoencoder(channels)
+            else:
+                pipe, preview = FULL[name](), AutoencoderTiny(latent_channels=channels)
+    finally:
+        torch.set_default_dtype(before)
+    for part in (*pipe.components.values(), preview):
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device, dtype), preview.to(device)
