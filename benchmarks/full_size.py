@@ -31,6 +31,12 @@ def tokenizer() -> Any:
     return tiny_models.clip_tokenizer(Path(tempfile.mkdtemp()))
 
 
+def on_cpu(scheduler_class: Any, **config: Any) -> Any:
+    """A scheduler; their tables belong on the CPU wherever the weights are made."""
+    with torch.device("cpu"):
+        return scheduler_class(**config)
+
+
 def clip_text(size: dict[str, int], projection: bool = False) -> Any:
     """A CLIP text model of a public size."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -48,7 +54,7 @@ def sd15() -> Any:
         text_encoder=clip_text(CLIP_L),
         tokenizer=tokenizer(),
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-        scheduler=DDIMScheduler(**tiny_models.SD_NOISE),
+        scheduler=on_cpu(DDIMScheduler, **tiny_models.SD_NOISE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -78,7 +84,7 @@ def sdxl() -> Any:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         ),
-        scheduler=DDIMScheduler(**tiny_models.SD_NOISE),
+        scheduler=on_cpu(DDIMScheduler, **tiny_models.SD_NOISE),
         add_watermarker=False,
     )
 
@@ -95,7 +101,7 @@ def flux() -> Any:
         tokenizer=tokenizer(),
         tokenizer_2=tiny_models.t5_tokenizer(),
         transformer=FluxTransformer2DModel(),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
+        scheduler=on_cpu(FlowMatchEulerDiscreteScheduler),
     )
 
 
@@ -115,19 +121,18 @@ def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tup
     from diffusers import AutoencoderTiny
 
     channels = 16 if name == "flux" else 4
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            if size == "tiny":
-                pipe = TINY[name](Path(tempfile.mkdtemp()))
-                preview = tiny_models.tiny_autoencoder(channels)
-            else:
+    if size == "tiny":
+        pipe, preview = TINY[name](Path(tempfile.mkdtemp())), tiny_models.tiny_autoencoder(channels)
+    else:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with device:
                 pipe, preview = FULL[name](), AutoencoderTiny(latent_channels=channels)
-    finally:
-        torch.set_default_dtype(before)
+        finally:
+            torch.set_default_dtype(before)
     for part in (*pipe.components.values(), preview):
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, dtype), preview.to(device)
+    return pipe.to(device, dtype), preview.to(device, dtype)

@@ -84,7 +84,7 @@ class LearnedMethod:
     @torch.no_grad()
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
-        assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"  # noqa: PT018
+        assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
         points = [Point(request.lane, request.before, self.price) for request in requests]
         observation = self._observer.observe(self._framer.frame(points))
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}

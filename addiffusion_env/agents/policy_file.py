@@ -46,7 +46,9 @@ class PolicyConfig:
 
     def space(self) -> spaces.Dict:
         """The observation space."""
-        boxes = {key: spaces.Box(low, 1.0, (dim,), np.float32) for key, (low, dim) in self.observation.items()}
+        boxes: dict[str, spaces.Space[Any]] = {
+            key: spaces.Box(low, 1.0, (dim,), np.float32) for key, (low, dim) in self.observation.items()
+        }
         return spaces.Dict(boxes)
 
     def price_for(self, target_nfe: float) -> float:

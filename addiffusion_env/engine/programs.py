@@ -151,7 +151,7 @@ def region(
 
 
 def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Generator[Request, Any, tuple[Lane, Tensor]]:
-    """(P, H, W): where each phrase of the prompt acts, ``|x0(prompt) - x0(prompt without the phrase)|`` over channels."""
+    """(P, H, W): where each phrase acts, ``|x0(prompt) - x0(prompt without the phrase)|``, mean over channels."""
     request = replace(ask(process, lane, lane.latents, None), guidance_scale=1.0)
     whole: Outcome = yield request
     lane = spent(process, lane, whole)

@@ -64,7 +64,7 @@ class Peek:
 
 @dataclass(frozen=True)
 class Finish:
-    """Decode landed latents (1, C, H, W) in full and show the picture to the scorers; answered by a :class:`Picture`."""
+    """Decode landed latents (1, C, H, W) in full and show them to the scorers; answered by a :class:`Picture`."""
 
     x: Tensor
     prompt: Prompt

@@ -45,7 +45,7 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
     def __init__(self, **settings: Any) -> None:
         self.settings = EnvSettings.of(**settings)
         self.episodes = Episodes(self.settings, 1)
-        self.observation_space = self.episodes.observer.space
+        self.observation_space: gym.spaces.Dict = self.episodes.observer.space  # type: ignore[assignment]
         self.action_space = gym.spaces.Discrete(3)
         self.render_mode = self.settings.render_mode
 

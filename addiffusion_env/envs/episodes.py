@@ -306,7 +306,7 @@ class Episodes:
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
-        slots = []
+        slots: list[dict[str, Any] | None] = []
         for slot in self.slots:
             if slot is None or slot.picture is not None:
                 slots.append(None if slot is None else {"seed": slot.seed, "episode": slot.episode, "lane": None})

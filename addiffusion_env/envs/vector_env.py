@@ -96,7 +96,8 @@ class AdDiffusionVectorEnv(VectorEnv):
             IllegalActionError: for a number that is no action; in strict mode also for a masked one.
         """
         result = self.episodes.step([int(action) for action in actions])
-        observation, infos = result.observation, {}
+        observation = result.observation
+        infos: dict[str, Any] = {}
         over = result.terminated | result.truncated
         for index, info in enumerate(result.infos):
             if over[index]:

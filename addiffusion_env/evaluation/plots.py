@@ -75,7 +75,7 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> bytes:
 
 def _point(axes: Any, row: MethodRow, quality: str, cost: str, colour: str) -> None:
     across, up = _interval(row, cost), _interval(row, quality)
-    assert across is not None and up is not None  # noqa: PT018 - filtered by the caller
+    assert across is not None and up is not None
     axes.errorbar(
         across.estimate,
         up.estimate,

@@ -14,7 +14,7 @@ CLIP = 8
 
 
 class StopWhenGood(gym.Env):
-    """Quality is drawn anew at each step: stopping pays it, continuing costs 0.1, refining costs 0.5, six steps at most.
+    """Quality is drawn anew at each step: stopping pays it, continuing costs 0.1, refining 0.5; six steps at most.
 
     The optimum stops at the first quality above a threshold; always stopping at once gets 0 in the mean, never
     stopping gets -0.6.
