@@ -8,6 +8,7 @@ Run the same command again to go on after an interruption.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def train(config: dict[str, Any]) -> Path:
     """Trains, saves the policy and writes the report; returns the run's folder."""
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
     from addiffusion_env.agents.checkpoints import checkpoints
-    from addiffusion_env.agents.factory import make_vec_env, set_training
+    from addiffusion_env.agents.factory import make_vec_env, reward_scale, set_training
     from addiffusion_env.agents.training import (
         attach_logger,
         export_policy,
@@ -59,18 +60,22 @@ def train(config: dict[str, Any]) -> Path:
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
 
     checkpointer = Checkpointer(folder / "checkpoints", config["checkpoint_every"])
+    log = EpisodeLog(dotted_values(config))
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         model.learn(
             remaining,
-            callback=[EpisodeLog(dotted_values(config)), checkpointer],
+            callback=[log, checkpointer],
             reset_num_timesteps=False,
             progress_bar=config["progress_bar"],
         )
+    (folder / "normalisation.json").write_text(json.dumps(reward_scale(env), indent=2), encoding="utf-8")
     env.close()
     if checkpointer.interrupted is not None:
         raise SystemExit(128 + checkpointer.interrupted)
-    policy = export_policy(folder / "policy", model, config)
+    policy = folder / "policy"
+    if remaining > 0 or not policy.is_dir():
+        export_policy(policy, model, config, log.frontier())
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder
 

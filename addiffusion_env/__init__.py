@@ -12,7 +12,7 @@ from gymnasium.envs.registration import register, registry
 __version__ = "0.1.0"
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 10, "refine": "as_published"},
+    "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 8, "spacing": "coarse_fine", "refine": "restart"},
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SDXL-v0": {"backbone": "sdxl", "steps": 50, "refine": "as_published"},

@@ -80,6 +80,19 @@ class EpisodeLog(BaseCallback):
         self.decisions = 0
         self._write_histogram_and_images()
 
+    def frontier(self, bins: int = 4) -> list[tuple[float, float]]:
+        """(price, mean NFE) of the last episodes, by equal shares of them in order of price; NFE never rises with price.
+
+        What ``target_nfe`` is looked up in. Empty while fewer than ten episodes a bin have been seen.
+        """
+        ordered = sorted((episode["price"], episode["nfe"]) for episode in self.episodes)
+        if len(ordered) < 10 * bins:
+            return []
+        parts = [np.array(part) for part in np.array_split(np.array(ordered), bins)]
+        prices = [float(part[:, 0].mean()) for part in parts]
+        spent = np.minimum.accumulate([float(part[:, 1].mean()) for part in parts])
+        return [(price, float(nfe)) for price, nfe in zip(prices, spent, strict=True)]
+
     def _write_histogram_and_images(self) -> None:
         exclude = ("stdout", "log", "json", "csv")
         shown = list(self.pictures)

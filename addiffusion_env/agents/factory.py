@@ -73,6 +73,12 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
     env.episode_lengths[:] = state["lengths"]
 
 
+def reward_scale(env: VecMonitor) -> dict[str, list[float]]:
+    """The reward's pooled statistics: name -> [count, mean, variance]; of the first environment where each has its own."""
+    lanes = env_state(env)["lanes"]
+    return (lanes if isinstance(lanes, dict) else lanes[0])["scale"]
+
+
 def set_training(env: VecMonitor, training: bool) -> None:
     """Whether the reward's pooled statistics learn, wherever the environments live."""
     inner = env.venv

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,10 @@ def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
 
 
-def export_policy(folder: Path, model: BaseAlgorithm, config: Mapping[str, Any]) -> Path:
-    """Saves the trained policy in the plain format, with what it was trained on."""
+def export_policy(
+    folder: Path, model: BaseAlgorithm, config: Mapping[str, Any], frontier: Sequence[tuple[float, float]] = ()
+) -> Path:
+    """Saves the trained policy in the plain format, with what it was trained on and its (price, mean NFE) frontier."""
     low, high = EnvSettings.of(**config["env"]).price_range()
     provenance = {
         "algorithm": config["algorithm"],
@@ -124,6 +126,7 @@ def export_policy(folder: Path, model: BaseAlgorithm, config: Mapping[str, Any])
         net_arch={key: list(widths) for key, widths in NET_ARCH.items()},
         highest_price=high,
         default_price=(low + high) / 2,
+        frontier=tuple(frontier),
         provenance=provenance,
     )
     save_policy(folder, model.policy, described)

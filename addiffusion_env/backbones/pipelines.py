@@ -28,6 +28,7 @@ from addiffusion_env.backbones.hub import (
     unavailable,
 )
 from addiffusion_env.backbones.previews import PreviewSpec
+from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import ConfigError, WeightsError, nearest, unknown
 
 if TYPE_CHECKING:
@@ -200,9 +201,10 @@ def load_pipeline(spec: PipelineSpec, load: Load, options: PipelineOptions) -> A
     if "safety_checker" in skipped:
         skipped["requires_safety_checker"] = False  # type: ignore[assignment]
     try:
-        pipe = pipeline_class.from_pretrained(
-            folder, variant=options.variant, local_files_only=True, **{dtype_keyword(): dtype}, **skipped
-        )
+        with quiet_loading():
+            pipe = pipeline_class.from_pretrained(
+                folder, variant=options.variant, local_files_only=True, **{dtype_keyword(): dtype}, **skipped
+            )
     except Exception as error:
         raise WeightsError(
             f"{name} in {folder} does not load as {spec.kind}: {reason_of(error)}", f"fetch it again; {WORKS_OFFLINE}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from addiffusion_env.backbones.devices import dtype_keyword
 from addiffusion_env.backbones.hub import file_in, folder_of, read_json
+from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import ConfigError, WeightsError
 
 PREVIEW_SIDE = 224
@@ -180,6 +181,7 @@ def tiny_decoder(name_or_path: str, channels: int, dtype: torch.dtype) -> nn.Mod
         )
     file_in(folder, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
     try:
-        return AutoencoderTiny.from_pretrained(folder, local_files_only=True, **{dtype_keyword(): dtype})
+        with quiet_loading():
+            return AutoencoderTiny.from_pretrained(folder, local_files_only=True, **{dtype_keyword(): dtype})
     except Exception as error:
         raise WeightsError(f"{folder} does not load as AutoencoderTiny: {error}", "fetch it again") from error

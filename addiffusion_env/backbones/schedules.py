@@ -46,10 +46,29 @@ def align_your_steps(steps: int, train_steps: int, offset: int) -> np.ndarray:
     return np.interp(np.linspace(0, 1, steps), places, np.asarray(AYS_SD15[:-1], dtype=np.float64))
 
 
+def coarse_fine(steps: int, train_steps: int, offset: int) -> np.ndarray:
+    """Half of the time in the first three eighths of the steps, the other half in the rest.
+
+    The layout is decided in the first half; with eight steps its three are those of a six-step trailing schedule, so
+    that one may look at the layout after three evaluations and either land in three more or go on in five finer ones.
+    """
+    if steps == 1:
+        return trailing(1, train_steps, offset)
+    if steps > train_steps * 4 // 5:
+        raise ConfigError(
+            f"coarse_fine has no room for {steps} steps in {train_steps} levels", f"use {train_steps * 4 // 5} at most"
+        )
+    first, half = max(1, round(steps * 3 / 8)), train_steps / 2
+    early = np.linspace(train_steps, half, first + 1)[:-1]
+    late = np.linspace(half, 0, steps - first + 1)[:-1]
+    return np.round(np.concatenate([early, late]) - 1 + 1e-9)
+
+
 SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
     "leading": leading,
     "trailing": trailing,
     "linspace": linspace,
+    "coarse_fine": coarse_fine,
     "ays": align_your_steps,
 }
 

@@ -20,11 +20,11 @@ class CollapseLimits:
 
     Attributes:
         constant_share: this share of pictures, or more, treated exactly alike.
-        step_entropy: this entropy of actions over prompts, or less, in bits a decision.
+        behaviour_entropy: this entropy of behaviours over pictures, or less, in bits.
     """
 
     constant_share: float = 0.95
-    step_entropy: float = 0.05
+    behaviour_entropy: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,14 @@ def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -
     step = step_entropy([record.actions for record in records])
     taken = Counter(action for record in records for action in record.actions)
     total = max(1, taken.total())
-    collapsed, reason = _verdict(share, step, commonest, limits)
+    spread = entropy(kinds.values())
+    collapsed, reason = _verdict(share, spread, commonest, limits)
     return Behaviour(
         pictures=len(records),
         action_shares=(taken[0] / total, taken[1] / total, taken[2] / total),
         step_entropy=step,
         behaviours=len(kinds),
-        behaviour_entropy=entropy(kinds.values()),
+        behaviour_entropy=spread,
         constant_share=share,
         nfe_spread=float(np.std([record.nfe for record in records])),
         collapsed=collapsed,
@@ -117,14 +118,14 @@ def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -
 
 
 def _verdict(
-    share: float, step: float, commonest: tuple[tuple[int, ...], float], limits: CollapseLimits
+    share: float, spread: float, commonest: tuple[tuple[int, ...], float], limits: CollapseLimits
 ) -> tuple[bool, str]:
     words = f"{share:.0%} of pictures are treated alike ({describe(commonest[0])}, {commonest[1]:g} NFE)"
     if share >= limits.constant_share:
         return True, f"{words}; from {limits.constant_share:.0%} on that is a constant"
-    if step <= limits.step_entropy and share > 0.5:
-        return True, f"{words}, and actions vary by {step:.3f} bits a decision, at most {limits.step_entropy:g}"
-    return False, f"{words}; actions vary by {step:.2f} bits a decision"
+    if spread <= limits.behaviour_entropy:
+        return True, f"{words}, and behaviour varies by {spread:.3f} bits, at most {limits.behaviour_entropy:g}"
+    return False, f"{words}; behaviour varies by {spread:.2f} bits over pictures"
 
 
 def describe(actions: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
-"""Film strips: what a method saw and did on its best, median and worst picture.
+"""Film strips: what a method saw and did on its best, median, worst and costliest picture.
 
 Pictures are functions of prompt, seed and method, so the chosen ones are simply made again, with every preview kept.
-That costs three pictures a method and leaves the timing of the evaluation alone.
+That costs four pictures a method and leaves the timing of the evaluation alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Film:
     Attributes:
         uid: of its record.
         method: the method's name.
-        role: ``best``, ``median`` or ``worst`` by preference.
+        role: ``best``, ``median`` or ``worst`` by preference, or ``costliest`` by NFE.
         frames: PNG files: the preview after each action, the finished picture last.
         actions: one for each frame.
         preferences: the preference of each frame; NaN where nobody looked.
@@ -65,11 +65,12 @@ _SCHEMA = pa.schema(
 
 
 def cast_roles(records: Iterable[Record]) -> list[tuple[str, Record]]:
-    """(role, record) of a method's best, median and worst picture by preference; fewer when there are fewer."""
+    """(role, record) of a method's best, median and worst picture by preference and its costliest; each once."""
     ordered = sorted(records, key=lambda record: (-record.preference, record.uid))
     if not ordered:
         return []
-    places = {"best": 0, "median": len(ordered) // 2, "worst": len(ordered) - 1}
+    costliest = max(range(len(ordered)), key=lambda place: ordered[place].nfe)
+    places = {"best": 0, "median": len(ordered) // 2, "worst": len(ordered) - 1, "costliest": costliest}
     chosen: dict[int, str] = {}
     for role, place in places.items():
         chosen.setdefault(place, role)

