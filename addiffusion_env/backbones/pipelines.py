@@ -1,7 +1,7 @@
 """Loading whole diffusers pipelines: found, checked for kind and completeness, placed, and set up as asked.
 
-What a folder lacks is said before anything is loaded: diffusers would fill gaps with random numbers, or fail deep
-inside a component with a message about tensors.
+What a folder lacks is said before anything is loaded, with the file's name: diffusers would fail deep inside a
+component with a message about tensors, after minutes of reading the others.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class FromPipeline(ABC):
             )
         chosen = PipelineOptions.of(options, cls.spec)
         if chosen.offload != "none":
-            place(pipe, type(pipe).__name__, pipe._execution_device, chosen.offload)
+            place(pipe, type(pipe).__name__, resolve_device("auto"), chosen.offload)
         return cls.build(pipe, chosen, preview)
 
     @classmethod
@@ -281,7 +281,7 @@ def check_component(folder: Path, kind: str, variant: str | None, spec: Pipeline
     if not folder.is_dir():
         raise WeightsError(f"{folder} is missing: no {kind}", again)
     if not (folder / "config.json").is_file():
-        if kind.endswith("Model") or kind.startswith(("UNet", "Autoencoder", "FluxTransformer")):
+        if kind.endswith(("Model", "WithProjection")) or kind.startswith(("UNet", "Autoencoder", "FluxTransformer")):
             raise WeightsError(f"{folder} holds no config.json of a {kind}", again)
         return  # tokenizers, schedulers, image processors
     for index in folder.glob("*.index*.json"):
