@@ -34,7 +34,7 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "hydra": {"config"},
     "matplotlib": {"evaluation"},
 }
-ANYWHERE = {"addiffusion_env.__version__"}
+ANYWHERE = {"addiffusion_env.__version__", "addiffusion_env.ENVIRONMENTS"}
 MODULES = sorted(PKG.rglob("*.py"))
 
 

@@ -80,6 +80,24 @@ def test_every_experiment_composes():
         check_overrides(CONFIGS, "train", [f"experiment={path.stem}"])
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "backbone").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_backbone_has_a_training_configuration(path):
+    from hydra import compose, initialize_config_dir
+
+    from addiffusion_env.envs.settings import EnvSettings
+
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        config = compose("train", overrides=[f"backbone={path.stem}"])
+    settings = EnvSettings.of(**{str(key): value for key, value in config.env.items()})
+    assert settings.backbone == path.stem
+    assert settings.keys()[-1] == "price"
+    assert config.run_dir == f"runs/{path.stem}"
+
+
+def test_every_registered_backbone_has_one():
+    assert {path.stem for path in (CONFIGS / "backbone").glob("*.yaml")} == set(BACKBONES)
+
+
 def test_friendly_prints_two_lines_and_leaves(capsys):
     @friendly
     def script():

@@ -85,7 +85,7 @@ class BaseMethod:
 def fixed_schedule(base: ProcessConfig, steps: int, spacing: str = "trailing") -> ProcessConfig:
     """A schedule of ``steps`` evaluations with the solver and guidance of ``base``, one decision each, no refinement.
 
-    Trailing spacing is the strongest fixed-step choice where few steps are taken (arXiv:2305.08891, section 3.3).
+    Trailing spacing is the strongest of the standard ones where few steps are taken (arXiv:2305.08891, section 3.3).
     """
     return replace(base, steps=steps, spacing=spacing, decide_every=1, refine=REFINE_PRESETS["off"])
 

@@ -20,10 +20,10 @@ EMOJI_WEIGHTS = HERE.parents[1] / "addiffusion_env" / "backbones" / "emoji" / "w
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No network and an empty hub cache; returns the cache's path."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
