@@ -33,6 +33,8 @@ class LearnedMethod:
         config: what it was trained on.
         price: of one NFE; what moves it along the frontier.
         name: for records.
+        looks: it needs previews.
+        fingerprint: of its files, so that a policy trained again under the same name gets records of its own.
     """
 
     policy: ActorCriticPolicy
@@ -40,6 +42,7 @@ class LearnedMethod:
     price: float
     name: str = "policy"
     looks: bool = True
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         self._observer: Observer | None = None
