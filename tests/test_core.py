@@ -94,6 +94,21 @@ def test_every_backbone_has_a_training_configuration(path):
     assert config.run_dir == f"runs/{path.stem}"
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_evaluation_composes_from_known_names(path):
+    from hydra import compose, initialize_config_dir
+
+    from addiffusion_env.baselines import make_method
+    from addiffusion_env.envs.settings import EnvSettings
+
+    check_overrides(CONFIGS, "eval", [f"evaluation={path.stem}"])
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        config = compose("eval", overrides=[f"evaluation={path.stem}"])
+    assert EnvSettings.of(**config.env).backbone == path.stem
+    assert [make_method(spec) for spec in config.methods]
+    assert all(judge in SCORERS for judge in config.judges)
+
+
 def test_every_registered_backbone_has_one():
     assert {path.stem for path in (CONFIGS / "backbone").glob("*.yaml")} == set(BACKBONES)
 
