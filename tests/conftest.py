@@ -18,6 +18,9 @@ from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers
 
+# The doctest collector would import every conftest.py under one and the same module name.
+collect_ignore_glob = ["conftest.py", "*/conftest.py", "*/*/conftest.py"]
+
 # One thread a process: the suite runs in two processes (make test), and threads that wait for a busy core cost most.
 torch.set_num_threads(1)
 
