@@ -6,7 +6,7 @@ ARGS ?=
 
 .PHONY: train eval test test-slow check bench clean
 
-# The core, installed editable. torch first: pip then keeps torch and torchvision a matching pair.
+# The core, installed editable.
 $(VENV)/.core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -34,18 +34,19 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.evaluation.films import shoot
-    from addiffusion_env.evaluation.judges import Judges
+    from addiffusion_env.evaluation.judges import Judges, check_judges
     from addiffusion_env.evaluation.manifest import write_manifest
     from addiffusion_env.evaluation.report import write_report
     from addiffusion_env.evaluation.runner import Stage, carry_out, plan
 
     folder = out_folder(config)
     methods, settings = make_methods(config)
+    check_judges(config["judges"], str(settings.backbone))
     judges = Judges.of(config["judges"], resolve_device(settings.device))
     prompts = settings.prompt_source().take(config["prompts"], config["prompt_seed"])
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
-    stage = Stage(backbone, load_scorers(backbone), process, judges)
+    stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
     plans = plan(methods, prompts, config["seeds"], stage)
     write_manifest(folder, plans, backbone.name, config, config["margin"], config["price"])
 
@@ -76,10 +77,9 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     prices = config["prices"] if config["policy"] is not None else []
     suffixes = ["" if price is None else f"@{price}" for price in prices]
     policies: list[Any] = [make_method(f"policy:{config['policy']}{suffix}") for suffix in suffixes]
-    if config["env"] is not None:
-        settings = EnvSettings.of(**config["env"])
-    else:
-        settings = policies[0].settings() if policies else EnvSettings.of(**ENVIRONMENTS["AdDiffusion-Emoji-v0"])
+    # A policy brings its own environment, weights included; what is said here goes over it.
+    known = policies[0].config.environment if policies else {}
+    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
     settings = replace(
         settings,
         prompts=config["prompt_source"],

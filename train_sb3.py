@@ -32,49 +32,51 @@ def train(config: dict[str, Any]) -> Path:
         remember_config,
         resume_or_make,
         run_folder,
+        wants_resume,
     )
     from addiffusion_env.agents.warm_start import warm_start
     from addiffusion_env.errors import ResumeError
 
     started = time.monotonic()
     folder = run_folder(config["run_dir"])
-    resume = config["resume"] == "auto"
+    resume = wants_resume(config["resume"])
     if not resume and checkpoints(folder / "checkpoints"):
         raise ResumeError(
-            f"{folder} holds a run and resume={config['resume']}", "choose another run_dir, or resume=auto"
+            f"{folder} holds a run and resume={config['resume']}",
+            "choose another run_dir, use resume=auto, or delete the folder",
         )
     remember_config(folder, config, resume)
 
     env = make_vec_env(config["vec_env"], config["lanes"], config["seed"], config["env"])
     set_training(env, True)
-    model, resumed = resume_or_make(
+    model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
     )
     attach_logger(model, folder)
-    if config["warm_start"] is not None and not resumed:
+    if config["warm_start"] is not None and state is None:
         agreement = warm_start(model, env, config["warm_start"], config["seed"])
         print(f"warm start: the policy now does what the rule does in {agreement:.0%} of its decisions", flush=True)
-    print(
-        f"{'resumed at' if resumed else 'training from'} decision {model.num_timesteps} of {config['total_timesteps']}"
-    )
+    begun = "training from" if state is None else "resumed at"
+    print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
 
-    checkpointer = Checkpointer(folder / "checkpoints", config["checkpoint_every"])
     log = EpisodeLog(dotted_values(config))
+    log.episodes.extend([] if state is None else state["episodes"])
+    checkpointer = Checkpointer(folder / "checkpoints", config["checkpoint_every"], log)
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
-        model.learn(
-            remaining,
-            callback=[log, checkpointer],
-            reset_num_timesteps=False,
-            progress_bar=config["progress_bar"],
-        )
+        try:
+            callbacks = [log, checkpointer]
+            model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=config["progress_bar"])
+        except Exception:
+            checkpointer.rescue()
+            raise
     (folder / "normalisation.json").write_text(json.dumps(reward_scale(env), indent=2), encoding="utf-8")
     env.close()
-    if checkpointer.interrupted is not None:
+    if checkpointer.stopped and checkpointer.interrupted is not None:
         raise SystemExit(128 + checkpointer.interrupted)
     policy = folder / "policy"
-    if remaining > 0 or not policy.is_dir():
+    if remaining > 0 or not (policy / "config.json").is_file():
         export_policy(policy, model, config, log.frontier())
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder

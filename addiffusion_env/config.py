@@ -31,17 +31,29 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
         wanted = [item for item in wanted if "," not in item]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-        base = compose(config_name)
+        groups = [
+            item
+            for item in wanted
+            if (config_dir / item.split("=", 1)[0]).is_dir() and _option_exists(config_dir, item)
+        ]
+        base = compose(config_name, overrides=groups)
         try:
             compose(config_name, overrides=wanted)
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, base, wanted, config_dir) from error
 
 
+def _option_exists(config_dir: Path, item: str) -> bool:
+    group, _, value = item.partition("=")
+    return (config_dir / group / f"{value}.yaml").is_file()
+
+
 def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> ConfigError:
     known = dotted_keys(base)
     for item in overrides:
-        key = item.lstrip("+~").split("=", 1)[0]
+        if item.startswith("+"):  # adds a key: there is nothing to be near to
+            continue
+        key = item.lstrip("~").split("=", 1)[0]
         if (config_dir / key).is_dir():
             options = sorted(path.stem for path in (config_dir / key).glob("*.yaml"))
             value = item.split("=", 1)[-1]

@@ -81,7 +81,7 @@ class EpisodeLog(BaseCallback):
         self._write_histogram_and_images()
 
     def frontier(self, bins: int = 4) -> list[tuple[float, float]]:
-        """(price, mean NFE) of the last episodes, by equal shares of them in order of price; NFE never rises with price.
+        """(price, mean NFE) of the last episodes, in equal shares by price; NFE never rises with price.
 
         What ``target_nfe`` is looked up in. Empty while fewer than ten episodes a bin have been seen.
         """
@@ -126,13 +126,20 @@ class Checkpointer(BaseCallback):
     Args:
         folder: where checkpoints go.
         every: decisions between two of them.
+        log: its episodes are kept with a checkpoint, so that a resumed run's means and frontier are the same.
+
+    Attributes:
+        interrupted: the signal that came, if one did.
+        stopped: whether it ended training before its time.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, log: EpisodeLog | None = None) -> None:
         super().__init__()
         self.folder = folder
         self.every = every
+        self.log = log
         self.interrupted: int | None = None
+        self.stopped = False
         self._snapshot: Snapshot | None = None
         self._written = 0
         self._handlers: dict[int, Any] = {}
@@ -146,7 +153,7 @@ class Checkpointer(BaseCallback):
         self.interrupted = number
 
     def _on_rollout_start(self) -> None:
-        self._snapshot = Snapshot(self.model, self.training_env)  # type: ignore[arg-type]
+        self._snapshot = self._take()
         if self.num_timesteps - self._written >= self.every:
             self._snapshot.write(self.folder)
             self._written = self.num_timesteps
@@ -155,12 +162,27 @@ class Checkpointer(BaseCallback):
         if self.interrupted is not None:
             assert self._snapshot is not None
             path = self._snapshot.write(self.folder)
+            self.stopped = True
             print(f"\nsignal {self.interrupted}: checkpoint {path}; run the same command again to go on")
             return False
         return True
 
     def _on_training_end(self) -> None:
+        self._put_handlers_back()
+        if not self.stopped:
+            self._take().write(self.folder)
+
+    def rescue(self) -> None:
+        """After an error in training: writes the snapshot of the running roll-out's start, so that nothing is lost."""
+        self._put_handlers_back()
+        if self._snapshot is not None:
+            print(f"training failed; checkpoint {self._snapshot.write(self.folder)}", flush=True)
+
+    def _take(self) -> Snapshot:
+        episodes = [] if self.log is None else list(self.log.episodes)
+        return Snapshot(self.model, self.training_env, episodes)  # type: ignore[arg-type]
+
+    def _put_handlers_back(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self.interrupted is None:
-            Snapshot(self.model, self.training_env).write(self.folder)  # type: ignore[arg-type]
+        self._handlers.clear()

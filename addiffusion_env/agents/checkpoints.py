@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ MODEL, STATE = "model.zip", "state.pt"
 
 
 def rng_state() -> dict[str, Any]:
-    """Torch's, NumPy's and Python's global generators, as plain values."""
+    """Torch's (CUDA's too), NumPy's and Python's global generators, as plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
         "python": [version, list(internal), gauss_next],
     }
@@ -36,6 +38,8 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Restores :func:`rng_state`."""
     torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
@@ -48,16 +52,15 @@ class Snapshot:
     Args:
         model: the agent between an update and the next roll-out.
         env: its environments.
+        episodes: plain facts of the last episodes, for the log.
     """
 
-    def __init__(self, model: BaseAlgorithm, env: VecMonitor) -> None:
-        import io
-
+    def __init__(self, model: BaseAlgorithm, env: VecMonitor, episodes: Sequence[Mapping[str, Any]] = ()) -> None:
         self.step = model.num_timesteps
         buffer = io.BytesIO()
         model.save(buffer)
         self.model = buffer.getvalue()
-        self.state = {"env": env_state(env), "rng": rng_state(), "step": self.step}
+        self.state = {"env": env_state(env), "rng": rng_state(), "step": self.step, "episodes": list(episodes)}
 
     def write(self, folder: Path) -> Path:
         """Writes ``folder/step_N`` under another name first, then renames: a killed process leaves no half.

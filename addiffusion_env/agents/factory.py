@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from addiffusion_env.agents.vec_env import AdDiffusionVecEnv
 from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.rewards.composite import make_reward
 
 KINDS = ("lanes", "dummy", "subproc")
 
@@ -19,24 +24,27 @@ def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any
     """Makes a monitored vectorised environment.
 
     Args:
-        kind: ``lanes`` batches all lanes through one model; ``dummy`` steps one env after the other in this process;
-            ``subproc`` gives each env a process and a pipeline of its own.
+        kind: ``lanes`` batches all lanes through one model; ``dummy`` steps one env after the other in this process
+            (the weights are shared, calls are not); ``subproc`` gives each env a process and a pipeline of its own,
+            and with ``device=auto`` spreads them over the CUDA devices.
         num_envs: lanes or environments.
         seed: environment i is seeded with ``seed + i``.
         settings: keyword arguments of the environment.
 
     Raises:
         UnknownNameError: for another kind.
+        ConfigError: for bad settings, found here because SB3 forwards no error from a worker.
     """
     if kind not in KINDS:
         raise unknown("vec_env", kind, KINDS)
+    make_reward(EnvSettings.of(**settings).reward)
     if num_envs < 1:
         raise ConfigError(f"num_envs must be at least 1, got {num_envs}", "use 8")
     env: VecEnv
     if kind == "lanes":
         env = AdDiffusionVecEnv(num_envs, seed=seed, **settings)
     else:
-        makers = [_Maker(dict(settings)) for _ in range(num_envs)]
+        makers = [_Maker(dict(settings), index) for index in range(num_envs)]
         # spawn: a forked child would inherit torch's thread pools in whatever state they were.
         env = DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers, start_method="spawn")  # type: ignore[arg-type]
         env.seed(seed)
@@ -46,11 +54,18 @@ def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any
 class _Maker:
     """A picklable maker of one environment."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], index: int) -> None:
         self.settings = settings
+        self.index = index
 
     def __call__(self) -> gym.Env:
-        return AdDiffusionEnv(**self.settings)
+        settings = dict(self.settings)
+        if multiprocessing.parent_process() is not None:
+            # Ctrl-C reaches the whole process group; the parent alone decides, after its checkpoint.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if settings.get("device", "auto") == "auto" and torch.cuda.device_count() > 1:
+                settings["device"] = f"cuda:{self.index % torch.cuda.device_count()}"
+        return AdDiffusionEnv(**settings)
 
 
 def env_state(env: VecMonitor) -> dict[str, Any]:
@@ -74,7 +89,7 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
 
 
 def reward_scale(env: VecMonitor) -> dict[str, list[float]]:
-    """The reward's pooled statistics: name -> [count, mean, variance]; of the first environment where each has its own."""
+    """The reward's pooled statistics: name -> [count, mean, variance]; the first environment's where each has its own."""
     lanes = env_state(env)["lanes"]
     return (lanes if isinstance(lanes, dict) else lanes[0])["scale"]
 

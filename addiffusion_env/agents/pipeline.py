@@ -22,6 +22,7 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
+from addiffusion_env.scorers.look import LookScorers
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Policies that ship with the package, one folder each."""
@@ -57,16 +58,23 @@ class AdaptivePipeline:
         backbone: the model.
         method: a learned policy or a baseline.
         process: the decision process.
+        scorers: what looks at previews; ``None`` is the backbone's own.
         max_lanes: how many pictures are made at once.
     """
 
-    def __init__(self, backbone: Backbone, method: Any, process: ProcessConfig, max_lanes: int = 16) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Any,
+        process: ProcessConfig,
+        scorers: LookScorers | None = None,
+        max_lanes: int = 16,
+    ) -> None:
         self.backbone = backbone
         self.method = method
-        self.scorers = load_scorers(backbone)
+        self.scorers = scorers or load_scorers(backbone)
         self.max_lanes = max_lanes
-        if isinstance(method, LearnedMethod):
-            method.bind(backbone, self.scorers)
+        method.bind(backbone, self.scorers)
         self.process = method.process(process)
 
     @classmethod
@@ -100,7 +108,8 @@ class AdaptivePipeline:
             shipped = [path.name for path in PRETRAINED.iterdir() if path.is_dir()] if PRETRAINED.is_dir() else []
             raise unknown("policy", str(name_or_dir), shipped)
         backbone = load_backbone(settings)
-        return cls(backbone, method, settings.process(backbone.capabilities, backbone.name))
+        process = settings.process(backbone.capabilities, backbone.name)
+        return cls(backbone, method, process, load_scorers(backbone, settings.scorers))
 
     def __call__(
         self,
@@ -150,6 +159,8 @@ class AdaptivePipeline:
             raise ConfigError("both price and target_nfe were given", "give one of them")
         if not isinstance(self.method, LearnedMethod):
             raise ConfigError(f"policy {self.method.name!r} has no price", "leave out price and target_nfe")
+        if "price" not in self.method.config.observation:
+            raise ConfigError(f"policy {self.method.name!r} was trained at one price", "leave out price and target_nfe")
         chosen = price if price is not None else self.method.config.price_for(float(target_nfe or 0))
         if not np.isfinite(chosen) or chosen < 0:
             raise ConfigError(

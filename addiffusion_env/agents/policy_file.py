@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_model
 from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
-from addiffusion_env.errors import RunFolderError, WeightsError
+from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
@@ -52,9 +52,13 @@ class PolicyConfig:
         return spaces.Dict(boxes)
 
     def price_for(self, target_nfe: float) -> float:
-        """The price at which the policy spent ``target_nfe`` on average, interpolated on the frontier."""
+        """The price at which the policy spent ``target_nfe`` on average, interpolated on the frontier.
+
+        Raises:
+            ConfigError: when no frontier was measured.
+        """
         if not self.frontier:
-            return self.default_price
+            raise ConfigError("this policy has no measured frontier for target_nfe", "give price= instead")
         ordered = sorted(self.frontier, key=lambda pair: pair[1])
         return float(np.interp(target_nfe, [nfe for _, nfe in ordered], [price for price, _ in ordered]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env import __version__
 from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
-from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ResumeError, RunFolderError, unknown
+from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, nearest, unknown
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
     "ppo": (PPO, AdDiffusionPolicy),
@@ -65,7 +66,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             shown = "; ".join(f"{key}: {old.get(key)!r} -> {config.get(key)!r}" for key in changed)
             raise ResumeError(
                 f"run {folder} was made with another configuration ({shown})",
-                "put those keys back, choose another run_dir, or start anew with resume=never",
+                "put those keys back, choose another run_dir, or delete the folder to start anew",
             )
     temporary = folder / ".config.json"
     temporary.write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
@@ -81,13 +82,17 @@ def make_model(algorithm: str, env: VecMonitor, settings: Mapping[str, Any], see
     if algorithm not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
     kind, policy = ALGORITHMS[algorithm]
+    known = list(inspect.signature(kind.__init__).parameters)[3:]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"{algorithm} has no setting {key!r}", nearest(key, known))
     return kind(policy, env, seed=seed, device=device, verbose=0, **settings)
 
 
 def resume_or_make(
     algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str, folder: Path, resume: bool
-) -> tuple[BaseAlgorithm, bool]:
-    """The agent of the newest checkpoint, or a fresh one; and whether it was resumed.
+) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
+    """The agent of the newest checkpoint, or a fresh one; and the checkpoint's state, or ``None``.
 
     Global random generators are put where the checkpoint left them, so that the run goes on as if uninterrupted.
     """
@@ -95,15 +100,31 @@ def resume_or_make(
         raise unknown("algorithm", algorithm, ALGORITHMS)
     found = load_latest(ALGORITHMS[algorithm][0], folder / "checkpoints", env, device=device) if resume else None
     if found is None:
-        return make_model(algorithm, env, settings, seed, device), False
+        return make_model(algorithm, env, settings, seed, device), None
     model, state = found
     set_rng_state(state["rng"])
-    return model, True
+    return model, state
 
 
 def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
     """TensorBoard files go to ``<run>/tensorboard``; a resumed run writes on into the same folder."""
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+
+
+def _net_arch(arch: Any) -> dict[str, list[int]]:
+    """SB3's two ways of giving hidden layers, as one."""
+    return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
+
+
+def wants_resume(resume: Any) -> bool:
+    """Reads ``resume``.
+
+    Raises:
+        ConfigError: unless it is ``auto`` or ``never``.
+    """
+    if resume not in ("auto", "never"):
+        raise ConfigError(f"resume must be auto or never, got {resume!r}", "auto goes on from the newest checkpoint")
+    return bool(resume == "auto")
 
 
 def export_policy(
@@ -123,7 +144,7 @@ def export_policy(
     described = PolicyConfig(
         environment=config["env"],
         observation=describe_space(space),
-        net_arch={key: list(widths) for key, widths in NET_ARCH.items()},
+        net_arch=_net_arch(model.policy.net_arch),
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),

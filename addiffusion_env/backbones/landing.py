@@ -43,12 +43,13 @@ def landing_evaluations(landing_steps: int | str, position: float, remaining: in
     return min(int(landing_steps), remaining)
 
 
-def respace(rest: np.ndarray, evaluations: int) -> np.ndarray:
-    """Re-spaces the rest of a schedule into fewer steps, evenly in the schedule's own index.
+def respace(rest: np.ndarray, evaluations: int, positions: np.ndarray | None = None) -> np.ndarray:
+    """Re-spaces the rest of a schedule into fewer steps, evenly in the model's own time.
 
     Args:
         rest: (r + 1,) noise levels from where the lane is to the end, falling.
         evaluations: m, from 0 to r.
+        positions: (r + 1,) the model's time at each of ``rest``, falling to 0; ``None`` takes the schedule's index.
 
     Returns:
         (m + 1,) noise levels with the same first and last entries; for m = 0 the first alone. Between grid points
@@ -64,9 +65,10 @@ def respace(rest: np.ndarray, evaluations: int) -> np.ndarray:
         )
     if evaluations == 0:
         return rest[:1].copy()
-    places = np.linspace(0, remaining, evaluations + 1)
+    time = np.arange(remaining, -1, -1.0) if positions is None else np.asarray(positions, dtype=np.float64)
+    places = np.linspace(time[0], time[-1], evaluations + 1)
     # log(0) has no place on a line: extend the last positive gap by one step, then put the true end back.
     positive = np.where(rest > 0, rest, rest[-2] ** 2 / rest[-3] if remaining > 1 else rest[0] / 2)
-    grid = np.exp(np.interp(places, np.arange(remaining + 1), np.log(positive)))
+    grid = np.exp(np.interp(places, time[::-1], np.log(positive)[::-1]))  # np.interp wants rising places
     grid[0], grid[-1] = rest[0], rest[-1]
     return grid

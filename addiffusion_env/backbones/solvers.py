@@ -14,6 +14,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import History, Latents
 from addiffusion_env.backbones.paths import NoisePath, rows
+from addiffusion_env.errors import CapabilityError
 from addiffusion_env.registry import Registry
 
 SOLVERS = Registry(
@@ -24,6 +25,20 @@ SOLVERS = Registry(
         "euler_flow": "addiffusion_env.backbones.solvers:euler_flow_step",
     },
 )
+
+
+def check_solver(name: str, path: NoisePath) -> None:
+    """Refuses a solver that is wrong on a path.
+
+    Raises:
+        UnknownNameError: for an unknown solver.
+        CapabilityError: for Euler's flow step on a path that is not straight.
+    """
+    SOLVERS[name]
+    if name == "euler_flow" and path.name != "rectified_flow":
+        raise CapabilityError(
+            f"solver euler_flow is for rectified flows, this model is {path.name}", "use ddim or dpmpp_2m"
+        )
 
 
 class Solver(Protocol):
@@ -61,7 +76,8 @@ def dpmpp_2m_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Ten
     """
     now, past = latents.sigma, latents.history.sigma
     lam, lam_next = path.half_log_snr(now), path.half_log_snr(sigma_next)
-    second = ~torch.isnan(past) & (sigma_next > 0)
+    # Two predictions at one level have no slope between them.
+    second = ~torch.isnan(past) & (sigma_next > 0) & (past != now)
     lam_past = path.half_log_snr(torch.where(second, past, now))
     h = lam_next - lam
     # weight = h / (2 h_past): how far the slope of the last two predictions is carried on.

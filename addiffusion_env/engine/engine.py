@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
-from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.backbones.solvers import SOLVERS, check_solver
 from addiffusion_env.engine.requests import Decide, Evaluate, Finish, Outcome, Peek, Picture, Program, Request
 from addiffusion_env.errors import ConfigError, NumericsError
 from addiffusion_env.scorers.look import LookScorers
@@ -96,6 +96,7 @@ class Engine:
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
+        check_solver(self.solver, self.backbone.path)
         self._step = SOLVERS.load(self.solver)
 
     def run(self, programs: Sequence[Program]) -> list[Any]:

@@ -50,7 +50,9 @@ def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> 
 
 def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
     """One step of the schedule."""
-    outcome = yield ask(process, lane, lane.latents, float(lane.rest[1]))
+    # The very last step is first order, as diffusers' lower_order_final: without history every solver is.
+    latents = lane.latents if lane.remaining > 1 else Latents.start(lane.latents.x, lane.latents.sigma)
+    outcome = yield ask(process, lane, latents, float(lane.rest[1]))
     lane = moved(lane, outcome.latents, lane.rest[1:], outcome.x0, process.cost(outcome.calls))
     return replace(lane, step=lane.step + 1)
 
@@ -64,7 +66,9 @@ def land(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
             lane = yield from advance(process, lane)
         assert lane.x0 is not None
         return replace(lane, latents=replace(lane.latents, x=lane.x0), rest=lane.rest[-1:])
-    lane = replace(lane, rest=respace(lane.rest, evaluations))
+    positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
+    positions[-1] = 0.0  # where a schedule lands is the end of time, whatever noise the checkpoint leaves there
+    lane = replace(lane, rest=respace(lane.rest, evaluations, positions))
     while lane.remaining:
         lane = yield from advance(process, lane)
     return lane

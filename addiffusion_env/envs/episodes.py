@@ -21,13 +21,16 @@ from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.framing import Framer, Point, similarity
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import EpisodeOverError, IllegalActionError
+from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.scorers.look import Look
+
+RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
 REFERENCE_CACHE = 100_000
 """Reference scores kept, one number a (prompt, seed)."""
@@ -93,12 +96,20 @@ class Episodes:
         self.scorers = load_scorers(self.backbone, settings.scorers)
         self.engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
         self.reward = make_reward(settings.reward)
+        self._check_reference()
         self.source = settings.prompt_source()
         self.observer = Observer(self.scorers.clip_dim, settings.keys())
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
         self.slots: list[Slot | None] = [None] * num_lanes
         self._references: dict[tuple[str, int], float] = {}
+
+    def _check_reference(self) -> None:
+        bonus = self.reward.terms.get("terminal_bonus")
+        if bonus is not None and bonus.settings.get("relative") and self.settings.reference_steps is None:
+            raise ConfigError(
+                "terminal_bonus.relative compares with a reference schedule", "set reference_steps, say 20"
+            )
 
     # ------------------------------------------------------------------ beginning
     def begin(self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -125,13 +136,24 @@ class Episodes:
         return self._info(slot)
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
+        for key in options:
+            if key not in RESET_OPTIONS:
+                raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))
+        if options.get("prompt_id") is not None and options.get("prompt") is None:
+            raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
         rng = np.random.default_rng([seed, episode])
         prompt = self.source.sample(rng)
         picture_seed = int(rng.integers(2**31))
         price = float(rng.uniform(*self.prices))
         if options.get("prompt") is not None:
-            prompt = Prompt.of(options["prompt"], options.get("prompt_id"))
+            prompt = self._own(options["prompt"], options.get("prompt_id"))
         return prompt, int(options.get("seed", picture_seed)), float(options.get("price", price))
+
+    def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
+        """A user's prompt; on the emoji world with the id that the grammar gives it, so that its noise is the same."""
+        if isinstance(prompt, str) and self.backbone.name == "emoji":
+            prompt = emoji_prompt(prompt)
+        return Prompt.of(prompt, prompt_id)
 
     # ------------------------------------------------------------------ stepping
     def step(self, actions: Sequence[int]) -> StepResult:
@@ -167,7 +189,8 @@ class Episodes:
         slot = self.slots[index]
         if slot is None:
             raise EpisodeOverError(f"lane {index} was stepped before reset", "call reset first")
-        if slot.picture is not None or slot.lane.remaining == 0:
+        limit = self.settings.max_decisions
+        if slot.picture is not None or slot.lane.remaining == 0 or (limit is not None and slot.decisions >= limit):
             raise EpisodeOverError(f"lane {index} was stepped after its episode ended", "call reset first")
         return slot
 

@@ -54,7 +54,8 @@ class Framer:
         blank = np.zeros(self.scorers.clip_dim, np.float32)
         refine = self.process.refine
         again = self.process.steps if isinstance(refine.steps, str) else refine.steps
-        most = self.process.steps + (refine.limit * again if refine.enabled else 0)
+        maps = {"none": 0, "attention": 1, "phrase": 2}[refine.maps]  # three phrases and the whole: two evaluations
+        most = self.process.steps + (refine.limit * (maps + again) if refine.enabled else 0)
         return Frame(
             clip_image=np.stack([look.clip_image[0] if look else blank for look in looks]),
             clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),

@@ -30,8 +30,9 @@ def render_frame(pixels: np.ndarray, actions: Sequence[int], nfe: float, text: s
     large = Image.fromarray(pixels).resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.NEAREST)
     frame.paste(large, (0, 0))
     draw = ImageDraw.Draw(frame)
-    size = min(12, (FRAME_SIZE - 8) // max(1, len(actions)))
-    for place, action in enumerate(actions):
+    shown = actions[-(FRAME_SIZE - 8) // 3 :]  # the last ones, when there are more than fit
+    size = max(3, min(12, (FRAME_SIZE - 8) // max(1, len(shown))))
+    for place, action in enumerate(shown):
         left = 4 + place * size
         draw.rectangle((left, FRAME_SIZE + 4, left + size - 2, FRAME_SIZE + 4 + 10), fill=ACTION_COLOURS[int(action)])
     draw.text((4, FRAME_SIZE + 18), f"NFE {nfe:g}  {text}"[:42], fill=(235, 235, 235))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -143,7 +144,12 @@ class EnvSettings:
     def prompt_source(self) -> PromptSource:
         """Where prompts come from."""
         if isinstance(self.prompts, str):
-            return PROMPT_SOURCES.load(self.prompts)(**self.prompt_options)
+            make = PROMPT_SOURCES.load(self.prompts)
+            known = list(inspect.signature(make).parameters)
+            for key in self.prompt_options:
+                if key not in known:
+                    raise ConfigError(f"prompt source {self.prompts!r} has no option {key!r}", nearest(key, known))
+            return make(**self.prompt_options)
         if isinstance(self.prompts, PromptSource):
             return self.prompts
         return PromptList(self.prompts)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.base import Scorer
@@ -34,6 +35,16 @@ class Judgement:
     correct: bool | None
     reason: str
     extra: Mapping[str, float]
+
+
+def check_judges(names: Sequence[str], backbone: str) -> None:
+    """Refuses a judge that cannot read a backbone's pictures, before any is made.
+
+    Raises:
+        ConfigError: when the emoji detector is to judge another world.
+    """
+    if "emoji_detector" in names and backbone != "emoji":
+        raise ConfigError(f"the emoji detector cannot judge pictures of {backbone!r}", "set judges=[hps], or judges=[]")
 
 
 @dataclass(frozen=True)

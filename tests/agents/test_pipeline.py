@@ -41,8 +41,14 @@ def test_stop_policy():
 @pytest.mark.skipif(not (PRETRAINED / "emoji").is_dir(), reason="no policy ships yet")
 def test_the_shipped_policy_adapts_and_obeys_its_price():
     pipe = AdaptivePipeline.from_pretrained("emoji")
-    dear = pipe(TEXTS, seeds=[0, 0, 0], price=pipe.method.config.highest_price)
-    assert len(dear.images) == 3 and (dear.nfe > 0).all()
+    texts = [*TEXTS, "a photo of a bus left of a bear", "a photo of a green cup and a purple kite"]
+    seeds = [0] * len(texts)
+    cheap = pipe(texts, seeds=seeds, price=0.0)
+    dear = pipe(texts, seeds=seeds, price=pipe.method.config.highest_price)
+    assert dear.nfe.sum() <= cheap.nfe.sum()
+    assert len({tuple(actions) for actions in cheap.actions + dear.actions}) > 1  # not collapsed to one behaviour
+    aimed = pipe(texts[:1], seeds=[0], target_nfe=7.0)
+    assert len(aimed.images) == 1
 
 
 @pytest.mark.parametrize(

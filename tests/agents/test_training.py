@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import torch
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_entropy
 from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
-from addiffusion_env.agents.factory import make_vec_env
+from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, reward_scale, set_training
 from addiffusion_env.agents.policy_file import load_policy
-from addiffusion_env.errors import AdDiffusionError, ResumeError, RunFolderError, WeightsError
+from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError, RunFolderError, WeightsError
 
 ROOT = Path(__file__).parents[2]
 ENV = {"steps": 2, "refine": {"preset": "retry"}, "price": 0.01}
@@ -25,7 +26,7 @@ PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
 
 def learn(folder, total, algorithm="maskable_ppo", kind="lanes", resume=True, stop_after=None):
     env = make_vec_env(kind, 2, 0, ENV)
-    model, resumed = training.resume_or_make(algorithm, env, PPO, 0, "cpu", folder, resume)
+    model, state = training.resume_or_make(algorithm, env, PPO, 0, "cpu", folder, resume)
     training.attach_logger(model, folder)
     checkpointer = Checkpointer(folder / "checkpoints", every=8)
     callbacks = [EpisodeLog({"lanes": 2}), checkpointer]
@@ -33,7 +34,7 @@ def learn(folder, total, algorithm="maskable_ppo", kind="lanes", resume=True, st
         callbacks.append(Interrupt(checkpointer, stop_after))
     model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
     env.close()
-    return model, resumed
+    return model, state is not None
 
 
 class Interrupt(EpisodeLog):
@@ -110,10 +111,13 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path):
 def test_rng_round_trip():
     from addiffusion_env.agents.checkpoints import rng_state
 
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
     state = rng_state()
-    first = (torch.rand(3).tolist(), np.random.rand(3).tolist())
+    first = draw()
     set_rng_state(state)
-    assert first == (torch.rand(3).tolist(), np.random.rand(3).tolist())
+    assert first == draw()
 
 
 def test_a_changed_configuration_is_not_resumed(tmp_path):
@@ -131,9 +135,49 @@ def test_an_unwritable_run_folder(tmp_path):
         training.run_folder(tmp_path / "file" / "run")
 
 
-def test_an_unknown_algorithm():
+def test_bad_algorithms_and_settings():
     with pytest.raises(AdDiffusionError, match="did you mean 'ppo'"):
         training.make_model("pppo", None, {}, 0, "cpu")
+    with pytest.raises(AdDiffusionError, match="ppo has no setting 'ent_coeff'\n  -> did you mean 'ent_coef'"):
+        training.make_model("ppo", None, {"ent_coeff": 0.1}, 0, "cpu")
+    with pytest.raises(AdDiffusionError, match="resume must be auto or never, got 'yes'"):
+        training.wants_resume("yes")
+
+
+def test_an_error_in_training_leaves_a_checkpoint(tmp_path, monkeypatch):
+    env = make_vec_env("lanes", 2, 0, ENV)
+    model, _ = training.resume_or_make("maskable_ppo", env, PPO, 0, "cpu", tmp_path, True)
+    training.attach_logger(model, tmp_path)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", every=1000)
+    handler = signal.getsignal(signal.SIGTERM)
+    calls = []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) > 5:
+            raise NumericsError("the denoiser returned NaN", "mend it")
+        return true(*args)
+
+    engine = env.venv.lanes.episodes.engine
+    true = engine.evaluate
+    monkeypatch.setattr(engine, "evaluate", broken)
+    with pytest.raises(NumericsError):
+        model.learn(24, callback=[checkpointer], reset_num_timesteps=False)
+    checkpointer.rescue()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert len(checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_the_normaliser_goes_on_after_a_resume():
+    env = make_vec_env("lanes", 2, 0, ENV)
+    set_training(env, True)
+    env.reset()
+    for _ in range(3):
+        env.step(np.array([0, 0]))
+    other = make_vec_env("lanes", 2, 5, ENV)
+    load_env_state(other, env_state(env))
+    assert reward_scale(env)["preference"][0] == 6
+    assert reward_scale(other) == reward_scale(env)
 
 
 def test_the_exported_policy_is_the_trained_one(tmp_path):
@@ -186,7 +230,6 @@ def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, arguments, message
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_one_pipeline_a_process_trains(tmp_path):
     model, _ = learn(tmp_path, 8, kind="subproc")
     assert model.num_timesteps == 8

@@ -39,7 +39,10 @@ def test_a_smaller_sample_is_in_keeping(emoji, scorers):
     assert correctness(emoji, scorers, prompts, 6, "trailing") >= 0.8
 
 
-def test_without_guidance_or_with_the_wrong_prompt_it_is_worse(emoji, scorers):
+def test_pictures_of_other_prompts_are_judged_wrong(emoji, scorers):
     prompts = EmojiPrompts(split="all", tasks=["two_object"]).take(8, seed=5)
-    shuffled = [type(p)(q.text, p.prompt_id, p.task, requirements=p.requirements) for p, q in zip(prompts, prompts[::-1], strict=True)]
+    shuffled = [
+        type(p)(q.text, p.prompt_id, p.task, requirements=p.requirements)
+        for p, q in zip(prompts, prompts[::-1], strict=True)
+    ]
     assert correctness(emoji, scorers, shuffled, 4, "trailing") == 0

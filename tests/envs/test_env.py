@@ -118,6 +118,30 @@ def test_an_outside_limit_truncates():
     trail = rollout(env, [0, 0])
     assert [row[3] for row in trail] == [False, False, True]
     assert "image" not in trail[-1][4]
+    with pytest.raises(EpisodeOverError, match="after its episode ended"):
+        env.step(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"promt": "a dog"}, "no option 'promt'\n  -> did you mean 'prompt'"), ({"prompt_id": "x"}, "without a prompt")],
+)
+def test_bad_reset_options(env, options, message):
+    with pytest.raises(AdDiffusionError, match=message):
+        env.reset(seed=0, options=options)
+
+
+def test_a_users_prompt_has_the_grammars_noise(env):
+    from addiffusion_env.prompts.emoji_grammar import emoji_prompt
+
+    _, info = env.reset(seed=0, options={"prompt": "a photo of a dog"})
+    assert info["prompt_id"] == emoji_prompt("a photo of a dog").prompt_id
+
+
+def test_a_frame_of_a_long_episode_can_be_drawn():
+    from addiffusion_env.envs.rendering import render_frame
+
+    assert render_frame(np.zeros((64, 64, 3), np.uint8), [0] * 500, 500.0, "long").shape == (296, 256, 3)
 
 
 def test_a_drawn_price_is_observed():
@@ -170,6 +194,9 @@ def test_a_relative_bonus_compares_with_the_reference_schedule():
         ({"dtype": "float8"}, "unknown dtype 'float8'"),
         ({"dtype": "float16"}, "float16 was asked for on the CPU"),
         ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
+        ({"prompt_options": {"splt": "test"}}, "has no option 'splt'\n  -> did you mean 'split'"),
+        ({"solver": "euler_flow"}, "euler_flow is for rectified flows"),
+        ({"reward": {"preset": "default", "terminal_bonus": {"relative": 1.0}}}, "set reference_steps"),
         ({"max_decisions": 0}, "max_decisions must be at least 1"),
         ({"backbone_options": {"tile": True}}, "no option 'tile'"),
     ],
