@@ -56,6 +56,10 @@ class NumericsError(AdDiffusionError, ArithmeticError):
     """NaN or infinity from a denoiser, decoder or scorer."""
 
 
+class DeviceMemoryError(AdDiffusionError, MemoryError):
+    """The device ran out of memory in a denoiser, decoder or scorer."""
+
+
 class IllegalActionError(AdDiffusionError, ValueError):
     """An action outside the space, or masked at this state."""
 

@@ -1,4 +1,4 @@
-"""The engine of lanes beside the plain diffusers pipeline: milliseconds a lane-step and memory, random weights.
+"""The vector environment and its engine beside the plain diffusers pipeline: time and memory, random weights.
 
     python benchmarks/backbones.py                 # full size: needs a GPU
     python benchmarks/backbones.py --size tiny     # 16x16 pictures: runs anywhere in a minute
@@ -12,18 +12,19 @@ import argparse
 import gc
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from full_size import build
+from full_size import FULL, build
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
@@ -34,6 +35,9 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.programs import advance, seen
+from addiffusion_env.envs import episodes
+from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.errors import DeviceMemoryError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers, emoji_scorers
 
@@ -43,42 +47,77 @@ OPTIONS = {("flux", "tiny"): {"image_size": 16}}
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a step of one lane costs.
+
+    Attributes:
+        ms: milliseconds.
+        gib: highest device memory meanwhile, weights included; ``None`` on a CPU, where torch counts none.
+    """
+
+    ms: float
+    gib: float | None
+
+
+@dataclass(frozen=True)
 class Row:
-    """One measurement.
+    """The costs at one number of lanes; ``None`` for what ran out of memory.
 
     Attributes:
         backbone: its name.
+        dtype: precision of the weights.
         lanes: pictures at once.
-        pipeline_ms: of the diffusers pipeline, a step of one picture; ``None`` when it ran out of memory.
-        engine_ms: of the engine, a step of one lane.
-        look_ms: of a preview and its scores, a lane (the emoji world's small scorers: the decoder's share).
-        memory_gib: highest device memory of the engine's run; on a CPU the process's peak.
+        pipeline: of the diffusers pipeline.
+        engine: of the engine, evaluations only.
+        looks: of the engine with a preview and its scores after each step (the emoji world's small scorers).
+        env: of ``AdDiffusionVectorEnv.step``: evaluation, look, reward and observation.
     """
 
     backbone: str
+    dtype: str
     lanes: int
-    pipeline_ms: float | None
-    engine_ms: float | None
-    look_ms: float | None
-    memory_gib: float
+    pipeline: Cost | None
+    engine: Cost | None
+    looks: Cost | None
+    env: Cost | None
 
 
-def timed(work: Callable[[], Any], device: torch.device, repeats: int) -> float | None:
-    """Seconds of one call, the fastest of ``repeats`` after a warm-up; ``None`` when the GPU's memory runs out."""
-    best = float("inf")
-    try:
-        for turn in range(WARM_UP + repeats):
-            began = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn >= WARM_UP:
-                best = min(best, time.perf_counter() - began)
-    except torch.cuda.OutOfMemoryError:
-        gc.collect()
-        torch.cuda.empty_cache()
-        return None
-    return best
+@dataclass(frozen=True)
+class Stopwatch:
+    """Measures work of ``steps`` steps of many lanes.
+
+    Attributes:
+        device: where it runs.
+        steps: steps of each lane in one call.
+        repeats: timed calls, of which the fastest counts.
+    """
+
+    device: torch.device
+    steps: int
+    repeats: int
+
+    def cost(self, work: Callable[[], Any], lanes: int, prepare: Callable[[], Any] = lambda: None) -> Cost | None:
+        """The cost of one lane-step of ``work``, ``prepare`` not timed; ``None`` when the GPU's memory runs out."""
+        best, cuda = float("inf"), self.device.type == "cuda"
+        if cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            for turn in range(WARM_UP + self.repeats):
+                prepare()
+                if cuda:
+                    torch.cuda.synchronize(self.device)
+                began = time.perf_counter()
+                work()
+                if cuda:
+                    torch.cuda.synchronize(self.device)
+                if turn >= WARM_UP:
+                    best = min(best, time.perf_counter() - began)
+        except (torch.cuda.OutOfMemoryError, DeviceMemoryError):
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**30 if cuda else None
+        return Cost(1000 * best / (lanes * self.steps), peak)
 
 
 def lane_steps(process: ProcessConfig, lane: Lane, looks: bool) -> Generator[Any, Any, Lane]:
@@ -118,15 +157,22 @@ def encoded(backbone: Backbone) -> dict[str, Any]:
     return {names[name]: value for name, value in tensors.items() if name in names}
 
 
-def peak_gib(device: torch.device) -> float:
-    """Highest memory so far, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def vector_env(backbone: Backbone, scorers: LookScorers, process: ProcessConfig, lanes: int) -> AdDiffusionVectorEnv:
+    """The vector environment with the emoji world's scorers: those of real pictures would have to be downloaded."""
+    with mock.patch.object(episodes, "load_scorers", return_value=scorers):
+        # One step more than is timed, so that no timed step ends an episode.
+        return AdDiffusionVectorEnv(lanes, backbone=backbone, prompts=[PROMPT], steps=process.steps + 1)
 
 
-def measure(name: str, options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Row]:
+def run_env(env: AdDiffusionVectorEnv, steps: int) -> None:
+    """Continues every lane ``steps`` times."""
+    for _ in range(steps):
+        env.step(np.zeros(env.num_envs, dtype=int))
+
+
+def measure(name: str, options: argparse.Namespace, device: torch.device) -> list[Row]:
     """All rows of one backbone."""
+    dtype = resolve_dtype(options.dtype, device, BACKBONES.load(name).spec.auto_dtype)
     pipe, preview = build(name, options.size, device, dtype)
     extra = OPTIONS.get((name, options.size), {})
     backbone = BACKBONES.load(name).from_pipeline(pipe, preview=preview, compile=options.compile, **extra)
@@ -139,44 +185,43 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, dtype:
         guidance_scale=capabilities.default_guidance,
     )
     rows, text = [], encoded(backbone)
+    watch = Stopwatch(device, options.steps, options.repeats)
     for lanes in options.lanes:
-        per_step = 1000 / (lanes * options.steps)
-        plain = timed(lambda n=lanes: run_pipeline(pipe, backbone, process, n, text), device, options.repeats)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        engine = timed(lambda n=lanes: run_engine(backbone, scorers, process, n, False), device, options.repeats)
-        looked = timed(lambda n=lanes: run_engine(backbone, scorers, process, n, True), device, options.repeats)
+        env = vector_env(backbone, scorers, process, lanes)
         rows.append(
             Row(
                 backbone=name,
+                dtype=str(dtype).removeprefix("torch."),
                 lanes=lanes,
-                pipeline_ms=None if plain is None else plain * per_step,
-                engine_ms=None if engine is None else engine * per_step,
-                look_ms=None if engine is None or looked is None else max(0.0, looked - engine) * per_step,
-                memory_gib=peak_gib(device),
+                pipeline=watch.cost(lambda n=lanes: run_pipeline(pipe, backbone, process, n, text), lanes),
+                engine=watch.cost(lambda n=lanes: run_engine(backbone, scorers, process, n, False), lanes),
+                looks=watch.cost(lambda n=lanes: run_engine(backbone, scorers, process, n, True), lanes),
+                env=watch.cost(lambda e=env: run_env(e, options.steps), lanes, lambda e=env: e.reset(seed=0)),
             )
         )
         print(line(rows[-1]), flush=True)
     return rows
 
 
-HEAD = f"{'backbone':<10}{'lanes':>6}{'pipeline':>11}{'engine':>9}{'look':>8}{'GiB':>7}   ms a lane-step"
+COLUMNS = ("pipeline", "engine", "looks", "env")
+HEAD = "| backbone | dtype | lanes | " + " | ".join(f"{name} ms | GiB" for name in COLUMNS) + " |"
+RULE = "| --- " * (3 + 2 * len(COLUMNS)) + "|"
 
 
 def line(row: Row) -> str:
-    """One row of the table."""
-
-    def cell(value: float | None, width: int) -> str:
-        return f"{'no memory' if value is None else format(value, '.2f'):>{width}}"
-
-    times = cell(row.pipeline_ms, 11) + cell(row.engine_ms, 9) + cell(row.look_ms, 8)
-    return f"{row.backbone:<10}{row.lanes:>6}{times}{row.memory_gib:>7.1f}"
+    """One row of the table, in Markdown."""
+    cells = [row.backbone, row.dtype, str(row.lanes)]
+    for name in COLUMNS:
+        cost: Cost | None = getattr(row, name)
+        cells.append("no memory" if cost is None else f"{cost.ms:.1f}")
+        cells.append("-" if cost is None or cost.gib is None else f"{cost.gib:.1f}")
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     """Measures what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", default=["sd15", "sdxl", "flux"], choices=["sd15", "sdxl", "flux"])
+    parser.add_argument("--backbones", nargs="+", default=["sd15", "sdxl", "flux"], choices=sorted(FULL))
     parser.add_argument("--size", default="full", choices=["full", "tiny"])
     parser.add_argument("--lanes", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--steps", type=int, default=4, help="steps of the schedule that is timed")
@@ -187,18 +232,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     device = resolve_device(options.device)
-    dtype = resolve_dtype(options.dtype, device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"{where}, {str(dtype)[6:]}, torch {torch.__version__}, {options.size} size, {options.steps} steps\n{HEAD}")
+    print(
+        f"{where}, torch {torch.__version__}, {options.size} size, {options.steps} steps, a lane-step\n{HEAD}\n{RULE}"
+    )
     rows = []
     for name in options.backbones:
-        rows += measure(name, options, device, dtype)
+        rows += measure(name, options, device)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items()}
-        found = {"device": where, "dtype": str(dtype), "torch": torch.__version__, "settings": settings}
+        found = {"device": where, "torch": torch.__version__, "settings": settings}
         options.json.write_text(json.dumps({**found, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 

@@ -22,6 +22,7 @@ VAE = {
     "layers_per_block": 2,
 }
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 
@@ -55,6 +56,27 @@ def sd15() -> Any:
         tokenizer=tokenizer(),
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
         scheduler=on_cpu(DDIMScheduler, **tiny_models.SD_NOISE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sd21() -> Any:
+    """Stable Diffusion 2.1: 0.87 billion parameters in the UNet, the velocity predicted at 768 pixels."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(**VAE),
+        text_encoder=clip_text(CLIP_H),
+        tokenizer=tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=96,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+        ),
+        scheduler=on_cpu(DDIMScheduler, **tiny_models.SD_NOISE, prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -105,15 +127,20 @@ def flux() -> Any:
     )
 
 
-FULL = {"sd15": sd15, "sdxl": sdxl, "flux": flux}
-TINY = {"sd15": tiny_models.stable_diffusion, "sdxl": tiny_models.stable_diffusion_xl, "flux": tiny_models.flux}
+FULL = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl, "flux": flux}
+TINY = {
+    "sd15": tiny_models.stable_diffusion,
+    "sd21": lambda folder: tiny_models.stable_diffusion(folder, "v_prediction"),
+    "sdxl": tiny_models.stable_diffusion_xl,
+    "flux": tiny_models.flux,
+}
 
 
 def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """A pipeline and the tiny decoder of its latents, random weights, on ``device`` in ``dtype``.
 
     Args:
-        name: ``sd15``, ``sdxl`` or ``flux``.
+        name: ``sd15``, ``sd21``, ``sdxl`` or ``flux``.
         size: ``full``, or ``tiny`` for 16x16 pictures.
         device: where the weights are made, so that 12 billion of them never pass through host memory.
         dtype: their precision.

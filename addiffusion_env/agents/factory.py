@@ -89,7 +89,7 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
 
 
 def reward_scale(env: VecMonitor) -> dict[str, list[float]]:
-    """The reward's pooled statistics: name -> [count, mean, variance]; the first environment's where each has its own."""
+    """The reward's pooled statistics: name -> [count, mean, variance]; the first environment's."""
     lanes = env_state(env)["lanes"]
     return (lanes if isinstance(lanes, dict) else lanes[0])["scale"]
 

@@ -154,7 +154,8 @@ class Load:
     Attributes:
         name_or_path: hub id or local folder; ``None`` is the backbone's own default.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
-        dtype: ``"auto"`` takes float16 on CUDA and float32 elsewhere; or a torch dtype's name.
+        dtype: ``"auto"`` takes the checkpoint's half precision on CUDA (bfloat16 for Flux, float16 for the others)
+            and float32 elsewhere; or a torch dtype's name.
         options: what a particular backbone passes through by name (``compile``, ``vae_tiling`` ...).
     """
 

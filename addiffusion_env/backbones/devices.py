@@ -30,14 +30,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``"auto"`` is float16 on CUDA and float32 elsewhere.
+def resolve_dtype(name: str, device: torch.device, auto: str = "float16") -> torch.dtype:
+    """``"auto"`` is the precision called ``auto`` on CUDA and float32 elsewhere.
 
     Raises:
         ConfigError: for another name, or for float16 on the CPU, where most kernels lack it.
     """
     if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return DTYPES[auto] if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {name!r}", nearest(name, ["auto", *DTYPES]))
     if name == "float16" and device.type == "cpu":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,8 +40,11 @@ class DiffusersBackbone(Backbone):
         previewer: decodes cheap pictures, with the calling convention of ``AutoencoderTiny``.
         parametrisation: what the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
         dtype: precision of the denoiser; latents and solver steps are float32 in any case.
+        offload_hooks: accelerate's hooks of the components that wait in host memory (``offload=model``).
+        upcasts: decode in float32 where the autoencoder is in float16 and its config says ``force_upcast``.
     """
 
+    upcasts: ClassVar[bool] = False
     denoiser: Any
     compiled: Any = None
     vae: Any
@@ -50,7 +53,9 @@ class DiffusersBackbone(Backbone):
     dtype: torch.dtype
 
     def __init__(self) -> None:
+        self.offload_hooks: Sequence[Any] = ()
         self._texts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._negative: dict[str, Tensor] = {}
         self._capturing = False
 
     @property
@@ -76,9 +81,10 @@ class DiffusersBackbone(Backbone):
         texts = check_prompts(prompts)
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if missing:
-            fresh = self.encode_uncached(missing)
+            with self.alone():
+                fresh = self.encode_uncached(missing)
             for index, text in enumerate(missing):
-                self._texts[text] = fresh.row(index)
+                self._texts[text] = self._kept(fresh.row(index))
         found = Conditioning.cat([self._texts[text] for text in texts])
         for text in texts:
             self._texts.move_to_end(text)
@@ -86,9 +92,47 @@ class DiffusersBackbone(Backbone):
             self._texts.popitem(last=False)
         return found
 
-    @staticmethod
-    def _row_bytes(conditioning: Conditioning) -> int:
-        return sum(value[0].numel() * value.element_size() for value in conditioning.tensors.values())
+    def _kept(self, row: Conditioning) -> Conditioning:
+        """A row to remember: copied, since a view keeps its whole batch alive; all share one negative prompt."""
+        if not self._negative:
+            self._negative = {name: value.clone() for name, value in row.tensors.items() if name.startswith(NEGATIVE)}
+        own = {name: value.clone() for name, value in row.tensors.items() if name not in self._negative}
+        return Conditioning({**own, **self._negative}, row.content)
+
+    def _row_bytes(self, conditioning: Conditioning) -> int:
+        own = (value for name, value in conditioning.tensors.items() if name not in self._negative)
+        return sum(value[0].numel() * value.element_size() for value in own)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """With ``offload=model``: within it no other component lies on the GPU, and afterwards none.
+
+        The hooks by themselves bring a component in when it is called and send only its predecessor in the pipeline's
+        order away: text encoders and autoencoder would stay beside the denoiser, since an episode calls it again
+        after them.
+        """
+        self._send_away()
+        try:
+            yield
+        finally:
+            self._send_away()
+
+    def _send_away(self) -> None:
+        for hook in self.offload_hooks:
+            hook.offload()
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Within it the autoencoder is in the precision that its pictures need."""
+        if not (self.upcasts and self.vae.dtype == torch.float16 and self.vae.config.force_upcast):
+            yield
+            return
+        # There and back, as the pipeline does: it may be the user's own, and expects its precision to stay.
+        self.vae.to(dtype=torch.float32)
+        try:
+            yield
+        finally:
+            self.vae.to(dtype=torch.float16)
 
     @torch.no_grad()
     def predict(
@@ -173,7 +217,8 @@ class DiffusersBackbone(Backbone):
         """The full autoencoder's picture of clean latents, a few at a time."""
         height, width = self.capabilities.image_size
         chunk = max(1, DECODE_PIXELS // (height * width))
-        return torch.cat([run_decoder(self.vae, part).clamp(-1, 1) for part in x0.split(chunk)])
+        with self.alone(), self.decoding():
+            return torch.cat([run_decoder(self.vae, part).clamp(-1, 1) for part in x0.split(chunk)])
 
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:

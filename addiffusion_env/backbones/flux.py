@@ -75,8 +75,10 @@ class FluxBackbone(FromPipeline, DiffusersBackbone):
         "black-forest-labs/FLUX.1-schnell",
         unused=("image_encoder", "feature_extractor"),
         refused=("attention_slicing", "channels_last"),  # transformers have neither slices nor convolutions
+        auto_dtype="bfloat16",  # as published; activations of T5 and of the transformer leave float16's range
     )
     preview_spec = PreviewSpec("madebyollin/taef1", FLUX_FACTORS)
+    upcasts = True
 
     def __init__(
         self,
@@ -145,9 +147,10 @@ class FluxBackbone(FromPipeline, DiffusersBackbone):
         """T5's hidden states and CLIP's pooled output; CLIP reads the first 77 tokens, as in the pipeline."""
         parts = self.parts
         ids = tokenize(parts.tokenizer_2, prompts, self.capabilities.max_tokens, self.options.truncate_prompts)
-        text = parts.text_encoder_2(ids.to(self.device), output_hidden_states=False)[0].to(self.dtype)
         clip_ids = tokenize(parts.tokenizer, prompts, parts.tokenizer.model_max_length, truncate=True)
+        # CLIP first: when offloaded, an encoder's hook sends the one before it in the pipeline away.
         pooled = parts.text_encoder(clip_ids.to(self.device), output_hidden_states=False).pooler_output
+        text = parts.text_encoder_2(ids.to(self.device), output_hidden_states=False)[0].to(self.dtype)
         tensors = {"text": text, "pooled": pooled.to(self.dtype)}
         return Conditioning(tensors, content_positions(parts.tokenizer_2, ids))
 

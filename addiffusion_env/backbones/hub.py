@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,35 @@ def reason_of(error: BaseException) -> str:
     for name in [*order, "LocalEntryNotFoundError"]:
         if name in names:
             return REASONS[name]
+    return in_a_line(error)
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's class and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def again(path: Path) -> str:
+    """How to get a damaged or missing file anew: by the hub's command when it lies in the hub's cache.
+
+    Args:
+        path: the file; ``folder / "*"`` for all files of a folder.
+
+    >>> again(Path("/hub/models--openai--clip/snapshots/1f3e/vae/config.json")).split(";")[0]
+    'run `hf download openai/clip vae/config.json --force-download`'
+    >>> again(Path("/hub/models--openai--clip/snapshots/1f3e/vae/*")).split(";")[0]
+    "run `hf download openai/clip --include 'vae/*' --force-download`"
+    >>> again(Path("/data/clip/config.json")).split(";")[0]
+    'copy /data/clip/config.json again from where it came'
+    """
+    parts = path.parts
+    for index, part in enumerate(parts):
+        if part.startswith("models--") and parts[index + 1 : index + 2] == ("snapshots",):
+            repo_id = part.removeprefix("models--").replace("--", "/")
+            file = "/".join(parts[index + 3 :])  # below the revision
+            chosen = f"--include '{file}'" if "*" in file else file
+            return f"run `hf download {repo_id} {chosen} --force-download`; {WORKS_OFFLINE}"
+    return f"copy {path} again from where it came; {WORKS_OFFLINE}"
 
 
 def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path | None = None) -> WeightsError:
@@ -164,10 +193,23 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {error}", "download the file again") from error
+        raise WeightsError(f"cannot read {path}: {error}", again(path)) from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path} holds a {type(value).__name__}, expected a JSON object", "check which file it is")
     return value
+
+
+def variant_of(path: Path) -> str | None:
+    """The variant that a weight file or an index of shards is of, by its name; ``None`` for the plain one.
+
+    >>> variant_of(Path("model.safetensors")), variant_of(Path("diffusion_pytorch_model.fp16.safetensors"))
+    (None, 'fp16')
+    >>> variant_of(Path("model.fp16-00001-of-00002.bin")), variant_of(Path("model.safetensors.index.fp16.json"))
+    ('fp16', 'fp16')
+    """
+    plain = re.sub(r"-\d{5}-of-\d{5}", "", path.name)
+    rest = [part for part in plain.split(".")[1:] if part not in ("safetensors", "bin", "index", "json")]
+    return ".".join(rest) or None
 
 
 def check_safetensors(path: Path) -> None:
@@ -187,7 +229,7 @@ def check_safetensors(path: Path) -> None:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         cause = f"{path} ({size} bytes) is no complete safetensors file: its header cannot be read"
-        raise WeightsError(cause, f"delete it and download it again; {WORKS_OFFLINE}") from error
+        raise WeightsError(cause, again(path)) from error
     if size != expected:
         cause = f"{path} is cut off: {size} bytes, expected {expected}"
-        raise WeightsError(cause, f"delete it and download it again; {WORKS_OFFLINE}")
+        raise WeightsError(cause, again(path))

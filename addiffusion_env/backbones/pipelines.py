@@ -7,7 +7,7 @@ component with a message about tensors, after minutes of reading the others.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,13 +19,16 @@ from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
+    again,
     check_safetensors,
     file_in,
     hub_file,
+    in_a_line,
     looks_like_path,
     read_json,
     reason_of,
     unavailable,
+    variant_of,
 )
 from addiffusion_env.backbones.previews import PreviewSpec
 from addiffusion_env.backbones.quiet import quiet_loading
@@ -54,6 +57,7 @@ class PipelineSpec:
         default_id: hub id that is loaded unless another is named.
         unused: components that are neither downloaded nor loaded.
         refused: names of :class:`PipelineOptions` that mean nothing for it.
+        auto_dtype: precision on a GPU unless one is named: the one that the checkpoint is published for.
     """
 
     backbone: str
@@ -61,6 +65,7 @@ class PipelineSpec:
     default_id: str
     unused: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    auto_dtype: str = "float16"
 
 
 @dataclass(frozen=True)
@@ -117,10 +122,12 @@ class FromPipeline(ABC):
     Attributes:
         spec: which checkpoint.
         preview_spec: how its latents are looked at.
+        offload_hooks: of its components, with ``offload=model``; see :meth:`DiffusersBackbone.alone`.
     """
 
     spec: ClassVar[PipelineSpec]
     preview_spec: ClassVar[PreviewSpec]
+    offload_hooks: Sequence[Any]
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
@@ -133,7 +140,7 @@ class FromPipeline(ABC):
         """
         load = load or Load()
         options = PipelineOptions.of(load.options, cls.spec)
-        return cls.build(load_pipeline(cls.spec, load, options), options, options.preview)
+        return cls._built(load_pipeline(cls.spec, load, options), options, options.preview)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, preview: str | nn.Module | None = None, **options: Any) -> Self:
@@ -160,7 +167,13 @@ class FromPipeline(ABC):
         chosen = PipelineOptions.of(options, cls.spec)
         if chosen.offload != "none":
             place(pipe, type(pipe).__name__, resolve_device("auto"), chosen.offload)
-        return cls.build(pipe, chosen, preview)
+        return cls._built(pipe, chosen, preview)
+
+    @classmethod
+    def _built(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
+        backbone = cls.build(pipe, options, preview)
+        backbone.offload_hooks = tuple(getattr(pipe, "_all_hooks", ()))
+        return backbone
 
     @classmethod
     @abstractmethod
@@ -192,7 +205,7 @@ def load_pipeline(spec: PipelineSpec, load: Load, options: PipelineOptions) -> A
     import diffusers
 
     device = resolve_device(load.device)
-    dtype = resolve_dtype(load.dtype, device)
+    dtype = resolve_dtype(load.dtype, device, spec.auto_dtype)
     name = load.name_or_path or spec.default_id
     pipeline_class = getattr(diffusers, spec.kind)
     folder = find_pipeline(spec, pipeline_class, name, options.variant)
@@ -207,7 +220,7 @@ def load_pipeline(spec: PipelineSpec, load: Load, options: PipelineOptions) -> A
             )
     except Exception as error:
         raise WeightsError(
-            f"{name} in {folder} does not load as {spec.kind}: {reason_of(error)}", f"fetch it again; {WORKS_OFFLINE}"
+            f"{name} in {folder} does not load as {spec.kind}: {in_a_line(error)}", again(folder / "*")
         ) from error
     place(pipe, name, device, options.offload)
     return pipe
@@ -268,31 +281,38 @@ def check_folder(folder: Path, spec: PipelineSpec, variant: str | None = None) -
     for component, entry in entries.items():
         if component in spec.unused or not (isinstance(entry, list) and len(entry) == 2 and entry[0]):
             continue
-        check_component(folder / component, str(entry[1]), variant, spec)
+        check_component(folder / component, str(entry[1]), variant)
 
 
-def check_component(folder: Path, kind: str, variant: str | None, spec: PipelineSpec) -> None:
-    """Checks one component's folder: there, with its weights, none of them cut off.
+def check_component(folder: Path, kind: str, variant: str | None) -> None:
+    """Checks one component's folder: there, with its weights of the wanted variant, none of them cut off.
 
     Raises:
         WeightsError: as said.
     """
-    again = f"fetch it again, for example `hf download {spec.default_id}`; {WORKS_OFFLINE}"
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is missing: no {kind}", again)
+        raise WeightsError(f"{folder} is missing: no {kind}", again(folder / "*"))
     if not (folder / "config.json").is_file():
         if kind.endswith(("Model", "WithProjection")) or kind.startswith(("UNet", "Autoencoder", "FluxTransformer")):
-            raise WeightsError(f"{folder} holds no config.json of a {kind}", again)
+            raise WeightsError(f"{folder} holds no config.json of a {kind}", again(folder / "config.json"))
         return  # tokenizers, schedulers, image processors
     for index in folder.glob("*.index*.json"):
+        if variant_of(index) != variant:
+            continue  # its shards are not read, and a download of one variant leaves them out
         for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
             if not (folder / shard).is_file():
-                raise WeightsError(f"{folder / shard} is missing, {index.name} lists it", again)
-    ending = f".{variant}" if variant else ""
+                raise WeightsError(f"{folder / shard} is missing, {index.name} lists it", again(folder / shard))
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    if not any(ending in path.name for path in weights):
-        raise WeightsError(f"{folder} holds no {variant + ' ' if variant else ''}weights of its {kind}", again)
-    for path in weights:
+    chosen = [path for path in weights if variant_of(path) == variant]
+    if not chosen:
+        others = sorted({found for path in weights if (found := variant_of(path))})
+        wanted = f"{variant} weights" if variant else "weights"
+        beside = f", only the variant {' and '.join(others)}" if others else ""
+        remedy = f"set backbone_options.variant={others[0]}" if others else again(folder / "*")
+        if not others and weights:
+            remedy = f"leave backbone_options.variant out: it holds {weights[0].name}; or {remedy}"
+        raise WeightsError(f"{folder} holds no {wanted} of its {kind}{beside}", remedy)
+    for path in chosen:
         if path.suffix == ".safetensors":
             check_safetensors(path)
 
@@ -309,7 +329,7 @@ def place(pipe: Any, name: str, device: torch.device, offload: str) -> None:
     sizes = {key: size_of(part) for key, part in pipe.components.items() if isinstance(part, nn.Module)}
     needed = {"none": sum(sizes.values()), "model": max(sizes.values(), default=0), "sequential": 0}[offload]
     if device.type == "cuda":
-        check_memory(name, needed, torch.cuda.mem_get_info(device)[0], device, offload)
+        check_memory(name, needed, torch.cuda.mem_get_info(device)[0], device, offload, pipe.dtype)
     try:
         if offload == "model":
             pipe.enable_model_cpu_offload(device=device)
@@ -318,7 +338,7 @@ def place(pipe: Any, name: str, device: torch.device, offload: str) -> None:
         else:
             pipe.to(device)
     except torch.cuda.OutOfMemoryError as error:
-        raise too_large(name, needed, 0, device, offload) from error
+        raise too_large(name, needed, 0, device, offload, pipe.dtype) from error
 
 
 def size_of(module: nn.Module) -> int:
@@ -326,24 +346,28 @@ def size_of(module: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in module.parameters())
 
 
-def check_memory(name: str, needed: int, free: int, device: torch.device, offload: str) -> None:
+def check_memory(
+    name: str, needed: int, free: int, device: torch.device, offload: str, dtype: torch.dtype = torch.float32
+) -> None:
     """Refuses weights of ``needed`` bytes where only ``free`` bytes are.
 
     Raises:
         WeightsError: with both numbers, and what would fit.
     """
     if needed > free:
-        raise too_large(name, needed, free, device, offload)
+        raise too_large(name, needed, free, device, offload, dtype)
 
 
-def too_large(name: str, needed: int, free: int, device: torch.device, offload: str) -> WeightsError:
-    """The error for weights that do not fit a GPU."""
+def too_large(
+    name: str, needed: int, free: int, device: torch.device, offload: str, dtype: torch.dtype
+) -> WeightsError:
+    """The error for weights of ``dtype`` that do not fit a GPU."""
     more = {"none": "offload=model or offload=sequential", "model": "offload=sequential"}.get(
         offload, "a smaller model"
     )
     return WeightsError(
         f"{name} needs {needed / 2**30:.1f} GiB for its weights, {device} has {free / 2**30:.1f} GiB free",
-        f"use {more}, dtype=float16, or free the GPU; {WORKS_OFFLINE}",
+        f"use {more}, {'dtype=auto (half precision), ' * (dtype == torch.float32)}or free the GPU; {WORKS_OFFLINE}",
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.devices import dtype_keyword
-from addiffusion_env.backbones.hub import file_in, folder_of, read_json
+from addiffusion_env.backbones.hub import again, file_in, folder_of, in_a_line, read_json
 from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import ConfigError, WeightsError
 
@@ -184,4 +184,6 @@ def tiny_decoder(name_or_path: str, channels: int, dtype: torch.dtype) -> nn.Mod
         with quiet_loading():
             return AutoencoderTiny.from_pretrained(folder, local_files_only=True, **{dtype_keyword(): dtype})
     except Exception as error:
-        raise WeightsError(f"{folder} does not load as AutoencoderTiny: {error}", "fetch it again") from error
+        raise WeightsError(
+            f"{folder} does not load as AutoencoderTiny: {in_a_line(error)}", again(folder / "*")
+        ) from error

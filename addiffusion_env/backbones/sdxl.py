@@ -51,6 +51,7 @@ class SDXLBackbone(FromPipeline, StableDiffusionBackbone):
         refused=FLUX_ONLY,
     )
     preview_spec = PreviewSpec("madebyollin/taesdxl", SDXL_FACTORS)
+    upcasts = True
     parts: SDXLParts
 
     @classmethod
@@ -108,14 +109,3 @@ class SDXLBackbone(FromPipeline, StableDiffusionBackbone):
         return self.network(
             x, timesteps, encoder_hidden_states=tensors["text"], added_cond_kwargs=extra, return_dict=False
         )[0]
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """The full autoencoder's picture; in float32 where the checkpoint's overflows in half precision."""
-        if not (self.vae.dtype == torch.float16 and self.vae.config.force_upcast):
-            return super().decode(x0)
-        # There and back, as the pipeline does: it may be the user's own, and expects its precision to stay.
-        self.vae.to(dtype=torch.float32)
-        try:
-            return super().decode(x0)
-        finally:
-            self.vae.to(dtype=torch.float16)

@@ -9,6 +9,7 @@ once (:meth:`Engine.stream`). No lane's picture depends on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.solvers import SOLVERS, check_solver
 from addiffusion_env.engine.requests import Decide, Evaluate, Finish, Outcome, Peek, Picture, Program, Request
-from addiffusion_env.errors import ConfigError, NumericsError
+from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.scorers.look import LookScorers
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
@@ -150,8 +151,9 @@ class Engine:
         if not tasks:
             return
         requests: list[Any] = [task.waiting for task in tasks]
-        images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
-        looks = self.scorers.look(images, [request.prompt for request in requests])
+        with self._memory("looking at previews", len(tasks)):
+            images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
+            looks = self.scorers.look(images, [request.prompt for request in requests])
         self.counters.looks += len(tasks)
         self.counters.look_batches += 1
         for row, task in enumerate(tasks):
@@ -161,8 +163,9 @@ class Engine:
         if not tasks:
             return
         requests: list[Any] = [task.waiting for task in tasks]
-        images = self.backbone.decode(torch.cat([request.x for request in requests]))
-        looks = self.scorers.look(images, [request.prompt for request in requests])
+        with self._memory("decoding finished pictures", len(tasks)):
+            images = self.backbone.decode(torch.cat([request.x for request in requests]))
+            looks = self.scorers.look(images, [request.prompt for request in requests])
         self.counters.decodes += len(tasks)
         for row, task in enumerate(tasks):
             task.resume(Picture(images[row], looks.row(row)))
@@ -196,12 +199,14 @@ class Engine:
 
         Raises:
             NumericsError: when the denoiser returns NaN or infinity, naming the prompts.
+            DeviceMemoryError: when the device's memory does not hold the batch.
         """
         latents = Latents.cat([request.latents for request in requests])
         conditioning = Conditioning.cat([request.conditioning for request in requests])
         scale = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float64)
         capture = torch.tensor([request.capture for request in requests])
-        prediction = self.backbone.predict(latents.x, latents.sigma, conditioning, scale, capture)
+        with self._memory("evaluating the denoiser", len(requests)):
+            prediction = self.backbone.predict(latents.x, latents.sigma, conditioning, scale, capture)
         self._check(prediction.x0, requests)
         self.counters.denoiser_batches += 1
         self.counters.denoiser_rows += int(prediction.calls.sum())
@@ -224,6 +229,18 @@ class Engine:
                 )
             )
         return outcomes
+
+    @contextmanager
+    def _memory(self, doing: str, lanes: int) -> Iterator[None]:
+        """Within it running out of GPU memory is an error that says what to turn down."""
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{self.backbone.device} ran out of memory {doing}: {lanes} lanes of backbone {self.backbone.name!r}",
+                "use fewer lanes (lanes, num_envs; max_batch of an Engine), backbone_options.vae_tiling=true, or "
+                "backbone_options.offload=model",
+            ) from error
 
     @staticmethod
     def _pairs(requests: Sequence[Evaluate]) -> list[tuple[Evaluate, float]]:

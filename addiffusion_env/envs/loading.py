@@ -43,7 +43,7 @@ def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> 
 
     Args:
         backbone: whose pictures.
-        paths: local folders of the real ones; see :attr:`EnvSettings.scorers`.
+        paths: what to take for the real ones; see :attr:`EnvSettings.scorers`.
 
     Raises:
         ConfigError: for paths beside the emoji world, which has its own scorers, or for an unknown part.

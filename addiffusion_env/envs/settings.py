@@ -15,6 +15,7 @@ from addiffusion_env.errors import ConfigError, nearest, unknown
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.rewards.composite import PRESET_PRICES
+from addiffusion_env.scorers.hub_look import check_parts
 
 RENDER_MODES = ("rgb_array",)
 
@@ -30,8 +31,8 @@ class EnvSettings:
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         backbone_options: what a backbone passes through by name.
         scorers: local folders or hub ids of the scorers behind a look at real pictures, by part (``clip``,
-            ``image_reward``, ``image_reward_tokenizer``, ``dino``); see :mod:`addiffusion_env.scorers.hub_look`. The
-            emoji world has its own.
+            ``image_reward``, ``image_reward_tokenizer``, ``dino``), and under ``preference`` the registry name of the
+            preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world has its own.
         prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
         steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
@@ -80,6 +81,7 @@ class EnvSettings:
             raise unknown("render_mode", str(self.render_mode), RENDER_MODES)
         if self.max_decisions is not None and self.max_decisions < 1:
             raise ConfigError(f"max_decisions must be at least 1, got {self.max_decisions}", "or null for no limit")
+        check_parts(self.scorers)
         refine_config(self.refine)
         self.price_range()
 

@@ -22,6 +22,7 @@ from addiffusion_env.scorers.hub import (
     looks_like_path,
     read_json,
     read_state_dict,
+    reason_of,
     unavailable,
 )
 from addiffusion_env.scorers.preprocess import Preprocess
@@ -239,7 +240,7 @@ def load_named(name: str, pretrained: str) -> tuple[Any, Mapping[str, Any]]:
             raise WeightsError(
                 f"{pretrained} does not load as {name}: {error}", "check which model it is of"
             ) from error
-        raise unavailable(repo_id, [], type(error.__cause__ or error).__name__) from error
+        raise unavailable(repo_id, [], reason_of(error)) from error
     return model, config
 
 

@@ -16,19 +16,23 @@ from torch import nn
 
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
+    again,
     cache_folder,
     file_in,
     folder_of,
     hub_file,
     hub_folder,
+    in_a_line,
     looks_like_path,
     read_json,
+    reason_of,
     unavailable,
 )
 from addiffusion_env.errors import WeightsError
 
 __all__ = [
     "WORKS_OFFLINE",
+    "again",
     "cache_folder",
     "file_in",
     "folder_of",
@@ -40,6 +44,7 @@ __all__ = [
     "no_progress_bar",
     "read_json",
     "read_state_dict",
+    "reason_of",
     "some",
     "unavailable",
 ]
@@ -63,7 +68,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             return load_file(str(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise WeightsError(f"cannot read {path} as weights: {error}", "download the file again") from error
+        raise WeightsError(f"cannot read {path} as weights: {in_a_line(error)}", again(path)) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds no state dict (a mapping of names to tensors)", "check which file it is")
@@ -146,7 +151,9 @@ def load_transformers(model_class: Any, folder: Path, model_type: str) -> Any:
         with no_progress_bar():
             model, info = model_class.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     except Exception as error:
-        raise WeightsError(f"cannot load {folder} as {model_class.__name__}: {error}", "download it again") from error
+        raise WeightsError(
+            f"cannot load {folder} as {model_class.__name__}: {in_a_line(error)}", again(folder / "*")
+        ) from error
     lacking = sorted(str(name) for name in [*info["missing_keys"], *info["mismatched_keys"]])
     if lacking:
         raise WeightsError(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.errors import ConfigError, nearest, unknown
+from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.dino import DinoEmbedder
-from addiffusion_env.scorers.image_reward import REPO, TOKENIZER_REPO, ImageRewardScorer
+from addiffusion_env.scorers.image_reward import REPO, TOKENIZER_REPO, ImageRewardScorer, locate
+from addiffusion_env.scorers.image_reward_package import ImageRewardPackageScorer, import_package
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.tokens import has_tokenizer
 
@@ -19,8 +21,12 @@ DEFAULTS = {
     "image_reward": REPO,
     "image_reward_tokenizer": TOKENIZER_REPO,
     "dino": "facebook/dinov2-small",
+    "preference": "image_reward",
 }
-"""Part -> what is loaded unless a path is given: a name that open_clip knows, or a hub id."""
+"""Part -> what is loaded unless another is given: a name that open_clip knows, a hub id, a scorer's registry name."""
+
+PREFERENCES = ("image_reward", "image_reward_package")
+"""Scorers that can stand under ``preference``: one model, in transformers' classes and through its own package."""
 
 
 def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = None) -> LookScorers:
@@ -30,24 +36,41 @@ def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = No
         device: where they run.
         paths: local folders (or other hub ids) in place of :data:`DEFAULTS`, by part: ``clip`` is a folder in
             open_clip's local-dir format, ``image_reward`` holds ``ImageReward.pt`` and ``med_config.json`` and may
-            hold the BERT tokenizer too, ``dino`` is a ``Dinov2Model``.
+            hold the BERT tokenizer too, ``dino`` is a ``Dinov2Model``; ``preference`` is one of :data:`PREFERENCES`.
 
     Raises:
         ConfigError: for an unknown part.
+        UnknownNameError: for an unknown preference scorer.
+        MissingPackageError: when ``image_reward_package`` is asked for and its package cannot be imported.
         WeightsError: when one cannot be had, naming its id, where it was looked for and the command that fetches it.
     """
-    chosen = {**DEFAULTS, **check_parts(paths or {})}
+    given = check_parts(paths or {})
+    chosen = {**DEFAULTS, **given}
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-    reward = Path(chosen["image_reward"]).expanduser()
-    if "image_reward_tokenizer" not in (paths or {}) and reward.is_dir() and has_tokenizer(reward):
-        chosen["image_reward_tokenizer"] = str(reward)
+    preference = preference_scorer(given, device, dtype)
     return LookScorers(
         ClipScorer.from_pretrained(chosen["clip"], device=device, dtype=dtype),
-        ImageRewardScorer.from_pretrained(
-            chosen["image_reward"], tokenizer=chosen["image_reward_tokenizer"], device=device, dtype=dtype
-        ),
+        preference,
         DinoEmbedder.from_pretrained(chosen["dino"], device=device, dtype=dtype),
     )
+
+
+def preference_scorer(given: Mapping[str, str], device: torch.device | str, dtype: torch.dtype) -> Scorer:
+    """ImageReward by the chosen implementation; the package has its own precision and its own tokenizer's id.
+
+    Raises:
+        MissingPackageError: when the package is asked for and cannot be imported.
+        WeightsError: when a file cannot be had.
+    """
+    name = given.get("image_reward", REPO)
+    if given.get("preference", DEFAULTS["preference"]) == "image_reward_package":
+        import_package()  # before 1.8 GB are downloaded for it
+        weights, config = locate(name, None)
+        return ImageRewardPackageScorer.from_pretrained(str(weights), med_config=str(config), device=str(device))
+    reward, tokenizer = Path(name).expanduser(), given.get("image_reward_tokenizer", TOKENIZER_REPO)
+    if "image_reward_tokenizer" not in given and reward.is_dir() and has_tokenizer(reward):
+        tokenizer = str(reward)
+    return ImageRewardScorer.from_pretrained(name, tokenizer=tokenizer, device=device, dtype=dtype)
 
 
 def check_parts(paths: Mapping[str, str]) -> Mapping[str, str]:
@@ -55,8 +78,11 @@ def check_parts(paths: Mapping[str, str]) -> Mapping[str, str]:
 
     Raises:
         ConfigError: for another, with the nearest one.
+        UnknownNameError: for an unknown preference scorer, with the nearest one.
     """
     for part in paths:
         if part not in DEFAULTS:
             raise ConfigError(f"there is no scorer {part!r} behind a look", nearest(part, DEFAULTS))
+    if paths.get("preference", PREFERENCES[0]) not in PREFERENCES:
+        raise unknown("preference scorer", str(paths["preference"]), PREFERENCES)
     return paths

@@ -21,6 +21,7 @@ from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
 from addiffusion_env.scorers.grounded import GroundedEncoder
 from addiffusion_env.scorers.hub import (
+    again,
     file_in,
     folder_of,
     hub_file,
@@ -177,7 +178,7 @@ def vision_model(state: Mapping[str, torch.Tensor], where: str) -> Any:
         positions, width = renamed["embeddings.position_embedding"].shape[1:]
         hidden = renamed["encoder.layers.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{where}: no BLIP vision transformer: {error}", "download the file again") from error
+        raise WeightsError(f"{where}: no BLIP vision transformer: {error}", again(Path(where))) from error
     config = BlipVisionConfig(
         hidden_size=width,
         intermediate_size=hidden,

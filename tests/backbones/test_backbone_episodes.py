@@ -9,7 +9,8 @@ import torch
 
 import addiffusion_env
 from addiffusion_env.engine.process import Action
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import CapabilityError, ConfigError, UnknownNameError
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
 IDS = {
@@ -186,5 +187,7 @@ def test_what_a_backbone_cannot_do_is_refused(settings):
 def test_scorers_by_path_are_checked(settings):
     with pytest.raises(ConfigError, match="did you mean 'clip'"):
         make("sd15", settings, scorers={"clp": "/nowhere"})
+    with pytest.raises(UnknownNameError, match="did you mean 'image_reward_package'"):
+        EnvSettings.of(backbone="sd15", scorers={"preference": "image_reward_pakage"})
     with pytest.raises(ConfigError, match="the emoji world has its own scorers"):
         gym.make("AdDiffusion-Emoji-v0", scorers={"clip": "/nowhere"})

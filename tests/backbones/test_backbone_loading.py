@@ -7,12 +7,14 @@ import http.server
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
+from addiffusion_env.backbones.diffusers_backbone import NEGATIVE
 from addiffusion_env.backbones.hub import check_safetensors, reason_of
 from addiffusion_env.backbones.pipelines import check_memory, place
 from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError, WeightsError
@@ -113,19 +115,29 @@ def test_what_the_hub_answers_is_said(hub_that_answers, tmp_path, status, code, 
     assert (accept in message) == (code == "GatedRepo")
 
 
-def test_a_cached_snapshot_is_found(tiny, monkeypatch, tmp_path):
-    """The hub's cache layout, as a download leaves it behind."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    repo = tmp_path / "models--someone--tiny"
+@pytest.fixture
+def snapshot(tiny, empty_hub):
+    """The tiny SD 1.5 as ``someone/tiny`` in the hub's cache, as a download leaves it behind; its folder."""
+    repo = empty_hub / "models--someone--tiny"
     shutil.copytree(tiny("sd15").folder, repo / "snapshots" / "abc")
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
+    return repo / "snapshots" / "abc"
+
+
+def test_a_cached_snapshot_is_found(tiny, snapshot):
     load = Load("someone/tiny", device="cpu", options=tiny("sd15").options())
     backbone = BACKBONES.load("sd15").from_pretrained(load)
     assert backbone.capabilities.latent_shape == (4, 8, 8)
+
+
+def test_a_broken_download_names_the_command_for_that_file(snapshot):
+    path = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    command = "`hf download someone/tiny unet/diffusion_pytorch_model.safetensors --force-download`"
+    assert command in failure("sd15", "someone/tiny")
+    shutil.rmtree(snapshot / "unet")
+    assert "`hf download someone/tiny --include 'unet/*' --force-download`" in failure("sd15", "someone/tiny")
 
 
 def test_the_reason_is_found_below_other_errors(monkeypatch):
@@ -180,6 +192,7 @@ def test_a_file_that_is_cut_off_is_named(copied):
     assert str(path) in message
     assert f"{len(whole) - 100} bytes, expected {len(whole)}" in message
     assert "AdDiffusion-Emoji-v0" in message
+    assert f"copy {path} again" in message
     for start in (whole[:5], whole[:100], b"<html>" * 9):
         path.write_bytes(start)
         with pytest.raises(WeightsError, match="header cannot be read"):
@@ -198,7 +211,36 @@ def test_missing_weights_are_named(copied):
     message = failure("sd15", copied)
     assert str(copied / "text_encoder") in message
     assert "no weights" in message
-    assert "fp16" in failure("sd15", copied, variant="fp16")
+    assert f"copy {copied / 'text_encoder' / '*'} again" in message
+
+
+def as_variant(folder):
+    """Renames the weights of a pipeline to those of the variant fp16."""
+    for path in [*folder.glob("*/*.safetensors")]:
+        path.rename(path.with_suffix(".fp16.safetensors"))
+
+
+def test_a_folder_of_one_variant_says_which(tiny, copied):
+    assert "leave backbone_options.variant out" in failure("sd15", copied, variant="fp16")
+    as_variant(copied)
+    message = failure("sd15", copied)
+    assert "only the variant fp16" in message
+    assert "set backbone_options.variant=fp16" in message
+    options = tiny("sd15").options(variant="fp16")
+    backbone = BACKBONES.load("sd15").from_pretrained(Load(str(copied), device="cpu", options=options))
+    torch.testing.assert_close(predicted(backbone), predicted(tiny("sd15").load()))
+
+
+def test_only_files_of_the_variant_are_checked(tiny, copied):
+    as_variant(copied)
+    plain, chosen = (copied / "unet" / f"diffusion_pytorch_model{end}.safetensors" for end in ("", ".fp16"))
+    plain.write_bytes(chosen.read_bytes()[:-100])
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
+    (copied / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    options = tiny("sd15").options(variant="fp16")
+    BACKBONES.load("sd15").from_pretrained(Load(str(copied), device="cpu", options=options))
+    chosen.write_bytes(chosen.read_bytes()[:-100])
+    assert f"{chosen} is cut off" in failure("sd15", copied, variant="fp16")
 
 
 def test_a_missing_shard_is_named(copied):
@@ -212,7 +254,8 @@ def test_a_config_that_does_not_fit_its_weights(copied):
     path.write_text(json.dumps({**json.loads(path.read_text()), "cross_attention_dim": 24}))
     message = failure("sd15", copied)
     assert str(copied) in message
-    assert "does not load as StableDiffusionPipeline" in message
+    assert "does not load as StableDiffusionPipeline: ValueError: Cannot load" in message
+    assert "HF_HUB_OFFLINE" not in message
 
 
 # ---------------------------------------------------------------------------------------------- the GPU
@@ -224,7 +267,11 @@ def test_weights_that_do_not_fit_say_by_how_much():
     assert "some/model needs 24.0 GiB" in message
     assert "8.0 GiB free" in message
     assert "offload=model" in message
+    assert "dtype=auto" in message
     assert "AdDiffusion-Emoji-v0" in message
+    with pytest.raises(WeightsError) as caught:
+        check_memory("some/model", 24 * 2**30, 8 * 2**30, torch.device("cuda"), "none", torch.bfloat16)
+    assert "dtype" not in str(caught.value)
 
 
 def test_running_out_of_memory_on_the_way_is_the_same_error(tiny, monkeypatch):
@@ -242,6 +289,69 @@ def test_running_out_of_memory_on_the_way_is_the_same_error(tiny, monkeypatch):
 def test_offloading_needs_a_gpu(tiny, offload):
     with pytest.raises(ConfigError, match=f"offload={offload} was asked for on the CPU"):
         tiny("sd15").load(offload=offload)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_offloaded_components_leave_the_gpu_to_one_another(tiny, name, monkeypatch):
+    """With stubs for accelerate's hooks: what matters is when they are told to send their component away."""
+    events = []
+    hooks = [SimpleNamespace(offload=lambda part=part: events.append(f"{part} leaves")) for part in ("text", "vae")]
+    pipe = copy.copy(tiny(name).pipe)
+    pipe._all_hooks = hooks
+    backbone = tiny(name).wrap(pipe)
+    for method in ("encode_uncached", "denoise"):
+        true = getattr(backbone, method)
+        monkeypatch.setattr(backbone, method, lambda *args, m=method, f=true: events.append(m) or f(*args))
+    true_decode = backbone.vae.decode
+    monkeypatch.setattr(backbone.vae, "decode", lambda *a, **k: events.append("decode") or true_decode(*a, **k))
+    away = ["text leaves", "vae leaves"]
+    x0 = predicted(backbone)
+    assert events == [*away, "encode_uncached", *away, "denoise"]
+    backbone.decode(x0)
+    assert events[6:] == [*away, "decode", *away]
+
+
+class HalfAutoencoder:
+    """An autoencoder in half precision that keeps a record of the precision it decodes in."""
+
+    def __init__(self, force_upcast=True, broken=False):
+        self.config = SimpleNamespace(force_upcast=force_upcast, scaling_factor=0.5, shift_factor=None)
+        self.dtype, self.broken, self.decoded_in = torch.float16, broken, []
+
+    def to(self, dtype):
+        self.dtype = dtype
+
+    def decode(self, latents, return_dict):
+        self.decoded_in.append((self.dtype, latents.dtype))
+        if self.broken:
+            raise RuntimeError("no")
+        return (torch.zeros(len(latents), 3, 16, 16, dtype=self.dtype),)
+
+
+@pytest.mark.parametrize(
+    ("name", "force_upcast", "inside"),
+    [
+        ("sdxl", True, torch.float32),
+        ("flux", True, torch.float32),
+        ("sdxl", False, torch.float16),
+        ("sd15", True, torch.float16),  # its config says so too, and its pipeline decodes in half precision
+    ],
+)
+def test_an_autoencoder_that_overflows_decodes_in_float32(tiny, name, force_upcast, inside):
+    backbone = tiny(name).wrap()
+    backbone.vae = HalfAutoencoder(force_upcast)
+    assert backbone.decode(torch.zeros(1, *backbone.capabilities.latent_shape)).dtype == torch.float32
+    assert backbone.vae.decoded_in == [(inside, inside)]
+    assert backbone.vae.dtype == torch.float16
+
+
+def test_the_autoencoder_is_half_again_after_an_error(tiny):
+    backbone = tiny("sdxl").wrap()
+    backbone.vae = HalfAutoencoder(broken=True)
+    with pytest.raises(RuntimeError, match="no"):
+        backbone.decode(torch.zeros(1, 4, 8, 8))
+    assert backbone.vae.decoded_in == [(torch.float32, torch.float32)]
+    assert backbone.vae.dtype == torch.float16
 
 
 # ---------------------------------------------------------------------------------------------- options
@@ -270,15 +380,24 @@ def predicted(backbone):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"channels_last": True}, {"attention_slicing": True}, {"attention_slicing": "max"}, {"vae_tiling": True}],
-    ids=str,
+    "options", [{"channels_last": True}, {"attention_slicing": True}, {"attention_slicing": "max"}], ids=str
 )
 def test_options_change_how_not_what(tiny, options):
     plain, other = tiny("sd15").load(), tiny("sd15").load(**options)
     torch.testing.assert_close(predicted(other), predicted(plain), atol=1e-4, rtol=1e-4)
     x0 = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(other.decode(x0), plain.decode(x0), atol=1e-4, rtol=1e-4)
+
+
+def test_large_pictures_are_decoded_in_tiles(tiny, monkeypatch):
+    backbone = tiny("sd15").load(vae_tiling=True, image_size=32)  # a tile has 16 pixels
+    tiled, sizes = backbone.vae.tiled_decode, []
+    monkeypatch.setattr(backbone.vae, "tiled_decode", lambda z, **k: sizes.append(tuple(z.shape)) or tiled(z, **k))
+    x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    found, plain = backbone.decode(x0), tiny("sd15").load(image_size=32).decode(x0)
+    assert sizes == [(2, 4, 16, 16)]
+    assert found.shape == plain.shape == (2, 3, 32, 32)
+    assert float(torch.corrcoef(torch.stack([found.flatten(), plain.flatten()]))[0, 1]) > 0.9
 
 
 def test_options_reach_the_model(tiny):
@@ -340,7 +459,22 @@ def test_texts_are_encoded_once_and_the_cache_is_bounded(tiny, name, monkeypatch
     again = backbone.encode(["a cup", "a dog", "a sofa", "a cup"])
     assert seen == [["a sofa"]]
     torch.testing.assert_close(again.tensors["text"][:2], first.tensors["text"].flip(0), atol=1e-5, rtol=1e-5)
-    row = sum(value[0].numel() * value.element_size() for value in first.tensors.values())
+    own = [value for name, value in first.tensors.items() if not name.startswith(NEGATIVE)]
+    row = sum(value[0].numel() * value.element_size() for value in own)
     monkeypatch.setattr(diffusers_backbone, "TEXT_CACHE", 2 * row)
     backbone.encode(["a cat"])
     assert list(backbone._texts) == ["a cup", "a cat"]  # the two used last
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_text_cache_keeps_no_batch_alive_and_one_negative_prompt(tiny, name):
+    backbone = tiny(name).wrap()
+    backbone.encode(["a dog", "a cup", "a sofa"])
+    backbone.encode(["a cat", "a red cup"])
+    kept = [row.tensors for row in backbone._texts.values()]
+    for tensors in kept:
+        for value in tensors.values():
+            assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    for key in kept[0]:
+        places = {tensors[key].data_ptr() for tensors in kept}
+        assert len(places) == (1 if key.startswith(NEGATIVE) else 5)

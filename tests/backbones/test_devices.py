@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.devices import resolve_device, resolve_dtype
 from addiffusion_env.errors import ConfigError
 
@@ -31,8 +32,17 @@ def test_auto_takes_what_is_there(monkeypatch):
 def test_precisions():
     assert resolve_dtype("auto", CPU) == torch.float32
     assert resolve_dtype("auto", CUDA) == torch.float16
+    assert resolve_dtype("auto", CPU, "bfloat16") == torch.float32
+    assert resolve_dtype("auto", CUDA, "bfloat16") == torch.bfloat16
     assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
     with pytest.raises(ConfigError, match="float16 was asked for on the CPU"):
         resolve_dtype("float16", CPU)
     with pytest.raises(ConfigError, match="did you mean 'bfloat16'"):
         resolve_dtype("bflot16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("sd15", "float16"), ("sd21", "float16"), ("sdxl", "float16"), ("flux", "bfloat16")]
+)
+def test_each_checkpoint_has_its_own_half_precision(name, expected):
+    assert BACKBONES.load(name).spec.auto_dtype == expected

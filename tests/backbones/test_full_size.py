@@ -16,6 +16,7 @@ from addiffusion_env.backbones import BACKBONES
 EXPECTED = {
     # parameters in millions, latents, picture, attention grid, text window, reference (steps, guidance, solver)
     "sd15": (860, (4, 64, 64), 512, (16, 16), 77, (50, 7.5, "ddim")),
+    "sd21": (866, (4, 96, 96), 768, (24, 24), 77, (50, 7.5, "ddim")),
     "sdxl": (2567, (4, 128, 128), 1024, (32, 32), 77, (50, 5.0, "ddim")),
     "flux": (11891, (16, 128, 128), 1024, (64, 64), 256, (4, 1.0, "euler_flow")),
 }
@@ -46,8 +47,12 @@ def test_capabilities_and_one_evaluation(name, backbone):
     assert found.guidance == (name != "flux")
 
     conditioning = backbone.encode_uncached(["a red cup", "a dog"])
-    assert conditioning.tensors["text"].shape == (2, window, {"sd15": 768, "sdxl": 2048, "flux": 4096}[name])
-    if name != "sd15":
+    assert conditioning.tensors["text"].shape == (
+        2,
+        window,
+        {"sd15": 768, "sd21": 1024, "sdxl": 2048, "flux": 4096}[name],
+    )
+    if name in ("sdxl", "flux"):
         assert conditioning.tensors["pooled"].shape == (2, {"sdxl": 1280, "flux": 768}[name])
     x = torch.empty(2, *latents, device="meta")
     times = torch.empty(2, device="meta")

@@ -8,7 +8,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig, RefineConfig
 from addiffusion_env.engine.requests import Evaluate
-from addiffusion_env.errors import ConfigError, NumericsError
+from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 
 PROCESS = ProcessConfig(steps=4, refine=RefineConfig(maps="none", region="whole", renoise=1.0))
 
@@ -93,6 +93,25 @@ def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, m
     programs = [play(emoji, PROCESS, prompt, 0, looks=False) for prompt in prompts[:3]]
     with pytest.raises(NumericsError, match=r"1 of 3 lanes, first at sigma 14\.6.*red cup"):
         engine.run(programs)
+
+
+@pytest.mark.parametrize(
+    ("method", "doing"),
+    [("predict", "evaluating the denoiser"), ("preview", "looking at previews"), ("decode", "decoding finished")],
+)
+def test_running_out_of_memory_says_what_to_turn_down(emoji, scorers, prompts, monkeypatch, method, doing):
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(emoji, method, full)
+    engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
+    programs = [play(emoji, PROCESS, prompt, 0, looks=True) for prompt in prompts[:3]]
+    with pytest.raises(
+        DeviceMemoryError, match=f"cpu ran out of memory {doing}.*: 3 lanes of backbone 'emoji'"
+    ) as caught:
+        engine.run(programs)
+    for remedy in ("fewer lanes", "vae_tiling", "offload"):
+        assert remedy in caught.value.remedy
 
 
 def test_deciding_without_a_policy_is_refused(emoji, scorers, prompts):

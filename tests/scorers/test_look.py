@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.errors import NumericsError, PromptError, WeightsError
+from addiffusion_env.errors import MissingPackageError, NumericsError, PromptError, UnknownNameError, WeightsError
 from addiffusion_env.scorers.clip import ClipScorer
+from addiffusion_env.scorers.hub_look import hub_scorers
 from addiffusion_env.scorers.look import Look, LookScorers, emoji_scorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 
@@ -95,3 +98,24 @@ def test_missing_weights_are_named(tmp_path):
         emoji_scorers(tmp_path / "absent")
     with pytest.raises(WeightsError, match="clip"):
         emoji_scorers(Path(tmp_path))
+
+
+def test_the_preference_scorer_is_chosen_by_name(
+    clip_folder, dino_folder, image_reward_folder, bert_folder, monkeypatch
+):
+    """The package is a stub here; that it scores the same is held where it imports (test_image_reward_scorer.py)."""
+    asked = []
+    package = SimpleNamespace(load=lambda name, **options: asked.append((name, options)))
+    paths = {"clip": str(clip_folder), "dino": str(dino_folder), "image_reward": str(image_reward_folder)}
+    own = hub_scorers("cpu", {**paths, "image_reward_tokenizer": str(bert_folder)})
+    assert own.preference.name == "image_reward"
+    monkeypatch.setitem(sys.modules, "ImageReward", package)
+    other = hub_scorers("cpu", {**paths, "preference": "image_reward_package"})
+    assert other.preference.name == "image_reward_package"
+    weights, config = (str(image_reward_folder / name) for name in ("ImageReward.pt", "med_config.json"))
+    assert asked == [(weights, {"device": "cpu", "med_config": config})]
+    monkeypatch.setitem(sys.modules, "ImageReward", None)
+    with pytest.raises(MissingPackageError, match="cannot be imported"):
+        hub_scorers("cpu", {"preference": "image_reward_package"})
+    with pytest.raises(UnknownNameError, match="did you mean 'image_reward'"):
+        hub_scorers("cpu", {**paths, "preference": "imagereward"})

@@ -45,8 +45,9 @@ def test_an_open_clip_tag_that_cannot_be_fetched_names_its_repository(monkeypatc
         raise RuntimeError("Failed to download weights for tag 'openai'") from socket.gaierror("no such host")
 
     monkeypatch.setattr(open_clip, "create_model", no_network)  # else ViT-L/14 would be built or downloaded here
-    with pytest.raises(WeightsError, match=r"hf download timm/vit_large_patch14_clip_224\.openai"):
+    with pytest.raises(WeightsError, match=r"hf download timm/vit_large_patch14_clip_224\.openai") as caught:
         ClipScorer.from_pretrained("ViT-L-14", "openai")
+    assert "cannot be fetched: HF_HUB_OFFLINE is set" in caught.value.cause
 
 
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(offline, tmp_path):
@@ -58,8 +59,17 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(offline, tmp_path):
 def test_a_truncated_file_is_named(tmp_path):
     for name in ("weights.safetensors", "weights.pt"):
         (tmp_path / name).write_bytes(b"\x00" * 40)
-        with pytest.raises(WeightsError, match=name):
+        with pytest.raises(WeightsError, match=name) as caught:
             hub.read_state_dict(tmp_path / name)
+        assert f"copy {tmp_path / name} again" in caught.value.remedy
+
+
+def test_a_truncated_download_names_the_command_that_fetches_it(tmp_path):
+    path = tmp_path / "models--THUDM--ImageReward" / "snapshots" / "abc" / "ImageReward.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x00" * 40)
+    with pytest.raises(WeightsError, match=r"hf download THUDM/ImageReward ImageReward\.pt --force-download"):
+        hub.read_state_dict(path)
 
 
 def test_a_torch_file_is_not_executed(tmp_path):
