@@ -9,6 +9,7 @@ from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig, RefineConfig
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts, sample_scenes, scene_prompt
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
+from addiffusion_env.seeding import keyed_noise
 
 NO_REFINE = RefineConfig(enabled=False, maps="none", region="whole")
 
@@ -46,3 +47,21 @@ def test_pictures_of_other_prompts_are_judged_wrong(emoji, scorers):
         for p, q in zip(prompts, prompts[::-1], strict=True)
     ]
     assert correctness(emoji, scorers, shuffled, 4, "trailing") == 0
+
+
+@torch.no_grad()
+def test_the_engine_equals_a_plain_diffusers_loop(emoji, scorers, prompts):
+    """DDIM, leading, guidance 4, as the reference sampled: the same latents from the same noise."""
+    chosen = prompts[:3]
+    scheduler = emoji.parts.scheduler
+    scheduler.set_timesteps(10)
+    x = torch.stack([keyed_noise(prompt.prompt_id, 0, emoji.capabilities.latent_shape) for prompt in chosen])
+    encoded = emoji.encode([prompt.text for prompt in chosen]).tensors
+    states = torch.cat([encoded["negative_text"], encoded["text"]])
+    for timestep in scheduler.timesteps:
+        negative, text = emoji.denoiser(torch.cat([x, x]), timestep, encoder_hidden_states=states).sample.chunk(2)
+        x = scheduler.step(negative + 4.0 * (text - negative), timestep, x).prev_sample
+    process = ProcessConfig(steps=10, spacing="leading", guidance_scale=4.0, refine=NO_REFINE)
+    engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
+    found = engine.run([play(emoji, process, prompt, seed=0, looks=False) for prompt in chosen])
+    torch.testing.assert_close(torch.cat([episode.lane.latents.x for episode in found]), x, atol=1e-4, rtol=0)
