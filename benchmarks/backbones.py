@@ -1,7 +1,7 @@
 """The vector environment and its engine beside the plain diffusers pipeline: time and memory, random weights.
 
     python benchmarks/backbones.py                 # full size: needs a GPU
-    python benchmarks/backbones.py --size tiny     # 16x16 pictures: runs anywhere in a minute
+    python benchmarks/backbones.py --size tiny     # 16x16 pictures: runs anywhere in two minutes
 
 Prints a table and, with ``--json FILE``, writes the same numbers with the device, versions and settings.
 """
