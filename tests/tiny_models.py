@@ -229,3 +229,10 @@ def dino_folder(folder: Path) -> Path:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder)
     return folder
+
+
+def predicted(backbone):
+    x = torch.randn(2, *backbone.capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
+    scale = torch.full((2,), backbone.capabilities.default_guidance, dtype=torch.float64)
+    sigma = torch.tensor([0.8, 0.4], dtype=torch.float64)
+    return backbone.predict(x, sigma, backbone.encode(["a dog", "a red cup"]), scale).x0
