@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.policy_file import load_config
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, check_prompts
 from addiffusion_env.baselines import make_method
@@ -97,8 +98,7 @@ class AdaptivePipeline:
         if policy is not None:
             method = make_method(policy)
             if folder is not None:
-                learned = LearnedMethod.from_run(folder)
-                settings = replace(learned.settings(), device=device)
+                settings = replace(EnvSettings.of(**load_config(folder).environment), device=device)
             else:
                 settings = EnvSettings(backbone=str(name_or_dir), device=device, refine="off")
         elif folder is not None:

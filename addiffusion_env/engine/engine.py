@@ -213,7 +213,8 @@ class Engine:
         self.counters.evaluations += len(requests)
         # A row that stays is stepped nowhere: sigma to itself leaves the latents as they are.
         onward = [
-            sigma if request.sigma_next is None else request.sigma_next for request, sigma in self._pairs(requests)
+            sigma if request.sigma_next is None else request.sigma_next
+            for request, sigma in zip(requests, latents.sigma.tolist(), strict=True)
         ]
         stepped = self._step(self.backbone.path, latents, prediction.x0, torch.tensor(onward, dtype=torch.float64))
         outcomes = []
@@ -241,10 +242,6 @@ class Engine:
                 "use fewer lanes (lanes, num_envs; max_batch of an Engine), backbone_options.vae_tiling=true, or "
                 "backbone_options.offload=model",
             ) from error
-
-    @staticmethod
-    def _pairs(requests: Sequence[Evaluate]) -> list[tuple[Evaluate, float]]:
-        return [(request, float(request.latents.sigma[0])) for request in requests]
 
     @staticmethod
     def _check(x0: torch.Tensor, requests: Sequence[Evaluate]) -> None:

@@ -90,7 +90,7 @@ class Lane:
 
 
 def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Lane:
-    """Starts a picture from noise.
+    """Starts a picture from plain noise, as every diffusers pipeline does.
 
     Raises:
         PromptError: when the prompt does not fit the text window.
@@ -98,12 +98,7 @@ def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: 
     rest = backbone.sigmas(process.steps, process.spacing)
     sigma = torch.tensor([rest[0]], dtype=torch.float64)
     noise = keyed_noise(prompt.prompt_id, seed, backbone.capabilities.latent_shape)[None].to(backbone.device)
-    return Lane(prompt, int(seed), backbone.encode([prompt.text]), Latents.start(start_latents(noise), sigma), rest)
-
-
-def start_latents(noise: Tensor) -> Tensor:
-    """The latents that belong to the start of a schedule: plain noise, as every diffusers pipeline starts."""
-    return noise
+    return Lane(prompt, int(seed), backbone.encode([prompt.text]), Latents.start(noise, sigma), rest)
 
 
 def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
