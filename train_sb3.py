@@ -26,6 +26,7 @@ def train(config: dict[str, Any]) -> Path:
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
     from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_vec_env, reward_scale, set_training
+    from addiffusion_env.agents.replay import ReplayConfig, make_walk, measured_frontier, record_table, train_on_table
     from addiffusion_env.agents.training import (
         attach_logger,
         export_policy,
@@ -35,6 +36,7 @@ def train(config: dict[str, Any]) -> Path:
         wants_resume,
     )
     from addiffusion_env.agents.warm_start import warm_start
+    from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
 
     started = time.monotonic()
@@ -53,6 +55,14 @@ def train(config: dict[str, Any]) -> Path:
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
     )
     attach_logger(model, folder)
+    walk = None
+    if config["replay"] is not None:
+        settings, replay = EnvSettings.of(**config["env"]), ReplayConfig.of(config["replay"])
+        table = record_table(settings, replay, config["seed"], folder / "table", config["lanes"])
+        walk = make_walk(table, settings)
+        if state is None:
+            train_on_table(model, walk, settings, replay, config["algorithm"], config["seed"], folder)
+            print(f"trained on the table for {replay.total_timesteps} decisions", flush=True)
     if config["warm_start"] is not None and state is None:
         agreement = warm_start(model, env, config["warm_start"], config["seed"])
         print(f"warm start: the policy now does what the rule does in {agreement:.0%} of its decisions", flush=True)
@@ -77,7 +87,8 @@ def train(config: dict[str, Any]) -> Path:
         raise SystemExit(128 + checkpointer.interrupted)
     policy = folder / "policy"
     if remaining > 0 or not (policy / "config.json").is_file():
-        export_policy(policy, model, config, log.frontier())
+        frontier = log.frontier() if walk is None else measured_frontier(model.policy, walk, settings)
+        export_policy(policy, model, config, frontier)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder
 

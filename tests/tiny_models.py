@@ -129,6 +129,34 @@ def stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Any:
     return saved(pipe, folder)
 
 
+def latent_consistency(folder: Path) -> Any:
+    """A ``LatentConsistencyModelPipeline``, saved to ``folder``; its UNet reads the guidance scale."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    torch.manual_seed(7)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    pipe = LatentConsistencyModelPipeline(
+        vae=autoencoder(),
+        text_encoder=clip_text_model(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet(time_cond_proj_dim=32),
+        scheduler=LCMScheduler(**SD_NOISE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return saved(pipe, folder)
+
+
+def sdxl_turbo(folder: Path) -> Any:
+    """A ``StableDiffusionXLPipeline`` with SDXL-Turbo's scheduler, saved to ``folder``."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    pipe = stable_diffusion_xl(folder)
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    return saved(pipe, folder)
+
+
 def stable_diffusion_xl(folder: Path) -> Any:
     """A ``StableDiffusionXLPipeline``, saved to ``folder``."""
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline

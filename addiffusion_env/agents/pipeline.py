@@ -97,10 +97,11 @@ class AdaptivePipeline:
         folder = _policy_folder(name_or_dir)
         if policy is not None:
             method = make_method(policy)
-            if folder is not None:
-                settings = replace(EnvSettings.of(**load_config(folder).environment), device=device)
-            else:
-                settings = EnvSettings(backbone=str(name_or_dir), device=device, refine="off")
+            known = load_config(folder).environment if folder is not None else {"backbone": str(name_or_dir)}
+            # The model of that policy, but the model's own schedule: what a policy learned on is often too short.
+            kept = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
+            own = {key: value for key, value in known.items() if key in kept}
+            settings = EnvSettings.of(**own, device=device, refine="off")
         elif folder is not None:
             method = LearnedMethod.from_run(folder)
             settings = replace(method.settings(), device=device)

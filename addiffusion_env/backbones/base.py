@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,20 +51,39 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class History:
-    """What a multistep solver remembers of each lane.
+    """What a multistep solver remembers of each lane: its last two predictions.
 
     Attributes:
         x0: (B, C, H, W) the previous clean prediction; meaningless where ``sigma`` is NaN.
         sigma: (B,) float64, the noise level at which it was made; NaN where there is no previous step.
+        older_x0: (B, C, H, W) the clean prediction before that one; meaningless where ``older_sigma`` is NaN.
+        older_sigma: (B,) float64, its noise level; NaN where there are not two steps.
     """
 
     x0: Tensor
     sigma: Tensor
+    older_x0: Tensor
+    older_sigma: Tensor
 
     @classmethod
     def none(cls, like: Tensor) -> History:
         """No history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
-        return cls(torch.zeros_like(like), torch.full((len(like),), float("nan"), dtype=torch.float64))
+        nothing = torch.full((len(like),), float("nan"), dtype=torch.float64)
+        return cls(torch.zeros_like(like), nothing, torch.zeros_like(like), nothing)
+
+    def then(self, x0: Tensor, sigma: Tensor) -> History:
+        """The history one prediction later: (B, C, H, W) made at (B,) noise levels."""
+        return History(x0, sigma, self.x0, self.sigma)
+
+    def row(self, index: int) -> History:
+        """Of one picture, as a batch of one."""
+        at = slice(index, index + 1)
+        return History(self.x0[at], self.sigma[at], self.older_x0[at], self.older_sigma[at])
+
+    @staticmethod
+    def cat(parts: Sequence[History]) -> History:
+        """Joins batches into one."""
+        return History(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(History)))
 
 
 @dataclass(frozen=True)
@@ -92,12 +111,12 @@ class Latents:
     def row(self, index: int) -> Latents:
         """One picture, as a batch of one."""
         at = slice(index, index + 1)
-        return Latents(self.x[at], self.sigma[at], History(self.history.x0[at], self.history.sigma[at]))
+        return Latents(self.x[at], self.sigma[at], self.history.row(index))
 
     @staticmethod
     def cat(parts: Sequence[Latents]) -> Latents:
         """Joins batches into one."""
-        history = History(torch.cat([p.history.x0 for p in parts]), torch.cat([p.history.sigma for p in parts]))
+        history = History.cat([part.history for part in parts])
         return Latents(torch.cat([p.x for p in parts]), torch.cat([p.sigma for p in parts]), history)
 
 

@@ -7,12 +7,13 @@ equals the diffusers scheduler of that name (``tests/backbones/test_solvers.py``
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import History, Latents
+from addiffusion_env.backbones.base import Latents
 from addiffusion_env.backbones.paths import NoisePath, rows
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.registry import Registry
@@ -22,6 +23,7 @@ SOLVERS = Registry(
     {
         "ddim": "addiffusion_env.backbones.solvers:ddim_step",
         "dpmpp_2m": "addiffusion_env.backbones.solvers:dpmpp_2m_step",
+        "unipc": "addiffusion_env.backbones.solvers:unipc_step",
         "euler_flow": "addiffusion_env.backbones.solvers:euler_flow_step",
     },
 )
@@ -37,7 +39,7 @@ def check_solver(name: str, path: NoisePath) -> None:
     SOLVERS[name]
     if name == "euler_flow" and path.name != "rectified_flow":
         raise CapabilityError(
-            f"solver euler_flow is for rectified flows, this model is {path.name}", "use ddim or dpmpp_2m"
+            f"solver euler_flow is for rectified flows, this model is {path.name}", "use ddim, dpmpp_2m or unipc"
         )
 
 
@@ -58,14 +60,14 @@ class Solver(Protocol):
 def ddim_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
     """DDIM with eta 0 (arXiv:2010.02502, equation 12): keeps the noise, changes its amount. First order."""
     noise = path.noise_of(latents.x, x0, latents.sigma)
-    return Latents(path.mix(x0, noise, sigma_next), sigma_next, History(x0, latents.sigma))
+    return Latents(path.mix(x0, noise, sigma_next), sigma_next, latents.history.then(x0, latents.sigma))
 
 
 def euler_flow_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
     """Euler's step of a rectified flow: ``x + (sigma' - sigma) v`` with ``v = (x - x0) / sigma``. First order."""
     velocity = (latents.x - x0) / rows(latents.sigma, x0)
     x = latents.x + rows(sigma_next - latents.sigma, x0) * velocity
-    return Latents(x, sigma_next, History(x0, latents.sigma))
+    return Latents(x, sigma_next, latents.history.then(x0, latents.sigma))
 
 
 def dpmpp_2m_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
@@ -85,4 +87,45 @@ def dpmpp_2m_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Ten
     blend = x0 + rows(weight, x0) * (x0 - latents.history.x0)
     ratio = path.std(sigma_next) / path.std(now)
     gain = path.alpha(sigma_next) * -torch.expm1(-h)
-    return Latents(rows(ratio, x0) * latents.x + rows(gain, x0) * blend, sigma_next, History(x0, now))
+    x = rows(ratio, x0) * latents.x + rows(gain, x0) * blend
+    return Latents(x, sigma_next, latents.history.then(x0, now))
+
+
+def unipc_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
+    """UniPC of order 2 with ``B(h) = e^h - 1`` (bh2; arXiv:2302.04867, algorithm 1): corrects, then predicts.
+
+    The corrector takes back part of the step that led here, now that the prediction at its end is known; it asks for
+    no evaluation of its own and makes the solver third order. The predictor of this order is DPM-Solver++ 2M's.
+    Without history nothing is corrected, as on a schedule's very last step, which every solver takes in first order.
+    """
+    stepped = dpmpp_2m_step(path, replace(latents, x=latents.x + _correction(path, latents, x0)), x0, sigma_next)
+    return replace(stepped, history=latents.history.then(x0, latents.sigma))
+
+
+def _correction(path: NoisePath, latents: Latents, x0: Tensor) -> Tensor:
+    """What UniC adds to latents that :func:`unipc_step`'s predictor has reached: (B, C, H, W), 0 without history.
+
+    Both formulas start from the corrected latents of the step before and the same first-order part, so their
+    difference needs neither: ``alpha (1 - e^-h) [(r1 - 1/2) D1 + r2 (x0 - x0')]``, where ``x0'`` is the prediction at
+    the step's start and D1 the slope that the predictor used (0, and r2 = 1/2, where it was first order).
+    """
+    history, now = latents.history, latents.sigma
+    known = ~torch.isnan(history.sigma) & (history.sigma != now)
+    second = known & ~torch.isnan(history.older_sigma) & (history.older_sigma != history.sigma)
+    # Levels that make finite numbers where there is no history; their rows are thrown away below.
+    past = torch.where(known, history.sigma, 2 * now)
+    older = torch.where(second, history.older_sigma, 2 * past)
+    lam, lam_past, lam_older = (path.half_log_snr(sigma) for sigma in (now, past, older))
+    h = lam - lam_past
+    ratio = (lam_older - lam_past) / h
+    growth = torch.expm1(-h)
+    # The paper's b for B(h) = e^-h - 1 in clean predictions, and the solution of [[1, 1], [ratio, 1]] r = b.
+    first_phi = -growth / h - 1
+    b1, b2 = first_phi / growth, 2 * (-first_phi / h - 0.5) / growth
+    r1 = torch.where(second, (b1 - b2) / (1 - ratio), torch.zeros_like(h))
+    r2 = torch.where(second, b1 - r1, torch.full_like(h, 0.5))
+    # Zero by where, not by a product: at the noisiest level of a flow h and the ratio are infinite.
+    slope = torch.where(second & torch.isfinite(ratio), (r1 - 0.5) / ratio, torch.zeros_like(h))
+    change = rows(slope, x0) * (history.older_x0 - history.x0) + rows(r2, x0) * (x0 - history.x0)
+    gain = torch.where(known, -path.alpha(now) * growth, torch.zeros_like(h))
+    return rows(gain, x0) * change

@@ -19,6 +19,13 @@ BASELINES = Registry(
         "prompt_rule": "addiffusion_env.baselines.prompt_rule:PromptRule",
         "best_of": "addiffusion_env.baselines.best_of:BestOf",
         "threshold_retry": "addiffusion_env.baselines.threshold_retry:ThresholdRetry",
+        "interval": "addiffusion_env.baselines.interval:Interval",
+        "oracle_stop": "addiffusion_env.baselines.oracle_stop:OracleStop",
+        "lcm": "addiffusion_env.baselines.lcm:LatentConsistency",
+        "turbo": "addiffusion_env.baselines.turbo:SDXLTurbo",
+        "sag": "addiffusion_env.baselines.self_attention:SelfAttentionGuidance",
+        "attend_excite": "addiffusion_env.baselines.attend_excite:AttendAndExcite",
+        "fbcache": "addiffusion_env.baselines.first_block_cache:FirstBlockCache",
         "policy": "addiffusion_env.baselines.policy:LearnedPolicy",
     },
 )
@@ -30,7 +37,8 @@ def make_method(spec: str) -> Method:
 
     Args:
         spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
-            ``"threshold_retry:0.8"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``.
+            ``"threshold_retry:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``, ``"lcm:4"``, ``"turbo:1"``, ``"sag:20"``,
+            ``"attend_excite:20"``, ``"fbcache:4,0.1"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``.
 
     Raises:
         UnknownNameError: for an unknown method; the nearest known one is given.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from addiffusion_env.backbones.base import Backbone
@@ -19,6 +19,19 @@ EpisodeProgram = Generator[Request, Any, Episode]
 SEED_STRIDE = 1_000_003
 """Try ``j`` of a picture with seed ``s`` draws the noise of seed ``s + SEED_STRIDE * j``: try 0 is the picture that
 every one-try method starts from, and no two tries of seeds below the stride share noise."""
+
+
+@dataclass(frozen=True)
+class BilledEpisode(Episode):
+    """An episode with a bill of its own, beside the NFE and the network calls of its lane.
+
+    Attributes:
+        costs: further figures for the record's ``extra``, by name: ``chosen_nfe``, ``gradient_calls``.
+        seconds: measured wall-clock; ``None`` where it is the share that its network calls have in the run's.
+    """
+
+    costs: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @runtime_checkable
@@ -59,6 +72,11 @@ class BaseMethod:
     usage: ClassVar[str]
     looks: ClassVar[bool] = False
 
+    @classmethod
+    def needs(cls) -> str:
+        """What this machine lacks to run it, in a few words; empty when nothing: most run on the emoji world."""
+        return ""
+
     @property
     def name(self) -> str:
         """The specification that makes it."""
@@ -87,7 +105,16 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str = "trailing") -
 
     Trailing spacing is the strongest of the standard ones where few steps are taken (arXiv:2305.08891, section 3.3).
     """
-    return replace(base, steps=steps, spacing=spacing, decide_every=1, refine=REFINE_PRESETS["off"])
+    return replace(
+        base,
+        steps=steps,
+        spacing=spacing,
+        guidance_interval=(0.0, float("inf")),  # guided throughout, as the field's fixed-step methods are
+        decide_every=1,
+        decide_at=None,
+        check_finished=False,
+        refine=REFINE_PRESETS["off"],
+    )
 
 
 def read_numbers(method: type[BaseMethod], text: str, kinds: Sequence[type], separator: str, optional: int = 0) -> list:

@@ -48,7 +48,7 @@ class ConstantStop(BaseMethod):
                 f"{self.name} never stops on a schedule of {base.steps} steps",
                 f"use stop:0 to stop:{base.steps - 1}, or fixed:{self.steps}",
             )
-        return replace(base, decide_every=1, refine=REFINE_PRESETS["off"])
+        return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """Stop once the steps are done."""

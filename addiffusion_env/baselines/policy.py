@@ -14,9 +14,14 @@ _LEARNED = Registry("policy", {"learned": "addiffusion_env.agents.learned:Learne
 
 
 class LearnedPolicy:
-    """Reads ``policy:FOLDER`` and ``policy:FOLDER@PRICE``."""
+    """A trained policy of a run's folder, at its own price of one NFE or at another."""
 
     usage: ClassVar[str] = "policy:FOLDER[@PRICE]"
+
+    @staticmethod
+    def needs() -> str:
+        """Nothing: a policy for the emoji world ships with the package."""
+        return ""
 
     @staticmethod
     def parse(text: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.engine.programs import act, finished, seen
+from addiffusion_env.engine.programs import turn
 from addiffusion_env.engine.requests import Decide, Picture, Request, to_pixels
 from addiffusion_env.prompts.base import Prompt
 
@@ -50,17 +50,15 @@ def play(
     before = None
     strip: list[np.ndarray] = []
     preferences: list[float] = []
-    while lane.remaining:
-        if lane.x0 is not None and looks and lane.look is None:
-            lane = yield from seen(lane)
+    picture: Picture | None = None
+    while picture is None:
         preferences.append(float("nan") if lane.look is None else float(lane.look.preference[0]))
         if keep_strip and lane.x0 is not None:
             strip.append(preview_pixels(backbone, lane))
         action = yield Decide(lane, before)
         before = lane.look
-        lane = yield from act(backbone, process, lane, action)
-    picture = yield from finished(lane)
-    return Episode(replace(lane, look=picture.look), picture, tuple(strip), tuple(preferences))
+        lane, picture = yield from turn(backbone, process, lane, action, looks)
+    return Episode(lane, picture, tuple(strip), tuple(preferences))
 
 
 def preview_pixels(backbone: Backbone, lane: Lane) -> np.ndarray:

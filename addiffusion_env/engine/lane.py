@@ -12,6 +12,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, History, Latents
 from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.engine.requests import Picture
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import Look
 from addiffusion_env.seeding import keyed_noise
@@ -36,6 +37,10 @@ class Lane:
         change: relative change of x0 at the last evaluation, ``|x0' - x0| / |x0|``; 0 before there are two.
         actions: the actions taken so far.
         masks: the masks of its refinements, (h, w) each, for film strips.
+        evidence: (3,) what the phrase maps of the last refinement said (:func:`regions.phrases.evidence_of`); ``None``
+            where none were made.
+        shown: the finished picture that waits to be taken or tried again (``check_finished``); ``None`` before.
+        best: the best-liked finished picture of earlier tries (``refine.accept=best``).
     """
 
     prompt: Prompt
@@ -52,6 +57,9 @@ class Lane:
     change: float = 0.0
     actions: tuple[int, ...] = ()
     masks: tuple[np.ndarray, ...] = ()
+    evidence: np.ndarray | None = None
+    shown: Picture | None = None
+    best: Picture | None = None
 
     @property
     def sigma(self) -> float:
@@ -70,6 +78,7 @@ class Lane:
 
     def state(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, from which :func:`restore_lane` makes the same lane."""
+        past = self.latents.history
         return {
             "prompt": [
                 self.prompt.text,
@@ -79,13 +88,16 @@ class Lane:
                 self.prompt.demands,
             ],
             "seed": self.seed,
-            "latents": [self.latents.x, self.latents.sigma, self.latents.history.x0, self.latents.history.sigma],
+            "latents": [self.latents.x, self.latents.sigma, *(getattr(past, item.name) for item in fields(past))],
             "rest": torch.from_numpy(np.array(self.rest)),
             "counts": [self.step, self.nfe, self.calls, self.refinements, self.change],
             "x0": self.x0,
             "look": look_state(self.look),
             "actions": list(self.actions),
             "masks": [torch.from_numpy(np.array(mask)) for mask in self.masks],
+            "evidence": None if self.evidence is None else torch.from_numpy(self.evidence),
+            "shown": picture_state(self.shown),
+            "best": picture_state(self.best),
         }
 
 
@@ -104,13 +116,17 @@ def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: 
 def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
     """Makes the lane that :meth:`Lane.state` described; the prompt is encoded anew."""
     text, prompt_id, task, phrases, demands = state["prompt"]
-    x, sigma, x0, past = (value.to(backbone.device) for value in state["latents"])
+    x, sigma, x0, past, *older = state["latents"]
+    # States saved before histories held two predictions go on with the one that they have.
+    older_x0, older_sigma = older or (torch.zeros_like(x0), torch.full_like(past, float("nan")))
+    device = backbone.device
+    history = History(x0.to(device), past.cpu(), older_x0.to(device), older_sigma.cpu())
     step, nfe, calls, refinements, change = state["counts"]
     return Lane(
         prompt=Prompt(text, prompt_id, task, tuple(phrases), demands),
         seed=state["seed"],
         conditioning=backbone.encode([text]),
-        latents=Latents(x, sigma.cpu(), History(x0, past.cpu())),
+        latents=Latents(x.to(device), sigma.cpu(), history),
         rest=state["rest"].numpy(),
         step=step,
         nfe=nfe,
@@ -121,6 +137,9 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
         change=change,
         actions=tuple(state["actions"]),
         masks=tuple(mask.numpy() for mask in state["masks"]),
+        evidence=None if state.get("evidence") is None else state["evidence"].numpy(),
+        shown=restore_picture(state.get("shown")),
+        best=restore_picture(state.get("best")),
     )
 
 
@@ -144,6 +163,20 @@ def moved(lane: Lane, latents: Latents, rest: np.ndarray, x0: Tensor, spent: tup
 def look_state(look: Look | None) -> dict[str, Tensor] | None:
     """A look as named tensors."""
     return None if look is None else {item.name: torch.from_numpy(getattr(look, item.name)) for item in fields(look)}
+
+
+def picture_state(picture: Picture | None) -> dict[str, Any] | None:
+    """A finished picture as named tensors."""
+    return None if picture is None else {"image": picture.image, "look": look_state(picture.look)}
+
+
+def restore_picture(state: Mapping[str, Any] | None) -> Picture | None:
+    """The picture that :func:`picture_state` described."""
+    if state is None:
+        return None
+    look = restore_look(state["look"])
+    assert look is not None
+    return Picture(state["image"], look)
 
 
 def restore_look(state: Mapping[str, Tensor] | None) -> Look | None:

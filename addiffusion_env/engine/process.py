@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+
+import numpy as np
 
 from addiffusion_env.backbones.base import Capabilities
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
 
 MAPS = ("attention", "phrase", "none")
 REGIONS = ("token", "weakest", "union", "whole")
-ACCEPT = ("always", "score")
+ACCEPT = ("always", "score", "best")
 
 
 class Action(IntEnum):
@@ -39,9 +42,12 @@ class RefineConfig:
         steps: k, evaluations from there back to the lane's level; ``"schedule"`` retraces the schedule's own steps.
         fraction: share of the picture's cells that a region covers before blurring, in (0, 1].
         blur: standard deviation of the Gaussian blur of the mask, in latent cells.
-        accept: ``always``, or ``score``: keep the result only when its preview's preference is at least ``margin``
-            above the one before.
+        accept: ``always``; ``score``: keep the result only when its preview's preference is at least ``margin`` above
+            the one before; or ``best``: go on with the result, and give at the end the best-liked of all pictures that
+            were finished on the way (with :attr:`ProcessConfig.check_finished`).
         margin: in standard deviations of preference; may be negative.
+        return_to: step of the schedule where a refinement of the whole picture leaves the lane, so that a new try is
+            judged as early as the first one was; ``None`` for where it was.
         limit: most refinements in an episode.
         first_step: first step of the schedule at which the action is legal; at least 1, since there is no picture
             before.
@@ -56,6 +62,7 @@ class RefineConfig:
     blur: float = 1.0
     accept: str = "always"
     margin: float = 0.0
+    return_to: int | None = None
     limit: int = 4
     first_step: int = 1
 
@@ -84,6 +91,14 @@ class RefineConfig:
             raise ConfigError(f"refine.steps must be a number or 'schedule', got {self.steps!r}", "use 2, or schedule")
         if not isinstance(self.steps, str) and self.steps < 1:
             raise ConfigError(f"refine.steps must be at least 1, got {self.steps}", "raise it")
+        if self.return_to is not None and (self.region != "whole" or self.renoise != 1 or self.steps != "schedule"):
+            raise ConfigError(
+                f"refine.return_to={self.return_to} needs a new try of the whole picture, got region={self.region}, "
+                f"renoise={self.renoise:g}, steps={self.steps}",
+                "start from refine preset=again, or leave return_to out",
+            )
+        if self.return_to is not None and self.return_to < 1:
+            raise ConfigError(f"refine.return_to must be at least 1, got {self.return_to}", "or null: where it was")
         for name, least in (("limit", 0), ("first_step", 1), ("blur", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"refine.{name} must be at least {least}, got {getattr(self, name)}", "raise it")
@@ -94,6 +109,11 @@ REFINE_PRESETS: dict[str, RefineConfig] = {
     "as_published": RefineConfig(),
     # Trying again in earnest: fresh noise, and every step that the lane had done so far once more.
     "restart": RefineConfig(maps="none", region="whole", renoise=1.0, steps="schedule", accept="always"),
+    # The same, but the new try is looked at from the third step on, wherever the old one was dropped, and the best of
+    # all finished tries is given.
+    "again": RefineConfig(
+        maps="none", region="whole", renoise=1.0, steps="schedule", accept="best", return_to=3, limit=6
+    ),
     # Trying again in short: the whole picture from fresh noise, two evaluations back to where it was.
     "retry": RefineConfig(maps="none", region="whole", renoise=1.0, accept="always"),
     # The region of the phrase that shows least, re-noised half-way, kept when it scores better.
@@ -112,8 +132,13 @@ class ProcessConfig:
         spacing: timestep spacing of that schedule.
         solver: name in :data:`backbones.solvers.SOLVERS`.
         guidance_scale: classifier-free guidance; 1 is none.
+        guidance_interval: ``(low, high)`` noise levels: evaluations at ``low < sigma <= high`` are guided, others take
+            the prompt alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). All of them by default.
         landing_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.landing`.
         decide_every: evaluations that one *continue* takes.
+        decide_at: steps of the schedule where the policy is asked, instead; *continue* goes on to the next of them.
+        check_finished: show the policy the finished picture before the episode ends, however it was finished: *stop*
+            takes it, *refine* tries again, *continue* is not legal.
         refine: what *refine* does.
     """
 
@@ -121,8 +146,11 @@ class ProcessConfig:
     spacing: str = "trailing"
     solver: str = "ddim"
     guidance_scale: float = 4.0
+    guidance_interval: tuple[float, float] = (0.0, float("inf"))
     landing_steps: int | str = "auto"
     decide_every: int = 1
+    decide_at: tuple[int, ...] | None = None
+    check_finished: bool = False
     refine: RefineConfig = field(default_factory=RefineConfig)
 
     def __post_init__(self) -> None:
@@ -134,6 +162,57 @@ class ProcessConfig:
             raise ConfigError(f"landing_steps must be a number or 'auto', got {self.landing_steps!r}", "use 4, or auto")
         if not isinstance(self.landing_steps, str) and self.landing_steps < 0:
             raise ConfigError(f"landing_steps must be 0 or more, got {self.landing_steps}", "use 4, or auto")
+
+        low, high = self.guidance_interval
+        if not 0 <= low <= high:
+            raise ConfigError(
+                f"guidance_interval must be [low, high] with 0 <= low <= high, got [{low}, {high}]",
+                "noise levels; null guides every evaluation",
+            )
+        if self.decide_at is not None:
+            self._check_decisions(self.decide_at)
+        if self.refine.accept == "best" and not self.check_finished:
+            raise ConfigError(
+                "refine.accept=best chooses among finished pictures, and check_finished is false",
+                "set check_finished=true, or refine.accept=always",
+            )
+        if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self.steps:
+            raise ConfigError(
+                f"refine.return_to={self.refine.return_to} lies at or behind the end of a schedule of {self.steps} "
+                "steps",
+                "lower it",
+            )
+
+    def _check_decisions(self, at: tuple[int, ...]) -> None:
+        inside = all(isinstance(step, int) and 1 <= step < self.steps for step in at)
+        if not at or not inside or list(at) != sorted(set(at)):
+            raise ConfigError(
+                f"decide_at must be rising steps from 1 to {self.steps - 1}, got {list(at)}", "for example [3, 5]"
+            )
+        if self.decide_every != 1:
+            raise ConfigError("decide_at and decide_every were both given", "leave decide_every at 1")
+
+    def scale_at(self, sigma: float) -> float:
+        """Guidance scale of an evaluation at a noise level; 1 outside the interval.
+
+        >>> config = ProcessConfig(guidance_scale=4, guidance_interval=(2.0, 6.0))
+        >>> config.scale_at(14.6), config.scale_at(5.9), config.scale_at(2.0)
+        (1.0, 4, 1.0)
+        """
+        low, high = self.guidance_interval
+        return self.guidance_scale if low < sigma <= high else 1.0
+
+    def nfe_of(self, sigmas: Sequence[float] | np.ndarray) -> float:
+        """NFE of one evaluation at each of some noise levels.
+
+        >>> ProcessConfig(guidance_scale=4, guidance_interval=(2.0, 6.0)).nfe_of([14.6, 5.9, 2.9, 1.6])
+        3.0
+        """
+        return sum(self.cost(1 if self.scale_at(float(sigma)) == 1 else 2)[0] for sigma in sigmas)
+
+    def decides(self, step: int) -> bool:
+        """Whether the policy is asked when so many steps of the schedule are done."""
+        return step % self.decide_every == 0 if self.decide_at is None else step in self.decide_at
 
     def cost(self, calls: int) -> tuple[float, int]:
         """(NFE, network calls) of so many network calls: one evaluation as the schedule takes it counts 1 NFE.

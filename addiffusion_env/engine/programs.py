@@ -16,22 +16,65 @@ from addiffusion_env.engine.lane import Lane, moved
 from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
 from addiffusion_env.engine.requests import Evaluate, Finish, Outcome, Peek, Picture, Request
 from addiffusion_env.regions.masks import attention_mask, phrase_masks
-from addiffusion_env.regions.phrases import phrases_of, without
+from addiffusion_env.regions.phrases import evidence_of, phrases_of, without
 
 LaneProgram = Generator[Request, Any, Lane]
 
 
 def legal_actions(lane: Lane, process: ProcessConfig) -> np.ndarray:
-    """(3,) bool: which of continue, stop, refine may be taken. Refine needs a picture, a budget and a way ahead."""
+    """(3,) bool: which of continue, stop, refine may be taken. Refine needs a picture, a budget and a way ahead.
+
+    A finished picture that waits to be judged (``check_finished``) can be taken (stop) or tried again (refine).
+    """
     refine = process.refine
     may_refine = (
         refine.enabled
         and lane.x0 is not None
-        and lane.remaining > 0
+        and (lane.remaining > 0 or lane.shown is not None)
         and lane.step >= refine.first_step
         and lane.refinements < refine.limit
     )
     return np.array([lane.remaining > 0, True, may_refine])
+
+
+def turn(
+    backbone: Backbone, process: ProcessConfig, lane: Lane, action: int, looks: bool = True
+) -> Generator[Request, Any, tuple[Lane, Picture | None]]:
+    """One decision carried out: the lane at its next decision, and the picture once the episode has ended.
+
+    Args:
+        backbone: the model.
+        process: what the actions do.
+        lane: where it is.
+        action: a legal one.
+        looks: whether previews are looked at; a finished picture always is.
+    """
+    if lane.shown is not None and action == Action.STOP:
+        return ended(process, replace(lane, actions=(*lane.actions, int(action))), lane.shown)
+    lane = yield from act(backbone, process, lane, action)
+    if lane.remaining:
+        if looks and lane.look is None:
+            lane = yield from seen(lane)
+        return lane, None
+    picture = yield from finished(lane)
+    lane = replace(lane, look=picture.look)
+    waiting = replace(lane, shown=picture)
+    if process.check_finished and legal_actions(waiting, process)[Action.REFINE]:
+        return waiting, None
+    return ended(process, lane, picture)
+
+
+def ended(process: ProcessConfig, lane: Lane, picture: Picture) -> tuple[Lane, Picture]:
+    """The end of an episode: its picture is this one, or a better-liked one of an earlier try where those are kept."""
+    chosen = better(lane.best, picture) if process.refine.accept == "best" else picture
+    return replace(lane, look=chosen.look, shown=None, best=None), chosen
+
+
+def better(kept: Picture | None, new: Picture) -> Picture:
+    """The better-liked of two finished pictures, the earlier of equals."""
+    if kept is not None and float(kept.look.preference[0]) >= float(new.look.preference[0]):
+        return kept
+    return new
 
 
 def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> LaneProgram:
@@ -41,11 +84,10 @@ def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> 
         return (yield from land(backbone, process, lane))
     if action == Action.REFINE:
         return (yield from refine(backbone, process, lane))
-    for _ in range(process.decide_every):
+    while True:
         lane = yield from advance(process, lane)
-        if lane.remaining == 0:
-            break
-    return lane
+        if lane.remaining == 0 or process.decides(lane.step):
+            return lane
 
 
 def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
@@ -59,31 +101,42 @@ def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
 
 def land(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
     """Re-spaces what is left into a few evaluations and takes them; with none, jumps to the predicted x0."""
-    position = float(backbone.timestep_position(torch.tensor([lane.sigma]))[0])
-    evaluations = landing_evaluations(process.landing_steps, position, lane.remaining)
-    if evaluations == 0 and lane.remaining > 0:
+    way = landing_way(backbone, process, lane)
+    if len(way) == 1 and lane.remaining > 0:
         if lane.x0 is None:  # nothing to jump to: the first prediction must be paid for
             lane = yield from advance(process, lane)
         assert lane.x0 is not None
         return replace(lane, latents=replace(lane.latents, x=lane.x0), rest=lane.rest[-1:])
-    positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
-    positions[-1] = 0.0  # where a schedule lands is the end of time, whatever noise the checkpoint leaves there
-    lane = replace(lane, rest=respace(lane.rest, evaluations, positions))
+    lane = replace(lane, rest=way)
     while lane.remaining:
         lane = yield from advance(process, lane)
     return lane
 
 
+def landing_way(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
+    """(m + 1,) noise levels of a landing from where the lane is to the end."""
+    position = float(backbone.timestep_position(torch.tensor([lane.sigma]))[0])
+    evaluations = landing_evaluations(process.landing_steps, position, lane.remaining)
+    if evaluations == lane.remaining:
+        return lane.rest  # nothing to save: the schedule goes on as it is
+    positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
+    positions[-1] = 0.0  # where a schedule lands is the end of time, whatever noise the checkpoint leaves there
+    return respace(lane.rest, evaluations, positions)
+
+
 def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
     """Re-noises a region, denoises it back to where the lane is, and keeps or drops the result (RefineConfig)."""
     config = process.refine
+    if lane.shown is not None:
+        best = better(lane.best, lane.shown) if config.accept == "best" else None
+        lane = replace(lane, shown=None, best=best)
     lane = replace(lane, refinements=lane.refinements + 1)
     lane, mask = yield from region(backbone, process, lane)
     tried = yield from redo(backbone, process, lane, mask)
     if mask is not None:
         shown = mask[0, 0].float().cpu().numpy()
         lane, tried = replace(lane, masks=(*lane.masks, shown)), replace(tried, masks=(*lane.masks, shown))
-    if config.accept == "always":
+    if config.accept != "score":
         return tried
     if lane.look is None:
         lane = yield from seen(lane)
@@ -100,9 +153,9 @@ def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | 
     Inside the mask the picture is drawn anew; outside, the old trajectory at the same noise level is put back after
     every evaluation, as RePaint does (arXiv:2201.09865, equation 8), so that it comes out as it was.
     """
-    path, x_old, rest = backbone.path, lane.latents.x, lane.rest
+    path, x_old = backbone.path, lane.latents.x
     assert lane.x0 is not None
-    levels = refine_levels(backbone, process, lane)
+    levels, rest, step = refine_way(backbone, process, lane)
     at = [torch.tensor([level], dtype=torch.float64) for level in levels]
     noise = lane.noise(f"refine-{lane.refinements - 1}")
     # Fresh noise at the very start, as a new seed would have; part of the way, noise over what was there.
@@ -120,19 +173,26 @@ def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | 
             x0 = mask * x0 + (1 - mask) * lane.x0
         latents = Latents.start(x, following) if mask is not None else outcome.latents
         tried = moved(tried, latents, rest, x0, process.cost(outcome.calls))
-    return replace(tried, latents=Latents.start(latents.x, at[-1]))
+    return replace(tried, latents=Latents.start(latents.x, at[-1]), step=step)
 
 
-def refine_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
-    """(k + 1,) noise levels of a refinement: from the re-noised level back to where the lane is."""
+def refine_way(backbone: Backbone, process: ProcessConfig, lane: Lane) -> tuple[np.ndarray, np.ndarray, int]:
+    """The way of a refinement.
+
+    Returns:
+        (k + 1,) noise levels from the re-noised level to where it leaves the lane (where it was, or ``return_to``);
+        the levels ahead of the lane then; and the steps of the schedule that are done then.
+    """
     config = process.refine
     full = backbone.sigmas(process.steps, process.spacing)
+    if config.return_to is not None:
+        return full[: config.return_to + 1], full[config.return_to :], config.return_to
     done = full[full > lane.sigma * (1 + 1e-9)]
     way = np.append(done, lane.sigma)  # from the start to here
     start = (1 - config.renoise) * (len(way) - 1)
     steps = max(1, round(len(way) - 1 - start)) if isinstance(config.steps, str) else config.steps
     places = np.linspace(start, len(way) - 1, steps + 1)
-    return np.exp(np.interp(places, np.arange(len(way)), np.log(way)))
+    return np.exp(np.interp(places, np.arange(len(way)), np.log(way))), lane.rest, lane.step
 
 
 def region(
@@ -165,7 +225,8 @@ def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Gener
         other: Outcome = yield replace(request, conditioning=conditioning)
         lane = spent(process, lane, other)
         maps.append((whole.x0_text - other.x0_text).abs().mean(1)[0])
-    return lane, torch.stack(maps)
+    stacked = torch.stack(maps)
+    return replace(lane, evidence=evidence_of(stacked)), stacked
 
 
 def pick_phrase(config: RefineConfig, maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -191,7 +252,8 @@ def finished(lane: Lane) -> Generator[Request, Any, Picture]:
 
 def ask(process: ProcessConfig, lane: Lane, latents: Latents, sigma_next: float | None) -> Evaluate:
     """The guided evaluation of ``latents`` under the lane's prompt."""
-    return Evaluate(latents, lane.conditioning, sigma_next, process.guidance_scale, False, lane.prompt.text)
+    scale = process.scale_at(float(latents.sigma[0]))
+    return Evaluate(latents, lane.conditioning, sigma_next, scale, False, lane.prompt.text)
 
 
 def spent(process: ProcessConfig, lane: Lane, outcome: Outcome) -> Lane:

@@ -16,7 +16,7 @@ import numpy as np
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, look_state, open_lane, restore_lane, restore_look
 from addiffusion_env.engine.process import Action
-from addiffusion_env.engine.programs import act, advance, finished, legal_actions, seen
+from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.framing import Framer, Point, similarity
 from addiffusion_env.envs.loading import load_backbone, load_scorers
@@ -165,7 +165,9 @@ class Episodes:
         """
         slots = [self._live(index) for index in range(len(self.slots))]
         chosen, refused = self._legal(slots, actions)
-        turns = [self._turn(slot.lane, action) for slot, action in zip(slots, chosen, strict=True)]
+        turns = [
+            turn(self.backbone, self.process, slot.lane, action) for slot, action in zip(slots, chosen, strict=True)
+        ]
         results: list[tuple[Lane, Picture | None]] = self.engine.run(turns)
         after = [
             replace(slot, lane=lane, before=slot.lane.look, decisions=slot.decisions + 1, picture=picture)
@@ -190,7 +192,7 @@ class Episodes:
         if slot is None:
             raise EpisodeOverError(f"lane {index} was stepped before reset", "call reset first")
         limit = self.settings.max_decisions
-        if slot.picture is not None or slot.lane.remaining == 0 or (limit is not None and slot.decisions >= limit):
+        if slot.picture is not None or (limit is not None and slot.decisions >= limit):
             raise EpisodeOverError(f"lane {index} was stepped after its episode ended", "call reset first")
         return slot
 
@@ -202,26 +204,19 @@ class Episodes:
                 raise IllegalActionError(
                     f"lane {index}: action {action!r} is none of 0, 1, 2", "continue, stop, refine"
                 )
-            masked = not legal_actions(slot.lane, self.process)[value]
+            legal = legal_actions(slot.lane, self.process)
+            masked = not legal[value]
             if masked and self.settings.strict:
                 raise IllegalActionError(
                     f"lane {index}: {Action(value).name.lower()} is not legal at step {slot.lane.step} with "
                     f"{slot.lane.refinements} refinements done",
                     "look at action_masks(), or set strict=False to continue instead",
                 )
-            chosen.append(int(Action.CONTINUE) if masked else value)
+            # A finished picture cannot be continued: it is taken.
+            instead = Action.CONTINUE if legal[Action.CONTINUE] else Action.STOP
+            chosen.append(int(instead) if masked else value)
             refused.append(masked)
         return chosen, refused
-
-    def _turn(self, lane: Lane, action: int) -> Generator[Request, Any, tuple[Lane, Picture | None]]:
-        """One action and the look after it; the full picture when the lane has landed."""
-        lane = yield from act(self.backbone, self.process, lane, action)
-        if lane.remaining == 0:
-            picture = yield from finished(lane)
-            return replace(lane, look=picture.look), picture
-        if lane.look is None:
-            lane = yield from seen(lane)
-        return lane, None
 
     # ------------------------------------------------------------------ reward
     def _transition(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -51,11 +52,9 @@ class Framer:
         lanes = [point.lane for point in points]
         looks, before = [lane.look for lane in lanes], [point.before for point in points]
         sigma = torch.tensor([lane.sigma for lane in lanes], dtype=torch.float64)
+        none = np.zeros(3, np.float32)
         blank = np.zeros(self.scorers.clip_dim, np.float32)
-        refine = self.process.refine
-        again = self.process.steps if isinstance(refine.steps, str) else refine.steps
-        maps = {"none": 0, "attention": 1, "phrase": 2}[refine.maps]  # three phrases and the whole: two evaluations
-        most = self.process.steps + (refine.limit * (maps + again) if refine.enabled else 0)
+        refine, best = self.process.refine, [lane.best for lane in lanes]
         return Frame(
             clip_image=np.stack([look.clip_image[0] if look else blank for look in looks]),
             clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),
@@ -66,10 +65,22 @@ class Framer:
             dino_similarity=np.array([similarity(now, then) for now, then in zip(looks, before, strict=True)]),
             x0_change=np.array([lane.change for lane in lanes]),
             log_snr=self.backbone.path.half_log_snr(sigma).clamp(*LOG_SNR_RANGE).numpy(),
-            budget=np.array([lane.nfe for lane in lanes]) / most,
+            budget=np.array([lane.nfe for lane in lanes]) / self.most,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, refine.limit),
             price=np.array([point.price for point in points]) / max(self.highest_price, 1e-12),
+            best_preference=_column([picture.look if picture else None for picture in best], "preference"),
+            has_best=np.array([float(picture is not None) for picture in best]),
+            evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),
         )
+
+    @cached_property
+    def most(self) -> float:
+        """NFE of an episode that takes every step and every refinement at its dearest."""
+        refine = self.process.refine
+        way = self.backbone.sigmas(self.process.steps, self.process.spacing)[:-1]
+        again = self.process.nfe_of(way) if isinstance(refine.steps, str) else float(refine.steps)
+        maps = {"none": 0, "attention": 1, "phrase": 2}[refine.maps]  # three phrases and the whole: two evaluations
+        return self.process.nfe_of(way) + (refine.limit * (maps + again) if refine.enabled else 0)
 
 
 def similarity(now: Look | None, before: Look | None) -> float:

@@ -12,6 +12,7 @@ from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, nearest, unknown
+from addiffusion_env.observations.features import STANDARD_KEYS
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.rewards.composite import PRESET_PRICES
@@ -36,13 +37,13 @@ class EnvSettings:
         prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
         steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
-        landing_steps: see :class:`ProcessConfig`.
-        decide_every: see :class:`ProcessConfig`.
+        guidance_interval: ``[low, high]`` noise levels between which guidance is on; ``None`` guides everywhere.
+        landing_steps, decide_every, decide_at, check_finished: see :class:`ProcessConfig`.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
         reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
             the reward preset's own.
-        observation_keys: ``None`` is clip, timestep, quality, and price when it is drawn.
+        observation_keys: ``None`` is clip, timestep, quality, and what :meth:`keys` adds.
         reference_steps: steps of the reference schedule that a relative terminal bonus compares with.
         max_decisions: truncate an episode after so many decisions; ``None`` for no limit.
         strict: refuse an illegal action instead of continuing in its place.
@@ -61,8 +62,11 @@ class EnvSettings:
     spacing: str | None = None
     solver: str | None = None
     guidance_scale: float | None = None
+    guidance_interval: Sequence[float] | None = None
     landing_steps: int | str = "auto"
     decide_every: int = 1
+    decide_at: Sequence[int] | None = None
+    check_finished: bool = False
     refine: str | Mapping[str, Any] | RefineConfig = "as_published"
     reward: str | Mapping[str, Any] = "default"
     price: float | Sequence[float] | None = None
@@ -119,11 +123,17 @@ class EnvSettings:
         return float(ends[0]), float(ends[1])
 
     def keys(self) -> tuple[str, ...]:
-        """The observation's keys: the three standard ones, and ``price`` when it varies."""
+        """The observation's keys: the three standard ones; ``price`` when it varies; what refinement leaves behind.
+
+        ``tries`` is there when finished tries are kept (``refine.accept=best``), ``phrases`` when refinements make
+        phrase maps.
+        """
         if self.observation_keys is not None:
             return tuple(self.observation_keys)
         low, high = self.price_range()
-        return ("clip", "timestep", "quality", "price") if low < high else ("clip", "timestep", "quality")
+        refine = refine_config(self.refine)
+        more = {"price": low < high, "tries": refine.accept == "best", "phrases": refine.maps == "phrase"}
+        return (*STANDARD_KEYS, *(key for key, wanted in more.items() if wanted))
 
     def process(self, capabilities: Capabilities, name: str) -> ProcessConfig:
         """The decision process on a backbone, its defaults filled in.
@@ -136,12 +146,23 @@ class EnvSettings:
             spacing=self.spacing or capabilities.default_spacing,
             solver=self.solver or capabilities.default_solver,
             guidance_scale=capabilities.default_guidance if self.guidance_scale is None else self.guidance_scale,
+            guidance_interval=self._interval(),
             landing_steps=self.landing_steps,
             decide_every=self.decide_every,
+            decide_at=None if self.decide_at is None else tuple(self.decide_at),
+            check_finished=self.check_finished,
             refine=refine_config(self.refine),
         )
         config.check(capabilities, name)
         return config
+
+    def _interval(self) -> tuple[float, float]:
+        ends = (0.0, float("inf")) if self.guidance_interval is None else tuple(self.guidance_interval)
+        if len(ends) != 2:
+            raise ConfigError(
+                f"guidance_interval must be [low, high], got {self.guidance_interval!r}", "null guides everywhere"
+            )
+        return float(ends[0]), float(ends[1])
 
     def prompt_source(self) -> PromptSource:
         """Where prompts come from."""

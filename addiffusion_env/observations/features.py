@@ -78,11 +78,23 @@ def price(frame: Frame) -> np.ndarray:
     return frame.price[:, None]
 
 
+def tries(frame: Frame) -> np.ndarray:
+    """The best finished picture so far: its preference, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
+    return np.stack([np.tanh(frame.best_preference / 2), frame.has_best], axis=1)
+
+
+def phrases(frame: Frame) -> np.ndarray:
+    """What the last refinement's phrase maps said: (B, 3) in [0, 1]."""
+    return frame.evidence
+
+
 FEATURES: dict[str, Feature] = {
     "clip": Feature(lambda width: 2 * width, clip),
     "timestep": Feature(lambda width: TIMESTEP_DIM, timestep),
     "quality": Feature(lambda width: len(QUALITY), quality),
     "price": Feature(lambda width: 1, price, low=0.0),
+    "tries": Feature(lambda width: 2, tries),
+    "phrases": Feature(lambda width: 3, phrases, low=0.0),
 }
 """Key -> feature. A new observation is one entry."""
 

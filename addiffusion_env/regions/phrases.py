@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+from torch import Tensor
+
 from addiffusion_env.prompts.base import Prompt
 
 # What separates things to draw: commas, conjunctions and spatial words.
@@ -46,3 +49,24 @@ def without(text: str, phrase: str) -> str:
     right = re.sub("^" + SPLIT.pattern, "", " " + parts[1] + " ").strip() if not parts[0] else parts[1]
     joined = " ".join(piece for piece in (prefix.strip(), left, right) if piece)
     return re.sub(r"\s*,\s*and\b", " and", re.sub(r"\s+,", ",", joined))
+
+
+def evidence_of(maps: Tensor) -> np.ndarray:
+    """What phrase maps say of a picture in the making, as three numbers in [0, 1].
+
+    Args:
+        maps: (P, H, W) effect of each phrase on each cell, not negative.
+
+    Returns:
+        (3,) float32: the weakest phrase's peak over the strongest's; how much two phrases act on the same cells
+        (largest cosine of two maps; 0 for a single phrase); the share of all effect that lies in the strongest eighth
+        of the cells, averaged over phrases.
+    """
+    flat = maps.flatten(1).double()
+    peaks = flat.amax(1)
+    unit = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    cosines = unit @ unit.T
+    cosines.fill_diagonal_(0.0)
+    strongest = flat.topk(max(1, flat.shape[1] // 8), dim=1).values.sum(1) / flat.sum(1).clamp_min(1e-12)
+    weakest = float(peaks.min() / peaks.max().clamp_min(1e-12))
+    return np.array([weakest, float(cosines.max()), float(strongest.mean())], np.float32).clip(0, 1)

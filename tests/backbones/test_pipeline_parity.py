@@ -114,14 +114,18 @@ def test_euler_pipelines_land_where_theirs_do(tiny, tiny_scorers, name, final):
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
-def test_dpm_solver_pipeline(tiny, tiny_scorers):
-    from diffusers import DPMSolverMultistepScheduler
+@pytest.mark.parametrize(
+    ("solver", "kind"), [("dpmpp_2m", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler")]
+)
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_multistep_pipelines(tiny, tiny_scorers, name, solver, kind):
+    import diffusers
 
-    pipe = copy.deepcopy(tiny("sd15").pipe)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    pipe = copy.deepcopy(tiny(name).pipe)
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, timestep_spacing="trailing")
     pipe.set_progress_bar_config(disable=True)
-    backbone = tiny("sd15").wrap(pipe)
-    process = process_of(backbone, 5, solver="dpmpp_2m", spacing="trailing")
+    backbone = tiny(name).wrap(pipe)
+    process = process_of(backbone, 5, solver=solver, spacing="trailing")
     ours, _ = continued(backbone, tiny_scorers, PROMPTS[:2], [process] * 2)
     torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS[:2], process), atol=1e-4, rtol=1e-4)
 

@@ -11,11 +11,12 @@ import torch
 from addiffusion_env.backbones.base import History, Latents
 from addiffusion_env.backbones.paths import RectifiedFlow, VariancePreserving
 from addiffusion_env.backbones.schedules import DiscreteSchedule
-from addiffusion_env.backbones.solvers import SOLVERS, ddim_step, dpmpp_2m_step, euler_flow_step
+from addiffusion_env.backbones.solvers import SOLVERS, ddim_step, dpmpp_2m_step, euler_flow_step, unipc_step
 
 SHAPE = (3, 4, 4, 4)
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VP, FLOW = VariancePreserving(), RectifiedFlow()
+ALL = [("ddim", VP), ("dpmpp_2m", VP), ("unipc", VP), ("ddim", FLOW), ("unipc", FLOW), ("euler_flow", FLOW)]
 
 
 def tensor(seed):
@@ -81,6 +82,56 @@ def test_dpmpp_2m_equals_diffusers(spacing, final, steps):
         torch.testing.assert_close(latents.x, x, atol=1e-5, rtol=1e-5)
 
 
+def unipc_against(scheduler, path, steps):
+    """Both solve from the same noise with the same network; compared after every step."""
+    sigmas = scheduler.sigmas.double()
+    x = tensor(1)
+    latents = Latents.start(x, uniform(sigmas[0]))
+    for index, timestep in enumerate(scheduler.timesteps):
+        output = network(x, index)
+        theirs = scheduler.step(output, timestep, x).prev_sample
+        x0 = network(latents.x, index)
+        latents = unipc_step(path, latents, x0, uniform(sigmas[index + 1]))
+        x = theirs
+        torch.testing.assert_close(latents.x, x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
+def test_unipc_equals_diffusers(spacing, final, steps):
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(
+        **SD15,
+        timestep_spacing=spacing,
+        final_sigmas_type=final,
+        steps_offset=1,
+        prediction_type="sample",
+        lower_order_final=final == "zero",  # at sigma 0 its second order is infinite; elsewhere ours keeps it
+    )
+    scheduler.set_timesteps(steps)
+    unipc_against(scheduler, VP, steps)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_unipc_on_a_flow_equals_diffusers(steps):
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="sample")
+    scheduler.set_timesteps(steps)
+    unipc_against(scheduler, FLOW, steps)
+
+
+@pytest.mark.parametrize("path", [VP, FLOW])
+def test_unipc_is_finite_from_pure_noise(path):
+    """A flow begins at alpha 0, where the log signal-to-noise ratio is minus infinity."""
+    latents = Latents.start(tensor(1), uniform(1.0))
+    for index, onward in enumerate((0.8, 0.5, 0.3, 0.0)):
+        latents = unipc_step(path, latents, network(latents.x, index), uniform(onward))
+        assert bool(torch.isfinite(latents.x).all())
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 4, 9])
 def test_euler_flow_equals_diffusers(steps, shift):
@@ -99,13 +150,14 @@ def test_euler_flow_equals_diffusers(steps, shift):
     assert float(latents.sigma[0]) == 0.0
 
 
-@pytest.mark.parametrize(("name", "path"), [("ddim", VP), ("dpmpp_2m", VP), ("ddim", FLOW), ("euler_flow", FLOW)])
+@pytest.mark.parametrize(("name", "path"), ALL)
 def test_mixed_sigmas_in_one_batch_equal_separate_calls(name, path):
     step = SOLVERS.load(name)
     sigma = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64)
     onward = torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64)
     past = torch.tensor([float("nan"), 0.8, 0.4], dtype=torch.float64)  # the first row has no history
-    latents, x0 = Latents(tensor(3), sigma, History(tensor(4), past)), tensor(5)
+    older = torch.tensor([float("nan"), float("nan"), 0.7], dtype=torch.float64)
+    latents, x0 = Latents(tensor(3), sigma, History(tensor(4), past, tensor(13), older)), tensor(5)
     together = step(path, latents, x0, onward)
     for row in range(3):
         alone = step(path, latents.row(row), x0[row : row + 1], onward[row : row + 1])
@@ -114,9 +166,9 @@ def test_mixed_sigmas_in_one_batch_equal_separate_calls(name, path):
     assert bool(torch.isfinite(together.x).all())
 
 
-@pytest.mark.parametrize(("name", "path"), [("ddim", VP), ("dpmpp_2m", VP), ("ddim", FLOW), ("euler_flow", FLOW)])
+@pytest.mark.parametrize(("name", "path"), ALL)
 def test_landing_on_sigma_zero_returns_x0(name, path):
-    latents = Latents(tensor(6), uniform(0.3), History(tensor(7), uniform(0.6)))
+    latents = Latents(tensor(6), uniform(0.3), History(tensor(7), uniform(0.6), tensor(14), uniform(0.8)))
     x0 = tensor(8)
     torch.testing.assert_close(SOLVERS.load(name)(path, latents, x0, uniform(0.0)).x, x0, atol=1e-6, rtol=1e-6)
 
@@ -161,6 +213,7 @@ def gaussian_error(name, path, steps, start, end):
     [
         ("ddim", VP, 10.0, 0.1, 1),
         ("dpmpp_2m", VP, 10.0, 0.1, 2),
+        ("unipc", VP, 10.0, 0.1, 3),
         ("euler_flow", FLOW, 0.9, 0.1, 1),
         ("ddim", FLOW, 0.9, 0.1, 1),
     ],

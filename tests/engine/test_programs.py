@@ -8,7 +8,7 @@ import torch
 
 from addiffusion_env.engine.lane import open_lane, restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig, RefineConfig
-from addiffusion_env.engine.programs import act, advance, legal_actions, refine_levels, seen
+from addiffusion_env.engine.programs import act, advance, legal_actions, refine_way, seen, turn
 from addiffusion_env.errors import AdDiffusionError, ConfigError
 
 RETRY = ProcessConfig(steps=4, refine=REFINE_PRESETS["retry"])
@@ -116,9 +116,9 @@ def test_accept_or_take_back(engine, emoji, prompts, margin, kept):
 def test_refinement_levels_start_where_renoise_says(engine, emoji, prompts):
     lane = moved(engine, emoji, RETRY, prompts[0], 3)
     full = emoji.sigmas(4, "trailing")
-    whole = refine_levels(emoji, RETRY, lane)
+    whole = refine_way(emoji, RETRY, lane)[0]
     assert whole[0] == pytest.approx(full[0]) and whole[-1] == pytest.approx(lane.sigma)
-    near = refine_levels(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)
+    near = refine_way(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)[0]
     assert near[0] == pytest.approx(full[2])
     assert (np.diff(whole) < 0).all()
 
@@ -131,6 +131,15 @@ def test_a_lane_survives_its_state(engine, emoji, prompts):
     assert torch.equal(a.latents.x, b.latents.x)
     assert (a.nfe, a.change, a.step) == (b.nfe, b.change, b.step)
     np.testing.assert_array_equal(lane.look.preference, again.look.preference)
+
+
+def test_a_state_saved_with_one_prediction_is_still_read(engine, emoji, prompts):
+    lane = moved(engine, emoji, RETRY, prompts[2], 2, seed=5)
+    state = lane.state()
+    again = restore_lane(emoji, {**state, "latents": state["latents"][:4]})
+    assert torch.isnan(again.latents.history.older_sigma).all()
+    [a], [b] = engine.run([advance(RETRY, lane)]), engine.run([advance(RETRY, again)])
+    assert torch.equal(a.latents.x, b.latents.x)
 
 
 @pytest.mark.parametrize(

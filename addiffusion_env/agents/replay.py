@@ -1,0 +1,217 @@
+"""Training on a stop-and-retry table: a warm start that has seen hundreds of thousands of decisions.
+
+The table holds what every try of some training pictures would show and give (:mod:`addiffusion_env.rollouts.table`).
+PPO on it is PPO on the environment, only that its pictures are drawn from a finite set; what it has learned is carried
+into the model that goes on with the live environment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecMonitor
+
+from addiffusion_env.agents.callbacks import pattern_entropy
+from addiffusion_env.agents.training import make_model
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.envs.framing import Framer
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.observations.observer import Observer
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
+from addiffusion_env.rollouts.recorder import Recorder, check_recordable
+from addiffusion_env.rollouts.regret import regret
+from addiffusion_env.rollouts.replay import ReplayVecEnv
+from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.rollouts.walk import Walk
+
+FRONTIER_PRICES = 8
+"""Prices at which a policy's NFE is measured for ``target_nfe``."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """How long, and on what.
+
+    Attributes:
+        pictures: of the training source that are recorded.
+        tries: of each; one more than the refinements that an episode may take is all that can be met.
+        lanes: episodes at once on the table.
+        total_timesteps: decisions.
+        ppo: keyword arguments of the algorithm on the table.
+        watch_every: updates between two looks at collapse and regret, in TensorBoard under ``table/``.
+    """
+
+    pictures: int = 256
+    tries: int = 5
+    lanes: int = 128
+    total_timesteps: int = 300_000
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    watch_every: int = 10
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> ReplayConfig:
+        """Builds it from configuration.
+
+        Raises:
+            ConfigError: for an unknown key, with the nearest one.
+        """
+        known = [item.name for item in fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"replay has no setting {key!r}", nearest(key, known))
+        return cls(**settings)
+
+
+def make_walk(table: TryTable, settings: EnvSettings) -> Walk:
+    """The decision process of an environment on a table of its tries."""
+    backbone = load_backbone(settings)
+    process = settings.process(backbone.capabilities, backbone.name)
+    check_recordable(process)
+    highest = settings.price_range()[1]
+    most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).most
+    return walk_of(table, process, most, highest)
+
+
+def walk_of(table: TryTable, process: ProcessConfig, most: float, highest_price: float) -> Walk:
+    """The same from its parts."""
+    limit = min(process.refine.limit, table.tries - 1)
+    return Walk(table, limit, most, highest_price, process.refine.limit, process.refine.enabled)
+
+
+def record_table(settings: EnvSettings, replay: ReplayConfig, seed: int, folder: Path, lanes: int) -> TryTable:
+    """Records the pictures of a run, or reads those that are recorded.
+
+    Raises:
+        ConfigError: for a process that is not a table of tries.
+        RunFolderError: when a shard cannot be written.
+    """
+    backbone = load_backbone(settings)
+    process = settings.process(backbone.capabilities, backbone.name)
+    recorder = Recorder(backbone, load_scorers(backbone, settings.scorers), process, replay.tries)
+    source = settings.prompt_source()
+
+    def drawn(index: int) -> tuple[Prompt, int]:
+        rng = np.random.default_rng([seed, 13, index])
+        return source.sample(rng), int(rng.integers(2**31))
+
+    def note(done: int) -> None:
+        print(f"recorded {done} of {replay.pictures} pictures, {replay.tries} tries each", flush=True)
+
+    pictures = [drawn(index) for index in range(replay.pictures)]
+    return recorder.record_shards(pictures, folder, lanes, note=note)
+
+
+def greedy(policy: BasePolicy) -> Decider:
+    """The most probable legal action, as :class:`agents.learned.LearnedMethod` decides."""
+
+    @torch.no_grad()
+    def decide(observation: dict[str, np.ndarray], legal: np.ndarray) -> np.ndarray:
+        tensors = {key: torch.as_tensor(value, device=policy.device) for key, value in observation.items()}
+        probabilities = policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[attr-defined]
+        return np.where(legal, probabilities, -1.0).argmax(1)
+
+    return decide
+
+
+def measured_frontier(policy: BasePolicy, walk: Walk, settings: EnvSettings) -> list[tuple[float, float]]:
+    """(price, mean NFE) of a policy on a table, by rising price; NFE never rises with price."""
+    low, high = settings.price_range()
+    observer = Observer(walk.table.clip_text.shape[1], settings.keys())
+    prices = np.linspace(low, high, FRONTIER_PRICES) if low < high else np.array([low])
+    spent = [float(play_table(walk, greedy(policy), observer, price).nfe.mean()) for price in prices]
+    return [(float(price), float(nfe)) for price, nfe in zip(prices, np.minimum.accumulate(spent), strict=True)]
+
+
+def train_on_table(
+    model: BaseAlgorithm,
+    walk: Walk,
+    settings: EnvSettings,
+    replay: ReplayConfig,
+    algorithm: str,
+    seed: int,
+    folder: Path | None = None,
+) -> BaseAlgorithm:
+    """Runs the algorithm on the table and gives what it learned to ``model``.
+
+    Args:
+        model: of the live environment; its policy's weights are replaced.
+        walk: the decision process on what was recorded.
+        settings: of the environment.
+        replay: how long.
+        algorithm: name in :data:`agents.training.ALGORITHMS`.
+        seed: of the networks and of the draws.
+        folder: where TensorBoard files go, under ``tensorboard/table``; ``None`` for none.
+
+    Returns:
+        The learner itself.
+    """
+    env = VecMonitor(ReplayVecEnv(walk.table, settings, walk, replay.lanes, seed))
+    learner = make_model(algorithm, env, replay.ppo, seed, str(model.device))
+    if folder is not None:
+        learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
+    learner.learn(replay.total_timesteps, callback=TableWatch(walk, settings, replay.watch_every))
+    model.policy.load_state_dict(learner.policy.state_dict())
+    return learner
+
+
+class TableWatch(BaseCallback):
+    """Watches a policy on its table: what it spends and gets at the middle price, whether it collapses, its regret.
+
+    Args:
+        walk: the decision process on the table.
+        settings: of the environment.
+        every: updates between two looks.
+    """
+
+    def __init__(self, walk: Walk, settings: EnvSettings, every: int) -> None:
+        super().__init__()
+        self.walk, self.settings, self.every = walk, settings, every
+        self.observer = Observer(walk.table.clip_text.shape[1], settings.keys())
+        self.reward = make_reward(settings.reward)
+        self.rollouts = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.rollouts += 1
+        if self.rollouts % self.every == 1:
+            self.look()
+
+    def _on_training_end(self) -> None:
+        self.look()
+        self.logger.dump(self.num_timesteps)
+
+    def look(self) -> None:
+        """Plays every picture greedily at the middle price and records what that gave."""
+        price = float(np.mean(self.settings.price_range()))
+        outcomes = play_table(self.walk, greedy(self.model.policy), self.observer, price)
+        found = regret(self.walk.table, outcomes, self.reward, price)
+        for name, value in {**summary(outcomes), "regret_to_constant": found.to_constant}.items():
+            self.logger.record(f"table/{name}", value)
+        self.logger.record("table/regret_to_oracle", found.to_oracle)
+
+
+def summary(outcomes: Outcomes) -> dict[str, float]:
+    """Means of a policy's outcomes, and how much it does the same for every picture."""
+    kinds = Counter(outcomes.actions)
+    return {
+        "nfe": float(outcomes.nfe.mean()),
+        "preference": float(outcomes.preference.mean()),
+        "pattern_entropy": pattern_entropy(list(outcomes.actions)),
+        "constant_share": kinds.most_common(1)[0][1] / len(outcomes.actions),
+    }

@@ -1,0 +1,67 @@
+"""Any method without learning, guided only where the evaluation's own process is: ``interval:fixed:6``.
+
+Guidance outside a middle range of noise levels costs a second network call and gains nothing, or harms
+(Kynkaanniemi et al. 2024, arXiv:2404.07724). A policy whose process leaves it out must be compared with methods that
+do so too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.base import BaseMethod, EpisodeProgram, Method
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.engine.requests import Decide
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import LookScorers
+
+
+@dataclass(frozen=True)
+class Interval(BaseMethod):
+    """Another method under the process's guidance interval.
+
+    Attributes:
+        method: the other method.
+    """
+
+    method: Method
+
+    usage: ClassVar[str] = "interval:METHOD:NUMBERS"
+
+    @classmethod
+    def parse(cls, text: str) -> Interval:
+        """``"fixed:6"``, ``"threshold_retry:0.4,6"``: any specification."""
+        from addiffusion_env.baselines import make_method
+
+        return cls(make_method(text))
+
+    @property
+    def name(self) -> str:
+        """``interval:fixed:6``."""
+        return f"interval:{self.method.name}"
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """The other method's process with the guidance interval of ``base``."""
+        return replace(self.method.process(base), guidance_interval=base.guidance_interval)
+
+    @property
+    def looks(self) -> bool:  # type: ignore[override]
+        """As the other method."""
+        return self.method.looks
+
+    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+        """As the other method."""
+        self.method.bind(backbone, scorers)
+
+    def program(
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+    ) -> EpisodeProgram:
+        """As the other method."""
+        return self.method.program(backbone, process, prompt, seed, keep_strip)
+
+    def decide(self, requests: Sequence[Decide]) -> list[int]:
+        """As the other method."""
+        return self.method.decide(requests)

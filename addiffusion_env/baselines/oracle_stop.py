@@ -1,0 +1,94 @@
+"""Oracle stop: lands at every state of the schedule and keeps the best. A bound to compare with, not a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram, read_numbers
+from addiffusion_env.engine.episode import Episode, preview_pixels
+from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
+from addiffusion_env.engine.programs import act, finished
+from addiffusion_env.errors import unknown
+from addiffusion_env.prompts.base import Prompt
+
+SCORES = ("preference", "clip_score")
+"""What it may pick by: the scorers behind every look. Claims are decided by judges, which it does not see."""
+
+
+@dataclass(frozen=True)
+class OracleStop(BaseMethod):
+    """An oracle, no method to use: stops every picture where one scorer likes the result best, having tried all.
+
+    It takes the base schedule once, lands from each of its states and takes it to the end, looks at all finished
+    pictures and keeps the best (the cheapest of equals). Its NFE, network calls and seconds are those of everything
+    that it did; the record's ``chosen_nfe`` and ``chosen_calls`` are what a stop at the chosen state alone would have
+    cost, which only somebody who knew that state beforehand could have paid, and ``chosen_step`` is that state.
+    Selecting among many pictures by a scorer inflates that very score: only other scorers judge it.
+
+    Attributes:
+        score: what it picks by, one of :data:`SCORES`.
+    """
+
+    score: str = "preference"
+
+    usage: ClassVar[str] = "oracle_stop:SCORE"
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise unknown("score of oracle_stop", self.score, SCORES)
+
+    @classmethod
+    def parse(cls, text: str) -> OracleStop:
+        """``"preference"`` or ``"clip_score"``."""
+        return cls(*read_numbers(cls, text, (str,), ","))
+
+    @property
+    def name(self) -> str:
+        """``oracle_stop:preference``."""
+        return f"oracle_stop:{self.score}"
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """The base process, one decision a step, without refinement."""
+        return replace(base, decide_every=1, refine=REFINE_PRESETS["off"])
+
+    def program(
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+    ) -> EpisodeProgram:
+        """Every stop of one trajectory, and its end."""
+        lane = open_lane(backbone, process, prompt, seed)
+        nfe, calls = 0.0, 0
+        strip = []
+        tried: list[Episode] = []
+        while True:
+            landed = lane
+            if lane.remaining:
+                if keep_strip and lane.x0 is not None:
+                    strip.append(preview_pixels(backbone, lane))
+                landed = yield from act(backbone, process, lane, Action.STOP)
+                nfe, calls = nfe + landed.nfe - lane.nfe, calls + landed.calls - lane.calls
+            picture = yield from finished(landed)
+            landed = replace(landed, look=picture.look)
+            blind = (float("nan"),) * len(landed.actions)
+            tried.append(Episode(landed, picture, tuple(strip), blind))
+            if not lane.remaining:
+                break
+            lane = yield from act(backbone, process, lane, Action.CONTINUE)
+        best = min(tried, key=lambda episode: (-self._score(episode), episode.lane.nfe))
+        return self._billed(best, nfe + lane.nfe, calls + lane.calls)
+
+    def _score(self, episode: Episode) -> float:
+        return float(getattr(episode.picture.look, self.score)[0])
+
+    @staticmethod
+    def _billed(best: Episode, nfe: float, calls: int) -> BilledEpisode:
+        """The chosen episode, charged with everything; what it alone cost is kept beside."""
+        chosen = best.lane
+        costs = {
+            "chosen_nfe": chosen.nfe,
+            "chosen_calls": float(chosen.calls),
+            "chosen_step": float(chosen.actions.count(Action.CONTINUE)),
+        }
+        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.picture, best.strip, best.preferences, costs)

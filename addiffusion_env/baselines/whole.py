@@ -1,0 +1,229 @@
+"""Methods that run a diffusers pipeline from noise to picture: no decisions, no lanes, one picture at a time.
+
+They share prompts, seeds, starting noise, scorers, judges and records with the methods that the engine plays. What
+they spend is measured from outside: network calls by a hook on the denoiser, seconds by the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addiffusion_env.backbones.base import Backbone, Load
+from addiffusion_env.backbones.diffusers_backbone import DiffusersBackbone
+from addiffusion_env.backbones.hub import cache_folder
+from addiffusion_env.backbones.pipelines import PipelineOptions, PipelineSpec, load_pipeline
+from addiffusion_env.backbones.quiet import quiet_loading
+from addiffusion_env.backbones.sdxl import SDXLBackbone
+from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts
+from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram
+from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.engine.requests import Picture
+from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError, WeightsError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import LookScorers
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one run of a pipeline gave and cost.
+
+    Attributes:
+        image: (3, H, W) float32 in [-1, 1].
+        nfe: evaluations, one as the process takes it (guided or not) being 1.
+        calls: rows that went forward through the denoiser.
+        costs: further figures for the record, by name (``gradient_calls``).
+    """
+
+    image: Tensor
+    nfe: float
+    calls: int
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+
+class WholePipeline(BaseMethod):
+    """A method that says how to make one picture (:meth:`make`); everything else is here."""
+
+    _scorers: LookScorers | None = None
+
+    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+        """Remembers the scorers, which look at every finished picture; subclasses check the backbone first."""
+        self._scorers = scorers
+
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+        """Makes one picture."""
+        raise NotImplementedError
+
+    def program(
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+    ) -> EpisodeProgram:
+        """A program that asks the engine for nothing: the pipeline runs when it starts.
+
+        Its lane is a receipt: costs and one *continue*; the latents in it are the starting noise.
+
+        Raises:
+            NumericsError: when the pipeline draws NaN or infinity, naming method and prompt.
+            DeviceMemoryError: when the device's memory does not hold it.
+        """
+        assert self._scorers is not None, "bind() first"
+        lane = open_lane(backbone, process, prompt, seed)
+        begun = time.perf_counter()
+        try:
+            made = self.make(backbone, process, prompt, seed)
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{backbone.device} ran out of memory in {self.name}", "set backbone_options.offload=model"
+            ) from error
+        if not bool(torch.isfinite(made.image).all()):
+            raise NumericsError(
+                f"{self.name} drew NaN or infinity for prompt {prompt.text[:60]!r}", "use dtype=float32 or bfloat16"
+            )
+        look = self._scorers.look(made.image[None], [prompt])
+        seconds = time.perf_counter() - begun
+        lane = replace(
+            lane,
+            rest=lane.rest[-1:],
+            step=process.steps,
+            nfe=made.nfe,
+            calls=made.calls,
+            look=look,
+            actions=(int(Action.CONTINUE),),
+        )
+        return BilledEpisode(lane, Picture(made.image, look), (), (float("nan"),), made.costs, seconds)
+        yield  # never reached: it makes this a program
+
+
+@dataclass
+class Tally:
+    """How many rows a module was called on."""
+
+    rows: int = 0
+
+
+@contextmanager
+def counted(module: nn.Module) -> Iterator[Tally]:
+    """Within it every row that goes forward through a module is counted, whoever calls it."""
+    tally = Tally()
+
+    def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        tally.rows += len(first)  # type: ignore[arg-type]
+
+    handle = module.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield tally
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def own_processors(unet: Any) -> Iterator[None]:
+    """Puts a UNet's attention processors back, also when a pipeline that replaces them breaks off."""
+    before = unet.attn_processors
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+def unet_parts(method: str, backbone: Backbone) -> StableDiffusionParts:
+    """The components of a Stable Diffusion 1.x or 2.x backbone.
+
+    Raises:
+        CapabilityError: for another backbone.
+    """
+    if not isinstance(backbone, StableDiffusionBackbone) or isinstance(backbone, SDXLBackbone):
+        raise CapabilityError(
+            f"{method} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {backbone.name!r}",
+            "use backbone=emoji, sd15 or sd21",
+        )
+    return backbone.parts
+
+
+def ddim_pipeline(kind: type, parts: StableDiffusionParts, process: ProcessConfig) -> Any:
+    """A diffusers pipeline of Stable Diffusion's components with a deterministic DDIM scheduler of its own.
+
+    Args:
+        kind: its class.
+        parts: shared, not copied.
+        process: its spacing is used.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(
+        parts.scheduler.config, timestep_spacing=process.spacing, clip_sample=False, thresholding=False
+    )
+    with quiet_loading():  # it says every time that diffusers mends this pipeline no more
+        pipe = kind(
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            unet=parts.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    return silent(pipe)
+
+
+def guided_inputs(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> dict[str, Any]:
+    """What every guided Stable Diffusion pipeline is called with: the engine's text features, noise and schedule."""
+    assert isinstance(backbone, DiffusersBackbone)
+    lane = open_lane(backbone, process, prompt, seed)
+    height, width = backbone.capabilities.image_size
+    return {
+        "prompt": None,
+        "prompt_embeds": lane.conditioning.tensors["text"],
+        "negative_prompt_embeds": lane.conditioning.tensors["negative_text"],
+        "latents": lane.latents.x.to(backbone.dtype),
+        "num_inference_steps": process.steps,
+        "guidance_scale": process.guidance_scale,
+        "height": height,
+        "width": width,
+        "output_type": "latent",
+    }
+
+
+def silent(pipe: Any) -> Any:
+    """The pipeline, without progress bars."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str) -> Any:
+    """Loads a pipeline with weights of its own, on a backbone's device and in its precision, frozen.
+
+    Args:
+        spec: which class of pipeline.
+        weights: hub id or folder.
+        backbone: the evaluation's own.
+        needs: what the method needs, for the error: "lcm needs ...".
+
+    Raises:
+        WeightsError: when they cannot be had, naming them, the command that fetches them and how to name others.
+    """
+    assert isinstance(backbone, DiffusersBackbone)
+    options = PipelineOptions(offload="model" if backbone.offload_hooks else "none")
+    load = Load(weights, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
+    try:
+        pipe = load_pipeline(spec, load, options)
+    except WeightsError as error:
+        fetch = f"run `hf download {spec.default_id}` on a machine with network, or name a folder"
+        raise WeightsError(error.cause, f"{needs}: {fetch}") from error
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return silent(pipe)
+
+
+def cached(repo_id: str) -> bool:
+    """Whether the hub's cache on this machine holds a snapshot of a repository."""
+    return any((cache_folder() / f"models--{repo_id.replace('/', '--')}").glob("snapshots/*/model_index.json"))

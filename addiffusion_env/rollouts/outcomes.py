@@ -1,0 +1,80 @@
+"""What a policy gets out of a table: every picture's episode, played with the recorded tries in their own order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from addiffusion_env.observations.observer import Observer
+from addiffusion_env.rollouts.walk import Walk, Walkers
+
+Decider = Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]
+"""Observation and (B, 3) legal actions -> (B,) actions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """One episode a picture.
+
+    Attributes:
+        nfe: (P,) spent.
+        calls: (P,) network calls.
+        looks: (P,) previews that were looked at; the finished pictures come on top.
+        finishes: (P,) finished pictures that were decoded and looked at.
+        preference: (P,) of the picture given.
+        correct: (P,) the judge's verdict on it; NaN without one.
+        actions: P tuples of actions.
+    """
+
+    nfe: np.ndarray
+    calls: np.ndarray
+    looks: np.ndarray
+    finishes: np.ndarray
+    preference: np.ndarray
+    correct: np.ndarray
+    actions: tuple[tuple[int, ...], ...]
+
+
+def play_table(walk: Walk, decide: Decider, observer: Observer, price: float) -> Outcomes:
+    """Plays every picture of a table once, exactly as the engine would.
+
+    Args:
+        walk: the decision process on the table.
+        decide: the policy.
+        observer: makes its observations.
+        price: of one NFE, shown to the policy.
+    """
+    table, size = walk.table, len(walk.table)
+    everyone = np.arange(size)
+    order = np.tile(np.arange(table.tries), (size, 1))
+    walkers = Walkers.start(everyone, order, np.full(size, float(price)))
+    going = np.ones(size, dtype=bool)
+    looks, finishes = np.zeros(size), np.zeros(size)
+    picture = np.zeros((size, 2), dtype=int)
+    actions: list[list[int]] = [[] for _ in range(size)]
+    while going.any():
+        chosen = decide(observer.observe(walk.frame(walkers)), walk.masks(walkers))
+        # Lanes that have ended stand still: what they would do is taken back.
+        moved = walk.step(walkers, np.where(going, chosen, 1))
+        for lane in np.flatnonzero(going):
+            actions[lane].append(int(chosen[lane]))
+        new = (moved.walkers.place != walkers.place) | (moved.walkers.number != walkers.number)
+        made = moved.walkers.place >= table.finish
+        looks += going & new & ~made
+        finishes += going & new & made
+        ended = going & moved.ended
+        picture[ended] = moved.picture[ended]
+        walkers = walkers.merged(moved.walkers, going)
+        going &= ~moved.ended
+    at = (everyone, picture[:, 0], picture[:, 1])
+    return Outcomes(
+        nfe=walk.nfe(walkers),
+        calls=walk.network_calls(walkers),
+        looks=looks,
+        finishes=finishes,
+        preference=table.preference[at],
+        correct=table.correct[at],
+        actions=tuple(tuple(row) for row in actions),
+    )

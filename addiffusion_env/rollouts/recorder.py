@@ -1,0 +1,243 @@
+"""Records the stop-and-retry table with the engine; killed at any moment it goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.lane import Lane, open_lane
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.engine.programs import act, finished, landing_way, seen
+from addiffusion_env.engine.requests import Picture, Request
+from addiffusion_env.errors import ConfigError, ResumeError
+from addiffusion_env.observations.frame import LOG_SNR_RANGE
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.scorers.look import Look, LookScorers
+
+Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], Sequence[bool | None]]
+"""Pictures and their prompts -> verdicts."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known at one place of a try.
+
+    Attributes:
+        lane: the lane there; its NFE counts from the episode's beginning.
+        look: what the scorers said.
+        picture: the finished picture, where there is one.
+    """
+
+    lane: Lane
+    look: Look
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Records tables of one process.
+
+    Attributes:
+        backbone: the model.
+        scorers: what looks.
+        process: with ``refine.return_to``, ``decide_at`` and ``check_finished``.
+        tries: T, tries of every picture.
+        judge: gives finished pictures their verdict; ``None`` leaves it unknown.
+    """
+
+    backbone: Backbone
+    scorers: LookScorers
+    process: ProcessConfig
+    tries: int
+    judge: Judge | None = None
+
+    def __post_init__(self) -> None:
+        check_recordable(self.process)
+        if self.tries < 1:
+            raise ConfigError(f"tries must be at least 1, got {self.tries}", "use 4")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the process and the number of tries: tables of another one are not read."""
+        text = json.dumps([self.backbone.name, asdict(self.process), self.tries, self.judge is not None], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> TryTable:
+        """Records (prompt, seed) pairs."""
+        engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
+        found: list[Any] = [None] * len(pictures)
+        for index, places in engine.stream((self.program(*picture) for picture in pictures), lanes):
+            found[index] = places
+        return self._table(pictures, found)
+
+    def record_shards(
+        self, pictures: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
+    ) -> TryTable:
+        """The same in shards of ``shard`` pictures under ``folder``; shards that are there are read, not made again.
+
+        Args:
+            pictures: (prompt, seed) pairs.
+            folder: made when missing.
+            lanes: pictures in the making at once.
+            shard: pictures a file: what a kill loses at most.
+            note: called with the number of pictures that are there after each shard.
+
+        Raises:
+            RunFolderError: when a shard cannot be written.
+        """
+        parts = []
+        for first in range(0, len(pictures), shard):
+            chunk = pictures[first : first + shard]
+            ids = json.dumps([[prompt.prompt_id, seed] for prompt, seed in chunk])
+            name = f"tries-{self.fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.npz"
+            parts.append(self._shard(chunk, folder / name, lanes))
+            if note is not None:
+                note(first + len(chunk))
+        return TryTable.join(parts)
+
+    def _shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> TryTable:
+        if path.is_file():
+            try:
+                return TryTable.load(path)
+            except ResumeError as error:
+                warnings.warn(f"{error}", stacklevel=2)
+        table = self.record(chunk, lanes)
+        table.save(path)
+        return table
+
+    def program(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
+        """All tries of one picture: T lists of Q places."""
+        lane = open_lane(self.backbone, self.process, prompt, seed)
+        early = yield from self._landed(lane)
+        lane = yield from self._looked(act(self.backbone, self.process, lane, Action.CONTINUE))
+        tries = []
+        for number in range(self.tries):
+            base = lane
+            steps = [Place(lane, _look(lane))]
+            while True:
+                lane = yield from act(self.backbone, self.process, lane, Action.CONTINUE)
+                if not lane.remaining:
+                    break
+                lane = yield from seen(lane)
+                steps.append(Place(lane, _look(lane)))
+            picture = yield from finished(lane)
+            end = Place(lane, picture.look, picture)
+            landings = []
+            for step in steps:
+                landings.append((yield from self._landed(step.lane, end)))
+            tries.append([*steps, end, *landings, early if number == 0 else None])
+            if number + 1 < self.tries:
+                # Any state of a try leads to the same next one: fresh noise, the same steps of the schedule.
+                lane = yield from self._looked(act(self.backbone, self.process, base, Action.REFINE))
+        return tries
+
+    def _looked(self, moving: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
+        lane = yield from moving
+        return (yield from seen(lane)) if lane.look is None else lane
+
+    def _landed(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
+        """Where *stop* leads; the schedule's end when the landing is the rest of the schedule."""
+        if end is not None and np.array_equal(landing_way(self.backbone, self.process, lane), lane.rest):
+            return end
+        landed = yield from act(self.backbone, self.process, lane, Action.STOP)
+        picture = yield from finished(landed)
+        return Place(landed, picture.look, picture)
+
+    def _table(self, pictures: Sequence[tuple[Prompt, int]], found: Sequence[list[list[Place | None]]]) -> TryTable:
+        steps = self.process.decide_at or tuple(range(1, self.process.steps))
+        shape = (len(pictures), self.tries, 2 * len(steps) + 2)
+        numbers = {
+            name: np.full(shape, np.nan, np.float32)
+            for name in ("clip_score", "preference", "change", "nfe", "calls", "correct")
+        }
+        clip = np.zeros((*shape, self.scorers.clip_dim), np.float32)
+        dino = np.zeros((*shape, self.scorers.dino_dim), np.float32)
+        sigma = np.full(shape[2], np.nan)
+        done: list[tuple[tuple[int, int, int], Place]] = []
+        for row, tries in enumerate(found):
+            for number, places in enumerate(tries):
+                begun = self._spent_before(places)
+                for q, place in enumerate(places):
+                    if place is None:
+                        continue
+                    at = (row, number, q)
+                    clip[at], dino[at] = place.look.clip_image[0], place.look.dino[0]
+                    numbers["clip_score"][at] = place.look.clip_score[0]
+                    numbers["preference"][at] = place.look.preference[0]
+                    numbers["change"][at] = place.lane.change
+                    numbers["nfe"][at] = place.lane.nfe - begun[0]
+                    numbers["calls"][at] = place.lane.calls - begun[1]
+                    sigma[q] = place.lane.sigma
+                    if place.picture is not None:
+                        done.append((at, place))
+        self._verdicts(done, numbers["correct"])
+        prompts = [prompt for prompt, _ in pictures]
+        first = float(self.backbone.sigmas(self.process.steps, self.process.spacing)[0])
+        levels = torch.from_numpy(np.append(sigma, first))
+        log_snr = self.backbone.path.half_log_snr(levels).clamp(*LOG_SNR_RANGE).numpy()
+        return TryTable(
+            prompts=tuple(prompt.text for prompt in prompts),
+            prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
+            tasks=tuple(prompt.task for prompt in prompts),
+            demands=np.array([prompt.demands for prompt in prompts]),
+            seeds=np.array([seed for _, seed in pictures]),
+            steps=tuple(steps),
+            log_snr=log_snr[:-1],
+            start_log_snr=np.array(log_snr[-1]),
+            clip_image=clip,
+            clip_text=self.scorers.clip.embed_texts(prompts).numpy(),
+            dino=dino,
+            **numbers,
+        )
+
+    def _spent_before(self, places: Sequence[Place | None]) -> tuple[float, int]:
+        """(NFE, calls) of the lane when this try began: each try begins with the schedule's own first steps."""
+        first = places[0]
+        assert first is not None
+        way = self.backbone.sigmas(self.process.steps, self.process.spacing)[: first.lane.step]
+        calls = sum(1 if self.process.scale_at(float(sigma)) == 1 else 2 for sigma in way)
+        return first.lane.nfe - self.process.nfe_of(way), first.lane.calls - calls
+
+    def _verdicts(self, done: Sequence[tuple[tuple[int, int, int], Place]], correct: np.ndarray) -> None:
+        if self.judge is None or not done:
+            return
+        pictures = [place.picture.image for _, place in done if place.picture is not None]
+        verdicts = self.judge(pictures, [place.lane.prompt for _, place in done])
+        for (at, _), verdict in zip(done, verdicts, strict=True):
+            correct[at] = np.nan if verdict is None else float(verdict)
+
+
+def check_recordable(process: ProcessConfig) -> None:
+    """Refuses a process whose episodes are not a table of tries.
+
+    Raises:
+        ConfigError: saying what is missing.
+    """
+    refine, first = process.refine, (process.decide_at or (1,))[0]
+    if not process.check_finished or refine.accept != "best" or refine.return_to != first:
+        raise ConfigError(
+            f"a table of tries needs check_finished, refine.accept=best and refine.return_to={first} (the first step "
+            f"where the policy is asked), got check_finished={process.check_finished}, accept={refine.accept}, "
+            f"return_to={refine.return_to}",
+            "use refine preset=again with these, or train without replay",
+        )
+    if process.solver != "ddim":
+        raise ConfigError(
+            f"a table of tries needs a solver without memory, got {process.solver}", "use ddim, or train without replay"
+        )
+
+
+def _look(lane: Lane) -> Look:
+    assert lane.look is not None
+    return lane.look

@@ -1,0 +1,185 @@
+"""Methods that run a diffusers pipeline: equal to it, and to the engine where nothing is added; costs counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from addiffusion_env.baselines import make_method
+from addiffusion_env.baselines.attend_excite import scaled_thresholds, subject_positions
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.errors import NumericsError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.seeding import keyed_generator
+
+CUP = Prompt.of("a photo of a red cup and a dog")
+
+
+def base_of(backbone):
+    guidance = 4.0 if backbone.capabilities.guidance else 1.0
+    return ProcessConfig(steps=4, solver=backbone.capabilities.default_solver, guidance_scale=guidance)
+
+
+def make(spec, backbone, scorers, prompts, seed=0):
+    method = make_method(spec)
+    method.bind(backbone, scorers)
+    process = method.process(base_of(backbone))
+    engine = Engine(backbone, scorers, solver=process.solver, decider=method.decide)
+    return engine.run([method.program(backbone, process, prompt, seed) for prompt in prompts])
+
+
+def noise_of(backbone, prompt, seed=0):
+    return open_lane(backbone, base_of(backbone), prompt, seed).latents.x
+
+
+def trailing_ddim(pipe):
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+
+
+def counted_by_hand(module, monkeypatch):
+    """Rows of every forward pass, written down by the forward method itself."""
+    rows, forward = [], module.forward
+
+    def noted(x, *args, **kwargs):
+        rows.append(len(x))
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(module, "forward", noted)
+    return rows
+
+
+def test_sag_without_its_guidance_is_ddim(emoji, scorers, prompts):
+    plain = make("fixed:5", emoji, scorers, prompts[:2])
+    without = make("sag:5,0", emoji, scorers, prompts[:2])
+    for one, other in zip(plain, without, strict=True):
+        torch.testing.assert_close(one.picture.image, other.picture.image, atol=1e-4, rtol=0)
+        assert (one.lane.nfe, one.lane.calls) == (other.lane.nfe, other.lane.calls) == (5, 10)
+
+
+def test_sag_is_the_pipeline_and_costs_half_as_much_again(tiny_backbone, weights, scorers, monkeypatch):
+    from diffusers import StableDiffusionSAGPipeline
+
+    backbone = tiny_backbone("sd15")
+    rows = counted_by_hand(backbone.denoiser, monkeypatch)
+    [episode] = make("sag:4", backbone, scorers, [CUP])
+    assert (episode.lane.nfe, episode.lane.calls) == (6, 12) and sum(rows) == 12
+    own = weights("sd15")[1]
+    pipe = StableDiffusionSAGPipeline(
+        **{**own.components, "scheduler": trailing_ddim(own)}, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        CUP.text,
+        latents=noise_of(backbone, CUP),
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        sag_scale=0.75,
+        output_type="pt",
+    ).images[0]
+    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-4, rtol=0)
+    [plain] = make("fixed:4", backbone, scorers, [CUP])
+    assert (plain.picture.image - episode.picture.image).abs().max() > 1e-3
+
+
+def test_attend_and_excite_is_the_pipeline_and_counts_gradients_apart(tiny_backbone, weights, scorers, monkeypatch):
+    from diffusers import StableDiffusionAttendAndExcitePipeline
+
+    backbone = tiny_backbone("sd15")
+    rows = counted_by_hand(backbone.denoiser, monkeypatch)
+    [episode] = make("attend_excite:4", backbone, scorers, [CUP])
+    assert episode.lane.calls == sum(rows) >= 4 * 3
+    assert episode.lane.nfe == sum(rows) / 2
+    assert 0 < episode.costs["gradient_calls"] <= rows.count(1)  # every gradient is of a pass of one row
+    own = weights("sd15")[1]
+    parts = {name: part for name, part in own.components.items() if name != "image_encoder"}
+    parts["scheduler"] = trailing_ddim(own)
+    pipe = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    words = [index for index, token in pipe.get_indices(CUP.text).items() if token in ("p</w>", "g</w>")]
+    theirs = pipe(
+        CUP.text,
+        words,  # the tiny tokenizer knows letters: where "cup" and "dog" end
+        latents=noise_of(backbone, CUP),
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        max_iter_to_alter=2,
+        thresholds=scaled_thresholds(4),
+        attn_res=backbone.capabilities.attention_grid,
+        output_type="pt",
+    ).images[0]
+    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-3, rtol=0)
+
+
+def test_subjects_are_the_last_words_of_phrases(emoji, prompts):
+    tokenizer = emoji.parts.tokenizer
+    for prompt, words in ((prompts[1], ["cup", "clock"]), (prompts[3], ["bus", "bear"]), (prompts[0], ["dog"])):
+        ids = tokenizer(prompt.text).input_ids
+        positions = subject_positions(emoji, tokenizer, prompt)
+        assert [tokenizer.convert_ids_to_tokens(ids[place]).removesuffix("</w>") for place in positions] == words
+    unfound = Prompt("a photo of a red cup", "p", phrases=("nowhere to be found",))
+    assert subject_positions(emoji, tokenizer, unfound) == list(emoji.encode([unfound.text]).content[0])
+
+
+def test_lcm_is_the_pipeline_at_one_call_a_step(tiny_backbone, weights, scorers):
+    backbone, (folder, pipe) = tiny_backbone("sd15"), weights("lcm")
+    [episode] = make(f"lcm:3,{folder}", backbone, scorers, [CUP])
+    assert (episode.lane.nfe, episode.lane.calls) == (3, 3)
+    theirs = pipe(
+        CUP.text,
+        latents=noise_of(backbone, CUP),
+        generator=keyed_generator(CUP.prompt_id, 0, "lcm"),
+        num_inference_steps=3,
+        output_type="pt",
+    ).images[0]
+    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_turbo_takes_euler_ancestral_steps_without_guidance(tiny_backbone, weights, scorers, steps):
+    backbone, (folder, pipe) = tiny_backbone("sdxl"), weights("turbo")
+    [episode] = make(f"turbo:{steps},{folder}", backbone, scorers, [CUP])
+    assert (episode.lane.nfe, episode.lane.calls) == (steps, steps)
+    theirs = pipe(
+        CUP.text,
+        latents=noise_of(backbone, CUP),
+        generator=keyed_generator(CUP.prompt_id, 0, "turbo"),
+        num_inference_steps=steps,
+        guidance_scale=0.0,
+        output_type="pt",
+    ).images[0]
+    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-4, rtol=0)
+
+
+def test_a_cache_that_never_skips_is_the_plain_schedule(tiny_backbone, scorers):
+    backbone = tiny_backbone("flux")
+    [plain] = make("fixed:4", backbone, scorers, [CUP])
+    [cached] = make("fbcache:4,0", backbone, scorers, [CUP])
+    torch.testing.assert_close(plain.picture.image, cached.picture.image, atol=1e-4, rtol=0)
+    assert (cached.lane.nfe, cached.lane.calls, cached.costs["skipped_calls"]) == (4, 4, 0)
+
+
+def test_a_cache_that_always_skips_runs_one_block_of_three(tiny_backbone, scorers):
+    backbone = tiny_backbone("flux")
+    [plain] = make("fixed:4", backbone, scorers, [CUP])
+    again = make("fbcache:4,1000", backbone, scorers, [CUP, CUP])  # each from an empty cache
+    for cached in again:
+        assert cached.costs["skipped_calls"] == 3 and cached.lane.calls == 4
+        assert cached.lane.nfe == pytest.approx(1 + 3 / 3)
+        assert (plain.picture.image - cached.picture.image).abs().max() > 1e-4
+    assert torch.equal(again[0].picture.image, again[1].picture.image)
+    assert not backbone.denoiser.is_cache_enabled
+
+
+def test_processors_come_back_after_an_error(emoji, scorers, prompts, monkeypatch):
+    before = emoji.denoiser.attn_processors
+    monkeypatch.setattr(emoji.denoiser.conv_out, "forward", lambda x: torch.full_like(x[:, :4], float("nan")))
+    with pytest.raises(NumericsError, match="sag:2 drew NaN"):
+        make("sag:2", emoji, scorers, prompts[:1])
+    monkeypatch.setattr(emoji.denoiser.mid_block, "forward", None)
+    with pytest.raises(TypeError):
+        make("sag:2", emoji, scorers, prompts[:1])
+    assert all(emoji.denoiser.attn_processors[name] is kept for name, kept in before.items())

@@ -1,0 +1,49 @@
+"""A small table of tries, recorded once."""
+
+import pytest
+
+from addiffusion_env.agents.replay import make_walk
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_env.rollouts.recorder import Recorder
+
+TRIES = 3
+SETTINGS = {
+    "backbone": "emoji",
+    "steps": 4,
+    "landing_steps": 1,
+    "guidance_interval": [3.0, 9.0],
+    "decide_at": [2, 3],
+    "check_finished": True,
+    "refine": {"preset": "again", "return_to": 2, "limit": TRIES - 1},
+    "price": [0.0, 0.03],
+}
+
+
+@pytest.fixture(scope="session")
+def replay_settings():
+    return EnvSettings.of(**SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    return [(prompt, 5) for prompt in EmojiPrompts(split="train").take(4, seed=3)]
+
+
+@pytest.fixture(scope="session")
+def recorder(replay_settings):
+    backbone = load_backbone(replay_settings)
+    process = replay_settings.process(backbone.capabilities, backbone.name)
+    judge = lambda images, prompts: [float(image.mean()) > 0 for image in images]  # noqa: E731
+    return Recorder(backbone, load_scorers(backbone, replay_settings.scorers), process, TRIES, judge)
+
+
+@pytest.fixture(scope="session")
+def table(recorder, pictures):
+    return recorder.record(pictures, lanes=4)
+
+
+@pytest.fixture(scope="session")
+def walk(table, replay_settings):
+    return make_walk(table, replay_settings)

@@ -1,0 +1,136 @@
+"""An episode read from the table is the episode that the environment plays; the table survives being killed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.errors import ConfigError, ResumeError
+from addiffusion_env.observations.observer import Observer
+from addiffusion_env.rewards.base import Transition
+from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rollouts.outcomes import play_table
+from addiffusion_env.rollouts.recorder import check_recordable
+from addiffusion_env.rollouts.regret import best_constant, regret, worth
+from addiffusion_env.rollouts.replay import ReplayVecEnv
+from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.rollouts.walk import Walkers
+
+CONTINUE, STOP, REFINE = 0, 1, 2
+PATHS = [
+    [CONTINUE, CONTINUE, CONTINUE, STOP],  # to the end, and taken
+    [CONTINUE, STOP, STOP],  # landed early, and taken
+    [STOP, STOP],  # landed blindly
+    [CONTINUE, REFINE, CONTINUE, REFINE, STOP],  # the last try has nothing to fall back on: its landing ends it
+    [CONTINUE, CONTINUE, CONTINUE, REFINE, STOP, REFINE, CONTINUE, CONTINUE],  # three finished tries, the best is given
+    [STOP, REFINE, CONTINUE, CONTINUE, STOP],
+]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_the_table_plays_what_the_environment_plays(walk, table, pictures, replay_settings, path):
+    kwargs = {name: getattr(replay_settings, name) for name in replay_settings.__dataclass_fields__}
+    env = AdDiffusionEnv(**kwargs)
+    observer, reward = Observer(table.clip_text.shape[1], replay_settings.keys()), make_reward(replay_settings.reward)
+    for row, (prompt, seed) in enumerate(pictures):
+        price = 0.01 * row
+        seen, info = env.reset(seed=0, options={"prompt": prompt, "seed": seed, "price": price})
+        walkers = Walkers.start(np.array([row]), np.arange(table.tries)[None], np.array([price]))
+        for number, action in enumerate(path):
+            told = observer.observe(walk.frame(walkers))
+            for key, value in seen.items():
+                np.testing.assert_allclose(told[key][0], value, atol=2e-4, err_msg=f"{key} before action {number}")
+            assert walk.masks(walkers)[0].tolist() == env.action_masks().tolist()
+            seen, paid, ended, _, info = env.step(action)
+            moved = walk.step(walkers, np.array([action]))
+            transition = Transition(
+                **walk.scores(walkers, moved),
+                nfe=moved.nfe,
+                price=walkers.price,
+                action=np.array([action]),
+                terminal=moved.ended,
+                reference=np.array([np.nan]),
+            )
+            assert reward(transition)[0][0] == pytest.approx(paid, abs=2e-3)
+            walkers = moved.walkers
+            assert bool(moved.ended[0]) == ended
+            assert walk.nfe(walkers)[0] == pytest.approx(info["nfe"])
+            assert walk.network_calls(walkers)[0] == info["network_calls"]
+        assert ended, "the paths end their episodes"
+        tried, place = moved.picture[0]
+        assert table.preference[row, tried, place] == pytest.approx(info["preference"], abs=2e-3)
+    env.close()
+
+
+def test_play_table_counts_and_chooses(walk, table):
+    observer = Observer(table.clip_text.shape[1], ("quality",))
+
+    def until_the_last(observation, legal):
+        """Finishes every try, takes none before the last."""
+        return np.where(legal[:, CONTINUE], CONTINUE, np.where(legal[:, REFINE], REFINE, STOP))
+
+    outcomes = play_table(walk, until_the_last, observer, 0.01)
+    ends = table.preference[:, :, table.finish]
+    np.testing.assert_allclose(outcomes.preference, ends.max(1))
+    np.testing.assert_allclose(outcomes.nfe, table.nfe[:, :, table.finish].sum(1))
+    assert outcomes.looks.tolist() == [6] * len(table) and outcomes.finishes.tolist() == [3] * len(table)
+    best = table.correct[np.arange(len(table)), ends.argmax(1), table.finish]
+    np.testing.assert_array_equal(outcomes.correct, best)
+    assert set(outcomes.actions) == {(0, 0, 0, 2, 0, 0, 2, 0, 0)}
+
+
+def test_replay_env_masks_and_resets(walk, table, replay_settings):
+    env = ReplayVecEnv(table, replay_settings, walk, 16, seed=1)
+    rng = np.random.default_rng(0)
+    observation, ended = env.reset(), 0
+    for _ in range(40):
+        for key, box in env.observation_space.spaces.items():
+            assert observation[key].shape == (16, *box.shape) and np.isfinite(observation[key]).all()
+        masks = env.action_masks()
+        observation, rewards, dones, infos = env.step(np.array([rng.choice(np.flatnonzero(mask)) for mask in masks]))
+        assert np.isfinite(rewards).all()
+        for lane in np.flatnonzero(dones):
+            ended += 1
+            assert set(infos[lane]["terminal_observation"]) == set(observation)
+            assert infos[lane]["nfe"] > 0
+    assert ended > 50
+
+
+def test_regret_of_known_values(walk, table, replay_settings):
+    reward = make_reward({"terminal_bonus": 1.0, "nfe_price": 1.0})
+    np.testing.assert_allclose(worth(reward, table.preference[:, :, 2]), table.preference[:, :, 2], rtol=1e-6)
+    observer = Observer(table.clip_text.shape[1], ("quality",))
+    constant = play_table(walk, lambda seen, legal: np.where(legal[:, 0], CONTINUE, STOP), observer, 0.5)
+    found = regret(table, constant, reward, 0.5)
+    single = (table.preference[:, 0, table.finish] - 0.5 * table.nfe[:, 0, table.finish]).mean()
+    assert found.utility == pytest.approx(single, abs=1e-5)
+    name, best = best_constant(table, worth(reward, table.preference), 0.5)
+    assert found.to_constant == pytest.approx(best - single, abs=1e-5) and found.to_constant >= 0
+    assert found.oracle_utility >= best and "best of 1" in name  # at such a price nobody tries twice
+
+
+def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, pictures, table, tmp_path):
+    first = recorder.record_shards(pictures, tmp_path, lanes=4, shard=2)
+    files = sorted(tmp_path.glob("*.npz"))
+    assert len(files) == 2
+    np.testing.assert_allclose(first.preference, table.preference, atol=1e-3)
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    stamp = files[1].stat().st_mtime_ns
+    with pytest.warns(UserWarning, match="not a table of tries"):
+        again = recorder.record_shards(pictures, tmp_path, lanes=4, shard=2)
+    assert files[1].stat().st_mtime_ns == stamp  # read, not made again
+    np.testing.assert_allclose(again.preference, first.preference, atol=1e-3)
+    assert again.prompts == first.prompts and again.steps == (2, 3)
+
+
+def test_a_table_of_something_else_is_refused(recorder, table, tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"no table")
+    with pytest.raises(ResumeError, match="not a table of tries"):
+        TryTable.load(tmp_path / "x.npz")
+    for change in ({"check_finished": False}, {"decide_at": (1, 2)}, {"solver": "dpmpp_2m"}):
+        refine = recorder.process.refine
+        if "check_finished" in change:
+            change["refine"] = replace(refine, accept="always")
+        with pytest.raises(ConfigError, match="table of tries"):
+            check_recordable(replace(recorder.process, **change))
