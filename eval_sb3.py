@@ -2,6 +2,7 @@
 
 python eval_sb3.py                                   methods without learning, on 128 test prompts
 python eval_sb3.py policy=runs/emoji                 a trained policy beside them
+python eval_sb3.py benchmark=geneval backbone=emoji  on a public benchmark; benchmark_path= says where its files are
 python eval_sb3.py policy=runs/emoji prompts=1024 'methods=[fixed:8,fixed:20,"prompt_rule:8,6",best_of:3x6]'
 Run the same command again to go on after an interruption.
 """
@@ -33,6 +34,7 @@ def evaluate(config: dict[str, Any]) -> Report:
 
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
+    from addiffusion_env.evaluation.benchmarks import check_export, export_run, take_prompts
     from addiffusion_env.evaluation.films import shoot
     from addiffusion_env.evaluation.judges import Judges, check_judges
     from addiffusion_env.evaluation.manifest import write_manifest
@@ -42,8 +44,10 @@ def evaluate(config: dict[str, Any]) -> Report:
     folder = out_folder(config)
     methods, settings = make_methods(config)
     check_judges(config["judges"], str(settings.backbone))
+    if config["benchmark_export"]:
+        check_export(config["benchmark"])
     judges = Judges.of(config["judges"], resolve_device(settings.device))
-    prompts = settings.prompt_source().take(config["prompts"], config["prompt_seed"])
+    prompts, config = take_prompts(settings.prompt_source(), config)
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
@@ -58,13 +62,15 @@ def evaluate(config: dict[str, Any]) -> Report:
             folder,
             max_lanes=config["max_lanes"],
             shard_size=config["shard_size"],
-            keep_pictures=config["keep_pictures"],
+            keep_pictures=config["keep_pictures"] or config["benchmark_export"],
             on_records=lambda made: bar.update(len(made)),
         )
     if config["films"]:
         shoot(plans, records, stage, folder)
     report = write_report(folder)
     print_table(report)
+    for done in export_run(folder, config["benchmark"], prompts) if config["benchmark_export"] else []:
+        print(f"{done.pictures} pictures in {done.folder}; score them with: {done.command}", *done.notes, sep="\n  ")
     return report
 
 
@@ -73,6 +79,7 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     from addiffusion_env import ENVIRONMENTS
     from addiffusion_env.baselines import make_method
     from addiffusion_env.envs.settings import EnvSettings
+    from addiffusion_env.evaluation.benchmarks import choose_prompts
 
     prices = config["prices"] if config["policy"] is not None else []
     suffixes = ["" if price is None else f"@{price}" for price in prices]
@@ -80,13 +87,8 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     # A policy brings its own environment, weights included; what is said here goes over it.
     known = policies[0].config.environment if policies else {}
     settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
-    settings = replace(
-        settings,
-        prompts=config["prompt_source"],
-        prompt_options=config["prompt_options"],
-        device=config["device"],
-        dtype=config["dtype"],
-    )
+    source, options = choose_prompts(config, str(settings.backbone))
+    settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
     return policies + [make_method(spec) for spec in config["methods"]], settings
 
 
@@ -112,14 +114,19 @@ def print_table(report: Report) -> None:
     print(f"report: {report.html.resolve()}", flush=True)
 
 
+def defaults() -> dict[str, Any]:
+    """The settings of ``configs/eval.yaml``."""
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIGS / "eval.yaml"))  # type: ignore[assignment]
+    return {key: value for key, value in config.items() if key not in ("hydra", "defaults")}
+
+
 def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, **more: Any) -> Report:
     """Evaluates a run's policy with the defaults of ``configs/eval.yaml``; the report goes to ``<run>/report``.
 
     Raises:
         ConfigError: for a key that ``configs/eval.yaml`` does not have, with the nearest one.
     """
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIGS / "eval.yaml"))  # type: ignore[assignment]
-    del config["hydra"], config["defaults"]
+    config = defaults()
     wanted = {**(changes or {}), **more, "policy": str(folder)}
     for key in wanted:
         if key not in config:
@@ -131,7 +138,8 @@ def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, *
 @friendly
 def main(config: DictConfig) -> None:
     """Hydra's entry."""
-    evaluate(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    wanted: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    evaluate({key: wanted[key] for key in defaults()})  # a backbone's file also holds settings of training
 
 
 if __name__ == "__main__":

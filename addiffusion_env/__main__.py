@@ -43,6 +43,16 @@ def list_names(_: argparse.Namespace) -> None:
         print(f"{registry.kind + 's':15} {'  '.join(registry)}")
     print(f"{'reward presets':15} {'  '.join(PRESETS)}")
     print(f"{'refine presets':15} {'  '.join(REFINE_PRESETS)}")
+    print("\nmethods, as they are written, and whether they run here:")
+    for name in BASELINES:
+        kind = BASELINES.load(name)
+        needs = kind.needs()
+        print(f"  {kind.usage:44} {'no ' if needs else 'yes'} {first_line(kind)}{f' Needs {needs}.' if needs else ''}")
+
+
+def first_line(kind: type) -> str:
+    """The first line of a class's docstring, without markup."""
+    return (kind.__doc__ or "").strip().splitlines()[0].replace("`", "")
 
 
 def check_environment(chosen: argparse.Namespace) -> None:

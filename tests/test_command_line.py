@@ -14,6 +14,26 @@ def test_list_names_everything(capsys):
         assert name in out
 
 
+def test_list_says_of_every_method_whether_it_runs_here(capsys, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    from addiffusion_env.baselines import BASELINES
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))  # an empty cache
+    main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("methods, as they are written, and whether they run here:") + 1
+    lines = [line.strip() for line in lines[first:]]
+    assert [line.split(":")[0] for line in lines] == list(BASELINES)
+    runs = {line.split(":")[0]: line.split()[1] for line in lines}
+    assert {name for name, state in runs.items() if state == "no"} == {"lcm", "turbo", "fbcache"}
+    assert all("Needs backbone=" in line for line in lines if line.split()[1] == "no")
+    snapshot = tmp_path / "models--stabilityai--sdxl-turbo" / "snapshots" / "1f3e"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    assert BASELINES.load("turbo").needs() == ""
+
+
 def test_check_refuses_an_unknown_id(capsys):
     with pytest.raises(SystemExit):
         main(["check", "AdDiffusion-Emojy-v0"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.statistics import Interval
+from addiffusion_env.evaluation.statistics import Interval, bootstrap_p
 from addiffusion_env.evaluation.tables import common, per_prompt
 
 _CHUNK = 250  # resamples at once: bounds memory at chunk x prompts
@@ -29,6 +29,7 @@ class FrontierGain:
         frontier: the frontier's quality at that cost.
         between: the two hull methods of the mixture (the same twice beyond an end).
         covered: whether the frontier reaches this cost; beyond its ends its end point is used.
+        p: two-sided bootstrap p of the null hypothesis that the gain is 0.
     """
 
     gain: Interval
@@ -36,6 +37,7 @@ class FrontierGain:
     frontier: float
     between: tuple[str, str]
     covered: bool
+    p: float
 
 
 def upper_hull(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
@@ -90,14 +92,14 @@ def gain_over(
     qualities, costs = qualities[:, known], costs[:, known]
     means_q, means_c = qualities.mean(1), costs.mean(1)
     hull = 1 + upper_hull(means_c[1:], means_q[1:])
-    below = _on(hull, means_c, means_q)
+    below = float(along(means_c[None, hull], means_q[None, hull], means_c[:1])[0])
     gains = np.concatenate([_gains(hull, qualities, costs, rng, n) for n in _chunks(resamples)])
     low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
     interval = Interval(float(means_q[0] - below), float(low), float(high), level, int(known.sum()))
     place = float(np.interp(means_c[0], means_c[hull], np.arange(len(hull))))
     between = (names[hull[int(np.floor(place))] - 1], names[hull[int(np.ceil(place))] - 1])
     inside = bool(means_c[1:].min() <= means_c[0] <= means_c[1:].max())
-    return FrontierGain(interval, float(means_c[0]), float(below), between, inside)
+    return FrontierGain(interval, float(means_c[0]), below, between, inside, bootstrap_p(gains))
 
 
 def _matrix(groups: Sequence[Sequence[Record]], name: str) -> np.ndarray:
@@ -107,10 +109,27 @@ def _matrix(groups: Sequence[Sequence[Record]], name: str) -> np.ndarray:
     return np.array([[values.get(key, np.nan) for key in keys] for values in columns])
 
 
-def _on(hull: np.ndarray, cost: np.ndarray, quality: np.ndarray) -> float:
-    """The frontier's quality at the cost of row 0. Beyond the best constant method, more cost buys nothing."""
-    order = hull[np.argsort(cost[hull], kind="stable")]
-    return float(np.interp(cost[0], cost[order], quality[order]))
+def along(cost: np.ndarray, quality: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Quality on the line through each row's points at that row's cost. Beyond its last point, more cost buys nothing.
+
+    Args:
+        cost: (R, K) of the points of each row, in any order.
+        quality: (R, K) of the same points.
+        at: (R,) costs.
+
+    Returns:
+        (R,) ``np.interp`` of every row.
+
+    >>> along(np.array([[4.0, 8.0]]), np.array([[0.5, 0.9]]), np.array([6.0])).round(3).tolist()
+    [0.7]
+    """
+    order = np.argsort(cost, axis=1, kind="stable")
+    cost, quality = np.take_along_axis(cost, order, 1), np.take_along_axis(quality, order, 1)
+    right = np.clip((cost < at[:, None]).sum(1), 1, cost.shape[1] - 1) if cost.shape[1] > 1 else np.zeros(len(at), int)
+    rows, left = np.arange(len(at)), np.maximum(right - 1, 0)
+    width = cost[rows, right] - cost[rows, left]
+    share = np.clip((at - cost[rows, left]) / np.where(width > 0, width, 1.0), 0.0, 1.0)
+    return quality[rows, left] + share * (quality[rows, right] - quality[rows, left])
 
 
 def _gains(
@@ -119,7 +138,7 @@ def _gains(
     prompts = qualities.shape[1]
     counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts
     drawn_q, drawn_c = counts @ qualities.T, counts @ costs.T
-    return np.array([q[0] - _on(hull, c, q) for q, c in zip(drawn_q, drawn_c, strict=True)])
+    return drawn_q[:, 0] - along(drawn_c[:, hull], drawn_q[:, hull], drawn_c[:, 0])
 
 
 def _chunks(total: int) -> list[int]:

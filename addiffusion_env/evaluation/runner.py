@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import Method
+from addiffusion_env.baselines.base import BilledEpisode, Method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.process import ProcessConfig
@@ -227,10 +227,14 @@ def _judged(
     """Finished episodes as records and (h, w, 3) uint8 pictures; ``rate`` is the seconds a network call took."""
     judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
     name = stage.backbone.name
-    return [
-        (record_of(entry, job, episode, judgement, name, episode.lane.calls * rate), episode.picture.pixels())
-        for (job, episode), judgement in zip(made, judgements, strict=True)
-    ]
+    rows = []
+    for (job, episode), judgement in zip(made, judgements, strict=True):
+        seconds = episode.lane.calls * rate
+        if isinstance(episode, BilledEpisode):
+            judgement = replace(judgement, extra={**judgement.extra, **episode.costs})
+            seconds = seconds if episode.seconds is None else episode.seconds
+        rows.append((record_of(entry, job, episode, judgement, name, seconds), episode.picture.pixels()))
+    return rows
 
 
 def record_of(entry: Plan, job: Job, episode: Episode, judgement: Judgement, backbone: str, seconds: float) -> Record:

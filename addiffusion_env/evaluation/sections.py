@@ -62,8 +62,10 @@ def sections(records: Sequence[Record], summary: Summary, manifest: Manifest, fi
 def _comparison(summary: Summary, manifest: Manifest) -> Section:
     prompts, seeds = len(manifest.prompt_ids), len(manifest.seeds)
     names = [row.method for row in summary.methods]
-    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *summary.methods[0].extra, "seconds", "pictures")
-    table = Table(heads, tuple(_method_cells(row) for row in summary.methods), names.index(summary.focus))
+    # Some methods have figures of their own: what an oracle chose, how many gradients were taken.
+    extra = tuple(dict.fromkeys(name for row in summary.methods for name in row.extra))
+    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "pictures")
+    table = Table(heads, tuple(_method_cells(row, extra) for row in summary.methods), names.index(summary.focus))
     return Section(
         "Side by side",
         (
@@ -78,14 +80,14 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
     )
 
 
-def _method_cells(row: MethodRow) -> tuple[str, ...]:
+def _method_cells(row: MethodRow, extra: Sequence[str]) -> tuple[str, ...]:
     return (
         row.method,
         _short(row.nfe, 2),
         "-" if row.correct is None else str(row.correct),
         _short(row.preference, 2, signed=True),
         f"{row.clip_score.estimate:.3f}",
-        *(_short(interval, 3) for interval in row.extra.values()),
+        *(_short(row.extra[name], 3) if name in row.extra else "-" for name in extra),
         f"{row.seconds.estimate:.2f}",
         str(row.pictures),
     )

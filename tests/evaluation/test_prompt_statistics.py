@@ -73,7 +73,9 @@ def test_margins_are_decided_by_the_interval():
         assert same.holds == (same.difference.low > -0.02 and same.difference.high < 0.02)
         assert same.p == pytest.approx(ttost_paired(first, second, -0.02, 0.02)[0])
         assert lower.difference.level == pytest.approx(0.9)
-    assert st.non_inferior(np.ones(5), np.ones(5), 0.01).holds
+    # No difference in 5 prompts does not rule out one in a hundred; none in 400 does.
+    assert not st.non_inferior(np.ones(5), np.ones(5), 0.01).holds
+    assert st.non_inferior(np.ones(400), np.ones(400), 0.01).holds
     assert not st.non_inferior(np.zeros(5), np.ones(5), 0.01).holds
 
 

@@ -1,0 +1,41 @@
+"""H4: with refinement the policy is better than without, at equal NFE."""
+
+from __future__ import annotations
+
+from addiffusion_env.evaluation.hypotheses.base import Case, Verdict, missing, unanswered
+from addiffusion_env.evaluation.hypotheses.equal_cost import weigh
+from addiffusion_env.evaluation.hypotheses.h2_frontier import kind_of
+
+
+def judge(case: Case) -> Verdict:
+    """Above the frontier of the policy without refinement at equal mean NFE, and above every further control.
+
+    A policy that does not refine spends less. What it saves may go into full-image steps: it is mixed with fixed
+    schedules, so that there is a comparator at the refining policy's own NFE.
+    """
+    claims = case.claims
+    claim = f"{claims.policy} is better than the same policy without refinement at equal NFE, judged by {case.judge}"
+    controls = {"no refinement": claims.no_refine, **claims.refine_controls}
+    if not claims.no_refine:
+        return unanswered("H4", claim, case, "the policy without refinement", "no policy without refinement was named")
+    everyone = (*claims.points, *(name for members in controls.values() for name in members))
+    if why := missing(case, everyone):
+        return unanswered("H4", claim, case, ", ".join(claims.no_refine), why)
+    fixed = [method for method in case.table.methods if kind_of(method) == "fixed"]
+    found = weigh(case, {name: tuple(dict.fromkeys((*members, *fixed))) for name, members in controls.items()})
+    if isinstance(found, str):
+        return unanswered("H4", claim, case, ", ".join(claims.no_refine), found)
+    return Verdict(
+        hypothesis="H4",
+        claim=claim,
+        verdict=found.verdict,
+        effect=found.weakest.effect,
+        p=found.p,
+        n=found.weakest.effect.n,
+        comparator=found.weakest.comparator,
+        judge=case.judge,
+        margin=case.margin,
+        reason=found.reason,
+        comparisons=found.comparisons,
+        prompts_needed=found.prompts_needed,
+    )

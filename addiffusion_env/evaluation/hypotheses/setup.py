@@ -1,0 +1,109 @@
+"""From an evaluation's manifest and configuration to its verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.evaluation.hypotheses import HYPOTHESES
+from addiffusion_env.evaluation.hypotheses.base import Claims, Verdict
+from addiffusion_env.evaluation.hypotheses.conflicts import settle, uses_in
+from addiffusion_env.evaluation.hypotheses.decide import decide
+from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.statistics import Margin, read_margin
+
+_PRICED = re.compile(r"policy:(?P<stem>.+)@(?P<price>[0-9.e+-]+)")
+
+
+def judge_evaluation(
+    records: Sequence[Record],
+    manifest: Manifest,
+    settings: Mapping[str, Any],
+    config_file: Path | str | None = None,
+    names: Sequence[str] = tuple(HYPOTHESES),
+) -> tuple[Verdict, ...]:
+    """Judges the claims of an evaluation.
+
+    Args:
+        records: those that the manifest selects.
+        manifest: methods, judges, margin history and the policy's folder.
+        settings: keyword arguments of :class:`Claims`; ``policy`` and ``curve`` may be left out.
+        config_file: where the margin stands under ``margin``, for its line and date.
+        names: registry names of the claims.
+
+    Returns:
+        See :func:`~addiffusion_env.evaluation.hypotheses.decide.decide`.
+
+    Raises:
+        ConfigError: when no judge is independent, no policy was evaluated, or a setting does not exist.
+    """
+    judges = tuple(manifest.settings.get("judges") or ())
+    uses = uses_in(manifest)
+    deciding = settle(judges, uses, manifest.backbone).independent[0]
+    claims = claims_of([entry.name for entry in manifest.methods], settings)
+    return decide(records, claims, judges, [margin_in(manifest, deciding, config_file)], uses, names)
+
+
+def claims_of(methods: Sequence[str], settings: Mapping[str, Any]) -> Claims:
+    """Claims from configuration: the policy is the first learned method, its curve the same one at other prices.
+
+    Args:
+        methods: names of all methods.
+        settings: keyword arguments of :class:`Claims`, lists in place of tuples.
+
+    Raises:
+        ConfigError: for a setting that does not exist, or when no policy was evaluated.
+
+    >>> claims_of(["fixed:8", "policy:a@0.01", "policy:a@0.02", "policy:b@0.01"], {}).points
+    ('policy:a@0.01', 'policy:a@0.02')
+    """
+    known = {item.name for item in fields(Claims)}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"hypotheses have no setting {key!r}", nearest(key, known))
+    given = {key: _frozen(value) for key, value in settings.items()}
+    others = {given.get("shuffled"), *given.get("no_refine", ())}
+    others |= {name for members in given.get("refine_controls", {}).values() for name in members}
+    priced = {name: match["stem"] for name in methods if name not in others and (match := _PRICED.fullmatch(name))}
+    policy = given.pop("policy", None) or next(iter(priced), None)
+    if policy is None:
+        raise ConfigError("hypotheses are about a policy, and none was evaluated", "set policy=runs/emoji")
+    curve = tuple(name for name, stem in priced.items() if stem == priced.get(policy) and name != policy)
+    return Claims(policy=policy, **{"curve": curve, **given})
+
+
+def margin_in(manifest: Manifest, measure: str, config_file: Path | str | None = None) -> Margin:
+    """The margin of an evaluation with its history.
+
+    A margin that differs from the file's was given on the command line; the manifest says when it first was. One that
+    was there before any record stays so, even when another stood in between.
+
+    Args:
+        manifest: of the evaluation.
+        measure: whose units it is in: that of the judge that decides.
+        config_file: where ``margin`` stands; ``None`` when it is not at hand.
+
+    Raises:
+        ConfigError: when the file has no margin.
+    """
+    value = manifest.margins[-1].margin
+    same = [entry for entry in manifest.margins if entry.margin == value]
+    first = min(same, key=lambda entry: entry.records_before)
+    if config_file is not None:
+        written = read_margin(config_file, "margin", measure, first.records_before)
+        if written.value == value:
+            return written
+    source = "given to the run" if config_file is None else f"given to the run instead of {Path(config_file).name}'s"
+    return Margin(value, measure, source, first.set_at, "evaluation.json", "", first.records_before)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

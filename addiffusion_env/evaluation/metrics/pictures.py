@@ -1,0 +1,131 @@
+"""Pictures from tensors, arrays, files or a folder, read a batch at a time as bytes, and known by their content.
+
+Metrics see 8-bit pixels, whatever the source: that is what is saved and shown, and what Inception was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from addiffusion_env.engine.requests import to_pixels
+from addiffusion_env.errors import ConfigError, ImageRangeError
+from addiffusion_env.scorers.base import check_images
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LOSSY = (".jpg", ".jpeg", ".webp")
+
+PicturesLike: TypeAlias = "Pictures | torch.Tensor | np.ndarray | str | Path | Sequence[Any]"
+"""A (B, 3, H, W) float tensor in [-1, 1]; a (B, H, W, 3) uint8 array; a folder; or a sequence of paths, of such
+tensors without batch, or of such arrays without batch."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A set of pictures, in order. Files are read when they are needed, so that a folder of 30,000 fits.
+
+    Attributes:
+        items: paths, (3, H, W) float tensors in [-1, 1] or (H, W, 3) uint8 arrays.
+        known: features of all of them, by the identity of the network that computed them: FID and KID share them.
+    """
+
+    items: Sequence[Path | torch.Tensor | np.ndarray]
+    known: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, source: PicturesLike) -> Pictures:
+        """Wraps any of :data:`PicturesLike`; a folder gives the pictures in it (not below it) by file name.
+
+        Raises:
+            ConfigError: for a path that does not exist, or no pictures at all.
+            ImageRangeError: for a tensor or array of another shape, type or range.
+        """
+        if isinstance(source, Pictures):
+            return source
+        if isinstance(source, (str, Path)):
+            items: Sequence[Any] = _in_folder(Path(source).expanduser())
+        elif isinstance(source, torch.Tensor):
+            items = list(check_images(source))
+        else:
+            items = [Path(item).expanduser() if isinstance(item, str) else item for item in source]
+        if not items:
+            raise ConfigError("a metric needs pictures, got none", "pass at least one")
+        return cls(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8, one after the other."""
+        return (pixels_of(item) for item in self.items)
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        """(b, 3, H, W) uint8 tensors in order; neighbours of one size share a batch of at most ``size``."""
+        waiting: list[np.ndarray] = []
+        for pixels in self:
+            if waiting and (len(waiting) >= size or pixels.shape != waiting[0].shape):
+                yield _stack(waiting)
+                waiting = []
+            waiting.append(pixels)
+        yield _stack(waiting)
+
+    def digest(self) -> str:
+        """64 hex digits of all pixels and shapes, in order, whatever container they came from."""
+        return hashlib.sha256("".join(content_hash(pixels) for pixels in self).encode()).hexdigest()
+
+    def lossy(self) -> int:
+        """How many are files of a lossy format."""
+        return sum(isinstance(item, Path) and item.suffix.lower() in LOSSY for item in self.items)
+
+
+def pixels_of(item: Path | str | torch.Tensor | np.ndarray) -> np.ndarray:
+    """One picture as (H, W, 3) uint8.
+
+    Raises:
+        ConfigError: for a file that is missing or no picture.
+        ImageRangeError: for a tensor or array of another shape, type or range.
+    """
+    if isinstance(item, (str, Path)):
+        return _read(Path(item).expanduser())
+    if isinstance(item, torch.Tensor):
+        return to_pixels(check_images(item[None])[0])
+    if not (isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 3 and item.shape[2] == 3):
+        seen = f"{item.dtype} {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
+        raise ImageRangeError(
+            f"a picture must be a path, a (3, H, W) float tensor or an (H, W, 3) uint8 array, got {seen}",
+            "convert it: floats in [-1, 1] are tensors, bytes are arrays with channels last",
+        )
+    return item
+
+
+def content_hash(pixels: np.ndarray) -> str:
+    """64 hex digits of an (H, W, 3) uint8 picture: its pixels and shape, not its file."""
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder of pictures", "pass an existing folder, or a list of files")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _read(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no picture at {path}", "check the path") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
+        raise ConfigError(f"{path} cannot be read as a picture: {error}", "make it again, as PNG") from error
+
+
+def _stack(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,78 @@
+"""What statistics return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROUND = 12
+"""Decimals to which paired differences are rounded before they are ranked, so that equal ones are tied."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval.
+
+    Attributes:
+        estimate: the sample's value.
+        low: lower bound.
+        high: upper bound.
+        level: confidence, in (0, 1).
+        n: prompts.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Significance:
+    """A test's outcome.
+
+    Attributes:
+        statistic: its value.
+        p: two-sided p-value.
+        n: prompts.
+    """
+
+    statistic: float
+    p: float
+    n: int
+
+
+@dataclass(frozen=True)
+class MarginTest:
+    """A test against a margin.
+
+    Attributes:
+        difference: mean of first minus second with the (1 - 2 alpha) interval that belongs to the test: Tango's score
+            interval where every value is 0 or 1, Student's otherwise.
+        margin: in the measure's units; fixed before the data were seen.
+        p: of the null hypothesis that the difference lies outside the margin.
+        holds: whether p is below alpha, which is the same as the interval lying inside the margin.
+    """
+
+    difference: Interval
+    margin: float
+    p: float
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """A p-value within its family.
+
+    Attributes:
+        p: as it was.
+        adjusted: Holm's; comparable with alpha.
+        rejected: whether it is below alpha.
+    """
+
+    p: float
+    adjusted: float
+    rejected: bool

@@ -1,0 +1,1 @@
+"""Public benchmarks, each read in the format that its authors publish; nothing of them is shipped here."""

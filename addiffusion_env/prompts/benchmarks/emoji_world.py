@@ -1,0 +1,75 @@
+"""Benchmark prompts in the emoji world: the scene that a prompt asks for, in words that the tokenizer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts.emoji_grammar import parse, scene_prompt
+from addiffusion_env.prompts.emoji_scene import Group, Scene, contradiction, task_of
+from addiffusion_env.prompts.emoji_vocabulary import CLASSES, NUMBERS, RELATIONS, color_name
+
+MAX_READABLE = 200
+"""Characters above which a text cannot be a prompt of the grammar; keeps hostile texts from its regular expressions."""
+
+
+def readable_scene(text: str) -> Scene | None:
+    """The scene of a text in the grammar's form, or ``None``."""
+    return parse(text) if len(text) <= MAX_READABLE else None
+
+
+def make_scene(groups: Sequence[Group], relation: int | None, text: str) -> Scene | None:
+    """The scene of these groups, told in ``text`` where that says the same, else in the grammar's own words.
+
+    Returns:
+        the scene, or ``None`` when the emoji world has no such one (too many objects, one class twice ...).
+    """
+    groups = tuple(groups)
+    if contradiction(groups, relation):
+        return None
+    read = readable_scene(text)
+    if read is not None and (read.groups, read.relation) == (groups, relation):
+        return read
+    return Scene(task_of(groups, relation), groups, relation, wording(groups, relation))
+
+
+def wording(groups: Sequence[Group], relation: int | None) -> str:
+    """The plainest prompt for groups and a relation.
+
+    >>> wording([Group(2, 38), Group(1, 16, 4)], None)
+    'a photo of two knives and a green cow'
+    """
+    phrases = [_noun_phrase(group) for group in groups]
+    if relation is not None:
+        return f"a photo of {phrases[0]} {RELATIONS[relation]} {phrases[1]}"
+    return "a photo of " + ", ".join([*phrases[:-2], " and ".join(phrases[-2:])])
+
+
+def _noun_phrase(group: Group) -> str:
+    noun = group.name if group.count == 1 else CLASSES[group.cls].plural
+    words = " ".join(filter(None, (color_name(group.color), noun)))
+    if group.count > 1:
+        return f"{NUMBERS[group.count]} {words}"
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def to_emoji(prompt: Prompt, scene: Scene | None) -> Prompt | None:
+    """A benchmark's prompt as one of the emoji world: same id and task, the scene's words and requirements.
+
+    The text as published stays in ``metadata["original"]``.
+
+    Returns:
+        the prompt, or ``None`` without a scene.
+    """
+    if scene is None:
+        return None
+    told = scene_prompt(scene)
+    return Prompt(
+        told.text,
+        prompt.prompt_id,
+        prompt.task,
+        told.phrases,
+        told.demands,
+        scene,
+        {"original": prompt.text, **prompt.metadata},
+    )

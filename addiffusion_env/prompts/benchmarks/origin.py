@@ -1,0 +1,273 @@
+"""Where a benchmark's files come from: a path, or the hub through ``datasets``; text in, text with places out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.errors import MissingPackageError, PromptError
+
+ROOT_VARIABLE = "ADDIFFUSION_BENCHMARKS"
+DEFAULT_ROOT = "../shared/benchmarks"
+"""Where benchmarks lie, one folder each, unless the environment variable ``ADDIFFUSION_BENCHMARKS`` says otherwise."""
+
+HUB = "hub"
+_REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*|/[^@]+)(?:@(?P<revision>[\w./-]+))?")
+_LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+_REFUSED = frozenset({"Cc", "Cs"})  # control characters drive terminals; lone surrogates cannot be encoded
+
+
+@dataclass(frozen=True)
+class About:
+    """What a benchmark is and where its authors keep it.
+
+    Attributes:
+        name: its registry name.
+        title: its name in messages.
+        folder: its folder under the benchmarks' root.
+        files: what to download.
+        url: from where.
+        licence: as its authors state it.
+        counts: prompts of each task in the published version; reading anything else needs ``partial=True``.
+        places: folders in which the files may lie below the path given (a checkout keeps them deeper).
+        hub: the repository on the Hugging Face hub, pinned to a revision; ``None`` where none is known.
+    """
+
+    name: str
+    title: str
+    folder: str
+    files: tuple[str, ...]
+    url: str
+    licence: str
+    counts: Mapping[str, int]
+    places: tuple[str, ...] = ("",)
+    hub: str | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What to do when the files are not there."""
+        wanted = ", ".join(self.files)
+        return (
+            f"download {wanted} from {self.url} ({self.licence}) and give their folder or file as path "
+            f"(benchmark_path= of eval_sb3.py), or set {ROOT_VARIABLE} to the folder that holds {self.folder}/"
+        )
+
+
+@dataclass(frozen=True)
+class Document:
+    """The text of one file.
+
+    Attributes:
+        name: its path or address, for messages.
+        text: all of it, without a byte order mark.
+    """
+
+    name: str
+    text: str
+
+    def place(self, line: int) -> str:
+        """How messages name a line, counted from 1."""
+        return f"{self.name}, line {line}"
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """(line number, line). Only LF and CR LF end lines: other separators may stand in a prompt."""
+        for number, line in enumerate(self.text.split("\n"), start=1):
+            yield number, line.removesuffix("\r")
+
+    def json(self, text: str | None = None, line: int | None = None) -> Any:
+        """The value of the whole file, or of ``text``, one of its lines.
+
+        Raises:
+            PromptError: when it is not JSON; names the line.
+        """
+        try:
+            return json.loads(self.text if text is None else text)
+        except (ValueError, RecursionError) as error:
+            place = self.place(getattr(error, "lineno", 1) if line is None else line)
+            reason = getattr(error, "msg", None) or str(error)
+            raise PromptError(f"{place}: not JSON: {reason}", "take the file as published") from error
+
+
+class PathOrigin:
+    """A file, or a folder of files, on this machine.
+
+    Args:
+        path: the file, or the folder of the benchmark's files.
+        about: the benchmark.
+
+    Raises:
+        PromptError: when there is nothing at ``path``.
+    """
+
+    def __init__(self, path: Path, about: About) -> None:
+        self.path = path
+        self.about = about
+        if not path.exists():
+            raise PromptError(f"no {about.title} at {path}", about.remedy)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def single(self) -> bool:
+        """Whether the path is one file, to be read whatever its name."""
+        return self.path.is_file()
+
+    def document(self, name: str) -> Document:
+        """The file ``name`` of the folder, or the one file that the path is.
+
+        Raises:
+            PromptError: when it is missing, unreadable or not UTF-8.
+        """
+        if self.single:
+            return read_document(self.path)
+        found = self.find(name)
+        if found is None:
+            raise PromptError(f"no {name} of {self.about.title} in {self.path}", self.about.remedy)
+        return read_document(found)
+
+    def find(self, name: str) -> Path | None:
+        """Where the file ``name`` lies below the path, or ``None``."""
+        candidates = (self.path / place / name for place in self.about.places)
+        return next((path for path in candidates if path.is_file()), None)
+
+
+class HubOrigin:
+    """A data set repository on the Hugging Face hub, read through ``datasets``.
+
+    Original files are fetched as text and read here, because the table readers of ``datasets`` strip quotes from
+    PartiPrompts and cannot hold GenEval's mixed lists. Only benchmarks that the hub has as tables alone are read as
+    tables.
+
+    Args:
+        repository: ``owner/name``, optionally ``@revision``; an absolute folder in the same layout works, too.
+        about: the benchmark.
+
+    Raises:
+        PromptError: for a repository of another form.
+        MissingPackageError: without the package ``datasets``.
+    """
+
+    single = False
+
+    def __init__(self, repository: str, about: About) -> None:
+        match = _REPOSITORY.fullmatch(repository)
+        if match is None:
+            raise PromptError(
+                f"{repository!r} is no data set repository", "give hub:owner/name or hub:owner/name@revision"
+            )
+        self.name, self.revision = match["name"], match["revision"]
+        self.about = about
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise MissingPackageError(
+                f"reading {about.title} from the hub needs the package datasets: {error}",
+                "pip install 'addiffusion-env[benchmarks]', or download the files and give their path",
+            ) from error
+        self._load: Any = load_dataset
+
+    def __str__(self) -> str:
+        return f"hub:{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+    def document(self, name: str) -> Document:
+        """The repository's file ``name``, as it is.
+
+        Raises:
+            PromptError: when the hub cannot be reached or has no such file.
+        """
+        revision = f"@{self.revision}" if self.revision else ""
+        root = self.name if self.name.startswith("/") else f"hf://datasets/{self.name}{revision}"
+        table = self._attempt("text", data_files=f"{root}/{name}", sample_by="document", split="train")
+        return Document(f"{self}/{name}", "".join(table["text"]).removeprefix("\ufeff"))
+
+    def rows(self, columns: Sequence[str], config: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(place, row) of a table with one split; ``columns`` alone are read.
+
+        Raises:
+            PromptError: when the hub cannot be reached, or the table is of another form.
+        """
+        splits = self._attempt(self.name, config, revision=self.revision)
+        if len(splits) != 1:
+            raise self._unexpected(f"has the splits {', '.join(splits)}, expected one")
+        (table,) = splits.values()
+        if missing := [column for column in columns if column not in table.column_names]:
+            raise self._unexpected(f"has the columns {', '.join(table.column_names)}, not {', '.join(missing)}")
+        for number, row in enumerate(table.select_columns(list(columns)), start=1):
+            yield f"{self}, row {number}", row
+
+    def _attempt(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return self._load(*arguments, **options)
+        except Exception as error:  # whatever the network, the hub or a reader fails with
+            reason = (str(error).splitlines() or [""])[0]
+            raise self._unexpected(f"cannot be loaded: {type(error).__name__}: {reason}") from error
+
+    def _unexpected(self, what: str) -> PromptError:
+        return PromptError(f"{self.about.title}: {self} {what}", self.about.remedy)
+
+
+Origin = PathOrigin | HubOrigin
+
+
+def open_origin(path: str | Path | None, about: About) -> Origin:
+    """Where to read a benchmark.
+
+    Args:
+        path: a file, a folder, ``"hub"``, ``"hub:owner/name[@revision]"``, or ``None`` for the benchmark's folder under
+            ``$ADDIFFUSION_BENCHMARKS``.
+        about: the benchmark.
+
+    Raises:
+        PromptError: when there is nothing; says what to download from where.
+        MissingPackageError: for the hub, without the package ``datasets``.
+    """
+    if path is None:
+        return PathOrigin(Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT) / about.folder, about)
+    scheme, _, repository = str(path).partition(":")
+    if scheme != HUB:
+        return PathOrigin(Path(path).expanduser(), about)
+    repository = repository or about.hub or ""
+    if not repository:
+        raise PromptError(f"no repository of {about.title} on the hub is known", about.remedy)
+    return HubOrigin(repository, about)
+
+
+def read_document(path: Path) -> Document:
+    """Reads a UTF-8 file.
+
+    Raises:
+        PromptError: when it cannot be read or is not UTF-8; names the line.
+    """
+    try:
+        data = path.read_bytes()
+        return Document(str(path), data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise PromptError(
+            f"{path}, line {line}: not UTF-8: byte {error.object[error.start]:#04x}", "take the file as published"
+        ) from error
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read: {error.strerror}", "give a readable file") from error
+
+
+def clean(value: object, place: str) -> str:
+    """A prompt's text: line breaks and tabs are one space, the ends are stripped, the rest is as it was.
+
+    Raises:
+        PromptError: when it is no string, empty, or holds control characters or lone surrogates; names the place.
+    """
+    if not isinstance(value, str):
+        raise PromptError(f"{place}: a prompt must be text, got {type(value).__name__}", "take the file as published")
+    text = _LINE_BREAKS.sub(" ", value).strip()
+    if not text:
+        raise PromptError(f"{place}: the prompt is empty", "take the file as published")
+    if not text.isprintable() and (bad := [char for char in text if unicodedata.category(char) in _REFUSED]):
+        raise PromptError(f"{place}: the prompt holds the control character U+{ord(bad[0]):04X}", "remove it")
+    return text

@@ -1,0 +1,173 @@
+"""A real HTTP server that speaks OpenAI's and Gemini's protocols and judges by brightness, with faults on demand."""
+
+import base64
+import contextlib
+import io
+import json
+import re
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+from PIL import Image
+
+from addiffusion_env.evaluation.vlm import make_client
+from addiffusion_env.evaluation.vlm.costs import Price
+from addiffusion_env.evaluation.vlm.judge import compare
+from addiffusion_env.evaluation.vlm.retries import RetryPolicy
+
+OPENAI_PATH = "/v1/chat/completions"
+GEMINI_PATH = re.compile(r"/v1(?:beta)?/models/([^/:]+):generateContent")
+INPUT_TOKENS, OUTPUT_TOKENS = 700, 20
+SLOW = 0.6
+QUICK = RetryPolicy(attempts=3, base=0.01, longest=0.05, patience=1.0)
+DEAR = Price(1000.0, 1000.0)
+COST = DEAR.of(INPUT_TOKENS, OUTPUT_TOKENS)
+SERVICES = ("openai", "gemini")
+
+
+def by_brightness(prompt, first, second):
+    """An honest judge: the brighter picture is better."""
+    if abs(first - second) < 1:
+        return "Both are as bright. VERDICT: TIE"
+    return f"Brightness decides.\n**VERDICT: {'FIRST' if first > second else 'SECOND'}**"
+
+
+class JudgeServer:
+    """Serves on a free local port.
+
+    Attributes:
+        judge: (prompt, brightness of the first, of the second) -> the reply's text.
+        faults: served in order before any answer; each is ``(status, headers, body)`` or one of ``slow``, ``drop``.
+        requests: how many came, by protocol.
+        keys: the keys that came with them.
+        bodies: the decoded requests.
+    """
+
+    def __init__(self, judge=by_brightness):
+        self.judge, self.faults, self.requests, self.keys, self.bodies = judge, [], Counter(), set(), []
+        self.lock, self.busy, self.most_busy = threading.Lock(), 0, 0
+        self.delay = 0.0
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, path, headers, body):
+        """``(status, headers, body)`` of a request."""
+        gemini = GEMINI_PATH.fullmatch(path)
+        with self.lock:
+            self.requests["gemini" if gemini else "openai" if path == OPENAI_PATH else path] += 1
+            self.keys.add(headers.get("x-goog-api-key") or headers.get("authorization", "").removeprefix("Bearer "))
+            self.bodies.append(body)
+            fault = self.faults.pop(0) if self.faults else None
+        if fault == "slow":
+            time.sleep(SLOW)
+        elif fault is not None:
+            return fault
+        time.sleep(self.delay)
+        texts, pictures = read_gemini(body) if gemini else read_openai(body)
+        prompt = json.loads(re.search(r'The prompt: (".*")', texts[0]).group(1))
+        text = self.judge(prompt, *(float(picture.mean()) for picture in pictures))
+        return 200, {}, json.dumps(write_gemini(text, gemini.group(1)) if gemini else write_openai(text, body["model"]))
+
+    def _handler(self):
+        server = self  # the handler's own methods have another self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                with server.lock:
+                    server.busy += 1
+                    server.most_busy = max(server.most_busy, server.busy)
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                found = server.answer(self.path, headers, body)
+                with server.lock:
+                    server.busy -= 1
+                if found == "drop":
+                    self.close_connection = True
+                    return
+                status, headers, text = found
+                with contextlib.suppress(OSError):  # a client that gave up waiting
+                    self.send_response(status)
+                    for name, value in {"content-type": "application/json", **headers}.items():
+                        self.send_header(name, value)
+                    self.send_header("content-length", str(len(text.encode())))
+                    self.end_headers()
+                    self.wfile.write(text.encode())
+
+            def log_message(self, *arguments):
+                pass
+
+        return Handler
+
+
+def decode(data):
+    ordinary = data.replace("-", "+").replace("_", "/")  # Google's package writes the alphabet for addresses
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(ordinary))).convert("RGB"))
+
+
+def read_openai(body):
+    content = body["messages"][0]["content"]
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    return texts, [decode(url.removeprefix("data:image/png;base64,")) for url in urls]
+
+
+def read_gemini(body):
+    parts = body["contents"][0]["parts"]
+    data = [part["inlineData"]["data"] for part in parts if "inlineData" in part]
+    return [part["text"] for part in parts if "text" in part], [decode(item) for item in data]
+
+
+def write_openai(text, model):
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": model,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": INPUT_TOKENS, "completion_tokens": OUTPUT_TOKENS, "total_tokens": 720},
+    }
+
+
+def write_gemini(text, model):
+    thought = {"text": "VERDICT: TIE is what I consider.", "thought": True}
+    return {
+        "candidates": [{"content": {"role": "model", "parts": [thought, {"text": text}]}, "finishReason": "STOP"}],
+        "usageMetadata": {
+            "promptTokenCount": INPUT_TOKENS,
+            "candidatesTokenCount": OUTPUT_TOKENS - 5,
+            "thoughtsTokenCount": 5,
+        },
+        "modelVersion": model,
+    }
+
+
+def client_of(server, service="openai", **options):
+    url = f"{server.url}/v1" if service == "openai" else server.url
+    return make_client(f"{service}:{'judge-1' if service == 'openai' else 'gemini-judge'}", base_url=url, **options)
+
+
+def grey(*levels, size=16):
+    """One flat picture a level of brightness."""
+    return np.stack([np.full((size, size, 3), level, dtype=np.uint8) for level in levels])
+
+
+def judged(server, a, b, prompts=None, service="openai", said=None, **options):
+    prompts = prompts or [f"prompt {number}" for number in range(len(a))]
+    return compare(
+        a,
+        b,
+        prompts,
+        client_of(server, service),
+        **{"max_cost": 1000.0, "price": DEAR, "retries": QUICK, "say": (said if said is not None else []).append}
+        | options,
+    )
