@@ -26,7 +26,7 @@ def train(config: dict[str, Any]) -> Path:
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
     from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_vec_env, reward_scale, set_training
-    from addiffusion_env.agents.replay import ReplayConfig, make_walk, measured_frontier, record_table, train_on_table
+    from addiffusion_env.agents.replay import ReplayConfig, learn_on_table, make_walk, measured_frontier, record_table
     from addiffusion_env.agents.training import (
         attach_logger,
         export_policy,
@@ -58,10 +58,12 @@ def train(config: dict[str, Any]) -> Path:
     walk = None
     if config["replay"] is not None:
         settings, replay = EnvSettings.of(**config["env"]), ReplayConfig.of(config["replay"])
-        table = record_table(settings, replay, config["seed"], folder / "table", config["lanes"])
+        table = record_table(settings, replay, folder / "table", config["lanes"])
         walk = make_walk(table, settings)
         if state is None:
-            train_on_table(model, walk, settings, replay, config["algorithm"], config["seed"], folder)
+            how = (config["algorithm"], config["seed"], folder, config["device"])
+            learner = learn_on_table(walk, settings, replay, *how)
+            model.policy.load_state_dict(learner.policy.state_dict())
             print(f"trained on the table for {replay.total_timesteps} decisions", flush=True)
     if config["warm_start"] is not None and state is None:
         agreement = warm_start(model, env, config["warm_start"], config["seed"])

@@ -11,6 +11,8 @@ from gymnasium.envs.registration import register, registry
 
 __version__ = "0.1.0"
 
+EMOJI_LIKING = {"clip_weight": 0.8, "clip_centre": 0.855, "clip_scale": 0.07}
+
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "AdDiffusion-Emoji-v0": {  # as configs/backbone/emoji.yaml has it, where each choice is explained
         "backbone": "emoji",
@@ -19,7 +21,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "landing_steps": 2,
         "decide_at": [3, 4],
         "check_finished": True,
-        "refine": {"preset": "again", "limit": 4},
+        "refine": {"preset": "again", "limit": 4, "liking": EMOJI_LIKING},
+        "reward": {"preset": "default", "terminal_bonus": {"centre": 0.6, "width": 0.4, **EMOJI_LIKING}},
     },
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},

@@ -7,6 +7,8 @@ into the model that goes on with the live environment.
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -29,7 +31,6 @@ from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, nearest
 from addiffusion_env.observations.observer import Observer
-from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
 from addiffusion_env.rollouts.recorder import Recorder, check_recordable
@@ -48,6 +49,7 @@ class ReplayConfig:
 
     Attributes:
         pictures: of the training source that are recorded.
+        prompt_seed: which ones.
         tries: of each; one more than the refinements that an episode may take is all that can be met.
         lanes: episodes at once on the table.
         total_timesteps: decisions.
@@ -56,6 +58,7 @@ class ReplayConfig:
     """
 
     pictures: int = 256
+    prompt_seed: int = 101
     tries: int = 5
     lanes: int = 128
     total_timesteps: int = 300_000
@@ -89,10 +92,10 @@ def make_walk(table: TryTable, settings: EnvSettings) -> Walk:
 def walk_of(table: TryTable, process: ProcessConfig, most: float, highest_price: float) -> Walk:
     """The same from its parts."""
     limit = min(process.refine.limit, table.tries - 1)
-    return Walk(table, limit, most, highest_price, process.refine.limit, process.refine.enabled)
+    return Walk(table, limit, most, highest_price, process.refine.limit, process.refine.liking, process.refine.enabled)
 
 
-def record_table(settings: EnvSettings, replay: ReplayConfig, seed: int, folder: Path, lanes: int) -> TryTable:
+def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int) -> TryTable:
     """Records the pictures of a run, or reads those that are recorded.
 
     Raises:
@@ -102,16 +105,11 @@ def record_table(settings: EnvSettings, replay: ReplayConfig, seed: int, folder:
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     recorder = Recorder(backbone, load_scorers(backbone, settings.scorers), process, replay.tries)
-    source = settings.prompt_source()
-
-    def drawn(index: int) -> tuple[Prompt, int]:
-        rng = np.random.default_rng([seed, 13, index])
-        return source.sample(rng), int(rng.integers(2**31))
+    pictures = [(prompt, 0) for prompt in settings.prompt_source().take(replay.pictures, seed=replay.prompt_seed)]
 
     def note(done: int) -> None:
         print(f"recorded {done} of {replay.pictures} pictures, {replay.tries} tries each", flush=True)
 
-    pictures = [drawn(index) for index in range(replay.pictures)]
     return recorder.record_shards(pictures, folder, lanes, note=note)
 
 
@@ -136,35 +134,40 @@ def measured_frontier(policy: BasePolicy, walk: Walk, settings: EnvSettings) -> 
     return [(float(price), float(nfe)) for price, nfe in zip(prices, np.minimum.accumulate(spent), strict=True)]
 
 
-def train_on_table(
-    model: BaseAlgorithm,
+def learn_on_table(
     walk: Walk,
     settings: EnvSettings,
     replay: ReplayConfig,
     algorithm: str,
     seed: int,
     folder: Path | None = None,
+    device: str = "auto",
 ) -> BaseAlgorithm:
-    """Runs the algorithm on the table and gives what it learned to ``model``.
+    """Runs the algorithm on a table.
 
     Args:
-        model: of the live environment; its policy's weights are replaced.
         walk: the decision process on what was recorded.
         settings: of the environment.
         replay: how long.
         algorithm: name in :data:`agents.training.ALGORITHMS`.
         seed: of the networks and of the draws.
-        folder: where TensorBoard files go, under ``tensorboard/table``; ``None`` for none.
+        folder: TensorBoard files go to ``tensorboard/table`` in it, the watch's figures to ``table.json``; ``None``
+            for neither.
+        device: of the policy network.
 
     Returns:
-        The learner itself.
+        The agent; its policy fits the live environment of the same settings.
     """
     env = VecMonitor(ReplayVecEnv(walk.table, settings, walk, replay.lanes, seed))
-    learner = make_model(algorithm, env, replay.ppo, seed, str(model.device))
+    learner = make_model(algorithm, env, replay.ppo, seed, device)
+    watch = TableWatch(walk, settings, replay.watch_every)
     if folder is not None:
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
-    learner.learn(replay.total_timesteps, callback=TableWatch(walk, settings, replay.watch_every))
-    model.policy.load_state_dict(learner.policy.state_dict())
+    learner.learn(replay.total_timesteps, callback=watch)
+    if folder is not None:
+        temporary = folder / ".table.json"
+        temporary.write_text(json.dumps(watch.history, indent=1), encoding="utf-8")
+        os.replace(temporary, folder / "table.json")
     return learner
 
 
@@ -175,6 +178,9 @@ class TableWatch(BaseCallback):
         walk: the decision process on the table.
         settings: of the environment.
         every: updates between two looks.
+
+    Attributes:
+        history: what each look found, and after how many decisions.
     """
 
     def __init__(self, walk: Walk, settings: EnvSettings, every: int) -> None:
@@ -183,6 +189,7 @@ class TableWatch(BaseCallback):
         self.observer = Observer(walk.table.clip_text.shape[1], settings.keys())
         self.reward = make_reward(settings.reward)
         self.rollouts = 0
+        self.history: list[dict[str, float]] = []
 
     def _on_step(self) -> bool:
         return True
@@ -201,9 +208,15 @@ class TableWatch(BaseCallback):
         price = float(np.mean(self.settings.price_range()))
         outcomes = play_table(self.walk, greedy(self.model.policy), self.observer, price)
         found = regret(self.walk.table, outcomes, self.reward, price)
-        for name, value in {**summary(outcomes), "regret_to_constant": found.to_constant}.items():
+        figures = {
+            **summary(outcomes),
+            "utility": found.utility,
+            "regret_to_constant": found.to_constant,
+            "regret_to_oracle": found.to_oracle,
+        }
+        for name, value in figures.items():
             self.logger.record(f"table/{name}", value)
-        self.logger.record("table/regret_to_oracle", found.to_oracle)
+        self.history.append({"decisions": float(self.num_timesteps), **figures})
 
 
 def summary(outcomes: Outcomes) -> dict[str, float]:

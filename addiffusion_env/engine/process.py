@@ -10,6 +10,7 @@ import numpy as np
 
 from addiffusion_env.backbones.base import Capabilities
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
+from addiffusion_env.scorers.liking import Liking
 
 MAPS = ("attention", "phrase", "none")
 REGIONS = ("token", "weakest", "union", "whole")
@@ -46,6 +47,7 @@ class RefineConfig:
             the one before; or ``best``: go on with the result, and give at the end the best-liked of all pictures that
             were finished on the way (with :attr:`ProcessConfig.check_finished`).
         margin: in standard deviations of preference; may be negative.
+        liking: what "best-liked" means; see :class:`addiffusion_env.scorers.liking.Liking`.
         return_to: step of the schedule where a refinement of the whole picture leaves the lane, so that a new try is
             judged as early as the first one was; ``None`` for where it was.
         limit: most refinements in an episode.
@@ -62,6 +64,7 @@ class RefineConfig:
     blur: float = 1.0
     accept: str = "always"
     margin: float = 0.0
+    liking: Liking = field(default_factory=Liking)
     return_to: int | None = None
     limit: int = 4
     first_step: int = 1

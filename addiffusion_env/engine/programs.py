@@ -17,6 +17,7 @@ from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
 from addiffusion_env.engine.requests import Evaluate, Finish, Outcome, Peek, Picture, Request
 from addiffusion_env.regions.masks import attention_mask, phrase_masks
 from addiffusion_env.regions.phrases import evidence_of, phrases_of, without
+from addiffusion_env.scorers.liking import Liking
 
 LaneProgram = Generator[Request, Any, Lane]
 
@@ -66,13 +67,13 @@ def turn(
 
 def ended(process: ProcessConfig, lane: Lane, picture: Picture) -> tuple[Lane, Picture]:
     """The end of an episode: its picture is this one, or a better-liked one of an earlier try where those are kept."""
-    chosen = better(lane.best, picture) if process.refine.accept == "best" else picture
+    chosen = better(process.refine.liking, lane.best, picture) if process.refine.accept == "best" else picture
     return replace(lane, look=chosen.look, shown=None, best=None), chosen
 
 
-def better(kept: Picture | None, new: Picture) -> Picture:
+def better(liking: Liking, kept: Picture | None, new: Picture) -> Picture:
     """The better-liked of two finished pictures, the earlier of equals."""
-    if kept is not None and float(kept.look.preference[0]) >= float(new.look.preference[0]):
+    if kept is not None and liking.at(kept.look) >= liking.at(new.look):
         return kept
     return new
 
@@ -128,7 +129,7 @@ def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgra
     """Re-noises a region, denoises it back to where the lane is, and keeps or drops the result (RefineConfig)."""
     config = process.refine
     if lane.shown is not None:
-        best = better(lane.best, lane.shown) if config.accept == "best" else None
+        best = better(config.liking, lane.best, lane.shown) if config.accept == "best" else None
         lane = replace(lane, shown=None, best=best)
     lane = replace(lane, refinements=lane.refinements + 1)
     lane, mask = yield from region(backbone, process, lane)

@@ -68,7 +68,7 @@ class Framer:
             budget=np.array([lane.nfe for lane in lanes]) / self.most,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, refine.limit),
             price=np.array([point.price for point in points]) / max(self.highest_price, 1e-12),
-            best_preference=_column([picture.look if picture else None for picture in best], "preference"),
+            best_liking=np.array([refine.liking.at(picture.look) if picture else 0.0 for picture in best]),
             has_best=np.array([float(picture is not None) for picture in best]),
             evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),
         )

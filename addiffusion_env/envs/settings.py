@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from addiffusion_env.backbones import BACKBONES
@@ -17,6 +17,7 @@ from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.rewards.composite import PRESET_PRICES
 from addiffusion_env.scorers.hub_look import check_parts
+from addiffusion_env.scorers.liking import Liking
 
 RENDER_MODES = ("rgb_array",)
 
@@ -193,8 +194,10 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
         return REFINE_PRESETS[refine]
     changes = dict(refine)
     base = refine_config(str(changes.pop("preset", "as_published")))
-    known = list(asdict(base))
+    known = [item.name for item in fields(base)]
     for key in changes:
         if key not in known:
             raise ConfigError(f"refine has no setting {key!r}", nearest(key, known))
+    if "liking" in changes:
+        changes["liking"] = Liking.of(changes["liking"])
     return replace(base, **changes)

@@ -79,8 +79,8 @@ def price(frame: Frame) -> np.ndarray:
 
 
 def tries(frame: Frame) -> np.ndarray:
-    """The best finished picture so far: its preference, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
-    return np.stack([np.tanh(frame.best_preference / 2), frame.has_best], axis=1)
+    """The best finished picture so far: how much it is liked, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
+    return np.stack([np.tanh(frame.best_liking / 2), frame.has_best], axis=1)
 
 
 def phrases(frame: Frame) -> np.ndarray:

@@ -6,22 +6,33 @@ import numpy as np
 
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.scorers.liking import Liking
 
 
 def terminal_bonus(
-    transition: Transition, scale: PooledScale, centre: float = 0.0, width: float = 0.0, relative: float = 0.0
+    transition: Transition,
+    scale: PooledScale,
+    centre: float = 0.0,
+    width: float = 0.0,
+    relative: float = 0.0,
+    clip_weight: float = 0.0,
+    clip_centre: float = 0.0,
+    clip_scale: float = 1.0,
 ) -> np.ndarray:
-    """Preference of the finished, fully decoded picture; 0 before the end.
+    """How much the finished, fully decoded picture is liked; 0 before the end.
 
     Args:
         transition: the step.
         scale: unused; the preference scorer is already in standard deviations.
         centre: where a saturating bonus is worth one half.
-        width: 0 pays the preference itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
+        width: 0 pays the liking itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
             in [0, 1], which behaves like a probability of being right and stops paying for what is good enough.
         relative: 1 subtracts the reference schedule's preference (same prompt, same seed) first.
+        clip_weight, clip_centre, clip_scale: see :class:`addiffusion_env.scorers.liking.Liking`; with weight 0 liking
+            is preference.
     """
-    value = transition.preference_after.astype(np.float64)
+    liking = Liking(clip_weight, clip_centre, clip_scale)
+    value = liking(transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
     if relative:
         value = value - transition.reference
     if width > 0:

@@ -24,6 +24,7 @@ class Outcomes:
         looks: (P,) previews that were looked at; the finished pictures come on top.
         finishes: (P,) finished pictures that were decoded and looked at.
         preference: (P,) of the picture given.
+        clip_score: (P,) of the picture given.
         correct: (P,) the judge's verdict on it; NaN without one.
         actions: P tuples of actions.
     """
@@ -33,6 +34,7 @@ class Outcomes:
     looks: np.ndarray
     finishes: np.ndarray
     preference: np.ndarray
+    clip_score: np.ndarray
     correct: np.ndarray
     actions: tuple[tuple[int, ...], ...]
 
@@ -75,6 +77,7 @@ def play_table(walk: Walk, decide: Decider, observer: Observer, price: float) ->
         looks=looks,
         finishes=finishes,
         preference=table.preference[at],
+        clip_score=table.clip_score[at],
         correct=table.correct[at],
         actions=tuple(tuple(row) for row in actions),
     )

@@ -70,7 +70,10 @@ class Recorder:
     @property
     def fingerprint(self) -> str:
         """Of the process and the number of tries: tables of another one are not read."""
-        text = json.dumps([self.backbone.name, asdict(self.process), self.tries, self.judge is not None], default=str)
+        process = asdict(self.process)
+        for name in ("liking", "limit", "margin", "first_step"):  # what is recorded does not depend on these
+            process["refine"].pop(name)
+        text = json.dumps([self.backbone.name, process, self.tries, self.judge is not None], default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> TryTable:

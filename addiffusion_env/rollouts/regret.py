@@ -43,14 +43,14 @@ class TableRegret:
         return self.oracle_utility - self.utility
 
 
-def worth(reward: Reward, preference: np.ndarray) -> np.ndarray:
-    """What a reward pays at the end for pictures of some preference, whatever they cost: the same shape."""
+def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray) -> np.ndarray:
+    """What a reward pays at the end for pictures of such scores, whatever they cost: the same shape."""
     flat = np.asarray(preference, dtype=np.float64).reshape(-1)
     nothing, zero = np.full(len(flat), np.nan), np.zeros(len(flat))
     known = np.isfinite(flat)
     transition = Transition(
         clip_before=nothing,
-        clip_after=zero,
+        clip_after=np.where(known, np.asarray(clip_score, np.float64).reshape(-1), 0.0),
         preference_before=nothing,
         preference_after=np.where(known, flat, 0.0),
         dino_similarity=zero,
@@ -68,7 +68,7 @@ def worth(reward: Reward, preference: np.ndarray) -> np.ndarray:
 
 def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) -> TableRegret:
     """Compares a policy's outcomes on a table with its constant behaviours and its oracle."""
-    values = worth(reward, table.preference)  # (P, T, Q)
+    values = worth(reward, table.preference, table.clip_score)  # (P, T, Q)
     first = np.nan_to_num(table.nfe[:, :, 0])  # what dropping a try at its first look costs
     dropped = np.cumsum(first, axis=1) - first
     finished = slice(table.finish, None)
@@ -79,7 +79,7 @@ def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) ->
     name, constant = best_constant(table, values, price)
     return TableRegret(
         price=price,
-        utility=float((worth(reward, outcomes.preference) - price * outcomes.nfe).mean()),
+        utility=float((worth(reward, outcomes.preference, outcomes.clip_score) - price * outcomes.nfe).mean()),
         best_constant=name,
         constant_utility=constant,
         oracle_utility=float(flat.max(1).mean()),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from addiffusion_env.engine.process import Action
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.scorers.liking import Liking
 
 START = -1
 """The place before the first evaluation."""
@@ -84,6 +86,7 @@ class Walk:
         table: the recorded tries.
         limit: most refinements of an episode, at most one less than the tries recorded.
         most: NFE that counts as a whole budget, as observations show it.
+        liking: what the best of several pictures is chosen by.
         refine: whether *refine* is ever legal.
         highest_price: the price that observations show as 1.
         shown_limit: the refinements that observations count by: the limit of the process.
@@ -94,7 +97,13 @@ class Walk:
     most: float
     highest_price: float
     shown_limit: int
+    liking: Liking = field(default_factory=Liking)
     refine: bool = True
+
+    @cached_property
+    def liked(self) -> np.ndarray:
+        """(P, T, Q) how much each picture is liked."""
+        return self.liking(self.table.preference, self.table.clip_score)
 
     def recorded(self, walkers: Walkers) -> np.ndarray:
         """(B,) the recorded try that each lane is in."""
@@ -147,8 +156,8 @@ class Walk:
 
     def _better(self, row: np.ndarray, kept: np.ndarray, new: np.ndarray, where: np.ndarray) -> np.ndarray:
         """(B, 2): the better-liked of two finished pictures in lanes of ``where``, the earlier of equals."""
-        old_liked = self._at(self.table.preference, row, kept[:, 0], kept[:, 1], missing=-np.inf)
-        new_liked = self._at(self.table.preference, row, new[:, 0], new[:, 1], missing=-np.inf)
+        old_liked = self._at(self.liked, row, kept[:, 0], kept[:, 1], missing=-np.inf)
+        new_liked = self._at(self.liked, row, new[:, 0], new[:, 1], missing=-np.inf)
         return np.where((where & (new_liked > old_liked))[:, None], new, kept)
 
     @staticmethod
@@ -178,7 +187,7 @@ class Walk:
             budget=self.nfe(walkers) / self.most,
             refinements=walkers.number / max(1, self.shown_limit),
             price=walkers.price / max(self.highest_price, 1e-12),
-            best_preference=self._at(table.preference, row, walkers.best[:, 0], walkers.best[:, 1]),
+            best_liking=self._at(self.liked, row, walkers.best[:, 0], walkers.best[:, 1]),
             has_best=(walkers.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(walkers), 3)),
         )

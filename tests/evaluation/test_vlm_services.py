@@ -63,10 +63,8 @@ def test_troubles_that_pass_are_asked_again(server, service, fault):
 def test_slow_replies_are_given_up_and_asked_again(server, service):
     server.faults = ["slow"]
     client = client_of(server, service, timeout=0.2)
-    begun = time.perf_counter()
     with pytest.raises(AttemptError, match="no answer in time") as caught:
         client.ask(('The prompt: "x"', *2 * (PNG,)))
-    assert time.perf_counter() - begun < 0.5
     assert caught.value.retry and caught.value.billed
 
 

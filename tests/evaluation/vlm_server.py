@@ -6,7 +6,6 @@ import io
 import json
 import re
 import threading
-import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,7 +20,7 @@ from addiffusion_env.evaluation.vlm.retries import RetryPolicy
 OPENAI_PATH = "/v1/chat/completions"
 GEMINI_PATH = re.compile(r"/v1(?:beta)?/models/([^/:]+):generateContent")
 INPUT_TOKENS, OUTPUT_TOKENS = 700, 20
-SLOW = 0.6
+PATIENCE = 30.0
 QUICK = RetryPolicy(attempts=3, base=0.01, longest=0.05, patience=1.0)
 DEAR = Price(1000.0, 1000.0)
 COST = DEAR.of(INPUT_TOKENS, OUTPUT_TOKENS)
@@ -40,22 +39,23 @@ class JudgeServer:
 
     Attributes:
         judge: (prompt, brightness of the first, of the second) -> the reply's text.
-        faults: served in order before any answer; each is ``(status, headers, body)`` or one of ``slow``, ``drop``.
+        faults: served in order before any answer: ``(status, headers, body)``, ``drop``, or ``slow``: no answer until closing.
         requests: how many came, by protocol.
         keys: the keys that came with them.
         bodies: the decoded requests.
+        together: a ``threading.Barrier`` that every answer passes, or ``None``.
     """
 
     def __init__(self, judge=by_brightness):
         self.judge, self.faults, self.requests, self.keys, self.bodies = judge, [], Counter(), set(), []
-        self.lock, self.busy, self.most_busy = threading.Lock(), 0, 0
-        self.delay = 0.0
+        self.lock, self.closing, self.together = threading.Lock(), threading.Event(), None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
     def close(self):
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -69,10 +69,11 @@ class JudgeServer:
             self.bodies.append(body)
             fault = self.faults.pop(0) if self.faults else None
         if fault == "slow":
-            time.sleep(SLOW)
+            self.closing.wait(PATIENCE)
         elif fault is not None:
             return fault
-        time.sleep(self.delay)
+        if self.together is not None:
+            self.together.wait(PATIENCE)
         texts, pictures = read_gemini(body) if gemini else read_openai(body)
         prompt = json.loads(re.search(r'The prompt: (".*")', texts[0]).group(1))
         text = self.judge(prompt, *(float(picture.mean()) for picture in pictures))
@@ -83,14 +84,9 @@ class JudgeServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                with server.lock:
-                    server.busy += 1
-                    server.most_busy = max(server.most_busy, server.busy)
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 found = server.answer(self.path, headers, body)
-                with server.lock:
-                    server.busy -= 1
                 if found == "drop":
                     self.close_connection = True
                     return

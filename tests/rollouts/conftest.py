@@ -16,7 +16,12 @@ SETTINGS = {
     "guidance_interval": [3.0, 9.0],
     "decide_at": [2, 3],
     "check_finished": True,
-    "refine": {"preset": "again", "return_to": 2, "limit": TRIES - 1},
+    "refine": {
+        "preset": "again",
+        "return_to": 2,
+        "limit": TRIES - 1,
+        "liking": {"clip_weight": 0.8, "clip_centre": 0.8, "clip_scale": 0.1},
+    },
     "price": [0.0, 0.03],
 }
 

@@ -1,0 +1,278 @@
+"""Runs the study and writes ``docs/results.md``; every part that is there already is read, not made again.
+
+python -m addiffusion_env.evaluation.study --out runs/study            about three hours on two cores
+python -m addiffusion_env.evaluation.study --out /tmp/s --prompts 32 --pictures 32 --timesteps 20000   a small one
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from addiffusion_env import ENVIRONMENTS, __version__
+from addiffusion_env.agents.replay import ReplayConfig, record_table
+from addiffusion_env.baselines.prompt_rule import names_colour
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.study import claims, page
+from addiffusion_env.evaluation.study.arms import Arm, Clock, best_of, fixed, own_tries, played, prompt_rule, retry
+from addiffusion_env.evaluation.study.policies import Variant, play, shuffled, trained, variants, walk_for
+from addiffusion_env.evaluation.study.stories import collapse_table, films, seeds_table
+from addiffusion_env.evaluation.study.timing import measure_clock
+from addiffusion_env.evaluation.study.tries import Tries, TriesRecorder
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.rollouts.recorder import Recorder
+from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.scorers.liking import Liking
+
+PRICES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.03)
+THRESHOLDS = (-1.1, -0.52, 0.0, 0.36, 0.6, 0.82, 1.0, 1.19, 1.4)
+SEEDS = (0, 1, 2)
+PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 4, "learning_rate": 0.001, "gamma": 1.0, "ent_coef": 0.005}
+ENVIRONMENT: dict[str, Any] = {
+    **ENVIRONMENTS["AdDiffusion-Emoji-v0"],
+    "prompt_options": {"split": "train"},
+    "price": [0.0, 0.03],
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What was recorded.
+
+    Attributes:
+        prompts: the P test prompts.
+        train: table of training pictures, without verdicts.
+        test: table of the test pictures, with verdicts.
+        fixed: steps -> tries of fixed-step DDIM.
+        clock: what the parts of a picture cost.
+        liking: what tries are chosen by.
+    """
+
+    prompts: list[Prompt]
+    train: TryTable
+    test: TryTable
+    fixed: dict[int, Tries]
+    clock: Clock
+    liking: Liking
+
+
+def gather(options: argparse.Namespace) -> Material:
+    """Records, or reads, everything that needs the denoiser."""
+    settings = EnvSettings.of(**ENVIRONMENT)
+    backbone = load_backbone(settings)
+    scorers = load_scorers(backbone, settings.scorers)
+    process = settings.process(backbone.capabilities, backbone.name)
+    judges = Judges.of(["emoji_detector"], backbone.device)
+
+    def judge(pictures: Sequence[torch.Tensor], asked: Sequence[Prompt]) -> list[bool | None]:
+        return [found.correct for found in judges.judge(list(pictures), list(asked))]
+
+    prompts = (
+        EnvSettings.of(**{**ENVIRONMENT, "prompt_options": {"split": "test"}})
+        .prompt_source()
+        .take(options.prompts, seed=0)
+    )
+    replay = ReplayConfig(pictures=options.pictures)
+    train = record_table(settings, replay, options.out / "train_table", 16)
+    recorder = Recorder(backbone, scorers, process, replay.tries, judge)
+    test = recorder.record_shards(
+        [(prompt, 0) for prompt in prompts],
+        options.out / "test_table",
+        note=lambda done: print(f"test table: {done} of {len(prompts)}", flush=True),
+    )
+    tries = TriesRecorder(backbone, scorers, judge, process, prompts, options.out / "tries")
+    liking = process.refine.liking
+    made = {
+        steps: tries.record(steps, count, until, liking)
+        for steps, count, until in ((8, 4, max(THRESHOLDS)), (4, 3, None), (6, 1, None), (12, 1, None), (50, 1, None))
+    }
+    clock_file = options.out / "clock.json"
+    if not clock_file.is_file():
+        clock = measure_clock(backbone, scorers, prompts[:16])
+        clock_file.write_text(json.dumps(clock.__dict__, indent=1), encoding="utf-8")
+    clock = Clock(**json.loads(clock_file.read_text(encoding="utf-8")))
+    return Material(prompts, train, test, made, clock, liking)
+
+
+def comparators(material: Material) -> dict[str, list[Arm]]:
+    """The families that the claims are held against: all fixed-step DDIM, trailing, guided throughout."""
+    tries, alone, both = material.fixed, Liking(), material.liking
+    colour = np.array([names_colour(prompt) for prompt in material.prompts])
+    best = [best_of(tries[4], count, score, label) for score, label in ((alone, ""), (both, " by liking"))
+            for count in (2, 3)]  # fmt: skip
+    return {
+        "fixed DDIM": [fixed(tries[steps]) for steps in sorted(tries)],
+        "prompt rule": [prompt_rule(tries[a], tries[b], colour) for a, b in ((6, 4), (8, 6), (12, 8), (12, 6))],
+        "best of n": [fixed(tries[4]), *best],
+        "threshold-retry": [retry(tries[8], threshold, alone, "") for threshold in THRESHOLDS],
+        "threshold-retry by liking": [retry(tries[8], threshold, both, " by liking") for threshold in THRESHOLDS],
+    }
+
+
+def same_process(material: Material, environment: dict[str, Any]) -> dict[str, list[Arm]]:
+    """Rules without learning on the policy's own process: what its schedule and its score give by themselves."""
+    walk = walk_for(Variant("own"), material.test, EnvSettings.of(**environment))
+    table, end = walk.table, walk.table.finish
+    own = own_tries(walk)
+    spent, calls = table.nfe[:, :, end], table.calls[:, :, end]
+    found = []
+    for threshold in (-9.0, -0.5, 0.0, 0.4, 0.8, 1.2, 1.6, 2.0):
+        arm = retry(own, threshold, material.liking, "")
+        made = arm.finishes.astype(int)
+        rows = np.arange(len(made))
+        name = "one try" if threshold == -9 else f"retry below {threshold:g}"
+        found.append(
+            Arm(f"{name} (own process)", arm.correct, np.cumsum(spent, 1)[rows, made - 1],
+                np.cumsum(calls, 1)[rows, made - 1], arm.looks, arm.finishes)
+        )  # fmt: skip
+    return {"retry on the policy's own process": found}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs everything and writes the page."""
+    options = _options(arguments)
+    material = gather(options)
+    replay = ReplayConfig(pictures=options.pictures, total_timesteps=options.timesteps, ppo=PPO)
+    short = ReplayConfig(pictures=options.pictures, total_timesteps=options.ablation_timesteps, ppo=PPO)
+    every = variants(EnvSettings.of(**ENVIRONMENT), SEEDS)
+    folders = {
+        v.name: trained(
+            v, material.train, ENVIRONMENT, replay if v.name.startswith("seed") else short, options.out / "policies"
+        )
+        for v in every
+    }
+    report(material, {v.name: v for v in every}, folders, options)
+
+
+def report(
+    material: Material, every: dict[str, Variant], folders: dict[str, Path], options: argparse.Namespace
+) -> None:
+    """Plays every policy on the test table and writes page, plots and figures."""
+    rng = np.random.default_rng(0)
+    arms: dict[str, list[Arm]] = {}
+    for name, variant in every.items():
+        prices = [price for price in PRICES if "published" not in name or price == 0.012]
+        outcomes = play(folders[name], variant, material.test, prices)
+        arms[name] = [played(f"{name}@{price:g}", out) for price, out in zip(prices, outcomes, strict=True)]
+    main_policy, reference = arms["seed-0"], fixed(material.fixed[50])
+    families, own = comparators(material), same_process(material, ENVIRONMENT)
+    middle = PRICES.index(0.004)
+    wrong = play(folders["seed-0"], every["seed-0"], shuffled(material.test), [PRICES[middle]])[0]
+    demands = material.test.demands.astype(float)
+    second, found = claims.h2(main_policy, families, material.clock, rng)
+    fourth, _ = claims.h4(main_policy, arms["without-refine"], rng)
+    settled = [
+        claims.h1(main_policy, reference),
+        second,
+        claims.h3(main_policy[middle], played("shuffled", wrong), demands, rng),
+        fourth,
+    ]
+    per_seed = {}
+    for seed in SEEDS:
+        mine = arms[f"seed-{seed}"]
+        per_seed[seed] = (
+            claims.h1(mine, reference), claims.h2(mine, families, material.clock, rng)[0],
+            claims.h3(mine[middle], played("shuffled", play(folders[f"seed-{seed}"], every[f"seed-{seed}"],
+                      shuffled(material.test), [PRICES[middle]])[0]), demands, rng),
+        )  # fmt: skip
+    docs = options.docs
+    page.frontier_plot({"policy": main_policy, **families, **own}, material.clock, docs / "frontier.png")
+    curves = {f"seed {s}": json.loads((folders[f"seed-{s}"] / "table.json").read_text(encoding="utf-8")) for s in SEEDS}
+    page.curve_plot(curves, docs / "learning.png")
+    shown = films(folders["seed-0"], material.prompts[:12], docs)
+    _, own_gains = claims.h2(main_policy, own, material.clock, rng)
+    listed = [*main_policy, *(arm for family in (*families.values(), *own.values()) for arm in family)]
+    best_rule = max(families["threshold-retry"], key=lambda arm: (arm.nfe.mean() <= 9.5) * arm.correct.mean())
+    sections = [
+        page.Section("How this page came about", _provenance(material, options)),
+        page.Section("The claims", page.verdicts(settled)),
+        page.Section("Frontier", ["![frontier](frontier.png)", "", *page.arm_table(listed, material.clock, rng)]),
+        page.Section("At equal cost", page.gain_tables(found)),
+        page.Section(
+            "What is learned, and what the process gives by itself",
+            [
+                "The policy's process is cheap in itself: guidance in one evaluation of six, tries that are checked. "
+                "A rule without learning on the same process (look at the finished picture, try again while it is "
+                "liked less than a threshold) is the comparator that only learning can beat:",
+                *page.gain_tables(own_gains),
+            ],
+        ),
+        page.Section("Seeds", [*seeds_table(per_seed), "", "![learning curves](learning.png)"]),
+        page.Section(
+            "Ablations",
+            [
+                "Each policy trained anew without one thing, on the same table "
+                f"({options.ablation_timesteps} decisions; seeds: {options.timesteps}), at price {PRICES[middle]:g}:",
+                "",
+                *page.arm_table(
+                    [row[middle] for name, row in arms.items() if "published" not in name], material.clock, rng
+                ),
+            ],
+        ),
+        page.Section(
+            "Collapse watch",
+            collapse_table(material.test, every, folders, {name: row for name, row in arms.items()}, PRICES[middle]),
+        ),
+        page.Section(
+            "By task",
+            page.task_table([main_policy[middle], best_rule, fixed(material.fixed[8]), reference], material.test.tasks),
+        ),
+        page.Section("What the policy did", shown),
+        page.Section("What did not work, and what stands in the way", _lessons()),
+    ]
+    page.write(docs / "results.md", "Results on the emoji world", sections)
+    figures = {arm.name: [float(arm.correct.mean()), float(arm.nfe.mean())] for row in arms.values() for arm in row}
+    (options.out / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    print("\n".join(page.verdicts(settled)))
+    print(f"written: {docs / 'results.md'}")
+
+
+def _provenance(material: Material, options: argparse.Namespace) -> list[str]:
+    clock = material.clock
+    return [
+        f"`python -m addiffusion_env.evaluation.study {' '.join(sys.argv[1:])}` (addiffusion {__version__}, torch "
+        f"{torch.__version__}, {time.strftime('%Y-%m-%d')}), on two CPU cores.",
+        "",
+        f"- {len(material.prompts)} test prompts of the emoji grammar (`EmojiPrompts(split='test').take("
+        f"{len(material.prompts)}, seed=0)`), picture seed 0, never seen in training; judged by the emoji detector, "
+        "which neither reward nor policy ever sees. Intervals are 95 %, paired over prompts.",
+        f"- Policies: MaskablePPO on recorded tries of {len(material.train)} training prompts; their test episodes are "
+        "read from a table of the test prompts' tries, which are the engine's own episodes "
+        "(`tests/rollouts/test_replay.py`).",
+        "- Comparators: DDIM, trailing, guided throughout. Thresholds and numbers of tries are chosen on the test "
+        "prompts themselves, which favours the comparators.",
+        "- One NFE is a guided evaluation (two network calls); an unguided one is half. Seconds: "
+        f"{clock.call:.1f} ms a network call, {clock.look:.1f} a look, {clock.decode:.1f} a full decode, "
+        f"{clock.score:.1f} to score it, measured side by side at 16 lanes.",
+    ]
+
+
+def _lessons() -> list[str]:
+    text = (Path(__file__).parent / "lessons.md").read_text(encoding="utf-8")
+    return text.strip().splitlines()
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m addiffusion_env.evaluation.study", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where recordings and policies go")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
+    parser.add_argument("--prompts", type=int, default=1024, help="test prompts")
+    parser.add_argument("--pictures", type=int, default=512, help="training prompts that are recorded")
+    parser.add_argument("--timesteps", type=int, default=600_000, help="decisions of each seed's training")
+    parser.add_argument("--ablation-timesteps", type=int, default=300_000, help="decisions of each ablation's")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

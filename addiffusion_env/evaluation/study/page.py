@@ -1,0 +1,153 @@
+"""``docs/results.md`` and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from addiffusion_env.evaluation.statistics import share_interval
+from addiffusion_env.evaluation.study.arms import Arm, Clock, Gain
+from addiffusion_env.evaluation.study.claims import Claim
+
+POLICY_COLOUR = "#c2410c"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and its Markdown lines."""
+
+    title: str
+    lines: Sequence[str]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A Markdown table."""
+    return [
+        "| " + " | ".join(head) + " |",
+        "| " + " | ".join("---" for _ in head) + " |",
+        *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows),
+    ]
+
+
+def verdicts(claims: Sequence[Claim]) -> list[str]:
+    """The claims, each line a condition."""
+    lines = []
+    for claim in claims:
+        lines.append(f"- **{claim.name}: {'holds' if claim.holds else 'does not hold in full'}**")
+        lines.extend(f"  - {line}" for line in claim.lines)
+    return lines
+
+
+def arm_table(arms: Sequence[Arm], clock: Clock, rng: np.random.Generator) -> list[str]:
+    """Every arm: share correct with Wilson-type interval, mean NFE, seconds."""
+    rows = []
+    for arm in arms:
+        share = share_interval(arm.correct, rng)
+        seconds = float(clock.seconds(arm).mean())
+        rows.append((arm.name, str(share), f"{arm.nfe.mean():.2f}", f"{arm.calls.mean():.1f}", f"{seconds:.3f}"))
+    return table(("method", "correct [95 %]", "mean NFE", "network calls", "seconds"), rows)
+
+
+def gain_tables(found: Mapping[str, Mapping[str, Sequence[Gain]]]) -> list[str]:
+    """Gains at equal cost, a table a cost."""
+    lines: list[str] = []
+    for cost, families in found.items():
+        spots = [gain.at for gain in next(iter(families.values()))]
+        head = ("against", *(f"{spot:.3g} {cost}" for spot in spots))
+        rows = [
+            (name, *(f"{gain.gain.estimate:+.3f} [{gain.gain.low:+.3f}, {gain.gain.high:+.3f}]" for gain in row))
+            for name, row in families.items()
+        ]
+        lines += ["", f"At equal {cost}:", "", *table(head, rows)]
+    return lines
+
+
+def task_table(arms: Sequence[Arm], tasks: Sequence[str]) -> list[str]:
+    """Share correct (mean NFE) of each arm on each task."""
+    names = np.array(tasks)
+    kinds = [str(kind) for kind in np.unique(names)]
+    rows = [
+        (
+            arm.name,
+            *(f"{arm.correct[names == kind].mean():.2f} ({arm.nfe[names == kind].mean():.1f})" for kind in kinds),
+        )
+        for arm in arms
+    ]
+    counts = [f"{kind} ({int((names == kind).sum())})" for kind in kinds]
+    return table(("method", *counts), rows)
+
+
+def frontier_plot(families: Mapping[str, Sequence[Arm]], clock: Clock, path: Path, level: float = 0.95) -> None:
+    """Share correct against mean NFE and against seconds, a line a family, bars the interval over prompts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.6), sharey=True)
+    costs = (("mean NFE", lambda arm: arm.nfe.mean()), ("seconds a picture", lambda arm: clock.seconds(arm).mean()))
+    colours = iter(pyplot.get_cmap("tab10").colors)  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    for name, family in families.items():
+        ours = name.startswith("policy")
+        colour = POLICY_COLOUR if ours else next(colours)
+        for axes, (label, cost) in zip(panels, costs, strict=True):
+            ordered = sorted(family, key=cost)
+            x = [cost(arm) for arm in ordered]
+            y = [arm.correct.mean() for arm in ordered]
+            bounds = [share_interval(arm.correct, rng, level) for arm in ordered]
+            error = np.array([[v - b.low, b.high - v] for v, b in zip(y, bounds, strict=True)]).T
+            style = "-" if ours else "--"
+            axes.errorbar(
+                x, y, yerr=error, fmt="o" + style, ms=4, lw=2.2 if ours else 1.2, color=colour, label=name, capsize=2
+            )
+            axes.set_xlabel(label)
+            axes.set_xscale("log")
+            axes.grid(alpha=0.25)
+    panels[0].set_ylabel("share of pictures that are right")
+    ticks = [3, 4, 5, 6, 8, 10, 12, 20, 50]
+    panels[0].set_xticks(ticks, [str(tick) for tick in ticks])
+    panels[0].minorticks_off()
+    panels[1].xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    panels[1].xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    panels[1].set_xticks([0.1, 0.2, 0.3, 0.5, 1.0, 2.0])
+    panels[1].legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def curve_plot(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Learning curves of several runs: regret and NFE of the greedy policy at the middle price."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4))
+    shown = (("regret_to_constant", "regret to the best constant"), ("regret_to_oracle", "regret to the oracle"))
+    for axes, (key, label) in zip(panels, (*shown, ("nfe", "mean NFE")), strict=True):
+        for name, history in curves.items():
+            axes.plot([row["decisions"] / 1000 for row in history], [row[key] for row in history], label=name, lw=1.5)
+        axes.set_xlabel("thousand decisions")
+        axes.set_title(label, fontsize=10)
+        axes.grid(alpha=0.25)
+    panels[0].axhline(0, color="black", lw=0.8)
+    panels[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write(path: Path, title: str, sections: Sequence[Section]) -> None:
+    """Writes the page."""
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", "", *section.lines, ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")

