@@ -39,7 +39,8 @@ class EnvSettings:
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
         steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
         guidance_interval: ``[low, high]`` noise levels between which guidance is on; ``None`` guides everywhere.
-        landing_steps, decide_every, decide_at, check_finished: see :class:`ProcessConfig`.
+        landing_steps, decide_every, check_finished: see :class:`ProcessConfig`.
+        decide_at: the same; steps behind the end of a shorter schedule are left out.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
         reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
@@ -142,20 +143,36 @@ class EnvSettings:
         Raises:
             CapabilityError: when the backbone cannot do what is asked.
         """
+        steps = capabilities.default_steps if self.steps is None else self.steps
+        decide_at, refine = self._within(steps)
         config = ProcessConfig(
-            steps=capabilities.default_steps if self.steps is None else self.steps,
+            steps=steps,
             spacing=self.spacing or capabilities.default_spacing,
             solver=self.solver or capabilities.default_solver,
             guidance_scale=capabilities.default_guidance if self.guidance_scale is None else self.guidance_scale,
             guidance_interval=self._interval(),
             landing_steps=self.landing_steps,
             decide_every=self.decide_every,
-            decide_at=None if self.decide_at is None else tuple(self.decide_at),
+            decide_at=decide_at,
             check_finished=self.check_finished,
-            refine=refine_config(self.refine),
+            refine=refine,
         )
         config.check(capabilities, name)
         return config
+
+    def _within(self, steps: int) -> tuple[tuple[int, ...] | None, RefineConfig]:
+        """``decide_at`` and ``refine`` on a schedule that may be shorter than they were written for.
+
+        Steps behind its end are left out; a new try comes back no later than at the first decision that is left.
+        """
+        refine = refine_config(self.refine)
+        wanted = None if self.decide_at is None else tuple(self.decide_at)
+        if wanted is None or not all(isinstance(step, int) and step >= 1 for step in wanted):
+            return wanted, refine  # ProcessConfig says what is wrong with them
+        inside = tuple(step for step in wanted if step < steps) or ((steps - 1,) if steps > 1 else None)
+        if refine.return_to is not None and refine.return_to >= steps:
+            refine = replace(refine, return_to=inside[0] if inside else None)
+        return inside, refine
 
     def _interval(self) -> tuple[float, float]:
         ends = (0.0, float("inf")) if self.guidance_interval is None else tuple(self.guidance_interval)

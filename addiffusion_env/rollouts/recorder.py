@@ -51,8 +51,8 @@ class Recorder:
     Attributes:
         backbone: the model.
         scorers: what looks.
-        process: with ``refine.return_to``, ``decide_at`` and ``check_finished``.
-        tries: T, tries of every picture.
+        process: with more than one try, one with ``refine.return_to`` and ``check_finished``.
+        tries: T, tries of every picture; 1 records a plain stop table.
         judge: gives finished pictures their verdict; ``None`` leaves it unknown.
     """
 
@@ -63,9 +63,10 @@ class Recorder:
     judge: Judge | None = None
 
     def __post_init__(self) -> None:
-        check_recordable(self.process)
         if self.tries < 1:
             raise ConfigError(f"tries must be at least 1, got {self.tries}", "use 4")
+        if self.tries > 1:
+            check_recordable(self.process)
 
     @property
     def fingerprint(self) -> str:
@@ -103,7 +104,7 @@ class Recorder:
         for first in range(0, len(pictures), shard):
             chunk = pictures[first : first + shard]
             ids = json.dumps([[prompt.prompt_id, seed] for prompt, seed in chunk])
-            name = f"tries-{self.fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.npz"
+            name = f"tries-{self.fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
             parts.append(self._shard(chunk, folder / name, lanes))
             if note is not None:
                 note(first + len(chunk))

@@ -68,23 +68,29 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray) -> np.
 
 def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) -> TableRegret:
     """Compares a policy's outcomes on a table with its constant behaviours and its oracle."""
-    values = worth(reward, table.preference, table.clip_score)  # (P, T, Q)
-    first = np.nan_to_num(table.nfe[:, :, 0])  # what dropping a try at its first look costs
-    dropped = np.cumsum(first, axis=1) - first
-    finished = slice(table.finish, None)
-    options = values[:, :, finished] - price * (np.nan_to_num(table.nfe[:, :, finished]) + dropped[:, :, None])
-    flat = options.reshape(len(table), -1)
-    pick = flat.argmax(1)
-    spent = (np.nan_to_num(table.nfe[:, :, finished]) + dropped[:, :, None]).reshape(len(table), -1)
+    values = worth(reward, table.preference, table.clip_score)
     name, constant = best_constant(table, values, price)
+    best, spent = oracle(table, values, price)
     return TableRegret(
         price=price,
         utility=float((worth(reward, outcomes.preference, outcomes.clip_score) - price * outcomes.nfe).mean()),
         best_constant=name,
         constant_utility=constant,
-        oracle_utility=float(flat.max(1).mean()),
-        oracle_nfe=float(spent[np.arange(len(table)), pick].mean()),
+        oracle_utility=float(best.mean()),
+        oracle_nfe=float(spent.mean()),
     )
+
+
+def oracle(table: TryTable, values: np.ndarray, price: float) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) utility and (P,) NFE of one that knows all (P, T, Q) values: it drops other tries at their first look."""
+    finished = slice(table.finish, None)
+    first = np.nan_to_num(table.nfe[:, :, 0])
+    dropped = np.cumsum(first, axis=1) - first
+    spent = (np.nan_to_num(table.nfe[:, :, finished]) + dropped[:, :, None]).reshape(len(table), -1)
+    utility = values[:, :, finished].reshape(len(table), -1) - price * spent
+    pick = utility.argmax(1)
+    rows = np.arange(len(table))
+    return utility[rows, pick], spent[rows, pick]
 
 
 def best_constant(table: TryTable, values: np.ndarray, price: float) -> tuple[str, float]:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,9 @@ import numpy as np
 
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
 
-ARRAYS = ("clip_image", "clip_text", "dino", "clip_score", "preference", "change", "nfe", "calls", "correct")
+NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
+ARRAYS = ("clip_image", "clip_text", "dino", *NUMBERS)
+TEXTS = ("prompts", "prompt_ids", "tasks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class TryTable:
         """The table of some of the pictures."""
         at = [int(i) for i in index]
         kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "demands", "seeds")}
-        texts = {name: tuple(getattr(self, name)[i] for i in at) for name in ("prompts", "prompt_ids", "tasks")}
+        texts = {name: tuple(getattr(self, name)[i] for i in at) for name in TEXTS}
         return replace(self, **kept, **texts)
 
     @staticmethod
@@ -122,25 +122,53 @@ class TryTable:
         return replace(parts[0], **kept, **texts)
 
     def save(self, path: Path) -> None:
-        """Writes one ``.npz`` file, whole or not at all.
+        """Writes one Parquet file, a row a place that was recorded, whole or not at all.
 
         Raises:
             RunFolderError: when it cannot be written.
         """
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        texts = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        import pyarrow.parquet as pq
+
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
-                np.savez_compressed(file, texts=np.array(json.dumps(texts)), **arrays)
+                pq.write_table(self._to_arrow(), file, compression="zstd", write_page_checksum=True)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise RunFolderError(f"cannot write {path}: {error}", "free space, or choose another folder") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _to_arrow(self) -> Any:
+        import pyarrow as pa
+
+        row, number, place = np.nonzero(np.isfinite(self.nfe))
+        at = (row, number, place)
+        texts = {name: pa.array([getattr(self, name)[i] for i in row]) for name in TEXTS}
+        numbers = {name: pa.array(getattr(self, name)[at]) for name in NUMBERS}
+        vectors = {name: _vectors(getattr(self, name)[at]) for name in ("clip_image", "dino")}
+        columns = {
+            "picture": pa.array(row),
+            "try": pa.array(number),
+            "place": pa.array(place),
+            "kind": pa.array([self.kind(int(q)) for q in place]),
+            **texts,
+            "demands": pa.array(self.demands[row]),
+            "seeds": pa.array(self.seeds[row]),
+            **numbers,
+            **vectors,
+            "clip_text": _vectors(self.clip_text[row]),
+        }
+        head = {
+            "steps": list(self.steps),
+            "log_snr": np.asarray(self.log_snr, float).tolist(),
+            "start_log_snr": float(self.start_log_snr),
+            "tries": self.tries,
+        }
+        return pa.table(columns).replace_schema_metadata({"table of tries": json.dumps(head)})
 
     @classmethod
     def load(cls, path: Path) -> TryTable:
@@ -149,10 +177,65 @@ class TryTable:
         Raises:
             ResumeError: for a file that is damaged or something else.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
-            with np.load(path, allow_pickle=False) as file:
-                texts = json.loads(str(file["texts"]))
-                arrays = {name: file[name] for name in file.files if name != "texts"}
-            return cls(**arrays, **{name: tuple(value) for name, value in texts.items()})
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            found = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+            head = json.loads(found.schema.metadata[b"table of tries"])
+            return cls._from_arrow(found, head)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
             raise ResumeError(f"{path} is not a table of tries: {error}", "delete it: it is recorded again") from error
+
+    @classmethod
+    def _from_arrow(cls, found: Any, head: dict[str, Any]) -> TryTable:
+        columns = {name: found.column(name) for name in found.column_names}
+        at = tuple(columns[name].to_numpy() for name in ("picture", "try", "place"))
+        pictures = int(at[0].max()) + 1
+        shape = (pictures, int(head["tries"]), 2 * len(head["steps"]) + 2)
+        _, first = np.unique(at[0], return_index=True)
+
+        def spread(name: str) -> np.ndarray:
+            values = np.full(shape, np.nan, np.float32)
+            values[at] = columns[name].to_numpy()
+            return values
+
+        def vectors(name: str) -> np.ndarray:
+            rows = np.array(columns[name].to_pylist(), np.float32).reshape(len(at[0]), -1)
+            values = np.zeros((*shape, rows.shape[1]), np.float32)
+            values[at] = rows
+            return values
+
+        texts = {name: tuple(columns[name].take(first).to_pylist()) for name in TEXTS}
+        clip_text = np.array(columns["clip_text"].take(first).to_pylist(), np.float32)
+        return cls(
+            **texts,
+            demands=columns["demands"].to_numpy()[first],
+            seeds=columns["seeds"].to_numpy()[first],
+            steps=tuple(head["steps"]),
+            log_snr=np.array(head["log_snr"], dtype=np.float64),
+            start_log_snr=np.array(head["start_log_snr"]),
+            clip_text=clip_text.reshape(pictures, -1),
+            **{name: vectors(name) for name in ("clip_image", "dino")},
+            **{name: spread(name) for name in NUMBERS},
+        )
+
+    def kind(self, place: int) -> str:
+        """``step 3``, ``end``, ``landed from 3`` or ``landed from the start``."""
+        if place < self.finish:
+            return f"step {self.steps[place]}"
+        if place == self.finish:
+            return "end"
+        from_step = place - self.finish - 1
+        return f"landed from {self.steps[from_step]}" if from_step < self.finish else "landed from the start"
+
+
+def _vectors(values: np.ndarray) -> Any:
+    """(N, D) as a column of lists."""
+    import pyarrow as pa
+
+    return (
+        pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        if values.shape[1]
+        else (pa.array([[] for _ in values], pa.list_(pa.float32())))
+    )

@@ -115,7 +115,7 @@ def test_regret_of_known_values(walk, table, replay_settings):
 
 def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, pictures, table, tmp_path):
     first = recorder.record_shards(pictures, tmp_path, lanes=4, shard=2)
-    files = sorted(tmp_path.glob("*.npz"))
+    files = sorted(tmp_path.glob("*.parquet"))
     assert len(files) == 2
     np.testing.assert_allclose(first.preference, table.preference, atol=1e-3)
     files[0].write_bytes(files[0].read_bytes()[:100])
@@ -127,10 +127,23 @@ def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, pictures, t
     assert again.prompts == first.prompts and again.steps == (2, 3)
 
 
+def test_a_table_comes_back_as_it_was(table, tmp_path):
+    table.save(tmp_path / "t.parquet")
+    back = TryTable.load(tmp_path / "t.parquet")
+    for name in table.__dataclass_fields__:
+        old, new = getattr(table, name), getattr(back, name)
+        if isinstance(old, np.ndarray):
+            np.testing.assert_array_equal(new, old, err_msg=name)
+        else:
+            assert new == old, name
+    kinds = [table.kind(place) for place in range(table.preference.shape[2])]
+    assert kinds == ["step 2", "step 3", "end", "landed from 2", "landed from 3", "landed from the start"]
+
+
 def test_a_table_of_something_else_is_refused(recorder, table, tmp_path):
-    (tmp_path / "x.npz").write_bytes(b"no table")
+    (tmp_path / "x.parquet").write_bytes(b"no table")
     with pytest.raises(ResumeError, match="not a table of tries"):
-        TryTable.load(tmp_path / "x.npz")
+        TryTable.load(tmp_path / "x.parquet")
     for change in ({"check_finished": False}, {"decide_at": (1, 2)}, {"solver": "dpmpp_2m"}):
         refine = recorder.process.refine
         if "check_finished" in change:
