@@ -13,8 +13,10 @@ from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BaseMethod, EpisodeProgram, Method
+from addiffusion_env.baselines.whole import WholePipeline
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.requests import Decide
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
 
@@ -30,6 +32,13 @@ class Interval(BaseMethod):
     method: Method
 
     usage: ClassVar[str] = "interval:METHOD:NUMBERS"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, WholePipeline):
+            raise ConfigError(
+                f"interval: {self.method.name} is a whole pipeline of diffusers, which guides every step or none",
+                f"use {self.method.name} itself",
+            )
 
     @classmethod
     def parse(cls, text: str) -> Interval:

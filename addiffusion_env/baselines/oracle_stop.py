@@ -52,7 +52,7 @@ class OracleStop(BaseMethod):
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process, one decision a step, without refinement."""
-        return replace(base, decide_every=1, refine=REFINE_PRESETS["off"])
+        return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
     def program(
         self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False

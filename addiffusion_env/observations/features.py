@@ -79,7 +79,7 @@ def price(frame: Frame) -> np.ndarray:
 
 
 def tries(frame: Frame) -> np.ndarray:
-    """The best finished picture so far: how much it is liked, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
+    """How much the best finished picture so far is liked, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
     return np.stack([np.tanh(frame.best_liking / 2), frame.has_best], axis=1)
 
 

@@ -28,8 +28,9 @@ def terminal_bonus(
         width: 0 pays the liking itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
             in [0, 1], which behaves like a probability of being right and stops paying for what is good enough.
         relative: 1 subtracts the reference schedule's preference (same prompt, same seed) first.
-        clip_weight, clip_centre, clip_scale: see :class:`addiffusion_env.scorers.liking.Liking`; with weight 0 liking
-            is preference.
+        clip_weight: see :class:`addiffusion_env.scorers.liking.Liking`; with weight 0 liking is preference.
+        clip_centre: the same.
+        clip_scale: the same.
     """
     liking = Liking(clip_weight, clip_centre, clip_scale)
     value = liking(transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))

@@ -59,6 +59,7 @@ def test_a_specification_is_its_methods_name(spec):
         ("turbo:5", ConfigError, "1 to 4, got 5"),
         ("sag:4,-1", ConfigError, "at least 0, got -1"),
         ("attend_excite:0", ConfigError, "at least 1, got 0"),
+        ("interval:sag:20", ConfigError, "guides every step or none"),
         ("fbcache:4", ConfigError, "fbcache:STEPS,THRESHOLD"),
         ("fbcache:4,nan", ConfigError, "got nan"),
         ("policy:nowhere@cheap", ConfigError, "price of a policy must be a number"),

@@ -43,6 +43,13 @@ def test_everything_that_it_did_is_charged(emoji, scorers, prompts):
     assert oracle.costs["chosen_nfe"] <= 4
 
 
+def test_it_tries_every_state_whatever_the_base_process_decides_at():
+    base = ProcessConfig(steps=STEPS, decide_at=(2,), check_finished=True)
+    process = make_method("oracle_stop:preference").process(base)
+    assert all(process.decides(step) for step in range(STEPS))
+    assert not process.check_finished and not process.refine.enabled
+
+
 def test_its_record_holds_both_costs(emoji, scorers, prompts, tmp_path):
     stage = Stage(emoji, scorers, ProcessConfig(steps=2, landing_steps=1))
     [record] = evaluate([make_method("oracle_stop:preference")], prompts[:1], [0], stage, tmp_path)

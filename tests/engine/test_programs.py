@@ -170,3 +170,88 @@ def test_bad_refinements_are_refused(settings, message):
 def test_bad_processes_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         ProcessConfig(**settings)
+
+
+CHECKED = ProcessConfig(
+    steps=4,
+    landing_steps=1,
+    guidance_interval=(3.0, 9.0),
+    decide_at=(2, 3),
+    check_finished=True,
+    refine=replace(REFINE_PRESETS["again"], return_to=2, limit=2),
+)
+
+
+def walked(engine, emoji, prompt, actions):
+    """The lane and picture after some decisions of the checked process, and how many evaluations there were."""
+    lane, picture = open_lane(emoji, CHECKED, prompt, 0), None
+    for action in actions:
+        assert picture is None and legal_actions(lane, CHECKED)[action]
+        [(lane, picture)] = engine.run([turn(emoji, CHECKED, lane, action)])
+    return lane, picture
+
+
+def test_continue_goes_on_to_the_next_decision(engine, emoji, prompts):
+    lane, picture = walked(engine, emoji, prompts[0], [Action.CONTINUE])
+    assert (lane.step, picture) == (2, None) and lane.look is not None
+    lane, picture = walked(engine, emoji, prompts[0], [Action.CONTINUE, Action.CONTINUE])
+    assert (lane.step, picture) == (3, None)
+    # sigma 14.6 and those below 3 are text-only: half an evaluation each.
+    assert lane.nfe == CHECKED.nfe_of(emoji.sigmas(4, "trailing")[:3]) == 2.0 and lane.calls == 4
+
+
+@pytest.mark.parametrize("actions", [[0, 0, 0], [0, 1], [1]], ids=["gone on", "landed", "landed at once"])
+def test_a_finished_picture_waits_to_be_taken(engine, emoji, prompts, actions):
+    lane, picture = walked(engine, emoji, prompts[0], actions)
+    assert picture is None and lane.shown is not None and lane.remaining == 0
+    assert legal_actions(lane, CHECKED).tolist() == [False, True, True]
+    spent = lane.nfe
+    taken, picture = walked(engine, emoji, prompts[0], [*actions, Action.STOP])
+    assert torch.equal(picture.image, lane.shown.image) and taken.nfe == spent
+    assert taken.actions == (*actions, Action.STOP)
+
+
+def test_trying_again_comes_back_early_and_the_best_liked_is_given(engine, emoji, prompts):
+    first, _ = walked(engine, emoji, prompts[1], [0, 0, 0])
+    again, _ = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE])
+    assert (again.step, again.refinements, again.shown) == (2, 1, None) and again.best is not None
+    assert again.nfe == first.nfe + CHECKED.nfe_of(emoji.sigmas(4, "trailing")[:2])
+    second, _ = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0])
+    assert not torch.allclose(second.shown.image, first.shown.image, atol=0.05)
+    _, given = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0, Action.STOP])
+    liking = CHECKED.refine.liking
+    best = max((first.shown, second.shown), key=lambda picture: liking.at(picture.look))
+    assert torch.equal(given.image, best.image)
+
+
+def test_the_last_try_is_not_asked_about(engine, emoji, prompts):
+    once = [0, 0, 0]
+    lane, picture = walked(engine, emoji, prompts[0], [*once, 2, 0, 0, 2, 0, 0])
+    assert picture is not None and lane.refinements == 2
+
+
+def test_a_waiting_picture_survives_its_state(engine, emoji, prompts):
+    lane, _ = walked(engine, emoji, prompts[0], [0, 0, 0, Action.REFINE, 0, 0])
+    back = restore_lane(emoji, lane.state())
+    assert torch.equal(back.shown.image, lane.shown.image) and torch.equal(back.best.image, lane.best.image)
+    assert legal_actions(back, CHECKED).tolist() == legal_actions(lane, CHECKED).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"decide_at": (3, 2)}, "rising steps from 1 to 3"),
+        ({"decide_at": (2, 3), "decide_every": 2}, "both given"),
+        ({"guidance_interval": (5.0, 2.0)}, "low <= high"),
+        ({"check_finished": False}, "check_finished is false"),
+        ({"refine": replace(CHECKED.refine, return_to=4)}, "at or behind the end"),
+    ],
+)
+def test_impossible_processes_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        replace(CHECKED, **changes)
+
+
+def test_coming_back_needs_a_whole_new_try():
+    with pytest.raises(ConfigError, match="new try of the whole picture"):
+        RefineConfig(return_to=2)

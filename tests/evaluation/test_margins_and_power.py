@@ -33,7 +33,8 @@ def test_tangos_test_and_interval_as_published():
     interval = st.paired_share_interval(first, second, 0.95)
     for bound in (interval.low, interval.high):
         assert abs(st.paired_share_score(0, 1, 44, bound)) == pytest.approx(1.959964, abs=1e-4)
-    assert interval.low < interval.estimate == pytest.approx(-1 / 44) < interval.high
+    assert interval.estimate == pytest.approx(-1 / 44)
+    assert interval.low < -1 / 44 < interval.high
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 9, 0), (0, 9, 0, 0), (9, 0, 0, 0), (3, 2, 4, 5), (400, 30, 20, 50)])
@@ -57,6 +58,25 @@ def test_the_share_interval_covers_the_truth():
         found = st.paired_share_interval(first, second)  # truth .9 - .85
         covered += found.low <= 0.05 <= found.high
     assert 0.92 <= covered / 400 <= 0.98
+
+
+@pytest.mark.parametrize(("prompts", "first_only", "margin"), [(60, 0.0, 0.05), (64, 0.02, 0.05), (124, 0.05, 0.1)])
+def test_the_share_test_keeps_its_level_where_a_t_test_does_not(prompts, first_only, margin):
+    """Exact, over all tables: the truth is worse by the margin, so every rejection is a false alarm."""
+    second_only = first_only + margin
+    alarms = t_alarms = 0.0
+    for b in range(16):
+        for c in range(prompts - b + 1):
+            chance = scipy_stats.multinomial.pmf(
+                [b, c, prompts - b - c], prompts, [first_only, second_only, 1 - first_only - second_only]
+            )
+            if chance > 1e-9:
+                alarms += chance * (st.paired_share_score(b, c, prompts, -margin) > 1.644854)
+                mean = (b - c) / prompts
+                error = np.sqrt(((b + c) / prompts - mean**2) / (prompts - 1))
+                t_alarms += chance * (mean + margin > 1.644854 * error)
+    assert alarms <= 0.0501
+    assert t_alarms > 0.0501
 
 
 def test_no_difference_between_averaged_shares_is_no_proof_either():

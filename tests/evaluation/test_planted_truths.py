@@ -15,7 +15,7 @@ from addiffusion_env.evaluation.statistics import (
     prompts_for_non_inferiority,
 )
 
-POWER, MARGIN, GAIN = 0.8, planted.MARGIN.value, 0.06
+POWER, MARGIN, GAIN = 0.8, planted.MARGIN.value, 0.1
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ class JudgeServer:
 
     Attributes:
         judge: (prompt, brightness of the first, of the second) -> the reply's text.
-        faults: served in order before any answer: ``(status, headers, body)``, ``drop``, or ``slow`` (none until closing).
+        faults: served before any answer: ``(status, headers, body)``, ``drop``, or ``slow`` (none until closing).
         requests: how many came, by protocol.
         keys: the keys that came with them.
         bodies: the decoded requests.

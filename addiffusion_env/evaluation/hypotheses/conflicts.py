@@ -94,19 +94,19 @@ def uses_in(manifest: Manifest) -> tuple[Use, ...]:
 
     A policy whose file is gone is taken to have used every scorer of a look.
     """
-    from addiffusion_env.agents.learned import LearnedMethod
+    from addiffusion_env.agents.policy_file import load_config
 
-    folder = manifest.settings.get("policy")
-    learned = [entry.name for entry in manifest.methods if entry.name.startswith("policy:")]
     environments: dict[str, Mapping[str, Any]] = {}
-    if folder is not None and learned:
+    if manifest.settings.get("policy") is not None:
+        run = Path(str(manifest.settings["policy"]))
+        run = run.parent if run.name == "policy" else run
         try:
-            known = LearnedMethod.from_run(Path(str(folder))).config.environment
-        except (WeightsError, OSError):
+            known = load_config(run / "policy" if (run / "policy").is_dir() else run).environment
+        except WeightsError:
             known = None
-        stem = Path(str(folder)).parent.name if Path(str(folder)).name == "policy" else Path(str(folder)).name
         if known is not None:
-            environments = {name: known for name in learned if name.startswith(f"policy:{stem}@")}
+            ours = (entry.name for entry in manifest.methods if entry.name.startswith(f"policy:{run.name}@"))
+            environments = dict.fromkeys(ours, known)
     looking = [entry.name for entry in manifest.methods if entry.looks]
     settings = manifest.settings.get("env") or {}
     scorers = settings.get("scorers") if isinstance(settings, Mapping) else None

@@ -27,6 +27,7 @@ from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.study import claims, page
 from addiffusion_env.evaluation.study.arms import Arm, Clock, best_of, fixed, own_tries, played, prompt_rule, retry
 from addiffusion_env.evaluation.study.policies import Variant, play, shuffled, trained, variants, walk_for
+from addiffusion_env.evaluation.study.region import region_arms
 from addiffusion_env.evaluation.study.stories import collapse_table, films, seeds_table
 from addiffusion_env.evaluation.study.timing import measure_clock
 from addiffusion_env.evaluation.study.tries import Tries, TriesRecorder
@@ -57,6 +58,7 @@ class Material:
         fixed: steps -> tries of fixed-step DDIM.
         clock: what the parts of a picture cost.
         liking: what tries are chosen by.
+        region: refinement of a region alone, on the first prompts.
     """
 
     prompts: list[Prompt]
@@ -65,6 +67,7 @@ class Material:
     fixed: dict[int, Tries]
     clock: Clock
     liking: Liking
+    region: list[Arm]
 
 
 def gather(options: argparse.Namespace) -> Material:
@@ -102,7 +105,8 @@ def gather(options: argparse.Namespace) -> Material:
         clock = measure_clock(backbone, scorers, prompts[:16])
         clock_file.write_text(json.dumps(clock.__dict__, indent=1), encoding="utf-8")
     clock = Clock(**json.loads(clock_file.read_text(encoding="utf-8")))
-    return Material(prompts, train, test, made, clock, liking)
+    region = region_arms(backbone, scorers, judge, process, prompts[: min(256, len(prompts))], options.out / "region")
+    return Material(prompts, train, test, made, clock, liking, region)
 
 
 def comparators(material: Material) -> dict[str, list[Arm]]:
@@ -206,6 +210,16 @@ def report(
                 "A rule without learning on the same process (look at the finished picture, try again while it is "
                 "liked less than a threshold) is the comparator that only learning can beat:",
                 *page.gain_tables(own_gains),
+            ],
+        ),
+        page.Section(
+            "Refining a region alone",
+            [
+                f"One try on the policy's process, first {len(material.region[0].correct)} prompts; while the "
+                "preview's preference is below 0 the region of all phrases (union), or of the weakest, is drawn anew "
+                "and kept when it scores better, at most twice:",
+                "",
+                *page.arm_table(material.region, material.clock, rng),
             ],
         ),
         page.Section("Seeds", [*seeds_table(per_seed), "", "![learning curves](learning.png)"]),

@@ -43,7 +43,7 @@ class PairVerdict:
     @property
     def disagrees(self) -> bool:
         """Whether both orders gave verdicts, and different ones."""
-        return len(self.votes) == 2 and "unparsed" not in self.votes and _outcome(*self.votes)[1]
+        return len(self.votes) == 2 and _outcome(*self.votes)[1]
 
     @property
     def flips(self) -> bool:
