@@ -119,7 +119,7 @@ def greedy(policy: BasePolicy) -> Decider:
     @torch.no_grad()
     def decide(observation: dict[str, np.ndarray], legal: np.ndarray) -> np.ndarray:
         tensors = {key: torch.as_tensor(value, device=policy.device) for key, value in observation.items()}
-        probabilities = policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[attr-defined]
+        probabilities = policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[attr-defined,operator]
         return np.where(legal, probabilities, -1.0).argmax(1)
 
     return decide

@@ -97,7 +97,7 @@ class TryTable:
         """The table of some of the pictures."""
         at = [int(i) for i in index]
         kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "demands", "seeds")}
-        texts = {name: tuple(getattr(self, name)[i] for i in at) for name in TEXTS}
+        texts: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in at) for name in TEXTS}
         return replace(self, **kept, **texts)
 
     @staticmethod
@@ -115,7 +115,7 @@ class TryTable:
         kept: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "demands", "seeds")
         }
-        texts = {
+        texts: dict[str, Any] = {
             name: tuple(item for part in parts for item in getattr(part, name))
             for name in ("prompts", "prompt_ids", "tasks")
         }
@@ -206,7 +206,9 @@ class TryTable:
             values[at] = rows
             return values
 
-        texts = {name: tuple(columns[name].take(first).to_pylist()) for name in TEXTS}
+        texts: dict[str, Any] = {name: tuple(columns[name].take(first).to_pylist()) for name in TEXTS}
+        arrays: dict[str, Any] = {name: vectors(name) for name in ("clip_image", "dino")}
+        arrays.update((name, spread(name)) for name in NUMBERS)
         clip_text = np.array(columns["clip_text"].take(first).to_pylist(), np.float32)
         return cls(
             **texts,
@@ -216,8 +218,7 @@ class TryTable:
             log_snr=np.array(head["log_snr"], dtype=np.float64),
             start_log_snr=np.array(head["start_log_snr"]),
             clip_text=clip_text.reshape(pictures, -1),
-            **{name: vectors(name) for name in ("clip_image", "dino")},
-            **{name: spread(name) for name in NUMBERS},
+            **arrays,
         )
 
     def kind(self, place: int) -> str:

@@ -200,9 +200,9 @@ class Walk:
         then = np.stack([self.recorded(walkers), walkers.place], axis=1)
         both = (self._at(table.dino, after.row, *seen.T), self._at(table.dino, after.row, *then.T))
         return {
-            "clip_before": self._at(table.clip_score, after.row, *then.T, missing=np.nan),
+            "clip_before": self._at(table.clip_score, after.row, then[:, 0], then[:, 1], np.nan),
             "clip_after": self._at(table.clip_score, after.row, *seen.T),
-            "preference_before": self._at(table.preference, after.row, *then.T, missing=np.nan),
+            "preference_before": self._at(table.preference, after.row, then[:, 0], then[:, 1], np.nan),
             "preference_after": self._at(table.preference, after.row, *seen.T),
             "dino_similarity": (both[0] * both[1]).sum(1),
         }

@@ -65,11 +65,10 @@ def test_the_share_test_keeps_its_level_where_a_t_test_does_not(prompts, first_o
     """Exact, over all tables: the truth is worse by the margin, so every rejection is a false alarm."""
     second_only = first_only + margin
     alarms = t_alarms = 0.0
-    for b in range(16):
-        for c in range(prompts - b + 1):
-            chance = scipy_stats.multinomial.pmf(
-                [b, c, prompts - b - c], prompts, [first_only, second_only, 1 - first_only - second_only]
-            )
+    binom = scipy_stats.binom
+    for b, first in enumerate(binom.pmf(np.arange(16), prompts, first_only)):
+        rest = binom.pmf(np.arange(prompts - b + 1), prompts - b, second_only / (1 - first_only))
+        for c, chance in enumerate(first * rest):
             if chance > 1e-9:
                 alarms += chance * (st.paired_share_score(b, c, prompts, -margin) > 1.644854)
                 mean = (b - c) / prompts

@@ -105,7 +105,7 @@ def gather(options: argparse.Namespace) -> Material:
         clock = measure_clock(backbone, scorers, prompts[:16])
         clock_file.write_text(json.dumps(clock.__dict__, indent=1), encoding="utf-8")
     clock = Clock(**json.loads(clock_file.read_text(encoding="utf-8")))
-    region = region_arms(backbone, scorers, judge, process, prompts[: min(256, len(prompts))], options.out / "region")
+    region = region_arms(backbone, scorers, judge, process, prompts[: min(128, len(prompts))], options.out / "region")
     return Material(prompts, train, test, made, clock, liking, region)
 
 

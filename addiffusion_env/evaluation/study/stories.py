@@ -84,7 +84,8 @@ def films(folder: Path, prompts: Sequence[Prompt], docs: Path) -> list[str]:
     process = method.process(settings.process(backbone.capabilities, backbone.name))
     engine = Engine(backbone, scorers, solver=process.solver, decider=method.decide)
     episodes = engine.run([method.program(backbone, process, prompt, 0, keep_strip=True) for prompt in prompts])
-    strips, lines = [], []
+    strips: list[np.ndarray] = []
+    lines: list[str] = []
     for prompt, episode in zip(prompts, episodes, strict=True):
         frames = (*(png_bytes(pixels) for pixels in episode.strip), png_bytes(episode.picture.pixels()))
         preferences = (*episode.preferences[1:], float(episode.picture.look.preference[0]))
