@@ -11,19 +11,9 @@ from gymnasium.envs.registration import register, registry
 
 __version__ = "0.1.0"
 
-EMOJI_LIKING = {"clip_weight": 0.8, "clip_centre": 0.855, "clip_scale": 0.07}
-
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    "AdDiffusion-Emoji-v0": {  # as configs/backbone/emoji.yaml has it, where each choice is explained
-        "backbone": "emoji",
-        "steps": 6,
-        "guidance_interval": [3.0, 7.0],
-        "landing_steps": 2,
-        "decide_at": [3, 4],
-        "check_finished": True,
-        "refine": {"preset": "again", "limit": 4, "liking": EMOJI_LIKING},
-        "reward": {"preset": "default", "terminal_bonus": {"centre": 0.6, "width": 0.4, **EMOJI_LIKING}},
-    },
+    # What training uses on top of it (checked tries, one guided evaluation) is in configs/backbone/emoji.yaml.
+    "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 8, "spacing": "coarse_fine", "refine": "restart"},
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SDXL-v0": {"backbone": "sdxl", "steps": 50, "refine": "as_published"},

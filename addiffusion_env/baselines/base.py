@@ -109,7 +109,7 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str = "trailing") -
         base,
         steps=steps,
         spacing=spacing,
-        guidance_interval=(0.0, float("inf")),  # guided throughout, as the field's fixed-step methods are
+        guidance_interval=None,  # guided throughout, as the field's fixed-step methods are
         decide_every=1,
         decide_at=None,
         check_finished=False,

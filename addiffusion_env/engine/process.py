@@ -136,7 +136,7 @@ class ProcessConfig:
         solver: name in :data:`backbones.solvers.SOLVERS`.
         guidance_scale: classifier-free guidance; 1 is none.
         guidance_interval: ``(low, high)`` noise levels: evaluations at ``low < sigma <= high`` are guided, others take
-            the prompt alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). All of them by default.
+            the prompt alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). ``None`` guides all.
         landing_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.landing`.
         decide_every: evaluations that one *continue* takes.
         decide_at: steps of the schedule where the policy is asked, instead; *continue* goes on to the next of them.
@@ -149,7 +149,7 @@ class ProcessConfig:
     spacing: str = "trailing"
     solver: str = "ddim"
     guidance_scale: float = 4.0
-    guidance_interval: tuple[float, float] = (0.0, float("inf"))
+    guidance_interval: tuple[float, float] | None = None
     landing_steps: int | str = "auto"
     decide_every: int = 1
     decide_at: tuple[int, ...] | None = None
@@ -166,10 +166,9 @@ class ProcessConfig:
         if not isinstance(self.landing_steps, str) and self.landing_steps < 0:
             raise ConfigError(f"landing_steps must be 0 or more, got {self.landing_steps}", "use 4, or auto")
 
-        low, high = self.guidance_interval
-        if not 0 <= low <= high:
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]:
             raise ConfigError(
-                f"guidance_interval must be [low, high] with 0 <= low <= high, got [{low}, {high}]",
+                f"guidance_interval must be [low, high] with 0 <= low <= high, got {list(self.guidance_interval)}",
                 "noise levels; null guides every evaluation",
             )
         if self.decide_at is not None:
@@ -202,6 +201,8 @@ class ProcessConfig:
         >>> config.scale_at(14.6), config.scale_at(5.9), config.scale_at(2.0)
         (1.0, 4, 1.0)
         """
+        if self.guidance_interval is None:
+            return self.guidance_scale
         low, high = self.guidance_interval
         return self.guidance_scale if low < sigma <= high else 1.0
 

@@ -45,7 +45,8 @@ class EnvSettings:
         reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
             the reward preset's own.
-        observation_keys: ``None`` is clip, timestep, quality, and what :meth:`keys` adds.
+        observation_keys: ``None`` is clip, timestep, quality, and price when it varies; ``tries`` (the best
+            finished picture so far) and ``phrases`` (what phrase maps said) are there to be asked for.
         reference_steps: steps of the reference schedule that a relative terminal bonus compares with.
         max_decisions: truncate an episode after so many decisions; ``None`` for no limit.
         strict: refuse an illegal action instead of continuing in its place.
@@ -125,17 +126,11 @@ class EnvSettings:
         return float(ends[0]), float(ends[1])
 
     def keys(self) -> tuple[str, ...]:
-        """The observation's keys: the three standard ones; ``price`` when it varies; what refinement leaves behind.
-
-        ``tries`` is there when finished tries are kept (``refine.accept=best``), ``phrases`` when refinements make
-        phrase maps.
-        """
+        """The observation's keys: those that were asked for, or the three standard ones and ``price`` when it varies."""
         if self.observation_keys is not None:
             return tuple(self.observation_keys)
         low, high = self.price_range()
-        refine = refine_config(self.refine)
-        more = {"price": low < high, "tries": refine.accept == "best", "phrases": refine.maps == "phrase"}
-        return (*STANDARD_KEYS, *(key for key, wanted in more.items() if wanted))
+        return (*STANDARD_KEYS, "price") if low < high else STANDARD_KEYS
 
     def process(self, capabilities: Capabilities, name: str) -> ProcessConfig:
         """The decision process on a backbone, its defaults filled in.
@@ -174,8 +169,10 @@ class EnvSettings:
             refine = replace(refine, return_to=inside[0] if inside else None)
         return inside, refine
 
-    def _interval(self) -> tuple[float, float]:
-        ends = (0.0, float("inf")) if self.guidance_interval is None else tuple(self.guidance_interval)
+    def _interval(self) -> tuple[float, float] | None:
+        if self.guidance_interval is None:
+            return None
+        ends = tuple(self.guidance_interval)
         if len(ends) != 2:
             raise ConfigError(
                 f"guidance_interval must be [low, high], got {self.guidance_interval!r}", "null guides everywhere"

@@ -170,7 +170,8 @@ def test_the_same_pictures_have_one_digest_whatever_holds_them(scenes, tmp_path)
     pixels = [item for item in Pictures.of(scenes[:3])]
     for number, item in enumerate(pixels):
         Image.fromarray(item).save(tmp_path / f"{number}.png")
-    digests = {Pictures.of(source).digest() for source in (scenes[:3], np.stack(pixels), tmp_path, pixels)}
+    files = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    digests = {Pictures.of(source).digest() for source in (scenes[:3], np.stack(pixels), tmp_path, pixels, files)}
     assert len(digests) == 1
     assert Pictures.of(scenes[:3].flip(0)).digest() not in digests
 

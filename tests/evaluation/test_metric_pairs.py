@@ -68,6 +68,12 @@ def test_a_cut_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ConfigError, match=r"cut\.png cannot be read as a picture"):
         image_metrics(tmp_path, bytes_like((1, 16, 16, 3)), ["psnr"])
+    with pytest.raises(ConfigError, match="a file of 60 bytes cannot be read as a picture"):
+        image_metrics([path.read_bytes()], bytes_like((1, 16, 16, 3)), ["psnr"])
+    (tmp_path / "cut.png").unlink()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.png cannot be read: Is a directory"):
+        image_metrics(tmp_path, bytes_like((1, 16, 16, 3)), ["psnr"])
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_read():

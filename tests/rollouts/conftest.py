@@ -23,6 +23,7 @@ SETTINGS = {
         "liking": {"clip_weight": 0.8, "clip_centre": 0.8, "clip_scale": 0.1},
     },
     "price": [0.0, 0.03],
+    "observation_keys": ["clip", "timestep", "quality", "price", "tries"],
 }
 
 

@@ -116,7 +116,7 @@ def _compare(
             at = float(own_c.mean())
             # A hair above the dearest comparator is no gap in the comparison.
             reached = at <= 1.01 * float(spent[members].mean(1).max())
-            found.append((f"{name} at {at:.2f} {cost}", at, reached))
+            found.append((f"{name} at {at:.2f} {'NFE' if cost == 'nfe' else cost}", at, reached))
             shares.append(_shares(own_q, own_c, quality[members], spent[members]))
     draws = _draws(np.concatenate(shares), case)
     comparisons, first = [], 0
@@ -176,8 +176,8 @@ def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> Weig
     bounds = f"{weakest.effect.estimate:+.3f} [{weakest.effect.low:+.3f}, {weakest.effect.high:+.3f}]"
     words = f"against {weakest.comparator}: {bounds} in {case.judge}"
     if all(map(holds, comparisons)):
-        count = f"all {len(comparisons)} comparisons" if len(comparisons) > 1 else "the comparison"
-        return Weighed(comparisons, weakest, p, "supported", f"{count} hold; least {words}", None)
+        count = f"all {len(comparisons)} comparisons hold" if len(comparisons) > 1 else "the comparison holds"
+        return Weighed(comparisons, weakest, p, "supported", f"{count}; least {words}", None)
     if any(map(fails, comparisons)):
         ruled = f"a gain of {case.relevant:g} is ruled out" if case.relevant else "a gain is ruled out"
         return Weighed(comparisons, weakest, p, "not supported", f"{ruled} {words}", None)

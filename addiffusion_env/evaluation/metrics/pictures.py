@@ -6,10 +6,11 @@ Metrics see 8-bit pixels, whatever the source: that is what is saved and shown, 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
 
 PicturesLike: TypeAlias = "Pictures | torch.Tensor | np.ndarray | str | Path | Sequence[Any]"
-"""A (B, 3, H, W) float tensor in [-1, 1]; a (B, H, W, 3) uint8 array; a folder; or a sequence of paths, of such
-tensors without batch, or of such arrays without batch."""
+"""A (B, 3, H, W) float tensor in [-1, 1]; a (B, H, W, 3) uint8 array; a folder; or a sequence of paths, of files as
+bytes (as ``RecordStore.pictures`` gives them), of such tensors without batch, or of such arrays without batch."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Pictures:
     """A set of pictures, in order. Files are read when they are needed, so that a folder of 30,000 fits.
 
     Attributes:
-        items: paths, (3, H, W) float tensors in [-1, 1] or (H, W, 3) uint8 arrays.
+        items: paths, files as bytes, (3, H, W) float tensors in [-1, 1] or (H, W, 3) uint8 arrays.
         known: features of all of them, by the identity of the network that computed them: FID and KID share them.
     """
 
-    items: Sequence[Path | torch.Tensor | np.ndarray]
+    items: Sequence[Path | bytes | torch.Tensor | np.ndarray]
     known: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -84,7 +85,7 @@ class Pictures:
         return sum(isinstance(item, Path) and item.suffix.lower() in LOSSY for item in self.items)
 
 
-def pixels_of(item: Path | str | torch.Tensor | np.ndarray) -> np.ndarray:
+def pixels_of(item: Path | str | bytes | torch.Tensor | np.ndarray) -> np.ndarray:
     """One picture as (H, W, 3) uint8.
 
     Raises:
@@ -93,12 +94,14 @@ def pixels_of(item: Path | str | torch.Tensor | np.ndarray) -> np.ndarray:
     """
     if isinstance(item, (str, Path)):
         return _read(Path(item).expanduser())
+    if isinstance(item, bytes):
+        return _decode(io.BytesIO(item), f"a file of {len(item)} bytes")
     if isinstance(item, torch.Tensor):
         return to_pixels(check_images(item[None])[0])
     if not (isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 3 and item.shape[2] == 3):
         seen = f"{item.dtype} {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
         raise ImageRangeError(
-            f"a picture must be a path, a (3, H, W) float tensor or an (H, W, 3) uint8 array, got {seen}",
+            f"a picture must be a path, file bytes, (3, H, W) float tensor or (H, W, 3) uint8 array, got {seen}",
             "convert it: floats in [-1, 1] are tensors, bytes are arrays with channels last",
         )
     return item
@@ -116,15 +119,23 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> np.ndarray:
+    try:
+        with open(path, "rb") as file:
+            return _decode(file, str(path))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise ConfigError(f"no picture at {path}", "check the path") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
+
+
+def _decode(file: BinaryIO, name: str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no picture at {path}", "check the path") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
-        raise ConfigError(f"{path} cannot be read as a picture: {error}", "make it again, as PNG") from error
+        raise ConfigError(f"{name} cannot be read as a picture: {error}", "make it again, as PNG") from error
 
 
 def _stack(pictures: Sequence[np.ndarray]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from addiffusion_env import ENVIRONMENTS, __version__
+from addiffusion_env import __version__
 from addiffusion_env.agents.replay import ReplayConfig, record_table
 from addiffusion_env.baselines.prompt_rule import names_colour
 from addiffusion_env.envs.loading import load_backbone, load_scorers
@@ -40,10 +40,19 @@ PRICES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.03)
 THRESHOLDS = (-1.1, -0.52, 0.0, 0.36, 0.6, 0.82, 1.0, 1.19, 1.4)
 SEEDS = (0, 1, 2)
 PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 4, "learning_rate": 0.001, "gamma": 1.0, "ent_coef": 0.005}
-ENVIRONMENT: dict[str, Any] = {
-    **ENVIRONMENTS["AdDiffusion-Emoji-v0"],
+LIKING = {"clip_weight": 0.8, "clip_centre": 0.855, "clip_scale": 0.07}
+ENVIRONMENT: dict[str, Any] = {  # as configs/backbone/emoji.yaml and configs/reward/default.yaml, where it is explained
+    "backbone": "emoji",
     "prompt_options": {"split": "train"},
+    "steps": 6,
+    "guidance_interval": [3.0, 7.0],
+    "landing_steps": 2,
+    "decide_at": [3, 4],
+    "check_finished": True,
+    "refine": {"preset": "again", "limit": 4, "liking": LIKING},
+    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.6, "width": 0.4, **LIKING}},
     "price": [0.0, 0.03],
+    "observation_keys": ["clip", "timestep", "quality", "price", "tries"],
 }
 
 
@@ -174,12 +183,13 @@ def report(
     middle = PRICES.index(0.004)
     wrong = play(folders["seed-0"], every["seed-0"], shuffled(material.test), [PRICES[middle]])[0]
     demands = material.test.demands.astype(float)
+    hardness = 1 - material.test.correct[:, :, material.test.finish].mean(1)
     second, found = claims.h2(main_policy, families, material.clock, rng)
     fourth, _ = claims.h4(main_policy, arms["without-refine"], rng)
     settled = [
         claims.h1(main_policy, reference),
         second,
-        claims.h3(main_policy[middle], played("shuffled", wrong), demands, rng),
+        claims.h3(main_policy[middle], played("shuffled", wrong), demands, hardness, rng),
         fourth,
     ]
     per_seed = {}
@@ -188,7 +198,7 @@ def report(
         per_seed[seed] = (
             claims.h1(mine, reference), claims.h2(mine, families, material.clock, rng)[0],
             claims.h3(mine[middle], played("shuffled", play(folders[f"seed-{seed}"], every[f"seed-{seed}"],
-                      shuffled(material.test), [PRICES[middle]])[0]), demands, rng),
+                      shuffled(material.test), [PRICES[middle]])[0]), demands, hardness, rng),
         )  # fmt: skip
     docs = options.docs
     page.frontier_plot({"policy": main_policy, **families, **own}, material.clock, docs / "frontier.png")

@@ -50,9 +50,17 @@ def h1(policy: Sequence[Arm], reference: Arm, limit: float = 7.0) -> Claim:
 
 
 def h2(
-    policy: Sequence[Arm], families: Mapping[str, Sequence[Arm]], clock: Clock, rng: np.random.Generator
+    policy: Sequence[Arm],
+    families: Mapping[str, Sequence[Arm]],
+    clock: Clock,
+    rng: np.random.Generator,
+    beside: Sequence[str] = ("threshold-retry by liking",),
 ) -> tuple[Claim, dict[str, dict[str, list[Gain]]]]:
-    """At least .95 correct at 9 NFE or less, and above every family at equal NFE and at equal seconds."""
+    """At least .95 correct at 9 NFE or less, and above every family at equal NFE and at equal seconds.
+
+    Families named in ``beside`` are shown and do not decide: the claim names its comparators, and these are stronger
+    forms that were made for this study.
+    """
     arm = cheapest_within(policy, 9.0)
     enough = bool(arm.correct.mean() >= 0.95 and arm.nfe.mean() <= 9)
     lines = [f"{arm.name}: {arm.correct.mean():.3f} correct at {arm.nfe.mean():.2f} NFE (wanted: .95 at 9 or less)"]
@@ -69,23 +77,29 @@ def h2(
     for cost, table in found.items():
         for name, row in table.items():
             above = [gain.gain.low > 0 for gain in row]
-            holds = holds and all(above)
+            holds = holds and (all(above) or name in beside)
             worst = min(row, key=lambda gain: gain.gain.low)
+            role = "beside, " if name in beside else ""
             lines.append(
-                f"against {name} at equal {cost}: above at {sum(above)} of {len(row)} points; smallest gain "
+                f"{role}against {name} at equal {cost}: above at {sum(above)} of {len(row)} points; smallest gain "
                 f"{worst.gain} at {worst.at:.3g}"
             )
     return Claim("H2", holds, tuple(lines)), found
 
 
-def h3(arm: Arm, control: Arm, demands: np.ndarray, rng: np.random.Generator) -> Claim:
-    """NFE rises with the number of demands in the prompt, and more so than when prompts are read wrongly."""
+def h3(arm: Arm, control: Arm, demands: np.ndarray, hardness: np.ndarray, rng: np.random.Generator) -> Claim:
+    """NFE rises with the number of demands in the prompt, and more so than when prompts are read wrongly.
+
+    Beside it the correlation with how hard a prompt is for the model: its share of wrong tries, which decides nothing.
+    """
+    hard = spearman(arm.nfe, hardness, rng)
     found = spearman(arm.nfe, demands, rng)
     gap, p = rank_correlation_gap(arm.nfe, demands, control.nfe, rng)
     lines = (
         f"{arm.name}: rank correlation of NFE with demands {found.statistic:+.3f}, permutation p {found.p:.2g} "
         "(wanted: .3, below .001)",
         f"above the same policy on shuffled prompt embeddings by {gap}, p {p:.2g}",
+        f"beside: with the share of a prompt's five tries that are wrong {hard.statistic:+.3f}, p {hard.p:.2g}",
     )
     return Claim("H3", bool(found.statistic >= 0.3 and found.p < 0.001 and gap.low > 0), lines)
 

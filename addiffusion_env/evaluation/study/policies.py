@@ -1,4 +1,4 @@
-"""The policies of the study: three seeds, one without each observation key, one without refinement, other rewards."""
+"""The policies of the study: three seeds, one without each observation key or refinement, one of another reward."""
 
 from __future__ import annotations
 
@@ -45,19 +45,12 @@ def variants(settings: EnvSettings, seeds: Sequence[int]) -> list[Variant]:
         Variant(f"without-{key}", changes={"observation_keys": [other for other in keys if other != key]})
         for key in keys
     ]
-    preference = {**_liking(settings), "clip_weight": 0.0}
     return [
         *(Variant(f"seed-{seed}", seed) for seed in seeds),
         *without,
         Variant("without-refine", refine=False),
-        Variant("reward-of-preference-alone", changes={"reward": {"preset": "default", "terminal_bonus": preference}}),
         Variant("reward-as-published", changes={"reward": {"preset": "as_published"}, "price": 0.014}),
     ]
-
-
-def _liking(settings: EnvSettings) -> dict[str, Any]:
-    reward = settings.reward if isinstance(settings.reward, Mapping) else {}
-    return dict(reward.get("terminal_bonus", {}))
 
 
 def trained(variant: Variant, table: TryTable, environment: Mapping[str, Any], replay: ReplayConfig, out: Path) -> Path:
