@@ -126,7 +126,7 @@ class EnvSettings:
         return float(ends[0]), float(ends[1])
 
     def keys(self) -> tuple[str, ...]:
-        """The observation's keys: those that were asked for, or the three standard ones and ``price`` when it varies."""
+        """The observation keys: those asked for, or the three standard ones and ``price`` when it varies."""
         if self.observation_keys is not None:
             return tuple(self.observation_keys)
         low, high = self.price_range()
