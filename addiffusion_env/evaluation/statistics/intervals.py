@@ -95,7 +95,9 @@ def share_interval(values: np.ndarray, rng: np.random.Generator, level: float = 
     low, high = statsmodels("stats.proportion").proportion_confint(
         int(values.sum()), len(values), alpha=1 - level, method="wilson"
     )
-    return Interval(float(values.mean()), float(low), float(high), level, len(values))
+    share = float(values.mean())
+    # At 0 and 1 Wilson's ends miss the share by rounding, and an error bar must not be negative.
+    return Interval(share, min(float(low), share), max(float(high), share), level, len(values))
 
 
 def t_interval(values: np.ndarray, level: float) -> Interval:
