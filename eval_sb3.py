@@ -18,7 +18,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from addiffusion_env.config import friendly, run_script
-from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.errors import check_settings
 
 if TYPE_CHECKING:
     from addiffusion_env.baselines.base import Method
@@ -128,9 +128,7 @@ def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, *
     """
     config = defaults()
     wanted = {**(changes or {}), **more, "policy": str(folder)}
-    for key in wanted:
-        if key not in config:
-            raise ConfigError(f"an evaluation has no setting {key!r}", nearest(key, config))
+    check_settings("an evaluation has", wanted, config)
     return evaluate({**config, **wanted})
 
 

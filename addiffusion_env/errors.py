@@ -88,6 +88,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names)}"
 
 
+def check_settings(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a mistyped setting.
+
+    Args:
+        what: whose it is, with its verb: ``"replay has"``.
+        given: names that were given.
+        known: names that there are.
+
+    Raises:
+        ConfigError: naming the setting and the nearest known one.
+    """
+    names = list(known)
+    for key in given:
+        if key not in names:
+            raise ConfigError(f"{what} no setting {key!r}", nearest(key, names))
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Builds the error for a mistyped ``name`` of a ``kind``, naming the nearest known one."""
     return UnknownNameError(f"unknown {kind} {name!r}", nearest(name, known))

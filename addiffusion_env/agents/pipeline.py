@@ -145,10 +145,7 @@ class AdaptivePipeline:
             method.program(self.backbone, self.process, self._prompt(text), seed, keep_strip=False)
             for text, seed in zip(texts, numbers, strict=True)
         )
-        episodes: list[Episode | None] = [None] * len(texts)
-        for index, episode in engine.stream(programs, max_lanes=min(self.max_lanes, len(texts))):
-            episodes[index] = episode
-        return _output([episode for episode in episodes if episode is not None], output_type)
+        return _output(engine.run(programs, max_lanes=min(self.max_lanes, len(texts))), output_type)
 
     def _prompt(self, text: str) -> Prompt:
         return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)

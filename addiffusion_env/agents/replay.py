@@ -8,7 +8,6 @@ into the model that goes on with the live environment.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -25,11 +24,11 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.callbacks import pattern_entropy
 from addiffusion_env.agents.training import make_model
-from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.errors import check_settings
+from addiffusion_env.files import whole_file
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
@@ -72,10 +71,7 @@ class ReplayConfig:
         Raises:
             ConfigError: for an unknown key, with the nearest one.
         """
-        known = [item.name for item in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"replay has no setting {key!r}", nearest(key, known))
+        check_settings("replay has", settings, (item.name for item in fields(cls)))
         return cls(**settings)
 
 
@@ -86,13 +82,9 @@ def make_walk(table: TryTable, settings: EnvSettings) -> Walk:
     check_recordable(process)
     highest = settings.price_range()[1]
     most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).most
-    return walk_of(table, process, most, highest)
-
-
-def walk_of(table: TryTable, process: ProcessConfig, most: float, highest_price: float) -> Walk:
-    """The same from its parts."""
-    limit = min(process.refine.limit, table.tries - 1)
-    return Walk(table, limit, most, highest_price, process.refine.limit, process.refine.liking, process.refine.enabled)
+    refine = process.refine
+    limit = min(refine.limit, table.tries - 1)
+    return Walk(table, limit, most, highest, refine.limit, refine.liking, refine.enabled)
 
 
 def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int) -> TryTable:
@@ -165,9 +157,8 @@ def learn_on_table(
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
     learner.learn(replay.total_timesteps, callback=watch)
     if folder is not None:
-        temporary = folder / ".table.json"
-        temporary.write_text(json.dumps(watch.history, indent=1), encoding="utf-8")
-        os.replace(temporary, folder / "table.json")
+        with whole_file(folder / "table.json") as file:
+            file.write(json.dumps(watch.history, indent=1).encode())
     return learner
 
 

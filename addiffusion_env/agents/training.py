@@ -21,7 +21,7 @@ from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, nearest, unknown
+from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, check_settings, unknown
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
     "ppo": (PPO, AdDiffusionPolicy),
@@ -83,9 +83,7 @@ def make_model(algorithm: str, env: VecMonitor, settings: Mapping[str, Any], see
         raise unknown("algorithm", algorithm, ALGORITHMS)
     kind, policy = ALGORITHMS[algorithm]
     known = list(inspect.signature(kind.__init__).parameters)[3:]
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"{algorithm} has no setting {key!r}", nearest(key, known))
+    check_settings(f"{algorithm} has", settings, known)
     return kind(policy, env, seed=seed, device=device, verbose=0, **settings)
 
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.engine.process import Action
-from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.errors import check_settings
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,7 @@ class WarmStart:
         Raises:
             ConfigError: for an unknown key, with the nearest one.
         """
-        known = [item.name for item in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"warm_start has no setting {key!r}", nearest(key, known))
+        check_settings("warm_start has", settings, (item.name for item in fields(cls)))
         return cls(**{**settings, "fine_words": tuple(settings.get("fine_words", ()))})
 
     def action(self, info: Mapping[str, Any], mask: np.ndarray) -> int:

@@ -100,12 +100,18 @@ class Engine:
         check_solver(self.solver, self.backbone.path)
         self._step = SOLVERS.load(self.solver)
 
-    def run(self, programs: Sequence[Program]) -> list[Any]:
-        """Runs programs to their ends, all in step; returns their results in order."""
-        results: list[Any] = [None] * len(programs)
-        for index, result in self.stream(iter(programs), max_lanes=max(1, len(programs))):
-            results[index] = result
-        return results
+    def run(self, programs: Iterable[Program], max_lanes: int | None = None) -> list[Any]:
+        """Runs programs to their ends; returns their results in order.
+
+        Args:
+            programs: begun when there is a lane for them.
+            max_lanes: most in flight at once; ``None`` runs all of them in step.
+        """
+        if max_lanes is None:
+            programs = list(programs)
+            max_lanes = max(1, len(programs))
+        results = dict(self.stream(programs, max_lanes))
+        return [results[index] for index in range(len(results))]
 
     def stream(self, programs: Iterable[Program], max_lanes: int) -> Iterator[tuple[int, Any]]:
         """Keeps up to ``max_lanes`` programs in flight; yields (position in ``programs``, result) as they end.

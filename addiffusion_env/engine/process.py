@@ -212,7 +212,11 @@ class ProcessConfig:
         >>> ProcessConfig(guidance_scale=4, guidance_interval=(2.0, 6.0)).nfe_of([14.6, 5.9, 2.9, 1.6])
         3.0
         """
-        return sum(self.cost(1 if self.scale_at(float(sigma)) == 1 else 2)[0] for sigma in sigmas)
+        return self.cost(self.calls_of(sigmas))[0]
+
+    def calls_of(self, sigmas: Sequence[float] | np.ndarray) -> int:
+        """Network calls of one evaluation at each of some noise levels."""
+        return sum(1 if self.scale_at(float(sigma)) == 1 else 2 for sigma in sigmas)
 
     def decides(self, step: int) -> bool:
         """Whether the policy is asked when so many steps of the schedule are done."""

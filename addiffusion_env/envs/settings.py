@@ -11,7 +11,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
-from addiffusion_env.errors import ConfigError, nearest, unknown
+from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.observations.features import STANDARD_KEYS
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
@@ -99,10 +99,7 @@ class EnvSettings:
         Raises:
             ConfigError: for a keyword that does not exist, with the nearest one.
         """
-        known = {item.name for item in fields(cls)}
-        for key in kwargs:
-            if key not in known:
-                raise ConfigError(f"environments have no setting {key!r}", nearest(key, known))
+        check_settings("environments have", kwargs, (item.name for item in fields(cls)))
         return cls(**kwargs)
 
     def load(self) -> Load:
@@ -208,10 +205,7 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
         return REFINE_PRESETS[refine]
     changes = dict(refine)
     base = refine_config(str(changes.pop("preset", "as_published")))
-    known = [item.name for item in fields(base)]
-    for key in changes:
-        if key not in known:
-            raise ConfigError(f"refine has no setting {key!r}", nearest(key, known))
+    check_settings("refine has", changes, (item.name for item in fields(base)))
     if "liking" in changes:
         changes["liking"] = Liking.of(changes["liking"])
     return replace(base, **changes)

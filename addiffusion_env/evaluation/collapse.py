@@ -26,6 +26,10 @@ class CollapseLimits:
     constant_share: float = 0.95
     behaviour_entropy: float = 0.3
 
+    def passed(self, share: float, spread: float) -> bool:
+        """Whether behaviour with this share of the commonest and this entropy counts as collapsed."""
+        return share >= self.constant_share or spread <= self.behaviour_entropy
+
 
 @dataclass(frozen=True)
 class Behaviour:

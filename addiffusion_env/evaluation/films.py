@@ -103,14 +103,16 @@ def _play(entry: Plan, cast: Sequence[tuple[Plan, str, Record]], stage: Stage) -
     episodes: list[Episode] = engine.run(
         [entry.method.program(stage.backbone, entry.process, job.prompt, job.seed, keep_strip=True) for job in wanted]
     )
-    return [_film(entry.method.name, role, record, ep) for (_, role, record), ep in zip(cast, episodes, strict=True)]
+    return [
+        film_of(entry.method.name, role, record.uid, ep) for (_, role, record), ep in zip(cast, episodes, strict=True)
+    ]
 
 
-def _film(method: str, role: str, record: Record, episode: Episode) -> Film:
+def film_of(method: str, role: str, uid: str, episode: Episode) -> Film:
     """Pairs each action with what it led to: the preview at the next decision, or the finished picture."""
     frames = (*(png_bytes(pixels) for pixels in episode.strip), png_bytes(episode.picture.pixels()))
     preferences = (*episode.preferences[1:], float(episode.picture.look.preference[0]))
-    return Film(record.uid, method, role, frames, tuple(episode.lane.actions), preferences)
+    return Film(uid, method, role, frames, tuple(episode.lane.actions), preferences)
 
 
 def read_films(out_dir: Path | str) -> list[Film]:

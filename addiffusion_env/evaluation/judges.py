@@ -89,6 +89,10 @@ class Judges:
             )
         return found
 
+    def verdicts(self, images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[bool | None]:
+        """Whether each picture is right; ``None`` where nobody can say."""
+        return [found.correct for found in self.judge(images, prompts)]
+
     def _judge(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Judgement]:
         columns = {name: scorer.score(images, prompts).tolist() for name, scorer in self.scorers.items()}
         verdicts: dict[int, Any] = {}

@@ -17,6 +17,7 @@ from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.records import Record, digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.files import whole_file
 
 MANIFEST_FILE = "evaluation.json"
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "stable-baselines3", "numpy", "scipy")
@@ -171,11 +172,9 @@ def write_text(path: Path, text: str) -> Path:
     Raises:
         RunFolderError: when it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunFolderError(f"cannot write {path}: {error.strerror}", "free space, or choose another out=") from error
     return path

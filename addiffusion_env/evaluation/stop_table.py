@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.loading import load_backbone, load_scorers
@@ -82,13 +81,8 @@ def record_stops(settings: EnvSettings, prompts: Sequence[Prompt], folder: Path,
         decide_every=1,
         check_finished=False,
     )
-    judges = Judges.of(["emoji_detector"], backbone.device) if judge else None
-
-    def verdicts(pictures: Sequence[torch.Tensor], asked: Sequence[Prompt]) -> list[bool | None]:
-        assert judges is not None
-        return [found.correct for found in judges.judge(list(pictures), list(asked))]
-
-    recorder = Recorder(backbone, scorers, process, 1, verdicts if judge else None)
+    verdicts = Judges.of(["emoji_detector"], backbone.device).verdicts if judge else None
+    recorder = Recorder(backbone, scorers, process, 1, verdicts)
     pictures = [(prompt, 0) for prompt in prompts]
     return recorder.record_shards(pictures, folder, note=lambda done: print(f"{done} of {len(pictures)}", flush=True))
 

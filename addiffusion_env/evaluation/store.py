@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import SCHEMA, Record, digest_of, from_table, to_table
+from addiffusion_env.files import whole_file
 
 _SHARD = re.compile(r"records-(\d+)-[0-9a-f]+\.parquet")
 _PICTURES = pa.schema([pa.field("uid", pa.string(), nullable=False), pa.field("png", pa.binary(), nullable=False)])
@@ -112,15 +113,8 @@ class RecordStore:
 
 def write_atomically(table: pa.Table, path: Path, compression: str) -> None:
     """Writes under another name, flushes to the disk, then renames: readers see all of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            pq.write_table(table, file, compression=compression, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        pq.write_table(table, file, compression=compression, write_page_checksum=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the name, too, must survive a power cut

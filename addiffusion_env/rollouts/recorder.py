@@ -80,10 +80,7 @@ class Recorder:
     def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> TryTable:
         """Records (prompt, seed) pairs."""
         engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
-        found: list[Any] = [None] * len(pictures)
-        for index, places in engine.stream((self.program(*picture) for picture in pictures), lanes):
-            found[index] = places
-        return self._table(pictures, found)
+        return self._table(pictures, engine.run((self.program(*picture) for picture in pictures), lanes))
 
     def record_shards(
         self, pictures: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
@@ -210,8 +207,8 @@ class Recorder:
         first = places[0]
         assert first is not None
         way = self.backbone.sigmas(self.process.steps, self.process.spacing)[: first.lane.step]
-        calls = sum(1 if self.process.scale_at(float(sigma)) == 1 else 2 for sigma in way)
-        return first.lane.nfe - self.process.nfe_of(way), first.lane.calls - calls
+        calls = self.process.calls_of(way)
+        return first.lane.nfe - self.process.cost(calls)[0], first.lane.calls - calls
 
     def _verdicts(self, done: Sequence[tuple[tuple[int, int, int], Place]], correct: np.ndarray) -> None:
         if self.judge is None or not done:

@@ -10,7 +10,6 @@ minutes on one core.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
+from addiffusion_env.files import whole_file
 
 NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
 ARRAYS = ("clip_image", "clip_text", "dino", *NUMBERS)
@@ -129,18 +129,12 @@ class TryTable:
         """
         import pyarrow.parquet as pq
 
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
+            with whole_file(path) as file:
                 pq.write_table(self._to_arrow(), file, compression="zstd", write_page_checksum=True)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
         except OSError as error:
             raise RunFolderError(f"cannot write {path}: {error}", "free space, or choose another folder") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def _to_arrow(self) -> Any:
         import pyarrow as pa

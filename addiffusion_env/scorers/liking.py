@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.scorers.look import Look
 
 
@@ -44,10 +44,7 @@ class Liking:
         """
         if isinstance(settings, Liking):
             return settings
-        known = [item.name for item in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"liking has no setting {key!r}", nearest(str(key), known))
+        check_settings("liking has", settings, (item.name for item in fields(cls)))
         return cls(**settings)
 
     def __call__(self, preference: np.ndarray, clip_score: np.ndarray) -> np.ndarray:

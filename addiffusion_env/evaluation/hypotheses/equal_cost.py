@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from addiffusion_env.evaluation.frontier import upper_hull
-from addiffusion_env.evaluation.hypotheses.base import Case, Comparison, Outcome
+from addiffusion_env.evaluation.hypotheses.base import Case, Comparison, Outcome, Verdict, unanswered
 from addiffusion_env.evaluation.hypotheses.pictures import Means
 from addiffusion_env.evaluation.statistics import (
     Interval,
@@ -23,6 +23,9 @@ from addiffusion_env.evaluation.statistics import (
     resampled,
     spread_of,
 )
+
+KIND_OF = {"stop": "fixed"}
+"""Kinds of method that count as another: a constant stop is a fixed number of steps."""
 
 _CHUNK = 500  # resamples at once: bounds memory at chunk x prompts
 _NEAR = 3.0  # standard errors of the difference in cost within which two methods may cost the same
@@ -47,6 +50,49 @@ class Weighed:
     verdict: Outcome
     reason: str
     prompts_needed: int | None
+
+
+def kind_of(method: str) -> str:
+    """A method's kind, by its name.
+
+    >>> kind_of("stop:6"), kind_of("threshold_retry:-0.52")
+    ('fixed', 'threshold_retry')
+    """
+    kind = method.partition(":")[0]
+    return KIND_OF.get(kind, kind)
+
+
+def judge_groups(
+    case: Case, name: str, claim: str, comparator: str, groups: Mapping[str, Sequence[str]], cost: str = "nfe"
+) -> Verdict:
+    """The verdict on a claim to be above every group, each mixed with fixed steps so that it reaches every cost.
+
+    Args:
+        case: its policy and curve must have records.
+        name: the hypothesis.
+        claim: in words.
+        comparator: what an unanswered verdict names.
+        groups: name -> methods with records.
+        cost: the measure to equalise.
+    """
+    fixed = [method for method in case.table.methods if kind_of(method) == "fixed"]
+    found = weigh(case, {group: tuple(dict.fromkeys((*members, *fixed))) for group, members in groups.items()}, cost)
+    if isinstance(found, str):
+        return unanswered(name, claim, case, comparator, found)
+    return Verdict(
+        hypothesis=name,
+        claim=claim,
+        verdict=found.verdict,
+        effect=found.weakest.effect,
+        p=found.p,
+        n=found.weakest.effect.n,
+        comparator=found.weakest.comparator,
+        judge=case.judge,
+        margin=case.margin,
+        reason=found.reason,
+        comparisons=found.comparisons,
+        prompts_needed=found.prompts_needed,
+    )
 
 
 def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") -> Weighed | str:

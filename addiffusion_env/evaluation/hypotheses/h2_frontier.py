@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from addiffusion_env.evaluation.hypotheses.base import Case, Verdict, missing, unanswered
-from addiffusion_env.evaluation.hypotheses.equal_cost import weigh
-
-KIND_OF = {"stop": "fixed"}
-"""Kinds of method that count as another: a constant stop is a fixed number of steps."""
+from addiffusion_env.evaluation.hypotheses.equal_cost import judge_groups, kind_of
 
 
 def judge(case: Case) -> Verdict:
@@ -34,32 +31,4 @@ def _judge(case: Case, name: str, cost: str, kinds: Sequence[str]) -> Verdict:
         if not members:
             reason = f"no method of kind {kind!r} was run, and the claim is about every kind"
             return unanswered(name, claim, case, kind, reason)
-    fixed = [method for method in case.table.methods if kind_of(method) == "fixed"]
-    groups = {kind: tuple(dict.fromkeys((*members, *fixed))) for kind, members in of_kind.items()}
-    found = weigh(case, groups, cost)
-    if isinstance(found, str):
-        return unanswered(name, claim, case, ", ".join(kinds), found)
-    return Verdict(
-        hypothesis=name,
-        claim=claim,
-        verdict=found.verdict,
-        effect=found.weakest.effect,
-        p=found.p,
-        n=found.weakest.effect.n,
-        comparator=found.weakest.comparator,
-        judge=case.judge,
-        margin=case.margin,
-        reason=found.reason,
-        comparisons=found.comparisons,
-        prompts_needed=found.prompts_needed,
-    )
-
-
-def kind_of(method: str) -> str:
-    """A method's kind, by its name.
-
-    >>> kind_of("stop:6"), kind_of("threshold_retry:-0.52")
-    ('fixed', 'threshold_retry')
-    """
-    kind = method.partition(":")[0]
-    return KIND_OF.get(kind, kind)
+    return judge_groups(case, name, claim, ", ".join(kinds), of_kind, cost)

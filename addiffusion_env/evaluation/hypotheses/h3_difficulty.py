@@ -16,7 +16,7 @@ from addiffusion_env.evaluation.hypotheses.base import (
     too_few,
     unanswered,
 )
-from addiffusion_env.evaluation.hypotheses.h2_frontier import kind_of
+from addiffusion_env.evaluation.hypotheses.equal_cost import kind_of
 from addiffusion_env.evaluation.statistics import Interval, holm, rank_correlation_gap, spearman, spearman_interval
 
 

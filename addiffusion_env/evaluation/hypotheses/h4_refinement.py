@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from addiffusion_env.evaluation.hypotheses.base import Case, Verdict, missing, unanswered
-from addiffusion_env.evaluation.hypotheses.equal_cost import weigh
-from addiffusion_env.evaluation.hypotheses.h2_frontier import kind_of
+from addiffusion_env.evaluation.hypotheses.equal_cost import judge_groups
 
 
 def judge(case: Case) -> Verdict:
@@ -21,21 +20,4 @@ def judge(case: Case) -> Verdict:
     everyone = (*claims.points, *(name for members in controls.values() for name in members))
     if why := missing(case, everyone):
         return unanswered("H4", claim, case, ", ".join(claims.no_refine), why)
-    fixed = [method for method in case.table.methods if kind_of(method) == "fixed"]
-    found = weigh(case, {name: tuple(dict.fromkeys((*members, *fixed))) for name, members in controls.items()})
-    if isinstance(found, str):
-        return unanswered("H4", claim, case, ", ".join(claims.no_refine), found)
-    return Verdict(
-        hypothesis="H4",
-        claim=claim,
-        verdict=found.verdict,
-        effect=found.weakest.effect,
-        p=found.p,
-        n=found.weakest.effect.n,
-        comparator=found.weakest.comparator,
-        judge=case.judge,
-        margin=case.margin,
-        reason=found.reason,
-        comparisons=found.comparisons,
-        prompts_needed=found.prompts_needed,
-    )
+    return judge_groups(case, "H4", claim, ", ".join(claims.no_refine), controls)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from addiffusion_env.errors import ConfigError, nearest
+from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.hypotheses import HYPOTHESES
 from addiffusion_env.evaluation.hypotheses.base import Claims, Verdict
 from addiffusion_env.evaluation.hypotheses.conflicts import settle, uses_in
@@ -62,10 +62,7 @@ def claims_of(methods: Sequence[str], settings: Mapping[str, Any]) -> Claims:
     >>> claims_of(["fixed:8", "policy:a@0.01", "policy:a@0.02", "policy:b@0.01"], {}).points
     ('policy:a@0.01', 'policy:a@0.02')
     """
-    known = {item.name for item in fields(Claims)}
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"hypotheses have no setting {key!r}", nearest(key, known))
+    check_settings("hypotheses have", settings, (item.name for item in fields(Claims)))
     given = {key: _frozen(value) for key, value in settings.items()}
     others = {given.get("shuffled"), *given.get("no_refine", ())}
     others |= {name for members in given.get("refine_controls", {}).values() for name in members}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.metrics.network import FeatureNetwork
 from addiffusion_env.evaluation.metrics.pictures import Pictures
+from addiffusion_env.files import whole_file
 
 
 class FeatureCache:
@@ -67,20 +66,12 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def _write(path: Path, features: np.ndarray) -> None:
-    """Writes under a name of its own, then renames: two evaluations may fill one cache at the same time."""
-    part = None
+    """Two evaluations may fill one cache at the same time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            part = Path(file.name)
+        with whole_file(path) as file:
             np.save(file, features, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:
         raise RunFolderError(
             f"cannot keep reference features in {path.parent}: {error.strerror or error}", "set another cache folder"
         ) from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from addiffusion_env.baselines.prompt_rule import names_colour
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.evaluation.study import claims, page
 from addiffusion_env.evaluation.study.arms import Arm, Clock, best_of, fixed, own_tries, played, prompt_rule, retry
 from addiffusion_env.evaluation.study.policies import Variant, play, shuffled, trained, variants, walk_for
@@ -32,6 +33,7 @@ from addiffusion_env.evaluation.study.stories import collapse_table, films, seed
 from addiffusion_env.evaluation.study.timing import measure_clock
 from addiffusion_env.evaluation.study.tries import Tries, TriesRecorder
 from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.recorder import Recorder
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.liking import Liking
@@ -85,10 +87,7 @@ def gather(options: argparse.Namespace) -> Material:
     backbone = load_backbone(settings)
     scorers = load_scorers(backbone, settings.scorers)
     process = settings.process(backbone.capabilities, backbone.name)
-    judges = Judges.of(["emoji_detector"], backbone.device)
-
-    def judge(pictures: Sequence[torch.Tensor], asked: Sequence[Prompt]) -> list[bool | None]:
-        return [found.correct for found in judges.judge(list(pictures), list(asked))]
+    judge = Judges.of(["emoji_detector"], backbone.device).verdicts
 
     prompts = (
         EnvSettings.of(**{**ENVIRONMENT, "prompt_options": {"split": "test"}})
@@ -112,7 +111,7 @@ def gather(options: argparse.Namespace) -> Material:
     clock_file = options.out / "clock.json"
     if not clock_file.is_file():
         clock = measure_clock(backbone, scorers, prompts[:16])
-        clock_file.write_text(json.dumps(clock.__dict__, indent=1), encoding="utf-8")
+        write_text(clock_file, json.dumps(asdict(clock), indent=1))
     clock = Clock(**json.loads(clock_file.read_text(encoding="utf-8")))
     region = region_arms(backbone, scorers, judge, process, prompts[: min(128, len(prompts))], options.out / "region")
     return Material(prompts, train, test, made, clock, liking, region)
@@ -181,25 +180,26 @@ def report(
     main_policy, reference = arms["seed-0"], fixed(material.fixed[50])
     families, own = comparators(material), same_process(material, ENVIRONMENT)
     middle = PRICES.index(0.004)
-    wrong = play(folders["seed-0"], every["seed-0"], shuffled(material.test), [PRICES[middle]])[0]
     demands = material.test.demands.astype(float)
     hardness = 1 - material.test.correct[:, :, material.test.finish].mean(1)
+    misread = shuffled(material.test)
+
+    def third(seed: int) -> claims.Claim:
+        name = f"seed-{seed}"
+        [wrong] = play(folders[name], every[name], misread, [PRICES[middle]])
+        return claims.h3(arms[name][middle], played("shuffled", wrong), demands, hardness, rng)
+
     second, found = claims.h2(main_policy, families, material.clock, rng)
     fourth, _ = claims.h4(main_policy, arms["without-refine"], rng)
-    settled = [
-        claims.h1(main_policy, reference),
-        second,
-        claims.h3(main_policy[middle], played("shuffled", wrong), demands, hardness, rng),
-        fourth,
-    ]
-    per_seed = {}
-    for seed in SEEDS:
+    per_seed = {0: (claims.h1(main_policy, reference), second, third(0))}
+    for seed in SEEDS[1:]:
         mine = arms[f"seed-{seed}"]
         per_seed[seed] = (
-            claims.h1(mine, reference), claims.h2(mine, families, material.clock, rng)[0],
-            claims.h3(mine[middle], played("shuffled", play(folders[f"seed-{seed}"], every[f"seed-{seed}"],
-                      shuffled(material.test), [PRICES[middle]])[0]), demands, hardness, rng),
-        )  # fmt: skip
+            claims.h1(mine, reference),
+            claims.h2(mine, families, material.clock, rng)[0],
+            third(seed),
+        )
+    settled = [*per_seed[0], fourth]
     docs = options.docs
     page.frontier_plot({"policy": main_policy, **families, **own}, material.clock, docs / "frontier.png")
     curves = {f"seed {s}": json.loads((folders[f"seed-{s}"] / "table.json").read_text(encoding="utf-8")) for s in SEEDS}
@@ -246,7 +246,7 @@ def report(
         ),
         page.Section(
             "Collapse watch",
-            collapse_table(material.test, every, folders, {name: row for name, row in arms.items()}, PRICES[middle]),
+            collapse_table(material.test, every, folders, make_reward(ENVIRONMENT["reward"]), PRICES[middle]),
         ),
         page.Section(
             "By task",
@@ -257,7 +257,7 @@ def report(
     ]
     page.write(docs / "results.md", "Results on the emoji world", sections)
     figures = {arm.name: [float(arm.correct.mean()), float(arm.nfe.mean())] for row in arms.values() for arm in row}
-    (options.out / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_text(options.out / "results.json", json.dumps(figures, indent=1))
     print("\n".join(page.verdicts(settled)))
     print(f"written: {docs / 'results.md'}")
 

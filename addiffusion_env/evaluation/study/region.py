@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.engine.requests import Decide
+from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.evaluation.study.arms import Arm
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rollouts.recorder import Judge
@@ -63,8 +63,8 @@ def _arm(
             return [_choice(request, process) for request in requests]
 
         engine = Engine(backbone, scorers, solver=process.solver, decider=decide)
-        made = dict(engine.stream((play(backbone, process, prompt, 0) for prompt in prompts), 16))
-        episodes: list[Episode] = [made[place] for place in range(len(prompts))]
+        programs = (play(backbone, process, prompt, 0) for prompt in prompts)
+        episodes: list[Episode] = engine.run(programs, max_lanes=16)
         verdicts = judge([episode.picture.image for episode in episodes], prompts)
         found = {
             "correct": [float(bool(verdict)) for verdict in verdicts],
@@ -73,9 +73,7 @@ def _arm(
             "looks": [float(len(episode.lane.actions) - 1) for episode in episodes],
         }
         out.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(found))
     kept = {key: np.array(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
     return Arm(name, kept["correct"], kept["nfe"], kept["calls"], kept["looks"], np.ones(len(prompts)), scored=False)
 

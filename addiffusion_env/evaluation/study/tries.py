@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import SEED_STRIDE
 from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ResumeError
+from addiffusion_env.files import whole_file
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rollouts.recorder import Judge
 from addiffusion_env.scorers.liking import Liking
@@ -96,8 +97,7 @@ class TriesRecorder:
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=method.decide)
         prompts = [self.prompts[row] for row in rows]
         programs = (method.program(self.backbone, process, prompt, number * SEED_STRIDE) for prompt in prompts)
-        made = dict(engine.stream(programs, 16))
-        episodes = [made[place] for place in range(len(rows))]
+        episodes: list[Episode] = engine.run(programs, max_lanes=16)
         verdicts = self.judge([episode.picture.image for episode in episodes], prompts)
         return {
             "preference": np.array([episode.picture.look.preference[0] for episode in episodes]),
@@ -119,12 +119,8 @@ class TriesRecorder:
 
     def _write(self, path: Path, found: dict[str, np.ndarray]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with open(part, "wb") as file:
+        with whole_file(path) as file:
             np.savez(file, **found)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
 
     def _digest(self) -> str:
         ids = json.dumps([prompt.prompt_id for prompt in self.prompts])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -14,6 +12,7 @@ from pathlib import Path
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.vlm.client import Reply, VlmClient
 from addiffusion_env.evaluation.vlm.question import template_digest
+from addiffusion_env.files import whole_file
 
 
 class ReplyCache:
@@ -55,24 +54,15 @@ class ReplyCache:
             return
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         entry = {"judge": client.identity, "prompt": prompt, "asked_at": now, "reply": asdict(reply)}
-        path, part = self._path(key), None
+        path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8"
-            ) as file:
-                part = Path(file.name)
-                json.dump(entry, file, ensure_ascii=False, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
+            with whole_file(path) as file:
+                file.write(json.dumps(entry, ensure_ascii=False, indent=1).encode())
         except OSError as error:
             raise RunFolderError(
                 f"cannot keep replies in {self.folder}: {error.strerror or error}", "set another cache folder"
             ) from error
-        finally:
-            if part is not None:
-                part.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
