@@ -230,6 +230,7 @@ class Episodes:
             preference_before=np.array([float(look.preference[0]) if look else nothing for look in looks]),
             preference_after=np.array([_look(slot).preference[0] for slot in after], dtype=np.float64),
             dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
+            clip_text=np.stack([_look(slot).clip_text[0] for slot in after]),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             price=np.array([slot.price for slot in after]),
             action=np.array(actions),
