@@ -26,6 +26,9 @@ class EpisodeLog(BaseCallback):
         hyperparameters: shown in TensorBoard's HPARAMS tab beside the last return and NFE.
         pictures: how many of the last pictures the image grid shows.
         window: how many of the last episodes the means are over.
+
+    Attributes:
+        faults: episodes that were dropped (``info["fault"]``); they are in no mean.
     """
 
     def __init__(self, hyperparameters: dict[str, Any], pictures: int = 16, window: int = 200) -> None:
@@ -35,6 +38,7 @@ class EpisodeLog(BaseCallback):
         self.pictures: deque[tuple[np.ndarray, dict[str, Any]]] = deque(maxlen=pictures)
         self.terms: Counter[str] = Counter()
         self.decisions = 0
+        self.faults = 0
 
     def _on_training_start(self) -> None:
         shown = {
@@ -47,6 +51,9 @@ class EpisodeLog(BaseCallback):
         for info in self.locals["infos"]:
             self.decisions += 1
             self.terms.update(info.get("reward_terms", {}))
+            if "fault" in info:
+                self.faults += 1
+                info.pop("episode", None)  # half a return would be averaged with whole ones
             if "image" not in info:
                 continue
             actions = [int(action) for action in info["action_trace"]]
@@ -63,6 +70,7 @@ class EpisodeLog(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        self.logger.record("env/dropped_episodes", self.faults)
         if not self.episodes:
             return
         taken = Counter(action for episode in self.episodes for action in episode["actions"])
