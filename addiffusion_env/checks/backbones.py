@@ -56,7 +56,7 @@ def rows_have_their_own_noise_level(backbone: Backbone) -> None:
     both = _predict(backbone, x, sigma, PROMPTS)
     for index in range(len(PROMPTS)):
         at = slice(index, index + 1)
-        alone = _predict(backbone, x[at], sigma[at], PROMPTS[at])
+        alone = _predict(backbone, x[at], sigma[at], (PROMPTS[index],))
         _same(both.x0[at], alone.x0, "x0 of a row alone")
         _same(both.x0_text[at], alone.x0_text, "x0_text of a row alone")
 

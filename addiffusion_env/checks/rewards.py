@@ -66,6 +66,7 @@ def _transition(first: bool) -> Transition:
     rng = np.random.default_rng(0)
     before = np.full((2, LANES), np.nan) if first else rng.normal(size=(2, LANES))
     after = rng.normal(size=(2, LANES))
+    texts = rng.normal(size=(LANES, 8))
     return Transition(
         clip_before=before[0] / 10,
         clip_after=after[0] / 10,
@@ -77,4 +78,5 @@ def _transition(first: bool) -> Transition:
         action=np.array([0, 2, 1, 0]),
         terminal=np.array([False, False, True, True]),
         reference=np.full(LANES, np.nan),
+        clip_text=texts / np.linalg.norm(texts, axis=1, keepdims=True),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from addiffusion_env.checks.base import refuses, require
@@ -64,7 +66,7 @@ def bad_pictures_are_refused(scorer: Scorer | Embedder) -> None:
     """Bytes, values outside [-1, 1], missing batch or another number of prompts are refused."""
     pictures, prompts = _pictures(), _prompts()
     for bad, what in ((pictures.byte(), "byte pictures"), (pictures * 255, "values of 255"), (pictures[0], "no batch")):
-        refuses(ImageRangeError, lambda bad=bad: _of(scorer, bad, prompts), what)
+        refuses(ImageRangeError, partial(_of, scorer, bad, prompts), what)
     if isinstance(scorer, Scorer):
         refuses(PromptError, lambda: scorer.score(pictures, prompts[:1]), "three pictures with one prompt")
 

@@ -1,4 +1,4 @@
-"""Sphinx roles in docstrings (``:class:`X```), which editors understand, as plain code on the site."""
+"""Docstrings made ready for Markdown: Sphinx roles and ``>>>`` examples become code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`~?([^`]+)`")
+EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.M)
 
 
 class Roles(griffe.Extension):
-    """Strips the role and the package's name from every docstring."""
+    """Strips roles and the package's name, and fences examples."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for every object once its members are known."""
-        if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(
-                lambda match: f"`{match[1].removeprefix('addiffusion_env.')}`", obj.docstring.value
-            )
+        if obj.docstring is None:
+            return
+        text = ROLE.sub(lambda match: f"`{match[1].removeprefix('addiffusion_env.')}`", obj.docstring.value)
+        obj.docstring.value = EXAMPLE.sub(lambda match: f"```pycon\n{match[0]}\n```", text)
