@@ -23,6 +23,7 @@ from addiffusion_env.envs.framing import Framer, Point, similarity
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
+from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
@@ -107,7 +108,10 @@ class Episodes:
         self.reward = make_reward(settings.reward)
         self._check_reference()
         self.source = settings.prompt_source()
-        self.observer = Observer(self.scorers.clip_dim, settings.keys())
+        width = self.backbone.capabilities.feature_dim or 0
+        self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
+        # Finished pictures are always scored; previews only where somebody reads what the scorers say.
+        self.looks = sees_previews(settings.keys()) or self.reward.sees_previews
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
         self.slots: list[Slot | None] = [None] * num_lanes
@@ -176,7 +180,8 @@ class Episodes:
         slots = [self._live(index) for index in range(len(self.slots))]
         chosen, refused = self._legal(slots, actions)
         turns = [
-            turn(self.backbone, self.process, slot.lane, action) for slot, action in zip(slots, chosen, strict=True)
+            turn(self.backbone, self.process, slot.lane, action, self.looks)
+            for slot, action in zip(slots, chosen, strict=True)
         ]
         results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
         after = [_moved(slot, result) for slot, result in zip(slots, results, strict=True)]
@@ -244,16 +249,16 @@ class Episodes:
         return reward, terms
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
-        looks = [slot.lane.look for slot in before]
+        looks, seen = [slot.lane.look for slot in before], [slot.lane.look for slot in after]
         nothing = float("nan")
         keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
         return Transition(
-            clip_before=np.array([float(look.clip_score[0]) if look else nothing for look in looks]),
-            clip_after=np.array([_look(slot).clip_score[0] for slot in after], dtype=np.float64),
-            preference_before=np.array([float(look.preference[0]) if look else nothing for look in looks]),
-            preference_after=np.array([_look(slot).preference[0] for slot in after], dtype=np.float64),
+            clip_before=_scores(looks, "clip_score"),
+            clip_after=_scores(seen, "clip_score"),
+            preference_before=_scores(looks, "preference"),
+            preference_after=_scores(seen, "preference"),
             dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
-            clip_text=np.stack([_look(slot).clip_text[0] for slot in after]),
+            clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             price=np.array([slot.price for slot in after]),
             action=np.array(actions),
@@ -395,6 +400,6 @@ def _key(lane: Lane) -> tuple[str, int]:
     return lane.prompt.prompt_id, lane.seed
 
 
-def _look(slot: Slot) -> Look:
-    assert slot.lane.look is not None  # every lane is looked at after its action
-    return slot.lane.look
+def _scores(looks: Sequence[Look | None], name: str) -> np.ndarray:
+    """(B,) a score of each look; NaN where nobody looked."""
+    return np.array([float(getattr(look, name)[0]) if look else float("nan") for look in looks])
