@@ -43,11 +43,13 @@ def showing(studio: Studio, text: str | None, seed: float | None, price: float) 
         seed: of the picture, a whole number from 0 to 2^31 - 1.
         price: of one NFE.
     """
+    note = ""
     try:
         prompt = read_prompt(text, studio.backbone)
         number = _seed(seed)
         note = advice(prompt, studio.backbone)
-        takes: list[Take] = []
+        takes = [Take("policy")]
+        yield page.stage(prompt.text, note, takes)
         for take in studio.policy(prompt, number, price):
             takes = [take]
             yield page.stage(prompt.text, note, takes, comparators(take.nfe) if take.picture is not None else ())
@@ -58,7 +60,8 @@ def showing(studio: Studio, text: str | None, seed: float | None, price: float) 
                 takes = [*done, take]
                 yield page.stage(prompt.text, note, takes, names[place + 1 :])
     except AdDiffusionError as error:
-        yield page.message(error.cause, error.remedy)
+        told = page.message(note, kind="note") if note else ""
+        yield page.message(error.cause, error.remedy) + told
 
 
 def _seed(seed: float | None) -> int:
@@ -82,8 +85,8 @@ def build(studio: Studio) -> Any:
         yield from showing(studio, text, seed, price)
 
     with gradio.Blocks(title="AdDiffusion", analytics_enabled=False) as blocks:
-        gradio.HTML(f"<h1>AdDiffusion</h1>{page.legend()}", padding=False)
-        with gradio.Row(equal_height=True):
+        gradio.HTML(f"<h1>AdDiffusion</h1>{page.legend()}", elem_id="intro", padding=False)
+        with gradio.Row():
             # The length is checked on the server too; what is typed here cannot even be sent.
             text = gradio.Textbox(
                 examples[1], label="Prompt", scale=5, lines=1, max_lines=3, max_length=MOST_CHARACTERS, elem_id="prompt"
@@ -94,14 +97,14 @@ def build(studio: Studio) -> Any:
                 highest or 1,
                 value=studio.method.price,
                 step=(highest or 1) / 30,
-                label="Price of an evaluation: higher stops sooner",
+                label="Price per NFE: higher spends less",
                 scale=3,
                 visible=highest > 0,
                 elem_id="price",
             )
             button = gradio.Button("Draw", variant="primary", scale=1, min_width=90, elem_id="draw")
         gradio.Examples([[example] for example in examples], [text], label="Examples")
-        stage = gradio.HTML("", elem_id="stage", padding=False)
+        stage = gradio.HTML(page.empty(), elem_id="stage", padding=False)
         if emoji:
             with gradio.Accordion("What can be drawn?", open=False):
                 gradio.HTML(page.vocabulary(), padding=False)

@@ -76,13 +76,17 @@ def stage(prompt: str, note: str, takes: Sequence[Take], waiting: Sequence[str] 
         waiting: names of the methods still to come.
     """
     told = message(note, kind="note") if note else ""
-    cards = "".join([*(card(take) for take in takes), *(f'<div class="ad-card ad-waiting">{title(name)}<br>waits ...'
-                                                         "</div>" for name in waiting)])  # fmt: skip
+    cards = "".join([*map(card, takes), *map(_waiting, waiting)])
     return (
         f'<div class="ad-stage">{told}<h3>What the policy saw and chose: <q>{escape(prompt)}</q></h3>'
         f'{film(takes[0])}<h3>The same prompt and seed, with and without the policy</h3><div class="ad-cards">{cards}'
         "</div></div>"
     )
+
+
+def empty() -> str:
+    """What stands where the showing will be."""
+    return '<div class="ad-empty">Press <b>Draw</b>: the film appears here, one decision after the other.</div>'
 
 
 def film(take: Take) -> str:
@@ -127,14 +131,22 @@ def title(name: str) -> str:
 
 
 def card(take: Take) -> str:
-    """A method's picture with what it cost and whether it is right."""
+    """A method's picture with what it cost, whether it is right, and how it came about in small."""
     newest = take.picture if take.picture is not None else (take.moments[-1].pixels if take.moments else None)
-    shown = "" if newest is None else picture(newest, f"picture of {take.name}")
+    shown = '<div class="ad-blank"></div>' if newest is None else picture(newest, f"picture of {take.name}")
     state = "" if take.picture is not None else " ad-working"
+    small = "".join(picture(moment.pixels, f"step {moment.step}") for moment in take.moments)
     return (
-        f'<div class="ad-card{state}" data-method="{escape(take.name)}"><h4>{title(take.name)}</h4>{shown}'
-        f'<div class="ad-cost"><span class="ad-nfe">{take.nfe:g} NFE</span><span>{take.seconds:.2f} s</span></div>'
-        f"{_verdict(take)}</div>"
+        f'<div class="ad-card{state}" data-method="{escape(take.name)}"><div class="ad-side">{shown}<div>'
+        f'<h4>{title(take.name)}</h4><div class="ad-cost"><span class="ad-nfe">{take.nfe:g} NFE</span>'
+        f'<span>{take.seconds:.2f} s</span></div>{_verdict(take)}</div></div><div class="ad-small">{small}</div></div>'
+    )
+
+
+def _waiting(name: str) -> str:
+    return (
+        f'<div class="ad-card ad-waiting"><div class="ad-side"><div class="ad-blank"></div><div><h4>{title(name)}</h4>'
+        "waits ...</div></div></div>"
     )
 
 
@@ -171,31 +183,38 @@ def stylesheet() -> str:
 
 
 STYLE = """
+#stage, #intro, #stage > *, #intro > * { padding-left: 0 !important; padding-right: 0 !important; }
+#draw { align-self: center; background: var(--primary-600); color: #fff; }
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .ad-legend { margin: 2px 0 0; line-height: 1.9; }
 .ad-key, .ad-choice { color: #fff; border-radius: 4px; padding: 1px 8px; font-weight: 600; }
 .ad-stage h3 { margin: 14px 0 8px; font-size: 1rem; overflow-wrap: anywhere; }
 .ad-stage h4 { margin: 0 0 8px; font-size: .95rem; }
 .ad-film { display: flex; flex-wrap: wrap; gap: 10px; }
-.ad-cell { width: 132px; border: 1px solid var(--border-color-primary); border-top: 4px solid #888;
+.ad-cell { width: 142px; border: 1px solid var(--border-color-primary); border-top: 4px solid #888;
   border-radius: 8px; padding: 6px; background: var(--background-fill-primary); font-size: 12px; }
 .ad-cell img, .ad-card img { width: 100%; display: block; border-radius: 4px; image-rendering: pixelated; margin: 0; }
 .ad-done { border-color: #2f9e5b; border-top-color: #2f9e5b; }
 .ad-at { margin: 4px 0; opacity: .75; white-space: nowrap; }
 .ad-bar { display: flex; align-items: center; gap: 4px; opacity: .75; line-height: 1.5; font-size: 11px; }
-.ad-bar span { width: 46px; } .ad-bar em { width: 26px; text-align: right; font-style: normal; }
+.ad-bar span { width: 54px; } .ad-bar em { width: 26px; text-align: right; font-style: normal; }
 .ad-bar i { flex: 1; height: 7px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 .ad-bar b { display: block; height: 100%; }
 .ad-bar.ad-chosen { opacity: 1; font-weight: 700; }
 .ad-choice { text-align: center; margin-top: 6px; }
-.ad-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 220px)); gap: 14px; }
+.ad-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
 .ad-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px;
   background: var(--background-fill-primary); }
-.ad-card[data-method="policy"] { border: 2px solid #2f9e5b; }
-.ad-waiting { opacity: .55; border-style: dashed; text-align: center; padding-top: 40px; min-height: 120px; }
+.ad-card[data-method="policy"] { border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent); }
+.ad-waiting { opacity: .55; border-style: dashed; }
+.ad-side { display: grid; grid-template-columns: 160px 1fr; gap: 12px; }
+.ad-blank { aspect-ratio: 1; border-radius: 4px; background: var(--border-color-primary); opacity: .5; }
+.ad-small { display: grid; grid-template-columns: repeat(10, 1fr); gap: 3px; margin-top: 8px; min-height: 28px; }
+.ad-empty { border: 1px dashed var(--border-color-primary); border-radius: 10px; padding: 60px 20px;
+  text-align: center; opacity: .75; margin-top: 10px; }
 .ad-working img { opacity: .6; }
-.ad-cost { display: flex; justify-content: space-between; margin-top: 8px; font-variant-numeric: tabular-nums; }
-.ad-nfe { font-weight: 700; }
+.ad-cost { display: flex; gap: 14px; align-items: baseline; font-variant-numeric: tabular-nums; }
+.ad-nfe { font-weight: 700; font-size: 1.25rem; }
 .ad-verdict { font-size: 12px; margin-top: 4px; overflow-wrap: anywhere; }
 .ad-right { color: #2f9e5b; font-weight: 600; } .ad-wrong { color: #c83c3c; }
 .ad-message { border-radius: 8px; padding: 10px 14px; border: 1px solid; overflow-wrap: anywhere; }
