@@ -94,7 +94,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what was opened for writing
         os.fsync(file.fileno())
 
 
