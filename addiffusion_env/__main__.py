@@ -1,4 +1,4 @@
-"""The command line: ``python -m addiffusion_env list | check ID | bench``."""
+"""The command line: ``python -m addiffusion_env list | check ID | bench | demo``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench.add_argument("--lanes", type=int, nargs="+", default=[1, 16])
     bench.add_argument("--rounds", type=int, default=7)
     bench.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    demo = verbs.add_parser("demo", help="a page in the browser: a policy draws live (needs the extra [demo])")
+    demo.add_argument("--policy", default="emoji", help="emoji, or the folder of a run")
+    demo.add_argument("--device", default="auto")
+    demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
+    demo.add_argument("--share", action="store_true", help="also through a public address of Gradio's")
     chosen = parser.parse_args(arguments)
-    verb = {"list": list_names, "check": check_environment, "bench": run_bench}[chosen.verb]
+    verb = {"list": list_names, "check": check_environment, "bench": run_bench, "demo": run_demo}[chosen.verb]
     friendly(verb)(chosen)
 
 
@@ -81,6 +86,13 @@ def run_bench(chosen: argparse.Namespace) -> None:
     from addiffusion_env.bench import bench, report
 
     report([bench(chosen.backbone, lanes, chosen.rounds) for lanes in chosen.lanes], chosen.json)
+
+
+def run_demo(chosen: argparse.Namespace) -> None:
+    """Serves the demo page until Ctrl-C."""
+    from addiffusion_env.demo.app import serve
+
+    serve(chosen.policy, chosen.device, chosen.port, chosen.share)
 
 
 if __name__ == "__main__":

@@ -89,13 +89,23 @@ class LearnedMethod:
         """One episode."""
         return play(backbone, process, prompt, seed, looks=self.looks, keep_strip=keep_strip)
 
-    @torch.no_grad()
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
+        probabilities, legal = self._distribution(requests)
+        return [int(action) for action in np.where(legal, probabilities, -1.0).argmax(1)]
+
+    def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:
+        """(B, 3) the policy's probability of each action, in [0, 1]; illegal ones are 0, the others sum to 1."""
+        probabilities, legal = self._distribution(requests)
+        allowed = np.where(legal, probabilities, 0.0)
+        return allowed / allowed.sum(1, keepdims=True)
+
+    @torch.no_grad()
+    def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 3) what the network says of each action, and (B, 3) bool: which are legal."""
         assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
         points = [Point(request.lane, request.before, self.price) for request in requests]
         observation = self._observer.observe(self._framer.frame(points))
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
-        legal = np.stack([legal_actions(request.lane, self._process) for request in requests])
-        return [int(action) for action in np.where(legal, probabilities, -1.0).argmax(1)]
+        return probabilities, np.stack([legal_actions(request.lane, self._process) for request in requests])

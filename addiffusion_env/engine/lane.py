@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, History, Latents
-from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.engine.requests import Picture
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import Look
@@ -72,6 +72,14 @@ class Lane:
     def remaining(self) -> int:
         """Steps that the schedule has left."""
         return len(self.rest) - 1
+
+    @property
+    def refine_mask(self) -> np.ndarray | None:
+        """(h, w) in [0, 1] at the latents' resolution: the region that the last action drew again.
+
+        ``None`` when the last action was no refinement, or one of the whole picture.
+        """
+        return self.masks[-1] if self.masks and self.actions[-1] == Action.REFINE else None
 
     def noise(self, stream: str) -> Tensor:
         """(1, C, H, W) noise of this picture's own stream."""

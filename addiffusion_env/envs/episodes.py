@@ -196,6 +196,8 @@ class Episodes:
             info["action"] = chosen[row]
             info["illegal_action"] = refused[row]
             info["reward_terms"] = {name: float(values[row]) for name, values in terms.items()}
+            if slot.lane.refine_mask is not None:
+                info["refine_mask"] = slot.lane.refine_mask
             infos.append(info)
         return StepResult(self.observe(), reward, terminated, truncated, infos)
 

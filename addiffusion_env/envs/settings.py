@@ -19,7 +19,8 @@ from addiffusion_env.rewards.composite import PRESET_PRICES
 from addiffusion_env.scorers.hub_look import check_parts
 from addiffusion_env.scorers.liking import Liking
 
-RENDER_MODES = ("rgb_array",)
+RENDER_MODES = ("rgb_array", "film", "human")
+"""The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class EnvSettings:
         halve_lanes: when the device's memory runs out, make model calls for half as many lanes, with a warning.
         max_decisions: truncate an episode after so many decisions; ``None`` for no limit.
         strict: refuse an illegal action instead of continuing in its place.
-        render_mode: ``None`` or ``"rgb_array"``.
+        render_mode: ``None`` or one of :data:`RENDER_MODES`.
     """
 
     backbone: str | Backbone = "emoji"
