@@ -15,13 +15,14 @@ import numpy as np
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.faults import Fault, FaultCount
-from addiffusion_env.engine.lane import Lane, look_state, open_lane, restore_lane, restore_look
+from addiffusion_env.engine.lane import Lane, open_lane, restore_lane, restore_look
 from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.framing import Framer, Point, similarity
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.slot import Slot
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
 from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
@@ -36,31 +37,6 @@ RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
 REFERENCE_CACHE = 100_000
 """Reference scores kept, one number a (prompt, seed)."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One lane's place.
-
-    Attributes:
-        seed: the lane's seed.
-        episode: how many episodes it has begun, less one.
-        lane: the picture in the making.
-        before: its look at the decision before.
-        price: of one NFE in this episode.
-        decisions: taken in this episode.
-        picture: the finished picture, once there is one.
-        fault: why the episode was dropped, once it was; the lane is then where it was before the action that failed.
-    """
-
-    seed: int
-    episode: int
-    lane: Lane
-    before: Look | None
-    price: float
-    decisions: int = 0
-    picture: Picture | None = None
-    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +122,7 @@ class Episodes:
         lane = open_lane(self.backbone, self.process, prompt, picture_seed)
         slot = Slot(lane_seed, episode, lane, None, price)
         self.slots[index] = slot
-        return self._info(slot)
+        return slot.info()
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
         for key in options:
@@ -184,7 +160,7 @@ class Episodes:
             for slot, action in zip(slots, chosen, strict=True)
         ]
         results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
-        after = [_moved(slot, result) for slot, result in zip(slots, results, strict=True)]
+        after = [slot.moved(result) for slot, result in zip(slots, results, strict=True)]
         after = self._compared(after)
         self.slots = list(after)
         terminated = np.array([slot.picture is not None for slot in after])
@@ -192,7 +168,7 @@ class Episodes:
         reward, terms = self._rewarded(slots, after, chosen)
         infos = []
         for row, slot in enumerate(after):
-            info = self._info(slot)
+            info = slot.info()
             info["action"] = chosen[row]
             info["illegal_action"] = refused[row]
             info["reward_terms"] = {name: float(values[row]) for name, values in terms.items()}
@@ -336,41 +312,10 @@ class Episodes:
             raise EpisodeOverError(f"lane {index} was asked before reset", "call reset first")
         return slot
 
-    def _info(self, slot: Slot) -> dict[str, Any]:
-        lane = slot.lane
-        info: dict[str, Any] = {
-            "prompt": lane.prompt.text,
-            "prompt_id": lane.prompt.prompt_id,
-            "task": lane.prompt.task,
-            "seed": lane.seed,
-            "sigma": lane.sigma,
-            "step": lane.step,
-            "nfe": float(lane.nfe),
-            "network_calls": lane.calls,
-            "refinements": lane.refinements,
-            "price": slot.price,
-        }
-        if lane.look is not None:
-            info["clip_score"] = float(lane.look.clip_score[0])
-            info["preference"] = float(lane.look.preference[0])
-        if slot.picture is not None:
-            info["image"] = slot.picture.pixels()
-            info["action_trace"] = list(lane.actions)
-        if slot.fault is not None:
-            info["fault"] = slot.fault.error.cause
-        return info
-
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
-        slots: list[dict[str, Any] | None] = []
-        for slot in self.slots:
-            if slot is None or slot.picture is not None or slot.fault is not None:
-                slots.append(None if slot is None else {"seed": slot.seed, "episode": slot.episode, "lane": None})
-                continue
-            before = look_state(slot.before)
-            head = {"seed": slot.seed, "episode": slot.episode, "price": slot.price, "decisions": slot.decisions}
-            slots.append({**head, "before": before, "lane": slot.lane.state()})
+        slots = [None if slot is None else slot.state() for slot in self.slots]
         return {"slots": slots, "scale": self.reward.scale.state_dict(), "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -388,14 +333,6 @@ class Episodes:
         before = restore_look(entry["before"])
         lane = restore_lane(self.backbone, entry["lane"])
         return Slot(entry["seed"], entry["episode"], lane, before, entry["price"], entry["decisions"])
-
-
-def _moved(slot: Slot, result: tuple[Lane, Picture | None] | Fault) -> Slot:
-    """The slot after its action, or where it was with the fault that it met."""
-    if isinstance(result, Fault):
-        return replace(slot, decisions=slot.decisions + 1, fault=result)
-    lane, picture = result
-    return replace(slot, lane=lane, before=slot.lane.look, decisions=slot.decisions + 1, picture=picture)
 
 
 def _key(lane: Lane) -> tuple[str, int]:
