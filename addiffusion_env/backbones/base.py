@@ -160,8 +160,8 @@ class Prediction:
         attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
             layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless asked for. Rows that did
             not ask hold zeros.
-        features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over the
-            picture; ``None`` when the model has none.
+        features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
+            the picture; ``None`` when the model has none.
     """
 
     x0: Tensor
