@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from addiffusion_env.bench.arguments import add_arguments
 from addiffusion_env.config import friendly
 
 
@@ -16,11 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs.add_parser("list", help="every registered name")
     check = verbs.add_parser("check", help="run Gymnasium's and SB3's checkers on an environment id")
     check.add_argument("name", help="for example AdDiffusion-Emoji-v0")
-    bench = verbs.add_parser("bench", help="speed of the vector environment beside the bare denoiser loop")
+    bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
     bench.add_argument("--backbone", default="emoji")
-    bench.add_argument("--lanes", type=int, nargs="+", default=[1, 16])
-    bench.add_argument("--rounds", type=int, default=7)
-    bench.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    add_arguments(bench)
     demo = verbs.add_parser("demo", help="a page in the browser: a policy draws live (needs the extra [demo])")
     demo.add_argument("--policy", default="emoji", help="emoji, or the folder of a run")
     demo.add_argument("--device", default="auto")
@@ -83,9 +81,9 @@ def check_environment(chosen: argparse.Namespace) -> None:
 
 def run_bench(chosen: argparse.Namespace) -> None:
     """Measures and prints."""
-    from addiffusion_env.bench import bench, report
+    from addiffusion_env.bench.cli import run_named
 
-    report([bench(chosen.backbone, lanes, chosen.rounds) for lanes in chosen.lanes], chosen.json)
+    run_named(chosen)
 
 
 def run_demo(chosen: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "transformers": {"backbones", "scorers"},
     "open_clip": {"backbones", "scorers"},
     "gymnasium": {"__init__", "__main__", "observations", "envs", "rollouts", "agents"},
-    "stable_baselines3": {"agents", "rollouts", "evaluation"},
+    "stable_baselines3": {"agents", "rollouts", "evaluation", "bench"},
     "sb3_contrib": {"agents", "rollouts", "evaluation"},
     "hydra": {"config"},
     "matplotlib": {"evaluation"},
