@@ -21,6 +21,7 @@ from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, res
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
     again,
+    cached,
     check_safetensors,
     file_in,
     hub_file,
@@ -136,6 +137,11 @@ class FromPipeline(ABC):
     preview_spec: ClassVar[PreviewSpec]
     offload_hooks: Sequence[Any]
     buckets: Sequence[int]
+
+    @classmethod
+    def needs(cls) -> str:
+        """The spec's weights, unless they are in the hub's cache."""
+        return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:

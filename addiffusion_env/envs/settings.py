@@ -38,10 +38,15 @@ class EnvSettings:
             preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world has its own.
         prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
-        steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
+        steps: evaluations of the full schedule; ``None`` is the backbone's own, as for the next three.
+        spacing: name of the timestep spacing.
+        solver: name of the solver.
+        guidance_scale: classifier-free guidance; 1 is none.
         guidance_interval: ``[low, high]`` noise levels between which guidance is on; ``None`` guides everywhere.
-        landing_steps, decide_every, check_finished: see :class:`ProcessConfig`.
-        decide_at: the same; steps behind the end of a shorter schedule are left out.
+        landing_steps: evaluations that *stop* spends, or ``"auto"``; see :class:`ProcessConfig`.
+        decide_every: evaluations that one *continue* takes.
+        decide_at: steps where the policy is asked, instead; those behind the end of a shorter schedule are left out.
+        check_finished: whether the finished picture is looked at before it is given away.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
         reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
