@@ -72,8 +72,9 @@ class Reward:
             for setting in config.settings:
                 if setting not in known:
                     raise unknown(f"setting of reward term {name!r}", setting, known or ["(none)"])
-            if not np.isfinite(config.weight):
-                raise ConfigError(f"weight of reward term {name!r} is {config.weight}", "use a finite number")
+            for what, value in {"weight": config.weight, **config.settings}.items():
+                if not isinstance(value, int | float) or not np.isfinite(value):
+                    raise ConfigError(f"{what} of reward term {name!r} is {value!r:.100}", "use a finite number")
 
     def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""
@@ -101,9 +102,11 @@ def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:
         if reward not in PRESETS:
             raise unknown("reward preset", reward, PRESETS)
         return Reward(PRESETS[reward])
+    if not isinstance(reward, Mapping):
+        raise ConfigError(f"reward must be a preset or a mapping of terms, got {reward!r:.100}", "reward=default")
     changes = dict(reward)
     preset = changes.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise unknown("reward preset", str(preset), PRESETS)
     terms = dict(PRESETS[preset]) if preset else {}
     for name, value in changes.items():
@@ -111,7 +114,7 @@ def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:
         settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
         old = terms.get(name, TermConfig(0.0))
         weight = settings.pop("weight", old.weight)
-        terms[name] = TermConfig(float(weight), {**old.settings, **settings})
+        terms[name] = TermConfig(weight, {**old.settings, **settings})
     if not terms:
         raise ConfigError("the reward has no terms", "name a preset or at least one term")
     return Reward(terms)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from addiffusion_env.agents.checkpoints import checkpoints, read_latest
+from addiffusion_env.agents.checkpoints import read_latest
 from addiffusion_env.evaluation.store import RecordStore
 
 KILLS = int(os.environ.get("ADDIFFUSION_KILLS", "20"))
@@ -96,21 +96,19 @@ def test_a_killed_run_ends_like_an_unbroken_one(kind, nursery, tmp_path):
     unbroken = nursery.run(kind, tmp_path / "whole")
     assert unbroken["status"] == 0, (tmp_path / "whole/log").read_text()[-3000:]
     whole, length = ENDS[kind](tmp_path / "whole"), unbroken["seconds"]
-    kills, found = 0, []
+    kills, runs = 0, 0
     while kills < KILLS:
-        folder = tmp_path / f"broken{len(found)}"
-        moment = rng.uniform(0, length)
-        first = nursery.run(kind, folder, kill_after=moment)
-        kills += first["killed"]
-        if kind == "train":
-            found.append(len(checkpoints(folder / "run/checkpoints")))
-        else:
-            shards = folder / "run/records"
-            found.append(len(RecordStore(shards).shards()) if shards.is_dir() else 0)
-        again = nursery.run(kind, folder)
-        assert again["status"] == 0, (folder / "log").read_text()[-3000:]
-        assert ENDS[kind](folder) == whole, f"killed after {moment:.2f} s of {length:.2f}"
+        folder, tries = tmp_path / f"broken{runs}", []
+        while True:  # killed again and again, until one gets through
+            done = nursery.run(kind, folder, rng.uniform(0, length) if kills < KILLS else None)
+            tries.append(round(done["seconds"], 2))
+            if not done["killed"]:
+                break
+            kills += 1
+        runs += 1
+        assert done["status"] == 0, (folder / "log").read_text()[-3000:]
+        assert ENDS[kind](folder) == whole, f"tries of {tries} s, unbroken {length:.2f}"
         assert all((folder / name).is_file() for name in LEFT[kind])
-        assert not list(folder.glob("run/checkpoints/.*")), "half a checkpoint of the killed process is left"
-        print(f"{kind}: {kills} kills; killed after {moment:.2f} of {length:.2f} s with {found[-1]} files", flush=True)
-    print(f"{kind}: {kills} kills, files found by the second run: {sorted(found)}")
+        assert not list(folder.glob("run/checkpoints/.*")), "half a checkpoint of a killed process is left"
+        print(f"{kind}: run {runs} ended as the unbroken one; {kills} kills, tries of {tries} s", flush=True)
+    print(f"{kind}: {kills} kills in {runs} runs, all ended as the unbroken one of {length:.1f} s", flush=True)
