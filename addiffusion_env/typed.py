@@ -7,6 +7,7 @@ import math
 import numbers
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any
@@ -34,22 +35,37 @@ def check_types(what: str, settings: Any) -> None:
     >>> check_types("size.", Size("wide"))
     Traceback (most recent call last):
     addiffusion_env.errors.ConfigError: size.width must be int, got 'wide'
-      -> see Size for what it means
+      -> see Size
     """
-    hints = _hints(type(settings))
+    kind = type(settings)
     for item in fields(settings):
-        value = getattr(settings, item.name)
-        if not _fits(value, hints[item.name]):
-            wanted = " or ".join(_named(hint) for hint in _options(hints[item.name]))
-            raise ConfigError(
-                f"{what}{item.name} must be {wanted}, got {value!r:.100}",
-                f"see {type(settings).__name__} for what it means",
-            )
+        _check(f"{what}{item.name}", getattr(settings, item.name), _hints(kind)[item.name], kind.__name__)
+
+
+def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Refuses keyword arguments whose values are not of the types that a function declares.
+
+    Args:
+        what: whose they are, for the error: ``"reward term 'nfe_price'"``.
+        function: with type hints that can be resolved.
+        given: names of its parameters and their values.
+
+    Raises:
+        ConfigError: naming the argument, its value and what it should be.
+    """
+    for name, value in given.items():
+        _check(f"{name} of {what}", value, _hints(function)[name], function.__module__)
+
+
+def _check(name: str, value: Any, hint: Any, see: str) -> None:
+    if not _fits(value, hint):
+        wanted = " or ".join(_named(option) for option in _options(hint))
+        raise ConfigError(f"{name} must be {wanted}, got {value!r:.100}", f"see {see}")
 
 
 @lru_cache(maxsize=64)
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _hints(declared: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(declared)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ once (:meth:`Engine.stream`). No lane's picture depends on its neighbours.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ class Counters:
         looks: previews decoded and scored.
         look_batches: in how many batches.
         decodes: pictures decoded in full.
+        decode_batches: in how many batches.
         busy: lane-ticks spent on an evaluation.
         capacity: lane-ticks there was room for.
     """
@@ -50,6 +52,7 @@ class Counters:
     looks: int = 0
     look_batches: int = 0
     decodes: int = 0
+    decode_batches: int = 0
     busy: int = 0
     capacity: int = 0
 
@@ -79,6 +82,44 @@ class Task:
             self.waiting = self.program.send(answer)
         except StopIteration as stop:
             self.waiting, self.done, self.result = None, True, stop.value
+
+
+class Queue:
+    """Work for free lanes: first what was in a lane before, then new programs, begun one at a time.
+
+    Args:
+        programs: consumed lazily.
+        resume: sends an answer into a task, here the ``None`` that begins it.
+    """
+
+    def __init__(self, programs: Iterable[Program], resume: Callable[[Task, Any], None]) -> None:
+        self._source = enumerate(programs)
+        self._resume = resume
+        self._back: deque[Task] = deque()
+        self._more = True
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known to be left; exact once :meth:`take` gave less than was asked for."""
+        return not self._more and not self._back
+
+    def put_back(self, tasks: Iterable[Task]) -> None:
+        """Tasks that want a lane again; they are the next to get one."""
+        self._back.extend(tasks)
+
+    def take(self, count: int) -> list[Task]:
+        """Up to ``count`` tasks, at their first or next request."""
+        taken: list[Task] = []
+        while len(taken) < count and not self.empty:
+            if self._back:
+                taken.append(self._back.popleft())
+            elif (entry := next(self._source, None)) is None:
+                self._more = False
+            else:
+                task = Task(*entry)
+                self._resume(task, None)
+                taken.append(task)
+        return taken
 
 
 @dataclass
@@ -130,44 +171,55 @@ class Engine:
         results = dict(self.stream(programs, max_lanes))
         return [results[index] for index in range(len(results))]
 
-    def stream(self, programs: Iterable[Program], max_lanes: int) -> Iterator[tuple[int, Any]]:
+    def stream(self, programs: Iterable[Program], max_lanes: int, decode_batch: int = 1) -> Iterator[tuple[int, Any]]:
         """Keeps up to ``max_lanes`` programs in flight; yields (position in ``programs``, result) as they end.
 
-        A lane that ends is filled with the next program before the next denoiser call.
-        """
-        if max_lanes < 1:
-            raise ConfigError(f"max_lanes must be at least 1, got {max_lanes}", "use 8")
-        source = enumerate(programs)
-        tasks: list[Task] = []
-        more = True
-        while True:
-            while more and len(tasks) < max_lanes:
-                entry = next(source, None)
-                if entry is None:
-                    more = False
-                    break
-                task = Task(*entry)
-                self._resume(task, None)
-                tasks.append(task)
-            self._answer_all_but_evaluations(tasks)
-            finished = [task for task in tasks if task.done]
-            tasks = [task for task in tasks if not task.done]
-            for task in finished:
-                yield task.index, task.result
-            if finished and more:
-                continue  # fill the free lanes first
-            if not tasks:
-                return
-            self._evaluate(tasks, room=max_lanes)
+        A lane that ends is filled with the next program before the next denoiser call. A program that waits for the
+        full decoder leaves its lane, too; one that goes on afterwards (a finished picture that is tried again) gets
+        the next free lane.
 
-    def _answer_all_but_evaluations(self, tasks: Sequence[Task]) -> None:
-        """Answers looks, decodes and decisions until every task has ended or waits for the denoiser."""
+        Args:
+            programs: consumed lazily: one is begun when there is a lane for it.
+            max_lanes: most programs in one denoiser call.
+            decode_batch: pictures that are decoded together. They wait for each other only while lanes are busy: once
+                lanes stand empty for want of programs, all are decoded at once.
+
+        Raises:
+            ConfigError: for ``max_lanes`` or ``decode_batch`` below 1.
+        """
+        for name, value in (("max_lanes", max_lanes), ("decode_batch", decode_batch)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}", "use 8")
+        queue = Queue(programs, self._resume)
+        lanes: list[Task] = []
+        landed: list[Task] = []
         while True:
-            groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (Peek, Finish, Decide)}
+            lanes += queue.take(max_lanes - len(lanes))
+            self._look_and_decide(lanes)
+            ended = [task for task in lanes if task.done]
+            landed += [task for task in lanes if isinstance(task.waiting, Finish)]
+            lanes = [task for task in lanes if isinstance(task.waiting, Evaluate)]
+            idle = len(lanes) < max_lanes and queue.empty
+            if landed and (len(landed) >= decode_batch or idle):
+                self._finish(landed)
+                ended += [task for task in landed if task.done]
+                queue.put_back(task for task in landed if not task.done)
+                landed = []
+            for task in ended:
+                yield task.index, task.result
+            if len(lanes) < max_lanes and not queue.empty:
+                continue  # fill the free lanes first
+            if not lanes:
+                return
+            self._evaluate(lanes, room=max_lanes)
+
+    def _look_and_decide(self, tasks: Sequence[Task]) -> None:
+        """Answers looks and decisions until every task has ended or waits for the denoiser or the full decoder."""
+        while True:
+            groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (Peek, Decide)}
             if not any(groups.values()):
                 return
             self._peek(groups[Peek])
-            self._finish(groups[Finish])
             self._decide(groups[Decide])
 
     def _resume(self, task: Task, answer: Any) -> None:
@@ -226,6 +278,7 @@ class Engine:
         images = self.backbone.decode(torch.cat([request.x for request in requests]))
         looks = self._looks(images, [request.prompt for request in requests])
         self.counters.decodes += len(requests)
+        self.counters.decode_batches += 1
         return [
             Picture(image, look) if isinstance(look, Look) else look for image, look in zip(images, looks, strict=True)
         ]
@@ -297,6 +350,7 @@ class Engine:
                     x0_text=prediction.x0_text[at],
                     calls=int(prediction.calls[row]),
                     attention=None if prediction.attention is None else prediction.attention[at],
+                    features=None if prediction.features is None else prediction.features[at],
                 )
             )
         return outcomes

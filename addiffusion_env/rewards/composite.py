@@ -13,6 +13,7 @@ from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import RewardTerm, Transition
 from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.typed import check_arguments
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TermConfig:
     """
 
     weight: float
-    settings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 PRESETS: dict[str, dict[str, TermConfig]] = {
@@ -46,6 +47,9 @@ PRESETS: dict[str, dict[str, TermConfig]] = {
         "terminal_bonus": TermConfig(1.0),
     },
 }
+
+PREVIEW_TERMS = ("clip_gain", "preference_gain", "dino_stability")
+"""Terms that read the scores of unfinished pictures; the others read finished ones alone."""
 
 PRESET_PRICES = {"default": 0.01, "as_published": 0.014}
 """The NFE price that goes with a preset when none is given."""
@@ -72,9 +76,14 @@ class Reward:
             for setting in config.settings:
                 if setting not in known:
                     raise unknown(f"setting of reward term {name!r}", setting, known or ["(none)"])
-            for what, value in {"weight": config.weight, **config.settings}.items():
-                if not isinstance(value, int | float) or not np.isfinite(value):
-                    raise ConfigError(f"{what} of reward term {name!r} is {value!r:.100}", "use a finite number")
+            check_arguments(f"reward term {name!r}", self._functions[name], config.settings)
+            if not isinstance(config.weight, int | float) or not np.isfinite(config.weight):
+                raise ConfigError(f"weight of reward term {name!r} is {config.weight!r:.100}", "use a finite number")
+
+    @property
+    def sees_previews(self) -> bool:
+        """Whether a term with a weight compares previews, which must then be scored at each decision."""
+        return any(self.terms[name].weight for name in PREVIEW_TERMS if name in self.terms)
 
     def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""

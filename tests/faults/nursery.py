@@ -7,6 +7,7 @@ answer a line on stdout: ``{"killed": bool, "status": the exit status, "seconds"
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -57,10 +58,21 @@ def configured(kind: str) -> dict:
 
 def prepare() -> None:
     """Everything that takes seconds and is no part of what is tested."""
-
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.envs.settings import EnvSettings
 
+    for module in (
+        "matplotlib.pyplot",
+        "scipy.stats",
+        "torch.utils.tensorboard",
+        "eval_sb3",
+        "train_sb3",
+        "addiffusion_env.agents.callbacks",
+        "addiffusion_env.agents.replay",
+        "addiffusion_env.evaluation.benchmarks",
+        "addiffusion_env.evaluation.report",
+    ):
+        importlib.import_module(module)
     for device in ("auto", "cpu"):
         load_scorers(load_backbone(EnvSettings(device=device)))
 
