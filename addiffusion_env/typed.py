@@ -37,7 +37,7 @@ def check_types(what: str, settings: Any) -> None:
     addiffusion_env.errors.ConfigError: size.width must be int, got 'wide'
       -> see Size
     """
-    kind = type(settings)
+    kind: Any = type(settings)
     for item in fields(settings):
         _check(f"{what}{item.name}", getattr(settings, item.name), _hints(kind)[item.name], kind.__name__)
 
@@ -87,7 +87,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is int:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if origin in (tuple, list, collections.abc.Sequence):
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, collections.abc.Sequence) or isinstance(value, str | bytes):
             return False
         if origin is tuple and inside and inside[-1] is not Ellipsis:
             return len(value) == len(inside) and all(map(_fits, value, inside))
