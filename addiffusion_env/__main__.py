@@ -1,11 +1,11 @@
-"""The command line: ``python -m addiffusion_env list | check NAME | bench``."""
+"""The command line: ``python -m addiffusion_env list | check NAME | bench | demo``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from addiffusion_env.bench.arguments import add_arguments
 from addiffusion_env.config import friendly
 
 
@@ -18,13 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checking.add_argument("name", help="for example AdDiffusion-Emoji-v0, sd15, clip, nfe_price or fixed:8")
     for verb in (listing, checking):
         verb.add_argument("--package", action="append", default=[], help="a module to import first; may be repeated")
-    bench = verbs.add_parser("bench", help="speed of the vector environment beside the bare denoiser loop")
+    bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
     bench.add_argument("--backbone", default="emoji")
-    bench.add_argument("--lanes", type=int, nargs="+", default=[1, 16])
-    bench.add_argument("--rounds", type=int, default=7)
-    bench.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    add_arguments(bench)
+    demo = verbs.add_parser("demo", help="a page in the browser: a policy draws live (needs the extra [demo])")
+    demo.add_argument("--policy", default="emoji", help="emoji, or the folder of a run")
+    demo.add_argument("--device", default="auto")
+    demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
+    demo.add_argument("--share", action="store_true", help="also through a public address of Gradio's")
     chosen = parser.parse_args(arguments)
-    run = {"list": list_names, "check": check, "bench": run_bench}[chosen.verb]
+    run = {"list": list_names, "check": check, "bench": run_bench, "demo": run_demo}[chosen.verb]
     friendly(run)(chosen)
 
 
@@ -74,9 +77,16 @@ def import_packages(names: Sequence[str]) -> None:
 
 def run_bench(chosen: argparse.Namespace) -> None:
     """Measures and prints."""
-    from addiffusion_env.bench import bench, report
+    from addiffusion_env.bench.cli import run_named
 
-    report([bench(chosen.backbone, lanes, chosen.rounds) for lanes in chosen.lanes], chosen.json)
+    run_named(chosen)
+
+
+def run_demo(chosen: argparse.Namespace) -> None:
+    """Serves the demo page until Ctrl-C."""
+    from addiffusion_env.demo.app import serve
+
+    serve(chosen.policy, chosen.device, chosen.port, chosen.share)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,10 @@ def test_a_package_that_is_not_there(capsys):
 
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):
-    main(["bench", "--lanes", "2", "--rounds", "1", "--json", str(tmp_path / "bench.json")])
-    assert "env : bare" in capsys.readouterr().out
-    [row] = json.loads((tmp_path / "bench.json").read_text())
-    assert row["lanes"] == 2 and 0 < row["ratio"] < 2
+    path = tmp_path / "bench.json"
+    arms = ["--arms", "bare", "vector", "--methods", "fixed:2"]
+    main(["bench", "--lanes", "1", "--steps", "2", "--rounds", "1", "--images", "1", *arms, "--json", str(path)])
+    assert "of bare" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert [row["arm"] for row in found["rows"]][::2] == ["bare denoiser loop", "AdaptivePipeline, fixed:2"]
+    assert 0 < found["rows"][1]["of_bare"] < 2
