@@ -176,6 +176,14 @@ def test_commands_within_lines_exist():
                 assert (ROOT / words[1]).is_file(), command
 
 
+def test_the_limits_quote_the_results():
+    results = GENERATED.read_text(encoding="utf-8")
+    figures = re.findall(r"\d\.\d+", (DOCS / "limits.md").read_text(encoding="utf-8").partition("## Where this")[0])
+    assert len(figures) > 5
+    for figure in figures:
+        assert figure in results, f"docs/limits.md says {figure}, docs/results.md does not"
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocstrings", reason="needs the extra [docs]")
