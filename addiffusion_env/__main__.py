@@ -1,4 +1,4 @@
-"""The command line: ``python -m addiffusion_env list | check ID | bench``."""
+"""The command line: ``python -m addiffusion_env list | check ID | bench | export RUN ZIP``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench.add_argument("--lanes", type=int, nargs="+", default=[1, 16])
     bench.add_argument("--rounds", type=int, default=7)
     bench.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    writer = verbs.add_parser("export", help="write a trained policy as a zip of Stable-Baselines3")
+    writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
+    writer.add_argument("zip", type=Path, help="the file to write")
     chosen = parser.parse_args(arguments)
-    verb = {"list": list_names, "check": check_environment, "bench": run_bench}[chosen.verb]
+    verb = {"list": list_names, "check": check_environment, "bench": run_bench, "export": export}[chosen.verb]
     friendly(verb)(chosen)
 
 
@@ -81,6 +84,14 @@ def run_bench(chosen: argparse.Namespace) -> None:
     from addiffusion_env.bench import bench, report
 
     report([bench(chosen.backbone, lanes, chosen.rounds) for lanes in chosen.lanes], chosen.json)
+
+
+def export(chosen: argparse.Namespace) -> None:
+    """Writes a policy's zip."""
+    from addiffusion_env.agents.sb3_zip import export_zip
+
+    path = export_zip(chosen.policy, chosen.zip)
+    print(f"{path}: load it with sb3_contrib.MaskablePPO.load, or stable_baselines3.PPO.load if PPO trained it")
 
 
 if __name__ == "__main__":

@@ -84,13 +84,19 @@ class LearnedMethod:
         """One episode."""
         return play(backbone, process, prompt, seed, looks=True, keep_strip=keep_strip)
 
-    @torch.no_grad()
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
+        return [int(action) for action in self.probabilities(requests).argmax(1)]
+
+    @torch.no_grad()
+    def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:
+        """(B, 3) float: the policy's probabilities of the legal actions of each lane; an illegal one's is 0."""
         assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
         points = [Point(request.lane, request.before, self.price) for request in requests]
         observation = self._observer.observe(self._framer.frame(points))
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         legal = np.stack([legal_actions(request.lane, self._process) for request in requests])
-        return [int(action) for action in np.where(legal, probabilities, -1.0).argmax(1)]
+        # A floor far below any probability that matters: a legal action stays above an illegal one whatever the logits.
+        among = np.where(legal, probabilities.clip(1e-30), 0.0).astype(np.float64)
+        return among / among.sum(1, keepdims=True)

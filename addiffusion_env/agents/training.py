@@ -109,7 +109,7 @@ def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
 
 
-def _net_arch(arch: Any) -> dict[str, list[int]]:
+def layers(arch: Any) -> dict[str, list[int]]:
     """SB3's two ways of giving hidden layers, as one."""
     return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
@@ -142,7 +142,7 @@ def export_policy(
     described = PolicyConfig(
         environment=config["env"],
         observation=describe_space(space),
-        net_arch=_net_arch(model.policy.net_arch),
+        net_arch=layers(model.policy.net_arch),
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),
