@@ -55,6 +55,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     write_manifest(folder, plans, backbone.name, config, config["margin"], config["price"])
 
     total = sum(len(entry.jobs) for entry in plans)
+    dropped: list[str] = []
     with tqdm(total=total, unit="picture", disable=None if config["progress_bar"] else True) as bar:
         records = carry_out(
             plans,
@@ -63,8 +64,12 @@ def evaluate(config: dict[str, Any]) -> Report:
             max_lanes=config["max_lanes"],
             shard_size=config["shard_size"],
             keep_pictures=config["keep_pictures"] or config["benchmark_export"],
+            max_faults=config["max_faults"],
             on_records=lambda made: bar.update(len(made)),
+            on_fault=lambda job, fault: dropped.append(f"{job.prompt.text!r}, seed {job.seed}: {fault.error.cause}"),
         )
+    if dropped:
+        print(f"{len(dropped)} of {total} pictures were left out; the next run tries them again:", *dropped, sep="\n  ")
     if config["films"]:
         shoot(plans, records, stage, folder)
     report = write_report(folder)

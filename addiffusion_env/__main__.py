@@ -1,4 +1,4 @@
-"""The command line: ``python -m addiffusion_env list | check ID | bench | export RUN ZIP``."""
+"""The command line: ``python -m addiffusion_env list | check ID | bench | demo | export RUN ZIP``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     writer = verbs.add_parser("export", help="write a trained policy as a zip of Stable-Baselines3")
     writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
     writer.add_argument("zip", type=Path, help="the file to write")
+    demo = verbs.add_parser("demo", help="a page in the browser: a policy draws live (needs the extra [demo])")
+    demo.add_argument("--policy", default="emoji", help="emoji, or the folder of a run")
+    demo.add_argument("--device", default="auto")
+    demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
+    demo.add_argument("--share", action="store_true", help="also through a public address of Gradio's")
     chosen = parser.parse_args(arguments)
-    verb = {"list": list_names, "check": check_environment, "bench": run_bench, "export": export}[chosen.verb]
-    friendly(verb)(chosen)
+    run = {"list": list_names, "check": check_environment, "bench": run_bench, "demo": run_demo, "export": export}
+    friendly(run[chosen.verb])(chosen)
 
 
 def list_names(_: argparse.Namespace) -> None:
@@ -92,6 +97,13 @@ def export(chosen: argparse.Namespace) -> None:
 
     path = export_zip(chosen.policy, chosen.zip)
     print(f"{path}: load it with sb3_contrib.MaskablePPO.load, or stable_baselines3.PPO.load if PPO trained it")
+
+
+def run_demo(chosen: argparse.Namespace) -> None:
+    """Serves the demo page until Ctrl-C."""
+    from addiffusion_env.demo.app import serve
+
+    serve(chosen.policy, chosen.device, chosen.port, chosen.share)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
     {"agents"},
     {"evaluation"},
     {"bench"},
+    {"demo"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -34,6 +35,8 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "sb3_contrib": {"agents", "rollouts", "evaluation"},
     "hydra": {"config"},
     "matplotlib": {"evaluation"},
+    "gradio": {"demo"},
+    "pygame": {"envs"},
 }
 ANYWHERE = {"addiffusion_env.__version__", "addiffusion_env.ENVIRONMENTS"}
 MODULES = sorted(PKG.rglob("*.py"))

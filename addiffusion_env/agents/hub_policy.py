@@ -22,6 +22,7 @@ from addiffusion_env.agents.policy_file import (
     load_policy,
     save_policy,
 )
+from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.hub import WORKS_OFFLINE, cache_folder, looks_like_path, reason_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
@@ -155,7 +156,7 @@ def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
     found = find_policy(name_or_dir)
     if found is not None:
         return found
-    if Path(name_or_dir).is_dir() and not str(name_or_dir).isidentifier():
+    if Path(name_or_dir).is_dir() and str(name_or_dir) not in BACKBONES:
         raise WeightsError(
             f"{name_or_dir} holds no policy: neither it nor its folder 'policy' has a {WEIGHTS_FILE}",
             "name a folder that train_sb3.py or save_pretrained wrote",

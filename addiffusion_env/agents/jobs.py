@@ -58,7 +58,7 @@ def make_jobs(
         if isinstance(seeds, Sequence) or hasattr(seeds, "__len__"):
             _check_count(len(seeds), len(prompts), images_per_prompt)  # type: ignore[arg-type]
             seeds = [_seed(seed) for seed in seeds]  # type: ignore[union-attr]
-    if seeds is None or hasattr(seeds, "__index__") or not isinstance(seeds, Iterable):
+    if seeds is None or not isinstance(seeds, Iterable):
         first = 0 if seeds is None else _seed(seeds)
         drawn: Iterator[Any] = (first + index % images_per_prompt for index in count())
     else:

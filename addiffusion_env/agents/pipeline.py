@@ -49,7 +49,8 @@ class AdaptivePipeline:
         model: a diffusers pipeline (Stable Diffusion 1.x or 2.x, XL, Flux) or a :class:`Backbone`.
         policy: a method; a specification of one without learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the
             name, folder or hub id of a trained policy.
-        process: the decision process; ``None`` is the policy's own, or the model's own schedule without refinement.
+        process: the decision process of a policy without learning; ``None`` is the model's own schedule without
+            refinement. A trained policy brings its own.
         scorers: what looks at previews and finished pictures; ``None`` is the model's own, or none at all for methods
             that read no score.
         max_lanes: how many pictures are made at once.
@@ -63,7 +64,7 @@ class AdaptivePipeline:
 
     Raises:
         CapabilityError: when no backbone is made for the pipeline, or the model cannot do what the policy asks.
-        ConfigError: when the policy was trained on embeddings of another width.
+        ConfigError: when the policy was trained on embeddings of another width, or is trained and has a process given.
         WeightsError: when the policy or the scorers cannot be had.
     """
 
@@ -77,7 +78,12 @@ class AdaptivePipeline:
     ) -> None:
         self.backbone: Backbone = model if isinstance(model, Backbone) else backbone_of(model)
         self.method = make_policy(policy)
-        self.scorers = scorers or self._own_scorers()
+        if process is not None and isinstance(self.method, LearnedMethod):
+            raise ConfigError(
+                f"policy {self.method.name!r} knows only the process that it was trained on, and process= was given",
+                "leave process= out",
+            )
+        self.scorers = scorers or (load_scorers(self.backbone) if reads_scores(self.method) else NoScorers())
         self.max_lanes = max_lanes
         self._check_width()
         self.method.bind(self.backbone, self.scorers)
@@ -121,8 +127,10 @@ class AdaptivePipeline:
         settings = EnvSettings.of(**_model({"backbone": "emoji", **known}, backbone), device=device)
         model = load_backbone(settings) if backbone is None or isinstance(backbone, str | Path) else backbone
         method = make_policy(str(folder) if policy is None else policy)
-        scorers = load_scorers(model, settings.scorers) if settings.scorers and model is not backbone else None
-        return cls(model, method, scorers=scorers, max_lanes=max_lanes)
+        made = model if isinstance(model, Backbone) else backbone_of(model)
+        own = bool(settings.scorers) and made.name == settings.backbone and reads_scores(method)
+        scorers = load_scorers(made, settings.scorers) if own else None
+        return cls(made, method, scorers=scorers, max_lanes=max_lanes)
 
     def __call__(
         self,
@@ -268,10 +276,6 @@ class AdaptivePipeline:
     def _prompt(self, text: str) -> Prompt:
         return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
 
-    def _own_scorers(self) -> LookScorers:
-        reads = not isinstance(self.method, BaseMethod) or self.method.needs_scores
-        return load_scorers(self.backbone) if reads else NoScorers()
-
     def _check_width(self) -> None:
         if not isinstance(self.method, LearnedMethod) or "clip" not in self.method.config.observation:
             return
@@ -303,6 +307,11 @@ class AdaptivePipeline:
         method = replace(self.method, price=float(chosen))
         method.bind(self.backbone, self.scorers)
         return method
+
+
+def reads_scores(method: Method) -> bool:
+    """Whether a method reads what scorers say; unknown kinds are taken to."""
+    return not isinstance(method, BaseMethod) or method.needs_scores
 
 
 def shipped() -> list[str]:

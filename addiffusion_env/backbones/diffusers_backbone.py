@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
 from addiffusion_env.backbones.base import Backbone, Conditioning, Prediction, check_prompts
 from addiffusion_env.backbones.paths import rows
+from addiffusion_env.backbones.taps import FeatureTap
 from addiffusion_env.errors import CapabilityError, ConfigError
 
 PARAMETRISATIONS = ("epsilon", "v_prediction", "flow", "sample")
@@ -41,12 +42,14 @@ class DiffusersBackbone(Backbone):
         parametrisation: what the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
         dtype: precision of the denoiser; latents and solver steps are float32 in any case.
         offload_hooks: accelerate's hooks of the components that wait in host memory (``offload=model``).
+        tap: keeps the denoiser's own features; ``None`` where it has no middle block.
         upcasts: decode in float32 where the autoencoder is in float16 and its config says ``force_upcast``.
     """
 
     upcasts: ClassVar[bool] = False
     denoiser: Any
     compiled: Any = None
+    tap: FeatureTap | None = None
     vae: Any
     previewer: Any
     parametrisation: str
@@ -163,7 +166,8 @@ class DiffusersBackbone(Backbone):
             # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: the same line as in the noise.
             x0[at] = negative + rows(guidance_scale[guided], x) * (text[at] - negative)
         calls = 1 + (guidance_scale != 1).long()
-        return Prediction(x0, text, calls, self._maps(store, size))
+        features = None if self.tap is None else self.tap.take(size)
+        return Prediction(x0, text, calls, self._maps(store, size), features)
 
     def captured(self, store: AttentionStore) -> AbstractContextManager[None]:
         """Within it the denoiser's text-to-image attention goes into ``store``."""

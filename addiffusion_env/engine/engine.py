@@ -8,9 +8,9 @@ once (:meth:`Engine.stream`). No lane's picture depends on its neighbours.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,9 +18,14 @@ import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.solvers import SOLVERS, check_solver
+from addiffusion_env.engine.faults import LANE_ERRORS, FaultCount
 from addiffusion_env.engine.requests import Decide, Evaluate, Finish, Outcome, Peek, Picture, Program, Request
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import Look, LookScorers
+
+AUTO_LANES = 16
+"""Lanes that ``lanes=auto`` begins with."""
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
@@ -72,7 +77,7 @@ class Counters:
 
 @dataclass
 class Task:
-    """A program in flight."""
+    """A program in flight; ``result`` is what it returned, or the :class:`Fault` that it was dropped for."""
 
     index: int
     program: Program
@@ -93,10 +98,12 @@ class Queue:
 
     Args:
         programs: consumed lazily.
+        resume: sends an answer into a task, here the ``None`` that begins it.
     """
 
-    def __init__(self, programs: Iterable[Program]) -> None:
+    def __init__(self, programs: Iterable[Program], resume: Callable[[Task, Any], None]) -> None:
         self._source = enumerate(programs)
+        self._resume = resume
         self._back: deque[Task] = deque()
         self._more = True
 
@@ -119,7 +126,7 @@ class Queue:
                 self._more = False
             else:
                 task = Task(*entry)
-                task.resume(None)
+                self._resume(task, None)
                 taken.append(task)
         return taken
 
@@ -128,12 +135,18 @@ class Queue:
 class Engine:
     """Runs programs in step.
 
+    A lane that fails by itself (NaN, a scorer that raises) is dropped, its neighbours go on: see
+    :mod:`addiffusion_env.engine.faults`. With ``halve`` a call that the device's memory does not hold is made again in
+    halves, and so are the calls after it.
+
     Attributes:
         backbone: the model.
         scorers: what looks at previews and finished pictures.
         solver: name in :data:`backbones.solvers.SOLVERS`.
         decider: answers :class:`Decide` requests; only needed by programs that ask.
-        max_batch: most lanes in one denoiser call; ``None`` for no limit.
+        max_batch: most lanes in one call of the denoiser, the decoders and the scorers; ``None`` for no limit.
+        halve: whether ``max_batch`` is halved, with a warning, when memory runs out.
+        faults: how many lanes may be dropped; none by default.
         counters: what was done so far.
     """
 
@@ -142,6 +155,8 @@ class Engine:
     solver: str = "ddim"
     decider: Decider | None = None
     max_batch: int | None = None
+    halve: bool = False
+    faults: FaultCount = field(default_factory=FaultCount)
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -149,11 +164,15 @@ class Engine:
         self._step = SOLVERS.load(self.solver)
 
     def run(self, programs: Iterable[Program], max_lanes: int | None = None) -> list[Any]:
-        """Runs programs to their ends; returns their results in order.
+        """Runs programs to their ends; returns their results in order, a :class:`Fault` for each one dropped.
 
         Args:
             programs: begun when there is a lane for them.
             max_lanes: most in flight at once; ``None`` runs all of them in step.
+
+        Raises:
+            NumericsError, ScorerError: when more lanes fail than ``faults`` allows.
+            DeviceMemoryError: when memory runs out, with ``halve`` for a single lane.
         """
         if max_lanes is None:
             programs = list(programs)
@@ -180,7 +199,7 @@ class Engine:
         for name, value in (("max_lanes", max_lanes), ("decode_batch", decode_batch)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}", "use 8")
-        queue = Queue(programs)
+        queue = Queue(programs, self._resume)
         lanes: list[Task] = []
         landed: list[Task] = []
         while True:
@@ -212,27 +231,81 @@ class Engine:
             self._peek(groups[Peek])
             self._decide(groups[Decide])
 
+    def _resume(self, task: Task, answer: Any) -> None:
+        """Sends an answer in; the error of a lane of its own ends it."""
+        try:
+            if isinstance(answer, LANE_ERRORS):
+                raise answer
+            task.resume(answer)
+        except LANE_ERRORS as error:
+            task.program.close()
+            task.waiting, task.done, task.result = None, True, self.faults.drop(error)
+
+    def _answer(self, doing: str, tasks: Sequence[Task], work: Callable[[list[Any]], Sequence[Any]]) -> None:
+        """Answers tasks in batches; a batch that memory does not hold is halved, where that is wanted."""
+        left = list(tasks)
+        while left:
+            chunk = left[: self.max_batch or len(left)]
+            try:
+                answers = work([task.waiting for task in chunk])
+            except torch.cuda.OutOfMemoryError as error:
+                if not self.halve or len(chunk) == 1:
+                    raise DeviceMemoryError(
+                        f"{self.backbone.device} ran out of memory {doing}: {len(chunk)} lanes of backbone "
+                        f"{self.backbone.name!r}",
+                        "use fewer lanes (lanes=auto finds how many; lanes, max_lanes, num_envs), "
+                        "backbone_options.vae_tiling=true, or backbone_options.offload=model",
+                    ) from error
+            else:
+                left = left[len(chunk) :]
+                for task, answer in zip(chunk, answers, strict=True):
+                    self._resume(task, answer)
+                continue
+            # Behind the except block: only here is what the failed call held free again.
+            self.max_batch = len(chunk) // 2
+            torch.cuda.empty_cache()
+            warnings.warn(
+                f"{self.backbone.device} ran out of memory {doing} {len(chunk)} lanes at once: going on with "
+                f"{self.max_batch} a call",
+                stacklevel=2,
+            )
+
     def _peek(self, tasks: Sequence[Task]) -> None:
-        if not tasks:
-            return
-        requests: list[Any] = [task.waiting for task in tasks]
-        with self._memory("looking at previews", len(tasks)):
-            images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
-            looks = self.scorers.look(images, [request.prompt for request in requests])
-        self.counters.looks += len(tasks)
+        self._answer("looking at previews of", tasks, self._peeked)
+
+    def _peeked(self, requests: list[Peek]) -> list[Look | Exception]:
+        images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
+        looks = self._looks(images, [request.prompt for request in requests])
+        self.counters.looks += len(requests)
         self.counters.look_batches += 1
-        for row, task in enumerate(tasks):
-            task.resume(looks.row(row))
+        return looks
 
     def _finish(self, tasks: Sequence[Task]) -> None:
-        requests: list[Any] = [task.waiting for task in tasks]
-        with self._memory("decoding finished pictures", len(tasks)):
-            images = self.backbone.decode(torch.cat([request.x for request in requests]))
-            looks = self.scorers.look(images, [request.prompt for request in requests])
-        self.counters.decodes += len(tasks)
+        self._answer("decoding finished pictures of", tasks, self._finished)
+
+    def _finished(self, requests: list[Finish]) -> list[Picture | Exception]:
+        images = self.backbone.decode(torch.cat([request.x for request in requests]))
+        looks = self._looks(images, [request.prompt for request in requests])
+        self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
-        for row, task in enumerate(tasks):
-            task.resume(Picture(images[row], looks.row(row)))
+        return [
+            Picture(image, look) if isinstance(look, Look) else look for image, look in zip(images, looks, strict=True)
+        ]
+
+    def _looks(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Look | Exception]:
+        """A look at each picture, or the error that it met: a batch that fails is looked at one by one."""
+        try:
+            looks = self.scorers.look(images, prompts)
+            return [looks.row(row) for row in range(len(prompts))]
+        except LANE_ERRORS as error:
+            if self.faults.limit == 0:
+                raise  # all the same which lane it was, and the batch's own message says more
+            if len(prompts) == 1:
+                return [error]
+        found: list[Look | Exception] = []
+        for row, prompt in enumerate(prompts):
+            found += self._looks(images[row : row + 1], [prompt])
+        return found
 
     def _decide(self, tasks: Sequence[Task]) -> None:
         if not tasks:
@@ -247,34 +320,25 @@ class Engine:
             task.resume(int(action))
 
     def _evaluate(self, tasks: Sequence[Task], room: int, queued: bool) -> None:
-        size = self.max_batch or len(tasks)
         self.counters.busy += len(tasks)
         self.counters.capacity += room
         if queued:
             self.counters.queued_busy += len(tasks)
             self.counters.queued_capacity += room
-        for first in range(0, len(tasks), size):
-            chunk = tasks[first : first + size]
-            requests = [task.waiting for task in chunk]
-            outcomes = self.evaluate([r for r in requests if isinstance(r, Evaluate)])
-            for task, outcome in zip(chunk, outcomes, strict=True):
-                task.resume(outcome)
+        self._answer("evaluating the denoiser for", tasks, self.evaluate)
 
     @torch.no_grad()
-    def evaluate(self, requests: Sequence[Evaluate]) -> list[Outcome]:
+    def evaluate(self, requests: Sequence[Evaluate]) -> list[Outcome | NumericsError]:
         """Answers evaluations with one denoiser call and one solver step.
 
-        Raises:
-            NumericsError: when the denoiser returns NaN or infinity, naming the prompts.
-            DeviceMemoryError: when the device's memory does not hold the batch.
+        Returns:
+            An outcome for each, or the error of a lane for which the denoiser returned NaN or infinity.
         """
         latents = Latents.cat([request.latents for request in requests])
         conditioning = Conditioning.cat([request.conditioning for request in requests])
         scale = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float64)
         capture = torch.tensor([request.capture for request in requests])
-        with self._memory("evaluating the denoiser", len(requests)):
-            prediction = self.backbone.predict(latents.x, latents.sigma, conditioning, scale, capture)
-        self._check(prediction.x0, requests)
+        prediction = self.backbone.predict(latents.x, latents.sigma, conditioning, scale, capture)
         self.counters.denoiser_batches += 1
         self.counters.denoiser_rows += int(prediction.calls.sum())
         self.counters.evaluations += len(requests)
@@ -284,8 +348,12 @@ class Engine:
             for request, sigma in zip(requests, latents.sigma.tolist(), strict=True)
         ]
         stepped = self._step(self.backbone.path, latents, prediction.x0, torch.tensor(onward, dtype=torch.float64))
-        outcomes = []
+        outcomes: list[Outcome | NumericsError] = []
+        finite = torch.isfinite(prediction.x0).flatten(1).all(1).tolist()
         for row, request in enumerate(requests):
+            if not finite[row]:
+                outcomes.append(_not_finite(request, len(requests) - sum(finite), len(requests)))
+                continue
             at = slice(row, row + 1)
             outcomes.append(
                 Outcome(
@@ -294,31 +362,38 @@ class Engine:
                     x0_text=prediction.x0_text[at],
                     calls=int(prediction.calls[row]),
                     attention=None if prediction.attention is None else prediction.attention[at],
+                    features=None if prediction.features is None else prediction.features[at],
                 )
             )
         return outcomes
 
-    @contextmanager
-    def _memory(self, doing: str, lanes: int) -> Iterator[None]:
-        """Within it running out of GPU memory is an error that says what to turn down."""
-        try:
-            yield
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{self.backbone.device} ran out of memory {doing}: {lanes} lanes of backbone {self.backbone.name!r}",
-                "use fewer lanes (lanes, num_envs; max_batch of an Engine), backbone_options.vae_tiling=true, or "
-                "backbone_options.offload=model",
-            ) from error
 
-    @staticmethod
-    def _check(x0: torch.Tensor, requests: Sequence[Evaluate]) -> None:
-        finite = torch.isfinite(x0).flatten(1).all(1)
-        if bool(finite.all()):
-            return
-        bad = [request for request, fine in zip(requests, finite.tolist(), strict=True) if not fine]
-        first = bad[0]
-        raise NumericsError(
-            f"the denoiser returned NaN or infinity for {len(bad)} of {len(requests)} lanes, first at "
-            f"sigma {float(first.latents.sigma[0]):.4g} for prompt {first.who[:60]!r}",
-            "use dtype=float32 or bfloat16, a lower guidance_scale, or check the weights",
-        )
+def _not_finite(request: Evaluate, bad: int, lanes: int) -> NumericsError:
+    return NumericsError(
+        f"the denoiser returned NaN or infinity for {bad} of {lanes} lanes, here at "
+        f"sigma {float(request.latents.sigma[0]):.4g} for prompt {request.who[:60]!r}",
+        "use dtype=float32 or bfloat16, a lower guidance_scale, or check the weights",
+    )
+
+
+def lanes_of(lanes: int | str, name: str = "lanes") -> tuple[int, bool]:
+    """Reads a number of lanes from configuration.
+
+    Args:
+        lanes: a number, or ``"auto"``: :data:`AUTO_LANES`, in smaller calls once the device's memory runs out.
+        name: of the key, for the error.
+
+    Returns:
+        The number of lanes, and whether calls are halved when memory runs out (:attr:`Engine.halve`).
+
+    Raises:
+        ConfigError: for anything else, or less than 1.
+
+    >>> lanes_of(8), lanes_of("auto")
+    ((8, False), (16, True))
+    """
+    if lanes == "auto":
+        return AUTO_LANES, True
+    if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
+        raise ConfigError(f"{name} must be at least 1, or auto, got {lanes!r}", "use 8, or auto")
+    return lanes, False

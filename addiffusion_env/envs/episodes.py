@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Lane, look_state, open_lane, restore_lane, restore_look
+from addiffusion_env.engine.faults import Fault, FaultCount
+from addiffusion_env.engine.lane import Lane, open_lane, restore_lane, restore_look
 from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.framing import Framer, Point, similarity
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.slot import Slot
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
+from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
@@ -34,29 +37,6 @@ RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
 REFERENCE_CACHE = 100_000
 """Reference scores kept, one number a (prompt, seed)."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One lane's place.
-
-    Attributes:
-        seed: the lane's seed.
-        episode: how many episodes it has begun, less one.
-        lane: the picture in the making.
-        before: its look at the decision before.
-        price: of one NFE in this episode.
-        decisions: taken in this episode.
-        picture: the finished picture, once there is one.
-    """
-
-    seed: int
-    episode: int
-    lane: Lane
-    before: Look | None
-    price: float
-    decisions: int = 0
-    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -94,11 +74,20 @@ class Episodes:
             self.process.steps, self.process.spacing
         )  # refuses a bad schedule before anything is drawn
         self.scorers = load_scorers(self.backbone, settings.scorers)
-        self.engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
+        self.engine = Engine(
+            self.backbone,
+            self.scorers,
+            solver=self.process.solver,
+            halve=settings.halve_lanes,
+            faults=FaultCount(settings.max_faults),
+        )
         self.reward = make_reward(settings.reward)
         self._check_reference()
         self.source = settings.prompt_source()
-        self.observer = Observer(self.scorers.clip_dim, settings.keys())
+        width = self.backbone.capabilities.feature_dim or 0
+        self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
+        # Finished pictures are always scored; previews only where somebody reads what the scorers say.
+        self.looks = sees_previews(settings.keys()) or self.reward.sees_previews
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
         self.slots: list[Slot | None] = [None] * num_lanes
@@ -133,7 +122,7 @@ class Episodes:
         lane = open_lane(self.backbone, self.process, prompt, picture_seed)
         slot = Slot(lane_seed, episode, lane, None, price)
         self.slots[index] = slot
-        return self._info(slot)
+        return slot.info()
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
         for key in options:
@@ -161,38 +150,43 @@ class Episodes:
 
         Raises:
             EpisodeOverError: before the first :meth:`begin`, or on a lane that has ended.
+            NumericsError, ScorerError: when more lanes have failed than ``max_faults`` allows.
             IllegalActionError: for a number that is no action, or, in strict mode, one that is masked.
         """
         slots = [self._live(index) for index in range(len(self.slots))]
         chosen, refused = self._legal(slots, actions)
         turns = [
-            turn(self.backbone, self.process, slot.lane, action) for slot, action in zip(slots, chosen, strict=True)
+            turn(self.backbone, self.process, slot.lane, action, self.looks)
+            for slot, action in zip(slots, chosen, strict=True)
         ]
-        results: list[tuple[Lane, Picture | None]] = self.engine.run(turns)
-        after = [
-            replace(slot, lane=lane, before=slot.lane.look, decisions=slot.decisions + 1, picture=picture)
-            for slot, (lane, picture) in zip(slots, results, strict=True)
-        ]
+        results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
+        after = [slot.moved(result) for slot, result in zip(slots, results, strict=True)]
+        after = self._compared(after)
         self.slots = list(after)
         terminated = np.array([slot.picture is not None for slot in after])
-        limit = self.settings.max_decisions
-        truncated = np.array([limit is not None and slot.decisions >= limit for slot in after]) & ~terminated
-        reward, terms = self.reward(self._transition(slots, after, chosen, terminated))
+        truncated = np.array([self._cut(slot) for slot in after]) & ~terminated
+        reward, terms = self._rewarded(slots, after, chosen)
         infos = []
         for row, slot in enumerate(after):
-            info = self._info(slot)
+            info = slot.info()
             info["action"] = chosen[row]
             info["illegal_action"] = refused[row]
             info["reward_terms"] = {name: float(values[row]) for name, values in terms.items()}
+            if slot.lane.refine_mask is not None:
+                info["refine_mask"] = slot.lane.refine_mask
             infos.append(info)
         return StepResult(self.observe(), reward, terminated, truncated, infos)
+
+    def _cut(self, slot: Slot) -> bool:
+        """Whether an episode was ended from outside: dropped, or at its limit of decisions."""
+        limit = self.settings.max_decisions
+        return slot.fault is not None or (limit is not None and slot.decisions >= limit)
 
     def _live(self, index: int) -> Slot:
         slot = self.slots[index]
         if slot is None:
             raise EpisodeOverError(f"lane {index} was stepped before reset", "call reset first")
-        limit = self.settings.max_decisions
-        if slot.picture is not None or (limit is not None and slot.decisions >= limit):
+        if slot.picture is not None or self._cut(slot):
             raise EpisodeOverError(f"lane {index} was stepped after its episode ended", "call reset first")
         return slot
 
@@ -219,42 +213,61 @@ class Episodes:
         return chosen, refused
 
     # ------------------------------------------------------------------ reward
-    def _transition(
-        self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int], terminal: np.ndarray
-    ) -> Transition:
-        looks = [slot.lane.look for slot in before]
+    def _rewarded(
+        self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(B,) reward and its terms; 0 for episodes that were dropped, which no statistics learn from."""
+        sound = [row for row, slot in enumerate(after) if slot.fault is None]
+        reward, terms = np.zeros(len(after)), {name: np.zeros(len(after)) for name in self.reward.terms}
+        if sound:
+            chosen = ([values[row] for row in sound] for values in (before, after, actions))
+            reward[sound], parts = self.reward(self._transition(*chosen))
+            for name, values in parts.items():
+                terms[name][sound] = values
+        return reward, terms
+
+    def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
+        looks, seen = [slot.lane.look for slot in before], [slot.lane.look for slot in after]
         nothing = float("nan")
+        keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
         return Transition(
-            clip_before=np.array([float(look.clip_score[0]) if look else nothing for look in looks]),
-            clip_after=np.array([_look(slot).clip_score[0] for slot in after], dtype=np.float64),
-            preference_before=np.array([float(look.preference[0]) if look else nothing for look in looks]),
-            preference_after=np.array([_look(slot).preference[0] for slot in after], dtype=np.float64),
+            clip_before=_scores(looks, "clip_score"),
+            clip_after=_scores(seen, "clip_score"),
+            preference_before=_scores(looks, "preference"),
+            preference_after=_scores(seen, "preference"),
             dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
+            clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             price=np.array([slot.price for slot in after]),
             action=np.array(actions),
-            terminal=terminal,
-            reference=self._reference([slot.lane if end else None for slot, end in zip(after, terminal, strict=True)]),
+            terminal=np.array([slot.picture is not None for slot in after]),
+            reference=np.array([nothing if key is None else self._references.get(key, nothing) for key in keys]),
         )
 
-    def _reference(self, lanes: Sequence[Lane | None]) -> np.ndarray:
-        """Preference of the reference schedule's picture for lanes that have ended; not charged to them."""
-        values = np.full(len(lanes), float("nan"))
+    def _compared(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Makes the reference schedule's pictures of episodes that have ended, which are not charged for them.
+
+        An episode whose reference fails cannot be paid: it is dropped.
+        """
         steps = self.settings.reference_steps
         if steps is None:
-            return values
-        keys = {(lane.prompt.prompt_id, lane.seed): lane for lane in lanes if lane is not None}
-        missing = [key for key in keys if key not in self._references]
+            return list(slots)
+        ended = {_key(slot.lane): slot.lane for slot in slots if slot.picture is not None}
+        missing = [key for key in ended if key not in self._references]
         process = replace(self.process, steps=steps)
-        pictures = self.engine.run([self._reference_run(process, keys[key]) for key in missing])
-        for key, picture in zip(missing, pictures, strict=True):
+        made = self.engine.run([self._reference_run(process, ended[key]) for key in missing])
+        failed: dict[tuple[str, int], Fault] = {}
+        for key, picture in zip(missing, made, strict=True):
+            if isinstance(picture, Fault):
+                failed[key] = picture
+                continue
             if len(self._references) >= REFERENCE_CACHE:
                 self._references.pop(next(iter(self._references)))
             self._references[key] = float(picture.look.preference[0])
-        for row, lane in enumerate(lanes):
-            if lane is not None:
-                values[row] = self._references[(lane.prompt.prompt_id, lane.seed)]
-        return values
+        return [
+            replace(slot, picture=None, fault=failed[_key(slot.lane)]) if _key(slot.lane) in failed else slot
+            for slot in slots
+        ]
 
     def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, Picture]:
         fresh = open_lane(self.backbone, process, lane.prompt, lane.seed)
@@ -299,45 +312,17 @@ class Episodes:
             raise EpisodeOverError(f"lane {index} was asked before reset", "call reset first")
         return slot
 
-    def _info(self, slot: Slot) -> dict[str, Any]:
-        lane = slot.lane
-        info: dict[str, Any] = {
-            "prompt": lane.prompt.text,
-            "prompt_id": lane.prompt.prompt_id,
-            "task": lane.prompt.task,
-            "seed": lane.seed,
-            "sigma": lane.sigma,
-            "step": lane.step,
-            "nfe": float(lane.nfe),
-            "network_calls": lane.calls,
-            "refinements": lane.refinements,
-            "price": slot.price,
-        }
-        if lane.look is not None:
-            info["clip_score"] = float(lane.look.clip_score[0])
-            info["preference"] = float(lane.look.preference[0])
-        if slot.picture is not None:
-            info["image"] = slot.picture.pixels()
-            info["action_trace"] = list(lane.actions)
-        return info
-
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
-        slots: list[dict[str, Any] | None] = []
-        for slot in self.slots:
-            if slot is None or slot.picture is not None:
-                slots.append(None if slot is None else {"seed": slot.seed, "episode": slot.episode, "lane": None})
-                continue
-            before = look_state(slot.before)
-            head = {"seed": slot.seed, "episode": slot.episode, "price": slot.price, "decisions": slot.decisions}
-            slots.append({**head, "before": before, "lane": slot.lane.state()})
-        return {"slots": slots, "scale": self.reward.scale.state_dict()}
+        slots = [None if slot is None else slot.state() for slot in self.slots]
+        return {"slots": slots, "scale": self.reward.scale.state_dict(), "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict` on the same settings; a lane that had ended waits for its next episode."""
         self.slots = [None if entry is None else self._slot(entry) for entry in state["slots"]]
         self.reward.scale.load_state_dict(state["scale"])
+        self.engine.faults.count = state["faults"]
 
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
         if entry["lane"] is None:
@@ -350,6 +335,10 @@ class Episodes:
         return Slot(entry["seed"], entry["episode"], lane, before, entry["price"], entry["decisions"])
 
 
-def _look(slot: Slot) -> Look:
-    assert slot.lane.look is not None  # every lane is looked at after its action
-    return slot.lane.look
+def _key(lane: Lane) -> tuple[str, int]:
+    return lane.prompt.prompt_id, lane.seed
+
+
+def _scores(looks: Sequence[Look | None], name: str) -> np.ndarray:
+    """(B,) a score of each look; NaN where nobody looked."""
+    return np.array([float(getattr(look, name)[0]) if look else float("nan") for look in looks])

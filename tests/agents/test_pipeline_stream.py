@@ -90,6 +90,18 @@ def test_a_policy_for_other_embeddings_is_refused(backbone):
         AdaptivePipeline(backbone, "emoji", scorers=NoScorers())
 
 
+def test_a_trained_policy_brings_its_own_process(emoji):
+    with pytest.raises(ConfigError, match="knows only the process that it was trained on"):
+        AdaptivePipeline(emoji, "emoji", PROCESS)
+
+
+def test_another_model_for_a_policy(loaded, emoji):
+    assert AdaptivePipeline.from_pretrained("emoji", backbone=emoji).backbone is emoji
+    with pytest.warns(UserWarning, match="taesd"):
+        pipe = AdaptivePipeline.from_pretrained("emoji", policy="fixed:2", backbone=loaded)
+    assert pipe.backbone.name == "sd15" and isinstance(pipe.scorers, NoScorers)
+
+
 # ---- streams
 
 
@@ -138,6 +150,7 @@ def test_what_is_wrong_on_the_way_is_said_by_the_iterator(pipe):
     stream = pipe.stream(iter(texts(3)), seeds=iter([1, 2]))
     with pytest.raises(ConfigError, match="the seeds ended after 2 pictures"):
         list(stream)
+    assert [picture.seed for picture in pipe.stream(iter(texts(2)), seeds=np.array([4, 5]), ordered=True)] == [4, 5]
     with pytest.raises(PromptError):
         list(pipe.stream(iter(["a dog", "word " * 100])))
     with pytest.raises(ConfigError, match="max_lanes must be at least 1, got 0"):

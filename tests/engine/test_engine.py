@@ -131,7 +131,7 @@ def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, m
 
     monkeypatch.setattr(emoji, "predict", broken)
     programs = [play(emoji, PROCESS, prompt, 0, looks=False) for prompt in prompts[:3]]
-    with pytest.raises(NumericsError, match=r"1 of 3 lanes, first at sigma 14\.6.*red cup"):
+    with pytest.raises(NumericsError, match=r"1 of 3 lanes, here at sigma 14\.6.*red cup"):
         engine.run(programs)
 
 
