@@ -67,10 +67,13 @@ class BaseMethod:
     Attributes:
         usage: how its specification is written, for error messages.
         looks: see :class:`Method`.
+        needs_scores: whether it reads what scorers say, of previews or of finished pictures; one that does not can be
+            run without any scorer (:class:`addiffusion_env.scorers.look.NoScorers`).
     """
 
     usage: ClassVar[str]
     looks: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = True
 
     @classmethod
     def needs(cls) -> str:

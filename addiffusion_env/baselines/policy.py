@@ -59,10 +59,17 @@ def _price(text: str) -> float | None:
     return price
 
 
+ABOUT = ("README.md", "results.json")
+"""Files that say something about a policy and change nothing that it does."""
+
+
 def folder_digest(folder: Path) -> str:
-    """sha256 over names and contents of a policy folder's files (a run's ``policy`` folder where there is one)."""
+    """sha256 over names and contents of a policy folder's files (a run's ``policy`` folder where there is one).
+
+    What only tells of the policy (:data:`ABOUT`) does not count.
+    """
     folder = folder / "policy" if (folder / "policy").is_dir() else folder
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in ABOUT):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -44,6 +44,8 @@ class Counters:
         decode_batches: in how many batches.
         busy: lane-ticks spent on an evaluation.
         capacity: lane-ticks there was room for.
+        queued_busy: of ``busy``, those while programs were waiting for a lane.
+        queued_capacity: of ``capacity``, likewise.
     """
 
     denoiser_batches: int = 0
@@ -55,6 +57,8 @@ class Counters:
     decode_batches: int = 0
     busy: int = 0
     capacity: int = 0
+    queued_busy: int = 0
+    queued_capacity: int = 0
 
     def snapshot(self) -> dict[str, int]:
         """The counts as a plain dict."""
@@ -62,8 +66,13 @@ class Counters:
 
     @property
     def utilisation(self) -> float:
-        """Busy lane-ticks over lane-ticks, in [0, 1]."""
+        """Busy lane-ticks over lane-ticks, in [0, 1], the last lanes' way to the end included."""
         return self.busy / self.capacity if self.capacity else 0.0
+
+    @property
+    def queued_utilisation(self) -> float:
+        """The same while programs were waiting for a lane, in [0, 1]; 0 if none ever waited."""
+        return self.queued_busy / self.queued_capacity if self.queued_capacity else 0.0
 
 
 @dataclass
@@ -211,7 +220,7 @@ class Engine:
                 continue  # fill the free lanes first
             if not lanes:
                 return
-            self._evaluate(lanes, room=max_lanes)
+            self._evaluate(lanes, room=max_lanes, queued=not queue.empty)
 
     def _look_and_decide(self, tasks: Sequence[Task]) -> None:
         """Answers looks and decisions until every task has ended or waits for the denoiser or the full decoder."""
@@ -310,9 +319,12 @@ class Engine:
         for task, action in zip(tasks, actions, strict=True):
             task.resume(int(action))
 
-    def _evaluate(self, tasks: Sequence[Task], room: int) -> None:
+    def _evaluate(self, tasks: Sequence[Task], room: int, queued: bool) -> None:
         self.counters.busy += len(tasks)
         self.counters.capacity += room
+        if queued:
+            self.counters.queued_busy += len(tasks)
+            self.counters.queued_capacity += room
         self._answer("evaluating the denoiser for", tasks, self.evaluate)
 
     @torch.no_grad()
