@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from addiffusion_env.agents.learned import LearnedMethod
-from addiffusion_env.agents.policy_file import load_config
+from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, load_config
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, check_prompts
 from addiffusion_env.baselines import make_method
@@ -24,9 +24,6 @@ from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers
-
-PRETRAINED = Path(__file__).parent / "pretrained"
-"""Policies that ship with the package, one folder each."""
 
 OUTPUT_TYPES = ("pil", "np")
 
@@ -171,11 +168,9 @@ class AdaptivePipeline:
 
 def _policy_folder(name_or_dir: str | Path) -> Path | None:
     """Where a policy lies: a shipped one, a policy's folder or a run; ``None`` for the bare name of a backbone."""
-    for candidate in (PRETRAINED / str(name_or_dir), Path(name_or_dir), Path(name_or_dir) / "policy"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if str(name_or_dir) in BACKBONES:
-        return None
+    folder = find_policy(name_or_dir)
+    if folder is not None or str(name_or_dir) in BACKBONES:
+        return folder
     raise unknown("policy or backbone", str(name_or_dir), list(BACKBONES))
 
 

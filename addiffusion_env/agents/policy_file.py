@@ -20,6 +20,8 @@ from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""Policies that ship with the package, one folder each."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ def _plain(config: PolicyConfig) -> dict[str, Any]:
         "frontier": [list(pair) for pair in config.frontier],
         "provenance": dict(config.provenance),
     }
+
+
+def find_policy(name_or_dir: str | Path) -> Path | None:
+    """Where a policy lies: that of a shipped name, of a policy's folder or of a run; ``None`` when there is none."""
+    candidates = (PRETRAINED / str(name_or_dir), Path(name_or_dir), Path(name_or_dir) / "policy")
+    return next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
 
 
 def load_config(folder: Path) -> PolicyConfig:

@@ -1,10 +1,9 @@
-"""Methods x prompts x seeds -> records, with continuous batching: a lane that ends takes the next prompt at once."""
+"""Methods x prompts x seeds -> records, shard by shard; in a shard a lane that ends takes the next prompt at once."""
 
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import BilledEpisode, Method
+from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
+from addiffusion_env.evaluation.metrics.usage import Meter
 from addiffusion_env.evaluation.records import Record, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt
@@ -92,9 +92,13 @@ def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[i
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigError(f"{what} {twice!r} is there more than once", "records are told apart by it: name it once")
+    # In one order, whatever is recorded already: a text that is encoded in another batch is rounded otherwise.
+    stage.scorers.clip.embed_texts(prompts)
     plans = []
     for method in methods:
         method.bind(stage.backbone, stage.scorers)
+        if isinstance(method, MeetsPrompts):
+            method.meet(prompts)
         process = method.process(stage.process)
         process.check(stage.backbone.capabilities, stage.backbone.name)
         variant = variant_of(method, stage.backbone.name, process)
@@ -146,14 +150,16 @@ def carry_out(
     """Makes, judges and records every planned picture that is not recorded yet.
 
     Methods run one after the other, so that each one's seconds are its own. Pictures depend on prompt, seed and
-    method alone: records are the same whatever ``max_lanes``, the ``seconds`` apart.
+    method alone: records are the same whatever ``max_lanes``, rounding and ``seconds`` apart. With the same settings
+    they are the same to the last bit (``seconds`` apart), also when the run was killed and went on.
 
     Args:
         plans: from :func:`plan`.
         stage: the model, its scorers and judges.
         out_dir: the run's folder; records go to ``records`` in it.
         max_lanes: pictures in the making at once.
-        shard_size: pictures a shard; at most this many are lost to a kill, those in the making apart.
+        shard_size: pictures a shard, made and written together: what a kill loses at most. Lanes run dry at the end
+            of a shard, so it should be a multiple of ``max_lanes``.
         keep_pictures: keep every picture as PNG.
         on_records: told of the records that are there at the start of each method, and of each new shard.
 
@@ -171,17 +177,33 @@ def carry_out(
     store.set_aside_damaged()
     found = {record.uid: record for record in store.read()}
     for entry in plans:
-        todo = [job for job in entry.jobs if not _complete(found.get(job.uid), job.prompt, stage.judges)]
-        if on_records is not None and len(todo) < len(entry.jobs):
-            waiting = {job.uid for job in todo}
+        groups = _waiting(entry, found, stage.judges, shard_size)
+        waiting = {job.uid for group in groups for job in group}
+        if on_records is not None and len(waiting) < len(entry.jobs):
             on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
-        for made in _make(entry, todo, stage, max_lanes, shard_size):
+        for made in _make(entry, groups, stage, max_lanes):
             records = [record for record, _ in made]
             store.write(records, {record.uid: png_bytes(pixels) for record, pixels in made} if keep_pictures else None)
             found.update((record.uid, record) for record in records)
             if on_records is not None:
                 on_records(records)
     return [found[job.uid] for entry in plans for job in entry.jobs]
+
+
+def to_make(out_dir: Path | str, plans: Sequence[Plan], judges: Judges, shard_size: int) -> list[int]:
+    """How many pictures of each plan :func:`carry_out` would make: those that are not recorded, by whole shards."""
+    found = {record.uid: record for record in RecordStore(Path(out_dir) / RECORDS_FOLDER).read()}
+    return [sum(map(len, _waiting(entry, found, judges, shard_size))) for entry in plans]
+
+
+def _waiting(entry: Plan, found: Mapping[str, Record], judges: Judges, shard_size: int) -> list[tuple[Job, ...]]:
+    """The groups of a method's jobs that must be made: those of which a record is missing.
+
+    Groups are cut from the plan, not from what is missing, and made whole: the pictures that share a batch are then
+    the same after an interruption, and so is every bit of their records.
+    """
+    groups = [entry.jobs[first : first + shard_size] for first in range(0, len(entry.jobs), shard_size)]
+    return [group for group in groups if not all(_complete(found.get(job.uid), job.prompt, judges) for job in group)]
 
 
 def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
@@ -192,39 +214,41 @@ def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
 
 
 def _make(
-    entry: Plan, jobs: Sequence[Job], stage: Stage, max_lanes: int, shard_size: int
+    entry: Plan, groups: Sequence[Sequence[Job]], stage: Stage, max_lanes: int
 ) -> Iterator[list[tuple[Record, np.ndarray]]]:
-    """Makes a method's pictures; yields them in shards as they fill, the last one also before an error or Ctrl-C."""
-    if not jobs:
-        return
-    method = entry.method
-    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=method.decide)
-    programs = (method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in jobs)
-    stream = engine.stream(programs, max_lanes)
-    made: list[tuple[Job, Episode]] = []
-    elapsed, trouble = 0.0, None
-    while True:
-        begun = time.perf_counter()
+    """Makes groups of a method's pictures; yields each when it is done, and what there is of it before an error."""
+    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=entry.method.decide)
+    elapsed = 0.0
+    for group in groups:
+        programs = (entry.method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in group)
+        made: list[tuple[Job, Episode]] = []
+        trouble: BaseException | None = None
+        meter = Meter(stage.backbone.device)
         try:
-            step = next(stream, None)
+            for place, episode in engine.stream(programs, max_lanes):
+                made.append((group[place], episode))
         except (Exception, KeyboardInterrupt) as error:
-            step, trouble = None, error  # what is finished is kept, whatever befell its neighbours
-        elapsed += time.perf_counter() - begun
-        if step is not None:
-            made.append((jobs[step[0]], step[1]))
-        if made and (step is None or len(made) >= shard_size):
-            yield _judged(entry, made, stage, elapsed / max(1, engine.counters.denoiser_rows))
-            made = []
+            trouble = error  # what is finished is kept, whatever befell its neighbours
+        usage = meter.read()
+        elapsed += usage.seconds
+        if made:
+            yield _judged(entry, made, stage, elapsed / max(1, engine.counters.denoiser_rows), usage.peak_bytes)
         if trouble is not None:
             raise trouble
-        if step is None:
-            return
 
 
 def _judged(
-    entry: Plan, made: Sequence[tuple[Job, Episode]], stage: Stage, rate: float
+    entry: Plan, made: Sequence[tuple[Job, Episode]], stage: Stage, rate: float, peak: int | None
 ) -> list[tuple[Record, np.ndarray]]:
-    """Finished episodes as records and (h, w, 3) uint8 pictures; ``rate`` is the seconds a network call took."""
+    """Finished episodes as records and (h, w, 3) uint8 pictures.
+
+    Args:
+        entry: whose they are.
+        made: jobs and what came of them.
+        stage: with the judges.
+        rate: seconds that a network call took.
+        peak: bytes held at most while they were made.
+    """
     judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
     name = stage.backbone.name
     rows = []
@@ -233,11 +257,20 @@ def _judged(
         if isinstance(episode, BilledEpisode):
             judgement = replace(judgement, extra={**judgement.extra, **episode.costs})
             seconds = seconds if episode.seconds is None else episode.seconds
-        rows.append((record_of(entry, job, episode, judgement, name, seconds), episode.picture.pixels()))
+        record = record_of(entry, job, episode, judgement, name, seconds, peak)
+        rows.append((record, episode.picture.pixels()))
     return rows
 
 
-def record_of(entry: Plan, job: Job, episode: Episode, judgement: Judgement, backbone: str, seconds: float) -> Record:
+def record_of(
+    entry: Plan,
+    job: Job,
+    episode: Episode,
+    judgement: Judgement,
+    backbone: str,
+    seconds: float,
+    peak_memory: int | None = None,
+) -> Record:
     """The record of one finished episode."""
     lane, look = episode.lane, episode.picture.look
     return Record(
@@ -261,6 +294,7 @@ def record_of(entry: Plan, job: Job, episode: Episode, judgement: Judgement, bac
         reason=judgement.reason,
         extra=judgement.extra,
         seconds=seconds,
+        peak_memory=peak_memory,
     )
 
 

@@ -64,7 +64,7 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
     names = [row.method for row in summary.methods]
     # Some methods have figures of their own: what an oracle chose, how many gradients were taken.
     extra = tuple(dict.fromkeys(name for row in summary.methods for name in row.extra))
-    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "pictures")
+    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "GiB", "pictures")
     table = Table(heads, tuple(_method_cells(row, extra) for row in summary.methods), names.index(summary.focus))
     return Section(
         "Side by side",
@@ -74,8 +74,10 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
             "One guided evaluation counts 1 NFE; every try, landing and refinement is in. "
             "Correctness is judged by rules from a "
             "detector that no reward has seen; preference is what some methods select by, so it decides nothing alone. "
-            "Seconds are wall-clock with continuous batching, judging left out.",
+            "Seconds are wall-clock, judging left out: with lanes batched, but one picture at a time for methods that "
+            "run a diffusers pipeline of their own. Memory is the most held at once while a method ran, all lanes.",
             table,
+            *(f"{measure}: {words}." for measure, words in manifest.scorers.items()),
         ),
     )
 
@@ -89,6 +91,7 @@ def _method_cells(row: MethodRow, extra: Sequence[str]) -> tuple[str, ...]:
         f"{row.clip_score.estimate:.3f}",
         *(_short(row.extra[name], 3) if name in row.extra else "-" for name in extra),
         f"{row.seconds.estimate:.2f}",
+        "-" if row.peak_memory is None else f"{row.peak_memory / 2**30:.2f}",
         str(row.pictures),
     )
 
