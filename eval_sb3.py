@@ -66,6 +66,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     print(plan_cost(plans, stage, waiting, config["max_lanes"]), flush=True)
 
     total = sum(len(entry.jobs) for entry in plans)
+    dropped: list[str] = []
     with tqdm(total=total, unit="picture", disable=None if config["progress_bar"] else True) as bar:
         records = carry_out(
             plans,
@@ -74,8 +75,12 @@ def evaluate(config: dict[str, Any]) -> Report:
             max_lanes=config["max_lanes"],
             shard_size=config["shard_size"],
             keep_pictures=keep,
+            max_faults=config["max_faults"],
             on_records=lambda made: bar.update(len(made)),
+            on_fault=lambda job, fault: dropped.append(f"{job.prompt.text!r}, seed {job.seed}: {fault.error.cause}"),
         )
+    if dropped:
+        print(f"{len(dropped)} of {total} pictures were left out; the next run tries them again:", *dropped, sep="\n  ")
     if config["films"]:
         shoot(plans, records, stage, folder)
     if metrics is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from addiffusion_env.baselines.fixed import FixedSteps
-from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.engine import Engine, lanes_of
 from addiffusion_env.evaluation.runner import Plan, Stage
 from addiffusion_env.prompts.base import Prompt
 
@@ -40,18 +40,18 @@ class PlanCost:
         return f"plan: {count}; {nfe} NFE, {time_words} at {1000 * self.pace:.0f} ms an evaluation (measured now)"
 
 
-def plan_cost(plans: Sequence[Plan], stage: Stage, waiting: Sequence[int], lanes: int) -> PlanCost:
+def plan_cost(plans: Sequence[Plan], stage: Stage, waiting: Sequence[int], max_lanes: int | str) -> PlanCost:
     """Counts what a plan has still to do, and measures how fast this machine does it.
 
     Args:
         plans: of :func:`addiffusion_env.evaluation.runner.plan`.
         stage: what they run on.
         waiting: pictures of each that must be made, by :func:`addiffusion_env.evaluation.runner.to_make`.
-        lanes: in the making at once.
+        max_lanes: in the making at once.
     """
     ranges = [nfe_range(entry, stage) for entry in plans]
     least, most = (sum(n * pair[end] for n, pair in zip(waiting, ranges, strict=True)) for end in (0, 1))
-    prompts = [job.prompt for job in plans[0].jobs[:lanes]]
+    prompts = [job.prompt for job in plans[0].jobs[: lanes_of(max_lanes, "max_lanes")[0]]]
     pace = measured_pace(stage, prompts) if any(waiting) else float("nan")
     return PlanCost(sum(len(entry.jobs) for entry in plans), sum(waiting), least, most, pace)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env.errors import ConfigError, RunFolderError, check_settings, unknown
-from addiffusion_env.evaluation.manifest import Manifest, MethodEntry, read_manifest, write_text
+from addiffusion_env.evaluation.manifest import Manifest, read_manifest, write_text
 from addiffusion_env.evaluation.metrics import METRICS
 from addiffusion_env.evaluation.metrics.measure import OF_FEATURES, image_metrics
 from addiffusion_env.evaluation.metrics.pictures import Pictures
@@ -143,14 +143,9 @@ def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dic
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    by_name = {entry.name: entry for entry in manifest.methods}
-    own = config.reference in by_name
-    reference = Pictures.of(_kept(folder, manifest, by_name[config.reference]) if own else config.reference)
-    found = {
-        name: image_metrics(_kept(folder, manifest, entry), reference, config.names, config.settings)
-        for name, entry in by_name.items()
-        if name != config.reference
-    }
+    _, pictures = _kept(folder, manifest, [entry.name for entry in manifest.methods])
+    reference = Pictures.of(pictures.pop(config.reference, config.reference))
+    found = {name: image_metrics(own, reference, config.names, config.settings) for name, own in pictures.items()}
     plain = {name: {key: asdict(value) for key, value in results.items()} for name, results in found.items()}
     write_text(folder / METRICS_FILE, json.dumps({"reference": config.reference, "methods": plain}, indent=1))
     return found
@@ -175,19 +170,17 @@ def judge_by_vlm(
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    by_name = {entry.name: entry for entry in manifest.methods}
-    focus = focus_of(list(by_name), [entry.name for entry in manifest.methods if entry.looks])
+    names = [entry.name for entry in manifest.methods]
+    focus = focus_of(names, [entry.name for entry in manifest.methods if entry.looks])
     client = make_client(config.judge, **(config.client or {}))
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    asked = [by_id[prompt_id] for prompt_id in manifest.prompt_ids for _ in manifest.seeds]
-    first = _kept(folder, manifest, by_name[focus])
     rows, left = [], config.max_cost
     for name in config.against:
-        second = _kept(folder, manifest, by_name[name])
+        prompt_ids, pictures = _kept(folder, manifest, [focus, name])
         report = compare(
-            first,
-            second,
-            asked,
+            pictures[focus],
+            pictures[name],
+            [by_id[prompt_id] for prompt_id in prompt_ids],
             client,
             max_cost=left,
             price=config.price,
@@ -221,16 +214,28 @@ def judge_by_vlm(
     return rows
 
 
-def _kept(folder: Path, manifest: Manifest, method: MethodEntry) -> list[bytes]:
-    """PNG files of a method's pictures, by prompt and seed in the evaluation's order."""
-    uids = [uid_of(method.variant, prompt_id, seed) for prompt_id in manifest.prompt_ids for seed in manifest.seeds]
-    found = RecordStore(folder / RECORDS_FOLDER).pictures(uids)
-    if len(found) < len(uids):
+def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[str], dict[str, list[bytes]]]:
+    """The pictures that all of some methods have: the prompt ids, and each method's PNG files in the same order.
+
+    Pictures that an evaluation left out because a lane failed are left out here too.
+    """
+    store = RecordStore(folder / RECORDS_FOLDER)
+    recorded = {record.uid for record in store.read()}
+    variants = {entry.name: entry.variant for entry in manifest.methods}
+    rows = [
+        (prompt_id, {name: uid_of(variants[name], prompt_id, seed) for name in names})
+        for prompt_id in manifest.prompt_ids
+        for seed in manifest.seeds
+    ]
+    rows = [(prompt_id, uids) for prompt_id, uids in rows if recorded.issuperset(uids.values())]
+    wanted = [uid for _, uids in rows for uid in uids.values()]
+    found = store.pictures(wanted)
+    if len(found) < len(wanted):
         raise ConfigError(
-            f"{len(uids) - len(found)} of {len(uids)} pictures of {method.name} were not kept",
+            f"{len(wanted) - len(found)} of {len(wanted)} pictures were not kept",
             "choose another out=, or delete the records: they are made again, and kept",
         )
-    return [found[uid] for uid in uids]
+    return [prompt_id for prompt_id, _ in rows], {name: [found[uids[name]] for _, uids in rows] for name in names}
 
 
 def measured_sections(out_dir: Path | str) -> list[Section]:

@@ -45,6 +45,9 @@ def figures(records: Sequence[Record], summary: Summary, films: Sequence[Film]) 
     found["nfe_by_demands"] = nfe_by_demands(pyplot, by_method(records), summary)
     shown = sorted(focus, key=lambda record: (record.task, record.nfe, record.uid))[:TIMELINE_ROWS]
     found["timelines"] = png_bytes(timelines([record.actions for record in shown]))
+    paid = [film for film in films if film.method == summary.focus and film.terms]
+    if paid:
+        found["reward_terms"] = reward_terms(pyplot, paid)
     found.update({f"film_{number:02d}": png_bytes(draw_film(film)) for number, film in enumerate(films)})
     return found
 
@@ -143,6 +146,33 @@ def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary:
     return _png(pyplot, figure)
 
 
+def reward_terms(pyplot: Any, films: Sequence[Film]) -> bytes:
+    """What each decision of some films was paid: bars a term, stacked; the line is the sum so far."""
+    figure, grid = pyplot.subplots(
+        1, len(films), figsize=(2.4 * len(films) + 1.4, 2.9), sharey=True, squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(name for film in films for name in film.terms))
+    colours = dict(zip(names, (GREY, BLUE, *PALETTE) * (1 + len(names) // 10), strict=False))
+    for axes, film in zip(grid.flat, films, strict=True):
+        at = np.arange(len(film.actions)) + 1
+        above, below = np.zeros(len(at)), np.zeros(len(at))
+        for name in names:
+            values = np.array(film.terms.get(name, np.zeros(len(at))))
+            axes.bar(at, values, bottom=np.where(values >= 0, above, below), color=colours[name], width=0.7)
+            above, below = above + np.maximum(values, 0), below + np.minimum(values, 0)
+        axes.plot(at, np.cumsum(above + below), "-o", color=RED, markersize=3, linewidth=1)
+        axes.axhline(0, color=GREY, linewidth=0.6)
+        axes.set_title(film.role, fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color=GRID)
+        axes.set_axisbelow(True)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
+    figure.legend(handles, names, fontsize=7, frameon=False, loc="outside upper center", ncols=len(names))
+    figure.supxlabel("decision", fontsize=9)
+    figure.supylabel("reward", fontsize=9)
+    return _png(pyplot, figure)
+
+
 def save_figures(found: Mapping[str, bytes], folder: Path) -> None:
     """Writes each figure as ``<folder>/<stem>.png``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +182,8 @@ def save_figures(found: Mapping[str, bytes], folder: Path) -> None:
 
 def _png(pyplot: Any, figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     # No software name or date in the file: the same records give the same bytes.
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     pyplot.close(figure)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
-from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.engine import Engine, lanes_of
 from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.faults import LANE_ERRORS, Fault, FaultCount
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
@@ -116,10 +117,12 @@ def evaluate(
     stage: Stage,
     out_dir: Path | str,
     *,
-    max_lanes: int = 8,
+    max_lanes: int | str = 8,
     shard_size: int = 32,
     keep_pictures: bool = False,
+    max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
+    on_fault: Callable[[Job, Fault], None] | None = None,
 ) -> list[Record]:
     """Makes, judges and records every picture of methods x prompts x seeds that is not recorded yet.
 
@@ -133,7 +136,9 @@ def evaluate(
         max_lanes=max_lanes,
         shard_size=shard_size,
         keep_pictures=keep_pictures,
+        max_faults=max_faults,
         on_records=on_records,
+        on_fault=on_fault,
     )
 
 
@@ -142,37 +147,44 @@ def carry_out(
     stage: Stage,
     out_dir: Path | str,
     *,
-    max_lanes: int = 8,
+    max_lanes: int | str = 8,
     shard_size: int = 32,
     keep_pictures: bool = False,
+    max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
+    on_fault: Callable[[Job, Fault], None] | None = None,
 ) -> list[Record]:
     """Makes, judges and records every planned picture that is not recorded yet.
 
     Methods run one after the other, so that each one's seconds are its own. Pictures depend on prompt, seed and
-    method alone: records are the same whatever ``max_lanes``, rounding and ``seconds`` apart. With the same settings
-    they are the same to the last bit (``seconds`` apart), also when the run was killed and went on.
+    method alone: records are the same whatever ``max_lanes``, but for rounding and what is measured (``seconds``,
+    ``peak_memory``). With the same settings they are the same to the last bit, also after a kill.
 
     Args:
         plans: from :func:`plan`.
         stage: the model, its scorers and judges.
         out_dir: the run's folder; records go to ``records`` in it.
-        max_lanes: pictures in the making at once.
+        max_lanes: pictures in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
         shard_size: pictures a shard, made and written together: what a kill loses at most. Lanes run dry at the end
             of a shard, so it should be a multiple of ``max_lanes``.
         keep_pictures: keep every picture as PNG.
+        max_faults: pictures that may be left out, over all methods, because NaN or a scorer that raises befell them
+            alone; 0 raises the first such error. They are tried again by the next run.
         on_records: told of the records that are there at the start of each method, and of each new shard.
+        on_fault: told of each picture that is left out.
 
     Returns:
-        The records by method, prompt and seed, in the order given.
+        The records by method, prompt and seed, in the order given; without those left out.
 
     Raises:
         ConfigError: for ``max_lanes`` or ``shard_size`` below 1.
         RunFolderError: when records cannot be written.
-        NumericsError: when a model returns NaN; what was finished before is recorded.
+        NumericsError, ScorerError: when more pictures fail than ``max_faults``; what was finished before is recorded.
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, got {shard_size}", "use 32")
+    lanes, halve = lanes_of(max_lanes, "max_lanes")
+    faults = FaultCount(max_faults)
     store = RecordStore(Path(out_dir) / RECORDS_FOLDER)
     store.set_aside_damaged()
     found = {record.uid: record for record in store.read()}
@@ -181,13 +193,23 @@ def carry_out(
         waiting = {job.uid for group in groups for job in group}
         if on_records is not None and len(waiting) < len(entry.jobs):
             on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
-        for made in _make(entry, groups, stage, max_lanes):
+        engine = Engine(
+            stage.backbone,
+            stage.scorers,
+            solver=entry.process.solver,
+            decider=entry.method.decide,
+            halve=halve,
+            faults=faults,
+        )
+        for made in _make(entry, groups, stage, engine, lanes, on_fault):
             records = [record for record, _ in made]
+            if not records:
+                continue  # every picture of the shard was left out
             store.write(records, {record.uid: png_bytes(pixels) for record, pixels in made} if keep_pictures else None)
             found.update((record.uid, record) for record in records)
             if on_records is not None:
                 on_records(records)
-    return [found[job.uid] for entry in plans for job in entry.jobs]
+    return [found[job.uid] for entry in plans for job in entry.jobs if job.uid in found]
 
 
 def to_make(out_dir: Path | str, plans: Sequence[Plan], judges: Judges, shard_size: int) -> list[int]:
@@ -214,10 +236,14 @@ def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
 
 
 def _make(
-    entry: Plan, groups: Sequence[Sequence[Job]], stage: Stage, max_lanes: int
+    entry: Plan,
+    groups: Sequence[Sequence[Job]],
+    stage: Stage,
+    engine: Engine,
+    max_lanes: int,
+    on_fault: Callable[[Job, Fault], None] | None,
 ) -> Iterator[list[tuple[Record, np.ndarray]]]:
     """Makes groups of a method's pictures; yields each when it is done, and what there is of it before an error."""
-    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=entry.method.decide)
     elapsed = 0.0
     for group in groups:
         programs = (entry.method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in group)
@@ -225,22 +251,34 @@ def _make(
         trouble: BaseException | None = None
         meter = Meter(stage.backbone.device)
         try:
-            for place, episode in engine.stream(programs, max_lanes):
-                made.append((group[place], episode))
+            for place, ended in engine.stream(programs, max_lanes):
+                if not isinstance(ended, Fault):
+                    made.append((group[place], ended))
+                elif on_fault is not None:
+                    on_fault(group[place], ended)
         except (Exception, KeyboardInterrupt) as error:
             trouble = error  # what is finished is kept, whatever befell its neighbours
         usage = meter.read()
         elapsed += usage.seconds
         if made:
-            yield _judged(entry, made, stage, elapsed / max(1, engine.counters.denoiser_rows), usage.peak_bytes)
+            rate = elapsed / max(1, engine.counters.denoiser_rows)
+            yield _judged(entry, made, stage, rate, usage.peak_bytes, engine.faults, on_fault)
         if trouble is not None:
             raise trouble
 
 
 def _judged(
-    entry: Plan, made: Sequence[tuple[Job, Episode]], stage: Stage, rate: float, peak: int | None
+    entry: Plan,
+    made: Sequence[tuple[Job, Episode]],
+    stage: Stage,
+    rate: float,
+    peak: int | None,
+    faults: FaultCount,
+    on_fault: Callable[[Job, Fault], None] | None,
 ) -> list[tuple[Record, np.ndarray]]:
     """Finished episodes as records and (h, w, 3) uint8 pictures.
+
+    Where the judges fail on a shard they judge its pictures one by one, and those that they fail on are left out.
 
     Args:
         entry: whose they are.
@@ -248,8 +286,18 @@ def _judged(
         stage: with the judges.
         rate: seconds that a network call took.
         peak: bytes held at most while they were made.
+        faults: how many may be left out.
+        on_fault: told of those that are.
     """
-    judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
+    try:
+        judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
+    except LANE_ERRORS as error:
+        if faults.limit and len(made) > 1:
+            return [row for one in made for row in _judged(entry, [one], stage, rate, peak, faults, on_fault)]
+        fault = faults.drop(error)
+        if on_fault is not None:
+            on_fault(made[0][0], fault)
+        return []
     name = stage.backbone.name
     rows = []
     for (job, episode), judgement in zip(made, judgements, strict=True):

@@ -54,7 +54,7 @@ def sections(records: Sequence[Record], summary: Summary, manifest: Manifest, fi
         _spending(summary),
         _tasks(summary),
         _collapse(summary),
-        _film_section(records, films),
+        _film_section(records, films, summary.focus),
         _settings(summary, manifest),
     ]
 
@@ -211,7 +211,7 @@ def _collapse(summary: Summary) -> Section:
     return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))
 
 
-def _film_section(records: Sequence[Record], films: Sequence[Film]) -> Section:
+def _film_section(records: Sequence[Record], films: Sequence[Film], focus: str) -> Section:
     by_uid = {record.uid: record for record in records}
     parts = []
     for number, film in enumerate(films):
@@ -227,6 +227,9 @@ def _film_section(records: Sequence[Record], films: Sequence[Film]) -> Section:
                 f"{record.preference:+.2f}{verdict}{changed}",
             )
         )
+    if any(film.method == focus and film.terms for film in films):
+        caption = "Reward of each decision, by term; the red line is the sum so far. One panel a film."
+        parts.insert(0, Figure("reward_terms", f"{focus}: {caption}"))
     words = "The picture after each action, the finished one last; bars in the action's colour, preference where seen."
     return Section("Film strips", (words, *parts) if parts else ("None were made.",))
 
