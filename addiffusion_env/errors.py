@@ -72,6 +72,10 @@ class EpisodeOverError(AdDiffusionError, RuntimeError):
     """``step`` was called on an episode that has ended, or before ``reset``."""
 
 
+class ContractError(AdDiffusionError, AssertionError):
+    """A component does not do what its kind promises; see :mod:`addiffusion_env.checks`."""
+
+
 class RunFolderError(AdDiffusionError, OSError):
     """A run folder that cannot be written or read."""
 

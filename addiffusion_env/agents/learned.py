@@ -21,6 +21,7 @@ from addiffusion_env.engine.requests import Decide, Request
 from addiffusion_env.envs.framing import Framer, Point
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
@@ -42,7 +43,6 @@ class LearnedMethod:
         config: what it was trained on.
         price: of one NFE; what moves it along the frontier.
         name: for records.
-        looks: it needs previews.
         fingerprint: of its files, so that a policy trained again under the same name gets records of its own; of a
             shuffled one also of the prompts that it is shown instead.
         shuffled: whether it is shown the embeddings of other prompts.
@@ -53,7 +53,6 @@ class LearnedMethod:
     config: PolicyConfig
     price: float
     name: str = "policy"
-    looks: bool = True
     fingerprint: str = ""
     shuffled: bool = False
     no_refine: bool = False
@@ -64,6 +63,11 @@ class LearnedMethod:
         self._observer: Observer | None = None
         self._framer: Framer | None = None
         self._process: ProcessConfig | None = None
+
+    @property
+    def looks(self) -> bool:
+        """Whether it needs previews: not when it reads the denoiser's features instead."""
+        return sees_previews(list(self.config.observation))
 
     @classmethod
     def from_run(cls, folder: Path | str, price: float | None = None, name: str | None = None) -> LearnedMethod:
@@ -100,7 +104,8 @@ class LearnedMethod:
         self._process = settings.process(backbone.capabilities, backbone.name)
         # Also a policy that may not refine sees its budget as the one that it was trained on.
         self._framer = Framer(backbone, self._process, scorers, self.config.highest_price)
-        self._observer = Observer(scorers.clip_dim, list(self.config.observation))
+        width = backbone.capabilities.feature_dim or 0
+        self._observer = Observer(scorers.clip_dim, list(self.config.observation), width)
         self._scorers = scorers
 
     def meet(self, prompts: Sequence[Prompt]) -> None:
@@ -125,11 +130,22 @@ class LearnedMethod:
         self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
     ) -> Generator[Request, Any, Episode]:
         """One episode."""
-        return play(backbone, process, prompt, seed, looks=True, keep_strip=keep_strip)
+        return play(backbone, process, prompt, seed, looks=self.looks, keep_strip=keep_strip)
 
-    @torch.no_grad()
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
+        probabilities, legal = self._distribution(requests)
+        return [int(action) for action in np.where(legal, probabilities, -1.0).argmax(1)]
+
+    def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:
+        """(B, 3) the policy's probability of each action, in [0, 1]; illegal ones are 0, the others sum to 1."""
+        probabilities, legal = self._distribution(requests)
+        allowed = np.where(legal, probabilities, 0.0)
+        return allowed / allowed.sum(1, keepdims=True)
+
+    @torch.no_grad()
+    def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 3) what the network says of each action, and (B, 3) bool: which are legal."""
         assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
         points = [Point(request.lane, request.before, self.price) for request in requests]
         frame = self._framer.frame(points)
@@ -141,5 +157,4 @@ class LearnedMethod:
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         allowed = self.process(self._process)
-        legal = np.stack([legal_actions(request.lane, allowed) for request in requests])
-        return [int(action) for action in np.where(legal, probabilities, -1.0).argmax(1)]
+        return probabilities, np.stack([legal_actions(request.lane, allowed) for request in requests])

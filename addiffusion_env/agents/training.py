@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
@@ -53,7 +54,7 @@ def run_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"
-        probe.write_text("")
+        probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise RunFolderError(
@@ -124,6 +125,12 @@ def resume_or_make(
 def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
     """TensorBoard files go to ``<run>/tensorboard``; a resumed run writes on into the same folder."""
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+
+
+def last_return(model: BaseAlgorithm) -> float:
+    """Mean return of the last 100 training episodes (all, where fewer have ended); NaN before the first has ended."""
+    episodes = [] if model.ep_info_buffer is None else [episode["r"] for episode in model.ep_info_buffer]
+    return float(np.mean(episodes)) if episodes else float("nan")
 
 
 def _net_arch(arch: Any) -> dict[str, list[int]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.process import Action
-from addiffusion_env.envs.rendering import ACTION_COLOURS
+from addiffusion_env.envs import rendering
+from addiffusion_env.envs.rendering import Cell
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, by_method
 from addiffusion_env.evaluation.runner import Plan, Stage, png_bytes
@@ -28,8 +28,6 @@ from addiffusion_env.evaluation.tables import focus_of
 from addiffusion_env.evaluation.traces import Watcher
 
 FILMS_FILE = "films.parquet"
-CELL, BAR, CAPTION, COLUMNS = 96, 12, 14, 10
-_INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -147,17 +145,10 @@ def read_films(out_dir: Path | str) -> list[Film]:
 
 
 def draw_film(film: Film) -> np.ndarray:
-    """A film as one picture, (H, W, 3) uint8: frames in rows of ten, a bar in the action's colour under each."""
-    count = len(film.frames)
-    columns, rows = min(COLUMNS, count), -(-count // COLUMNS)
-    height = CELL + BAR + CAPTION
-    sheet = Image.new("RGB", (columns * CELL, rows * height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for place, (png, action, preference) in enumerate(zip(film.frames, film.actions, film.preferences, strict=True)):
-        left, top = (place % COLUMNS) * CELL, (place // COLUMNS) * height
-        frame = Image.open(io.BytesIO(png)).convert("RGB").resize((CELL - 4, CELL - 4), Image.Resampling.NEAREST)
-        sheet.paste(frame, (left + 2, top + 2))
-        draw.rectangle((left + 2, top + CELL, left + CELL - 3, top + CELL + BAR - 2), fill=ACTION_COLOURS[action])
-        seen = "" if np.isnan(preference) else f" {preference:+.2f}"
-        draw.text((left + 4, top + CELL + BAR - 1), f"{Action(action).name.lower()}{seen}", fill=_INK)
-    return np.asarray(sheet)
+    """A film as one picture, (H, W, 3) uint8; see :func:`addiffusion_env.envs.rendering.draw_film`."""
+    shown = zip(film.frames, film.actions, film.preferences, strict=True)
+    return rendering.draw_film([Cell(_pixels(png), action, preference) for png, action, preference in shown])
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -38,11 +38,12 @@ class Watcher:
         return self.method.decide(requests)
 
     def terms(self, episode: Episode) -> dict[str, tuple[float, ...]]:
-        """Reward term -> what each action of a finished episode was paid; none for a method that has no reward.
+        """Reward term -> what each action of a finished episode was paid.
 
-        Scores are scaled as on a table of tries, by 1: the pooled deviations of live training are the trainer's.
+        None for a method that has no reward, or looks at no previews: rewards are paid by looks. Scores are
+        scaled as on a table of tries, by 1: the pooled deviations of live training are the trainer's.
         """
-        if not isinstance(self.method, LearnedMethod):
+        if not isinstance(self.method, LearnedMethod) or not self.method.looks:
             return {}
         lane = episode.lane
         lanes = [*self.seen[lane.prompt.prompt_id, lane.seed], lane]

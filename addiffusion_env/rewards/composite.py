@@ -47,6 +47,9 @@ PRESETS: dict[str, dict[str, TermConfig]] = {
     },
 }
 
+PREVIEW_TERMS = ("clip_gain", "preference_gain", "dino_stability")
+"""Terms that read the scores of unfinished pictures; the others read finished ones alone."""
+
 PRESET_PRICES = {"default": 0.01, "as_published": 0.014}
 """The NFE price that goes with a preset when none is given."""
 
@@ -74,6 +77,11 @@ class Reward:
                     raise unknown(f"setting of reward term {name!r}", setting, known or ["(none)"])
             if not np.isfinite(config.weight):
                 raise ConfigError(f"weight of reward term {name!r} is {config.weight}", "use a finite number")
+
+    @property
+    def sees_previews(self) -> bool:
+        """Whether a term with a weight compares previews, which must then be scored at each decision."""
+        return any(self.terms[name].weight for name in PREVIEW_TERMS if name in self.terms)
 
     def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""

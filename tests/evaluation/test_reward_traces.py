@@ -1,10 +1,10 @@
 """The traces of a report are what the environment pays for the same actions."""
 
-import gymnasium
 import pytest
 
 from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
+from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.evaluation.films import Film
 from addiffusion_env.evaluation.runner import Stage, plan
 from addiffusion_env.evaluation.traces import Watcher
@@ -28,7 +28,7 @@ def watched(emoji, scorers):
 def test_a_trace_is_what_the_environment_pays(watched):
     method, watcher, episode = watched
     terms = watcher.terms(episode)
-    env = gymnasium.make("AdDiffusion-Emoji-v0", **method.config.environment)
+    env = AdDiffusionEnv(**method.config.environment)
     env.reset(seed=0, options={"prompt": PROMPT.text, "prompt_id": PROMPT.prompt_id, "seed": 3, "price": 0.01})
     total = 0.0
     for place, action in enumerate(episode.lane.actions):
