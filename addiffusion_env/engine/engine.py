@@ -347,7 +347,9 @@ class Engine:
             sigma if request.sigma_next is None else request.sigma_next
             for request, sigma in zip(requests, latents.sigma.tolist(), strict=True)
         ]
-        stepped = self._step(self.backbone.path, latents, prediction.x0, torch.tensor(onward, dtype=torch.float64))
+        last = torch.tensor([request.last for request in requests])
+        levels = torch.tensor(onward, dtype=torch.float64)
+        stepped = self._step(self.backbone.path, latents, prediction.x0, levels, last)
         outcomes: list[Outcome | NumericsError] = []
         finite = torch.isfinite(prediction.x0).flatten(1).all(1).tolist()
         for row, request in enumerate(requests):

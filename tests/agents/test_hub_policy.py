@@ -20,7 +20,7 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, read_results
 from addiffusion_env.agents.sb3_zip import DETAILS_FILE, export_zip, import_zip
 from addiffusion_env.baselines.policy import folder_digest
-from addiffusion_env.errors import AdDiffusionError, ConfigError, WeightsError
+from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError, WeightsError
 
 ROOT = Path(__file__).parents[2]
 EMOJI = PRETRAINED / "emoji"

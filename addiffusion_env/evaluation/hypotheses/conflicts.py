@@ -94,23 +94,31 @@ def uses_in(manifest: Manifest) -> tuple[Use, ...]:
 
     A policy whose file is gone is taken to have used every scorer of a look.
     """
-    from addiffusion_env.agents.policy_file import load_config
+    from addiffusion_env.agents.policy_file import find_policy, load_config
 
     environments: dict[str, Mapping[str, Any]] = {}
-    if manifest.settings.get("policy") is not None:
-        run = Path(str(manifest.settings["policy"]))
-        run = run.parent if run.name == "policy" else run
+    runs = (manifest.settings.get("policy"), (manifest.settings.get("hypotheses") or {}).get("trained_without"))
+    for run in (str(run) for run in runs if run is not None):
         try:
-            known = load_config(run / "policy" if (run / "policy").is_dir() else run).environment
+            known = load_config(find_policy(run) or Path(run)).environment
         except WeightsError:
-            known = None
-        if known is not None:
-            ours = (entry.name for entry in manifest.methods if entry.name.startswith(f"policy:{run.name}@"))
-            environments = dict.fromkeys(ours, known)
+            continue
+        ours = (entry.name for entry in manifest.methods if entry.name.startswith(f"{run_name(run)}@"))
+        environments.update(dict.fromkeys(ours, known))
     looking = [entry.name for entry in manifest.methods if entry.looks]
     settings = manifest.settings.get("env") or {}
     scorers = settings.get("scorers") if isinstance(settings, Mapping) else None
     return uses_of([entry.name for entry in manifest.methods], looking, environments, manifest.backbone, scorers)
+
+
+def run_name(run: str) -> str:
+    """What stands before the price in the name of a run's policy.
+
+    >>> run_name("runs/emoji"), run_name("runs/emoji/policy")
+    ('policy:emoji', 'policy:emoji')
+    """
+    path = Path(run)
+    return f"policy:{path.parent.name if path.name == 'policy' else path.name}"
 
 
 def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRoles:
