@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from addiffusion_env.baselines.fixed import FixedSteps
-from addiffusion_env.engine.engine import Engine, lanes_of
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.evaluation.runner import Plan, Stage
 from addiffusion_env.prompts.base import Prompt
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
-from addiffusion_env.engine.engine import Engine, lanes_of
+from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.faults import LANE_ERRORS, Fault, FaultCount
+from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges

@@ -11,9 +11,10 @@ from addiffusion_env.agents.callbacks import EpisodeLog
 from addiffusion_env.agents.training import make_model
 from addiffusion_env.agents.vec_env import AdDiffusionVecEnv
 from addiffusion_env.baselines import make_method
-from addiffusion_env.engine.engine import AUTO_LANES, Engine, lanes_of
+from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.faults import Fault, FaultCount
+from addiffusion_env.engine.lanes import AUTO_LANES, lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, DeviceMemoryError, NumericsError, ScorerError
