@@ -47,6 +47,9 @@ def evaluate(config: dict[str, Any]) -> Report:
     folder = out_folder(config)
     methods, settings = make_methods(config)
     check_judges(config["judges"], str(settings.backbone))
+    if config["hypotheses"] is not None:
+        check_claims(methods, str(settings.backbone), config)
+    metrics, vlm = check_measures(config, [method.name for method in methods])
     if config["benchmark_export"]:
         check_export(config["benchmark"])
     judges = Judges.of(config["judges"], resolve_device(settings.device))
@@ -55,12 +58,9 @@ def evaluate(config: dict[str, Any]) -> Report:
     process = settings.process(backbone.capabilities, backbone.name)
     stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
     plans = plan(methods, prompts, config["seeds"], stage)
-    manifest = write_manifest(
+    write_manifest(
         folder, plans, backbone.name, config, config["margin"], config["price"], described(stage.scorers, judges)
     )
-    if config["hypotheses"] is not None:
-        check_claims(manifest)  # claims that nobody may decide are refused before a picture is made
-    metrics, vlm = check_measures(config, [method.name for method in methods])
     keep = config["keep_pictures"] or config["benchmark_export"] or metrics is not None or vlm is not None
     waiting = to_make(folder, plans, judges, config["shard_size"])
     print(plan_cost(plans, stage, waiting, config["max_lanes"]), flush=True)

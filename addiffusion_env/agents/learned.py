@@ -15,6 +15,7 @@ from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_p
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.engine.episode import Episode, play
+from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.engine.requests import Decide, Request
@@ -22,6 +23,7 @@ from addiffusion_env.envs.framing import Framer, Point
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.observations.features import sees_previews
+from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
@@ -33,10 +35,10 @@ class LearnedMethod:
     """A policy that looks and decides, at one price.
 
     Two controls take something from it and leave the rest as it is. With ``shuffled`` it is shown the text embedding
-    of another prompt of the evaluation's list (its scores are still those of the right prompt, so it can tell a bad
-    picture): what it spends then, it does not spend because of what it reads. With ``no_refine`` refine is masked, as
-    if its episodes had no refinements left to take; it was trained with them, so it may miss them more than a policy
-    that was trained without.
+    of another prompt of the evaluation's list, also in a belief that reads it; preference and CLIP score are still
+    those of the right prompt, so it can tell a bad picture. What it spends then, it does not spend because of what it
+    reads. With ``no_refine`` refine is masked, as if its episodes had no refinements left to take; it was trained with
+    them, so it may miss them more than a policy that was trained without.
 
     Attributes:
         policy: the network.
@@ -143,18 +145,30 @@ class LearnedMethod:
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
+    def _misread(self, points: Sequence[Point]) -> Frame:
+        """What is seen with the text embedding of another prompt, also in a liking that reads it."""
+        assert self._framer is not None and self._scorers is not None, "bind() first"
+        others = [self._shown[point.lane.prompt.prompt_id] for point in points]
+        texts = self._scorers.clip.embed_texts(others).numpy()
+        shown = [
+            replace(point, lane=_with_text(point.lane, text[None])) for point, text in zip(points, texts, strict=True)
+        ]
+        return replace(self._framer.frame(shown), clip_text=texts)
+
     @torch.no_grad()
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3) what the network says of each action, and (B, 3) bool: which are legal."""
         assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
         points = [Point(request.lane, request.before, self.price) for request in requests]
-        frame = self._framer.frame(points)
-        if self.shuffled:
-            assert self._scorers is not None
-            others = [self._shown[request.lane.prompt.prompt_id] for request in requests]
-            frame = replace(frame, clip_text=self._scorers.clip.embed_texts(others).numpy())
-        observation = self._observer.observe(frame)
+        observation = self._observer.observe(self._misread(points) if self.shuffled else self._framer.frame(points))
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         allowed = self.process(self._process)
         return probabilities, np.stack([legal_actions(request.lane, allowed) for request in requests])
+
+
+def _with_text(lane: Lane, text: np.ndarray) -> Lane:
+    """A lane whose looks carry the (1, D) text embedding of another prompt."""
+    look = None if lane.look is None else replace(lane.look, clip_text=text)
+    best = None if lane.best is None else replace(lane.best, look=replace(lane.best.look, clip_text=text))
+    return replace(lane, look=look, best=best)

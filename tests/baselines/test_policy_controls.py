@@ -1,7 +1,5 @@
 """A policy among the methods, and what may be taken from it: the text that it reads, or refine."""
 
-from dataclasses import replace
-
 import pytest
 
 from addiffusion_env.baselines import make_method
@@ -94,6 +92,27 @@ def test_a_shuffled_policy_sees_the_text_of_the_other_prompt(stage, monkeypatch)
     texts = stage.scorers.clip.embed_texts(PROMPTS).numpy()
     assert abs(own.clip_text - texts).max() < 1e-5
     assert abs(other.clip_text - texts).max() > 0.1
-    same = replace(other, clip_text=own.clip_text)
     for name in ("clip_image", "clip_score", "preference", "log_snr", "price"):
-        assert (getattr(same, name) == getattr(own, name)).all()
+        assert (getattr(other, name) == getattr(own, name)).all()
+
+
+def test_a_belief_reads_the_other_prompt_too(stage):
+    """The shipped policy sees a belief that knows prompts; shown another prompt it believes something else."""
+    from addiffusion_env.engine.engine import Engine
+    from addiffusion_env.envs.framing import Point
+
+    method = make_method("policy:emoji@0,shuffled")
+    entry = plan([method], PROMPTS, [0], stage)[0]
+    lanes = []
+
+    def watch(requests):
+        lanes.extend(request.lane for request in requests if request.lane.look is not None)
+        return method.decide(requests)
+
+    Engine(stage.backbone, stage.scorers, decider=watch).run(
+        [method.program(stage.backbone, entry.process, PROMPTS[0], 0)]
+    )
+    points = [Point(lane, None, 0.0) for lane in lanes]
+    own, other = method._framer.frame(points), method._misread(points)
+    assert (own.preference == other.preference).all()
+    assert abs(own.liking - other.liking).min() > 1e-3

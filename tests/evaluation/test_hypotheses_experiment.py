@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from eval_records import record
 
+from addiffusion_env.baselines import make_method
 from addiffusion_env.config import check_overrides
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.choices import make_methods, out_folder
@@ -53,7 +54,8 @@ def manifest_of(names, **settings):
 
 def test_the_experiment_has_all_that_the_claims_need():
     config = composed("experiment=hypotheses")
-    names = [method.name for method in make_methods(config)[0]]
+    methods = make_methods(config)[0]
+    names = [method.name for method in methods]
     claims = claims_of(names, config["hypotheses"])
     assert claims.policy == "policy:emoji@0.004"
     assert claims.shuffled == "policy:emoji@0.004,shuffled"
@@ -63,7 +65,7 @@ def test_the_experiment_has_all_that_the_claims_need():
     assert set(claims.kinds) <= kinds
     assert claims.reference in names
     assert claims.nfe_limit == 7
-    check_claims(manifest_of(names, hypotheses=config["hypotheses"]))
+    assert check_claims(methods, "emoji", config) == claims
 
 
 def test_another_policy_brings_its_own_controls():
@@ -81,7 +83,7 @@ def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one()
 
 def test_a_shipped_policy_is_known_by_what_paid_it():
     uses = uses_in(manifest_of(["policy:emoji@0.004", "policy:emoji@0.004,shuffled"]))
-    assert {use.scorer for use in uses if "pays by it" in use.how} == {"blip_preference"}
+    assert {use.scorer for use in uses if "pays by it" in use.how} == {"blip_preference", "clip"}
     assert {use.method for use in uses} == {"policy:emoji@0.004", "policy:emoji@0.004,shuffled"}
     assert not [use for use in uses if "not at hand" in use.how]
 
@@ -89,7 +91,11 @@ def test_a_shipped_policy_is_known_by_what_paid_it():
 @pytest.mark.parametrize("judges", [[], ["blip_preference"], ["clip", "blip_preference"]])
 def test_a_scorer_of_the_reward_cannot_decide_alone(judges):
     with pytest.raises(ConfigError, match=r"judges=\[emoji_detector\]"):
-        check_claims(manifest_of(["policy:emoji@0.004", "fixed:8"], judges=judges))
+        check_claims(
+            [make_method("policy:emoji@0.004"), make_method("fixed:8")],
+            "emoji",
+            {"policy": "emoji", "judges": judges, "hypotheses": {}},
+        )
 
 
 def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path):
@@ -102,7 +108,7 @@ def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path):
     )
     assert done.returncode == 2
     assert "no judge is independent" in done.stderr
-    assert not list((tmp_path / "records").iterdir())
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_a_setting_that_claims_do_not_have_gets_the_nearest():

@@ -8,10 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from addiffusion_env.baselines.base import Method
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.hypotheses import HYPOTHESES
 from addiffusion_env.evaluation.hypotheses.base import Claims, Verdict
-from addiffusion_env.evaluation.hypotheses.conflicts import run_name, settle, uses_in
+from addiffusion_env.evaluation.hypotheses.conflicts import run_name, settle, uses_by, uses_in
 from addiffusion_env.evaluation.hypotheses.decide import decide
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
@@ -49,14 +50,21 @@ def judge_evaluation(
     return decide(records, claims, judges, [margin_in(manifest, deciding, config_file)], uses, names)
 
 
-def check_claims(manifest: Manifest) -> Claims:
-    """Refuses claims that could not be judged, before any picture is made.
+def check_claims(methods: Sequence[Method], backbone: str, settings: Mapping[str, Any]) -> Claims:
+    """Refuses claims that could not be judged, before any model is loaded or picture made.
+
+    Args:
+        methods: of the evaluation.
+        backbone: whose pictures.
+        settings: its configuration.
 
     Raises:
         ConfigError: when every judge was optimised or selected by, no policy is evaluated, or a setting does not exist.
     """
-    claims = claims_of([entry.name for entry in manifest.methods], manifest.settings["hypotheses"])
-    settle(tuple(manifest.settings.get("judges") or ()), uses_in(manifest), manifest.backbone)
+    names = [method.name for method in methods]
+    claims = claims_of(names, settings["hypotheses"])
+    uses = uses_by(names, [method.name for method in methods if method.looks], backbone, settings)
+    settle(tuple(settings.get("judges") or ()), uses, backbone)
     return claims
 
 
