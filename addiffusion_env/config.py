@@ -11,7 +11,7 @@ from typing import Any
 
 from addiffusion_env.errors import AdDiffusionError, ConfigError, nearest
 
-HYDRA_FLAGS = re.compile(r"^(-|hydra[./]|hydra=)")
+HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 
 
 def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]) -> None:
@@ -49,7 +49,10 @@ def _option_exists(config_dir: Path, item: str) -> bool:
 
 
 def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> ConfigError:
-    known = dotted_keys(base)
+    from omegaconf import OmegaConf
+
+    # Unresolved: what a sweep fills in (${hydra:job.num}) has no value before a job runs.
+    known = dotted_keys(OmegaConf.to_container(base, resolve=False))  # type: ignore[arg-type]
     for item in overrides:
         if item.startswith("+"):  # adds a key: there is nothing to be near to
             continue

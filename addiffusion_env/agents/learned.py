@@ -19,6 +19,7 @@ from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.engine.requests import Decide, Request
 from addiffusion_env.envs.framing import Framer, Point
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
@@ -33,7 +34,6 @@ class LearnedMethod:
         config: what it was trained on.
         price: of one NFE; what moves it along the frontier.
         name: for records.
-        looks: it needs previews.
         fingerprint: of its files, so that a policy trained again under the same name gets records of its own.
     """
 
@@ -41,13 +41,17 @@ class LearnedMethod:
     config: PolicyConfig
     price: float
     name: str = "policy"
-    looks: bool = True
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
         self._observer: Observer | None = None
         self._framer: Framer | None = None
         self._process: ProcessConfig | None = None
+
+    @property
+    def looks(self) -> bool:
+        """Whether it needs previews: not when it reads the denoiser's features instead."""
+        return sees_previews(list(self.config.observation))
 
     @classmethod
     def from_run(cls, folder: Path | str, price: float | None = None, name: str | None = None) -> LearnedMethod:
@@ -76,13 +80,14 @@ class LearnedMethod:
         settings = self.settings()
         self._process = settings.process(backbone.capabilities, backbone.name)
         self._framer = Framer(backbone, self._process, scorers, self.config.highest_price)
-        self._observer = Observer(scorers.clip_dim, list(self.config.observation))
+        width = backbone.capabilities.feature_dim or 0
+        self._observer = Observer(scorers.clip_dim, list(self.config.observation), width)
 
     def program(
         self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
     ) -> Generator[Request, Any, Episode]:
         """One episode."""
-        return play(backbone, process, prompt, seed, looks=True, keep_strip=keep_strip)
+        return play(backbone, process, prompt, seed, looks=self.looks, keep_strip=keep_strip)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""

@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
+from addiffusion_env.typed import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
@@ -116,11 +117,18 @@ def load_config(folder: Path) -> PolicyConfig:
         raise WeightsError(
             f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again"
         ) from error
-    if raw.pop("format", None) != FORMAT:
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
-    raw["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in raw["observation"].items()}
-    raw["frontier"] = tuple((float(price), float(nfe)) for price, nfe in raw["frontier"])
-    return PolicyConfig(**raw)
+    try:
+        raw["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in raw["observation"].items()}
+        raw["frontier"] = tuple((float(price), float(nfe)) for price, nfe in raw["frontier"])
+        config = PolicyConfig(**raw)
+        check_types("", config)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError) as error:
+        raise WeightsError(
+            f"{folder / CONFIG_FILE} does not describe a policy: {error}".splitlines()[0], "copy the folder again"
+        ) from error
+    return config
 
 
 def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, PolicyConfig]:
@@ -130,10 +138,9 @@ def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, P
         WeightsError: when a file is missing, damaged or does not fit.
     """
     config = load_config(folder)
-    policy = AdDiffusionPolicy(
-        config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch={key: list(w) for key, w in config.net_arch.items()}
-    )
     try:
+        arch = {key: list(widths) for key, widths in config.net_arch.items()}
+        policy = AdDiffusionPolicy(config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch=arch)
         load_model(policy, folder / WEIGHTS_FILE)
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
         raise WeightsError(

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.base import Load
+from addiffusion_env.backbones.compiled import buckets_for, compiled
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
     again,
+    cached,
     check_safetensors,
     file_in,
     hub_file,
@@ -76,7 +78,11 @@ class PipelineOptions:
         variant: of the weight files (``"fp16"``), for repositories that have more than one.
         image_size: side of the square picture in pixels; ``None`` is the model's own.
         preview: hub id or folder of an ``AutoencoderTiny``, or ``"linear"``; ``None`` is the backbone's own.
-        compile: ``torch.compile`` the denoiser: ``True``, or one of its modes (``"max-autotune"``).
+        compile: ``torch.compile`` the denoiser: ``True``, or one of its modes (``"max-autotune"``;
+            ``"reduce-overhead"`` records CUDA graphs). On a machine without a compiler it runs as it is.
+        batch_buckets: numbers of rows that a network call is filled up to, a guided evaluation taking two, so that
+            there is a graph for each and none for the sizes between; ``None`` is :data:`backbones.compiled.BUCKETS`
+            when compiled and no filling otherwise.
         channels_last: keep the weights of convolutions channels-last.
         offload: ``none``; ``model`` keeps one component on the GPU at a time; ``sequential`` one layer.
         vae_tiling: decode large pictures in tiles.
@@ -90,6 +96,7 @@ class PipelineOptions:
     image_size: int | None = None
     preview: str | None = None
     compile: bool | str = False
+    batch_buckets: Sequence[int] | None = None
     channels_last: bool = False
     offload: str = "none"
     vae_tiling: bool = False
@@ -123,11 +130,18 @@ class FromPipeline(ABC):
         spec: which checkpoint.
         preview_spec: how its latents are looked at.
         offload_hooks: of its components, with ``offload=model``; see :meth:`DiffusersBackbone.alone`.
+        buckets: batch sizes of a network call.
     """
 
     spec: ClassVar[PipelineSpec]
     preview_spec: ClassVar[PreviewSpec]
     offload_hooks: Sequence[Any]
+    buckets: Sequence[int]
+
+    @classmethod
+    def needs(cls) -> str:
+        """The spec's weights, unless they are in the hub's cache."""
+        return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
@@ -173,6 +187,7 @@ class FromPipeline(ABC):
     def _built(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
         backbone = cls.build(pipe, options, preview)
         backbone.offload_hooks = tuple(getattr(pipe, "_all_hooks", ()))
+        backbone.buckets = buckets_for(options.compile, options.batch_buckets)
         return backbone
 
     @classmethod
@@ -387,5 +402,4 @@ def set_up(pipe: Any, options: PipelineOptions, denoiser: Any) -> Any:
         pipe.vae.to(memory_format=torch.channels_last)
     if not options.compile:
         return None
-    mode = None if options.compile is True else options.compile
-    return torch.compile(denoiser, mode=mode)
+    return compiled(denoiser, options.compile, pipe._execution_device)

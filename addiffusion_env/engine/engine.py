@@ -350,6 +350,7 @@ class Engine:
                     x0_text=prediction.x0_text[at],
                     calls=int(prediction.calls[row]),
                     attention=None if prediction.attention is None else prediction.attention[at],
+                    features=None if prediction.features is None else prediction.features[at],
                 )
             )
         return outcomes

@@ -41,6 +41,7 @@ class Lane:
             where none were made.
         shown: the finished picture that waits to be taken or tried again (``check_finished``); ``None`` before.
         best: the best-liked finished picture of earlier tries (``refine.accept=best``).
+        features: (1, F) of the denoiser's middle block at the last evaluation; ``None`` where it has none.
     """
 
     prompt: Prompt
@@ -60,6 +61,7 @@ class Lane:
     evidence: np.ndarray | None = None
     shown: Picture | None = None
     best: Picture | None = None
+    features: Tensor | None = None
 
     @property
     def sigma(self) -> float:
@@ -106,6 +108,7 @@ class Lane:
             "evidence": None if self.evidence is None else torch.from_numpy(self.evidence),
             "shown": picture_state(self.shown),
             "best": picture_state(self.best),
+            "features": self.features,
         }
 
 
@@ -148,6 +151,7 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
         evidence=None if state.get("evidence") is None else state["evidence"].numpy(),
         shown=restore_picture(state.get("shown")),
         best=restore_picture(state.get("best")),
+        features=None if state.get("features") is None else state["features"].to(backbone.device),
     )
 
 

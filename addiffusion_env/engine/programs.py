@@ -97,7 +97,7 @@ def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
     latents = lane.latents if lane.remaining > 1 else Latents.start(lane.latents.x, lane.latents.sigma)
     outcome = yield ask(process, lane, latents, float(lane.rest[1]))
     lane = moved(lane, outcome.latents, lane.rest[1:], outcome.x0, process.cost(outcome.calls))
-    return replace(lane, step=lane.step + 1)
+    return replace(lane, step=lane.step + 1, features=outcome.features)
 
 
 def land(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
@@ -174,6 +174,7 @@ def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | 
             x0 = mask * x0 + (1 - mask) * lane.x0
         latents = Latents.start(x, following) if mask is not None else outcome.latents
         tried = moved(tried, latents, rest, x0, process.cost(outcome.calls))
+        tried = replace(tried, features=outcome.features)
     return replace(tried, latents=Latents.start(latents.x, at[-1]), step=step)
 
 

@@ -45,6 +45,7 @@ class Outcome:
         x0_text: the text-only clean prediction.
         calls: network calls: 2 for a guided evaluation, 1 for another.
         attention: (1, tokens, h, w) or ``None``.
+        features: (1, F) of the denoiser's middle block, or ``None``.
     """
 
     latents: Latents
@@ -52,6 +53,7 @@ class Outcome:
     x0_text: Tensor
     calls: int
     attention: Tensor | None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from addiffusion_env.evaluation.records import Record, digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import whole_file
+from addiffusion_env.typed import check_types
 
 MANIFEST_FILE = "evaluation.json"
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "stable-baselines3", "numpy", "scipy")
@@ -138,7 +139,7 @@ def read_manifest(out_dir: Path | str) -> Manifest:
     path = Path(out_dir) / MANIFEST_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(
+        manifest = Manifest(
             **{
                 **raw,
                 "methods": tuple(MethodEntry(**entry) for entry in raw["methods"]),
@@ -147,6 +148,11 @@ def read_manifest(out_dir: Path | str) -> Manifest:
                 "seeds": tuple(raw["seeds"]),
             }
         )
+        for part in (manifest, *manifest.methods, *manifest.margins):
+            check_types("", part)
+        if not manifest.methods or not manifest.margins:
+            raise ValueError("it names no method or no margin")
+        return manifest
     except FileNotFoundError as error:
         raise RunFolderError(
             f"no evaluation in {path.parent}: {MANIFEST_FILE} is missing", "run eval_sb3.py"

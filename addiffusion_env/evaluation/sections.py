@@ -215,17 +215,22 @@ def _film_section(records: Sequence[Record], films: Sequence[Film]) -> Section:
         record = by_uid.get(film.uid)
         if record is None:
             continue
-        verdict = "" if record.correct is None else f"; judge: {record.reason}"
+        verdict = "" if record.correct is None else f"; judge: {_cut(record.reason)}"
         changed = "" if record.actions == film.actions else " (made again with other actions: not reproducible)"
         parts.append(
             Figure(
                 f"film_{number:02d}",
-                f"{film.method}, {film.role}: {record.prompt!r}, seed {record.seed}, {record.nfe:g} NFE, preference "
-                f"{record.preference:+.2f}{verdict}{changed}",
+                f"{film.method}, {film.role}: {_cut(record.prompt)!r}, seed {record.seed}, {record.nfe:g} NFE, "
+                f"preference {record.preference:+.2f}{verdict}{changed}",
             )
         )
     words = "The picture after each action, the finished one last; bars in the action's colour, preference where seen."
     return Section("Film strips", (words, *parts) if parts else ("None were made.",))
+
+
+def _cut(text: str, most: int = 200) -> str:
+    """A prompt's beginning: captions stay readable whatever was asked."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _settings(summary: Summary, manifest: Manifest) -> Section:
@@ -238,7 +243,7 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
         (entry.name, _settings_words({k: v for k, v in entry.process.items() if k != "refine"}), _refine_words(entry))
         for entry in manifest.methods
     )
-    settings = tuple((key, str(value)) for key, value in manifest.settings.items())
+    settings = tuple((key, _cut(str(value), 2000)) for key, value in manifest.settings.items())
     return Section(
         "Settings and versions",
         (

@@ -161,8 +161,8 @@ def test_options_reach_the_model(tiny):
 def test_the_compiled_network_is_called_except_for_capturing(tiny, monkeypatch):
     calls = []
 
-    def compiled(module, mode):
-        assert mode == "reduce-overhead"
+    def compiled(module, mode, dynamic):
+        assert mode == "reduce-overhead" and not dynamic
 
         def call(*args, **kwargs):
             calls.append(len(args[0]))

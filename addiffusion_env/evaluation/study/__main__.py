@@ -56,7 +56,7 @@ ENVIRONMENT: dict[str, Any] = {  # as configs/backbone/emoji.yaml and configs/re
     "decide_at": [3, 4],
     "check_finished": True,
     "refine": {"preset": "again", "limit": 4, "liking": BELIEF},
-    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, **BELIEF}},
+    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, **BELIEF}},
     "price": [0.0, 0.03],
     "observation_keys": ["clip", "timestep", "quality", "price", "belief"],
 }
