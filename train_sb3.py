@@ -31,6 +31,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from addiffusion_env.agents.training import (
         attach_logger,
         export_policy,
+        exported_at,
         last_return,
         remember_config,
         resume_or_make,
@@ -38,9 +39,10 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         wants_resume,
     )
     from addiffusion_env.agents.warm_start import warm_start
-    from addiffusion_env.engine.engine import lanes_of
+    from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
+    from addiffusion_env.files import whole_file, writing_to
 
     started = time.monotonic()
     folder = run_folder(config["run_dir"])
@@ -83,17 +85,19 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         try:
-            callbacks = [log, checkpointer]
-            model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=config["progress_bar"])
+            callbacks, bar = [log, checkpointer], config["progress_bar"]
+            with writing_to(folder):
+                model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=bar)
         except Exception:
             checkpointer.rescue()
             raise
-    (folder / "normalisation.json").write_text(json.dumps(reward_scale(env), indent=2), encoding="utf-8")
+    with writing_to(folder), whole_file(folder / "normalisation.json") as file:
+        file.write(json.dumps(reward_scale(env), indent=2).encode())
     env.close()
     if checkpointer.stopped and checkpointer.interrupted is not None:
         raise SystemExit(128 + checkpointer.interrupted)
     policy = folder / "policy"
-    if remaining > 0 or not (policy / "config.json").is_file():
+    if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         frontier = log.frontier() if walk is None else measured_frontier(model.policy, walk, settings)
         export_policy(policy, model, config, frontier)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)

@@ -44,6 +44,10 @@ class WeightsError(AdDiffusionError, OSError):
     """Weights that are missing, corrupted or of another kind than asked for."""
 
 
+class UntrustedFileError(AdDiffusionError, PermissionError):
+    """A file that can run code when it is loaded, and that nobody has said to trust."""
+
+
 class PromptError(AdDiffusionError, ValueError):
     """A prompt that the text encoder would cut or that a source cannot read."""
 

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PKG = ROOT / "addiffusion_env"
 LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
     {"errors"},
-    {"registry", "config", "seeding", "files"},
+    {"registry", "config", "seeding", "files", "typed"},
     {"prompts"},
     {"backbones"},
     {"regions", "scorers"},

@@ -20,9 +20,9 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env import __version__
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
-from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
+from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, load_config, save_policy
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, check_settings, unknown
+from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, check_settings, unknown
 from addiffusion_env.files import whole_file, writing_to
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
@@ -133,7 +133,7 @@ def last_return(model: BaseAlgorithm) -> float:
     return float(np.mean(episodes)) if episodes else float("nan")
 
 
-def _net_arch(arch: Any) -> dict[str, list[int]]:
+def layers(arch: Any) -> dict[str, list[int]]:
     """SB3's two ways of giving hidden layers, as one."""
     return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
@@ -147,6 +147,14 @@ def wants_resume(resume: Any) -> bool:
     if resume not in ("auto", "never"):
         raise ConfigError(f"resume must be auto or never, got {resume!r}", "auto goes on from the newest checkpoint")
     return bool(resume == "auto")
+
+
+def exported_at(folder: Path) -> int | None:
+    """After how many decisions the policy in a folder was saved; ``None`` when there is none that can be read."""
+    try:
+        return int(load_config(folder).provenance["decisions"])
+    except (WeightsError, KeyError, TypeError, ValueError):
+        return None
 
 
 def export_policy(
@@ -166,7 +174,7 @@ def export_policy(
     described = PolicyConfig(
         environment=config["env"],
         observation=describe_space(space),
-        net_arch=_net_arch(model.policy.net_arch),
+        net_arch=layers(model.policy.net_arch),
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),

@@ -218,8 +218,8 @@ class Episodes:
         sound = [row for row, slot in enumerate(after) if slot.fault is None]
         reward, terms = np.zeros(len(after)), {name: np.zeros(len(after)) for name in self.reward.terms}
         if sound:
-            chosen = ([values[row] for row in sound] for values in (before, after, actions))
-            reward[sound], parts = self.reward(self._transition(*chosen))
+            old, new = [before[row] for row in sound], [after[row] for row in sound]
+            reward[sound], parts = self.reward(self._transition(old, new, [actions[row] for row in sound]))
             for name, values in parts.items():
                 terms[name][sound] = values
         return reward, terms

@@ -10,6 +10,7 @@ from typing import Any
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.observations.features import OBSERVATION_PRESETS
@@ -18,6 +19,7 @@ from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.rewards.composite import PRESET_PRICES
 from addiffusion_env.scorers.hub_look import check_parts
 from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.typed import check_types
 
 RENDER_MODES = ("rgb_array", "film", "human")
 """The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
@@ -93,6 +95,8 @@ class EnvSettings:
     render_mode: str | None = None
 
     def __post_init__(self) -> None:
+        check_types("", self)
+        FaultCount(self.max_faults)
         if isinstance(self.backbone, str):
             BACKBONES[self.backbone]
         if self.solver is not None:
@@ -224,6 +228,10 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
         if refine not in REFINE_PRESETS:
             raise unknown("refine preset", refine, REFINE_PRESETS)
         return REFINE_PRESETS[refine]
+    if not isinstance(refine, Mapping):
+        raise ConfigError(
+            f"refine must be a preset or a mapping, got {refine!r:.100}", "refine=retry, or {preset: retry}"
+        )
     changes = dict(refine)
     base = refine_config(str(changes.pop("preset", "as_published")))
     check_settings("refine has", changes, (item.name for item in fields(base)))
