@@ -146,7 +146,7 @@ def test_a_dropped_episode_is_in_no_mean_and_bootstraps_like_a_truncated_one(emo
 
 
 def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
-    reward = {"preset": "default", "terminal_bonus": {"relative": True}}
+    reward = {"preset": "default", "terminal_bonus": {"relative": 1}}
     env = AdDiffusionVectorEnv(3, **SETTINGS, reward=reward, reference_steps=1, max_faults=1)
     env.reset(seed=[4, 5, 6], options={"prompt": TEXTS})
     true, sick = env.episodes.engine.run, []
