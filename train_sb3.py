@@ -39,7 +39,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         wants_resume,
     )
     from addiffusion_env.agents.warm_start import warm_start
-    from addiffusion_env.engine.engine import lanes_of
+    from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
     from addiffusion_env.files import whole_file, writing_to

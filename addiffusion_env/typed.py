@@ -37,7 +37,7 @@ def check_types(what: str, settings: Any) -> None:
     addiffusion_env.errors.ConfigError: size.width must be int, got 'wide'
       -> see Size
     """
-    kind = type(settings)
+    kind: Any = type(settings)
     for item in fields(settings):
         _check(f"{what}{item.name}", getattr(settings, item.name), _hints(kind)[item.name], kind.__name__)
 

@@ -133,7 +133,7 @@ def last_return(model: BaseAlgorithm) -> float:
     return float(np.mean(episodes)) if episodes else float("nan")
 
 
-def _net_arch(arch: Any) -> dict[str, list[int]]:
+def layers(arch: Any) -> dict[str, list[int]]:
     """SB3's two ways of giving hidden layers, as one."""
     return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
@@ -174,7 +174,7 @@ def export_policy(
     described = PolicyConfig(
         environment=config["env"],
         observation=describe_space(space),
-        net_arch=_net_arch(model.policy.net_arch),
+        net_arch=layers(model.policy.net_arch),
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),
