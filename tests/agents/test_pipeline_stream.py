@@ -62,7 +62,7 @@ def test_around_a_loaded_flux_pipeline(tmp_path):
 
 
 def test_stable_diffusion_2_is_told_by_its_text_width(loaded, monkeypatch):
-    from addiffusion_env.backbones.pipelines import backbone_of
+    from addiffusion_env.backbones.wrap import backbone_of
 
     config = type(loaded.unet.config)({**loaded.unet.config, "cross_attention_dim": 1024})
     monkeypatch.setattr(loaded.unet, "_internal_dict", config)
