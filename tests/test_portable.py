@@ -87,7 +87,7 @@ def test_files_are_written_by_windows_rules(windows, tmp_path):
     write_atomically(table, tmp_path / "table.parquet", "none")
     assert pq.read_table(tmp_path / "table.parquet").equals(table)
     snapshot = object.__new__(Snapshot)  # what a snapshot holds, without a model to take it of
-    snapshot.step, snapshot.model, snapshot.state = 8, b"zip", {"step": 8}
+    snapshot.step, snapshot.state = 8, {"step": 8}
     written = snapshot.write(tmp_path)
     assert checkpoints(tmp_path) == [written]
 

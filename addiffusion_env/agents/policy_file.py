@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings
+from addiffusion_env.typed import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
@@ -132,6 +133,8 @@ def load_config(folder: Path) -> PolicyConfig:
         raise WeightsError(
             f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again"
         ) from error
+    if not isinstance(raw, dict):
+        raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
     return parse_config({"results": read_results(folder), **raw}, folder)
 
 
@@ -143,16 +146,23 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
         where: it was found, for messages.
 
     Raises:
-        WeightsError: for another format.
+        WeightsError: for another format, or values of the wrong kind.
         ConfigError: for a setting that there is not.
     """
     plain = dict(raw)
     if plain.pop("format", None) != FORMAT:
         raise WeightsError(f"{where} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
     check_settings(f"the policy in {where} has", plain, (item.name for item in fields(PolicyConfig)))
-    plain["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in plain["observation"].items()}
-    plain["frontier"] = tuple((float(price), float(nfe)) for price, nfe in plain["frontier"])
-    return PolicyConfig(**plain)
+    try:
+        plain["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in plain["observation"].items()}
+        plain["frontier"] = tuple((float(price), float(nfe)) for price, nfe in plain["frontier"])
+        config = PolicyConfig(**plain)
+        check_types("", config)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError) as error:
+        raise WeightsError(
+            f"{where / CONFIG_FILE} does not describe a policy: {error}".splitlines()[0], "copy the folder again"
+        ) from error
+    return config
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
@@ -188,10 +198,9 @@ def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, P
         WeightsError: when a file is missing, damaged or does not fit.
     """
     config = load_config(folder)
-    policy = AdDiffusionPolicy(
-        config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch={key: list(w) for key, w in config.net_arch.items()}
-    )
     try:
+        arch = {key: list(widths) for key, widths in config.net_arch.items()}
+        policy = AdDiffusionPolicy(config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch=arch)
         load_model(policy, folder / WEIGHTS_FILE)
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
         raise WeightsError(

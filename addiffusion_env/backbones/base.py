@@ -213,6 +213,11 @@ class Backbone(ABC):
             WeightsError: for missing, corrupted or wrong weights, naming where they were looked for.
         """
 
+    @classmethod
+    def needs(cls) -> str:
+        """What this machine lacks to load it without a path of one's own, in a few words; empty when nothing."""
+        return ""
+
     @abstractmethod
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         """The noise levels of a schedule: (steps + 1,) float64, falling, the last one being where it lands.

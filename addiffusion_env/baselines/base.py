@@ -61,6 +61,14 @@ class Method(Protocol):
         """One action for each lane that waits for one."""
 
 
+@runtime_checkable
+class MeetsPrompts(Protocol):
+    """A method that must know all prompts of an evaluation before it makes the first picture."""
+
+    def meet(self, prompts: Sequence[Prompt]) -> None:
+        """Told once, between :meth:`Method.bind` and :meth:`Method.process`; prompts have different ids."""
+
+
 class BaseMethod:
     """What most methods share: no preparation, the base process, one episode, always continue.
 

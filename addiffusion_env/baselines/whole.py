@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.backbones.diffusers_backbone import DiffusersBackbone
-from addiffusion_env.backbones.hub import cache_folder
 from addiffusion_env.backbones.pipelines import PipelineOptions, PipelineSpec, load_pipeline
 from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.backbones.sdxl import SDXLBackbone
@@ -223,8 +222,3 @@ def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     return silent(pipe)
-
-
-def cached(repo_id: str) -> bool:
-    """Whether the hub's cache on this machine holds a snapshot of a repository."""
-    return any((cache_folder() / f"models--{repo_id.replace('/', '--')}").glob("snapshots/*/model_index.json"))

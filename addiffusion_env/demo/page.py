@@ -162,7 +162,7 @@ def _verdict(take: Take) -> str:
 
 def vocabulary() -> str:
     """Everything that the emoji world can draw, as HTML."""
-    things = " ".join(f"<span>{item.emoji} {escape(item.name)}</span>" for item in CLASSES)
+    things = " ".join(f"<span>{escape(item.name)}</span>" for item in CLASSES)
     colours = " ".join(f'<span><i style="background:{name}"></i> {name}</span>' for name in COLORS)
     return (
         f'<div class="ad-words"><p>Up to three groups of one to four ({", ".join(NUMBERS[1:])}) things, joined by '
@@ -202,24 +202,25 @@ STYLE = """
 .ad-bar b { display: block; height: 100%; }
 .ad-bar.ad-chosen { opacity: 1; font-weight: 700; }
 .ad-choice { text-align: center; margin-top: 6px; }
-.ad-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
+.ad-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 12px; }
 .ad-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px;
   background: var(--background-fill-primary); }
 .ad-card[data-method="policy"] { border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent); }
 .ad-waiting { opacity: .55; border-style: dashed; }
-.ad-side { display: grid; grid-template-columns: 160px 1fr; gap: 12px; }
+.ad-side { display: grid; grid-template-columns: 140px 1fr; gap: 12px; }
 .ad-blank { aspect-ratio: 1; border-radius: 4px; background: var(--border-color-primary); opacity: .5; }
 .ad-small { display: grid; grid-template-columns: repeat(10, 1fr); gap: 3px; margin-top: 8px; min-height: 28px; }
 .ad-empty { border: 1px dashed var(--border-color-primary); border-radius: 10px; padding: 60px 20px;
   text-align: center; opacity: .75; margin-top: 10px; }
 .ad-working img { opacity: .6; }
-.ad-cost { display: flex; gap: 14px; align-items: baseline; font-variant-numeric: tabular-nums; }
+.ad-cost { display: flex; flex-wrap: wrap; column-gap: 14px; align-items: baseline; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
 .ad-nfe { font-weight: 700; font-size: 1.25rem; }
 .ad-verdict { font-size: 12px; margin-top: 4px; overflow-wrap: anywhere; }
 .ad-right { color: #2f9e5b; font-weight: 600; } .ad-wrong { color: #c83c3c; }
 .ad-message { border-radius: 8px; padding: 10px 14px; border: 1px solid; overflow-wrap: anywhere; }
 .ad-error { border-color: #c83c3c; background: rgba(200,60,60,.10); }
 .ad-note { border-color: #f0aa1e; background: rgba(240,170,30,.12); }
-.ad-words span { display: inline-block; margin: 1px 8px 1px 0; white-space: nowrap; }
+.ad-words span { display: inline-block; margin: 1px 12px 1px 0; white-space: nowrap; }
 .ad-words span i { display: inline-block; width: .8em; height: .8em; border-radius: 50%; border: 1px solid #8888; }
 """

@@ -24,9 +24,6 @@ from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import Look, LookScorers
 
-AUTO_LANES = 16
-"""Lanes that ``lanes=auto`` begins with."""
-
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
 
@@ -347,7 +344,9 @@ class Engine:
             sigma if request.sigma_next is None else request.sigma_next
             for request, sigma in zip(requests, latents.sigma.tolist(), strict=True)
         ]
-        stepped = self._step(self.backbone.path, latents, prediction.x0, torch.tensor(onward, dtype=torch.float64))
+        last = torch.tensor([request.last for request in requests])
+        levels = torch.tensor(onward, dtype=torch.float64)
+        stepped = self._step(self.backbone.path, latents, prediction.x0, levels, last)
         outcomes: list[Outcome | NumericsError] = []
         finite = torch.isfinite(prediction.x0).flatten(1).all(1).tolist()
         for row, request in enumerate(requests):
@@ -374,26 +373,3 @@ def _not_finite(request: Evaluate, bad: int, lanes: int) -> NumericsError:
         f"sigma {float(request.latents.sigma[0]):.4g} for prompt {request.who[:60]!r}",
         "use dtype=float32 or bfloat16, a lower guidance_scale, or check the weights",
     )
-
-
-def lanes_of(lanes: int | str, name: str = "lanes") -> tuple[int, bool]:
-    """Reads a number of lanes from configuration.
-
-    Args:
-        lanes: a number, or ``"auto"``: :data:`AUTO_LANES`, in smaller calls once the device's memory runs out.
-        name: of the key, for the error.
-
-    Returns:
-        The number of lanes, and whether calls are halved when memory runs out (:attr:`Engine.halve`).
-
-    Raises:
-        ConfigError: for anything else, or less than 1.
-
-    >>> lanes_of(8), lanes_of("auto")
-    ((8, False), (16, True))
-    """
-    if lanes == "auto":
-        return AUTO_LANES, True
-    if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
-        raise ConfigError(f"{name} must be at least 1, or auto, got {lanes!r}", "use 8, or auto")
-    return lanes, False

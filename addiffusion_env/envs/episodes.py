@@ -70,9 +70,8 @@ class Episodes:
         self.settings = settings
         self.backbone = load_backbone(settings)
         self.process = settings.process(self.backbone.capabilities, self.backbone.name)
-        self.backbone.sigmas(
-            self.process.steps, self.process.spacing
-        )  # refuses a bad schedule before anything is drawn
+        # Refuses a bad schedule before anything is drawn.
+        self.backbone.sigmas(self.process.steps, self.process.spacing)
         self.scorers = load_scorers(self.backbone, settings.scorers)
         self.engine = Engine(
             self.backbone,
@@ -169,9 +168,8 @@ class Episodes:
         infos = []
         for row, slot in enumerate(after):
             info = slot.info()
-            info["action"] = chosen[row]
-            info["illegal_action"] = refused[row]
-            info["reward_terms"] = {name: float(values[row]) for name, values in terms.items()}
+            paid = {name: float(values[row]) for name, values in terms.items()}
+            info |= {"action": chosen[row], "illegal_action": refused[row], "reward_terms": paid}
             if slot.lane.refine_mask is not None:
                 info["refine_mask"] = slot.lane.refine_mask
             infos.append(info)
@@ -220,8 +218,8 @@ class Episodes:
         sound = [row for row, slot in enumerate(after) if slot.fault is None]
         reward, terms = np.zeros(len(after)), {name: np.zeros(len(after)) for name in self.reward.terms}
         if sound:
-            chosen = ([values[row] for row in sound] for values in (before, after, actions))
-            reward[sound], parts = self.reward(self._transition(*chosen))
+            old, new = [before[row] for row in sound], [after[row] for row in sound]
+            reward[sound], parts = self.reward(self._transition(old, new, [actions[row] for row in sound]))
             for name, values in parts.items():
                 terms[name][sound] = values
         return reward, terms

@@ -10,6 +10,7 @@ from typing import Any
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.observations.features import OBSERVATION_PRESETS
@@ -18,6 +19,7 @@ from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.rewards.composite import PRESET_PRICES
 from addiffusion_env.scorers.hub_look import check_parts
 from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.typed import check_types
 
 RENDER_MODES = ("rgb_array", "film", "human")
 """The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
@@ -38,10 +40,15 @@ class EnvSettings:
             preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world has its own.
         prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
-        steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
+        steps: evaluations of the full schedule; ``None`` is the backbone's own, as for the next three.
+        spacing: name of the timestep spacing.
+        solver: name of the solver.
+        guidance_scale: classifier-free guidance; 1 is none.
         guidance_interval: ``[low, high]`` noise levels between which guidance is on; ``None`` guides everywhere.
-        landing_steps, decide_every, check_finished: see :class:`ProcessConfig`.
-        decide_at: the same; steps behind the end of a shorter schedule are left out.
+        landing_steps: evaluations that *stop* spends, or ``"auto"``; see :class:`ProcessConfig`.
+        decide_every: evaluations that one *continue* takes.
+        decide_at: steps where the policy is asked, instead; those behind the end of a shorter schedule are left out.
+        check_finished: whether the finished picture is looked at before it is given away.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
         reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
@@ -88,6 +95,8 @@ class EnvSettings:
     render_mode: str | None = None
 
     def __post_init__(self) -> None:
+        check_types("", self)
+        FaultCount(self.max_faults)
         if isinstance(self.backbone, str):
             BACKBONES[self.backbone]
         if self.solver is not None:
@@ -219,6 +228,10 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
         if refine not in REFINE_PRESETS:
             raise unknown("refine preset", refine, REFINE_PRESETS)
         return REFINE_PRESETS[refine]
+    if not isinstance(refine, Mapping):
+        raise ConfigError(
+            f"refine must be a preset or a mapping, got {refine!r:.100}", "refine=retry, or {preset: retry}"
+        )
     changes = dict(refine)
     base = refine_config(str(changes.pop("preset", "as_published")))
     check_settings("refine has", changes, (item.name for item in fields(base)))

@@ -20,7 +20,7 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, read_results
 from addiffusion_env.agents.sb3_zip import DETAILS_FILE, export_zip, import_zip
 from addiffusion_env.baselines.policy import folder_digest
-from addiffusion_env.errors import AdDiffusionError, ConfigError, WeightsError
+from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError, WeightsError
 
 ROOT = Path(__file__).parents[2]
 EMOJI = PRETRAINED / "emoji"
@@ -60,13 +60,18 @@ def test_the_card_says_what_was_measured_and_by_which_command(policy, tmp_path):
     first = policy.details.results["rows"][0]
     assert results == {name: first[name]["estimate"] for name in ("correct", "nfe", "seconds")}
     for words in (
-        "| policy@0.004 | 0.958 [0.944, 0.969] | 6.42 |",
+        f"| {first['method']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
         "python -m addiffusion_env.evaluation.study",
-        "| 0.004286 | 6.13 |",
+        "| {:.6f} | {:.2f} |".format(*policy.details.frontier[1]),
         "- decisions: `600064`",
         '"decide_at"',
     ):
         assert words in card.text
+
+
+def shown(share):
+    """A share with its interval, as cards and pages print it."""
+    return f"{share['estimate']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
 
 
 def test_the_shipped_results_are_those_of_the_results_page():
@@ -74,7 +79,7 @@ def test_the_shipped_results_are_those_of_the_results_page():
     for row in read_results(EMOJI)["rows"]:
         name = row["method"].replace("policy@", "seed-0@")
         correct = row["correct"]
-        share = f"{correct['estimate']:.3f} [{correct['low']:.3f}, {correct['high']:.3f}]"
+        share = shown(correct)
         nfe, seconds = row["nfe"]["estimate"], row["seconds"]["estimate"]
         assert re.search(rf"\| {re.escape(f'{name} | {share} | {nfe:.2f}')} \| [\d.]+ \| {seconds:.3f} \|", page)
 
@@ -230,7 +235,7 @@ def test_the_zip_comes_back_as_the_policy(exported, policy, tmp_path):
 
 
 def test_a_zip_is_read_only_on_trust(exported):
-    with pytest.raises(ConfigError, match="holds pickled Python objects: loading it runs whatever code"):
+    with pytest.raises(UntrustedFileError, match="unpickles Python objects, which can run any code"):
         import_zip(exported)
 
 

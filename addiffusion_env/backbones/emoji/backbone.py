@@ -66,8 +66,8 @@ class EmojiBackbone(StableDiffusionBackbone):
             default_spacing="trailing",
         )
         if device.type == "cpu":
-            # CPU time on an AVX2 core: a preview 8.0 ms channels-last, 10.4 otherwise; a decode 29 and 33; the UNet,
-            # whose time goes into attention as well, 35 and 35.
+            # CPU time on an AVX2 core: a preview 8.0 ms channels-last, 10.4 otherwise; a decode 29 and 33; the UNet 35
+            # and 35, since half of its time goes into attention and its linear layers.
             for part in (parts.unet, parts.vae, parts.preview):
                 part.to(memory_format=torch.channels_last)
         return cls(parts, capabilities, bool(load.options.get("truncate_prompts", False)))
