@@ -20,8 +20,8 @@ from addiffusion_env.backbones.compiled import buckets_for, compiled
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
+    OnTheHub,
     again,
-    cached,
     check_safetensors,
     file_in,
     hub_file,
@@ -124,7 +124,7 @@ class PipelineOptions:
         return found
 
 
-class FromPipeline(ABC):
+class FromPipeline(OnTheHub, ABC):
     """A backbone made of a diffusers pipeline: from the hub, from a folder, or from one that is loaded already.
 
     Attributes:
@@ -138,11 +138,6 @@ class FromPipeline(ABC):
     preview_spec: ClassVar[PreviewSpec]
     offload_hooks: Sequence[Any]
     buckets: Sequence[int]
-
-    @classmethod
-    def needs(cls) -> str:
-        """The spec's weights, unless they are in the hub's cache."""
-        return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
