@@ -3,6 +3,7 @@
 python train_sb3.py                             the default experiment on the embedded emoji world
 python train_sb3.py experiment=smoke            every part once, in a minute
 python train_sb3.py lanes=8 ppo.ent_coef=0.01   any key of configs/train.yaml
+python train_sb3.py rollouts=ray rollouts.workers=4   lanes in four Ray actors, here or on a cluster
 Run the same command again to go on after an interruption.
 """
 
@@ -23,9 +24,9 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def train(config: dict[str, Any]) -> Path:
     """Trains, saves the policy and writes the report; returns the run's folder."""
-    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
+    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.checkpoints import checkpoints
-    from addiffusion_env.agents.factory import make_vec_env, reward_scale, set_training
+    from addiffusion_env.agents.factory import make_rollouts, reward_scale, set_training, total_lanes
     from addiffusion_env.agents.replay import ReplayConfig, learn_on_table, make_walk, measured_frontier, record_table
     from addiffusion_env.agents.training import (
         attach_logger,
@@ -40,6 +41,7 @@ def train(config: dict[str, Any]) -> Path:
     from addiffusion_env.errors import ResumeError
 
     started = time.monotonic()
+    config = {**config, "lanes": total_lanes(config)}
     folder = run_folder(config["run_dir"])
     resume = wants_resume(config["resume"])
     if not resume and checkpoints(folder / "checkpoints"):
@@ -49,7 +51,7 @@ def train(config: dict[str, Any]) -> Path:
         )
     remember_config(folder, config, resume)
 
-    env = make_vec_env(config["vec_env"], config["lanes"], config["seed"], config["env"])
+    env = make_rollouts(config)
     set_training(env, True)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
@@ -78,9 +80,9 @@ def train(config: dict[str, Any]) -> Path:
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         try:
-            callbacks = [log, checkpointer]
+            callbacks = [log, checkpointer, *([WorkerLog()] if config["rollouts"]["kind"] == "ray" else [])]
             model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=config["progress_bar"])
-        except Exception:
+        except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
     (folder / "normalisation.json").write_text(json.dumps(reward_scale(env), indent=2), encoding="utf-8")
@@ -97,9 +99,10 @@ def train(config: dict[str, Any]) -> Path:
 
 def report(folder: Path, config: dict[str, Any]) -> None:
     """Plays the policy and fixed-step comparators on test prompts and writes the report."""
+    from addiffusion_env.agents.factory import total_lanes
     from eval_sb3 import evaluate_run
 
-    evaluate_run(folder, config["report"], max_lanes=config["lanes"])
+    evaluate_run(folder, config["report"], max_lanes=total_lanes(config), rollouts=config["rollouts"])
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

@@ -11,13 +11,45 @@ import gymnasium as gym
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
-from addiffusion_env.agents.vec_env import AdDiffusionVecEnv
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.errors import ConfigError, check_settings, unknown
 from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rollouts.crew import RayConfig
+from addiffusion_env.rollouts.ray_vec_env import RayVecEnv
+from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 KINDS = ("lanes", "dummy", "subproc")
+ROLLOUTS = ("local", "ray")
+
+LaneEnv = (AdDiffusionVecEnv, RayVecEnv)
+"""Vectorised environments whose lanes share a model and one state; the others hold one environment a lane."""
+
+
+def total_lanes(config: Mapping[str, Any]) -> int:
+    """The lanes of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null."""
+    lanes = config["rollouts"].get("lanes")
+    return int(config["lanes"] if lanes is None else lanes)
+
+
+def make_rollouts(config: Mapping[str, Any]) -> VecMonitor:
+    """The environments of a training configuration: in this process (``rollouts=local``) or in Ray actors (``ray``).
+
+    Raises:
+        UnknownNameError: for another kind of roll-outs.
+        ConfigError: for bad settings, or ``vec_env`` beside Ray, whose workers hold lanes on one model each.
+    """
+    rollouts, lanes = config["rollouts"], total_lanes(config)
+    if rollouts["kind"] not in ROLLOUTS:
+        raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
+    if rollouts["kind"] == "local":
+        check_settings("rollouts=local has", rollouts, ("kind", "lanes"))
+        return make_vec_env(config["vec_env"], lanes, config["seed"], config["env"])
+    if config["vec_env"] != "lanes":
+        raise ConfigError(
+            f"rollouts=ray holds lanes in every worker, got vec_env={config['vec_env']}", "leave vec_env=lanes"
+        )
+    return VecMonitor(RayVecEnv(lanes, config["seed"], RayConfig.of(rollouts), **config["env"]))
 
 
 def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any]) -> VecMonitor:
@@ -71,7 +103,7 @@ class _Maker:
 def env_state(env: VecMonitor) -> dict[str, Any]:
     """Everything an interrupted roll-out needs of its environments, as plain tensors, numbers and strings."""
     inner = env.venv
-    lanes = inner.state_dict() if isinstance(inner, AdDiffusionVecEnv) else inner.env_method("state_dict")
+    lanes = inner.state_dict() if isinstance(inner, LaneEnv) else inner.env_method("state_dict")
     return {"lanes": lanes, "returns": env.episode_returns.tolist(), "lengths": env.episode_lengths.tolist()}
 
 
@@ -79,7 +111,7 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
     """Restores :func:`env_state` on an environment of the same kind and size."""
     env.reset()
     inner = env.venv
-    if isinstance(inner, AdDiffusionVecEnv):
+    if isinstance(inner, LaneEnv):
         inner.load_state_dict(state["lanes"])
     else:
         for index, one in enumerate(state["lanes"]):
@@ -97,7 +129,7 @@ def reward_scale(env: VecMonitor) -> dict[str, list[float]]:
 def set_training(env: VecMonitor, training: bool) -> None:
     """Whether the reward's pooled statistics learn, wherever the environments live."""
     inner = env.venv
-    if isinstance(inner, AdDiffusionVecEnv):
+    if isinstance(inner, LaneEnv):
         inner.set_training(training)
     else:
         inner.env_method("set_training", training)

@@ -29,7 +29,16 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
 }
 """Config name -> (algorithm, policy class)."""
 
-MAY_CHANGE = ("run_dir", "resume", "total_timesteps", "checkpoint_every", "report", "progress_bar", "device")
+MAY_CHANGE = (
+    "run_dir",
+    "resume",
+    "rollouts",
+    "total_timesteps",
+    "checkpoint_every",
+    "report",
+    "progress_bar",
+    "device",
+)
 """Configuration keys that a resumed run may change; any other makes it another run."""
 
 

@@ -69,6 +69,7 @@ class StepResult:
         terminated: (B,) bool, the picture is finished.
         truncated: (B,) bool, an outside limit ended the episode.
         infos: one dict a lane.
+        transition: what the reward was made of.
     """
 
     observation: dict[str, np.ndarray]
@@ -76,6 +77,7 @@ class StepResult:
     terminated: np.ndarray
     truncated: np.ndarray
     infos: list[dict[str, Any]]
+    transition: Transition
 
 
 class Episodes:
@@ -112,13 +114,16 @@ class Episodes:
             )
 
     # ------------------------------------------------------------------ beginning
-    def begin(self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def begin(
+        self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None, first: int = 0
+    ) -> dict[str, Any]:
         """Begins lane ``index``'s next episode and returns its info.
 
         Args:
             index: which lane.
-            seed: a new seed for the lane (its episodes count from 0 again); ``None`` goes on.
+            seed: a new seed for the lane (its episodes count from ``first`` again); ``None`` goes on.
             options: may name ``prompt``, ``prompt_id``, ``seed`` (the picture's) and ``price``.
+            first: which of the seed's episodes begins.
 
         Raises:
             EpisodeOverError: when the lane never had a seed.
@@ -128,7 +133,7 @@ class Episodes:
         if seed is None and old is None:
             raise EpisodeOverError("the first reset of a lane needs a seed", "call reset(seed=0)")
         lane_seed = old.seed if seed is None and old else int(seed or 0)
-        episode = old.episode + 1 if seed is None and old else 0
+        episode = old.episode + 1 if seed is None and old else first
         prompt, picture_seed, price = self._draw(lane_seed, episode, options or {})
         lane = open_lane(self.backbone, self.process, prompt, picture_seed)
         slot = Slot(lane_seed, episode, lane, None, price)
@@ -177,7 +182,8 @@ class Episodes:
         terminated = np.array([slot.picture is not None for slot in after])
         limit = self.settings.max_decisions
         truncated = np.array([limit is not None and slot.decisions >= limit for slot in after]) & ~terminated
-        reward, terms = self.reward(self._transition(slots, after, chosen, terminated))
+        transition = self._transition(slots, after, chosen, terminated)
+        reward, terms = self.reward(transition)
         infos = []
         for row, slot in enumerate(after):
             info = self._info(slot)
@@ -185,7 +191,7 @@ class Episodes:
             info["illegal_action"] = refused[row]
             info["reward_terms"] = {name: float(values[row]) for name, values in terms.items()}
             infos.append(info)
-        return StepResult(self.observe(), reward, terminated, truncated, infos)
+        return StepResult(self.observe(), reward, terminated, truncated, infos, transition)
 
     def _live(self, index: int) -> Slot:
         slot = self.slots[index]

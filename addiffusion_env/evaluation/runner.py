@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -67,6 +68,22 @@ class Plan:
     process: ProcessConfig
     variant: str
     jobs: tuple[Job, ...]
+
+
+Shard = list[tuple[Record, bytes | None]]
+"""Records in the order they were finished, each with its picture as a PNG file where pictures are kept."""
+
+Work = Sequence[tuple[Plan, Sequence[Job]]]
+"""Plans, each with those of its jobs that are to be done."""
+
+
+class Maker(Protocol):
+    """A way of doing the work: one method after the other (:func:`in_turn`), or in a pool of Ray actors."""
+
+    def __call__(
+        self, work: Work, stage: Stage, max_lanes: int, shard_size: int, keep_pictures: bool
+    ) -> Iterator[Shard]:
+        """Yields shards of up to ``shard_size`` as they are done, what is finished also before an error."""
 
 
 def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[int], stage: Stage) -> list[Plan]:
@@ -142,6 +159,7 @@ def carry_out(
     shard_size: int = 32,
     keep_pictures: bool = False,
     on_records: Callable[[Sequence[Record]], None] | None = None,
+    make: Maker | None = None,
 ) -> list[Record]:
     """Makes, judges and records every planned picture that is not recorded yet.
 
@@ -155,7 +173,8 @@ def carry_out(
         max_lanes: pictures in the making at once.
         shard_size: pictures a shard; at most this many are lost to a kill, those in the making apart.
         keep_pictures: keep every picture as PNG.
-        on_records: told of the records that are there at the start of each method, and of each new shard.
+        on_records: told of the records that are there already, and of each new shard.
+        make: who does the work; ``None`` is :func:`in_turn`.
 
     Returns:
         The records by method, prompt and seed, in the order given.
@@ -170,17 +189,19 @@ def carry_out(
     store = RecordStore(Path(out_dir) / RECORDS_FOLDER)
     store.set_aside_damaged()
     found = {record.uid: record for record in store.read()}
+    work = []
     for entry in plans:
         todo = [job for job in entry.jobs if not _complete(found.get(job.uid), job.prompt, stage.judges)]
+        work.append((entry, todo))
         if on_records is not None and len(todo) < len(entry.jobs):
             waiting = {job.uid for job in todo}
             on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
-        for made in _make(entry, todo, stage, max_lanes, shard_size):
-            records = [record for record, _ in made]
-            store.write(records, {record.uid: png_bytes(pixels) for record, pixels in made} if keep_pictures else None)
-            found.update((record.uid, record) for record in records)
-            if on_records is not None:
-                on_records(records)
+    for made in (make or in_turn)(work, stage, max_lanes, shard_size, keep_pictures):
+        records = [record for record, _ in made]
+        store.write(records, {record.uid: png for record, png in made if png is not None})
+        found.update((record.uid, record) for record in records)
+        if on_records is not None:
+            on_records(records)
     return [found[job.uid] for entry in plans for job in entry.jobs]
 
 
@@ -189,6 +210,13 @@ def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
     if record is None or not set(judges.scorers) <= set(record.extra):
         return False
     return record.correct is not None or judges.verdict is None or prompt.requirements is None
+
+
+def in_turn(work: Work, stage: Stage, max_lanes: int, shard_size: int, keep_pictures: bool) -> Iterator[Shard]:
+    """One method after the other, in this process."""
+    for entry, jobs in work:
+        for made in _make(entry, jobs, stage, max_lanes, shard_size):
+            yield [(record, png_bytes(pixels) if keep_pictures else None) for record, pixels in made]
 
 
 def _make(
