@@ -4,7 +4,6 @@ python eval_sb3.py                                   methods without learning, o
 python eval_sb3.py policy=runs/emoji                 a trained policy beside them
 python eval_sb3.py benchmark=geneval backbone=emoji  on a public benchmark; benchmark_path= says where its files are
 python eval_sb3.py policy=runs/emoji prompts=1024 'methods=[fixed:8,fixed:20,"prompt_rule:8,6",best_of:3x6]'
-python eval_sb3.py rollouts=ray rollouts.workers=4     in four Ray actors, here or on a cluster
 Run the same command again to go on after an interruption.
 """
 
@@ -39,9 +38,9 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.films import shoot
     from addiffusion_env.evaluation.judges import Judges, check_judges
     from addiffusion_env.evaluation.manifest import write_manifest
-    from addiffusion_env.evaluation.ray_pool import maker
+    from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
-    from addiffusion_env.evaluation.runner import Stage, carry_out, plan
+    from addiffusion_env.evaluation.runner import Stage, carry_out
 
     folder = out_folder(config)
     methods, settings = make_methods(config)
@@ -53,22 +52,24 @@ def evaluate(config: dict[str, Any]) -> Report:
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
-    make = maker(config["rollouts"], methods, settings, config["judges"])  # before planning binds the methods
-    plans = plan(methods, prompts, config["seeds"], stage)
+    plans, make = prepare(methods, prompts, config["seeds"], stage, config["rollouts"], settings, config["judges"])
     write_manifest(folder, plans, backbone.name, config, config["margin"], config["price"])
 
     total = sum(len(entry.jobs) for entry in plans)
+    dropped: list[str] = []
     with tqdm(total=total, unit="picture", disable=None if config["progress_bar"] else True) as bar:
         records = carry_out(
             plans,
             stage,
             folder,
-            max_lanes=config["max_lanes"],
-            shard_size=config["shard_size"],
+            **{key: config[key] for key in ("max_lanes", "shard_size", "max_faults")},
             keep_pictures=config["keep_pictures"] or config["benchmark_export"],
             on_records=lambda made: bar.update(len(made)),
             make=make,
+            on_fault=lambda job, fault: dropped.append(f"{job.prompt.text!r}, seed {job.seed}: {fault.error.cause}"),
         )
+    if dropped:
+        print(f"{len(dropped)} of {total} pictures were left out; the next run tries them again:", *dropped, sep="\n  ")
     if config["films"]:
         shoot(plans, records, stage, folder)
     report = write_report(folder)

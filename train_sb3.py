@@ -37,6 +37,7 @@ def train(config: dict[str, Any]) -> Path:
         wants_resume,
     )
     from addiffusion_env.agents.warm_start import warm_start
+    from addiffusion_env.engine.engine import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
 
@@ -51,7 +52,9 @@ def train(config: dict[str, Any]) -> Path:
         )
     remember_config(folder, config, resume)
 
-    env = make_rollouts(config)
+    lanes, halve = lanes_of(config["lanes"])
+    told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
+    env = make_rollouts(config["rollouts"], config["vec_env"], lanes, config["seed"], told)
     set_training(env, True)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
@@ -59,8 +62,8 @@ def train(config: dict[str, Any]) -> Path:
     attach_logger(model, folder)
     walk = None
     if config["replay"] is not None:
-        settings, replay = EnvSettings.of(**config["env"]), ReplayConfig.of(config["replay"])
-        table = record_table(settings, replay, folder / "table", config["lanes"])
+        settings, replay = EnvSettings.of(**told), ReplayConfig.of(config["replay"])
+        table = record_table(settings, replay, folder / "table", lanes)
         walk = make_walk(table, settings)
         if state is None:
             how = (config["algorithm"], config["seed"], folder, config["device"])

@@ -56,6 +56,10 @@ class NumericsError(AdDiffusionError, ArithmeticError):
     """NaN or infinity from a denoiser, decoder or scorer."""
 
 
+class ScorerError(AdDiffusionError, RuntimeError):
+    """A scorer or judge that raised an error of its own."""
+
+
 class DeviceMemoryError(AdDiffusionError, MemoryError):
     """The device ran out of memory in a denoiser, decoder or scorer."""
 

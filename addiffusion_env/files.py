@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from addiffusion_env.errors import AdDiffusionError, RunFolderError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into under another name, flushed to the disk and renamed to ``path`` at the end.
+
+    The name is flushed too: on return the file outlives a power cut.
 
     An error within leaves what was at ``path`` before, and no part. Several processes and threads may write the same
     path: the last one wins. ``OSError`` is left to the caller, who knows the remedy.
@@ -24,5 +28,31 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        _flush_names(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Within it a disk that is full or a folder that cannot be written is an error that says so in two lines.
+
+    Raises:
+        RunFolderError: for any ``OSError`` that is not one of this package's own.
+    """
+    try:
+        yield
+    except AdDiffusionError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write to {folder}: {error.strerror or error}", "free space, or choose another folder"
+        ) from error

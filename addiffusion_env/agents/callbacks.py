@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections import Counter, deque
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from stable_baselines3.common.logger import HParam, Image, TensorBoardOutputForm
 from addiffusion_env.agents.checkpoints import Snapshot
 from addiffusion_env.agents.figures import picture_grid, timelines
 from addiffusion_env.engine.process import Action
+from addiffusion_env.errors import RunFolderError
 
 
 class EpisodeLog(BaseCallback):
@@ -25,6 +27,9 @@ class EpisodeLog(BaseCallback):
         hyperparameters: shown in TensorBoard's HPARAMS tab beside the last return and NFE.
         pictures: how many of the last pictures the image grid shows.
         window: how many of the last episodes the means are over.
+
+    Attributes:
+        faults: episodes that were dropped (``info["fault"]``); they are in no mean.
     """
 
     def __init__(self, hyperparameters: dict[str, Any], pictures: int = 16, window: int = 200) -> None:
@@ -34,6 +39,7 @@ class EpisodeLog(BaseCallback):
         self.pictures: deque[tuple[np.ndarray, dict[str, Any]]] = deque(maxlen=pictures)
         self.terms: Counter[str] = Counter()
         self.decisions = 0
+        self.faults = 0
 
     def _on_training_start(self) -> None:
         shown = {
@@ -46,6 +52,10 @@ class EpisodeLog(BaseCallback):
         for info in self.locals["infos"]:
             self.decisions += 1
             self.terms.update(info.get("reward_terms", {}))
+            if "fault" in info:
+                self.faults += 1
+            if "fault" in info or "worker_lost" in info:
+                info.pop("episode", None)  # half a return would be averaged with whole ones
             if "action_trace" not in info:
                 continue
             actions = [int(action) for action in info["action_trace"]]
@@ -63,6 +73,7 @@ class EpisodeLog(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        self.logger.record("env/dropped_episodes", self.faults)
         if not self.episodes:
             return
         taken = Counter(action for episode in self.episodes for action in episode["actions"])
@@ -120,13 +131,13 @@ def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
 
 
 class WorkerLog(BaseCallback):
-    """Logs what went wrong with remote workers: ``rollouts/deaths``, ``rollouts/hangs``, ``rollouts/lost_episodes``."""
+    """Logs what went wrong with Ray workers: ``rollouts/deaths``, ``rollouts/hangs``, ``rollouts/lost_episodes``."""
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        for name, count in asdict(self.training_env.unwrapped.faults).items():  # type: ignore[attr-defined]
+        for name, count in asdict(self.training_env.unwrapped.losses).items():  # type: ignore[attr-defined]
             self.logger.record(f"rollouts/{name}", count)
 
 
@@ -137,6 +148,9 @@ class Checkpointer(BaseCallback):
     collects that roll-out anew, from the same state and the same random numbers, so the end result is that of a run
     that was never interrupted.
 
+    Where a checkpoint cannot be written (the disk is full), training goes on with a warning and tries again at the next
+    roll-out; the one before stays. At the end it is an error.
+
     Args:
         folder: where checkpoints go.
         every: decisions between two of them.
@@ -145,6 +159,7 @@ class Checkpointer(BaseCallback):
     Attributes:
         interrupted: the signal that came, if one did.
         stopped: whether it ended training before its time.
+        failures: how many checkpoints could not be written.
     """
 
     def __init__(self, folder: Path, every: int, log: EpisodeLog | None = None) -> None:
@@ -154,6 +169,7 @@ class Checkpointer(BaseCallback):
         self.log = log
         self.interrupted: int | None = None
         self.stopped = False
+        self.failures = 0
         self._snapshot: Snapshot | None = None
         self._written = 0
         self._handlers: dict[int, Any] = {}
@@ -169,8 +185,13 @@ class Checkpointer(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._snapshot = self._take()
         if self.num_timesteps - self._written >= self.every:
-            self._snapshot.write(self.folder)
-            self._written = self.num_timesteps
+            try:
+                self._snapshot.write(self.folder)
+            except RunFolderError as error:
+                self.failures += 1
+                warnings.warn(f"{error.cause}; training goes on and tries again at the next roll-out", stacklevel=2)
+            else:
+                self._written = self.num_timesteps
 
     def _on_step(self) -> bool:
         if self.interrupted is not None:
@@ -189,8 +210,12 @@ class Checkpointer(BaseCallback):
     def rescue(self) -> None:
         """After an error in training: writes the snapshot of the running roll-out's start, so that nothing is lost."""
         self._put_handlers_back()
-        if self._snapshot is not None:
+        if self._snapshot is None:
+            return
+        try:
             print(f"training failed; checkpoint {self._snapshot.write(self.folder)}", flush=True)
+        except RunFolderError as error:  # the error that ended training is the one to show
+            print(f"training failed; {error.cause}; earlier checkpoints are kept", flush=True)
 
     def _take(self) -> Snapshot:
         episodes = [] if self.log is None else list(self.log.episodes)

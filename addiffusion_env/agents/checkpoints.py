@@ -1,12 +1,15 @@
-"""Checkpoints: written whole or not at all, found again, refused when they belong to another configuration."""
+"""Checkpoints: written whole or not at all, found again, read without running code, refused when they do not fit.
+
+A checkpoint is one file of tensors, numbers and strings. SB3's own zip is not used: its loader unpickles Python
+objects, so that a run folder from somebody else could run code on resume.
+"""
 
 from __future__ import annotations
 
-import io
-import os
 import random
-import shutil
 import warnings
+import zipfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,12 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.factory import env_state, load_env_state
 from addiffusion_env.errors import ResumeError, RunFolderError
+from addiffusion_env.files import whole_file
 
 KEEP = 2
-MODEL, STATE = "model.zip", "state.pt"
+"""Checkpoints of a run that are kept: should the newest be damaged, there is the one before."""
+
+FORMAT = 1
 
 
 def rng_state() -> dict[str, Any]:
@@ -46,6 +52,40 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
 
 
+def model_state(model: BaseAlgorithm) -> dict[str, Any]:
+    """What an on-policy agent is between an update and the next roll-out, its settings apart, as plain values."""
+    last = model._last_obs
+    assert isinstance(last, dict) and model._last_episode_starts is not None
+    return {
+        "parameters": _copied(model.get_parameters()),  # of the policy and its optimiser
+        "updates": model._n_updates,
+        "episodes": [{key: float(value) for key, value in info.items()} for info in model.ep_info_buffer or ()],
+        "observation": {key: torch.from_numpy(value.copy()) for key, value in last.items()},
+        "starts": torch.from_numpy(np.array(model._last_episode_starts, dtype=bool)),
+    }
+
+
+def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any], step: int) -> None:
+    """Restores :func:`model_state` on an agent of the same settings."""
+    model.set_parameters(state["parameters"], exact_match=True, device=model.device)
+    model.num_timesteps = step
+    model._n_updates = state["updates"]
+    model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    # With a last observation SB3 does not reset the environments: the roll-out goes on where it was.
+    model._last_obs = {key: value.numpy() for key, value in state["observation"].items()}
+    model._last_episode_starts = state["starts"].numpy()
+
+
+def _copied(value: Any) -> Any:
+    """Nested dicts and lists with their tensors copied to the CPU: training goes on in the originals."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 class Snapshot:
     """A checkpoint in memory: what training was at a roll-out's start.
 
@@ -57,58 +97,48 @@ class Snapshot:
 
     def __init__(self, model: BaseAlgorithm, env: VecMonitor, episodes: Sequence[Mapping[str, Any]] = ()) -> None:
         self.step = model.num_timesteps
-        buffer = io.BytesIO()
-        model.save(buffer)
-        self.model = buffer.getvalue()
-        self.state = {"env": env_state(env), "rng": rng_state(), "step": self.step, "episodes": list(episodes)}
+        self.state = {
+            "format": FORMAT,
+            "step": self.step,
+            "model": model_state(model),
+            "env": env_state(env),
+            "rng": rng_state(),
+            "episodes": [dict(episode) for episode in episodes],
+        }
 
     def write(self, folder: Path) -> Path:
-        """Writes ``folder/step_N`` under another name first, then renames: a killed process leaves no half.
+        """Writes ``folder/step_N.pt`` under another name, flushes it to the disk, then renames it.
 
         Raises:
             RunFolderError: when it cannot be written; earlier checkpoints are untouched.
         """
-        target = folder / f"step_{self.step:09d}"
+        target = folder / f"step_{self.step:09d}.pt"
         if target.exists():
             return target
-        temporary = folder / f".{target.name}.{os.getpid()}"
         try:
-            temporary.mkdir(parents=True, exist_ok=True)
-            _write(temporary / MODEL, self.model)
-            torch.save(self.state, temporary / STATE)
-            _sync(temporary / STATE)
-            os.replace(temporary, target)
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            for part in folder.glob(".step_*.part"):  # of processes that were killed while they wrote
+                part.unlink(missing_ok=True)
+            with whole_file(target) as file:
+                torch.save(self.state, file)
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             raise RunFolderError(
                 f"cannot write checkpoint {target}: {error}", "free space or choose another run_dir"
             ) from error
         for old in checkpoints(folder)[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+            old.unlink(missing_ok=True)
         return target
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir()) if folder.is_dir() else []
+    return sorted(path for path in folder.glob("step_*.pt") if path.is_file())
 
 
-def load_latest(
-    algorithm: type[BaseAlgorithm], folder: Path, env: VecMonitor, **custom: Any
-) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-    """Loads the newest readable checkpoint and puts the environments where they were.
+def read_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; a damaged one is skipped with a warning and the one before is used.
 
-    A damaged one is skipped with a warning and the one before is used. Returns ``None`` when there is none.
+    Reading runs no code of the file's. Returns ``None`` when there is no checkpoint.
 
     Raises:
         ResumeError: when checkpoints are there and none can be read.
@@ -116,19 +146,42 @@ def load_latest(
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            state = torch.load(path / STATE, weights_only=True)
-            # force_reset=False keeps the last observation: the roll-out goes on where it was.
-            model = algorithm.load(path / MODEL, env=env, force_reset=False, **custom)
-        except Exception as error:  # whatever a truncated zip or tensor file raises
+            return _read(path)
+        except Exception as error:  # whatever a truncated zip or a forged tensor file raises
             warnings.warn(
                 f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the one before",
                 stacklevel=2,
             )
-            continue
-        load_env_state(env, state["env"])
-        return model, state
     if found:
         raise ResumeError(
             f"none of the {len(found)} checkpoints in {folder} can be read", "delete the folder to start anew"
         )
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch.load does not look at the checksums
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state["format"] != FORMAT:
+        raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+    return state
+
+
+def restore(model: BaseAlgorithm, env: VecMonitor, state: Mapping[str, Any]) -> None:
+    """Puts an agent, its environments and the global random generators where a checkpoint left them.
+
+    Raises:
+        ResumeError: when the checkpoint belongs to another agent or environment.
+    """
+    try:
+        load_model_state(model, state["model"], state["step"])
+        load_env_state(env, state["env"])
+        set_rng_state(state["rng"])
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ResumeError(
+            f"the checkpoint at decision {state.get('step')} does not fit this run: {error}",
+            "resume with the settings and the version that wrote it, or choose another run_dir",
+        ) from error

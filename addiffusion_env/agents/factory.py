@@ -26,30 +26,36 @@ LaneEnv = (AdDiffusionVecEnv, RayVecEnv)
 """Vectorised environments whose lanes share a model and one state; the others hold one environment a lane."""
 
 
-def total_lanes(config: Mapping[str, Any]) -> int:
-    """The lanes of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null."""
+def total_lanes(config: Mapping[str, Any]) -> int | str:
+    """The lanes of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null; may be ``auto``."""
     lanes = config["rollouts"].get("lanes")
-    return int(config["lanes"] if lanes is None else lanes)
+    return config["lanes"] if lanes is None else lanes
 
 
-def make_rollouts(config: Mapping[str, Any]) -> VecMonitor:
-    """The environments of a training configuration: in this process (``rollouts=local``) or in Ray actors (``ray``).
+def make_rollouts(
+    rollouts: Mapping[str, Any], vec_env: str, num_envs: int, seed: int, settings: Mapping[str, Any]
+) -> VecMonitor:
+    """Makes the environments of a training, in this process or in Ray actors.
+
+    Args:
+        rollouts: ``kind: local``, or ``kind: ray`` with the fields of :class:`RayConfig`.
+        vec_env: see :func:`make_vec_env`.
+        num_envs: lanes or environments, in all.
+        seed: environment i is seeded with ``seed + i``.
+        settings: keyword arguments of the environment.
 
     Raises:
         UnknownNameError: for another kind of roll-outs.
-        ConfigError: for bad settings, or ``vec_env`` beside Ray, whose workers hold lanes on one model each.
+        ConfigError: for bad settings, or another ``vec_env`` beside Ray, whose workers hold lanes on one model each.
     """
-    rollouts, lanes = config["rollouts"], total_lanes(config)
     if rollouts["kind"] not in ROLLOUTS:
         raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
     if rollouts["kind"] == "local":
         check_settings("rollouts=local has", rollouts, ("kind", "lanes"))
-        return make_vec_env(config["vec_env"], lanes, config["seed"], config["env"])
-    if config["vec_env"] != "lanes":
-        raise ConfigError(
-            f"rollouts=ray holds lanes in every worker, got vec_env={config['vec_env']}", "leave vec_env=lanes"
-        )
-    return VecMonitor(RayVecEnv(lanes, config["seed"], RayConfig.of(rollouts), **config["env"]))
+        return make_vec_env(vec_env, num_envs, seed, settings)
+    if vec_env != "lanes":
+        raise ConfigError(f"rollouts=ray holds lanes in every worker, got vec_env={vec_env}", "leave vec_env=lanes")
+    return VecMonitor(RayVecEnv(num_envs, seed, RayConfig.of(rollouts), **settings))
 
 
 def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any]) -> VecMonitor:

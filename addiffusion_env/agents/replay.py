@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.callbacks import pattern_entropy
 from addiffusion_env.agents.training import make_model
+from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
@@ -96,7 +97,9 @@ def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lane
     """
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
-    recorder = Recorder(backbone, load_scorers(backbone, settings.scorers), process, replay.tries)
+    scorers = load_scorers(backbone, settings.scorers)
+    faults = FaultCount(settings.max_faults)
+    recorder = Recorder(backbone, scorers, process, replay.tries, halve=settings.halve_lanes, faults=faults)
     pictures = [(prompt, 0) for prompt in settings.prompt_source().take(replay.pictures, seed=replay.prompt_seed)]
 
     def note(done: int) -> None:

@@ -17,11 +17,12 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env import __version__
-from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
+from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, check_settings, unknown
+from addiffusion_env.files import whole_file, writing_to
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
     "ppo": (PPO, AdDiffusionPolicy),
@@ -38,6 +39,7 @@ MAY_CHANGE = (
     "report",
     "progress_bar",
     "device",
+    "max_faults",
 )
 """Configuration keys that a resumed run may change; any other makes it another run."""
 
@@ -65,11 +67,18 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
     """Saves the resolved configuration beside the run, and holds a resumed run to it.
 
     Raises:
-        ResumeError: when checkpoints are there and a key that matters has changed; nothing is written then.
+        ResumeError: when checkpoints are there and a key that matters has changed, or the configuration cannot be
+            read; nothing is written then.
+        RunFolderError: when it cannot be written.
     """
     path = folder / "config.json"
     if resume and path.is_file() and checkpoints(folder / "checkpoints"):
-        old = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            old = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ResumeError(
+                f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start anew"
+            ) from error
         changed = [key for key in {**old, **config} if key not in MAY_CHANGE and old.get(key) != config.get(key)]
         if changed:
             shown = "; ".join(f"{key}: {old.get(key)!r} -> {config.get(key)!r}" for key in changed)
@@ -77,9 +86,8 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
                 f"run {folder} was made with another configuration ({shown})",
                 "put those keys back, choose another run_dir, or delete the folder to start anew",
             )
-    temporary = folder / ".config.json"
-    temporary.write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
-    os.replace(temporary, path)
+    with writing_to(folder), whole_file(path) as file:
+        file.write(json.dumps(dict(config), indent=2).encode())
 
 
 def make_model(algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str) -> BaseAlgorithm:
@@ -102,14 +110,15 @@ def resume_or_make(
     """The agent of the newest checkpoint, or a fresh one; and the checkpoint's state, or ``None``.
 
     Global random generators are put where the checkpoint left them, so that the run goes on as if uninterrupted.
+
+    Raises:
+        UnknownNameError: for another algorithm.
+        ResumeError: when no checkpoint of the run can be read, or it does not fit.
     """
-    if algorithm not in ALGORITHMS:
-        raise unknown("algorithm", algorithm, ALGORITHMS)
-    found = load_latest(ALGORITHMS[algorithm][0], folder / "checkpoints", env, device=device) if resume else None
-    if found is None:
-        return make_model(algorithm, env, settings, seed, device), None
-    model, state = found
-    set_rng_state(state["rng"])
+    model = make_model(algorithm, env, settings, seed, device)
+    state = read_latest(folder / "checkpoints") if resume else None
+    if state is not None:
+        restore(model, env, state)
     return model, state
 
 

@@ -8,8 +8,9 @@ once (:meth:`Engine.stream`). No lane's picture depends on its neighbours.
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,9 +18,14 @@ import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.solvers import SOLVERS, check_solver
+from addiffusion_env.engine.faults import LANE_ERRORS, FaultCount
 from addiffusion_env.engine.requests import Decide, Evaluate, Finish, Outcome, Peek, Picture, Program, Request
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import Look, LookScorers
+
+AUTO_LANES = 16
+"""Lanes that ``lanes=auto`` begins with."""
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
@@ -35,6 +41,7 @@ class Counters:
         looks: previews decoded and scored.
         look_batches: in how many batches.
         decodes: pictures decoded in full.
+        decode_batches: in how many batches.
         busy: lane-ticks spent on an evaluation.
         capacity: lane-ticks there was room for.
     """
@@ -45,6 +52,7 @@ class Counters:
     looks: int = 0
     look_batches: int = 0
     decodes: int = 0
+    decode_batches: int = 0
     busy: int = 0
     capacity: int = 0
 
@@ -60,7 +68,7 @@ class Counters:
 
 @dataclass
 class Task:
-    """A program in flight."""
+    """A program in flight; ``result`` is what it returned, or the :class:`Fault` that it was dropped for."""
 
     index: int
     program: Program
@@ -76,16 +84,60 @@ class Task:
             self.waiting, self.done, self.result = None, True, stop.value
 
 
+class Queue:
+    """Work for free lanes: first what was in a lane before, then new programs, begun one at a time.
+
+    Args:
+        programs: consumed lazily.
+        resume: sends an answer into a task, here the ``None`` that begins it.
+    """
+
+    def __init__(self, programs: Iterable[Program], resume: Callable[[Task, Any], None]) -> None:
+        self._source = enumerate(programs)
+        self._resume = resume
+        self._back: deque[Task] = deque()
+        self._more = True
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known to be left; exact once :meth:`take` gave less than was asked for."""
+        return not self._more and not self._back
+
+    def put_back(self, tasks: Iterable[Task]) -> None:
+        """Tasks that want a lane again; they are the next to get one."""
+        self._back.extend(tasks)
+
+    def take(self, count: int) -> list[Task]:
+        """Up to ``count`` tasks, at their first or next request."""
+        taken: list[Task] = []
+        while len(taken) < count and not self.empty:
+            if self._back:
+                taken.append(self._back.popleft())
+            elif (entry := next(self._source, None)) is None:
+                self._more = False
+            else:
+                task = Task(*entry)
+                self._resume(task, None)
+                taken.append(task)
+        return taken
+
+
 @dataclass
 class Engine:
     """Runs programs in step.
+
+    A lane that fails by itself (NaN, a scorer that raises) is dropped, its neighbours go on: see
+    :mod:`addiffusion_env.engine.faults`. With ``halve`` a call that the device's memory does not hold is made again in
+    halves, and so are the calls after it.
 
     Attributes:
         backbone: the model.
         scorers: what looks at previews and finished pictures.
         solver: name in :data:`backbones.solvers.SOLVERS`.
         decider: answers :class:`Decide` requests; only needed by programs that ask.
-        max_batch: most lanes in one denoiser call; ``None`` for no limit.
+        max_batch: most lanes in one call of the denoiser, the decoders and the scorers; ``None`` for no limit.
+        halve: whether ``max_batch`` is halved, with a warning, when memory runs out.
+        faults: how many lanes may be dropped; none by default.
         counters: what was done so far.
     """
 
@@ -94,6 +146,8 @@ class Engine:
     solver: str = "ddim"
     decider: Decider | None = None
     max_batch: int | None = None
+    halve: bool = False
+    faults: FaultCount = field(default_factory=FaultCount)
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -101,11 +155,15 @@ class Engine:
         self._step = SOLVERS.load(self.solver)
 
     def run(self, programs: Iterable[Program], max_lanes: int | None = None) -> list[Any]:
-        """Runs programs to their ends; returns their results in order.
+        """Runs programs to their ends; returns their results in order, a :class:`Fault` for each one dropped.
 
         Args:
             programs: begun when there is a lane for them.
             max_lanes: most in flight at once; ``None`` runs all of them in step.
+
+        Raises:
+            NumericsError, ScorerError: when more lanes fail than ``faults`` allows.
+            DeviceMemoryError: when memory runs out, with ``halve`` for a single lane.
         """
         if max_lanes is None:
             programs = list(programs)
@@ -113,68 +171,132 @@ class Engine:
         results = dict(self.stream(programs, max_lanes))
         return [results[index] for index in range(len(results))]
 
-    def stream(self, programs: Iterable[Program], max_lanes: int) -> Iterator[tuple[int, Any]]:
+    def stream(self, programs: Iterable[Program], max_lanes: int, decode_batch: int = 1) -> Iterator[tuple[int, Any]]:
         """Keeps up to ``max_lanes`` programs in flight; yields (position in ``programs``, result) as they end.
 
-        A lane that ends is filled with the next program before the next denoiser call.
-        """
-        if max_lanes < 1:
-            raise ConfigError(f"max_lanes must be at least 1, got {max_lanes}", "use 8")
-        source = enumerate(programs)
-        tasks: list[Task] = []
-        more = True
-        while True:
-            while more and len(tasks) < max_lanes:
-                entry = next(source, None)
-                if entry is None:
-                    more = False
-                    break
-                task = Task(*entry)
-                task.resume(None)
-                tasks.append(task)
-            self._answer_all_but_evaluations(tasks)
-            finished = [task for task in tasks if task.done]
-            tasks = [task for task in tasks if not task.done]
-            for task in finished:
-                yield task.index, task.result
-            if finished and more:
-                continue  # fill the free lanes first
-            if not tasks:
-                return
-            self._evaluate(tasks, room=max_lanes)
+        A lane that ends is filled with the next program before the next denoiser call. A program that waits for the
+        full decoder leaves its lane, too; one that goes on afterwards (a finished picture that is tried again) gets
+        the next free lane.
 
-    def _answer_all_but_evaluations(self, tasks: Sequence[Task]) -> None:
-        """Answers looks, decodes and decisions until every task has ended or waits for the denoiser."""
+        Args:
+            programs: consumed lazily: one is begun when there is a lane for it.
+            max_lanes: most programs in one denoiser call.
+            decode_batch: pictures that are decoded together. They wait for each other only while lanes are busy: once
+                lanes stand empty for want of programs, all are decoded at once.
+
+        Raises:
+            ConfigError: for ``max_lanes`` or ``decode_batch`` below 1.
+        """
+        for name, value in (("max_lanes", max_lanes), ("decode_batch", decode_batch)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}", "use 8")
+        queue = Queue(programs, self._resume)
+        lanes: list[Task] = []
+        landed: list[Task] = []
         while True:
-            groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (Peek, Finish, Decide)}
+            lanes += queue.take(max_lanes - len(lanes))
+            self._look_and_decide(lanes)
+            ended = [task for task in lanes if task.done]
+            landed += [task for task in lanes if isinstance(task.waiting, Finish)]
+            lanes = [task for task in lanes if isinstance(task.waiting, Evaluate)]
+            idle = len(lanes) < max_lanes and queue.empty
+            if landed and (len(landed) >= decode_batch or idle):
+                self._finish(landed)
+                ended += [task for task in landed if task.done]
+                queue.put_back(task for task in landed if not task.done)
+                landed = []
+            for task in ended:
+                yield task.index, task.result
+            if len(lanes) < max_lanes and not queue.empty:
+                continue  # fill the free lanes first
+            if not lanes:
+                return
+            self._evaluate(lanes, room=max_lanes)
+
+    def _look_and_decide(self, tasks: Sequence[Task]) -> None:
+        """Answers looks and decisions until every task has ended or waits for the denoiser or the full decoder."""
+        while True:
+            groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (Peek, Decide)}
             if not any(groups.values()):
                 return
             self._peek(groups[Peek])
-            self._finish(groups[Finish])
             self._decide(groups[Decide])
 
+    def _resume(self, task: Task, answer: Any) -> None:
+        """Sends an answer in; the error of a lane of its own ends it."""
+        try:
+            if isinstance(answer, LANE_ERRORS):
+                raise answer
+            task.resume(answer)
+        except LANE_ERRORS as error:
+            task.program.close()
+            task.waiting, task.done, task.result = None, True, self.faults.drop(error)
+
+    def _answer(self, doing: str, tasks: Sequence[Task], work: Callable[[list[Any]], Sequence[Any]]) -> None:
+        """Answers tasks in batches; a batch that memory does not hold is halved, where that is wanted."""
+        left = list(tasks)
+        while left:
+            chunk = left[: self.max_batch or len(left)]
+            try:
+                answers = work([task.waiting for task in chunk])
+            except torch.cuda.OutOfMemoryError as error:
+                if not self.halve or len(chunk) == 1:
+                    raise DeviceMemoryError(
+                        f"{self.backbone.device} ran out of memory {doing}: {len(chunk)} lanes of backbone "
+                        f"{self.backbone.name!r}",
+                        "use fewer lanes (lanes=auto finds how many; lanes, max_lanes, num_envs), "
+                        "backbone_options.vae_tiling=true, or backbone_options.offload=model",
+                    ) from error
+            else:
+                left = left[len(chunk) :]
+                for task, answer in zip(chunk, answers, strict=True):
+                    self._resume(task, answer)
+                continue
+            # Behind the except block: only here is what the failed call held free again.
+            self.max_batch = len(chunk) // 2
+            torch.cuda.empty_cache()
+            warnings.warn(
+                f"{self.backbone.device} ran out of memory {doing} {len(chunk)} lanes at once: going on with "
+                f"{self.max_batch} a call",
+                stacklevel=2,
+            )
+
     def _peek(self, tasks: Sequence[Task]) -> None:
-        if not tasks:
-            return
-        requests: list[Any] = [task.waiting for task in tasks]
-        with self._memory("looking at previews", len(tasks)):
-            images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
-            looks = self.scorers.look(images, [request.prompt for request in requests])
-        self.counters.looks += len(tasks)
+        self._answer("looking at previews of", tasks, self._peeked)
+
+    def _peeked(self, requests: list[Peek]) -> list[Look | Exception]:
+        images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
+        looks = self._looks(images, [request.prompt for request in requests])
+        self.counters.looks += len(requests)
         self.counters.look_batches += 1
-        for row, task in enumerate(tasks):
-            task.resume(looks.row(row))
+        return looks
 
     def _finish(self, tasks: Sequence[Task]) -> None:
-        if not tasks:
-            return
-        requests: list[Any] = [task.waiting for task in tasks]
-        with self._memory("decoding finished pictures", len(tasks)):
-            images = self.backbone.decode(torch.cat([request.x for request in requests]))
-            looks = self.scorers.look(images, [request.prompt for request in requests])
-        self.counters.decodes += len(tasks)
-        for row, task in enumerate(tasks):
-            task.resume(Picture(images[row], looks.row(row)))
+        self._answer("decoding finished pictures of", tasks, self._finished)
+
+    def _finished(self, requests: list[Finish]) -> list[Picture | Exception]:
+        images = self.backbone.decode(torch.cat([request.x for request in requests]))
+        looks = self._looks(images, [request.prompt for request in requests])
+        self.counters.decodes += len(requests)
+        self.counters.decode_batches += 1
+        return [
+            Picture(image, look) if isinstance(look, Look) else look for image, look in zip(images, looks, strict=True)
+        ]
+
+    def _looks(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Look | Exception]:
+        """A look at each picture, or the error that it met: a batch that fails is looked at one by one."""
+        try:
+            looks = self.scorers.look(images, prompts)
+            return [looks.row(row) for row in range(len(prompts))]
+        except LANE_ERRORS as error:
+            if self.faults.limit == 0:
+                raise  # all the same which lane it was, and the batch's own message says more
+            if len(prompts) == 1:
+                return [error]
+        found: list[Look | Exception] = []
+        for row, prompt in enumerate(prompts):
+            found += self._looks(images[row : row + 1], [prompt])
+        return found
 
     def _decide(self, tasks: Sequence[Task]) -> None:
         if not tasks:
@@ -189,31 +311,22 @@ class Engine:
             task.resume(int(action))
 
     def _evaluate(self, tasks: Sequence[Task], room: int) -> None:
-        size = self.max_batch or len(tasks)
         self.counters.busy += len(tasks)
         self.counters.capacity += room
-        for first in range(0, len(tasks), size):
-            chunk = tasks[first : first + size]
-            requests = [task.waiting for task in chunk]
-            outcomes = self.evaluate([r for r in requests if isinstance(r, Evaluate)])
-            for task, outcome in zip(chunk, outcomes, strict=True):
-                task.resume(outcome)
+        self._answer("evaluating the denoiser for", tasks, self.evaluate)
 
     @torch.no_grad()
-    def evaluate(self, requests: Sequence[Evaluate]) -> list[Outcome]:
+    def evaluate(self, requests: Sequence[Evaluate]) -> list[Outcome | NumericsError]:
         """Answers evaluations with one denoiser call and one solver step.
 
-        Raises:
-            NumericsError: when the denoiser returns NaN or infinity, naming the prompts.
-            DeviceMemoryError: when the device's memory does not hold the batch.
+        Returns:
+            An outcome for each, or the error of a lane for which the denoiser returned NaN or infinity.
         """
         latents = Latents.cat([request.latents for request in requests])
         conditioning = Conditioning.cat([request.conditioning for request in requests])
         scale = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float64)
         capture = torch.tensor([request.capture for request in requests])
-        with self._memory("evaluating the denoiser", len(requests)):
-            prediction = self.backbone.predict(latents.x, latents.sigma, conditioning, scale, capture)
-        self._check(prediction.x0, requests)
+        prediction = self.backbone.predict(latents.x, latents.sigma, conditioning, scale, capture)
         self.counters.denoiser_batches += 1
         self.counters.denoiser_rows += int(prediction.calls.sum())
         self.counters.evaluations += len(requests)
@@ -223,8 +336,12 @@ class Engine:
             for request, sigma in zip(requests, latents.sigma.tolist(), strict=True)
         ]
         stepped = self._step(self.backbone.path, latents, prediction.x0, torch.tensor(onward, dtype=torch.float64))
-        outcomes = []
+        outcomes: list[Outcome | NumericsError] = []
+        finite = torch.isfinite(prediction.x0).flatten(1).all(1).tolist()
         for row, request in enumerate(requests):
+            if not finite[row]:
+                outcomes.append(_not_finite(request, len(requests) - sum(finite), len(requests)))
+                continue
             at = slice(row, row + 1)
             outcomes.append(
                 Outcome(
@@ -237,27 +354,33 @@ class Engine:
             )
         return outcomes
 
-    @contextmanager
-    def _memory(self, doing: str, lanes: int) -> Iterator[None]:
-        """Within it running out of GPU memory is an error that says what to turn down."""
-        try:
-            yield
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{self.backbone.device} ran out of memory {doing}: {lanes} lanes of backbone {self.backbone.name!r}",
-                "use fewer lanes (lanes, num_envs; max_batch of an Engine), backbone_options.vae_tiling=true, or "
-                "backbone_options.offload=model",
-            ) from error
 
-    @staticmethod
-    def _check(x0: torch.Tensor, requests: Sequence[Evaluate]) -> None:
-        finite = torch.isfinite(x0).flatten(1).all(1)
-        if bool(finite.all()):
-            return
-        bad = [request for request, fine in zip(requests, finite.tolist(), strict=True) if not fine]
-        first = bad[0]
-        raise NumericsError(
-            f"the denoiser returned NaN or infinity for {len(bad)} of {len(requests)} lanes, first at "
-            f"sigma {float(first.latents.sigma[0]):.4g} for prompt {first.who[:60]!r}",
-            "use dtype=float32 or bfloat16, a lower guidance_scale, or check the weights",
-        )
+def _not_finite(request: Evaluate, bad: int, lanes: int) -> NumericsError:
+    return NumericsError(
+        f"the denoiser returned NaN or infinity for {bad} of {lanes} lanes, here at "
+        f"sigma {float(request.latents.sigma[0]):.4g} for prompt {request.who[:60]!r}",
+        "use dtype=float32 or bfloat16, a lower guidance_scale, or check the weights",
+    )
+
+
+def lanes_of(lanes: int | str, name: str = "lanes") -> tuple[int, bool]:
+    """Reads a number of lanes from configuration.
+
+    Args:
+        lanes: a number, or ``"auto"``: :data:`AUTO_LANES`, in smaller calls once the device's memory runs out.
+        name: of the key, for the error.
+
+    Returns:
+        The number of lanes, and whether calls are halved when memory runs out (:attr:`Engine.halve`).
+
+    Raises:
+        ConfigError: for anything else, or less than 1.
+
+    >>> lanes_of(8), lanes_of("auto")
+    ((8, False), (16, True))
+    """
+    if lanes == "auto":
+        return AUTO_LANES, True
+    if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
+        raise ConfigError(f"{name} must be at least 1, or auto, got {lanes!r}", "use 8, or auto")
+    return lanes, False

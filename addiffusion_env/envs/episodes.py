@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.engine.lane import Lane, look_state, open_lane, restore_lane, restore_look
 from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
@@ -48,6 +49,7 @@ class Slot:
         price: of one NFE in this episode.
         decisions: taken in this episode.
         picture: the finished picture, once there is one.
+        fault: why the episode was dropped, once it was; the lane is then where it was before the action that failed.
     """
 
     seed: int
@@ -57,6 +59,7 @@ class Slot:
     price: float
     decisions: int = 0
     picture: Picture | None = None
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class StepResult:
         terminated: (B,) bool, the picture is finished.
         truncated: (B,) bool, an outside limit ended the episode.
         infos: one dict a lane.
-        transition: what the reward was made of.
+        transition: what the reward was made of: the lanes that were not dropped, in order; ``None`` if all were.
     """
 
     observation: dict[str, np.ndarray]
@@ -77,7 +80,7 @@ class StepResult:
     terminated: np.ndarray
     truncated: np.ndarray
     infos: list[dict[str, Any]]
-    transition: Transition
+    transition: Transition | None
 
 
 class Episodes:
@@ -96,7 +99,13 @@ class Episodes:
             self.process.steps, self.process.spacing
         )  # refuses a bad schedule before anything is drawn
         self.scorers = load_scorers(self.backbone, settings.scorers)
-        self.engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
+        self.engine = Engine(
+            self.backbone,
+            self.scorers,
+            solver=self.process.solver,
+            halve=settings.halve_lanes,
+            faults=FaultCount(settings.max_faults),
+        )
         self.reward = make_reward(settings.reward)
         self._check_reference()
         self.source = settings.prompt_source()
@@ -134,11 +143,12 @@ class Episodes:
             raise EpisodeOverError("the first reset of a lane needs a seed", "call reset(seed=0)")
         lane_seed = old.seed if seed is None and old else int(seed or 0)
         episode = old.episode + 1 if seed is None and old else first
-        prompt, picture_seed, price = self._draw(lane_seed, episode, options or {})
-        lane = open_lane(self.backbone, self.process, prompt, picture_seed)
-        slot = Slot(lane_seed, episode, lane, None, price)
-        self.slots[index] = slot
+        slot = self.slots[index] = self._open(lane_seed, episode, options or {})
         return self._info(slot)
+
+    def _open(self, seed: int, episode: int, options: Mapping[str, Any]) -> Slot:
+        prompt, picture_seed, price = self._draw(seed, episode, options)
+        return Slot(seed, episode, open_lane(self.backbone, self.process, prompt, picture_seed), None, price)
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
         for key in options:
@@ -166,6 +176,7 @@ class Episodes:
 
         Raises:
             EpisodeOverError: before the first :meth:`begin`, or on a lane that has ended.
+            NumericsError, ScorerError: when more lanes have failed than ``max_faults`` allows.
             IllegalActionError: for a number that is no action, or, in strict mode, one that is masked.
         """
         slots = [self._live(index) for index in range(len(self.slots))]
@@ -173,17 +184,14 @@ class Episodes:
         turns = [
             turn(self.backbone, self.process, slot.lane, action) for slot, action in zip(slots, chosen, strict=True)
         ]
-        results: list[tuple[Lane, Picture | None]] = self.engine.run(turns)
-        after = [
-            replace(slot, lane=lane, before=slot.lane.look, decisions=slot.decisions + 1, picture=picture)
-            for slot, (lane, picture) in zip(slots, results, strict=True)
-        ]
+        results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
+        after = self._compared([_moved(slot, result) for slot, result in zip(slots, results, strict=True)])
         self.slots = list(after)
         terminated = np.array([slot.picture is not None for slot in after])
-        limit = self.settings.max_decisions
-        truncated = np.array([limit is not None and slot.decisions >= limit for slot in after]) & ~terminated
-        transition = self._transition(slots, after, chosen, terminated)
-        reward, terms = self.reward(transition)
+        truncated = np.array([self._cut(slot) for slot in after]) & ~terminated
+        sound = [row for row, slot in enumerate(after) if slot.fault is None]
+        transition = self._transition(*([values[row] for row in sound] for values in (slots, after, chosen)))
+        reward, terms = self._rewarded(transition, sound)
         infos = []
         for row, slot in enumerate(after):
             info = self._info(slot)
@@ -193,12 +201,16 @@ class Episodes:
             infos.append(info)
         return StepResult(self.observe(), reward, terminated, truncated, infos, transition)
 
+    def _cut(self, slot: Slot) -> bool:
+        """Whether an episode was ended from outside: dropped, or at its limit of decisions."""
+        limit = self.settings.max_decisions
+        return slot.fault is not None or (limit is not None and slot.decisions >= limit)
+
     def _live(self, index: int) -> Slot:
         slot = self.slots[index]
         if slot is None:
             raise EpisodeOverError(f"lane {index} was stepped before reset", "call reset first")
-        limit = self.settings.max_decisions
-        if slot.picture is not None or (limit is not None and slot.decisions >= limit):
+        if slot.picture is not None or self._cut(slot):
             raise EpisodeOverError(f"lane {index} was stepped after its episode ended", "call reset first")
         return slot
 
@@ -225,42 +237,59 @@ class Episodes:
         return chosen, refused
 
     # ------------------------------------------------------------------ reward
-    def _transition(
-        self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int], terminal: np.ndarray
-    ) -> Transition:
+    def _rewarded(self, transition: Transition | None, sound: list[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(B,) reward and its terms; 0 for episodes that were dropped, which no statistics learn from."""
+        reward, terms = np.zeros(len(self.slots)), {name: np.zeros(len(self.slots)) for name in self.reward.terms}
+        if transition is not None:
+            reward[sound], parts = self.reward(transition)
+            for name, values in parts.items():
+                terms[name][sound] = values
+        return reward, terms
+
+    def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition | None:
+        if not after:
+            return None
         looks = [slot.lane.look for slot in before]
         nothing = float("nan")
+        keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
         return Transition(
             clip_before=np.array([float(look.clip_score[0]) if look else nothing for look in looks]),
             clip_after=np.array([_look(slot).clip_score[0] for slot in after], dtype=np.float64),
             preference_before=np.array([float(look.preference[0]) if look else nothing for look in looks]),
             preference_after=np.array([_look(slot).preference[0] for slot in after], dtype=np.float64),
             dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
+            clip_text=np.stack([_look(slot).clip_text[0] for slot in after]),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             price=np.array([slot.price for slot in after]),
             action=np.array(actions),
-            terminal=terminal,
-            reference=self._reference([slot.lane if end else None for slot, end in zip(after, terminal, strict=True)]),
+            terminal=np.array([slot.picture is not None for slot in after]),
+            reference=np.array([nothing if key is None else self._references.get(key, nothing) for key in keys]),
         )
 
-    def _reference(self, lanes: Sequence[Lane | None]) -> np.ndarray:
-        """Preference of the reference schedule's picture for lanes that have ended; not charged to them."""
-        values = np.full(len(lanes), float("nan"))
+    def _compared(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Makes the reference schedule's pictures of episodes that have ended, which are not charged for them.
+
+        An episode whose reference fails cannot be paid: it is dropped.
+        """
         steps = self.settings.reference_steps
         if steps is None:
-            return values
-        keys = {(lane.prompt.prompt_id, lane.seed): lane for lane in lanes if lane is not None}
-        missing = [key for key in keys if key not in self._references]
+            return list(slots)
+        ended = {_key(slot.lane): slot.lane for slot in slots if slot.picture is not None}
+        missing = [key for key in ended if key not in self._references]
         process = replace(self.process, steps=steps)
-        pictures = self.engine.run([self._reference_run(process, keys[key]) for key in missing])
-        for key, picture in zip(missing, pictures, strict=True):
+        made = self.engine.run([self._reference_run(process, ended[key]) for key in missing])
+        failed: dict[tuple[str, int], Fault] = {}
+        for key, picture in zip(missing, made, strict=True):
+            if isinstance(picture, Fault):
+                failed[key] = picture
+                continue
             if len(self._references) >= REFERENCE_CACHE:
                 self._references.pop(next(iter(self._references)))
             self._references[key] = float(picture.look.preference[0])
-        for row, lane in enumerate(lanes):
-            if lane is not None:
-                values[row] = self._references[(lane.prompt.prompt_id, lane.seed)]
-        return values
+        return [
+            replace(slot, picture=None, fault=failed[_key(slot.lane)]) if _key(slot.lane) in failed else slot
+            for slot in slots
+        ]
 
     def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, Picture]:
         fresh = open_lane(self.backbone, process, lane.prompt, lane.seed)
@@ -325,6 +354,8 @@ class Episodes:
         if slot.picture is not None:
             info["image"] = slot.picture.pixels()
             info["action_trace"] = list(lane.actions)
+        if slot.fault is not None:
+            info["fault"] = slot.fault.error.cause
         return info
 
     # ------------------------------------------------------------------ state
@@ -332,28 +363,36 @@ class Episodes:
         """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
         slots: list[dict[str, Any] | None] = []
         for slot in self.slots:
-            if slot is None or slot.picture is not None:
+            if slot is None or slot.picture is not None or slot.fault is not None:
                 slots.append(None if slot is None else {"seed": slot.seed, "episode": slot.episode, "lane": None})
                 continue
-            before = look_state(slot.before)
             head = {"seed": slot.seed, "episode": slot.episode, "price": slot.price, "decisions": slot.decisions}
-            slots.append({**head, "before": before, "lane": slot.lane.state()})
-        return {"slots": slots, "scale": self.reward.scale.state_dict()}
+            slots.append({**head, "before": look_state(slot.before), "lane": slot.lane.state()})
+        return {"slots": slots, "scale": self.reward.scale.state_dict(), "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict` on the same settings; a lane that had ended waits for its next episode."""
         self.slots = [None if entry is None else self._slot(entry) for entry in state["slots"]]
         self.reward.scale.load_state_dict(state["scale"])
+        self.engine.faults.count = state["faults"]
 
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
         if entry["lane"] is None:
-            prompt, seed, price = self._draw(entry["seed"], entry["episode"], {})
-            return Slot(
-                entry["seed"], entry["episode"], open_lane(self.backbone, self.process, prompt, seed), None, price
-            )
-        before = restore_look(entry["before"])
-        lane = restore_lane(self.backbone, entry["lane"])
+            return self._open(entry["seed"], entry["episode"], {})
+        before, lane = restore_look(entry["before"]), restore_lane(self.backbone, entry["lane"])
         return Slot(entry["seed"], entry["episode"], lane, before, entry["price"], entry["decisions"])
+
+
+def _moved(slot: Slot, result: tuple[Lane, Picture | None] | Fault) -> Slot:
+    """The slot after its action, or where it was with the fault that it met."""
+    if isinstance(result, Fault):
+        return replace(slot, decisions=slot.decisions + 1, fault=result)
+    lane, picture = result
+    return replace(slot, lane=lane, before=slot.lane.look, decisions=slot.decisions + 1, picture=picture)
+
+
+def _key(lane: Lane) -> tuple[str, int]:
+    return lane.prompt.prompt_id, lane.seed
 
 
 def _look(slot: Slot) -> Look:

@@ -68,6 +68,7 @@ class Framer:
             budget=np.array([lane.nfe for lane in lanes]) / self.most,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, refine.limit),
             price=np.array([point.price for point in points]) / max(self.highest_price, 1e-12),
+            liking=np.array([refine.liking.at(look) if look else 0.0 for look in looks]),
             best_liking=np.array([refine.liking.at(picture.look) if picture else 0.0 for picture in best]),
             has_best=np.array([float(picture is not None) for picture in best]),
             evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),

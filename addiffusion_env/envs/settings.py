@@ -48,6 +48,9 @@ class EnvSettings:
         observation_keys: ``None`` is clip, timestep, quality, and price when it varies; ``tries`` (the best
             finished picture so far) and ``phrases`` (what phrase maps said) are there to be asked for.
         reference_steps: steps of the reference schedule that a relative terminal bonus compares with.
+        max_faults: episodes that may be dropped, truncated with ``info["fault"]``, because their lane alone failed
+            (NaN, a scorer that raises) before the environment raises the error; 0 raises the first.
+        halve_lanes: when the device's memory runs out, make model calls for half as many lanes, with a warning.
         max_decisions: truncate an episode after so many decisions; ``None`` for no limit.
         strict: refuse an illegal action instead of continuing in its place.
         render_mode: ``None`` or ``"rgb_array"``.
@@ -75,6 +78,8 @@ class EnvSettings:
     price: float | Sequence[float] | None = None
     observation_keys: Sequence[str] | None = None
     reference_steps: int | None = None
+    max_faults: int = 0
+    halve_lanes: bool = False
     max_decisions: int | None = None
     strict: bool = False
     render_mode: str | None = None

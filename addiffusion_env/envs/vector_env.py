@@ -30,7 +30,7 @@ class AdDiffusionVectorEnv(VectorEnv):
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
 
     Attributes:
-        transition: what the last step's reward was made of; ``None`` before the first step.
+        transition: what the last step's reward was made of, see :class:`StepResult`; ``None`` before the first step.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own convention

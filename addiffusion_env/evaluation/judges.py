@@ -13,6 +13,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.base import Scorer
+from addiffusion_env.scorers.batching import named, require_finite
 
 
 class VerdictJudge(Protocol):
@@ -81,7 +82,12 @@ class Judges:
         return cls(verdict, scorers)
 
     def judge(self, images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[Judgement]:
-        """Judges (3, H, W) pictures in [-1, 1], in batches."""
+        """Judges (3, H, W) pictures in [-1, 1], in batches.
+
+        Raises:
+            NumericsError: when a scorer gives NaN or infinity, naming it and the prompt.
+            ScorerError: when a judge raises an error of its own, naming it.
+        """
         found: list[Judgement] = []
         for first in range(0, len(images), self.batch):
             found += self._judge(
@@ -94,11 +100,16 @@ class Judges:
         return [found.correct for found in self.judge(images, prompts)]
 
     def _judge(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Judgement]:
-        columns = {name: scorer.score(images, prompts).tolist() for name, scorer in self.scorers.items()}
+        columns = {}
+        for name, scorer in self.scorers.items():
+            with named(f"judge {name}") as judge:
+                texts = [prompt.text for prompt in prompts]
+                columns[name] = require_finite(scorer.score(images, prompts), judge, texts).tolist()
         verdicts: dict[int, Any] = {}
         rows = [row for row, prompt in enumerate(prompts) if prompt.requirements is not None]
         if self.verdict is not None and rows:
-            judged = self.verdict.verdicts(images[rows], [prompts[row] for row in rows])
+            with named(f"judge {type(self.verdict).__name__}"):
+                judged = self.verdict.verdicts(images[rows], [prompts[row] for row in rows])
             verdicts = dict(zip(rows, judged, strict=True))
         return [
             Judgement(

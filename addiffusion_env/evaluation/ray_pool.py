@@ -13,11 +13,12 @@ import torch
 
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.baselines.base import Method
+from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.runner import Maker, Shard, Stage, Work, in_turn, plan
+from addiffusion_env.evaluation.runner import Job, Maker, Making, Plan, Shard, Stage, Work, in_turn, plan
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rollouts.crew import Crew, LostWorkerError, RayConfig, Workplace, import_ray
 
@@ -50,6 +51,20 @@ def maker(
     return RayPool(RayConfig.of(rollouts), methods, settings, judges)
 
 
+def prepare(
+    methods: Sequence[Method],
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    stage: Stage,
+    rollouts: Mapping[str, Any],
+    settings: EnvSettings,
+    judges: Sequence[str],
+) -> tuple[list[Plan], Maker]:
+    """The plan of an evaluation and who carries it out; see :func:`plan` and :func:`maker`."""
+    make = maker(rollouts, methods, settings, judges)  # before planning binds the methods
+    return plan(methods, prompts, seeds, stage), make
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Jobs that go to a worker together: the pictures of a shard.
@@ -71,10 +86,12 @@ class Made:
 
     Attributes:
         shard: what was finished.
+        dropped: (job, why) of each picture that was left out.
         error: what ended it early, or ``None``.
     """
 
     shard: Shard
+    dropped: tuple[tuple[Job, Fault], ...]
     error: AdDiffusionError | None = None
 
 
@@ -99,16 +116,18 @@ class PictureWorker(Workplace):
         self.plans = plan(import_ray().cloudpickle.loads(methods), prompts, seeds, self.stage)
         self.jobs = [{job.uid: job for job in entry.jobs} for entry in self.plans]
 
-    def make(self, chunk: Chunk, lanes: int, keep_pictures: bool) -> Made:
+    def make(self, chunk: Chunk, making: Making) -> Made:
         """Makes a chunk's pictures; an error keeps what was finished before it."""
         jobs = [self.jobs[chunk.method][uid] for uid in chunk.uids]
+        dropped: list[tuple[Job, Fault]] = []
+        making = replace(making, on_fault=lambda job, fault: dropped.append((job, fault)))
         shard: Shard = []
         try:
-            for part in in_turn([(self.plans[chunk.method], jobs)], self.stage, lanes, len(jobs), keep_pictures):
+            for part in in_turn([(self.plans[chunk.method], jobs)], self.stage, making):
                 shard += part
         except AdDiffusionError as error:
-            return Made(shard, error)
-        return Made(shard)
+            return Made(shard, tuple(dropped), error)
+        return Made(shard, tuple(dropped))
 
 
 class RayPool:
@@ -134,30 +153,29 @@ class RayPool:
         self._methods: bytes = import_ray().cloudpickle.dumps(list(methods))
         self._settings, self._judges = settings, list(judges)
 
-    def __call__(
-        self, work: Work, stage: Stage, max_lanes: int, shard_size: int, keep_pictures: bool
-    ) -> Iterator[Shard]:
-        """See :class:`Maker`.
+    def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+        """See :class:`Maker`; the lanes are shared among the workers, the ``stage`` is each worker's own.
 
         Raises:
             WorkerError: when one chunk costs more workers than ``patience``, or a worker cannot be started.
         """
+        size = making.shard_size
         chunks = deque(
-            Chunk(index, tuple(job.uid for job in jobs[first : first + shard_size]))
+            Chunk(index, tuple(job.uid for job in jobs[first : first + size]))
             for index, (_, jobs) in enumerate(work)
-            for first in range(0, len(jobs), shard_size)
+            for first in range(0, len(jobs), size)
         )
         if not chunks:
             return
         config = replace(self.config, workers=min(self.config.workers, len(chunks)))
-        total = max_lanes if config.lanes is None else config.lanes
+        total = making.lanes if config.lanes is None else config.lanes
         jobs = work[0][0].jobs
         prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
         seeds = list(dict.fromkeys(job.seed for job in jobs))
         arguments = (self._methods, self._settings, self._judges, prompts, seeds)
         crew = Crew(config, PictureWorker, [arguments] * config.workers, self._settings.device)
         with closing(crew):
-            yield from _Round(crew, chunks, max(1, total // config.workers), keep_pictures).shards()
+            yield from _Round(crew, chunks, replace(making, lanes=max(1, total // config.workers))).shards()
 
 
 @dataclass(frozen=True)
@@ -178,8 +196,8 @@ class Running:
 class _Round:
     """One evaluation's chunks going through a crew."""
 
-    def __init__(self, crew: Crew, chunks: deque[Chunk], lanes: int, keep_pictures: bool) -> None:
-        self.crew, self.chunks, self.lanes, self.keep_pictures = crew, chunks, lanes, keep_pictures
+    def __init__(self, crew: Crew, chunks: deque[Chunk], making: Making) -> None:
+        self.crew, self.chunks, self.making = crew, chunks, making
         self.idle = list(range(len(crew.members)))
         self.running: dict[Any, Running] = {}
         self.trouble: AdDiffusionError | None = None
@@ -200,9 +218,10 @@ class _Round:
             raise self.trouble
 
     def _give(self, worker: int, chunk: Chunk) -> None:
-        waves = -(-len(chunk.uids) // self.lanes)
+        waves = -(-len(chunk.uids) // self.making.lanes)
         until = time.monotonic() + self.crew.config.timeout * waves
-        ref = self.crew.ask(worker, "make", chunk, self.lanes, self.keep_pictures)
+        told = replace(self.making, faults=FaultCount(self.making.faults.limit), on_fault=None)
+        ref = self.crew.ask(worker, "make", chunk, told)
         self.running[ref] = Running(worker, chunk, until)
 
     def _take(self, ref: Any) -> Shard:
@@ -214,7 +233,18 @@ class _Round:
             return []
         self.idle.append(job.worker)
         self.trouble = self.trouble or made.error
+        for dropped, fault in made.dropped:
+            self._drop(dropped, fault)
         return made.shard
+
+    def _drop(self, job: Job, fault: Fault) -> None:
+        """Counts a picture that a worker left out: the limit is on those of all workers."""
+        try:
+            self.making.faults.drop(fault.error)
+        except AdDiffusionError as error:
+            self.trouble = self.trouble or error
+        if self.making.on_fault is not None:
+            self.making.on_fault(job, fault)
 
     def _lose(self, job: Running, error: LostWorkerError) -> None:
         chunk = replace(job.chunk, losses=job.chunk.losses + 1)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BilledEpisode, Method
-from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.engine import Engine, lanes_of
 from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.faults import LANE_ERRORS, Fault, FaultCount
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
@@ -77,13 +78,32 @@ Work = Sequence[tuple[Plan, Sequence[Job]]]
 """Plans, each with those of its jobs that are to be done."""
 
 
+@dataclass(frozen=True)
+class Making:
+    """How work is done.
+
+    Attributes:
+        lanes: pictures in the making at once.
+        halve: make model calls for half as many pictures when the device's memory runs out.
+        shard_size: pictures a shard.
+        keep_pictures: whether records come with their pictures.
+        faults: pictures that may be left out, and how many were.
+        on_fault: told of each.
+    """
+
+    lanes: int
+    halve: bool = False
+    shard_size: int = 32
+    keep_pictures: bool = False
+    faults: FaultCount = field(default_factory=FaultCount)
+    on_fault: Callable[[Job, Fault], None] | None = None
+
+
 class Maker(Protocol):
     """A way of doing the work: one method after the other (:func:`in_turn`), or in a pool of Ray actors."""
 
-    def __call__(
-        self, work: Work, stage: Stage, max_lanes: int, shard_size: int, keep_pictures: bool
-    ) -> Iterator[Shard]:
-        """Yields shards of up to ``shard_size`` as they are done, what is finished also before an error."""
+    def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+        """Yields shards as they are done, what is finished also before an error; one may be empty."""
 
 
 def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[int], stage: Stage) -> list[Plan]:
@@ -129,10 +149,12 @@ def evaluate(
     stage: Stage,
     out_dir: Path | str,
     *,
-    max_lanes: int = 8,
+    max_lanes: int | str = 8,
     shard_size: int = 32,
     keep_pictures: bool = False,
+    max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
+    on_fault: Callable[[Job, Fault], None] | None = None,
 ) -> list[Record]:
     """Makes, judges and records every picture of methods x prompts x seeds that is not recorded yet.
 
@@ -146,7 +168,9 @@ def evaluate(
         max_lanes=max_lanes,
         shard_size=shard_size,
         keep_pictures=keep_pictures,
+        max_faults=max_faults,
         on_records=on_records,
+        on_fault=on_fault,
     )
 
 
@@ -155,10 +179,12 @@ def carry_out(
     stage: Stage,
     out_dir: Path | str,
     *,
-    max_lanes: int = 8,
+    max_lanes: int | str = 8,
     shard_size: int = 32,
     keep_pictures: bool = False,
+    max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
+    on_fault: Callable[[Job, Fault], None] | None = None,
     make: Maker | None = None,
 ) -> list[Record]:
     """Makes, judges and records every planned picture that is not recorded yet.
@@ -170,22 +196,27 @@ def carry_out(
         plans: from :func:`plan`.
         stage: the model, its scorers and judges.
         out_dir: the run's folder; records go to ``records`` in it.
-        max_lanes: pictures in the making at once.
+        max_lanes: pictures in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
         shard_size: pictures a shard; at most this many are lost to a kill, those in the making apart.
         keep_pictures: keep every picture as PNG.
+        max_faults: pictures that may be left out, over all methods, because NaN or a scorer that raises befell them
+            alone; 0 raises the first such error. They are tried again by the next run.
         on_records: told of the records that are there already, and of each new shard.
+        on_fault: told of each picture that is left out.
         make: who does the work; ``None`` is :func:`in_turn`.
 
     Returns:
-        The records by method, prompt and seed, in the order given.
+        The records by method, prompt and seed, in the order given; without those left out.
 
     Raises:
         ConfigError: for ``max_lanes`` or ``shard_size`` below 1.
         RunFolderError: when records cannot be written.
-        NumericsError: when a model returns NaN; what was finished before is recorded.
+        NumericsError, ScorerError: when more pictures fail than ``max_faults``; what was finished before is recorded.
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, got {shard_size}", "use 32")
+    lanes, halve = lanes_of(max_lanes, "max_lanes")
+    making = Making(lanes, halve, shard_size, keep_pictures, FaultCount(max_faults), on_fault)
     store = RecordStore(Path(out_dir) / RECORDS_FOLDER)
     store.set_aside_damaged()
     found = {record.uid: record for record in store.read()}
@@ -196,13 +227,15 @@ def carry_out(
         if on_records is not None and len(todo) < len(entry.jobs):
             waiting = {job.uid for job in todo}
             on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
-    for made in (make or in_turn)(work, stage, max_lanes, shard_size, keep_pictures):
+    for made in (make or in_turn)(work, stage, making):
+        if not made:
+            continue  # every picture of the shard was left out
         records = [record for record, _ in made]
         store.write(records, {record.uid: png for record, png in made if png is not None})
         found.update((record.uid, record) for record in records)
         if on_records is not None:
             on_records(records)
-    return [found[job.uid] for entry in plans for job in entry.jobs]
+    return [found[job.uid] for entry in plans for job in entry.jobs if job.uid in found]
 
 
 def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
@@ -212,22 +245,34 @@ def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
     return record.correct is not None or judges.verdict is None or prompt.requirements is None
 
 
-def in_turn(work: Work, stage: Stage, max_lanes: int, shard_size: int, keep_pictures: bool) -> Iterator[Shard]:
+def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
     """One method after the other, in this process."""
     for entry, jobs in work:
-        for made in _make(entry, jobs, stage, max_lanes, shard_size):
-            yield [(record, png_bytes(pixels) if keep_pictures else None) for record, pixels in made]
+        engine = Engine(
+            stage.backbone,
+            stage.scorers,
+            solver=entry.process.solver,
+            decider=entry.method.decide,
+            halve=making.halve,
+            faults=making.faults,
+        )
+        for made in _make(entry, jobs, stage, engine, making.lanes, making.shard_size, making.on_fault):
+            yield [(record, png_bytes(pixels) if making.keep_pictures else None) for record, pixels in made]
 
 
 def _make(
-    entry: Plan, jobs: Sequence[Job], stage: Stage, max_lanes: int, shard_size: int
+    entry: Plan,
+    jobs: Sequence[Job],
+    stage: Stage,
+    engine: Engine,
+    max_lanes: int,
+    shard_size: int,
+    on_fault: Callable[[Job, Fault], None] | None,
 ) -> Iterator[list[tuple[Record, np.ndarray]]]:
     """Makes a method's pictures; yields them in shards as they fill, the last one also before an error or Ctrl-C."""
     if not jobs:
         return
-    method = entry.method
-    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=method.decide)
-    programs = (method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in jobs)
+    programs = (entry.method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in jobs)
     stream = engine.stream(programs, max_lanes)
     made: list[tuple[Job, Episode]] = []
     elapsed, trouble = 0.0, None
@@ -238,10 +283,15 @@ def _make(
         except (Exception, KeyboardInterrupt) as error:
             step, trouble = None, error  # what is finished is kept, whatever befell its neighbours
         elapsed += time.perf_counter() - begun
+        if step is not None and isinstance(step[1], Fault):
+            if on_fault is not None:
+                on_fault(jobs[step[0]], step[1])
+            continue
         if step is not None:
             made.append((jobs[step[0]], step[1]))
         if made and (step is None or len(made) >= shard_size):
-            yield _judged(entry, made, stage, elapsed / max(1, engine.counters.denoiser_rows))
+            rate = elapsed / max(1, engine.counters.denoiser_rows)
+            yield _judged(entry, made, stage, rate, engine.faults, on_fault)
             made = []
         if trouble is not None:
             raise trouble
@@ -250,10 +300,26 @@ def _make(
 
 
 def _judged(
-    entry: Plan, made: Sequence[tuple[Job, Episode]], stage: Stage, rate: float
+    entry: Plan,
+    made: Sequence[tuple[Job, Episode]],
+    stage: Stage,
+    rate: float,
+    faults: FaultCount,
+    on_fault: Callable[[Job, Fault], None] | None,
 ) -> list[tuple[Record, np.ndarray]]:
-    """Finished episodes as records and (h, w, 3) uint8 pictures; ``rate`` is the seconds a network call took."""
-    judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
+    """Finished episodes as records and (h, w, 3) uint8 pictures; ``rate`` is the seconds a network call took.
+
+    Where the judges fail on a shard they judge its pictures one by one, and those that they fail on are left out.
+    """
+    try:
+        judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
+    except LANE_ERRORS as error:
+        if faults.limit and len(made) > 1:
+            return [row for one in made for row in _judged(entry, [one], stage, rate, faults, on_fault)]
+        fault = faults.drop(error)
+        if on_fault is not None:
+            on_fault(made[0][0], fault)
+        return []
     name = stage.backbone.name
     rows = []
     for (job, episode), judgement in zip(made, judgements, strict=True):

@@ -115,11 +115,6 @@ def write_atomically(table: pa.Table, path: Path, compression: str) -> None:
     """Writes under another name, flushes to the disk, then renames: readers see all of it or nothing."""
     with whole_file(path) as file:
         pq.write_table(table, file, compression=compression, write_page_checksum=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too, must survive a power cut
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table | None:

@@ -83,6 +83,16 @@ def tries(frame: Frame) -> np.ndarray:
     return np.stack([np.tanh(frame.best_liking / 2), frame.has_best], axis=1)
 
 
+def belief(frame: Frame) -> np.ndarray:
+    """How far the picture, and the best of earlier tries, is believed to be right: (B, 4).
+
+    With a belief as liking, its log-odds x of both as 2 / (1 + exp(-x)) - 1, which tells chances apart in the middle,
+    and as tanh(x / 8), which tells .98 from .999; 0 without a picture.
+    """
+    odds = np.stack([frame.liking, frame.best_liking], axis=1)
+    return np.concatenate([np.tanh(odds / 2), np.tanh(odds / 8)], axis=1)
+
+
 def phrases(frame: Frame) -> np.ndarray:
     """What the last refinement's phrase maps said: (B, 3) in [0, 1]."""
     return frame.evidence
@@ -94,6 +104,7 @@ FEATURES: dict[str, Feature] = {
     "quality": Feature(lambda width: len(QUALITY), quality),
     "price": Feature(lambda width: 1, price, low=0.0),
     "tries": Feature(lambda width: 2, tries),
+    "belief": Feature(lambda width: 4, belief),
     "phrases": Feature(lambda width: 3, phrases, low=0.0),
 }
 """Key -> feature. A new observation is one entry."""

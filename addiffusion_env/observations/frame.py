@@ -24,7 +24,8 @@ class Frame:
         budget: (B,) NFE spent over the NFE of the full schedule with every refinement, in [0, 1].
         refinements: (B,) refinements over their limit, in [0, 1].
         price: (B,) the NFE price over the highest that is drawn, in [0, 1].
-        best_liking: (B,) liking of the best finished picture so far, in standard deviations; 0 without one.
+        liking: (B,) how much the preview or finished picture is liked (:class:`scorers.liking.Liking`); 0 without one.
+        best_liking: (B,) of the best finished picture of earlier tries; 0 without one.
         has_best: (B,) whether there is one, 0 or 1.
         evidence: (B, 3) what phrase maps said (:func:`regions.phrases.evidence_of`), in [0, 1]; 0 where none were made.
     """
@@ -41,6 +42,7 @@ class Frame:
     budget: np.ndarray
     refinements: np.ndarray
     price: np.ndarray
+    liking: np.ndarray
     best_liking: np.ndarray
     has_best: np.ndarray
     evidence: np.ndarray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Transition:
         preference_before: (B,) preference before, in standard deviations; NaN when there was no picture yet.
         preference_after: (B,) after it.
         dino_similarity: (B,) cosine between the DINO embeddings before and after, 0 without a picture before.
+        clip_text: (B, D) unit CLIP embeddings of the prompts.
         nfe: (B,) evaluations that the action spent.
         price: (B,) price of one NFE in this episode.
         action: (B,) what was done.
@@ -33,6 +34,7 @@ class Transition:
     preference_before: np.ndarray
     preference_after: np.ndarray
     dino_similarity: np.ndarray
+    clip_text: np.ndarray
     nfe: np.ndarray
     price: np.ndarray
     action: np.ndarray
@@ -49,5 +51,5 @@ class Transition:
 class RewardTerm(Protocol):
     """One named term. Plain functions of this form are registered in ``rewards.TERMS``."""
 
-    def __call__(self, transition: Transition, scale: PooledScale, **settings: float) -> np.ndarray:
+    def __call__(self, transition: Transition, scale: PooledScale, **settings: Any) -> np.ndarray:
         """(B,) values in the term's own unit, before its weight."""

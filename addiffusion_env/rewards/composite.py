@@ -25,7 +25,7 @@ class TermConfig:
     """
 
     weight: float
-    settings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 PRESETS: dict[str, dict[str, TermConfig]] = {

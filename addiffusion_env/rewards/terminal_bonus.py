@@ -18,6 +18,7 @@ def terminal_bonus(
     clip_weight: float = 0.0,
     clip_centre: float = 0.0,
     clip_scale: float = 1.0,
+    belief: str | None = None,
 ) -> np.ndarray:
     """How much the finished, fully decoded picture is liked; 0 before the end.
 
@@ -31,9 +32,11 @@ def terminal_bonus(
         clip_weight: see :class:`addiffusion_env.scorers.liking.Liking`; with weight 0 liking is preference.
         clip_centre: the same.
         clip_scale: the same.
+        belief: the same; with ``centre=0, width=1`` the bonus is the chance of being right that it gives.
     """
-    liking = Liking(clip_weight, clip_centre, clip_scale)
-    value = liking(transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
+    liking = Liking(clip_weight, clip_centre, clip_scale, belief)
+    scores = (transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
+    value = liking(*scores, transition.clip_text)
     if relative:
         value = value - transition.reference
     if width > 0:

@@ -16,6 +16,9 @@ from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError
 POLL = 0.01
 """Seconds that an answer past its deadline is still waited for, so that one that is there is taken."""
 
+START_ATTEMPTS = 3
+"""How often a Ray of one's own is started: on a busy machine the first start may time out."""
+
 
 @dataclass(frozen=True)
 class RayConfig:
@@ -140,8 +143,10 @@ def import_ray() -> Any:
     Raises:
         MissingPackageError: when it cannot be imported.
     """
-    # Read at import: nothing is reported to anybody unless the user says so.
+    # Read at import: nothing is reported to anybody unless the user says so, and workers are no background work
+    # (Ray's own default is nice 15: beside any other load they would hardly run).
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError as error:
@@ -157,7 +162,7 @@ def start_ray(config: RayConfig) -> bool:
 
     Raises:
         MissingPackageError: without the package.
-        WorkerError: when there is no cluster at the address.
+        WorkerError: when there is no cluster at the address, or Ray does not start.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -171,13 +176,20 @@ def start_ray(config: RayConfig) -> bool:
                 f"no Ray cluster at {address}: {error}", "start one, or leave rollouts.address and RAY_ADDRESS empty"
             ) from error
         return True
-    ray.init(
-        address="local",  # never somebody else's that happens to run here
-        num_cpus=os.cpu_count(),
-        include_dashboard=False,
-        object_store_memory=config.object_store_mb * 2**20,
-        log_to_driver=False,
-    )
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",  # never somebody else's that happens to run here
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                object_store_memory=config.object_store_mb * 2**20,
+                log_to_driver=False,
+            )
+            break
+        except Exception as error:  # Ray's own words; it gives its processes half a minute, whatever else runs
+            if "timed out" not in str(error) or attempt == START_ATTEMPTS - 1:
+                raise WorkerError(f"Ray does not start: {error}", "look at /tmp/ray/session_latest/logs") from error
+            ray.shutdown()
     return True
 
 

@@ -36,7 +36,7 @@ class Stepped:
 
     Attributes:
         observation: key -> (k, dim) float32; where an episode ended, the next one's first.
-        transition: what the reward is made of; ``None`` where the worker was lost.
+        transition: what the reward is made of: lanes without ``info["fault"]``, in order; ``None`` without any.
         done: (k,) bool.
         infos: one dict a lane, SB3's; where an episode ended, the old one's.
         fresh: place -> the new episode's info, where one began.
@@ -105,7 +105,7 @@ class LaneWorker(Workplace):
 
     def load(self, slots: Sequence[Any]) -> np.ndarray:
         """Restores :meth:`state`; returns the (k, 3) legal actions."""
-        self.env.load_state_dict({"slots": slots, "scale": {}})
+        self.env.load_state_dict({"slots": slots, "scale": {}, "faults": 0})
         return self.env.action_masks()
 
     def images(self) -> list[Any]:

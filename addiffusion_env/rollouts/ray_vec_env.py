@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
-from addiffusion_env.errors import ConfigError, ResumeError, WorkerError
+from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.crew import Crew, LostWorkerError, RayConfig
@@ -22,13 +23,13 @@ Observation = dict[str, np.ndarray]
 
 
 @dataclass
-class Faults:
-    """What went wrong with workers so far.
+class Losses:
+    """The workers that were lost so far.
 
     Attributes:
         deaths: workers whose process, machine or connection was gone.
         hangs: workers that did not answer in time.
-        lost_episodes: episodes that were cut off by it and reported as truncated.
+        lost_episodes: episodes that were cut off by that and reported as truncated.
     """
 
     deaths: int = 0
@@ -55,7 +56,8 @@ class RayVecEnv(VecEnv):
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`; the backbone by name.
 
     Attributes:
-        faults: what went wrong so far.
+        losses: workers that were lost so far.
+        dropped: episodes that were dropped by themselves, of all workers; see ``max_faults``.
 
     Raises:
         ConfigError: for bad settings, or fewer lanes than workers.
@@ -70,7 +72,8 @@ class RayVecEnv(VecEnv):
             raise ConfigError("Ray workers load their own weights, got a loaded backbone", "name it: backbone=emoji")
         self.reward = make_reward(checked.reward)
         self.shares = config.shares(num_envs)
-        self.faults = Faults()
+        self.losses = Losses()
+        self.dropped = FaultCount(checked.max_faults)
         arguments = [(settings, len(share), config.thumbnails) for share in self.shares]
         self.crew = Crew(config, LaneWorker, arguments, checked.device)
         self._lost: dict[int, LostWorkerError] = {}
@@ -154,17 +157,22 @@ class RayVecEnv(VecEnv):
         return dict(self._observation), reward, done, infos
 
     def _rewards(self, stepped: Mapping[int, Stepped]) -> np.ndarray:
-        """(num_envs,) float32 rewards of the lanes that were stepped, all by the same statistics; else 0."""
+        """(num_envs,) float32 rewards, all by the same statistics; 0 for episodes that were dropped or lost."""
         reward = np.zeros(self.num_envs, dtype=np.float32)
-        transitions = [part.transition for part in stepped.values() if part.transition is not None]
-        if not transitions:
-            return reward
-        lanes = [lane for worker in stepped for lane in self.shares[worker]]
-        values, terms = self.reward(Transition.cat(transitions))
-        reward[lanes] = values
-        infos = [info for part in stepped.values() for info in part.infos]
-        for row, info in enumerate(infos):
-            info["reward_terms"] = {name: float(column[row]) for name, column in terms.items()}
+        infos = {
+            lane: info
+            for worker, part in stepped.items()
+            for lane, info in zip(self.shares[worker], part.infos, strict=True)
+        }
+        sound = [lane for lane, info in infos.items() if "fault" not in info]
+        if sound:
+            transitions = [part.transition for part in stepped.values() if part.transition is not None]
+            reward[sound], terms = self.reward(Transition.cat(transitions))
+            for row, lane in enumerate(sound):
+                infos[lane]["reward_terms"] = {name: float(column[row]) for name, column in terms.items()}
+        for info in infos.values():
+            if "fault" in info:  # each worker counts its own; the limit is on all
+                self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or look at the prompt"))
         return reward
 
     def _recover(self, worker: int) -> Stepped:
@@ -188,9 +196,9 @@ class RayVecEnv(VecEnv):
         return Stepped(begun.observation, None, np.ones(len(share), dtype=bool), infos, fresh, begun.masks)
 
     def _count(self, error: LostWorkerError, episodes: int) -> None:
-        self.faults.deaths += error.cause == "died"
-        self.faults.hangs += error.cause == "hung"
-        self.faults.lost_episodes += episodes
+        self.losses.deaths += error.cause == "died"
+        self.losses.hangs += error.cause == "hung"
+        self.losses.lost_episodes += episodes
 
     def _answer(self, worker: int, ref: Any) -> Any:
         """A worker's answer outside of a step, where nothing can be truncated: that is left to the next step.
@@ -216,7 +224,7 @@ class RayVecEnv(VecEnv):
         self.reward.scale.training = training
 
     def state_dict(self) -> dict[str, Any]:
-        """All lanes, as :meth:`addiffusion_env.envs.episodes.Episodes.state_dict` has them, and the faults so far.
+        """All lanes, as :meth:`addiffusion_env.envs.episodes.Episodes.state_dict` has them, and the losses so far.
 
         It fits any number of workers, and :class:`AdDiffusionVecEnv` too. The lanes of a worker that is lost just now
         stand at the beginning of their episode.
@@ -228,7 +236,8 @@ class RayVecEnv(VecEnv):
                 slots += self._answer(worker, ref)
             except WorkerError:
                 slots += [{"seed": seed, "episode": episode, "lane": None} for seed, episode in self._places(worker)]
-        return {"slots": slots, "scale": self.reward.scale.state_dict(), "faults": asdict(self.faults)}
+        scale = self.reward.scale.state_dict()
+        return {"slots": slots, "scale": scale, "faults": self.dropped.count, "losses": asdict(self.losses)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict`, or that of :class:`AdDiffusionVecEnv`.
@@ -249,7 +258,8 @@ class RayVecEnv(VecEnv):
                 self._lane_seeds[lane], self._episodes[lane] = slot["seed"], slot["episode"]
         self._first_seed = None
         self.reward.scale.load_state_dict(state["scale"])
-        self.faults = Faults(**state.get("faults", {}))
+        self.losses = Losses(**state.get("losses", {}))
+        self.dropped.count = state["faults"]
 
     # ------------------------------------------------------------------ SB3's plumbing
     def close(self) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.engine.programs import act, finished, landing_way, seen
@@ -54,6 +55,8 @@ class Recorder:
         process: with more than one try, one with ``refine.return_to`` and ``check_finished``.
         tries: T, tries of every picture; 1 records a plain stop table.
         judge: gives finished pictures their verdict; ``None`` leaves it unknown.
+        halve: make model calls for half as many pictures when the device's memory runs out.
+        faults: pictures that may be left out because their lane alone failed; none by default.
     """
 
     backbone: Backbone
@@ -61,6 +64,8 @@ class Recorder:
     process: ProcessConfig
     tries: int
     judge: Judge | None = None
+    halve: bool = False
+    faults: FaultCount = field(default_factory=FaultCount)
 
     def __post_init__(self) -> None:
         if self.tries < 1:
@@ -78,9 +83,11 @@ class Recorder:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> TryTable:
-        """Records (prompt, seed) pairs."""
-        engine = Engine(self.backbone, self.scorers, solver=self.process.solver)
-        return self._table(pictures, engine.run((self.program(*picture) for picture in pictures), lanes))
+        """Records (prompt, seed) pairs; those that fail by themselves are left out, see ``faults``."""
+        engine = Engine(self.backbone, self.scorers, solver=self.process.solver, halve=self.halve, faults=self.faults)
+        found = engine.run((self.program(*picture) for picture in pictures), lanes)
+        whole = [row for row, tries in enumerate(found) if not isinstance(tries, Fault)]
+        return self._table([pictures[row] for row in whole], [found[row] for row in whole])
 
     def record_shards(
         self, pictures: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None

@@ -43,8 +43,8 @@ class TableRegret:
         return self.oracle_utility - self.utility
 
 
-def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray) -> np.ndarray:
-    """What a reward pays at the end for pictures of such scores, whatever they cost: the same shape."""
+def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
+    """What a reward pays at the end for (P, ...) pictures of such scores and (P, D) prompts, whatever they cost."""
     flat = np.asarray(preference, dtype=np.float64).reshape(-1)
     nothing, zero = np.full(len(flat), np.nan), np.zeros(len(flat))
     known = np.isfinite(flat)
@@ -54,6 +54,7 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray) -> np.
         preference_before=nothing,
         preference_after=np.where(known, flat, 0.0),
         dino_similarity=zero,
+        clip_text=np.repeat(clip_text, len(flat) // len(clip_text), axis=0),
         nfe=zero,
         price=zero,
         action=np.ones(len(flat), int),
@@ -68,12 +69,13 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray) -> np.
 
 def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) -> TableRegret:
     """Compares a policy's outcomes on a table with its constant behaviours and its oracle."""
-    values = worth(reward, table.preference, table.clip_score)
+    values = worth(reward, table.preference, table.clip_score, table.clip_text)
     name, constant = best_constant(table, values, price)
     best, spent = oracle(table, values, price)
+    gained = worth(reward, outcomes.preference, outcomes.clip_score, table.clip_text)
     return TableRegret(
         price=price,
-        utility=float((worth(reward, outcomes.preference, outcomes.clip_score) - price * outcomes.nfe).mean()),
+        utility=float((gained - price * outcomes.nfe).mean()),
         best_constant=name,
         constant_utility=constant,
         oracle_utility=float(best.mean()),

@@ -103,7 +103,7 @@ class Walk:
     @cached_property
     def liked(self) -> np.ndarray:
         """(P, T, Q) how much each picture is liked."""
-        return self.liking(self.table.preference, self.table.clip_score)
+        return self.liking(self.table.preference, self.table.clip_score, self.table.clip_text)
 
     def recorded(self, walkers: Walkers) -> np.ndarray:
         """(B,) the recorded try that each lane is in."""
@@ -187,13 +187,14 @@ class Walk:
             budget=self.nfe(walkers) / self.most,
             refinements=walkers.number / max(1, self.shown_limit),
             price=walkers.price / max(self.highest_price, 1e-12),
+            liking=self._at(self.liked, *now),
             best_liking=self._at(self.liked, row, walkers.best[:, 0], walkers.best[:, 1]),
             has_best=(walkers.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(walkers), 3)),
         )
 
     def scores(self, walkers: Walkers, moved: Moved) -> dict[str, np.ndarray]:
-        """CLIP score, preference (before and after the step) and DINO similarity, as rewards need them."""
+        """CLIP score and preference before and after the step, DINO similarity and prompts, as rewards need them."""
         table, after = self.table, moved.walkers
         now = np.stack([self.recorded(after), after.place], axis=1)
         seen = np.where(moved.ended[:, None], moved.picture, now)
@@ -205,4 +206,5 @@ class Walk:
             "preference_before": self._at(table.preference, after.row, then[:, 0], then[:, 1], np.nan),
             "preference_after": self._at(table.preference, after.row, *seen.T),
             "dino_similarity": (both[0] * both[1]).sum(1),
+            "clip_text": table.clip_text[after.row],
         }

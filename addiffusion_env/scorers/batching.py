@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from addiffusion_env.errors import ConfigError, NumericsError, PromptError
+from addiffusion_env.errors import AdDiffusionError, ConfigError, NumericsError, PromptError, ScorerError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import check_images
 
@@ -82,6 +83,26 @@ def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> t
             "score in float32 (half precision can overflow), and check the pictures",
         )
     return values
+
+
+@contextmanager
+def named(scorer: str) -> Iterator[str]:
+    """Within it an error of a scorer's own says whose it is; gives the name back.
+
+    Errors of this package and running out of memory pass as they are.
+
+    Raises:
+        ScorerError: for any other error, which is its cause.
+    """
+    try:
+        yield scorer
+    except (AdDiffusionError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise ScorerError(
+            f"{scorer} raised {type(error).__name__}: {first}", "mend the scorer, or take another one"
+        ) from error
 
 
 class LruCache(Generic[Value]):

@@ -12,7 +12,7 @@ import torch
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import check_pairs, require_finite
+from addiffusion_env.scorers.batching import check_pairs, named, require_finite
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.dino import DinoEmbedder
 
@@ -89,15 +89,18 @@ class LookScorers:
             ImageRangeError: for pictures of the wrong shape, type or range.
             PromptError: when there is not one prompt a picture.
             NumericsError: when a value is not finite, naming the scorer and the prompt.
+            ScorerError: when a scorer raises an error of its own, naming it.
         """
         texts = check_pairs(images, prompts)
-        clip_image = require_finite(self.clip.embed_images(images), f"clip ({self.clip.label})", texts)
-        preference = require_finite(self.preference.score(images, prompts), self.preference.name, texts)
-        if self.dino is None:
-            dino = torch.zeros(len(images), 0)
-        else:
-            dino = require_finite(self.dino.embed_images(images), f"dino ({self.dino.label})", texts)
-        clip_text, clip_score = self.clip.embed_texts(prompts), self.clip.similarity(clip_image, prompts)
+        with named(f"clip ({self.clip.label})") as name:
+            clip_image = require_finite(self.clip.embed_images(images), name, texts)
+            clip_text, clip_score = self.clip.embed_texts(prompts), self.clip.similarity(clip_image, prompts)
+        with named(self.preference.name) as name:
+            preference = require_finite(self.preference.score(images, prompts), name, texts)
+        dino = torch.zeros(len(images), 0)
+        if self.dino is not None:
+            with named(f"dino ({self.dino.label})") as name:
+                dino = require_finite(self.dino.embed_images(images), name, texts)
         return Look(*(value.numpy() for value in (clip_image, clip_text, clip_score, preference, dino)))
 
 

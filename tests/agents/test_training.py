@@ -14,7 +14,7 @@ import torch
 
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_entropy
-from addiffusion_env.agents.checkpoints import checkpoints, load_latest, set_rng_state
+from addiffusion_env.agents.checkpoints import checkpoints, read_latest, set_rng_state
 from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, reward_scale, set_training
 from addiffusion_env.agents.policy_file import load_policy
 from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError, RunFolderError, WeightsError
@@ -59,7 +59,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, algorithm):
     whole, _ = learn(tmp_path / "whole", 24, algorithm)
     learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second roll-out of 8
     [saved] = checkpoints(tmp_path / "broken/checkpoints")[-1:]
-    assert saved.name == "step_000000008"
+    assert saved.name == "step_000000008.pt"
     again, resumed = learn(tmp_path / "broken", 24, algorithm)
     assert resumed and again.num_timesteps == whole.num_timesteps == 24
     assert torch.equal(parameters(again), parameters(whole))
@@ -96,16 +96,15 @@ def test_tensorboard_has_the_names(tmp_path):
 def test_a_damaged_checkpoint_is_skipped(tmp_path):
     learn(tmp_path, 16)
     kept = checkpoints(tmp_path / "checkpoints")
-    assert [path.name for path in kept] == ["step_000000008", "step_000000016"]
-    (kept[-1] / "model.zip").write_bytes(b"half")
-    env = make_vec_env("lanes", 2, 0, ENV)
-    algorithm = training.ALGORITHMS["maskable_ppo"][0]
-    with pytest.warns(UserWarning, match=r"step_000000016 cannot be read .*trying the one before"):
-        model, state = load_latest(algorithm, tmp_path / "checkpoints", env)
-    assert model.num_timesteps == state["step"] == 8
-    (kept[0] / "state.pt").write_bytes(b"")
+    assert [path.name for path in kept] == ["step_000000008.pt", "step_000000016.pt"]
+    whole = kept[-1].read_bytes()
+    kept[-1].write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match=r"step_000000016.pt cannot be read .*trying the one before"):
+        state = read_latest(tmp_path / "checkpoints")
+    assert state["step"] == 8
+    kept[0].write_bytes(b"")
     with pytest.warns(UserWarning), pytest.raises(ResumeError, match="none of the 2 checkpoints"):
-        load_latest(algorithm, tmp_path / "checkpoints", env)
+        read_latest(tmp_path / "checkpoints")
 
 
 def test_rng_round_trip():
@@ -122,7 +121,8 @@ def test_rng_round_trip():
 
 def test_a_changed_configuration_is_not_resumed(tmp_path):
     training.remember_config(tmp_path, {"lanes": 2, "total_timesteps": 8}, resume=True)
-    (tmp_path / "checkpoints/step_000000008").mkdir(parents=True)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000000008.pt").write_bytes(b"")
     training.remember_config(tmp_path, {"lanes": 2, "total_timesteps": 16}, resume=True)  # may change
     with pytest.raises(ResumeError, match=r"lanes: 2 -> 4.*\n  -> put those keys back"):
         training.remember_config(tmp_path, {"lanes": 4, "total_timesteps": 8}, resume=True)

@@ -6,7 +6,7 @@ import torch
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
-from addiffusion_env.engine.process import ProcessConfig, RefineConfig
+from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.engine.requests import Evaluate
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 
@@ -77,6 +77,46 @@ def test_max_batch_only_changes_the_chunks(emoji, scorers, prompts, scripts):
         torch.testing.assert_close(a.picture.image, b.picture.image, atol=1e-4, rtol=0)
 
 
+def test_decodes_wait_for_each_other_only_while_lanes_are_busy(emoji, scorers, prompts, scripts):
+    played = {}
+    for batch in (1, 4):
+        engine = Engine(emoji, scorers, decider=scripted(scripts))
+        programs = (play(emoji, PROCESS, prompt, seed=3, looks=False) for prompt in prompts * 2)
+        played[batch] = dict(engine.stream(programs, max_lanes=2, decode_batch=batch)), engine.counters
+    (one, alone), (four, together) = played[1], played[4]
+    assert alone.decodes == together.decodes == len(one) == len(four) == 14
+    # 14 pictures in fours while there is a queue; the last ones as lanes run empty.
+    assert together.decode_batches <= 5 < alone.decode_batches
+    assert together.utilisation >= alone.utilisation
+    for index in one:
+        torch.testing.assert_close(one[index].picture.image, four[index].picture.image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_picture_that_is_tried_again_comes_back_to_a_lane(emoji, scorers, prompts, batch):
+    process = ProcessConfig(steps=3, decide_at=(2,), check_finished=True, refine=REFINE_PRESETS["retry"])
+    scripts = {p.text: [0, 0, 2, 1] if i % 2 else [0, 0, 1] for i, p in enumerate(prompts)}
+    engine = Engine(emoji, scorers, decider=scripted(scripts))
+    programs = (play(emoji, process, prompt, seed=3) for prompt in prompts)
+    found = dict(engine.stream(programs, max_lanes=2, decode_batch=batch))
+    assert [list(found[i].lane.actions) for i in range(len(prompts))] == [scripts[p.text] for p in prompts]
+    assert engine.counters.evaluations == sum(episode.lane.nfe for episode in found.values())
+
+
+def test_programs_are_begun_when_there_is_a_lane(emoji, scorers, prompts, scripts):
+    begun = []
+
+    def programs():
+        for prompt in prompts:
+            begun.append(prompt.text)
+            yield play(emoji, PROCESS, prompt, seed=3, looks=False)
+
+    stream = Engine(emoji, scorers, decider=scripted(scripts)).stream(programs(), max_lanes=2)
+    next(stream)
+    assert len(begun) <= 3
+    stream.close()
+
+
 def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, monkeypatch):
     engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
     true = emoji.predict
@@ -91,7 +131,7 @@ def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, m
 
     monkeypatch.setattr(emoji, "predict", broken)
     programs = [play(emoji, PROCESS, prompt, 0, looks=False) for prompt in prompts[:3]]
-    with pytest.raises(NumericsError, match=r"1 of 3 lanes, first at sigma 14\.6.*red cup"):
+    with pytest.raises(NumericsError, match=r"1 of 3 lanes, here at sigma 14\.6.*red cup"):
         engine.run(programs)
 
 
@@ -117,6 +157,11 @@ def test_running_out_of_memory_says_what_to_turn_down(emoji, scorers, prompts, m
 def test_deciding_without_a_policy_is_refused(emoji, scorers, prompts):
     with pytest.raises(ConfigError, match="no policy"):
         Engine(emoji, scorers).run([play(emoji, PROCESS, prompts[0], 0)])
+
+
+def test_bad_decode_batch(engine):
+    with pytest.raises(ConfigError, match="decode_batch must be at least 1, got 0"):
+        list(engine.stream([], max_lanes=1, decode_batch=0))
 
 
 def test_bad_lane_count(engine):

@@ -11,10 +11,10 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
 from addiffusion_env.evaluation import ray_pool
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.ray_pool import RayPool, maker
-from addiffusion_env.evaluation.runner import Stage, carry_out, in_turn, plan
+from addiffusion_env.evaluation.ray_pool import RayPool, maker, prepare
+from addiffusion_env.evaluation.runner import Stage, carry_out, in_turn
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.rollouts.crew import RayConfig
+from addiffusion_env.rollouts.crew import RayConfig, start_ray
 
 ray = pytest.importorskip("ray")
 
@@ -26,8 +26,7 @@ SEEDS = [0, 1]
 
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    start_ray(RayConfig(object_store_mb=100))
     yield
     ray.shutdown()
 
@@ -40,9 +39,8 @@ def stage(emoji, scorers):
 
 def run(stage, prompts, folder, rollouts, **options):
     methods = [make_method(spec) for spec in METHODS]
-    make = maker(rollouts, methods, SETTINGS, JUDGES)
-    options = {"max_lanes": 1, "shard_size": 2, **options}
-    return carry_out(plan(methods, prompts, SEEDS, stage), stage, folder, make=make, **options)
+    plans, make = prepare(methods, prompts, SEEDS, stage, rollouts, SETTINGS, JUDGES)
+    return carry_out(plans, stage, folder, make=make, **{"max_lanes": 1, "shard_size": 2, **options})
 
 
 def timeless(records):
@@ -92,9 +90,7 @@ class DyingPool(RayPool):
 def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, stage, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_pool, "RayPool", DyingPool)
     told = []
-    found = run(
-        stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}, keep_pictures=True, on_records=told.extend
-    )
+    found = run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}, keep_pictures=True, on_records=told.extend)
     assert timeless(found) == timeless(plain[0])  # one lane a worker: equal to the last bit
     assert sorted(record.uid for record in told) == sorted(record.uid for record in found)
     uids = [record.uid for record in found]

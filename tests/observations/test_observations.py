@@ -28,6 +28,7 @@ def frame(size=4, width=768, seed=0, extreme=1.0):
         budget=share(),
         refinements=share(),
         price=share(),
+        liking=number(),
         best_liking=number(),
         has_best=np.ones(size),
         evidence=rng.uniform(size=(size, 3)),

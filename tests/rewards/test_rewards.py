@@ -17,8 +17,16 @@ NAN = float("nan")
 def transition(
     before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), price=(0.01,), reference=(NAN,), dino=(0.0,)
 ):
-    column = [np.array(v, dtype=float) for v in (before, after, before, after, dino, nfe, price)]
-    return Transition(*column, np.zeros(len(after), int), np.array(terminal), np.array(reference, float))
+    scores = [np.array(v, dtype=float) for v in (before, after, before, after, dino)]
+    costs = [np.array(v, dtype=float) for v in (nfe, price)]
+    return Transition(
+        *scores,
+        np.zeros((len(after), 4)),
+        *costs,
+        np.zeros(len(after), int),
+        np.array(terminal),
+        np.array(reference, float),
+    )
 
 
 def episode(scores):

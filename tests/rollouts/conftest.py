@@ -20,10 +20,11 @@ SETTINGS = {
         "preset": "again",
         "return_to": 2,
         "limit": TRIES - 1,
-        "liking": {"clip_weight": 0.8, "clip_centre": 0.8, "clip_scale": 0.1},
+        "liking": {"belief": "emoji"},
     },
+    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, "belief": "emoji"}},
     "price": [0.0, 0.03],
-    "observation_keys": ["clip", "timestep", "quality", "price", "tries"],
+    "observation_keys": ["clip", "timestep", "quality", "price", "tries", "belief"],
 }
 
 

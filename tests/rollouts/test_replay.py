@@ -72,7 +72,7 @@ def test_play_table_counts_and_chooses(walk, table):
 
     outcomes = play_table(walk, until_the_last, observer, 0.01)
     ends = walk.liked[:, :, table.finish]
-    liked = walk.liking(outcomes.preference, outcomes.clip_score)
+    liked = walk.liking(outcomes.preference, outcomes.clip_score, walk.table.clip_text)
     np.testing.assert_allclose(liked, ends.max(1))
     np.testing.assert_allclose(outcomes.nfe, table.nfe[:, :, table.finish].sum(1))
     assert outcomes.looks.tolist() == [6] * len(table) and outcomes.finishes.tolist() == [3] * len(table)
@@ -101,14 +101,16 @@ def test_replay_env_masks_and_resets(walk, table, replay_settings):
 def test_regret_of_known_values(walk, table, replay_settings):
     reward = make_reward({"terminal_bonus": 1.0, "nfe_price": 1.0})
     np.testing.assert_allclose(
-        worth(reward, table.preference[:, :, 2], table.clip_score[:, :, 2]), table.preference[:, :, 2], rtol=1e-6
+        worth(reward, table.preference[:, :, 2], table.clip_score[:, :, 2], table.clip_text),
+        table.preference[:, :, 2],
+        rtol=1e-6,
     )
     observer = Observer(table.clip_text.shape[1], ("quality",))
     constant = play_table(walk, lambda seen, legal: np.where(legal[:, 0], CONTINUE, STOP), observer, 0.5)
     found = regret(table, constant, reward, 0.5)
     single = (table.preference[:, 0, table.finish] - 0.5 * table.nfe[:, 0, table.finish]).mean()
     assert found.utility == pytest.approx(single, abs=1e-5)
-    name, best = best_constant(table, worth(reward, table.preference, table.clip_score), 0.5)
+    name, best = best_constant(table, worth(reward, table.preference, table.clip_score, table.clip_text), 0.5)
     assert found.to_constant == pytest.approx(best - single, abs=1e-5) and found.to_constant >= 0
     assert found.oracle_utility >= best and "best of 1" in name  # at such a price nobody tries twice
 

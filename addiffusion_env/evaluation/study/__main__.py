@@ -40,9 +40,13 @@ from addiffusion_env.scorers.liking import Liking
 
 PRICES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.03)
 THRESHOLDS = (-1.1, -0.52, 0.0, 0.36, 0.6, 0.82, 1.0, 1.19, 1.4)
+CHANCES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 SEEDS = (0, 1, 2)
 PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 4, "learning_rate": 0.001, "gamma": 1.0, "ent_coef": 0.005}
 LIKING = {"clip_weight": 0.8, "clip_centre": 0.855, "clip_scale": 0.07}
+BELIEF = {"belief": "emoji"}
+LEGS = {"": Liking(), " by liking": Liking.of(LIKING), " by belief": Liking.of(BELIEF)}
+"""What comparators may choose their tries by: preference as their papers do, and this project's own better scores."""
 ENVIRONMENT: dict[str, Any] = {  # as configs/backbone/emoji.yaml and configs/reward/default.yaml, where it is explained
     "backbone": "emoji",
     "prompt_options": {"split": "train"},
@@ -51,11 +55,20 @@ ENVIRONMENT: dict[str, Any] = {  # as configs/backbone/emoji.yaml and configs/re
     "landing_steps": 2,
     "decide_at": [3, 4],
     "check_finished": True,
-    "refine": {"preset": "again", "limit": 4, "liking": LIKING},
-    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.6, "width": 0.4, **LIKING}},
+    "refine": {"preset": "again", "limit": 4, "liking": BELIEF},
+    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, **BELIEF}},
     "price": [0.0, 0.03],
-    "observation_keys": ["clip", "timestep", "quality", "price", "tries"],
+    "observation_keys": ["clip", "timestep", "quality", "price", "belief"],
 }
+UNCALIBRATED = Variant(
+    "liking-not-belief",
+    changes={
+        "refine": {"preset": "again", "limit": 4, "liking": LIKING},
+        "reward": {"preset": "default", "terminal_bonus": {"centre": 0.6, "width": 0.4, **LIKING}},
+        "observation_keys": ["clip", "timestep", "quality", "price", "tries"],
+    },
+)
+"""The same score for every prompt: what the belief adds."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,6 @@ class Material:
         test: table of the test pictures, with verdicts.
         fixed: steps -> tries of fixed-step DDIM.
         clock: what the parts of a picture cost.
-        liking: what tries are chosen by.
         region: refinement of a region alone, on the first prompts.
     """
 
@@ -77,7 +89,6 @@ class Material:
     test: TryTable
     fixed: dict[int, Tries]
     clock: Clock
-    liking: Liking
     region: list[Arm]
 
 
@@ -103,10 +114,14 @@ def gather(options: argparse.Namespace) -> Material:
         note=lambda done: print(f"test table: {done} of {len(prompts)}", flush=True),
     )
     tries = TriesRecorder(backbone, scorers, judge, process, prompts, options.out / "tries")
-    liking = process.refine.liking
+    surest = [
+        (LEGS[""], max(THRESHOLDS)),
+        (LEGS[" by liking"], max(THRESHOLDS)),
+        (LEGS[" by belief"], odds(max(CHANCES))),
+    ]
     made = {
-        steps: tries.record(steps, count, until, liking)
-        for steps, count, until in ((8, 4, max(THRESHOLDS)), (4, 3, None), (6, 1, None), (12, 1, None), (50, 1, None))
+        steps: tries.record(steps, count, until)
+        for steps, count, until in ((8, 4, surest), (4, 3, None), (6, 1, None), (12, 1, None), (50, 1, None))
     }
     clock_file = options.out / "clock.json"
     if not clock_file.is_file():
@@ -114,22 +129,38 @@ def gather(options: argparse.Namespace) -> Material:
         write_text(clock_file, json.dumps(asdict(clock), indent=1))
     clock = Clock(**json.loads(clock_file.read_text(encoding="utf-8")))
     region = region_arms(backbone, scorers, judge, process, prompts[: min(128, len(prompts))], options.out / "region")
-    return Material(prompts, train, test, made, clock, liking, region)
+    return Material(prompts, train, test, made, clock, region)
 
 
 def comparators(material: Material) -> dict[str, list[Arm]]:
     """The families that the claims are held against: all fixed-step DDIM, trailing, guided throughout."""
-    tries, alone, both = material.fixed, Liking(), material.liking
+    tries, text = material.fixed, material.test.clip_text
     colour = np.array([names_colour(prompt) for prompt in material.prompts])
-    best = [best_of(tries[4], count, score, label) for score, label in ((alone, ""), (both, " by liking"))
-            for count in (2, 3)]  # fmt: skip
+    liked = {
+        (steps, label): liking(tries[steps].preference, tries[steps].clip_score, text)
+        for steps in (4, 8)
+        for label, liking in LEGS.items()
+    }
+    best = [best_of(tries[4], count, liked[4, label], label) for label in LEGS for count in (2, 3)]
     return {
         "fixed DDIM": [fixed(tries[steps]) for steps in sorted(tries)],
         "prompt rule": [prompt_rule(tries[a], tries[b], colour) for a, b in ((6, 4), (8, 6), (12, 8), (12, 6))],
         "best of n": [fixed(tries[4]), *best],
-        "threshold-retry": [retry(tries[8], threshold, alone, "") for threshold in THRESHOLDS],
-        "threshold-retry by liking": [retry(tries[8], threshold, both, " by liking") for threshold in THRESHOLDS],
+        **{
+            f"threshold-retry{label}": [retry(tries[8], *leg, label) for leg in legs(label, liked[8, label])]
+            for label in LEGS
+        },
     }
+
+
+def odds(chance: float) -> float:
+    """Log-odds of a chance."""
+    return float(np.log(chance / (1 - chance)))
+
+
+def legs(label: str, liked: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """Thresholds in the unit of a score, each with the score."""
+    return [(float(at), liked) for at in ([odds(chance) for chance in CHANCES] if "belief" in label else THRESHOLDS)]
 
 
 def same_process(material: Material, environment: dict[str, Any]) -> dict[str, list[Arm]]:
@@ -138,17 +169,24 @@ def same_process(material: Material, environment: dict[str, Any]) -> dict[str, l
     table, end = walk.table, walk.table.finish
     own = own_tries(walk)
     spent, calls = table.nfe[:, :, end], table.calls[:, :, end]
-    found = []
-    for threshold in (-9.0, -0.5, 0.0, 0.4, 0.8, 1.2, 1.6, 2.0):
-        arm = retry(own, threshold, material.liking, "")
-        made = arm.finishes.astype(int)
-        rows = np.arange(len(made))
-        name = "one try" if threshold == -9 else f"retry below {threshold:g}"
-        found.append(
-            Arm(f"{name} (own process)", arm.correct, np.cumsum(spent, 1)[rows, made - 1],
-                np.cumsum(calls, 1)[rows, made - 1], arm.looks, arm.finishes)
-        )  # fmt: skip
-    return {"retry on the policy's own process": found}
+    found: dict[str, list[Arm]] = {}
+    for label, liking in LEGS.items():
+        if not label:
+            continue
+        liked = liking(own.preference, own.clip_score, table.clip_text)
+        thresholds = (-0.5, 0.0, 0.4, 0.8, 1.2, 1.6, 2.0) if "liking" in label else [odds(c) for c in CHANCES]
+        arms = []
+        for threshold in (-99.0, *thresholds):
+            arm = retry(own, threshold, liked, "")
+            made, rows = arm.finishes.astype(int), np.arange(len(own.correct))
+            what = f"{1 / (1 + np.exp(-threshold)):.2f}" if "belief" in label else f"{threshold:g}"
+            name = "one try" if threshold == -99 else f"retry{label} below {what}"
+            arms.append(
+                Arm(f"{name} (own process)", arm.correct, np.cumsum(spent, 1)[rows, made - 1],
+                    np.cumsum(calls, 1)[rows, made - 1], arm.looks, arm.finishes)
+            )  # fmt: skip
+        found[f"retry{label} on the policy's own process"] = arms
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     material = gather(options)
     replay = ReplayConfig(pictures=options.pictures, total_timesteps=options.timesteps, ppo=PPO)
     short = ReplayConfig(pictures=options.pictures, total_timesteps=options.ablation_timesteps, ppo=PPO)
-    every = variants(EnvSettings.of(**ENVIRONMENT), SEEDS)
+    every = [*variants(EnvSettings.of(**ENVIRONMENT), SEEDS), UNCALIBRATED]
     folders = {
         v.name: trained(
             v, material.train, ENVIRONMENT, replay if v.name.startswith("seed") else short, options.out / "policies"

@@ -12,7 +12,6 @@ from addiffusion_env.evaluation.statistics import Interval, bootstrap_p
 from addiffusion_env.evaluation.study.tries import Tries
 from addiffusion_env.rollouts.outcomes import Outcomes
 from addiffusion_env.rollouts.walk import Walk
-from addiffusion_env.scorers.liking import Liking
 
 CHUNK = 250
 
@@ -67,16 +66,15 @@ def fixed(tries: Tries) -> Arm:
     return _arm(f"fixed:{tries.steps}", tries.correct[:, 0], tries.steps, 1, scored=False)
 
 
-def best_of(tries: Tries, count: int, liking: Liking, label: str) -> Arm:
-    """The best-liked of the first ``count`` tries."""
-    liked = liking(tries.preference, tries.clip_score)[:, :count]
+def best_of(tries: Tries, count: int, liked: np.ndarray, label: str) -> Arm:
+    """The best-liked, by (P, T) ``liked``, of the first ``count`` tries."""
+    liked = liked[:, :count]
     picked = tries.correct[np.arange(len(liked)), liked.argmax(1)]
     return _arm(f"best_of:{count}x{tries.steps}{label}", picked, count * tries.steps, count)
 
 
-def retry(tries: Tries, threshold: float, liking: Liking, label: str) -> Arm:
-    """Threshold-retry: tries until one is liked, the best of them."""
-    liked = liking(tries.preference, tries.clip_score)
+def retry(tries: Tries, threshold: float, liked: np.ndarray, label: str) -> Arm:
+    """Threshold-retry: tries until one is liked, by (P, T) ``liked``; the best of them."""
     missing = np.isnan(liked)
     enough = np.where(missing, False, liked >= threshold)
     made = np.where(enough.any(1), enough.argmax(1) + 1, liked.shape[1])

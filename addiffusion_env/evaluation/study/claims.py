@@ -54,7 +54,7 @@ def h2(
     families: Mapping[str, Sequence[Arm]],
     clock: Clock,
     rng: np.random.Generator,
-    beside: Sequence[str] = ("threshold-retry by liking",),
+    beside: Sequence[str] = ("threshold-retry by liking", "threshold-retry by belief"),
 ) -> tuple[Claim, dict[str, dict[str, list[Gain]]]]:
     """At least .95 correct at 9 NFE or less, and above every family at equal NFE and at equal seconds.
 

@@ -63,20 +63,19 @@ class TriesRecorder:
     prompts: Sequence[Prompt]
     folder: Path
 
-    def record(self, steps: int, tries: int, until: float | None, liking: Liking) -> Tries:
+    def record(self, steps: int, tries: int, until: Sequence[tuple[Liking, float]] | None) -> Tries:
         """Makes what is missing.
 
         Args:
             steps: evaluations of a try.
             tries: at most so many of a prompt.
-            until: a prompt needs no further try once a picture has at least this preference and this liking;
+            until: a prompt needs no further try once one picture is liked this much in each of these ways;
                 ``None`` makes all tries.
-            liking: see above.
         """
         path = self.folder / f"fixed-{steps}-{self._digest()}.npz"
         found = self._read(path, tries)
         for number in range(tries):
-            due = [row for row in range(len(self.prompts)) if number == 0 or self._wanted(found, row, until, liking)]
+            due = [row for row in range(len(self.prompts)) if number == 0 or self._wanted(found, row, until)]
             todo = [row for row in due if np.isnan(found["correct"][row, number])]
             for first in range(0, len(todo), CHUNK):
                 rows = todo[first : first + CHUNK]
@@ -86,9 +85,12 @@ class TriesRecorder:
                 print(f"fixed:{steps}, try {number + 1}: {first + len(rows)} of {len(todo)}", flush=True)
         return Tries(steps, found["preference"], found["clip_score"], found["correct"])
 
-    def _wanted(self, found: dict[str, np.ndarray], row: int, until: float | None, liking: Liking) -> bool:
-        preference, clip = found["preference"][row], found["clip_score"][row]
-        return until is None or not ((preference >= until) & (liking(preference, clip) >= until)).any()
+    def _wanted(self, found: dict[str, np.ndarray], row: int, until: Sequence[tuple[Liking, float]] | None) -> bool:
+        if until is None:
+            return True
+        scores = (found["preference"][row : row + 1], found["clip_score"][row : row + 1])
+        text = self.scorers.clip.embed_texts([self.prompts[row]]).numpy()
+        return not np.all([liking(*scores, text) >= least for liking, least in until], axis=0).any()
 
     def _make(self, steps: int, number: int, rows: Sequence[int]) -> dict[str, np.ndarray]:
         method = make_method(f"fixed:{steps}")

@@ -1,0 +1,240 @@
+"""A lane that fails is dropped alone and counted; a device that is too small gets smaller calls."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from injected import memory_for, nan_for, scores_with, to_error, to_nan
+
+from addiffusion_env.agents.callbacks import EpisodeLog
+from addiffusion_env.agents.training import make_model
+from addiffusion_env.baselines import make_method
+from addiffusion_env.engine.engine import AUTO_LANES, Engine, lanes_of
+from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.faults import Fault, FaultCount
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.errors import AdDiffusionError, ConfigError, DeviceMemoryError, NumericsError, ScorerError
+from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
+
+PROCESS = ProcessConfig(steps=2, refine=ProcessConfig().refine)
+TEXTS = ["a photo of a dog", "a photo of two cats", "a photo of a green apple"]
+SICK = TEXTS[1]
+
+
+def pictures(engine, backbone, prompts, looks=False):
+    engine.decider = lambda requests: [0] * len(requests)
+    return engine.run([play(backbone, PROCESS, prompt, 0, looks=looks) for prompt in prompts])
+
+
+@pytest.fixture(scope="module")
+def three(prompts):
+    return [next(prompt for prompt in prompts if prompt.text == text) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def healthy(emoji, scorers, three):
+    return pictures(Engine(emoji, scorers), emoji, three)
+
+
+@pytest.fixture(params=["denoiser", "nan score", "raising scorer"])
+def fault(request, emoji, scorers, monkeypatch):
+    """The kind of fault that the second prompt's lane meets, and the error that it is dropped with."""
+    if request.param == "denoiser":
+        monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
+        return NumericsError, "denoiser returned NaN"
+    kind = to_nan if request.param == "nan score" else to_error
+    monkeypatch.setattr(scorers.preference, "score", scores_with(scorers.preference, SICK, kind))
+    if kind is to_nan:
+        return NumericsError, "not finite for 1 of 1 pictures, first for 'a photo of two cats'"
+    return ScorerError, "raised ZeroDivisionError: a scorer's own mistake"
+
+
+def test_one_lane_is_dropped_and_its_neighbours_are_unharmed(fault, emoji, scorers, three, healthy):
+    engine = Engine(emoji, scorers, faults=FaultCount(3))
+    with pytest.warns(UserWarning, match=r"picture dropped \(1 of at most 3\)"):
+        found = pictures(engine, emoji, three)
+    assert [isinstance(result, Fault) for result in found] == [False, True, False]
+    assert isinstance(found[1].error, fault[0]) and fault[1] in found[1].error.cause
+    assert engine.faults.count == 1
+    for place in (0, 2):
+        torch.testing.assert_close(found[place].picture.image, healthy[place].picture.image, atol=1e-3, rtol=0)
+        assert found[place].lane.nfe == healthy[place].lane.nfe
+
+
+def test_without_a_limit_the_first_fault_is_the_error(fault, emoji, scorers, three):
+    with pytest.raises(fault[0]):
+        pictures(Engine(emoji, scorers), emoji, three)
+
+
+def test_too_many_faults_end_the_run(emoji, scorers, three, monkeypatch):
+    true = emoji.predict
+    monkeypatch.setattr(emoji, "predict", lambda *args: broken(true(*args)))
+    engine = Engine(emoji, scorers, faults=FaultCount(2))
+    with pytest.warns(UserWarning), pytest.raises(NumericsError, match="2 pictures were dropped before this one"):
+        pictures(engine, emoji, three)
+    assert engine.faults.count == 3
+
+
+def broken(prediction):
+    prediction.x0[:] = float("inf")
+    return prediction
+
+
+def test_a_prompt_that_does_not_fit_is_no_fault_of_its_lane(emoji, scorers, prompts):
+    from addiffusion_env.prompts.base import Prompt
+
+    engine = Engine(emoji, scorers, faults=FaultCount(9))
+    with pytest.raises(AdDiffusionError, match="token"):
+        pictures(engine, emoji, [prompts[0], Prompt.of("dog " * 200)])
+    assert engine.faults.count == 0
+
+
+@pytest.mark.parametrize("limit", [-1, True, 1.5, "many"])
+def test_a_limit_is_a_number(limit):
+    with pytest.raises(ConfigError, match="max_faults must be a number from 0"):
+        FaultCount(limit)
+
+
+# ---------------------------------------------------------------- environments and training
+SETTINGS = {"steps": 2, "refine": "off", "prompts": TEXTS}
+
+
+def stepped(env, actions):
+    env.reset(seed=[4, 5, 6], options={"prompt": TEXTS})
+    return env.step(np.array(actions))
+
+
+def test_in_the_vector_env_a_dropped_episode_is_truncated_and_counted(fault, emoji):
+    sick = AdDiffusionVectorEnv(3, **SETTINGS, max_faults=1)
+    with pytest.warns(UserWarning, match="picture dropped"):
+        observation, reward, terminated, truncated, infos = stepped(sick, [0, 0, 0])
+    assert terminated.tolist() == [False, False, False] and truncated.tolist() == [False, True, False]
+    assert fault[1] in infos["final_info"]["fault"][1]
+    assert reward[1] == 0 and np.isfinite(reward).all()
+    assert all(np.isfinite(value).all() for value in observation.values())
+    last = infos["final_obs"][1]
+    assert all(np.isfinite(value).all() for value in last.values())
+    assert sick.episodes.slots[1].episode == 1 and sick.episodes.slots[1].fault is None  # the next one has begun
+    assert sick.episodes.state_dict()["faults"] == 1
+
+
+def test_a_dropped_episode_is_in_no_mean_and_bootstraps_like_a_truncated_one(emoji, monkeypatch, tmp_path):
+    monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
+    env = AdDiffusionVecEnv(3, seed=1, **SETTINGS, max_faults=99)
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from addiffusion_env.agents.training import attach_logger
+
+    model = make_model("maskable_ppo", VecMonitor(env), {"n_steps": 8, "batch_size": 8, "n_epochs": 1}, 0, "cpu")
+    attach_logger(model, tmp_path)
+    log = EpisodeLog({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.learn(24, callback=log)
+    assert log.faults == env.lanes.episodes.engine.faults.count > 0
+    assert len(log.episodes) == len(model.ep_info_buffer) > 0
+    assert all(torch.isfinite(value).all() for value in model.policy.state_dict().values())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("env/dropped_episodes")[-1].value == log.faults
+
+
+def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
+    reward = {"preset": "default", "terminal_bonus": {"relative": True}}
+    env = AdDiffusionVectorEnv(3, **SETTINGS, reward=reward, reference_steps=1, max_faults=1)
+    env.reset(seed=[4, 5, 6], options={"prompt": TEXTS})
+    true, sick = env.episodes.engine.run, []
+
+    def run(programs, *args):
+        sick.append(1)
+        if len(sick) == 2:  # the second run of a step is the references'
+            monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
+        return true(programs, *args)
+
+    monkeypatch.setattr(env.episodes.engine, "run", run)
+    with pytest.warns(UserWarning, match="picture dropped"):
+        _, rewards, terminated, truncated, infos = env.step(np.array([1, 1, 1]))
+    assert terminated.tolist() == [True, False, True] and truncated.tolist() == [False, True, False]
+    assert np.isfinite(rewards).all() and rewards[1] == 0
+    assert "NaN" in infos["final_info"]["fault"][1]
+
+
+# ---------------------------------------------------------------- evaluation
+@pytest.fixture
+def stage(emoji, scorers):
+    return Stage(emoji, scorers, PROCESS, Judges.of(["sharpness"]))
+
+
+def test_in_evaluation_the_picture_is_left_out_counted_and_tried_again(fault, stage, three, tmp_path, monkeypatch):
+    told = []
+    with pytest.warns(UserWarning, match="picture dropped"):
+        records = evaluate(
+            [make_method("fixed:1")],
+            three,
+            [0],
+            stage,
+            tmp_path,
+            max_faults=2,
+            on_fault=lambda job, fault: told.append((job.prompt.text, fault.error.cause)),
+        )
+    assert [record.prompt for record in records] == [TEXTS[0], TEXTS[2]]
+    assert [text for text, _ in told] == [SICK] and fault[1] in told[0][1]
+    monkeypatch.undo()
+    again = evaluate([make_method("fixed:1")], three, [0], stage, tmp_path)
+    assert [record.prompt for record in again] == TEXTS
+    assert again[0] == records[0] and again[2] == records[1]
+
+
+@pytest.mark.parametrize("kind", [to_nan, to_error])
+def test_a_judge_that_fails_on_one_picture_loses_that_record_only(kind, stage, three, tmp_path, monkeypatch):
+    judge = stage.judges.scorers["sharpness"]
+    monkeypatch.setattr(judge, "score", scores_with(judge, SICK, kind))
+    with pytest.warns(UserWarning, match="judge sharpness"):
+        records = evaluate([make_method("fixed:1")], three, [0], stage, tmp_path, max_faults=1)
+    assert [record.prompt for record in records] == [TEXTS[0], TEXTS[2]]
+    with pytest.raises(AdDiffusionError, match="judge sharpness"):
+        evaluate([make_method("fixed:1")], three, [0], stage, tmp_path)
+
+
+# ---------------------------------------------------------------- memory
+@pytest.mark.parametrize("part", ["predict", "preview", "decode"])
+def test_calls_are_halved_until_they_fit(part, emoji, scorers, three, monkeypatch):
+    whole = pictures(Engine(emoji, scorers), emoji, three, looks=True)
+    seen = []
+    monkeypatch.setattr(emoji, part, memory_for(getattr(emoji, part), 1, seen))
+    engine = Engine(emoji, scorers, halve=True)
+    with pytest.warns(UserWarning, match="ran out of memory .* 3 lanes at once: going on with 1 a call"):
+        found = pictures(engine, emoji, three, looks=True)
+    assert engine.max_batch == 1 and set(seen) == {1}
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one.picture.image, other.picture.image, atol=1e-3, rtol=0)
+
+
+def test_a_device_that_does_not_hold_one_lane_is_an_error(emoji, scorers, three, monkeypatch):
+    monkeypatch.setattr(emoji, "predict", memory_for(emoji.predict, 0, []))
+    with pytest.warns(UserWarning), pytest.raises(DeviceMemoryError, match=": 1 lanes of backbone 'emoji'"):
+        pictures(Engine(emoji, scorers, halve=True), emoji, three)
+
+
+def test_environment_and_evaluation_halve_too(emoji, stage, three, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(emoji, "predict", memory_for(emoji.predict, 2, seen))
+    env = AdDiffusionVectorEnv(3, **SETTINGS, halve_lanes=True)
+    with pytest.warns(UserWarning, match="going on with 1 a call"):
+        stepped(env, [0, 0, 0])
+    with pytest.warns(UserWarning, match="going on with 1 a call"):
+        records = evaluate([make_method("fixed:1")], three, [0], stage, tmp_path, max_lanes="auto")
+    assert len(records) == 3 and max(seen) <= 2
+
+
+def test_auto_is_a_number_of_lanes():
+    assert lanes_of("auto") == (AUTO_LANES, True) and lanes_of(3) == (3, False)
+    for wrong in (0, "some", True, 2.5):
+        with pytest.raises(ConfigError, match="max_lanes must be at least 1, or auto"):
+            lanes_of(wrong, "max_lanes")
