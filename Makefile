@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train eval test test-slow check bench clean
+.PHONY: train eval test test-slow check bench docs clean
 
 # The core, installed editable.
 $(VENV)/.core: pyproject.toml
@@ -37,6 +37,9 @@ check: $(VENV)/.dev  ## style, types, tests
 
 bench: $(VENV)/.core  ## speed, beside the bare denoiser loop
 	$(BIN)/python -m addiffusion_env bench $(ARGS)
+
+docs: $(VENV)/.dev  ## the documentation site, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

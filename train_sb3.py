@@ -4,6 +4,7 @@ python train_sb3.py                             the default experiment on the em
 python train_sb3.py experiment=smoke            every part once, in a minute
 python train_sb3.py lanes=8 ppo.ent_coef=0.01   any key of configs/train.yaml
 python train_sb3.py rollouts=ray rollouts.workers=4   lanes in four Ray actors, here or on a cluster
+python train_sb3.py experiment=sweep            Optuna over PPO's settings
 Run the same command again to go on after an interruption.
 """
 
@@ -22,8 +23,8 @@ from addiffusion_env.config import dotted_values, friendly, run_script
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def train(config: dict[str, Any]) -> Path:
-    """Trains, saves the policy and writes the report; returns the run's folder."""
+def train(config: dict[str, Any]) -> tuple[Path, float]:
+    """Trains and saves the policy; returns the run's folder and its last return, which a sweep maximises."""
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_rollouts, reward_scale, set_training, total_lanes
@@ -31,15 +32,18 @@ def train(config: dict[str, Any]) -> Path:
     from addiffusion_env.agents.training import (
         attach_logger,
         export_policy,
+        exported_at,
+        last_return,
         remember_config,
         resume_or_make,
         run_folder,
         wants_resume,
     )
     from addiffusion_env.agents.warm_start import warm_start
-    from addiffusion_env.engine.engine import lanes_of
+    from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
+    from addiffusion_env.files import whole_file, writing_to
 
     started = time.monotonic()
     config = {**config, "lanes": total_lanes(config)}
@@ -83,21 +87,24 @@ def train(config: dict[str, Any]) -> Path:
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         try:
-            callbacks = [log, checkpointer, *([WorkerLog()] if config["rollouts"]["kind"] == "ray" else [])]
-            model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=config["progress_bar"])
+            remote = [WorkerLog()] if config["rollouts"]["kind"] == "ray" else []
+            callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
+            with writing_to(folder):
+                model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=bar)
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
-    (folder / "normalisation.json").write_text(json.dumps(reward_scale(env), indent=2), encoding="utf-8")
+    with writing_to(folder), whole_file(folder / "normalisation.json") as file:
+        file.write(json.dumps(reward_scale(env), indent=2).encode())
     env.close()
     if checkpointer.stopped and checkpointer.interrupted is not None:
         raise SystemExit(128 + checkpointer.interrupted)
     policy = folder / "policy"
-    if remaining > 0 or not (policy / "config.json").is_file():
+    if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         frontier = log.frontier() if walk is None else measured_frontier(model.policy, walk, settings)
         export_policy(policy, model, config, frontier)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
-    return folder
+    return folder, last_return(model)
 
 
 def report(folder: Path, config: dict[str, Any]) -> None:
@@ -110,12 +117,13 @@ def report(folder: Path, config: dict[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 @friendly
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float:
     """Hydra's entry."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    folder = train(plain)
+    folder, score = train(plain)
     if plain["report"] is not None:
         report(folder, plain)
+    return score
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from addiffusion_env.errors import AdDiffusionError, ConfigError, nearest
 
-HYDRA_FLAGS = re.compile(r"^(-|hydra[./]|hydra=)")
+HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 
 
 def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]) -> None:
@@ -31,6 +31,7 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
         wanted = [item for item in wanted if "," not in item]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        _check_experiments(compose(config_name), wanted, config_dir)
         groups = [
             item
             for item in wanted
@@ -43,13 +44,35 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
             raise _explain(error, base, wanted, config_dir) from error
 
 
+def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> None:
+    """Refuses an experiment of another script: Hydra would add its keys, and nobody would read them.
+
+    Raises:
+        ConfigError: naming a key that this script does not have.
+    """
+    from omegaconf import OmegaConf
+
+    for item in overrides:
+        if item.startswith("experiment=") and _option_exists(config_dir, item):
+            own = OmegaConf.load(config_dir / "experiment" / f"{item.partition('=')[2]}.yaml")
+            strange = [str(key) for key in own if key not in ("defaults", "hydra", *base)]
+            if strange:
+                raise ConfigError(
+                    f"{item} sets {strange[0]!r}, which this script does not have",
+                    "it is another script's: train_sb3.py trains, eval_sb3.py evaluates",
+                )
+
+
 def _option_exists(config_dir: Path, item: str) -> bool:
     group, _, value = item.partition("=")
     return (config_dir / group / f"{value}.yaml").is_file()
 
 
 def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> ConfigError:
-    known = dotted_keys(base)
+    from omegaconf import OmegaConf
+
+    # Unresolved: what a sweep fills in (${hydra:job.num}) has no value before a job runs.
+    known = dotted_keys(OmegaConf.to_container(base, resolve=False))  # type: ignore[arg-type]
     for item in overrides:
         if item.startswith("+"):  # adds a key: there is nothing to be near to
             continue

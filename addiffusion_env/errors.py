@@ -44,6 +44,10 @@ class WeightsError(AdDiffusionError, OSError):
     """Weights that are missing, corrupted or of another kind than asked for."""
 
 
+class UntrustedFileError(AdDiffusionError, PermissionError):
+    """A file that can run code when it is loaded, and that nobody has said to trust."""
+
+
 class PromptError(AdDiffusionError, ValueError):
     """A prompt that the text encoder would cut or that a source cannot read."""
 
@@ -70,6 +74,10 @@ class IllegalActionError(AdDiffusionError, ValueError):
 
 class EpisodeOverError(AdDiffusionError, RuntimeError):
     """``step`` was called on an episode that has ended, or before ``reset``."""
+
+
+class ContractError(AdDiffusionError, AssertionError):
+    """A component does not do what its kind promises; see :mod:`addiffusion_env.checks`."""
 
 
 class RunFolderError(AdDiffusionError, OSError):

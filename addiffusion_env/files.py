@@ -34,7 +34,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _flush_names(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders; there the rename itself is journalled
+        return
     try:
         os.fsync(handle)
     finally:

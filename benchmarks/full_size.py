@@ -5,15 +5,13 @@ Only the tokenizers are small (they know letters); the text windows and the text
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny_models
+from addiffusion_env.backbones import tiny
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -29,7 +27,7 @@ T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_hea
 
 def tokenizer() -> Any:
     """A CLIP tokenizer of letters."""
-    return tiny_models.clip_tokenizer(Path(tempfile.mkdtemp()))
+    return tiny.clip_tokenizer(Path(tempfile.mkdtemp()))
 
 
 def on_cpu(scheduler_class: Any, **config: Any) -> Any:
@@ -55,7 +53,7 @@ def sd15() -> Any:
         text_encoder=clip_text(CLIP_L),
         tokenizer=tokenizer(),
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-        scheduler=on_cpu(DDIMScheduler, **tiny_models.SD_NOISE),
+        scheduler=on_cpu(DDIMScheduler, **tiny.SD_NOISE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -76,7 +74,7 @@ def sd21() -> Any:
             attention_head_dim=(5, 10, 20, 20),
             use_linear_projection=True,
         ),
-        scheduler=on_cpu(DDIMScheduler, **tiny_models.SD_NOISE, prediction_type="v_prediction"),
+        scheduler=on_cpu(DDIMScheduler, **tiny.SD_NOISE, prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -106,7 +104,7 @@ def sdxl() -> Any:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         ),
-        scheduler=on_cpu(DDIMScheduler, **tiny_models.SD_NOISE),
+        scheduler=on_cpu(DDIMScheduler, **tiny.SD_NOISE),
         add_watermarker=False,
     )
 
@@ -121,19 +119,13 @@ def flux() -> Any:
         text_encoder=clip_text(CLIP_L),
         text_encoder_2=T5EncoderModel(T5Config(**T5_XXL, feed_forward_proj="gated-gelu")),
         tokenizer=tokenizer(),
-        tokenizer_2=tiny_models.t5_tokenizer(),
+        tokenizer_2=tiny.t5_tokenizer(),
         transformer=FluxTransformer2DModel(),
         scheduler=on_cpu(FlowMatchEulerDiscreteScheduler),
     )
 
 
 FULL = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl, "flux": flux}
-TINY = {
-    "sd15": tiny_models.stable_diffusion,
-    "sd21": lambda folder: tiny_models.stable_diffusion(folder, "v_prediction"),
-    "sdxl": tiny_models.stable_diffusion_xl,
-    "flux": tiny_models.flux,
-}
 
 
 def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -149,7 +141,7 @@ def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tup
 
     channels = 16 if name == "flux" else 4
     if size == "tiny":
-        pipe, preview = TINY[name](Path(tempfile.mkdtemp())), tiny_models.tiny_autoencoder(channels)
+        pipe, preview = tiny.BUILDERS[name](Path(tempfile.mkdtemp())), tiny.tiny_autoencoder(channels)
     else:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PKG = ROOT / "addiffusion_env"
 LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
     {"errors"},
-    {"registry", "config", "seeding", "files"},
+    {"registry", "config", "seeding", "files", "typed"},
     {"prompts"},
     {"backbones"},
     {"regions", "scorers"},
@@ -21,7 +21,8 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
     {"rollouts"},
     {"agents"},
     {"evaluation"},
-    {"bench"},
+    {"bench", "catalogue", "checks"},
+    {"demo"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -29,11 +30,13 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "diffusers": {"backbones", "baselines", "bench"},
     "transformers": {"backbones", "scorers"},
     "open_clip": {"backbones", "scorers"},
-    "gymnasium": {"__init__", "__main__", "observations", "envs", "rollouts", "agents"},
-    "stable_baselines3": {"agents", "rollouts", "evaluation"},
+    "gymnasium": {"__init__", "__main__", "observations", "envs", "rollouts", "agents", "checks"},
+    "stable_baselines3": {"agents", "rollouts", "evaluation", "bench"},
     "sb3_contrib": {"agents", "rollouts", "evaluation"},
     "hydra": {"config"},
     "matplotlib": {"evaluation"},
+    "gradio": {"demo"},
+    "pygame": {"envs"},
 }
 ANYWHERE = {"addiffusion_env.__version__", "addiffusion_env.ENVIRONMENTS"}
 MODULES = sorted(PKG.rglob("*.py"))

@@ -4,44 +4,122 @@ import json
 
 import pytest
 
+from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.__main__ import main
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.baselines import BASELINES
+from addiffusion_env.checks.components import find
+from addiffusion_env.engine.process import REFINE_PRESETS
+from addiffusion_env.evaluation.metrics import METRICS
+from addiffusion_env.evaluation.vlm import CLIENTS
+from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
+from addiffusion_env.rewards import TERMS
+from addiffusion_env.rewards.composite import PRESETS
+from addiffusion_env.scorers import SCORERS
 
 
-def test_list_names_everything(capsys):
-    main(["list"])
-    out = capsys.readouterr().out
-    for name in ("AdDiffusion-Emoji-v0", "emoji", "clip", "nfe_price", "ddim", "fixed", "as_published", "restart"):
-        assert name in out
+def listed(capsys, *arguments):
+    """What ``list`` prints: kind -> {name: (runs, the rest of the line)}."""
+    main(["list", *arguments])
+    found, kind = {}, ""
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        if line and not line.startswith(" "):
+            kind = found.setdefault(line, {})
+        elif line:
+            state, name, *rest = line.split(maxsplit=2)
+            kind[name] = (state == "yes", "".join(rest))
+    return found
 
 
-def test_list_says_of_every_method_whether_it_runs_here(capsys, monkeypatch, tmp_path):
+def test_list_describes_everything_that_is_registered(capsys):
+    found = listed(capsys)
+    kinds = {
+        "environments": ENVIRONMENTS,
+        "backbones": BACKBONES,
+        "benchmarks": BENCHMARKS,
+        "scorers": SCORERS,
+        "reward terms": TERMS,
+        "reward presets": PRESETS,
+        "refine presets": REFINE_PRESETS,
+        "solvers": SOLVERS,
+        "metrics": METRICS,
+    }
+    for kind, names in kinds.items():
+        assert list(found[kind]) == list(names), kind
+    assert [*found["prompt sources"], *found["benchmarks"]] == list(PROMPT_SOURCES)
+    assert [usage.split(":")[0] for usage in found["methods"]] == list(BASELINES)
+    assert set(found["judges"]) == {"emoji_detector", *(f"{name}:MODEL" for name in CLIENTS)}
+    for kind, entries in found.items():
+        for name, (runs, line) in entries.items():
+            assert len(line) > 10, f"{kind} {name} has no description"
+            assert (" Needs " in line) is not runs, f"{kind} {name}: {line}"
+            assert "`" not in line and ":class:" not in line
+
+
+def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    from addiffusion_env.baselines import BASELINES
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))  # an empty cache
-    main(["list"])
-    lines = capsys.readouterr().out.splitlines()
-    first = lines.index("methods, as they are written, and whether they run here:") + 1
-    lines = [line.strip() for line in lines[first:]]
-    assert [line.split(":")[0] for line in lines] == list(BASELINES)
-    runs = {line.split(":")[0]: line.split()[1] for line in lines}
-    assert {name for name, state in runs.items() if state == "no"} == {"lcm", "turbo", "fbcache"}
-    assert all("Needs backbone=" in line for line in lines if line.split()[1] == "no")
-    snapshot = tmp_path / "models--stabilityai--sdxl-turbo" / "snapshots" / "1f3e"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))  # an empty cache
+    monkeypatch.setenv("ADDIFFUSION_BENCHMARKS", str(tmp_path))
+    for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    found = listed(capsys)
+    lacking = {name.split(":")[0] for name, (runs, _) in found["methods"].items() if not runs}
+    assert lacking == {"lcm", "turbo", "fbcache"}
+    assert [name for name, (runs, _) in found["backbones"].items() if runs] == ["emoji"]
+    assert not any(runs for runs, _ in found["benchmarks"].values())
+    assert [name for name, (runs, _) in found["judges"].items() if runs] == ["emoji_detector"]
+    snapshot = tmp_path / "hub" / "models--stabilityai--sdxl-turbo" / "snapshots" / "1f3e"
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text("{}")
-    assert BASELINES.load("turbo").needs() == ""
+    (tmp_path / "parti").mkdir()
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    found = listed(capsys)
+    assert found["methods"]["turbo:STEPS[,WEIGHTS]"][0] and found["judges"]["openai:MODEL"][0]
 
 
-def test_check_refuses_an_unknown_id(capsys):
+@pytest.mark.parametrize("name", ["AdDiffusion-Emoji-v0", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"])
+def test_check_says_what_holds(name, capsys):
+    main(["check", name])
+    lines = capsys.readouterr().out.splitlines()
+    assert name in lines[0]
+    assert len(lines) >= 4 and all(line.startswith("  holds: ") for line in lines[1:])
+
+
+def test_check_takes_all_that_bear_a_name(capsys):
+    assert [found.kind for found in find("emoji")] == ["backbone", "prompt source"]
+    assert [found.how for found in find("sd15")] == ["tiny random weights in the real classes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("AdDiffusion-Emojy-v0", "did you mean 'AdDiffusion-Emoji-v0'"),
+        ("nfe_prize", "did you mean 'nfe_price'"),
+        ("fixd:8", "did you mean 'fixed'"),
+        ("lpips", "no weights at"),
+        ("hps", "xswu/HPSv2"),
+        ("fixed:many", "a method is written"),
+    ],
+)
+def test_check_says_what_is_wrong_without_a_traceback(name, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["check", name])
+    assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_there(capsys):
     with pytest.raises(SystemExit):
-        main(["check", "AdDiffusion-Emojy-v0"])
-    assert "did you mean 'AdDiffusion-Emoji-v0'" in capsys.readouterr().err
+        main(["list", "--package", "no_such_module"])
+    assert "--package no_such_module cannot be imported" in capsys.readouterr().err
 
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):
-    main(["bench", "--lanes", "2", "--rounds", "1", "--json", str(tmp_path / "bench.json")])
-    assert "env : bare" in capsys.readouterr().out
-    [row] = json.loads((tmp_path / "bench.json").read_text())
-    assert row["lanes"] == 2 and 0 < row["ratio"] < 2
+    path = tmp_path / "bench.json"
+    arms = ["--arms", "bare", "vector", "--methods", "fixed:2"]
+    main(["bench", "--lanes", "1", "--steps", "2", "--rounds", "1", "--images", "1", *arms, "--json", str(path)])
+    assert "of bare" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert [row["arm"] for row in found["rows"]][::2] == ["bare denoiser loop", "AdaptivePipeline, fixed:2"]
+    assert 0 < found["rows"][1]["of_bare"] < 2

@@ -38,6 +38,7 @@ from addiffusion_env.rollouts.regret import regret
 from addiffusion_env.rollouts.replay import ReplayVecEnv
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.rollouts.walk import Walk
+from addiffusion_env.typed import check_types
 
 FRONTIER_PRICES = 8
 """Prices at which a policy's NFE is measured for ``target_nfe``."""
@@ -70,10 +71,12 @@ class ReplayConfig:
         """Builds it from configuration.
 
         Raises:
-            ConfigError: for an unknown key, with the nearest one.
+            ConfigError: for an unknown key, with the nearest one, or a value of another type.
         """
         check_settings("replay has", settings, (item.name for item in fields(cls)))
-        return cls(**settings)
+        made = cls(**settings)
+        check_types("replay.", made)
+        return made
 
 
 def make_walk(table: TryTable, settings: EnvSettings) -> Walk:

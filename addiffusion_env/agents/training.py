@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
@@ -19,9 +20,9 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env import __version__
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
-from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
+from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, load_config, save_policy
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, check_settings, unknown
+from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, check_settings, unknown
 from addiffusion_env.files import whole_file, writing_to
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
@@ -54,7 +55,7 @@ def run_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"
-        probe.write_text("")
+        probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise RunFolderError(
@@ -127,7 +128,13 @@ def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
 
 
-def _net_arch(arch: Any) -> dict[str, list[int]]:
+def last_return(model: BaseAlgorithm) -> float:
+    """Mean return of the last 100 training episodes (all, where fewer have ended); NaN before the first has ended."""
+    episodes = [] if model.ep_info_buffer is None else [episode["r"] for episode in model.ep_info_buffer]
+    return float(np.mean(episodes)) if episodes else float("nan")
+
+
+def layers(arch: Any) -> dict[str, list[int]]:
     """SB3's two ways of giving hidden layers, as one."""
     return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
@@ -141,6 +148,14 @@ def wants_resume(resume: Any) -> bool:
     if resume not in ("auto", "never"):
         raise ConfigError(f"resume must be auto or never, got {resume!r}", "auto goes on from the newest checkpoint")
     return bool(resume == "auto")
+
+
+def exported_at(folder: Path) -> int | None:
+    """After how many decisions the policy in a folder was saved; ``None`` when there is none that can be read."""
+    try:
+        return int(load_config(folder).provenance["decisions"])
+    except (WeightsError, KeyError, TypeError, ValueError):
+        return None
 
 
 def export_policy(
@@ -160,7 +175,7 @@ def export_policy(
     described = PolicyConfig(
         environment=config["env"],
         observation=describe_space(space),
-        net_arch=_net_arch(model.policy.net_arch),
+        net_arch=layers(model.policy.net_arch),
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),

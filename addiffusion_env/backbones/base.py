@@ -35,6 +35,7 @@ class Capabilities:
         default_guidance: the guidance scale that goes with it (1 = none).
         default_solver: name of the solver in ``backbones.solvers.SOLVERS``.
         default_spacing: name of the timestep spacing.
+        feature_dim: width of the denoiser's own pooled features (:attr:`Prediction.features`); ``None`` without.
     """
 
     latent_shape: tuple[int, int, int]
@@ -47,6 +48,7 @@ class Capabilities:
     default_guidance: float = 7.5
     default_solver: str = "ddim"
     default_spacing: str = "leading"
+    feature_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,15 @@ class Prediction:
         attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
             layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless asked for. Rows that did
             not ask hold zeros.
+        features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
+            the picture; ``None`` when the model has none.
     """
 
     x0: Tensor
     x0_text: Tensor
     calls: Tensor
     attention: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,11 @@ class Backbone(ABC):
         Raises:
             WeightsError: for missing, corrupted or wrong weights, naming where they were looked for.
         """
+
+    @classmethod
+    def needs(cls) -> str:
+        """What this machine lacks to load it without a path of one's own, in a few words; empty when nothing."""
+        return ""
 
     @abstractmethod
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
@@ -259,6 +269,13 @@ class Backbone(ABC):
         """Where on the way a noise level lies: (B,) -> (B,) in [0, 1], 1 at the start, 0 when clean."""
         start = float(self.sigmas(self.capabilities.default_steps, self.capabilities.default_spacing)[0])
         return (sigma / start).clamp(0, 1)
+
+    def timesteps(self, sigma: Tensor) -> Tensor:
+        """The network's own time of each noise level, (B,) -> (B,), as callbacks are told it.
+
+        A network that reads something else than a time is told apart by :meth:`timestep_position`.
+        """
+        return self.timestep_position(sigma)
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:

@@ -27,6 +27,10 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(
             f"device {name!r} was asked for, but torch sees no CUDA device", "use device=auto or device=cpu"
         )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            f"device {name!r} was asked for, but torch has no MPS device here", "use device=auto or device=cpu"
+        )
     return device
 
 

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
 from addiffusion_env.backbones.base import Backbone, Conditioning, Prediction, check_prompts
+from addiffusion_env.backbones.compiled import bucket_of, filled
 from addiffusion_env.backbones.paths import rows
+from addiffusion_env.backbones.taps import FeatureTap
 from addiffusion_env.errors import CapabilityError, ConfigError
 
 PARAMETRISATIONS = ("epsilon", "v_prediction", "flow", "sample")
@@ -41,12 +43,15 @@ class DiffusersBackbone(Backbone):
         parametrisation: what the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
         dtype: precision of the denoiser; latents and solver steps are float32 in any case.
         offload_hooks: accelerate's hooks of the components that wait in host memory (``offload=model``).
+        buckets: batch sizes that a network call is filled up to (:mod:`backbones.compiled`); empty for no filling.
+        tap: keeps the denoiser's own features; ``None`` where it has no middle block.
         upcasts: decode in float32 where the autoencoder is in float16 and its config says ``force_upcast``.
     """
 
     upcasts: ClassVar[bool] = False
     denoiser: Any
     compiled: Any = None
+    tap: FeatureTap | None = None
     vae: Any
     previewer: Any
     parametrisation: str
@@ -54,6 +59,7 @@ class DiffusersBackbone(Backbone):
 
     def __init__(self) -> None:
         self.offload_hooks: Sequence[Any] = ()
+        self.buckets: Sequence[int] = ()
         self._texts: OrderedDict[str, Conditioning] = OrderedDict()
         self._negative: dict[str, Tensor] = {}
         self._capturing = False
@@ -155,7 +161,7 @@ class DiffusersBackbone(Backbone):
         store = self._store(capture)
         self._capturing = store is not None
         with self.captured(store) if store else nullcontext():
-            output = self.denoise(x[on].to(self.dtype), times.to(x.device), tensors).float()
+            output = self._called(x[on].to(self.dtype), times.to(x.device), tensors).float()
         clean = self.clean(x[on], output, sigma[place])
         text, x0 = clean[:size], clean[:size].clone()
         if len(guided):
@@ -163,7 +169,16 @@ class DiffusersBackbone(Backbone):
             # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: the same line as in the noise.
             x0[at] = negative + rows(guidance_scale[guided], x) * (text[at] - negative)
         calls = 1 + (guidance_scale != 1).long()
-        return Prediction(x0, text, calls, self._maps(store, size))
+        features = None if self.tap is None else self.tap.take(size)
+        return Prediction(x0, text, calls, self._maps(store, size), features)
+
+    def _called(self, x: Tensor, times: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One network call, filled up to a bucket."""
+        size = bucket_of(len(x), self.buckets)
+        if self.compiled is not None:
+            times = times.float()  # whole timesteps come as integers, which would be a graph of their own
+        more = {name: filled(value, size) for name, value in tensors.items()}
+        return self.denoise(filled(x, size), filled(times, size), more)[: len(x)]
 
     def captured(self, store: AttentionStore) -> AbstractContextManager[None]:
         """Within it the denoiser's text-to-image attention goes into ``store``."""

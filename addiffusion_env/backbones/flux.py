@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from addiffusion_env.backbones.paths import RectifiedFlow
 from addiffusion_env.backbones.pipelines import FromPipeline, PipelineOptions, PipelineSpec, picture_size, set_up
 from addiffusion_env.backbones.previews import FLUX_FACTORS, PREVIEW_SIDE, PreviewSpec, load_preview
 from addiffusion_env.backbones.schedules import FlowSchedule
+from addiffusion_env.backbones.taps import tap, transformer_middle
 from addiffusion_env.backbones.text import content_positions, tokenize
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ class FluxBackbone(FromPipeline, DiffusersBackbone):
         self.parts = parts
         self.denoiser, self.vae, self.previewer = parts.transformer, parts.vae, parts.preview
         self.compiled = compiled
-        self.capabilities = capabilities
+        middle, width = transformer_middle(parts.transformer)
+        self.tap = tap(middle)
+        self.capabilities = replace(capabilities, feature_dim=width)
         self.options = options
         self.device = device
         self.dtype = parts.transformer.dtype

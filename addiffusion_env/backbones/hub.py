@@ -112,6 +112,11 @@ def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path
     )
 
 
+def cached(repo_id: str, file: str = "model_index.json") -> bool:
+    """Whether the hub's cache on this machine holds a snapshot of a repository with a certain file in it."""
+    return any((cache_folder() / f"models--{repo_id.replace('/', '--')}").glob(f"snapshots/*/{file}"))
+
+
 def hub_file(repo_id: str, filename: str) -> Path:
     """The local path of one file of a hub repository, downloaded when it is not cached.
 

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
+from addiffusion_env.backbones.compiled import buckets_for, compiled
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
     again,
+    cached,
     check_safetensors,
     file_in,
     hub_file,
@@ -30,9 +33,10 @@ from addiffusion_env.backbones.hub import (
     unavailable,
     variant_of,
 )
+from addiffusion_env.backbones.memory import place
 from addiffusion_env.backbones.previews import PreviewSpec
 from addiffusion_env.backbones.quiet import quiet_loading
-from addiffusion_env.errors import ConfigError, WeightsError, nearest, unknown
+from addiffusion_env.errors import CapabilityError, ConfigError, WeightsError, nearest, unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,7 +48,10 @@ FLUX_ONLY = ("max_sequence_length", "distilled_guidance")
 """Options of Flux's that mean nothing to a UNet."""
 
 BACKBONE_OF = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
-"""Which backbone a pipeline's class belongs to, for the error about a checkpoint of another kind."""
+"""Which backbone a pipeline's class belongs to."""
+
+SD2_TEXT_WIDTH = 1024
+"""Numbers in a text feature of Stable Diffusion 2.x (OpenCLIP ViT-H/14); 1.x has 768."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,11 @@ class PipelineOptions:
         variant: of the weight files (``"fp16"``), for repositories that have more than one.
         image_size: side of the square picture in pixels; ``None`` is the model's own.
         preview: hub id or folder of an ``AutoencoderTiny``, or ``"linear"``; ``None`` is the backbone's own.
-        compile: ``torch.compile`` the denoiser: ``True``, or one of its modes (``"max-autotune"``).
+        compile: ``torch.compile`` the denoiser: ``True``, or one of its modes (``"max-autotune"``;
+            ``"reduce-overhead"`` records CUDA graphs). On a machine without a compiler it runs as it is.
+        batch_buckets: numbers of rows that a network call is filled up to, a guided evaluation taking two, so that
+            there is a graph for each and none for the sizes between; ``None`` is :data:`backbones.compiled.BUCKETS`
+            when compiled and no filling otherwise.
         channels_last: keep the weights of convolutions channels-last.
         offload: ``none``; ``model`` keeps one component on the GPU at a time; ``sequential`` one layer.
         vae_tiling: decode large pictures in tiles.
@@ -90,6 +101,7 @@ class PipelineOptions:
     image_size: int | None = None
     preview: str | None = None
     compile: bool | str = False
+    batch_buckets: Sequence[int] | None = None
     channels_last: bool = False
     offload: str = "none"
     vae_tiling: bool = False
@@ -123,11 +135,18 @@ class FromPipeline(ABC):
         spec: which checkpoint.
         preview_spec: how its latents are looked at.
         offload_hooks: of its components, with ``offload=model``; see :meth:`DiffusersBackbone.alone`.
+        buckets: batch sizes of a network call.
     """
 
     spec: ClassVar[PipelineSpec]
     preview_spec: ClassVar[PreviewSpec]
     offload_hooks: Sequence[Any]
+    buckets: Sequence[int]
+
+    @classmethod
+    def needs(cls) -> str:
+        """The spec's weights, unless they are in the hub's cache."""
+        return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
@@ -173,12 +192,33 @@ class FromPipeline(ABC):
     def _built(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
         backbone = cls.build(pipe, options, preview)
         backbone.offload_hooks = tuple(getattr(pipe, "_all_hooks", ()))
+        backbone.buckets = buckets_for(options.compile, options.batch_buckets)
         return backbone
 
     @classmethod
     @abstractmethod
     def build(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
         """Makes the backbone of a pipeline that is checked and placed."""
+
+
+def backbone_of(pipe: Any) -> Any:
+    """The backbone of any loaded diffusers pipeline that one is made for, with that backbone's own options.
+
+    Stable Diffusion 1.x and 2.x share a class; the width of the text features tells them apart (OpenCLIP ViT-H/14's
+    1024 numbers are 2.x's).
+
+    Raises:
+        CapabilityError: for a pipeline of another class.
+    """
+    names = [kind.__name__ for kind in type(pipe).__mro__]
+    backbone = next((BACKBONE_OF[name] for name in names if name in BACKBONE_OF), None)
+    if backbone is None:
+        raise CapabilityError(
+            f"no backbone is made for a {type(pipe).__name__}", f"pass one of {', '.join(BACKBONE_OF)}, or a Backbone"
+        )
+    if backbone == "sd15" and pipe.unet.config.cross_attention_dim == SD2_TEXT_WIDTH:
+        backbone = "sd21"
+    return BACKBONES.load(backbone).from_pipeline(pipe)
 
 
 def picture_size(own: int, multiple: int, options: PipelineOptions) -> int:
@@ -317,60 +357,6 @@ def check_component(folder: Path, kind: str, variant: str | None) -> None:
             check_safetensors(path)
 
 
-def place(pipe: Any, name: str, device: torch.device, offload: str) -> None:
-    """Moves a pipeline to a device, or sets up offloading to it.
-
-    Raises:
-        WeightsError: when it does not fit the GPU.
-        ConfigError: for offloading without a GPU.
-    """
-    if offload != "none" and device.type == "cpu":
-        raise ConfigError(f"offload={offload} was asked for on the CPU", "offloading frees a GPU; use offload=none")
-    sizes = {key: size_of(part) for key, part in pipe.components.items() if isinstance(part, nn.Module)}
-    needed = {"none": sum(sizes.values()), "model": max(sizes.values(), default=0), "sequential": 0}[offload]
-    if device.type == "cuda":
-        check_memory(name, needed, torch.cuda.mem_get_info(device)[0], device, offload, pipe.dtype)
-    try:
-        if offload == "model":
-            pipe.enable_model_cpu_offload(device=device)
-        elif offload == "sequential":
-            pipe.enable_sequential_cpu_offload(device=device)
-        else:
-            pipe.to(device)
-    except torch.cuda.OutOfMemoryError as error:
-        raise too_large(name, needed, 0, device, offload, pipe.dtype) from error
-
-
-def size_of(module: nn.Module) -> int:
-    """Bytes of a module's parameters."""
-    return sum(value.numel() * value.element_size() for value in module.parameters())
-
-
-def check_memory(
-    name: str, needed: int, free: int, device: torch.device, offload: str, dtype: torch.dtype = torch.float32
-) -> None:
-    """Refuses weights of ``needed`` bytes where only ``free`` bytes are.
-
-    Raises:
-        WeightsError: with both numbers, and what would fit.
-    """
-    if needed > free:
-        raise too_large(name, needed, free, device, offload, dtype)
-
-
-def too_large(
-    name: str, needed: int, free: int, device: torch.device, offload: str, dtype: torch.dtype
-) -> WeightsError:
-    """The error for weights of ``dtype`` that do not fit a GPU."""
-    more = {"none": "offload=model or offload=sequential", "model": "offload=sequential"}.get(
-        offload, "a smaller model"
-    )
-    return WeightsError(
-        f"{name} needs {needed / 2**30:.1f} GiB for its weights, {device} has {free / 2**30:.1f} GiB free",
-        f"use {more}, {'dtype=auto (half precision), ' * (dtype == torch.float32)}or free the GPU; {WORKS_OFFLINE}",
-    )
-
-
 def set_up(pipe: Any, options: PipelineOptions, denoiser: Any) -> Any:
     """Applies the options that change how a pipeline computes.
 
@@ -387,5 +373,4 @@ def set_up(pipe: Any, options: PipelineOptions, denoiser: Any) -> Any:
         pipe.vae.to(memory_format=torch.channels_last)
     if not options.compile:
         return None
-    mode = None if options.compile is True else options.compile
-    return torch.compile(denoiser, mode=mode)
+    return compiled(denoiser, options.compile, pipe._execution_device)

@@ -96,7 +96,7 @@ class DiscreteSchedule:
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor, set_alpha_to_one: bool, steps_offset: int) -> DiscreteSchedule:
         """Reads a diffusers scheduler's ``alphas_cumprod`` (T,)."""
         # Zero terminal SNR (arXiv:2305.08891) would start at sigma = inf; diffusers' Euler scheduler clips it so too.
-        alphas = np.clip(alphas_cumprod.double().cpu().numpy(), 2.0**-24, None)
+        alphas = np.clip(alphas_cumprod.cpu().double().numpy(), 2.0**-24, None)
         log_sigmas = 0.5 * (np.log1p(-alphas) - np.log(alphas))
         return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset)
 
@@ -117,7 +117,7 @@ class DiscreteSchedule:
 
     def timestep_at(self, sigma: Tensor) -> Tensor:
         """The timestep of each sigma, (B,) float64; the inverse of :meth:`sigma_at`, clipped to [0, T - 1]."""
-        log_sigma = np.log(np.clip(sigma.double().cpu().numpy(), 1e-10, None))
+        log_sigma = np.log(np.clip(sigma.cpu().double().numpy(), 1e-10, None))
         timestep = np.interp(log_sigma, self.log_sigmas, np.arange(self.train_steps))
         # Whole timesteps must come back whole: a fraction of 1e-12 would change the network's time embedding.
         whole = np.round(timestep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from addiffusion_env.backbones.pipelines import (
 )
 from addiffusion_env.backbones.previews import PREVIEW_SIDE, SD_FACTORS, PreviewSpec, load_preview
 from addiffusion_env.backbones.schedules import DiscreteSchedule
+from addiffusion_env.backbones.taps import tap, unet_middle
 from addiffusion_env.backbones.text import content_positions, tokenize
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ class StableDiffusionBackbone(DiffusersBackbone):
         self.parts = parts
         self.denoiser, self.vae, self.previewer = parts.unet, parts.vae, parts.preview
         self.compiled = compiled
-        self.capabilities = capabilities
+        middle, width = unet_middle(parts.unet)
+        self.tap = None if middle is None else tap(middle)
+        self.capabilities = replace(capabilities, feature_dim=width)
         self.truncate_prompts = truncate_prompts
         self.device = device or next(parts.unet.parameters()).device
         self.dtype = parts.unet.dtype

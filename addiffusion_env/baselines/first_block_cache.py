@@ -15,8 +15,9 @@ from torch import nn
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.flux import FluxBackbone, packed, unpacked
+from addiffusion_env.backbones.hub import cached
 from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
-from addiffusion_env.baselines.whole import Made, WholePipeline, cached, counted, silent
+from addiffusion_env.baselines.whole import Made, WholePipeline, counted, silent
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError

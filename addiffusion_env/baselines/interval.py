@@ -34,6 +34,8 @@ class Interval(BaseMethod):
     usage: ClassVar[str] = "interval:METHOD:NUMBERS"
 
     def __post_init__(self) -> None:
+        if isinstance(self.method, Interval):
+            raise ConfigError("interval: a method was put under the interval twice", "write interval: once")
         if isinstance(self.method, WholePipeline):
             raise ConfigError(
                 f"interval: {self.method.name} is a whole pipeline of diffusers, which guides every step or none",
@@ -45,6 +47,8 @@ class Interval(BaseMethod):
         """``"fixed:6"``, ``"threshold_retry:0.4,6"``: any specification."""
         from addiffusion_env.baselines import make_method
 
+        if text.count("interval:") > 1:  # refused before it is read: a thousand of them are too deep to read
+            raise ConfigError(f"method {text[:60]!r} names interval again and again", "write interval: once")
         return cls(make_method(text))
 
     @property
@@ -60,6 +64,11 @@ class Interval(BaseMethod):
     def looks(self) -> bool:  # type: ignore[override]
         """As the other method."""
         return self.method.looks
+
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]
+        """As the other method."""
+        return getattr(self.method, "needs_scores", True)
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """As the other method."""

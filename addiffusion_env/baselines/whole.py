@@ -10,14 +10,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.backbones.diffusers_backbone import DiffusersBackbone
-from addiffusion_env.backbones.hub import cache_folder
 from addiffusion_env.backbones.pipelines import PipelineOptions, PipelineSpec, load_pipeline
 from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.backbones.sdxl import SDXLBackbone
@@ -51,6 +50,7 @@ class Made:
 class WholePipeline(BaseMethod):
     """A method that says how to make one picture (:meth:`make`); everything else is here."""
 
+    needs_scores: ClassVar[bool] = False
     _scorers: LookScorers | None = None
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
@@ -222,8 +222,3 @@ def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     return silent(pipe)
-
-
-def cached(repo_id: str) -> bool:
-    """Whether the hub's cache on this machine holds a snapshot of a repository."""
-    return any((cache_folder() / f"models--{repo_id.replace('/', '--')}").glob("snapshots/*/model_index.json"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, History, Latents
-from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.engine.requests import Picture
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import Look
@@ -41,6 +41,7 @@ class Lane:
             where none were made.
         shown: the finished picture that waits to be taken or tried again (``check_finished``); ``None`` before.
         best: the best-liked finished picture of earlier tries (``refine.accept=best``).
+        features: (1, F) of the denoiser's middle block at the last evaluation; ``None`` where it has none.
     """
 
     prompt: Prompt
@@ -60,6 +61,7 @@ class Lane:
     evidence: np.ndarray | None = None
     shown: Picture | None = None
     best: Picture | None = None
+    features: Tensor | None = None
 
     @property
     def sigma(self) -> float:
@@ -70,6 +72,14 @@ class Lane:
     def remaining(self) -> int:
         """Steps that the schedule has left."""
         return len(self.rest) - 1
+
+    @property
+    def refine_mask(self) -> np.ndarray | None:
+        """(h, w) in [0, 1] at the latents' resolution: the region that the last action drew again.
+
+        ``None`` when the last action was no refinement, or one of the whole picture.
+        """
+        return self.masks[-1] if self.masks and self.actions[-1] == Action.REFINE else None
 
     def noise(self, stream: str) -> Tensor:
         """(1, C, H, W) noise of this picture's own stream."""
@@ -98,6 +108,7 @@ class Lane:
             "evidence": None if self.evidence is None else torch.from_numpy(self.evidence),
             "shown": picture_state(self.shown),
             "best": picture_state(self.best),
+            "features": self.features,
         }
 
 
@@ -140,6 +151,7 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
         evidence=None if state.get("evidence") is None else state["evidence"].numpy(),
         shown=restore_picture(state.get("shown")),
         best=restore_picture(state.get("best")),
+        features=None if state.get("features") is None else state["features"].to(backbone.device),
     )
 
 

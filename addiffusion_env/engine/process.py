@@ -11,6 +11,7 @@ import numpy as np
 from addiffusion_env.backbones.base import Capabilities
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
 from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.typed import check_types
 
 MAPS = ("attention", "phrase", "none")
 REGIONS = ("token", "weakest", "union", "whole")
@@ -70,6 +71,7 @@ class RefineConfig:
     first_step: int = 1
 
     def __post_init__(self) -> None:
+        check_types("refine.", self)
         for value, known, kind in (
             (self.maps, MAPS, "refine.maps"),
             (self.region, REGIONS, "refine.region"),
@@ -157,6 +159,7 @@ class ProcessConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
 
     def __post_init__(self) -> None:
+        check_types("", self)
         if self.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.steps}", "raise it")
         if self.decide_every < 1:

@@ -25,6 +25,7 @@ class Evaluate:
         guidance_scale: 1 asks for the text-only prediction (one network call).
         capture: whether attention maps are wanted.
         who: the prompt, for error messages.
+        last: whether the schedule ends with this step: solvers take it in first order.
     """
 
     latents: Latents
@@ -33,6 +34,7 @@ class Evaluate:
     guidance_scale: float
     capture: bool
     who: str
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Outcome:
         x0_text: the text-only clean prediction.
         calls: network calls: 2 for a guided evaluation, 1 for another.
         attention: (1, tokens, h, w) or ``None``.
+        features: (1, F) of the denoiser's middle block, or ``None``.
     """
 
     latents: Latents
@@ -52,6 +55,7 @@ class Outcome:
     x0_text: Tensor
     calls: int
     attention: Tensor | None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.rendering import render_frame
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
+from addiffusion_env.envs.view import View
 
 Observation = dict[str, np.ndarray]
 
@@ -24,7 +24,8 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
     :mod:`addiffusion_env.observations.features`. With a price range there is a fourth key, ``price``.
 
     ``info`` carries prompt, prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, price, clip_score and
-    preference; after a step also action, illegal_action and reward_terms; at the end also image, (H, W, 3) uint8, and
+    preference; after a step also action, illegal_action and reward_terms; after a refinement of a region also
+    refine_mask, (h, w) float32 in [0, 1] at the latents' resolution; at the end also image, (H, W, 3) uint8, and
     action_trace.
 
     Args:
@@ -40,7 +41,7 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
     (True, 4.0, (64, 64, 3))
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's own convention
+    metadata = {"render_modes": [*RENDER_MODES], "render_fps": 4}  # noqa: RUF012 - Gymnasium's own convention
 
     def __init__(self, **settings: Any) -> None:
         self.settings = EnvSettings.of(**settings)
@@ -48,6 +49,7 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         self.observation_space: gym.spaces.Dict = self.episodes.observer.space  # type: ignore[assignment]
         self.action_space = gym.spaces.Discrete(3)
         self.render_mode = self.settings.render_mode
+        self.view = View(self.episodes, self.render_mode, self.metadata["render_fps"])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -63,6 +65,7 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         if seed is None and self.episodes.slots[0] is None:
             seed = int(self.np_random.integers(2**31))
         info = self.episodes.begin(0, seed, options)
+        self.view.reset()
         return self._row(self.episodes.observe()), info
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -73,6 +76,8 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
             EpisodeOverError: before ``reset`` or after the end.
         """
         result = self.episodes.step([int(action)])
+        self.view.stepped(0, bool(result.terminated[0] or result.truncated[0]))
+        self.view.show()
         return (
             self._row(result.observation),
             float(result.reward[0]),
@@ -86,13 +91,21 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         return self.episodes.action_masks()[0]
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The preview with the action strip, (296, 256, 3) uint8; ``None`` without a render mode."""
+        """What the render mode says.
+
+        Returns:
+            ``rgb_array``: the preview over the action strip, a refined region marked, (296, 256, 3) uint8. ``film``:
+            the strip of the episode so far, a cell of 122 by 96 a decision, of one size throughout. ``None`` in mode
+            ``human``, whose window follows ``reset`` and ``step`` by itself, and without a mode.
+        """
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; pass render_mode='rgb_array' to make()")
             return None
-        pixels = self.episodes.pixels(0)
-        lane = self.episodes.lane(0)
-        return render_frame(pixels, lane.actions, lane.nfe, lane.prompt.text)
+        return None if self.render_mode == "human" else self.view.frames()[0]
+
+    def close(self) -> None:
+        """Closes the window of mode ``human``."""
+        self.view.close()
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here."""

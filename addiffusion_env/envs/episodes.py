@@ -15,14 +15,16 @@ import numpy as np
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.faults import Fault, FaultCount
-from addiffusion_env.engine.lane import Lane, look_state, open_lane, restore_lane, restore_look
+from addiffusion_env.engine.lane import Lane, open_lane, restore_lane, restore_look
 from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.framing import Framer, Point, similarity
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.slot import Slot
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
+from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
@@ -35,31 +37,6 @@ RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
 REFERENCE_CACHE = 100_000
 """Reference scores kept, one number a (prompt, seed)."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One lane's place.
-
-    Attributes:
-        seed: the lane's seed.
-        episode: how many episodes it has begun, less one.
-        lane: the picture in the making.
-        before: its look at the decision before.
-        price: of one NFE in this episode.
-        decisions: taken in this episode.
-        picture: the finished picture, once there is one.
-        fault: why the episode was dropped, once it was; the lane is then where it was before the action that failed.
-    """
-
-    seed: int
-    episode: int
-    lane: Lane
-    before: Look | None
-    price: float
-    decisions: int = 0
-    picture: Picture | None = None
-    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -95,9 +72,8 @@ class Episodes:
         self.settings = settings
         self.backbone = load_backbone(settings)
         self.process = settings.process(self.backbone.capabilities, self.backbone.name)
-        self.backbone.sigmas(
-            self.process.steps, self.process.spacing
-        )  # refuses a bad schedule before anything is drawn
+        # Refuses a bad schedule before anything is drawn.
+        self.backbone.sigmas(self.process.steps, self.process.spacing)
         self.scorers = load_scorers(self.backbone, settings.scorers)
         self.engine = Engine(
             self.backbone,
@@ -109,7 +85,10 @@ class Episodes:
         self.reward = make_reward(settings.reward)
         self._check_reference()
         self.source = settings.prompt_source()
-        self.observer = Observer(self.scorers.clip_dim, settings.keys())
+        width = self.backbone.capabilities.feature_dim or 0
+        self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
+        # Finished pictures are always scored; previews only where somebody reads what the scorers say.
+        self.looks = sees_previews(settings.keys()) or self.reward.sees_previews
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
         self.slots: list[Slot | None] = [None] * num_lanes
@@ -144,7 +123,7 @@ class Episodes:
         lane_seed = old.seed if seed is None and old else int(seed or 0)
         episode = old.episode + 1 if seed is None and old else first
         slot = self.slots[index] = self._open(lane_seed, episode, options or {})
-        return self._info(slot)
+        return slot.info()
 
     def _open(self, seed: int, episode: int, options: Mapping[str, Any]) -> Slot:
         prompt, picture_seed, price = self._draw(seed, episode, options)
@@ -182,22 +161,26 @@ class Episodes:
         slots = [self._live(index) for index in range(len(self.slots))]
         chosen, refused = self._legal(slots, actions)
         turns = [
-            turn(self.backbone, self.process, slot.lane, action) for slot, action in zip(slots, chosen, strict=True)
+            turn(self.backbone, self.process, slot.lane, action, self.looks)
+            for slot, action in zip(slots, chosen, strict=True)
         ]
         results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
-        after = self._compared([_moved(slot, result) for slot, result in zip(slots, results, strict=True)])
+        after = [slot.moved(result) for slot, result in zip(slots, results, strict=True)]
+        after = self._compared(after)
         self.slots = list(after)
         terminated = np.array([slot.picture is not None for slot in after])
         truncated = np.array([self._cut(slot) for slot in after]) & ~terminated
         sound = [row for row, slot in enumerate(after) if slot.fault is None]
-        transition = self._transition(*([values[row] for row in sound] for values in (slots, after, chosen)))
+        before, moved = [slots[row] for row in sound], [after[row] for row in sound]
+        transition = self._transition(before, moved, [chosen[row] for row in sound])
         reward, terms = self._rewarded(transition, sound)
         infos = []
         for row, slot in enumerate(after):
-            info = self._info(slot)
-            info["action"] = chosen[row]
-            info["illegal_action"] = refused[row]
-            info["reward_terms"] = {name: float(values[row]) for name, values in terms.items()}
+            info = slot.info()
+            paid = {name: float(values[row]) for name, values in terms.items()}
+            info |= {"action": chosen[row], "illegal_action": refused[row], "reward_terms": paid}
+            if slot.lane.refine_mask is not None:
+                info["refine_mask"] = slot.lane.refine_mask
             infos.append(info)
         return StepResult(self.observe(), reward, terminated, truncated, infos, transition)
 
@@ -249,16 +232,16 @@ class Episodes:
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition | None:
         if not after:
             return None
-        looks = [slot.lane.look for slot in before]
+        looks, seen = [slot.lane.look for slot in before], [slot.lane.look for slot in after]
         nothing = float("nan")
         keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
         return Transition(
-            clip_before=np.array([float(look.clip_score[0]) if look else nothing for look in looks]),
-            clip_after=np.array([_look(slot).clip_score[0] for slot in after], dtype=np.float64),
-            preference_before=np.array([float(look.preference[0]) if look else nothing for look in looks]),
-            preference_after=np.array([_look(slot).preference[0] for slot in after], dtype=np.float64),
+            clip_before=_scores(looks, "clip_score"),
+            clip_after=_scores(seen, "clip_score"),
+            preference_before=_scores(looks, "preference"),
+            preference_after=_scores(seen, "preference"),
             dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
-            clip_text=np.stack([_look(slot).clip_text[0] for slot in after]),
+            clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             price=np.array([slot.price for slot in after]),
             action=np.array(actions),
@@ -334,40 +317,10 @@ class Episodes:
             raise EpisodeOverError(f"lane {index} was asked before reset", "call reset first")
         return slot
 
-    def _info(self, slot: Slot) -> dict[str, Any]:
-        lane = slot.lane
-        info: dict[str, Any] = {
-            "prompt": lane.prompt.text,
-            "prompt_id": lane.prompt.prompt_id,
-            "task": lane.prompt.task,
-            "seed": lane.seed,
-            "sigma": lane.sigma,
-            "step": lane.step,
-            "nfe": float(lane.nfe),
-            "network_calls": lane.calls,
-            "refinements": lane.refinements,
-            "price": slot.price,
-        }
-        if lane.look is not None:
-            info["clip_score"] = float(lane.look.clip_score[0])
-            info["preference"] = float(lane.look.preference[0])
-        if slot.picture is not None:
-            info["image"] = slot.picture.pixels()
-            info["action_trace"] = list(lane.actions)
-        if slot.fault is not None:
-            info["fault"] = slot.fault.error.cause
-        return info
-
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
-        slots: list[dict[str, Any] | None] = []
-        for slot in self.slots:
-            if slot is None or slot.picture is not None or slot.fault is not None:
-                slots.append(None if slot is None else {"seed": slot.seed, "episode": slot.episode, "lane": None})
-                continue
-            head = {"seed": slot.seed, "episode": slot.episode, "price": slot.price, "decisions": slot.decisions}
-            slots.append({**head, "before": look_state(slot.before), "lane": slot.lane.state()})
+        slots = [None if slot is None else slot.state() for slot in self.slots]
         return {"slots": slots, "scale": self.reward.scale.state_dict(), "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -379,22 +332,15 @@ class Episodes:
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
         if entry["lane"] is None:
             return self._open(entry["seed"], entry["episode"], {})
-        before, lane = restore_look(entry["before"]), restore_lane(self.backbone, entry["lane"])
+        before = restore_look(entry["before"])
+        lane = restore_lane(self.backbone, entry["lane"])
         return Slot(entry["seed"], entry["episode"], lane, before, entry["price"], entry["decisions"])
-
-
-def _moved(slot: Slot, result: tuple[Lane, Picture | None] | Fault) -> Slot:
-    """The slot after its action, or where it was with the fault that it met."""
-    if isinstance(result, Fault):
-        return replace(slot, decisions=slot.decisions + 1, fault=result)
-    lane, picture = result
-    return replace(slot, lane=lane, before=slot.lane.look, decisions=slot.decisions + 1, picture=picture)
 
 
 def _key(lane: Lane) -> tuple[str, int]:
     return lane.prompt.prompt_id, lane.seed
 
 
-def _look(slot: Slot) -> Look:
-    assert slot.lane.look is not None  # every lane is looked at after its action
-    return slot.lane.look
+def _scores(looks: Sequence[Look | None], name: str) -> np.ndarray:
+    """(B,) a score of each look; NaN where nobody looked."""
+    return np.array([float(getattr(look, name)[0]) if look else float("nan") for look in looks])

@@ -54,6 +54,7 @@ class Framer:
         sigma = torch.tensor([lane.sigma for lane in lanes], dtype=torch.float64)
         none = np.zeros(3, np.float32)
         blank = np.zeros(self.scorers.clip_dim, np.float32)
+        unfelt = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
         refine, best = self.process.refine, [lane.best for lane in lanes]
         return Frame(
             clip_image=np.stack([look.clip_image[0] if look else blank for look in looks]),
@@ -72,6 +73,7 @@ class Framer:
             best_liking=np.array([refine.liking.at(picture.look) if picture else 0.0 for picture in best]),
             has_best=np.array([float(picture is not None) for picture in best]),
             evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),
+            features=torch.cat([unfelt if lane.features is None else lane.features for lane in lanes]).cpu().numpy(),
         )
 
     @cached_property

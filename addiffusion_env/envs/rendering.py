@@ -1,20 +1,66 @@
-"""What an episode looks like: the preview over a strip of the actions taken."""
+"""What an episode looks like: the preview over a strip of the actions taken, and film strips of whole episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from addiffusion_env.engine.process import Action
 
 ACTION_COLOURS = {0: (70, 130, 200), 1: (200, 60, 60), 2: (240, 170, 30)}
 """Continue blue, stop red, refine amber: the same in frames, film strips and plots."""
 
 FRAME_SIZE = 256
 STRIP_HEIGHT = 40
+CELL, BAR, CAPTION, COLUMNS = 96, 12, 14, 10
+_INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
-def render_frame(pixels: np.ndarray, actions: Sequence[int], nfe: float, text: str) -> np.ndarray:
+@dataclass(frozen=True)
+class Cell:
+    """One frame of a film strip.
+
+    Attributes:
+        pixels: (h, w, 3) uint8, the preview that the action led to, or the finished picture.
+        action: that led to it.
+        preference: of the picture, in standard deviations; NaN where nobody looked.
+        mask: (h', w') what a refinement drew again, in [0, 1]; ``None`` for every other action.
+    """
+
+    pixels: np.ndarray
+    action: int
+    preference: float = float("nan")
+    mask: np.ndarray | None = None
+
+
+def overlay_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture with a region marked: tinted in refine's amber by the mask's strength, outlined where it is a half.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        mask: (h', w') in [0, 1], of any resolution.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    height, width = pixels.shape[:2]
+    soft = Image.fromarray(np.asarray(mask, np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    strength = np.asarray(soft)[..., None].clip(0, 1)
+    amber = np.array(ACTION_COLOURS[2], np.float32)
+    tinted = pixels * (1 - 0.35 * strength) + amber * 0.35 * strength
+    inside = strength[..., 0] >= 0.5
+    around = np.pad(inside, 1, constant_values=False)
+    core = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    tinted[inside & ~core] = amber
+    return tinted.round().astype(np.uint8)
+
+
+def render_frame(
+    pixels: np.ndarray, actions: Sequence[int], nfe: float, text: str, mask: np.ndarray | None = None
+) -> np.ndarray:
     """One frame: the preview, the action strip, and what was spent.
 
     Args:
@@ -22,13 +68,13 @@ def render_frame(pixels: np.ndarray, actions: Sequence[int], nfe: float, text: s
         actions: taken so far; one square each, coloured by :data:`ACTION_COLOURS`.
         nfe: evaluations spent.
         text: the prompt, cut to the frame's width.
+        mask: (h', w') region that the last action drew again, to be marked; ``None`` for none.
 
     Returns:
         (296, 256, 3) uint8.
     """
     frame = Image.new("RGB", (FRAME_SIZE, FRAME_SIZE + STRIP_HEIGHT), (24, 24, 28))
-    large = Image.fromarray(pixels).resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.NEAREST)
-    frame.paste(large, (0, 0))
+    frame.paste(_enlarged(pixels, FRAME_SIZE, mask), (0, 0))
     draw = ImageDraw.Draw(frame)
     shown = actions[-(FRAME_SIZE - 8) // 3 :]  # the last ones, when there are more than fit
     size = max(3, min(12, (FRAME_SIZE - 8) // max(1, len(shown))))
@@ -37,3 +83,41 @@ def render_frame(pixels: np.ndarray, actions: Sequence[int], nfe: float, text: s
         draw.rectangle((left, FRAME_SIZE + 4, left + size - 2, FRAME_SIZE + 4 + 10), fill=ACTION_COLOURS[int(action)])
     draw.text((4, FRAME_SIZE + 18), f"NFE {nfe:g}  {text}"[:42], fill=(235, 235, 235))
     return np.asarray(frame)
+
+
+def draw_film(cells: Sequence[Cell], room: int | None = None) -> np.ndarray:
+    """A film strip as one picture: cells in rows of ten, a bar in the action's colour under each.
+
+    Args:
+        cells: in order.
+        room: draw a sheet of so many cells whatever their number, the last ones where they are more, so that every
+            strip of an environment has the same size, as videos ask; ``None`` is as large as needed.
+
+    Returns:
+        (H, W, 3) uint8; each cell is 122 pixels high and 96 wide.
+    """
+    room = max(1, len(cells) if room is None else room)
+    height = CELL + BAR + CAPTION
+    sheet = Image.new("RGB", (min(COLUMNS, room) * CELL, -(-room // COLUMNS) * height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, cell in enumerate(cells[-room:]):
+        left, top = (place % COLUMNS) * CELL, (place // COLUMNS) * height
+        sheet.paste(_enlarged(cell.pixels, CELL - 4, cell.mask), (left + 2, top + 2))
+        colour = ACTION_COLOURS[cell.action]
+        draw.rectangle((left + 2, top + CELL, left + CELL - 3, top + CELL + BAR - 2), fill=colour)
+        seen = "" if np.isnan(cell.preference) else f" {cell.preference:+.2f}"
+        draw.text((left + 4, top + CELL + BAR - 1), f"{Action(cell.action).name.lower()}{seen}", fill=_INK)
+    return np.asarray(sheet)
+
+
+def tiled(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Frames of one size (H, W, 3) side by side, as near to a square as they go."""
+    columns = int(np.ceil(np.sqrt(len(frames))))
+    blank = [np.zeros_like(frames[0])] * (-len(frames) % columns)
+    whole = [*frames, *blank]
+    return np.concatenate([np.concatenate(whole[at : at + columns], 1) for at in range(0, len(whole), columns)])
+
+
+def _enlarged(pixels: np.ndarray, size: int, mask: np.ndarray | None) -> Image.Image:
+    large = Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
+    return large if mask is None else Image.fromarray(overlay_mask(np.asarray(large), mask))

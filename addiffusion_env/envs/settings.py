@@ -10,16 +10,19 @@ from typing import Any
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
-from addiffusion_env.observations.features import STANDARD_KEYS
+from addiffusion_env.observations.features import OBSERVATION_PRESETS
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.rewards.composite import PRESET_PRICES
 from addiffusion_env.scorers.hub_look import check_parts
 from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.typed import check_types
 
-RENDER_MODES = ("rgb_array",)
+RENDER_MODES = ("rgb_array", "film", "human")
+"""The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,30 @@ class EnvSettings:
             preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world has its own.
         prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
-        steps, spacing, solver, guidance_scale: the schedule; ``None`` is the backbone's own.
+        steps: evaluations of the full schedule; ``None`` is the backbone's own, as for the next three.
+        spacing: name of the timestep spacing.
+        solver: name of the solver.
+        guidance_scale: classifier-free guidance; 1 is none.
         guidance_interval: ``[low, high]`` noise levels between which guidance is on; ``None`` guides everywhere.
-        landing_steps, decide_every, check_finished: see :class:`ProcessConfig`.
-        decide_at: the same; steps behind the end of a shorter schedule are left out.
+        landing_steps: evaluations that *stop* spends, or ``"auto"``; see :class:`ProcessConfig`.
+        decide_every: evaluations that one *continue* takes.
+        decide_at: steps where the policy is asked, instead; those behind the end of a shorter schedule are left out.
+        check_finished: whether the finished picture is looked at before it is given away.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
         reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
             the reward preset's own.
-        observation_keys: ``None`` is clip, timestep, quality, and price when it varies; ``tries`` (the best
-            finished picture so far) and ``phrases`` (what phrase maps said) are there to be asked for.
+        observation_keys: ``None`` is clip, timestep, quality, and price when it varies; ``"denoiser"`` is features,
+            prompt, timestep, spent, and price when it varies: nothing that needs a preview; or a list of keys of
+            :data:`observations.features.FEATURES`: ``tries`` (the best finished picture so far) and ``phrases`` (what
+            phrase maps said) are there to be asked for.
         reference_steps: steps of the reference schedule that a relative terminal bonus compares with.
         max_faults: episodes that may be dropped, truncated with ``info["fault"]``, because their lane alone failed
             (NaN, a scorer that raises) before the environment raises the error; 0 raises the first.
         halve_lanes: when the device's memory runs out, make model calls for half as many lanes, with a warning.
         max_decisions: truncate an episode after so many decisions; ``None`` for no limit.
         strict: refuse an illegal action instead of continuing in its place.
-        render_mode: ``None`` or ``"rgb_array"``.
+        render_mode: ``None`` or one of :data:`RENDER_MODES`.
     """
 
     backbone: str | Backbone = "emoji"
@@ -76,7 +86,7 @@ class EnvSettings:
     refine: str | Mapping[str, Any] | RefineConfig = "as_published"
     reward: str | Mapping[str, Any] = "default"
     price: float | Sequence[float] | None = None
-    observation_keys: Sequence[str] | None = None
+    observation_keys: str | Sequence[str] | None = None
     reference_steps: int | None = None
     max_faults: int = 0
     halve_lanes: bool = False
@@ -85,6 +95,8 @@ class EnvSettings:
     render_mode: str | None = None
 
     def __post_init__(self) -> None:
+        check_types("", self)
+        FaultCount(self.max_faults)
         if isinstance(self.backbone, str):
             BACKBONES[self.backbone]
         if self.solver is not None:
@@ -96,6 +108,7 @@ class EnvSettings:
         check_parts(self.scorers)
         refine_config(self.refine)
         self.price_range()
+        self.keys()
 
     @classmethod
     def of(cls, **kwargs: Any) -> EnvSettings:
@@ -128,11 +141,18 @@ class EnvSettings:
         return float(ends[0]), float(ends[1])
 
     def keys(self) -> tuple[str, ...]:
-        """The observation keys: those asked for, or the three standard ones and ``price`` when it varies."""
-        if self.observation_keys is not None:
-            return tuple(self.observation_keys)
+        """The observation keys: those listed, or those of a preset and ``price`` when it varies.
+
+        Raises:
+            UnknownNameError: for an unknown preset.
+        """
+        asked = "standard" if self.observation_keys is None else self.observation_keys
+        if not isinstance(asked, str):
+            return tuple(asked)
+        if asked not in OBSERVATION_PRESETS:
+            raise unknown("observation preset", asked, OBSERVATION_PRESETS)
         low, high = self.price_range()
-        return (*STANDARD_KEYS, "price") if low < high else STANDARD_KEYS
+        return (*OBSERVATION_PRESETS[asked], "price") if low < high else OBSERVATION_PRESETS[asked]
 
     def process(self, capabilities: Capabilities, name: str) -> ProcessConfig:
         """The decision process on a backbone, its defaults filled in.
@@ -208,6 +228,10 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
         if refine not in REFINE_PRESETS:
             raise unknown("refine preset", refine, REFINE_PRESETS)
         return REFINE_PRESETS[refine]
+    if not isinstance(refine, Mapping):
+        raise ConfigError(
+            f"refine must be a preset or a mapping, got {refine!r:.100}", "refine=retry, or {preset: retry}"
+        )
     changes = dict(refine)
     base = refine_config(str(changes.pop("preset", "as_published")))
     check_settings("refine has", changes, (item.name for item in fields(base)))

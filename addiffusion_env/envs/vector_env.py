@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.rendering import render_frame
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
+from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.rewards.base import Transition
 
@@ -34,7 +34,7 @@ class AdDiffusionVectorEnv(VectorEnv):
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own convention
-        "render_modes": ["rgb_array"],
+        "render_modes": [*RENDER_MODES],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
@@ -51,6 +51,7 @@ class AdDiffusionVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = self.settings.render_mode
         self.transition: Transition | None = None
+        self.view = View(self.episodes, self.render_mode, int(self.metadata["render_fps"]))
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
@@ -68,6 +69,7 @@ class AdDiffusionVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         for index, lane_seed in enumerate(self._seeds(seed)):
             infos = self._add_info(infos, self.episodes.begin(index, lane_seed, self._options(options, index)), index)
+        self.view.reset()
         return self.episodes.observe(), infos
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
@@ -106,6 +108,7 @@ class AdDiffusionVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         over = result.terminated | result.truncated
         for index, info in enumerate(result.infos):
+            self.view.stepped(index, bool(over[index]))
             if over[index]:
                 last = {key: value[index].copy() for key, value in observation.items()}
                 infos = self._add_info(infos, {"final_obs": last, "final_info": info}, index)
@@ -113,6 +116,7 @@ class AdDiffusionVectorEnv(VectorEnv):
             infos = self._add_info(infos, info, index)
         if over.any():
             observation = self.episodes.observe()
+        self.view.show()
         return observation, result.reward, result.terminated, result.truncated, infos
 
     def action_masks(self) -> np.ndarray:
@@ -120,11 +124,15 @@ class AdDiffusionVectorEnv(VectorEnv):
         return self.episodes.action_masks()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One frame a lane, (296, 256, 3) uint8 each; ``None`` without a render mode."""
-        if self.render_mode is None:
+        """One picture a lane, all of one size, as the scalar environment gives; ``None`` in mode ``human`` or without.
+
+        A lane that has begun its next episode in this step shows that one's start; its film strip is still the old
+        one's, whole.
+        """
+        if self.render_mode in (None, "human"):
             return None
-        frames = []
-        for index in range(self.num_envs):
-            lane = self.episodes.lane(index)
-            frames.append(render_frame(self.episodes.pixels(index), lane.actions, lane.nfe, lane.prompt.text))
-        return tuple(frames)
+        return tuple(self.view.frames())
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes the window of mode ``human``."""
+        self.view.close()

@@ -7,28 +7,27 @@ That costs four pictures a method and leaves the timing of the evaluation alone.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.process import Action
-from addiffusion_env.envs.rendering import ACTION_COLOURS
+from addiffusion_env.envs import rendering
+from addiffusion_env.envs.rendering import Cell
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, by_method
 from addiffusion_env.evaluation.runner import Plan, Stage, png_bytes
 from addiffusion_env.evaluation.store import write_atomically
 from addiffusion_env.evaluation.tables import focus_of
+from addiffusion_env.evaluation.traces import Watcher
 
 FILMS_FILE = "films.parquet"
-CELL, BAR, CAPTION, COLUMNS = 96, 12, 14, 10
-_INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Film:
         frames: PNG files: the preview after each action, the finished picture last.
         actions: one for each frame.
         preferences: the preference of each frame; NaN where nobody looked.
+        terms: reward term -> what each action was paid; none for methods that have no reward.
     """
 
     uid: str
@@ -50,6 +50,7 @@ class Film:
     frames: tuple[bytes, ...]
     actions: tuple[int, ...]
     preferences: tuple[float, ...]
+    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 _SCHEMA = pa.schema(
@@ -60,6 +61,7 @@ _SCHEMA = pa.schema(
         pa.field("frames", pa.list_(pa.binary())),
         pa.field("actions", pa.list_(pa.int8())),
         pa.field("preferences", pa.list_(pa.float64())),
+        pa.field("terms", pa.map_(pa.string(), pa.list_(pa.float64()))),
     ]
 )
 
@@ -88,7 +90,7 @@ def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_di
     if [(film.uid, film.role) for film in films] == [(record.uid, role) for _, role, record in cast]:
         return films
     films = [film for entry in chosen for film in _play(entry, [c for c in cast if c[0] is entry], stage)]
-    table = pa.Table.from_pylist([asdict(film) for film in films], _SCHEMA)
+    table = pa.Table.from_pylist([{**asdict(film), "terms": list(film.terms.items())} for film in films], _SCHEMA)
     try:
         write_atomically(table, Path(out_dir) / FILMS_FILE, compression="none")
     except OSError as error:
@@ -98,21 +100,25 @@ def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_di
 
 def _play(entry: Plan, cast: Sequence[tuple[Plan, str, Record]], stage: Stage) -> list[Film]:
     jobs = {job.uid: job for job in entry.jobs}
-    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=entry.method.decide)
+    watcher = Watcher(entry.method)
+    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=watcher.decide)
     wanted = [jobs[record.uid] for _, _, record in cast]
     episodes: list[Episode] = engine.run(
         [entry.method.program(stage.backbone, entry.process, job.prompt, job.seed, keep_strip=True) for job in wanted]
     )
     return [
-        film_of(entry.method.name, role, record.uid, ep) for (_, role, record), ep in zip(cast, episodes, strict=True)
+        film_of(entry.method.name, role, record.uid, episode, watcher.terms(episode))
+        for (_, role, record), episode in zip(cast, episodes, strict=True)
     ]
 
 
-def film_of(method: str, role: str, uid: str, episode: Episode) -> Film:
+def film_of(
+    method: str, role: str, uid: str, episode: Episode, terms: Mapping[str, tuple[float, ...]] | None = None
+) -> Film:
     """Pairs each action with what it led to: the preview at the next decision, or the finished picture."""
     frames = (*(png_bytes(pixels) for pixels in episode.strip), png_bytes(episode.picture.pixels()))
     preferences = (*episode.preferences[1:], float(episode.picture.look.preference[0]))
-    return Film(uid, method, role, frames, tuple(episode.lane.actions), preferences)
+    return Film(uid, method, role, frames, tuple(episode.lane.actions), preferences, terms or {})
 
 
 def read_films(out_dir: Path | str) -> list[Film]:
@@ -132,23 +138,17 @@ def read_films(out_dir: Path | str) -> list[Film]:
             tuple(row["frames"]),
             tuple(row["actions"]),
             tuple(row["preferences"]),
+            {name: tuple(values) for name, values in row.get("terms") or ()},
         )
         for row in rows
     ]
 
 
 def draw_film(film: Film) -> np.ndarray:
-    """A film as one picture, (H, W, 3) uint8: frames in rows of ten, a bar in the action's colour under each."""
-    count = len(film.frames)
-    columns, rows = min(COLUMNS, count), -(-count // COLUMNS)
-    height = CELL + BAR + CAPTION
-    sheet = Image.new("RGB", (columns * CELL, rows * height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for place, (png, action, preference) in enumerate(zip(film.frames, film.actions, film.preferences, strict=True)):
-        left, top = (place % COLUMNS) * CELL, (place // COLUMNS) * height
-        frame = Image.open(io.BytesIO(png)).convert("RGB").resize((CELL - 4, CELL - 4), Image.Resampling.NEAREST)
-        sheet.paste(frame, (left + 2, top + 2))
-        draw.rectangle((left + 2, top + CELL, left + CELL - 3, top + CELL + BAR - 2), fill=ACTION_COLOURS[action])
-        seen = "" if np.isnan(preference) else f" {preference:+.2f}"
-        draw.text((left + 4, top + CELL + BAR - 1), f"{Action(action).name.lower()}{seen}", fill=_INK)
-    return np.asarray(sheet)
+    """A film as one picture, (H, W, 3) uint8; see :func:`addiffusion_env.envs.rendering.draw_film`."""
+    shown = zip(film.frames, film.actions, film.preferences, strict=True)
+    return rendering.draw_film([Cell(_pixels(png), action, preference) for png, action, preference in shown])
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

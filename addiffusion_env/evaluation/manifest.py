@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,9 +18,30 @@ from addiffusion_env.evaluation.records import Record, digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import whole_file
+from addiffusion_env.typed import check_types
 
 MANIFEST_FILE = "evaluation.json"
-PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "stable-baselines3", "numpy", "scipy")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "stable-baselines3",
+    "sb3-contrib",
+    "gymnasium",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "pyarrow",
+    "torchvision",
+    "image-reward",
+    "torch-fidelity",
+    "torchmetrics",
+    "lpips",
+    "openai",
+    "google-genai",
+)
+"""What numbers may depend on; those that are not installed are left out of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,7 @@ class Manifest:
         price: of one NFE, for regret.
         settings: the resolved configuration.
         versions: of the packages that matter.
+        scorers: measure -> which model it comes from and on what scale, in words.
     """
 
     methods: tuple[MethodEntry, ...]
@@ -80,6 +102,7 @@ class Manifest:
     price: float
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
+    scorers: Mapping[str, str] = field(default_factory=dict)
 
     def select(self, records: Iterable[Record]) -> list[Record]:
         """The records of this evaluation, by method, prompt and seed in its order; others in the folder are left."""
@@ -94,7 +117,13 @@ class Manifest:
 
 
 def write_manifest(
-    out_dir: Path | str, plans: Sequence[Plan], backbone: str, settings: Mapping[str, Any], margin: float, price: float
+    out_dir: Path | str,
+    plans: Sequence[Plan],
+    backbone: str,
+    settings: Mapping[str, Any],
+    margin: float,
+    price: float,
+    scorers: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Writes ``evaluation.json`` before anything is made, keeping the history of margins that it finds.
 
@@ -124,6 +153,7 @@ def write_manifest(
         price=float(price),
         settings=dict(settings),
         versions=versions(),
+        scorers=dict(scorers or {}),
     )
     write_text(folder / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
     return manifest
@@ -138,7 +168,7 @@ def read_manifest(out_dir: Path | str) -> Manifest:
     path = Path(out_dir) / MANIFEST_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(
+        manifest = Manifest(
             **{
                 **raw,
                 "methods": tuple(MethodEntry(**entry) for entry in raw["methods"]),
@@ -147,6 +177,11 @@ def read_manifest(out_dir: Path | str) -> Manifest:
                 "seeds": tuple(raw["seeds"]),
             }
         )
+        for part in (manifest, *manifest.methods, *manifest.margins):
+            check_types("", part)
+        if not manifest.methods or not manifest.margins:
+            raise ValueError("it names no method or no margin")
+        return manifest
     except FileNotFoundError as error:
         raise RunFolderError(
             f"no evaluation in {path.parent}: {MANIFEST_FILE} is missing", "run eval_sb3.py"

@@ -123,7 +123,7 @@ class PictureWorker(Workplace):
         making = replace(making, on_fault=lambda job, fault: dropped.append((job, fault)))
         shard: Shard = []
         try:
-            for part in in_turn([(self.plans[chunk.method], jobs)], self.stage, making):
+            for part in in_turn([(self.plans[chunk.method], [jobs])], self.stage, making):
                 shard += part
         except AdDiffusionError as error:
             return Made(shard, tuple(dropped), error)
@@ -131,7 +131,7 @@ class PictureWorker(Workplace):
 
 
 class RayPool:
-    """A :class:`Maker` over Ray actors. Records are those of :func:`in_turn`, the ``seconds`` apart.
+    """A :class:`Maker` over Ray actors. Records are those of :func:`in_turn`, but for what is measured (``seconds``).
 
     Every actor has a model, scorers and judges of its own, and takes the next shard's jobs when it is free. Records
     come back to the runner, which alone writes. An actor that dies or hangs is replaced and its jobs are given again.
@@ -154,28 +154,24 @@ class RayPool:
         self._settings, self._judges = settings, list(judges)
 
     def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
-        """See :class:`Maker`; the lanes are shared among the workers, the ``stage`` is each worker's own.
+        """See :class:`Maker`; every worker has ``making.lanes`` and a stage of its own.
 
         Raises:
             WorkerError: when one chunk costs more workers than ``patience``, or a worker cannot be started.
         """
-        size = making.shard_size
         chunks = deque(
-            Chunk(index, tuple(job.uid for job in jobs[first : first + size]))
-            for index, (_, jobs) in enumerate(work)
-            for first in range(0, len(jobs), size)
+            Chunk(index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
         )
         if not chunks:
             return
         config = replace(self.config, workers=min(self.config.workers, len(chunks)))
-        total = making.lanes if config.lanes is None else config.lanes
         jobs = work[0][0].jobs
         prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
         seeds = list(dict.fromkeys(job.seed for job in jobs))
         arguments = (self._methods, self._settings, self._judges, prompts, seeds)
         crew = Crew(config, PictureWorker, [arguments] * config.workers, self._settings.device)
         with closing(crew):
-            yield from _Round(crew, chunks, replace(making, lanes=max(1, total // config.workers))).shards()
+            yield from _Round(crew, chunks, making).shards()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,11 @@ from typing import Any
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.films import read_films
+from addiffusion_env.evaluation.hypotheses.base import Verdict
+from addiffusion_env.evaluation.hypotheses.render import hypotheses_section
+from addiffusion_env.evaluation.hypotheses.setup import judge_evaluation
 from addiffusion_env.evaluation.manifest import read_manifest, write_text
+from addiffusion_env.evaluation.measured import measured_sections
 from addiffusion_env.evaluation.plots import figures, save_figures
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Figure, Section, Table, sections
@@ -22,6 +27,8 @@ from addiffusion_env.evaluation.summary import Summary, summarise
 
 PLOTS_FOLDER = "plots"
 TITLE = "AdDiffusion evaluation"
+
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #202124; max-width: 1080px; margin: 2rem auto; padding: 0 1.2rem }
@@ -43,18 +50,25 @@ class Report:
         markdown: with figures in ``plots`` beside it.
         summary_json: the numbers.
         summary: the same, in memory.
+        verdicts: on the claims that the evaluation was to judge.
     """
 
     html: Path
     markdown: Path
     summary_json: Path
     summary: Summary
+    verdicts: tuple[Verdict, ...] = ()
 
 
-def write_report(out_dir: Path | str) -> Report:
+def write_report(out_dir: Path | str, config_file: Path | str | None = None) -> Report:
     """Reads a folder's manifest, records and films; writes its report. The same records give the same report.
 
+    Args:
+        out_dir: of an evaluation.
+        config_file: where the margin stands, for its line and date; ``None`` when it is not at hand.
+
     Raises:
+        ConfigError: when claims are to be judged, and no judge is independent.
         RunFolderError: when there is no evaluation, none of its records, or the folder cannot be written.
         MissingPackageError: without the packages of the ``eval`` extra.
     """
@@ -67,23 +81,30 @@ def write_report(out_dir: Path | str) -> Report:
     films = read_films(folder)
     drawn = figures(records, summary, films)
     written = sections(records, summary, manifest, films)
+    written[-1:-1] = measured_sections(folder)
+    claims = manifest.settings.get("hypotheses")
+    verdicts = judge_evaluation(records, manifest, claims, config_file) if claims is not None else ()
+    if verdicts:
+        written.insert(0, hypotheses_section(verdicts))
     try:
         save_figures(drawn, folder / PLOTS_FOLDER)
     except OSError as error:
         raise RunFolderError(
             f"cannot write {folder / PLOTS_FOLDER}: {error.strerror}", "choose another out="
         ) from error
+    plain = {**asdict(summary), "hypotheses": [asdict(verdict) for verdict in verdicts]}
     return Report(
         html=write_text(folder / "report.html", to_html(TITLE, written, drawn)),
         markdown=write_text(folder / "report.md", to_markdown(TITLE, written)),
-        summary_json=write_text(folder / "summary.json", json.dumps(_plain(asdict(summary)), indent=1)),
+        summary_json=write_text(folder / "summary.json", json.dumps(_plain(plain), indent=1)),
         summary=summary,
+        verdicts=verdicts,
     )
 
 
 def to_markdown(title: str, written: Sequence[Section]) -> str:
     """Sections as GitHub Markdown; figures are files in ``plots``."""
-    lines = [f"# {title}", ""]
+    lines = [f"# {_md(title)}", ""]
     for section in written:
         lines += [f"## {_md(section.title)}", ""]
         for part in section.parts:
@@ -108,8 +129,14 @@ def _md_table(table: Table) -> list[str]:
     ]
 
 
+def _visible(text: str) -> str:
+    """Text without characters that act instead of being seen: control characters and changes of direction."""
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _md(text: str) -> str:
     """Text that Markdown shows as it is."""
+    text = _visible(text)
     for mark in "\\`*_[]<>|#":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
@@ -117,36 +144,41 @@ def _md(text: str) -> str:
 
 def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) -> str:
     """Sections as one HTML file: style and figures inside, every text escaped, no script, nothing fetched."""
-    links = "".join(f'<a href="#s{n}">{html.escape(section.title)}</a>' for n, section in enumerate(written))
+    links = "".join(f'<a href="#s{n}">{_html(section.title)}</a>' for n, section in enumerate(written))
     body = "".join(_html_section(number, section, drawn) for number, section in enumerate(written))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_html(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1><nav>{links}</nav>\n{body}</body></html>\n"
+        f"<style>{_STYLE}</style></head>\n<body><h1>{_html(title)}</h1><nav>{links}</nav>\n{body}</body></html>\n"
     )
+
+
+def _html(text: str) -> str:
+    """Text that HTML shows as it is, in elements and in attributes."""
+    return html.escape(_visible(text))
 
 
 def _html_section(number: int, section: Section, drawn: Mapping[str, bytes]) -> str:
     parts = "\n".join(_html_part(part, drawn) for part in section.parts)
-    return f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>\n{parts}\n</section>\n'
+    return f'<section id="s{number}"><h2>{_html(section.title)}</h2>\n{parts}\n</section>\n'
 
 
 def _html_part(part: str | Table | Figure, drawn: Mapping[str, bytes]) -> str:
     if isinstance(part, Table):
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.head)
+        head = "".join(f"<th>{_html(cell)}</th>" for cell in part.head)
         rows = "".join(
             f"<tr{' class=strong' if number == part.strong else ''}>"
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            + "".join(f"<td>{_html(cell)}</td>" for cell in row)
             + "</tr>\n"
             for number, row in enumerate(part.rows)
         )
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
     if isinstance(part, Figure):
         data = base64.b64encode(drawn[part.stem]).decode()
-        caption = html.escape(part.caption)
+        caption = _html(part.caption)
         image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    return f"<p>{html.escape(part)}</p>"
+    return f"<p>{_html(part)}</p>"
 
 
 def _plain(value: Any) -> Any:

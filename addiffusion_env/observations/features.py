@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,18 +24,33 @@ QUALITY = (
 
 
 @dataclass(frozen=True)
+class Widths:
+    """What the lengths of features depend on.
+
+    Attributes:
+        clip: width of a CLIP embedding.
+        features: width of the denoiser's own features; 0 where there are none.
+    """
+
+    clip: int
+    features: int = 0
+
+
+@dataclass(frozen=True)
 class Feature:
     """One key of the observation.
 
     Attributes:
-        dim: length, given the width of the CLIP embedding.
+        dim: length.
         make: (B, dim) float32 in [low, 1] from a frame.
         low: lower bound; the upper is 1.
+        looks: whether it shows what scorers said of a preview, which must then be decoded.
     """
 
-    dim: Callable[[int], int]
+    dim: Callable[[Widths], int]
     make: Callable[[Frame], np.ndarray]
     low: float = -1.0
+    looks: bool = False
 
 
 def clip(frame: Frame) -> np.ndarray:
@@ -98,15 +113,49 @@ def phrases(frame: Frame) -> np.ndarray:
     return frame.evidence
 
 
+def features(frame: Frame) -> np.ndarray:
+    """The denoiser's own view: (B, F), each row standardised over its channels and squashed by tanh(x / 2).
+
+    By itself alone: no running statistics, so that a lane is seen alike in every batch and every process.
+    """
+    spread = frame.features.std(axis=1, keepdims=True)
+    return np.tanh((frame.features - frame.features.mean(axis=1, keepdims=True)) / (2 * np.maximum(spread, 1e-6)))
+
+
+def spent(frame: Frame) -> np.ndarray:
+    """Share of the budget spent, refinements used, relative change of x0: (B, 3) in [0, 1], known without a look."""
+    return np.stack([frame.budget, frame.refinements, frame.x0_change], axis=1)
+
+
+def prompt(frame: Frame) -> np.ndarray:
+    """CLIP embedding of the prompt, unit length: (B, D); encoded once a prompt."""
+    return frame.clip_text
+
+
 FEATURES: dict[str, Feature] = {
-    "clip": Feature(lambda width: 2 * width, clip),
-    "timestep": Feature(lambda width: TIMESTEP_DIM, timestep),
-    "quality": Feature(lambda width: len(QUALITY), quality),
-    "price": Feature(lambda width: 1, price, low=0.0),
-    "tries": Feature(lambda width: 2, tries),
-    "belief": Feature(lambda width: 4, belief),
-    "phrases": Feature(lambda width: 3, phrases, low=0.0),
+    "clip": Feature(lambda widths: 2 * widths.clip, clip, looks=True),
+    "timestep": Feature(lambda widths: TIMESTEP_DIM, timestep),
+    "quality": Feature(lambda widths: len(QUALITY), quality, looks=True),
+    "price": Feature(lambda widths: 1, price, low=0.0),
+    "tries": Feature(lambda widths: 2, tries),
+    "belief": Feature(lambda widths: 4, belief, looks=True),
+    "phrases": Feature(lambda widths: 3, phrases, low=0.0),
+    "features": Feature(lambda widths: widths.features, features),
+    "spent": Feature(lambda widths: 3, spent, low=0.0),
+    "prompt": Feature(lambda widths: widths.clip, prompt),
 }
 """Key -> feature. A new observation is one entry."""
 
 STANDARD_KEYS = ("clip", "timestep", "quality")
+
+OBSERVATION_PRESETS = {"standard": STANDARD_KEYS, "denoiser": ("features", "prompt", "timestep", "spent")}
+"""Name -> keys. ``denoiser`` needs no preview and no scorer: what the denoiser computes anyway, and the prompt."""
+
+
+def sees_previews(keys: Sequence[str]) -> bool:
+    """Whether an observation of these keys needs a preview to be decoded and scored at each decision.
+
+    >>> sees_previews(["timestep", "quality"]), sees_previews(OBSERVATION_PRESETS["denoiser"])
+    (True, False)
+    """
+    return any(FEATURES[key].looks for key in keys)

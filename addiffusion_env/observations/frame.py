@@ -28,6 +28,8 @@ class Frame:
         best_liking: (B,) of the best finished picture of earlier tries; 0 without one.
         has_best: (B,) whether there is one, 0 or 1.
         evidence: (B, 3) what phrase maps said (:func:`regions.phrases.evidence_of`), in [0, 1]; 0 where none were made.
+        features: (B, F) pooled output of the denoiser's middle block at the last evaluation, in its own scale; 0 before
+            the first, and F is 0 where nobody kept them (recorded tables).
     """
 
     clip_image: np.ndarray
@@ -46,6 +48,7 @@ class Frame:
     best_liking: np.ndarray
     has_best: np.ndarray
     evidence: np.ndarray
+    features: np.ndarray
 
 
 LOG_SNR_RANGE = (-4.0, 6.0)

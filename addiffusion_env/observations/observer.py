@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium import spaces
 
-from addiffusion_env.errors import unknown
-from addiffusion_env.observations.features import FEATURES, STANDARD_KEYS
+from addiffusion_env.errors import CapabilityError, unknown
+from addiffusion_env.observations.features import FEATURES, STANDARD_KEYS, Widths
 from addiffusion_env.observations.frame import Frame
 
 
@@ -18,18 +18,27 @@ class Observer:
     Args:
         clip_dim: width of the CLIP embedding (768 for ViT-L/14: the three standard keys then hold 1672 numbers).
         keys: which features, in order.
+        feature_dim: width of the denoiser's own features; 0 where there are none.
 
     Raises:
         UnknownNameError: for an unknown key.
+        CapabilityError: for the denoiser's features where there are none.
     """
 
-    def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS) -> None:
+    def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS, feature_dim: int = 0) -> None:
         for key in keys:
             if key not in FEATURES:
                 raise unknown("observation key", key, FEATURES)
+        if "features" in keys and not feature_dim:
+            raise CapabilityError(
+                "the observation key 'features' needs a denoiser with a middle block: there is none here, and recorded "
+                "tables keep no features of it",
+                "leave 'features' out of observation_keys, or train on the environment itself",
+            )
         self.keys = tuple(keys)
+        widths = Widths(clip_dim, feature_dim)
         self.space = spaces.Dict(
-            {key: spaces.Box(FEATURES[key].low, 1.0, (FEATURES[key].dim(clip_dim),), np.float32) for key in self.keys}
+            {key: spaces.Box(FEATURES[key].low, 1.0, (FEATURES[key].dim(widths),), np.float32) for key in self.keys}
         )
 
     def observe(self, frame: Frame) -> dict[str, np.ndarray]:

@@ -48,9 +48,11 @@ class Prompt:
         """Wraps a plain string; passes a :class:`Prompt` through (with another id, when one is given).
 
         Raises:
-            PromptError: when ``prompt`` is neither.
+            PromptError: when ``prompt`` is neither, or text that no UTF-8 file can hold.
         """
         if isinstance(prompt, str):
+            if any("\ud800" <= char <= "\udfff" for char in prompt):
+                raise PromptError(f"prompt {prompt[:60]!r} holds half a surrogate pair", "decode it as UTF-8")
             return cls(prompt, prompt_id or text_id(prompt))
         if not isinstance(prompt, Prompt):
             raise PromptError(f"a prompt must be a string or a Prompt, got {type(prompt).__name__}", "pass its text")

@@ -62,7 +62,7 @@ def evidence_of(maps: Tensor) -> np.ndarray:
         (largest cosine of two maps; 0 for a single phrase); the share of all effect that lies in the strongest eighth
         of the cells, averaged over phrases.
     """
-    flat = maps.flatten(1).double()
+    flat = maps.flatten(1).cpu().double()  # in this order: MPS has no float64
     peaks = flat.amax(1)
     unit = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
     cosines = unit @ unit.T

@@ -17,9 +17,9 @@ class Transition:
 
     Attributes:
         clip_before: (B,) CLIP cosine of the preview before the action; NaN when there was no picture yet.
-        clip_after: (B,) after it.
+        clip_after: (B,) after it; NaN where nobody looked (no term with a weight reads previews).
         preference_before: (B,) preference before, in standard deviations; NaN when there was no picture yet.
-        preference_after: (B,) after it.
+        preference_after: (B,) after it; NaN likewise.
         dino_similarity: (B,) cosine between the DINO embeddings before and after, 0 without a picture before.
         clip_text: (B, D) unit CLIP embeddings of the prompts.
         nfe: (B,) evaluations that the action spent.

@@ -13,6 +13,7 @@ from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import RewardTerm, Transition
 from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.typed import check_arguments
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ PRESETS: dict[str, dict[str, TermConfig]] = {
     },
 }
 
+PREVIEW_TERMS = ("clip_gain", "preference_gain", "dino_stability")
+"""Terms that read the scores of unfinished pictures; the others read finished ones alone."""
+
 PRESET_PRICES = {"default": 0.01, "as_published": 0.014}
 """The NFE price that goes with a preset when none is given."""
 
@@ -72,8 +76,14 @@ class Reward:
             for setting in config.settings:
                 if setting not in known:
                     raise unknown(f"setting of reward term {name!r}", setting, known or ["(none)"])
-            if not np.isfinite(config.weight):
-                raise ConfigError(f"weight of reward term {name!r} is {config.weight}", "use a finite number")
+            check_arguments(f"reward term {name!r}", self._functions[name], config.settings)
+            if not isinstance(config.weight, int | float) or not np.isfinite(config.weight):
+                raise ConfigError(f"weight of reward term {name!r} is {config.weight!r:.100}", "use a finite number")
+
+    @property
+    def sees_previews(self) -> bool:
+        """Whether a term with a weight compares previews, which must then be scored at each decision."""
+        return any(self.terms[name].weight for name in PREVIEW_TERMS if name in self.terms)
 
     def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""
@@ -101,9 +111,11 @@ def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:
         if reward not in PRESETS:
             raise unknown("reward preset", reward, PRESETS)
         return Reward(PRESETS[reward])
+    if not isinstance(reward, Mapping):
+        raise ConfigError(f"reward must be a preset or a mapping of terms, got {reward!r:.100}", "reward=default")
     changes = dict(reward)
     preset = changes.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise unknown("reward preset", str(preset), PRESETS)
     terms = dict(PRESETS[preset]) if preset else {}
     for name, value in changes.items():
@@ -111,7 +123,7 @@ def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:
         settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
         old = terms.get(name, TermConfig(0.0))
         weight = settings.pop("weight", old.weight)
-        terms[name] = TermConfig(float(weight), {**old.settings, **settings})
+        terms[name] = TermConfig(weight, {**old.settings, **settings})
     if not terms:
         raise ConfigError("the reward has no terms", "name a preset or at least one term")
     return Reward(terms)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError, check_settings
+from addiffusion_env.typed import check_types
 
 POLL = 0.01
 """Seconds that an answer past its deadline is still waited for, so that one that is there is taken."""
@@ -49,6 +50,7 @@ class RayConfig:
     object_store_mb: int = 200
 
     def __post_init__(self) -> None:
+        check_types("rollouts.", self)
         for name in ("workers", "timeout", "start_timeout", "patience", "object_store_mb"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"rollouts.{name} must be above 0, got {getattr(self, name)}", "raise it")

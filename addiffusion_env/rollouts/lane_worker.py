@@ -81,6 +81,7 @@ class LaneWorker(Workplace):
         """
         episodes = self.env.lanes.episodes
         infos = [episodes.begin(index, seed, first=episode) for index, (seed, episode) in enumerate(places)]
+        self.env.lanes.view.reset()
         return Begun(episodes.observe(), infos, self.env.action_masks())
 
     def step(self, actions: np.ndarray) -> Stepped:

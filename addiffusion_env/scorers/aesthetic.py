@@ -43,6 +43,11 @@ class AestheticScorer(Scorer):
         self.head = head
 
     @classmethod
+    def needs(cls) -> str:
+        """Its head, unless it lies where heads are looked for."""
+        return "" if HEAD_PATH.expanduser().is_file() else f"weights {HEAD_FILE} and CLIP ViT-L-14"
+
+    @classmethod
     def from_pretrained(
         cls,
         head: str | Path = HEAD_PATH,

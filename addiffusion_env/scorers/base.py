@@ -48,6 +48,11 @@ class Scorer(ABC):
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
 
+    @classmethod
+    def needs(cls) -> str:
+        """What this machine lacks to run it, in a few words; empty when nothing."""
+        return ""
+
     @abstractmethod
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Scores (B, 3, H, W) pictures in [-1, 1] against ``B`` prompts; returns (B,) float32 on the CPU."""
@@ -61,6 +66,11 @@ class Embedder(ABC):
     """
 
     dim: int
+
+    @classmethod
+    def needs(cls) -> str:
+        """As :meth:`Scorer.needs`."""
+        return ""
 
     @abstractmethod
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:

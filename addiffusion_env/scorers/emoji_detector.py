@@ -122,8 +122,8 @@ class EmojiDetectorScorer(Scorer):
         """(B, 3, 64, 64) pictures in [-1, 1] -> (B,) float32 of 0 and 1.
 
         Raises:
-            ImageRangeError: for pictures of another shape, size or range, or another number than prompts.
-            PromptError: for a prompt without a :class:`Scene` as its requirements.
+            ImageRangeError: for pictures of another shape, size or range.
+            PromptError: for another number of prompts, or one without a :class:`Scene` as its requirements.
         """
         return torch.tensor([float(verdict.correct) for verdict in self.verdicts(images, prompts)], dtype=torch.float32)
 
@@ -136,7 +136,7 @@ class EmojiDetectorScorer(Scorer):
                 "score the emoji backbone's own pictures",
             )
         if len(images) != len(prompts):
-            raise ImageRangeError(f"{len(images)} pictures for {len(prompts)} prompts", "pass one prompt a picture")
+            raise PromptError(f"{len(images)} pictures but {len(prompts)} prompts", "pass one prompt a picture")
         scenes = [_scene_of(prompt) for prompt in prompts]
         return [judge(found, scene) for found, scene in zip(detect(self.detector, images), scenes, strict=True)]
 

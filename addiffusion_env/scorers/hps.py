@@ -9,7 +9,7 @@ import torch
 
 from addiffusion_env.errors import WeightsError, unknown
 from addiffusion_env.scorers.clip import ClipScorer, build, choose_tokenizer
-from addiffusion_env.scorers.hub import hub_file, load_strict, looks_like_path, read_state_dict
+from addiffusion_env.scorers.hub import cached, hub_file, load_strict, looks_like_path, read_state_dict
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from addiffusion_env.scorers.tokens import Tokenizer
 
@@ -26,6 +26,11 @@ class HpsScorer(ClipScorer):
     """
 
     name: ClassVar[str] = "hps"
+
+    @classmethod
+    def needs(cls) -> str:
+        """Its weights, unless they are in the hub's cache."""
+        return "" if cached(REPO, FILES["v2.1"]) else f"weights {REPO}"
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -22,6 +22,7 @@ from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, requ
 from addiffusion_env.scorers.grounded import GroundedEncoder
 from addiffusion_env.scorers.hub import (
     again,
+    cached,
     file_in,
     folder_of,
     hub_file,
@@ -78,6 +79,11 @@ class ImageRewardScorer(Scorer):
         self.head = head.to(device=encoder.device, dtype=torch.float32)  # the package's head is float32 too
         self.label = "ImageReward-v1.0"
         self.chunk = chunk
+
+    @classmethod
+    def needs(cls) -> str:
+        """Its weights, unless they are in the hub's cache."""
+        return "" if cached(REPO, WEIGHTS_FILE) else f"weights {REPO}"
 
     @classmethod
     def from_pretrained(

@@ -47,6 +47,13 @@ class ImageRewardPackageScorer(Scorer):
         self.model = model
 
     @classmethod
+    def needs(cls) -> str:
+        """Its package, which imports only beside older ones (see :func:`import_package`), and its weights."""
+        from importlib.util import find_spec
+
+        return "" if find_spec("ImageReward") else "the extra [image-reward], transformers 4.55 and weights"
+
+    @classmethod
     def from_pretrained(
         cls, name_or_path: str = "ImageReward-v1.0", *, med_config: str | None = None, device: str = "cpu"
     ) -> ImageRewardPackageScorer:

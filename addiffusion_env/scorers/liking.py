@@ -17,6 +17,7 @@ import numpy as np
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.scorers.belief import belief_of
 from addiffusion_env.scorers.look import Look
+from addiffusion_env.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Liking:
     belief: str | None = None
 
     def __post_init__(self) -> None:
+        check_types("liking.", self)
         if not self.clip_scale > 0:
             raise ConfigError(f"liking.clip_scale must be above 0, got {self.clip_scale}", "CLIP's standard deviation")
         if self.belief is not None:
@@ -52,6 +54,8 @@ class Liking:
         """
         if isinstance(settings, Liking):
             return settings
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"liking must be a mapping, got {settings!r:.100}", "for example {clip_weight: 0.8}")
         check_settings("liking has", settings, (item.name for item in fields(cls)))
         return cls(**settings)
 

@@ -18,14 +18,7 @@ import scorer_models
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
-
-BUILDERS = {
-    "sd15": tiny_models.stable_diffusion,
-    "sd21": lambda folder: tiny_models.stable_diffusion(folder, "v_prediction"),
-    "sdxl": tiny_models.stable_diffusion_xl,
-    "flux": tiny_models.flux,
-}
-OPTIONS = {"flux": {"image_size": 16, "max_sequence_length": 24}}
+from addiffusion_env.backbones.tiny import BUILDERS, OPTIONS, tiny_autoencoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +70,7 @@ def tiny(tmp_path_factory):
             root = tmp_path_factory.mktemp(name)
             pipe = BUILDERS[name](root / "pipeline")
             torch.manual_seed(5)
-            tiny_models.tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(root / "preview")
+            tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(root / "preview")
             made[name] = Tiny(name, root / "pipeline", pipe, root / "preview")
         return made[name]
 

@@ -1,17 +1,19 @@
-"""Gymnasium's and SB3's environment checkers pass for every registered id, on tiny models in the real classes."""
+"""Every backbone keeps its promises and every registered id passes the checkers, on tiny models in the real classes."""
 
 import gymnasium as gym
 import pytest
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
+from addiffusion_env.checks.base import hold
+from addiffusion_env.checks.environments import ENVIRONMENT_CONTRACTS
 
 HUB = {name: settings for name, settings in ENVIRONMENTS.items() if settings["backbone"] != "emoji"}
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_both_checkers_pass(name, tiny, scorer_paths):
+def test_an_environment_keeps_its_promises(name, tiny, scorer_paths):
     model = tiny(HUB[name]["backbone"])
     env = gym.make(
         name,
@@ -22,5 +24,22 @@ def test_both_checkers_pass(name, tiny, scorer_paths):
         prompts=["a photo of a red cup and a dog", "a dog left of a cup"],
         steps=2,
     ).unwrapped
-    check_env(env, skip_render_check=True)
-    sb3_check_env(env)
+    assert len(hold(ENVIRONMENT_CONTRACTS, env)) == 3
+
+
+@pytest.fixture(scope="module")
+def loaded(emoji, tiny):
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = emoji if name == "emoji" else tiny(name).load()
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("contract", BACKBONE_CONTRACTS, ids=lambda contract: contract.__name__)
+def test_a_backbone_keeps_its_promises(contract, name, loaded):
+    contract(loaded(name))

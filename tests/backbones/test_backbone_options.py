@@ -10,7 +10,7 @@ import torch
 from tiny_models import predicted
 
 from addiffusion_env.backbones.diffusers_backbone import NEGATIVE
-from addiffusion_env.backbones.pipelines import check_memory, place
+from addiffusion_env.backbones.memory import check_memory, place
 from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError, WeightsError
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
@@ -161,8 +161,8 @@ def test_options_reach_the_model(tiny):
 def test_the_compiled_network_is_called_except_for_capturing(tiny, monkeypatch):
     calls = []
 
-    def compiled(module, mode):
-        assert mode == "reduce-overhead"
+    def compiled(module, mode, dynamic):
+        assert mode == "reduce-overhead" and not dynamic
 
         def call(*args, **kwargs):
             calls.append(len(args[0]))

@@ -24,6 +24,10 @@ def test_auto_takes_what_is_there(monkeypatch):
     assert resolve_device("auto") == CPU
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         resolve_device("cuda")
+    with pytest.raises(ConfigError, match="torch has no MPS device here"):
+        resolve_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("mps") == torch.device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto") == CUDA
     assert resolve_device("cuda:1") == torch.device("cuda:1")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny_models
 import torch
 
 from addiffusion_env.backbones.flux import packed, unpacked
+from addiffusion_env.backbones.tiny import flux_transformer
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
@@ -146,7 +146,7 @@ def test_flux_with_a_shift(tiny, tiny_scorers, config):
 def test_flux_dev_reads_its_guidance(tiny, tiny_scorers):
     pipe = copy.deepcopy(tiny("flux").pipe)
     torch.manual_seed(6)
-    pipe.register_modules(transformer=tiny_models.flux_transformer(guidance_embeds=True).eval())
+    pipe.register_modules(transformer=flux_transformer(guidance_embeds=True).eval())
     pipe.set_progress_bar_config(disable=True)
     backbone = tiny("flux").wrap(pipe, distilled_guidance=6.0)
     process = process_of(backbone, 3)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
-import tiny_models
 
 from addiffusion_env.backbones.base import check_prompts
 from addiffusion_env.backbones.text import content_positions, tokenize
+from addiffusion_env.backbones.tiny import clip_tokenizer, t5_tokenizer
 from addiffusion_env.errors import PromptError
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return tiny_models.clip_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return clip_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_ids_are_padded_to_the_window(clip):
@@ -33,7 +33,7 @@ def test_a_prompt_that_just_fits_and_one_that_does_not(clip):
 
 
 def test_content_is_neither_special_nor_a_stop_word():
-    tokenizer = tiny_models.t5_tokenizer()
+    tokenizer = t5_tokenizer()
     ids = tokenize(tokenizer, ["a photo of the red cup and dog", "a the"], 12)
     # a 0, photo 1, of 2, the 3, red 4, cup 5, and 6, dog 7, then the end and padding
     assert content_positions(tokenizer, ids) == ((4, 5, 7), ())

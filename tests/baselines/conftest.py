@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny_models
 import torch
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
-
-BUILDERS = {
-    "sd15": tiny_models.stable_diffusion,
-    "sdxl": tiny_models.stable_diffusion_xl,
-    "flux": tiny_models.flux,
-    "lcm": tiny_models.latent_consistency,
-    "turbo": tiny_models.sdxl_turbo,
-}
-OPTIONS = {"flux": {"image_size": 16, "max_sequence_length": 24}}
+from addiffusion_env.backbones.tiny import BUILDERS, OPTIONS, tiny_autoencoder
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +33,7 @@ def tiny_backbone(weights, tmp_path_factory):
         if name not in made:
             torch.manual_seed(5)
             preview = tmp_path_factory.mktemp(f"{name}-preview")
-            tiny_models.tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(preview)
+            tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(preview)
             options = {"preview": str(preview), **OPTIONS.get(name, {})}
             load = Load(str(weights(name)[0]), device="cpu", dtype="float32", options=options)
             made[name] = BACKBONES.load(name).from_pretrained(load)

@@ -2,106 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
 import pytest
 
-import addiffusion_env
-from addiffusion_env.backbones.base import Capabilities
 from addiffusion_env.baselines import BASELINES, make_method
-from addiffusion_env.baselines.base import Method
-from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.checks.components import METHOD_EXAMPLES
+from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
 from addiffusion_env.errors import CapabilityError, WeightsError
-from addiffusion_env.evaluation.runner import Stage, evaluate
-
-POLICY = Path(addiffusion_env.__file__).parent / "agents" / "pretrained" / "emoji"
-# Name -> (backbone, specification); FOLDER stands for the method's own tiny weights.
-CASES = {
-    "fixed": ("emoji", "fixed:2,trailing,unipc"),
-    "stop": ("emoji", "stop:1"),
-    "random": ("emoji", "random:0.5"),
-    "prompt_rule": ("emoji", "prompt_rule:3,2"),
-    "best_of": ("emoji", "best_of:2x2"),
-    "threshold_retry": ("emoji", "threshold_retry:1.5,2,2"),
-    "interval": ("emoji", "interval:threshold_retry:1.5,2,2"),
-    "oracle_stop": ("emoji", "oracle_stop:clip_score"),
-    "lcm": ("sd15", "lcm:2,FOLDER"),
-    "turbo": ("sdxl", "turbo:2,FOLDER"),
-    "sag": ("emoji", "sag:2"),
-    "attend_excite": ("sd15", "attend_excite:2"),
-    "fbcache": ("flux", "fbcache:3,0.1"),
-    "policy": ("emoji", f"policy:{POLICY}"),
-}
 
 
-def process_of(capabilities: Capabilities) -> ProcessConfig:
-    return ProcessConfig(
-        steps=3, solver=capabilities.default_solver, guidance_scale=4.0 if capabilities.guidance else 1.0
-    )
-
-
-@pytest.fixture(params=sorted(BASELINES))
+@pytest.fixture(scope="module", params=sorted(BASELINES))
 def case(request, on, weights, scorers):
-    """A registered method with the stage that it can run on."""
-    backbone, spec = CASES[request.param]
+    """A registered method with the model that it can run on."""
+    assert request.param in METHOD_EXAMPLES, "a new method needs an example there"
+    backbone, spec = METHOD_EXAMPLES[request.param]
     if "FOLDER" in spec:
         spec = spec.replace("FOLDER", str(weights(request.param)[0]))
-    return spec, Stage(on(backbone), scorers, process_of(on(backbone).capabilities))
+    return MethodCase(spec, on(backbone), scorers)
 
 
-def facts(record):
-    return replace(record, seconds=0.0, preference=0.0, clip_score=0.0, extra={})
+@pytest.mark.parametrize("contract", METHOD_CONTRACTS, ids=lambda contract: contract.__name__)
+def test_a_method_keeps_its_promises(contract, case):
+    contract(case)
 
 
-def test_a_picture_is_its_own_and_its_cost_is_counted(case, prompts, tmp_path):
-    spec, stage = case
-    method = make_method(spec)
-    assert isinstance(method, Method)
-    together = evaluate([method], prompts[:2], [0], stage, tmp_path / "a", max_lanes=2)
-    alone = evaluate([make_method(spec)], prompts[1::-1], [0], stage, tmp_path / "b", max_lanes=1)[::-1]
-    for one, other in zip(together, alone, strict=True):
-        assert facts(one) == facts(other)
-        assert one.preference == pytest.approx(other.preference, abs=2e-3)
-        assert one.nfe > 0 and one.network_calls >= one.nfe
-        assert np.isfinite([one.seconds, one.preference, *one.extra.values()]).all()
-        assert one.seconds > 0
-        assert one.decisions >= 1
-    assert together[0].preference != together[1].preference
-
-
-def test_it_leaves_the_model_as_it_was(case, prompts, tmp_path):
-    spec, stage = case
-    backbone = stage.backbone
-    module = backbone.denoiser
-    before = (before_hooks(module), getattr(module, "attn_processors", None), predicted(backbone, prompts))
-    evaluate([make_method(spec)], prompts[:1], [0], stage, tmp_path)
-    assert before_hooks(module) == before[0]
-    if before[1] is not None:
-        assert all(module.attn_processors[name] is kept for name, kept in before[1].items())
-    np.testing.assert_allclose(predicted(backbone, prompts), before[2], atol=1e-5)
-
-
-def before_hooks(module):
-    return sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in module.modules())
-
-
-def predicted(backbone, prompts):
-    import torch
-
-    x = torch.randn(1, *backbone.capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
-    one = torch.ones(1, dtype=torch.float64)
-    return backbone.predict(x, 0.5 * one, backbone.encode([prompts[0].text]), one).x0.numpy()
-
-
-def test_every_method_says_what_it_is_and_what_it_needs():
+def test_usage_begins_with_the_registered_name():
     for name in BASELINES:
-        kind = BASELINES.load(name)
-        assert kind.usage.startswith(f"{name}:")
-        assert kind.__doc__.strip().splitlines()[0].endswith(".")
-        assert isinstance(kind.needs(), str)
-        assert name in CASES, "a new method needs a case here"
+        assert BASELINES.load(name).usage.startswith(f"{name}:")
 
 
 @pytest.mark.parametrize(

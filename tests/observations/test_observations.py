@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from addiffusion_env.errors import UnknownNameError
-from addiffusion_env.observations.features import FEATURES, QUALITY, timestep
+from addiffusion_env.errors import CapabilityError, UnknownNameError
+from addiffusion_env.observations.features import FEATURES, OBSERVATION_PRESETS, QUALITY, timestep
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 
 
-def frame(size=4, width=768, seed=0, extreme=1.0):
+def frame(size=4, width=768, seed=0, extreme=1.0, features=12):
     rng = np.random.default_rng(seed)
     unit = rng.normal(size=(2, size, width))
     unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
@@ -32,6 +32,7 @@ def frame(size=4, width=768, seed=0, extreme=1.0):
         best_liking=number(),
         has_best=np.ones(size),
         evidence=rng.uniform(size=(size, 3)),
+        features=extreme * rng.normal(size=(size, features)),
     )
 
 
@@ -43,7 +44,7 @@ def test_sd15_observation_is_1672_numbers():
 
 @pytest.mark.parametrize("extreme", [1.0, 1e3])
 def test_everything_lies_in_its_space(extreme):
-    observer = Observer(16, list(FEATURES))
+    observer = Observer(16, list(FEATURES), 12)
     batch = observer.observe(frame(width=16, extreme=extreme))
     for row in range(4):
         assert observer.space.contains({key: value[row] for key, value in batch.items()})
@@ -70,3 +71,20 @@ def test_neighbouring_steps_of_a_long_schedule_differ():
 def test_unknown_keys():
     with pytest.raises(UnknownNameError, match="did you mean 'timestep'"):
         Observer(8, ["timestap"])
+
+
+def test_the_denoisers_features_are_seen_row_by_row():
+    from dataclasses import replace
+
+    whole = frame(4, width=8, extreme=50.0)
+    seen = FEATURES["features"].make(whole)
+    assert np.abs(seen).max() < 1 and seen.std() > 0.2
+    one = replace(whole, features=whole.features[2:3])
+    np.testing.assert_allclose(FEATURES["features"].make(one), seen[2:3])
+    unseen = replace(whole, features=np.zeros((4, 12)))
+    np.testing.assert_array_equal(FEATURES["features"].make(unseen), 0)  # before the first evaluation
+
+
+def test_features_need_a_denoiser_that_has_them():
+    with pytest.raises(CapabilityError, match="recorded tables keep no features"):
+        Observer(8, OBSERVATION_PRESETS["denoiser"])

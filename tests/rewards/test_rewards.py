@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from addiffusion_env.checks.base import hold
+from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.errors import AdDiffusionError
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import Transition
@@ -36,6 +38,11 @@ def episode(scores):
         transition((a,), (b,), (index == len(scores) - 1,))
         for index, (a, b) in enumerate(zip(values, values[1:], strict=False))
     ]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_keeps_its_promises(name):
+    assert len(hold(REWARD_CONTRACTS, TERMS.load(name))) == len(REWARD_CONTRACTS)
 
 
 @pytest.mark.parametrize("scores", [[1.0], [0.5, 2.0], [-1.0, 3.0, 0.2, 0.2, 0.2], [2.0] * 30])

@@ -239,6 +239,8 @@ def test_settings_are_checked_before_ray_is_asked():
         RayConfig.of({"kind": "ray", "worker": 2})
     with pytest.raises(ConfigError, match=r"rollouts\.timeout must be above 0, got 0"):
         RayConfig(timeout=0)
+    with pytest.raises(ConfigError, match=r"rollouts\.workers must be int, got 'two'"):
+        RayConfig.of({"workers": "two"})
     with pytest.raises(ConfigError, match="2 lanes cannot be shared by 3 workers"):
         remote(3, lanes=2)
     with pytest.raises(AdDiffusionError, match="unknown refine preset 'rety'"):

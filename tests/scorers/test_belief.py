@@ -72,7 +72,7 @@ def test_files_go_round_and_damaged_ones_are_refused(belief, planted, tmp_path):
 
 def test_too_few_prompts_are_refused(planted):
     _, text, _, preference, clip = planted
-    with pytest.raises(ConfigError, match="48 directions"):
+    with pytest.raises(ConfigError, match="64 directions"):
         Belief.fit(preference[:20], clip[:20], text[:20])
 
 

@@ -207,7 +207,7 @@ def test_refuses_other_pictures(scorer: EmojiDetectorScorer) -> None:
     prompt = emoji_prompt("a dog")
     with pytest.raises(ImageRangeError, match="reads 64x64 pictures, got 32x32"):
         scorer.score(torch.zeros(1, 3, 32, 32), [prompt])
-    with pytest.raises(ImageRangeError, match="2 pictures for 1 prompts"):
+    with pytest.raises(PromptError, match="2 pictures but 1 prompts"):
         scorer.score(torch.zeros(2, 3, 64, 64), [prompt])
     with pytest.raises(ImageRangeError, match="must lie in"):
         scorer.score(torch.full((1, 3, 64, 64), 255.0), [prompt])

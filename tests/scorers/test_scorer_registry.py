@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from addiffusion_env.checks.components import find
+from addiffusion_env.checks.scorers import SCORER_CONTRACTS
 from addiffusion_env.errors import UnknownNameError
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.base import Embedder, Scorer
@@ -17,9 +19,13 @@ def test_every_entry_loads_and_bears_its_name(name):
     loaded = SCORERS.load(name)
     assert issubclass(loaded, (Scorer, Embedder))
     assert loaded.name == name
-    assert callable(loaded.from_pretrained)
-    if issubclass(loaded, Scorer):
-        assert loaded.unit, "a column head needs a unit"
+    assert isinstance(loaded.needs(), str)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(SCORERS) if not SCORERS.load(name).needs()])
+def test_what_runs_here_keeps_its_promises(name):
+    [scorer] = [found for found in find(name) if found.kind == "scorer"]
+    assert len(list(scorer.run())) == len(SCORER_CONTRACTS)
 
 
 def test_a_mistyped_name_is_answered_with_the_nearest():

@@ -64,7 +64,7 @@ class Meter:
 def _reset_peak_rss() -> bool:
     """Sets the process's peak to what it holds now (Linux: proc(5), clear_refs); whether that worked."""
     try:
-        (PROCESS / "clear_refs").write_text("5")
+        (PROCESS / "clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return False
     return True
@@ -72,7 +72,7 @@ def _reset_peak_rss() -> bool:
 
 def _peak_rss() -> int | None:
     try:
-        lines = (PROCESS / "status").read_text().splitlines()
+        lines = (PROCESS / "status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

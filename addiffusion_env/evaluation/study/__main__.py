@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from addiffusion_env import __version__
+from addiffusion_env.agents.policy_file import RESULTS_FILE
 from addiffusion_env.agents.replay import ReplayConfig, record_table
 from addiffusion_env.baselines.prompt_rule import names_colour
 from addiffusion_env.envs.loading import load_backbone, load_scorers
@@ -56,7 +57,7 @@ ENVIRONMENT: dict[str, Any] = {  # as configs/backbone/emoji.yaml and configs/re
     "decide_at": [3, 4],
     "check_finished": True,
     "refine": {"preset": "again", "limit": 4, "liking": BELIEF},
-    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, **BELIEF}},
+    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, **BELIEF}},
     "price": [0.0, 0.03],
     "observation_keys": ["clip", "timestep", "quality", "price", "belief"],
 }
@@ -294,6 +295,9 @@ def report(
         page.Section("What did not work, and what stands in the way", _lessons()),
     ]
     page.write(docs / "results.md", "Results on the emoji world", sections)
+    write_text(
+        folders["seed-0"] / RESULTS_FILE, json.dumps(page.card_results(main_policy, material.clock, rng), indent=1)
+    )
     figures = {arm.name: [float(arm.correct.mean()), float(arm.nfe.mean())] for row in arms.values() for arm in row}
     write_text(options.out / "results.json", json.dumps(figures, indent=1))
     print("\n".join(page.verdicts(settled)))

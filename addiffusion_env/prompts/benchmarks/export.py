@@ -120,7 +120,7 @@ def t2i_compbench_name(text: str, index: int, copies: int, copy: int) -> str:
     'a green bench and a blue bowl_000023.png'
     """
     name = f"{text}_{index * copies + copy:06d}.png"
-    if bad := next((char for char in text if char in "_/\\" or ord(char) < 32), ""):
+    if bad := next((char for char in text if char in "_/\\" or not char.isprintable()), ""):
         raise PromptError(
             f"prompt {text!r:.80} holds {bad!r}, so T2I-CompBench's scorers cannot read it back from a file name",
             "leave it out of the export",

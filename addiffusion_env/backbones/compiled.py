@@ -1,0 +1,83 @@
+"""Compiled denoisers: a graph for each of a few batch sizes, so that lanes may come and go.
+
+``torch.compile`` and CUDA graphs are made for one batch size. Lanes that end, refine or take no guidance change it at
+every tick, so batches are filled up to the next of a few sizes (buckets) by repeating their last row, and the rows
+that were added are dropped. A row's result does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addiffusion_env.errors import ConfigError
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Rows of a compiled network call, a guided evaluation taking two; as many sizes as torch compiles before it gives up
+(``torch._dynamo.config.recompile_limit``)."""
+
+
+def buckets_for(compile: bool | str, sizes: Sequence[int] | None) -> tuple[int, ...]:
+    """The batch sizes of network calls: those given, else :data:`BUCKETS` when compiled, else none.
+
+    Raises:
+        ConfigError: unless they rise from 1 or more.
+    """
+    if sizes is None:
+        return BUCKETS if compile else ()
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if not sizes or not whole or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+        raise ConfigError(f"batch_buckets must be rising numbers of rows, got {list(sizes)}", "for example [8, 16, 32]")
+    return tuple(sizes)
+
+
+def bucket_of(rows: int, buckets: Sequence[int]) -> int:
+    """The size that so many rows are filled up to: the next bucket, beyond the largest a multiple of it.
+
+    >>> [bucket_of(rows, (4, 16)) for rows in (1, 4, 5, 17, 40)], bucket_of(7, ())
+    ([4, 4, 16, 32, 48], 7)
+    """
+    if not buckets:
+        return rows
+    largest = buckets[-1]
+    return next((size for size in buckets if size >= rows), -(-rows // largest) * largest)
+
+
+def filled(value: Tensor, rows: int) -> Tensor:
+    """(n, ...) -> (rows, ...), the last row repeated."""
+    return torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])]) if rows > len(value) else value
+
+
+def compiled(denoiser: Any, mode: bool | str, device: torch.device) -> Any:
+    """``torch.compile`` of a denoiser; ``None``, with a warning, on a machine that has nothing to compile with.
+
+    Args:
+        denoiser: the network.
+        mode: one of torch's modes (``"reduce-overhead"`` records CUDA graphs), or ``True`` for its default.
+        device: where it runs.
+    """
+    lacks = compiler_lacks(device)
+    if lacks:
+        warnings.warn(
+            f"compile={mode} was asked for and {device.type} has {lacks}\n  -> the denoiser runs uncompiled, with the "
+            "same pictures; install it, or set backbone_options.compile=false",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    return torch.compile(denoiser, mode=None if mode is True else str(mode), dynamic=False)
+
+
+def compiler_lacks(device: torch.device) -> str:
+    """What ``torch.compile`` misses on this machine, in a few words; empty when nothing."""
+    if device.type == "cuda":
+        return "" if importlib.util.find_spec("triton") else "no triton"
+    names = [os.environ.get("CXX", "g++"), "clang++"]
+    return "" if any(shutil.which(name) for name in names) else "no C++ compiler"

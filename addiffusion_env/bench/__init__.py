@@ -1,0 +1,23 @@
+"""Speed, always as a ratio against something run beside it in the same minute: ``python -m addiffusion_env bench``.
+
+One file an arm. Arms take turns, round by round, so that a busy machine slows all of them; the bare denoiser loop is
+the limit that the others are held against.
+"""
+
+from addiffusion_env.registry import Registry
+
+ARMS = Registry(
+    "bench arm",
+    {
+        "bare": "addiffusion_env.bench.denoiser:BareDenoiser",
+        "pipeline": "addiffusion_env.bench.diffusers_pipeline:DiffusersPipeline",
+        "independent": "addiffusion_env.bench.independent:looking_always",
+        "independent_every": "addiffusion_env.bench.independent:looking_seldom",
+        "subproc": "addiffusion_env.bench.subprocesses:Subprocesses",
+        "vector": "addiffusion_env.bench.vector_env:VectorEnvironment",
+        "continue": "addiffusion_env.bench.adaptive:always_continue",
+    },
+)
+"""Name -> what makes the arm of a bed. Methods (``fixed:50``, ``policy:emoji``) come beside them."""
+
+CLOCKS = ("wall", "cpu")

@@ -1,0 +1,193 @@
+"""Everything that is registered, with a line of description and what it needs to run on this machine."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from addiffusion_env.errors import AdDiffusionError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing.
+
+    Attributes:
+        name: how it is named in configurations; a method's is its usage.
+        says: what it is, in one line.
+        needs: what this machine lacks to run it, in a few words; empty when it runs.
+    """
+
+    name: str
+    says: str
+    needs: str = ""
+
+
+def catalogue() -> dict[str, list[Entry]]:
+    """Every kind of thing -> its entries, in the order of registration."""
+    return {
+        "environments": list(_environments()),
+        "backbones": list(_backbones()),
+        "prompt sources": list(_sources()),
+        "benchmarks": list(_benchmarks()),
+        "scorers": list(_scorers()),
+        "reward terms": list(_terms()),
+        "reward presets": list(_reward_presets()),
+        "refine presets": list(_refine_presets()),
+        "solvers": list(_solvers()),
+        "methods": list(_methods()),
+        "metrics": list(_metrics()),
+        "judges": list(_judges()),
+    }
+
+
+def first_line(thing: Any) -> str:
+    """The first line of a docstring, without markup and without the full stop."""
+    line = (inspect.getdoc(thing) or "").strip().split("\n")[0]
+    return re.sub(r":\w+:(?=`)", "", line).replace("`", "").removesuffix(".")
+
+
+def _environments() -> Iterator[Entry]:
+    from addiffusion_env import ENVIRONMENTS
+
+    backbones = {entry.name: entry for entry in _backbones()}
+    for name, settings in ENVIRONMENTS.items():
+        model = backbones[settings["backbone"]]
+        needs = model.needs
+        if settings["backbone"] != "emoji":  # what looks at real pictures: CLIP, ImageReward, DINOv2
+            needs = ", ".join(part for part in (needs, _scorer_needs("image_reward")) if part)
+        yield Entry(name, f"{settings['steps']} steps of {model.says}", needs)
+
+
+def _scorer_needs(name: str) -> str:
+    from addiffusion_env.scorers import SCORERS
+
+    return str(SCORERS.load(name).needs())
+
+
+def _classes(registry: Any) -> Iterator[Entry]:
+    for name in registry:
+        kind = registry.load(name)
+        yield Entry(name, first_line(kind), kind.needs())
+
+
+def _backbones() -> Iterator[Entry]:
+    from addiffusion_env.backbones import BACKBONES
+
+    return _classes(BACKBONES)
+
+
+def _scorers() -> Iterator[Entry]:
+    from addiffusion_env.scorers import SCORERS
+
+    return _classes(SCORERS)
+
+
+def _methods() -> Iterator[Entry]:
+    from addiffusion_env.baselines import BASELINES
+
+    for name in BASELINES:
+        kind = BASELINES.load(name)
+        yield Entry(kind.usage, first_line(kind), kind.needs())
+
+
+def _sources() -> Iterator[Entry]:
+    from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
+
+    for name in PROMPT_SOURCES:
+        if name not in BENCHMARKS:
+            yield Entry(name, first_line(PROMPT_SOURCES.load(name)))
+
+
+def _benchmarks() -> Iterator[Entry]:
+    from addiffusion_env.prompts import BENCHMARKS
+    from addiffusion_env.prompts.benchmarks.origin import open_origin
+
+    for name in BENCHMARKS:
+        about = BENCHMARKS.load(name).about
+        tasks = f" in {len(about.counts)} tasks" if len(about.counts) > 1 else ""
+        counted = f"{sum(about.counts.values())} prompts{tasks}" if about.counts else "prompts"
+        needs = _lacks(partial(open_origin, None, about), f"its files ({', '.join(about.files)})")
+        yield Entry(name, f"{about.title}: {counted}", needs)
+
+
+def _terms() -> Iterator[Entry]:
+    from addiffusion_env.rewards import TERMS
+
+    return (Entry(name, first_line(TERMS.load(name))) for name in TERMS)
+
+
+def _reward_presets() -> Iterator[Entry]:
+    from addiffusion_env.rewards.composite import PRESET_PRICES, PRESETS
+
+    for name, terms in PRESETS.items():
+        weights = " + ".join(f"{config.weight:g} {term}" for term, config in terms.items() if config.weight)
+        yield Entry(name, f"{weights}, at a price of {PRESET_PRICES[name]:g} an NFE")
+
+
+def _refine_presets() -> Iterator[Entry]:
+    from addiffusion_env.engine.process import REFINE_PRESETS
+
+    for name, preset in REFINE_PRESETS.items():
+        steps = "the schedule's own steps" if preset.steps == "schedule" else f"{preset.steps} evaluations"
+        says = f"{preset.region} re-noised by {preset.renoise:g}, {steps} back, keeps {preset.accept}"
+        yield Entry(name, says if preset.enabled else "refine is never legal")
+
+
+def _solvers() -> Iterator[Entry]:
+    from addiffusion_env.backbones.solvers import SOLVERS
+
+    return (Entry(name, first_line(SOLVERS.load(name))) for name in SOLVERS)
+
+
+def _metrics() -> Iterator[Entry]:
+    from addiffusion_env.evaluation.metrics import METRICS
+    from addiffusion_env.evaluation.metrics.packages import ALEXNET_URL, INCEPTION_URL, find_weights, load_package
+
+    lacking = {
+        "fid": _lacks(lambda: load_package("torch_fidelity"), "the extra [metrics]")
+        or _lacks(lambda: find_weights(None, INCEPTION_URL), "Inception's weights (features=dino needs none)"),
+        "lpips": _lacks(lambda: load_package("lpips"), "the extra [metrics]")
+        or _lacks(lambda: find_weights(None, ALEXNET_URL), "AlexNet's weights"),
+    }
+    lacking["kid"] = lacking["fid"]
+    return (Entry(name, first_line(METRICS.load(name)), lacking.get(name, "")) for name in METRICS)
+
+
+def _judges() -> Iterator[Entry]:
+    """Scorers that give verdicts, and the services of vision-language models; any scorer can judge beside them."""
+    from addiffusion_env.evaluation.vlm import CLIENTS
+    from addiffusion_env.scorers import SCORERS
+
+    for name in SCORERS:
+        if hasattr(SCORERS.load(name), "verdicts"):
+            yield Entry(name, first_line(SCORERS.load(name)), SCORERS.load(name).needs())
+    for name in CLIENTS:
+        kind = CLIENTS.load(name)
+        keyed = any(os.environ.get(variable) for variable in kind.key_variables)
+        needs = "" if keyed else f"a key in {' or '.join(kind.key_variables)}, or a server of your own"
+        yield Entry(f"{name}:MODEL", first_line(kind), needs)
+
+
+def _lacks(attempt: Callable[[], Any], words: str) -> str:
+    """``words`` when an attempt fails in a way that a user can mend, else nothing."""
+    try:
+        attempt()
+    except AdDiffusionError:
+        return words
+    return ""
+
+
+def lines(found: dict[str, list[Entry]]) -> Iterable[str]:
+    """The catalogue as text: kind, then a line an entry."""
+    for kind, entries in found.items():
+        yield f"\n{kind}"
+        width = max(len(entry.name) for entry in entries)
+        for entry in entries:
+            needs = f". Needs {entry.needs}." if entry.needs else ""
+            yield f"  {'no ' if entry.needs else 'yes'} {entry.name:{width}}  {entry.says}{needs}"

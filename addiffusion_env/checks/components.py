@@ -1,0 +1,183 @@
+"""`check NAME`: finds what bears a name, loads it in the smallest way that runs here, and holds it to its contracts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.agents.pipeline import PRETRAINED
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.backbones.tiny import BUILDERS, tiny_backbone
+from addiffusion_env.baselines import BASELINES
+from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
+from addiffusion_env.checks.base import each
+from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
+from addiffusion_env.checks.metrics import METRIC_CONTRACTS
+from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
+from addiffusion_env.checks.rewards import REWARD_CONTRACTS
+from addiffusion_env.checks.scorers import SCORER_CONTRACTS
+from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.evaluation.metrics import METRICS
+from addiffusion_env.prompts import PROMPT_SOURCES
+from addiffusion_env.rewards import TERMS
+from addiffusion_env.scorers import SCORERS
+from addiffusion_env.scorers.look import LookScorers
+
+METHOD_EXAMPLES: dict[str, tuple[str, str]] = {
+    "fixed": ("emoji", "fixed:2,trailing,unipc"),
+    "stop": ("emoji", "stop:1"),
+    "random": ("emoji", "random:0.5"),
+    "prompt_rule": ("emoji", "prompt_rule:3,2"),
+    "best_of": ("emoji", "best_of:2x2"),
+    "threshold_retry": ("emoji", "threshold_retry:1.5,2,2"),
+    "interval": ("emoji", "interval:threshold_retry:1.5,2,2"),
+    "oracle_stop": ("emoji", "oracle_stop:clip_score"),
+    "lcm": ("sd15", "lcm:2,FOLDER"),
+    "turbo": ("sdxl", "turbo:2,FOLDER"),
+    "sag": ("emoji", "sag:2"),
+    "attend_excite": ("sd15", "attend_excite:2"),
+    "fbcache": ("flux", "fbcache:3,0.1"),
+    "policy": ("emoji", f"policy:{PRETRAINED / 'emoji'}"),
+}
+"""Method -> (backbone, small specification); FOLDER stands for tiny weights of its own."""
+
+EMOJI_SCORERS = {"clip": "clip", "blip_preference": "preference", "dino": "dino"}
+"""Scorer -> which of the emoji world's it is: same classes, weights in the package."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that bears the name.
+
+    Attributes:
+        kind: ``"backbone"``, ``"scorer"`` ...
+        how: on what it is checked, in words; empty where there is nothing to say.
+        run: checks it; yields each promise that holds.
+    """
+
+    kind: str
+    how: str
+    run: Callable[[], Iterator[str]]
+
+
+def find(name: str) -> list[Found]:
+    """Everything that bears a name: names may repeat between kinds.
+
+    Args:
+        name: of an environment, backbone, solver, scorer, reward term, prompt source, benchmark, metric or method; a
+            method may be a whole specification (``"fixed:8"``).
+
+    Raises:
+        UnknownNameError: for a name of none of them, with the nearest one.
+    """
+    finders = (_environment, _backbone, _scorer, _term, _source, _solver, _metric, _method)
+    found = [one for finder in finders if (one := finder(name)) is not None]
+    if not found:
+        registries = (ENVIRONMENTS, BACKBONES, SCORERS, TERMS, PROMPT_SOURCES, SOLVERS, METRICS, BASELINES)
+        raise unknown("name", name, dict.fromkeys(known for registry in registries for known in registry))
+    return found
+
+
+def emoji_world() -> tuple[Backbone, LookScorers]:
+    """The embedded backbone and its scorers."""
+    backbone = load_backbone(EnvSettings())
+    return backbone, load_scorers(backbone)
+
+
+def _environment(name: str) -> Found | None:
+    def run() -> Iterator[str]:
+        import gymnasium
+
+        from addiffusion_env.checks.environments import ENVIRONMENT_CONTRACTS
+
+        yield from each(ENVIRONMENT_CONTRACTS, gymnasium.make(name).unwrapped)
+
+    return Found("environment", "", run) if name in ENVIRONMENTS else None
+
+
+def _backbone(name: str) -> Found | None:
+    if name not in BACKBONES:
+        return None
+    tiny = name in BUILDERS
+
+    def run() -> Iterator[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            backbone = tiny_backbone(name, Path(folder)) if tiny else BACKBONES.load(name).from_pretrained()
+            yield from each(BACKBONE_CONTRACTS, backbone)
+
+    return Found("backbone", "tiny random weights in the real classes" if tiny else "", run)
+
+
+def _scorer(name: str) -> Found | None:
+    if name not in SCORERS:
+        return None
+    part = EMOJI_SCORERS.get(name)
+
+    def run() -> Iterator[str]:
+        scorer = SCORERS.load(name).from_pretrained() if part is None else getattr(emoji_world()[1], part)
+        yield from each(SCORER_CONTRACTS, scorer)
+
+    return Found("scorer", "" if part is None else "the emoji world's weights", run)
+
+
+def _term(name: str) -> Found | None:
+    if name not in TERMS:
+        return None
+    return Found("reward term", "", lambda: each(REWARD_CONTRACTS, TERMS.load(name)))
+
+
+def _source(name: str) -> Found | None:
+    if name not in PROMPT_SOURCES:
+        return None
+
+    def run() -> Iterator[str]:
+        kind = PROMPT_SOURCES.load(name)
+        if name != "text_file":
+            yield from each(PROMPT_CONTRACTS, kind())
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "prompts.txt"
+            path.write_text("a dog\na red cup\n# a comment\na bus left of a bear\n", encoding="utf-8")
+            yield from each(PROMPT_CONTRACTS, kind(path))
+
+    return Found("prompt source", "a file of three prompts" if name == "text_file" else "", run)
+
+
+def _solver(name: str) -> Found | None:
+    return Found("solver", "", lambda: each(SOLVER_CONTRACTS, SOLVERS.load(name))) if name in SOLVERS else None
+
+
+def _metric(name: str) -> Found | None:
+    how = "the emoji world's DINO features" if name in ("fid", "kid") else ""
+    return Found("metric", how, lambda: each(METRIC_CONTRACTS, METRICS.load(name))) if name in METRICS else None
+
+
+def _method(name: str) -> Found | None:
+    bare, colon, _ = name.partition(":")
+    if bare not in BASELINES:
+        return None
+    backbone, spec = METHOD_EXAMPLES.get(bare, ("emoji", ""))
+    spec = name if colon else spec
+    on = "the emoji world" if backbone == "emoji" else f"tiny random weights of {backbone}"
+
+    def run() -> Iterator[str]:
+        if not spec:
+            raise ConfigError(f"method {bare!r} cannot be guessed", f"write it whole: {BASELINES.load(bare).usage}")
+        with tempfile.TemporaryDirectory() as folder:
+            model, scorers = emoji_world()
+            if backbone != "emoji":
+                model = tiny_backbone(backbone, Path(folder))
+            weights = Path(folder) / "own"
+            if "FOLDER" in spec:
+                BUILDERS[bare](weights)
+            yield from each(METHOD_CONTRACTS, MethodCase(spec.replace("FOLDER", str(weights)), model, scorers))
+
+    return Found("method", f"{spec or name} on {on}", run)

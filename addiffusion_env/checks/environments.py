@@ -1,0 +1,38 @@
+"""What every environment id promises."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.env_checker import check_env
+
+from addiffusion_env.agents.checks import check_for_sb3
+from addiffusion_env.checks.base import require
+
+
+def gymnasiums_checker_passes(env: gym.Env) -> None:
+    """Gymnasium's check_env passes."""
+    check_env(env, skip_render_check=True)
+
+
+def sb3s_checker_passes(env: gym.Env) -> None:
+    """Stable-Baselines3's check_env passes."""
+    check_for_sb3(env)
+
+
+def an_episode_belongs_to_its_seed(env: gym.Env) -> None:
+    """Two episodes of one seed are equal to the last number, and end with a picture."""
+    ends = []
+    for _ in range(2):
+        env.reset(seed=7)
+        ends.append(env.step(1))
+    (first, reward, terminated, _, info), (second, again, *_, more) = ends
+    require(bool(terminated) and "image" in info, "stop did not end the episode with a picture", "land and decode")
+    require(reward == again, f"the reward {reward} became {again}", "key noise by prompt and seed")
+    require(np.array_equal(info["image"], more["image"]), "the picture differs", "key noise by prompt and seed")
+    for key, value in first.items():
+        require(np.array_equal(value, second[key]), f"observation {key!r} differs", "key noise by prompt and seed")
+
+
+ENVIRONMENT_CONTRACTS = (gymnasiums_checker_passes, sb3s_checker_passes, an_episode_belongs_to_its_seed)
+"""Subject: an environment without wrappers."""

@@ -1,0 +1,130 @@
+"""What every method promises, learned or not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from addiffusion_env.backbones.base import Backbone, Capabilities
+from addiffusion_env.baselines import BASELINES, make_method
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.checks.base import require
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts.emoji_grammar import emoji_prompt
+from addiffusion_env.scorers.look import LookScorers
+
+TEXTS = ("a photo of a dog", "a photo of a red cup and a blue clock")
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """A method and what it runs on.
+
+    Attributes:
+        spec: its specification, for example ``"fixed:20"``.
+        backbone: a loaded model.
+        scorers: what looks at its pictures.
+    """
+
+    spec: str
+    backbone: Backbone
+    scorers: LookScorers
+
+    @property
+    def stage(self) -> Stage:
+        """Three steps, the backbone's own solver, guidance where it has any."""
+        return Stage(self.backbone, self.scorers, _process(self.backbone.capabilities))
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Two prompts that the emoji world knows."""
+        return [emoji_prompt(text) for text in TEXTS]
+
+    def records(self, prompts: Sequence[Prompt], lanes: int) -> list[Record]:
+        """Makes one picture a prompt, ``lanes`` at a time."""
+        with tempfile.TemporaryDirectory() as folder:
+            return evaluate([make_method(self.spec)], list(prompts), [0], self.stage, Path(folder), max_lanes=lanes)
+
+    @cached_property
+    def together(self) -> list[Record]:
+        """Both pictures, made at once."""
+        return self.records(self.prompts, lanes=2)
+
+
+def it_says_what_it_is(case: MethodCase) -> None:
+    """Its usage begins with its name, its docstring with a sentence, and needs() is a string."""
+    kind = BASELINES.load(case.spec.partition(":")[0])
+    require(isinstance(make_method(case.spec), Method), f"{kind.__name__} makes no Method", "derive it from BaseMethod")
+    require(":" in kind.usage, f"its usage is {kind.usage!r}", "write name:ARGUMENTS")
+    first = (kind.__doc__ or "").strip().splitlines()[0:1]
+    require(bool(first) and first[0].endswith("."), f"its docstring begins {first}", "with one sentence on one line")
+    require(isinstance(kind.needs(), str), "needs() gives no string", "say in words what this machine lacks")
+
+
+def cost_is_counted(case: MethodCase) -> None:
+    """Every picture has a cost: NFE above 0, at least as many network calls, seconds, a decision."""
+    for record in case.together:
+        require(record.nfe > 0, f"a picture took {record.nfe} NFE", "count every evaluation")
+        require(record.network_calls >= record.nfe, f"{record.network_calls} calls for {record.nfe} NFE", "count calls")
+        figures = [record.seconds, record.preference, *record.extra.values()]
+        require(bool(np.isfinite(figures).all()), f"figures are not finite: {figures}", "report finite ones")
+        require(record.seconds > 0 and record.decisions >= 1, "no time or no decision", "report both")
+
+
+def a_picture_is_its_own(case: MethodCase) -> None:
+    """A picture is a function of its prompt and seed, whatever else is made beside it."""
+    alone = case.records(case.prompts[::-1], lanes=1)[::-1]
+    for one, other in zip(case.together, alone, strict=True):
+        require(_facts(one) == _facts(other), f"{_facts(one)} became {_facts(other)}", "key noise by prompt and seed")
+        apart = abs(one.preference - other.preference)
+        require(apart <= 2e-3, f"its preference moved by {apart:.2g}", "key noise by prompt and seed")
+    require(
+        case.together[0].preference != case.together[1].preference, "two prompts gave one picture", "read the prompt"
+    )
+
+
+def the_model_is_left_alone(case: MethodCase) -> None:
+    """The model's hooks, attention processors and predictions are afterwards what they were."""
+    module: Any = case.backbone.denoiser  # type: ignore[attr-defined]
+    before = (_hooks(module), getattr(module, "attn_processors", None), _predicted(case))
+    case.records(case.prompts[:1], lanes=1)
+    require(_hooks(module) == before[0], "it left a hook on the model", "remove it")
+    for name, kept in (before[1] or {}).items():
+        require(module.attn_processors[name] is kept, f"it left another processor at {name}", "put the old one back")
+    apart = float((_predicted(case) - before[2]).abs().max())
+    require(apart <= 1e-5, f"the model's prediction moved by {apart:.2g}", "undo what was patched")
+
+
+METHOD_CONTRACTS = (it_says_what_it_is, cost_is_counted, a_picture_is_its_own, the_model_is_left_alone)
+"""Subject: a :class:`MethodCase`."""
+
+
+def _process(capabilities: Capabilities) -> ProcessConfig:
+    guidance = 4.0 if capabilities.guidance else 1.0
+    return ProcessConfig(steps=3, solver=capabilities.default_solver, guidance_scale=guidance)
+
+
+def _facts(record: Record) -> Record:
+    """Of a record what may not depend on the machine's speed or on the batch size."""
+    return replace(record, seconds=0.0, preference=0.0, clip_score=0.0, extra={})
+
+
+def _hooks(module: Any) -> int:
+    return sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in module.modules())
+
+
+def _predicted(case: MethodCase) -> torch.Tensor:
+    shape = case.backbone.capabilities.latent_shape
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(case.backbone.device)
+    one = torch.ones(1, dtype=torch.float64)
+    return case.backbone.predict(x, 0.5 * one, case.backbone.encode([TEXTS[0]]), one).x0

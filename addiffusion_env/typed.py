@@ -1,0 +1,100 @@
+"""Settings are checked against the types that their dataclass declares, so that a wrong one is refused by name."""
+
+from __future__ import annotations
+
+import collections.abc
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+from addiffusion_env.errors import ConfigError
+
+
+def check_types(what: str, settings: Any) -> None:
+    """Refuses a field whose value is not of its declared type.
+
+    Numbers of NumPy count as numbers, a whole number as a float, ``True`` as neither; NaN is refused; lists do for
+    tuples.
+
+    Args:
+        what: the settings' name in front of the field's, with its dot, or empty: ``"refine."``.
+        settings: a dataclass with type hints that can be resolved.
+
+    Raises:
+        ConfigError: naming the field, its value and what it should be.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Size:
+    ...     width: int = 1
+    >>> check_types("size.", Size("wide"))
+    Traceback (most recent call last):
+    addiffusion_env.errors.ConfigError: size.width must be int, got 'wide'
+      -> see Size
+    """
+    kind: Any = type(settings)
+    for item in fields(settings):
+        _check(f"{what}{item.name}", getattr(settings, item.name), _hints(kind)[item.name], kind.__name__)
+
+
+def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Refuses keyword arguments whose values are not of the types that a function declares.
+
+    Args:
+        what: whose they are, for the error: ``"reward term 'nfe_price'"``.
+        function: with type hints that can be resolved.
+        given: names of its parameters and their values.
+
+    Raises:
+        ConfigError: naming the argument, its value and what it should be.
+    """
+    for name, value in given.items():
+        _check(f"{name} of {what}", value, _hints(function)[name], function.__module__)
+
+
+def _check(name: str, value: Any, hint: Any, see: str) -> None:
+    if not _fits(value, hint):
+        wanted = " or ".join(_named(option) for option in _options(hint))
+        raise ConfigError(f"{name} must be {wanted}, got {value!r:.100}", f"see {see}")
+
+
+@lru_cache(maxsize=64)
+def _hints(declared: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(declared)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _named(hint: Any) -> str:
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint)).lower()
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if len(_options(hint)) > 1:
+        return any(_fits(value, option) for option in _options(hint))
+    origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+    if origin is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if origin in (tuple, list, collections.abc.Sequence):
+        if not isinstance(value, collections.abc.Sequence) or isinstance(value, str | bytes):
+            return False
+        if origin is tuple and inside and inside[-1] is not Ellipsis:
+            return len(value) == len(inside) and all(map(_fits, value, inside))
+        return not inside or all(_fits(item, inside[0]) for item in value)
+    if origin is collections.abc.Mapping:
+        keys, values = inside or (Any, Any)
+        return isinstance(value, collections.abc.Mapping) and all(
+            _fits(key, keys) and _fits(item, values) for key, item in value.items()
+        )
+    return isinstance(value, origin)

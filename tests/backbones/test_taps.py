@@ -1,0 +1,69 @@
+"""The denoiser's own features: in every evaluation, for every kind of model, whatever the neighbours are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from addiffusion_env.backbones.taps import FeatureTap, tap, unet_middle
+
+
+def evaluation(backbone, count, only=slice(None)):
+    """One evaluation of ``count`` lanes at mixed noise levels, the second unguided where there is guidance."""
+    capabilities = backbone.capabilities
+    x = torch.randn(count, *capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.from_numpy(backbone.sigmas(4, capabilities.default_spacing)[:count].copy())
+    scale = torch.full((count,), capabilities.default_guidance, dtype=torch.float64)
+    scale[1:2] = 1.0
+    prompts = ["a photo of a red cup", "a dog", "the cat on a sofa"][:count]
+    return backbone.predict(x[only], sigma[only], backbone.encode(prompts[only]), scale[only])
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
+def test_features_come_with_every_evaluation_and_do_not_depend_on_neighbours(tiny, name):
+    backbone = tiny(name).wrap()
+    together = evaluation(backbone, 3)
+    assert together.features.shape == (3, backbone.capabilities.feature_dim)
+    assert together.features.dtype == torch.float32
+    torch.testing.assert_close(evaluation(backbone, 3).features, together.features, rtol=0, atol=0)
+    for row in range(3):
+        alone = evaluation(backbone, 3, slice(row, row + 1)).features
+        torch.testing.assert_close(alone, together.features[row : row + 1], rtol=0, atol=1e-5)
+    assert not torch.allclose(together.features[0], together.features[1], atol=1e-3)
+
+
+def test_features_are_the_mean_of_the_middle_block(tiny):
+    backbone = tiny("sd15").wrap()
+    kept = []
+    handle = backbone.denoiser.mid_block.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        found = evaluation(backbone, 2).features
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found, kept[0][:2].mean((2, 3)))
+
+
+def test_backbones_of_one_pipeline_share_one_tap(tiny):
+    first, second = tiny("sd15").wrap(), tiny("sd15").wrap()
+    assert first.tap is second.tap
+    hooks = first.denoiser.mid_block._forward_hooks.values()
+    assert sum(isinstance(hook, FeatureTap) for hook in hooks) == 1
+
+
+def test_a_compiled_denoiser_gives_them_too(tiny):
+    backbone = tiny("sd15").wrap()
+    plain = evaluation(backbone, 2).features
+    backbone.compiled = torch.compile(backbone.denoiser, backend="eager")
+    torch.testing.assert_close(evaluation(backbone, 2).features, plain)
+
+
+def test_a_block_that_did_not_run_gives_none():
+    made = tap(nn.Conv2d(3, 5, 1))
+    assert made.take(2) is None
+
+
+def test_a_unet_without_a_middle_has_none():
+    unet = nn.Module()
+    unet.mid_block = None
+    assert unet_middle(unet) == (None, None)

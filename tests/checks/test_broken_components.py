@@ -1,0 +1,214 @@
+"""A contract that nothing can break says nothing: each is broken once, on purpose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
+from addiffusion_env.backbones.solvers import ddim_step
+from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
+from addiffusion_env.checks.base import hold, promise, refuses
+from addiffusion_env.checks.metrics import METRIC_CONTRACTS
+from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
+from addiffusion_env.checks.rewards import REWARD_CONTRACTS
+from addiffusion_env.checks.scorers import SCORER_CONTRACTS
+from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
+from addiffusion_env.errors import ContractError, PromptError
+from addiffusion_env.evaluation.metrics.paired import psnr
+from addiffusion_env.prompts.base import Prompt, PromptList
+from addiffusion_env.scorers.base import check_images
+from addiffusion_env.scorers.sharpness import SharpnessScorer
+
+
+def of_all_lanes(transition, scale):
+    """Pays everybody the mean."""
+    return np.full(len(transition.nfe), transition.nfe.mean())
+
+
+def one_number(transition, scale):
+    """Pays one number."""
+    return 1.0
+
+
+def nan_at_first(transition, scale):
+    """Pays for a gain without a picture before."""
+    return transition.clip_after - transition.clip_before
+
+
+def in_place(transition, scale):
+    """Changes what it was given."""
+    np.multiply(transition.nfe, 2, out=transition.nfe)
+    return transition.nfe.copy() / 2
+
+
+def bare_setting(transition, scale, weight):
+    """Has a setting without a default."""
+    return transition.nfe
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        (of_all_lanes, "lane 0 gives"),
+        (one_number, "gave the shape"),
+        (nan_at_first, "at the first step"),
+        (in_place, "was changed|lane 0 gives"),
+        (bare_setting, "settings without a default: weight"),
+    ],
+)
+def test_broken_reward_terms(term, words):
+    with pytest.raises(ContractError, match=words):
+        hold(REWARD_CONTRACTS, term)
+
+
+class Nameless(SharpnessScorer):
+    """Has no name."""
+
+    name = ""
+
+
+class Unitless(SharpnessScorer):
+    """Has no unit."""
+
+    unit = ""
+
+
+class Relative(SharpnessScorer):
+    """Scores against the rest of the batch."""
+
+    def score(self, images, prompts):
+        found = super().score(images, prompts)
+        return found - found.mean()
+
+
+class Double(SharpnessScorer):
+    """Gives float64."""
+
+    def score(self, images, prompts):
+        return super().score(images, prompts).double()
+
+
+class Gullible(SharpnessScorer):
+    """Takes any number of prompts."""
+
+    def score(self, images, prompts):
+        return super().score(images, ["a"] * len(check_images(images)))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        (Nameless(), "has no name"),
+        (Unitless(), "has no unit"),
+        (Relative(), "one by one|in another order"),
+        (Double(), "float64"),
+        (Gullible(), "three pictures with one prompt was accepted"),
+    ],
+)
+def test_broken_scorers(scorer, words):
+    with pytest.raises(ContractError, match=words):
+        hold(SCORER_CONTRACTS, scorer)
+
+
+class Broken(EmojiBackbone):
+    """The emoji world with one method spoilt."""
+
+    def __init__(self, whole, method, spoil):
+        self.__dict__.update(whole.__dict__)
+        honest = getattr(whole, method)
+        setattr(self, method, lambda *args, **kwargs: spoil(honest(*args, **kwargs)))
+
+
+@pytest.mark.parametrize(
+    ("method", "spoil", "words"),
+    [
+        ("sigmas", lambda found: found[::-1], "let them fall"),
+        ("timestep_position", lambda found: 1 - found, "it gives 0"),
+        ("predict", lambda found: replace(found, calls=found.calls + 1), "calls are"),
+        ("predict", lambda found: replace(found, x0=found.x0_text), "guidance 4 changes nothing"),
+        ("predict", lambda found: replace(found, x0=found.x0 - found.x0.mean()), "x0 of a row alone"),
+        ("decode", lambda found: found * 2 + 1, "clamp to"),
+        ("preview", lambda found: found.half(), "float16"),
+    ],
+)
+def test_broken_backbones(method, spoil, words, emoji):
+    with pytest.raises(ContractError, match=words):
+        hold(BACKBONE_CONTRACTS, Broken(emoji, method, spoil))
+
+
+class Restless(PromptList):
+    """Draws from a generator of its own."""
+
+    fresh = np.random.default_rng(0)
+
+    def sample(self, rng):
+        return self.prompts[int(self.fresh.integers(len(self.prompts)))]
+
+
+TEXTS = [f"a dog and {count} cats" for count in range(32)]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (PromptList([Prompt("a", "one"), Prompt("b", "one")]), "are double"),
+        (PromptList([Prompt(" ", "blank")]), "is empty"),
+        (Restless(TEXTS), "drew different prompts"),
+        (object(), "is no PromptSource"),
+    ],
+)
+def test_broken_sources(source, words):
+    with pytest.raises(ContractError, match=words):
+        hold(PROMPT_CONTRACTS, source)
+
+
+def test_an_honest_source_holds():
+    assert len(hold(PROMPT_CONTRACTS, PromptList(TEXTS))) == len(PROMPT_CONTRACTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"higher_is_better": False}, "check higher_is_better"),
+        ({"n": 1}, "n is 1"),
+        ({"value": np.nan}, "value is nan"),
+    ],
+)
+def test_broken_metrics(changes, words):
+    def spoilt(pictures, reference, settings):
+        """PSNR, spoilt."""
+        return replace(psnr(pictures, reference, settings), **changes)
+
+    with pytest.raises(ContractError, match=words):
+        hold(METRIC_CONTRACTS, spoilt)
+
+
+def test_broken_solvers():
+    def short(path, latents, x0, sigma_next):
+        return ddim_step(path, latents, 0.9 * x0, sigma_next)
+
+    def of_the_batch(path, latents, x0, sigma_next):
+        found = ddim_step(path, latents, x0, sigma_next)
+        return found if bool((sigma_next == 0).all()) else replace(found, x=found.x - found.x.mean())
+
+    for solver, words in ((short, "off the prediction"), (of_the_batch, "row 0 alone")):
+        with pytest.raises(ContractError, match=words):
+            hold(SOLVER_CONTRACTS, solver)
+
+
+def test_what_is_promised_is_said_in_words():
+    assert promise(BACKBONE_CONTRACTS[0]).startswith("A schedule of n steps")
+    every = (*BACKBONE_CONTRACTS, *SCORER_CONTRACTS, *REWARD_CONTRACTS, *PROMPT_CONTRACTS, *METRIC_CONTRACTS)
+    assert all(contract.__doc__ for contract in (*every, *SOLVER_CONTRACTS))
+
+
+def test_a_refusal_of_another_kind_is_not_hidden():
+    refuses(PromptError, lambda: PromptList([]), "an empty list")
+    with pytest.raises(ZeroDivisionError):
+        refuses(PromptError, lambda: 1 / 0, "a division")
+    with pytest.raises(ContractError, match="nothing was accepted"):
+        refuses(PromptError, lambda: torch.zeros(1), "nothing")

@@ -1,0 +1,109 @@
+"""The regression guard of speed: what a scripted set of episodes costs in calls, never in seconds.
+
+A look that is taken twice, a prompt that is encoded anew, a decode that is not batched would show here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.process import ProcessConfig, RefineConfig
+from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+
+PROCESS = ProcessConfig(
+    steps=4, landing_steps=1, refine=RefineConfig(maps="none", region="whole", renoise=1.0, steps=2)
+)
+SCRIPT = ((0, 0, 0, 0), (1,), (0, 1), (0, 2, 1), (0, 0, 1), (0, 0, 0, 1))
+"""Actions of the prompts in turn: all the way, stopped at once, after one step, refined and stopped, ..."""
+
+NFE = (4, 1, 2, 4, 3, 4)  # a landing is one evaluation, a refinement two
+
+
+@contextmanager
+def counted(backbone, scorers):
+    """Calls, and rows in them, of every network: the denoiser, the decoders, the scorers, the text encoders."""
+    calls, rows = Counter(), Counter()
+    networks = {
+        "denoiser": backbone.denoiser,
+        "vae": backbone.vae.decoder,
+        "preview": backbone.previewer.decoder,
+        "text": backbone.parts.text_encoder,
+        "clip": scorers.clip.model.visual,
+        "clip_text": scorers.clip.model.transformer,
+        "dino": scorers.dino.model,
+    }
+
+    def hook(name):
+        def count(module, args, kwargs):
+            calls[name] += 1
+            first = args[0] if args else next(iter(kwargs.values()))
+            rows[name] += len(first)
+
+        return count
+
+    handles = [net.register_forward_pre_hook(hook(name), with_kwargs=True) for name, net in networks.items()]
+    try:
+        yield calls, rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.fixture
+def fresh_prompts():
+    """Six prompts that no other test encodes."""
+    return EmojiPrompts(split="test").take(6, seed=987)
+
+
+def test_a_queue_costs_no_more_calls_than_its_longest_chains(emoji, scorers, fresh_prompts):
+    script = dict(zip((prompt.text for prompt in fresh_prompts), SCRIPT, strict=True))
+    engine = Engine(
+        emoji, scorers, decider=lambda asked: [script[r.lane.prompt.text][len(r.lane.actions)] for r in asked]
+    )
+    programs = (play(emoji, PROCESS, prompt, seed=0) for prompt in fresh_prompts)
+    with counted(emoji, scorers) as (calls, rows):
+        results = engine.run(programs, max_lanes=3)
+    assert tuple(episode.lane.nfe for episode in results) == NFE
+    # Three lanes back-filled at once: 4 then 4; 1 then 4; 2 then 3. Eight ticks in all.
+    assert engine.counters.denoiser_batches == calls["denoiser"] == 8
+    assert engine.counters.denoiser_rows == rows["denoiser"] == 2 * sum(NFE)
+    # One look a decision but the first and the last of each episode; one a refinement's outcome.
+    looks = sum(len(actions) - 1 for actions in SCRIPT)
+    assert engine.counters.looks == rows["preview"] == looks
+    assert engine.counters.look_batches == calls["preview"]
+    assert engine.counters.decodes == rows["vae"] == len(SCRIPT)
+    assert rows["clip"] == rows["dino"] == looks + len(SCRIPT)
+    assert calls["clip"] == calls["dino"] == calls["preview"] + calls["vae"]
+    assert calls["text"] == len(SCRIPT) and calls["clip_text"] <= len(SCRIPT)  # each prompt is read once
+
+
+@pytest.mark.parametrize(("every", "looks"), [(1, 3), (2, 1), (4, 0)])
+def test_looks_come_as_often_as_decisions(emoji, every, looks):
+    episodes = Episodes(EnvSettings(steps=4, refine="off", decide_every=every), 2)
+    for index in range(2):
+        episodes.begin(index, index)
+    with counted(emoji, episodes.scorers) as (calls, rows):
+        for _ in range(4 // every):
+            episodes.step([0, 0])
+    assert (calls["denoiser"], rows["denoiser"]) == (4, 2 * 2 * 4)  # both lanes in one call, guided
+    assert (calls["preview"], rows["preview"]) == (looks, 2 * looks)
+    assert (calls["vae"], rows["vae"]) == (1, 2)
+    assert calls["clip"] == calls["dino"] == looks + 1
+
+
+def test_the_denoisers_own_features_cost_no_call_at_all(emoji):
+    blind = {"observation_keys": "denoiser", "reward": {"terminal_bonus": 1.0, "nfe_price": 1.0}}
+    episodes = Episodes(EnvSettings.of(steps=4, refine="off", **blind), 2)
+    for index in range(2):
+        episodes.begin(index, index)
+    with counted(emoji, episodes.scorers) as (calls, _):
+        for _ in range(4):
+            episodes.step([0, 0])
+    assert (calls["denoiser"], calls["preview"], calls["vae"], calls["clip"]) == (4, 0, 1, 1)

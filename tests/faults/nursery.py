@@ -1,0 +1,132 @@
+"""Runs training or evaluation in child processes that it kills: models are loaded once, then forked.
+
+One JSON request a line on stdin: ``{"kind": "train" | "eval", "folder": ..., "kill_after": seconds or null}``; one JSON
+answer a line on stdout: ``{"killed": bool, "status": the exit status, "seconds": ...}``. The child's own output goes to
+``<folder>/log``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+OVERRIDES = {
+    "train": [
+        "experiment=smoke",
+        "run_dir=run",
+        "lanes=2",
+        "total_timesteps=12",
+        "checkpoint_every=4",
+        "ppo={n_steps: 2, batch_size: 4, n_epochs: 1}",
+        "replay={pictures: 1, tries: 2, lanes: 2, total_timesteps: 16, ppo: {n_steps: 8, batch_size: 16, n_epochs: 1}}",
+        "device=cpu",
+        "progress_bar=false",
+    ],
+    "eval": [
+        "out=run",
+        "prompts=4",
+        "methods=[fixed:2,random:0.5]",
+        "env={steps: 2, refine: off}",
+        "shard_size=2",
+        "max_lanes=2",
+        "device=cpu",
+        "progress_bar=false",
+    ],
+}
+
+
+def configured(kind: str) -> dict:
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(kind, overrides=OVERRIDES[kind]), resolve=True)
+    import eval_sb3
+
+    return config if kind == "train" else {key: config[key] for key in eval_sb3.defaults()}
+
+
+def prepare() -> None:
+    """Everything that takes seconds and is no part of what is tested."""
+    from addiffusion_env.envs.loading import load_backbone, load_scorers
+    from addiffusion_env.envs.settings import EnvSettings
+
+    for module in (
+        "matplotlib.pyplot",
+        "scipy.stats",
+        "torch.utils.tensorboard",
+        "eval_sb3",
+        "train_sb3",
+        "addiffusion_env.agents.callbacks",
+        "addiffusion_env.agents.replay",
+        "addiffusion_env.evaluation.benchmarks",
+        "addiffusion_env.evaluation.report",
+    ):
+        importlib.import_module(module)
+    for device in ("auto", "cpu"):
+        load_scorers(load_backbone(EnvSettings(device=device)))
+
+
+def child(kind: str, folder: str, config: dict) -> None:
+    os.chdir(folder)
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if kind == "train":
+        from train_sb3 import train
+
+        train(config)
+    else:
+        from eval_sb3 import evaluate
+
+        evaluate(config)
+
+
+def run(request: dict, config: dict) -> dict:
+    begun = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            child(request["kind"], request["folder"], config)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os._exit(status)
+    killed, until = False, request["kill_after"]
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        seconds = time.monotonic() - begun
+        if done:
+            return {"killed": killed, "status": os.waitstatus_to_exitcode(status), "seconds": seconds}
+        if until is not None and seconds >= until and not killed:
+            os.kill(pid, signal.SIGKILL)
+            killed = True
+        time.sleep(0.01)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    prepare()
+    configs = {kind: configured(kind) for kind in OVERRIDES}
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(run(request, configs[request["kind"]])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Every block of code and every command in the docs is run, or says above itself that it is not, and why.
+
+A page's Python blocks run in order in one namespace and in a folder of their own; a block with a title is a file.
+Commands of the command line run in this process; those that take minutes run reduced, by :data:`REDUCED`, and the page
+says so. ``*Not run: reason.*`` above a block keeps it from running.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from addiffusion_env.__main__ import main
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.baselines import BASELINES
+from addiffusion_env.evaluation.metrics import METRICS
+from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
+from addiffusion_env.rewards import TERMS
+from addiffusion_env.scorers import SCORERS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GENERATED = DOCS / "results.md"  # tests/evaluation holds its text to the study
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page != GENERATED]
+FENCE = re.compile(
+    r"(?:^\*(?P<note>[^*\n]+)\*\n\n)?^```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
+REGISTRIES = (BACKBONES, BASELINES, METRICS, BENCHMARKS, PROMPT_SOURCES, TERMS, SCORERS)
+POLICY = ROOT / "addiffusion_env" / "agents" / "pretrained" / "emoji"
+
+SWEEP = "hydra.sweeper.n_trials=2 lanes=2 total_timesteps=8 ppo.n_steps=4 ppo.batch_size=8 replay.pictures=2 "
+SWEEP += "replay.tries=2 replay.lanes=4 replay.total_timesteps=64 replay.ppo.n_steps=8 replay.ppo.batch_size=32"
+ZOO = "-n 8 --env-kwargs steps:2 --hyperparams n_steps:4 batch_size:8 n_envs:2 n_epochs:1 --eval-freq -1 -f zoo"
+SMALL = "prompts=2 methods=[fixed:2,fixed:4] films=false progress_bar=false"
+REDUCED = {
+    "python train_sb3.py experiment=sweep": SWEEP,
+    "python train_sb3.py": "experiment=smoke",
+    "python eval_sb3.py policy=runs/emoji": f"{SMALL} policy={POLICY} out=runs/beside",
+    "python eval_sb3.py": SMALL,
+    "python -m rl_zoo3.train": ZOO,
+}
+"""Beginning of a command -> what is appended so that it takes seconds instead of minutes; the first that fits."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: the line above it in italics, its language, its file name and its text."""
+
+    note: str
+    kind: str
+    title: str
+    code: str
+
+    @property
+    def skipped(self) -> bool:
+        return self.note.startswith("Not run: ")
+
+    @property
+    def slow(self) -> bool:
+        return not self.skipped and (self.note.startswith("Run by the tests ") or "python train" in self.code)
+
+
+def blocks(page: Path) -> list[Block]:
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [Block(*(match[name] or "" for name in ("note", "kind", "title", "code"))) for match in found]
+
+
+def commands(code: str) -> list[str]:
+    return [line for line in code.splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """A folder of its own; what a page registers and imports is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registered = [dict(registry._entries) for registry in REGISTRIES]
+    modules = set(sys.modules)
+    yield tmp_path
+    for registry, entries in zip(REGISTRIES, registered, strict=True):
+        registry._entries = entries
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def run_here(command: str, monkeypatch) -> None:
+    """``[VARIABLE=value] python -m addiffusion_env ...`` in this process."""
+    words = shlex.split(command)
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        monkeypatch.setenv(name, value)
+    assert words[:3] == ["python", "-m", "addiffusion_env"], f"nothing runs {command!r}: add it to REDUCED, or a note"
+    main(words[3:])
+
+
+def run_reduced(command: str, folder: Path) -> None:
+    """A script in a process of its own, with what :data:`REDUCED` appends."""
+    start = next(beginning for beginning in REDUCED if command.startswith(beginning))
+    words = shlex.split(f"{command} {REDUCED[start]}")[1:]
+    if words[0].endswith(".py"):
+        words[0] = str(ROOT / words[0])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+def play(page: Path, folder: Path, monkeypatch, slow: bool) -> None:
+    namespace: dict[str, object] = {"__name__": page.stem}
+    for block in blocks(page):
+        if block.skipped or (block.slow and not slow):
+            continue
+        if block.title:
+            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.title).write_text(block.code, encoding="utf-8")
+        elif block.kind == "python":
+            exec(compile(block.code, f"{page.relative_to(ROOT)}", "exec"), namespace)
+        else:
+            for command in commands(block.code):
+                if any(command.startswith(beginning) for beginning in REDUCED):
+                    run_reduced(command, folder)
+                else:
+                    run_here(command, monkeypatch)
+
+
+FAST = [page for page in PAGES if any(not (block.skipped or block.slow) for block in blocks(page))]
+SLOW = [page for page in PAGES if any(block.slow for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", FAST, ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_page_runs(page, workshop, monkeypatch):
+    play(page, workshop, monkeypatch, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SLOW, ids=lambda page: str(page.relative_to(DOCS)))
+def test_what_takes_long_on_a_page_runs_reduced(page, workshop, monkeypatch):
+    shutil.copytree(ROOT / "configs", workshop / "configs")
+    play(page, workshop, monkeypatch, slow=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_block_is_run_or_says_why_not(page):
+    text = page.read_text(encoding="utf-8")
+    found = blocks(page)
+    assert len(found) * 2 == len(re.findall(r"^```", text, flags=re.M)), "a fence that the tests cannot read"
+    for block in found:
+        assert block.kind in ("python", "bash") or block.title, f"nothing runs a block of {block.kind or 'no language'}"
+        assert not block.skipped or len(block.note) > len("Not run: a GPU")
+        long = block.kind == "bash" and any(line.startswith(tuple(REDUCED)) for line in commands(block.code))
+        assert not long or block.note.startswith(("Run by the tests ", "Not run: ")), block.code
+
+
+def test_commands_within_lines_exist():
+    """Commands that stand within a sentence: their verb, script or make target is there."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in [ROOT / "README.md", *PAGES]:
+        for command in re.findall(r"`((?:python|make) [^`\n]+)`", page.read_text(encoding="utf-8")):
+            words = shlex.split(command)
+            if words[0] == "make":
+                assert f"\n{words[1]}:" in makefile, command
+            elif words[1] == "-m":
+                name = words[2].replace(".", "/")
+                assert (ROOT / f"{name}.py").is_file() or (ROOT / name / "__main__.py").is_file(), command
+                assert words[2] != "addiffusion_env" or words[3] in ("list", "check", "bench", "demo"), command
+            else:
+                assert (ROOT / words[1]).is_file(), command
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="needs the extra [docs]")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
+    page = (tmp_path / "site" / "reference" / "environments.html").read_text(encoding="utf-8")
+    assert "guidance_interval" in page and 'class="doc' in page

@@ -1,0 +1,105 @@
+"""Windows and macOS, as far as another machine can say: encodings, modules, locks, spawned processes."""
+
+import ast
+import fcntl
+import os
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from addiffusion_env.agents.checkpoints import Snapshot, checkpoints
+from addiffusion_env.agents.factory import make_vec_env
+from addiffusion_env.evaluation.store import write_atomically
+from addiffusion_env.files import whole_file
+
+ROOT = pathlib.Path(__file__).parent.parent
+SOURCES = sorted([*(ROOT / "addiffusion_env").rglob("*.py"), *ROOT.glob("*.py")])
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios"}
+TEXT_METHODS = {"read_text", "write_text", "open"}
+OTHER_OPENS = {"os.open", "Image.open"}  # which read no text
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_name_their_encoding(path):
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        method = called.rpartition(".")[2] if "." in called else ""
+        if called != "open" and (method not in TEXT_METHODS or called in OTHER_OPENS):
+            continue
+        written = ast.unparse(node)
+        # Without one Windows reads and writes cp1252; "rb" and "wb" need none.
+        assert "encoding=" in written or "b'" in written, f"{path}: {written}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_needs_posix(path):
+    for node in ast.walk(parsed(path)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not POSIX_ONLY & {name.split(".")[0] for name in names}, f"{path} imports {names}"
+        assert not (isinstance(node, ast.Attribute) and node.attr in {"fork", "forkserver"}), f"{path} forks"
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Windows' rules for files: no flushing of what was opened for reading, no opening of folders, locks."""
+    fsync, open_file, replace = os.fsync, os.open, os.replace
+
+    def flush(number):
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        fsync(number)
+
+    def opened(path, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, *args, **kwargs)
+
+    def renamed(source, target):
+        held = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+        for path in (source, target):
+            if os.path.realpath(path) in held:
+                raise PermissionError(13, "The process cannot access the file because it is being used", str(path))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "replace", renamed)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into Linux's list of open files")
+def test_files_are_written_by_windows_rules(windows, tmp_path):
+    for content in (b"first", b"second"):
+        with whole_file(tmp_path / "whole.bin") as file:
+            file.write(content)
+    assert (tmp_path / "whole.bin").read_bytes() == b"second"
+    table = pa.table({"x": [1, 2]})
+    write_atomically(table, tmp_path / "table.parquet", "none")
+    assert pq.read_table(tmp_path / "table.parquet").equals(table)
+    snapshot = object.__new__(Snapshot)  # what a snapshot holds, without a model to take it of
+    snapshot.step, snapshot.state = 8, {"step": 8}
+    written = snapshot.write(tmp_path)
+    assert checkpoints(tmp_path) == [written]
+
+
+@pytest.mark.slow
+def test_spawned_environments_run():
+    env = make_vec_env("subproc", 1, 0, {"steps": 2, "refine": "off"})
+    try:
+        assert isinstance(env.venv, SubprocVecEnv)
+        assert env.venv.processes[0].__class__.__name__ == "SpawnProcess"
+        env.reset()
+        infos = [env.step(np.array([action]))[3][0] for action in (0, 1)]
+        assert [info["nfe"] for info in infos] == [1, 2] and infos[1]["image"].shape == (64, 64, 3)
+    finally:
+        env.close()
