@@ -3,14 +3,15 @@
 python eval_sb3.py                                   methods without learning, on 128 test prompts
 python eval_sb3.py policy=runs/emoji                 a trained policy beside them
 python eval_sb3.py benchmark=geneval backbone=emoji  on a public benchmark; benchmark_path= says where its files are
+python eval_sb3.py experiment=hypotheses             H1 to H4, each supported, not supported or inconclusive
 python eval_sb3.py policy=runs/emoji prompts=1024 'methods=[fixed:8,fixed:20,"prompt_rule:8,6",best_of:3x6]'
+python eval_sb3.py rollouts=ray rollouts.workers=4     in four Ray actors, here or on a cluster
 Run the same command again to go on after an interruption.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ from addiffusion_env.config import friendly, run_script
 from addiffusion_env.errors import check_settings
 
 if TYPE_CHECKING:
-    from addiffusion_env.baselines.base import Method
-    from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.evaluation.report import Report
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -35,15 +34,24 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.evaluation.benchmarks import check_export, export_run, take_prompts
+    from addiffusion_env.evaluation.choices import make_methods, out_folder
+    from addiffusion_env.evaluation.console import print_report
+    from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.films import shoot
-    from addiffusion_env.evaluation.judges import Judges, check_judges
+    from addiffusion_env.evaluation.hypotheses.setup import check_claims
+    from addiffusion_env.evaluation.judges import Judges, check_judges, described
     from addiffusion_env.evaluation.manifest import write_manifest
+    from addiffusion_env.evaluation.measured import check_measures, judge_by_vlm, measure_metrics
+    from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
-    from addiffusion_env.evaluation.runner import Stage, carry_out, plan
+    from addiffusion_env.evaluation.runner import Stage, carry_out, to_make
 
     folder = out_folder(config)
     methods, settings = make_methods(config)
     check_judges(config["judges"], str(settings.backbone))
+    if config["hypotheses"] is not None:
+        check_claims(methods, str(settings.backbone), config)
+    metrics, vlm = check_measures(config, [method.name for method in methods])
     if config["benchmark_export"]:
         check_export(config["benchmark"])
     judges = Judges.of(config["judges"], resolve_device(settings.device))
@@ -51,8 +59,13 @@ def evaluate(config: dict[str, Any]) -> Report:
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
-    plans = plan(methods, prompts, config["seeds"], stage)
-    write_manifest(folder, plans, backbone.name, config, config["margin"], config["price"])
+    plans, make = prepare(methods, prompts, config["seeds"], stage, config["rollouts"], settings, config["judges"])
+    write_manifest(
+        folder, plans, backbone.name, config, config["margin"], config["price"], described(stage.scorers, judges)
+    )
+    keep = config["keep_pictures"] or config["benchmark_export"] or metrics is not None or vlm is not None
+    waiting = to_make(folder, plans, judges, config["shard_size"])
+    print(plan_cost(plans, stage, waiting, config["max_lanes"]), flush=True)
 
     total = sum(len(entry.jobs) for entry in plans)
     dropped: list[str] = []
@@ -63,60 +76,25 @@ def evaluate(config: dict[str, Any]) -> Report:
             folder,
             max_lanes=config["max_lanes"],
             shard_size=config["shard_size"],
-            keep_pictures=config["keep_pictures"] or config["benchmark_export"],
+            keep_pictures=keep,
             max_faults=config["max_faults"],
             on_records=lambda made: bar.update(len(made)),
+            make=make,
             on_fault=lambda job, fault: dropped.append(f"{job.prompt.text!r}, seed {job.seed}: {fault.error.cause}"),
         )
     if dropped:
         print(f"{len(dropped)} of {total} pictures were left out; the next run tries them again:", *dropped, sep="\n  ")
     if config["films"]:
         shoot(plans, records, stage, folder)
-    report = write_report(folder)
-    print_table(report)
+    if metrics is not None:
+        measure_metrics(folder, metrics)
+    if vlm is not None:
+        judge_by_vlm(folder, vlm, prompts)
+    report = write_report(folder, CONFIGS / "eval.yaml")
+    print_report(report)
     for done in export_run(folder, config["benchmark"], prompts) if config["benchmark_export"] else []:
         print(f"{done.pictures} pictures in {done.folder}; score them with: {done.command}", *done.notes, sep="\n  ")
     return report
-
-
-def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
-    """The methods of a configuration, the policy first, and the environment that they share."""
-    from addiffusion_env import ENVIRONMENTS
-    from addiffusion_env.baselines import make_method
-    from addiffusion_env.envs.settings import EnvSettings
-    from addiffusion_env.evaluation.benchmarks import choose_prompts
-
-    prices = config["prices"] if config["policy"] is not None else []
-    suffixes = ["" if price is None else f"@{price}" for price in prices]
-    policies: list[Any] = [make_method(f"policy:{config['policy']}{suffix}") for suffix in suffixes]
-    # A policy brings its own environment, weights included; what is said here goes over it.
-    known = policies[0].config.environment if policies else {}
-    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
-    source, options = choose_prompts(config, str(settings.backbone))
-    settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
-    return policies + [make_method(spec) for spec in config["methods"]], settings
-
-
-def out_folder(config: Mapping[str, Any]) -> Path:
-    """Where records and report go; refused at once when it cannot be made."""
-    from addiffusion_env.evaluation.store import RecordStore
-
-    default = Path("runs/eval") if config["policy"] is None else Path(config["policy"]) / "report"
-    return RecordStore(config["out"] or default).folder
-
-
-def print_table(report: Report) -> None:
-    """Prints the methods side by side, and where the report is."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table(*(Column(head, no_wrap=True) for head in ("method", "mean NFE", "correct", "preference", "seconds")))
-    for row in report.summary.methods:
-        means = [f"{value.estimate:.2f}" for value in (row.nfe, row.preference, row.seconds)]
-        cells = (means[0], str(row.correct or "-"), *means[1:])
-        table.add_row(row.method, *cells, style="bold" if row.method == report.summary.focus else "")
-    Console().print(table)
-    print(f"report: {report.html.resolve()}", flush=True)
 
 
 def defaults() -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The command line: ``python -m addiffusion_env list | check NAME | bench | demo``."""
+"""The command line: ``python -m addiffusion_env list | check NAME | bench | demo | export RUN ZIP``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from addiffusion_env.bench.arguments import add_arguments
 from addiffusion_env.config import friendly
@@ -21,14 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
     bench.add_argument("--backbone", default="emoji")
     add_arguments(bench)
+    writer = verbs.add_parser("export", help="write a trained policy as a zip of Stable-Baselines3")
+    writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
+    writer.add_argument("zip", type=Path, help="the file to write")
     demo = verbs.add_parser("demo", help="a page in the browser: a policy draws live (needs the extra [demo])")
     demo.add_argument("--policy", default="emoji", help="emoji, or the folder of a run")
     demo.add_argument("--device", default="auto")
     demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
     demo.add_argument("--share", action="store_true", help="also through a public address of Gradio's")
     chosen = parser.parse_args(arguments)
-    run = {"list": list_names, "check": check, "bench": run_bench, "demo": run_demo}[chosen.verb]
-    friendly(run)(chosen)
+    run = {"list": list_names, "check": check, "bench": run_bench, "demo": run_demo, "export": export}
+    friendly(run[chosen.verb])(chosen)
 
 
 def list_names(chosen: argparse.Namespace) -> None:
@@ -80,6 +84,14 @@ def run_bench(chosen: argparse.Namespace) -> None:
     from addiffusion_env.bench.cli import run_named
 
     run_named(chosen)
+
+
+def export(chosen: argparse.Namespace) -> None:
+    """Writes a policy's zip."""
+    from addiffusion_env.agents.sb3_zip import export_zip
+
+    path = export_zip(chosen.policy, chosen.zip)
+    print(f"{path}: load it with sb3_contrib.MaskablePPO.load, or stable_baselines3.PPO.load if PPO trained it")
 
 
 def run_demo(chosen: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
         wanted = [item for item in wanted if "," not in item]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        _check_experiments(compose(config_name), wanted, config_dir)
         groups = [
             item
             for item in wanted
@@ -41,6 +42,25 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
             compose(config_name, overrides=wanted)
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, base, wanted, config_dir) from error
+
+
+def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> None:
+    """Refuses an experiment of another script: Hydra would add its keys, and nobody would read them.
+
+    Raises:
+        ConfigError: naming a key that this script does not have.
+    """
+    from omegaconf import OmegaConf
+
+    for item in overrides:
+        if item.startswith("experiment=") and _option_exists(config_dir, item):
+            own = OmegaConf.load(config_dir / "experiment" / f"{item.partition('=')[2]}.yaml")
+            strange = [str(key) for key in own if key not in ("defaults", "hydra", *base)]
+            if strange:
+                raise ConfigError(
+                    f"{item} sets {strange[0]!r}, which this script does not have",
+                    "it is another script's: train_sb3.py trains, eval_sb3.py evaluates",
+                )
 
 
 def _option_exists(config_dir: Path, item: str) -> bool:

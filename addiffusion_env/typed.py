@@ -18,8 +18,8 @@ from addiffusion_env.errors import ConfigError
 def check_types(what: str, settings: Any) -> None:
     """Refuses a field whose value is not of its declared type.
 
-    Numbers of NumPy count as numbers, a whole number as a float, ``True`` as neither; NaN is refused; lists do for
-    tuples.
+    Numbers of NumPy count as numbers, a whole number as a float, ``True`` as neither; NaN is refused; any sequence does
+    for a list or tuple (OmegaConf has its own), a string for none.
 
     Args:
         what: the settings' name in front of the field's, with its dot, or empty: ``"refine."``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +11,44 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from addiffusion_env.agents.policy_file import PolicyConfig, load_policy
+from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_policy
 from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.engine.episode import Episode, play
-from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.engine.lane import Lane
+from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.engine.requests import Decide, Request
 from addiffusion_env.envs.framing import Framer, Point
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.observations.features import sees_previews
+from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.seeding import stable_hash
 
 
 @dataclass
 class LearnedMethod:
     """A policy that looks and decides, at one price.
 
+    Two controls take something from it and leave the rest as it is. With ``shuffled`` it is shown the text embedding
+    of another prompt of the evaluation's list, also in a belief that reads it; preference and CLIP score are still
+    those of the right prompt, so it can tell a bad picture. What it spends then, it does not spend because of what it
+    reads. With ``no_refine`` refine is masked, as if its episodes had no refinements left to take; it was trained with
+    them, so it may miss them more than a policy that was trained without.
+
     Attributes:
         policy: the network.
         config: what it was trained on.
         price: of one NFE; what moves it along the frontier.
         name: for records.
-        fingerprint: of its files, so that a policy trained again under the same name gets records of its own.
+        fingerprint: of its files, so that a policy trained again under the same name gets records of its own; of a
+            shuffled one also of the prompts that it is shown instead.
+        shuffled: whether it is shown the embeddings of other prompts.
+        no_refine: whether refine is masked.
     """
 
     policy: ActorCriticPolicy
@@ -42,8 +56,12 @@ class LearnedMethod:
     price: float
     name: str = "policy"
     fingerprint: str = ""
+    shuffled: bool = False
+    no_refine: bool = False
 
     def __post_init__(self) -> None:
+        self._shown: dict[str, Prompt] = {}
+        self._scorers: LookScorers | None = None
         self._observer: Observer | None = None
         self._framer: Framer | None = None
         self._process: ProcessConfig | None = None
@@ -55,17 +73,23 @@ class LearnedMethod:
 
     @classmethod
     def from_run(cls, folder: Path | str, price: float | None = None, name: str | None = None) -> LearnedMethod:
-        """Loads a policy's folder (a run's ``policy``, or the run itself).
+        """Loads a policy by a shipped name, a policy's folder or a run's.
 
         Raises:
             WeightsError: when there is none.
         """
-        path = Path(folder)
-        if (path / "policy").is_dir():
-            path = path / "policy"
-        policy, config = load_policy(path)
+        found = find_policy(folder) or Path(folder)
+        policy, config = load_policy(found)
         chosen = config.default_price if price is None else float(price)
-        return cls(policy, config, chosen, name or f"policy@{chosen:g}")
+        return cls(policy, config, chosen, name or f"policy@{chosen:g}", fingerprint=folder_digest(found))
+
+    @property
+    def expected_nfe(self) -> float | None:
+        """Mean NFE on training prompts at its price; ``None`` where nobody measured it, or a control is at work."""
+        if not self.config.frontier or self.no_refine:
+            return None
+        prices, nfe = zip(*sorted(self.config.frontier), strict=True)
+        return float(np.interp(self.price, prices, nfe))
 
     def settings(self) -> EnvSettings:
         """The environment that the policy was trained on."""
@@ -73,15 +97,36 @@ class LearnedMethod:
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The decision process that the policy was trained on, whatever ``base`` is: a policy knows only its own."""
-        return self._process or base
+        process = self._process or base
+        return replace(process, refine=REFINE_PRESETS["off"]) if self.no_refine else process
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """Makes the policy ready to decide on a backbone's lanes."""
         settings = self.settings()
         self._process = settings.process(backbone.capabilities, backbone.name)
+        # Also a policy that may not refine sees its budget as the one that it was trained on.
         self._framer = Framer(backbone, self._process, scorers, self.config.highest_price)
         width = backbone.capabilities.feature_dim or 0
         self._observer = Observer(scorers.clip_dim, list(self.config.observation), width)
+        self._scorers = scorers
+
+    def meet(self, prompts: Sequence[Prompt]) -> None:
+        """Told the evaluation's prompts; a shuffled policy deals their embeddings to one another.
+
+        Prompts stand in a circle, in an order drawn by hash; each is shown the text of its neighbour. So none keeps
+        its own, and what a prompt is shown depends neither on the list's order nor on the lanes beside it.
+
+        Raises:
+            ConfigError: for fewer than two prompts.
+        """
+        if not self.shuffled:
+            return
+        if len(prompts) < 2:
+            raise ConfigError(f"{self.name}: {len(prompts)} prompt cannot be shuffled", "evaluate at least two")
+        circle = sorted(prompts, key=lambda prompt: stable_hash("shuffled", prompt.prompt_id))
+        self._shown = {p.prompt_id: other for p, other in zip(circle, circle[1:] + circle[:1], strict=True)}
+        dealt = stable_hash(*(prompt.prompt_id for prompt in circle))
+        self.fingerprint = f"{self.fingerprint.partition('+')[0]}+shuffled {dealt:x}"
 
     def program(
         self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
@@ -100,12 +145,30 @@ class LearnedMethod:
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
+    def _misread(self, points: Sequence[Point]) -> Frame:
+        """What is seen with the text embedding of another prompt, also in a liking that reads it."""
+        assert self._framer is not None and self._scorers is not None, "bind() first"
+        others = [self._shown[point.lane.prompt.prompt_id] for point in points]
+        texts = self._scorers.clip.embed_texts(others).numpy()
+        shown = [
+            replace(point, lane=_with_text(point.lane, text[None])) for point, text in zip(points, texts, strict=True)
+        ]
+        return replace(self._framer.frame(shown), clip_text=texts)
+
     @torch.no_grad()
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3) what the network says of each action, and (B, 3) bool: which are legal."""
         assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
         points = [Point(request.lane, request.before, self.price) for request in requests]
-        observation = self._observer.observe(self._framer.frame(points))
+        observation = self._observer.observe(self._misread(points) if self.shuffled else self._framer.frame(points))
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
-        return probabilities, np.stack([legal_actions(request.lane, self._process) for request in requests])
+        allowed = self.process(self._process)
+        return probabilities, np.stack([legal_actions(request.lane, allowed) for request in requests])
+
+
+def _with_text(lane: Lane, text: np.ndarray) -> Lane:
+    """A lane whose looks carry the (1, D) text embedding of another prompt."""
+    look = None if lane.look is None else replace(lane.look, clip_text=text)
+    best = None if lane.best is None else replace(lane.best, look=replace(lane.best.look, clip_text=text))
+    return replace(lane, look=look, best=best)

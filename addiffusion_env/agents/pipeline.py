@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from addiffusion_env.agents.hub_policy import HubPolicy, make_policy, named_policy
+from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
 from addiffusion_env.agents.learned import LearnedMethod
-from addiffusion_env.agents.policy_file import load_config
+from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
+from addiffusion_env.agents.policy_file import PRETRAINED, load_config
+from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.backbones.base import Backbone, check_prompts
-from addiffusion_env.baselines import make_method
-from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.episode import Episode
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.wrap import backbone_of
+from addiffusion_env.baselines.base import BaseMethod, Method
+from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.look import LookScorers, NoScorers
 
-PRETRAINED = Path(__file__).parent / "pretrained"
-"""Policies that ship with the package, one folder each."""
-
-OUTPUT_TYPES = ("pil", "np")
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """What a call made.
-
-    Attributes:
-        images: N PIL images, or a float32 array (N, H, W, 3) in [0, 1].
-        nfe: (N,) evaluations that each picture took.
-        actions: the actions taken for each picture: 0 continue, 1 stop, 2 refine.
-    """
-
-    images: list[Image.Image] | np.ndarray
-    nfe: np.ndarray
-    actions: list[list[int]]
+MODEL_KEYS = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
+"""What of a policy's environment says which model it ran on."""
 
 
 class AdaptivePipeline:
@@ -55,102 +41,254 @@ class AdaptivePipeline:
     >>> out.images[0].size, out.nfe.tolist()
     ((64, 64), [4.0, 4.0])
 
+    Around a loaded diffusers pipeline it is ``AdaptivePipeline(pipe, "fixed:20")``: the weights are shared with
+    ``pipe``. Options of the wrapping (previews, compilation) are those of the backbone's ``from_pipeline``; what that
+    returns can be passed in the pipeline's place.
+
     Args:
-        backbone: the model.
-        method: a learned policy or a baseline.
-        process: the decision process.
-        scorers: what looks at previews; ``None`` is the backbone's own.
+        model: a diffusers pipeline (Stable Diffusion 1.x or 2.x, XL, Flux) or a :class:`Backbone`.
+        policy: a method; a specification of one without learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the
+            name, folder or hub id of a trained policy.
+        process: the decision process of a policy without learning; ``None`` is the model's own schedule without
+            refinement. A trained policy brings its own.
+        scorers: what looks at previews and finished pictures; ``None`` is the model's own, or none at all for methods
+            that read no score.
         max_lanes: how many pictures are made at once.
+
+    Attributes:
+        backbone: the model.
+        method: what decides.
+        process: what its actions do.
+        scorers: what it sees.
+        max_lanes: see above.
+
+    Raises:
+        CapabilityError: when no backbone is made for the pipeline, or the model cannot do what the policy asks.
+        ConfigError: when the policy was trained on embeddings of another width, or is trained and has a process given.
+        WeightsError: when the policy or the scorers cannot be had.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        method: Any,
-        process: ProcessConfig,
+        model: Any,
+        policy: str | Path | Method | HubPolicy,
+        process: ProcessConfig | None = None,
         scorers: LookScorers | None = None,
         max_lanes: int = 16,
     ) -> None:
-        self.backbone = backbone
-        self.method = method
-        self.scorers = scorers or load_scorers(backbone)
+        self.backbone: Backbone = model if isinstance(model, Backbone) else backbone_of(model)
+        self.method = make_policy(policy)
+        if process is not None and isinstance(self.method, LearnedMethod):
+            raise ConfigError(
+                f"policy {self.method.name!r} knows only the process that it was trained on, and process= was given",
+                "leave process= out",
+            )
+        self.scorers = scorers or (load_scorers(self.backbone) if reads_scores(self.method) else NoScorers())
         self.max_lanes = max_lanes
-        method.bind(backbone, self.scorers)
-        self.process = method.process(process)
+        self._check_width()
+        self.method.bind(self.backbone, self.scorers)
+        own = EnvSettings(refine="off")
+        self.process = self.method.process(process or own.process(self.backbone.capabilities, self.backbone.name))
+        self.process.check(self.backbone.capabilities, self.backbone.name)
 
     @classmethod
     def from_pretrained(
-        cls, name_or_dir: str | Path, policy: str | None = None, device: str = "auto"
+        cls,
+        name_or_dir: str | Path,
+        policy: str | None = None,
+        device: str = "auto",
+        *,
+        backbone: str | Any | None = None,
+        max_lanes: int = 16,
+        **hub: Any,
     ) -> AdaptivePipeline:
-        """Loads a policy and its backbone.
+        """Loads a policy and its model.
 
         Args:
-            name_or_dir: ``"emoji"`` (ships with the package), another backbone's name together with ``policy``, or a
-                folder that ``train_sb3.py`` wrote.
-            policy: a policy without learning instead: ``"fixed:20"``, ``"stop:6"`` ...
-            device: ``auto``, ``cpu``, ``cuda`` ...
+            name_or_dir: ``"emoji"`` (ships with the package), a folder that ``train_sb3.py`` or :meth:`save_pretrained`
+                wrote, a hub id (``"owner/name"``), or a backbone's name together with ``policy``.
+            policy: another policy on that model: ``"fixed:20"``, ``"stop:6"``, ``"oracle"``, or a trained one.
+            device: ``auto``, ``cpu``, ``cuda``, ``mps`` ...
+            backbone: the model in place of the policy's own: a registry name, a folder or hub id of a checkpoint of the
+                same kind, a loaded diffusers pipeline, or a :class:`Backbone`. The last two stay on their device.
+            max_lanes: how many pictures are made at once.
+            **hub: ``revision``, ``cache_dir``, ``token``, ``force_download``, ``local_files_only``, for a hub id.
 
         Raises:
             UnknownNameError: when there is no such policy, folder or backbone.
-            WeightsError: when its files are missing or damaged.
+            WeightsError: when files are missing, damaged, or not to be had from the hub.
         """
-        folder = _policy_folder(name_or_dir)
-        if policy is not None:
-            method = make_method(policy)
-            known = load_config(folder).environment if folder is not None else {"backbone": str(name_or_dir)}
-            # The model of that policy, but the model's own schedule: what a policy learned on is often too short.
-            kept = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
-            own = {key: value for key, value in known.items() if key in kept}
-            settings = EnvSettings.of(**own, device=device, refine="off")
-        elif folder is not None:
-            method = LearnedMethod.from_run(folder)
-            settings = replace(method.settings(), device=device)
-        else:
-            shipped = [path.name for path in PRETRAINED.iterdir() if path.is_dir()] if PRETRAINED.is_dir() else []
-            raise unknown("policy", str(name_or_dir), shipped)
-        backbone = load_backbone(settings)
-        process = settings.process(backbone.capabilities, backbone.name)
-        return cls(backbone, method, process, load_scorers(backbone, settings.scorers))
+        folder = named_policy(name_or_dir, **hub)
+        if folder is None and str(name_or_dir) not in BACKBONES:
+            raise unknown("policy or backbone", str(name_or_dir), [*BACKBONES, *shipped()])
+        if folder is None and policy is None:
+            raise unknown("policy", str(name_or_dir), shipped())
+        known = {"backbone": str(name_or_dir)} if folder is None else load_config(folder).environment
+        settings = EnvSettings.of(**_model({"backbone": "emoji", **known}, backbone), device=device)
+        model = load_backbone(settings) if backbone is None or isinstance(backbone, str | Path) else backbone
+        method = make_policy(str(folder) if policy is None else policy)
+        made = model if isinstance(model, Backbone) else backbone_of(model)
+        own = bool(settings.scorers) and made.name == settings.backbone and reads_scores(method)
+        scorers = load_scorers(made, settings.scorers) if own else None
+        return cls(made, method, scorers=scorers, max_lanes=max_lanes)
 
     def __call__(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int] | None = None,
+        prompts: Prompts,
+        seeds: Seeds = None,
         price: float | None = None,
         target_nfe: float | None = None,
         output_type: str = "pil",
+        *,
+        num_images_per_prompt: int = 1,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_trace: bool = False,
     ) -> PipelineOutput:
-        """Makes one picture a prompt.
+        """Makes pictures of one prompt or of a list.
 
         Args:
-            prompts: N texts.
-            seeds: N seeds; all 0 when not given. A picture is a function of its prompt and seed, not of the list.
+            prompts: one, or N of them.
+            seeds: one a picture, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
+                prompt's pictures; 0 when not given. A picture is a function of its prompt and seed, not of the list.
             price: of one NFE: higher spends less. Only learned policies have one.
             target_nfe: the mean NFE to aim at instead; the policy's measured frontier says at which price.
-            output_type: ``"pil"`` or ``"np"``.
+            output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+            num_images_per_prompt: k; the pictures of a prompt stand together.
+            callback_on_step_end: ``callback(pipe, step, timestep, callback_kwargs) -> dict``, called once a picture and
+                step; see :class:`addiffusion_env.agents.trace.StepEnd`.
+            callback_on_step_end_tensor_inputs: what it is given: ``latents``, ``x0``.
+            return_trace: keep every decision with its preview and probabilities.
 
         Raises:
-            PromptError: for a bare string, an empty list, or a prompt that does not fit the text window.
-            ConfigError: for lists of different lengths, price and target together, or a price for a fixed policy.
+            PromptError: for no prompt, or one that does not fit the text window.
+            ConfigError: for another number of seeds than pictures, price and target together, or a price for a policy
+                that has none.
+            UnknownNameError: for another output type.
         """
-        texts = check_prompts(prompts)
-        if output_type not in OUTPUT_TYPES:
-            raise unknown("output_type", output_type, OUTPUT_TYPES)
-        numbers = [0] * len(texts) if seeds is None else [int(seed) for seed in seeds]
-        if len(numbers) != len(texts):
-            raise ConfigError(f"{len(numbers)} seeds for {len(texts)} prompts", "give one seed a prompt")
+        check_output_type(output_type)
+        jobs = list(make_jobs(listed(prompts), seeds, num_images_per_prompt, self._prompt))
+        step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        lanes = min(self.max_lanes, len(jobs))
+        made, counters = self._run(jobs, self._priced(price, target_nfe), step_end, return_trace, lanes)
+        finished = list(in_order(made))
+        return collect(finished, output_type, counters.utilisation)
+
+    def stream(
+        self,
+        prompts: Prompts,
+        seeds: Seeds = None,
+        price: float | None = None,
+        target_nfe: float | None = None,
+        output_type: str = "pil",
+        *,
+        num_images_per_prompt: int = 1,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_trace: bool = False,
+        ordered: bool = False,
+        max_lanes: int | None = None,
+        decode_batch: int = 4,
+    ) -> PictureStream:
+        """Makes pictures of any number of prompts, and gives each as it is ready.
+
+        Every denoiser call serves all lanes, whatever each is about (a step, a landing, a refinement); a lane that is
+        done takes the next prompt before the next call. Arguments that :meth:`__call__` has mean the same.
+
+        Args:
+            prompts: any iterable, also an endless one: a prompt is taken when there is a lane for it.
+            seeds: as for a call; an iterable is consumed along with the prompts.
+            price: see :meth:`__call__`.
+            target_nfe: see :meth:`__call__`.
+            output_type: see :meth:`__call__`.
+            num_images_per_prompt: see :meth:`__call__`.
+            callback_on_step_end: see :meth:`__call__`.
+            callback_on_step_end_tensor_inputs: see :meth:`__call__`.
+            return_trace: see :meth:`__call__`.
+            ordered: in the prompts' order, not as they come; pictures that are ready early wait in memory.
+            max_lanes: pictures in the making at once; ``None`` is the pipeline's own.
+            decode_batch: finished pictures that are decoded together, outside the lanes.
+
+        Returns:
+            An iterator of :class:`StreamedPicture`; its ``utilisation`` says how busy the lanes were.
+
+        Raises:
+            ConfigError: as :meth:`__call__`; what is only seen on the way (a prompt that is too long, seeds that end
+                early) is raised by the iterator.
+        """
+        check_output_type(output_type)
+        jobs = make_jobs(prompts, seeds, num_images_per_prompt, self._prompt)
+        step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        lanes = self.max_lanes if max_lanes is None else max_lanes
         method = self._priced(price, target_nfe)
-        engine = Engine(self.backbone, self.scorers, solver=self.process.solver, decider=method.decide)
+        made, counters = self._run(jobs, method, step_end, return_trace, lanes, decode_batch)
+        return PictureStream(made, counters, output_type, ordered)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the policy (weights, configuration, model card); the model is named in it, not copied.
+
+        Raises:
+            ConfigError: for a policy without learning, which has no weights.
+            RunFolderError: when the folder cannot be written.
+        """
+        self._trained().save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads what :meth:`save_pretrained` writes; returns the commit's URL.
+
+        Args:
+            repo_id: ``"owner/name"``; made when it is not there.
+            **options: of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message``.
+
+        Raises:
+            ConfigError: as :meth:`save_pretrained`.
+            WeightsError: when the hub cannot be reached or refuses.
+        """
+        return self._trained().push_to_hub(repo_id, **options)
+
+    def _trained(self) -> HubPolicy:
+        if not isinstance(self.method, LearnedMethod):
+            raise ConfigError(f"policy {self.method.name!r} has no weights to save", "name it where you load: policy=")
+        return HubPolicy.of(self.method)
+
+    def _run(
+        self,
+        jobs: Iterable[Job],
+        method: Method,
+        step_end: StepEnd | None,
+        return_trace: bool,
+        max_lanes: int,
+        decode_batch: int = 4,
+    ) -> tuple[Generator[Made, None, None], Counters]:
+        """Finished pictures as they come, and the counters of the engine that makes them."""
+        tracer = TracingDecider(method, self.backbone) if return_trace else None
+        engine = Engine(self.backbone, self.scorers, solver=self.process.solver, decider=tracer or method.decide)
         programs = (
-            method.program(self.backbone, self.process, self._prompt(text), seed, keep_strip=False)
-            for text, seed in zip(texts, numbers, strict=True)
+            watched(job, method.program(self.backbone, self.process, job.prompt, job.seed), tracer, step_end)
+            for job in jobs
         )
-        return _output(engine.run(programs, max_lanes=min(self.max_lanes, len(texts))), output_type)
+        stream = engine.stream(programs, max_lanes, decode_batch)
+        return (made for _, made in stream), engine.counters
+
+    def _step_end(self, function: StepCallback | None, tensors: Sequence[str]) -> StepEnd | None:
+        return None if function is None else StepEnd(self, self.backbone, function, tuple(tensors))
 
     def _prompt(self, text: str) -> Prompt:
         return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
 
-    def _priced(self, price: float | None, target_nfe: float | None) -> Any:
+    def _check_width(self) -> None:
+        if not isinstance(self.method, LearnedMethod) or "clip" not in self.method.config.observation:
+            return
+        trained, here = self.method.config.observation["clip"][1], 2 * self.scorers.clip_dim
+        if trained != here:
+            known = self.method.config.environment.get("backbone", "emoji")
+            raise ConfigError(
+                f"policy {self.method.name!r} reads {trained} numbers of CLIP, and the scorers of backbone "
+                f"{self.backbone.name!r} give {here}",
+                f"use it on {known}, which it was trained on, or pass scorers= with the same CLIP",
+            )
+
+    def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:
             return self.method
         if price is not None and target_nfe is not None:
@@ -159,6 +297,8 @@ class AdaptivePipeline:
             raise ConfigError(f"policy {self.method.name!r} has no price", "leave out price and target_nfe")
         if "price" not in self.method.config.observation:
             raise ConfigError(f"policy {self.method.name!r} was trained at one price", "leave out price and target_nfe")
+        if target_nfe is not None and not target_nfe > 0:
+            raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
         chosen = price if price is not None else self.method.config.price_for(float(target_nfe or 0))
         if not np.isfinite(chosen) or chosen < 0:
             raise ConfigError(
@@ -169,22 +309,21 @@ class AdaptivePipeline:
         return method
 
 
-def _policy_folder(name_or_dir: str | Path) -> Path | None:
-    """Where a policy lies: a shipped one, a policy's folder or a run; ``None`` for the bare name of a backbone."""
-    for candidate in (PRETRAINED / str(name_or_dir), Path(name_or_dir), Path(name_or_dir) / "policy"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if str(name_or_dir) in BACKBONES:
-        return None
-    raise unknown("policy or backbone", str(name_or_dir), list(BACKBONES))
+def reads_scores(method: Method) -> bool:
+    """Whether a method reads what scorers say; unknown kinds are taken to."""
+    return not isinstance(method, BaseMethod) or method.needs_scores
 
 
-def _output(episodes: Sequence[Episode], output_type: str) -> PipelineOutput:
-    pixels = np.stack([episode.picture.pixels() for episode in episodes])
-    images: list[Image.Image] | np.ndarray
-    if output_type == "np":
-        images = pixels.astype(np.float32) / 255
-    else:
-        images = [Image.fromarray(picture) for picture in pixels]
-    nfe = np.array([episode.lane.nfe for episode in episodes])
-    return PipelineOutput(images, nfe, [list(episode.lane.actions) for episode in episodes])
+def shipped() -> list[str]:
+    """Names of the policies that ship with the package."""
+    return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir()) if PRETRAINED.is_dir() else []
+
+
+def _model(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
+    """A policy's settings of its model, with another in its place."""
+    known = {key: value for key, value in known.items() if key in MODEL_KEYS}
+    if not isinstance(backbone, str | Path):
+        return known
+    if str(backbone) not in BACKBONES:
+        return {**known, "name_or_path": str(backbone)}
+    return known if str(backbone) == known["backbone"] else {"backbone": str(backbone)}

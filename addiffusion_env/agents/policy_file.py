@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,15 @@ from safetensors.torch import load_model, save_model
 from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
-from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
+from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings
 from addiffusion_env.typed import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""Policies that ship with the package, one folder each."""
+RESULTS_FILE = "results.json"
+"""Beside a policy that was measured elsewhere than in its run's report."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class PolicyConfig:
         default_price: used when neither a price nor a target is given.
         frontier: (price, mean NFE) pairs measured on training prompts, falling in NFE, for ``target_nfe``.
         provenance: how it was made: command, seed, steps, figures.
+        results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
     """
 
     environment: Mapping[str, Any]
@@ -44,6 +49,7 @@ class PolicyConfig:
     default_price: float
     frontier: tuple[tuple[float, float], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] | None = None
 
     def space(self) -> spaces.Dict:
         """The observation space."""
@@ -79,8 +85,7 @@ def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # save_model knows that SB3 lists a shared features extractor three times.
         save_model(policy, str(folder / f".{WEIGHTS_FILE}"))
-        text = json.dumps({"format": FORMAT, **_plain(config)}, indent=2)
-        (folder / f".{CONFIG_FILE}").write_text(text, encoding="utf-8")
+        (folder / f".{CONFIG_FILE}").write_text(config_text(config), encoding="utf-8")
         os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
         os.replace(folder / f".{CONFIG_FILE}", folder / CONFIG_FILE)
     except OSError as error:
@@ -89,8 +94,10 @@ def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
         ) from error
 
 
-def _plain(config: PolicyConfig) -> dict[str, Any]:
-    return {
+def config_text(config: PolicyConfig) -> str:
+    """A policy's configuration as JSON, as :func:`parse_config` reads it."""
+    plain = {
+        "format": FORMAT,
         "environment": dict(config.environment),
         "observation": {key: list(value) for key, value in config.observation.items()},
         "net_arch": {key: list(value) for key, value in config.net_arch.items()},
@@ -98,7 +105,16 @@ def _plain(config: PolicyConfig) -> dict[str, Any]:
         "default_price": config.default_price,
         "frontier": [list(pair) for pair in config.frontier],
         "provenance": dict(config.provenance),
+        **({"results": dict(config.results)} if config.results else {}),
     }
+    return json.dumps(plain, indent=2)
+
+
+def find_policy(name_or_dir: str | Path) -> Path | None:
+    """Where a policy lies: that of a shipped name, of a policy's folder or of a run; ``None`` when there is none."""
+    candidates = (PRETRAINED / str(name_or_dir), Path(name_or_dir), Path(name_or_dir) / "policy")
+    # By its weights: a run's folder has a config.json of its own, which is the training's.
+    return next((folder for folder in candidates if (folder / WEIGHTS_FILE).is_file()), None)
 
 
 def load_config(folder: Path) -> PolicyConfig:
@@ -117,18 +133,62 @@ def load_config(folder: Path) -> PolicyConfig:
         raise WeightsError(
             f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again"
         ) from error
-    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+    if not isinstance(raw, dict):
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
+    return parse_config({"results": read_results(folder), **raw}, folder)
+
+
+def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
+    """The configuration that :func:`config_text` wrote, read from JSON.
+
+    Args:
+        raw: the object.
+        where: it was found, for messages.
+
+    Raises:
+        WeightsError: for another format, or values of the wrong kind.
+        ConfigError: for a setting that there is not.
+    """
+    plain = dict(raw)
+    if plain.pop("format", None) != FORMAT:
+        raise WeightsError(f"{where} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
+    check_settings(f"the policy in {where} has", plain, (item.name for item in fields(PolicyConfig)))
     try:
-        raw["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in raw["observation"].items()}
-        raw["frontier"] = tuple((float(price), float(nfe)) for price, nfe in raw["frontier"])
-        config = PolicyConfig(**raw)
+        plain["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in plain["observation"].items()}
+        plain["frontier"] = tuple((float(price), float(nfe)) for price, nfe in plain["frontier"])
+        config = PolicyConfig(**plain)
         check_types("", config)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError) as error:
         raise WeightsError(
-            f"{folder / CONFIG_FILE} does not describe a policy: {error}".splitlines()[0], "copy the folder again"
+            f"{where / CONFIG_FILE} does not describe a policy: {error}".splitlines()[0], "copy the folder again"
         ) from error
     return config
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What a policy was measured to do: ``results.json`` beside it, or the report of the run that it lies in.
+
+    Returns:
+        ``about`` (prompts, seeds and judge in a sentence), ``command``, and ``rows``, the policy's own first:
+        ``method`` and, each as ``{"estimate", "low", "high"}``, ``correct``, ``nfe``, ``preference`` and ``seconds``
+        where they were measured. ``None`` when there is nothing, or it cannot be read.
+    """
+    report = folder.parent / "report"
+    try:
+        if (folder / RESULTS_FILE).is_file():
+            return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+        summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+        settings = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))["settings"]
+        rows = sorted(summary["methods"], key=lambda row: row["method"] != summary["focus"])
+        judges = ", ".join(settings["judges"] or []) or "no judge"
+        return {
+            "about": f"{rows[0]['prompts']} prompts of {settings['benchmark'] or settings['prompt_source']}, seeds "
+            f"{settings['seeds']}, judged by {judges}.",
+            "command": f"python eval_sb3.py policy={settings['policy']} prompts={rows[0]['prompts']}",
+            "rows": [{key: row[key] for key in ("method", "correct", "nfe", "preference", "seconds")} for row in rows],
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None  # no report, or one of another version: a policy is as good without
 
 
 def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, PolicyConfig]:

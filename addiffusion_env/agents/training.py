@@ -34,6 +34,7 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
 MAY_CHANGE = (
     "run_dir",
     "resume",
+    "rollouts",
     "total_timesteps",
     "checkpoint_every",
     "report",
@@ -133,7 +134,7 @@ def last_return(model: BaseAlgorithm) -> float:
     return float(np.mean(episodes)) if episodes else float("nan")
 
 
-def _net_arch(arch: Any) -> dict[str, list[int]]:
+def layers(arch: Any) -> dict[str, list[int]]:
     """SB3's two ways of giving hidden layers, as one."""
     return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
@@ -174,7 +175,7 @@ def export_policy(
     described = PolicyConfig(
         environment=config["env"],
         observation=describe_space(space),
-        net_arch=_net_arch(model.policy.net_arch),
+        net_arch=layers(model.policy.net_arch),
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),

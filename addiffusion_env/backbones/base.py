@@ -270,6 +270,13 @@ class Backbone(ABC):
         start = float(self.sigmas(self.capabilities.default_steps, self.capabilities.default_spacing)[0])
         return (sigma / start).clamp(0, 1)
 
+    def timesteps(self, sigma: Tensor) -> Tensor:
+        """The network's own time of each noise level, (B,) -> (B,), as callbacks are told it.
+
+        A network that reads something else than a time is told apart by :meth:`timestep_position`.
+        """
+        return self.timestep_position(sigma)
+
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
     """Returns the prompts as a list; refuses a bare string, an empty list and things that are not text.

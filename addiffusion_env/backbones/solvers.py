@@ -46,7 +46,9 @@ def check_solver(name: str, path: NoisePath) -> None:
 class Solver(Protocol):
     """One step of every row from its sigma to its ``sigma_next``."""
 
-    def __call__(self, path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
+    def __call__(
+        self, path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None
+    ) -> Latents:
         """Takes the step.
 
         Args:
@@ -54,32 +56,40 @@ class Solver(Protocol):
             latents: where each row is; its ``sigma`` is where ``x0`` was predicted.
             x0: (B, C, H, W) the clean prediction there.
             sigma_next: (B,) float64 where each row goes, 0 allowed.
+            last: (B,) bool: the schedule ends there, so the step is of first order (diffusers' ``lower_order_final``);
+                ``None`` for no row.
         """
 
 
-def ddim_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
+def ddim_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None) -> Latents:
     """DDIM with eta 0 (arXiv:2010.02502, equation 12): keeps the noise, changes its amount. First order."""
     noise = path.noise_of(latents.x, x0, latents.sigma)
     return Latents(path.mix(x0, noise, sigma_next), sigma_next, latents.history.then(x0, latents.sigma))
 
 
-def euler_flow_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
+def euler_flow_step(
+    path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None
+) -> Latents:
     """Euler's step of a rectified flow: ``x + (sigma' - sigma) v`` with ``v = (x - x0) / sigma``. First order."""
     velocity = (latents.x - x0) / rows(latents.sigma, x0)
     x = latents.x + rows(sigma_next - latents.sigma, x0) * velocity
     return Latents(x, sigma_next, latents.history.then(x0, latents.sigma))
 
 
-def dpmpp_2m_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
+def dpmpp_2m_step(
+    path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None
+) -> Latents:
     """DPM-Solver++ 2M (arXiv:2211.01095, algorithm 2), midpoint form.
 
-    Second order where a row has a previous prediction and does not land on sigma 0; first order otherwise, which is
-    diffusers' ``lower_order_final`` with ``final_sigmas_type="zero"``. At sigma 0 the step returns ``x0``.
+    Second order where a row has a previous prediction, does not land on sigma 0 and is not at its ``last`` step; first
+    order otherwise. At sigma 0 the step returns ``x0``.
     """
     now, past = latents.sigma, latents.history.sigma
     lam, lam_next = path.half_log_snr(now), path.half_log_snr(sigma_next)
     # Two predictions at one level have no slope between them.
     second = ~torch.isnan(past) & (sigma_next > 0) & (past != now)
+    if last is not None:
+        second = second & ~last
     lam_past = path.half_log_snr(torch.where(second, past, now))
     h = lam_next - lam
     # weight = h / (2 h_past): how far the slope of the last two predictions is carried on.
@@ -91,14 +101,17 @@ def dpmpp_2m_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Ten
     return Latents(x, sigma_next, latents.history.then(x0, now))
 
 
-def unipc_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor) -> Latents:
+def unipc_step(
+    path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None
+) -> Latents:
     """UniPC of order 2 with ``B(h) = e^h - 1`` (bh2; arXiv:2302.04867, algorithm 1): corrects, then predicts.
 
     The corrector takes back part of the step that led here, now that the prediction at its end is known; it asks for
     no evaluation of its own and makes the solver third order. The predictor of this order is DPM-Solver++ 2M's.
-    Without history nothing is corrected, as on a schedule's very last step, which every solver takes in first order.
+    Without history nothing is corrected. A schedule's last step is corrected too, and then predicted in first order.
     """
-    stepped = dpmpp_2m_step(path, replace(latents, x=latents.x + _correction(path, latents, x0)), x0, sigma_next)
+    corrected = replace(latents, x=latents.x + _correction(path, latents, x0))
+    stepped = dpmpp_2m_step(path, corrected, x0, sigma_next, last)
     return replace(stepped, history=latents.history.then(x0, latents.sigma))
 
 

@@ -38,7 +38,8 @@ def make_method(spec: str) -> Method:
     Args:
         spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
             ``"threshold_retry:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``, ``"lcm:4"``, ``"turbo:1"``,
-            ``"sag:20"``, ``"attend_excite:20"``, ``"fbcache:4,0.1"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``.
+            ``"sag:20"``, ``"attend_excite:20"``, ``"fbcache:4,0.1"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``,
+            and after either ``",shuffled"`` or ``",no_refine"``.
 
     Raises:
         UnknownNameError: for an unknown method; the nearest known one is given.

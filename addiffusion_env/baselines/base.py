@@ -61,16 +61,27 @@ class Method(Protocol):
         """One action for each lane that waits for one."""
 
 
+@runtime_checkable
+class MeetsPrompts(Protocol):
+    """A method that must know all prompts of an evaluation before it makes the first picture."""
+
+    def meet(self, prompts: Sequence[Prompt]) -> None:
+        """Told once, between :meth:`Method.bind` and :meth:`Method.process`; prompts have different ids."""
+
+
 class BaseMethod:
     """What most methods share: no preparation, the base process, one episode, always continue.
 
     Attributes:
         usage: how its specification is written, for error messages.
         looks: see :class:`Method`.
+        needs_scores: whether it reads what scorers say, of previews or of finished pictures; one that does not can be
+            run without any scorer (:class:`addiffusion_env.scorers.look.NoScorers`).
     """
 
     usage: ClassVar[str]
     looks: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = True
 
     @classmethod
     def needs(cls) -> str:

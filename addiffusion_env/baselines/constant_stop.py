@@ -23,6 +23,7 @@ class ConstantStop(BaseMethod):
     steps: int
 
     usage: ClassVar[str] = "stop:STEPS"
+    needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_at_least("stop", "STEPS", self.steps, 0)

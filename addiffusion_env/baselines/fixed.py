@@ -25,6 +25,7 @@ class FixedSteps(BaseMethod):
     solver: str | None = None
 
     usage: ClassVar[str] = "fixed:STEPS[,SPACING[,SOLVER]]"
+    needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_at_least("fixed", "STEPS", self.steps, 1)

@@ -65,6 +65,11 @@ class Interval(BaseMethod):
         """As the other method."""
         return self.method.looks
 
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]
+        """As the other method."""
+        return getattr(self.method, "needs_scores", True)
+
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """As the other method."""
         self.method.bind(backbone, scorers)

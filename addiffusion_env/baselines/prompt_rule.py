@@ -48,6 +48,7 @@ class PromptRule(BaseMethod):
     plain: int
 
     usage: ClassVar[str] = "prompt_rule:STEPS_WITH_COLOUR,STEPS_WITHOUT"
+    needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_at_least("prompt_rule", "STEPS", min(self.coloured, self.plain), 1)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class Made:
 class WholePipeline(BaseMethod):
     """A method that says how to make one picture (:meth:`make`); everything else is here."""
 
+    needs_scores: ClassVar[bool] = False
     _scorers: LookScorers | None = None
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:

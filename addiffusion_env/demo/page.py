@@ -213,7 +213,8 @@ STYLE = """
 .ad-empty { border: 1px dashed var(--border-color-primary); border-radius: 10px; padding: 60px 20px;
   text-align: center; opacity: .75; margin-top: 10px; }
 .ad-working img { opacity: .6; }
-.ad-cost { display: flex; flex-wrap: wrap; column-gap: 14px; align-items: baseline; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.ad-cost { display: flex; flex-wrap: wrap; column-gap: 14px; align-items: baseline; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
 .ad-nfe { font-weight: 700; font-size: 1.25rem; }
 .ad-verdict { font-size: 12px; margin-top: 4px; overflow-wrap: anywhere; }
 .ad-right { color: #2f9e5b; font-weight: 600; } .ad-wrong { color: #c83c3c; }

@@ -24,9 +24,6 @@ from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import Look, LookScorers
 
-AUTO_LANES = 16
-"""Lanes that ``lanes=auto`` begins with."""
-
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
 
@@ -44,6 +41,8 @@ class Counters:
         decode_batches: in how many batches.
         busy: lane-ticks spent on an evaluation.
         capacity: lane-ticks there was room for.
+        queued_busy: of ``busy``, those while programs were waiting for a lane.
+        queued_capacity: of ``capacity``, likewise.
     """
 
     denoiser_batches: int = 0
@@ -55,6 +54,8 @@ class Counters:
     decode_batches: int = 0
     busy: int = 0
     capacity: int = 0
+    queued_busy: int = 0
+    queued_capacity: int = 0
 
     def snapshot(self) -> dict[str, int]:
         """The counts as a plain dict."""
@@ -62,8 +63,13 @@ class Counters:
 
     @property
     def utilisation(self) -> float:
-        """Busy lane-ticks over lane-ticks, in [0, 1]."""
+        """Busy lane-ticks over lane-ticks, in [0, 1], the last lanes' way to the end included."""
         return self.busy / self.capacity if self.capacity else 0.0
+
+    @property
+    def queued_utilisation(self) -> float:
+        """The same while programs were waiting for a lane, in [0, 1]; 0 if none ever waited."""
+        return self.queued_busy / self.queued_capacity if self.queued_capacity else 0.0
 
 
 @dataclass
@@ -211,7 +217,7 @@ class Engine:
                 continue  # fill the free lanes first
             if not lanes:
                 return
-            self._evaluate(lanes, room=max_lanes)
+            self._evaluate(lanes, room=max_lanes, queued=not queue.empty)
 
     def _look_and_decide(self, tasks: Sequence[Task]) -> None:
         """Answers looks and decisions until every task has ended or waits for the denoiser or the full decoder."""
@@ -310,9 +316,12 @@ class Engine:
         for task, action in zip(tasks, actions, strict=True):
             task.resume(int(action))
 
-    def _evaluate(self, tasks: Sequence[Task], room: int) -> None:
+    def _evaluate(self, tasks: Sequence[Task], room: int, queued: bool) -> None:
         self.counters.busy += len(tasks)
         self.counters.capacity += room
+        if queued:
+            self.counters.queued_busy += len(tasks)
+            self.counters.queued_capacity += room
         self._answer("evaluating the denoiser for", tasks, self.evaluate)
 
     @torch.no_grad()
@@ -335,7 +344,9 @@ class Engine:
             sigma if request.sigma_next is None else request.sigma_next
             for request, sigma in zip(requests, latents.sigma.tolist(), strict=True)
         ]
-        stepped = self._step(self.backbone.path, latents, prediction.x0, torch.tensor(onward, dtype=torch.float64))
+        last = torch.tensor([request.last for request in requests])
+        levels = torch.tensor(onward, dtype=torch.float64)
+        stepped = self._step(self.backbone.path, latents, prediction.x0, levels, last)
         outcomes: list[Outcome | NumericsError] = []
         finite = torch.isfinite(prediction.x0).flatten(1).all(1).tolist()
         for row, request in enumerate(requests):
@@ -362,26 +373,3 @@ def _not_finite(request: Evaluate, bad: int, lanes: int) -> NumericsError:
         f"sigma {float(request.latents.sigma[0]):.4g} for prompt {request.who[:60]!r}",
         "use dtype=float32 or bfloat16, a lower guidance_scale, or check the weights",
     )
-
-
-def lanes_of(lanes: int | str, name: str = "lanes") -> tuple[int, bool]:
-    """Reads a number of lanes from configuration.
-
-    Args:
-        lanes: a number, or ``"auto"``: :data:`AUTO_LANES`, in smaller calls once the device's memory runs out.
-        name: of the key, for the error.
-
-    Returns:
-        The number of lanes, and whether calls are halved when memory runs out (:attr:`Engine.halve`).
-
-    Raises:
-        ConfigError: for anything else, or less than 1.
-
-    >>> lanes_of(8), lanes_of("auto")
-    ((8, False), (16, True))
-    """
-    if lanes == "auto":
-        return AUTO_LANES, True
-    if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
-        raise ConfigError(f"{name} must be at least 1, or auto, got {lanes!r}", "use 8, or auto")
-    return lanes, False

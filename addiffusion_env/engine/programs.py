@@ -93,9 +93,8 @@ def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> 
 
 def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
     """One step of the schedule."""
-    # The very last step is first order, as diffusers' lower_order_final: without history every solver is.
-    latents = lane.latents if lane.remaining > 1 else Latents.start(lane.latents.x, lane.latents.sigma)
-    outcome = yield ask(process, lane, latents, float(lane.rest[1]))
+    # The very last step is first order, as with diffusers' lower_order_final.
+    outcome = yield ask(process, lane, lane.latents, float(lane.rest[1]), last=lane.remaining == 1)
     lane = moved(lane, outcome.latents, lane.rest[1:], outcome.x0, process.cost(outcome.calls))
     return replace(lane, step=lane.step + 1, features=outcome.features)
 
@@ -252,10 +251,10 @@ def finished(lane: Lane) -> Generator[Request, Any, Picture]:
     return (yield Finish(lane.latents.x, lane.prompt))
 
 
-def ask(process: ProcessConfig, lane: Lane, latents: Latents, sigma_next: float | None) -> Evaluate:
+def ask(process: ProcessConfig, lane: Lane, latents: Latents, sigma_next: float | None, last: bool = False) -> Evaluate:
     """The guided evaluation of ``latents`` under the lane's prompt."""
     scale = process.scale_at(float(latents.sigma[0]))
-    return Evaluate(latents, lane.conditioning, sigma_next, scale, False, lane.prompt.text)
+    return Evaluate(latents, lane.conditioning, sigma_next, scale, False, lane.prompt.text, last)
 
 
 def spent(process: ProcessConfig, lane: Lane, outcome: Outcome) -> Lane:

@@ -25,6 +25,7 @@ class Evaluate:
         guidance_scale: 1 asks for the text-only prediction (one network call).
         capture: whether attention maps are wanted.
         who: the prompt, for error messages.
+        last: whether the schedule ends with this step: solvers take it in first order.
     """
 
     latents: Latents
@@ -33,6 +34,7 @@ class Evaluate:
     guidance_scale: float
     capture: bool
     who: str
+    last: bool = False
 
 
 @dataclass(frozen=True)

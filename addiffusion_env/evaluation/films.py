@@ -7,8 +7,8 @@ That costs four pictures a method and leaves the timing of the evaluation alone.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from addiffusion_env.evaluation.records import Record, by_method
 from addiffusion_env.evaluation.runner import Plan, Stage, png_bytes
 from addiffusion_env.evaluation.store import write_atomically
 from addiffusion_env.evaluation.tables import focus_of
+from addiffusion_env.evaluation.traces import Watcher
 
 FILMS_FILE = "films.parquet"
 
@@ -40,6 +41,7 @@ class Film:
         frames: PNG files: the preview after each action, the finished picture last.
         actions: one for each frame.
         preferences: the preference of each frame; NaN where nobody looked.
+        terms: reward term -> what each action was paid; none for methods that have no reward.
     """
 
     uid: str
@@ -48,6 +50,7 @@ class Film:
     frames: tuple[bytes, ...]
     actions: tuple[int, ...]
     preferences: tuple[float, ...]
+    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 _SCHEMA = pa.schema(
@@ -58,6 +61,7 @@ _SCHEMA = pa.schema(
         pa.field("frames", pa.list_(pa.binary())),
         pa.field("actions", pa.list_(pa.int8())),
         pa.field("preferences", pa.list_(pa.float64())),
+        pa.field("terms", pa.map_(pa.string(), pa.list_(pa.float64()))),
     ]
 )
 
@@ -86,7 +90,7 @@ def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_di
     if [(film.uid, film.role) for film in films] == [(record.uid, role) for _, role, record in cast]:
         return films
     films = [film for entry in chosen for film in _play(entry, [c for c in cast if c[0] is entry], stage)]
-    table = pa.Table.from_pylist([asdict(film) for film in films], _SCHEMA)
+    table = pa.Table.from_pylist([{**asdict(film), "terms": list(film.terms.items())} for film in films], _SCHEMA)
     try:
         write_atomically(table, Path(out_dir) / FILMS_FILE, compression="none")
     except OSError as error:
@@ -96,21 +100,25 @@ def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_di
 
 def _play(entry: Plan, cast: Sequence[tuple[Plan, str, Record]], stage: Stage) -> list[Film]:
     jobs = {job.uid: job for job in entry.jobs}
-    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=entry.method.decide)
+    watcher = Watcher(entry.method)
+    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=watcher.decide)
     wanted = [jobs[record.uid] for _, _, record in cast]
     episodes: list[Episode] = engine.run(
         [entry.method.program(stage.backbone, entry.process, job.prompt, job.seed, keep_strip=True) for job in wanted]
     )
     return [
-        film_of(entry.method.name, role, record.uid, ep) for (_, role, record), ep in zip(cast, episodes, strict=True)
+        film_of(entry.method.name, role, record.uid, episode, watcher.terms(episode))
+        for (_, role, record), episode in zip(cast, episodes, strict=True)
     ]
 
 
-def film_of(method: str, role: str, uid: str, episode: Episode) -> Film:
+def film_of(
+    method: str, role: str, uid: str, episode: Episode, terms: Mapping[str, tuple[float, ...]] | None = None
+) -> Film:
     """Pairs each action with what it led to: the preview at the next decision, or the finished picture."""
     frames = (*(png_bytes(pixels) for pixels in episode.strip), png_bytes(episode.picture.pixels()))
     preferences = (*episode.preferences[1:], float(episode.picture.look.preference[0]))
-    return Film(uid, method, role, frames, tuple(episode.lane.actions), preferences)
+    return Film(uid, method, role, frames, tuple(episode.lane.actions), preferences, terms or {})
 
 
 def read_films(out_dir: Path | str) -> list[Film]:
@@ -130,6 +138,7 @@ def read_films(out_dir: Path | str) -> list[Film]:
             tuple(row["frames"]),
             tuple(row["actions"]),
             tuple(row["preferences"]),
+            {name: tuple(values) for name, values in row.get("terms") or ()},
         )
         for row in rows
     ]

@@ -14,6 +14,7 @@ from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.batching import named, require_finite
+from addiffusion_env.scorers.look import LookScorers
 
 
 class VerdictJudge(Protocol):
@@ -46,6 +47,19 @@ def check_judges(names: Sequence[str], backbone: str) -> None:
     """
     if "emoji_detector" in names and backbone != "emoji":
         raise ConfigError(f"the emoji detector cannot judge pictures of {backbone!r}", "set judges=[hps], or judges=[]")
+
+
+def described(looks: LookScorers, judges: Judges) -> dict[str, str]:
+    """Measure -> the model behind it and its scale, in words: CLIP scores of other models or scales do not compare."""
+    scorers: dict[str, Any] = {"clip_score": looks.clip, "preference": looks.preference, **judges.scorers}
+    if judges.verdict is not None:
+        scorers["correct"] = judges.verdict
+    return {measure: _words(scorer) for measure, scorer in scorers.items()}
+
+
+def _words(scorer: Any) -> str:
+    parts = (getattr(scorer, "name", type(scorer).__name__), getattr(scorer, "label", ""), getattr(scorer, "unit", ""))
+    return ", ".join(str(part) for part in parts if part)
 
 
 @dataclass(frozen=True)

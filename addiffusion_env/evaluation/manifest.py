@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,27 @@ from addiffusion_env.files import whole_file
 from addiffusion_env.typed import check_types
 
 MANIFEST_FILE = "evaluation.json"
-PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "stable-baselines3", "numpy", "scipy")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "stable-baselines3",
+    "sb3-contrib",
+    "gymnasium",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "pyarrow",
+    "torchvision",
+    "image-reward",
+    "torch-fidelity",
+    "torchmetrics",
+    "lpips",
+    "openai",
+    "google-genai",
+)
+"""What numbers may depend on; those that are not installed are left out of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ class Manifest:
         price: of one NFE, for regret.
         settings: the resolved configuration.
         versions: of the packages that matter.
+        scorers: measure -> which model it comes from and on what scale, in words.
     """
 
     methods: tuple[MethodEntry, ...]
@@ -81,6 +102,7 @@ class Manifest:
     price: float
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
+    scorers: Mapping[str, str] = field(default_factory=dict)
 
     def select(self, records: Iterable[Record]) -> list[Record]:
         """The records of this evaluation, by method, prompt and seed in its order; others in the folder are left."""
@@ -95,7 +117,13 @@ class Manifest:
 
 
 def write_manifest(
-    out_dir: Path | str, plans: Sequence[Plan], backbone: str, settings: Mapping[str, Any], margin: float, price: float
+    out_dir: Path | str,
+    plans: Sequence[Plan],
+    backbone: str,
+    settings: Mapping[str, Any],
+    margin: float,
+    price: float,
+    scorers: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Writes ``evaluation.json`` before anything is made, keeping the history of margins that it finds.
 
@@ -125,6 +153,7 @@ def write_manifest(
         price=float(price),
         settings=dict(settings),
         versions=versions(),
+        scorers=dict(scorers or {}),
     )
     write_text(folder / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
     return manifest

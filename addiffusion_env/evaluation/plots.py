@@ -27,6 +27,9 @@ LABELS = {
     "seconds": "mean seconds a picture",
 }
 TIMELINE_ROWS = 64
+MARKERS = "so^vPX*"
+WIDE = 6.0
+"""Costs that lie further apart than by this factor are drawn on a logarithmic axis."""
 
 
 def figures(records: Sequence[Record], summary: Summary, films: Sequence[Film]) -> dict[str, bytes]:
@@ -45,13 +48,16 @@ def figures(records: Sequence[Record], summary: Summary, films: Sequence[Film]) 
     found["nfe_by_demands"] = nfe_by_demands(pyplot, by_method(records), summary)
     shown = sorted(focus, key=lambda record: (record.task, record.nfe, record.uid))[:TIMELINE_ROWS]
     found["timelines"] = png_bytes(timelines([record.actions for record in shown]))
+    paid = [film for film in films if film.method == summary.focus and film.terms]
+    if paid:
+        found["reward_terms"] = reward_terms(pyplot, paid)
     found.update({f"film_{number:02d}": png_bytes(draw_film(film)) for number, film in enumerate(films)})
     return found
 
 
 def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> bytes:
-    """Quality against cost with 95 % intervals both ways; the fixed schedules are joined, with a band."""
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.6))
+    """Quality against cost with 95 % intervals both ways; fixed schedules are joined, and so are a policy's prices."""
+    figure, axes = pyplot.subplots(figsize=(9.2, 4.6))
     rows = [row for row in summary.methods if _interval(row, quality) is not None]
     fixed = sorted((row for row in rows if _plain_fixed(row.method)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
     if fixed:
@@ -64,16 +70,51 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> bytes:
                 row.method.split(":")[1], (at, band.estimate), (0, -13), textcoords="offset points", color=GREY
             )
     others = [row for row in rows if not _plain_fixed(row.method)]
-    for number, row in enumerate(others):
-        _point(axes, row, quality, cost, RED if row.method == summary.focus else PALETTE[number % len(PALETTE)])
+    curve = _curve(others, summary.focus, cost)
+    line: list[Any] = [(_interval(row, cost), _interval(row, quality)) for row in curve]
+    axes.plot([x.estimate for x, _ in line], [y.estimate for _, y in line], "-", color=RED, linewidth=1)
+    for row in curve:
+        _point(axes, row, quality, cost, RED, "D" if row.method == summary.focus else "d")
+    for number, row in enumerate(row for row in others if row not in curve):
+        turn, place = divmod(number, len(PALETTE))
+        _point(axes, row, quality, cost, PALETTE[place], MARKERS[turn % len(MARKERS)])
+    _spread_costs(axes, [_interval(row, cost).estimate for row in rows])  # type: ignore[union-attr]
     axes.set_xlabel(LABELS[cost])
     axes.set_ylabel(LABELS[quality])
     axes.grid(color=GRID)
-    axes.legend(fontsize=8, frameon=False, loc="best")
+    _legend_beside(axes)
     return _png(pyplot, figure)
 
 
-def _point(axes: Any, row: MethodRow, quality: str, cost: str, colour: str) -> None:
+def _curve(rows: Sequence[MethodRow], focus: str, cost: str) -> list[MethodRow]:
+    """The focus method at all its prices, controls left out, from the cheapest."""
+    stem = focus.rpartition("@")[0]
+    same = [
+        row
+        for row in rows
+        if row.method == focus
+        or (stem and row.method.rpartition("@")[0] == stem and "," not in row.method[len(stem) :])
+    ]
+    return sorted(same, key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
+
+
+def _spread_costs(axes: Any, spent: Sequence[float]) -> None:
+    """A logarithmic axis where costs lie so far apart that most of them would share a corner."""
+    from matplotlib import ticker
+
+    if min(spent, default=0.0) > 0 and max(spent) > WIDE * min(spent):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _legend_beside(axes: Any) -> None:
+    """The legend right of the axes, where it covers no data."""
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _point(axes: Any, row: MethodRow, quality: str, cost: str, colour: str, marker: str) -> None:
     across, up = _interval(row, cost), _interval(row, quality)
     assert across is not None and up is not None
     axes.errorbar(
@@ -81,9 +122,9 @@ def _point(axes: Any, row: MethodRow, quality: str, cost: str, colour: str) -> N
         up.estimate,
         xerr=[[across.estimate - across.low], [across.high - across.estimate]],
         yerr=[[up.estimate - up.low], [up.high - up.estimate]],
-        fmt="D" if colour == RED else "s",
+        fmt=marker,
         color=colour,
-        markersize=7 if colour == RED else 5,
+        markersize=7 if marker == "D" else 5,
         elinewidth=1,
         capsize=2,
         label=row.method,
@@ -125,7 +166,7 @@ def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> bytes:
 
 def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> bytes:
     """Mean NFE against how many things the prompt asks for, for every method that is not constant."""
-    figure, axes = pyplot.subplots(figsize=(5.6, 3.4))
+    figure, axes = pyplot.subplots(figsize=(7.4, 3.4))
     names = [name for name in groups if not is_constant(name)] or [summary.focus]
     for number, name in enumerate(names):
         demands = sorted({record.demands for record in groups[name]})
@@ -139,7 +180,34 @@ def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary:
     axes.set_xlabel("demands of the prompt")
     axes.set_ylabel("mean NFE")
     axes.grid(color=GRID)
-    axes.legend(fontsize=7, frameon=False)
+    _legend_beside(axes)
+    return _png(pyplot, figure)
+
+
+def reward_terms(pyplot: Any, films: Sequence[Film]) -> bytes:
+    """What each decision of some films was paid: bars a term, stacked; the line is the sum so far."""
+    figure, grid = pyplot.subplots(
+        1, len(films), figsize=(2.4 * len(films) + 1.4, 2.9), sharey=True, squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(name for film in films for name in film.terms))
+    colours = dict(zip(names, (GREY, BLUE, *PALETTE) * (1 + len(names) // 10), strict=False))
+    for axes, film in zip(grid.flat, films, strict=True):
+        at = np.arange(len(film.actions)) + 1
+        above, below = np.zeros(len(at)), np.zeros(len(at))
+        for name in names:
+            values = np.array(film.terms.get(name, np.zeros(len(at))))
+            axes.bar(at, values, bottom=np.where(values >= 0, above, below), color=colours[name], width=0.7)
+            above, below = above + np.maximum(values, 0), below + np.minimum(values, 0)
+        axes.plot(at, np.cumsum(above + below), "-o", color=RED, markersize=3, linewidth=1)
+        axes.axhline(0, color=GREY, linewidth=0.6)
+        axes.set_title(film.role, fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color=GRID)
+        axes.set_axisbelow(True)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
+    figure.legend(handles, names, fontsize=7, frameon=False, loc="outside upper center", ncols=len(names))
+    figure.supxlabel("decision", fontsize=9)
+    figure.supylabel("reward", fontsize=9)
     return _png(pyplot, figure)
 
 
@@ -152,7 +220,8 @@ def save_figures(found: Mapping[str, bytes], folder: Path) -> None:
 
 def _png(pyplot: Any, figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     # No software name or date in the file: the same records give the same bytes.
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     pyplot.close(figure)

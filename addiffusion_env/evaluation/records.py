@@ -40,7 +40,10 @@ class Record:
         extra: further held-out scorers, by name.
         seconds: this picture's share of the wall-clock: its network calls times the seconds a network call took,
             averaged over the method's run so far. Scorers' looks and the policy's decisions are in; judging, encoding
-            and writing are not. Means over a method are honest totals; single values know nothing but the calls.
+            and writing are not. Means over a method are honest totals; single values know nothing but the calls. A
+            method that runs a pipeline of its own, picture by picture, measures each picture's own wall-clock.
+        peak_memory: bytes held at most while this picture's shard was made, by all lanes together: on a GPU those of
+            tensors, else of the whole process; ``None`` where the system does not tell, or nobody measured.
     """
 
     uid: str
@@ -63,6 +66,7 @@ class Record:
     reason: str
     extra: Mapping[str, float] = field(default_factory=dict)
     seconds: float = float("nan")
+    peak_memory: int | None = None
 
 
 SCHEMA = pa.schema(
@@ -87,10 +91,23 @@ SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("extra", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("peak_memory", pa.int64(), nullable=True),
     ],
     metadata={"format": "addiffusion records 1"},
 )
 """The parquet schema: one column a field of :class:`Record`, in its order."""
+
+ADDED = ("peak_memory",)
+"""Columns that older shards lack; there they are unknown."""
+
+
+def completed(table: pa.Table) -> pa.Table:
+    """A table of records with the columns that shards of older versions lack, all unknown."""
+    for name in ADDED:
+        if name not in table.column_names:
+            place = SCHEMA.get_field_index(name)
+            table = table.add_column(place, SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table
 
 
 def to_table(records: Sequence[Record]) -> pa.Table:

@@ -14,7 +14,11 @@ from typing import Any
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.films import read_films
+from addiffusion_env.evaluation.hypotheses.base import Verdict
+from addiffusion_env.evaluation.hypotheses.render import hypotheses_section
+from addiffusion_env.evaluation.hypotheses.setup import judge_evaluation
 from addiffusion_env.evaluation.manifest import read_manifest, write_text
+from addiffusion_env.evaluation.measured import measured_sections
 from addiffusion_env.evaluation.plots import figures, save_figures
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Figure, Section, Table, sections
@@ -46,18 +50,25 @@ class Report:
         markdown: with figures in ``plots`` beside it.
         summary_json: the numbers.
         summary: the same, in memory.
+        verdicts: on the claims that the evaluation was to judge.
     """
 
     html: Path
     markdown: Path
     summary_json: Path
     summary: Summary
+    verdicts: tuple[Verdict, ...] = ()
 
 
-def write_report(out_dir: Path | str) -> Report:
+def write_report(out_dir: Path | str, config_file: Path | str | None = None) -> Report:
     """Reads a folder's manifest, records and films; writes its report. The same records give the same report.
 
+    Args:
+        out_dir: of an evaluation.
+        config_file: where the margin stands, for its line and date; ``None`` when it is not at hand.
+
     Raises:
+        ConfigError: when claims are to be judged, and no judge is independent.
         RunFolderError: when there is no evaluation, none of its records, or the folder cannot be written.
         MissingPackageError: without the packages of the ``eval`` extra.
     """
@@ -70,17 +81,24 @@ def write_report(out_dir: Path | str) -> Report:
     films = read_films(folder)
     drawn = figures(records, summary, films)
     written = sections(records, summary, manifest, films)
+    written[-1:-1] = measured_sections(folder)
+    claims = manifest.settings.get("hypotheses")
+    verdicts = judge_evaluation(records, manifest, claims, config_file) if claims is not None else ()
+    if verdicts:
+        written.insert(0, hypotheses_section(verdicts))
     try:
         save_figures(drawn, folder / PLOTS_FOLDER)
     except OSError as error:
         raise RunFolderError(
             f"cannot write {folder / PLOTS_FOLDER}: {error.strerror}", "choose another out="
         ) from error
+    plain = {**asdict(summary), "hypotheses": [asdict(verdict) for verdict in verdicts]}
     return Report(
         html=write_text(folder / "report.html", to_html(TITLE, written, drawn)),
         markdown=write_text(folder / "report.md", to_markdown(TITLE, written)),
-        summary_json=write_text(folder / "summary.json", json.dumps(_plain(asdict(summary)), indent=1)),
+        summary_json=write_text(folder / "summary.json", json.dumps(_plain(plain), indent=1)),
         summary=summary,
+        verdicts=verdicts,
     )
 
 

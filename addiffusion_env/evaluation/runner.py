@@ -1,24 +1,26 @@
-"""Methods x prompts x seeds -> records, with continuous batching: a lane that ends takes the next prompt at once."""
+"""Methods x prompts x seeds -> records, shard by shard; in a shard a lane that ends takes the next prompt at once."""
 
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import BilledEpisode, Method
-from addiffusion_env.engine.engine import Engine, lanes_of
+from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
+from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.faults import LANE_ERRORS, Fault, FaultCount
+from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
+from addiffusion_env.evaluation.metrics.usage import Meter
 from addiffusion_env.evaluation.records import Record, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt
@@ -70,6 +72,39 @@ class Plan:
     jobs: tuple[Job, ...]
 
 
+Shard = list[tuple[Record, bytes | None]]
+"""Records in the order they were finished, each with its picture as a PNG file where pictures are kept."""
+
+Work = Sequence[tuple[Plan, Sequence[Sequence[Job]]]]
+"""Plans, each with the groups of its jobs that are to be done; a group's pictures are made together."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """How work is done.
+
+    Attributes:
+        lanes: pictures in the making at once.
+        halve: make model calls for half as many pictures when the device's memory runs out.
+        keep_pictures: whether records come with their pictures.
+        faults: pictures that may be left out, and how many were.
+        on_fault: told of each.
+    """
+
+    lanes: int
+    halve: bool = False
+    keep_pictures: bool = False
+    faults: FaultCount = field(default_factory=FaultCount)
+    on_fault: Callable[[Job, Fault], None] | None = None
+
+
+class Maker(Protocol):
+    """A way of doing the work: one method after the other (:func:`in_turn`), or in a pool of Ray actors."""
+
+    def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+        """Yields what came of each group when it is done, what is finished also before an error; may be empty."""
+
+
 def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[int], stage: Stage) -> list[Plan]:
     """What an evaluation will make.
 
@@ -93,9 +128,13 @@ def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[i
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigError(f"{what} {twice!r} is there more than once", "records are told apart by it: name it once")
+    # In one order, whatever is recorded already: a text that is encoded in another batch is rounded otherwise.
+    stage.scorers.clip.embed_texts(prompts)
     plans = []
     for method in methods:
         method.bind(stage.backbone, stage.scorers)
+        if isinstance(method, MeetsPrompts):
+            method.meet(prompts)
         process = method.process(stage.process)
         process.check(stage.backbone.capabilities, stage.backbone.name)
         variant = variant_of(method, stage.backbone.name, process)
@@ -149,23 +188,27 @@ def carry_out(
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
+    make: Maker | None = None,
 ) -> list[Record]:
     """Makes, judges and records every planned picture that is not recorded yet.
 
     Methods run one after the other, so that each one's seconds are its own. Pictures depend on prompt, seed and
-    method alone: records are the same whatever ``max_lanes``, the ``seconds`` apart.
+    method alone: records are the same whatever ``max_lanes``, but for rounding and what is measured (``seconds``,
+    ``peak_memory``). With the same settings they are the same to the last bit, also after a kill.
 
     Args:
         plans: from :func:`plan`.
         stage: the model, its scorers and judges.
         out_dir: the run's folder; records go to ``records`` in it.
         max_lanes: pictures in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
-        shard_size: pictures a shard; at most this many are lost to a kill, those in the making apart.
+        shard_size: pictures a shard, made and written together: what a kill loses at most. Lanes run dry at the end
+            of a shard, so it should be a multiple of ``max_lanes``.
         keep_pictures: keep every picture as PNG.
         max_faults: pictures that may be left out, over all methods, because NaN or a scorer that raises befell them
             alone; 0 raises the first such error. They are tried again by the next run.
-        on_records: told of the records that are there at the start of each method, and of each new shard.
+        on_records: told of the records that are there already, and of each new shard.
         on_fault: told of each picture that is left out.
+        make: who does the work; ``None`` is :func:`in_turn`.
 
     Returns:
         The records by method, prompt and seed, in the order given; without those left out.
@@ -178,32 +221,42 @@ def carry_out(
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, got {shard_size}", "use 32")
     lanes, halve = lanes_of(max_lanes, "max_lanes")
-    faults = FaultCount(max_faults)
+    making = Making(lanes, halve, keep_pictures, FaultCount(max_faults), on_fault)
     store = RecordStore(Path(out_dir) / RECORDS_FOLDER)
     store.set_aside_damaged()
     found = {record.uid: record for record in store.read()}
+    work = []
     for entry in plans:
-        todo = [job for job in entry.jobs if not _complete(found.get(job.uid), job.prompt, stage.judges)]
-        if on_records is not None and len(todo) < len(entry.jobs):
-            waiting = {job.uid for job in todo}
+        groups = _waiting(entry, found, stage.judges, shard_size)
+        work.append((entry, groups))
+        waiting = {job.uid for group in groups for job in group}
+        if on_records is not None and len(waiting) < len(entry.jobs):
             on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
-        engine = Engine(
-            stage.backbone,
-            stage.scorers,
-            solver=entry.process.solver,
-            decider=entry.method.decide,
-            halve=halve,
-            faults=faults,
-        )
-        for made in _make(entry, todo, stage, engine, lanes, shard_size, on_fault):
-            records = [record for record, _ in made]
-            if not records:
-                continue  # every picture of the shard was left out
-            store.write(records, {record.uid: png_bytes(pixels) for record, pixels in made} if keep_pictures else None)
-            found.update((record.uid, record) for record in records)
-            if on_records is not None:
-                on_records(records)
+    for made in (make or in_turn)(work, stage, making):
+        if not made:
+            continue  # every picture of the shard was left out
+        records = [record for record, _ in made]
+        store.write(records, {record.uid: png for record, png in made if png is not None})
+        found.update((record.uid, record) for record in records)
+        if on_records is not None:
+            on_records(records)
     return [found[job.uid] for entry in plans for job in entry.jobs if job.uid in found]
+
+
+def to_make(out_dir: Path | str, plans: Sequence[Plan], judges: Judges, shard_size: int) -> list[int]:
+    """How many pictures of each plan :func:`carry_out` would make: those that are not recorded, by whole shards."""
+    found = {record.uid: record for record in RecordStore(Path(out_dir) / RECORDS_FOLDER).read()}
+    return [sum(map(len, _waiting(entry, found, judges, shard_size))) for entry in plans]
+
+
+def _waiting(entry: Plan, found: Mapping[str, Record], judges: Judges, shard_size: int) -> list[tuple[Job, ...]]:
+    """The groups of a method's jobs that must be made: those of which a record is missing.
+
+    Groups are cut from the plan, not from what is missing, and made whole: the pictures that share a batch are then
+    the same after an interruption, and so is every bit of their records.
+    """
+    groups = [entry.jobs[first : first + shard_size] for first in range(0, len(entry.jobs), shard_size)]
+    return [group for group in groups if not all(_complete(found.get(job.uid), job.prompt, judges) for job in group)]
 
 
 def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
@@ -213,43 +266,51 @@ def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
     return record.correct is not None or judges.verdict is None or prompt.requirements is None
 
 
+def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+    """One method after the other, in this process."""
+    for entry, groups in work:
+        engine = Engine(
+            stage.backbone,
+            stage.scorers,
+            solver=entry.process.solver,
+            decider=entry.method.decide,
+            halve=making.halve,
+            faults=making.faults,
+        )
+        for made in _make(entry, groups, stage, engine, making.lanes, making.on_fault):
+            yield [(record, png_bytes(pixels) if making.keep_pictures else None) for record, pixels in made]
+
+
 def _make(
     entry: Plan,
-    jobs: Sequence[Job],
+    groups: Sequence[Sequence[Job]],
     stage: Stage,
     engine: Engine,
     max_lanes: int,
-    shard_size: int,
     on_fault: Callable[[Job, Fault], None] | None,
 ) -> Iterator[list[tuple[Record, np.ndarray]]]:
-    """Makes a method's pictures; yields them in shards as they fill, the last one also before an error or Ctrl-C."""
-    if not jobs:
-        return
-    programs = (entry.method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in jobs)
-    stream = engine.stream(programs, max_lanes)
-    made: list[tuple[Job, Episode]] = []
-    elapsed, trouble = 0.0, None
-    while True:
-        begun = time.perf_counter()
+    """Makes groups of a method's pictures; yields each when it is done, and what there is of it before an error."""
+    elapsed = 0.0
+    for group in groups:
+        programs = (entry.method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in group)
+        made: list[tuple[Job, Episode]] = []
+        trouble: BaseException | None = None
+        meter = Meter(stage.backbone.device)
         try:
-            step = next(stream, None)
+            for place, ended in engine.stream(programs, max_lanes):
+                if not isinstance(ended, Fault):
+                    made.append((group[place], ended))
+                elif on_fault is not None:
+                    on_fault(group[place], ended)
         except (Exception, KeyboardInterrupt) as error:
-            step, trouble = None, error  # what is finished is kept, whatever befell its neighbours
-        elapsed += time.perf_counter() - begun
-        if step is not None and isinstance(step[1], Fault):
-            if on_fault is not None:
-                on_fault(jobs[step[0]], step[1])
-            continue
-        if step is not None:
-            made.append((jobs[step[0]], step[1]))
-        if made and (step is None or len(made) >= shard_size):
+            trouble = error  # what is finished is kept, whatever befell its neighbours
+        usage = meter.read()
+        elapsed += usage.seconds
+        if made:
             rate = elapsed / max(1, engine.counters.denoiser_rows)
-            yield _judged(entry, made, stage, rate, engine.faults, on_fault)
-            made = []
+            yield _judged(entry, made, stage, rate, usage.peak_bytes, engine.faults, on_fault)
         if trouble is not None:
             raise trouble
-        if step is None:
-            return
 
 
 def _judged(
@@ -257,18 +318,28 @@ def _judged(
     made: Sequence[tuple[Job, Episode]],
     stage: Stage,
     rate: float,
+    peak: int | None,
     faults: FaultCount,
     on_fault: Callable[[Job, Fault], None] | None,
 ) -> list[tuple[Record, np.ndarray]]:
-    """Finished episodes as records and (h, w, 3) uint8 pictures; ``rate`` is the seconds a network call took.
+    """Finished episodes as records and (h, w, 3) uint8 pictures.
 
     Where the judges fail on a shard they judge its pictures one by one, and those that they fail on are left out.
+
+    Args:
+        entry: whose they are.
+        made: jobs and what came of them.
+        stage: with the judges.
+        rate: seconds that a network call took.
+        peak: bytes held at most while they were made.
+        faults: how many may be left out.
+        on_fault: told of those that are.
     """
     try:
         judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
     except LANE_ERRORS as error:
         if faults.limit and len(made) > 1:
-            return [row for one in made for row in _judged(entry, [one], stage, rate, faults, on_fault)]
+            return [row for one in made for row in _judged(entry, [one], stage, rate, peak, faults, on_fault)]
         fault = faults.drop(error)
         if on_fault is not None:
             on_fault(made[0][0], fault)
@@ -280,11 +351,20 @@ def _judged(
         if isinstance(episode, BilledEpisode):
             judgement = replace(judgement, extra={**judgement.extra, **episode.costs})
             seconds = seconds if episode.seconds is None else episode.seconds
-        rows.append((record_of(entry, job, episode, judgement, name, seconds), episode.picture.pixels()))
+        record = record_of(entry, job, episode, judgement, name, seconds, peak)
+        rows.append((record, episode.picture.pixels()))
     return rows
 
 
-def record_of(entry: Plan, job: Job, episode: Episode, judgement: Judgement, backbone: str, seconds: float) -> Record:
+def record_of(
+    entry: Plan,
+    job: Job,
+    episode: Episode,
+    judgement: Judgement,
+    backbone: str,
+    seconds: float,
+    peak_memory: int | None = None,
+) -> Record:
     """The record of one finished episode."""
     lane, look = episode.lane, episode.picture.look
     return Record(
@@ -308,6 +388,7 @@ def record_of(entry: Plan, job: Job, episode: Episode, judgement: Judgement, bac
         reason=judgement.reason,
         extra=judgement.extra,
         seconds=seconds,
+        peak_memory=peak_memory,
     )
 
 

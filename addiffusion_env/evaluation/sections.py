@@ -54,7 +54,7 @@ def sections(records: Sequence[Record], summary: Summary, manifest: Manifest, fi
         _spending(summary),
         _tasks(summary),
         _collapse(summary),
-        _film_section(records, films),
+        _film_section(records, films, summary.focus),
         _settings(summary, manifest),
     ]
 
@@ -64,7 +64,7 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
     names = [row.method for row in summary.methods]
     # Some methods have figures of their own: what an oracle chose, how many gradients were taken.
     extra = tuple(dict.fromkeys(name for row in summary.methods for name in row.extra))
-    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "pictures")
+    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "GiB", "pictures")
     table = Table(heads, tuple(_method_cells(row, extra) for row in summary.methods), names.index(summary.focus))
     return Section(
         "Side by side",
@@ -74,8 +74,10 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
             "One guided evaluation counts 1 NFE; every try, landing and refinement is in. "
             "Correctness is judged by rules from a "
             "detector that no reward has seen; preference is what some methods select by, so it decides nothing alone. "
-            "Seconds are wall-clock with continuous batching, judging left out.",
+            "Seconds are wall-clock, judging left out: with lanes batched, but one picture at a time for methods that "
+            "run a diffusers pipeline of their own. Memory is the most held at once while a method ran, all lanes.",
             table,
+            *(f"{measure}: {words}." for measure, words in manifest.scorers.items()),
         ),
     )
 
@@ -89,6 +91,7 @@ def _method_cells(row: MethodRow, extra: Sequence[str]) -> tuple[str, ...]:
         f"{row.clip_score.estimate:.3f}",
         *(_short(row.extra[name], 3) if name in row.extra else "-" for name in extra),
         f"{row.seconds.estimate:.2f}",
+        "-" if row.peak_memory is None else f"{row.peak_memory / 2**30:.2f}",
         str(row.pictures),
     )
 
@@ -208,7 +211,7 @@ def _collapse(summary: Summary) -> Section:
     return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))
 
 
-def _film_section(records: Sequence[Record], films: Sequence[Film]) -> Section:
+def _film_section(records: Sequence[Record], films: Sequence[Film], focus: str) -> Section:
     by_uid = {record.uid: record for record in records}
     parts = []
     for number, film in enumerate(films):
@@ -224,6 +227,9 @@ def _film_section(records: Sequence[Record], films: Sequence[Film]) -> Section:
                 f"preference {record.preference:+.2f}{verdict}{changed}",
             )
         )
+    if any(film.method == focus and film.terms for film in films):
+        caption = "Reward of each decision, by term; the red line is the sum so far. One panel a film."
+        parts.insert(0, Figure("reward_terms", f"{focus}: {caption}"))
     words = "The picture after each action, the finished one last; bars in the action's colour, preference where seen."
     return Section("Film strips", (words, *parts) if parts else ("None were made.",))
 

@@ -89,7 +89,7 @@ def record_stops(settings: EnvSettings, prompts: Sequence[Prompt], folder: Path,
 
 def summarise(table: TryTable, settings: EnvSettings, price: float) -> StopSummary:
     """Constant stops and the oracle at a price of one NFE."""
-    values = worth(make_reward(settings.reward), table.preference, table.clip_score)
+    values = worth(make_reward(settings.reward), table.preference, table.clip_score, table.clip_text)
     best, spent = oracle(table, values, price)
     places = range(table.finish, values.shape[2])
     utility = np.stack([values[:, 0, place] - price * table.nfe[:, 0, place] for place in places])

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from addiffusion_env.errors import RunFolderError
-from addiffusion_env.evaluation.records import SCHEMA, Record, digest_of, from_table, to_table
+from addiffusion_env.evaluation.records import SCHEMA, Record, completed, digest_of, from_table, to_table
 from addiffusion_env.files import whole_file
 
 _SHARD = re.compile(r"records-(\d+)-[0-9a-f]+\.parquet")
@@ -125,6 +125,8 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
             f"shard {path} cannot be read ({str(error).splitlines()[0]}): its pictures are made again", stacklevel=3
         )
         return None
+    if schema is SCHEMA:
+        table = completed(table)
     if not table.schema.equals(schema):
         warnings.warn(
             f"shard {path} has other columns than this version writes: its pictures are made again", stacklevel=3

@@ -43,6 +43,7 @@ class MethodRow:
         extra: further held-out scorers.
         stop_share: share of pictures that were stopped early.
         refine_share: share of pictures that were refined.
+        peak_memory: bytes held at most while any of them was made; ``None`` where nobody measured.
     """
 
     method: str
@@ -57,6 +58,7 @@ class MethodRow:
     extra: Mapping[str, Interval]
     stop_share: float
     refine_share: float
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ def method_row(name: str, records: Sequence[Record]) -> MethodRow:
         extra={scorer: mean(scorer) for scorer in records[0].extra},
         stop_share=float(np.mean([1 in record.actions for record in records])),
         refine_share=float(np.mean([record.refinements > 0 for record in records])),
+        peak_memory=max((r.peak_memory for r in records if r.peak_memory is not None), default=None),
     )
 
 

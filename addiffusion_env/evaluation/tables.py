@@ -13,7 +13,7 @@ MEASURES = ("nfe", "network_calls", "decisions", "refinements", "preference", "c
 """The numbers of every record; further scorers are measures by their own names."""
 
 
-CONSTANT = ("fixed:", "stop:")
+CONSTANT = ("fixed:", "stop:", "lcm:", "turbo:", "sag:", "attend_excite:")
 """How the names of methods begin that do the same for every prompt."""
 
 
@@ -63,11 +63,13 @@ def focus_of(names: Sequence[str], looking: Sequence[str]) -> str:
         looking: those that look at previews.
 
     Returns:
-        The first policy, else the first that looks, else the first that is not constant, else the first.
+        The first policy, else the first that looks, else the first that is not constant, else the first. An oracle
+        is a bound, no method to use: it is chosen when there is nothing else.
 
     >>> focus_of(["fixed:4", "random:0.1", "policy:emoji@0.01"], [])
     'policy:emoji@0.01'
     """
+    names = [name for name in names if not name.startswith("oracle_stop:")] or list(names)
     policies = [name for name in names if name.startswith("policy")]
     varying = [name for name in names if not is_constant(name)]
     return (policies or [name for name in names if name in looking] or varying or list(names))[0]

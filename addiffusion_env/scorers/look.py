@@ -104,6 +104,37 @@ class LookScorers:
         return Look(*(value.numpy() for value in (clip_image, clip_text, clip_score, preference, dino)))
 
 
+class NoScorers(LookScorers):
+    """In the place of scorers where nobody reads scores: nothing is loaded and nothing computed.
+
+    Its looks hold NaN scores and embeddings of width 0.
+    """
+
+    def __init__(self) -> None:
+        """Needs nothing."""
+
+    @property
+    def clip_dim(self) -> int:
+        """No embedding: 0."""
+        return 0
+
+    @property
+    def dino_dim(self) -> int:
+        """No embedding: 0."""
+        return 0
+
+    def look(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Look:
+        """A look at ``B`` pictures that says nothing of them.
+
+        Raises:
+            ImageRangeError: for pictures of the wrong shape, type or range.
+            PromptError: when there is not one prompt a picture.
+        """
+        count = len(check_pairs(images, prompts))
+        nothing, unknown = np.zeros((count, 0), np.float32), np.full(count, np.nan, np.float32)
+        return Look(nothing, nothing, unknown, unknown, nothing)
+
+
 def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> LookScorers:
     """The emoji world's CLIP, preference scorer and DINO, from the folder that also holds its tokenizer.
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from addiffusion_env import AdaptivePipeline
@@ -33,9 +34,25 @@ def test_a_picture_does_not_depend_on_the_list(pipe):
     np.testing.assert_allclose(together.images[1], alone.images[0], atol=1 / 255 + 1e-6)
 
 
-def test_stop_policy():
+def test_tensors_hold_the_same_colours(pipe):
+    array = pipe(TEXTS[:1], seeds=[1], output_type="np").images
+    tensor = pipe(TEXTS[:1], seeds=[1], output_type="pt").images
+    assert tensor.shape == (1, 3, 64, 64) and tensor.dtype == torch.float32
+    np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
+
+
+def test_one_prompt_and_several_pictures_of_each(pipe):
+    two = pipe(TEXTS[0], seeds=5, num_images_per_prompt=2, output_type="np").images
+    listed = pipe([TEXTS[0]] * 2, seeds=[5, 6], output_type="np").images
+    np.testing.assert_array_equal(two, listed)
+    assert len(pipe(iter(TEXTS[:2]), output_type="np").images) == 2
+
+
+def test_stop_and_oracle():
     out = AdaptivePipeline.from_pretrained("emoji", policy="stop:2")(TEXTS[:1])
     assert out.actions[0][-1] == 1
+    # Of a trained policy's environment the model is kept, not its schedule: the oracle tries every stop of 20 steps.
+    assert AdaptivePipeline.from_pretrained("emoji", policy="oracle").method.name == "oracle_stop:preference"
 
 
 @pytest.mark.skipif(not (PRETRAINED / "emoji").is_dir(), reason="no policy ships yet")
@@ -55,7 +72,19 @@ def test_the_shipped_policy_adapts_and_takes_a_price_or_a_target():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompts": "a dog"}, "got one string"),
+        ({"prompts": 7}, "prompts must be text or a list of texts, got int"),
+        ({"prompts": ["a dog", 7]}, "a prompt must be a string or a Prompt, got int"),
+        ({"prompts": ["a dog"], "seeds": [0.5]}, "a seed must be a whole number, got float"),
+        ({"prompts": ["a dog"], "seeds": [torch.Generator()]}, "got Generator\n  -> noise is keyed"),
+        (
+            {"prompts": ["a dog"], "seeds": [1, 2], "num_images_per_prompt": 3},
+            "2 seeds for 1 prompts of 3 pictures each",
+        ),
+        ({"prompts": ["a dog"], "num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
+        (
+            {"prompts": ["a dog"], "callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latent"]},
+            "unknown callback_on_step_end_tensor_inputs 'latent'\n  -> did you mean 'latents'",
+        ),
         ({"prompts": []}, "no prompts"),
         ({"prompts": ["a dog"], "seeds": [1, 2]}, "2 seeds for 1 prompts"),
         ({"prompts": ["a dog"], "output_type": "tensor"}, "unknown output_type 'tensor'"),

@@ -10,7 +10,7 @@ import torch
 from tiny_models import predicted
 
 from addiffusion_env.backbones.diffusers_backbone import NEGATIVE
-from addiffusion_env.backbones.pipelines import check_memory, place
+from addiffusion_env.backbones.memory import check_memory, place
 from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError, WeightsError
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")

@@ -82,7 +82,7 @@ def test_dpmpp_2m_equals_diffusers(spacing, final, steps):
         torch.testing.assert_close(latents.x, x, atol=1e-5, rtol=1e-5)
 
 
-def unipc_against(scheduler, path, steps):
+def unipc_against(scheduler, path, steps, lower_order_final=False):
     """Both solve from the same noise with the same network; compared after every step."""
     sigmas = scheduler.sigmas.double()
     x = tensor(1)
@@ -91,7 +91,8 @@ def unipc_against(scheduler, path, steps):
         output = network(x, index)
         theirs = scheduler.step(output, timestep, x).prev_sample
         x0 = network(latents.x, index)
-        latents = unipc_step(path, latents, x0, uniform(sigmas[index + 1]))
+        last = torch.full((len(x0),), lower_order_final and index == steps - 1)
+        latents = unipc_step(path, latents, x0, uniform(sigmas[index + 1]), last)
         x = theirs
         torch.testing.assert_close(latents.x, x, atol=1e-4, rtol=1e-4)
 
@@ -112,6 +113,19 @@ def test_unipc_equals_diffusers(spacing, final, steps):
     )
     scheduler.set_timesteps(steps)
     unipc_against(scheduler, VP, steps)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("steps", [2, 3, 8])
+def test_the_last_step_of_unipc_is_corrected_and_of_first_order(spacing, steps):
+    """Where a schedule ends above sigma 0 the correction is seen; at sigma 0 the step is x0 whatever came before."""
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(
+        **SD15, timestep_spacing=spacing, final_sigmas_type="sigma_min", steps_offset=1, prediction_type="sample"
+    )
+    scheduler.set_timesteps(steps)
+    unipc_against(scheduler, VP, steps, lower_order_final=True)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])

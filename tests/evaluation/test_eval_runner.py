@@ -62,6 +62,7 @@ def settled(records):
         replace(
             r,
             seconds=0.0,
+            peak_memory=None,
             preference=round(r.preference, 2),
             clip_score=round(r.clip_score, 2),
             extra={name: round(value, 2) for name, value in r.extra.items()},
@@ -87,6 +88,20 @@ def test_every_picture_has_its_record_in_the_order_asked(whole, methods, prompts
 def test_records_do_not_depend_on_the_lanes(whole, methods, prompts, stage, tmp_path):
     again = evaluate(methods, prompts[:3], [0, 1], stage, tmp_path, max_lanes=2, shard_size=3)
     assert settled(again) == settled(whole[0])
+
+
+def test_what_was_lost_is_made_again_to_the_last_bit(methods, prompts, stage, tmp_path):
+    """Pictures that shared a batch share it again, though their neighbours in the plan are there already."""
+    sizes = {"max_lanes": 3, "shard_size": 3}
+    first = evaluate(methods[::3], prompts[:4], [0], stage, tmp_path, **sizes)
+    shards = RecordStore(tmp_path / "records").shards()
+    for lost in shards[1::2]:
+        lost.unlink()
+    again = evaluate(methods[::3], prompts[:4], [0], stage, tmp_path, **sizes)
+    assert len(shards) == 4
+    assert [replace(r, seconds=0.0, peak_memory=None) for r in again] == [
+        replace(r, seconds=0.0, peak_memory=None) for r in first
+    ]
 
 
 def test_a_second_run_makes_nothing(whole, methods, prompts, stage, monkeypatch):

@@ -76,6 +76,17 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         RecordStore(tmp_path / "file" / "records")
 
 
+def test_shards_from_before_memory_was_measured_are_still_read(tmp_path):
+    store = RecordStore(tmp_path)
+    old, new = record(prompt=0, peak_memory=None), record(prompt=1, peak_memory=3 << 30)
+    path = store.write([old])
+    pq.write_table(pq.read_table(path).drop_columns(["peak_memory"]), path)
+    store.write([new])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert store.read() == [old, new]
+
+
 def test_shards_of_another_schema_are_left_out(tmp_path):
     store = RecordStore(tmp_path)
     path = store.write([record()])

@@ -21,7 +21,7 @@ from addiffusion_env.agents.policy_file import load_config
 from addiffusion_env.agents.replay import ReplayConfig
 from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.config import check_overrides
-from addiffusion_env.engine.engine import lanes_of
+from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError

@@ -169,4 +169,5 @@ def missing(case: Case, names: Mapping[str, str] | tuple[str, ...]) -> str:
 def too_few(n: int, case: Case) -> str:
     """Why so few prompts decide nothing, or nothing when they are enough."""
     least = case.claims.least_prompts
-    return f"{n} prompts judged by {case.judge} in common, fewer than the {least} that decide" if n < least else ""
+    whose = "" if case.judge == NO_JUDGE else f" judged by {case.judge}"
+    return f"{n} prompts{whose} in common, fewer than the {least} that decide" if n < least else ""

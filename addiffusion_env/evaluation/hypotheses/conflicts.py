@@ -24,6 +24,9 @@ _TERMS = {
 }
 """Reward term -> the scorers of a look that it is paid by."""
 
+_WITH_CLIP = ("clip_weight", "belief")
+"""Settings of a term that let CLIP pay too."""
+
 _LOOK = ("preference", "clip", "dino")
 _SEEN = {"clip": ("clip",), "quality": ("preference", "clip", "dino"), "timestep": (), "price": ()}
 """Observation key -> the scorers that it shows."""
@@ -90,27 +93,48 @@ def uses_of(
 
 
 def uses_in(manifest: Manifest) -> tuple[Use, ...]:
-    """The same, from an evaluation's manifest and the policy file that it names.
+    """The same, from an evaluation's manifest and the policy files that it names."""
+    looking = [entry.name for entry in manifest.methods if entry.looks]
+    return uses_by([entry.name for entry in manifest.methods], looking, manifest.backbone, manifest.settings)
+
+
+def uses_by(
+    methods: Sequence[str], looking: Sequence[str], backbone: str, settings: Mapping[str, Any]
+) -> tuple[Use, ...]:
+    """The same, from an evaluation's configuration and the policy files that it names.
 
     A policy whose file is gone is taken to have used every scorer of a look.
+
+    Args:
+        methods: all names.
+        looking: those that look at previews while they decide.
+        backbone: whose pictures.
+        settings: with ``policy``, ``hypotheses`` and ``env``.
     """
-    from addiffusion_env.agents.policy_file import load_config
+    from addiffusion_env.agents.policy_file import find_policy, load_config
 
     environments: dict[str, Mapping[str, Any]] = {}
-    if manifest.settings.get("policy") is not None:
-        run = Path(str(manifest.settings["policy"]))
-        run = run.parent if run.name == "policy" else run
+    runs = (settings.get("policy"), (settings.get("hypotheses") or {}).get("trained_without"))
+    for run in (str(run) for run in runs if run is not None):
         try:
-            known = load_config(run / "policy" if (run / "policy").is_dir() else run).environment
+            known = load_config(find_policy(run) or Path(run)).environment
         except WeightsError:
-            known = None
-        if known is not None:
-            ours = (entry.name for entry in manifest.methods if entry.name.startswith(f"policy:{run.name}@"))
-            environments = dict.fromkeys(ours, known)
-    looking = [entry.name for entry in manifest.methods if entry.looks]
-    settings = manifest.settings.get("env") or {}
-    scorers = settings.get("scorers") if isinstance(settings, Mapping) else None
-    return uses_of([entry.name for entry in manifest.methods], looking, environments, manifest.backbone, scorers)
+            continue
+        ours = (name for name in methods if name.startswith(f"{run_name(run)}@"))
+        environments.update(dict.fromkeys(ours, known))
+    env = settings.get("env") or {}
+    scorers = env.get("scorers") if isinstance(env, Mapping) else None
+    return uses_of(methods, looking, environments, backbone, scorers)
+
+
+def run_name(run: str) -> str:
+    """What stands before the price in the name of a run's policy.
+
+    >>> run_name("runs/emoji"), run_name("runs/emoji/policy")
+    ('policy:emoji', 'policy:emoji')
+    """
+    path = Path(run)
+    return f"policy:{path.parent.name if path.name == 'policy' else path.name}"
 
 
 def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRoles:
@@ -161,10 +185,14 @@ def _learned(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         (part, f"its reward term {term} pays by it")
         for term, config in reward.terms.items()
         if config.weight != 0
-        for part in _TERMS.get(term, _LOOK)
+        for part in (*_TERMS.get(term, _LOOK), *(("clip",) if any(map(config.settings.get, _WITH_CLIP)) else ()))
     ]
-    if refine_config(environment.get("refine", "as_published")).accept == "score":
+    refine = refine_config(environment.get("refine", "as_published"))
+    if refine.enabled and refine.accept == "score":
         pairs.append(("preference", "it keeps a refinement by it"))
+    if refine.enabled and refine.accept == "best":
+        kept = ("preference", "clip") if refine.liking.belief or refine.liking.clip_weight else ("preference",)
+        pairs += [(part, "it keeps the try that it likes best") for part in kept]
     keys = environment.get("observation_keys") or ("clip", "timestep", "quality")
     paid = {part for part, _ in pairs}
     seen = dict.fromkeys(part for key in keys for part in _SEEN.get(key, _LOOK))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from addiffusion_env.evaluation.hypotheses.base import Case, Verdict, missing, unanswered
 from addiffusion_env.evaluation.hypotheses.equal_cost import judge_groups
+
+MASKED = ",no_refine"
+"""How the name of a policy ends whose refine is masked."""
+MASKED_WORDS = "refine is only masked, a policy trained without it may do better (hypotheses.trained_without=RUN)"
 
 
 def judge(case: Case) -> Verdict:
@@ -14,10 +20,13 @@ def judge(case: Case) -> Verdict:
     """
     claims = case.claims
     claim = f"{claims.policy} is better than the same policy without refinement at equal NFE, judged by {case.judge}"
-    controls = {"no refinement": claims.no_refine, **claims.refine_controls}
+    masked = all(name.endswith(MASKED) for name in claims.no_refine)
+    how = "the policy with refine masked" if masked else "the policy trained without refinement"
+    controls = {how: claims.no_refine, **claims.refine_controls}
     if not claims.no_refine:
         return unanswered("H4", claim, case, "the policy without refinement", "no policy without refinement was named")
     everyone = (*claims.points, *(name for members in controls.values() for name in members))
     if why := missing(case, everyone):
         return unanswered("H4", claim, case, ", ".join(claims.no_refine), why)
-    return judge_groups(case, "H4", claim, ", ".join(claims.no_refine), controls)
+    verdict = judge_groups(case, "H4", claim, ", ".join(claims.no_refine), controls)
+    return replace(verdict, reason=f"{verdict.reason}; {MASKED_WORDS}") if masked else verdict

@@ -31,9 +31,9 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) 
         table.add_row(cells[0], f"[{_COLOURS[verdict.verdict]}]{cells[1]}[/]", *cells[2:-1])
     console.print(table)
     for verdict in shown:
-        console.print(f"{verdict.hypothesis}: {_reason(verdict)}.", markup=False, highlight=False)
+        console.print(f"{verdict.hypothesis}: {_reason(verdict)}.", markup=False, highlight=False, soft_wrap=True)
     for words in _margins(verdicts):
-        console.print(words, markup=False, highlight=False)
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:

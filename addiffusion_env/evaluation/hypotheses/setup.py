@@ -8,10 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from addiffusion_env.baselines.base import Method
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.hypotheses import HYPOTHESES
 from addiffusion_env.evaluation.hypotheses.base import Claims, Verdict
-from addiffusion_env.evaluation.hypotheses.conflicts import settle, uses_in
+from addiffusion_env.evaluation.hypotheses.conflicts import run_name, settle, uses_by, uses_in
 from addiffusion_env.evaluation.hypotheses.decide import decide
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
@@ -49,12 +50,34 @@ def judge_evaluation(
     return decide(records, claims, judges, [margin_in(manifest, deciding, config_file)], uses, names)
 
 
+def check_claims(methods: Sequence[Method], backbone: str, settings: Mapping[str, Any]) -> Claims:
+    """Refuses claims that could not be judged, before any model is loaded or picture made.
+
+    Args:
+        methods: of the evaluation.
+        backbone: whose pictures.
+        settings: its configuration.
+
+    Raises:
+        ConfigError: when every judge was optimised or selected by, no policy is evaluated, or a setting does not exist.
+    """
+    names = [method.name for method in methods]
+    claims = claims_of(names, settings["hypotheses"])
+    uses = uses_by(names, [method.name for method in methods if method.looks], backbone, settings)
+    settle(tuple(settings.get("judges") or ()), uses, backbone)
+    return claims
+
+
 def claims_of(methods: Sequence[str], settings: Mapping[str, Any]) -> Claims:
     """Claims from configuration: the policy is the first learned method, its curve the same one at other prices.
 
+    Its controls are known by their names: ``policy:RUN@PRICE,shuffled`` and ``policy:RUN@PRICE,no_refine``.
+
     Args:
         methods: names of all methods.
-        settings: keyword arguments of :class:`Claims`, lists in place of tuples.
+        settings: keyword arguments of :class:`Claims`, lists in place of tuples; and ``trained_without``, the run of
+            a policy that was trained without refinement: H4's comparator, in place of the policy with refine masked,
+            which is set beside it.
 
     Raises:
         ConfigError: for a setting that does not exist, or when no policy was evaluated.
@@ -62,16 +85,25 @@ def claims_of(methods: Sequence[str], settings: Mapping[str, Any]) -> Claims:
     >>> claims_of(["fixed:8", "policy:a@0.01", "policy:a@0.02", "policy:b@0.01"], {}).points
     ('policy:a@0.01', 'policy:a@0.02')
     """
-    check_settings("hypotheses have", settings, (item.name for item in fields(Claims)))
-    given = {key: _frozen(value) for key, value in settings.items()}
-    others = {given.get("shuffled"), *given.get("no_refine", ())}
+    known = ("trained_without", *(item.name for item in fields(Claims)))
+    check_settings("hypotheses have", settings, known)
+    given = {key: _frozen(value) for key, value in settings.items() if value is not None}
+    without = given.pop("trained_without", None)
+    trained = tuple(name for name in methods if without and name.startswith(f"{run_name(without)}@"))
+    others = {given.get("shuffled"), *given.get("no_refine", ()), *trained}
     others |= {name for members in given.get("refine_controls", {}).values() for name in members}
     priced = {name: match["stem"] for name in methods if name not in others and (match := _PRICED.fullmatch(name))}
     policy = given.pop("policy", None) or next(iter(priced), None)
     if policy is None:
         raise ConfigError("hypotheses are about a policy, and none was evaluated", "set policy=runs/emoji")
     curve = tuple(name for name, stem in priced.items() if stem == priced.get(policy) and name != policy)
-    return Claims(policy=policy, **{"curve": curve, **given})
+    masked = tuple(name for name in (f"{at},no_refine" for at in (policy, *curve)) if name in methods)
+    found: dict[str, Any] = {"curve": curve, "no_refine": trained or masked}
+    if trained and masked:
+        found["refine_controls"] = {"the policy with refine masked": masked}
+    if f"{policy},shuffled" in methods:
+        found["shuffled"] = f"{policy},shuffled"
+    return Claims(policy=policy, **{**found, **given})
 
 
 def margin_in(manifest: Manifest, measure: str, config_file: Path | str | None = None) -> Margin:

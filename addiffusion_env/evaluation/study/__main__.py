@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from addiffusion_env import __version__
+from addiffusion_env.agents.policy_file import RESULTS_FILE
 from addiffusion_env.agents.replay import ReplayConfig, record_table
 from addiffusion_env.baselines.prompt_rule import names_colour
 from addiffusion_env.envs.loading import load_backbone, load_scorers
@@ -294,6 +295,9 @@ def report(
         page.Section("What did not work, and what stands in the way", _lessons()),
     ]
     page.write(docs / "results.md", "Results on the emoji world", sections)
+    write_text(
+        folders["seed-0"] / RESULTS_FILE, json.dumps(page.card_results(main_policy, material.clock, rng), indent=1)
+    )
     figures = {arm.name: [float(arm.correct.mean()), float(arm.nfe.mean())] for row in arms.values() for arm in row}
     write_text(options.out / "results.json", json.dumps(figures, indent=1))
     print("\n".join(page.verdicts(settled)))

@@ -66,6 +66,27 @@ def gain_tables(found: Mapping[str, Mapping[str, Sequence[Gain]]]) -> list[str]:
     return lines
 
 
+def card_results(policy: Sequence[Arm], clock: Clock, rng: np.random.Generator) -> dict[str, Any]:
+    """What the policy's card shows, as :func:`addiffusion_env.agents.policy_file.read_results` reads it."""
+    rows = []
+    for arm in policy:
+        share = share_interval(arm.correct, rng, 0.95)
+        rows.append(
+            {
+                "method": f"policy@{arm.name.rsplit('@')[-1]}",
+                "correct": {name: round(getattr(share, name), 3) for name in ("estimate", "low", "high")},
+                "nfe": {"estimate": round(float(arm.nfe.mean()), 2)},
+                "seconds": {"estimate": round(float(clock.seconds(arm).mean()), 3)},
+            }
+        )
+    return {
+        "about": f"{len(policy[0].correct)} test prompts of the emoji grammar, picture seed 0, judged by the emoji "
+        "detector; seconds on two CPU cores.",
+        "command": "python -m addiffusion_env.evaluation.study",
+        "rows": rows,
+    }
+
+
 def task_table(arms: Sequence[Arm], tasks: Sequence[str]) -> list[str]:
     """Share correct (mean NFE) of each arm on each task."""
     names = np.array(tasks)

@@ -1,0 +1,98 @@
+"""From what a caller gives (prompts, seeds, how many pictures each) to one job a picture, lazily."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from addiffusion_env.agents.trace import Job
+from addiffusion_env.errors import ConfigError, PromptError
+from addiffusion_env.prompts.base import Prompt
+
+Prompts = str | Prompt | Iterable["str | Prompt"]
+Seeds = int | Iterable[int] | None
+
+
+def listed(prompts: Prompts) -> list[str | Prompt]:
+    """One prompt or an iterable of them as a list.
+
+    Raises:
+        PromptError: for something else.
+    """
+    if isinstance(prompts, str | Prompt):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise PromptError(f"prompts must be text or a list of texts, got {type(prompts).__name__}", "pass its text")
+    return list(prompts)
+
+
+def make_jobs(
+    prompts: Prompts, seeds: Seeds, images_per_prompt: int, read: Callable[[str], Prompt] = Prompt.of
+) -> Iterator[Job]:
+    """One job a picture, prompt by prompt; checked at once as far as the lengths are known, otherwise on the way.
+
+    Args:
+        prompts: one, or any iterable of them; consumed one by one.
+        seeds: one a picture (prompt by prompt); a number ``s``, for pictures ``s``, ``s + 1``, ... of every prompt;
+            ``None`` is 0.
+        images_per_prompt: pictures of each prompt.
+        read: makes a prompt of a text.
+
+    Raises:
+        PromptError: for an empty list, or a prompt that is no text.
+        ConfigError: for fewer than one picture a prompt, seeds that are no whole numbers, or not one seed a picture.
+
+    >>> [(job.index, job.prompt.text, job.seed) for job in make_jobs(["a", "b"], 7, 2)]
+    [(0, 'a', 7), (1, 'a', 8), (2, 'b', 7), (3, 'b', 8)]
+    """
+    if not isinstance(images_per_prompt, int) or images_per_prompt < 1:
+        raise ConfigError(f"num_images_per_prompt must be at least 1, got {images_per_prompt!r}", "use 1")
+    if isinstance(prompts, str | Sequence) or not isinstance(prompts, Iterable):
+        prompts = listed(prompts)
+        if not prompts:
+            raise PromptError("no prompts were given", "pass at least one")
+        for prompt in prompts:
+            Prompt.of(prompt)
+        if isinstance(seeds, Sequence) or hasattr(seeds, "__len__"):
+            _check_count(len(seeds), len(prompts), images_per_prompt)  # type: ignore[arg-type]
+            seeds = [_seed(seed) for seed in seeds]  # type: ignore[union-attr]
+    if seeds is None or not isinstance(seeds, Iterable):
+        first = 0 if seeds is None else _seed(seeds)
+        drawn: Iterator[Any] = (first + index % images_per_prompt for index in count())
+    else:
+        drawn = iter(seeds)
+    return _jobs(prompts, drawn, images_per_prompt, read)
+
+
+def _jobs(
+    prompts: Iterable[str | Prompt], seeds: Iterator[Any], images_per_prompt: int, read: Callable[[str], Prompt]
+) -> Iterator[Job]:
+    index = 0
+    for given in prompts:
+        prompt = read(given) if isinstance(given, str) else Prompt.of(given)
+        for _ in range(images_per_prompt):
+            seed = next(seeds, None)
+            if seed is None:
+                raise ConfigError(
+                    f"the seeds ended after {index} pictures, and the prompts go on", "give one a picture"
+                )
+            yield Job(index, prompt, _seed(seed))
+            index += 1
+
+
+def _check_count(seeds: int, prompts: int, images_per_prompt: int) -> None:
+    if seeds != prompts * images_per_prompt:
+        each = f" of {images_per_prompt} pictures each" if images_per_prompt > 1 else ""
+        raise ConfigError(f"{seeds} seeds for {prompts} prompts{each}", "give one seed a picture, or one number")
+
+
+def _seed(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        raise ConfigError(
+            f"a seed must be a whole number, got {type(seed).__name__}",
+            "noise is keyed by prompt and seed: pass seeds=[0, 1, ...] in the place of torch generators",
+        ) from error

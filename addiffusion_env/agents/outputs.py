@@ -1,0 +1,146 @@
+"""What pipelines give back: pictures in the caller's format, what they cost, and how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from addiffusion_env.agents.trace import Job, Trace
+from addiffusion_env.engine.engine import Counters
+from addiffusion_env.engine.episode import Episode
+from addiffusion_env.errors import unknown
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineOutput:
+    """What a call made: ``N`` pictures, prompt by prompt.
+
+    Attributes:
+        images: N PIL images; or float32 in [0, 1], an array (N, H, W, 3) for ``"np"``, a tensor (N, 3, H, W) on the CPU
+            for ``"pt"``.
+        nfe: (N,) evaluations that each picture took.
+        actions: the actions taken for each picture: 0 continue, 1 stop, 2 refine.
+        trace: how each came about, where ``return_trace`` asked for it.
+        utilisation: busy lanes over lanes, averaged over the denoiser calls, in [0, 1].
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    nfe: np.ndarray
+    actions: list[list[int]]
+    trace: list[Trace] | None
+    utilisation: float
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedPicture:
+    """One picture of a stream.
+
+    Attributes:
+        index: its place in the order of the prompts (and of the pictures of each).
+        prompt: its text.
+        seed: its seed.
+        image: a PIL image; or float32 in [0, 1], (H, W, 3) for ``"np"`` and (3, H, W) for ``"pt"``.
+        nfe: evaluations that it took.
+        actions: the actions taken.
+        trace: how it came about, where ``return_trace`` asked for it.
+    """
+
+    index: int
+    prompt: str
+    seed: int
+    image: Image.Image | np.ndarray | Tensor
+    nfe: float
+    actions: list[int]
+    trace: Trace | None
+
+
+Made = tuple[Job, Episode, Trace | None]
+"""What the engine's programs return: the job, its episode, its trace."""
+
+
+class PictureStream(Iterator[StreamedPicture]):
+    """Pictures as they are made; an iterator with an account of how busy the lanes were.
+
+    Args:
+        made: finished pictures, as they come.
+        counters: of the engine that makes them.
+        output_type: one of :data:`OUTPUT_TYPES`.
+        ordered: whether a picture waits for those before it.
+    """
+
+    def __init__(self, made: Generator[Made, None, None], counters: Counters, output_type: str, ordered: bool) -> None:
+        self._made = made
+        self._pictures = in_order(made) if ordered else made
+        self._output_type = output_type
+        self.counters = counters
+
+    def __next__(self) -> StreamedPicture:
+        job, episode, trace = next(self._pictures)
+        [image] = convert([episode], self._output_type)
+        lane = episode.lane
+        return StreamedPicture(job.index, job.prompt.text, job.seed, image, float(lane.nfe), list(lane.actions), trace)
+
+    @property
+    def utilisation(self) -> float:
+        """Busy lanes over lanes so far, averaged over the denoiser calls, in [0, 1]; 0 before the first.
+
+        While prompts wait every lane is busy (``counters.queued_utilisation``); what is lost is lost at the end, where
+        the last pictures take unequally long.
+        """
+        return self.counters.utilisation
+
+    def close(self) -> None:
+        """Drops what is in the making; the stream ends."""
+        self._made.close()
+
+
+def in_order(made: Iterator[Made]) -> Generator[Made, None, None]:
+    """Pictures by their place; one that is ready early waits for those before it."""
+    waiting: dict[int, Made] = {}
+    following = 0
+    for entry in made:
+        waiting[entry[0].index] = entry
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def collect(made: Sequence[Made], output_type: str, utilisation: float) -> PipelineOutput:
+    """The output of a whole call, from its pictures in order."""
+    episodes = [episode for _, episode, _ in made]
+    traces = [trace for _, _, trace in made if trace is not None]
+    return PipelineOutput(
+        convert(episodes, output_type),
+        np.array([episode.lane.nfe for episode in episodes]),
+        [list(episode.lane.actions) for episode in episodes],
+        traces if len(traces) == len(made) else None,
+        utilisation,
+    )
+
+
+def check_output_type(output_type: str) -> str:
+    """Returns a known output type.
+
+    Raises:
+        UnknownNameError: for another, with the nearest one.
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise unknown("output_type", str(output_type), OUTPUT_TYPES)
+    return output_type
+
+
+def convert(episodes: Sequence[Episode], output_type: str) -> Any:
+    """The pictures of episodes in one of :data:`OUTPUT_TYPES`; all formats hold the same 8-bit colours."""
+    pixels = np.stack([episode.picture.pixels() for episode in episodes])
+    if output_type == "pil":
+        return [Image.fromarray(picture) for picture in pixels]
+    scaled = pixels.astype(np.float32) / 255
+    return scaled if output_type == "np" else torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,119 @@
+"""Stable-Baselines3's own zip files: a policy written as one, and one read as a policy.
+
+A zip that :func:`export_zip` wrote loads with ``MaskablePPO.load`` (or ``PPO.load``) like any other and can be trained
+on; beside SB3's members it holds ``addiffusion.json``, what SB3 has no place for: environment, frontier, provenance.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_space, parse_config
+from addiffusion_env.agents.training import ALGORITHMS, layers
+from addiffusion_env.agents.trust import require_trust
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
+
+DETAILS_FILE = "addiffusion.json"
+
+
+def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
+    """Writes a trained policy as SB3 saves a model; its optimiser starts anew.
+
+    Args:
+        name_or_dir: a shipped policy's name, a run's or policy's folder, or a hub id.
+        path: of the zip.
+
+    Returns:
+        The path.
+
+    Raises:
+        WeightsError: when there is no such policy.
+        RunFolderError: when the file cannot be written.
+    """
+    saved, path = HubPolicy.from_pretrained(name_or_dir), Path(path)
+    kind, policy = ALGORITHMS[str(saved.details.provenance.get("algorithm", "maskable_ppo"))]
+    arch = {key: list(widths) for key, widths in saved.details.net_arch.items()}
+    # Spaces in the place of an environment: SB3 makes its networks from them alone.
+    model: Any = kind(policy, None, policy_kwargs={"net_arch": arch}, device="cpu", _init_setup_model=False)  # type: ignore[call-arg,arg-type]
+    model.observation_space, model.action_space, model.n_envs = saved.details.space(), spaces.Discrete(3), 1
+    model._setup_model()
+    model.policy.load_state_dict(saved.network.state_dict())
+    model.num_timesteps = int(saved.details.provenance.get("decisions", 0))
+    try:
+        model.save(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(DETAILS_FILE, config_text(saved.details))
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error}", "choose a folder that can be written") from error
+    return path
+
+
+def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, trust: bool = False) -> HubPolicy:
+    """Reads the policy of a model that SB3 saved.
+
+    Args:
+        path: of the zip.
+        environment: settings of the environment that it was trained on; not needed for a zip of :func:`export_zip`.
+        trust: SB3's zips hold pickles, which run code when they are read; ``True`` says that these may.
+
+    Raises:
+        ConfigError: without ``trust``, without an environment, or for a policy of another class than
+            :class:`AdDiffusionPolicy` and its maskable form.
+        WeightsError: for a file that is missing, damaged or no zip of SB3's.
+    """
+    path = Path(path)
+    require_trust(path, trust)
+    try:
+        data, params, _ = load_from_zip_file(path, device="cpu")
+        with zipfile.ZipFile(path) as archive:
+            details = json.loads(archive.read(DETAILS_FILE)) if DETAILS_FILE in archive.namelist() else None
+    except Exception as error:  # zipfile, pickle and torch raise many kinds for damaged files
+        raise WeightsError(
+            f"{path} is no readable zip of Stable-Baselines3: {error}", "save the model again"
+        ) from error
+    kind = (data or {}).get("policy_class")
+    if not (isinstance(kind, type) and issubclass(kind, AdDiffusionPolicy | MaskableAdDiffusionPolicy)):
+        name = getattr(kind, "__name__", kind)
+        raise ConfigError(
+            f"{path} holds a {name}, and only AdDiffusionPolicy and MaskableAdDiffusionPolicy can be saved here",
+            "train with one of them as SB3's policy",
+        )
+    assert data is not None
+    arch = layers((data.get("policy_kwargs") or {}).get("net_arch", NET_ARCH))
+    config = _details(path, data, details, environment, arch)
+    network = AdDiffusionPolicy(config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch=arch)
+    try:
+        network.load_state_dict(params["policy"])  # type: ignore[arg-type]
+    except (KeyError, RuntimeError) as error:
+        raise WeightsError(f"the weights in {path} do not fit: {error}", "save the model again") from error
+    return HubPolicy(network.eval(), config)
+
+
+def _details(
+    path: Path, data: Mapping[str, Any], details: Any, environment: Mapping[str, Any] | None, arch: dict[str, list[int]]
+) -> PolicyConfig:
+    if details is not None and environment is None:
+        return parse_config(details, path)
+    if environment is None:
+        raise ConfigError(
+            f"{path} does not say which environment it was trained on", "pass environment={'backbone': 'emoji', ...}"
+        )
+    low, high = EnvSettings.of(**environment).price_range()
+    return PolicyConfig(
+        environment=dict(environment),
+        observation=describe_space(data["observation_space"]),
+        net_arch=arch,
+        highest_price=high,
+        default_price=(low + high) / 2,
+        provenance={"imported_from": path.name, "decisions": int(data.get("num_timesteps", 0))},
+    )

@@ -1,0 +1,233 @@
+"""What happened on the way to a picture: every decision with what the policy saw, and callbacks after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.base import EpisodeProgram, Method
+from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.requests import Decide, Evaluate, Outcome, Request, to_pixels
+from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import Look
+
+StepCallback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | None"]
+"""``callback(pipe, step, timestep, callback_kwargs)``, as diffusers has it; see :class:`StepEnd`."""
+
+CALLBACK_TENSORS = ("latents", "x0")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make.
+
+    Attributes:
+        index: its place among the pictures of a call, prompt by prompt.
+        prompt: what is drawn.
+        seed: the picture's seed.
+    """
+
+    index: int
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """One decision of a policy.
+
+    Attributes:
+        sigma: noise level where the lane stood.
+        nfe: evaluations spent before it.
+        action: 0 continue, 1 stop, 2 refine.
+        probabilities: (3,) float64, of the policy over the legal actions; ``None`` for a policy without learning.
+        preference: of the preview, in standard deviations; NaN where nobody looked.
+        clip_score: of the preview, a cosine; NaN where nobody looked.
+        preview: (h, w, 3) uint8, what the picture would be, or the finished one where that is judged; ``None`` before
+            the first evaluation.
+    """
+
+    sigma: float
+    nfe: float
+    action: int
+    probabilities: np.ndarray | None
+    preference: float
+    clip_score: float
+    preview: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """How one picture came about.
+
+    Attributes:
+        prompt: its text.
+        seed: its seed.
+        decisions: in order; empty for methods that decide nothing on the way (``oracle``, whole pipelines).
+        nfe: evaluations in all.
+        network_calls: in all; a guided evaluation takes two.
+        preference: of the finished picture; NaN where the method needs no scorers and none were given.
+        clip_score: of the finished picture; NaN likewise.
+        masks: (h, w) float each, in [0, 1]: the regions of its refinements; none for those of the whole picture.
+    """
+
+    prompt: str
+    seed: int
+    decisions: tuple[Decision, ...]
+    nfe: float
+    network_calls: int
+    preference: float
+    clip_score: float
+    masks: tuple[np.ndarray, ...]
+
+
+def trace_of(job: Job, episode: Episode, decisions: Sequence[Decision]) -> Trace:
+    """The trace of a finished episode."""
+    lane = episode.lane
+    preference, clip_score = scores_of(episode.picture.look)
+    return Trace(job.prompt.text, job.seed, tuple(decisions), lane.nfe, lane.calls, preference, clip_score, lane.masks)
+
+
+def scores_of(look: Look | None) -> tuple[float, float]:
+    """(preference, CLIP score) of a look at one picture; NaN without one."""
+    return (float("nan"),) * 2 if look is None else (float(look.preference[0]), float(look.clip_score[0]))
+
+
+class TracingDecider:
+    """Answers decisions as a method does, and remembers what it saw.
+
+    Args:
+        method: bound to the backbone.
+        backbone: decodes the previews, all lanes' that decide at once in one batch.
+    """
+
+    def __init__(self, method: Method, backbone: Backbone) -> None:
+        self.method = method
+        self.backbone = backbone
+        self._made: dict[int, Decision] = {}
+
+    def __call__(self, requests: Sequence[Decide]) -> list[int]:
+        """One action for each lane that waits for one."""
+        chances: Sequence[np.ndarray | None] = [None] * len(requests)
+        if isinstance(self.method, LearnedMethod):
+            probabilities = list(self.method.probabilities(requests))
+            actions = [int(np.argmax(row)) for row in probabilities]
+            chances = probabilities
+        else:
+            actions = self.method.decide(requests)
+        previews = self._previews(requests)
+        for request, action, chance, preview in zip(requests, actions, chances, previews, strict=True):
+            lane = request.lane
+            self._made[id(request)] = Decision(lane.sigma, lane.nfe, action, chance, *scores_of(lane.look), preview)
+        return actions
+
+    def made(self, request: Decide) -> Decision:
+        """The decision that answered a request; told once."""
+        return self._made.pop(id(request))
+
+    def _previews(self, requests: Sequence[Decide]) -> list[np.ndarray | None]:
+        lanes = [request.lane for request in requests]
+        height, width = self.backbone.capabilities.preview_size
+        under_way = [lane for lane in lanes if lane.x0 is not None and lane.shown is None]
+        decoded = iter(self.backbone.preview(torch.cat([lane.x0 for lane in under_way])) if under_way else ())
+        previews: list[np.ndarray | None] = []
+        for lane in lanes:
+            if lane.shown is not None:
+                previews.append(np.asarray(Image.fromarray(lane.shown.pixels()).resize((width, height))))
+            else:
+                previews.append(None if lane.x0 is None else to_pixels(next(decoded)))
+        return previews
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """Calls the user's function after every evaluation that moves a lane, as diffusers' pipelines do.
+
+    The engine works on many pictures at once, so the function is called once a picture and step: ``step`` counts that
+    picture's evaluations from 0 (landing and refinement included), ``timestep`` is the network's own time at which it
+    was evaluated, and the tensors in ``callback_kwargs`` are batches of one. It also holds ``index`` (the picture's
+    place in the call), ``prompt`` and ``seed``. What comes back under ``latents`` takes the place of the lane's.
+    Evaluations that move nothing (attention and phrase maps of a refinement) are not told. Methods that run a whole
+    diffusers pipeline (``lcm``, ``turbo``, ``sag``, ``attend_excite``, ``fbcache``) call nothing.
+
+    Attributes:
+        pipe: what the function is told as its first argument.
+        backbone: whose timesteps.
+        function: ``callback(pipe, step, timestep, callback_kwargs) -> dict``.
+        tensors: which of :data:`CALLBACK_TENSORS` it is given: ``latents`` after the step, and the clean prediction
+            ``x0``, each (1, C, H, W).
+    """
+
+    pipe: Any
+    backbone: Backbone
+    function: StepCallback
+    tensors: Sequence[str] = ("latents",)
+
+    def __post_init__(self) -> None:
+        for name in self.tensors:
+            if name not in CALLBACK_TENSORS:
+                raise unknown("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
+
+    def __call__(self, job: Job, step: int, request: Evaluate, outcome: Outcome) -> Outcome:
+        """Tells the function of one step; the outcome with what it puts in its place.
+
+        Raises:
+            ConfigError: when it returns something else than a mapping or ``None``, or latents of another shape.
+        """
+        timestep = float(self.backbone.timesteps(request.latents.sigma)[0])
+        values = {"latents": outcome.latents.x, "x0": outcome.x0}
+        given: dict[str, Any] = {name: values[name] for name in self.tensors}
+        given.update(index=job.index, prompt=job.prompt.text, seed=job.seed)
+        answer = self.function(self.pipe, step, timestep, given)
+        if answer is None:
+            return outcome
+        if not isinstance(answer, Mapping):
+            raise ConfigError(
+                f"callback_on_step_end returned a {type(answer).__name__}, expected a dict", "return callback_kwargs"
+            )
+        latents = answer.get("latents", outcome.latents.x)
+        if not isinstance(latents, torch.Tensor) or latents.shape != outcome.latents.x.shape:
+            shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise ConfigError(
+                f"callback_on_step_end returned latents of shape {shape}, expected {tuple(outcome.latents.x.shape)}",
+                "each call is about one picture",
+            )
+        return replace(outcome, latents=replace(outcome.latents, x=latents.to(outcome.latents.x)))
+
+
+def watched(
+    job: Job, program: EpisodeProgram, decider: TracingDecider | None, step_end: StepEnd | None
+) -> Generator[Request, Any, tuple[Job, Episode, Trace | None]]:
+    """A method's program with its requests and answers looked at on the way.
+
+    Args:
+        job: the picture.
+        program: of the method.
+        decider: answers its decisions; ``None`` for no trace.
+        step_end: told of its steps; ``None`` for nobody.
+
+    Returns:
+        The job, its episode and its trace.
+    """
+    decisions: list[Decision] = []
+    step, answer = 0, None
+    while True:
+        try:
+            request = program.send(answer)
+        except StopIteration as stop:
+            episode: Episode = stop.value
+            return job, episode, None if decider is None else trace_of(job, episode, decisions)
+        answer = yield request
+        if isinstance(request, Decide) and decider is not None:
+            decisions.append(decider.made(request))
+        elif isinstance(request, Evaluate) and request.sigma_next is not None and step_end is not None:
+            answer = step_end(job, step, request, answer)
+            step += 1

@@ -1,0 +1,65 @@
+"""Moving a loaded pipeline to its device, after a look at whether it fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from addiffusion_env.backbones.hub import WORKS_OFFLINE
+from addiffusion_env.errors import ConfigError, WeightsError
+
+
+def place(pipe: Any, name: str, device: torch.device, offload: str) -> None:
+    """Moves a pipeline to a device, or sets up offloading to it.
+
+    Raises:
+        WeightsError: when it does not fit the GPU.
+        ConfigError: for offloading without a GPU.
+    """
+    if offload != "none" and device.type == "cpu":
+        raise ConfigError(f"offload={offload} was asked for on the CPU", "offloading frees a GPU; use offload=none")
+    sizes = {key: size_of(part) for key, part in pipe.components.items() if isinstance(part, nn.Module)}
+    needed = {"none": sum(sizes.values()), "model": max(sizes.values(), default=0), "sequential": 0}[offload]
+    if device.type == "cuda":
+        check_memory(name, needed, torch.cuda.mem_get_info(device)[0], device, offload, pipe.dtype)
+    try:
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise too_large(name, needed, 0, device, offload, pipe.dtype) from error
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of a module's parameters."""
+    return sum(value.numel() * value.element_size() for value in module.parameters())
+
+
+def check_memory(
+    name: str, needed: int, free: int, device: torch.device, offload: str, dtype: torch.dtype = torch.float32
+) -> None:
+    """Refuses weights of ``needed`` bytes where only ``free`` bytes are.
+
+    Raises:
+        WeightsError: with both numbers, and what would fit.
+    """
+    if needed > free:
+        raise too_large(name, needed, free, device, offload, dtype)
+
+
+def too_large(
+    name: str, needed: int, free: int, device: torch.device, offload: str, dtype: torch.dtype
+) -> WeightsError:
+    """The error for weights of ``dtype`` that do not fit a GPU."""
+    more = {"none": "offload=model or offload=sequential", "model": "offload=sequential"}.get(
+        offload, "a smaller model"
+    )
+    return WeightsError(
+        f"{name} needs {needed / 2**30:.1f} GiB for its weights, {device} has {free / 2**30:.1f} GiB free",
+        f"use {more}, {'dtype=auto (half precision), ' * (dtype == torch.float32)}or free the GPU; {WORKS_OFFLINE}",
+    )

@@ -1,0 +1,51 @@
+"""From the configuration of an evaluation to its methods, its environment and its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.agents.policy_file import PRETRAINED
+from addiffusion_env.baselines import make_method
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.evaluation.benchmarks import choose_prompts
+from addiffusion_env.evaluation.store import RecordStore
+
+
+def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
+    """The methods of a configuration, the policy first, and the environment that they share.
+
+    Raises:
+        UnknownNameError: for a method that does not exist.
+        WeightsError: for a folder without a policy.
+    """
+    prices = ["" if price is None else f"@{price}" for price in config["prices"]]
+    runs = [config["policy"], (config["hypotheses"] or {}).get("trained_without")]
+    policies: list[Any] = [make_method(f"policy:{run}{price}") for run in runs if run is not None for price in prices]
+    # A policy brings its own environment, weights included; what is said here goes over it.
+    known = policies[0].config.environment if policies else {}
+    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
+    source, options = choose_prompts(config, str(settings.backbone))
+    settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
+    return policies + [make_method(spec) for spec in config["methods"]], settings
+
+
+def out_folder(config: Mapping[str, Any]) -> Path:
+    """Where records and report go; refused at once when it cannot be made.
+
+    Without ``out``: ``report`` in the policy's run (``hypotheses`` where claims are judged). A policy that ships with
+    the package has no run to write to, so its evaluation goes to ``runs``.
+
+    Raises:
+        RunFolderError: when it cannot be made.
+    """
+    policy, judged = config["policy"], config["hypotheses"] is not None
+    if policy is None or (PRETRAINED / str(policy)).is_dir():
+        default = Path("runs", "hypotheses" if judged else "eval" if policy is None else f"eval_{policy}")
+    else:
+        default = Path(policy) / ("hypotheses" if judged else "report")
+    return RecordStore(config["out"] or default).folder

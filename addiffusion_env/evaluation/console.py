@@ -1,0 +1,32 @@
+"""What an evaluation prints when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from addiffusion_env.evaluation.report import Report
+
+FILE_WIDTH = 120
+"""Columns of what is printed to a file or a pipe."""
+
+
+def print_report(report: Report) -> None:
+    """Prints the methods side by side, the verdicts on claims where some were judged, and where the report is."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from addiffusion_env.evaluation.hypotheses.render import print_verdicts
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, FILE_WIDTH))
+    table = Table(*(Column(head, no_wrap=True) for head in ("method", "mean NFE", "correct", "preference", "seconds")))
+    for row in report.summary.methods:
+        means = [f"{value.estimate:.2f}" for value in (row.nfe, row.preference, row.seconds)]
+        cells = (means[0], str(row.correct or "-"), *means[1:])
+        table.add_row(row.method, *cells, style="bold" if row.method == report.summary.focus else "")
+    console.print(table)
+    if report.verdicts:
+        print_verdicts(report.verdicts, console)
+    print(f"report: {report.html.resolve()}", flush=True)

@@ -1,0 +1,83 @@
+"""What an evaluation will cost, told before it starts: pictures, evaluations, minutes on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from addiffusion_env.baselines.fixed import FixedSteps
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.lanes import lanes_of
+from addiffusion_env.evaluation.runner import Plan, Stage
+from addiffusion_env.prompts.base import Prompt
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """What is still to be made of a plan.
+
+    Attributes:
+        pictures: of all methods.
+        to_make: pictures that are not recorded yet.
+        least: NFE of these when no method tries twice.
+        most: NFE when every method makes all its tries. A policy counts what it spent on training prompts in both.
+        pace: seconds a guided evaluation takes with all lanes full, measured just now; NaN when it was not.
+    """
+
+    pictures: int
+    to_make: int
+    least: float
+    most: float
+    pace: float
+
+    def __str__(self) -> str:
+        count = f"{self.pictures} pictures, {self.to_make} of them to be made"
+        if not self.to_make:
+            return f"plan: {count}"
+        few, many = (nfe * self.pace / 60 for nfe in (self.least, self.most))
+        nfe = f"{self.least:,.0f}" if self.least == self.most else f"{self.least:,.0f} to {self.most:,.0f}"
+        time_words = f"{few:.1f} to {many:.1f} minutes" if many > few else f"{few:.1f} minutes"
+        return f"plan: {count}; {nfe} NFE, {time_words} at {1000 * self.pace:.0f} ms an evaluation (measured now)"
+
+
+def plan_cost(plans: Sequence[Plan], stage: Stage, waiting: Sequence[int], max_lanes: int | str) -> PlanCost:
+    """Counts what a plan has still to do, and measures how fast this machine does it.
+
+    Args:
+        plans: of :func:`addiffusion_env.evaluation.runner.plan`.
+        stage: what they run on.
+        waiting: pictures of each that must be made, by :func:`addiffusion_env.evaluation.runner.to_make`.
+        max_lanes: in the making at once.
+    """
+    ranges = [nfe_range(entry, stage) for entry in plans]
+    least, most = (sum(n * pair[end] for n, pair in zip(waiting, ranges, strict=True)) for end in (0, 1))
+    prompts = [job.prompt for job in plans[0].jobs[: lanes_of(max_lanes, "max_lanes")[0]]]
+    pace = measured_pace(stage, prompts) if any(waiting) else float("nan")
+    return PlanCost(sum(len(entry.jobs) for entry in plans), sum(waiting), least, most, pace)
+
+
+def nfe_range(entry: Plan, stage: Stage) -> tuple[float, float]:
+    """(least, most) NFE of one picture of a method: one try and all of them; what a policy says that it spends."""
+    spends = getattr(entry.method, "expected_nfe", None)
+    if spends is not None:
+        return (spends, spends)
+    process = entry.process
+    once = process.nfe_of(stage.backbone.sigmas(process.steps, process.spacing)[:-1])
+    every = once * getattr(entry.method, "tries", 1)
+    return (every, every) if entry.method.name.startswith("best_of") else (once, every)
+
+
+def measured_pace(stage: Stage, prompts: Sequence[Prompt], steps: int = 2) -> float:
+    """Seconds that a guided evaluation takes, all prompts in step: ``steps`` each, after one round to warm up."""
+    method = FixedSteps(steps)
+    process = method.process(stage.process)
+    engine = Engine(stage.backbone, stage.scorers, solver=process.solver, decider=method.decide)
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        engine.run(method.program(stage.backbone, process, prompt, 0) for prompt in prompts)
+        return time.perf_counter() - begun
+
+    seconds()
+    return seconds() / (steps * len(prompts))

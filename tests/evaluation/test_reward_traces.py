@@ -1,0 +1,56 @@
+"""The traces of a report are what the environment pays for the same actions."""
+
+import pytest
+
+from addiffusion_env.baselines import make_method
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.evaluation.films import Film
+from addiffusion_env.evaluation.runner import Stage, plan
+from addiffusion_env.evaluation.traces import Watcher
+from addiffusion_env.prompts.emoji_grammar import emoji_prompt
+
+PROMPT = emoji_prompt("a photo of an elephant left of a giraffe")
+
+
+@pytest.fixture
+def watched(emoji, scorers):
+    """(method, watcher, episode) of the shipped policy on one prompt."""
+    method = make_method("policy:emoji@0.01")
+    stage = Stage(emoji, scorers, method.settings().process(emoji.capabilities, emoji.name))
+    entry = plan([method], [PROMPT], [3], stage)[0]
+    watcher = Watcher(method)
+    engine = Engine(emoji, scorers, decider=watcher.decide)
+    (episode,) = engine.run([method.program(emoji, entry.process, PROMPT, 3)])
+    return method, watcher, episode
+
+
+def test_a_trace_is_what_the_environment_pays(watched):
+    method, watcher, episode = watched
+    terms = watcher.terms(episode)
+    env = AdDiffusionEnv(**method.config.environment)
+    env.reset(seed=0, options={"prompt": PROMPT.text, "prompt_id": PROMPT.prompt_id, "seed": 3, "price": 0.01})
+    total = 0.0
+    for place, action in enumerate(episode.lane.actions):
+        _, reward, ended, _, info = env.step(action)
+        total += reward
+        for name, values in terms.items():
+            assert values[place] == pytest.approx(info["reward_terms"][name], abs=2e-3), (place, name)
+    assert ended
+    assert sum(sum(values) for values in terms.values()) == pytest.approx(total, abs=5e-3)
+    assert {"terminal_bonus", "nfe_price"} <= set(terms)
+
+
+def test_a_method_that_has_no_reward_has_no_trace(watched):
+    _, _, episode = watched
+    assert Watcher(make_method("fixed:2")).terms(episode) == {}
+
+
+def test_traces_are_drawn():
+    from addiffusion_env.evaluation.plots import _pyplot, reward_terms
+
+    film = Film(
+        "u", "policy:a@0", "best", (), (0, 2, 1), (), {"nfe_price": (-0.1, -0.2, 0.0), "bonus": (0.0, 0.0, 1.0)}
+    )
+    png = reward_terms(_pyplot(), [film, film])
+    assert png.startswith(b"\x89PNG")
