@@ -5,6 +5,7 @@ python eval_sb3.py policy=runs/emoji                 a trained policy beside the
 python eval_sb3.py benchmark=geneval backbone=emoji  on a public benchmark; benchmark_path= says where its files are
 python eval_sb3.py experiment=hypotheses             H1 to H4, each supported, not supported or inconclusive
 python eval_sb3.py policy=runs/emoji prompts=1024 'methods=[fixed:8,fixed:20,"prompt_rule:8,6",best_of:3x6]'
+python eval_sb3.py rollouts=ray rollouts.workers=4     in four Ray actors, here or on a cluster
 Run the same command again to go on after an interruption.
 """
 
@@ -41,8 +42,9 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.judges import Judges, check_judges, described
     from addiffusion_env.evaluation.manifest import write_manifest
     from addiffusion_env.evaluation.measured import check_measures, judge_by_vlm, measure_metrics
+    from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
-    from addiffusion_env.evaluation.runner import Stage, carry_out, plan, to_make
+    from addiffusion_env.evaluation.runner import Stage, carry_out, to_make
 
     folder = out_folder(config)
     methods, settings = make_methods(config)
@@ -57,7 +59,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
-    plans = plan(methods, prompts, config["seeds"], stage)
+    plans, make = prepare(methods, prompts, config["seeds"], stage, config["rollouts"], settings, config["judges"])
     write_manifest(
         folder, plans, backbone.name, config, config["margin"], config["price"], described(stage.scorers, judges)
     )
@@ -77,6 +79,7 @@ def evaluate(config: dict[str, Any]) -> Report:
             keep_pictures=keep,
             max_faults=config["max_faults"],
             on_records=lambda made: bar.update(len(made)),
+            make=make,
             on_fault=lambda job, fault: dropped.append(f"{job.prompt.text!r}, seed {job.seed}: {fault.error.cause}"),
         )
     if dropped:

@@ -3,6 +3,7 @@
 python train_sb3.py                             the default experiment on the embedded emoji world
 python train_sb3.py experiment=smoke            every part once, in a minute
 python train_sb3.py lanes=8 ppo.ent_coef=0.01   any key of configs/train.yaml
+python train_sb3.py rollouts=ray rollouts.workers=4   lanes in four Ray actors, here or on a cluster
 python train_sb3.py experiment=sweep            Optuna over PPO's settings
 Run the same command again to go on after an interruption.
 """
@@ -24,9 +25,9 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def train(config: dict[str, Any]) -> tuple[Path, float]:
     """Trains and saves the policy; returns the run's folder and its last return, which a sweep maximises."""
-    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog
+    from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.checkpoints import checkpoints
-    from addiffusion_env.agents.factory import make_vec_env, reward_scale, set_training
+    from addiffusion_env.agents.factory import make_rollouts, reward_scale, set_training, total_lanes
     from addiffusion_env.agents.replay import ReplayConfig, learn_on_table, make_walk, measured_frontier, record_table
     from addiffusion_env.agents.training import (
         attach_logger,
@@ -45,6 +46,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from addiffusion_env.files import whole_file, writing_to
 
     started = time.monotonic()
+    config = {**config, "lanes": total_lanes(config)}
     folder = run_folder(config["run_dir"])
     resume = wants_resume(config["resume"])
     if not resume and checkpoints(folder / "checkpoints"):
@@ -56,7 +58,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
 
     lanes, halve = lanes_of(config["lanes"])
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
-    env = make_vec_env(config["vec_env"], lanes, config["seed"], told)
+    env = make_rollouts(config["rollouts"], config["vec_env"], lanes, config["seed"], told)
     set_training(env, True)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
@@ -85,10 +87,11 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         try:
-            callbacks, bar = [log, checkpointer], config["progress_bar"]
+            remote = [WorkerLog()] if config["rollouts"]["kind"] == "ray" else []
+            callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
             with writing_to(folder):
                 model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=bar)
-        except Exception:
+        except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
     with writing_to(folder), whole_file(folder / "normalisation.json") as file:
@@ -106,9 +109,10 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
 
 def report(folder: Path, config: dict[str, Any]) -> None:
     """Plays the policy and fixed-step comparators on test prompts and writes the report."""
+    from addiffusion_env.agents.factory import total_lanes
     from eval_sb3 import evaluate_run
 
-    evaluate_run(folder, config["report"], max_lanes=config["lanes"])
+    evaluate_run(folder, config["report"], max_lanes=total_lanes(config), rollouts=config["rollouts"])
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from addiffusion_env.errors import AdDiffusionError
@@ -111,7 +112,7 @@ def _benchmarks() -> Iterator[Entry]:
         about = BENCHMARKS.load(name).about
         tasks = f" in {len(about.counts)} tasks" if len(about.counts) > 1 else ""
         counted = f"{sum(about.counts.values())} prompts{tasks}" if about.counts else "prompts"
-        needs = _lacks(lambda about=about: open_origin(None, about), f"its files ({', '.join(about.files)})")
+        needs = _lacks(partial(open_origin, None, about), f"its files ({', '.join(about.files)})")
         yield Entry(name, f"{about.title}: {counted}", needs)
 
 

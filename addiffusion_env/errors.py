@@ -88,6 +88,10 @@ class ResumeError(AdDiffusionError, ValueError):
     """A checkpoint that does not belong to this configuration."""
 
 
+class WorkerError(AdDiffusionError, RuntimeError):
+    """A remote worker that is lost again and again."""
+
+
 class MissingPackageError(AdDiffusionError, ImportError):
     """An optional package that a feature needs is not installed."""
 

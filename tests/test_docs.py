@@ -37,7 +37,8 @@ FENCE = re.compile(
 REGISTRIES = (BACKBONES, BASELINES, METRICS, BENCHMARKS, PROMPT_SOURCES, TERMS, SCORERS)
 POLICY = ROOT / "addiffusion_env" / "agents" / "pretrained" / "emoji"
 
-SWEEP = "hydra.sweeper.n_trials=2 lanes=2 total_timesteps=8 ppo.n_steps=4 ppo.batch_size=8 replay.pictures=2 "
+SWEEP = "hydra.sweeper.n_trials=2 lanes=2 total_timesteps=32 env.refine.limit=1 ppo.n_steps=4 ppo.batch_size=8 "
+SWEEP += "replay.pictures=2 "
 SWEEP += "replay.tries=2 replay.lanes=4 replay.total_timesteps=64 replay.ppo.n_steps=8 replay.ppo.batch_size=32"
 ZOO = "-n 8 --env-kwargs steps:2 --hyperparams n_steps:4 batch_size:8 n_envs:2 n_epochs:1 --eval-freq -1 -f zoo"
 SMALL = "prompts=2 methods=[fixed:2,fixed:4] films=false progress_bar=false"
@@ -174,6 +175,14 @@ def test_commands_within_lines_exist():
                 assert words[2] != "addiffusion_env" or words[3] in ("list", "check", "bench", "demo"), command
             else:
                 assert (ROOT / words[1]).is_file(), command
+
+
+def test_the_limits_quote_the_results():
+    results = GENERATED.read_text(encoding="utf-8")
+    figures = re.findall(r"\d\.\d+", (DOCS / "limits.md").read_text(encoding="utf-8").partition("## Where this")[0])
+    assert len(figures) > 5
+    for figure in figures:
+        assert figure in results, f"docs/limits.md says {figure}, docs/results.md does not"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections import Counter, deque
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,8 +54,9 @@ class EpisodeLog(BaseCallback):
             self.terms.update(info.get("reward_terms", {}))
             if "fault" in info:
                 self.faults += 1
+            if "fault" in info or "worker_lost" in info:
                 info.pop("episode", None)  # half a return would be averaged with whole ones
-            if "image" not in info:
+            if "action_trace" not in info:
                 continue
             actions = [int(action) for action in info["action_trace"]]
             episode = {
@@ -66,7 +68,8 @@ class EpisodeLog(BaseCallback):
                 "price": info["price"],
             }
             self.episodes.append(episode)
-            self.pictures.append((info["image"], episode))
+            if "image" in info:  # remote workers may keep theirs
+                self.pictures.append((info["image"], episode))
         return True
 
     def _on_rollout_end(self) -> None:
@@ -106,8 +109,9 @@ class EpisodeLog(BaseCallback):
     def _write_histogram_and_images(self) -> None:
         exclude = ("stdout", "log", "json", "csv")
         shown = list(self.pictures)
-        grid = picture_grid([picture for picture, _ in shown], [episode["nfe"] for _, episode in shown])
-        self.logger.record("pictures/grid", Image(grid, "HWC"), exclude=exclude)
+        if shown:
+            grid = picture_grid([picture for picture, _ in shown], [episode["nfe"] for _, episode in shown])
+            self.logger.record("pictures/grid", Image(grid, "HWC"), exclude=exclude)
         strips = timelines([episode["actions"] for episode in list(self.episodes)[-32:]])
         self.logger.record("pictures/action_timelines", Image(strips, "HWC"), exclude=exclude)
         for output in self.logger.output_formats:
@@ -124,6 +128,17 @@ def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
     """
     shares = np.array(list(Counter(patterns).values())) / len(patterns)
     return float(abs(np.sum(shares * np.log2(shares))))
+
+
+class WorkerLog(BaseCallback):
+    """Logs what went wrong with Ray workers: ``rollouts/deaths``, ``rollouts/hangs``, ``rollouts/lost_episodes``."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for name, count in asdict(self.training_env.unwrapped.losses).items():  # type: ignore[attr-defined]
+            self.logger.record(f"rollouts/{name}", count)
 
 
 class Checkpointer(BaseCallback):

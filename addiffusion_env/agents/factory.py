@@ -11,13 +11,51 @@ import gymnasium as gym
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
-from addiffusion_env.agents.vec_env import AdDiffusionVecEnv
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.errors import ConfigError, check_settings, unknown
 from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rollouts.crew import RayConfig
+from addiffusion_env.rollouts.ray_vec_env import RayVecEnv
+from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 KINDS = ("lanes", "dummy", "subproc")
+ROLLOUTS = ("local", "ray")
+
+LaneEnv = (AdDiffusionVecEnv, RayVecEnv)
+"""Vectorised environments whose lanes share a model and one state; the others hold one environment a lane."""
+
+
+def total_lanes(config: Mapping[str, Any]) -> int | str:
+    """The lanes of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null; may be ``auto``."""
+    lanes = config["rollouts"].get("lanes")
+    return config["lanes"] if lanes is None else lanes
+
+
+def make_rollouts(
+    rollouts: Mapping[str, Any], vec_env: str, num_envs: int, seed: int, settings: Mapping[str, Any]
+) -> VecMonitor:
+    """Makes the environments of a training, in this process or in Ray actors.
+
+    Args:
+        rollouts: ``kind: local``, or ``kind: ray`` with the fields of :class:`RayConfig`.
+        vec_env: see :func:`make_vec_env`.
+        num_envs: lanes or environments, in all.
+        seed: environment i is seeded with ``seed + i``.
+        settings: keyword arguments of the environment.
+
+    Raises:
+        UnknownNameError: for another kind of roll-outs.
+        ConfigError: for bad settings, or another ``vec_env`` beside Ray, whose workers hold lanes on one model each.
+    """
+    if rollouts["kind"] not in ROLLOUTS:
+        raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
+    if rollouts["kind"] == "local":
+        check_settings("rollouts=local has", rollouts, ("kind", "lanes"))
+        return make_vec_env(vec_env, num_envs, seed, settings)
+    if vec_env != "lanes":
+        raise ConfigError(f"rollouts=ray holds lanes in every worker, got vec_env={vec_env}", "leave vec_env=lanes")
+    return VecMonitor(RayVecEnv(num_envs, seed, RayConfig.of(rollouts), **settings))
 
 
 def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any]) -> VecMonitor:
@@ -71,7 +109,7 @@ class _Maker:
 def env_state(env: VecMonitor) -> dict[str, Any]:
     """Everything an interrupted roll-out needs of its environments, as plain tensors, numbers and strings."""
     inner = env.venv
-    lanes = inner.state_dict() if isinstance(inner, AdDiffusionVecEnv) else inner.env_method("state_dict")
+    lanes = inner.state_dict() if isinstance(inner, LaneEnv) else inner.env_method("state_dict")
     return {"lanes": lanes, "returns": env.episode_returns.tolist(), "lengths": env.episode_lengths.tolist()}
 
 
@@ -79,7 +117,7 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
     """Restores :func:`env_state` on an environment of the same kind and size."""
     env.reset()
     inner = env.venv
-    if isinstance(inner, AdDiffusionVecEnv):
+    if isinstance(inner, LaneEnv):
         inner.load_state_dict(state["lanes"])
     else:
         for index, one in enumerate(state["lanes"]):
@@ -97,7 +135,7 @@ def reward_scale(env: VecMonitor) -> dict[str, list[float]]:
 def set_training(env: VecMonitor, training: bool) -> None:
     """Whether the reward's pooled statistics learn, wherever the environments live."""
     inner = env.venv
-    if isinstance(inner, AdDiffusionVecEnv):
+    if isinstance(inner, LaneEnv):
         inner.set_training(training)
     else:
         inner.env_method("set_training", training)

@@ -17,7 +17,7 @@ from addiffusion_env.agents.policy_file import PRETRAINED, load_config
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.pipelines import backbone_of
+from addiffusion_env.backbones.wrap import backbone_of
 from addiffusion_env.baselines.base import BaseMethod, Method
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig

@@ -93,7 +93,7 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     config = _details(path, data, details, environment, arch)
     network = AdDiffusionPolicy(config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch=arch)
     try:
-        network.load_state_dict(params["policy"])
+        network.load_state_dict(params["policy"])  # type: ignore[arg-type]
     except (KeyError, RuntimeError) as error:
         raise WeightsError(f"the weights in {path} do not fit: {error}", "save the model again") from error
     return HubPolicy(network.eval(), config)

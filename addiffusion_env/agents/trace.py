@@ -118,8 +118,9 @@ class TracingDecider:
         """One action for each lane that waits for one."""
         chances: Sequence[np.ndarray | None] = [None] * len(requests)
         if isinstance(self.method, LearnedMethod):
-            chances = list(self.method.probabilities(requests))
-            actions = [int(np.argmax(row)) for row in chances]
+            probabilities = list(self.method.probabilities(requests))
+            actions = [int(np.argmax(row)) for row in probabilities]
+            chances = probabilities
         else:
             actions = self.method.decide(requests)
         previews = self._previews(requests)

@@ -34,6 +34,7 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
 MAY_CHANGE = (
     "run_dir",
     "resume",
+    "rollouts",
     "total_timesteps",
     "checkpoint_every",
     "report",

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from addiffusion_env.errors import WeightsError
 
@@ -115,6 +115,17 @@ def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path
 def cached(repo_id: str, file: str = "model_index.json") -> bool:
     """Whether the hub's cache on this machine holds a snapshot of a repository with a certain file in it."""
     return any((cache_folder() / f"models--{repo_id.replace('/', '--')}").glob(f"snapshots/*/{file}"))
+
+
+class OnTheHub:
+    """Something whose weights are one repository on the hub, named by its spec's ``default_id``."""
+
+    spec: ClassVar[Any]
+
+    @classmethod
+    def needs(cls) -> str:
+        """The weights, unless they are in the hub's cache."""
+        return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
 
 def hub_file(repo_id: str, filename: str) -> Path:

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.compiled import buckets_for, compiled
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
+    OnTheHub,
     again,
-    cached,
     check_safetensors,
     file_in,
     hub_file,
@@ -36,7 +35,7 @@ from addiffusion_env.backbones.hub import (
 from addiffusion_env.backbones.memory import place
 from addiffusion_env.backbones.previews import PreviewSpec
 from addiffusion_env.backbones.quiet import quiet_loading
-from addiffusion_env.errors import CapabilityError, ConfigError, WeightsError, nearest, unknown
+from addiffusion_env.errors import ConfigError, WeightsError, nearest, unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,9 +48,6 @@ FLUX_ONLY = ("max_sequence_length", "distilled_guidance")
 
 BACKBONE_OF = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
 """Which backbone a pipeline's class belongs to."""
-
-SD2_TEXT_WIDTH = 1024
-"""Numbers in a text feature of Stable Diffusion 2.x (OpenCLIP ViT-H/14); 1.x has 768."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ class PipelineOptions:
         return found
 
 
-class FromPipeline(ABC):
+class FromPipeline(OnTheHub, ABC):
     """A backbone made of a diffusers pipeline: from the hub, from a folder, or from one that is loaded already.
 
     Attributes:
@@ -142,11 +138,6 @@ class FromPipeline(ABC):
     preview_spec: ClassVar[PreviewSpec]
     offload_hooks: Sequence[Any]
     buckets: Sequence[int]
-
-    @classmethod
-    def needs(cls) -> str:
-        """The spec's weights, unless they are in the hub's cache."""
-        return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
@@ -199,26 +190,6 @@ class FromPipeline(ABC):
     @abstractmethod
     def build(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
         """Makes the backbone of a pipeline that is checked and placed."""
-
-
-def backbone_of(pipe: Any) -> Any:
-    """The backbone of any loaded diffusers pipeline that one is made for, with that backbone's own options.
-
-    Stable Diffusion 1.x and 2.x share a class; the width of the text features tells them apart (OpenCLIP ViT-H/14's
-    1024 numbers are 2.x's).
-
-    Raises:
-        CapabilityError: for a pipeline of another class.
-    """
-    names = [kind.__name__ for kind in type(pipe).__mro__]
-    backbone = next((BACKBONE_OF[name] for name in names if name in BACKBONE_OF), None)
-    if backbone is None:
-        raise CapabilityError(
-            f"no backbone is made for a {type(pipe).__name__}", f"pass one of {', '.join(BACKBONE_OF)}, or a Backbone"
-        )
-    if backbone == "sd15" and pipe.unet.config.cross_attention_dim == SD2_TEXT_WIDTH:
-        backbone = "sd21"
-    return BACKBONES.load(backbone).from_pipeline(pipe)
 
 
 def picture_size(own: int, multiple: int, options: PipelineOptions) -> int:

@@ -42,7 +42,7 @@ def clip_tokenizer(folder: Path) -> Any:
 
 def t5_tokenizer() -> Any:
     """A T5 tokenizer that knows a few words and all letters."""
-    from transformers import T5TokenizerFast
+    from transformers import T5TokenizerFast  # type: ignore[attr-defined]
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     pieces += [(f"▁{word}", -1.0) for word in WORDS] + [(letter, -5.0) for letter in string.ascii_lowercase]
@@ -211,7 +211,7 @@ def flux(folder: Path, **scheduler: Any) -> Any:
 
     torch.manual_seed(2)
     tokenizer, tokenizer_2 = clip_tokenizer(folder / "tokenizer"), t5_tokenizer()
-    text = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    text: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     pipe = FluxPipeline(
         vae=autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=clip_text_model(tokenizer, width=32),
@@ -222,7 +222,7 @@ def flux(folder: Path, **scheduler: Any) -> Any:
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
     )
     # FluxPipeline's own default is a picture of 128 latents a side.
-    pipe.default_sample_size = 8
+    pipe.default_sample_size = 8  # type: ignore[attr-defined]
     return saved(pipe, folder)
 
 

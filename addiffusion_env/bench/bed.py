@@ -134,7 +134,7 @@ class Arm(ABC):
         own_calls: whether it calls the bed's backbone and scorers, so that their parts can be timed.
     """
 
-    name: ClassVar[str] | str
+    name: str
     pids: tuple[int, ...] = ()
     own_calls: ClassVar[bool] = True
 

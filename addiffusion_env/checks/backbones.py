@@ -82,6 +82,18 @@ def guidance_moves_the_prediction(backbone: Backbone) -> None:
         require(not torch.equal(guided.x0, guided.x0_text), "guidance 4 changes nothing", "extrapolate from negative")
 
 
+def the_denoisers_features_are_rows(backbone: Backbone) -> None:
+    """The denoiser's own features are (B, feature_dim) finite float32, or None where there are none."""
+    x, sigma = _noisy(backbone)
+    found, dim = _predict(backbone, x, sigma, PROMPTS).features, backbone.capabilities.feature_dim
+    if dim is None or found is None:
+        require(dim is None and found is None, f"feature_dim is {dim}, features are {found}", "have both or none")
+        return
+    require(tuple(found.shape) == (2, dim), f"features are {tuple(found.shape)}, expected {(2, dim)}", "correct one")
+    require(found.dtype == torch.float32, f"features are {found.dtype}", "return float32")
+    require(bool(torch.isfinite(found).all()), "features are not finite", "refuse such latents")
+
+
 def attention_is_a_share(backbone: Backbone) -> None:
     """Attention maps are shares of each cell's attention; without any, asking for them raises CapabilityError."""
     x, sigma = _noisy(backbone)
@@ -121,6 +133,7 @@ BACKBONE_CONTRACTS = (
     rows_have_their_own_noise_level,
     network_calls_are_counted,
     guidance_moves_the_prediction,
+    the_denoisers_features_are_rows,
     attention_is_a_share,
     pictures_are_in_range,
 )

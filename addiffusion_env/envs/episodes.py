@@ -49,6 +49,7 @@ class StepResult:
         terminated: (B,) bool, the picture is finished.
         truncated: (B,) bool, an outside limit ended the episode.
         infos: one dict a lane.
+        transition: what the reward was made of: the lanes that were not dropped, in order; ``None`` if all were.
     """
 
     observation: dict[str, np.ndarray]
@@ -56,6 +57,7 @@ class StepResult:
     terminated: np.ndarray
     truncated: np.ndarray
     infos: list[dict[str, Any]]
+    transition: Transition | None
 
 
 class Episodes:
@@ -100,13 +102,16 @@ class Episodes:
             )
 
     # ------------------------------------------------------------------ beginning
-    def begin(self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def begin(
+        self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None, first: int = 0
+    ) -> dict[str, Any]:
         """Begins lane ``index``'s next episode and returns its info.
 
         Args:
             index: which lane.
-            seed: a new seed for the lane (its episodes count from 0 again); ``None`` goes on.
+            seed: a new seed for the lane (its episodes count from ``first`` again); ``None`` goes on.
             options: may name ``prompt``, ``prompt_id``, ``seed`` (the picture's) and ``price``.
+            first: which of the seed's episodes begins.
 
         Raises:
             EpisodeOverError: when the lane never had a seed.
@@ -116,12 +121,13 @@ class Episodes:
         if seed is None and old is None:
             raise EpisodeOverError("the first reset of a lane needs a seed", "call reset(seed=0)")
         lane_seed = old.seed if seed is None and old else int(seed or 0)
-        episode = old.episode + 1 if seed is None and old else 0
-        prompt, picture_seed, price = self._draw(lane_seed, episode, options or {})
-        lane = open_lane(self.backbone, self.process, prompt, picture_seed)
-        slot = Slot(lane_seed, episode, lane, None, price)
-        self.slots[index] = slot
+        episode = old.episode + 1 if seed is None and old else first
+        slot = self.slots[index] = self._open(lane_seed, episode, options or {})
         return slot.info()
+
+    def _open(self, seed: int, episode: int, options: Mapping[str, Any]) -> Slot:
+        prompt, picture_seed, price = self._draw(seed, episode, options)
+        return Slot(seed, episode, open_lane(self.backbone, self.process, prompt, picture_seed), None, price)
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
         for key in options:
@@ -164,7 +170,10 @@ class Episodes:
         self.slots = list(after)
         terminated = np.array([slot.picture is not None for slot in after])
         truncated = np.array([self._cut(slot) for slot in after]) & ~terminated
-        reward, terms = self._rewarded(slots, after, chosen)
+        sound = [row for row, slot in enumerate(after) if slot.fault is None]
+        before, moved = [slots[row] for row in sound], [after[row] for row in sound]
+        transition = self._transition(before, moved, [chosen[row] for row in sound])
+        reward, terms = self._rewarded(transition, sound)
         infos = []
         for row, slot in enumerate(after):
             info = slot.info()
@@ -173,7 +182,7 @@ class Episodes:
             if slot.lane.refine_mask is not None:
                 info["refine_mask"] = slot.lane.refine_mask
             infos.append(info)
-        return StepResult(self.observe(), reward, terminated, truncated, infos)
+        return StepResult(self.observe(), reward, terminated, truncated, infos, transition)
 
     def _cut(self, slot: Slot) -> bool:
         """Whether an episode was ended from outside: dropped, or at its limit of decisions."""
@@ -211,20 +220,18 @@ class Episodes:
         return chosen, refused
 
     # ------------------------------------------------------------------ reward
-    def _rewarded(
-        self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _rewarded(self, transition: Transition | None, sound: list[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(B,) reward and its terms; 0 for episodes that were dropped, which no statistics learn from."""
-        sound = [row for row, slot in enumerate(after) if slot.fault is None]
-        reward, terms = np.zeros(len(after)), {name: np.zeros(len(after)) for name in self.reward.terms}
-        if sound:
-            chosen = ([values[row] for row in sound] for values in (before, after, actions))
-            reward[sound], parts = self.reward(self._transition(*chosen))
+        reward, terms = np.zeros(len(self.slots)), {name: np.zeros(len(self.slots)) for name in self.reward.terms}
+        if transition is not None:
+            reward[sound], parts = self.reward(transition)
             for name, values in parts.items():
                 terms[name][sound] = values
         return reward, terms
 
-    def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
+    def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition | None:
+        if not after:
+            return None
         looks, seen = [slot.lane.look for slot in before], [slot.lane.look for slot in after]
         nothing = float("nan")
         keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
@@ -324,10 +331,7 @@ class Episodes:
 
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
         if entry["lane"] is None:
-            prompt, seed, price = self._draw(entry["seed"], entry["episode"], {})
-            return Slot(
-                entry["seed"], entry["episode"], open_lane(self.backbone, self.process, prompt, seed), None, price
-            )
+            return self._open(entry["seed"], entry["episode"], {})
         before = restore_look(entry["before"])
         lane = restore_lane(self.backbone, entry["lane"])
         return Slot(entry["seed"], entry["episode"], lane, before, entry["price"], entry["decisions"])

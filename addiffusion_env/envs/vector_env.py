@@ -14,6 +14,7 @@ from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
 from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.rewards.base import Transition
 
 Observation = dict[str, np.ndarray]
 
@@ -27,6 +28,9 @@ class AdDiffusionVectorEnv(VectorEnv):
     Args:
         num_envs: number of lanes.
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
+
+    Attributes:
+        transition: what the last step's reward was made of, see :class:`StepResult`; ``None`` before the first step.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own convention
@@ -46,6 +50,7 @@ class AdDiffusionVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = self.settings.render_mode
+        self.transition: Transition | None = None
         self.view = View(self.episodes, self.render_mode, int(self.metadata["render_fps"]))
 
     def reset(
@@ -98,6 +103,7 @@ class AdDiffusionVectorEnv(VectorEnv):
             IllegalActionError: for a number that is no action; in strict mode also for a masked one.
         """
         result = self.episodes.step([int(action) for action in actions])
+        self.transition = result.transition
         observation = result.observation
         infos: dict[str, Any] = {}
         over = result.terminated | result.truncated

@@ -51,7 +51,7 @@ def check_judges(names: Sequence[str], backbone: str) -> None:
 
 def described(looks: LookScorers, judges: Judges) -> dict[str, str]:
     """Measure -> the model behind it and its scale, in words: CLIP scores of other models or scales do not compare."""
-    scorers = {"clip_score": looks.clip, "preference": looks.preference, **judges.scorers}
+    scorers: dict[str, Any] = {"clip_score": looks.clip, "preference": looks.preference, **judges.scorers}
     if judges.verdict is not None:
         scorers["correct"] = judges.verdict
     return {measure: _words(scorer) for measure, scorer in scorers.items()}

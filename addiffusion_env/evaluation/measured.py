@@ -259,7 +259,8 @@ def _read(path: Path) -> Any:
 
 
 def _metrics_section(found: Mapping[str, Any]) -> Section:
-    rows, notes = [], {}
+    rows: list[tuple[str, ...]] = []
+    notes: dict[str, Any] = {}
     for method, results in found["methods"].items():
         for result in results.values():
             spread = "" if result["spread"] is None else f" ± {result['spread']:.3g}"

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -69,6 +70,39 @@ class Plan:
     process: ProcessConfig
     variant: str
     jobs: tuple[Job, ...]
+
+
+Shard = list[tuple[Record, bytes | None]]
+"""Records in the order they were finished, each with its picture as a PNG file where pictures are kept."""
+
+Work = Sequence[tuple[Plan, Sequence[Sequence[Job]]]]
+"""Plans, each with the groups of its jobs that are to be done; a group's pictures are made together."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """How work is done.
+
+    Attributes:
+        lanes: pictures in the making at once.
+        halve: make model calls for half as many pictures when the device's memory runs out.
+        keep_pictures: whether records come with their pictures.
+        faults: pictures that may be left out, and how many were.
+        on_fault: told of each.
+    """
+
+    lanes: int
+    halve: bool = False
+    keep_pictures: bool = False
+    faults: FaultCount = field(default_factory=FaultCount)
+    on_fault: Callable[[Job, Fault], None] | None = None
+
+
+class Maker(Protocol):
+    """A way of doing the work: one method after the other (:func:`in_turn`), or in a pool of Ray actors."""
+
+    def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+        """Yields what came of each group when it is done, what is finished also before an error; may be empty."""
 
 
 def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[int], stage: Stage) -> list[Plan]:
@@ -154,6 +188,7 @@ def carry_out(
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
+    make: Maker | None = None,
 ) -> list[Record]:
     """Makes, judges and records every planned picture that is not recorded yet.
 
@@ -171,8 +206,9 @@ def carry_out(
         keep_pictures: keep every picture as PNG.
         max_faults: pictures that may be left out, over all methods, because NaN or a scorer that raises befell them
             alone; 0 raises the first such error. They are tried again by the next run.
-        on_records: told of the records that are there at the start of each method, and of each new shard.
+        on_records: told of the records that are there already, and of each new shard.
         on_fault: told of each picture that is left out.
+        make: who does the work; ``None`` is :func:`in_turn`.
 
     Returns:
         The records by method, prompt and seed, in the order given; without those left out.
@@ -185,31 +221,25 @@ def carry_out(
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, got {shard_size}", "use 32")
     lanes, halve = lanes_of(max_lanes, "max_lanes")
-    faults = FaultCount(max_faults)
+    making = Making(lanes, halve, keep_pictures, FaultCount(max_faults), on_fault)
     store = RecordStore(Path(out_dir) / RECORDS_FOLDER)
     store.set_aside_damaged()
     found = {record.uid: record for record in store.read()}
+    work = []
     for entry in plans:
         groups = _waiting(entry, found, stage.judges, shard_size)
+        work.append((entry, groups))
         waiting = {job.uid for group in groups for job in group}
         if on_records is not None and len(waiting) < len(entry.jobs):
             on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
-        engine = Engine(
-            stage.backbone,
-            stage.scorers,
-            solver=entry.process.solver,
-            decider=entry.method.decide,
-            halve=halve,
-            faults=faults,
-        )
-        for made in _make(entry, groups, stage, engine, lanes, on_fault):
-            records = [record for record, _ in made]
-            if not records:
-                continue  # every picture of the shard was left out
-            store.write(records, {record.uid: png_bytes(pixels) for record, pixels in made} if keep_pictures else None)
-            found.update((record.uid, record) for record in records)
-            if on_records is not None:
-                on_records(records)
+    for made in (make or in_turn)(work, stage, making):
+        if not made:
+            continue  # every picture of the shard was left out
+        records = [record for record, _ in made]
+        store.write(records, {record.uid: png for record, png in made if png is not None})
+        found.update((record.uid, record) for record in records)
+        if on_records is not None:
+            on_records(records)
     return [found[job.uid] for entry in plans for job in entry.jobs if job.uid in found]
 
 
@@ -234,6 +264,21 @@ def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
     if record is None or not set(judges.scorers) <= set(record.extra):
         return False
     return record.correct is not None or judges.verdict is None or prompt.requirements is None
+
+
+def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+    """One method after the other, in this process."""
+    for entry, groups in work:
+        engine = Engine(
+            stage.backbone,
+            stage.scorers,
+            solver=entry.process.solver,
+            decider=entry.method.decide,
+            halve=making.halve,
+            faults=making.faults,
+        )
+        for made in _make(entry, groups, stage, engine, making.lanes, making.on_fault):
+            yield [(record, png_bytes(pixels) if making.keep_pictures else None) for record, pixels in made]
 
 
 def _make(

@@ -48,8 +48,8 @@ PRESETS: dict[str, dict[str, TermConfig]] = {
     },
 }
 
-PREVIEW_TERMS = ("clip_gain", "preference_gain", "dino_stability")
-"""Terms that read the scores of unfinished pictures; the others read finished ones alone."""
+FINISHED_TERMS = ("nfe_price", "terminal_bonus")
+"""Terms that read the scores of finished pictures alone, or none; any other, a user's own too, may read previews."""
 
 PRESET_PRICES = {"default": 0.01, "as_published": 0.014}
 """The NFE price that goes with a preset when none is given."""
@@ -83,7 +83,7 @@ class Reward:
     @property
     def sees_previews(self) -> bool:
         """Whether a term with a weight compares previews, which must then be scored at each decision."""
-        return any(self.terms[name].weight for name in PREVIEW_TERMS if name in self.terms)
+        return any(config.weight for name, config in self.terms.items() if name not in FINISHED_TERMS)
 
     def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""

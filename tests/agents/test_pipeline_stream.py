@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones import BACKBONES, tiny
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError, PromptError
 from addiffusion_env.scorers.look import NoScorers
@@ -20,7 +19,7 @@ PROCESS = ProcessConfig(steps=6, guidance_scale=2.0, landing_steps=1, refine=REF
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return tiny_models.stable_diffusion(tmp_path_factory.mktemp("sd") / "pipeline")
+    return tiny.stable_diffusion(tmp_path_factory.mktemp("sd") / "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def texts(count):
 @pytest.mark.parametrize(("build", "name"), [("stable_diffusion", "sd15"), ("stable_diffusion_xl", "sdxl")])
 @pytest.mark.filterwarnings("ignore:.*taesd")
 def test_around_a_loaded_pipeline_no_scorer_is_needed(tmp_path, build, name):
-    loaded = getattr(tiny_models, build)(tmp_path)
+    loaded = getattr(tiny, build)(tmp_path)
     pipe = AdaptivePipeline(loaded, "fixed:2")
     assert pipe.backbone.name == name and isinstance(pipe.scorers, NoScorers)
     assert pipe.backbone.denoiser is loaded.unet
@@ -54,7 +53,7 @@ def test_around_a_loaded_pipeline_no_scorer_is_needed(tmp_path, build, name):
 
 @pytest.mark.filterwarnings("ignore:.*taef1")
 def test_around_a_loaded_flux_pipeline(tmp_path):
-    loaded = tiny_models.flux(tmp_path)
+    loaded = tiny.flux(tmp_path)
     whole = AdaptivePipeline(loaded, "fixed:2")
     assert whole.backbone.name == "flux" and whole.backbone.capabilities.image_size == (1024, 1024)
     small = AdaptivePipeline(BACKBONES.load("flux").from_pipeline(loaded, image_size=16), "fixed:2")
@@ -62,7 +61,7 @@ def test_around_a_loaded_flux_pipeline(tmp_path):
 
 
 def test_stable_diffusion_2_is_told_by_its_text_width(loaded, monkeypatch):
-    from addiffusion_env.backbones.pipelines import backbone_of
+    from addiffusion_env.backbones.wrap import backbone_of
 
     config = type(loaded.unet.config)({**loaded.unet.config, "cross_attention_dim": 1024})
     monkeypatch.setattr(loaded.unet, "_internal_dict", config)

@@ -49,7 +49,14 @@ def test_the_zoo_trains_by_the_file(path, tmp_path):
 @pytest.mark.slow
 def test_the_sweep_runs_two_trials_and_writes_the_best(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra [sweep]")
-    small = ["lanes=2", "total_timesteps=8", "ppo.n_steps=4", "ppo.batch_size=8", "hydra.sweeper.n_trials=2"]
+    small = [
+        "lanes=2",
+        "total_timesteps=32",
+        "env.refine.limit=1",
+        "ppo.n_steps=4",
+        "ppo.batch_size=8",
+        "hydra.sweeper.n_trials=2",
+    ]
     table = ["pictures=2", "tries=2", "lanes=4", "total_timesteps=64", "ppo.n_steps=8", "ppo.batch_size=32"]
     small += [f"replay.{item}" for item in table]
     run(str(ROOT / "train_sb3.py"), "experiment=sweep", *small, cwd=tmp_path)

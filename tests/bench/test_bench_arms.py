@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 
 from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.tiny import BUILDERS, tiny_autoencoder
 from addiffusion_env.bench import ARMS
 from addiffusion_env.bench.adaptive import by_method
 from addiffusion_env.bench.bed import Bed, make_bed
@@ -103,10 +103,9 @@ def test_models_that_were_built_here(tmp_path, name, scorers):
 
     from addiffusion_env.envs import episodes
 
-    build = {"sd15": tiny_models.stable_diffusion, "sdxl": tiny_models.stable_diffusion_xl, "flux": tiny_models.flux}
     options = {"image_size": 16, "max_sequence_length": 64} if name == "flux" else {"batch_buckets": [4, 8]}
-    preview = tiny_models.tiny_autoencoder(16 if name == "flux" else 4)
-    backbone = BACKBONES.load(name).from_pipeline(build[name](tmp_path), preview=preview, **options)
+    preview = tiny_autoencoder(16 if name == "flux" else 4)
+    backbone = BACKBONES.load(name).from_pipeline(BUILDERS[name](tmp_path), preview=preview, **options)
     tiny = Bed(backbone, scorers, lanes=2, steps=2, look_every=2, images=2)
     with mock.patch.object(episodes, "load_scorers", return_value=scorers):
         rows = measure(tiny, list(ARMS), ["fixed:2"], rounds=1, clock="wall")

@@ -10,7 +10,6 @@ from injected import memory_for, nan_for, scores_with, to_error, to_nan
 
 from addiffusion_env.agents.callbacks import EpisodeLog
 from addiffusion_env.agents.training import make_model
-from addiffusion_env.agents.vec_env import AdDiffusionVecEnv
 from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
@@ -21,6 +20,7 @@ from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, DeviceMemoryError, NumericsError, ScorerError
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 PROCESS = ProcessConfig(steps=2, refine=ProcessConfig().refine)
 TEXTS = ["a photo of a dog", "a photo of two cats", "a photo of a green apple"]

@@ -74,9 +74,9 @@ def card_results(policy: Sequence[Arm], clock: Clock, rng: np.random.Generator) 
         rows.append(
             {
                 "method": f"policy@{arm.name.rsplit('@')[-1]}",
-                "correct": {"estimate": share.estimate, "low": share.low, "high": share.high},
-                "nfe": {"estimate": float(arm.nfe.mean())},
-                "seconds": {"estimate": float(clock.seconds(arm).mean())},
+                "correct": {name: round(getattr(share, name), 3) for name in ("estimate", "low", "high")},
+                "nfe": {"estimate": round(float(arm.nfe.mean()), 2)},
+                "seconds": {"estimate": round(float(clock.seconds(arm).mean()), 3)},
             }
         )
     return {

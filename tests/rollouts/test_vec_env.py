@@ -5,9 +5,9 @@ import pytest
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, set_training
-from addiffusion_env.agents.vec_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError
+from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 SETTINGS = {"steps": 2, "refine": "retry"}
 

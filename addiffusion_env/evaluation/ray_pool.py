@@ -1,0 +1,255 @@
+"""An evaluation's pictures made by a pool of Ray actors; planning, skipping and recording stay with the runner."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from addiffusion_env.backbones.devices import resolve_device
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.engine.faults import Fault, FaultCount
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
+from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.runner import Job, Maker, Making, Plan, Shard, Stage, Work, in_turn, plan
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.rollouts.crew import Crew, LostWorkerError, RayConfig, Workplace, import_ray
+
+POLL = 1.0
+"""Seconds between two looks at the clock of jobs that do not answer."""
+
+
+def maker(
+    rollouts: Mapping[str, Any], methods: Sequence[Method], settings: EnvSettings, judges: Sequence[str]
+) -> Maker:
+    """Who makes an evaluation's pictures.
+
+    Args:
+        rollouts: ``kind: local`` for one method after the other in this process, ``kind: ray`` for a pool of actors,
+            with the fields of :class:`RayConfig`.
+        methods: not yet bound: they are copied here, and bound again in every actor.
+        settings: what an actor loads its backbone and scorers from.
+        judges: registry names; every actor judges its own pictures.
+
+    Raises:
+        UnknownNameError: for another kind.
+        ConfigError: for a setting that the kind does not have.
+        MissingPackageError: for ``ray`` without the package.
+    """
+    if rollouts["kind"] == "local":
+        check_settings("rollouts=local has", rollouts, ("kind", "lanes"))  # max_lanes says how many
+        return in_turn
+    if rollouts["kind"] != "ray":
+        raise unknown("rollouts.kind", str(rollouts["kind"]), ("local", "ray"))
+    return RayPool(RayConfig.of(rollouts), methods, settings, judges)
+
+
+def prepare(
+    methods: Sequence[Method],
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    stage: Stage,
+    rollouts: Mapping[str, Any],
+    settings: EnvSettings,
+    judges: Sequence[str],
+) -> tuple[list[Plan], Maker]:
+    """The plan of an evaluation and who carries it out; see :func:`plan` and :func:`maker`."""
+    make = maker(rollouts, methods, settings, judges)  # before planning binds the methods
+    return plan(methods, prompts, seeds, stage), make
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Jobs that go to a worker together: the pictures of a shard.
+
+    Attributes:
+        method: place of the method.
+        uids: of its jobs.
+        losses: workers that were lost over it.
+    """
+
+    method: int
+    uids: tuple[str, ...]
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a chunk.
+
+    Attributes:
+        shard: what was finished.
+        dropped: (job, why) of each picture that was left out.
+        error: what ended it early, or ``None``.
+    """
+
+    shard: Shard
+    dropped: tuple[tuple[Job, Fault], ...]
+    error: AdDiffusionError | None = None
+
+
+class PictureWorker(Workplace):
+    """Makes and judges pictures: a process with a stage and a plan of its own, equal to the runner's."""
+
+    def setup(
+        self,
+        threads: int,
+        methods: bytes,
+        settings: EnvSettings,
+        judges: Sequence[str],
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+    ) -> None:
+        """Loads everything, and plans as the runner did: uids are the same by construction."""
+        torch.set_num_threads(threads)
+        backbone = load_backbone(settings)
+        process = settings.process(backbone.capabilities, backbone.name)
+        held_out = Judges.of(judges, resolve_device(settings.device))
+        self.stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, held_out)
+        self.plans = plan(import_ray().cloudpickle.loads(methods), prompts, seeds, self.stage)
+        self.jobs = [{job.uid: job for job in entry.jobs} for entry in self.plans]
+
+    def make(self, chunk: Chunk, making: Making) -> Made:
+        """Makes a chunk's pictures; an error keeps what was finished before it."""
+        jobs = [self.jobs[chunk.method][uid] for uid in chunk.uids]
+        dropped: list[tuple[Job, Fault]] = []
+        making = replace(making, on_fault=lambda job, fault: dropped.append((job, fault)))
+        shard: Shard = []
+        try:
+            for part in in_turn([(self.plans[chunk.method], [jobs])], self.stage, making):
+                shard += part
+        except AdDiffusionError as error:
+            return Made(shard, tuple(dropped), error)
+        return Made(shard, tuple(dropped))
+
+
+class RayPool:
+    """A :class:`Maker` over Ray actors. Records are those of :func:`in_turn`, but for what is measured (``seconds``).
+
+    Every actor has a model, scorers and judges of its own, and takes the next shard's jobs when it is free. Records
+    come back to the runner, which alone writes. An actor that dies or hangs is replaced and its jobs are given again.
+
+    Args:
+        config: how many actors, and what each is given.
+        methods: not yet bound.
+        settings: what an actor loads its backbone and scorers from.
+        judges: registry names.
+
+    Raises:
+        MissingPackageError: without Ray.
+    """
+
+    def __init__(
+        self, config: RayConfig, methods: Sequence[Method], settings: EnvSettings, judges: Sequence[str]
+    ) -> None:
+        self.config = config
+        self._methods: bytes = import_ray().cloudpickle.dumps(list(methods))
+        self._settings, self._judges = settings, list(judges)
+
+    def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+        """See :class:`Maker`; every worker has ``making.lanes`` and a stage of its own.
+
+        Raises:
+            WorkerError: when one chunk costs more workers than ``patience``, or a worker cannot be started.
+        """
+        chunks = deque(
+            Chunk(index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
+        )
+        if not chunks:
+            return
+        config = replace(self.config, workers=min(self.config.workers, len(chunks)))
+        jobs = work[0][0].jobs
+        prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
+        seeds = list(dict.fromkeys(job.seed for job in jobs))
+        arguments = (self._methods, self._settings, self._judges, prompts, seeds)
+        crew = Crew(config, PictureWorker, [arguments] * config.workers, self._settings.device)
+        with closing(crew):
+            yield from _Round(crew, chunks, making).shards()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A chunk at a worker.
+
+    Attributes:
+        worker: its place.
+        chunk: what it makes.
+        until: when it has hung, on the clock of ``time.monotonic``.
+    """
+
+    worker: int
+    chunk: Chunk
+    until: float
+
+
+class _Round:
+    """One evaluation's chunks going through a crew."""
+
+    def __init__(self, crew: Crew, chunks: deque[Chunk], making: Making) -> None:
+        self.crew, self.chunks, self.making = crew, chunks, making
+        self.idle = list(range(len(crew.members)))
+        self.running: dict[Any, Running] = {}
+        self.trouble: AdDiffusionError | None = None
+
+    def shards(self) -> Iterator[Shard]:
+        """Yields shards as they are done; after an error what is under way is waited for, then it is raised."""
+        ray = import_ray()
+        while self.running or (self.chunks and self.trouble is None):
+            while self.idle and self.chunks and self.trouble is None:
+                self._give(self.idle.pop(), self.chunks.popleft())
+            ready, _ = ray.wait(list(self.running), timeout=POLL)
+            now = time.monotonic()
+            for ref in ready or [ref for ref, job in self.running.items() if job.until < now]:
+                shard = self._take(ref)
+                if shard:
+                    yield shard
+        if self.trouble is not None:
+            raise self.trouble
+
+    def _give(self, worker: int, chunk: Chunk) -> None:
+        waves = -(-len(chunk.uids) // self.making.lanes)
+        until = time.monotonic() + self.crew.config.timeout * waves
+        told = replace(self.making, faults=FaultCount(self.making.faults.limit), on_fault=None)
+        ref = self.crew.ask(worker, "make", chunk, told)
+        self.running[ref] = Running(worker, chunk, until)
+
+    def _take(self, ref: Any) -> Shard:
+        job = self.running.pop(ref)
+        try:
+            made: Made = self.crew.answer(job.worker, ref, job.until)
+        except LostWorkerError as error:
+            self._lose(job, error)
+            return []
+        self.idle.append(job.worker)
+        self.trouble = self.trouble or made.error
+        for dropped, fault in made.dropped:
+            self._drop(dropped, fault)
+        return made.shard
+
+    def _drop(self, job: Job, fault: Fault) -> None:
+        """Counts a picture that a worker left out: the limit is on those of all workers."""
+        try:
+            self.making.faults.drop(fault.error)
+        except AdDiffusionError as error:
+            self.trouble = self.trouble or error
+        if self.making.on_fault is not None:
+            self.making.on_fault(job, fault)
+
+    def _lose(self, job: Running, error: LostWorkerError) -> None:
+        chunk = replace(job.chunk, losses=job.chunk.losses + 1)
+        if chunk.losses > self.crew.config.patience:
+            self.trouble = self.trouble or WorkerError(
+                f"{chunk.losses} Ray workers were lost over the same {len(chunk.uids)} pictures, the last one {error}",
+                "lower max_lanes, raise rollouts.timeout, or look at /tmp/ray/session_latest/logs",
+            )
+        else:
+            self.chunks.appendleft(chunk)
+        self.crew.replace(job.worker, error)
+        self.idle.append(job.worker)

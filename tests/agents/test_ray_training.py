@@ -1,0 +1,69 @@
+"""Training on Ray workers: one is killed and one hangs, training goes on, is counted, and resumes with more of them."""
+
+import os
+import signal
+
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from addiffusion_env.agents import training
+from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
+from addiffusion_env.agents.factory import make_rollouts, set_training
+from addiffusion_env.rollouts.crew import RayConfig, start_ray
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+ENV = {"steps": 2, "refine": "retry", "price": 0.01}
+PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_ray():
+    start_ray(RayConfig(object_store_mb=100))
+    yield
+    ray.shutdown()
+
+
+class Attacker(BaseCallback):
+    """Sends signals to workers' processes: decision -> (worker, signal)."""
+
+    def __init__(self, attacks):
+        super().__init__()
+        self.attacks = dict(attacks)
+
+    def _on_step(self):
+        if self.num_timesteps in self.attacks:
+            worker, number = self.attacks.pop(self.num_timesteps)
+            os.kill(self.training_env.unwrapped.crew.members[worker].pid, number)
+        return True
+
+
+def learn(folder, total, workers, attacks=(), timeout=600):
+    env = make_rollouts({"kind": "ray", "workers": workers, "timeout": timeout}, "lanes", 4, 0, ENV)
+    set_training(env, True)
+    model, state = training.resume_or_make("maskable_ppo", env, PPO, 0, "cpu", folder, True)
+    training.attach_logger(model, folder)
+    log, attacker = EpisodeLog({}), Attacker(attacks)
+    callbacks = [log, Checkpointer(folder / "checkpoints", 16, log), WorkerLog(), attacker]
+    model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
+    assert not attacker.attacks
+    losses, log_episodes = env.unwrapped.losses, list(log.episodes)
+    env.close()
+    return model, state, losses, log_episodes
+
+
+def test_workers_are_lost_training_goes_on_and_resumes_with_more_of_them(tmp_path):
+    attacks = {8: (0, signal.SIGKILL), 24: (1, signal.SIGSTOP)}
+    model, _, losses, episodes = learn(tmp_path, 32, 2, attacks, timeout=60)
+    assert model.num_timesteps == 32
+    assert (losses.deaths, losses.hangs, losses.lost_episodes) == (1, 1, 4)
+    assert episodes
+    again, state, losses, _ = learn(tmp_path, 48, 4)
+    assert state["step"] == 32 and again.num_timesteps == 48
+    assert losses.lost_episodes == 4  # of the whole run
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"rollouts/deaths", "rollouts/hangs", "rollouts/lost_episodes"} <= set(events.Tags()["scalars"])
+    assert events.Scalars("rollouts/lost_episodes")[-1].value == 4

@@ -1,0 +1,126 @@
+"""A pool of Ray actors makes the records that the plain loop makes, whoever dies meanwhile."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+from addiffusion_env.baselines import make_method
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
+from addiffusion_env.evaluation import ray_pool
+from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.ray_pool import RayPool, maker, prepare
+from addiffusion_env.evaluation.runner import Stage, carry_out, in_turn
+from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.rollouts.crew import RayConfig, start_ray
+
+ray = pytest.importorskip("ray")
+
+SETTINGS = EnvSettings(steps=3)
+METHODS = ("fixed:2", "random:0.4")
+JUDGES = ["emoji_detector", "sharpness"]
+SEEDS = [0, 1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_ray():
+    start_ray(RayConfig(object_store_mb=100))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def stage(emoji, scorers):
+    process = SETTINGS.process(emoji.capabilities, emoji.name)
+    return Stage(emoji, scorers, process, Judges.of(JUDGES))
+
+
+def run(stage, prompts, folder, rollouts, **options):
+    methods = [make_method(spec) for spec in METHODS]
+    plans, make = prepare(methods, prompts, SEEDS, stage, rollouts, SETTINGS, JUDGES)
+    return carry_out(plans, stage, folder, make=make, **{"max_lanes": 1, "shard_size": 2, **options})
+
+
+def timeless(records):
+    return [replace(record, seconds=0.0) for record in records]
+
+
+def rounded(records):
+    """As batches of another size round otherwise."""
+    return [
+        replace(
+            record,
+            seconds=0.0,
+            preference=round(record.preference, 3),
+            clip_score=round(record.clip_score, 3),
+            extra={name: round(value, 2) for name, value in record.extra.items()},
+        )
+        for record in records
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(stage, prompts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return run(stage, prompts[:2], folder, {"kind": "local"}, keep_pictures=True), folder
+
+
+class DyingPool(RayPool):
+    """Kills a worker's process just after it was given its first jobs."""
+
+    def __call__(self, *args):
+        give, killed = ray_pool._Round._give, []
+
+        def give_and_kill(self, worker, chunk):
+            give(self, worker, chunk)
+            if not killed:
+                killed.append(self.crew.members[worker].pid)
+                os.kill(killed[0], signal.SIGKILL)
+
+        ray_pool._Round._give = give_and_kill
+        try:
+            yield from super().__call__(*args)
+        finally:
+            ray_pool._Round._give = give
+        assert killed
+
+
+def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, stage, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_pool, "RayPool", DyingPool)
+    told = []
+    found = run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}, keep_pictures=True, on_records=told.extend)
+    assert timeless(found) == timeless(plain[0])  # one lane a worker: equal to the last bit
+    assert sorted(record.uid for record in told) == sorted(record.uid for record in found)
+    uids = [record.uid for record in found]
+    pictures = RecordStore(tmp_path / "records").pictures(uids)
+    assert pictures == RecordStore(plain[1] / "records").pictures(uids) and len(pictures) == len(uids)
+    monkeypatch.setattr(ray_pool, "Crew", None)  # nothing is left to make: nobody is hired
+    assert run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+def test_records_do_not_depend_on_workers_lanes_and_shards(workers, plain, stage, prompts, tmp_path):
+    found = run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": workers}, max_lanes=4, shard_size=3)
+    assert rounded(found) == rounded(plain[0])
+
+
+@pytest.mark.slow
+def test_jobs_that_hang_everybody_are_an_error_and_the_rest_is_kept(stage, prompts, tmp_path):
+    quick = {"kind": "ray", "workers": 1, "timeout": 0.001, "patience": 1}
+    with pytest.raises(WorkerError, match="lost"):
+        run(stage, prompts[:1], tmp_path, quick)
+    assert len(run(stage, prompts[:1], tmp_path, {"kind": "local"})) == 4
+
+
+def test_kinds_and_settings_are_checked():
+    assert maker({"kind": "local"}, [], SETTINGS, []) is in_turn
+    with pytest.raises(AdDiffusionError, match=r"unknown rollouts\.kind 'rya'\n  -> did you mean 'ray'"):
+        maker({"kind": "rya"}, [], SETTINGS, [])
+    with pytest.raises(ConfigError, match="rollouts=local has no setting 'workers'"):
+        maker({"kind": "local", "workers": 2}, [], SETTINGS, [])
+    with pytest.raises(ConfigError, match="did you mean 'workers'"):
+        maker({"kind": "ray", "worker": 2}, [], SETTINGS, [])
+    assert RayConfig.of({"kind": "ray", "workers": 3}).workers == 3
