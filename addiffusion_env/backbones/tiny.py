@@ -35,8 +35,9 @@ def clip_tokenizer(folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    vocabulary = json.dumps({token: index for index, token in enumerate(tokens)})
+    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 

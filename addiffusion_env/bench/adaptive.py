@@ -40,7 +40,9 @@ class Adaptive(Arm):
 
     def __init__(self, bed: Bed, method: Any, name: str, images: int) -> None:
         self.name, self.bed, self.images = name, bed, images
-        self.pipe = AdaptivePipeline(bed.backbone, method, bed.process, bed.scorers, max_lanes=bed.lanes)
+        # A trained policy knows only the process that it was trained on.
+        process = None if isinstance(method, LearnedMethod) else bed.process
+        self.pipe = AdaptivePipeline(bed.backbone, method, process, bed.scorers, max_lanes=bed.lanes)
         self.texts = [prompt.text for prompt in bed.prompts(images)]
 
     def round(self) -> Done:

@@ -40,7 +40,7 @@ class Clock:
 
 def processor_seconds(pid: int) -> float:
     """User and system time of another process (Linux)."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -90,7 +90,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM counts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: VmHWM counts anew
     except OSError:
         return
 
@@ -109,5 +109,5 @@ def peak_mib(device: torch.device, pids: Sequence[int] = ()) -> float | None:
 
 
 def _high_water(path: str) -> float:
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(encoding="ascii").splitlines()
     return next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)

@@ -116,7 +116,7 @@ def _process(capabilities: Capabilities) -> ProcessConfig:
 
 def _facts(record: Record) -> Record:
     """Of a record what may not depend on the machine's speed or on the batch size."""
-    return replace(record, seconds=0.0, preference=0.0, clip_score=0.0, extra={})
+    return replace(record, seconds=0.0, peak_memory=0, preference=0.0, clip_score=0.0, extra={})
 
 
 def _hooks(module: Any) -> int:

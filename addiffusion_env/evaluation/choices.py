@@ -44,7 +44,8 @@ def out_folder(config: Mapping[str, Any]) -> Path:
         RunFolderError: when it cannot be made.
     """
     policy, judged = config["policy"], config["hypotheses"] is not None
-    if policy is None or (PRETRAINED / str(policy)).is_dir():
+    shipped = Path(str(policy)).name == str(policy) and (PRETRAINED / str(policy)).is_dir()
+    if policy is None or shipped:
         default = Path("runs", "hypotheses" if judged else "eval" if policy is None else f"eval_{policy}")
     else:
         default = Path(policy) / ("hypotheses" if judged else "report")

@@ -96,6 +96,7 @@ def test_the_policy_file_says_what_it_was_paid_by(tmp_path):
         "frontier": [],
     }
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "policy.safetensors").touch()  # what tells a policy's folder; the weights are not read here
     for named in (tmp_path / "emoji", folder):
         found = uses_in(manifest(settings={**settings, "policy": str(named)}))
         assert found == (Use("clip", POLICY, "its reward term clip_gain pays by it"),)
