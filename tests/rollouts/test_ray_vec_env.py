@@ -140,8 +140,10 @@ def test_states_fit_any_number_of_workers(pair):
 
 @pytest.mark.parametrize(
     ("number", "cause", "counted"),
-    [(signal.SIGKILL, "died", (1, 0, 2)), (signal.SIGSTOP, "hung", (0, 1, 2))],
-    ids=["killed", "stopped"],
+    [
+        pytest.param(signal.SIGKILL, "died", (1, 0, 2), id="killed"),
+        pytest.param(signal.SIGSTOP, "hung", (0, 1, 2), id="stopped", marks=pytest.mark.slow),
+    ],
 )
 def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, monkeypatch):
     quiet, ahead = AdDiffusionVecEnv(LANES, 3, **SETTINGS), AdDiffusionVecEnv(LANES, 0, **SETTINGS)
