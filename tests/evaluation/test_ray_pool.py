@@ -83,6 +83,7 @@ def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, stage, 
     uids = [record.uid for record in found]
     pictures = RecordStore(tmp_path / "records").pictures(uids)
     assert pictures == RecordStore(plain[1] / "records").pictures(uids) and len(pictures) == len(uids)
+    monkeypatch.undo()
     monkeypatch.setattr(ray_pool, "Crew", None)  # nothing is left to make: nobody is hired
     assert run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}) == found
 
