@@ -27,6 +27,7 @@ test: $(VENV)/.dev  ## the test suite, under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
+	$(BIN)/python -m pip install --quiet -e '.[ray,slurm,zoo]'
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 check: $(VENV)/.dev  ## style, types, tests

@@ -54,7 +54,7 @@ def parameters(model):
     return torch.cat([value.flatten() for value in model.policy.state_dict().values()])
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "maskable_ppo"])
+@pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.slow), "maskable_ppo"])
 def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, algorithm):
     whole, _ = learn(tmp_path / "whole", 24, algorithm)
     learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second roll-out of 8
@@ -230,6 +230,7 @@ def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, arguments, message
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_pipeline_a_process_trains(tmp_path):
     model, _ = learn(tmp_path, 8, kind="subproc")
     assert model.num_timesteps == 8

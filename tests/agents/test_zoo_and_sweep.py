@@ -37,7 +37,7 @@ def test_every_zoo_file_is_tried_here():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
 def test_the_zoo_trains_by_the_file(path, tmp_path):
-    pytest.importorskip("rl_zoo3", reason="needs the extra [sweep]")
+    pytest.importorskip("rl_zoo3", reason="needs the extra [zoo]")
     zoo = ["-m", "rl_zoo3.train", "--algo", path.stem, "--env", "AdDiffusion-Emoji-v0"]
     zoo += ["--gym-packages", "addiffusion_env", "--conf-file", str(path), "--env-kwargs", "steps:2"]
     out = run(*zoo, "--hyperparams", *SMALL[path.stem], "-n", "8", "--eval-freq", "-1", "-f", str(tmp_path))

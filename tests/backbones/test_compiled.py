@@ -46,6 +46,7 @@ def test_attention_maps_are_those_of_the_lanes(tiny):
     torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_lanes_that_leave_are_no_reason_to_compile_again(tiny):
     graphs = []
 

@@ -51,6 +51,7 @@ def test_backbones_of_one_pipeline_share_one_tap(tiny):
     assert sum(isinstance(hook, FeatureTap) for hook in hooks) == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_gives_them_too(tiny):
     backbone = tiny("sd15").wrap()
     plain = evaluation(backbone, 2).features

@@ -34,6 +34,7 @@ def test_ddim_50_reproduces_the_reference(emoji, scorers):
     assert correctness(emoji, scorers, prompts, 50, "leading") == pytest.approx(0.86, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_smaller_sample_is_in_keeping(emoji, scorers):
     """40 single objects and pairs in 6 trailing steps: .95 and .90 in the reference's table, fixed seeds here."""
     prompts = EmojiPrompts(split="all", tasks=["single_object", "two_object"]).take(40, seed=5)

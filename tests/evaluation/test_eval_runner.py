@@ -222,6 +222,7 @@ evaluate([make_method("fixed:2")], EmojiPrompts("test").take(400), [0], stage, {
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_shards_only(tmp_path):
     root = str(Path(__file__).parents[2])
     code = KILLED.format(root=root, out=str(tmp_path))

@@ -58,7 +58,10 @@ def play(model, episodes=200):
     return total / episodes, taken
 
 
-@pytest.mark.parametrize(("algorithm", "policy"), [(PPO, AdDiffusionPolicy), (MaskablePPO, MaskableAdDiffusionPolicy)])
+@pytest.mark.parametrize(
+    ("algorithm", "policy"),
+    [pytest.param(PPO, AdDiffusionPolicy, marks=pytest.mark.slow), (MaskablePPO, MaskableAdDiffusionPolicy)],
+)
 def test_learns_when_to_stop(algorithm, policy):
     env = DummyVecEnv([StopWhenGood] * 8)
     model = algorithm(policy, env, n_steps=64, batch_size=128, learning_rate=1e-3, gamma=1.0, ent_coef=0.005, seed=0)
