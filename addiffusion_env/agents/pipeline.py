@@ -13,7 +13,7 @@ from addiffusion_env.agents.hub_policy import HubPolicy, make_policy, named_poli
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
-from addiffusion_env.agents.policy_file import PRETRAINED, load_config
+from addiffusion_env.agents.policy_file import load_config, shipped
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
@@ -312,11 +312,6 @@ class AdaptivePipeline:
 def reads_scores(method: Method) -> bool:
     """Whether a method reads what scorers say; unknown kinds are taken to."""
     return not isinstance(method, BaseMethod) or method.needs_scores
-
-
-def shipped() -> list[str]:
-    """Names of the policies that ship with the package."""
-    return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir()) if PRETRAINED.is_dir() else []
 
 
 def _model(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:

@@ -110,6 +110,11 @@ def config_text(config: PolicyConfig) -> str:
     return json.dumps(plain, indent=2)
 
 
+def shipped() -> list[str]:
+    """Names of the policies that ship with the package."""
+    return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir()) if PRETRAINED.is_dir() else []
+
+
 def find_policy(name_or_dir: str | Path) -> Path | None:
     """Where a policy lies: that of a shipped name, of a policy's folder or of a run; ``None`` when there is none."""
     candidates = (PRETRAINED / str(name_or_dir), Path(name_or_dir), Path(name_or_dir) / "policy")

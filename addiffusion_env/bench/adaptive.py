@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from addiffusion_env.agents.learned import LearnedMethod
-from addiffusion_env.agents.pipeline import PRETRAINED, AdaptivePipeline
+from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.bench.bed import Arm, Bed, Done
@@ -63,7 +63,4 @@ def by_method(bed: Bed, spec: str) -> Adaptive:
     Raises:
         UnknownNameError: for an unknown method.
     """
-    kind, _, folder = spec.partition(":")
-    shipped = kind == "policy" and (PRETRAINED / folder).is_dir()
-    method = LearnedMethod.from_run(PRETRAINED / folder) if shipped else make_method(spec)
-    return Adaptive(bed, method, f"AdaptivePipeline, {spec}", bed.images)
+    return Adaptive(bed, make_method(spec), f"AdaptivePipeline, {spec}", bed.images)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from addiffusion_env import ENVIRONMENTS
-from addiffusion_env.agents.pipeline import PRETRAINED
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SOLVERS
@@ -45,7 +44,7 @@ METHOD_EXAMPLES: dict[str, tuple[str, str]] = {
     "sag": ("emoji", "sag:2"),
     "attend_excite": ("sd15", "attend_excite:2"),
     "fbcache": ("flux", "fbcache:3,0.1"),
-    "policy": ("emoji", f"policy:{PRETRAINED / 'emoji'}"),
+    "policy": ("emoji", "policy:emoji"),
 }
 """Method -> (backbone, small specification); FOLDER stands for tiny weights of its own."""
 

@@ -179,8 +179,6 @@ class Episodes:
             info = slot.info()
             paid = {name: float(values[row]) for name, values in terms.items()}
             info |= {"action": chosen[row], "illegal_action": refused[row], "reward_terms": paid}
-            if slot.lane.refine_mask is not None:
-                info["refine_mask"] = slot.lane.refine_mask
             infos.append(info)
         return StepResult(self.observe(), reward, terminated, truncated, infos, transition)
 

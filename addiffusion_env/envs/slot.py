@@ -68,6 +68,8 @@ class Slot:
         if lane.look is not None:
             info["clip_score"] = float(lane.look.clip_score[0])
             info["preference"] = float(lane.look.preference[0])
+        if lane.refine_mask is not None:
+            info["refine_mask"] = lane.refine_mask
         if self.picture is not None:
             info["image"] = self.picture.pixels()
             info["action_trace"] = list(lane.actions)

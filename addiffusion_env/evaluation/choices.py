@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
-from addiffusion_env.agents.policy_file import PRETRAINED
+from addiffusion_env.agents.policy_file import shipped
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.settings import EnvSettings
@@ -44,8 +44,7 @@ def out_folder(config: Mapping[str, Any]) -> Path:
         RunFolderError: when it cannot be made.
     """
     policy, judged = config["policy"], config["hypotheses"] is not None
-    shipped = Path(str(policy)).name == str(policy) and (PRETRAINED / str(policy)).is_dir()
-    if policy is None or shipped:
+    if policy is None or str(policy) in shipped():
         default = Path("runs", "hypotheses" if judged else "eval" if policy is None else f"eval_{policy}")
     else:
         default = Path(policy) / ("hypotheses" if judged else "report")

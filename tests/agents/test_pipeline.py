@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.agents.pipeline import PRETRAINED
+from addiffusion_env.agents.policy_file import PRETRAINED
 from addiffusion_env.errors import AdDiffusionError
 
 TEXTS = ["a photo of a dog", "a photo of a red cup", "a photo of two cats"]
