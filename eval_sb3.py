@@ -19,7 +19,6 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from addiffusion_env.config import friendly, run_script
-from addiffusion_env.errors import check_settings
 
 if TYPE_CHECKING:
     from addiffusion_env.evaluation.report import Report
@@ -37,6 +36,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.choices import make_methods, out_folder
     from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.cost import plan_cost
+    from addiffusion_env.evaluation.eval_config import EvaluationConfig
     from addiffusion_env.evaluation.films import shoot
     from addiffusion_env.evaluation.hypotheses.setup import check_claims
     from addiffusion_env.evaluation.judges import Judges, check_judges, described
@@ -46,8 +46,9 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.report import write_report
     from addiffusion_env.evaluation.runner import Stage, carry_out, to_make
 
-    folder = out_folder(config)
+    EvaluationConfig.of(config)
     methods, settings = make_methods(config)
+    folder = out_folder(config)  # after the policy was found: a mistyped one leaves no folder behind
     check_judges(config["judges"], str(settings.backbone))
     if config["hypotheses"] is not None:
         check_claims(methods, str(settings.backbone), config)
@@ -103,16 +104,29 @@ def defaults() -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("hydra", "defaults")}
 
 
+def check_report(changes: Mapping[str, Any] | None) -> None:
+    """Refuses what :func:`evaluate_run` would refuse, before there is a run to evaluate.
+
+    Raises:
+        ConfigError: for an unknown key or a wrong value.
+        UnknownNameError: for a method that does not exist.
+    """
+    from addiffusion_env.baselines import make_method
+    from addiffusion_env.evaluation.eval_config import changed
+
+    for method in changed(defaults(), changes)["methods"]:
+        make_method(method)
+
+
 def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, **more: Any) -> Report:
     """Evaluates a run's policy with the defaults of ``configs/eval.yaml``; the report goes to ``<run>/report``.
 
     Raises:
-        ConfigError: for a key that ``configs/eval.yaml`` does not have, with the nearest one.
+        ConfigError: for a key that ``configs/eval.yaml`` does not have, with the nearest one, or a wrong value.
     """
-    config = defaults()
-    wanted = {**(changes or {}), **more, "policy": str(folder)}
-    check_settings("an evaluation has", wanted, config)
-    return evaluate({**config, **wanted})
+    from addiffusion_env.evaluation.eval_config import changed
+
+    return evaluate(changed(defaults(), {**(changes or {}), **more, "policy": str(folder)}))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")

@@ -29,8 +29,10 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_rollouts, reward_scale, set_training, total_lanes
     from addiffusion_env.agents.replay import ReplayConfig, learn_on_table, make_walk, measured_frontier, record_table
+    from addiffusion_env.agents.train_config import TrainingConfig
     from addiffusion_env.agents.training import (
         attach_logger,
+        check_algorithm,
         export_policy,
         exported_at,
         last_return,
@@ -47,8 +49,13 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
 
     started = time.monotonic()
     config = {**config, "lanes": total_lanes(config)}
-    folder = run_folder(config["run_dir"])
+    TrainingConfig.of(config)
+    check_algorithm(config["algorithm"], config["ppo"])
+    replay = None if config["replay"] is None else ReplayConfig.of(config["replay"])
+    if replay is not None:
+        check_algorithm(config["algorithm"], replay.ppo)
     resume = wants_resume(config["resume"])
+    folder = run_folder(config["run_dir"])
     if not resume and checkpoints(folder / "checkpoints"):
         raise ResumeError(
             f"{folder} holds a run and resume={config['resume']}",
@@ -65,8 +72,8 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     )
     attach_logger(model, folder)
     walk = None
-    if config["replay"] is not None:
-        settings, replay = EnvSettings.of(**told), ReplayConfig.of(config["replay"])
+    if replay is not None:
+        settings = EnvSettings.of(**told)
         table = record_table(settings, replay, folder / "table", lanes)
         walk = make_walk(table, settings)
         if state is None:
@@ -119,7 +126,10 @@ def report(folder: Path, config: dict[str, Any]) -> None:
 @friendly
 def main(config: DictConfig) -> float:
     """Hydra's entry."""
+    from eval_sb3 import check_report
+
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    check_report(plain["report"])  # now, not after minutes of training
     folder, score = train(plain)
     if plain["report"] is not None:
         report(folder, plain)

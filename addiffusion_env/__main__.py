@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     demo.add_argument("--device", default="auto")
     demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
     demo.add_argument("--share", action="store_true", help="also through a public address of Gradio's")
-    chosen = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words:  # what there is, not merely that something is missing
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    chosen = parser.parse_args(words)
     run = {"list": list_names, "check": check, "bench": run_bench, "demo": run_demo, "export": export}
     friendly(run[chosen.verb])(chosen)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,13 +27,16 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = list(overrides)
     wanted = [item for item in overrides if not HYDRA_FLAGS.match(item)]
     sweep = any(item in ("-m", "--multirun") for item in overrides)
     if sweep:  # a sweep's comma lists are not one configuration
         wanted = [item for item in wanted if "," not in item]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-        _check_experiments(compose(config_name), wanted, config_dir)
+        plain = compose(config_name)
+        _check_form(overrides, plain)
+        _check_experiments(plain, wanted, config_dir)
         groups = [
             item
             for item in wanted
@@ -42,6 +47,20 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
             compose(config_name, overrides=wanted)
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, base, wanted, config_dir) from error
+
+
+def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:
+    """Refuses ``--key value`` and a key without a value: settings are written ``key=value``.
+
+    Raises:
+        ConfigError: with the right form.
+    """
+    for item in overrides:
+        key = item.lstrip("-").split("=", 1)[0].replace("-", "_")
+        if item.startswith("--") and key in base:
+            raise ConfigError(f"{item} is no flag", f"write {key}=VALUE, without dashes")
+        if not item.startswith(("-", "~")) and "=" not in item:
+            raise ConfigError(f"{item!r} has no value", f"write {item}=VALUE")
 
 
 def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> None:
@@ -83,8 +102,27 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
             if value not in (*options, "null"):
                 return ConfigError(f"configs/{key} has no option {value!r}", nearest(value, options))
         elif key not in known:
-            return ConfigError(f"the configuration has no key {key!r}", nearest(key, known))
-    return ConfigError(str(error).splitlines()[0], f"known keys: {', '.join(known)}")
+            return ConfigError(f"the configuration has no key {key!r}", _near(key, known))
+        elif item.partition("=")[2].startswith("{") and any(name.startswith(f"{key}.") for name in known):
+            return ConfigError(
+                f"{item!r} holds a key that {key} does not have",
+                f"+{key}.NAME=VALUE adds one, ~{key}.NAME takes one out, {key}.NAME=VALUE changes one",
+            )
+    return ConfigError(str(error).splitlines()[0], "settings are written key=value, a list 'key=[a,b]'")
+
+
+def _near(key: str, known: list[str]) -> str:
+    """The nearest of all keys, and what stands beside the key, not the hundred keys that there are."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    parent = key.rpartition(".")[0]
+    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    if parent in known and not beside:
+        return f"{parent} is null: write '{parent}={{{key[len(parent) + 1 :]}: VALUE}}'"
+    adding = f"; +{key}=VALUE adds what the files leave out" if parent in known else ""
+    if parent not in known:
+        beside = [name for name in known if "." not in name]
+    return f"{hint}known: {', '.join(sorted(beside))}{adding}"
 
 
 def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -119,7 +157,7 @@ def dotted_values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def friendly(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a script's function: errors that a user can mend are printed as two lines, without a traceback (exit 2)."""
+    """Wraps a script's function: no traceback for what a user can mend (two lines, exit 2) or Ctrl-C (130)."""
 
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -128,6 +166,9 @@ def friendly(main: Callable[..., Any]) -> Callable[..., Any]:
         except AdDiffusionError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on where a training or an evaluation was", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
 
     return guarded
 

@@ -15,7 +15,7 @@ from typing import Any
 from addiffusion_env.errors import ConfigError
 
 
-def check_types(what: str, settings: Any) -> None:
+def check_types(what: str, settings: Any, see: str = "") -> None:
     """Refuses a field whose value is not of its declared type.
 
     Numbers of NumPy count as numbers, a whole number as a float, ``True`` as neither; NaN is refused; any sequence does
@@ -24,6 +24,7 @@ def check_types(what: str, settings: Any) -> None:
     Args:
         what: the settings' name in front of the field's, with its dot, or empty: ``"refine."``.
         settings: a dataclass with type hints that can be resolved.
+        see: where to read about the fields; empty for the dataclass's name.
 
     Raises:
         ConfigError: naming the field, its value and what it should be.
@@ -39,7 +40,9 @@ def check_types(what: str, settings: Any) -> None:
     """
     kind: Any = type(settings)
     for item in fields(settings):
-        _check(f"{what}{item.name}", getattr(settings, item.name), _hints(kind)[item.name], kind.__name__)
+        _check(
+            f"{what}{item.name}", getattr(settings, item.name), _hints(kind)[item.name], see or f"see {kind.__name__}"
+        )
 
 
 def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
@@ -54,18 +57,21 @@ def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str,
         ConfigError: naming the argument, its value and what it should be.
     """
     for name, value in given.items():
-        _check(f"{name} of {what}", value, _hints(function)[name], function.__module__)
+        _check(f"{name} of {what}", value, _hints(function).get(name, Any), f"see {function.__module__}")
 
 
 def _check(name: str, value: Any, hint: Any, see: str) -> None:
     if not _fits(value, hint):
         wanted = " or ".join(_named(option) for option in _options(hint))
-        raise ConfigError(f"{name} must be {wanted}, got {value!r:.100}", f"see {see}")
+        raise ConfigError(f"{name} must be {wanted}, got {value!r:.100}", see)
 
 
 @lru_cache(maxsize=64)
 def _hints(declared: Callable[..., Any]) -> dict[str, Any]:
-    return typing.get_type_hints(declared)
+    try:
+        return typing.get_type_hints(declared)
+    except NameError:  # a name that only type checkers see, as among SB3's: the hints beside it are types already
+        return {name: hint for name, hint in declared.__annotations__.items() if not isinstance(hint, str)}
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -73,7 +79,12 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _named(hint: Any) -> str:
-    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint)).lower()
+    if hint is type(None):
+        return "null"
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (list, collections.abc.Sequence):
+        return f"a list of {' or '.join(map(_named, _options(inside[0])))}"
+    return getattr(origin or hint, "__name__", str(hint)).lower()
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -101,11 +101,28 @@ def test_check_takes_all_that_bear_a_name(capsys):
         ("lpips", "no weights at"),
         ("hps", "xswu/HPSv2"),
         ("fixed:many", "a method is written"),
+        ("fixed:0", "STEPS must be at least 1"),
     ],
 )
 def test_check_says_what_is_wrong_without_a_traceback(name, words, capsys):
     with pytest.raises(SystemExit) as left:
         main(["check", name])
+    assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "everything that is registered"),  # the whole help
+        (["lst"], "invalid choice: 'lst'"),
+        (["bench", "--lanes", "0"], "must be a whole number of at least 1, got '0'"),
+        (["bench", "--steps", "-3"], "must be a whole number of at least 1, got '-3'"),
+        (["bench", "--json", "no/such/folder/file.json"], "its folder is missing"),
+    ],
+)
+def test_a_mistyped_command_line_is_told_at_once(arguments, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
     assert left.value.code == 2 and words in capsys.readouterr().err
 
 

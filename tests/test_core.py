@@ -63,12 +63,37 @@ def test_noise_is_a_function_of_prompt_seed_and_stream():
         ("reward=defalt", "configs/reward has no option 'defalt'\n  -> did you mean 'default'"),
         ("backbone=emojy", "configs/backbone has no option 'emojy'\n  -> did you mean 'emoji'"),
         ("experiment=smok", "configs/experiment has no option 'smok'\n  -> did you mean 'smoke'"),
+        ("env.max_decisionz=3", "+env.max_decisionz=VALUE adds what the files leave out"),
+        ("replay={pikture: 3}", "that replay does not have\n  -> +replay.NAME=VALUE adds one"),
+        ("warm_start.decisions=3", "warm_start is null: write 'warm_start={decisions: VALUE}'"),
+        ("lanes", "'lanes' has no value\n  -> write lanes=VALUE"),
+        ("--lanes", "--lanes is no flag\n  -> write lanes=VALUE"),
+        ("--run-dir=x", "--run-dir=x is no flag\n  -> write run_dir=VALUE"),
     ],
 )
 def test_mistyped_overrides_get_the_nearest_name(override, message):
     with pytest.raises(ConfigError) as caught:
         check_overrides(CONFIGS, "train", [override])
     assert message in str(caught.value)
+
+
+def test_a_mistyped_key_is_shown_its_neighbours_only():
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(CONFIGS, "train", ["ppo.ent_coeff=0.1"])
+    assert "did you mean 'ppo.ent_coef'" in str(caught.value) and "env." not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(CONFIGS, "train", ["lanse=8"])
+    assert "did you mean 'lanes'" in str(caught.value) and "ppo.ent_coef" not in str(caught.value)
+
+
+def test_an_interruption_is_a_line(capsys):
+    @friendly
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        interrupted()
+    assert left.value.code == 130 and capsys.readouterr().err.startswith("interrupted; the same command goes on")
 
 
 def test_good_overrides_pass():

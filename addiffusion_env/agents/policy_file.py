@@ -130,9 +130,10 @@ def load_config(folder: Path) -> PolicyConfig:
     """
     try:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        lacking = f"{CONFIG_FILE} is missing" if folder.is_dir() else "there is no such folder"
         raise WeightsError(
-            f"no policy in {folder}: {CONFIG_FILE} is missing", "name a run's policy folder, or 'emoji'"
+            f"no policy in {folder}: {lacking}", f"name the folder of a finished run, or {' or '.join(shipped())}"
         ) from error
     except (OSError, ValueError) as error:
         raise WeightsError(

@@ -28,7 +28,7 @@ from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import check_settings
+from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.files import whole_file
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.composite import make_reward
@@ -71,11 +71,14 @@ class ReplayConfig:
         """Builds it from configuration.
 
         Raises:
-            ConfigError: for an unknown key, with the nearest one, or a value of another type.
+            ConfigError: for an unknown key, with the nearest one, or a value of another type or below its least.
         """
         check_settings("replay has", settings, (item.name for item in fields(cls)))
         made = cls(**settings)
         check_types("replay.", made)
+        for name in ("pictures", "tries", "lanes", "watch_every"):
+            if getattr(made, name) < 1:
+                raise ConfigError(f"replay.{name} must be at least 1, got {getattr(made, name)}", "raise it")
         return made
 
 

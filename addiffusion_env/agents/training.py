@@ -21,9 +21,11 @@ from addiffusion_env import __version__
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, load_config, save_policy
+from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, check_settings, unknown
 from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.typed import check_arguments
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
     "ppo": (PPO, AdDiffusionPolicy),
@@ -91,18 +93,36 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
         file.write(json.dumps(dict(config), indent=2).encode())
 
 
+def check_algorithm(algorithm: str, settings: Mapping[str, Any]) -> None:
+    """Refuses an algorithm's settings before anything is loaded, as far as SB3's signature tells.
+
+    Raises:
+        UnknownNameError: for another algorithm.
+        ConfigError: for a setting that it does not have, with the nearest one, or a value of another type.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", algorithm, ALGORITHMS)
+    kind, _ = ALGORITHMS[algorithm]
+    own = ("self", "policy", "env", "seed", "device", "verbose")  # given by make_model, which knows better
+    known = [name for name in inspect.signature(kind.__init__).parameters if name not in own]
+    check_settings(f"{algorithm} has", settings, known)
+    check_arguments(algorithm, kind.__init__, settings)
+
+
 def make_model(algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str) -> BaseAlgorithm:
     """A fresh agent.
 
     Raises:
         UnknownNameError: for another algorithm.
+        ConfigError: for settings that it does not have or refuses, or a device that torch does not know.
     """
-    if algorithm not in ALGORITHMS:
-        raise unknown("algorithm", algorithm, ALGORITHMS)
-    kind, policy = ALGORITHMS[algorithm]
-    known = list(inspect.signature(kind.__init__).parameters)[3:]
-    check_settings(f"{algorithm} has", settings, known)
-    return kind(policy, env, seed=seed, device=device, verbose=0, **settings)
+    check_algorithm(algorithm, settings)
+    (kind, policy), where = ALGORITHMS[algorithm], resolve_device(device)
+    try:
+        return kind(policy, env, seed=seed, device=where, verbose=0, **settings)
+    except (AssertionError, ValueError, ZeroDivisionError) as error:  # SB3's ways of refusing a value
+        shown = ", ".join(f"{key}={value}" for key, value in settings.items())
+        raise ConfigError(f"{algorithm} refuses {shown}: {error}", "change what it names") from error
 
 
 def resume_or_make(

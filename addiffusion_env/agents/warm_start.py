@@ -7,7 +7,7 @@ policy sees (preference of the preview, step, refinements, price, the prompt's w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.engine.process import Action
 from addiffusion_env.errors import check_settings
+from addiffusion_env.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ class WarmStart:
         """Builds it from configuration.
 
         Raises:
-            ConfigError: for an unknown key, with the nearest one.
+            ConfigError: for an unknown key, with the nearest one, or a value of another type.
         """
         check_settings("warm_start has", settings, (item.name for item in fields(cls)))
-        return cls(**{**settings, "fine_words": tuple(settings.get("fine_words", ()))})
+        check_types("warm_start.", made := cls(**settings))
+        return replace(made, fine_words=tuple(made.fine_words))
 
     def action(self, info: Mapping[str, Any], mask: np.ndarray) -> int:
         """What the rule does."""

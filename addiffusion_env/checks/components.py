@@ -12,7 +12,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.backbones.tiny import BUILDERS, tiny_backbone
-from addiffusion_env.baselines import BASELINES
+from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import each
 from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
@@ -170,6 +170,8 @@ def _method(name: str) -> Found | None:
     def run() -> Iterator[str]:
         if not spec:
             raise ConfigError(f"method {bare!r} cannot be guessed", f"write it whole: {BASELINES.load(bare).usage}")
+        if colon:
+            make_method(name)  # a specification that cannot be read is said before a model is loaded
         with tempfile.TemporaryDirectory() as folder:
             model, scorers = emoji_world()
             if backbone != "emoji":

@@ -17,6 +17,7 @@ HOST = "127.0.0.1"
 """This machine alone; ``share`` is the way out."""
 
 MOST_SEED = 2**31 - 1
+HIGHEST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,12 @@ def serve(
 
     Raises:
         MissingPackageError: without Gradio.
-        ConfigError: when the port is taken.
+        ConfigError: when the port is taken, or there is no such port.
         AdDiffusionError: when the policy or its model cannot be loaded.
     """
     gradio = _gradio()
+    if not 0 <= port <= HIGHEST_PORT:
+        raise ConfigError(f"--port must be from 0 to {HIGHEST_PORT}, got {port}", "0 takes any free one")
     studio = Studio(AdaptivePipeline.from_pretrained(policy, device=device))
     for _ in studio.fixed("fixed:2", read_prompt("a photo of a dog", studio.backbone), 0):
         pass  # warms up, so that the first visitor's seconds are like the others'

@@ -17,6 +17,8 @@ from addiffusion_env.prompts.benchmarks.base import Benchmark
 from addiffusion_env.prompts.benchmarks.export import LAYOUTS, Exported, export
 
 OFFICIAL_FOLDER = "official"
+TEST_SPLIT = {"split": "test"}
+"""Prompts of the emoji grammar that no training draws."""
 GRAMMAR_PROMPTS = 128
 """How many prompts an evaluation takes of a source without an end."""
 
@@ -34,7 +36,8 @@ def choose_prompts(config: Mapping[str, Any], backbone: str) -> tuple[str, dict[
     """
     name = config["benchmark"]
     if name is None:
-        return config["prompt_source"], config["prompt_options"]
+        source, options = config["prompt_source"], config["prompt_options"]
+        return source, dict(TEST_SPLIT if options is None and source == "emoji" else options or {})
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
     world = "emoji" if backbone == "emoji" else "any"

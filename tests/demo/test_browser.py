@@ -84,6 +84,15 @@ def test_the_command_line_refuses_an_unknown_policy(capsys):
     assert "did you mean 'emoji'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", [-1, 65_536])
+def test_a_port_that_cannot_be_is_refused_before_anything_is_loaded(port):
+    pytest.importorskip("gradio", reason="needs the extra [demo]")
+    from addiffusion_env.demo.app import serve
+
+    with pytest.raises(ConfigError, match=f"must be from 0 to 65535, got {port}"):
+        serve("emoji", port=port, block=False)
+
+
 def test_without_gradio_the_extra_is_named(monkeypatch):
     import sys
 

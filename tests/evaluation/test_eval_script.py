@@ -47,11 +47,12 @@ def test_a_run_prints_its_table_resumes_and_leaves_nothing_else(tmp_path, monkey
     [
         ("metods=[fixed:2]", ("no key 'metods'", "did you mean 'methods'")),
         ("out=/proc/nowhere", ("/proc/nowhere", "->")),
+        ("policy=runs/none", ("no policy in runs/none: there is no such folder", "or emoji")),
     ],
 )
 def test_a_mistake_costs_two_lines_and_exit_code_two(argument, words, tmp_path):
     done = run("prompts=1", argument, cwd=tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr

@@ -1,0 +1,125 @@
+"""What an evaluation is asked to do: the keys of ``configs/eval.yaml``, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.engine.lanes import lanes_of
+from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.typed import check_types
+
+SEE = "see configs/eval.yaml; a list is written [a,b]"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """An evaluation's configuration.
+
+    Attributes:
+        policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
+        prices: of one NFE, 0 or more; ``None`` is the policy's own.
+        methods: specifications.
+        prompts: how many; ``None`` for all of a list.
+        prompt_source: registry name.
+        prompt_options: its keyword arguments; ``None`` is the test split of the grammar.
+        prompt_seed: which prompts.
+        benchmark: in the place of the source.
+        benchmark_path: its file or folder.
+        benchmark_options: of its reader.
+        benchmark_export: whether pictures are also kept as the official scorer reads them.
+        seeds: pictures a prompt, 0 or more.
+        env: environment settings over the policy's.
+        device: as :attr:`.EnvSettings.device`.
+        dtype: as :attr:`.EnvSettings.dtype`.
+        judges: registry names of held-out scorers.
+        margin: of non-inferiority, a share of pictures.
+        hypotheses: claims to be judged.
+        price: of one NFE in standard deviations of preference, for regret.
+        metrics: see :class:`.MetricsConfig`.
+        vlm: see :class:`.VlmConfig`.
+        out: folder of records and report.
+        max_lanes: pictures in the making at once, or ``"auto"``.
+        max_faults: pictures that may be left out.
+        shard_size: pictures a file of records.
+        rollouts: ``kind: local`` or ``kind: ray`` and its settings.
+        keep_pictures: as PNG.
+        films: whether film strips are made.
+        progress_bar: whether there is one.
+
+    Raises:
+        ConfigError: for a value of another type or out of its range.
+    """
+
+    policy: str | Path | None
+    prices: Sequence[float | None]
+    methods: Sequence[str]
+    prompts: int | None
+    prompt_source: str
+    prompt_options: Mapping[str, Any] | None
+    prompt_seed: int
+    benchmark: str | None
+    benchmark_path: str | None
+    benchmark_options: Mapping[str, Any] | None
+    benchmark_export: bool
+    seeds: Sequence[int]
+    env: Mapping[str, Any] | None
+    device: str
+    dtype: str
+    judges: Sequence[str]
+    margin: float
+    hypotheses: Mapping[str, Any] | None
+    price: float
+    metrics: Mapping[str, Any] | None
+    vlm: Mapping[str, Any] | None
+    out: str | Path | None
+    max_lanes: int | str
+    max_faults: int
+    shard_size: int
+    rollouts: Mapping[str, Any]
+    keep_pictures: bool
+    films: bool
+    progress_bar: bool
+
+    def __post_init__(self) -> None:
+        check_types("", self, SEE)
+        lanes_of(self.max_lanes, "max_lanes")
+        if not self.methods and self.policy is None:
+            raise ConfigError("methods is empty and there is no policy: nothing to evaluate", "methods=[fixed:8]")
+        for name, least in (("prompts", 1), ("prompt_seed", 0), ("shard_size", 1), ("max_faults", 0), ("margin", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}", SEE)
+        for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
+            values = getattr(self, name)
+            if not values or any(value is not None and value < 0 for value in values):
+                raise ConfigError(f"{name} must be one number or more, each at least 0, got {values}", wanted)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> EvaluationConfig:
+        """Reads a whole configuration; what else is in it (a manifest's notes) is left alone.
+
+        Raises:
+            ConfigError: see the class.
+        """
+        return cls(**{item.name: config[item.name] for item in fields(cls)})
+
+
+def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The defaults with changes, checked.
+
+    Args:
+        defaults: every key.
+        changes: of some keys, for instance ``report`` of a training.
+
+    Raises:
+        ConfigError: for a key that an evaluation does not have, with the nearest one, or a wrong value.
+    """
+    if not isinstance(changes, Mapping | None):
+        raise ConfigError(f"settings of an evaluation must be a mapping, got {changes!r:.100}", "{prompts: 64}")
+    check_settings("an evaluation has", changes or {}, defaults)
+    config = {**defaults, **(changes or {})}
+    EvaluationConfig.of(config)
+    return config

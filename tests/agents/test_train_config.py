@@ -1,0 +1,81 @@
+"""Keys of configs/train.yaml: a wrong value is refused by name before anything is loaded."""
+
+from dataclasses import fields
+
+import pytest
+from omegaconf import OmegaConf
+from stable_baselines3.common.vec_env import VecMonitor
+
+import train_sb3
+from addiffusion_env import AdDiffusionVecEnv
+from addiffusion_env.agents.replay import ReplayConfig
+from addiffusion_env.agents.train_config import TrainingConfig
+from addiffusion_env.agents.training import check_algorithm, make_model
+from addiffusion_env.agents.warm_start import WarmStart
+from addiffusion_env.errors import ConfigError
+
+FILE = OmegaConf.to_container(OmegaConf.load(train_sb3.CONFIGS / "train.yaml"))
+CONFIG = {key: value for key, value in FILE.items() if key not in ("defaults", "hydra")} | {
+    "rollouts": {"kind": "local"}
+}
+
+
+def test_it_has_the_keys_of_the_file_and_takes_its_values():
+    assert {item.name for item in fields(TrainingConfig)} == set(CONFIG)
+    assert TrainingConfig.of(CONFIG).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", "abc", "seed must be int, got 'abc'"),
+        ("seed", -1, "seed must be at least 0, got -1"),
+        ("seed", 2**32, "seed must be at most 4294967295"),
+        ("total_timesteps", "many", "total_timesteps must be int, got 'many'"),
+        ("total_timesteps", -5, "total_timesteps must be at least 0, got -5"),
+        ("checkpoint_every", 0, "checkpoint_every must be at least 1, got 0"),
+        ("report", 3, "report must be mapping or null, got 3"),
+        ("warm_start", "stop", "warm_start must be mapping or null, got 'stop'"),
+        ("run_dir", None, "run_dir must be str, got None"),
+        ("ppo", [1], r"ppo must be mapping, got \[1\]"),
+    ],
+)
+def test_a_wrong_value_is_named(key, value, words):
+    with pytest.raises(ConfigError, match=words):
+        TrainingConfig.of({**CONFIG, key: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ent_coef": "lots"}, "ent_coef of ppo must be float, got 'lots'"),
+        ({"n_steps": 1.5}, r"n_steps of ppo must be int, got 1\.5"),
+        ({"ent_coeff": 0.1}, "did you mean 'ent_coef'"),
+        ({"seed": 3}, "ppo has no setting 'seed'"),
+    ],
+)
+def test_settings_of_the_algorithm_are_checked_by_its_signature(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        check_algorithm("ppo", settings)
+
+
+def test_what_sb3_refuses_is_told_as_a_configuration_error():
+    env = VecMonitor(AdDiffusionVecEnv(1, steps=2))
+    with pytest.raises(ConfigError, match=r"ppo refuses n_steps=4, batch_size=0: .*batch_size"):
+        make_model("ppo", env, {"n_steps": 4, "batch_size": 0}, 0, "cpu")
+    with pytest.raises(ConfigError, match=r"^unknown device 'gpu'"):
+        make_model("ppo", env, {"n_steps": 4, "batch_size": 2}, 0, "gpu")
+
+
+def test_the_settings_that_ship_suit_their_algorithm():
+    check_algorithm(CONFIG["algorithm"], CONFIG["ppo"])
+    check_algorithm(CONFIG["algorithm"], CONFIG["replay"]["ppo"])
+    check_algorithm("ppo", {"learning_rate": lambda left: left, "policy_kwargs": {"net_arch": [8]}, "target_kl": None})
+
+
+def test_a_table_needs_pictures_and_a_rule_numbers():
+    with pytest.raises(ConfigError, match=r"replay\.pictures must be at least 1, got 0"):
+        ReplayConfig.of({"pictures": 0})
+    with pytest.raises(ConfigError, match=r"warm_start\.decisions must be int, got 'few'"):
+        WarmStart.of({"decisions": "few"})
+    assert WarmStart.of({"fine_words": ["left"]}).fine_words == ("left",)
