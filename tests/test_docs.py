@@ -177,6 +177,13 @@ def test_commands_within_lines_exist():
                 assert (ROOT / words[1]).is_file(), command
 
 
+def test_nested_lists_are_indented_by_four_spaces():
+    """Python-Markdown, which builds the site, reads fewer as the outer list; GitHub reads both."""
+    for page in DOCS.rglob("*.md"):
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        assert not re.findall(r"^ {1,3}[-*] .*$", text, flags=re.M), page
+
+
 def test_the_limits_quote_the_results():
     results = GENERATED.read_text(encoding="utf-8")
     figures = re.findall(r"\d\.\d+", (DOCS / "limits.md").read_text(encoding="utf-8").partition("## Where this")[0])

@@ -38,7 +38,7 @@ def verdicts(claims: Sequence[Claim]) -> list[str]:
     lines = []
     for claim in claims:
         lines.append(f"- **{claim.name}: {'holds' if claim.holds else 'does not hold in full'}**")
-        lines.extend(f"  - {line}" for line in claim.lines)
+        lines.extend(f"    - {line}" for line in claim.lines)
     return lines
 
 
