@@ -31,9 +31,9 @@ class Observer:
                 raise unknown("observation key", key, FEATURES)
         if "features" in keys and not feature_dim:
             raise CapabilityError(
-                "the observation key 'features' needs a denoiser with a middle block: there is none here, and recorded "
-                "tables keep no features of it",
-                "leave 'features' out of observation_keys, or train on the environment itself",
+                "the observation key 'features' needs a denoiser with a middle block, and tables that were recorded "
+                "with it: there is none here",
+                "leave 'features' out of observation_keys, or record the table with features=True",
             )
         self.keys = tuple(keys)
         widths = Widths(clip_dim, feature_dim)
