@@ -59,7 +59,7 @@ def described(looks: LookScorers, judges: Judges) -> dict[str, str]:
 
 def _words(scorer: Any) -> str:
     parts = (getattr(scorer, "name", type(scorer).__name__), getattr(scorer, "label", ""), getattr(scorer, "unit", ""))
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(dict.fromkeys(str(part) for part in parts if part))
 
 
 @dataclass(frozen=True)
