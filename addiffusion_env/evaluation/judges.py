@@ -90,7 +90,9 @@ class Judges:
         for name in names:
             kind = SCORERS.load(name)
             if not hasattr(kind, "score") and not hasattr(kind, "verdicts"):
-                raise ConfigError(f"{name!r} gives pictures no score, so it cannot judge", "set judges=[hps], or judges=[]")
+                raise ConfigError(
+                    f"{name!r} gives pictures no score, so it cannot judge", "set judges=[hps], or judges=[]"
+                )
             make = kind.from_pretrained
             judge = make(device=device) if "device" in signature(make).parameters else make()
             if hasattr(judge, "verdicts"):
