@@ -65,7 +65,7 @@ class AdaptivePipeline:
 
     Raises:
         CapabilityError: when no backbone is made for the pipeline, or the model cannot do what the policy asks.
-        ConfigError: when the policy was trained on observations of another width, or is trained and has a process given.
+        ConfigError: when the policy was trained on observations of another width, or is trained and a process is given.
         WeightsError: when the policy or the scorers cannot be had.
     """
 

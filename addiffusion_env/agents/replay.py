@@ -100,7 +100,7 @@ def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lane
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     scorers = load_scorers(backbone, settings.scorers)
-    faults = FaultCount(settings.max_faults)
+    faults, keys = FaultCount(settings.max_faults), settings.keys()
     recorder = Recorder(
         backbone,
         scorers,
@@ -108,7 +108,7 @@ def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lane
         replay.tries,
         halve=settings.halve_lanes,
         faults=faults,
-        features="features" in settings.keys(),
+        features="features" in keys,
     )
     pictures = [(prompt, 0) for prompt in settings.prompt_source().take(replay.pictures, seed=replay.prompt_seed)]
 
