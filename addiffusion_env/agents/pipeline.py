@@ -284,7 +284,7 @@ class AdaptivePipeline:
         config, name = self.method.config, self.backbone.name
         there = Observer(self.scorers.clip_dim, list(config.observation), self.backbone.capabilities.feature_dim or 0)
         for key, (_, trained) in config.observation.items():
-            here = int(np.prod(there.space[key].shape))
+            here = there.widths[key]
             if trained != here:
                 known = config.environment.get("backbone", "emoji")
                 raise ConfigError(

@@ -79,7 +79,7 @@ def play(folder: Path, variant: Variant, table: TryTable, prices: Sequence[float
     policy, config = load_policy(folder)
     settings = EnvSettings.of(**config.environment)
     walk = walk_for(variant, table, settings)
-    observer = table.observer(config.observation)
+    observer = table.observer(list(config.observation))
     return [play_table(walk, greedy(policy), observer, price) for price in prices]
 
 
