@@ -24,6 +24,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers, NoScorers
@@ -64,7 +65,7 @@ class AdaptivePipeline:
 
     Raises:
         CapabilityError: when no backbone is made for the pipeline, or the model cannot do what the policy asks.
-        ConfigError: when the policy was trained on embeddings of another width, or is trained and has a process given.
+        ConfigError: when the policy was trained on observations of another width, or is trained and a process is given.
         WeightsError: when the policy or the scorers cannot be had.
     """
 
@@ -277,16 +278,20 @@ class AdaptivePipeline:
         return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
 
     def _check_width(self) -> None:
-        if not isinstance(self.method, LearnedMethod) or "clip" not in self.method.config.observation:
+        """Refuses a policy that reads more or fewer numbers than are to be seen here."""
+        if not isinstance(self.method, LearnedMethod):
             return
-        trained, here = self.method.config.observation["clip"][1], 2 * self.scorers.clip_dim
-        if trained != here:
-            known = self.method.config.environment.get("backbone", "emoji")
-            raise ConfigError(
-                f"policy {self.method.name!r} reads {trained} numbers of CLIP, and the scorers of backbone "
-                f"{self.backbone.name!r} give {here}",
-                f"use it on {known}, which it was trained on, or pass scorers= with the same CLIP",
-            )
+        config, name = self.method.config, self.backbone.name
+        there = Observer(self.scorers.clip_dim, list(config.observation), self.backbone.capabilities.feature_dim or 0)
+        for key, (_, trained) in config.observation.items():
+            here = there.widths[key]
+            if trained != here:
+                known = config.environment.get("backbone", "emoji")
+                raise ConfigError(
+                    f"policy {self.method.name!r} reads {trained} numbers of {key!r}, and backbone {name!r} with its "
+                    f"scorers gives {here}",
+                    f"use it on {known}, which it was trained on, or pass scorers= with the same CLIP",
+                )
 
     def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:

@@ -30,7 +30,6 @@ from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.files import whole_file
-from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
 from addiffusion_env.rollouts.recorder import Recorder, check_recordable
@@ -104,8 +103,16 @@ def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lane
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     scorers = load_scorers(backbone, settings.scorers)
-    faults = FaultCount(settings.max_faults)
-    recorder = Recorder(backbone, scorers, process, replay.tries, halve=settings.halve_lanes, faults=faults)
+    faults, keys = FaultCount(settings.max_faults), settings.keys()
+    recorder = Recorder(
+        backbone,
+        scorers,
+        process,
+        replay.tries,
+        halve=settings.halve_lanes,
+        faults=faults,
+        features="features" in keys,
+    )
     pictures = [(prompt, 0) for prompt in settings.prompt_source().take(replay.pictures, seed=replay.prompt_seed)]
 
     def note(done: int) -> None:
@@ -129,7 +136,7 @@ def greedy(policy: BasePolicy) -> Decider:
 def measured_frontier(policy: BasePolicy, walk: Walk, settings: EnvSettings) -> list[tuple[float, float]]:
     """(price, mean NFE) of a policy on a table, by rising price; NFE never rises with price."""
     low, high = settings.price_range()
-    observer = Observer(walk.table.clip_text.shape[1], settings.keys())
+    observer = walk.table.observer(settings.keys())
     prices = np.linspace(low, high, FRONTIER_PRICES) if low < high else np.array([low])
     spent = [float(play_table(walk, greedy(policy), observer, price).nfe.mean()) for price in prices]
     return [(float(price), float(nfe)) for price, nfe in zip(prices, np.minimum.accumulate(spent), strict=True)]
@@ -186,7 +193,7 @@ class TableWatch(BaseCallback):
     def __init__(self, walk: Walk, settings: EnvSettings, every: int) -> None:
         super().__init__()
         self.walk, self.settings, self.every = walk, settings, every
-        self.observer = Observer(walk.table.clip_text.shape[1], settings.keys())
+        self.observer = walk.table.observer(settings.keys())
         self.reward = make_reward(settings.reward)
         self.rollouts = 0
         self.history: list[dict[str, float]] = []

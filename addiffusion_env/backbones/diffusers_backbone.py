@@ -24,7 +24,10 @@ NEGATIVE = "negative_"
 """Prefix of the tensors of the negative prompt: ``negative_text`` stands in for ``text`` on the unguided rows."""
 
 TEXT_CACHE = 256 * 2**20
-"""Bytes of encoded prompts kept: a thousand of SD 1.5's in half precision, a hundred of Flux's."""
+"""Most bytes of encoded prompts kept: eight hundred of SDXL's in half precision, a hundred of Flux's."""
+
+TEXTS_KEPT = 1024
+"""Most encoded prompts kept, so that a long run on small embeddings does not grow for hours either."""
 
 DECODE_PIXELS = 4 * 1024 * 1024
 """Pixels decoded at once: more saves no time a picture on a GPU, and 32 pictures of SDXL would not fit."""
@@ -94,7 +97,7 @@ class DiffusersBackbone(Backbone):
         found = Conditioning.cat([self._texts[text] for text in texts])
         for text in texts:
             self._texts.move_to_end(text)
-        while len(self._texts) * self._row_bytes(found) > TEXT_CACHE:
+        while len(self._texts) > min(TEXTS_KEPT, TEXT_CACHE // self._row_bytes(found)):
             self._texts.popitem(last=False)
         return found
 

@@ -74,6 +74,7 @@ class Framer:
             has_best=np.array([float(picture is not None) for picture in best]),
             evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),
             features=torch.cat([unfelt if lane.features is None else lane.features for lane in lanes]).cpu().numpy(),
+            finished=np.array([float(lane.shown is not None) for lane in lanes]),
         )
 
     @cached_property

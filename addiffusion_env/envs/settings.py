@@ -54,7 +54,8 @@ class EnvSettings:
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
             the reward preset's own.
         observation_keys: ``None`` is clip, timestep, quality, and price when it varies; ``"denoiser"`` is features,
-            prompt, timestep, spent, and price when it varies: nothing that needs a preview; or a list of keys of
+            prompt, timestep, spent, and price when it varies: nothing that needs a preview; ``"denoiser_checked"`` adds
+            tries and checked, what scorers said of finished pictures; or a list of keys of
             :data:`observations.features.FEATURES`: ``tries`` (the best finished picture so far) and ``phrases`` (what
             phrase maps said) are there to be asked for.
         reference_steps: steps of the reference schedule that a relative terminal bonus compares with.

@@ -59,7 +59,7 @@ def described(looks: LookScorers, judges: Judges) -> dict[str, str]:
 
 def _words(scorer: Any) -> str:
     parts = (getattr(scorer, "name", type(scorer).__name__), getattr(scorer, "label", ""), getattr(scorer, "unit", ""))
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(dict.fromkeys(str(part) for part in parts if part))
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,18 @@ class Judges:
 
         Raises:
             UnknownNameError: for a name that is no scorer.
+            ConfigError: for one that gives no score, such as ``dino``, which compares pictures.
             WeightsError: when weights are missing.
         """
         verdict: VerdictJudge | None = None
         scorers: dict[str, Scorer] = {}
         for name in names:
-            make = SCORERS.load(name).from_pretrained
+            kind = SCORERS.load(name)
+            if not hasattr(kind, "score") and not hasattr(kind, "verdicts"):
+                raise ConfigError(
+                    f"{name!r} gives pictures no score, so it cannot judge", "set judges=[hps], or judges=[]"
+                )
+            make = kind.from_pretrained
             judge = make(device=device) if "device" in signature(make).parameters else make()
             if hasattr(judge, "verdicts"):
                 verdict = judge

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from addiffusion_env.evaluation.records import Record, by_method
 from addiffusion_env.evaluation.runner import png_bytes
 from addiffusion_env.evaluation.statistics import Interval
 from addiffusion_env.evaluation.summary import MethodRow, Summary
-from addiffusion_env.evaluation.tables import is_constant
 
 BLUE, RED, GREY, GRID = "#3b78c4", "#c8413b", "#5f6368", "#e3e5e8"
 PALETTE = ("#2e8b57", "#8e5bb5", "#d9822b", "#0f8b8d", "#b5485d", "#7a6a53", "#5c6bc0", "#9aa11f")
@@ -28,8 +28,37 @@ LABELS = {
 }
 TIMELINE_ROWS = 64
 MARKERS = "so^vPX*"
+LINES = ("-", "--", ":", "-.")
 WIDE = 6.0
 """Costs that lie further apart than by this factor are drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method is drawn, the same in every figure.
+
+    Attributes:
+        colour: of its points and lines.
+        marker: of its points.
+        line: between them.
+    """
+
+    colour: str
+    marker: str
+    line: str
+
+
+def styles(summary: Summary) -> dict[str, Style]:
+    """Method -> style: the focus method and its prices red diamonds, no two others alike up to 56 of them."""
+    curve = [row.method for row in _curve(summary.methods, summary.focus, "nfe")]
+    found = {summary.focus: Style(RED, "D", "-")}
+    for place, name in enumerate(name for name in curve if name != summary.focus):
+        found[name] = Style(RED, "d", LINES[1 + place % (len(LINES) - 1)])
+    others = [row.method for row in summary.methods if row.method not in found and not _plain_fixed(row.method)]
+    for place, name in enumerate(others):
+        line = LINES[place // len(PALETTE) % len(LINES)]
+        found[name] = Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], line)
+    return found
 
 
 def figures(records: Sequence[Record], summary: Summary, films: Sequence[Film]) -> dict[str, bytes]:
@@ -73,11 +102,9 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> bytes:
     curve = _curve(others, summary.focus, cost)
     line: list[Any] = [(_interval(row, cost), _interval(row, quality)) for row in curve]
     axes.plot([x.estimate for x, _ in line], [y.estimate for _, y in line], "-", color=RED, linewidth=1)
-    for row in curve:
-        _point(axes, row, quality, cost, RED, "D" if row.method == summary.focus else "d")
-    for number, row in enumerate(row for row in others if row not in curve):
-        turn, place = divmod(number, len(PALETTE))
-        _point(axes, row, quality, cost, PALETTE[place], MARKERS[turn % len(MARKERS)])
+    drawn = styles(summary)
+    for row in [*curve, *(row for row in others if row not in curve)]:
+        _point(axes, row, quality, cost, drawn[row.method])
     _spread_costs(axes, [_interval(row, cost).estimate for row in rows])  # type: ignore[union-attr]
     axes.set_xlabel(LABELS[cost])
     axes.set_ylabel(LABELS[quality])
@@ -114,7 +141,7 @@ def _legend_beside(axes: Any) -> None:
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def _point(axes: Any, row: MethodRow, quality: str, cost: str, colour: str, marker: str) -> None:
+def _point(axes: Any, row: MethodRow, quality: str, cost: str, style: Style) -> None:
     across, up = _interval(row, cost), _interval(row, quality)
     assert across is not None and up is not None
     axes.errorbar(
@@ -122,9 +149,9 @@ def _point(axes: Any, row: MethodRow, quality: str, cost: str, colour: str, mark
         up.estimate,
         xerr=[[across.estimate - across.low], [across.high - across.estimate]],
         yerr=[[up.estimate - up.low], [up.high - up.estimate]],
-        fmt=marker,
-        color=colour,
-        markersize=7 if marker == "D" else 5,
+        fmt=style.marker,
+        color=style.colour,
+        markersize=7 if style.marker == "D" else 5,
         elinewidth=1,
         capsize=2,
         label=row.method,
@@ -165,16 +192,24 @@ def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> bytes:
 
 
 def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> bytes:
-    """Mean NFE against how many things the prompt asks for, for every method that is not constant."""
+    """Mean NFE against how many things the prompt asks for, for every method that spends more on some."""
     figure, axes = pyplot.subplots(figsize=(7.4, 3.4))
-    names = [name for name in groups if not is_constant(name)] or [summary.focus]
-    for number, name in enumerate(names):
+    names = [name for name, made in groups.items() if len({record.nfe for record in made}) > 1] or [summary.focus]
+    drawn = styles(summary)
+    for name in names:
         demands = sorted({record.demands for record in groups[name]})
         spent = [[record.nfe for record in groups[name] if record.demands == value] for value in demands]
         error = [1.96 * float(np.std(values)) / np.sqrt(len(values)) for values in spent]
-        colour = RED if name == summary.focus else PALETTE[number % len(PALETTE)]
+        style = drawn.get(name, Style(GREY, "o", "-"))
         axes.errorbar(
-            demands, [float(np.mean(v)) for v in spent], yerr=error, fmt="-o", color=colour, markersize=4, label=name
+            demands,
+            [float(np.mean(v)) for v in spent],
+            yerr=error,
+            fmt=style.marker + style.line,
+            color=style.colour,
+            linewidth=2 if name == summary.focus else 1,
+            markersize=4,
+            label=name,
         )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("demands of the prompt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -108,6 +108,11 @@ def belief(frame: Frame) -> np.ndarray:
     return np.concatenate([np.tanh(odds / 2), np.tanh(odds / 8)], axis=1)
 
 
+def checked(frame: Frame) -> np.ndarray:
+    """The same of finished pictures alone, which are looked at anyhow (``check_finished``): no preview is: (B, 4)."""
+    return belief(replace(frame, liking=frame.liking * frame.finished))
+
+
 def phrases(frame: Frame) -> np.ndarray:
     """What the last refinement's phrase maps said: (B, 3) in [0, 1]."""
     return frame.evidence
@@ -139,6 +144,7 @@ FEATURES: dict[str, Feature] = {
     "price": Feature(lambda widths: 1, price, low=0.0),
     "tries": Feature(lambda widths: 2, tries),
     "belief": Feature(lambda widths: 4, belief, looks=True),
+    "checked": Feature(lambda widths: 4, checked),
     "phrases": Feature(lambda widths: 3, phrases, low=0.0),
     "features": Feature(lambda widths: widths.features, features),
     "spent": Feature(lambda widths: 3, spent, low=0.0),
@@ -148,8 +154,13 @@ FEATURES: dict[str, Feature] = {
 
 STANDARD_KEYS = ("clip", "timestep", "quality")
 
-OBSERVATION_PRESETS = {"standard": STANDARD_KEYS, "denoiser": ("features", "prompt", "timestep", "spent")}
-"""Name -> keys. ``denoiser`` needs no preview and no scorer: what the denoiser computes anyway, and the prompt."""
+OBSERVATION_PRESETS = {
+    "standard": STANDARD_KEYS,
+    "denoiser": ("features", "prompt", "timestep", "spent"),
+    "denoiser_checked": ("features", "prompt", "timestep", "spent", "tries", "checked"),
+}
+"""Name -> keys. ``denoiser`` needs no preview and no scorer: what the denoiser computes anyway, and the prompt.
+``denoiser_checked`` adds what the scorers said of finished pictures, where the process looks at those."""
 
 
 def sees_previews(keys: Sequence[str]) -> bool:

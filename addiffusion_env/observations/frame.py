@@ -29,7 +29,8 @@ class Frame:
         has_best: (B,) whether there is one, 0 or 1.
         evidence: (B, 3) what phrase maps said (:func:`regions.phrases.evidence_of`), in [0, 1]; 0 where none were made.
         features: (B, F) pooled output of the denoiser's middle block at the last evaluation, in its own scale; 0 before
-            the first, and F is 0 where nobody kept them (recorded tables).
+            the first, and F is 0 where nobody kept them.
+        finished: (B,) whether what is seen is a finished picture that waits to be taken or tried again, 0 or 1.
     """
 
     clip_image: np.ndarray
@@ -49,6 +50,7 @@ class Frame:
     has_best: np.ndarray
     evidence: np.ndarray
     features: np.ndarray
+    finished: np.ndarray
 
 
 LOG_SNR_RANGE = (-4.0, 6.0)

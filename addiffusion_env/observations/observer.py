@@ -20,6 +20,11 @@ class Observer:
         keys: which features, in order.
         feature_dim: width of the denoiser's own features; 0 where there are none.
 
+    Attributes:
+        keys: see above.
+        widths: key -> length.
+        space: the observation space.
+
     Raises:
         UnknownNameError: for an unknown key.
         CapabilityError: for the denoiser's features where there are none.
@@ -31,14 +36,14 @@ class Observer:
                 raise unknown("observation key", key, FEATURES)
         if "features" in keys and not feature_dim:
             raise CapabilityError(
-                "the observation key 'features' needs a denoiser with a middle block: there is none here, and recorded "
-                "tables keep no features of it",
-                "leave 'features' out of observation_keys, or train on the environment itself",
+                "the observation key 'features' needs a denoiser with a middle block, and tables that were recorded "
+                "with it: there is none here",
+                "leave 'features' out of observation_keys, or record the table with features=True",
             )
         self.keys = tuple(keys)
-        widths = Widths(clip_dim, feature_dim)
+        self.widths = {key: FEATURES[key].dim(Widths(clip_dim, feature_dim)) for key in self.keys}
         self.space = spaces.Dict(
-            {key: spaces.Box(FEATURES[key].low, 1.0, (FEATURES[key].dim(widths),), np.float32) for key in self.keys}
+            {key: spaces.Box(FEATURES[key].low, 1.0, (self.widths[key],), np.float32) for key in self.keys}
         )
 
     def observe(self, frame: Frame) -> dict[str, np.ndarray]:

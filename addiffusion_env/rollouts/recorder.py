@@ -57,6 +57,7 @@ class Recorder:
         judge: gives finished pictures their verdict; ``None`` leaves it unknown.
         halve: make model calls for half as many pictures when the device's memory runs out.
         faults: pictures that may be left out because their lane alone failed; none by default.
+        features: whether the denoiser's own features are kept, for observations that read them.
     """
 
     backbone: Backbone
@@ -66,6 +67,7 @@ class Recorder:
     judge: Judge | None = None
     halve: bool = False
     faults: FaultCount = field(default_factory=FaultCount)
+    features: bool = False
 
     def __post_init__(self) -> None:
         if self.tries < 1:
@@ -79,7 +81,8 @@ class Recorder:
         process = asdict(self.process)
         for name in ("liking", "limit", "margin", "first_step"):  # what is recorded does not depend on these
             process["refine"].pop(name)
-        text = json.dumps([self.backbone.name, process, self.tries, self.judge is not None], default=str)
+        kept = ["features"] if self.features else []
+        text = json.dumps([self.backbone.name, process, self.tries, self.judge is not None, *kept], default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> TryTable:
@@ -171,6 +174,8 @@ class Recorder:
         }
         clip = np.zeros((*shape, self.scorers.clip_dim), np.float32)
         dino = np.zeros((*shape, self.scorers.dino_dim), np.float32)
+        width = (self.backbone.capabilities.feature_dim or 0) if self.features else 0
+        features = np.zeros((*shape, width), np.float32)
         sigma = np.full(shape[2], np.nan)
         done: list[tuple[tuple[int, int, int], Place]] = []
         for row, tries in enumerate(found):
@@ -181,6 +186,8 @@ class Recorder:
                         continue
                     at = (row, number, q)
                     clip[at], dino[at] = place.look.clip_image[0], place.look.dino[0]
+                    if width and place.lane.features is not None:
+                        features[at] = place.lane.features[0].float().cpu().numpy()
                     numbers["clip_score"][at] = place.look.clip_score[0]
                     numbers["preference"][at] = place.look.preference[0]
                     numbers["change"][at] = place.lane.change
@@ -206,6 +213,7 @@ class Recorder:
             clip_image=clip,
             clip_text=self.scorers.clip.embed_texts(prompts).numpy(),
             dino=dino,
+            features=features,
             **numbers,
         )
 

@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.table import TryTable
@@ -37,7 +36,7 @@ class ReplayVecEnv(VecEnv):
         if settings.reference_steps is not None:
             raise ConfigError("a table has no reference schedule", "set reference_steps=null, or train without replay")
         self.table, self.settings, self.walk = table, settings, walk
-        self.observer = Observer(table.clip_text.shape[1], settings.keys())
+        self.observer = table.observer(settings.keys())
         self.reward = make_reward(settings.reward)
         self.prices = settings.price_range()
         self.render_mode = None

@@ -19,9 +19,11 @@ import numpy as np
 
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
 from addiffusion_env.files import whole_file
+from addiffusion_env.observations.observer import Observer
 
 NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
-ARRAYS = ("clip_image", "clip_text", "dino", *NUMBERS)
+VECTORS = ("clip_image", "dino", "features")
+ARRAYS = ("clip_text", *VECTORS, *NUMBERS)
 TEXTS = ("prompts", "prompt_ids", "tasks")
 
 
@@ -45,6 +47,8 @@ class TryTable:
         clip_image: (P, T, Q, D) float32 unit embeddings.
         clip_text: (P, D) float32.
         dino: (P, T, Q, D2) float32 unit embeddings; D2 is 0 without a DINO model.
+        features: (P, T, Q, F) float32 of the denoiser's middle block at the last evaluation, in its own scale; F is 0
+            where they were not recorded.
         clip_score: (P, T, Q) float32.
         preference: (P, T, Q) float32, standard deviations.
         change: (P, T, Q) float32 relative change of x0 at the last evaluation.
@@ -65,6 +69,7 @@ class TryTable:
     clip_image: np.ndarray
     clip_text: np.ndarray
     dino: np.ndarray
+    features: np.ndarray
     clip_score: np.ndarray
     preference: np.ndarray
     change: np.ndarray
@@ -84,6 +89,14 @@ class TryTable:
     def finish(self) -> int:
         """The place of the picture at the schedule's end: K."""
         return len(self.steps)
+
+    def observer(self, keys: Sequence[str]) -> Observer:
+        """What makes observations of these keys from the table.
+
+        Raises:
+            CapabilityError: for the denoiser's features where none were recorded.
+        """
+        return Observer(self.clip_text.shape[1], keys, self.features.shape[-1])
 
     def landing(self, place: int) -> int:
         """The place that *stop* leads to from a step's place; ``-1`` is before the first evaluation.
@@ -109,7 +122,7 @@ class TryTable:
         """
         if not parts:
             raise ConfigError("there is no table to join", "record at least one picture")
-        shapes = {(part.steps, part.tries) for part in parts}
+        shapes = {(part.steps, part.tries, part.features.shape[-1]) for part in parts}
         if len(shapes) > 1:
             raise ConfigError(f"tables of different processes cannot be joined: {sorted(shapes)}", "record them alike")
         kept: dict[str, Any] = {
@@ -143,7 +156,7 @@ class TryTable:
         at = (row, number, place)
         texts = {name: pa.array([getattr(self, name)[i] for i in row]) for name in TEXTS}
         numbers = {name: pa.array(getattr(self, name)[at]) for name in NUMBERS}
-        vectors = {name: _vectors(getattr(self, name)[at]) for name in ("clip_image", "dino")}
+        vectors = {name: _vectors(getattr(self, name)[at]) for name in VECTORS}
         columns = {
             "picture": pa.array(row),
             "try": pa.array(number),
@@ -202,6 +215,8 @@ class TryTable:
 
         texts: dict[str, Any] = {name: tuple(columns[name].take(first).to_pylist()) for name in TEXTS}
         arrays: dict[str, Any] = {name: vectors(name) for name in ("clip_image", "dino")}
+        # Files from before features were kept have no column of them.
+        arrays["features"] = vectors("features") if "features" in columns else np.zeros((*shape, 0), np.float32)
         arrays.update((name, spread(name)) for name in NUMBERS)
         clip_text = np.array(columns["clip_text"].take(first).to_pylist(), np.float32)
         return cls(

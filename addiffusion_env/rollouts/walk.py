@@ -191,7 +191,8 @@ class Walk:
             best_liking=self._at(self.liked, row, walkers.best[:, 0], walkers.best[:, 1]),
             has_best=(walkers.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(walkers), 3)),
-            features=np.zeros((len(walkers), 0)),
+            features=self._at(table.features, *now),
+            finished=(place >= table.finish).astype(np.float64),
         )
 
     def scores(self, walkers: Walkers, moved: Moved) -> dict[str, np.ndarray]:

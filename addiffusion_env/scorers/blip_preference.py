@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Scorer
@@ -52,7 +53,7 @@ class BlipPreferenceScorer(Scorer):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | Path | None = None,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -61,7 +62,8 @@ class BlipPreferenceScorer(Scorer):
         """Loads the scorer from a local folder or the hub.
 
         Args:
-            name_or_path: folder with a ``BlipForImageTextRetrieval`` whose config has ``score_mean``, ``score_std``.
+            name_or_path: folder with a ``BlipForImageTextRetrieval`` whose config has ``score_mean``, ``score_std``;
+                ``None`` is the emoji world's, which comes with the package.
             device: where the model runs.
             dtype: its precision.
             tokenizer: folder of its tokenizer; by default the model's folder, or ``../tokenizer``.
@@ -71,7 +73,7 @@ class BlipPreferenceScorer(Scorer):
         """
         from transformers import BlipForImageTextRetrieval
 
-        folder = folder_of(name_or_path)
+        folder = verify(WEIGHTS, "image_reward") if name_or_path is None else folder_of(name_or_path)
         model = load_transformers(BlipForImageTextRetrieval, folder, "blip")
         mean, std = (getattr(model.config, key, None) for key in ("score_mean", "score_std"))
         if mean is None or not std or std <= 0:

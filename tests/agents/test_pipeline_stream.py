@@ -85,7 +85,7 @@ def test_a_pipeline_of_another_class_is_refused(tmp_path):
 
 
 def test_a_policy_for_other_embeddings_is_refused(backbone):
-    with pytest.raises(ConfigError, match="reads 256 numbers of CLIP, and the scorers of backbone 'sd15' give 0"):
+    with pytest.raises(ConfigError, match="reads 256 numbers of 'clip', and backbone 'sd15' with its scorers gives 0"):
         AdaptivePipeline(backbone, "emoji", scorers=NoScorers())
 
 

@@ -58,6 +58,7 @@ def planted(pictures=256, tries=5, seed=0):
         clip_image=empty,
         clip_text=np.zeros((pictures, 1), np.float32),
         dino=empty,
+        features=empty,
         clip_score=np.zeros_like(preference),
         preference=preference,
         change=np.zeros_like(preference),

@@ -215,6 +215,9 @@ def test_texts_are_encoded_once_and_the_cache_is_bounded(tiny, name, monkeypatch
     monkeypatch.setattr(diffusers_backbone, "TEXT_CACHE", 2 * row)
     backbone.encode(["a cat"])
     assert list(backbone._texts) == ["a cup", "a cat"]  # the two used last
+    monkeypatch.setattr(diffusers_backbone, "TEXTS_KEPT", 1)
+    backbone.encode(["a dog"])
+    assert list(backbone._texts) == ["a dog"]
 
 
 @pytest.mark.parametrize("name", NAMES)

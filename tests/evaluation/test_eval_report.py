@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +11,7 @@ from eval_records import record
 
 from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, read_manifest, write_text
+from addiffusion_env.evaluation.plots import styles
 from addiffusion_env.evaluation.records import digest_of
 from addiffusion_env.evaluation.report import _md, to_html, to_markdown, write_report
 from addiffusion_env.evaluation.sections import Figure, Section, Table
@@ -121,6 +123,19 @@ def test_the_summary_finds_what_was_planted(folder):
     assert len(found.tasks) == 2 * len(NAMES)
     saved = json.loads((folder / "summary.json").read_text())
     assert saved["methods"][0]["nfe"]["estimate"] == 5.5
+
+
+def test_no_two_methods_look_alike():
+    """Twenty methods beside four prices of the policy; the policy is told by its colour, its prices by their lines."""
+    prices = ("policy:run@0.01", "policy:run@0", "policy:run@0.02", "policy:run@0.03")
+    names = (*prices, *(f"threshold_retry:{n}" for n in range(20)), "fixed:4")
+    records = [record(name, n, nfe=4 + place, preference=n) for place, name in enumerate(names) for n in range(3)]
+    entries = tuple(MethodEntry(name, name, name in prices, {}) for name in names)
+    drawn = styles(summarise(records, replace(manifest_of(records), methods=entries)))
+    assert set(drawn) == set(names) - {"fixed:4"}  # which is a point of the grey line
+    assert len({(style.colour, style.marker, style.line) for style in drawn.values()}) == len(drawn)
+    assert len({drawn[name].colour for name in prices}) == 1
+    assert drawn[prices[0]].colour not in {drawn[name].colour for name in set(drawn) - set(prices)}
 
 
 def test_without_verdicts_preference_is_primary_and_said_so():

@@ -133,6 +133,15 @@ def test_an_unknown_judge_gets_the_nearest_name():
         Judges.of(["emoji_detektor"])
 
 
+def test_the_emoji_worlds_preference_can_be_asked_as_a_judge(stage, prompts, tmp_path):
+    """It says what the looks say: the same model on the same picture."""
+    judged = replace(stage, judges=Judges.of(["blip_preference"]))
+    (found,) = evaluate([make_method("fixed:2")], prompts[:1], [0], judged, tmp_path)
+    assert found.extra["blip_preference"] == pytest.approx(found.preference, abs=1e-3)
+    with pytest.raises(ConfigError, match="'dino' gives pictures no score"):
+        Judges.of(["dino"])
+
+
 def test_a_prompt_without_requirements_has_no_verdict(stage, tmp_path):
     (found,) = evaluate([make_method("fixed:1")], [Prompt.of("a dog")], [0], stage, tmp_path)
     assert (found.correct, found.reason) == (None, "")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.errors import CapabilityError, UnknownNameError
-from addiffusion_env.observations.features import FEATURES, OBSERVATION_PRESETS, QUALITY, timestep
+from addiffusion_env.observations.features import FEATURES, OBSERVATION_PRESETS, QUALITY, sees_previews, timestep
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 
@@ -33,6 +33,7 @@ def frame(size=4, width=768, seed=0, extreme=1.0, features=12):
         has_best=np.ones(size),
         evidence=rng.uniform(size=(size, 3)),
         features=extreme * rng.normal(size=(size, features)),
+        finished=np.arange(size) % 2.0,
     )
 
 
@@ -85,6 +86,16 @@ def test_the_denoisers_features_are_seen_row_by_row():
     np.testing.assert_array_equal(FEATURES["features"].make(unseen), 0)  # before the first evaluation
 
 
+def test_what_is_checked_are_finished_pictures():
+    whole = frame(4, width=8)
+    seen, believed = FEATURES["checked"].make(whole), FEATURES["belief"].make(whole)
+    finished = whole.finished > 0
+    np.testing.assert_array_equal(seen[finished], believed[finished])
+    np.testing.assert_array_equal(seen[~finished][:, [0, 2]], 0)  # no preview of its own
+    np.testing.assert_array_equal(seen[:, [1, 3]], believed[:, [1, 3]])  # the best of earlier tries is finished
+    assert not sees_previews(OBSERVATION_PRESETS["denoiser_checked"])
+
+
 def test_features_need_a_denoiser_that_has_them():
-    with pytest.raises(CapabilityError, match="recorded tables keep no features"):
+    with pytest.raises(CapabilityError, match="there is none here"):
         Observer(8, OBSERVATION_PRESETS["denoiser"])

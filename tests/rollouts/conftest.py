@@ -43,7 +43,8 @@ def recorder(replay_settings):
     backbone = load_backbone(replay_settings)
     process = replay_settings.process(backbone.capabilities, backbone.name)
     judge = lambda images, prompts: [float(image.mean()) > 0 for image in images]  # noqa: E731
-    return Recorder(backbone, load_scorers(backbone, replay_settings.scorers), process, TRIES, judge)
+    scorers = load_scorers(backbone, replay_settings.scorers)
+    return Recorder(backbone, scorers, process, TRIES, judge, features=True)
 
 
 @pytest.fixture(scope="session")

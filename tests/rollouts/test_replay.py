@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.errors import ConfigError, ResumeError
+from addiffusion_env.errors import CapabilityError, ConfigError, ResumeError
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import make_reward
@@ -28,11 +28,19 @@ PATHS = [
 ]
 
 
+KEYS = {
+    "previews": ["clip", "timestep", "quality", "price", "tries", "belief", "features", "checked"],
+    "no previews": "denoiser_checked",
+}
+
+
+@pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_the_table_plays_what_the_environment_plays(walk, table, pictures, replay_settings, path):
+def test_the_table_plays_what_the_environment_plays(walk, table, pictures, replay_settings, path, keys):
+    replay_settings = replace(replay_settings, observation_keys=KEYS[keys])
     kwargs = {name: getattr(replay_settings, name) for name in replay_settings.__dataclass_fields__}
     env = AdDiffusionEnv(**kwargs)
-    observer, reward = Observer(table.clip_text.shape[1], replay_settings.keys()), make_reward(replay_settings.reward)
+    observer, reward = table.observer(replay_settings.keys()), make_reward(replay_settings.reward)
     for row, (prompt, seed) in enumerate(pictures):
         price = 0.01 * row
         seen, info = env.reset(seed=0, options={"prompt": prompt, "seed": seed, "price": price})
@@ -140,6 +148,23 @@ def test_a_table_comes_back_as_it_was(table, tmp_path):
             assert new == old, name
     kinds = [table.kind(place) for place in range(table.preference.shape[2])]
     assert kinds == ["step 2", "step 3", "end", "landed from 2", "landed from 3", "landed from the start"]
+
+
+def test_a_table_without_features_says_so(recorder, table, tmp_path):
+    """Such as one of an earlier version: it is read, and asked only for what it has."""
+    import pyarrow.parquet as pq
+
+    assert table.features.shape[-1] == recorder.backbone.capabilities.feature_dim > 0
+    assert replace(recorder, features=False).fingerprint != recorder.fingerprint
+    table.save(tmp_path / "t.parquet")
+    pq.write_table(pq.read_table(tmp_path / "t.parquet").drop_columns("features"), tmp_path / "old.parquet")
+    old = TryTable.load(tmp_path / "old.parquet")
+    np.testing.assert_array_equal(old.preference, table.preference)
+    assert old.observer(["clip", "checked"]).space["checked"].shape == (4,)
+    with pytest.raises(CapabilityError, match="features=True"):
+        old.observer(["features"])
+    with pytest.raises(ConfigError, match="cannot be joined"):
+        TryTable.join([old, table])
 
 
 def test_a_table_of_something_else_is_refused(recorder, table, tmp_path):

@@ -81,7 +81,7 @@ def _decided(quality: MarginTest, nfe: MarginTest, margin: Margin, reference: st
         late = f"the margin of {margin.value:g} was set after {margin.records_before} records were there"
         return "inconclusive", f"{late}, so that it may have been chosen to fit: {bounds}"
     if quality.holds and nfe.holds:
-        return "supported", f"at worst {-found.low:.3f} below {reference}, margin {margin.value:g}, with {cost}"
+        return "supported", f"{bounds} against {reference}, no less than -{margin.value:g}, with {cost}"
     if quality.holds:
         return "inconclusive", f"within the margin, but {cost} is not shown to be below {nfe.margin:g}"
     return "inconclusive", f"the interval {bounds} reaches over the margin of {margin.value:g}"

@@ -13,7 +13,6 @@ from addiffusion_env.agents.policy_file import load_policy
 from addiffusion_env.agents.replay import ReplayConfig, greedy, learn_on_table, make_walk, measured_frontier
 from addiffusion_env.agents.training import export_policy
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rollouts.outcomes import Outcomes, play_table
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.rollouts.walk import Walk
@@ -80,7 +79,7 @@ def play(folder: Path, variant: Variant, table: TryTable, prices: Sequence[float
     policy, config = load_policy(folder)
     settings = EnvSettings.of(**config.environment)
     walk = walk_for(variant, table, settings)
-    observer = Observer(table.clip_text.shape[1], list(config.observation))
+    observer = table.observer(list(config.observation))
     return [play_table(walk, greedy(policy), observer, price) for price in prices]
 
 
