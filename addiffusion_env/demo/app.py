@@ -44,7 +44,6 @@ def showing(studio: Studio, text: str | None, seed: float | None, price: float) 
         seed: of the picture, a whole number from 0 to 2^31 - 1.
         price: of one NFE.
     """
-    note = ""
     try:
         prompt = read_prompt(text, studio.backbone)
         number = _seed(seed)
@@ -61,8 +60,8 @@ def showing(studio: Studio, text: str | None, seed: float | None, price: float) 
                 takes = [*done, take]
                 yield page.stage(prompt.text, note, takes, names[place + 1 :])
     except AdDiffusionError as error:
-        told = page.message(note, kind="note") if note else ""
-        yield page.message(error.cause, error.remedy) + told
+        # A visitor has no settings to set; and of what is not drawn there is nothing else to say.
+        yield page.message(error.cause, error.remedy.partition(", or set ")[0])
 
 
 def _seed(seed: float | None) -> int:

@@ -87,3 +87,4 @@ def test_what_cannot_be_shown_is_a_message(studio, text, seed, price, told):
     last = parsed(list(showing(studio, text, seed, price))[-1])
     assert told in last.text and {tag for tag, _ in last.found} == {"div"}
     assert len(last.text) < 600
+    assert "truncate_prompts" not in last.text and "draws something" not in last.text
