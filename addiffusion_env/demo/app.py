@@ -109,7 +109,15 @@ def build(studio: Studio) -> Any:
         if emoji:
             with gradio.Accordion("What can be drawn?", open=False):
                 gradio.HTML(page.vocabulary(), padding=False)
-        gradio.on([button.click, text.submit], answer, [text, seed, price], stage, show_progress="hidden")
+        # What is asked for while a picture is drawn is drawn next; Gradio's own default drops it.
+        gradio.on(
+            [button.click, text.submit],
+            answer,
+            [text, seed, price],
+            stage,
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
     return blocks
 
 

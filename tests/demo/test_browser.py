@@ -59,6 +59,16 @@ def test_a_prompt_is_drawn_in_the_browser(page, served, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_asked_for_meanwhile_is_drawn_next(page):
+    for text in ("a photo of a dog", "a photo of two cups"):
+        page.fill("#prompt textarea", text)
+        page.click("#draw")
+        page.wait_for_timeout(500)
+    page.wait_for_function("document.querySelector('#stage q')?.innerText.includes('cups')", timeout=300_000)
+    page.wait_for_selector('#stage .ad-card[data-method="fixed:50"]:not(.ad-working)', timeout=300_000)
+
+
+@pytest.mark.slow
 def test_a_hostile_prompt_is_shown_as_text(page):
     hostile = "<b onclick=1>${1}{{x}}"
     page.fill("#prompt textarea", hostile)
