@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -13,6 +14,9 @@ from typing import Any
 
 from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError, check_settings
 from addiffusion_env.typed import check_types
+
+PATIENT = 30.0
+"""Seconds without a worker after which it is said what it may be waiting for."""
 
 POLL = 0.01
 """Seconds that an answer past its deadline is still waited for, so that one that is there is taken."""
@@ -266,8 +270,22 @@ class Crew:
 
     def _settle(self, member: Member, refs: tuple[Any, Any]) -> None:
         until = time.monotonic() + self.config.start_timeout
+        if not self._ray.wait([refs[0]], timeout=min(PATIENT, self.config.start_timeout))[0]:
+            self._warn_waiting()
         member.pid, member.node = self._take(refs[0], until)
         self._take(refs[1], until)
+
+    def _warn_waiting(self) -> None:
+        """Says why a worker may not have started: Ray waits without a word for cores that others hold."""
+        wanted = {"CPU": self.share.cpus, "GPU": self.share.gpus}
+        free = self._ray.available_resources()
+        needs = ", ".join(f"{need:g} {name} ({free.get(name, 0.0):g} free)" for name, need in wanted.items() if need)
+        warnings.warn(
+            f"a Ray worker has not started after {PATIENT:g} s; each needs {needs}. Waiting until "
+            f"rollouts.start_timeout={self.config.start_timeout:g} s: end what holds them, or lower rollouts.cpus, "
+            "rollouts.gpus or rollouts.workers",
+            stacklevel=4,
+        )
 
     def ask(self, index: int, method: str, *arguments: Any) -> Any:
         """Calls a worker's method; returns Ray's reference to the answer."""

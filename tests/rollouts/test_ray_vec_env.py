@@ -16,6 +16,7 @@ from addiffusion_env.agents.factory import (
     total_lanes,
 )
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ResumeError, WorkerError
+from addiffusion_env.rollouts import crew
 from addiffusion_env.rollouts.crew import RayConfig, start_ray
 from addiffusion_env.rollouts.lane_worker import thumbnail
 from addiffusion_env.rollouts.ray_vec_env import Losses, RayVecEnv
@@ -36,8 +37,10 @@ def own_ray():
     ray.shutdown()
 
 
-def remote(workers, seed=3, lanes=LANES, settings=SETTINGS, **rollouts):
-    return RayVecEnv(lanes, seed, RayConfig(workers=workers, **rollouts), **settings)
+def remote(workers, seed=3, lanes=LANES, settings=SETTINGS, cpus=None, **rollouts):
+    """Of a quarter of two cores: several of them must start beside one another, with a thread a worker."""
+    share = 0.5 / workers if cpus is None else cpus
+    return RayVecEnv(lanes, seed, RayConfig(workers=workers, cpus=share, **rollouts), **settings)
 
 
 def play(env, actions=ACTIONS):
@@ -226,6 +229,16 @@ def test_a_worker_that_is_lost_again_and_again_is_an_error():
     with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, at last it hung"):
         env.step(np.array([0, 0, 0, 0]))
     env.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_for_cores_says_so(pair, monkeypatch):
+    monkeypatch.setattr(crew, "PATIENT", 1.0)
+    with (
+        pytest.warns(UserWarning, match=r"has not started after 1 s; each needs 100 CPU \(\d.* free\)"),
+        pytest.raises(WorkerError, match="hung"),
+    ):
+        remote(1, cpus=100.0, start_timeout=2.0, patience=1)
 
 
 def test_errors_of_a_worker_are_raised_here(pair):
