@@ -179,7 +179,8 @@ def start_ray(config: RayConfig) -> bool:
             ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise WorkerError(
-                f"no Ray cluster at {address}: {error}", "start one, or leave rollouts.address and RAY_ADDRESS empty"
+                f"no Ray cluster at {address}: {error}",
+                "start one (one with a token wants RAY_AUTH_MODE=token), or leave rollouts.address and RAY_ADDRESS empty",
             ) from error
         return True
     for attempt in range(START_ATTEMPTS):
