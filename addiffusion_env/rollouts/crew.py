@@ -180,7 +180,7 @@ def start_ray(config: RayConfig) -> bool:
         except (ConnectionError, ValueError) as error:
             raise WorkerError(
                 f"no Ray cluster at {address}: {error}",
-                "start one (one with a token wants RAY_AUTH_MODE=token), or leave rollouts.address and RAY_ADDRESS empty",
+                "start one (with a token: set RAY_AUTH_MODE=token), or leave rollouts.address and RAY_ADDRESS empty",
             ) from error
         return True
     for attempt in range(START_ATTEMPTS):
