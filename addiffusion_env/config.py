@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import re
 import signal
 import sys
@@ -40,12 +41,13 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
         groups = [
             item
             for item in wanted
-            if (config_dir / item.split("=", 1)[0]).is_dir() and _option_exists(config_dir, item)
+            if os.path.isdir(config_dir / item.split("=", 1)[0]) and _option_exists(config_dir, item)
         ]
         base = compose(config_name, overrides=groups)
         try:
             compose(config_name, overrides=wanted)
-        except (HydraException, OmegaConfBaseException) as error:
+        # Hydra lets some through: a group's option that is no text, or longer than any file's name.
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             raise _explain(error, base, wanted, config_dir) from error
 
 
@@ -84,7 +86,7 @@ def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir
 
 def _option_exists(config_dir: Path, item: str) -> bool:
     group, _, value = item.partition("=")
-    return (config_dir / group / f"{value}.yaml").is_file()
+    return os.path.isfile(config_dir / group / f"{value}.yaml")  # no error for a name that no file could have
 
 
 def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> ConfigError:
@@ -96,7 +98,7 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
         if item.startswith("+"):  # adds a key: there is nothing to be near to
             continue
         key = item.lstrip("~").split("=", 1)[0]
-        if (config_dir / key).is_dir():
+        if os.path.isdir(config_dir / key):
             options = sorted(path.stem for path in (config_dir / key).glob("*.yaml"))
             value = item.split("=", 1)[-1]
             if value not in (*options, "null"):

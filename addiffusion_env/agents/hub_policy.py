@@ -6,6 +6,7 @@ no code of theirs.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
     found = find_policy(name_or_dir)
     if found is not None:
         return found
-    if Path(name_or_dir).is_dir() and str(name_or_dir) not in BACKBONES:
+    if os.path.isdir(name_or_dir) and str(name_or_dir) not in BACKBONES:
         raise WeightsError(
             f"{name_or_dir} holds no policy: neither it nor its folder 'policy' has a {WEIGHTS_FILE}",
             "name a folder that train_sb3.py or save_pretrained wrote",

@@ -21,6 +21,8 @@ from addiffusion_env.typed import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
+LONGEST_SHOWN = 300
+"""Characters of a folder's name in a message."""
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Policies that ship with the package, one folder each."""
 RESULTS_FILE = "results.json"
@@ -118,8 +120,9 @@ def shipped() -> list[str]:
 def find_policy(name_or_dir: str | Path) -> Path | None:
     """Where a policy lies: that of a shipped name, of a policy's folder or of a run; ``None`` when there is none."""
     candidates = (PRETRAINED / str(name_or_dir), Path(name_or_dir), Path(name_or_dir) / "policy")
-    # By its weights: a run's folder has a config.json of its own, which is the training's.
-    return next((folder for folder in candidates if (folder / WEIGHTS_FILE).is_file()), None)
+    # By its weights: a run's folder has a config.json of its own, which is the training's. And by os.path, which
+    # unlike Path answers for a name that no file could have.
+    return next((folder for folder in candidates if os.path.isfile(folder / WEIGHTS_FILE)), None)
 
 
 def load_config(folder: Path) -> PolicyConfig:
@@ -130,12 +133,13 @@ def load_config(folder: Path) -> PolicyConfig:
     """
     try:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        lacking = f"{CONFIG_FILE} is missing" if folder.is_dir() else "there is no such folder"
-        raise WeightsError(
-            f"no policy in {folder}: {lacking}", f"name the folder of a finished run, or {' or '.join(shipped())}"
-        ) from error
     except (OSError, ValueError) as error:
+        if not os.path.isfile(folder / CONFIG_FILE):  # or not even a name that a file could have
+            lacking = f"{CONFIG_FILE} is missing" if os.path.isdir(folder) else "there is no such folder"
+            shown = str(folder) if len(str(folder)) < LONGEST_SHOWN else f"{str(folder)[:LONGEST_SHOWN]} ..."
+            raise WeightsError(
+                f"no policy in {shown}: {lacking}", f"name the folder of a finished run, or {' or '.join(shipped())}"
+            ) from error
         raise WeightsError(
             f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again"
         ) from error

@@ -115,6 +115,17 @@ def test_method_specifications(spec: str) -> None:
     answers(make_method, spec)
 
 
+@pytest.mark.parametrize("override", ["backbone=nan", "backbone=" + "a" * 5000, "experiment=\x00"])
+def test_overrides_that_fuzzing_found(override: str) -> None:
+    with pytest.raises(ConfigError):
+        check_overrides(ROOT / "configs", "train", [override])
+
+
+def test_a_name_that_no_file_can_have_is_no_policy() -> None:
+    with pytest.raises(AdDiffusionError, match=r"no policy in a{300} \.\.\.: there is no such folder"):
+        make_method("policy:" + "a" * 5000)
+
+
 def test_a_method_within_itself_is_refused() -> None:
     with pytest.raises(ConfigError, match="again and again"):
         make_method("interval:" * 5000 + "fixed:4")
