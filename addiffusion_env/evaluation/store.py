@@ -120,13 +120,12 @@ def write_atomically(table: pa.Table, path: Path, compression: str) -> None:
 def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
     try:
         table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
-    except (OSError, pa.ArrowException) as error:
+        table = completed(table) if schema is SCHEMA else table
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name that is no text
         warnings.warn(
             f"shard {path} cannot be read ({str(error).splitlines()[0]}): its pictures are made again", stacklevel=3
         )
         return None
-    if schema is SCHEMA:
-        table = completed(table)
     if not table.schema.equals(schema):
         warnings.warn(
             f"shard {path} has other columns than this version writes: its pictures are made again", stacklevel=3

@@ -238,6 +238,14 @@ def test_damaged_shards(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
     assert store.read() == [RECORD]
 
 
+def test_a_column_whose_name_is_no_text_is_a_damage(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    shard = store.write([RECORD])
+    shard.write_bytes(shard.read_bytes().replace(b"clip_score", b"\xf3lip_score"))
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert store.read() == []
+
+
 @fuzz
 @given(
     prompt=st.text(max_size=50), reason=st.text(max_size=50), extra=st.dictionaries(st.text(max_size=5), st.floats())
