@@ -45,6 +45,24 @@ def check_types(what: str, settings: Any, see: str = "") -> None:
         )
 
 
+def check_least(what: str, settings: Any, least: Mapping[str, float], see: str) -> None:
+    """Refuses numbers of a dataclass that are below their least; ``None`` is no number and stays.
+
+    Args:
+        what: stands before the fields' names: ``"replay."``.
+        settings: the dataclass.
+        least: field -> its least.
+        see: what to do.
+
+    Raises:
+        ConfigError: naming the field, its least and the value.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"{what}{name} must be at least {bound}, got {value}", see)
+
+
 def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Refuses keyword arguments whose values are not of the types that a function declares.
 

@@ -28,7 +28,7 @@ from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.errors import check_settings
 from addiffusion_env.files import whole_file
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
@@ -37,7 +37,7 @@ from addiffusion_env.rollouts.regret import regret
 from addiffusion_env.rollouts.replay import ReplayVecEnv
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.rollouts.walk import Walk
-from addiffusion_env.typed import check_types
+from addiffusion_env.typed import check_least, check_types
 
 FRONTIER_PRICES = 8
 """Prices at which a policy's NFE is measured for ``target_nfe``."""
@@ -75,9 +75,7 @@ class ReplayConfig:
         check_settings("replay has", settings, (item.name for item in fields(cls)))
         made = cls(**settings)
         check_types("replay.", made)
-        for name in ("pictures", "tries", "lanes", "watch_every"):
-            if getattr(made, name) < 1:
-                raise ConfigError(f"replay.{name} must be at least 1, got {getattr(made, name)}", "raise it")
+        check_least("replay.", made, dict.fromkeys(("pictures", "tries", "lanes", "watch_every"), 1), "raise it")
         return made
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.typed import check_types
+from addiffusion_env.typed import check_least, check_types
 
 SEE = "see configs/train.yaml"
 HIGHEST_SEED = 2**32 - 1
@@ -61,10 +61,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_types("", self, SEE)
-        for name, least in (("seed", 0), ("max_faults", 0), ("total_timesteps", 0), ("checkpoint_every", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ConfigError(f"{name} must be at least {least}, got {value}", SEE)
+        check_least("", self, {"seed": 0, "max_faults": 0, "total_timesteps": 0, "checkpoint_every": 1}, SEE)
         if self.seed > HIGHEST_SEED:
             raise ConfigError(f"seed must be at most {HIGHEST_SEED}, got {self.seed}", "use a lower one")
 

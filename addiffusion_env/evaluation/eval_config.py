@@ -9,7 +9,7 @@ from typing import Any
 
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, check_settings
-from addiffusion_env.typed import check_types
+from addiffusion_env.typed import check_least, check_types
 
 SEE = "see configs/eval.yaml; a list is written [a,b]"
 
@@ -88,10 +88,8 @@ class EvaluationConfig:
         lanes_of(self.max_lanes, "max_lanes")
         if not self.methods and self.policy is None:
             raise ConfigError("methods is empty and there is no policy: nothing to evaluate", "methods=[fixed:8]")
-        for name, least in (("prompts", 1), ("prompt_seed", 0), ("shard_size", 1), ("max_faults", 0), ("margin", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, got {value}", SEE)
+        least = {"prompts": 1, "prompt_seed": 0, "shard_size": 1, "max_faults": 0, "margin": 0}
+        check_least("", self, least, SEE)
         for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
             values = getattr(self, name)
             if not values or any(value is not None and value < 0 for value in values):

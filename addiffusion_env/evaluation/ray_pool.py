@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from addiffusion_env.agents.factory import ROLLOUTS
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.faults import Fault, FaultCount
@@ -47,7 +48,7 @@ def maker(
         check_settings("rollouts=local has", rollouts, ("kind", "lanes"))  # max_lanes says how many
         return in_turn
     if rollouts["kind"] != "ray":
-        raise unknown("rollouts.kind", str(rollouts["kind"]), ("local", "ray"))
+        raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
     return RayPool(RayConfig.of(rollouts), methods, settings, judges)
 
 
