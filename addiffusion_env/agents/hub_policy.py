@@ -27,7 +27,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.hub import WORKS_OFFLINE, cache_folder, looks_like_path, reason_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
-from addiffusion_env.errors import WeightsError, check_settings
+from addiffusion_env.errors import WeightsError, check_keywords
 
 CARD_FILE = "README.md"
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
@@ -153,7 +153,7 @@ def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
         WeightsError: when it reads like a path or a hub id and nothing is to be had there.
         ConfigError: for another keyword.
     """
-    check_settings("loading from the hub has", hub, HUB_OPTIONS)
+    check_keywords("loading from the hub has", hub, HUB_OPTIONS)
     found = find_policy(name_or_dir)
     if found is not None:
         return found

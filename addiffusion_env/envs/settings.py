@@ -12,7 +12,7 @@ from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
-from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
+from addiffusion_env.errors import ConfigError, check_keywords, check_settings, nearest, unknown
 from addiffusion_env.observations.features import OBSERVATION_PRESETS
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
@@ -112,13 +112,17 @@ class EnvSettings:
         self.keys()
 
     @classmethod
-    def of(cls, **kwargs: Any) -> EnvSettings:
+    def of(cls, *others: str, **kwargs: Any) -> EnvSettings:
         """Builds settings from keyword arguments.
 
+        Args:
+            *others: further keywords that the caller takes, for the error's nearest name.
+            **kwargs: the fields.
+
         Raises:
-            ConfigError: for a keyword that does not exist, with the nearest one.
+            UnexpectedKeywordError: for a keyword that does not exist, with the nearest one.
         """
-        check_settings("environments have", kwargs, (item.name for item in fields(cls)))
+        check_keywords("environments have", kwargs, (*(item.name for item in fields(cls)), *others))
         return cls(**kwargs)
 
     def load(self) -> Load:
