@@ -29,7 +29,7 @@ class EpisodeLog(BaseCallback):
         window: how many of the last episodes the means are over.
 
     Attributes:
-        faults: episodes that were dropped (``info["fault"]``); they are in no mean.
+        faults: episodes that were dropped (``info["fault"]`` says why); they are in no mean.
     """
 
     def __init__(self, hyperparameters: dict[str, Any], pictures: int = 16, window: int = 200) -> None:
@@ -52,13 +52,12 @@ class EpisodeLog(BaseCallback):
         for info in self.locals["infos"]:
             self.decisions += 1
             self.terms.update(info.get("reward_terms", {}))
-            if "fault" in info:
-                self.faults += 1
-            if "fault" in info or "worker_lost" in info:
+            self.faults += bool(info.get("fault"))
+            if info.get("fault") or info.get("worker_lost"):
                 info.pop("episode", None)  # half a return would be averaged with whole ones
-            if "action_trace" not in info:
+            if not info.get("has_image"):
                 continue
-            actions = [int(action) for action in info["action_trace"]]
+            actions = [int(action) for action in info["action_trace"] if action >= 0]
             episode = {
                 "nfe": info["nfe"],
                 "quality": info["preference"],
