@@ -20,11 +20,11 @@ from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.actions import numbers_of
-from addiffusion_env.envs.framing import Framer, Point, similarity
+from addiffusion_env.envs.framing import Framer, Point, column, similarity
 from addiffusion_env.envs.infos import InfoMaker
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.envs.slot import Slot
+from addiffusion_env.envs.slot import Slot, portable
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
 from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
@@ -33,7 +33,6 @@ from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import failures, make_reward, reward_error
-from addiffusion_env.scorers.look import Look
 
 RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
@@ -93,7 +92,7 @@ class Episodes:
         self.looks = sees_previews(settings.keys()) or self.reward.sees_previews
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
-        self.infos = InfoMaker.of(self.backbone.capabilities, self.process, settings.max_decisions, self.reward.terms)
+        self.infos = InfoMaker.of(self.backbone.capabilities, self.process, self.reward.terms)
         self.slots: list[Slot | None] = [None] * num_lanes
         self._references: dict[tuple[str, int], float] = {}
 
@@ -266,10 +265,10 @@ class Episodes:
         nothing = float("nan")
         keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
         return Transition(
-            clip_before=_scores(looks, "clip_score"),
-            clip_after=_scores(seen, "clip_score"),
-            preference_before=_scores(looks, "preference"),
-            preference_after=_scores(seen, "preference"),
+            clip_before=column(looks, "clip_score", nothing),
+            clip_after=column(seen, "clip_score", nothing),
+            preference_before=column(looks, "preference", nothing),
+            preference_after=column(seen, "preference", nothing),
             dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
             clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
@@ -359,6 +358,26 @@ class Episodes:
         self.reward.scale.load_state_dict(state["scale"])
         self.engine.faults.count = state["faults"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: the settings, by which the weights are loaded again, and where every lane is."""
+        return {
+            "settings": self.settings,
+            "slots": portable([None if slot is None else slot.state() for slot in self.slots]),
+            # A state has plain values only; what a user's scorer reads of a prompt stays whole here.
+            "prompts": [None if slot is None else slot.lane.prompt for slot in self.slots],
+            "scale": self.reward.scale,
+            "faults": self.engine.faults,
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Makes it anew; weights that this process has loaded already are shared."""
+        self.__init__(state["settings"], len(state["slots"]))  # type: ignore[misc]
+        self.reward.scale, self.engine.faults = state["scale"], state["faults"]
+        for index, (entry, prompt) in enumerate(zip(state["slots"], state["prompts"], strict=True)):
+            if entry is not None:
+                slot = self._slot(entry)
+                self.slots[index] = replace(slot, lane=replace(slot.lane, prompt=prompt))
+
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
         # A lane of a lost Ray worker, and in older checkpoints one that had ended, is known by its episode alone.
         return (
@@ -370,8 +389,3 @@ class Episodes:
 
 def _key(lane: Lane) -> tuple[str, int]:
     return lane.prompt.prompt_id, lane.seed
-
-
-def _scores(looks: Sequence[Look | None], name: str) -> np.ndarray:
-    """(B,) a score of each look; NaN where nobody looked."""
-    return np.array([float(getattr(look, name)[0]) if look else float("nan") for look in looks])

@@ -16,15 +16,14 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.slot import Slot
 
 
-def longest_episode(process: ProcessConfig, most: int | None = None) -> int:
-    """Decisions of an episode that takes every step and every refinement, ``most`` where there is such a limit."""
+def longest_episode(process: ProcessConfig) -> int:
+    """Decisions of an episode that takes every step and every refinement."""
     once = sum(process.decides(step) for step in range(1, process.steps)) + 1
-    again = 0
-    if process.refine.enabled:
-        back = process.refine.return_to
-        ahead = 0 if back is None else sum(process.decides(step) for step in range(back + 1, process.steps)) + 1
-        again = process.refine.limit * (1 + ahead)
-    return once + again if most is None else min(most, once + again)
+    if not process.refine.enabled:
+        return once
+    back = process.refine.return_to
+    ahead = 0 if back is None else sum(process.decides(step) for step in range(back + 1, process.steps)) + 1
+    return once + process.refine.limit * (1 + ahead)
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,11 @@ class InfoMaker:
     terms: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, capabilities: Capabilities, process: ProcessConfig, most: int | None, terms: Iterable[str]
-    ) -> InfoMaker:
-        """For a backbone, a decision process, its limit of decisions and the terms of a reward."""
+    def of(cls, capabilities: Capabilities, process: ProcessConfig, terms: Iterable[str]) -> InfoMaker:
+        """For a backbone, a decision process and the terms of a reward."""
         regions = process.refine.enabled and process.refine.region != "whole"
         masks = capabilities.latent_shape[1:] if regions else None
-        return cls(capabilities.image_size, masks, longest_episode(process, most), tuple(terms))
+        return cls(capabilities.image_size, masks, longest_episode(process), tuple(terms))
 
     def info(
         self, slot: Slot, action: int = -1, illegal: bool = False, paid: Mapping[str, float] | None = None

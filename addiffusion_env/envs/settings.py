@@ -125,6 +125,23 @@ class EnvSettings:
         check_keywords("environments have", kwargs, (*(item.name for item in fields(cls)), *others))
         return cls(**kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> EnvSettings:
+        """Never changed: copies of an environment share them, and a loaded backbone in them."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle.
+
+        Raises:
+            ConfigError: for a loaded backbone: weights travel by the name that they are loaded by.
+        """
+        if not isinstance(self.backbone, str):
+            raise ConfigError(
+                f"an environment with a loaded backbone ({type(self.backbone).__name__}) cannot be pickled",
+                "name the backbone and its weights (backbone=, name_or_path=), or keep env.state_dict() instead",
+            )
+        return self.__dict__
+
     def load(self) -> Load:
         """What the backbone's loader is told."""
         return Load(self.name_or_path, self.device, self.dtype, dict(self.backbone_options))

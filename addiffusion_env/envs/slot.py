@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.faults import Fault
 from addiffusion_env.engine.lane import (
@@ -19,6 +21,15 @@ from addiffusion_env.engine.lane import (
 from addiffusion_env.engine.requests import Picture
 from addiffusion_env.errors import AdDiffusionError
 from addiffusion_env.scorers.look import Look
+
+
+def portable(state: Any) -> Any:
+    """A state with its tensors on the CPU, each with storage of its own: rows of a batch would keep the whole batch."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, Mapping):
+        return {key: portable(value) for key, value in state.items()}
+    return [portable(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 @dataclass(frozen=True)
