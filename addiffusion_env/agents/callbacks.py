@@ -59,12 +59,12 @@ class EpisodeLog(BaseCallback):
                 continue
             actions = [int(action) for action in info["action_trace"] if action >= 0]
             episode = {
-                "nfe": info["nfe"],
-                "quality": info["preference"],
+                "nfe": float(info["nfe"]),
+                "quality": float(info["preference"]),
                 "calls": info["network_calls"],
                 "actions": actions,
                 "task": info["task"],
-                "price": info["price"],
+                "price": float(info["price"]),
             }
             self.episodes.append(episode)
             if "image" in info:  # remote workers may keep theirs

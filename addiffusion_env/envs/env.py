@@ -42,7 +42,7 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     >>> sorted((key, value.shape) for key, value in observation.items())
     [('clip', (256,)), ('quality', (8,)), ('timestep', (128,))]
     >>> observation, reward, terminated, truncated, info = env.step(1)
-    >>> terminated, info["nfe"], info["image"].shape
+    >>> terminated, float(info["nfe"]), info["image"].shape
     (True, 4.0, (64, 64, 3))
     """
 

@@ -1,6 +1,7 @@
 """What environments report beside the observation: the same keys, shapes and types from reset to the end.
 
-So that any buffer can hold it: replay buffers make their arrays from the first info that they see.
+So that any buffer can hold it: replay buffers make their arrays from the first info that they see. Numbers with a
+fraction are np.float64, which is a float, and which TorchRL's reader can read.
 """
 
 from __future__ import annotations
@@ -68,20 +69,20 @@ class InfoMaker:
             "prompt_id": lane.prompt.prompt_id,
             "task": lane.prompt.task,
             "seed": lane.seed,
-            "sigma": lane.sigma,
+            "sigma": np.float64(lane.sigma),
             "step": lane.step,
-            "nfe": float(lane.nfe),
+            "nfe": np.float64(lane.nfe),
             "network_calls": lane.calls,
             "refinements": lane.refinements,
-            "price": slot.price,
+            "price": np.float64(slot.price),
             # Zero and a flag, not NaN: Gymnasium's checker compares infos, and NaN is equal to nothing.
             "has_look": look is not None,
-            "clip_score": 0.0 if look is None else float(look.clip_score[0]),
-            "preference": 0.0 if look is None else float(look.preference[0]),
+            "clip_score": np.float64(0 if look is None else look.clip_score[0]),
+            "preference": np.float64(0 if look is None else look.preference[0]),
             "action": action,
             "illegal_action": illegal,
             "action_trace": trace,
-            "reward_terms": {name: 0.0 if paid is None else float(paid[name]) for name in self.terms},
+            "reward_terms": {name: np.float64(0 if paid is None else paid[name]) for name in self.terms},
             "fault": "" if slot.fault is None else slot.fault.error.cause,
             "has_image": picture is not None,
             "image": np.zeros((*self.image_size, 3), np.uint8) if picture is None else picture.pixels(),
