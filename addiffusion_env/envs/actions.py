@@ -86,6 +86,9 @@ def numbers_of(actions: Any, lanes: int) -> list[int]:
     if given.shape not in ((lanes,), (lanes, 1)) and not (lanes == 1 and given.shape == ()):
         counted = f"{given.shape[0]} actions" if given.ndim == 1 else f"actions of shape {given.shape}"
         raise IllegalActionError(f"got {counted} for {lanes} lanes", f"send an array of shape ({lanes},)")
-    if given.dtype.kind not in "biu" and not (given.dtype.kind == "f" and (given % 1 == 0).all()):
+    whole = given.dtype.kind in "biu" or (
+        given.dtype.kind == "f" and bool((np.isfinite(given) & (given == np.trunc(given))).all())
+    )
+    if not whole:
         raise IllegalActionError(f"actions must be whole numbers, got {actions!r:.60}", "continue 0, stop 1, refine 2")
     return [int(action) for action in given.reshape(-1)]

@@ -8,7 +8,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.errors import AdDiffusionError, EpisodeOverError, IllegalActionError, PromptError
+from addiffusion_env.errors import AdDiffusionError, ConfigError, EpisodeOverError, IllegalActionError, PromptError
 
 EMOJI = [name for name, settings in ENVIRONMENTS.items() if settings["backbone"] == "emoji"]
 
@@ -207,3 +207,12 @@ def test_bad_settings_are_refused_with_the_nearest_name(settings, message):
         AdDiffusionEnv(**settings)
     assert message in str(caught.value)
     assert caught.value.remedy
+
+
+def test_an_unknown_keyword_is_a_type_error_too():
+    """What TorchRL waits for before it goes on without its ``frameskip``."""
+    message = r"got an unexpected keyword argument 'stepz'.*\n  -> did you mean 'steps'"
+    for make in (AdDiffusionEnv, lambda **settings: gym.make(EMOJI[0], **settings)):
+        with pytest.raises(TypeError, match=message) as caught:
+            make(stepz=3)
+        assert isinstance(caught.value, ConfigError)

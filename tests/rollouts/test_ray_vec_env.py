@@ -241,6 +241,22 @@ def test_a_worker_that_waits_for_cores_says_so(pair, monkeypatch):
         remote(1, cpus=100.0, start_timeout=2.0, patience=1)
 
 
+def test_options_and_training_reach_the_workers(pair):
+    pair.seed(3)
+    pair.set_options([{"prompt": "a photo of a dog"}, {}, {}, {"prompt": "a photo of two cats", "price": 0.04}])
+    pair.reset()
+    told = [(info["prompt"], info["price"], info["worker_lost"]) for info in pair.reset_infos]
+    assert told[0][0] == "a photo of a dog" and told[3] == ("a photo of two cats", 0.04, "")
+    keys = pair.reset_infos[0].keys()
+    assert all(info.keys() == keys for info in pair.reset_infos)
+    pair.env_method("set_training", True)
+    assert pair.reward.scale.training
+    pair.env_method("set_training", False)
+    assert not pair.reward.scale.training
+    pair.reset()
+    assert pair.reset_infos[0]["prompt"] != "a photo of a dog"  # for one reset
+
+
 def test_errors_of_a_worker_are_raised_here(pair):
     pair.seed(3)
     pair.reset()
