@@ -83,7 +83,7 @@ def test_sb3s_plumbing_reaches_the_lanes():
     assert vec.episodes.reward.scale.training
     vec.env_method("set_training", False)
     assert not vec.episodes.reward.scale.training
-    assert vec.render().shape == (296, 512, 3)
+    assert vec.render().shape == (592, 256, 3)  # one above the other
     assert [frame.shape for frame in vec.env_method("render", indices=[1])] == [(296, 256, 3)]
     assert vec.get_attr("spec") == [None, None] and vec.has_attr("action_masks") and not vec.has_attr("nope")
     with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
