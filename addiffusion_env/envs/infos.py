@@ -82,7 +82,7 @@ class InfoMaker:
             "action": action,
             "illegal_action": illegal,
             "action_trace": trace,
-            "reward_terms": {name: np.float64(0 if paid is None else paid[name]) for name in self.terms},
+            "reward_terms": {name: 0.0 if paid is None else float(paid[name]) for name in self.terms},
             "fault": "" if slot.fault is None else slot.fault.error.cause,
             "has_image": picture is not None,
             "image": np.zeros((*self.image_size, 3), np.uint8) if picture is None else picture.pixels(),
