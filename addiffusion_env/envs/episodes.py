@@ -245,8 +245,9 @@ class Episodes:
         sound = [row for row, slot in enumerate(slots) if slot.fault is None]
         if not sound:
             return slots, reward, terms, None
-        chosen = [[rows[row] for row in sound] for rows in (before, slots)]
-        transition = self._transition(*chosen, [actions[row] for row in sound])
+        transition = self._transition(
+            [before[row] for row in sound], [slots[row] for row in sound], [actions[row] for row in sound]
+        )
         paid, parts = self.reward(transition)
         failed = failures(paid, parts)
         for place, (name, value) in failed.items():

@@ -101,7 +101,8 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         super().reset(seed=int(seed) if single else None)  # type: ignore[arg-type]
         given = dict(options or {})
         lanes = self._lanes(given.pop("reset_mask", None))
-        seeds, infos = self._seeds(seed), {}
+        seeds = self._seeds(seed)
+        infos: dict[str, Any] = {}
         chosen = {index: self._options(given, index) for index in lanes}
         for index in lanes:
             infos = self._add_info(infos, self.episodes.begin(index, seeds[index], chosen[index]), index)
@@ -158,7 +159,8 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         resting = [index for index in range(self.num_envs) if self.episodes.ended(index)]
         result = self.episodes.step(actions, reset_ended=self.autoreset_mode == AutoresetMode.NEXT_STEP)
         self.transition = result.transition
-        observation, infos = result.observation, {}
+        observation = result.observation
+        infos: dict[str, Any] = {}
         truncated = result.truncated | self._at_limit()
         over = result.terminated | truncated
         same_step = self.autoreset_mode == AutoresetMode.SAME_STEP

@@ -67,8 +67,8 @@ class ReplayVecEnv(VecEnv):
         instead = np.where(masks[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
         moved = self.walk.step(walkers, np.where(legal, self._actions, instead))
         reward, parts = self.reward(self._transition(walkers, moved))
-        for lane, (name, value) in failures(reward, parts).items():
-            raise reward_error(name, value, f"lane {lane}", self.table.prompts[walkers.row[lane]])
+        for failed, (name, value) in failures(reward, parts).items():
+            raise reward_error(name, value, f"lane {failed}", self.table.prompts[walkers.row[failed]])
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         done = np.flatnonzero(moved.ended)
         if len(done):
