@@ -188,7 +188,7 @@ OTHERS = {  # for other spaces, or tested elsewhere with the packages that they 
     "ArrayConversion": "needs an array library; it also spoils texts in infos",
     "JaxToNumpy": "needs jax",
     "JaxToTorch": "needs jax",
-    "NumpyToTorch": "refuses texts in infos",
+    "NumpyToTorch": "needs array-api-compat, and refuses texts in infos",
 }
 
 
