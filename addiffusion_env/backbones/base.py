@@ -304,6 +304,17 @@ class Backbone(ABC):
         latents = Latents.start(noise, torch.tensor([levels[0]], dtype=torch.float64))
         return self.encode([prompt.text]), latents, levels
 
+    def refresh(self) -> None:
+        """Looks whether the model was changed from outside since it was measured; most backbones are not."""
+
+    def to(self, *args: Any, **kwargs: Any) -> None:
+        """Moves the model to another device or precision.
+
+        Raises:
+            CapabilityError: for a backbone that stays where it was loaded.
+        """
+        raise CapabilityError(f"backbone {self.name!r} stays on {self.device}", "load it with device=")
+
     def rephrased(self, conditioning: Conditioning, text: str) -> Conditioning:
         """The conditioning of one prompt (a batch of one) under another text, all else being equal."""
         return self.encode([text])

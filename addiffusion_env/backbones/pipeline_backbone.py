@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Latents, Load, Prediction, check_prompts
+from addiffusion_env.backbones.base import (
+    Backbone,
+    Capabilities,
+    Conditioning,
+    Latents,
+    Load,
+    Prediction,
+    check_prompts,
+)
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps
 from addiffusion_env.backbones.calls.evaluator import CallRequest, Evaluation, Evaluator
@@ -26,9 +34,12 @@ from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.previews import PREVIEW_SIDE
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
-from addiffusion_env.errors import CapabilityError, PromptError
+from addiffusion_env.errors import CapabilityError, ConfigError, PromptError, nearest
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
+
+OPTIONS = ("preview", "truncate_prompts")
+"""What the backbone itself can be told."""
 
 NO_LIMIT = 100_000
 """Tokens of a text window that no tokenizer bounds."""
@@ -67,14 +78,19 @@ class PipelineBackbone(Backbone):
         self.pipe = pipe
         self.arguments = PipelineArguments.of(pipe, arguments or {})
         self.truncate_prompts = truncate_prompts
-        self.evaluator = Evaluator(pipe, self.arguments.guidance_name)
+        self.chosen_preview = preview
+        self._measure()
+
+    def _measure(self) -> None:
+        self._parts = parts_of(self.pipe)
+        self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
         self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
         self.convention = self.measured.request.plan.convention
         self.path = self.convention.path
         self.device = torch.device(self.measured.device)
         self.network = DenoiserTaps(self.evaluator, self.measured)
-        self.looks = PreviewDecoder(self, preview)
+        self.looks = PreviewDecoder(self, self.chosen_preview)
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
@@ -93,6 +109,37 @@ class PipelineBackbone(Backbone):
         options = dict(load.options)
         pipe = load_any_pipeline(load, options)
         return cls(pipe, options.pop("pipeline_kwargs", None), **options)
+
+    @classmethod
+    def from_pipeline(
+        cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> PipelineBackbone:
+        """Makes the backbone of a loaded pipeline, where it lies.
+
+        Args:
+            pipe: the pipeline.
+            pipeline_kwargs: arguments of its ``__call__`` for every image.
+            **options: ``preview`` and ``truncate_prompts``; see the class.
+
+        Raises:
+            ConfigError: for another option.
+        """
+        for name in options:
+            if name not in OPTIONS:
+                raise ConfigError(f"the diffusers backbone has no option {name!r}", nearest(name, OPTIONS))
+        return cls(pipe, pipeline_kwargs, **options)
+
+    def refresh(self) -> None:
+        """See :meth:`Backbone.refresh`; a pipeline that was moved, or whose parts were replaced, is measured again."""
+        if self._parts == parts_of(self.pipe):
+            return
+        check_pipeline(self.pipe)
+        self._measure()
+
+    def to(self, *args: Any, **kwargs: Any) -> None:
+        """Moves the pipeline, as its own ``to``."""
+        self.pipe.to(*args, **kwargs)
+        self.refresh()
 
     def _capabilities(self) -> Capabilities:
         measured, arguments = self.measured, self.arguments
@@ -275,7 +322,9 @@ class PipelineBackbone(Backbone):
                 result = plan.step(state, index, prediction.steps[row])
             if result is None:
                 # Off its plan (an early exit, a refinement) a lane takes first-order steps along the path.
-                stepped = ddim_step(self.path, latents.row(row), prediction.x0[row : row + 1], sigma_next[row : row + 1])
+                stepped = ddim_step(
+                    self.path, latents.row(row), prediction.x0[row : row + 1], sigma_next[row : row + 1]
+                )
                 x.append(stepped.x)
                 states.append(None)
                 continue
@@ -306,6 +355,18 @@ class PipelineBackbone(Backbone):
         return self.looks.preview(x0)
 
 
+def parts_of(pipe: Any) -> tuple[Any, ...]:
+    """What a pipeline is made of: other parts, another device or precision, or another scheduler give another value."""
+    found: list[Any] = []
+    for name, part in vars(pipe).items():
+        if isinstance(part, nn.Module):
+            first = next(part.parameters(), None)
+            found.append((name, id(part), None if first is None else (first.dtype, first.device)))
+        elif name == "scheduler":
+            found.append((name, type(part), repr(sorted(part.config.items(), key=str)), getattr(part, "shift", None)))
+    return tuple(found)
+
+
 def check_pipeline(pipe: Any) -> None:
     """Refuses pipelines whose denoisers keep state from one call to the next.
 
@@ -332,12 +393,15 @@ def check_pipeline(pipe: Any) -> None:
         raise CapabilityError(f"a {type(pipe).__name__} has no network", "pass a text-to-image pipeline")
 
 
+def tokenizers(pipe: Any) -> list[Any]:
+    """The pipeline's tokenizers whose window is the prompt's: a chat model's holds a template besides."""
+    return [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+
+
 def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
     """Most tokens of a prompt that any of the pipeline's tokenizers takes; a large number where none says."""
     limits = []
-    for name, tokenizer in vars(pipe).items():
-        if not name.startswith("tokenizer") or tokenizer is None:
-            continue
+    for tokenizer in tokenizers(pipe):
         limit = int(min(getattr(tokenizer, "model_max_length", NO_LIMIT) or NO_LIMIT, NO_LIMIT))
         length = arguments.value("max_sequence_length")
         if "CLIP" not in type(tokenizer).__name__ and isinstance(length, int):
@@ -355,11 +419,10 @@ def check_length(pipe: Any, text: str, limit: int) -> None:
     if limit >= NO_LIMIT or not isinstance(text, str):
         return
     lengths = []
-    for name, tokenizer in vars(pipe).items():
-        if name.startswith("tokenizer") and tokenizer is not None:
-            convert = getattr(pipe, "maybe_convert_prompt", None)
-            whole = text if convert is None else convert(text, tokenizer)
-            lengths.append(len(tokenizer(whole).input_ids))
+    for tokenizer in tokenizers(pipe):
+        convert = getattr(pipe, "maybe_convert_prompt", None)
+        whole = text if convert is None else convert(text, tokenizer)
+        lengths.append(len(tokenizer(whole).input_ids))
     if lengths and min(lengths) > limit:
         raise PromptError(
             f"prompt of {min(lengths)} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",

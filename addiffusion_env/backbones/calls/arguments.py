@@ -56,7 +56,7 @@ class PipelineArguments:
             )
         parameters = dict(inspect.signature(call).parameters)
         for needed in ("prompt", "num_inference_steps"):
-            if needed not in parameters and not _open_ended(parameters):
+            if needed not in parameters:
                 raise CapabilityError(
                     f"a {name} takes no {needed}",
                     "pass a text-to-image pipeline whose own __call__ takes prompt and num_inference_steps; of a "
@@ -75,9 +75,16 @@ class PipelineArguments:
         for name in given:
             if name in OWNED:
                 raise ConfigError(f"{name} is no argument of the pipeline's to set here", OWNED[name])
-            if name not in self.parameters and not _open_ended(self.parameters):
+            if name not in self.parameters and not self.open_ended:
                 known = [other for other in self.parameters if other != "self" and other not in OWNED]
                 raise ConfigError(f"{type(self.pipe).__name__} has no argument {name!r}", nearest(name, known))
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether names outside the signature are taken: ``**kwargs`` of diffusers' own classes ignore them."""
+        if type(self.pipe).__module__.startswith("diffusers."):
+            return False
+        return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in self.parameters.values())
 
     @property
     def guidance_name(self) -> str | None:
@@ -108,7 +115,3 @@ class PipelineArguments:
         if "output_type" in self.parameters:
             found["output_type"] = "pt"
         return found
-
-
-def _open_ended(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())

@@ -292,7 +292,9 @@ def convention_of(scheduler: Any) -> Convention:
             end = math.sqrt((1 - float(final)) / float(final))
             schedule = DiscreteSchedule(schedule.log_sigmas, end, schedule.steps_offset)
         elif config.get("final_sigmas_type") == "sigma_min":
-            schedule = DiscreteSchedule(schedule.log_sigmas, float(np.exp(schedule.log_sigmas[0])), schedule.steps_offset)
+            schedule = DiscreteSchedule(
+                schedule.log_sigmas, float(np.exp(schedule.log_sigmas[0])), schedule.steps_offset
+            )
         return Discrete(schedule, kind, scales_input(scheduler))
     raise CapabilityError(
         f"the noise levels of a {name} (prediction_type {kind!r}) are not known",
@@ -323,6 +325,3 @@ def check_plan(levels: np.ndarray, scheduler: Any) -> np.ndarray:
             "use more steps, or another scheduler",
         )
     return levels
-
-
-

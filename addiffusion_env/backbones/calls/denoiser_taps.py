@@ -109,9 +109,7 @@ class DenoiserTaps:
             attention = torch.stack([self._attention.get(lane, blank) for lane in range(size)])
         return attention, features
 
-    def _call(
-        self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], calls: list[OpenCall]
-    ) -> Any:
+    def _call(self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], calls: list[OpenCall]) -> Any:
         branch = self.measured.prompt_sites.get(first.site)
         if self.module is not first.module or branch is None:
             return first.module(*args, **kwargs)

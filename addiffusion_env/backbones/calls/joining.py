@@ -56,7 +56,13 @@ def rebuilt(like: Any, parts: Sequence[Any]) -> Any:
     """A container of the kind of ``like`` with other entries."""
     if isinstance(like, Mapping):
         pairs = dict(zip(like, parts, strict=True))
-        return pairs if type(like) is dict else type(like)(**pairs) if dataclasses.is_dataclass(like) else type(like)(pairs)
+        return (
+            pairs
+            if type(like) is dict
+            else type(like)(**pairs)
+            if dataclasses.is_dataclass(like)
+            else type(like)(pairs)
+        )
     if hasattr(like, "_fields"):
         return type(like)(*parts)
     return type(like)(parts)
@@ -83,7 +89,9 @@ def learn(one: Any, two: Any) -> Any:
             raise ValueError(f"{len(mine)} and {len(other)} entries")
         return Listed()
     parts = tuple(learn(a, b) for a, b in zip(mine, other, strict=True))
-    return CONSTANT if all(part is CONSTANT and not isinstance(a, Tensor) for part, a in zip(parts, mine)) else Node(parts)
+    return (
+        CONSTANT if all(part is CONSTANT and not isinstance(a, Tensor) for part, a in zip(parts, mine)) else Node(parts)
+    )
 
 
 def rows_of(spec: Any, value: Any) -> int | None:
@@ -251,7 +259,12 @@ class Digests:
     @staticmethod
     def _read(value: Tensor) -> Any:
         plain = value.detach().cpu().contiguous()
-        return (value.shape, value.dtype, value.device, plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+        return (
+            value.shape,
+            value.dtype,
+            value.device,
+            plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"",
+        )
 
 
 @dataclass
@@ -274,9 +287,7 @@ def site_of(one: tuple[NetworkRequest, Any], two: tuple[NetworkRequest, Any]) ->
         ValueError: when they differ in another way than by a doubled axis.
     """
     (first, answer), (second, other) = one, two
-    return Site(
-        learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other)
-    )
+    return Site(learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other))
 
 
 def group_key(site: Site | None, call: OpenCall, request: NetworkRequest, digests: Digests, uneven: bool) -> Any:

@@ -99,8 +99,6 @@ def learn_layout(inner: Tensor, decoded: Callable[[Tensor], Tensor]) -> LatentLa
     if len(grid) != 3:
         return own
     same = bool((order == names).all())
-    made = LatentLayout(
-        grid, shape, None if same else order, gain.flatten(), bias.flatten(), tuple(bias.shape[1:])
-    )
+    made = LatentLayout(grid, shape, None if same else order, gain.flatten(), bias.flatten(), tuple(bias.shape[1:]))
     error = (made.to_decode(made.outer(trial.double())) - wanted).abs().max() / wanted.abs().max()
     return made if float(error) < 0.05 else own

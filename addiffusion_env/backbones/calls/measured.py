@@ -12,7 +12,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.evaluator import CallRequest, Evaluated, Evaluation, Evaluator, warn_not_joined
-from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries
+from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.errors import CapabilityError, ConfigError
@@ -21,7 +21,8 @@ PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the gra
 """The first two have as many words, the third more: networks that read one row for all are found out by it."""
 
 PROBE_STEPS = 4
-"""Steps of the calls that are measured; some schedulers have no plan of fewer."""
+"""Steps of the calls that are measured, unless the pipeline's own run has fewer: some schedulers have no plan of fewer,
+and some distilled models of more."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative difference of a joined call in full precision; half precision's own rounding is larger."""
@@ -92,7 +93,8 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     Raises:
         CapabilityError: for one that cannot be driven.
     """
-    requests = [CallRequest(arguments.call(prompt, PROBE_STEPS)) for prompt in PROMPTS]
+    steps = min(PROBE_STEPS, arguments.steps)
+    requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
     first = requests[0]
     try:
         alone = first_step(evaluator, first, None)
@@ -122,15 +124,17 @@ def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, 
 
 def learn_axes(evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: Evaluated) -> None:
     """Learns which axes count images; without an answer nothing is joined."""
+    ways: list[dict[str, Any]] = [{"prompt": [request.arguments.get("prompt")] * 2}]
     if "num_images_per_prompt" in arguments.parameters:
-        more: dict[str, Any] = {"num_images_per_prompt": 2}
-    else:
-        more = {"prompt": [request.arguments.get("prompt")] * 2}
-    try:
-        pair = first_step(evaluator, CallRequest({**request.arguments, **more}), None)
-    except Exception:
+        ways.insert(0, {"num_images_per_prompt": 2})
+    for way in ways:
+        try:
+            pair = first_step(evaluator, CallRequest({**request.arguments, **way}), None)
+        except Exception:  # some pipelines cannot draw two images in one of these ways
+            continue
+        evaluator.learn(alone.requests, pair.requests)
         return
-    evaluator.learn(alone.requests, pair.requests)
+    evaluator.joins = False
 
 
 def measure_guidance(
@@ -193,18 +197,21 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _marked(value: Any, row: int) -> Any:
-    from addiffusion_env.backbones.calls.joining import rebuilt
+    """An answer of zeros with ones in one row: of its only tensor, or the one tensor of that number."""
+    several = len(_tensors(value)) > 1
+    count = iter(range(16))
 
-    if isinstance(value, Tensor):
-        made = torch.zeros_like(value)
-        made[row] = 1
-        return made
-    parts = entries(value)
-    if parts is None:
-        return value
-    if len(_tensors(value)) == 1:
-        return rebuilt(value, [_marked(part, row) for part in parts])
-    return rebuilt(value, [torch.ones_like(p) if at == row else p for at, p in enumerate(parts)])
+    def mark(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            made = torch.zeros_like(part)
+            if several:
+                return torch.ones_like(part) if next(count) == row else made
+            made[row] = 1
+            return made
+        inside = entries(part)
+        return part if inside is None else rebuilt(part, [mark(entry) for entry in inside])
+
+    return mark(value)
 
 
 def prompt_sites(a: Evaluated, b: Evaluated, evaluator: Evaluator) -> dict[tuple[str, int], int]:
@@ -252,13 +259,22 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
     Returns:
         The largest relative difference of what is joined.
     """
-    evaluations = [at_index(evaluator, request, None, index) for request, index in zip(requests, (0, 2, 1), strict=True)]
+    if not evaluator.joins:
+        warn_not_joined(evaluator.pipe, "the pipeline itself cannot draw two images at once with these arguments")
+        return 0.0
+    evaluations = [
+        at_index(evaluator, request, None, index) for request, index in zip(requests, (0, 2, 1), strict=True)
+    ]
     alone = [evaluator.evaluate([evaluation])[0].step.output for evaluation in evaluations]
     limit = TOLERANCE.get(alone[0].dtype, HALF_TOLERANCE)
     difference = _joined_difference(evaluator, evaluations, alone)
     if not difference <= limit:
         evaluator.joins = False
-        warn_not_joined(evaluator.pipe, difference)
+        warn_not_joined(
+            evaluator.pipe,
+            f"its network gives other answers for several images at once (relative difference {difference:.2g}, "
+            f"{limit:.0e} is allowed)",
+        )
         return 0.0
     if guidance.name is None or guidance.rows[0] == guidance.rows[1]:
         return difference
@@ -327,7 +343,7 @@ def image_of(output: Any) -> Tensor:
     """
     import numpy as np
 
-    images = getattr(output, "images", None)
+    images = getattr(output, "images", getattr(output, "image", None))
     if images is None and isinstance(output, tuple | list):
         images = output[0]
     if images is None:
@@ -339,6 +355,9 @@ def image_of(output: Any) -> Tensor:
         if array.dtype == np.uint8:
             array = array.astype(np.float32) / 255
         found = torch.from_numpy(np.ascontiguousarray(array)).float().permute(2, 0, 1)[None]
+    if found.ndim == 4 and found.shape[1] == 4:
+        # Layers with transparency are shown on white.
+        found = found[:, :3] * found[:, 3:] + (1 - found[:, 3:])
     if found.ndim != 4 or found.shape[1] != 3:
         raise CapabilityError(
             f"the pipeline returned images of shape {tuple(found.shape)}, expected (B, 3, H, W)",
