@@ -304,7 +304,7 @@ class Backbone(ABC):
         latents = Latents.start(noise, torch.tensor([levels[0]], dtype=torch.float64))
         return self.encode([prompt.text]), latents, levels
 
-    def refresh(self) -> None:
+    def refresh(self) -> None:  # noqa: B027
         """Looks whether the model was changed from outside since it was measured; most backbones are not."""
 
     def to(self, *args: Any, **kwargs: Any) -> None:

@@ -192,7 +192,7 @@ class PipelineBackbone(Backbone):
     def begin(
         self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
     ) -> tuple[Conditioning, Latents, np.ndarray]:
-        """See :meth:`Backbone.begin`; the noise is drawn by the pipeline, from the generator of this prompt and seed."""
+        """See :meth:`Backbone.begin`; the pipeline itself draws the noise, from this prompt's and seed's generator."""
         request = self.request(prompt, steps)
         generator = request.arguments.pop("generator", None)
         if generator is None or stream != "initial":

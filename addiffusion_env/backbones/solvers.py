@@ -30,7 +30,7 @@ SOLVERS = Registry(
 
 
 SCHEDULER = "scheduler"
-"""In a solver's place: each lane steps with a copy of the pipeline's own scheduler (:meth:`Backbone.scheduler_step`)."""
+"""In a solver's place: lanes step with copies of the pipeline's own scheduler (:meth:`Backbone.scheduler_step`)."""
 
 
 def check_solver_name(name: str) -> None:

@@ -35,7 +35,7 @@ class EnvSettings:
         device: ``auto``, ``cpu``, ``cuda`` ...
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         backbone_options: what a backbone passes through by name.
-        pipe: a loaded diffusers pipeline, for ``backbone="diffusers"``; it stays where it is, and its weights are shared.
+        pipe: a loaded diffusers pipeline, for ``backbone="diffusers"``; it stays where it is, its weights are shared.
         pipeline_kwargs: arguments of the pipeline's own ``__call__`` for every image (``negative_prompt``, ``height``,
             ``image`` ...), with ``backbone="diffusers"``.
         scorers: local folders or hub ids of the scorers behind a look at real pictures, by part (``clip``,

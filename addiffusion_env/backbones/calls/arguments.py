@@ -47,14 +47,13 @@ class PipelineArguments:
             CapabilityError: for an object that is no pipeline with prompts and steps.
             ConfigError: for an unknown argument, or one that the engine owns.
         """
-        call = getattr(type(pipe), "__call__", None)
         name = type(pipe).__name__
-        if call is None or not hasattr(pipe, "components") or getattr(pipe, "scheduler", None) is None:
+        if not callable(pipe) or not hasattr(pipe, "components") or getattr(pipe, "scheduler", None) is None:
             raise CapabilityError(
                 f"a {name} is no diffusers pipeline with a scheduler",
                 "pass a text-to-image pipeline, for example diffusers.AutoPipelineForText2Image.from_pretrained(...)",
             )
-        parameters = dict(inspect.signature(call).parameters)
+        parameters = dict(inspect.signature(type(pipe).__call__).parameters)
         for needed in ("prompt", "num_inference_steps"):
             if needed not in parameters:
                 raise CapabilityError(

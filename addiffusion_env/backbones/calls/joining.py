@@ -89,9 +89,8 @@ def learn(one: Any, two: Any) -> Any:
             raise ValueError(f"{len(mine)} and {len(other)} entries")
         return Listed()
     parts = tuple(learn(a, b) for a, b in zip(mine, other, strict=True))
-    return (
-        CONSTANT if all(part is CONSTANT and not isinstance(a, Tensor) for part, a in zip(parts, mine)) else Node(parts)
-    )
+    plain = all(part is CONSTANT for part in parts) and not any(isinstance(entry, Tensor) for entry in mine)
+    return CONSTANT if plain else Node(parts)
 
 
 def rows_of(spec: Any, value: Any) -> int | None:

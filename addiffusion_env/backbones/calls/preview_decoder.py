@@ -117,8 +117,9 @@ class PreviewDecoder:
         made = fit_colours(self.backbone)
         if self.chosen is None:
             warnings.warn(
-                f"previews are a least-squares map from latents to colours (error {made.error:.2f} of {made.spread:.2f})"
-                f": {reason}\n  -> pass preview= with an AutoencoderTiny, or preview='linear' to choose this",
+                f"previews are a least-squares map from latents to colours (error {made.error:.2f} of "
+                f"{made.spread:.2f}): {reason}\n  -> pass preview= with an AutoencoderTiny, or preview='linear' to choose "
+                "this",
                 UserWarning,
                 stacklevel=4,
             )

@@ -91,9 +91,8 @@ class SchedulerPlan:
         generator = None
         if state is not None and state["index"] == index:
             scheduler.__dict__.update({name: _copied(value) for name, value in state["values"].items()})
-        elif index or self.begin:
-            if not self._enters(scheduler, self.begin + index):
-                return None
+        elif (index or self.begin) and not self._enters(scheduler, self.begin + index):
+            return None
         if state is not None and state["generator"] is not None:
             generator = torch.Generator()
             generator.set_state(state["generator"])
