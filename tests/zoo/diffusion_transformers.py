@@ -1,0 +1,215 @@
+"""Z-Image, PixArt, Lumina 2, CogView 4, Qwen-Image, AuraFlow and Sana."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from addiffusion_env.backbones import tiny
+from zoo import parts
+from zoo.builder import Builder
+from zoo.flux import TEXT, scheduler
+
+CFG = {"guidance_scale": 3.0}
+
+
+def parts_z_image() -> dict[str, Any]:
+    """Components of Z-Image."""
+    from diffusers import ZImageTransformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    return {
+        "scheduler": scheduler(shift=3.0),
+        "vae": parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
+        "text_encoder": parts.qwen3(tokenizer),
+        "tokenizer": tokenizer,
+        "transformer": ZImageTransformer2DModel(
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 4, 8],
+            axes_lens=[256, 32, 32],
+        ),
+    }
+
+
+def z_image(cls: str = "ZImagePipeline") -> Any:
+    """A pipeline with the components of Z-Image, whose transformer takes lists."""
+    import diffusers
+
+    return getattr(diffusers, cls)(**parts_z_image())
+
+
+def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
+    """PixArt: a transformer with cross-attention on T5 that also predicts the variance."""
+    import diffusers
+    from diffusers import DDIMScheduler, PixArtTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return getattr(diffusers, cls)(
+        tokenizer=tokenizer,
+        text_encoder=parts.t5(tokenizer),
+        vae=parts.autoencoder(),
+        transformer=PixArtTransformer2DModel(
+            sample_size=8,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            cross_attention_dim=16,
+            caption_channels=32,
+            **conditions,
+        ),
+        scheduler=DDIMScheduler(),
+    )
+
+
+def lumina2() -> Any:
+    """Lumina 2: norm-rescaled guidance by a second call, negated answers."""
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+
+    tokenizer = parts.gemma_tokenizer()
+    return Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 4, 8),
+            axes_lens=(128, 32, 32),
+            cap_feat_dim=16,
+        ),
+        scheduler=scheduler(shift=6.0),
+        vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=parts.gemma2(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def cogview4() -> Any:
+    """CogView 4: the transformer hears the time before the shift."""
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel
+
+    tokenizer = parts.qwen_tokenizer("[gMASK]", "<sop>", starts_with=("[gMASK]", "<sop>"), padding_side="left")
+    return CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=parts.glm(tokenizer),
+        vae=parts.autoencoder(),
+        transformer=CogView4Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=8,
+            condition_dim=4,
+            sample_size=8,
+            rope_axes_dim=(32, 32),
+        ),
+        scheduler=scheduler(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+        ),
+    )
+
+
+def parts_qwen_image() -> dict[str, Any]:
+    """Components of Qwen-Image."""
+    from diffusers import QwenImageTransformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    return {
+        "scheduler": scheduler(use_dynamic_shifting=True),
+        "vae": parts.qwen_autoencoder(),
+        "text_encoder": parts.qwen25_vl(tokenizer),
+        "tokenizer": tokenizer,
+        "transformer": QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+        ),
+    }
+
+
+def qwen_image(cls: str = "QwenImagePipeline") -> Any:
+    """A pipeline with the components of Qwen-Image; guidance by a second call, rescaled to the prompt's norm."""
+    import diffusers
+
+    return getattr(diffusers, cls)(**parts_qwen_image())
+
+
+def aura_flow() -> Any:
+    """AuraFlow."""
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=parts.t5(tokenizer, unified=True),
+        vae=parts.autoencoder(scaling_factor=0.13025),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=8,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pos_embed_max_size=64,
+        ),
+        scheduler=scheduler(shift=1.73),
+    )
+
+
+def sana(cls: str = "SanaPipeline", steps: Any = None, **changes: Any) -> Any:
+    """Sana: linear attention, cross-attention on Gemma 2, a deep autoencoder."""
+    import diffusers
+    from diffusers import SanaTransformer2DModel
+
+    tokenizer = parts.gemma_tokenizer()
+    return getattr(diffusers, cls)(
+        tokenizer=tokenizer,
+        text_encoder=parts.gemma2(tokenizer),
+        vae=parts.deep_autoencoder(),
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=8,
+            **changes,
+        ),
+        scheduler=steps or scheduler(shift=3.0),
+    )
+
+
+PIXART = {**CFG, **TEXT, "clean_caption": False, "use_resolution_binning": False}
+SANA = {**CFG, "max_sequence_length": 64, "use_resolution_binning": False, "complex_human_instruction": None}
+QWEN = {"guidance": "true_cfg_scale"}
+BUILDERS = {
+    "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),
+    "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline", use_additional_conditions=False), (2,), PIXART),
+    "pixart_sigma": Builder(lambda: pixart(use_additional_conditions=False), (2,), PIXART, fast=True),
+    "lumina2": Builder(lumina2, (1, 1), {**CFG, "max_sequence_length": 128}, (64, 64), fast=True),
+    "cogview4": Builder(cogview4, (1, 1), CFG, fast=True),
+    "qwen_image": Builder(qwen_image, (1,), {"true_cfg_scale": 1.0}, **QWEN),
+    "qwen_image_cfg": Builder(
+        qwen_image, (1, 1), {"true_cfg_scale": 3.0, "negative_prompt": "a cat"}, fast=True, **QWEN
+    ),
+    "aura_flow": Builder(aura_flow, (2,), {**CFG, **TEXT}),
+    "sana": Builder(sana, (2,), SANA, (32, 32)),
+}
