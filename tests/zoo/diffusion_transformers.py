@@ -1,4 +1,4 @@
-"""Z-Image, PixArt, Lumina 2, CogView 4, Qwen-Image, AuraFlow and Sana."""
+"""PixArt, Lumina, CogView, Hunyuan-DiT, AuraFlow, Sana, Bria, Z-Image and Qwen-Image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 from addiffusion_env.backbones import tiny
 from zoo import parts
 from zoo.builder import Builder
-from zoo.flux import TEXT, scheduler
+from zoo.flux import SIZES, TEXT, scheduler
 
 CFG = {"guidance_scale": 3.0}
+NOISE = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 
 
 def parts_z_image() -> dict[str, Any]:
@@ -65,6 +66,28 @@ def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
     )
 
 
+def lumina() -> Any:
+    """Lumina-Next: guidance on three of four channels, negated answers."""
+    from diffusers import LuminaNextDiT2DModel, LuminaPipeline
+
+    tokenizer = parts.gemma_tokenizer()
+    return LuminaPipeline(
+        transformer=LuminaNextDiT2DModel(
+            sample_size=8,
+            hidden_size=16,
+            num_layers=2,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            cross_attention_dim=16,
+        ),
+        scheduler=scheduler(),
+        vae=parts.autoencoder(levels=4, scaling_factor=0.13025),
+        text_encoder=parts.gemma(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
 def lumina2() -> Any:
     """Lumina 2: norm-rescaled guidance by a second call, negated answers."""
     from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
@@ -88,6 +111,31 @@ def lumina2() -> Any:
         vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=parts.gemma2(tokenizer),
         tokenizer=tokenizer,
+    )
+
+
+def cogview3() -> Any:
+    """CogView 3 Plus: joint attention on T5, diffusion with noise as the answer."""
+    from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return CogView3PlusPipeline(
+        tokenizer=tokenizer,
+        text_encoder=parts.t5(tokenizer),
+        vae=parts.autoencoder(scaling_factor=0.13025),
+        transformer=CogView3PlusTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=32,
+            time_embed_dim=8,
+            condition_dim=4,
+            pos_embed_max_size=8,
+            sample_size=8,
+        ),
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
     )
 
 
@@ -147,6 +195,52 @@ def qwen_image(cls: str = "QwenImagePipeline") -> Any:
     return getattr(diffusers, cls)(**parts_qwen_image())
 
 
+def hunyuan_dit(cls: str = "HunyuanDiTPipeline", **changes: Any) -> Any:
+    """Hunyuan-DiT: cross-attention on BERT and T5 side by side, rotary tables shared by all rows."""
+    import diffusers
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel
+
+    tokenizer, tokenizer_2 = parts.bert_tokenizer(), tiny.t5_tokenizer()
+    return getattr(diffusers, cls)(
+        vae=parts.autoencoder(scaling_factor=0.13025),
+        text_encoder=parts.bert(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=parts.t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        transformer=HunyuanDiT2DModel(
+            sample_size=8,
+            in_channels=4,
+            patch_size=2,
+            num_layers=4,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            hidden_size=16,
+            cross_attention_dim=16,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=4,
+        ),
+        scheduler=DDPMScheduler(**NOISE, prediction_type="v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **changes,
+    )
+
+
+def bria() -> Any:
+    """Bria 3.2: Flux's joint attention with guidance in one call; latents packed four to a token."""
+    from diffusers import BriaPipeline, BriaTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return BriaPipeline(
+        transformer=BriaTransformer2DModel(in_channels=16, axes_dims_rope=[4, 4, 8], **SIZES),
+        scheduler=scheduler(),
+        vae=parts.autoencoder(shift_factor=0.0),
+        text_encoder=parts.t5(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
 def aura_flow() -> Any:
     """AuraFlow."""
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
@@ -204,12 +298,16 @@ BUILDERS = {
     "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),
     "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline", use_additional_conditions=False), (2,), PIXART),
     "pixart_sigma": Builder(lambda: pixart(use_additional_conditions=False), (2,), PIXART, fast=True),
+    "lumina": Builder(lumina, (2,), {**CFG, "clean_caption": False}, (64, 64)),
     "lumina2": Builder(lumina2, (1, 1), {**CFG, "max_sequence_length": 128}, (64, 64), fast=True),
+    "cogview3": Builder(cogview3, (2,), {**CFG, **TEXT}),
     "cogview4": Builder(cogview4, (1, 1), CFG, fast=True),
     "qwen_image": Builder(qwen_image, (1,), {"true_cfg_scale": 1.0}, **QWEN),
     "qwen_image_cfg": Builder(
         qwen_image, (1, 1), {"true_cfg_scale": 3.0, "negative_prompt": "a cat"}, fast=True, **QWEN
     ),
+    "hunyuan_dit": Builder(hunyuan_dit, (2,), {**CFG, "use_resolution_binning": False}),
+    "bria": Builder(bria, (2,), {**CFG, **TEXT}, (16, 16)),
     "aura_flow": Builder(aura_flow, (2,), {**CFG, **TEXT}),
     "sana": Builder(sana, (2,), SANA, (32, 32)),
 }

@@ -39,6 +39,14 @@ def vocabulary(letters: list[str], specials: tuple[str, ...]) -> dict[str, Any]:
     return {"vocab": {token: index for index, token in enumerate(dict.fromkeys(tokens))}, "merges": merges}
 
 
+def begin(tokenizer: Any, *tokens: str) -> Any:
+    """Makes a tokenizer put ``tokens`` before each text, and returns it."""
+    if tokens:
+        ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing([*tokens, "$A"], special_tokens=ids)
+    return tokenizer
+
+
 def clip_tokenizer() -> Any:
     """A CLIP tokenizer that knows letters."""
     with tempfile.TemporaryDirectory() as folder:
@@ -55,19 +63,33 @@ def qwen_tokenizer(*specials: str, starts_with: tuple[str, ...] = (), **settings
         **settings,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    if starts_with:
-        ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in starts_with]
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing([*starts_with, "$A"], special_tokens=ids)
-    return tokenizer
+    return begin(tokenizer, *starts_with)
 
 
 def gemma_tokenizer() -> Any:
-    """A tokenizer of Gemma's kind: spaces are letters, no bytes."""
+    """A tokenizer of Gemma's kind: spaces are letters, and each text begins with a token of its own."""
     from transformers import GemmaTokenizer
 
     specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
     letters = [*string.ascii_letters, *string.digits, *string.punctuation, "▁", "\n"]
-    return GemmaTokenizer(**vocabulary(letters, specials))
+    return begin(GemmaTokenizer(**vocabulary(letters, specials)), "<bos>")
+
+
+def bert_tokenizer() -> Any:
+    """A BERT tokenizer that knows ``WORDS`` and letters."""
+    from transformers import BertTokenizer
+
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters))
+    return BertTokenizer({token: index for index, token in enumerate(dict.fromkeys(tokens))})
+
+
+def bert(tokenizer: Any, width: int = 16) -> Any:
+    """A BERT with two layers."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
 
 
 def decoder(config: Any, tokenizer: Any, width: int = 16, layers: int = 3, **settings: Any) -> Any:
@@ -83,6 +105,13 @@ def qwen3(tokenizer: Any, width: int = 16, **settings: Any) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(decoder(Qwen3Config, tokenizer, width, **settings))
+
+
+def gemma(tokenizer: Any, width: int = 16) -> Any:
+    """A Gemma with three layers."""
+    from transformers import GemmaConfig, GemmaModel
+
+    return GemmaModel(decoder(GemmaConfig, tokenizer, width))
 
 
 def gemma2(tokenizer: Any, width: int = 16) -> Any:
@@ -117,6 +146,28 @@ def qwen25_vl(tokenizer: Any, width: int = 16) -> Any:
     text = decoder(dict, tokenizer, width, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]})
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+
+
+def qwen3_vl(tokenizer: Any, width: int = 16, layers: int = 3) -> Any:
+    """A Qwen 3 VL with three layers and a small vision tower."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config=decoder(dict, tokenizer, width, layers, rope_parameters=rope),
+            vision_config={**vision, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        )
+    )
+
+
+def qwen3_vl_processor() -> Any:
+    """The processor of Qwen 3 VL around ``qwen_tokenizer``."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    tokenizer = qwen_tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    return Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
 
 
 def t5(tokenizer: Any, width: int = 32, unified: bool = False) -> Any:
