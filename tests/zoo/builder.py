@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+
+
+def asks(prompt: str) -> dict[str, Any]:
+    """Keywords that give a pipeline its prompt."""
+    return {"prompt": prompt}
 
 
 def strengthen(module: torch.nn.Module, factor: float = 1.7) -> None:
@@ -39,6 +45,7 @@ class Builder:
         sized: whether the pipeline takes ``height`` and ``width``.
         guidance: keyword that guides, or None. Its value is in ``kwargs``.
         denoisers: names of the components that are called once or more a step.
+        inputs: prompt -> the keywords that give it to the pipeline.
         task: ``text-to-image``, ``image-to-image``, ``inpainting`` or ``controlnet``.
         fast: whether it is among the dozen that the fast tests use.
     """
@@ -50,6 +57,7 @@ class Builder:
     sized: bool = True
     guidance: str | None = "guidance_scale"
     denoisers: tuple[str, ...] = ("transformer",)
+    inputs: Callable[[str], dict[str, Any]] = asks
     task: str = "text-to-image"
     fast: bool = False
 
@@ -67,14 +75,13 @@ class Builder:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def arguments(self, **changes: Any) -> dict[str, Any]:
+    def arguments(self, prompt: str, **changes: Any) -> dict[str, Any]:
         """Returns the keywords of a call: those of this builder, and ``changes``."""
         size = {"height": self.size[0], "width": self.size[1]} if self.sized else {}
-        return {"num_inference_steps": 3, **size, **self.kwargs, **changes}
+        return {"num_inference_steps": 3, "output_type": "pt", **size, **self.kwargs, **self.inputs(prompt), **changes}
 
     def draw(self, pipe: Any, prompt: str, seed: int = 0, **changes: Any) -> torch.Tensor:
         """Returns the image of a prompt, float (1, 3, height, width)."""
         generator = torch.Generator().manual_seed(seed)
-        arguments = self.arguments(**{"prompt": prompt, "generator": generator, "output_type": "pt", **changes})
-        output = pipe(**arguments)
-        return next(iter(output.values()))
+        image = next(iter(pipe(**self.arguments(prompt, **{"generator": generator, **changes})).values()))
+        return torch.from_numpy(image).permute(0, 3, 1, 2) if isinstance(image, np.ndarray) else image

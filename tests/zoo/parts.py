@@ -53,11 +53,13 @@ def clip_tokenizer() -> Any:
         return tiny.clip_tokenizer(Path(folder))
 
 
-def qwen_tokenizer(*specials: str, starts_with: tuple[str, ...] = (), **settings: Any) -> Any:
+def qwen_tokenizer(
+    *specials: str, starts_with: tuple[str, ...] = (), tokenizer_class: Any = None, **settings: Any
+) -> Any:
     """A byte-level tokenizer with a chat template; ``starts_with`` are ``specials`` that it puts before each text."""
     from transformers import Qwen2Tokenizer
 
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = (tokenizer_class or Qwen2Tokenizer)(
         **vocabulary(sorted(ByteLevel.alphabet()), (*CHAT_TOKENS, *specials)),
         extra_special_tokens=[*CHAT_TOKENS[1:3], *specials],
         **settings,

@@ -38,8 +38,8 @@ def sd15(cls: str = "StableDiffusionPipeline", **settings: Any) -> Any:
     return getattr(diffusers, cls)(**parts_15(**settings), requires_safety_checker=False)
 
 
-def parts_xl() -> dict[str, Any]:
-    """Components of Stable Diffusion XL."""
+def parts_xl(**unet: Any) -> dict[str, Any]:
+    """Components of Stable Diffusion XL; ``unet`` are further settings of its UNet."""
     from diffusers import EulerDiscreteScheduler
 
     tokenizer, text_encoder = clip()
@@ -57,6 +57,7 @@ def parts_xl() -> dict[str, Any]:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=16 + 6 * 8,
             use_linear_projection=True,
+            **unet,
         ),
         "scheduler": EulerDiscreteScheduler(**noise),
     }

@@ -35,7 +35,7 @@ def test_tiny_pipeline(name):
     pipe = builder()
     with counted([getattr(pipe, part) for part in builder.denoisers]) as rows:
         image = builder.draw(pipe, PROMPT)
-    assert image.shape == (1, 3, *builder.size) and image.isfinite().all()
+    assert image.shape[0] == 1 and image.shape[2:] == builder.size and image.isfinite().all()
     assert tuple(rows) == builder.calls * (len(rows) // len(builder.calls)) and len(rows) >= 2
     assert (image - builder.draw(pipe, OTHER)).abs().max() > 1e-4
     assert torch.equal(image, builder.draw(builder(), PROMPT))
