@@ -3,12 +3,27 @@
 ``ZOO[name]`` builds one; its attributes say how it is called and what it does in a step.
 """
 
-from zoo import diffusion_transformers, flux, language_models, several_encoders, stable_diffusion, unets
+from zoo import (
+    diffusion_transformers,
+    flux,
+    language_models,
+    perturbed_attention,
+    several_encoders,
+    stable_diffusion,
+    tasks,
+    unets,
+)
 from zoo.builder import Builder
 
-ZOO: dict[str, Builder] = {
-    name: builder
-    for family in (stable_diffusion, flux, diffusion_transformers, language_models, several_encoders, unets)
-    for name, builder in family.BUILDERS.items()
-}
+FAMILIES = (
+    stable_diffusion,
+    flux,
+    diffusion_transformers,
+    language_models,
+    several_encoders,
+    unets,
+    perturbed_attention,
+    tasks,
+)
+ZOO: dict[str, Builder] = {name: builder for family in FAMILIES for name, builder in family.BUILDERS.items()}
 """Name of a pipeline -> what builds it."""

@@ -83,5 +83,9 @@ class Builder:
     def draw(self, pipe: Any, prompt: str, seed: int = 0, **changes: Any) -> torch.Tensor:
         """Returns the image of a prompt, float (1, 3, height, width)."""
         generator = torch.Generator().manual_seed(seed)
-        image = next(iter(pipe(**self.arguments(prompt, **{"generator": generator, **changes})).values()))
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # SD 3's ControlNet pipeline encodes its image with torch's own generator
+            torch.manual_seed(0)
+            image = next(iter(pipe(**self.arguments(prompt, **{"generator": generator, **changes})).values()))
         return torch.from_numpy(image).permute(0, 3, 1, 2) if isinstance(image, np.ndarray) else image

@@ -195,7 +195,7 @@ def qwen_image(cls: str = "QwenImagePipeline") -> Any:
     return getattr(diffusers, cls)(**parts_qwen_image())
 
 
-def hunyuan_dit(cls: str = "HunyuanDiTPipeline", **changes: Any) -> Any:
+def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
     """Hunyuan-DiT: cross-attention on BERT and T5 side by side, rotary tables shared by all rows."""
     import diffusers
     from diffusers import DDPMScheduler, HunyuanDiT2DModel
@@ -223,7 +223,6 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline", **changes: Any) -> Any:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-        **changes,
     )
 
 

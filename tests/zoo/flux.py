@@ -94,12 +94,13 @@ def flux2_klein() -> Any:
     )
 
 
-def chroma() -> Any:
+def chroma(cls: str = "ChromaPipeline") -> Any:
     """Chroma: Flux without CLIP, guidance by a second call."""
-    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+    import diffusers
+    from diffusers import ChromaTransformer2DModel
 
     tokenizer = tiny.t5_tokenizer()
-    return ChromaPipeline(
+    return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=parts.t5(tokenizer),

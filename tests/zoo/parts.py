@@ -191,6 +191,7 @@ def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> A
         up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=latent_channels,
         norm_num_groups=4,
+        force_upcast=False,
         **settings,
     )
 

@@ -80,8 +80,6 @@ def parts_3() -> dict[str, Any]:
     return {
         "transformer": SD3Transformer2DModel(
             sample_size=8,
-            in_channels=4,
-            out_channels=4,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
@@ -93,7 +91,7 @@ def parts_3() -> dict[str, Any]:
             qk_norm="rms_norm",
         ),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": parts.autoencoder(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
+        "vae": parts.autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "text_encoder_2": text_encoder_2,
