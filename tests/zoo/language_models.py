@@ -140,7 +140,8 @@ def ovis() -> Any:
 def prx(pixels: bool = False) -> Any:
     """PRX in latents, or in pixels, where the answer is the image itself."""
     from diffusers import PRXPipeline, PRXPixelPipeline, PRXTransformer2DModel
-    from transformers import T5GemmaConfig, T5GemmaEncoder
+    from transformers import T5GemmaConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
     tokenizer = parts.gemma_tokenizer()
     tokenizer.model_max_length = 64

@@ -70,6 +70,20 @@ def sdxl(cls: str = "StableDiffusionXLPipeline", **changes: Any) -> Any:
     return getattr(diffusers, cls)(**{**parts_xl(), **changes})
 
 
+SD3_SIZES = {
+    "sample_size": 8,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 32,
+    "pos_embed_max_size": 8,
+    "dual_attention_layers": (0,),
+    "qk_norm": "rms_norm",
+}
+
+
 def parts_3() -> dict[str, Any]:
     """Components of Stable Diffusion 3.5."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
@@ -78,18 +92,7 @@ def parts_3() -> dict[str, Any]:
     tokenizer_2, text_encoder_2 = clip(projection=True)
     tokenizer_3 = tiny.t5_tokenizer()
     return {
-        "transformer": SD3Transformer2DModel(
-            sample_size=8,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            caption_projection_dim=16,
-            pooled_projection_dim=32,
-            pos_embed_max_size=8,
-            dual_attention_layers=(0,),
-            qk_norm="rms_norm",
-        ),
+        "transformer": SD3Transformer2DModel(**SD3_SIZES),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
         "vae": parts.autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
         "text_encoder": text_encoder,

@@ -10,7 +10,7 @@ from PIL import Image
 from zoo.builder import Builder
 from zoo.diffusion_transformers import CFG, qwen_image, z_image
 from zoo.flux import CHAT, SIZES, TEXT, chroma, flux, flux2_klein
-from zoo.stable_diffusion import UNET, parts_3, parts_15, sd3, sd15, sdxl
+from zoo.stable_diffusion import SD3_SIZES, UNET, parts_15, sd3, sd15, sdxl
 
 
 def image(seed: int = 0, size: int = 16) -> Image.Image:
@@ -67,13 +67,9 @@ def sd15_controlnet(count: int = 1) -> Any:
 
 def sd3_controlnet() -> Any:
     """Stable Diffusion 3.5 with a ControlNet."""
-    from diffusers import SD3ControlNetModel, StableDiffusion3ControlNetPipeline
+    from diffusers import SD3ControlNetModel
 
-    components = parts_3()
-    network = SD3ControlNetModel.from_transformer(
-        components["transformer"], num_extra_conditioning_channels=0, load_weights_from_transformer=False
-    )
-    return StableDiffusion3ControlNetPipeline(controlnet=network, **components)
+    return sd3("StableDiffusion3ControlNetPipeline", controlnet=SD3ControlNetModel(**{**SD3_SIZES, "num_layers": 1}))
 
 
 def sdxl_adapter() -> Any:
