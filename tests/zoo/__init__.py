@@ -4,10 +4,12 @@
 """
 
 from zoo import (
+    controls,
     diffusion_transformers,
     flux,
     language_models,
     perturbed_attention,
+    refused,
     several_encoders,
     stable_diffusion,
     tasks,
@@ -24,6 +26,9 @@ FAMILIES = (
     unets,
     perturbed_attention,
     tasks,
+    controls,
 )
 ZOO: dict[str, Builder] = {name: builder for family in FAMILIES for name, builder in family.BUILDERS.items()}
 """Name of a pipeline -> what builds it."""
+REFUSED: dict[str, Builder] = refused.BUILDERS
+"""Name of a pipeline that is no backbone -> what builds it."""

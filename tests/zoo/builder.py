@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+STRONGER = 1.7
+"""Factor of the weights of linear layers in denoisers: by default they keep a third of a signal's variance."""
+
 
 def asks(prompt: str) -> dict[str, Any]:
     """Keywords that give a pipeline its prompt."""
     return {"prompt": prompt}
-
-
-def strengthen(module: torch.nn.Module, factor: float = 1.7) -> None:
-    """Multiplies the weights of linear layers: their default has 1/3 of the variance that keeps a signal."""
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Linear):
-            layer.weight.data.mul_(factor)
 
 
 def fill_zeros(module: torch.nn.Module, deviation: float = 0.1) -> None:
@@ -66,12 +62,14 @@ class Builder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             pipe = self.make()
-            for name, part in pipe.components.items():
+            for part in pipe.components.values():
                 if isinstance(part, torch.nn.Module):
                     fill_zeros(part)
-                    if name in self.denoisers:
-                        strengthen(part)
                     part.eval().requires_grad_(False)
+            networks = [getattr(pipe, name) for name in self.denoisers]
+            for layer in {layer for network in networks for layer in network.modules()}:
+                if isinstance(layer, torch.nn.Linear):
+                    layer.weight.mul_(STRONGER)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -13,6 +13,27 @@ CFG = {"guidance_scale": 3.0}
 NOISE = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 
 
+Z_IMAGE_SIZES: dict[str, Any] = {
+    "dim": 32,
+    "n_layers": 1,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": 16,
+    "axes_dims": [4, 4, 8],
+    "axes_lens": [256, 32, 32],
+}
+QWEN_IMAGE_SIZES: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (8, 4, 4),
+}
+
+
 def parts_z_image() -> dict[str, Any]:
     """Components of Z-Image."""
     from diffusers import ZImageTransformer2DModel
@@ -23,16 +44,7 @@ def parts_z_image() -> dict[str, Any]:
         "vae": parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
         "text_encoder": parts.qwen3(tokenizer),
         "tokenizer": tokenizer,
-        "transformer": ZImageTransformer2DModel(
-            dim=32,
-            n_layers=1,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=16,
-            axes_dims=[4, 4, 8],
-            axes_lens=[256, 32, 32],
-        ),
+        "transformer": ZImageTransformer2DModel(**Z_IMAGE_SIZES),
     }
 
 
@@ -176,23 +188,15 @@ def parts_qwen_image() -> dict[str, Any]:
         "vae": parts.qwen_autoencoder(),
         "text_encoder": parts.qwen25_vl(tokenizer),
         "tokenizer": tokenizer,
-        "transformer": QwenImageTransformer2DModel(
-            in_channels=16,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(8, 4, 4),
-        ),
+        "transformer": QwenImageTransformer2DModel(**QWEN_IMAGE_SIZES),
     }
 
 
-def qwen_image(cls: str = "QwenImagePipeline") -> Any:
+def qwen_image(cls: str = "QwenImagePipeline", **changes: Any) -> Any:
     """A pipeline with the components of Qwen-Image; guidance by a second call, rescaled to the prompt's norm."""
     import diffusers
 
-    return getattr(diffusers, cls)(**parts_qwen_image())
+    return getattr(diffusers, cls)(**parts_qwen_image(), **changes)
 
 
 def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:

@@ -80,12 +80,12 @@ def flux2() -> Any:
     )
 
 
-def flux2_klein() -> Any:
+def flux2_klein(cls: str = "Flux2KleinPipeline") -> Any:
     """Flux.2-klein: text from three layers of a Qwen 3, guidance by a second call."""
-    from diffusers import Flux2KleinPipeline
+    import diffusers
 
     tokenizer = parts.qwen_tokenizer()
-    return Flux2KleinPipeline(
+    return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.flux2_autoencoder(),
         text_encoder=parts.qwen3(tokenizer),

@@ -1,4 +1,4 @@
-"""Pipelines that start from an image: image-to-image, inpainting, editing, ControlNet and T2I-Adapter."""
+"""Pipelines that start from an image: image-to-image, inpainting, editing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from zoo.builder import Builder
 from zoo.diffusion_transformers import CFG, qwen_image, z_image
 from zoo.flux import CHAT, SIZES, TEXT, chroma, flux, flux2_klein
-from zoo.stable_diffusion import SD3_SIZES, UNET, parts_15, sd3, sd15, sdxl
+from zoo.stable_diffusion import UNET, sd3, sd15, sdxl
 
 
 def image(seed: int = 0, size: int = 16) -> Image.Image:
@@ -39,50 +39,8 @@ def flux_transformer(in_channels: int) -> Any:
     )
 
 
-def flux_controlnet() -> Any:
-    """Flux.1-dev with a ControlNet."""
-    from diffusers import FluxControlNetModel
-
-    network = FluxControlNetModel(
-        in_channels=16, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True, **SIZES
-    )
-    return flux("FluxControlNetPipeline", controlnet=network)
-
-
-def sd15_controlnet(count: int = 1) -> Any:
-    """Stable Diffusion 1.5 with one ControlNet or several."""
-    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
-
-    components = parts_15()
-    networks = [
-        ControlNetModel.from_unet(
-            components["unet"], conditioning_embedding_out_channels=(8, 8), load_weights_from_unet=False
-        )
-        for _ in range(count)
-    ]
-    return StableDiffusionControlNetPipeline(
-        controlnet=networks if count > 1 else networks[0], requires_safety_checker=False, **components
-    )
-
-
-def sd3_controlnet() -> Any:
-    """Stable Diffusion 3.5 with a ControlNet."""
-    from diffusers import SD3ControlNetModel
-
-    return sd3("StableDiffusion3ControlNetPipeline", controlnet=SD3ControlNetModel(**{**SD3_SIZES, "num_layers": 1}))
-
-
-def sdxl_adapter() -> Any:
-    """Stable Diffusion XL with a T2I-Adapter, which is called once, before the steps."""
-    from diffusers import T2IAdapter
-
-    adapter = T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
-    return sdxl("StableDiffusionXLAdapterPipeline", adapter=adapter)
-
-
 IMG2IMG = {"task": "image-to-image", "sized": False}
 INPAINT = {"task": "inpainting"}
-CONTROL = {"task": "controlnet"}
 FROM = {"image": image(), "strength": 0.75, "num_inference_steps": 4}
 PART = {**FROM, "mask_image": mask()}
 UNET_9 = {"in_channels": 9}
@@ -100,6 +58,13 @@ BUILDERS = {
         task="image-to-image",
     ),
     "flux2_klein_edit": Builder(flux2_klein, (1, 1), {**CFG, **CHAT, "image": image(size=64)}, task="image-to-image"),
+    "flux2_klein_kv": Builder(
+        lambda: flux2_klein("Flux2KleinKVPipeline"),
+        (1,),
+        {**CHAT, "image": image(size=64)},
+        guidance=None,
+        task="image-to-image",
+    ),
     "chroma_img2img": Builder(
         lambda: chroma("ChromaImg2ImgPipeline"), (1, 1), {**CFG, **FROM, **TEXT}, task="image-to-image"
     ),
@@ -129,42 +94,4 @@ BUILDERS = {
         {**CFG, **TEXT, "image": image(), "mask_image": mask()},
         **INPAINT,
     ),
-    "flux_control": Builder(
-        lambda: flux("FluxControlPipeline", transformer=flux_transformer(32)),
-        (1,),
-        {**CFG, **TEXT, "control_image": image()},
-        **CONTROL,
-    ),
-    "flux_controlnet": Builder(
-        flux_controlnet,
-        (1, 1),
-        {**CFG, **TEXT, "control_image": image()},
-        denoisers=("controlnet", "transformer"),
-        **CONTROL,
-    ),
-    "sd15_controlnet": Builder(
-        sd15_controlnet, (2, 2), {**CFG, "image": image()}, denoisers=("controlnet", "unet"), **CONTROL
-    ),
-    "sd15_controlnet_guess": Builder(
-        sd15_controlnet,
-        (1, 2),
-        {**CFG, "image": image(), "guess_mode": True},
-        denoisers=("controlnet", "unet"),
-        **CONTROL,
-    ),
-    "sd15_controlnets": Builder(
-        lambda: sd15_controlnet(2),
-        (2, 2),
-        {**CFG, "image": [image(), image(1)], "controlnet_conditioning_scale": [1.0, 0.5]},
-        denoisers=("controlnet", "unet"),
-        **CONTROL,
-    ),
-    "sd3_controlnet": Builder(
-        sd3_controlnet,
-        (2, 2),
-        {**CFG, **TEXT, "control_image": image()},
-        denoisers=("controlnet", "transformer"),
-        **CONTROL,
-    ),
-    "sdxl_adapter": Builder(sdxl_adapter, (2,), {**CFG, "image": image()}, **CONTROL, **UNET),
 }

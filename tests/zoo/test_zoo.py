@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from zoo import ZOO
+from zoo import REFUSED, ZOO
 
 PROMPT, OTHER = "a red cup left of the dog", "a photo of the cat on a sofa"
 NETWORK_INPUTS = ("hidden_states", "sample", "x", "r")
@@ -29,16 +29,29 @@ def counted(networks) -> Iterator[list[int]]:
         handle.remove()
 
 
+def drawn(builder, pipe):
+    """The image of ``PROMPT``, after a check of the calls of the denoisers."""
+    with counted([getattr(pipe, part) for part in builder.denoisers]) as rows:
+        image = builder.draw(pipe, PROMPT)
+    assert tuple(rows) == builder.calls * (len(rows) // len(builder.calls)) and len(rows) >= 2
+    assert image.isfinite().all()
+    return image
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_tiny_pipeline(name):
     builder = ZOO[name]
     pipe = builder()
-    with counted([getattr(pipe, part) for part in builder.denoisers]) as rows:
-        image = builder.draw(pipe, PROMPT)
-    assert image.shape[0] == 1 and image.shape[2:] == builder.size and image.isfinite().all()
-    assert tuple(rows) == builder.calls * (len(rows) // len(builder.calls)) and len(rows) >= 2
+    image = drawn(builder, pipe)
+    assert image.shape[0] == 1 and image.shape[2:] == builder.size
     assert (image - builder.draw(pipe, OTHER)).abs().max() > 1e-4
     assert torch.equal(image, builder.draw(builder(), PROMPT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_pipeline_that_is_no_backbone(name):
+    drawn(REFUSED[name], REFUSED[name]())
 
 
 def test_dozen_covers_each_kind_of_step():
