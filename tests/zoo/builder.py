@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-STRONGER = 1.7
+STRONGER = 1.3
 """Factor of the weights of linear layers in denoisers: by default they keep a third of a signal's variance."""
 
 

@@ -46,6 +46,13 @@ PART = {**FROM, "mask_image": mask()}
 UNET_9 = {"in_channels": 9}
 BUILDERS = {
     "sd15_img2img": Builder(lambda: sd15("StableDiffusionImg2ImgPipeline"), (2,), {**CFG, **FROM}, **IMG2IMG, **UNET),
+    "sd15_pix2pix": Builder(  # guided by prompt and image: three branches in one call, eight channels
+        lambda: sd15("StableDiffusionInstructPix2PixPipeline", unet={"in_channels": 8}),
+        (3,),
+        {**CFG, "image": image(), "image_guidance_scale": 1.5},
+        **IMG2IMG,
+        **UNET,
+    ),
     "sdxl_img2img": Builder(lambda: sdxl("StableDiffusionXLImg2ImgPipeline"), (2,), {**CFG, **FROM}, **IMG2IMG, **UNET),
     "sd3_img2img": Builder(
         lambda: sd3("StableDiffusion3Img2ImgPipeline"), (2,), {**CFG, **FROM, **TEXT}, task="image-to-image"

@@ -44,7 +44,7 @@ def test_tiny_pipeline(name):
     pipe = builder()
     image = drawn(builder, pipe)
     assert image.shape[0] == 1 and image.shape[2:] == builder.size
-    assert (image - builder.draw(pipe, OTHER)).abs().max() > 1e-4
+    assert (image - builder.draw(pipe, OTHER)).abs().max() > 1e-3
     assert torch.equal(image, builder.draw(builder(), PROMPT))
 
 
