@@ -118,8 +118,8 @@ class PreviewDecoder:
         if self.chosen is None:
             warnings.warn(
                 f"previews are a least-squares map from latents to colours (error {made.error:.2f} of "
-                f"{made.spread:.2f}): {reason}\n  -> pass preview= with an AutoencoderTiny, or preview='linear' to choose "
-                "this",
+                f"{made.spread:.2f}): {reason}\n  -> pass preview= with an AutoencoderTiny, or "
+                "preview='linear' to choose this",
                 UserWarning,
                 stacklevel=4,
             )
