@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.conventions import Convention, check_plan, convention_of
-from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall, plain_scheduler, scheduler_values
+from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
+from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
 
 LEVEL_TOLERANCE = 1e-9
 
