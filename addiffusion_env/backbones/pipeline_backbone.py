@@ -34,7 +34,6 @@ from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
-from addiffusion_env.backbones.previews import PREVIEW_SIDE
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError, ConfigError, nearest
 from addiffusion_env.prompts.base import Prompt
@@ -89,7 +88,7 @@ class PipelineBackbone(Backbone):
         self.path = self.convention.path
         self.device = torch.device(self.measured.device)
         self.network = DenoiserTaps(self.evaluator, self.measured)
-        self.looks = PreviewDecoder(self, self.chosen_preview)
+        self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.chosen_preview)
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
@@ -142,13 +141,11 @@ class PipelineBackbone(Backbone):
 
     def _capabilities(self) -> Capabilities:
         measured, arguments = self.measured, self.arguments
-        height, width = measured.image_size
-        seen = min(1.0, PREVIEW_SIDE / max(height, width))
         guidance = measured.guidance
         return Capabilities(
             latent_shape=measured.layout.shape,  # type: ignore[arg-type]
-            image_size=(height, width),
-            preview_size=(max(1, round(height * seen)), max(1, round(width * seen))),
+            image_size=measured.image_size,
+            preview_size=self.looks.size,
             guidance=guidance.name is not None,
             attention_grid=self.network.attention_grid(measured.layout.shape),
             max_tokens=token_limit(self.pipe, arguments),
