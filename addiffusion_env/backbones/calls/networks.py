@@ -15,6 +15,7 @@ from addiffusion_env.backbones.calls.joining import (
     Form,
     Site,
     entries,
+    form_of,
     group_key,
     joined_request,
     rebuilt,
@@ -67,7 +68,7 @@ class Networks:
 
     def site(self, request: NetworkRequest) -> Site | None:
         """What is known of a form of network call; ``None`` for one that is not joined."""
-        return self.sites.get(Form.of(request))
+        return self.sites.get(form_of(request))
 
     def answer(self, calls: list[OpenCall]) -> tuple[list[Any], list[int]]:
         """One network call for some open calls: the answer and the number of rows of each."""
@@ -98,9 +99,9 @@ class Networks:
             return
         for first, second in zip(one, two, strict=True):
             try:
-                self.sites[Form.of(first[0])] = site_of(first, second)
+                self.sites[form_of(first[0])] = site_of(first, second)
             except ValueError:
-                self.sites[Form.of(first[0])] = None
+                self.sites[form_of(first[0])] = None
 
     def blank_answer(self, request: NetworkRequest) -> Any:
         """An answer of zeros: it brings a call to its next step and costs nothing."""
@@ -128,7 +129,7 @@ def _blank_key(request: NetworkRequest) -> Any:
     first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 1), None)
     if first is None:
         first = next((v[0] for v in values if isinstance(v, list) and v and isinstance(v[0], Tensor)), None)
-    return (Form.of(request), leading_rows(request), None if first is None else first.shape)
+    return (form_of(request), leading_rows(request), None if first is None else first.shape)
 
 
 def holds_state(value: Any) -> bool:

@@ -43,12 +43,14 @@ class NetworkRequest:
         module: the real network.
         args: positional arguments.
         kwargs: keyword arguments.
+        form: its structure, once it was looked at (:func:`joining.form_of`).
     """
 
     site: tuple[str, int]
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    form: tuple | None = None
 
 
 @dataclass(frozen=True)

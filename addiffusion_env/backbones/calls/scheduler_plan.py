@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class SchedulerPlan:
             generator = torch.Generator()
             generator.set_state(state["generator"])
         kwargs = dict(at.kwargs)
-        if "generator" in inspect.signature(type(scheduler).step).parameters:
+        if _takes_generator(type(scheduler)):
             kwargs["generator"] = generator
         result = scheduler.step(at.output, at.time, at.sample, *at.args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
@@ -127,6 +128,11 @@ class SchedulerPlan:
 
 
 _MISSING = object()
+
+
+@functools.cache
+def _takes_generator(kind: type) -> bool:
+    return "generator" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
 
 
 def _copied(value: Any) -> Any:
