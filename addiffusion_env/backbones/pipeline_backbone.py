@@ -34,6 +34,7 @@ from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
+from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError, ConfigError, nearest
 from addiffusion_env.prompts.base import Prompt
@@ -41,6 +42,17 @@ from addiffusion_env.seeding import keyed_generator
 
 OPTIONS = ("preview", "truncate_prompts")
 """What the backbone itself can be told."""
+
+
+def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuses an option that the backbone does not have.
+
+    Raises:
+        ConfigError: with the nearest one.
+    """
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"the diffusers backbone has no option {name!r}", nearest(name, known))
 
 
 class PipelineBackbone(Backbone):
@@ -101,11 +113,11 @@ class PipelineBackbone(Backbone):
             ConfigError: when nothing is named.
             WeightsError: when it cannot be had.
         """
-        from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
-
         load = load or Load()
         options = dict(load.options)
-        pipe = load_any_pipeline(load, options)
+        loading = {name: options.pop(name) for name in ("variant", "offload") if name in options}
+        check_options(options, (*OPTIONS, "pipeline_kwargs", "variant", "offload"))
+        pipe = load_any_pipeline(load, **loading)
         return cls(pipe, options.pop("pipeline_kwargs", None), **options)
 
     @classmethod
@@ -122,9 +134,7 @@ class PipelineBackbone(Backbone):
         Raises:
             ConfigError: for another option.
         """
-        for name in options:
-            if name not in OPTIONS:
-                raise ConfigError(f"the diffusers backbone has no option {name!r}", nearest(name, OPTIONS))
+        check_options(options, OPTIONS)
         return cls(pipe, pipeline_kwargs, **options)
 
     def refresh(self) -> None:
