@@ -70,15 +70,19 @@ class Tokenizer:
     def _cut(self, ids: list[int], text: str) -> list[int]:
         if len(ids) <= self.length:
             return ids
+        self.warn_of_cut(text, len(ids))
+        return [*ids[: self.length - 1], ids[-1]]
+
+    def warn_of_cut(self, text: str, count: int) -> None:
+        """Says once that a text of ``count`` tokens is longer than what the model reads."""
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"a scorer reads {self.length} tokens and {text[:60]!r}... has {len(ids)}: the rest is cut; "
+                f"a scorer reads {self.length} tokens and {text[:60]!r}... has {count}: the rest is cut; "
                 "said once for all such texts",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
-        return [*ids[: self.length - 1], ids[-1]]
 
 
 def wrap_transformers(tokenizer: Any, length: int) -> Tokenizer:
@@ -96,8 +100,17 @@ def wrap_open_clip(tokenizer: Any, length: int) -> Tokenizer:
     if hasattr(tokenizer, "sot_token_id") and getattr(tokenizer, "reduction_fn", None) is None:
         start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
         return Tokenizer(lambda text: [start, *tokenizer.encode(text), end], length, 0)
-    # Others (SigLIP's, multilingual ones) pad and cut in their own way, which the model was trained with.
-    return Tokenizer(lambda text: tokenizer([text], context_length=length)[0].tolist(), length, 0)
+
+    def encode(text: str) -> list[int]:
+        # SigLIP's, multilingual ones and others pad and cut in their own way, which the model was trained with.
+        if hasattr(tokenizer, "tokenizer"):
+            cleaned = getattr(tokenizer, "clean_fn", str)(text)
+            if (count := len(tokenizer.tokenizer(cleaned, verbose=False).input_ids)) > length:
+                wrapped.warn_of_cut(text, count)
+        return tokenizer([text], context_length=length)[0].tolist()
+
+    wrapped = Tokenizer(encode, length, 0)
+    return wrapped
 
 
 def has_tokenizer(folder: Path) -> bool:
