@@ -130,6 +130,7 @@ class ClipScorer(Scorer, Embedder):
         model, config = load_named(str(name_or_path), str(pretrained), tag)
         preprocess = Preprocess.from_open_clip(model.visual.preprocess_cfg)
         label = f"{name_or_path}/{Path(pretrained).stem if Path(pretrained).is_file() else pretrained}"
+        label += f" as {tag}" if tag else ""
         tokens = choose_tokenizer(tokenizer, config, None, str(name_or_path))
         return cls(model, tokens, preprocess, label, device=device, dtype=dtype)
 

@@ -214,6 +214,7 @@ def test_a_file_of_a_tag_scores_as_the_tag_when_it_is_told(tagged, images, recwa
     wide = images(2, 48)[..., :20, :]
     assert by_file.preprocess == by_tag.preprocess
     assert by_tag.preprocess == Preprocess(32, mode="squash")
+    assert by_file.label == "tiny-tagged/open_clip_model as special"
     assert torch.equal(by_file.score(wide, PROMPTS[:2]), by_tag.score(wide, PROMPTS[:2]))
     assert not [warning for warning in recwarn if "tag" in str(warning.message)]
 
