@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train eval test numeric test-slow check bench docs clean
+.PHONY: train eval test numeric numeric-default numeric-avx2 test-slow check bench docs clean
 
 # The core, installed editable.
 $(VENV)/.core: pyproject.toml
@@ -28,7 +28,7 @@ test: $(VENV)/.dev  ## the test suite, under ten minutes on two cores
 	$(if $(ARGS),,$(MAKE) numeric)
 
 numeric: $(VENV)/.dev  ## the tests of numbers, under two older instruction sets beside one another
-	$(MAKE) -j 2 -O numeric-default numeric-avx2
+	$(MAKE) -j 2 numeric-default numeric-avx2
 
 # torch's name of each and oneDNN's; where there is no such set (ARM), both go on with the machine's own.
 numeric-default: ISA = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
