@@ -62,9 +62,9 @@ def assert_alike(ours, theirs, tolerance):
     assert facts(ours) == facts(theirs)
     for one, other in zip(ours, theirs, strict=True):
         for key, value in one[0].items():
-            np.testing.assert_allclose(value, other[0][key], rtol=0, atol=tolerance)
+            np.testing.assert_allclose(value, other[0][key], atol=tolerance)
         if one[1] is not None:
-            np.testing.assert_allclose(one[1], other[1], rtol=0, atol=tolerance)
+            np.testing.assert_allclose(one[1], other[1], atol=tolerance)
             np.testing.assert_array_equal(one[2], other[2])
 
 
