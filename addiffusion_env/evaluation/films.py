@@ -28,6 +28,8 @@ from addiffusion_env.evaluation.tables import focus_of
 from addiffusion_env.evaluation.traces import Watcher
 
 FILMS_FILE = "films.parquet"
+COLUMNS = 8
+"""Cells a row of a strip: it has its prompt beside it."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def read_films(out_dir: Path | str) -> list[Film]:
 def draw_film(film: Film) -> np.ndarray:
     """A film as one picture, (H, W, 3) uint8; see :func:`addiffusion_env.envs.rendering.draw_film`."""
     shown = zip(film.frames, film.actions, film.preferences, strict=True)
-    return rendering.draw_film([Cell(_pixels(png), action, preference) for png, action, preference in shown])
+    cells = [Cell(_pixels(png), action, preference) for png, action, preference in shown]
+    return rendering.draw_film(cells, columns=COLUMNS)
 
 
 def _pixels(png: bytes) -> np.ndarray:

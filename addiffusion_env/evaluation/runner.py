@@ -86,16 +86,20 @@ class Making:
     Attributes:
         lanes: pictures in the making at once.
         halve: make model calls for half as many pictures when the device's memory runs out.
-        keep_pictures: whether records come with their pictures.
+        keep_pictures: whether records come with their pictures; or the uids of those that do.
         faults: pictures that may be left out, and how many were.
         on_fault: told of each.
     """
 
     lanes: int
     halve: bool = False
-    keep_pictures: bool = False
+    keep_pictures: bool | frozenset[str] = False
     faults: FaultCount = field(default_factory=FaultCount)
     on_fault: Callable[[Job, Fault], None] | None = None
+
+    def keeps(self, uid: str) -> bool:
+        """Whether a record comes with its picture."""
+        return self.keep_pictures if isinstance(self.keep_pictures, bool) else uid in self.keep_pictures
 
 
 class Maker(Protocol):
@@ -154,7 +158,7 @@ def evaluate(
     *,
     max_lanes: int | str = 8,
     shard_size: int = 32,
-    keep_pictures: bool = False,
+    keep_pictures: bool | frozenset[str] = False,
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
@@ -184,7 +188,7 @@ def carry_out(
     *,
     max_lanes: int | str = 8,
     shard_size: int = 32,
-    keep_pictures: bool = False,
+    keep_pictures: bool | frozenset[str] = False,
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
@@ -203,7 +207,7 @@ def carry_out(
         max_lanes: pictures in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
         shard_size: pictures a shard, made and written together: what a kill loses at most. Lanes run dry at the end
             of a shard, so it should be a multiple of ``max_lanes``.
-        keep_pictures: keep every picture as PNG.
+        keep_pictures: keep every picture as PNG, or those of these uids.
         max_faults: pictures that may be left out, over all methods, because NaN or a scorer that raises befell them
             alone; 0 raises the first such error. They are tried again by the next run.
         on_records: told of the records that are there already, and of each new shard.
@@ -278,7 +282,7 @@ def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
             faults=making.faults,
         )
         for made in _make(entry, groups, stage, engine, making.lanes, making.on_fault):
-            yield [(record, png_bytes(pixels) if making.keep_pictures else None) for record, pixels in made]
+            yield [(record, png_bytes(pixels) if making.keeps(record.uid) else None) for record, pixels in made]
 
 
 def _make(
