@@ -197,7 +197,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         judges = ", ".join(settings["judges"] or []) or "no judge"
         return {
             "about": f"{rows[0]['prompts']} prompts of {settings['benchmark'] or settings['prompt_source']}, seeds "
-            f"{settings['seeds']}, judged by {judges}.",
+            f"{settings['seeds']}, judged by {judges}. Seconds are wall clock.",
             "command": f"python eval_sb3.py policy={settings['policy']} prompts={rows[0]['prompts']}",
             "rows": [{key: row[key] for key in ("method", "correct", "nfe", "preference", "seconds")} for row in rows],
         }

@@ -78,8 +78,8 @@ def figures(records: Sequence[Record], summary: Summary, films: Sequence[Film]) 
     Raises:
         MissingPackageError: without matplotlib.
     """
-    pyplot = _pyplot()
-    found = {stem: _png(pyplot, figure) for stem, figure in plots(pyplot, records, summary, films).items()}
+    pyplot = load_pyplot()
+    found = {stem: png_of(pyplot, figure) for stem, figure in plots(pyplot, records, summary, films).items()}
     return {**found, **{f"film_{number:02d}": png_bytes(draw_film(film)) for number, film in enumerate(films)}}
 
 
@@ -148,7 +148,7 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
     axes.set_xlabel(LABELS[cost])
     axes.set_ylabel(LABELS[quality])
     axes.grid(color=GRID)
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -179,7 +179,7 @@ def _shortened(name: str) -> str:
     return name if len(name) <= NAME else f"{name[: NAME - 20]}...{name[-17:]}"
 
 
-def _legend_below(figure: Any, axes: Any) -> None:
+def legend_below(figure: Any, axes: Any) -> None:
     """The legend below the axes, where it covers no data, in as many columns as fit; the figure grows by its rows."""
     handles, names = axes.get_legend_handles_labels()
     names = [_shortened(name) for name in names]
@@ -268,7 +268,7 @@ def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary:
     axes.set_xlabel("demands of the prompt")
     axes.set_ylabel("mean NFE")
     axes.grid(color=GRID)
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -342,7 +342,8 @@ def save_figures(found: Mapping[str, bytes], folder: Path) -> None:
         (folder / (stem if "." in stem else f"{stem}.png")).write_bytes(data)
 
 
-def _png(pyplot: Any, figure: Any) -> bytes:
+def png_of(pyplot: Any, figure: Any) -> bytes:
+    """A figure as a PNG file; the figure is closed."""
     buffer = io.BytesIO()
     # No software name or date in the file: the same records give the same bytes.
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
@@ -350,7 +351,12 @@ def _png(pyplot: Any, figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """Matplotlib's pyplot, without a display and in the style of the reports.
+
+    Raises:
+        MissingPackageError: without matplotlib.
+    """
     try:
         import matplotlib
     except ImportError as error:

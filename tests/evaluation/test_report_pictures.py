@@ -2,7 +2,6 @@
 
 import base64
 import io
-import itertools
 import json
 import re
 from dataclasses import asdict, replace
@@ -10,7 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from eval_records import record
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from legible import assert_legible
 from PIL import Image
 
 from addiffusion_env.evaluation import plots
@@ -68,7 +67,7 @@ def film(name, role="best"):
 
 
 def drawn(records, films=()):
-    pyplot = plots._pyplot()
+    pyplot = plots.load_pyplot()
     made = plots.plots(pyplot, records, summarise(records, manifest_of(records)), films)
     yield from made.items()
     for figure in made.values():
@@ -100,43 +99,12 @@ def test_every_plot_is_drawn(figures):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_a_plot_can_be_read_as_it_is_shown(figures, stem):
-    """It is as wide as the page's text, no letter is under 8 points, none is cut, no two texts or legends collide."""
-    figure = figures[stem]
-    with Image.open(io.BytesIO(plots._png(plots._pyplot(), figure))) as shown:
-        assert shown.width == plots.WIDTH * plots.DPI == 1040 and shown.height >= 260
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    shown_axes = [axes for axes in figure.axes if axes.get_visible()]
-    legends = figure.legends + [axes.get_legend() for axes in shown_axes if axes.get_legend()]
-    texts = list(figure.texts) + [text for legend in legends for text in legend.get_texts()]
-    for axes in shown_axes:
-        ticks = [
-            tick.label1
-            for axis in (axes.xaxis, axes.yaxis)
-            for tick, place in zip(axis.get_major_ticks(), axis.get_ticklocs(), strict=True)
-            if axis.get_view_interval().min() <= place <= axis.get_view_interval().max()
-        ]
-        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *ticks]
-    texts = [text for text in texts if text.get_visible() and text.get_text()]
-    boxes = [text.get_window_extent(renderer) for text in texts]
-    for text, box in zip(texts, boxes, strict=True):
-        assert text.get_fontsize() >= 8, text
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
-    for (one, a), (two, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
-        assert not _overlap(a, b), (one, two)
-    for legend, axes in itertools.product(legends, shown_axes):
-        assert not _overlap(legend.get_window_extent(renderer), axes.get_window_extent(renderer)), "covers data"
-
-
-def _overlap(a, b):
-    """Whether two boxes share more than a pixel each way."""
-    return min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    assert_legible(figures[stem])
 
 
 def test_timelines_show_every_kind_of_prompt_and_every_decision():
     records = world(200, [LONG])
-    figure = plots.timelines(plots._pyplot(), records)
+    figure = plots.timelines(plots.load_pyplot(), records)
     [axes] = figure.axes
     cells = axes.collections[0].get_array().reshape(-1, 6)
     assert len(cells) == plots.TIMELINE_ROWS
