@@ -121,6 +121,7 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
     axes.margins(y=0.12)  # room for the numbers of steps below their points
     rows = [row for row in summary.methods if _interval(row, quality) is not None]
     fixed = sorted((row for row in rows if _plain_fixed(row.method)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
+    fixed = fixed if len(fixed) > 1 else []  # a band has two ends: one schedule is a point like others
     if fixed:
         x = [_interval(row, cost).estimate for row in fixed]  # type: ignore[union-attr]
         bands: list[Any] = [_interval(row, quality) for row in fixed]
@@ -137,13 +138,13 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
                 ha="center",
                 fontsize=SMALL,
             )
-    others = [row for row in rows if not _plain_fixed(row.method)]
+    others = [row for row in rows if row not in fixed]
     curve = _curve(others, summary.focus, cost)
     line: list[Any] = [(_interval(row, cost), _interval(row, quality)) for row in curve]
     axes.plot([x.estimate for x, _ in line], [y.estimate for _, y in line], "-", color=RED, linewidth=1)
     drawn = styles(summary)
     for row in [*curve, *(row for row in others if row not in curve)]:
-        _point(axes, row, quality, cost, drawn[row.method])
+        _point(axes, row, quality, cost, drawn.get(row.method, Style(GREY, "o", "-")))
     _spread_costs(axes, [_interval(row, cost).estimate for row in rows])  # type: ignore[union-attr]
     axes.set_xlabel(LABELS[cost])
     axes.set_ylabel(LABELS[quality])

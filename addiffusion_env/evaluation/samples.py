@@ -80,11 +80,14 @@ def sample_section(
             drawn[stem] = small
             cells.append(Figure(stem, judged(record), SHOWN))
         text = next(record.prompt for record in records if record.prompt_id == prompt_id)
-        rows.append((f"{tasks[prompt_id]}: {cut(text)}", *cells))
+        kind = f"{tasks[prompt_id]}: " if len(set(tasks.values())) > 1 else ""
+        rows.append((f"{kind}{cut(text)}", *cells))
     words = (
         f"The first prompts of each kind in the evaluation's order, seed {manifest.seeds[0]}: chosen before anything "
-        "was made. Under each picture its NFE; \N{CHECK MARK} and \N{BALLOT X} are the judge's verdict."
+        "was made. Under each picture its NFE"
     )
+    judged_any = any(record.correct is not None for record in records)
+    words += "; \N{CHECK MARK} and \N{BALLOT X} are the judge's verdict." if judged_any else "."
     table = Table(("prompt", *(entry.name for entry in manifest.methods)), tuple(rows))
     return Section("Images of the same prompts", (words, table)), drawn
 

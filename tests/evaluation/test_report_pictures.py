@@ -114,6 +114,15 @@ def test_timelines_show_every_kind_of_prompt_and_every_decision():
     assert {tuple(row.compressed().astype(int)) for row in cells} == {record.actions for record in records}
 
 
+def test_one_fixed_schedule_has_its_interval_too():
+    records = world(20, METHODS[:2])
+    pyplot = plots.load_pyplot()
+    figure = plots.frontier(pyplot, summarise(records, manifest_of(records)), "preference", "nfe")
+    bars = {bar.get_label(): bar for bar in figure.axes[0].containers}
+    assert set(bars) == {LONG, "fixed:4"} and all(bar.has_yerr for bar in bars.values())
+    pyplot.close(figure)
+
+
 def test_what_has_one_value_is_told_and_not_drawn():
     """A list of a user's own prompts: no demands; and a method that does the same for each of them."""
     records = world(6, [LONG], demands=0, nfe=5, actions=(0, 0, 1))
