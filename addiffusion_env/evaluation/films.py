@@ -22,8 +22,8 @@ from addiffusion_env.envs import rendering
 from addiffusion_env.envs.rendering import LETTERS, Cell
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, by_method
-from addiffusion_env.evaluation.runner import Plan, Stage, png_bytes
-from addiffusion_env.evaluation.store import write_atomically
+from addiffusion_env.evaluation.runner import Plan, Stage
+from addiffusion_env.evaluation.store import png_bytes, write_atomically
 from addiffusion_env.evaluation.tables import focus_of
 from addiffusion_env.evaluation.traces import Watcher
 

@@ -19,8 +19,8 @@ from addiffusion_env.envs.rendering import ACTION_COLOURS
 from addiffusion_env.errors import MissingPackageError
 from addiffusion_env.evaluation.films import Film, draw_film
 from addiffusion_env.evaluation.records import Record, by_method
-from addiffusion_env.evaluation.runner import png_bytes
 from addiffusion_env.evaluation.statistics import Interval
+from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.evaluation.summary import MethodRow, Summary
 
 BLUE, RED, GREY, GRID = "#3b78c4", "#c8413b", "#5f6368", "#e3e5e8"

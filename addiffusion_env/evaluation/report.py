@@ -143,7 +143,7 @@ def _md_table(table: Table) -> list[str]:
 
 
 def _md_cell(cell: str | Figure) -> str:
-    return _md(cell) if isinstance(cell, str) else f"{_md_image(cell)}<br>{_md(cell.caption)}"
+    return _md(cell) if isinstance(cell, str) else f"{_md_image(cell)} {_md(cell.caption)}"
 
 
 def _md_image(figure: Figure) -> str:

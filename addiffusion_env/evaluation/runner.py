@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
@@ -22,7 +20,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
 from addiffusion_env.evaluation.metrics.usage import Meter
 from addiffusion_env.evaluation.records import Record, uid_of, variant_of
-from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
 
@@ -96,10 +94,6 @@ class Making:
     keep_pictures: bool | frozenset[str] = False
     faults: FaultCount = field(default_factory=FaultCount)
     on_fault: Callable[[Job, Fault], None] | None = None
-
-    def keeps(self, uid: str) -> bool:
-        """Whether a record comes with its picture."""
-        return self.keep_pictures if isinstance(self.keep_pictures, bool) else uid in self.keep_pictures
 
 
 class Maker(Protocol):
@@ -281,8 +275,10 @@ def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
             halve=making.halve,
             faults=making.faults,
         )
+        kept = making.keep_pictures
         for made in _make(entry, groups, stage, engine, making.lanes, making.on_fault):
-            yield [(record, png_bytes(pixels) if making.keeps(record.uid) else None) for record, pixels in made]
+            keeps = [kept is True or (kept and record.uid in kept) for record, _ in made]
+            yield [(record, png_bytes(pixels) if k else None) for (record, pixels), k in zip(made, keeps, strict=True)]
 
 
 def _make(
@@ -394,10 +390,3 @@ def record_of(
         seconds=seconds,
         peak_memory=peak_memory,
     )
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """(h, w, 3) uint8 -> a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -14,9 +14,8 @@ from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEnt
 from addiffusion_env.evaluation.plots import styles
 from addiffusion_env.evaluation.records import digest_of
 from addiffusion_env.evaluation.report import _md, to_html, to_markdown, write_report
-from addiffusion_env.evaluation.runner import png_bytes
 from addiffusion_env.evaluation.sections import Figure, Section, Table
-from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import reference_of, summarise
 from addiffusion_env.evaluation.tables import focus_of
 

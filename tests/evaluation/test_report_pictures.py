@@ -17,10 +17,9 @@ from addiffusion_env.evaluation.films import Film
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, write_text
 from addiffusion_env.evaluation.records import by_method, digest_of
 from addiffusion_env.evaluation.report import write_report
-from addiffusion_env.evaluation.runner import png_bytes
 from addiffusion_env.evaluation.samples import SHOWN, THUMBNAIL, sample_prompts, thumbnail
 from addiffusion_env.evaluation.sections import Figure, Table, sections
-from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import summarise
 
 LONG = "policy:/home/somebody/projects/adaptive/runs/emoji-with-many-changes/seed-3@0.015"
