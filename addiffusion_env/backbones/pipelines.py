@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 OFFLOADS = ("none", "model", "sequential")
 INDEX = "model_index.json"
+NEEDED = (INDEX, "*/*")
+"""What is asked of a pipeline's repository: its components; at the top lie single files of the same weights."""
 
 FLUX_ONLY = ("max_sequence_length", "distilled_guidance")
 """Options of Flux's that mean nothing to a UNet."""
@@ -257,11 +259,11 @@ def find_pipeline(spec: PipelineSpec, pipeline_class: Any, name: str, variant: s
             f"no such folder: {path} (for the {spec.backbone} backbone)",
             f"give a pipeline folder, or a hub id: `hf download {spec.default_id}`; {WORKS_OFFLINE}",
         )
-    check_kind(hub_file(name, INDEX), spec)
+    check_kind(hub_file(name, INDEX, NEEDED), spec)
     try:
         return Path(pipeline_class.download(name, variant=variant, **dict.fromkeys(spec.unused)))
     except Exception as error:
-        raise unavailable(name, [], reason_of(error)) from error
+        raise unavailable(name, NEEDED, reason_of(error)) from error
 
 
 def check_kind(index: Path, spec: PipelineSpec) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from addiffusion_env.scorers.base import Embedder, Scorer, check_images
 from addiffusion_env.scorers.batching import CHUNK, LruCache, check_pairs, in_chunks, require_finite, texts_of
 from addiffusion_env.scorers.class_token import keep_class_token
 from addiffusion_env.scorers.hub import (
+    ask_hub,
+    cached,
     file_in,
     load_strict,
     looks_like_path,
@@ -227,6 +229,10 @@ def load_named(name: str, pretrained: str) -> tuple[Any, Mapping[str, Any]]:
         if looks_like_path(pretrained) or not open_clip.list_pretrained_tags_by_model(name):
             raise WeightsError(f"no such weights file: {pretrained}", f"give a file, or a pretrained tag of {name}")
         raise unknown(f"pretrained tag of {name}", pretrained, open_clip.list_pretrained_tags_by_model(name))
+    repo_id, _, named = str(source.get("hf_hub", "")).rpartition("/")
+    files, weights = ([named], f"{Path(named).stem}.*") if named else (["open_clip*"], "open_clip*model.*")
+    if repo_id and not Path(pretrained).is_file() and not cached(repo_id, weights):
+        ask_hub(repo_id, files)
     try:
         with warnings.catch_warnings():
             # Said by open_clip when the named config has GELU, although the argument below has settled it.
@@ -235,12 +241,11 @@ def load_named(name: str, pretrained: str) -> tuple[Any, Mapping[str, Any]]:
                 name, pretrained=pretrained, force_quick_gelu=needs_quick_gelu(name, pretrained)
             )
     except Exception as error:
-        repo_id = str(source.get("hf_hub", "")).rstrip("/")
         if Path(pretrained).is_file() or not repo_id:
             raise WeightsError(
                 f"{pretrained} does not load as {name}: {error}", "check which model it is of"
             ) from error
-        raise unavailable(repo_id, [], reason_of(error)) from error
+        raise unavailable(repo_id, files, reason_of(error)) from error
     return model, config
 
 
