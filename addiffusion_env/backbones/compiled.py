@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import ConfigError, unknown
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Rows of a compiled network call, a guided evaluation taking two; as many sizes as torch compiles before it gives up
@@ -53,6 +53,18 @@ def bucket_of(rows: int, buckets: Sequence[int]) -> int:
 def filled(value: Tensor, rows: int) -> Tensor:
     """(n, ...) -> (rows, ...), the last row repeated."""
     return torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])]) if rows > len(value) else value
+
+
+def check_mode(mode: str) -> None:
+    """Refuses a mode that ``torch.compile`` does not know.
+
+    Raises:
+        UnknownNameError: with the nearest one.
+    """
+    from torch._inductor import list_mode_options
+
+    if mode not in (known := list_mode_options()):
+        raise unknown("mode of compile", mode, known)
 
 
 def compiled(denoiser: Any, mode: bool | str, device: torch.device) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.pipelines import BACKBONE_OF
+from addiffusion_env.backbones.hub import read_json
+from addiffusion_env.backbones.pipelines import BACKBONE_OF, INDEX
 from addiffusion_env.errors import CapabilityError
 
 SD2_TEXT_WIDTH = 1024
@@ -22,12 +25,42 @@ def backbone_of(pipe: Any) -> Backbone:
     Raises:
         CapabilityError: for a pipeline of another class.
     """
-    names = [kind.__name__ for kind in type(pipe).__mro__]
-    backbone = next((BACKBONE_OF[name] for name in names if name in BACKBONE_OF), None)
-    if backbone is None:
+    name = backbone_named(kind.__name__ for kind in type(pipe).__mro__)
+    if name == "sd15" and pipe.unet.config.cross_attention_dim == SD2_TEXT_WIDTH:
+        name = "sd21"
+    return BACKBONES.load(name).from_pipeline(pipe)
+
+
+def backbone_in(folder: Path) -> str | None:
+    """The name of the backbone for a folder in diffusers' format, told as :func:`backbone_of` tells it.
+
+    Returns:
+        ``None`` for a folder of another kind.
+
+    Raises:
+        CapabilityError: for a pipeline that no backbone is made for.
+        WeightsError: when its index cannot be read.
+    """
+    kind = read_json(folder / INDEX).get("_class_name") if (folder / INDEX).is_file() else None
+    if kind is None:
+        return None
+    name = backbone_named([str(kind)])
+    unet = folder / "unet" / "config.json"
+    if name == "sd15" and unet.is_file() and read_json(unet).get("cross_attention_dim") == SD2_TEXT_WIDTH:
+        return "sd21"
+    return name
+
+
+def backbone_named(kinds: Iterable[str]) -> str:
+    """The backbone that is made for the first of a pipeline's classes that any is made for.
+
+    Raises:
+        CapabilityError: for a pipeline of another class.
+    """
+    names = list(kinds)
+    found = next((BACKBONE_OF[name] for name in names if name in BACKBONE_OF), None)
+    if found is None:
         raise CapabilityError(
-            f"no backbone is made for a {type(pipe).__name__}", f"pass one of {', '.join(BACKBONE_OF)}, or a Backbone"
+            f"no backbone is made for a {names[0]}", f"pass one of {', '.join(BACKBONE_OF)}, or a Backbone"
         )
-    if backbone == "sd15" and pipe.unet.config.cross_attention_dim == SD2_TEXT_WIDTH:
-        backbone = "sd21"
-    return BACKBONES.load(backbone).from_pipeline(pipe)
+    return found

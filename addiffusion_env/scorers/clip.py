@@ -194,6 +194,26 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
+def embedding_width(name_or_path: str | Path) -> int:
+    """Width of a model's embeddings, from its config alone: nothing is loaded.
+
+    Raises:
+        UnknownNameError: for a name that open_clip does not know.
+        WeightsError: for a folder without a config of open_clip's.
+    """
+    import open_clip
+
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        whole = read_json(file_in(folder, CONFIG_FILE))
+        config: Any = whole.get("model_cfg", whole)
+    else:
+        config = open_clip.get_model_config(str(name_or_path))
+    if config is None:
+        raise unknown("open_clip model", str(name_or_path), open_clip.list_models())
+    return int(config["embed_dim"])
+
+
 def load_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any], Preprocess]:
     """A model, its model config and its preprocessing from a folder in open_clip's local-dir format.
 

@@ -183,7 +183,7 @@ def test_the_reason_is_found_below_other_errors(monkeypatch):
 def test_no_such_folder(tmp_path):
     message = failure("sdxl", tmp_path / "absent")
     assert str(tmp_path / "absent") in message
-    assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in message
+    assert "a hub id such as stabilityai/stable-diffusion-xl-base-1.0" in message
     assert "AdDiffusion-Emoji-v0" in message
 
 
