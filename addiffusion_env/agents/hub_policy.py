@@ -198,7 +198,7 @@ def is_zip(path: str | Path) -> bool:
 
 def _downloaded(repo_id: str, **hub: Any) -> Path:
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=FILES, **hub))
+        return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
     except Exception as error:  # offline it is an OSError or the HTTP library's own kind, by version
         cache = Path(hub["cache_dir"]) / repo_folder(repo_id).name if hub.get("cache_dir") else None
         raise unavailable(repo_id, [], reason_of(error), cache) from error

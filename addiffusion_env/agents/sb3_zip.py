@@ -117,8 +117,8 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
             on normalised observations, or one that was loaded without its environment.
     """
     kind, policy = type(model).__name__, model.policy
-    plain = isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy)
-    if not plain or isinstance(policy, RecurrentActorCriticPolicy):
+    network: Any = policy if isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy) else None
+    if network is None or isinstance(policy, RecurrentActorCriticPolicy):
         raise ConfigError(
             f"a {kind} model has no probabilities of actions that follow from one observation alone",
             "train with PPO, A2C or MaskablePPO",
@@ -136,9 +136,9 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
             f"the {kind} model does not say which environment it was trained on", f"{kind}.load(path, env=env) does"
         )
     environment = _plain(env.get_attr("settings", [0])[0])
-    policy.set_training_mode(False)
+    network.set_training_mode(False)
     data = {"observation_space": space, "num_timesteps": model.num_timesteps}
-    return HubPolicy(policy, _described(environment, data, layers(policy.net_arch), {"algorithm": kind}))
+    return HubPolicy(network, _described(environment, data, layers(network.net_arch), {"algorithm": kind}))
 
 
 def _plain(settings: EnvSettings) -> dict[str, Any]:

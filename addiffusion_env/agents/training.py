@@ -83,11 +83,11 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             raise ResumeError(
                 f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start anew"
             ) from error
-        held = (
+        before, now = (
             {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
             for made in (old, config)
         )
-        changed = list(differences(*held))
+        changed = list(differences(before, now))
         if changed:
             raise ResumeError(
                 f"run {folder} was made with another configuration ({'; '.join(changed)})",

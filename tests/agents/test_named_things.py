@@ -16,6 +16,7 @@ from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.backbones.tiny import stable_diffusion
 from addiffusion_env.backbones.wrap import backbone_in
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError
+from addiffusion_env.evaluation.choices import make_methods
 
 SHORT = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "device": "cpu", "seed": 0}
 PROCESS = {"steps": 2, "refine": "retry", "price": [0.0, 0.02]}
@@ -157,6 +158,13 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_is_loaded(model_f
     for error, name in zip(errors, ("sd15", "sdxl", "sd15"), strict=True):
         assert f"does not fit the {name} backbone: it was trained on emoji, where 'clip' holds 256" in error.cause
         assert "here it holds 1536" in error.cause
+
+
+def test_an_evaluation_refuses_it_too():
+    import eval_sb3
+
+    config = {**eval_sb3.defaults(), "policy": "emoji", "env": {"backbone": "sd15"}}
+    assert "does not fit the sd15 backbone" in told(make_methods, config).cause
 
 
 @pytest.mark.parametrize(
