@@ -32,8 +32,7 @@ def buckets_for(compile: bool | str, sizes: Sequence[int] | None) -> tuple[int, 
     """
     if sizes is None:
         return BUCKETS if compile else ()
-    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if not sizes or not whole or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
         raise ConfigError(f"batch_buckets must be rising numbers of rows, got {list(sizes)}", "for example [8, 16, 32]")
     return tuple(sizes)
 
