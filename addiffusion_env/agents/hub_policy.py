@@ -32,8 +32,8 @@ from addiffusion_env.backbones.wrap import backbone_in
 from addiffusion_env.errors import ConfigError, WeightsError, check_settings
 
 CARD_FILE = "README.md"
-FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INDEX, "unet/config.json")
-"""What is fetched of a repository: a policy's files, and those that say which model it is otherwise."""
+FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INDEX)
+"""What is fetched of a repository: a policy's files, and the one that says that it is a model instead."""
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 ZIP_IMPORT = "addiffusion_env.agents.sb3_zip.import_zip"
 
@@ -179,10 +179,9 @@ def no_policy(name: str | Path, place: Path) -> WeightsError:
     if os.path.isfile(place):
         how = f"load it with {ZIP_IMPORT}({str(name)!r}, trust=True)" if is_zip(place) else "name its folder"
         return WeightsError(f"{name} is a file, and a policy is a folder", how)
-    model = backbone_in(place)
-    if model is not None:
+    if backbone_in(place) is not None:
         return WeightsError(
-            f"{name} is a model (a diffusers pipeline, backbone {model}) and holds no policy",
+            f"{name} is a model (a diffusers pipeline) and holds no policy",
             f"name a policy beside it: AdaptivePipeline.from_pretrained({str(name)!r}, policy='fixed:20')",
         )
     return WeightsError(

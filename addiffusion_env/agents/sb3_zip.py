@@ -148,7 +148,7 @@ def _plain(settings: EnvSettings) -> dict[str, Any]:
     changed = {
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for name, value in changed.items()
-        if value != getattr(default, name) and name not in ("prompts", "prompt_options", "render_mode")
+        if value != getattr(default, name) and name not in ("prompts", "prompt_options", "render_mode", "pipe")
     }
     backbone = settings.backbone
     return {**changed, "backbone": backbone.name if isinstance(backbone, Backbone) else backbone}

@@ -23,11 +23,29 @@ def load_backbone(settings: EnvSettings) -> Backbone:
     if isinstance(settings.backbone, Backbone):
         return settings.backbone
     load = settings.load()
+    if settings.pipe is not None or settings.pipeline_kwargs:
+        return _of_pipeline(settings, load)
     options = tuple(
         (name, type(value), tuple(value) if isinstance(value, list) else value)  # 16.0 is refused also after 16
         for name, value in sorted(load.options.items())
     )
     return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options)
+
+
+def _of_pipeline(settings: EnvSettings, load: Load) -> Backbone:
+    """The backbone of a loaded pipeline, or of one with arguments that no cache can compare; kept with its settings."""
+    kind = BACKBONES.load(str(settings.backbone))
+    for known, arguments, backbone in _PIPELINES:
+        if known is settings.pipe and arguments == (load, settings.backbone_options):
+            return backbone
+    made = kind.from_pretrained(load) if settings.pipe is None else kind.from_pipeline(settings.pipe, **load.options)
+    _PIPELINES.append((settings.pipe, (load, settings.backbone_options), made))
+    del _PIPELINES[:-8]
+    return made
+
+
+_PIPELINES: list[tuple[object, object, Backbone]] = []
+"""(pipeline, its settings, its backbone) of the last few, so that the environments of a process share them."""
 
 
 @lru_cache(maxsize=8)
