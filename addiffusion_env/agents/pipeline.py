@@ -19,7 +19,7 @@ from addiffusion_env.agents.policy_file import load_config, shipped
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.wrap import backbone_of
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.baselines.base import BaseMethod, Method
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
@@ -79,7 +79,7 @@ class AdaptivePipeline:
         scorers: LookScorers | None = None,
         max_lanes: int = 16,
     ) -> None:
-        self.backbone: Backbone = model if isinstance(model, Backbone) else backbone_of(model)
+        self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
         self.method = make_policy(policy)
         if process is not None and isinstance(self.method, LearnedMethod):
             raise ConfigError(
@@ -130,7 +130,7 @@ class AdaptivePipeline:
         settings = EnvSettings.of(**_model({"backbone": "emoji", **known}, backbone), device=device)
         model = load_backbone(settings) if backbone is None or isinstance(backbone, str | Path) else backbone
         method = make_policy(str(folder) if policy is None else policy)
-        made = model if isinstance(model, Backbone) else backbone_of(model)
+        made = model if isinstance(model, Backbone) else PipelineBackbone(model)
         own = bool(settings.scorers) and made.name == settings.backbone and reads_scores(method)
         scorers = load_scorers(made, settings.scorers) if own else None
         return cls(made, method, scorers=scorers, max_lanes=max_lanes)

@@ -32,14 +32,12 @@ from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
+from addiffusion_env.backbones.pipeline_options import PipelineOptions, moved_by_hook
 from addiffusion_env.backbones.previews import PREVIEW_SIDE
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
-from addiffusion_env.errors import CapabilityError, ConfigError, PromptError, nearest
+from addiffusion_env.errors import CapabilityError, ConfigError, PromptError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
-
-OPTIONS = ("preview", "truncate_prompts")
-"""What the backbone itself can be told."""
 
 NO_LIMIT = 100_000
 """Tokens of a text window that no tokenizer bounds."""
@@ -55,45 +53,62 @@ class PipelineBackbone(Backbone):
     Args:
         pipe: the pipeline, on its device; its weights are shared and nothing in it is changed.
         arguments: keyword arguments of its ``__call__`` for every image (``height``, ``negative_prompt`` ...).
-        preview: an ``AutoencoderTiny``, its hub id or folder, ``"linear"`` (a least-squares map, fitted now), or
-            ``"none"``; ``None`` takes the family's tiny decoder where it is to be had.
-        truncate_prompts: let the pipeline drop the end of a prompt that does not fit, instead of refusing it.
+        **options: the fields of :class:`PipelineOptions`.
 
     Raises:
         CapabilityError: for a pipeline without a denoising loop, with a cache on its denoiser, or with a scheduler
             whose noise levels are not known.
-        ConfigError: for arguments that its ``__call__`` does not have, or that the engine owns.
+        ConfigError: for arguments that its ``__call__`` does not have, that the engine owns, or that it refuses; for
+            an option that does not exist or would not take effect.
     """
 
     name = "diffusers"
 
-    def __init__(
-        self,
-        pipe: Any,
-        arguments: Mapping[str, Any] | None = None,
-        preview: str | nn.Module | None = None,
-        truncate_prompts: bool = False,
-    ) -> None:
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
         check_pipeline(pipe)
         self.pipe = pipe
         self.arguments = PipelineArguments.of(pipe, arguments or {})
-        self.truncate_prompts = truncate_prompts
-        self.chosen_preview = preview
+        self.options = PipelineOptions.of(options, self.name)
         self._measure()
 
     def _measure(self) -> None:
+        self.options.prepare(self.pipe)
         self._parts = parts_of(self.pipe)
         self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
         self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
+        self._check_size()
         self.convention = self.measured.request.plan.convention
         self.path = self.convention.path
         self.device = torch.device(self.measured.device)
         self.network = DenoiserTaps(self.evaluator, self.measured)
-        self.looks = PreviewDecoder(self, self.chosen_preview)
+        self.evaluator.buckets = self.options.buckets
+        denoisers = [getattr(self.pipe, name) for name in self.evaluator.network_calls]
+        self.evaluator.compiled = self.options.compute_forms(self.pipe, denoisers, self.device)
+        self.looks = PreviewDecoder(self, self.options.preview)
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
+
+    def _check_size(self) -> None:
+        """Refuses a size that the pipeline rounds to another one."""
+        for name, side in zip(("height", "width"), self.measured.image_size, strict=True):
+            asked = self.arguments.given.get(name)
+            if asked is not None and asked != side:
+                raise ConfigError(
+                    f"{name}={asked} was given, and a {type(self.pipe).__name__} draws {side}",
+                    "give a multiple of 16, or of 32 where that is refused",
+                )
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that hears the prompt."""
+        return self.network.module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the pipeline's latents."""
+        return self.measured.dtype
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> PipelineBackbone:
@@ -119,14 +134,11 @@ class PipelineBackbone(Backbone):
         Args:
             pipe: the pipeline.
             pipeline_kwargs: arguments of its ``__call__`` for every image.
-            **options: ``preview`` and ``truncate_prompts``; see the class.
+            **options: the fields of :class:`PipelineOptions`.
 
         Raises:
             ConfigError: for another option.
         """
-        for name in options:
-            if name not in OPTIONS:
-                raise ConfigError(f"the diffusers backbone has no option {name!r}", nearest(name, OPTIONS))
         return cls(pipe, pipeline_kwargs, **options)
 
     def refresh(self) -> None:
@@ -174,7 +186,7 @@ class PipelineBackbone(Backbone):
         """
         text = prompt.text if isinstance(prompt, Prompt) else prompt
         more = prompt.arguments if isinstance(prompt, Prompt) else {}
-        if not self.truncate_prompts:
+        if not self.options.truncate_prompts:
             check_length(self.pipe, text, self.capabilities.max_tokens)
         return CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
 
@@ -361,7 +373,9 @@ def parts_of(pipe: Any) -> tuple[Any, ...]:
     for name, part in vars(pipe).items():
         if isinstance(part, nn.Module):
             first = next(part.parameters(), None)
-            found.append((name, id(part), None if first is None else (first.dtype, first.device)))
+            # A component that is offloaded moves with every call.
+            place = None if first is None or moved_by_hook(part) else first.device
+            found.append((name, id(part), None if first is None else first.dtype, place))
         elif name == "scheduler":
             found.append((name, type(part), repr(sorted(part.config.items(), key=str)), getattr(part, "shift", None)))
     return tuple(found)
@@ -382,7 +396,7 @@ def check_pipeline(pipe: Any) -> None:
                 f"call pipe.{name}.disable_cache() first",
             )
         patched = part.__dict__.get("forward")
-        if patched is not None and not hasattr(part, "_hf_hook") and not hasattr(part, "_diffusers_hook"):
+        if patched is not None and not moved_by_hook(part):
             raise CapabilityError(
                 f"the forward method of {name} has been replaced (by DeepCache or the like), which may keep state from "
                 "one image to the next",
@@ -394,8 +408,12 @@ def check_pipeline(pipe: Any) -> None:
 
 
 def tokenizers(pipe: Any) -> list[Any]:
-    """The pipeline's tokenizers whose window is the prompt's: a chat model's holds a template besides."""
-    return [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+    """The pipeline's tokenizers that must take a prompt whole: T5's where there is one, beside which CLIP's cut it.
+
+    A chat model's are not among them: its window holds a template besides.
+    """
+    found = [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+    return [part for part in found if type(part).__name__.startswith("T5")] or found
 
 
 def token_limit(pipe: Any, arguments: PipelineArguments) -> int:

@@ -111,8 +111,9 @@ class DenoiserTaps:
 
     def _call(self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], calls: list[OpenCall]) -> Any:
         branch = self.measured.prompt_sites.get(first.site)
+        network = self.evaluator.compiled.get(id(first.module), first.module)
         if self.module is not first.module or branch is None:
-            return first.module(*args, **kwargs)
+            return network(*args, **kwargs)
         lanes = [self.evaluator.order.get(id(call), at) for at, call in enumerate(calls)]
         rows = prompt_rows(counts, branch)
         wanted = [at for at, lane in enumerate(lanes) if lane in self._wanted]
@@ -120,7 +121,8 @@ class DenoiserTaps:
         if wanted and self._grid is not None:
             store = AttentionStore(torch.tensor([rows[at] for at in wanted]), self._grid)
         with self._captured(store):
-            answer = first.module(*args, **kwargs)
+            # Every capture has processors of its own: a compiled network would be traced anew each time.
+            answer = (network if store is None else first.module)(*args, **kwargs)
         if self.tap is not None and (pooled := self.tap.take(sum(counts))) is not None:
             for at, lane in enumerate(lanes):
                 if rows[at] < len(pooled):

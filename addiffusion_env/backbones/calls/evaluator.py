@@ -8,7 +8,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from addiffusion_env.backbones.calls.joining import (
 )
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+from addiffusion_env.backbones.compiled import bucket_of
 from addiffusion_env.errors import CapabilityError
 
 TEXTS_KEPT = 1024
@@ -115,6 +117,8 @@ class Evaluator:
         order: position of each open call in the batch that is being evaluated, by its ``id``.
         call_network: makes a network call: (first request, args, kwargs, rows of each call, calls) -> answer; ``None``
             calls the network itself.
+        buckets: numbers of rows that a call is filled up to by repeating an image of it; empty for no filling.
+        compiled: what is called in a network's place, by the network's ``id``.
     """
 
     pipe: Any
@@ -126,6 +130,8 @@ class Evaluator:
     network_rows: dict[str, int] = field(default_factory=dict)
     order: dict[int, int] = field(default_factory=dict)
     call_network: Callable[[Any, tuple, dict, list[int], list[OpenCall]], Any] | None = None
+    buckets: Sequence[int] = ()
+    compiled: Mapping[int, Any] = field(default_factory=dict)
     _digests: Digests = field(default_factory=Digests)
     _texts: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
     _blank: dict[Any, Any] = field(default_factory=dict)
@@ -140,8 +146,10 @@ class Evaluator:
             arguments[self.guidance_name] = scale
         if generator is not None:
             arguments["generator"] = generator
-        call = OpenCall(self.pipe, arguments, self._overrides())
+        call = OpenCall(self.pipe, arguments, self.overrides())
         event = call.begun()
+        if isinstance(event, NetworkRequest):
+            self._send_away(event.module)
         if isinstance(event, Ended | AtDecode):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} called no denoiser between its timesteps",
@@ -151,7 +159,26 @@ class Evaluator:
             request.plan = SchedulerPlan.of(call, generator)
         return call
 
-    def _overrides(self) -> dict[str, Any]:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """With ``offload=model``: within it no other component lies on the GPU, and afterwards none.
+
+        accelerate's hooks bring a component in when it is called and send only its predecessor in the pipeline's
+        order away: text encoders and autoencoder would stay beside the denoiser, which is called again after them.
+        """
+        self._send_away()
+        try:
+            yield
+        finally:
+            self._send_away()
+
+    def _send_away(self, but: Any = None) -> None:
+        for hook in getattr(self.pipe, "_all_hooks", ()):
+            if but is None or getattr(hook, "hook", None) is not getattr(but, "_hf_hook", None):
+                hook.offload()
+
+    def overrides(self) -> dict[str, Any]:
+        """Attributes of an open call's copy of the pipeline: its ``encode_prompt``, which remembers what it said."""
         encode = getattr(self.pipe, "encode_prompt", None)
         return {} if encode is None else {"encode_prompt": self._cached(encode)}
 
@@ -162,7 +189,8 @@ class Evaluator:
             if key in self._texts:
                 self._texts.move_to_end(key)
                 return self._texts[key][0]
-            found = encode(*args, **kwargs)
+            with self.alone():
+                found = encode(*args, **kwargs)
             # The arguments stay alive with their result: some are known by their id.
             self._texts[key] = (found, args, kwargs)
             while len(self._texts) > TEXTS_KEPT:
@@ -302,14 +330,22 @@ class Evaluator:
     def finish(self, ends: Sequence[tuple[CallRequest, Tensor]]) -> list[Any]:
         """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together."""
         calls = []
-        for request, x in ends:
-            call = self._ending(request)
-            call.finish(x)
-            calls.append(call)
-            if isinstance(call.event, AtDecode) and _changes_precision(call.event.module):
-                # The pipeline moves its autoencoder to float32 and back around each decode.
-                self._decode([call])
-        self._decode([call for call in calls if isinstance(call.event, AtDecode)])
+        precisions = {
+            part: part.dtype for part in vars(self.pipe).values() if hasattr(part, "decode") and hasattr(part, "dtype")
+        }
+        try:
+            for request, x in ends:
+                call = self._ending(request)
+                call.finish(x)
+                calls.append(call)
+                if isinstance(call.event, AtDecode) and call.event.module.dtype != precisions[call.event.module]:
+                    # The pipeline moves its autoencoder to float32 and back around each decode.
+                    self._decode([call])
+            self._decode([call for call in calls if isinstance(call.event, AtDecode)])
+        finally:
+            for part, dtype in precisions.items():
+                if part.dtype != dtype:
+                    part.to(dtype=dtype)
         found = []
         for call in calls:
             assert isinstance(call.event, Ended)
@@ -347,7 +383,7 @@ class Evaluator:
                 part = group[start : start + DECODED_AT_ONCE]
                 events: list[AtDecode] = [call.event for call in part]  # type: ignore[misc]
                 first = events[0]
-                with torch.no_grad():
+                with torch.no_grad(), self.alone():
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
@@ -376,22 +412,31 @@ class Evaluator:
         first = requests[0]
         site = self.site(first)
         counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
-        if len(requests) == 1 or site is None:
+        # Filled up with further images, not rows: networks may take their batch apart by branches.
+        more = self._filling(counts) if site is not None and self.joins else 0
+        least = counts.index(min(counts))
+        asked, rows = [*requests, *[requests[least]] * more], [*counts, *[counts[least]] * more]
+        if site is None or (len(asked) == 1 and not self.compiled):
             args, kwargs = first.args, first.kwargs
         else:
-            args, kwargs = joined_request(site, requests, counts)
+            args, kwargs = joined_request(site, asked, rows, bool(self.compiled))
         name = first.site[0]
         self.network_calls[name] = self.network_calls.get(name, 0) + 1
-        self.network_rows[name] = self.network_rows.get(name, 0) + sum(counts)
+        self.network_rows[name] = self.network_rows.get(name, 0) + sum(rows)
         with torch.no_grad():
             if self.call_network is None:
                 answer = first.module(*args, **kwargs)
             else:
-                answer = self.call_network(first, args, kwargs, counts, calls)
-        answers = [answer] if len(requests) == 1 or site is None else split(site.output, answer, counts)
+                answer = self.call_network(first, args, kwargs, rows, calls)
+        answers = [answer] if site is None or len(asked) == 1 else split(site.output, answer, rows)[: len(requests)]
         if (kind := _blank_key(first)) not in self._blank:
             self._blank[kind] = _zeros(answers[0])
         return answers, counts
+
+    def _filling(self, counts: Sequence[int]) -> int:
+        """How many images a call of so many rows each is filled up with."""
+        missing = bucket_of(sum(counts), self.buckets) - sum(counts)
+        return -(-missing // min(counts))
 
     # Learning.
 
@@ -426,10 +471,6 @@ def _row(value: Any, row: int) -> Any:
         return value[row : row + 1]
     parts = entries(value)
     return value if parts is None else rebuilt(value, [_row(part, row) for part in parts])
-
-
-def _changes_precision(module: Any) -> bool:
-    return getattr(module, "dtype", None) == torch.float16 and bool(getattr(module.config, "force_upcast", False))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
