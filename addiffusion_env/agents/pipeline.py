@@ -179,7 +179,10 @@ class AdaptivePipeline:
         texts = listed(prompts)
         process = self.process
         if pipeline_kwargs:
-            process, texts = with_pipeline_kwargs(self, process, texts, num_images_per_prompt, pipeline_kwargs)
+            known = [self._prompt(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
+            process, texts = with_pipeline_kwargs(
+                self.backbone, self.method, process, known, num_images_per_prompt, pipeline_kwargs
+            )
         jobs = list(make_jobs(texts, seeds, num_images_per_prompt, self._prompt))
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         lanes = min(self.max_lanes, len(jobs))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
-
-if TYPE_CHECKING:
-    from addiffusion_env.agents.pipeline import AdaptivePipeline
 
 PER_PROMPT = (
     "image",
@@ -41,9 +40,10 @@ def belongs_to_prompt(name: str) -> bool:
 
 
 def with_pipeline_kwargs(
-    pipe: AdaptivePipeline,
+    backbone: Backbone,
+    method: Method,
     process: ProcessConfig,
-    prompts: Sequence[str | Prompt],
+    prompts: Sequence[Prompt],
     images_per_prompt: int,
     given: Mapping[str, Any],
 ) -> tuple[ProcessConfig, list[Prompt]]:
@@ -53,8 +53,9 @@ def with_pipeline_kwargs(
     goes into the pipeline's own call.
 
     Args:
-        pipe: the adaptive pipeline.
-        process: its own process.
+        backbone: the model.
+        method: the policy.
+        process: the policy's own process.
         prompts: of the call.
         images_per_prompt: images of each prompt.
         given: arguments by name.
@@ -63,7 +64,6 @@ def with_pipeline_kwargs(
         ConfigError: for an argument that the pipeline does not have, that the engine owns, or that would not take
             effect.
     """
-    backbone = pipe.backbone
     if not isinstance(backbone, PipelineBackbone):
         raise ConfigError(
             f"backbone {backbone.name!r} takes no arguments of a pipeline's call, got {', '.join(sorted(given))}",
@@ -80,7 +80,7 @@ def with_pipeline_kwargs(
         if not isinstance(scale, int | float) or isinstance(scale, bool):
             raise ConfigError(f"{guidance.name} must be one number, got {scale!r:.60}", "call once for each scale")
         changes["guidance_scale"] = guidance.scale(float(scale))
-    process = _changed(pipe, process, changes, guidance.name)
+    process = _changed(backbone, method, process, changes, guidance.name)
     count = len(prompts)
     shared = {name: value for name, value in arguments.items() if not _one_each(name, value, count, images_per_prompt)}
     if isinstance(shared.get("generator"), torch.Generator) and count * images_per_prompt > 1:
@@ -89,26 +89,25 @@ def with_pipeline_kwargs(
             "pass a list with one generator for each image, or seeds=",
         )
     made = []
-    for row, given_prompt in enumerate(prompts):
-        prompt = pipe._prompt(given_prompt) if isinstance(given_prompt, str) else Prompt.of(given_prompt)
+    for row, prompt in enumerate(prompts):
         own = {name: _row(value, row, count) for name, value in arguments.items() if name not in shared}
         made.append(replace(prompt, arguments={**prompt.arguments, **shared, **own}))
     return process, made
 
 
 def _changed(
-    pipe: AdaptivePipeline, process: ProcessConfig, changes: Mapping[str, Any], guidance: str | None
+    backbone: Backbone, method: Method, process: ProcessConfig, changes: Mapping[str, Any], guidance: str | None
 ) -> ProcessConfig:
     """The process with other steps or guidance, if the policy leaves them free."""
-    changed = pipe.method.process(replace(process, **changes))
+    changed = method.process(replace(process, **changes))
     for name, value in changes.items():
         if getattr(changed, name) != value:
             argument = "num_inference_steps" if name == "steps" else guidance
             raise ConfigError(
-                f"{argument} would not take effect: policy {pipe.method.name!r} sets {name}={getattr(changed, name)}",
+                f"{argument} would not take effect: policy {method.name!r} sets {name}={getattr(changed, name)}",
                 "use policy 'continue', or write it into the policy's name (fixed:30)",
             )
-    changed.check(pipe.backbone.capabilities, pipe.backbone.name)
+    changed.check(backbone.capabilities, backbone.name)
     return changed
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from addiffusion_env.backbones.base import (
     Backbone,
@@ -26,21 +26,26 @@ from addiffusion_env.backbones.base import (
 )
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps
-from addiffusion_env.backbones.calls.evaluator import CallRequest, Evaluation, Evaluator
+from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
+from addiffusion_env.backbones.calls.loaded import check_length, check_pipeline, parts_of, token_limit
 from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
-from addiffusion_env.backbones.pipeline_options import PipelineOptions, moved_by_hook
-from addiffusion_env.backbones.previews import PREVIEW_SIDE
+from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
+from addiffusion_env.backbones.pipeline_options import PipelineOptions
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
-from addiffusion_env.errors import CapabilityError, ConfigError, PromptError
+from addiffusion_env.errors import CapabilityError, ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
 
-NO_LIMIT = 100_000
-"""Tokens of a text window that no tokenizer bounds."""
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+LOADING = ("variant", "pipeline_kwargs")
+"""Options that are read when a pipeline is loaded."""
 
 
 class PipelineBackbone(Backbone):
@@ -53,7 +58,11 @@ class PipelineBackbone(Backbone):
     Args:
         pipe: the pipeline, on its device; its weights are shared and nothing in it is changed.
         arguments: keyword arguments of its ``__call__`` for every image (``height``, ``negative_prompt`` ...).
-        **options: the fields of :class:`PipelineOptions`.
+        **options: the fields of :class:`PipelineOptions`, and :attr:`argument_options`.
+
+    Attributes:
+        own: arguments of the pipeline's call that differ from the pipeline's own defaults.
+        argument_options: options that stand for arguments of the call: ``image_size`` is ``height`` and ``width``.
 
     Raises:
         CapabilityError: for a pipeline without a denoising loop, with a cache on its denoiser, or with a scheduler
@@ -63,13 +72,22 @@ class PipelineBackbone(Backbone):
     """
 
     name = "diffusers"
+    own: ClassVar[Mapping[str, Any]] = {}
+    argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
+        names = self.argument_options
+        self.options = self._options(options)
+        meant = {name: options[key] for key in names if options.get(key) is not None for name in names[key]}
         check_pipeline(pipe)
         self.pipe = pipe
-        self.arguments = PipelineArguments.of(pipe, arguments or {})
-        self.options = PipelineOptions.of(options, self.name)
+        self.arguments = PipelineArguments.of(pipe, {**self.own, **meant, **(arguments or {})})
         self._measure()
+
+    @classmethod
+    def _options(cls, options: Mapping[str, Any], more: Sequence[str] = ()) -> PipelineOptions:
+        plain = {name: value for name, value in options.items() if name not in (*cls.argument_options, *more)}
+        return PipelineOptions.of(plain, cls.name, (*cls.argument_options, *more))
 
     def _measure(self) -> None:
         self.options.prepare(self.pipe)
@@ -82,10 +100,11 @@ class PipelineBackbone(Backbone):
         self.path = self.convention.path
         self.device = torch.device(self.measured.device)
         self.network = DenoiserTaps(self.evaluator, self.measured)
-        self.evaluator.buckets = self.options.buckets
-        denoisers = [getattr(self.pipe, name) for name in self.evaluator.network_calls]
-        self.evaluator.compiled = self.options.compute_forms(self.pipe, denoisers, self.device)
-        self.looks = PreviewDecoder(self, self.options.preview)
+        networks = self.evaluator.networks
+        networks.buckets = self.options.buckets
+        denoisers = [getattr(self.pipe, name) for name in networks.network_calls]
+        networks.compiled = self.options.compute_forms(self.pipe, denoisers, self.device)
+        self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.options.preview)
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
@@ -111,33 +130,37 @@ class PipelineBackbone(Backbone):
         return self.measured.dtype
 
     @classmethod
-    def from_pretrained(cls, load: Load | None = None) -> PipelineBackbone:
+    def from_pretrained(cls, load: Load | None = None) -> Self:
         """Loads the pipeline that ``load.name_or_path`` names: a hub id, a folder or a single file.
 
+        Its options are those of the class, ``variant`` of the weight files (``"fp16"``), and ``pipeline_kwargs``.
+
         Raises:
-            ConfigError: when nothing is named.
+            ConfigError: when nothing is named; for an unknown option, or a device or precision that is not to be had.
             WeightsError: when it cannot be had.
         """
-        from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
-
         load = load or Load()
-        options = dict(load.options)
-        pipe = load_any_pipeline(load, options)
-        return cls(pipe, options.pop("pipeline_kwargs", None), **options)
+        known = cls._options(load.options, LOADING)
+        options = {name: value for name, value in load.options.items() if name not in LOADING}
+        pipe = cls._loaded(load, load.options.get("variant"), known.offload)
+        return cls(pipe, load.options.get("pipeline_kwargs"), **options)
 
     @classmethod
-    def from_pipeline(
-        cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> PipelineBackbone:
-        """Makes the backbone of a loaded pipeline, where it lies.
+    def _loaded(cls, load: Load, variant: str | None, offload: str) -> Any:
+        return load_any_pipeline(load, variant, offload)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:
+        """Makes the backbone of a loaded pipeline, where it lies: a fine-tune, one with a LoRA, one from a single file.
 
         Args:
             pipe: the pipeline.
             pipeline_kwargs: arguments of its ``__call__`` for every image.
-            **options: the fields of :class:`PipelineOptions`.
+            **options: see the class.
 
         Raises:
-            ConfigError: for another option.
+            WeightsError: for a pipeline of another kind than the backbone is made for.
+            ConfigError: for an unknown option.
         """
         return cls(pipe, pipeline_kwargs, **options)
 
@@ -155,13 +178,11 @@ class PipelineBackbone(Backbone):
 
     def _capabilities(self) -> Capabilities:
         measured, arguments = self.measured, self.arguments
-        height, width = measured.image_size
-        seen = min(1.0, PREVIEW_SIDE / max(height, width))
         guidance = measured.guidance
         return Capabilities(
             latent_shape=measured.layout.shape,  # type: ignore[arg-type]
-            image_size=(height, width),
-            preview_size=(max(1, round(height * seen)), max(1, round(width * seen))),
+            image_size=measured.image_size,
+            preview_size=self.looks.size,
             guidance=guidance.name is not None,
             attention_grid=self.network.attention_grid(measured.layout.shape),
             max_tokens=token_limit(self.pipe, arguments),
@@ -365,84 +386,3 @@ class PipelineBackbone(Backbone):
     def preview(self, x0: Tensor) -> Tensor:
         """See :meth:`Backbone.preview`."""
         return self.looks.preview(x0)
-
-
-def parts_of(pipe: Any) -> tuple[Any, ...]:
-    """What a pipeline is made of: other parts, another device or precision, or another scheduler give another value."""
-    found: list[Any] = []
-    for name, part in vars(pipe).items():
-        if isinstance(part, nn.Module):
-            first = next(part.parameters(), None)
-            # A component that is offloaded moves with every call.
-            place = None if first is None or moved_by_hook(part) else first.device
-            found.append((name, id(part), None if first is None else first.dtype, place))
-        elif name == "scheduler":
-            found.append((name, type(part), repr(sorted(part.config.items(), key=str)), getattr(part, "shift", None)))
-    return tuple(found)
-
-
-def check_pipeline(pipe: Any) -> None:
-    """Refuses pipelines whose denoisers keep state from one call to the next.
-
-    Raises:
-        CapabilityError: naming the component.
-    """
-    for name, part in getattr(pipe, "__dict__", {}).items():
-        if not isinstance(part, nn.Module):
-            continue
-        if getattr(part, "is_cache_enabled", False):
-            raise CapabilityError(
-                f"{name} has a cache of its activations switched on, which mixes the images of a batch",
-                f"call pipe.{name}.disable_cache() first",
-            )
-        patched = part.__dict__.get("forward")
-        if patched is not None and not moved_by_hook(part):
-            raise CapabilityError(
-                f"the forward method of {name} has been replaced (by DeepCache or the like), which may keep state from "
-                "one image to the next",
-                "disable that helper before the pipeline is wrapped",
-            )
-    scales = [1 for part in getattr(pipe, "__dict__", {}).values() if isinstance(part, nn.Module)]
-    if getattr(pipe, "scheduler", None) is not None and not scales:
-        raise CapabilityError(f"a {type(pipe).__name__} has no network", "pass a text-to-image pipeline")
-
-
-def tokenizers(pipe: Any) -> list[Any]:
-    """The pipeline's tokenizers that must take a prompt whole: T5's where there is one, beside which CLIP's cut it.
-
-    A chat model's are not among them: its window holds a template besides.
-    """
-    found = [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
-    return [part for part in found if type(part).__name__.startswith("T5")] or found
-
-
-def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
-    """Most tokens of a prompt that any of the pipeline's tokenizers takes; a large number where none says."""
-    limits = []
-    for tokenizer in tokenizers(pipe):
-        limit = int(min(getattr(tokenizer, "model_max_length", NO_LIMIT) or NO_LIMIT, NO_LIMIT))
-        length = arguments.value("max_sequence_length")
-        if "CLIP" not in type(tokenizer).__name__ and isinstance(length, int):
-            limit = length
-        limits.append(limit)
-    return max(limits, default=NO_LIMIT)
-
-
-def check_length(pipe: Any, text: str, limit: int) -> None:
-    """Refuses a prompt that no tokenizer of the pipeline takes whole.
-
-    Raises:
-        PromptError: with both lengths.
-    """
-    if limit >= NO_LIMIT or not isinstance(text, str):
-        return
-    lengths = []
-    for tokenizer in tokenizers(pipe):
-        convert = getattr(pipe, "maybe_convert_prompt", None)
-        whole = text if convert is None else convert(text, tokenizer)
-        lengths.append(len(tokenizer(whole).input_ids))
-    if lengths and min(lengths) > limit:
-        raise PromptError(
-            f"prompt of {min(lengths)} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",
-            "shorten it, or set truncate_prompts=true to drop its end",
-        )

@@ -11,7 +11,7 @@ from torch import nn
 
 from addiffusion_env.backbones.compiled import buckets_for, compiled
 from addiffusion_env.backbones.devices import resolve_device
-from addiffusion_env.backbones.memory import place
+from addiffusion_env.backbones.memory import is_offloaded, place
 from addiffusion_env.errors import ConfigError, nearest, unknown
 
 OFFLOADS = ("none", "model", "sequential")
@@ -116,13 +116,3 @@ class PipelineOptions:
             return {}
         forms = {id(denoiser): compiled(denoiser, self.compile, device) for denoiser in denoisers}
         return {key: form for key, form in forms.items() if form is not None}
-
-
-def is_offloaded(pipe: Any) -> bool:
-    """Whether accelerate's or diffusers' hooks move the pipeline's parts."""
-    return any(moved_by_hook(part) for part in vars(pipe).values() if isinstance(part, nn.Module))
-
-
-def moved_by_hook(part: nn.Module) -> bool:
-    """Whether a component is moved between devices as it is called."""
-    return getattr(part, "_hf_hook", None) is not None or getattr(part, "_diffusers_hook", None) is not None

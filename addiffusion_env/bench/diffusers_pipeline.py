@@ -19,7 +19,7 @@ def pipeline_of(backbone: Backbone) -> Any:
     if isinstance(backbone, PipelineBackbone):
         pipe = copy.copy(backbone.pipe)
         pipe.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
-        pipe.__dict__.update(backbone.evaluator.overrides())
+        pipe.__dict__.update(backbone.evaluator.texts.overrides())
     else:
         from diffusers import StableDiffusionPipeline
 

@@ -75,7 +75,7 @@ class PipelineArguments:
             if name in OWNED:
                 raise ConfigError(f"{name} is no argument of the pipeline's to set here", OWNED[name])
             if name not in self.parameters and not self.open_ended:
-                known = [other for other in self.parameters if other != "self" and other not in OWNED]
+                known = [other for other in self.parameters if other not in ("self", "kwargs", *OWNED)]
                 raise ConfigError(f"{type(self.pipe).__name__} has no argument {name!r}", nearest(name, known))
 
     @property

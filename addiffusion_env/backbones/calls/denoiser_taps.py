@@ -39,7 +39,7 @@ class DenoiserTaps:
         self._wanted: set[int] = set()
         self._lanes: dict[int, int] = {}
         self._grid: tuple[int, int] | None = None
-        evaluator.call_network = self._call
+        evaluator.networks.call_network = self._call
         self.feature_dim: int | None = None
         if self.tap is not None and self.tap.pooled is None:
             self.feature_dim = self._measure_width()
@@ -111,10 +111,10 @@ class DenoiserTaps:
 
     def _call(self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], calls: list[OpenCall]) -> Any:
         branch = self.measured.prompt_sites.get(first.site)
-        network = self.evaluator.compiled.get(id(first.module), first.module)
+        network = self.evaluator.networks.compiled.get(id(first.module), first.module)
         if self.module is not first.module or branch is None:
             return network(*args, **kwargs)
-        lanes = [self.evaluator.order.get(id(call), at) for at, call in enumerate(calls)]
+        lanes = [self.evaluator.networks.order.get(id(call), at) for at, call in enumerate(calls)]
         rows = prompt_rows(counts, branch)
         wanted = [at for at, lane in enumerate(lanes) if lane in self._wanted]
         store = None
@@ -149,7 +149,7 @@ def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:
 
 def prompt_network(evaluator: Evaluator, measured: Measured) -> Any:
     """The network that hears the prompt: the largest of those called in the loop."""
-    names = {name for name, _ in measured.prompt_sites} or set(evaluator.network_calls)
+    names = {name for name, _ in measured.prompt_sites} or set(evaluator.networks.network_calls)
     modules = [getattr(evaluator.pipe, name) for name in sorted(names)]
     return max(modules, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
 

@@ -198,16 +198,16 @@ class Site:
     output: Any
 
 
-@dataclass(frozen=True)
-class Form:
-    """The structure of a request, by which what was learned is found again."""
+Form = tuple
+"""The structure of a request, by which what was learned of it is found again."""
 
-    key: Any
 
-    @classmethod
-    def of(cls, request: NetworkRequest) -> Form:
-        """Names, containers and numbers of dimensions; no sizes."""
-        return cls((request.site[0], _form(request.args), _form(request.kwargs)))
+def form_of(request: NetworkRequest) -> Form:
+    """Names, containers and numbers of dimensions; no sizes."""
+    if request.form is None:
+        object.__setattr__(request, "form", (request.site[0], _form(request.args), _form(request.kwargs)))
+    assert request.form is not None
+    return request.form
 
 
 def _form(value: Any) -> Any:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.evaluator import CallRequest, Evaluated, Evaluation, Evaluator, warn_not_joined
+from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
+from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.errors import CapabilityError, ConfigError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
@@ -123,7 +125,7 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
 def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:
     """The first evaluation of a fresh call, by itself."""
     call = evaluator.open(request, scale, generator(), **more)
-    found = evaluator._run([call], keep=True)[0]
+    found = evaluator.run([call], keep=True)[0]
     call.close()
     return found
 
@@ -138,9 +140,9 @@ def learn_axes(evaluator: Evaluator, arguments: PipelineArguments, request: Call
             pair = first_step(evaluator, CallRequest({**request.arguments, **way}), None)
         except Exception:  # some pipelines cannot draw two images in one of these ways
             continue
-        evaluator.learn(alone.requests, pair.requests)
+        evaluator.networks.learn(alone.requests, pair.requests)
         return
-    evaluator.joins = False
+    evaluator.networks.joins = False
 
 
 def measure_guidance(
@@ -160,7 +162,7 @@ def measure_guidance(
     except Exception:
         return Guidance(None, 1.0, False, (alone.rows, alone.rows))
     for scale, found in ((1.0, one), (4.0, four)):
-        if any(evaluator.site(asked) is None for asked, _ in found.requests):
+        if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
             # Guidance on and off make different calls; each form is learned once.
             more = {arguments.guidance_name: scale}
             learn_axes(evaluator, arguments, CallRequest({**request.arguments, **more}), found)
@@ -181,7 +183,7 @@ def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> f
         seen = 0
         while isinstance(call.event, NetworkRequest):
             asked = call.event
-            answer = evaluator._blank_answer(asked)
+            answer = evaluator.networks.blank_answer(asked)
             rows = _tensors(answer)
             count = len(rows[0]) if len(rows) == 1 else len(rows)
             if seen <= marked < seen + count:
@@ -224,7 +226,7 @@ def prompt_sites(a: Evaluated, b: Evaluated, evaluator: Evaluator) -> dict[tuple
     """Which calls, and which of their branches, differ for two prompts from the same noise."""
     found: dict[tuple[str, int], int] = {}
     for (first, _), (second, _) in zip(a.requests, b.requests, strict=False):
-        site = evaluator.site(first)
+        site = evaluator.networks.site(first)
         if site is None:
             continue
         differ: set[int] = set()
@@ -265,7 +267,7 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
     Returns:
         The largest relative difference of what is joined.
     """
-    if not evaluator.joins:
+    if not evaluator.networks.joins:
         warn_not_joined(evaluator.pipe, "the pipeline itself cannot draw two images at once with these arguments")
         return 0.0
     evaluations = [
@@ -275,7 +277,7 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
     limit = TOLERANCE.get(alone[0].dtype, HALF_TOLERANCE)
     difference = _joined_difference(evaluator, evaluations, alone)
     if not difference <= limit:
-        evaluator.joins = False
+        evaluator.networks.joins = False
         warn_not_joined(
             evaluator.pipe,
             f"its network gives other answers for several images at once (relative difference {difference:.2g}, "
@@ -290,7 +292,7 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
     apart = [alone[0], *(evaluator.evaluate([evaluation])[0].step.output for evaluation in mixed[1:])]
     uneven = _joined_difference(evaluator, mixed, apart)
     if not uneven <= limit:
-        evaluator.uneven = False
+        evaluator.networks.uneven = False
         uneven = 0.0
     return max(difference, uneven)
 
@@ -326,7 +328,7 @@ def measure_decoding(
 
     def decoded(x: Tensor) -> Tensor:
         call = evaluator.open(request, None, generator())
-        evaluator._blank_step(call, call.event)
+        evaluator.blank_step(call, call.event)
         event = call.finish(x)
         if isinstance(event, AtDecode):
             decoder[:] = [event.module]

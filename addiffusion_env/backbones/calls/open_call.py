@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
+from addiffusion_env.backbones.calls.stand_ins import (
+    LazyTimesteps,
+    StepOutput,
+    is_scheduler,
+    module_stand_in,
+    scheduler_stand_in,
+)
 from addiffusion_env.backbones.calls.torch_state import TorchState
 from addiffusion_env.errors import CapabilityError
 
@@ -39,12 +43,14 @@ class NetworkRequest:
         module: the real network.
         args: positional arguments.
         kwargs: keyword arguments.
+        form: its structure, once it was looked at (:func:`joining.form_of`).
     """
 
     site: tuple[str, int]
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    form: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ class OpenCall:
         assert isinstance(event, AtStep)
         latents = latents.to(event.sample.dtype)
         if event.kwargs.get("return_dict", True):
-            return _StepOutput(prev_sample=latents, pred_original_sample=latents, denoised=latents)
+            return StepOutput(prev_sample=latents, pred_original_sample=latents, denoised=latents)
         # A pipeline that decodes the second output (Sana-Sprint's denoised) is at the end, where both are the same.
         return (latents, latents)
 
@@ -247,9 +253,9 @@ class OpenCall:
         for name, part in list(parts.items()):
             if isinstance(part, nn.Module):
                 if not name.startswith(NOT_DENOISERS):
-                    parts[name] = _module_stand_in(part, name, self)
-            elif _is_scheduler(part):
-                parts[name] = _scheduler_stand_in(part, self)
+                    parts[name] = module_stand_in(part, name, self)
+            elif is_scheduler(part):
+                parts[name] = scheduler_stand_in(part, self)
                 if name == "scheduler":
                     self.scheduler = parts[name]
             elif type(part).__module__.startswith("diffusers.guiders"):
@@ -271,132 +277,3 @@ class OpenCall:
             return made
 
         return prepared
-
-
-class _StepOutput(SimpleNamespace):
-    """A scheduler's output object."""
-
-    def __getitem__(self, key: Any) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.prev_sample
-
-
-class LazyTimesteps(Tensor):
-    """A scheduler's ``timesteps`` whose iteration asks the open call for each next time.
-
-    Slices stay lazy; numbers, comparisons and arithmetic are a plain tensor's.
-    """
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    call: OpenCall
-    offset: int
-    changed: dict[int, Any]
-
-    @staticmethod
-    def of(times: Tensor, call: OpenCall, offset: int = 0) -> LazyTimesteps:
-        """The lazy form of (m,) times that begin at ``offset`` of the scheduler's."""
-        made = times.detach().clone().as_subclass(LazyTimesteps)
-        made.call, made.offset, made.changed = call, offset, {}
-        return made
-
-    def plain(self) -> Tensor:
-        """The same numbers as an ordinary tensor."""
-        return self.as_subclass(Tensor)
-
-    def __iter__(self) -> Iterator[Any]:
-        while (time := self.call.on_next(self)) is not None:
-            yield time
-
-    def __len__(self) -> int:
-        return self.call.length(self)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, slice):
-            start = range(self.shape[0])[key].start
-            return LazyTimesteps.of(self.plain()[key], self.call, self.offset + start)
-        if isinstance(key, int) and key in self.changed:
-            return torch.as_tensor(self.changed[key])
-        return self.plain()[key]
-
-
-def _is_scheduler(part: Any) -> bool:
-    return hasattr(part, "set_timesteps") and hasattr(part, "step") and hasattr(part, "config")
-
-
-def plain_scheduler(stand_in: Any) -> Any:
-    """An ordinary scheduler in the state of an open call's own."""
-    kind = type(stand_in).__mro__[1]
-    made = object.__new__(kind)
-    made.__dict__.update(scheduler_values(stand_in))
-    return made
-
-
-def scheduler_values(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's attributes, its lists copied, so that its steps change nobody else's."""
-    values = {}
-    for name, value in scheduler.__dict__.items():
-        if name == "_open_call":
-            continue
-        if isinstance(value, LazyTimesteps):
-            value = value.plain()
-        values[name] = copy.copy(value) if isinstance(value, list | dict) else value
-    return values
-
-
-def _scheduler_stand_in(scheduler: Any, call: OpenCall) -> Any:
-    made = object.__new__(_scheduler_class(type(scheduler)))
-    made.__dict__.update(scheduler_values(scheduler))
-    made.__dict__["_open_call"] = call
-    return made
-
-
-@functools.cache
-def _scheduler_class(kind: type) -> type:
-    class Same(type(kind)):  # type: ignore[misc]
-        """Some pipelines compare ``type(scheduler)`` by ``==``."""
-
-        def __eq__(cls, other: object) -> bool:
-            return other is kind or type.__eq__(cls, other) is True
-
-        def __hash__(cls) -> int:
-            return hash(kind)
-
-    names = list(inspect.signature(kind.step).parameters)[1:4]  # type: ignore[attr-defined]
-
-    @functools.wraps(kind.step)  # type: ignore[attr-defined]
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        first = list(args[:3])
-        for name in names[len(first) :]:
-            first.append(kwargs.pop(name))
-        return self._open_call.on_step(*first, args[3:], kwargs)
-
-    @functools.wraps(kind.set_timesteps)  # type: ignore[attr-defined]
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = kind.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
-        self.timesteps = LazyTimesteps.of(torch.as_tensor(self.timesteps), self._open_call)
-        return result
-
-    return Same(kind.__name__, (kind,), {"step": step, "set_timesteps": set_timesteps, "__module__": kind.__module__})
-
-
-def _module_stand_in(module: nn.Module, name: str, call: OpenCall) -> Any:
-    made = object.__new__(_module_class(type(module), callable(getattr(module, "decode", None))))
-    # The very same dict: what a hook, an adapter or the user changes on the real one is seen here.
-    object.__setattr__(made, "__dict__", module.__dict__)
-    for slot, value in (("_open_call", call), ("_component", name), ("_real", module)):
-        object.__setattr__(made, slot, value)
-    return made
-
-
-@functools.cache
-def _module_class(kind: type, decodes: bool) -> type:
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._open_call.on_network(self._component, self._real, args, kwargs)
-
-    def decode(self: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._open_call.on_decode(self._real, latents, args, kwargs)
-
-    # Slots, since the instance's dict is the real module's.
-    parts: dict[str, Any] = {"__slots__": ("_open_call", "_component", "_real"), "__call__": called}
-    if decodes:
-        parts["decode"] = functools.wraps(kind.decode)(decode)  # type: ignore[attr-defined]
-    return type(kind)(kind.__name__, (kind,), {**parts, "__module__": kind.__module__})

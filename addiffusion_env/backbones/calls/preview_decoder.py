@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.previews import resized, tiny_decoder
+from addiffusion_env.backbones.calls.measured import Measured
+from addiffusion_env.backbones.previews import PREVIEW_SIDE, resized, tiny_decoder
 from addiffusion_env.errors import CapabilityError, WeightsError
-
-if TYPE_CHECKING:
-    from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 
 TINY_DECODERS = {
     # (latent channels, scaling factor): id; the ids are those of diffusers' documentation of AutoencoderTiny.
@@ -54,13 +53,17 @@ class PreviewDecoder:
     """Makes previews of a backbone's clean latents; the decoder is loaded or fitted at the first of them.
 
     Args:
-        backbone: whose latents.
+        name: of the pipeline's class, for messages.
+        measured: its latents and its decoder.
+        decode: the pipeline's own decoder: (B, C, h, w) clean latents -> (B, 3, H, W) in [-1, 1].
         chosen: an ``AutoencoderTiny``, its hub id or folder, ``"linear"``, or ``"none"``; ``None`` takes the family's
             tiny decoder, else the linear map, with a warning.
     """
 
-    def __init__(self, backbone: PipelineBackbone, chosen: str | nn.Module | None) -> None:
-        self.backbone = backbone
+    def __init__(
+        self, name: str, measured: Measured, decode: Callable[[Tensor], Tensor], chosen: str | nn.Module | None
+    ) -> None:
+        self.name, self.measured, self.decode = name, measured, decode
         self.chosen = chosen
         self.decoder: Any = None
         if isinstance(chosen, nn.Module):
@@ -71,8 +74,14 @@ class PreviewDecoder:
     @property
     def possible(self) -> bool:
         """Whether there are previews: latents with places in the image, and a decoder for them."""
-        measured = self.backbone.measured
-        return self.chosen != "none" and measured.layout.spatial
+        return self.chosen != "none" and self.measured.layout.spatial
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a preview: the image's, no larger than what scorers read."""
+        height, width = self.measured.image_size
+        scale = min(1.0, PREVIEW_SIDE / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
     def preview(self, x0: Tensor) -> Tensor:
         """(B, C, h, w) clean latents -> (B, 3, h', w') float32 in [-1, 1].
@@ -82,11 +91,11 @@ class PreviewDecoder:
         """
         if not self.possible:
             raise CapabilityError(
-                f"there are no previews of a {type(self.backbone.pipe).__name__}'s latents",
+                f"there are no previews of a {self.name}'s latents",
                 "pass preview= with a tiny decoder made for them, or a policy that looks at finished images only",
             )
-        size = self.backbone.capabilities.preview_size
-        if self.backbone.measured.decoder is None:
+        size = self.size
+        if self.measured.decoder is None:
             return resized(x0.float(), size).clamp(-1, 1)  # the latents are pixels
         if self.decoder is None:
             self.decoder = self._found()
@@ -98,14 +107,14 @@ class PreviewDecoder:
         return resized(image, size).clamp(-1, 1)
 
     def _grid(self, x0: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-        height = self.backbone.capabilities.image_size[0]
+        height = self.measured.image_size[0]
         scale = max(1, height // x0.shape[-2])
         return max(1, size[0] // scale), max(1, size[1] // scale)
 
     def _found(self) -> Any:
-        decoder = self.backbone.measured.decoder
+        decoder = self.measured.decoder
         config = getattr(decoder, "config", {})
-        channels = self.backbone.measured.layout.shape[0]
+        channels = self.measured.layout.shape[0]
         wanted = TINY_DECODERS.get((channels, config.get("scaling_factor")))
         if wanted is not None and self.chosen is None:
             try:
@@ -114,7 +123,7 @@ class PreviewDecoder:
                 reason = error.cause
         else:
             reason = f"no tiny decoder is known for {channels} latent channels of a {type(decoder).__name__}"
-        made = fit_colours(self.backbone)
+        made = fit_colours(self.measured, self.decode)
         if self.chosen is None:
             warnings.warn(
                 f"previews are a least-squares map from latents to colours (error {made.error:.2f} of "
@@ -126,24 +135,24 @@ class PreviewDecoder:
         return made
 
     def _tiny(self, name: str) -> Any:
-        measured = self.backbone.measured
+        measured = self.measured
         dtype = measured.dtype if measured.device.type != "cpu" else torch.float32
         found = tiny_decoder(name, measured.layout.shape[0], dtype)
         return found.to(measured.device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def fit_colours(backbone: PipelineBackbone) -> LatentColours:
+def fit_colours(measured: Measured, decode: Callable[[Tensor], Tensor]) -> LatentColours:
     """Fits the map on smooth random latents and what the pipeline's own decoder makes of them."""
-    layout = backbone.measured.layout
+    layout = measured.layout
     channels, height, width = layout.shape
     generator = torch.Generator().manual_seed(0)
     latents = []
     for image in range(FITTED_IMAGES):
         coarse = torch.randn(1, channels, 1 + image % 4, 1 + image % 4, generator=generator)
         latents.append(F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False))
-    x = torch.cat(latents).to(backbone.device)
-    images = backbone.decode(x)
+    x = torch.cat(latents).to(measured.device)
+    images = decode(x)
     colours = F.adaptive_avg_pool2d(images.float(), (height, width))
     inputs = x.permute(0, 2, 3, 1).reshape(-1, channels).double().cpu()
     wanted = colours.permute(0, 2, 3, 1).reshape(-1, 3).double().cpu()
@@ -156,4 +165,4 @@ def fit_colours(backbone: PipelineBackbone) -> LatentColours:
     error = (design[rest] @ solution - wanted[rest]).pow(2).mean().sqrt()
     spread = (wanted[rest] - wanted[fitted].mean(0)).pow(2).mean().sqrt()
     made = LatentColours(solution[:-1].float(), solution[-1].float(), float(error), float(spread))
-    return made.to(backbone.device)
+    return made.to(measured.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.conventions import Convention, check_plan, convention_of
-from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall, plain_scheduler, scheduler_values
+from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
+from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
 
 LEVEL_TOLERANCE = 1e-9
 
@@ -97,7 +99,7 @@ class SchedulerPlan:
             generator = torch.Generator()
             generator.set_state(state["generator"])
         kwargs = dict(at.kwargs)
-        if "generator" in inspect.signature(type(scheduler).step).parameters:
+        if _takes_generator(type(scheduler)):
             kwargs["generator"] = generator
         result = scheduler.step(at.output, at.time, at.sample, *at.args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
@@ -126,6 +128,11 @@ class SchedulerPlan:
 
 
 _MISSING = object()
+
+
+@functools.cache
+def _takes_generator(kind: type) -> bool:
+    return "generator" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
 
 
 def _copied(value: Any) -> Any:
