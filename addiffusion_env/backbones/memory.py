@@ -84,7 +84,7 @@ def alone(pipe: Any) -> Iterator[None]:
 def send_away(pipe: Any, but: nn.Module | None = None) -> None:
     """Sends the components that wait in host memory there, all but one."""
     for hook in getattr(pipe, "_all_hooks", ()):
-        if but is None or getattr(hook, "hook", None) is not getattr(but, "_hf_hook", None):
+        if but is None or hook.model is not but:
             hook.offload()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.backbones.schedules import AYS_SD15, SPACINGS, DiscreteSchedule, FlowSchedule
+from addiffusion_env.backbones.schedules import AYS_SD15, SPACINGS, DiscreteSchedule
 from addiffusion_env.errors import ConfigError, UnknownNameError
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -109,45 +109,9 @@ def test_zero_terminal_snr_has_a_finite_start():
 def test_mistyped_spacing_names_the_nearest(schedule):
     with pytest.raises(UnknownNameError, match="did you mean 'trailing'"):
         schedule.sigmas(10, "trailling")
-    with pytest.raises(UnknownNameError, match="did you mean 'trailing'"):
-        FlowSchedule().sigmas(10, "trailng")
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_impossible_step_counts(schedule, steps):
     with pytest.raises(ConfigError, match=f"got {steps}"):
         schedule.sigmas(steps, "trailing")
-    with pytest.raises(ConfigError, match=f"got {steps}"):
-        FlowSchedule().sigmas(steps, "trailing")
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"shift": 1.0},  # FLUX.1-schnell
-        {"shift": 3.0},
-        {"use_dynamic_shifting": True},  # FLUX.1-dev
-        {"use_dynamic_shifting": True, "time_shift_type": "linear"},
-        {"shift": 2.0, "shift_terminal": 0.1},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("image_tokens", [256, 1024, 4096])
-def test_flow_sigmas_equal_the_flux_pipeline(config, image_tokens):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
-
-    scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    schedule = FlowSchedule.from_config(scheduler.config, image_tokens)
-    for steps in (2, 4, 9, 50):
-        sigmas = np.linspace(1.0, 1 / steps, steps)
-        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=calculate_shift(image_tokens))
-        np.testing.assert_allclose(schedule.sigmas(steps, "trailing"), scheduler.sigmas.numpy(), atol=1e-6)
-        assert schedule.sigmas(steps, "trailing")[-1] == 0.0
-
-
-def test_flow_schedules_that_are_not_known_are_refused():
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    with pytest.raises(ConfigError, match="use_karras_sigmas"):
-        FlowSchedule.from_config(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True).config, 1024)

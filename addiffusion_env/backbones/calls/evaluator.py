@@ -17,8 +17,9 @@ from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, E
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.calls.text_cache import TextCache
+from addiffusion_env.backbones.hub import in_a_line
 from addiffusion_env.backbones.memory import alone, send_away
-from addiffusion_env.errors import CapabilityError
+from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
 
 DECODED_AT_ONCE = 4
 """Images that the autoencoder decodes in one call."""
@@ -58,7 +59,7 @@ class Evaluator:
         if generator is not None:
             arguments["generator"] = generator
         call = OpenCall(self.pipe, arguments, self.texts.overrides())
-        event = call.begun()
+        event = self._begun(call)
         if isinstance(event, NetworkRequest):
             send_away(self.pipe, event.module)
         if isinstance(event, Ended | AtDecode):
@@ -69,6 +70,23 @@ class Evaluator:
         if request.plan is None:
             request.plan = SchedulerPlan.of(call, generator)
         return call
+
+    def _begun(self, call: OpenCall) -> Event:
+        try:
+            return call.begun()
+        except (AdDiffusionError, torch.OutOfMemoryError):
+            raise
+        except ValueError as error:
+            raise ConfigError(
+                f"a {type(self.pipe).__name__} refuses its arguments: {str(error)[:300]}",
+                "change pipeline_kwargs, or the options that stand for them",
+            ) from error
+        except Exception as error:
+            raise CapabilityError(
+                f"a {type(self.pipe).__name__} fails before its first step: {in_a_line(error)[:300]}",
+                "it does so by itself too; give what its own call needs as arguments, for example image= or "
+                "prompt_embeds=",
+            ) from error
 
     def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, Any]:
         """The latents that the pipeline itself would begin with, and the generator's state afterwards.

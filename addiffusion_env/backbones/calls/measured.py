@@ -103,11 +103,6 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
         alone = first_step(evaluator, first, None)
     except (CapabilityError, ConfigError):
         raise
-    except ValueError as error:
-        raise ConfigError(
-            f"{type(evaluator.pipe).__name__} refuses its arguments: {str(error)[:300]}",
-            "change pipeline_kwargs, or the options that stand for them",
-        ) from error
     except Exception as error:
         raise CapabilityError(
             f"a first step of {type(evaluator.pipe).__name__} failed: {type(error).__name__}: {str(error)[:200]}",
