@@ -42,7 +42,7 @@ class Builder:
         guidance: keyword that guides, or None. Its value is in ``kwargs``.
         denoisers: names of the components that are called once or more a step.
         inputs: prompt -> the keywords that give it to the pipeline.
-        task: ``text-to-image``, ``image-to-image``, ``inpainting`` or ``controlnet``.
+        task: ``text-to-image``, ``image-to-image``, ``inpainting`` or ``controlnet``; another where it is no backbone.
         fast: whether it is among the dozen that the fast tests use.
     """
 
@@ -79,11 +79,9 @@ class Builder:
         return {"num_inference_steps": 3, "output_type": "pt", **size, **self.kwargs, **self.inputs(prompt), **changes}
 
     def draw(self, pipe: Any, prompt: str, seed: int = 0, **changes: Any) -> torch.Tensor:
-        """Returns the image of a prompt, float (1, 3, height, width)."""
+        """Returns the image of a prompt, float (1, 3 or 4 channels, height, width)."""
         generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # SD 3's ControlNet pipeline encodes its image with torch's own generator
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # SD 3's ControlNet pipeline encodes its image with torch's own generator
             image = next(iter(pipe(**self.arguments(prompt, **{"generator": generator, **changes})).values()))
         return torch.from_numpy(image).permute(0, 3, 1, 2) if isinstance(image, np.ndarray) else image
