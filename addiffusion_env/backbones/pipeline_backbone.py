@@ -25,7 +25,7 @@ from addiffusion_env.backbones.base import (
     check_prompts,
 )
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps
+from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import check_length, check_pipeline, parts_of, token_limit
@@ -184,7 +184,7 @@ class PipelineBackbone(Backbone):
             image_size=measured.image_size,
             preview_size=self.looks.size,
             guidance=guidance.name is not None,
-            attention_grid=self.network.attention_grid(measured.layout.shape),
+            attention_grid=attention_grid(self.network.module, measured.layout.shape),
             max_tokens=token_limit(self.pipe, arguments),
             default_steps=arguments.steps,
             default_guidance=guidance.own,

@@ -56,19 +56,6 @@ class DenoiserTaps:
         self._features.clear()
         return int(width)
 
-    def attention_grid(self, latent_shape: Sequence[int]) -> tuple[int, int] | None:
-        """The resolution of attention maps; ``None`` where this network's attention cannot be read."""
-        kind = type(self.module).__name__
-        if len(latent_shape) != 3 or self.module is None:
-            return None
-        side = (int(latent_shape[1]), int(latent_shape[2]))
-        if kind == "UNet2DConditionModel":
-            levels = [at for at, block in enumerate(self.module.config.down_block_types) if "CrossAttn" in block]
-            return (side[0] >> levels[-1], side[1] >> levels[-1]) if levels else None
-        if kind == "FluxTransformer2DModel":
-            return side[0] // 2, side[1] // 2
-        return None
-
     def content_positions(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """For each prompt the positions of its content tokens; empty where attention is not read."""
         pipe = self.evaluator.pipe
@@ -137,6 +124,23 @@ class DenoiserTaps:
             return nullcontext()
         joint = type(self.module).__name__ == "FluxTransformer2DModel"
         return (captured_joint_attention if joint else captured_cross_attention)(self.module, store)
+
+
+def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] | None:
+    """The resolution of a network's attention maps; ``None`` where its attention cannot be read.
+
+    Of a UNet it is the coarsest at which it looks at the text on its way down: there maps follow objects, not texture.
+    """
+    kind = type(module).__name__
+    if len(latent_shape) != 3:
+        return None
+    side = (int(latent_shape[1]), int(latent_shape[2]))
+    if kind == "UNet2DConditionModel":
+        levels = [at for at, block in enumerate(module.config.down_block_types) if "CrossAttn" in block]
+        return (side[0] >> levels[-1], side[1] >> levels[-1]) if levels else None
+    if kind == "FluxTransformer2DModel":
+        return side[0] // 2, side[1] // 2
+    return None
 
 
 def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:
