@@ -269,19 +269,6 @@ class Digests:
         )
 
 
-@dataclass
-class Answers:
-    """What one joined step did.
-
-    Attributes:
-        rows: network rows spent on each call, in the order of the calls.
-        network_calls: joined calls made, by component.
-    """
-
-    rows: list[int]
-    network_calls: dict[str, int]
-
-
 def site_of(one: tuple[NetworkRequest, Any], two: tuple[NetworkRequest, Any]) -> Site:
     """What two runs of the same step, for one image and for two, say of a network call.
 
