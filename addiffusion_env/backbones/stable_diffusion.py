@@ -93,7 +93,7 @@ class StableDiffusionBackbone(Backbone):
                 module.eval().requires_grad_(False)
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
-        """See :meth:`Backbone.sigmas`; spacings are those of :data:`backbones.schedules.SPACINGS`."""
+        """See :meth:`Backbone.sigmas`; spacings are those of :data:`backbones.schedules.VP_SPACINGS`."""
         return self.convention.respaced(steps, spacing)
 
     def timesteps(self, sigma: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class SelfAttentionGuidance(WholePipeline):
         from diffusers import StableDiffusionSAGPipeline
 
         parts = unet_parts(self.name, backbone)
-        pipe = ddim_pipeline(StableDiffusionSAGPipeline, parts, process)
+        pipe = ddim_pipeline(StableDiffusionSAGPipeline, backbone, process)
         with counted(parts.unet) as tally, own_processors(parts.unet):
             inputs = call_inputs(pipe, backbone, process, prompt, seed)
             latents = pipe(**inputs, guidance_scale=process.guidance_scale, sag_scale=self.scale).images

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.base import Backbone, Load
+from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.quiet import quiet_loading
-from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
 from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram
 from addiffusion_env.engine.lane import open_lane
@@ -142,7 +142,8 @@ def unet_parts(method: str, backbone: Backbone) -> Any:
     """
     if isinstance(backbone, StableDiffusionBackbone):
         return backbone.parts
-    if isinstance(backbone, PipelineBackbone) and is_kind(backbone.pipe, "StableDiffusionPipeline"):
+    known = isinstance(backbone, PipelineBackbone) and isinstance(backbone.convention, Discrete)
+    if known and is_kind(backbone.pipe, "StableDiffusionPipeline"):
         return backbone.pipe
     raise CapabilityError(
         f"{method} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {kind_of(backbone)}",
@@ -161,37 +162,59 @@ def kind_of(backbone: Backbone) -> str:
     return f"{backbone.name!r}{made}"
 
 
-def ddim_pipeline(kind: type, parts: Any, process: ProcessConfig) -> Any:
+def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any:
     """A diffusers pipeline of Stable Diffusion's components with a deterministic DDIM scheduler of its own.
 
     Args:
         kind: its class.
-        parts: what holds them; shared, not copied.
-        process: its spacing is used; with ``spacing=scheduler`` that of the checkpoint's own scheduler.
+        backbone: its components are shared, not copied.
+        process: its spacing and number of steps are used.
     """
-    from diffusers import DDIMScheduler
-
-    config = parts.scheduler.config
-    # By keyword: from_config drops what was changed of a setting that the scheduler was made without.
-    known = {name: config[name] for name in inspect.signature(DDIMScheduler).parameters if name in config}
-    if "final_sigmas_type" in inspect.signature(type(parts.scheduler)).parameters:
-        # Euler's configs of Stable Diffusion carry a set_alpha_to_one=False that Euler does not read.
-        known["set_alpha_to_one"] = config["final_sigmas_type"] == "zero"
-    if process.spacing != SCHEDULER:
-        known["timestep_spacing"] = process.spacing
-    scheduler = DDIMScheduler(**{**known, "clip_sample": False, "thresholding": False})
+    parts = unet_parts(kind.__name__, backbone)
     with quiet_loading():  # it says every time that diffusers mends this pipeline no more
         pipe = kind(
             vae=parts.vae,
             text_encoder=parts.text_encoder,
             tokenizer=parts.tokenizer,
             unet=parts.unet,
-            scheduler=scheduler,
+            scheduler=ddim_scheduler(backbone, parts.scheduler, process),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
     return silent(pipe)
+
+
+def ddim_scheduler(backbone: Any, given: Any, process: ProcessConfig) -> Any:
+    """A DDIM scheduler of diffusers' with the engine's levels, predictions and landing: a table's methods share them.
+
+    By itself it would take them from the checkpoint's config, which keeps what its class of scheduler does not
+    read and not what was edited in it; and it would step by ``T // n`` timesteps, which misses the next one and the
+    landing where n does not divide T.
+    """
+    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+    convention = backbone.convention
+    scheduler: Any = DDIMScheduler.from_config(
+        given.config, prediction_type=convention.parametrisation, clip_sample=False, thresholding=False
+    )
+    scheduler.alphas_cumprod = given.alphas_cumprod.cpu()
+    levels = torch.from_numpy(backbone.sigmas(process.steps, process.spacing))
+    times = convention.schedule.timestep_at(levels[:-1]).round().long()
+
+    def set_timesteps(steps: int, device: Any = None) -> None:
+        scheduler.num_inference_steps, scheduler.timesteps = steps, times.to(device)
+
+    def step(model_output: Tensor, timestep: Tensor, sample: Tensor) -> DDIMSchedulerOutput:
+        place = int((scheduler.timesteps == timestep).nonzero()[0])
+        sigma, onward = levels[place : place + 1], levels[place + 1 : place + 2]
+        x0 = convention.clean(sample, model_output, sigma)
+        noise = backbone.path.noise_of(sample, x0, sigma)
+        return DDIMSchedulerOutput(backbone.path.mix(x0, noise, onward), x0)
+
+    scheduler.set_timesteps, scheduler.step = set_timesteps, step
+    return scheduler
 
 
 def call_inputs(pipe: Any, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> dict[str, Any]:

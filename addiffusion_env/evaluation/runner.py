@@ -194,7 +194,8 @@ def carry_out(
 
     Methods run one after the other, so that each one's seconds are its own. Pictures depend on prompt, seed and
     method alone: records are the same whatever ``max_lanes``, but for rounding and what is measured (``seconds``,
-    ``peak_memory``). With the same settings they are the same to the last bit, also after a kill.
+    ``peak_memory``). With the same settings they are the same to the last bit, also after a kill, on one processor (its
+    instruction set), with one number of threads and the same versions of torch, diffusers and transformers.
 
     Args:
         plans: from :func:`plan`.

@@ -50,12 +50,17 @@ class TextCache:
         return encoded
 
 
+def version_of(value: torch.Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors keep no count."""
+    return 0 if value.is_inference() else value._version
+
+
 def encoder_state(pipe: Any) -> Any:
     """Changes when a text encoder's weights, adapters or tokens do: what encoded prompts depend on."""
     found = []
     for name, part in pipe.__dict__.items():
         if name.startswith("text_encoder") and isinstance(part, torch.nn.Module):
-            found.append((id(part), sum((p._version + 1) * (p.data_ptr() % 1000003 + 7) for p in part.parameters())))
+            found.append((id(part), sum((version_of(p) + 1) * (p.data_ptr() % 1000003 + 7) for p in part.parameters())))
             scales = [tuple(m.scaling.items()) for m in part.modules() if isinstance(getattr(m, "scaling", None), dict)]
             found.append(tuple(scales))
         elif name.startswith("tokenizer") and hasattr(part, "__len__"):

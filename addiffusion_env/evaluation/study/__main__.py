@@ -21,6 +21,7 @@ import torch
 from addiffusion_env import __version__
 from addiffusion_env.agents.policy_file import RESULTS_FILE
 from addiffusion_env.agents.replay import ReplayConfig, record_table
+from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.baselines.prompt_rule import names_colour
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
@@ -308,7 +309,8 @@ def _provenance(material: Material, options: argparse.Namespace) -> list[str]:
     clock = material.clock
     return [
         f"`python -m addiffusion_env.evaluation.study {' '.join(sys.argv[1:])}` (addiffusion {__version__}, torch "
-        f"{torch.__version__}, {time.strftime('%Y-%m-%d')}), on two CPU cores.",
+        f"{torch.__version__}, {time.strftime('%Y-%m-%d')}), on two CPU cores ({instruction_set()}): what this machine "
+        "gave; another instruction set differs in last digits, so a policy trained there is another one.",
         "",
         f"- {len(material.prompts)} test prompts of the emoji grammar (`EmojiPrompts(split='test').take("
         f"{len(material.prompts)}, seed=0)`), picture seed 0, never seen in training; judged by the emoji detector, "
