@@ -173,9 +173,9 @@ def check_component(folder: Path, kind: str, variant: str | None) -> None:
         others = sorted({found for path in weights if (found := variant_of(path))})
         wanted = f"{variant} weights" if variant else "weights"
         beside = f", only the variant {' and '.join(others)}" if others else ""
-        remedy = f"set backbone_variant={others[0]}" if others else again(folder / "*")
+        remedy = f"set backbone_options.variant={others[0]}" if others else again(folder / "*")
         if not others and weights:
-            remedy = f"leave backbone_variant out: it holds {weights[0].name}; or {remedy}"
+            remedy = f"leave backbone_options.variant out: it holds {weights[0].name}; or {remedy}"
         raise WeightsError(f"{folder} holds no {wanted} of its {kind}{beside}", remedy)
     for path in chosen:
         if path.suffix == ".safetensors":

@@ -53,12 +53,12 @@ def test_decoders_of_other_latents_or_kinds_are_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_map_is_affine_a_cell_and_better_than_the_mean_colour(tiny, name):
+def test_the_map_is_affine_a_cell(tiny, name):
     backbone = tiny(name).wrap(preview="linear")
     x0 = torch.randn(2, *backbone.capabilities.latent_shape)
     backbone.preview(x0)
     colours = backbone.looks.decoder
-    assert isinstance(colours, LatentColours) and colours.error < colours.spread
+    assert isinstance(colours, LatentColours)
     cell = colours.weights.T @ x0[1, :, 3, 2] + colours.bias
     torch.testing.assert_close(colours(x0)[1, :, 3, 2], cell)
 

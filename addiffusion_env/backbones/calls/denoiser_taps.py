@@ -41,7 +41,7 @@ class DenoiserTaps:
         self._grid: tuple[int, int] | None = None
         evaluator.networks.call_network = self._call
         self.feature_dim: int | None = None
-        if self.tap is not None and self.tap.pooled is None:
+        if self.tap is not None:
             self.feature_dim = self._measure_width()
 
     def _measure_width(self) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -208,9 +209,7 @@ class Evaluator:
     def finish(self, ends: Sequence[tuple[CallRequest, Tensor]]) -> list[Any]:
         """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together."""
         calls = []
-        modules = [part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module)]
-        precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
-        try:
+        with kept_precision(self.pipe) as precisions:
             for request, x in ends:
                 call = self._ending(request)
                 call.finish(x)
@@ -219,10 +218,6 @@ class Evaluator:
                     # The pipeline moves its autoencoder to float32 and back around each decode.
                     self._decode([call])
             self._decode([call for call in calls if isinstance(call.event, AtDecode)])
-        finally:
-            for part, dtype in precisions.items():
-                if part.dtype != dtype:
-                    part.to(dtype=dtype)
         found = []
         for call in calls:
             assert isinstance(call.event, Ended)
@@ -248,12 +243,9 @@ class Evaluator:
         for call in calls:
             event = call.event
             assert isinstance(event, AtDecode)
-            key = (
-                id(event.module),
-                event.latents.shape,
-                event.latents.dtype,
-                self.networks.digests((event.args, event.kwargs)),
-            )
+            kwargs = {name: value for name, value in event.kwargs.items() if name != "generator" or draws(event.module)}
+            same = self.networks.digests((event.args, kwargs))
+            key = (id(event.module), event.latents.shape, event.latents.dtype, same)
             groups.setdefault(key, []).append(call)
         for group in groups.values():
             for start in range(0, len(group), DECODED_AT_ONCE):
@@ -265,6 +257,24 @@ class Evaluator:
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
                     call.answer(answer if len(part) == 1 else _row(answer, row))
+
+
+@contextmanager
+def kept_precision(pipe: Any) -> Iterator[dict[torch.nn.Module, torch.dtype]]:
+    """Gives the precision of each autoencoder, which is what it was again afterwards, also when a call broke off."""
+    modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
+    precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
+    try:
+        yield precisions
+    finally:
+        for part, dtype in precisions.items():
+            if part.dtype != dtype:
+                part.to(dtype=dtype)
+
+
+def draws(autoencoder: Any) -> bool:
+    """Whether a decoder may draw from the generator that it is given; diffusers' usual ones take it and do not."""
+    return type(autoencoder).__name__ not in ("AutoencoderKL", "AutoencoderTiny")
 
 
 def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
