@@ -129,7 +129,8 @@ def tree_key(spec: Any, value: Any, constant: Callable[[Any], Any]) -> Any:
     if isinstance(spec, Node):
         return tuple(tree_key(p, e, constant) for p, e in zip(spec.parts, entries(value) or (), strict=True))
     if is_time(value):
-        return ("number", value.ndim, value.dtype)
+        # A whole timestep is joined with one between two: both are read as floating-point numbers.
+        return ("number", value.ndim, value.dtype if value.is_floating_point() else torch.float32)
     return constant(value)
 
 
