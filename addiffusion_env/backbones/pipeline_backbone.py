@@ -29,7 +29,7 @@ from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
-from addiffusion_env.backbones.calls.loaded import check_length, check_pipeline, parts_of, token_limit
+from addiffusion_env.backbones.calls.loaded import ays_timesteps, check_length, check_pipeline, parts_of, token_limit
 from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
@@ -37,7 +37,6 @@ from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
 from addiffusion_env.backbones.pipeline_options import PipelineOptions
-from addiffusion_env.backbones.schedules import AYS_SDXL
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError, ConfigError
 from addiffusion_env.prompts.base import Prompt
@@ -99,8 +98,8 @@ class PipelineBackbone(Backbone):
         assert self.measured.request.plan is not None
         self._check_size()
         self.convention = self.measured.request.plan.convention
-        if isinstance(self.convention, Discrete) and is_xl(self.pipe):
-            self.convention.schedule = replace(self.convention.schedule, ays_timesteps=AYS_SDXL)
+        if isinstance(self.convention, Discrete):
+            self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
         self.path = self.convention.path
         self.device = torch.device(self.measured.device)
         self.network = DenoiserTaps(self.evaluator, self.measured)
@@ -390,8 +389,3 @@ class PipelineBackbone(Backbone):
     def preview(self, x0: Tensor) -> Tensor:
         """See :meth:`Backbone.preview`."""
         return self.looks.preview(x0)
-
-
-def is_xl(pipe: Any) -> bool:
-    """Whether a pipeline is of Stable Diffusion XL's family, which has an Align Your Steps list of its own."""
-    return any(kind.__name__.startswith("StableDiffusionXL") for kind in type(pipe).__mro__)

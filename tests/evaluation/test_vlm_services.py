@@ -9,7 +9,7 @@ import pytest
 from vlm_server import QUICK, SERVICES, JudgeServer, client_of, grey, judged, write_gemini, write_openai
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
-from addiffusion_env.evaluation.runner import png_bytes
+from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.evaluation.vlm import make_client
 from addiffusion_env.evaluation.vlm.client import AttemptError, Reply, VlmServiceError
 from addiffusion_env.evaluation.vlm.costs import Ledger, Price
