@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors.torch import load_model, save_model
 from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
-from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
 from addiffusion_env.typed import check_types
 
 FORMAT = 1
@@ -39,7 +42,9 @@ class PolicyConfig:
         net_arch: widths of the hidden layers for policy and value.
         highest_price: the NFE price that is shown as 1.
         default_price: used when neither a price nor a target is given.
-        frontier: (price, mean NFE) pairs measured on training prompts, falling in NFE, for ``target_nfe``.
+        frontier: (price, mean NFE) pairs, falling in NFE, for ``target_nfe``.
+        frontier_prompts: what they were measured on, in words; files that do not say it used training prompts, on
+            which a policy spends less than on others.
         provenance: how it was made: command, seed, steps, figures.
         results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
     """
@@ -50,6 +55,7 @@ class PolicyConfig:
     highest_price: float
     default_price: float
     frontier: tuple[tuple[float, float], ...] = ()
+    frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
 
@@ -60,8 +66,22 @@ class PolicyConfig:
         }
         return spaces.Dict(boxes)
 
+    def check_price(self, price: float) -> None:
+        """Warns of a price outside of what was trained, where nothing is known of what the policy does."""
+        if "price" not in self.observation:
+            return
+        low, high = EnvSettings.of(**self.environment).price_range()
+        if not low <= price <= high:
+            warnings.warn(
+                f"price={price:g} lies outside of what the policy was trained at, {low:g} to {high:g}; the nearest is "
+                f"{min(max(price, low), high):g}",
+                stacklevel=3,
+            )
+
     def price_for(self, target_nfe: float) -> float:
         """The price at which the policy spent ``target_nfe`` on average, interpolated on the frontier.
+
+        A target outside of the frontier is warned of: the price is then that of the frontier's nearest end.
 
         Raises:
             ConfigError: when no frontier was measured.
@@ -69,6 +89,13 @@ class PolicyConfig:
         if not self.frontier:
             raise ConfigError("this policy has no measured frontier for target_nfe", "give price= instead")
         ordered = sorted(self.frontier, key=lambda pair: pair[1])
+        least, most = ordered[0][1], ordered[-1][1]
+        if not least <= target_nfe <= most:
+            warnings.warn(
+                f"target_nfe={target_nfe:g} is out of the policy's reach, which was measured to spend {least:.2f} to "
+                f"{most:.2f} NFE; the nearest is {min(max(target_nfe, least), most):.2f}",
+                stacklevel=3,
+            )
         return float(np.interp(target_nfe, [nfe for _, nfe in ordered], [price for price, _ in ordered]))
 
 
@@ -106,6 +133,7 @@ def config_text(config: PolicyConfig) -> str:
         "highest_price": config.highest_price,
         "default_price": config.default_price,
         "frontier": [list(pair) for pair in config.frontier],
+        "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
         **({"results": dict(config.results)} if config.results else {}),
     }
@@ -135,17 +163,28 @@ def load_config(folder: Path) -> PolicyConfig:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if not os.path.isfile(folder / CONFIG_FILE):  # or not even a name that a file could have
-            lacking = f"{CONFIG_FILE} is missing" if os.path.isdir(folder) else "there is no such folder"
+            there = "it is a file, no folder" if os.path.isfile(folder) else "there is no such folder"
+            lacking = f"{CONFIG_FILE} is missing" if os.path.isdir(folder) else there
             shown = str(folder) if len(str(folder)) < LONGEST_SHOWN else f"{str(folder)[:LONGEST_SHOWN]} ..."
-            raise WeightsError(
-                f"no policy in {shown}: {lacking}", f"name the folder of a finished run, or {' or '.join(shipped())}"
-            ) from error
+            raise WeightsError(f"no policy in {shown}: {lacking}", _instead(str(folder))) from error
         raise WeightsError(
             f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again"
         ) from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
     return parse_config({"results": read_results(folder), **raw}, folder)
+
+
+def _instead(name: str) -> str:
+    """What to name in the place of something that is no policy."""
+    if name in BACKBONES:
+        return f"{name} is a backbone, named by backbone={name}; leave policy out for methods without learning"
+    if name.endswith(".zip"):
+        return "read it with addiffusion_env.agents.sb3_zip.import_zip, and name the folder of its save_pretrained"
+    meant = closest(name, shipped())
+    return (
+        f"{f'did you mean {meant!r}? ' if meant else ''}name the folder of a finished run, or {' or '.join(shipped())}"
+    )
 
 
 def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
@@ -193,7 +232,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         judges = ", ".join(settings["judges"] or []) or "no judge"
         return {
             "about": f"{rows[0]['prompts']} prompts of {settings['benchmark'] or settings['prompt_source']}, seeds "
-            f"{settings['seeds']}, judged by {judges}.",
+            f"{settings['seeds']}, judged by {judges}. Seconds are wall clock.",
             "command": f"python eval_sb3.py policy={settings['policy']} prompts={rows[0]['prompts']}",
             "rows": [{key: row[key] for key in ("method", "correct", "nfe", "preference", "seconds")} for row in rows],
         }

@@ -7,10 +7,8 @@ log-linearly, so that a landing may stand at any level.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +16,9 @@ from torch import Tensor
 
 from addiffusion_env.errors import ConfigError, unknown
 
-# Ten-step timesteps for SD 1.5, published with Align Your Steps and kept by diffusers (AysSchedules).
+# Ten-step timesteps published with Align Your Steps and kept by diffusers (AysSchedules), and where the last step ends.
 AYS_SD15 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
+AYS_SDXL = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
 
 
 def leading(steps: int, train_steps: int, offset: int) -> np.ndarray:
@@ -38,12 +37,6 @@ def trailing(steps: int, train_steps: int, offset: int) -> np.ndarray:
 def linspace(steps: int, train_steps: int, offset: int) -> np.ndarray:
     """Evenly from the noisiest level to the cleanest."""
     return np.linspace(0, train_steps - 1, steps).round()[::-1]
-
-
-def align_your_steps(steps: int, train_steps: int, offset: int) -> np.ndarray:
-    """Align Your Steps for SD 1.5, log-linearly interpolated to ``steps`` as its authors advise."""
-    places = np.linspace(0, 1, len(AYS_SD15) - 1)
-    return np.interp(np.linspace(0, 1, steps), places, np.asarray(AYS_SD15[:-1], dtype=np.float64))
 
 
 def coarse_fine(steps: int, train_steps: int, offset: int) -> np.ndarray:
@@ -69,8 +62,11 @@ SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
     "trailing": trailing,
     "linspace": linspace,
     "coarse_fine": coarse_fine,
-    "ays": align_your_steps,
 }
+"""Name -> timesteps from (steps, training steps, offset), falling."""
+
+VP_SPACINGS = (*SPACINGS, "ays")
+"""All spacings of variance-preserving models: those, and Align Your Steps, whose levels are the model family's own."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +78,31 @@ class DiscreteSchedule:
         final_sigma: where the last step lands: 0, or sigma at timestep 0 when the checkpoint was made so
             (``set_alpha_to_one=False``, as SD 1.5).
         steps_offset: added by leading spacing (1 for SD).
+        ays_timesteps: the model family's Align Your Steps: ten timesteps, and the one that the last step ends at.
     """
 
     log_sigmas: np.ndarray
     final_sigma: float
     steps_offset: int = 0
+    ays_timesteps: tuple[int, ...] = AYS_SD15
     train_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train_steps", len(self.log_sigmas))
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, set_alpha_to_one: bool, steps_offset: int) -> DiscreteSchedule:
+    def from_alphas_cumprod(
+        cls,
+        alphas_cumprod: Tensor,
+        set_alpha_to_one: bool,
+        steps_offset: int,
+        ays_timesteps: tuple[int, ...] = AYS_SD15,
+    ) -> DiscreteSchedule:
         """Reads a diffusers scheduler's ``alphas_cumprod`` (T,)."""
         # Zero terminal SNR (arXiv:2305.08891) would start at sigma = inf; diffusers' Euler scheduler clips it so too.
         alphas = np.clip(alphas_cumprod.cpu().double().numpy(), 2.0**-24, None)
         log_sigmas = 0.5 * (np.log1p(-alphas) - np.log(alphas))
-        return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset)
+        return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset, ays_timesteps)
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         """Noise levels of a schedule, (steps + 1,) float64, falling; the last is ``final_sigma``.
@@ -107,9 +111,29 @@ class DiscreteSchedule:
             UnknownNameError: for an unknown spacing.
             ConfigError: unless 1 <= steps <= T.
         """
-        check_schedule(steps, self.train_steps, spacing, SPACINGS)
+        check_schedule(steps, self.train_steps, spacing, VP_SPACINGS)
+        if spacing == "ays":
+            return np.append(self.align_your_steps(steps), self.final_sigma)
         timesteps = SPACINGS[spacing](steps, self.train_steps, self.steps_offset)
         return np.append(self.sigma_at(timesteps), self.final_sigma)
+
+    def align_your_steps(self, steps: int) -> np.ndarray:
+        """Align Your Steps: the noise levels (steps,) of the published list, log-linearly interpolated to ``steps``.
+
+        The eleven *levels* are interpolated in log sigma, as the authors advise, the one after the last step among
+        them; ten steps are the list itself.
+
+        Raises:
+            ConfigError: for a model of fewer training timesteps than the list counts.
+        """
+        if self.train_steps <= self.ays_timesteps[0]:
+            raise ConfigError(
+                f"Align Your Steps counts {self.ays_timesteps[0] + 1} training timesteps, the model {self.train_steps}",
+                "use spacing=trailing",
+            )
+        listed = self.log_sigmas[list(self.ays_timesteps)]
+        places = np.linspace(0, len(listed) - 1, steps + 1)[:-1]
+        return np.exp(np.interp(places, np.arange(len(listed)), listed))
 
     def sigma_at(self, timestep: np.ndarray) -> np.ndarray:
         """Sigma at timesteps in [0, T - 1], whole or not."""
@@ -124,79 +148,7 @@ class DiscreteSchedule:
         return torch.from_numpy(np.where(np.abs(timestep - whole) < 1e-6, whole, timestep))
 
 
-# What a FlowMatchEulerDiscreteScheduler's config may ask for that changes the times and is not followed here.
-UNKNOWN_FLOW_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
-
-FLOW_SPACINGS: dict[str, Callable[[int], np.ndarray]] = {
-    # The Flux pipeline's own: 1, 1 - 1/n ... 1/n.
-    "trailing": lambda steps: np.linspace(1.0, 1 / steps, steps),
-    # Down to the cleanest training time.
-    "linspace": lambda steps: np.linspace(1.0, 1e-3, steps),
-}
-
-
-@dataclass(frozen=True)
-class FlowSchedule:
-    """The times of a rectified flow, shifted towards the noisy end for large pictures (arXiv:2403.03206, section 5.3).
-
-    Attributes:
-        shift: static shift s: ``t' = s t / (1 + (s - 1) t)``; 1 leaves the times alone (FLUX.1-schnell).
-        mu: dynamic shift (FLUX.1-dev), used instead of ``shift`` when given: ``t' = m / (m + 1 / t - 1)`` with
-            m = exp(mu), or mu itself when ``linear``.
-        linear: see ``mu``.
-        terminal: stretch the times to end at this one before the landing on 0; ``None`` for no stretching.
-    """
-
-    shift: float = 1.0
-    mu: float | None = None
-    linear: bool = False
-    terminal: float | None = None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], image_tokens: int) -> FlowSchedule:
-        """Reads the config of diffusers' ``FlowMatchEulerDiscreteScheduler``, as ``FluxPipeline`` does.
-
-        Args:
-            config: the scheduler's config.
-            image_tokens: length of the packed latents; a dynamic shift grows with it.
-
-        Raises:
-            ConfigError: for a schedule of another kind.
-        """
-        for option in UNKNOWN_FLOW_OPTIONS:
-            if config.get(option):
-                raise ConfigError(
-                    f"the checkpoint's scheduler has {option}=true, which this schedule does not follow",
-                    "set it to false in scheduler/scheduler_config.json",
-                )
-        mu = None
-        if config.get("use_dynamic_shifting"):
-            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-            base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-            mu = base + (most - base) * (image_tokens - low) / (high - low)
-        linear = config.get("time_shift_type", "exponential") == "linear"
-        return cls(float(config.get("shift", 1.0)), mu, linear, config.get("shift_terminal"))
-
-    def sigmas(self, steps: int, spacing: str) -> np.ndarray:
-        """Times of a schedule, (steps + 1,) float64, falling from 1 to 0.
-
-        Raises:
-            UnknownNameError: for an unknown spacing.
-            ConfigError: unless 1 <= steps <= 1000.
-        """
-        check_schedule(steps, 1000, spacing, FLOW_SPACINGS)
-        times = FLOW_SPACINGS[spacing](steps)
-        if self.mu is None:
-            times = self.shift * times / (1 + (self.shift - 1) * times)
-        else:
-            weight = self.mu if self.linear else math.exp(self.mu)
-            times = weight / (weight + 1 / times - 1)
-        if self.terminal:
-            times = 1 - (1 - times) * (1 - self.terminal) / (1 - times[-1])
-        return np.append(times, 0.0)
-
-
-def check_schedule(steps: int, most: int, spacing: str, known: Mapping[str, Any]) -> None:
+def check_schedule(steps: int, most: int, spacing: str, known: Collection[str]) -> None:
     """Checks what a schedule was asked for.
 
     Raises:

@@ -17,6 +17,7 @@ from torch import nn
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
     again,
+    ask_hub,
     cache_folder,
     cached,
     file_in,
@@ -34,12 +35,14 @@ from addiffusion_env.errors import WeightsError
 __all__ = [
     "WORKS_OFFLINE",
     "again",
+    "ask_hub",
     "cache_folder",
     "cached",
     "file_in",
     "folder_of",
     "hub_file",
     "hub_folder",
+    "in_a_line",
     "load_strict",
     "load_transformers",
     "looks_like_path",
