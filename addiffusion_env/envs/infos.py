@@ -47,7 +47,7 @@ class InfoMaker:
     def of(cls, capabilities: Capabilities, process: ProcessConfig, terms: Iterable[str]) -> InfoMaker:
         """For a backbone, a decision process and the terms of a reward."""
         regions = process.refine.enabled and process.refine.region != "whole"
-        masks = capabilities.latent_shape[1:] if regions else None
+        masks = capabilities.latent_shape[-2:] if regions else None
         return cls(capabilities.image_size, masks, longest_episode(process), tuple(terms))
 
     def info(
