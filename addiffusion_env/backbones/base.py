@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.backbones.paths import NoisePath
 from addiffusion_env.errors import PromptError
 
@@ -189,8 +190,10 @@ class Load:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Backbone(ABC):
+class Backbone(Identified, ABC):
     """A text-to-image model, one denoiser evaluation at a time; holds weights only.
+
+    Records and tables are kept under its ``identity``, which describes what it holds; see :class:`.Identified`.
 
     Attributes:
         name: the registry name.

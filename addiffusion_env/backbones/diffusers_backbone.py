@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
 from addiffusion_env.backbones.base import Backbone, Conditioning, Prediction, check_prompts
 from addiffusion_env.backbones.compiled import bucket_of, filled
+from addiffusion_env.backbones.fingerprint import fingerprint
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.taps import FeatureTap
 from addiffusion_env.errors import CapabilityError, ConfigError
@@ -39,6 +40,7 @@ class DiffusersBackbone(Backbone):
     Subclasses say how to encode text (:meth:`encode_uncached`) and how to call the network (:meth:`denoise`).
 
     Attributes:
+        parts: the loaded components.
         denoiser: the UNet or transformer.
         compiled: its compiled form, or ``None``.
         vae: the full autoencoder.
@@ -51,7 +53,10 @@ class DiffusersBackbone(Backbone):
         upcasts: decode in float32 where the autoencoder is in float16 and its config says ``force_upcast``.
     """
 
+    # Caches, and what makes the same pictures on another way: where weights wait, the tap that reads along.
+    not_identity = ("_texts", "_negative", "_encoded_by", "_capturing", "offload_hooks", "tap")
     upcasts: ClassVar[bool] = False
+    parts: Any
     denoiser: Any
     compiled: Any = None
     tap: FeatureTap | None = None
@@ -65,6 +70,7 @@ class DiffusersBackbone(Backbone):
         self.buckets: Sequence[int] = ()
         self._texts: OrderedDict[str, Conditioning] = OrderedDict()
         self._negative: dict[str, Tensor] = {}
+        self._encoded_by: tuple[Any, ...] = ()
         self._capturing = False
 
     @property
@@ -85,9 +91,18 @@ class DiffusersBackbone(Backbone):
     def denoise(self, x: Tensor, timesteps: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """One network call: (N, C, H, W), (N,), named conditioning tensors -> (N, C, H, W)."""
 
+    def encoders(self) -> list[Any]:
+        """What encodes text, encoders and tokenizers: encoded prompts are kept for as long as these stay the same."""
+        return [value for name, value in vars(self.parts).items() if name.startswith(("text_encoder", "tokenizer"))]
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encodes prompts, each text once."""
+        """Encodes prompts, each text once for as long as :meth:`encoders` stay the same."""
         texts = check_prompts(prompts)
+        state = fingerprint(*self.encoders())
+        if state != self._encoded_by:  # fine-tuned, an adapter loaded or scaled, a textual inversion, moved
+            self._texts.clear()
+            self._negative.clear()
+            self._encoded_by = state
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if missing:
             with self.alone():

@@ -81,7 +81,7 @@ def write_report(out_dir: Path | str, config_file: Path | str | None = None) -> 
     films = read_films(folder)
     drawn = figures(records, summary, films)
     written = sections(records, summary, manifest, films)
-    written[-1:-1] = measured_sections(folder)
+    written[-1:-1] = measured_sections(folder, manifest)
     claims = manifest.settings.get("hypotheses")
     verdicts = judge_evaluation(records, manifest, claims, config_file) if claims is not None else ()
     if verdicts:
