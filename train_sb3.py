@@ -35,6 +35,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         check_algorithm,
         export_policy,
         exported_at,
+        hold_to_identity,
         last_return,
         remember_config,
         resume_or_make,
@@ -66,6 +67,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     lanes, halve = lanes_of(config["lanes"])
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
     env = make_rollouts(config["rollouts"], config["vec_env"], lanes, config["seed"], told)
+    identity = hold_to_identity(folder, env, resume)
     set_training(env, True)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
@@ -109,7 +111,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     policy = folder / "policy"
     if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         frontier = log.frontier() if walk is None else measured_frontier(model.policy, walk, settings)
-        export_policy(policy, model, config, frontier)
+        export_policy(policy, model, config, frontier, identity)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder, last_return(model)
 

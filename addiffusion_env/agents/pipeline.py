@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from addiffusion_env.agents.hub_policy import HubPolicy, make_policy, named_poli
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
-from addiffusion_env.agents.policy_file import load_config, shipped
+from addiffusion_env.agents.policy_file import PolicyConfig, load_config, shipped
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.wrap import backbone_of
 from addiffusion_env.baselines.base import BaseMethod, Method
 from addiffusion_env.engine.engine import Counters, Engine
@@ -293,6 +296,17 @@ class AdaptivePipeline:
                     f"use it on {known}, which it was trained on, or pass scorers= with the same CLIP",
                 )
 
+    def _warn_of_another_frontier(self, config: PolicyConfig) -> None:
+        parts = {"backbone": self.backbone, "scorers": self.scorers}
+        here = {name: digest_of(described(part)) for name, part in parts.items()}
+        changed = [name for name, digest in config.identity.items() if digest != here[name]]
+        if changed:
+            warnings.warn(
+                f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "
+                "settings or kind of device): it may spend more or less than target_nfe here\n  -> give price= instead",
+                stacklevel=4,
+            )
+
     def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:
             return self.method
@@ -304,6 +318,8 @@ class AdaptivePipeline:
             raise ConfigError(f"policy {self.method.name!r} was trained at one price", "leave out price and target_nfe")
         if target_nfe is not None and not target_nfe > 0:
             raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
+        if target_nfe is not None:
+            self._warn_of_another_frontier(self.method.config)
         chosen = price if price is not None else self.method.config.price_for(float(target_nfe or 0))
         if not np.isfinite(chosen) or chosen < 0:
             raise ConfigError(

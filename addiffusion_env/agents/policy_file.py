@@ -21,6 +21,8 @@ from addiffusion_env.typed import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
+FRONTIER_OF = ("backbone", "scorers")
+"""What a frontier depends on beside the policy."""
 LONGEST_SHOWN = 300
 """Characters of a folder's name in a message."""
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -42,6 +44,8 @@ class PolicyConfig:
         frontier: (price, mean NFE) pairs measured on training prompts, falling in NFE, for ``target_nfe``.
         provenance: how it was made: command, seed, steps, figures.
         results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
+        identity: ``backbone`` and ``scorers`` -> sha256 of what it was trained and its frontier measured on; empty in
+            files from before this was kept.
     """
 
     environment: Mapping[str, Any]
@@ -52,6 +56,7 @@ class PolicyConfig:
     frontier: tuple[tuple[float, float], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     def space(self) -> spaces.Dict:
         """The observation space."""
@@ -107,6 +112,7 @@ def config_text(config: PolicyConfig) -> str:
         "default_price": config.default_price,
         "frontier": [list(pair) for pair in config.frontier],
         "provenance": dict(config.provenance),
+        **({"identity": dict(config.identity)} if config.identity else {}),
         **({"results": dict(config.results)} if config.results else {}),
     }
     return json.dumps(plain, indent=2)

@@ -128,7 +128,7 @@ def _sum(value: Tensor) -> Tensor:
 def bytes_of(value: Tensor) -> bytes | memoryview:
     """A tensor's bytes, in the order of its elements, whatever its layout and device."""
     parts = [part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for part in _plain_tensors(value)]
-    return memoryview(parts[0]) if len(parts) == 1 else b"".join(part.tobytes() for part in parts)
+    return parts[0].data if len(parts) == 1 else b"".join(part.tobytes() for part in parts)
 
 
 def _plain_tensors(value: Tensor) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,9 @@ from addiffusion_env.backbones.fingerprint import bytes_of, digest_of, name_of, 
 
 DEEPEST = 12
 """Levels of objects within objects that are described."""
+
+SHOWN = 6
+"""Differences of two identities that are listed."""
 
 SECRET = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
 """Attributes that are never written down: an identity lies in a readable file."""
@@ -70,6 +74,12 @@ def described(value: Any) -> Any:
     return _Describer().of(value, "", ())
 
 
+def identity_of(**parts: Any) -> dict[str, Any]:
+    """Several components by name, each as :func:`described`, and ``packages``, the versions of those they come from."""
+    found = {name: described(part) for name, part in parts.items()}
+    return {**found, "packages": packages(found)}
+
+
 def packages(identity: Any) -> dict[str, str]:
     """Installed package -> version, of all classes in an identity; without a build's local part (``+cu130``)."""
     found = {}
@@ -78,6 +88,19 @@ def packages(identity: Any) -> dict[str, str]:
             found[distribution] = metadata.version(distribution).partition("+")[0]
     found.pop("addiffusion-env", None)  # as installed, which may be older than what runs
     return {**found, "addiffusion-env": addiffusion_env.__version__}
+
+
+def networks_in(identity: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(dotted place, description) of each module in an identity; one that stands twice in a component comes once."""
+    if isinstance(identity, Mapping):
+        if "weights" in identity and "dtype" in identity:
+            yield place, identity
+            return
+        for key, value in identity.items():
+            yield from networks_in(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(identity, list):
+        for number, value in enumerate(identity):
+            yield from networks_in(value, f"{place}.{number}")
 
 
 def differences(before: Any, after: Any) -> list[str]:
@@ -90,8 +113,19 @@ def differences(before: Any, after: Any) -> list[str]:
     return [
         f"{path}: {_short(old, path)} -> {_short(new, path)}"
         for path in dict.fromkeys((*old, *new))
-        if path not in old or path not in new or old[path] != new[path]
+        if path not in old or path not in new or json.dumps(old[path]) != json.dumps(new[path])  # NaN is NaN
     ]
+
+
+def difference_words(before: Any, after: Any) -> str:
+    """The first few differences of two identities, on one line."""
+    return listed(differences(before, after))
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first few of some differences, on one line."""
+    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more
 
 
 class _Describer:
@@ -102,7 +136,7 @@ class _Describer:
 
     def held(self, value: Any, place: str = "", within: tuple[int, ...] = ()) -> dict[str, Any]:
         """Class and attributes of an object."""
-        kind = type(value)
+        kind: Any = type(value)
         found: dict[str, Any] = {"class": name_of(kind)}
         if source := _source(kind):
             found["source"] = source
@@ -130,6 +164,8 @@ class _Describer:
             return hashlib.sha256(value).hexdigest()
         if isinstance(value, nn.Module):
             return self._module(value, place, within)
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biufc":
+            return self.of(value.tolist(), place, within)
         if isinstance(value, Tensor | np.ndarray | np.generic):
             tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
             return {"shape": list(tensor.shape), "content": hashlib.sha256(bytes_of(tensor)).hexdigest()}
@@ -154,9 +190,11 @@ class _Describer:
         if isinstance(value, functools.partial):
             return [self.of(item, place, within) for item in (value.func, value.args, value.keywords)]
         if isinstance(value, types.FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            held = [self.of(item, place, (*within, id(value))) for item in [*cells, *(value.__defaults__ or ())]]
-            return {"function": name_of(value), "holds": held} if held else name_of(value)
+            kept = (*_closed_over(value), *(value.__defaults__ or ()))
+            held = [self.of(item, place, (*within, id(value))) for item in kept]
+            source = _source(value)
+            more = {**({"source": source} if source else {}), **({"holds": held} if held else {})}
+            return {"function": name_of(value), **more} if more else name_of(value)
         own = getattr(value, "identity", None)
         if isinstance(own, str | Mapping):  # a feature network, a client of a service
             return self.of(own, place, (*within, id(value)))
@@ -166,15 +204,15 @@ class _Describer:
             parts = self.of(value.components, place, (*within, id(value)))
             return {"class": name_of(type(value)), **parts}
         if hasattr(value, "config") and hasattr(value, "save_config"):  # a diffusers scheduler
-            found = {"class": name_of(type(value)), "config": _config(value.config)}
+            settings = {"class": name_of(type(value)), "config": _config(value.config)}
             # Set apart from the configuration, and read by backbones: set_shift, rescaled betas.
-            held = {name: getattr(value, name) for name in ("shift", "alphas_cumprod") if hasattr(value, name)}
-            return {**found, **self.of(held, place, within)}
+            set_apart = {name: getattr(value, name) for name in ("shift", "alphas_cumprod") if hasattr(value, name)}
+            return {**settings, **self.of(set_apart, place, within)}
         if not hasattr(value, "__dict__") and not is_dataclass(value):
             return name_of(type(value))
         if is_dataclass(value) and not hasattr(value, "__dict__"):
-            held = {item.name: getattr(value, item.name) for item in fields(value)}
-            return {"class": name_of(type(value)), **self.of(held, place, (*within, id(value)))}
+            slots = {item.name: getattr(value, item.name) for item in fields(value)}
+            return {"class": name_of(type(value)), **self.of(slots, place, (*within, id(value)))}
         found = self.held(value, place, within)
         if is_dataclass(value) or found["class"].startswith("addiffusion_env."):
             return found
@@ -187,22 +225,28 @@ class _Describer:
         first = self.places.setdefault(id(module), place)
         if first != place:
             return {"same as": first}
-        kind = type(module)
+        kind: Any = type(module)
         found: dict[str, Any] = {"class": name_of(kind)}
         if source := _source(kind):
             found["source"] = source
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         config = config.to_dict() if hasattr(config, "to_dict") else config
         if isinstance(config, Mapping):
             found["config"] = _config(config)
         found["dtype"] = sorted({str(value.dtype) for _, value in weights_of(module)})
         found["weights"] = weights_digest(module)
         settings = settings_of(module)
-        scales = {str(value) for name, value in settings.items() if name.endswith(".scaling")}
-        if adapters := sorted(scale for scale in scales if scale.startswith("{'")):  # PEFT's, by name of the adapter
-            found["adapter_scales"] = adapters
+        scales = {str(value) for name, value in settings.items() if name.endswith(".scaling") and type(value) is dict}
+        if scales:  # PEFT's, by name of the adapter
+            found["adapter_scales"] = sorted(scales)
         found["settings"] = digest_of(settings)
         return found
+
+
+def _closed_over(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # named, and not yet filled
+            yield cell.cell_contents
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,8 +273,8 @@ def _vocabulary(tokenizer: Any) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _source(kind: type) -> str | None:
-    """sha256 of the source of a class that no installed package brings: its author may change it at any time."""
+def _source(kind: Any) -> str | None:
+    """sha256 of the source of a class or function that no installed package brings: it may change at any time."""
     top = kind.__module__.partition(".")[0]
     if top == "addiffusion_env" or top in sys.stdlib_module_names - {"__main__"} or top in _distributions():
         return None

@@ -107,6 +107,10 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         """Closes the window of mode ``human``."""
         self.view.close()
 
+    def identity(self) -> dict[str, Any]:
+        """What makes, scores and pays the pictures, as plain values."""
+        return self.episodes.identity()
+
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here."""
         return self.episodes.state_dict()

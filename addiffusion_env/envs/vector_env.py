@@ -119,6 +119,10 @@ class AdDiffusionVectorEnv(VectorEnv):
         self.view.show()
         return observation, result.reward, result.terminated, result.truncated, infos
 
+    def identity(self) -> dict[str, Any]:
+        """What makes, scores and pays the pictures, as plain values."""
+        return self.episodes.identity()
+
     def action_masks(self) -> np.ndarray:
         """(num_envs, 3) bool: legal actions of each lane."""
         return self.episodes.action_masks()

@@ -15,8 +15,8 @@ from typing import Any
 
 from addiffusion_env import __version__
 from addiffusion_env.backbones import fingerprint
+from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import ConfigError, RunFolderError
-from addiffusion_env.evaluation.identity import difference_words
 from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.store import RecordStore

@@ -13,6 +13,7 @@ from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import identity_of
 from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
@@ -20,7 +21,6 @@ from addiffusion_env.engine.faults import LANE_ERRORS, Fault, FaultCount
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.identity import identity_of
 from addiffusion_env.evaluation.judges import Judgement, Judges
 from addiffusion_env.evaluation.metrics.usage import Meter
 from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, variant_of
@@ -134,7 +134,7 @@ def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[i
             raise ConfigError(f"{what} {twice!r} is there more than once", "records are told apart by it: name it once")
     # In one order, whatever is recorded already: a text that is encoded in another batch is rounded otherwise.
     stage.scorers.clip.embed_texts(prompts)
-    identity, plans = identity_of(stage.backbone, stage.scorers, stage.judges), []
+    identity, plans = identity_of(backbone=stage.backbone, scorers=stage.scorers, judges=stage.judges), []
     digest, keys = digest_of(identity), [prompt_key(prompt) for prompt in prompts]
     for method in methods:
         method.bind(stage.backbone, stage.scorers)
