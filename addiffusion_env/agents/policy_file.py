@@ -16,6 +16,7 @@ from safetensors.torch import load_model, save_model
 from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
+from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings
 from addiffusion_env.typed import check_types
 
@@ -187,14 +188,19 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     Returns:
         ``about`` (prompts, seeds and judge in a sentence), ``command``, and ``rows``, the policy's own first:
         ``method`` and, each as ``{"estimate", "low", "high"}``, ``correct``, ``nfe``, ``preference`` and ``seconds``
-        where they were measured. ``None`` when there is nothing, or it cannot be read.
+        where they were measured. ``None`` when there is nothing, it cannot be read, or it is of another policy.
     """
     report = folder.parent / "report"
     try:
         if (folder / RESULTS_FILE).is_file():
             return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
-        settings = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))["settings"]
+        evaluation = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))
+        prints = {entry["name"]: entry.get("fingerprint") for entry in evaluation.get("methods", ())}
+        measured = prints.get(summary["focus"])
+        if measured and measured != folder_digest(folder):
+            return None  # the report is of what this policy was before it was trained on
+        settings = evaluation["settings"]
         rows = sorted(summary["methods"], key=lambda row: row["method"] != summary["focus"])
         judges = ", ".join(settings["judges"] or []) or "no judge"
         return {

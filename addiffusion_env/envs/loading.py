@@ -26,7 +26,7 @@ def load_backbone(settings: EnvSettings) -> Backbone:
         return settings.backbone
     load = settings.load()
     options = tuple(sorted(load.options.items()))
-    stamps = _stamps(load.name_or_path, *load.options.values())
+    stamps = _stamps(load.name_or_path, load.options.get("preview"))
     return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options, stamps)
 
 

@@ -56,12 +56,14 @@ class MethodEntry:
         variant: see :func:`addiffusion_env.evaluation.records.variant_of`.
         looks: whether it needed previews.
         process: its decision process, as plain values.
+        fingerprint: of a learned method's files; empty for others and in older manifests.
     """
 
     name: str
     variant: str
     looks: bool
     process: Mapping[str, Any]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,14 @@ def write_manifest(
     prompt_ids = tuple(prompts)
     manifest = Manifest(
         methods=tuple(
-            MethodEntry(plan.method.name, plan.variant, bool(plan.method.looks), asdict(plan.process)) for plan in plans
+            MethodEntry(
+                plan.method.name,
+                plan.variant,
+                bool(plan.method.looks),
+                asdict(plan.process),
+                str(getattr(plan.method, "fingerprint", "")),
+            )
+            for plan in plans
         ),
         backbone=backbone,
         prompt_ids=prompt_ids,

@@ -162,6 +162,26 @@ def test_a_policys_file_keeps_what_its_frontier_was_measured_on():
     assert parse_config(json.loads(config_text(kept)), Path("x")).identity == kept.identity
 
 
+def test_a_report_of_what_a_policy_was_before_is_not_what_it_is_now(tmp_path):
+    import shutil
+
+    from addiffusion_env.agents.policy_file import PRETRAINED, read_results
+    from addiffusion_env.baselines.policy import folder_digest
+
+    policy, report = shutil.copytree(PRETRAINED / "emoji", tmp_path / "policy"), tmp_path / "report"
+    (policy / "results.json").unlink()
+    report.mkdir()
+    row = {name: None for name in ("correct", "nfe", "preference", "seconds")} | {"method": "policy:x", "prompts": 2}
+    (report / "summary.json").write_text(json.dumps({"methods": [row], "focus": "policy:x"}))
+    settings = {"judges": [], "benchmark": None, "prompt_source": "emoji", "seeds": [0], "policy": "runs/x"}
+    method = {"name": "policy:x", "fingerprint": folder_digest(policy)}
+    (report / "evaluation.json").write_text(json.dumps({"settings": settings, "methods": [method]}))
+    assert read_results(policy)["rows"][0]["method"] == "policy:x"
+    config = policy / "config.json"
+    config.write_text(config.read_text().replace('"highest_price": 0.03', '"highest_price": 0.04'))
+    assert read_results(policy) is None
+
+
 def test_reference_pictures_do_not_outlive_the_model(emoji):
     env = AdDiffusionEnv(backbone=copy.copy(emoji), steps=2, reference_steps=1, refine="off")
     options = {"prompt": "a photo of a dog", "seed": 3}

@@ -110,9 +110,7 @@ def test_a_worker_with_other_weights_or_packages_is_refused(stage, prompts):
     arguments = (1, ray.cloudpickle.dumps(methods), SETTINGS, JUDGES, prompts[:1], [0])
     PictureWorker().setup(*arguments, planned)
     other = {**planned, "packages": {**planned["packages"], "diffusers": "0.1"}}
-    with pytest.raises(
-        WorkerError, match=r"than were planned here: packages\.diffusers: 0\.1"
-    ):
+    with pytest.raises(WorkerError, match=r"than were planned here: packages\.diffusers: 0\.1"):
         PictureWorker().setup(*arguments, other)
 
 
