@@ -113,7 +113,7 @@ def checkpointed(folder: Path) -> None:
     [
         ({"prompts": ["a photo of a cat"]}, r"prompts: [0-9a-f]{12} -> [0-9a-f]{12}"),
         ({"reward": "as_published"}, r"reward\.terms\.terminal_bonus"),
-        ({"guidance_scale": 2.0}, r"process\.guidance_scale: 4\.0 -> 2\.0"),
+        pytest.param({"guidance_scale": 2.0}, r"process\.guidance_scale: 4\.0 -> 2\.0", marks=pytest.mark.slow),
         ({"backbone_options": {"truncate_prompts": True}}, r"backbone\.truncate_prompts: False -> True"),
     ],
 )

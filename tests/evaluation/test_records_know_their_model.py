@@ -312,7 +312,26 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("thing", CHANGES)
+SLOW = {
+    "autoencoder's configuration",
+    "preview decoder's weights",
+    "scheduler's betas",
+    "adapter",
+    "FreeU",
+    "preference's scale",
+    "no judge",
+    "landing",
+    "spacing",
+    "policy's frontier",
+    "setting of a method of one's own",
+    "text under the same id",
+}
+"""Kinds that another change stands for in the fast suite."""
+
+
+@pytest.mark.parametrize(
+    "thing", [pytest.param(thing, marks=[pytest.mark.slow] * (thing in SLOW), id=thing) for thing in CHANGES]
+)
 def test_one_thing_changed_gives_new_records(thing, world):
     before, change = CHANGES[thing]
     old = {record.uid for record in RecordStore(world.folder / "out" / "records").read()}
