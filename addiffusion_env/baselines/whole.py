@@ -54,6 +54,7 @@ class WholePipeline(BaseMethod):
 
     needs_scores: ClassVar[bool] = False
     _scorers: LookScorers | None = None
+    _bound: Backbone | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +64,7 @@ class WholePipeline(BaseMethod):
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """Remembers the scorers, which look at every finished picture; subclasses check the backbone first."""
-        self._scorers = scorers
+        self._scorers, self._bound = scorers, backbone
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
         """Makes one picture."""

@@ -204,6 +204,8 @@ def read_manifest(out_dir: Path | str) -> Manifest:
             check_types("", part)
         if not manifest.methods or not manifest.margins:
             raise ValueError("it names no method or no margin")
+        if manifest.prompt_keys and len(manifest.prompt_keys) != len(manifest.prompt_ids):
+            raise ValueError(f"{len(manifest.prompt_keys)} keys for {len(manifest.prompt_ids)} prompts")
         return manifest
     except FileNotFoundError as error:
         raise RunFolderError(
