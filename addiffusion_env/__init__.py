@@ -18,6 +18,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SDXL-v0": {"backbone": "sdxl", "steps": 50, "refine": "as_published"},
     "AdDiffusion-FluxSchnell-v0": {"backbone": "flux", "steps": 4, "refine": "as_published"},
+    # Any pipeline: pipe= or name_or_path=. Its own steps, guidance and scheduler are the default.
+    "AdDiffusion-Diffusers-v0": {"backbone": "diffusers", "refine": "restart"},
 }
 """Environment id -> its settings. A new id is one line."""
 

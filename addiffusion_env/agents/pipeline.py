@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from addiffusion_env.agents.hub_policy import HubPolicy, make_policy, named_policy
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
+from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
 from addiffusion_env.agents.policy_file import PolicyConfig, load_config, shipped
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
@@ -50,7 +52,7 @@ class AdaptivePipeline:
     returns can be passed in the pipeline's place.
 
     Args:
-        model: a diffusers pipeline (Stable Diffusion 1.x or 2.x, XL, Flux) or a :class:`Backbone`.
+        model: any text-to-image pipeline of diffusers, or a :class:`Backbone`.
         policy: a method; a specification of one without learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the
             name, folder or hub id of a trained policy.
         process: the decision process of a policy without learning; ``None`` is the model's own schedule without
@@ -91,9 +93,9 @@ class AdaptivePipeline:
         self.max_lanes = max_lanes
         self._check_width()
         self.method.bind(self.backbone, self.scorers)
-        own = EnvSettings(refine="off")
-        self.process = self.method.process(process or own.process(self.backbone.capabilities, self.backbone.name))
-        self.process.check(self.backbone.capabilities, self.backbone.name)
+        self._base = process
+        self._progress_bar_config = dict(getattr(model, "_progress_bar_config", None) or {"disable": None})
+        self.process = self._own_process()
 
     @classmethod
     def from_pretrained(
@@ -148,6 +150,7 @@ class AdaptivePipeline:
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_trace: bool = False,
+        **pipeline_kwargs: Any,
     ) -> PipelineOutput:
         """Makes pictures of one prompt or of a list.
 
@@ -163,19 +166,32 @@ class AdaptivePipeline:
                 step; see :class:`addiffusion_env.agents.trace.StepEnd`.
             callback_on_step_end_tensor_inputs: what it is given: ``latents``, ``x0``.
             return_trace: keep every decision with its preview and probabilities.
+            **pipeline_kwargs: arguments of the diffusers pipeline's own ``__call__``: ``negative_prompt``,
+                ``guidance_scale``, ``num_inference_steps``, ``height``, ``width``, ``generator``, ``latents``,
+                ``image`` ...; one value, or for what belongs to a prompt a list (or the rows of a tensor) with one for
+                each. See :mod:`addiffusion_env.agents.pipeline_kwargs`.
 
         Raises:
             PromptError: for no prompt, or one that does not fit the text window.
-            ConfigError: for another number of seeds than pictures, price and target together, or a price for a policy
-                that has none.
+            ConfigError: for another number of seeds than pictures, price and target together, a price for a policy
+                that has none, or an argument that the pipeline does not have or that would not take effect.
             UnknownNameError: for another output type.
         """
         check_output_type(output_type)
-        jobs = list(make_jobs(listed(prompts), seeds, num_images_per_prompt, self._prompt))
+        self._refresh()
+        texts = listed(prompts)
+        process = self.process
+        if pipeline_kwargs:
+            known = [self._prompt(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
+            process, texts = with_pipeline_kwargs(
+                self.backbone, self.method, process, known, num_images_per_prompt, pipeline_kwargs
+            )
+        jobs = list(make_jobs(texts, seeds, num_images_per_prompt, self._prompt))
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         lanes = min(self.max_lanes, len(jobs))
-        made, counters = self._run(jobs, self._priced(price, target_nfe), step_end, return_trace, lanes)
-        finished = list(in_order(made))
+        method = self._priced(price, target_nfe)
+        made, counters = self._run(jobs, method, process, step_end, return_trace, lanes)
+        finished = list(in_order(self._with_progress(made, len(jobs))))
         return collect(finished, output_type, counters.utilisation)
 
     def stream(
@@ -221,11 +237,12 @@ class AdaptivePipeline:
                 early) is raised by the iterator.
         """
         check_output_type(output_type)
+        self._refresh()
         jobs = make_jobs(prompts, seeds, num_images_per_prompt, self._prompt)
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         lanes = self.max_lanes if max_lanes is None else max_lanes
         method = self._priced(price, target_nfe)
-        made, counters = self._run(jobs, method, step_end, return_trace, lanes, decode_batch)
+        made, counters = self._run(jobs, method, self.process, step_end, return_trace, lanes, decode_batch)
         return PictureStream(made, counters, output_type, ordered)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -259,6 +276,7 @@ class AdaptivePipeline:
         self,
         jobs: Iterable[Job],
         method: Method,
+        process: ProcessConfig,
         step_end: StepEnd | None,
         return_trace: bool,
         max_lanes: int,
@@ -266,13 +284,44 @@ class AdaptivePipeline:
     ) -> tuple[Generator[Made, None, None], Counters]:
         """Finished pictures as they come, and the counters of the engine that makes them."""
         tracer = TracingDecider(method, self.backbone) if return_trace else None
-        engine = Engine(self.backbone, self.scorers, solver=self.process.solver, decider=tracer or method.decide)
+        engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=tracer or method.decide)
         programs = (
-            watched(job, method.program(self.backbone, self.process, job.prompt, job.seed), tracer, step_end)
-            for job in jobs
+            watched(job, method.program(self.backbone, process, job.prompt, job.seed), tracer, step_end) for job in jobs
         )
         stream = engine.stream(programs, max_lanes, decode_batch)
         return (made for _, made in stream), engine.counters
+
+    def to(self, *args: Any, **kwargs: Any) -> AdaptivePipeline:
+        """Moves the model, as a diffusers pipeline's ``to``; returns the pipeline itself.
+
+        Raises:
+            CapabilityError: for a model that stays where it was loaded.
+        """
+        self.backbone.to(*args, **kwargs)
+        self._refresh()
+        return self
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Settings of the progress bar over images, as in diffusers: ``disable=True``, ``desc``, ``leave`` ..."""
+        self._progress_bar_config = kwargs
+
+    def _with_progress(self, made: Iterable[Made], total: int) -> Iterable[Made]:
+        return tqdm(made, total=total, unit="image", **self._progress_bar_config)
+
+    def _refresh(self) -> None:
+        """Takes over what was changed on the model since it was wrapped: its device, precision, parts, scheduler."""
+        before = self.backbone.capabilities
+        self.backbone.refresh()
+        if self.backbone.capabilities is not before:
+            self.method.bind(self.backbone, self.scorers)
+            self.process = self._own_process()
+
+    def _own_process(self) -> ProcessConfig:
+        own = EnvSettings(refine="off")
+        capabilities, name = self.backbone.capabilities, self.backbone.name
+        made = self.method.process(self._base or own.process(capabilities, name))
+        made.check(capabilities, name)
+        return made
 
     def _step_end(self, function: StepCallback | None, tensors: Sequence[str]) -> StepEnd | None:
         return None if function is None else StepEnd(self, self.backbone, function, tuple(tensors))

@@ -248,6 +248,7 @@ def export_policy(
     model: BaseAlgorithm,
     config: Mapping[str, Any],
     frontier: Sequence[tuple[float, float]] = (),
+    frontier_prompts: str = PolicyConfig.frontier_prompts,
     identity: Mapping[str, Any] | None = None,
 ) -> Path:
     """Saves the trained policy in the plain format, with what it was trained on and its (price, mean NFE) frontier.
@@ -257,6 +258,7 @@ def export_policy(
         model: the agent.
         config: of the training.
         frontier: (price, mean NFE) pairs.
+        frontier_prompts: what the frontier was measured on, in words.
         identity: of the environment (:meth:`.Episodes.identity`) on which the frontier was measured.
     """
     low, high = EnvSettings.of(**config["env"]).price_range()
@@ -276,6 +278,7 @@ def export_policy(
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),
+        frontier_prompts=frontier_prompts,
         provenance=provenance,
         identity={name: digest_of((identity or {})[name]) for name in FRONTIER_OF if name in (identity or {})},
     )

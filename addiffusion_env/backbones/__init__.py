@@ -10,5 +10,6 @@ BACKBONES = Registry(
         "sd21": "addiffusion_env.backbones.sd21:SD21Backbone",
         "sdxl": "addiffusion_env.backbones.sdxl:SDXLBackbone",
         "flux": "addiffusion_env.backbones.flux:FluxBackbone",
+        "diffusers": "addiffusion_env.backbones.pipeline_backbone:PipelineBackbone",
     },
 )

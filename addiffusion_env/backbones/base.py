@@ -18,7 +18,9 @@ from torch import Tensor
 
 from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.backbones.paths import NoisePath
-from addiffusion_env.errors import PromptError
+from addiffusion_env.errors import CapabilityError, PromptError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.seeding import keyed_noise
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Capabilities:
         default_solver: name of the solver in ``backbones.solvers.SOLVERS``.
         default_spacing: name of the timestep spacing.
         feature_dim: width of the denoiser's own pooled features (:attr:`Prediction.features`); ``None`` without.
+        network_calls: rows of network calls that one evaluation takes: (without guidance, with it).
+        masks: whether latents are (C, h, w) with places in the image, so that a region can be refined.
+        previews: whether there is a cheap look at latents; without, only finished images are scored.
+        phrases: whether evaluations without guidance can be compared, for phrase maps.
     """
 
     latent_shape: tuple[int, int, int]
@@ -50,6 +56,10 @@ class Capabilities:
     default_solver: str = "ddim"
     default_spacing: str = "leading"
     feature_dim: int | None = None
+    network_calls: tuple[int, int] = (1, 2)
+    masks: bool = True
+    previews: bool = True
+    phrases: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,19 @@ class History:
         sigma: (B,) float64, the noise level at which it was made; NaN where there is no previous step.
         older_x0: (B, C, H, W) the clean prediction before that one; meaningless where ``older_sigma`` is NaN.
         older_sigma: (B,) float64, its noise level; NaN where there are not two steps.
+        scheduler: for each lane what the pipeline's own scheduler remembers (``solver="scheduler"``), plain values;
+            ``None`` where it is not under way.
     """
 
     x0: Tensor
     sigma: Tensor
     older_x0: Tensor
     older_sigma: Tensor
+    scheduler: tuple[Mapping[str, Any] | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.scheduler:
+            object.__setattr__(self, "scheduler", (None,) * len(self.x0))
 
     @classmethod
     def none(cls, like: Tensor) -> History:
@@ -81,12 +98,16 @@ class History:
     def row(self, index: int) -> History:
         """Of one picture, as a batch of one."""
         at = slice(index, index + 1)
-        return History(self.x0[at], self.sigma[at], self.older_x0[at], self.older_sigma[at])
+        return History(self.x0[at], self.sigma[at], self.older_x0[at], self.older_sigma[at], self.scheduler[at])
 
     @staticmethod
     def cat(parts: Sequence[History]) -> History:
         """Joins batches into one."""
-        return History(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(History)))
+        tensors = [torch.cat([getattr(part, name) for part in parts]) for name in HISTORY_TENSORS]
+        return History(*tensors, tuple(state for part in parts for state in part.scheduler))
+
+
+HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")
 
 
 @dataclass(frozen=True)
@@ -130,10 +151,12 @@ class Conditioning:
     Attributes:
         tensors: for example ``text`` (B, tokens, D) and, with guidance, ``negative`` (B, tokens, D).
         content: for each prompt the positions of its content tokens (no special tokens, no stop words), in order.
+        requests: what the backbone itself keeps of each prompt, where that is no tensor (an open pipeline call).
     """
 
     tensors: Mapping[str, Tensor]
     content: tuple[tuple[int, ...], ...]
+    requests: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.content)
@@ -141,13 +164,14 @@ class Conditioning:
     def row(self, index: int) -> Conditioning:
         """One prompt, as a batch of one."""
         tensors = {name: value[index : index + 1] for name, value in self.tensors.items()}
-        return Conditioning(tensors, self.content[index : index + 1])
+        return Conditioning(tensors, self.content[index : index + 1], self.requests[index : index + 1])
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Joins batches into one."""
         tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        return Conditioning(tensors, tuple(item for part in parts for item in part.content))
+        content = tuple(item for part in parts for item in part.content)
+        return Conditioning(tensors, content, tuple(item for part in parts for item in part.requests))
 
 
 @dataclass(frozen=True)
@@ -156,20 +180,20 @@ class Prediction:
 
     Attributes:
         x0: (B, C, H, W) the clean latents it expects, guided where guidance was asked for.
-        x0_text: (B, C, H, W) the same from the prompt alone, unguided: what phrase maps compare.
-        calls: (B,) int64 network calls spent on each row: 2 with guidance, 1 without.
+        calls: (B,) int64 rows of network calls spent on each: mostly 2 with guidance, 1 without.
         attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
             layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless asked for. Rows that did
             not ask hold zeros.
         features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
             the picture; ``None`` when the model has none.
+        steps: for each row what the pipeline's own scheduler is given; empty where the backbone has none.
     """
 
     x0: Tensor
-    x0_text: Tensor
     calls: Tensor
     attention: Tensor | None = None
     features: Tensor | None = None
+    steps: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -260,13 +284,71 @@ class Backbone(Identified, ABC):
             CapabilityError: when attention is wanted and the model has none to give.
         """
 
+    def begin(
+        self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
+    ) -> tuple[Conditioning, Latents, np.ndarray]:
+        """An image before its first evaluation.
+
+        Args:
+            prompt: what is drawn.
+            seed: of the image; with the prompt's id and ``stream`` it fixes the noise.
+            steps: of the schedule.
+            spacing: of its noise levels.
+            stream: which of the image's streams of noise.
+
+        Returns:
+            The encoded prompt and the noisy latents, a batch of one each, and the (m + 1,) noise levels of its way.
+
+        Raises:
+            PromptError: when the prompt does not fit the text window.
+        """
+        levels = self.sigmas(steps, spacing)
+        noise = keyed_noise(prompt.prompt_id, seed, self.capabilities.latent_shape, stream)[None].to(self.device)
+        latents = Latents.start(noise, torch.tensor([levels[0]], dtype=torch.float64))
+        return self.encode([prompt.text]), latents, levels
+
+    def refresh(self) -> None:
+        """Looks whether the model was changed from outside since it was measured; most backbones are not."""
+
+    def to(self, *args: Any, **kwargs: Any) -> None:
+        """Moves the model to another device or precision.
+
+        Raises:
+            CapabilityError: for a backbone that stays where it was loaded.
+        """
+        raise CapabilityError(f"backbone {self.name!r} stays on {self.device}", "load it with device=")
+
+    def rephrased(self, conditioning: Conditioning, text: str) -> Conditioning:
+        """The conditioning of one prompt (a batch of one) under another text, all else being equal."""
+        return self.encode([text])
+
+    def scheduler_step(
+        self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
+    ) -> Latents:
+        """One step of every row with the pipeline's own scheduler (``solver="scheduler"``).
+
+        A step that its plan does not have (an early exit, a refinement) is a first-order one along the path.
+
+        Raises:
+            CapabilityError: when the backbone has no scheduler of its own.
+        """
+        raise CapabilityError(f"backbone {self.name!r} has no scheduler of its own", "use solver=ddim")
+
     @abstractmethod
     def preview(self, x0: Tensor) -> Tensor:
         """A cheap look: (B, C, H, W) clean latents -> (B, 3, h, w) float32 in [-1, 1], at the scorers' resolution."""
 
     @abstractmethod
-    def decode(self, x0: Tensor) -> Tensor:
-        """The full decoder: (B, C, H, W) clean latents -> (B, 3, H', W') float32 in [-1, 1]."""
+    def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
+        """The full decoder.
+
+        Args:
+            x0: (B, C, H, W) clean latents.
+            conditioning: of each image, for models whose decoding depends on it (inpainting); ``None`` for any.
+
+        Returns:
+            (B, 3, H', W') float32 in [-1, 1].
+        """
 
     def timestep_position(self, sigma: Tensor) -> Tensor:
         """Where on the way a noise level lies: (B,) -> (B,) in [0, 1], 1 at the start, 0 when clean."""

@@ -188,7 +188,7 @@ class DiffusersBackbone(Backbone):
             x0[at] = negative + rows(guidance_scale[guided], x) * (text[at] - negative)
         calls = 1 + (guidance_scale != 1).long()
         features = None if self.tap is None else self.tap.take(size)
-        return Prediction(x0, text, calls, self._maps(store, size), features)
+        return Prediction(x0, calls, self._maps(store, size), features)
 
     def _called(self, x: Tensor, times: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """One network call, filled up to a bucket."""
@@ -246,7 +246,7 @@ class DiffusersBackbone(Backbone):
         return maps
 
     @torch.no_grad()
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
         """The full autoencoder's picture of clean latents, a few at a time."""
         height, width = self.capabilities.image_size
         chunk = max(1, DECODE_PIXELS // (height * width))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Latents
 from addiffusion_env.backbones.paths import NoisePath, rows
-from addiffusion_env.errors import CapabilityError
+from addiffusion_env.errors import CapabilityError, unknown
 from addiffusion_env.registry import Registry
 
 SOLVERS = Registry(
@@ -29,6 +29,20 @@ SOLVERS = Registry(
 )
 
 
+SCHEDULER = "scheduler"
+"""In a solver's place: lanes step with copies of the pipeline's own scheduler (:meth:`Backbone.scheduler_step`)."""
+
+
+def check_solver_name(name: str) -> None:
+    """Refuses an unknown solver.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
+    if name != SCHEDULER and name not in SOLVERS:
+        raise unknown("solver", name, [*SOLVERS, SCHEDULER])
+
+
 def check_solver(name: str, path: NoisePath) -> None:
     """Refuses a solver that is wrong on a path.
 
@@ -36,7 +50,7 @@ def check_solver(name: str, path: NoisePath) -> None:
         UnknownNameError: for an unknown solver.
         CapabilityError: for Euler's flow step on a path that is not straight.
     """
-    SOLVERS[name]
+    check_solver_name(name)
     if name == "euler_flow" and path.name != "rectified_flow":
         raise CapabilityError(
             f"solver euler_flow is for rectified flows, this model is {path.name}", "use ddim, dpmpp_2m or unipc"

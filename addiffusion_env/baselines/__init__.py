@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BASELINES = Registry(
     "method",
     {
+        "continue": "addiffusion_env.baselines.always_continue:AlwaysContinue",
         "fixed": "addiffusion_env.baselines.fixed:FixedSteps",
         "stop": "addiffusion_env.baselines.constant_stop:ConstantStop",
         "random": "addiffusion_env.baselines.random_stop:RandomStop",
@@ -48,6 +49,6 @@ def make_method(spec: str) -> Method:
     """
     name, colon, arguments = str(spec).partition(":")
     kind = BASELINES.load(name.strip())
-    if not colon:
+    if not colon and ":" in kind.usage:
         raise ConfigError(f"method {spec!r} lacks its numbers", f"write {kind.usage}")
     return kind.parse(arguments)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.engine.requests import Decide, Request
@@ -111,15 +112,20 @@ class BaseMethod:
         return [int(Action.CONTINUE)] * len(requests)
 
 
-def fixed_schedule(base: ProcessConfig, steps: int, spacing: str = "trailing") -> ProcessConfig:
+def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) -> ProcessConfig:
     """A schedule of ``steps`` evaluations with the solver and guidance of ``base``, one decision each, no refinement.
 
-    Trailing spacing is the strongest of the standard ones where few steps are taken (arXiv:2305.08891, section 3.3).
+    Trailing spacing is the strongest of the standard ones where few steps are taken (arXiv:2305.08891, section 3.3);
+    it is the default, except where ``base`` steps with the pipeline's own scheduler, which has a spacing of its own.
+    Another spacing than that is stepped with DDIM.
     """
+    own = base.solver == SCHEDULER
+    chosen = spacing or (SCHEDULER if own else "trailing")
     return replace(
         base,
         steps=steps,
-        spacing=spacing,
+        spacing=chosen,
+        solver="ddim" if own and chosen != SCHEDULER else base.solver,
         guidance_interval=None,  # guided throughout, as the field's fixed-step methods are
         decide_every=1,
         decide_at=None,

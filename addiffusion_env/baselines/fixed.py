@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.backbones.solvers import check_solver_name
 from addiffusion_env.baselines.base import BaseMethod, fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.process import ProcessConfig
 
@@ -16,12 +16,12 @@ class FixedSteps(BaseMethod):
 
     Attributes:
         steps: evaluations a picture.
-        spacing: timestep spacing.
+        spacing: timestep spacing; ``None`` is trailing, or the pipeline's own where its scheduler steps.
         solver: a solver's name, or ``None`` for that of the base process.
     """
 
     steps: int
-    spacing: str = "trailing"
+    spacing: str | None = None
     solver: str | None = None
 
     usage: ClassVar[str] = "fixed:STEPS[,SPACING[,SOLVER]]"
@@ -30,7 +30,7 @@ class FixedSteps(BaseMethod):
     def __post_init__(self) -> None:
         require_at_least("fixed", "STEPS", self.steps, 1)
         if self.solver is not None:
-            SOLVERS[self.solver]
+            check_solver_name(self.solver)
 
     @classmethod
     def parse(cls, text: str) -> FixedSteps:
@@ -44,10 +44,10 @@ class FixedSteps(BaseMethod):
     @property
     def name(self) -> str:
         """``fixed:20``, and what differs from trailing spacing and the base solver."""
-        if self.solver is not None:
-            return f"fixed:{self.steps},{self.spacing},{self.solver}"
-        return f"fixed:{self.steps}" if self.spacing == "trailing" else f"fixed:{self.steps},{self.spacing}"
+        parts = [str(self.steps), *(part for part in (self.spacing, self.solver) if part is not None)]
+        return f"fixed:{','.join(parts)}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process's guidance (and solver) on a schedule of its own."""
-        return replace(fixed_schedule(base, self.steps, self.spacing), solver=self.solver or base.solver)
+        made = fixed_schedule(base, self.steps, self.spacing)
+        return made if self.solver is None else replace(made, solver=self.solver)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
-from addiffusion_env.backbones.solvers import SOLVERS, check_solver
+from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine.faults import LANE_ERRORS, FaultCount
 from addiffusion_env.engine.requests import Decide, Evaluate, Finish, Outcome, Peek, Picture, Program, Request
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
@@ -158,7 +158,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         check_solver(self.solver, self.backbone.path)
-        self._step = SOLVERS.load(self.solver)
+        self._step = None if self.solver == SCHEDULER else SOLVERS.load(self.solver)
 
     def run(self, programs: Iterable[Program], max_lanes: int | None = None) -> list[Any]:
         """Runs programs to their ends; returns their results in order, a :class:`Fault` for each one dropped.
@@ -281,7 +281,9 @@ class Engine:
         self._answer("decoding finished pictures of", tasks, self._finished)
 
     def _finished(self, requests: list[Finish]) -> list[Picture | Exception]:
-        images = self.backbone.decode(torch.cat([request.x for request in requests]))
+        known = [request.conditioning for request in requests if request.conditioning is not None]
+        x = torch.cat([request.x for request in requests])
+        images = self.backbone.decode(x, known if len(known) == len(requests) else None)
         looks = self._looks(images, [request.prompt for request in requests])
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
@@ -346,7 +348,10 @@ class Engine:
         ]
         last = torch.tensor([request.last for request in requests])
         levels = torch.tensor(onward, dtype=torch.float64)
-        stepped = self._step(self.backbone.path, latents, prediction.x0, levels, last)
+        if self._step is None:
+            stepped = self.backbone.scheduler_step(latents, prediction, conditioning, levels)
+        else:
+            stepped = self._step(self.backbone.path, latents, prediction.x0, levels, last)
         outcomes: list[Outcome | NumericsError] = []
         finite = torch.isfinite(prediction.x0).flatten(1).all(1).tolist()
         for row, request in enumerate(requests):
@@ -358,7 +363,6 @@ class Engine:
                 Outcome(
                     latents=request.latents if request.sigma_next is None else stepped.row(row),
                     x0=prediction.x0[at],
-                    x0_text=prediction.x0_text[at],
                     calls=int(prediction.calls[row]),
                     attention=None if prediction.attention is None else prediction.attention[at],
                     features=None if prediction.features is None else prediction.features[at],

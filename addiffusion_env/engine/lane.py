@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import Backbone, Conditioning, History, Latents
+from addiffusion_env.backbones.base import HISTORY_TENSORS, Backbone, Conditioning, History, Latents
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.engine.requests import Picture
 from addiffusion_env.prompts.base import Prompt
@@ -42,6 +42,7 @@ class Lane:
         shown: the finished picture that waits to be taken or tried again (``check_finished``); ``None`` before.
         best: the best-liked finished picture of earlier tries (``refine.accept=best``).
         features: (1, F) of the denoiser's middle block at the last evaluation; ``None`` where it has none.
+        levels: (m + 1,) noise levels of the whole schedule; ``None`` is the backbone's for any prompt.
     """
 
     prompt: Prompt
@@ -62,6 +63,7 @@ class Lane:
     shown: Picture | None = None
     best: Picture | None = None
     features: Tensor | None = None
+    levels: np.ndarray | None = None
 
     @property
     def sigma(self) -> float:
@@ -98,7 +100,8 @@ class Lane:
                 self.prompt.demands,
             ],
             "seed": self.seed,
-            "latents": [self.latents.x, self.latents.sigma, *(getattr(past, item.name) for item in fields(past))],
+            "latents": [self.latents.x, self.latents.sigma, *(getattr(past, name) for name in HISTORY_TENSORS)],
+            "scheduler": past.scheduler[0],
             "rest": torch.from_numpy(np.array(self.rest)),
             "counts": [self.step, self.nfe, self.calls, self.refinements, self.change],
             "x0": self.x0,
@@ -109,6 +112,7 @@ class Lane:
             "shown": picture_state(self.shown),
             "best": picture_state(self.best),
             "features": self.features,
+            "levels": None if self.levels is None else torch.from_numpy(np.array(self.levels)),
         }
 
 
@@ -118,10 +122,8 @@ def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: 
     Raises:
         PromptError: when the prompt does not fit the text window.
     """
-    rest = backbone.sigmas(process.steps, process.spacing)
-    sigma = torch.tensor([rest[0]], dtype=torch.float64)
-    noise = keyed_noise(prompt.prompt_id, seed, backbone.capabilities.latent_shape)[None].to(backbone.device)
-    return Lane(prompt, int(seed), backbone.encode([prompt.text]), Latents.start(noise, sigma), rest)
+    conditioning, latents, levels = backbone.begin(prompt, int(seed), process.steps, process.spacing)
+    return Lane(prompt, int(seed), conditioning, latents, levels, levels=levels)
 
 
 def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
@@ -131,7 +133,8 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
     # States saved before histories held two predictions go on with the one that they have.
     older_x0, older_sigma = older or (torch.zeros_like(x0), torch.full_like(past, float("nan")))
     device = backbone.device
-    history = History(x0.to(device), past.cpu(), older_x0.to(device), older_sigma.cpu())
+    own = state.get("scheduler")
+    history = History(x0.to(device), past.cpu(), older_x0.to(device), older_sigma.cpu(), (own,))
     step, nfe, calls, refinements, change = state["counts"]
     return Lane(
         prompt=Prompt(text, prompt_id, task, tuple(phrases), demands),
@@ -152,6 +155,7 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
         shown=restore_picture(state.get("shown")),
         best=restore_picture(state.get("best")),
         features=None if state.get("features") is None else state["features"].to(backbone.device),
+        levels=None if state.get("levels") is None else state["levels"].numpy(),
     )
 
 

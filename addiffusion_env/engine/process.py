@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -9,6 +10,7 @@ from enum import IntEnum
 import numpy as np
 
 from addiffusion_env.backbones.base import Capabilities
+from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
 from addiffusion_env.scorers.liking import Liking
 from addiffusion_env.typed import check_types
@@ -135,8 +137,8 @@ class ProcessConfig:
     Attributes:
         steps: evaluations of the full schedule.
         spacing: timestep spacing of that schedule.
-        solver: name in :data:`backbones.solvers.SOLVERS`.
-        guidance_scale: classifier-free guidance; 1 is none.
+        solver: name in :data:`backbones.solvers.SOLVERS`, or ``"scheduler"``, the pipeline's own.
+        guidance_scale: classifier-free guidance; 1 or less is none, as in diffusers.
         guidance_interval: ``(low, high)`` noise levels: evaluations at ``low < sigma <= high`` are guided, others take
             the prompt alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). ``None`` guides all.
         landing_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.landing`.
@@ -145,6 +147,7 @@ class ProcessConfig:
         check_finished: show the policy the finished picture before the episode ends, however it was finished: *stop*
             takes it, *refine* tries again, *continue* is not legal.
         refine: what *refine* does.
+        network_calls: rows of network calls of an evaluation, (without guidance, with it); see :class:`Capabilities`.
     """
 
     steps: int = 20
@@ -157,9 +160,16 @@ class ProcessConfig:
     decide_at: tuple[int, ...] | None = None
     check_finished: bool = False
     refine: RefineConfig = field(default_factory=RefineConfig)
+    network_calls: tuple[int, int] = (1, 2)
 
     def __post_init__(self) -> None:
         check_types("", self)
+        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise ConfigError(
+                f"guidance_scale must be a number of 0 or more, got {self.guidance_scale}", "1 or less is no guidance"
+            )
+        # Turbo and Lightning models are called with 0 for "off".
+        object.__setattr__(self, "guidance_scale", max(1.0, self.guidance_scale))
         if self.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.steps}", "raise it")
         if self.decide_every < 1:
@@ -219,7 +229,7 @@ class ProcessConfig:
 
     def calls_of(self, sigmas: Sequence[float] | np.ndarray) -> int:
         """Network calls of one evaluation at each of some noise levels."""
-        return sum(1 if self.scale_at(float(sigma)) == 1 else 2 for sigma in sigmas)
+        return sum(self.network_calls[self.scale_at(float(sigma)) != 1] for sigma in sigmas)
 
     def decides(self, step: int) -> bool:
         """Whether the policy is asked when so many steps of the schedule are done."""
@@ -231,7 +241,7 @@ class ProcessConfig:
         >>> ProcessConfig(guidance_scale=4).cost(1), ProcessConfig(guidance_scale=1).cost(1)
         ((0.5, 1), (1.0, 1))
         """
-        return calls / (1 if self.guidance_scale == 1 else 2), calls
+        return calls / self.network_calls[self.guidance_scale != 1], calls
 
     def check(self, capabilities: Capabilities, backbone: str) -> None:
         """Refuses what the backbone cannot do.
@@ -242,6 +252,28 @@ class ProcessConfig:
         if self.guidance_scale != 1 and not capabilities.guidance:
             raise CapabilityError(
                 f"backbone {backbone!r} has no guidance, got guidance_scale={self.guidance_scale}", "set it to 1"
+            )
+        own = capabilities.default_solver == SCHEDULER
+        if not own and SCHEDULER in (self.solver, self.spacing):
+            setting = "solver" if self.solver == SCHEDULER else "spacing"
+            raise CapabilityError(
+                f"backbone {backbone!r} has no scheduler of its own, got {setting}={SCHEDULER}",
+                f"use {setting}={capabilities.default_solver if setting == 'solver' else capabilities.default_spacing}",
+            )
+        if own and self.solver == SCHEDULER and self.spacing != SCHEDULER:
+            raise CapabilityError(
+                f"spacing={self.spacing} would not take effect: solver=scheduler follows the pipeline's own plan",
+                f"set solver=ddim beside spacing={self.spacing}, or set the spacing on pipe.scheduler",
+            )
+        if self.refine.enabled and self.refine.region != "whole" and not capabilities.masks:
+            raise CapabilityError(
+                f"the latents of backbone {backbone!r} have no places in the image, so no region can be refined",
+                "use refine=restart",
+            )
+        if self.refine.enabled and self.refine.maps == "phrase" and not capabilities.phrases:
+            raise CapabilityError(
+                f"backbone {backbone!r} has no guidance to leave out, so phrases cannot be compared",
+                "use refine=restart",
             )
         if self.refine.enabled and self.refine.maps == "attention" and capabilities.attention_grid is None:
             raise CapabilityError(

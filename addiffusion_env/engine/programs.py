@@ -157,14 +157,19 @@ def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | 
     assert lane.x0 is not None
     levels, rest, step = refine_way(backbone, process, lane)
     at = [torch.tensor([level], dtype=torch.float64) for level in levels]
-    noise = lane.noise(f"refine-{lane.refinements - 1}")
+    stream = f"refine-{lane.refinements - 1}"
     # Fresh noise at the very start, as a new seed would have; part of the way, noise over what was there.
-    fresh = process.refine.renoise == 1
-    x = noise if fresh else path.mix(lane.x0, noise, at[0])
+    if process.refine.renoise == 1:
+        latents = backbone.begin(lane.prompt, lane.seed, process.steps, process.spacing, stream)[1]
+        x = latents.x
+    else:
+        x = path.mix(lane.x0, lane.noise(stream), at[0])
+        latents = Latents.start(x, at[0])
     old_noise = path.noise_of(x_old, lane.x0, at[-1])
     if mask is not None:
         x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, at[0])
-    latents, tried = Latents.start(x, at[0]), lane
+        latents = Latents.start(x, at[0])
+    tried = lane
     for level, following in zip(levels[1:], at[1:], strict=True):
         outcome: Outcome = yield ask(process, lane, latents, float(level))
         x, x0 = outcome.latents.x, outcome.x0
@@ -174,6 +179,8 @@ def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | 
         latents = Latents.start(x, following) if mask is not None else outcome.latents
         tried = moved(tried, latents, rest, x0, process.cost(outcome.calls))
         tried = replace(tried, features=outcome.features)
+    if mask is None and latents.history.scheduler[0] is not None:
+        return replace(tried, step=step)  # the pipeline's own scheduler is on its plan, and goes on with it
     return replace(tried, latents=Latents.start(latents.x, at[-1]), step=step)
 
 
@@ -185,7 +192,7 @@ def refine_way(backbone: Backbone, process: ProcessConfig, lane: Lane) -> tuple[
         the levels ahead of the lane then; and the steps of the schedule that are done then.
     """
     config = process.refine
-    full = backbone.sigmas(process.steps, process.spacing)
+    full = backbone.sigmas(process.steps, process.spacing) if lane.levels is None else lane.levels
     if config.return_to is not None:
         return full[: config.return_to + 1], full[config.return_to :], config.return_to
     done = full[full > lane.sigma * (1 + 1e-9)]
@@ -222,10 +229,10 @@ def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Gener
     lane = spent(process, lane, whole)
     maps = []
     for phrase in phrases_of(lane.prompt):
-        conditioning = backbone.encode([without(lane.prompt.text, phrase)])
+        conditioning = backbone.rephrased(lane.conditioning, without(lane.prompt.text, phrase))
         other: Outcome = yield replace(request, conditioning=conditioning)
         lane = spent(process, lane, other)
-        maps.append((whole.x0_text - other.x0_text).abs().mean(1)[0])
+        maps.append((whole.x0 - other.x0).abs().mean(1)[0])
     stacked = torch.stack(maps)
     return replace(lane, evidence=evidence_of(stacked)), stacked
 
@@ -248,7 +255,7 @@ def seen(lane: Lane) -> LaneProgram:
 
 def finished(lane: Lane) -> Generator[Request, Any, Picture]:
     """The finished picture of a lane that has landed."""
-    return (yield Finish(lane.latents.x, lane.prompt))
+    return (yield Finish(lane.latents.x, lane.prompt, lane.conditioning))
 
 
 def ask(process: ProcessConfig, lane: Lane, latents: Latents, sigma_next: float | None, last: bool = False) -> Evaluate:

@@ -44,7 +44,6 @@ class Outcome:
     Attributes:
         latents: after the step.
         x0: the (guided) clean prediction.
-        x0_text: the text-only clean prediction.
         calls: network calls: 2 for a guided evaluation, 1 for another.
         attention: (1, tokens, h, w) or ``None``.
         features: (1, F) of the denoiser's middle block, or ``None``.
@@ -52,7 +51,6 @@ class Outcome:
 
     latents: Latents
     x0: Tensor
-    x0_text: Tensor
     calls: int
     attention: Tensor | None
     features: Tensor | None = None
@@ -72,6 +70,7 @@ class Finish:
 
     x: Tensor
     prompt: Prompt
+    conditioning: Conditioning | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def load_backbone(settings: EnvSettings) -> Backbone:
     if isinstance(settings.backbone, Backbone):
         return settings.backbone
     load = settings.load()
+    if settings.pipe is not None or settings.pipeline_kwargs:
+        return _of_pipeline(settings, load)
     options = tuple(sorted(load.options.items()))
     stamps = _stamps(load.name_or_path, load.options.get("preview"))
     return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options, stamps)
@@ -33,6 +35,22 @@ def load_backbone(settings: EnvSettings) -> Backbone:
 def _stamps(*values: Any) -> tuple:
     """What the folders among some settings hold, so that weights written anew are loaded anew."""
     return tuple(stamp_of(value) for value in values if isinstance(value, str | Path))
+
+
+def _of_pipeline(settings: EnvSettings, load: Load) -> Backbone:
+    """The backbone of a loaded pipeline, or of one with arguments that no cache can compare; kept with its settings."""
+    kind = BACKBONES.load(str(settings.backbone))
+    for known, arguments, backbone in _PIPELINES:
+        if known is settings.pipe and arguments == (load, settings.backbone_options):
+            return backbone
+    made = kind.from_pretrained(load) if settings.pipe is None else kind.from_pipeline(settings.pipe, **load.options)
+    _PIPELINES.append((settings.pipe, (load, settings.backbone_options), made))
+    del _PIPELINES[:-8]
+    return made
+
+
+_PIPELINES: list[tuple[object, object, Backbone]] = []
+"""(pipeline, its settings, its backbone) of the last few, so that the environments of a process share them."""
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ from typing import Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
-from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.backbones.solvers import check_solver_name
 from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
@@ -35,6 +35,9 @@ class EnvSettings:
         device: ``auto``, ``cpu``, ``cuda`` ...
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         backbone_options: what a backbone passes through by name.
+        pipe: a loaded diffusers pipeline, for ``backbone="diffusers"``; it stays where it is, its weights are shared.
+        pipeline_kwargs: arguments of the pipeline's own ``__call__`` for every image (``negative_prompt``, ``height``,
+            ``image`` ...), with ``backbone="diffusers"``.
         scorers: local folders or hub ids of the scorers behind a look at real pictures, by part (``clip``,
             ``image_reward``, ``image_reward_tokenizer``, ``dino``), and under ``preference`` the registry name of the
             preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world has its own.
@@ -72,6 +75,8 @@ class EnvSettings:
     device: str = "auto"
     dtype: str = "auto"
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    pipe: Any = None
+    pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
     scorers: Mapping[str, str] = field(default_factory=dict)
     prompts: str | Sequence[str | Prompt] | PromptSource = "emoji"
     prompt_options: Mapping[str, Any] = field(default_factory=dict)
@@ -101,7 +106,8 @@ class EnvSettings:
         if isinstance(self.backbone, str):
             BACKBONES[self.backbone]
         if self.solver is not None:
-            SOLVERS[self.solver]
+            check_solver_name(self.solver)
+        self._check_pipe()
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise unknown("render_mode", str(self.render_mode), RENDER_MODES)
         if self.max_decisions is not None and self.max_decisions < 1:
@@ -121,9 +127,25 @@ class EnvSettings:
         check_settings("environments have", kwargs, (item.name for item in fields(cls)))
         return cls(**kwargs)
 
+    def _check_pipe(self) -> None:
+        for name in ("pipe", "pipeline_kwargs"):
+            if getattr(self, name) not in (None, {}) and self.backbone != "diffusers":
+                raise ConfigError(
+                    f"{name} is for backbone=diffusers, got backbone={self.backbone}",
+                    "make AdDiffusion-Diffusers-v0, or leave it out",
+                )
+        if self.pipe is not None and (self.name_or_path is not None or self.dtype != "auto" or self.device != "auto"):
+            raise ConfigError(
+                "pipe is a loaded pipeline, and name_or_path, device or dtype was given beside it",
+                "give pipe alone, moved with pipe.to(...)",
+            )
+
     def load(self) -> Load:
         """What the backbone's loader is told."""
-        return Load(self.name_or_path, self.device, self.dtype, dict(self.backbone_options))
+        options = dict(self.backbone_options)
+        if self.pipeline_kwargs:
+            options["pipeline_kwargs"] = self.pipeline_kwargs
+        return Load(self.name_or_path, self.device, self.dtype, options)
 
     def price_range(self) -> tuple[float, float]:
         """Lowest and highest NFE price; equal when it is fixed.
@@ -174,6 +196,7 @@ class EnvSettings:
             decide_at=decide_at,
             check_finished=self.check_finished,
             refine=refine,
+            network_calls=capabilities.network_calls,
         )
         config.check(capabilities, name)
         return config

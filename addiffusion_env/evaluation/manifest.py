@@ -15,6 +15,7 @@ from typing import Any
 
 from addiffusion_env import __version__
 from addiffusion_env.backbones import fingerprint
+from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, uid_of
@@ -242,14 +243,15 @@ def others_in(out_dir: Path | str, plans: Sequence[Plan]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and the packages that results depend on."""
+    """Versions of this package, Python and what results depend on, and the machine with its instruction set."""
     found = {"addiffusion-env": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {**found, "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {instruction_set()}"
+    return {**found, "machine": machine}
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -152,8 +152,10 @@ def variant_of(method: Method, backbone: str, process: ProcessConfig, identity: 
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """64 hex digits of a prompt's id and of what else shapes a picture or its verdict: a list may be mended."""
-    return fingerprint.digest_of(described([prompt.prompt_id, prompt.text, prompt.phrases, prompt.requirements]))
+    """64 hex digits of a prompt's id and of all else that shapes a picture or its verdict: lists are mended."""
+    return fingerprint.digest_of(
+        described([prompt.prompt_id, prompt.text, prompt.phrases, prompt.requirements, prompt.arguments])
+    )
 
 
 def uid_of(variant: str, prompt: str, seed: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,6 +33,7 @@ class Prompt:
         demands: how many separate things the prompt asks for (objects, colours, counts, relations): its complexity.
         requirements: machine-readable form of the prompt for a rule-based judge, or ``None``.
         metadata: whatever else the source's file says.
+        arguments: further arguments of the pipeline's call for this prompt (``negative_prompt``, ``image`` ...).
     """
 
     text: str
@@ -42,6 +43,7 @@ class Prompt:
     demands: int = 0
     requirements: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, prompt: Prompt | str, prompt_id: str | None = None) -> Prompt:
@@ -58,9 +60,7 @@ class Prompt:
             raise PromptError(f"a prompt must be a string or a Prompt, got {type(prompt).__name__}", "pass its text")
         if prompt_id is None or prompt_id == prompt.prompt_id:
             return prompt
-        return cls(
-            prompt.text, prompt_id, prompt.task, prompt.phrases, prompt.demands, prompt.requirements, prompt.metadata
-        )
+        return replace(prompt, prompt_id=prompt_id)
 
 
 @runtime_checkable

@@ -12,6 +12,14 @@ from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.errors import ImageRangeError
 from addiffusion_env.prompts.base import Prompt
 
+_FLATTEN = "lay them over a background of your choice: the packages behind the scorers disagree about alpha"
+COLOURS = {
+    1: ("grey", "repeat the channel: images.expand(-1, 3, -1, -1)"),
+    2: ("grey with alpha", _FLATTEN),
+    4: ("RGB with alpha", _FLATTEN),
+}
+"""Numbers of channels that pictures have in other places -> what they are, and how to make three of them."""
+
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
     """Returns ``images`` when they are (B, 3, H, W) floats in [-1, 1]; refuses everything else.
@@ -19,6 +27,9 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
     Raises:
         ImageRangeError: for another shape, integer pixels, values outside [-1.01, 1.01], NaN or infinity.
     """
+    if images.ndim == 4 and images.shape[1] in COLOURS:
+        kind, remedy = COLOURS[images.shape[1]]
+        raise ImageRangeError(f"pictures must be (B, 3, H, W), got {tuple(images.shape)}: {kind}", remedy)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ImageRangeError(
             f"pictures must be (B, 3, H, W), got {tuple(images.shape)}", "add the batch dimension, channels first"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from addiffusion_env.backbones.fingerprint import versions_of
-from addiffusion_env.errors import WeightsError, unknown
+from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Embedder, Scorer, check_images
 from addiffusion_env.scorers.batching import CHUNK, LruCache, check_pairs, in_chunks, require_finite, texts_of
@@ -24,19 +24,15 @@ from addiffusion_env.scorers.hub import (
     read_json,
     read_state_dict,
     reason_of,
+    some,
     unavailable,
 )
-from addiffusion_env.scorers.preprocess import Preprocess
-from addiffusion_env.scorers.tokens import (
-    Tokenizer,
-    beside_or_inside,
-    load_transformers_tokenizer,
-    wrap_open_clip,
-    wrap_transformers,
-)
+from addiffusion_env.scorers.preprocess import Preprocess, side_of
+from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
 
 CONFIG_FILE = "open_clip_config.json"
-WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+"""In open_clip's order: beside its own files the others may be of transformers' layout."""
 REMEMBERED_TEXTS = 4096
 
 
@@ -97,6 +93,7 @@ class ClipScorer(Scorer, Embedder):
         name_or_path: str | Path = "ViT-L-14",
         pretrained: str | Path = "openai",
         *,
+        tag: str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         tokenizer: str | Path | Tokenizer | None = None,
@@ -108,25 +105,36 @@ class ClipScorer(Scorer, Embedder):
                 (``open_clip_config.json`` and weights). A config without the ``"model_cfg"`` wrapper says nothing of
                 preprocessing: such a model reads pictures in [-1, 1] as they are.
             pretrained: for a name: a pretrained tag of it, or a weights file; not used for a folder.
+            tag: for a weights file: the pretrained tag that it was downloaded as. It then gets that tag's activation
+                (QuickGELU) and preprocessing, as by the tag itself. Without it a file gets the settings of the named
+                config, as in open_clip, and a warning where a tag of the model has others.
             device: where the model runs.
             dtype: its precision.
-            tokenizer: a folder with a transformers tokenizer, or a :class:`Tokenizer`; by default the one in the
-                folder, in ``../tokenizer``, or the one that open_clip names for the model.
+            tokenizer: a folder with a transformers tokenizer, or a :class:`Tokenizer`; by default the one that
+                open_clip takes (see :func:`.tokens.choose_tokenizer`).
 
         Raises:
             UnknownNameError: for a name or tag that open_clip does not know.
+            ConfigError: for ``tag`` without a weights file.
             WeightsError: when weights are missing, cannot be fetched, or are of another model.
         """
         folder = Path(name_or_path).expanduser()
+        if tag is not None and (folder.is_dir() or not Path(pretrained).is_file()):
+            raise ConfigError(
+                f"tag={tag!r} with {'a folder' if folder.is_dir() else f'pretrained={str(pretrained)!r}'}, expected it "
+                "beside a name and a weights file",
+                "leave it out: a folder's config and a pretrained tag have their own settings",
+            )
         if folder.is_dir():
             model, config, preprocess = load_folder(folder)
             tokens = choose_tokenizer(tokenizer, config, folder)
             return cls(model, tokens, preprocess, folder.name, device=device, dtype=dtype)
         if looks_like_path(name_or_path):
             raise WeightsError(f"no such folder: {folder}", f"give a folder with {CONFIG_FILE}, or an open_clip name")
-        model, config = load_named(str(name_or_path), str(pretrained))
+        model, config = load_named(str(name_or_path), str(pretrained), tag)
         preprocess = Preprocess.from_open_clip(model.visual.preprocess_cfg)
         label = f"{name_or_path}/{Path(pretrained).stem if Path(pretrained).is_file() else pretrained}"
+        label += f" as {tag}" if tag else ""
         tokens = choose_tokenizer(tokenizer, config, None, str(name_or_path))
         return cls(model, tokens, preprocess, label, device=device, dtype=dtype)
 
@@ -186,13 +194,24 @@ def needs_quick_gelu(name: str, tag: str) -> bool:
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """An open_clip model from its model config, with random weights."""
+    """An open_clip model from its model config, with random weights.
+
+    Raises:
+        WeightsError: for a config of another kind, or one that needs a file of the hub that cannot be had.
+    """
     import open_clip
 
-    settings = dict(config)
+    settings = {name: dict(part) if isinstance(part, Mapping) else part for name, part in config.items()}
     custom = settings.pop("custom_text", False) or "hf_model_name" in settings.get("text_cfg", {})
+    if "hf_model_name" in settings.get("text_cfg", {}):
+        settings["text_cfg"]["hf_model_pretrained"] = False  # the weights come from the checkpoint
+    kind = open_clip.CLIP
+    if custom:
+        kind = open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP
     try:
-        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+        return kind(**settings)
+    except OSError as error:  # a text tower of transformers: its config is on the hub, whatever the folder holds
+        raise unavailable(settings["text_cfg"]["hf_model_name"], ["config.json"], reason_of(error)) from error
     except (TypeError, KeyError) as error:
         raise WeightsError(
             f"not an open_clip model config: {error}", "expected embed_dim, vision_cfg, text_cfg"
@@ -210,14 +229,19 @@ def load_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any], Preprocess]
     model = build(config)
     weights = file_in(folder, *WEIGHT_FILES)
     load_strict(model, read_state_dict(weights), str(weights))
-    size = int(config["vision_cfg"].get("image_size", 224))
+    size = side_of(getattr(model.visual, "image_size", 224), "image_size")
     if "model_cfg" not in whole:
         return model, config, Preprocess(size=size)
     return model, config, Preprocess.from_open_clip({**whole.get("preprocess_cfg", {}), "size": size})
 
 
-def load_named(name: str, pretrained: str) -> tuple[Any, Mapping[str, Any]]:
+def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any, Mapping[str, Any]]:
     """A model that open_clip knows by name, with the weights of a tag or file, and its model config.
+
+    Args:
+        name: of ``open_clip.list_models()``.
+        pretrained: a tag or a file.
+        tag: with a file: the tag whose settings it gets.
 
     Raises:
         UnknownNameError: for an unknown name or tag.
@@ -229,17 +253,24 @@ def load_named(name: str, pretrained: str) -> tuple[Any, Mapping[str, Any]]:
     config = open_clip.get_model_config(name)
     if config is None:
         raise unknown("open_clip model", name, open_clip.list_models())
+    if tag is not None and not get_pretrained_cfg(name, tag):
+        raise unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name))
     source = get_pretrained_cfg(name, pretrained)
     if not source and not Path(pretrained).is_file():
         if looks_like_path(pretrained) or not open_clip.list_pretrained_tags_by_model(name):
             raise WeightsError(f"no such weights file: {pretrained}", f"give a file, or a pretrained tag of {name}")
         raise unknown(f"pretrained tag of {name}", pretrained, open_clip.list_pretrained_tags_by_model(name))
+    if not source and tag is None:
+        warn_of_lost_settings(name, pretrained, config)
     try:
         with warnings.catch_warnings():
             # Said by open_clip when the named config has GELU, although the argument below has settled it.
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             model = open_clip.create_model(
-                name, pretrained=pretrained, force_quick_gelu=needs_quick_gelu(name, pretrained)
+                name,
+                pretrained=pretrained,
+                force_quick_gelu=needs_quick_gelu(name, tag or pretrained),
+                force_preprocess_cfg=get_pretrained_cfg(name, tag) if tag else None,
             )
     except Exception as error:
         repo_id = str(source.get("hf_hub", "")).rstrip("/")
@@ -251,17 +282,27 @@ def load_named(name: str, pretrained: str) -> tuple[Any, Mapping[str, Any]]:
     return model, config
 
 
-def choose_tokenizer(
-    given: str | Path | Tokenizer | None, config: Mapping[str, Any], folder: Path | None, name: str = ""
-) -> Tokenizer:
-    """The tokenizer of a model: ``given``, else the folder's own or its neighbour's, else what open_clip uses."""
+def warn_of_lost_settings(name: str, file: str, config: Mapping[str, Any]) -> None:
+    """Warns when a pretrained tag of ``name`` has other settings than its config, which is all that a file gets."""
     import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
 
-    if isinstance(given, Tokenizer):
-        return given
-    length = int(config.get("text_cfg", {}).get("context_length", 77))
-    place = Path(given).expanduser() if given is not None else folder and beside_or_inside(folder)
-    if place is not None:
-        return wrap_transformers(load_transformers_tokenizer(place), length)
-    make: Callable[..., Any] = open_clip.get_tokenizer if name else open_clip.SimpleTokenizer
-    return wrap_open_clip(make(name) if name else make(context_length=length), length)
+    plain = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "quick_gelu": config.get("quick_gelu", False),
+    }
+    others = []
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        has = {"quick_gelu": False, **get_pretrained_cfg(name, tag)}
+        if lost := [key for key, value in plain.items() if has.get(key, value) != value]:
+            others.append(f"{tag} ({', '.join(lost)})")
+    if others:
+        warnings.warn(
+            f"{file} is read with the settings of {name}'s config; these tags of it have others: {some(others)}\n"
+            "pass tag=TAG if the file is of one of them: read as it is now, its scores would be wrong",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
+from addiffusion_env.errors import WeightsError
 from addiffusion_env.scorers.base import Embedder, check_images
 from addiffusion_env.scorers.batching import CHUNK, in_chunks
-from addiffusion_env.scorers.hub import folder_of, load_transformers, read_json
+from addiffusion_env.scorers.hub import again, folder_of, in_a_line, load_transformers
 from addiffusion_env.scorers.preprocess import Preprocess
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -64,20 +65,18 @@ class DinoEmbedder(Embedder):
         """Loads a ``Dinov2Model`` from a local folder or the hub.
 
         Pictures are prepared as ``preprocessor_config.json`` says (DINOv2: shortest side 256, centre 224, ImageNet
-        mean and std); a folder without that file reads pictures in [-1, 1] as they are, at its config's size.
+        mean and std), resized as Pillow does; a folder without that file reads pictures in [-1, 1] as they are, at its
+        config's size.
 
         Raises:
-            WeightsError: when weights are missing, cannot be fetched, or are of another model.
+            WeightsError: when weights are missing, cannot be fetched, or are of another model, or when that file asks
+                for a step that :class:`.preprocess.Preprocess` does not have.
         """
         from transformers import Dinov2Model
 
         folder = folder_of(name_or_path, FILES)
         model = load_transformers(Dinov2Model, folder, "dinov2")
-        settings = folder / "preprocessor_config.json"
-        if settings.is_file():
-            preprocess = Preprocess.from_transformers(read_json(settings))
-        else:
-            preprocess = Preprocess(size=int(model.config.image_size))
+        preprocess = preprocess_of(folder) or Preprocess(size=int(model.config.image_size))
         label = folder.name if Path(name_or_path).expanduser().is_dir() else str(name_or_path)
         return cls(model, preprocess, label, device=device, dtype=dtype)
 
@@ -93,3 +92,21 @@ class DinoEmbedder(Embedder):
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values=self.preprocess(images, self.device, self.dtype))
         return F.normalize(output.pooler_output.float(), dim=-1)
+
+
+def preprocess_of(folder: Path) -> Preprocess | None:
+    """What ``preprocessor_config.json`` in ``folder`` says, with its class's defaults; ``None`` without that file.
+
+    Raises:
+        WeightsError: when transformers cannot read the file, or it asks for an unknown step.
+    """
+    from transformers import AutoImageProcessor
+
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise WeightsError(f"{file} is no image processor's: {in_a_line(error)}", again(file)) from error
+    return Preprocess.from_transformers(processor.to_dict())

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 
 from addiffusion_env.errors import WeightsError, unknown
-from addiffusion_env.scorers.clip import ClipScorer, build, choose_tokenizer
+from addiffusion_env.scorers.clip import ClipScorer, build
 from addiffusion_env.scorers.hub import cached, hub_file, load_strict, looks_like_path, read_state_dict
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from addiffusion_env.scorers.tokens import Tokenizer
+from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
 
 REPO = "xswu/HPSv2"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -72,8 +72,9 @@ class HpsScorer(ClipScorer):
         state = read_state_dict(file)  # before building: a wrong file should not cost 2.5 GB of random weights
         model = build(config)
         load_strict(model, state, str(file))
-        # The authors resize the longer side and fill with black (their ResizeMaxSize), unlike CLIP's centre crop.
+        # The authors resize the longer side and fill with black (their ResizeMaxSize), unlike CLIP's centre crop, and
+        # they resize tensors of floats, not PIL pictures.
         size = int(config["vision_cfg"]["image_size"])
-        preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD, mode="longest")
+        preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD, mode="longest", eight_bit=False)
         tokens = choose_tokenizer(tokenizer, config, None, architecture)
         return cls(model, tokens, preprocess, f"HPS{version} {architecture}", device=device, dtype=dtype)

@@ -40,6 +40,7 @@ __all__ = [
     "folder_of",
     "hub_file",
     "hub_folder",
+    "in_a_line",
     "load_strict",
     "load_transformers",
     "looks_like_path",

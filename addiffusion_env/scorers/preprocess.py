@@ -2,63 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from addiffusion_env.errors import WeightsError
+from addiffusion_env.scorers.resample import resize_bytes
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PROCESSORS = tuple(f"{name}ImageProcessor" for name in ("Bit", "CLIP", "ViT", "Siglip", "DeiT"))
+"""transformers' image processors that do the steps below in this order, and nothing else."""
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+"""PIL's numbers, as transformers writes them under ``resample``."""
+PREPROCESS_YOURSELF = "construct the scorer with a Preprocess of your own, or take a model with another preprocessing"
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """How one vision model wants its pictures.
 
-    The published pipelines go through PIL, which rounds to bytes after resizing; on tensors nothing is rounded, which
-    moves a score by less than what saving the picture as PNG does.
+    Pictures that are resized are rounded to bytes on the way, as in the published pipelines, which read files: a score
+    in an episode is that of the picture saved as PNG (see :mod:`.resample`). One of the right size is not rounded.
 
     Attributes:
-        size: side of the square that the model reads, in pixels.
+        size: side of the square that the model reads, in pixels; ``None`` for pictures as they are after resizing.
         mean: per channel, of pixels in [0, 1]. 0.5 with std 0.5 leaves pictures in [-1, 1] as they are.
         std: per channel, of pixels in [0, 1].
         resize: length to which ``mode`` resizes; ``None`` for ``size``. DINOv2 resizes to 256 and crops to 224.
         mode: ``"shortest"``: the shorter side becomes ``resize``, the middle is kept; ``"longest"``: the longer side
-            does, black bars fill the rest; ``"squash"``: both do.
+            does, bars fill the rest; ``"squash"``: both do; ``"none"``: pictures keep their size.
         interpolation: ``"bicubic"`` or ``"bilinear"``, always with antialiasing.
+        fill: what bars are filled with, in [-1, 1]: black.
+        floor_margins: an odd margin is cut on the right and below, as transformers does, else by Python's ``round``,
+            as torchvision does.
+        eight_bit: resize as Pillow resizes 8-bit pictures; else as torch interpolates floats, which overshoot.
     """
 
-    size: int
+    size: int | None
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resize: int | None = None
     mode: str = "shortest"
     interpolation: str = "bicubic"
+    fill: float = -1.0
+    floor_margins: bool = False
+    eight_bit: bool = True
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> Preprocess:
-        """From open_clip's ``preprocess_cfg``."""
-        size = config.get("size", 224)
+        """From open_clip's ``preprocess_cfg``; what it leaves out is as open_clip has it.
+
+        Raises:
+            WeightsError: for a value that open_clip knows and this class does not.
+        """
         return cls(
-            size=int(size if isinstance(size, int) else size[0]),
-            mean=tuple(config.get("mean", CLIP_MEAN)),
-            std=tuple(config.get("std", CLIP_STD)),
-            mode=config.get("resize_mode", "shortest"),
+            size=side_of(config.get("size") or 224, "size"),
+            mean=triple(config.get("mean") or CLIP_MEAN),
+            std=triple(config.get("std") or CLIP_STD),
+            mode=one_of(config.get("resize_mode") or "shortest", ("shortest", "longest", "squash"), "resize_mode"),
+            # "random" is for training; open_clip evaluates with bicubic then.
             interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
+            fill=(config.get("fill_color") or 0) / 127.5 - 1,
         )
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> Preprocess:
-        """From a transformers ``preprocessor_config.json`` that resizes the shortest edge and crops the centre."""
-        crop, size = config.get("crop_size", config["size"]), config["size"]
+        """From the settings of a transformers image processor that resizes, crops, rescales and normalises.
+
+        Args:
+            config: ``to_dict()`` of the processor, which has the defaults of its class filled in.
+
+        Raises:
+            WeightsError: for a step or a size that is not among these.
+        """
+        kind = config.get("image_processor_type", PROCESSORS[0])
+        one_of(kind.removesuffix("Pil"), PROCESSORS, "image_processor_type")
+        if foreign := sorted(name for name in config if name.startswith("do_") and name not in STEPS and config[name]):
+            raise WeightsError(
+                f"the image processor has {foreign[0]}=true, expected only {', '.join(STEPS)}", PREPROCESS_YOURSELF
+            )
+        resizes, crops = config.get("do_resize", True), config.get("do_center_crop", False)
+        mode, resize = resizing(config["size"]) if resizes else ("none", None)
+        if crops:
+            size: int | None = side_of(config["crop_size"], "crop_size")
+        else:
+            size = resize if mode == "squash" else None
+        # ((x * scale) - mean) / std, in one step.
+        scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
+        normalises = config.get("do_normalize", True)
+        mean, std = (triple(config[name]) if normalises else None for name in ("image_mean", "image_std"))
         return cls(
-            size=int(crop["height"] if isinstance(crop, Mapping) else crop),
-            resize=int(size.get("shortest_edge", size.get("height", 0)) if isinstance(size, Mapping) else size),
-            mean=tuple(config["image_mean"]),
-            std=tuple(config["image_std"]),
-            interpolation="bilinear" if config.get("resample") == 2 else "bicubic",
+            size=size,
+            mean=triple([value / scale for value in mean or (0.0,) * 3]),
+            std=triple([value / scale for value in std or (1.0,) * 3]),
+            resize=resize,
+            mode=mode,
+            interpolation=INTERPOLATIONS[one_of(config.get("resample", 3), tuple(INTERPOLATIONS), "resample")],
+            floor_margins=True,
         )
 
     def __call__(self, images: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
@@ -71,25 +116,89 @@ class Preprocess:
         return images.to(dtype)
 
     def _resize(self, images: torch.Tensor) -> torch.Tensor:
-        sides = height, width = images.shape[-2], images.shape[-1]
-        target = self.resize or self.size
-        wanted = (target, target)
-        if self.mode == "longest":
-            scale = target / max(sides)
-            wanted = max(1, round(height * scale)), max(1, round(width * scale))
-        elif self.mode == "shortest" and height != width:
-            wanted = (
-                (target, int(width * target / height)) if height < width else (int(height * target / width), target)
-            )
-        if wanted == sides:
+        wanted = self._resized(*images.shape[-2:])
+        if wanted == images.shape[-2:]:
             return images
-        # Bicubic overshoots at edges; PIL clips when it rounds to bytes.
-        return F.interpolate(images, size=wanted, mode=self.interpolation, antialias=True).clamp(-1, 1)
+        if self.eight_bit:
+            return resize_bytes(images, wanted, self.interpolation)
+        return F.interpolate(images, size=wanted, mode=self.interpolation, antialias=True)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing a picture of ``height`` and ``width``."""
+        target = self.resize or self.size
+        if self.mode == "none" or target is None:
+            return height, width
+        if self.mode == "longest":
+            # open_clip divides by the ratio and hpsv2 multiplies by its inverse, which floats round to another pixel
+            # at some sizes (576x261 to 224).
+            ratio, scale = max(height, width) / target, target / max(height, width)
+            sides = (round(side / ratio if self.eight_bit else side * scale) for side in (height, width))
+            return max(1, next(sides)), max(1, next(sides))
+        if self.mode == "shortest" and height < width:
+            return target, int(target * width / height)
+        if self.mode == "shortest" and width < height:
+            return int(target * height / width), target
+        return target, target
 
     def _crop(self, images: torch.Tensor) -> torch.Tensor:
+        if self.size is None:
+            return images
         height, width = images.shape[-2:]
         down, across = max(0, self.size - height), max(0, self.size - width)
         if down or across:
-            images = F.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2), value=-1.0)
-        top, left = (round((side - self.size) / 2) for side in images.shape[-2:])
+            images = F.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2), value=self.fill)
+        margins = ((side - self.size) / 2 for side in images.shape[-2:])
+        top, left = (int(margin) if self.floor_margins else round(margin) for margin in margins)
         return images[..., top : top + self.size, left : left + self.size]
+
+
+def one_of(value: Any, known: Sequence[Any], name: str) -> Any:
+    """Returns ``value`` when it is among ``known``.
+
+    Raises:
+        WeightsError: when it is not, saying which setting ``name`` of a model's preprocessing it is.
+    """
+    if value not in known:
+        raise WeightsError(f"preprocessing with {name}={value!r}, expected {_listed(known)}", PREPROCESS_YOURSELF)
+    return value
+
+
+def side_of(value: Any, name: str) -> int:
+    """The side of a square: from a number, a pair, or transformers' ``{"height", "width"}``.
+
+    Raises:
+        WeightsError: when it is not square.
+    """
+    sides = [value[key] for key in ("height", "width")] if isinstance(value, Mapping) else value
+    sides = {int(side) for side in (sides if isinstance(sides, Sequence) else [sides])}
+    if len(sides) != 1:
+        raise WeightsError(f"preprocessing with {name}={value!r}, expected a square", PREPROCESS_YOURSELF)
+    return sides.pop()
+
+
+def resizing(size: Mapping[str, int] | int) -> tuple[str, int]:
+    """Mode and length of :class:`Preprocess` for transformers' ``size``; a number is the shortest edge.
+
+    Raises:
+        WeightsError: for another form of it.
+    """
+    if not isinstance(size, Mapping):
+        return "shortest", int(size)
+    given = {key: value for key, value in size.items() if value is not None}
+    if set(given) == {"shortest_edge"}:
+        return "shortest", int(given["shortest_edge"])
+    if set(given) == {"height", "width"}:
+        return "squash", side_of(given, "size")
+    raise WeightsError(
+        f"preprocessing with size={given}, expected shortest_edge, or height and width", PREPROCESS_YOURSELF
+    )
+
+
+def triple(values: Any) -> tuple[float, float, float]:
+    """Three numbers, one a channel; a single one is that of all."""
+    first, second, third = values if isinstance(values, Sequence) else (values,) * 3
+    return float(first), float(second), float(third)
+
+
+def _listed(known: Sequence[Any]) -> str:
+    return ", ".join(map(str, known[:-1])) + f" or {known[-1]}"

@@ -19,7 +19,8 @@ class SharpnessScorer(Scorer):
     """The focus measure of Pech-Pacheco et al. (2000): the variance of the four-neighbour Laplacian of the grey levels.
 
     Grey levels run from 0 to 255 and borders are mirrored, as in ``cv2.Laplacian(grey, cv2.CV_64F).var()``, so the
-    usual thresholds apply. It measures detail, not beauty: noise is sharp, and it depends on the picture's size.
+    usual thresholds apply; ``cv2.cvtColor`` rounds grey levels to bytes, which adds about 1.5 to a smooth picture's. It
+    measures detail, not beauty: noise is sharp, and it depends on the picture's size.
     """
 
     name: ClassVar[str] = "sharpness"

@@ -184,6 +184,23 @@ def test_lossy_files_are_noted(scenes, tmp_path):
     assert found["kid"].notes[-1].startswith("4 reference pictures were saved with loss")
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGB"])
+def test_files_of_every_mode_are_read_as_torch_fidelity_reads_them(tmp_path, mode):
+    from torch_fidelity.datasets import ImagesPathDataset
+
+    colours = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)  # with transparent pixels
+    path = tmp_path / "picture.png"
+    Image.fromarray(colours).convert(mode).save(path)
+    [read] = Pictures.of([path])
+    assert torch.equal(torch.from_numpy(read.copy()).permute(2, 0, 1), ImagesPathDataset([path])[0])
+
+
+def test_a_file_of_sixteen_bits_is_refused_not_clipped_to_white(tmp_path):
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match=r"deep\.png has more than 8 bits a pixel .*'I;16'"):
+        list(Pictures.of([tmp_path / "deep.png"]))
+
+
 def test_features_that_are_not_finite_are_refused(scenes):
     network = FeatureNetwork("bad", "bad", 1, lambda pixels: torch.full((len(pixels), 1), float("nan")))
     with pytest.raises(NumericsError, match="feature network bad"):

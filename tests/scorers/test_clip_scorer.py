@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from scorer_models import TINY_CLIP
 
-from addiffusion_env.errors import NumericsError, UnknownNameError, WeightsError
+from addiffusion_env.errors import ConfigError, NumericsError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.class_token import ClassTokenBlock, keep_class_token
 from addiffusion_env.scorers.clip import ClipScorer, needs_quick_gelu
-from addiffusion_env.scorers.preprocess import Preprocess
+from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 PROMPTS = [Prompt.of(text) for text in ("a dog", "a red cup", "two books", "a dog")]
 
@@ -189,6 +189,52 @@ def test_a_named_model_gets_the_activation_of_its_tag(clip_folder, tmp_path, mon
         assert torch.allclose(clip.embed_images(images(2)), F.normalize(wanted.eval().encode_image(pixels)), atol=1e-5)
     assert clip.label == f"{name}/here"
     assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
+
+
+@pytest.fixture
+def tagged(clip_folder, tmp_path, monkeypatch):
+    """A named model with a tag of its own activation and preprocessing, one of plain settings, and its weights file."""
+    import open_clip
+    from open_clip import pretrained as tags
+
+    weights = str(clip_folder / "open_clip_model.safetensors")
+    (tmp_path / "tiny-tagged.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path)
+    special = {"quick_gelu": True, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    plain = {"file": weights, "mean": CLIP_MEAN, "std": CLIP_STD}
+    monkeypatch.setitem(tags._PRETRAINED, "tiny-tagged", {"special": {"file": weights, **special}, "plain": plain})
+    return weights
+
+
+def test_a_file_of_a_tag_scores_as_the_tag_when_it_is_told(tagged, images, recwarn):
+    by_tag, by_file = (
+        ClipScorer.from_pretrained("tiny-tagged", "special"),
+        ClipScorer.from_pretrained("tiny-tagged", tagged, tag="special"),
+    )
+    wide = images(2, 48)[..., :20, :]
+    assert by_file.preprocess == by_tag.preprocess
+    assert by_tag.preprocess == Preprocess(32, mode="squash")
+    assert by_file.label == "tiny-tagged/open_clip_model as special"
+    assert torch.equal(by_file.score(wide, PROMPTS[:2]), by_tag.score(wide, PROMPTS[:2]))
+    assert not [warning for warning in recwarn if "tag" in str(warning.message)]
+
+
+def test_a_file_without_its_tag_is_warned_of_what_it_loses(tagged, images):
+    with pytest.warns(UserWarning, match=r"others: special \(mean, std, resize_mode, quick_gelu\)\n.*pass tag=TAG"):
+        plain = ClipScorer.from_pretrained("tiny-tagged", tagged)
+    assert torch.equal(
+        plain.score(images(2), PROMPTS[:2]),
+        ClipScorer.from_pretrained("tiny-tagged", "plain").score(images(2), PROMPTS[:2]),
+    )
+
+
+def test_a_tag_that_would_not_take_effect_is_refused(tagged, clip_folder):
+    with pytest.raises(UnknownNameError, match="did you mean 'special'"):
+        ClipScorer.from_pretrained("tiny-tagged", tagged, tag="specials")
+    with pytest.raises(ConfigError, match="tag='special' with pretrained='plain'"):
+        ClipScorer.from_pretrained("tiny-tagged", "plain", tag="special")
+    with pytest.raises(ConfigError, match="tag='special' with a folder"):
+        ClipScorer.from_pretrained(clip_folder, tag="special")
 
 
 def test_the_shipped_model_tells_a_scene_from_its_twin(scorers, pairs):

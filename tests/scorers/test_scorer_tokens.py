@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer, wrap_open_clip, wrap_transformers
+from addiffusion_env.scorers.tokens import (
+    Tokenizer,
+    choose_tokenizer,
+    load_transformers_tokenizer,
+    wrap_open_clip,
+    wrap_transformers,
+)
 
 TEXTS = ["a dog", "a photo of a red cup above a blue book", "", "word " * 100]
 
@@ -68,3 +74,30 @@ def test_emoji_texts_end_in_the_token_that_also_pads(emoji_weights):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="holds no tokenizer"):
         load_transformers_tokenizer(tmp_path)
+
+
+def test_another_vocabulary_than_open_clips_keeps_the_folders_tokenizer_as_it_is(emoji_weights):
+    own = load_transformers_tokenizer(emoji_weights / "tokenizer")
+    chosen = choose_tokenizer(None, {"text_cfg": {"vocab_size": 916, "context_length": 32}}, emoji_weights / "clip")
+    text = "fish &amp; chips: a photo of two red dogs"
+    assert chosen([text])[0].tolist() == own([text], padding="max_length", max_length=32).input_ids[0]
+
+
+def test_open_clips_vocabulary_takes_open_clips_tokenizer_whatever_lies_in_the_folder(bert_folder):
+    import open_clip
+
+    chosen = choose_tokenizer(None, {"text_cfg": {"vocab_size": 49408, "context_length": 20}}, bert_folder)
+    assert torch.equal(chosen(["fish &amp; chips"]), open_clip.SimpleTokenizer(context_length=20)(["fish & chips"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}, "no tokenizer in .* and its config names timm/ViT-B-16-SigLIP"),
+        ({"vocab_size": 916}, "no tokenizer in .* and its vocabulary of 916 is its own"),
+        ({"tokenizer_kwargs": {"clean": "scrub"}}, r"SimpleTokenizer cannot be made with .*Invalid clean function"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_had_is_named(tmp_path, text, message):
+    with pytest.raises(WeightsError, match=message):
+        choose_tokenizer(None, {"text_cfg": text}, tmp_path / "model")

@@ -1,6 +1,8 @@
 """Pictures from tensors, arrays, files or a folder, read a batch at a time as bytes, and known by their content.
 
 Metrics see 8-bit pixels, whatever the source: that is what is saved and shown, and what Inception was trained on.
+A grey file is read as three equal channels, and transparency is dropped, not laid over a background, as torch-fidelity,
+pytorch-fid and clean-fid do.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from addiffusion_env.scorers.base import check_images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
+DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes with one deep channel; what it opens in any other mode it turns into RGB rightly."""
 
 PicturesLike: TypeAlias = "Pictures | torch.Tensor | np.ndarray | str | Path | Sequence[Any]"
 """A (B, 3, H, W) float tensor in [-1, 1]; a (B, H, W, 3) uint8 array; a folder; or a sequence of paths, of files as
@@ -133,6 +137,12 @@ def _decode(file: BinaryIO, name: str) -> np.ndarray:
 
     try:
         with Image.open(file) as picture:
+            if picture.mode in DEEP:
+                raise ConfigError(
+                    f"{name} has more than 8 bits a pixel (Pillow's mode {picture.mode!r}), which Pillow would clip to "
+                    "white, expected 8",
+                    "save it again with 8 bits a channel",
+                )
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
         raise ConfigError(f"{name} cannot be read as a picture: {error}", "make it again, as PNG") from error

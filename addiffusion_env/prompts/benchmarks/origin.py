@@ -142,8 +142,7 @@ class HubOrigin:
     """A data set repository on the Hugging Face hub, read through ``datasets``.
 
     Original files are fetched as text and read here, because the table readers of ``datasets`` strip quotes from
-    PartiPrompts and cannot hold GenEval's mixed lists. Only benchmarks that the hub has as tables alone are read as
-    tables.
+    PartiPrompts. Only benchmarks that the hub has as tables alone are read as tables.
 
     Args:
         repository: ``owner/name``, optionally ``@revision``; an absolute folder in the same layout works, too.

@@ -1,0 +1,116 @@
+"""Arguments of a pipeline's ``__call__``: which it has, which the engine owns, which are one for each prompt."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from addiffusion_env.errors import CapabilityError, ConfigError, nearest
+
+OWNED = {
+    "output_type": "it is given to the call of AdaptivePipeline",
+    "return_dict": "the engine reads the output",
+    "num_images_per_prompt": "it is given to the call of AdaptivePipeline",
+    "callback_on_step_end": "it is given to the call of AdaptivePipeline",
+    "callback_on_step_end_tensor_inputs": "it is given to the call of AdaptivePipeline",
+    "callback": "use callback_on_step_end in the call of AdaptivePipeline",
+    "callback_steps": "use callback_on_step_end in the call of AdaptivePipeline",
+    "prompt": "prompts are given to the call of AdaptivePipeline, or as prompts= of the environment",
+}
+"""Arguments of pipelines that the engine gives itself, and what to use."""
+
+GUIDANCE = ("true_cfg_scale", "guidance_scale")
+"""Names of the scale of classifier-free guidance. Where both exist the second is an input of a distilled network."""
+
+
+@dataclass(frozen=True)
+class PipelineArguments:
+    """What a pipeline is called with.
+
+    Attributes:
+        pipe: the pipeline.
+        parameters: of its ``__call__``.
+        given: the arguments for every image.
+    """
+
+    pipe: Any
+    parameters: Mapping[str, inspect.Parameter]
+    given: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipe: Any, given: Mapping[str, Any]) -> PipelineArguments:
+        """Checks arguments against the pipeline's signature.
+
+        Raises:
+            CapabilityError: for an object that is no pipeline with prompts and steps.
+            ConfigError: for an unknown argument, or one that the engine owns.
+        """
+        name = type(pipe).__name__
+        if not callable(pipe) or not hasattr(pipe, "components") or getattr(pipe, "scheduler", None) is None:
+            raise CapabilityError(
+                f"a {name} is no diffusers pipeline with a scheduler",
+                "pass a text-to-image pipeline, for example diffusers.AutoPipelineForText2Image.from_pretrained(...)",
+            )
+        parameters = dict(inspect.signature(type(pipe).__call__).parameters)
+        for needed in ("prompt", "num_inference_steps"):
+            if needed not in parameters:
+                raise CapabilityError(
+                    f"a {name} takes no {needed}",
+                    "pass a text-to-image pipeline whose own __call__ takes prompt and num_inference_steps; of a "
+                    "two-stage model, its decoder with the prior's output as arguments is not supported",
+                )
+        made = cls(pipe, parameters, dict(given))
+        made.check(given)
+        return made
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Refuses what the pipeline does not take, or the engine owns.
+
+        Raises:
+            ConfigError: as said, with the nearest name.
+        """
+        for name in given:
+            if name in OWNED:
+                raise ConfigError(f"{name} is no argument of the pipeline's to set here", OWNED[name])
+            if name not in self.parameters and not self.open_ended:
+                known = [other for other in self.parameters if other not in ("self", "kwargs", *OWNED)]
+                raise ConfigError(f"{type(self.pipe).__name__} has no argument {name!r}", nearest(name, known))
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether names outside the signature are taken: ``**kwargs`` of diffusers' own classes ignore them."""
+        if type(self.pipe).__module__.startswith("diffusers."):
+            return False
+        return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in self.parameters.values())
+
+    @property
+    def guidance_name(self) -> str | None:
+        """The argument that scales classifier-free guidance; ``None`` if there is none."""
+        return next((name for name in GUIDANCE if name in self.parameters), None)
+
+    def value(self, name: str) -> Any:
+        """What the pipeline is called with: the given value, or its own default."""
+        if name in self.given:
+            return self.given[name]
+        parameter = self.parameters.get(name)
+        return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of the pipeline's own run."""
+        for name in ("timesteps", "sigmas"):
+            if self.given.get(name) is not None:
+                return len(self.given[name])
+        return int(self.value("num_inference_steps") or 50)
+
+    def call(self, prompt: str | None, steps: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The arguments of one image's call."""
+        found = {**self.given, **(more or {})}
+        if prompt is not None and found.get("prompt_embeds") is None:
+            found["prompt"] = prompt
+        found["num_inference_steps"] = steps
+        if "output_type" in self.parameters:
+            found["output_type"] = "pt"
+        return found

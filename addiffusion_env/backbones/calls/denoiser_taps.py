@@ -1,0 +1,165 @@
+"""What is read off a denoiser while it runs: pooled features of its middle block, and text-to-image attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention, captured_joint_attention
+from addiffusion_env.backbones.calls.evaluator import Evaluator
+from addiffusion_env.backbones.calls.measured import Measured
+from addiffusion_env.backbones.calls.open_call import NetworkRequest, OpenCall
+from addiffusion_env.backbones.taps import FeatureTap, tap
+from addiffusion_env.backbones.text import content_positions, tokenize
+from addiffusion_env.errors import CapabilityError
+
+
+class DenoiserTaps:
+    """Reads features and attention of the rows that hear the prompt.
+
+    Args:
+        evaluator: whose network calls are watched.
+        measured: which of them hear the prompt.
+
+    Attributes:
+        feature_dim: width of the features; ``None`` where there is no middle block.
+    """
+
+    def __init__(self, evaluator: Evaluator, measured: Measured) -> None:
+        self.evaluator, self.measured = evaluator, measured
+        self.module = prompt_network(evaluator, measured)
+        middle = None if self.module is None else middle_block(self.module)
+        self.tap: FeatureTap | None = None if middle is None else tap(middle)
+        self._features: dict[int, Tensor] = {}
+        self._attention: dict[int, Tensor] = {}
+        self._wanted: set[int] = set()
+        self._lanes: dict[int, int] = {}
+        self._grid: tuple[int, int] | None = None
+        evaluator.networks.call_network = self._call
+        self.feature_dim: int | None = None
+        if self.tap is not None and self.tap.pooled is None:
+            self.feature_dim = self._measure_width()
+
+    def _measure_width(self) -> int | None:
+        from addiffusion_env.backbones.calls.measured import first_step
+
+        first_step(self.evaluator, self.measured.request, None)
+        assert self.tap is not None
+        if not self._features:
+            self.tap = None
+            return None
+        width = next(iter(self._features.values())).shape[-1]
+        self._features.clear()
+        return int(width)
+
+    def attention_grid(self, latent_shape: Sequence[int]) -> tuple[int, int] | None:
+        """The resolution of attention maps; ``None`` where this network's attention cannot be read."""
+        kind = type(self.module).__name__
+        if len(latent_shape) != 3 or self.module is None:
+            return None
+        side = (int(latent_shape[1]), int(latent_shape[2]))
+        if kind == "UNet2DConditionModel":
+            levels = [at for at, block in enumerate(self.module.config.down_block_types) if "CrossAttn" in block]
+            return (side[0] >> levels[-1], side[1] >> levels[-1]) if levels else None
+        if kind == "FluxTransformer2DModel":
+            return side[0] // 2, side[1] // 2
+        return None
+
+    def content_positions(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """For each prompt the positions of its content tokens; empty where attention is not read."""
+        pipe = self.evaluator.pipe
+        kind = type(self.module).__name__
+        tokenizer = getattr(pipe, "tokenizer_2" if kind == "FluxTransformer2DModel" else "tokenizer", None)
+        if kind not in ("UNet2DConditionModel", "FluxTransformer2DModel") or tokenizer is None:
+            return ((),) * len(texts)
+        ids = tokenize(tokenizer, list(texts), int(min(tokenizer.model_max_length, 512)), truncate=True)
+        return content_positions(tokenizer, ids)
+
+    @contextmanager
+    def watching(self, capture: Tensor | None, grid: tuple[int, int] | None) -> Iterator[None]:
+        """Within it the network calls of a batch are watched; ``capture`` says which lanes' attention is wanted.
+
+        Raises:
+            CapabilityError: when attention is wanted and cannot be read.
+        """
+        self._features.clear()
+        self._attention.clear()
+        self._wanted = set() if capture is None else set(torch.nonzero(capture).flatten().tolist())
+        if self._wanted and grid is None:
+            raise CapabilityError(
+                f"the attention of a {type(self.module).__name__} cannot be read", "use refine.maps=phrase"
+            )
+        self._grid = grid
+        self._lanes = {}
+        yield
+
+    def seen(self, size: int) -> tuple[Tensor | None, Tensor | None]:
+        """((B, tokens, h, w) attention or ``None``, (B, F) features or ``None``) of the batch that was watched."""
+        features = None
+        if self.tap is not None and len(self._features) == size:
+            features = torch.stack([self._features[lane] for lane in range(size)])
+        attention = None
+        if self._attention:
+            like = next(iter(self._attention.values()))
+            blank = torch.zeros_like(like)
+            attention = torch.stack([self._attention.get(lane, blank) for lane in range(size)])
+        return attention, features
+
+    def _call(self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], calls: list[OpenCall]) -> Any:
+        branch = self.measured.prompt_sites.get(first.site)
+        if self.module is not first.module or branch is None:
+            return first.module(*args, **kwargs)
+        lanes = [self.evaluator.networks.order.get(id(call), at) for at, call in enumerate(calls)]
+        rows = prompt_rows(counts, branch)
+        wanted = [at for at, lane in enumerate(lanes) if lane in self._wanted]
+        store = None
+        if wanted and self._grid is not None:
+            store = AttentionStore(torch.tensor([rows[at] for at in wanted]), self._grid)
+        with self._captured(store):
+            answer = first.module(*args, **kwargs)
+        if self.tap is not None and (pooled := self.tap.take(sum(counts))) is not None:
+            for at, lane in enumerate(lanes):
+                if rows[at] < len(pooled):
+                    self._features[lane] = pooled[rows[at]]
+        if store is not None:
+            for at, maps in zip(wanted, store.mean(), strict=True):
+                self._attention[lanes[at]] = maps
+        return answer
+
+    def _captured(self, store: AttentionStore | None) -> Any:
+        if store is None:
+            return nullcontext()
+        joint = type(self.module).__name__ == "FluxTransformer2DModel"
+        return (captured_joint_attention if joint else captured_cross_attention)(self.module, store)
+
+
+def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:
+    """The row of each lane's prompt in a joined call: branch by branch where all have as many, else lane by lane."""
+    if all(count == counts[0] for count in counts):
+        return [min(branch, counts[0] - 1) * len(counts) + lane for lane in range(len(counts))]
+    starts = [sum(counts[:lane]) for lane in range(len(counts))]
+    return [start + min(branch, count - 1) for start, count in zip(starts, counts, strict=True)]
+
+
+def prompt_network(evaluator: Evaluator, measured: Measured) -> Any:
+    """The network that hears the prompt: the largest of those called in the loop."""
+    names = {name for name, _ in measured.prompt_sites} or set(evaluator.networks.network_calls)
+    modules = [getattr(evaluator.pipe, name) for name in sorted(names)]
+    return max(modules, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
+
+
+def middle_block(module: nn.Module) -> nn.Module | None:
+    """A UNet's middle block, or the block in the middle of a transformer's longest list of blocks."""
+    middle = getattr(module, "mid_block", None)
+    if isinstance(middle, nn.Module):
+        return middle
+    lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part) > 0]
+    lists = [part for part in lists if any(True for _ in part.parameters())]
+    if not lists:
+        return None
+    blocks = max(lists, key=lambda part: sum(p.numel() for p in part.parameters()))
+    return blocks[(len(blocks) - 1) // 2]

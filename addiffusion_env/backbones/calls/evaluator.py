@@ -1,0 +1,273 @@
+"""Evaluating many open calls of one pipeline together: opening, bringing to the wanted step, answering, finishing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.calls.joining import entries, rebuilt
+from addiffusion_env.backbones.calls.networks import Networks
+from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
+from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+from addiffusion_env.backbones.calls.text_cache import TextCache
+from addiffusion_env.errors import CapabilityError
+
+DECODED_AT_ONCE = 4
+"""Images that the autoencoder decodes in one call."""
+
+
+class Evaluator:
+    """Runs the open calls of one pipeline.
+
+    Args:
+        pipe: the pipeline; its weights are shared, itself is not changed.
+        guidance_name: the argument that guidance scales are given as.
+
+    Attributes:
+        networks: makes their network calls.
+        texts: keeps encoded prompts.
+    """
+
+    def __init__(self, pipe: Any, guidance_name: str | None = None) -> None:
+        self.pipe = pipe
+        self.guidance_name = guidance_name
+        self.networks = Networks()
+        self.texts = TextCache(pipe, self.networks.digests)
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, Any]:
+        """The parameters of the pipeline's ``__call__``."""
+        return inspect.signature(type(self.pipe).__call__).parameters
+
+    # Opening.
+
+    def open(self, request: CallRequest, scale: float | None, generator: Any = None, **more: Any) -> OpenCall:
+        """A new call of a request, up to its first event."""
+        arguments = {**request.arguments, **more}
+        if scale is not None:
+            assert self.guidance_name is not None
+            arguments[self.guidance_name] = scale
+        if generator is not None:
+            arguments["generator"] = generator
+        call = OpenCall(self.pipe, arguments, self.texts.overrides())
+        event = call.begun()
+        if isinstance(event, Ended | AtDecode):
+            raise CapabilityError(
+                f"a {type(self.pipe).__name__} called no denoiser between its timesteps",
+                "pass a text-to-image pipeline with a denoising loop",
+            )
+        if request.plan is None:
+            request.plan = SchedulerPlan.of(call, generator)
+        return call
+
+    def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, Any]:
+        """The latents that the pipeline itself would begin with, and the generator's state afterwards.
+
+        Returns:
+            ((1, ...) latents in the pipeline's layout, the generator's state or ``None``).
+        """
+        before = generator.clone_state() if isinstance(generator, torch.Generator) else None
+        call = self.open(request, scale, generator)
+        state = generator.get_state() if isinstance(generator, torch.Generator) else None
+        x = self.blank_step(call, call.event).sample if call.drawn is None else call.drawn
+        self._keep(request, scale, call)
+        if before is not None:
+            request.draws.append((x, before))
+        return x, state
+
+    # Evaluating.
+
+    def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[Evaluated]:
+        """Answers evaluations, their network calls joined where that is known to change nothing."""
+        calls = [self._brought(evaluation) for evaluation in evaluations]
+        self.networks.order = {id(call): at for at, call in enumerate(calls)}
+        found = self.run(calls, keep)
+        self.networks.order = {}
+        for evaluation, call in zip(evaluations, calls, strict=True):
+            self._keep(evaluation.request, evaluation.scale, call)
+        return found
+
+    def run(self, calls: Sequence[OpenCall], keep: bool = False) -> list[Evaluated]:
+        """Answers the network requests of some calls, together, until each waits at its scheduler's step.
+
+        Raises:
+            CapabilityError: for a pipeline that leaves its loop before.
+        """
+        rows = [0] * len(calls)
+        kept: list[list[tuple[NetworkRequest, Any]]] = [[] for _ in calls]
+        while waiting := [at for at, call in enumerate(calls) if isinstance(call.event, NetworkRequest)]:
+            for group in self.networks.groups(calls, waiting):
+                answers, counts = self.networks.answer([calls[at] for at in group])
+                for at, answer, count in zip(group, answers, counts, strict=True):
+                    rows[at] += count
+                    if keep:
+                        kept[at].append((calls[at].event, answer))  # type: ignore[arg-type]
+                    calls[at].answer(answer)
+        found = []
+        for call, count, requests in zip(calls, rows, kept, strict=True):
+            if not isinstance(call.event, AtStep):
+                raise CapabilityError(
+                    f"a {type(self.pipe).__name__} left its loop before its scheduler's step", "it cannot be driven"
+                )
+            found.append(Evaluated(call.event, count, requests))
+        return found
+
+    def _brought(self, evaluation: Evaluation) -> OpenCall:
+        """A call of the evaluation's request that has its network request for the wanted latents and time."""
+        request, index = evaluation.request, evaluation.index
+        call = self._taken(request, evaluation.scale, index, evaluation.x)
+        if call is None:
+            call = self._reopened(request, evaluation)
+            if index == 0 and call.drawn is not None and _same(call.drawn, evaluation.x):
+                return call  # its first network request is about these very latents
+        elif index == 0 and call.index == 0 and not isinstance(call.event, AtStep):
+            return call
+        if not isinstance(call.event, AtStep):
+            self.blank_step(call, call.event)
+        assert call.times is not None and isinstance(call.event, AtStep)
+        while call.index < index - 1:
+            self.blank_step(call, call.go_on(call.event.sample, call.times[call.index + 1]))
+        place_level(call, call.index + 1, evaluation)
+        call.go_on(evaluation.x, evaluation.time)
+        return call
+
+    def _taken(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall | None:
+        """The waiting call that is nearest before ``index``; at the first one that waits with these very latents."""
+        here = threading.get_ident()
+        waiting = request.waiting.get(scale, [])
+        if any(call.thread != here for call in waiting):
+            waiting[:] = [call for call in waiting if call.thread == here]
+        best = None
+        for at, call in enumerate(waiting):
+            if index == 0:
+                fresh = not isinstance(call.event, AtStep) and call.drawn is not None and _same(call.drawn, x)
+                if fresh:
+                    best = at
+                    break
+            elif call.index < index and (best is None or call.index > waiting[best].index):
+                # One that waits with its first request may be brought on by blank answers.
+                best = at
+        return None if best is None else waiting.pop(best)
+
+    def _reopened(self, request: CallRequest, evaluation: Evaluation) -> OpenCall:
+        """A new call; at the first step with the given latents as its own, where the pipeline takes them."""
+        generator = torch.Generator().manual_seed(0)
+        for x, before in request.draws if evaluation.index == 0 else ():
+            if _same(x, evaluation.x):
+                return self.open(request, evaluation.scale, before.clone_state())
+        if evaluation.index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
+            factor = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
+            if request.plan is not None:
+                factor = float(getattr(request.plan.scheduler, "init_noise_sigma", 1.0))
+            try:
+                return self.open(request, evaluation.scale, generator, latents=evaluation.x / factor)
+            except (ValueError, TypeError):
+                pass  # it wants them in a form of its own
+        return self.open(request, evaluation.scale, generator)
+
+    def _keep(self, request: CallRequest, scale: float | None, call: OpenCall) -> None:
+        request.waiting.setdefault(scale, []).append(call)
+
+    def blank_step(self, call: OpenCall, event: Event | None) -> AtStep:
+        """Brings a call to its scheduler's step with empty answers, which cost nothing."""
+        while isinstance(event, NetworkRequest):
+            event = call.answer(self.networks.blank_answer(event))
+        assert isinstance(event, AtStep)
+        return event
+
+    # Images.
+
+    def finish(self, ends: Sequence[tuple[CallRequest, Tensor]]) -> list[Any]:
+        """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together."""
+        calls = []
+        for request, x in ends:
+            call = self._ending(request)
+            call.finish(x)
+            calls.append(call)
+            if isinstance(call.event, AtDecode) and _changes_precision(call.event.module):
+                # The pipeline moves its autoencoder to float32 and back around each decode.
+                self._decode([call])
+        self._decode([call for call in calls if isinstance(call.event, AtDecode)])
+        found = []
+        for call in calls:
+            assert isinstance(call.event, Ended)
+            found.append(call.event.output)
+        return found
+
+    def _ending(self, request: CallRequest) -> OpenCall:
+        """A call of a request that waits at its scheduler's step; it will be used up."""
+        here = threading.get_ident()
+        for waiting in request.waiting.values():
+            for at, call in enumerate(waiting):
+                if call.thread == here:
+                    waiting.pop(at)
+                    if not isinstance(call.event, AtStep):
+                        self.blank_step(call, call.event)
+                    return call
+        call = self.open(request, None, torch.Generator().manual_seed(0))
+        self.blank_step(call, call.event)
+        return call
+
+    def _decode(self, calls: Sequence[OpenCall]) -> None:
+        groups: dict[Any, list[OpenCall]] = {}
+        for call in calls:
+            event = call.event
+            assert isinstance(event, AtDecode)
+            key = (
+                id(event.module),
+                event.latents.shape,
+                event.latents.dtype,
+                self.networks.digests((event.args, event.kwargs)),
+            )
+            groups.setdefault(key, []).append(call)
+        for group in groups.values():
+            for start in range(0, len(group), DECODED_AT_ONCE):
+                part = group[start : start + DECODED_AT_ONCE]
+                events: list[AtDecode] = [call.event for call in part]  # type: ignore[misc]
+                first = events[0]
+                with torch.no_grad():
+                    latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
+                    answer = first.module.decode(latents, *first.args, **first.kwargs)
+                for row, call in enumerate(part):
+                    call.answer(answer if len(part) == 1 else _row(answer, row))
+
+
+def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
+    """Makes the call's scheduler believe that it is at a level, for what it scales and what the loop looks up."""
+    scheduler = call.scheduler
+    at = call.begin + index
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, Tensor) and at < len(sigmas) and float(sigmas[at]) != evaluation.sigma:
+        if not call.own_sigmas:
+            scheduler.sigmas = sigmas = sigmas.clone()
+            call.own_sigmas = True
+        sigmas[at] = evaluation.sigma
+    if hasattr(scheduler, "_step_index"):
+        scheduler._step_index = at
+
+
+def _row(value: Any, row: int) -> Any:
+    """One image of a decoder's answer."""
+    if isinstance(value, Tensor):
+        return value[row : row + 1]
+    parts = entries(value)
+    return value if parts is None else rebuilt(value, [_row(part, row) for part in parts])
+
+
+def _changes_precision(module: Any) -> bool:
+    return getattr(module, "dtype", None) == torch.float16 and bool(getattr(module.config, "force_upcast", False))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two latents are the same, up to the rounding of a change of scale and back."""
+    if a.shape != b.shape:
+        return False
+    rounding = 1e-5 if a.dtype in (torch.float32, torch.float64) else 1e-2
+    return bool((a.float() - b.float()).abs().max() <= rounding * a.float().abs().max())

@@ -1,0 +1,95 @@
+"""What is read and checked of a loaded pipeline's parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
+from addiffusion_env.errors import CapabilityError, PromptError
+
+NO_LIMIT = 100_000
+"""Tokens of a text window that no tokenizer bounds."""
+
+
+def parts_of(pipe: Any) -> tuple[Any, ...]:
+    """What a pipeline is made of: other parts, another device or precision, or another scheduler give another value."""
+    found: list[Any] = []
+    for name, part in vars(pipe).items():
+        if isinstance(part, nn.Module):
+            first = next(part.parameters(), None)
+            found.append((name, id(part), None if first is None else (first.dtype, first.device)))
+        elif name == "scheduler":
+            found.append((name, type(part), repr(sorted(part.config.items(), key=str)), getattr(part, "shift", None)))
+    return tuple(found)
+
+
+def ays_timesteps(pipe: Any) -> tuple[int, ...]:
+    """The model family's Align Your Steps: SDXL's UNets are told the image's size, Stable Diffusion's are not."""
+    config = getattr(getattr(pipe, "unet", None), "config", {})
+    return AYS_SDXL if config.get("addition_embed_type") == "text_time" else AYS_SD15
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Refuses pipelines whose denoisers keep state from one call to the next.
+
+    Raises:
+        CapabilityError: naming the component.
+    """
+    for name, part in getattr(pipe, "__dict__", {}).items():
+        if not isinstance(part, nn.Module):
+            continue
+        if getattr(part, "is_cache_enabled", False):
+            raise CapabilityError(
+                f"{name} has a cache of its activations switched on, which mixes the images of a batch",
+                f"call pipe.{name}.disable_cache() first",
+            )
+        patched = part.__dict__.get("forward")
+        if patched is not None and not hasattr(part, "_hf_hook") and not hasattr(part, "_diffusers_hook"):
+            raise CapabilityError(
+                f"the forward method of {name} has been replaced (by DeepCache or the like), which may keep state from "
+                "one image to the next",
+                "disable that helper before the pipeline is wrapped",
+            )
+    scales = [1 for part in getattr(pipe, "__dict__", {}).values() if isinstance(part, nn.Module)]
+    if getattr(pipe, "scheduler", None) is not None and not scales:
+        raise CapabilityError(f"a {type(pipe).__name__} has no network", "pass a text-to-image pipeline")
+
+
+def tokenizers(pipe: Any) -> list[Any]:
+    """The pipeline's tokenizers whose window is the prompt's: a chat model's holds a template besides."""
+    return [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+
+
+def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
+    """Most tokens of a prompt that any of the pipeline's tokenizers takes; a large number where none says."""
+    limits = []
+    for tokenizer in tokenizers(pipe):
+        limit = int(min(getattr(tokenizer, "model_max_length", NO_LIMIT) or NO_LIMIT, NO_LIMIT))
+        length = arguments.value("max_sequence_length")
+        if "CLIP" not in type(tokenizer).__name__ and isinstance(length, int):
+            limit = length
+        limits.append(limit)
+    return max(limits, default=NO_LIMIT)
+
+
+def check_length(pipe: Any, text: str, limit: int) -> None:
+    """Refuses a prompt that no tokenizer of the pipeline takes whole.
+
+    Raises:
+        PromptError: with both lengths.
+    """
+    if limit >= NO_LIMIT or not isinstance(text, str):
+        return
+    lengths = []
+    for tokenizer in tokenizers(pipe):
+        convert = getattr(pipe, "maybe_convert_prompt", None)
+        whole = text if convert is None else convert(text, tokenizer)
+        lengths.append(len(tokenizer(whole).input_ids))
+    if lengths and min(lengths) > limit:
+        raise PromptError(
+            f"prompt of {min(lengths)} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",
+            "shorten it, or set truncate_prompts=true to drop its end",
+        )

@@ -1,0 +1,368 @@
+"""What is measured of a pipeline when it is wrapped: a few of its own first steps, alone and joined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.calls.evaluator import Evaluator
+from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
+from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
+from addiffusion_env.backbones.calls.networks import warn_not_joined
+from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
+from addiffusion_env.errors import CapabilityError, ConfigError
+
+PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
+"""The first two have as many words, the third more: networks that read one row for all are found out by it."""
+
+PROBE_STEPS = 4
+"""Steps of the calls that are measured, unless the pipeline's own run has fewer: some schedulers have no plan of fewer,
+and some distilled models of more."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest relative difference of a joined call in full precision; half precision's own rounding is larger."""
+
+HALF_TOLERANCE = 3e-2
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a pipeline's guidance scale means.
+
+    Attributes:
+        name: the argument; ``None`` if there is none, or none that takes effect.
+        own: the scale of its own run, in the engine's notation (1 is none).
+        added: whether the argument is added to 1 (``cond + g (cond - uncond)``).
+        rows: network rows of an evaluation, (without guidance, with it).
+    """
+
+    name: str | None
+    own: float
+    added: bool
+    rows: tuple[int, int]
+
+    def scale(self, argument: float) -> float:
+        """The engine's scale of an argument of the pipeline's."""
+        return max(1.0, argument + 1 if self.added else argument)
+
+    def argument(self, scale: float) -> float:
+        """The pipeline's argument of an engine's scale."""
+        return scale - 1 if self.added else scale
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pipeline's measures.
+
+    Attributes:
+        request: the request that was measured.
+        guidance: its guidance scale.
+        layout: of its latents.
+        image_size: (height, width) of its images.
+        decoder: the module that decodes; ``None`` where latents are pixels.
+        dtype: of its latents.
+        device: where they are.
+        prompt_sites: for each network site that hears the prompt, which of its branches does.
+        difference: largest relative difference of joined calls.
+    """
+
+    request: CallRequest
+    guidance: Guidance
+    layout: LatentLayout
+    image_size: tuple[int, int]
+    decoder: Any
+    dtype: torch.dtype
+    device: torch.device
+    prompt_sites: dict[tuple[str, int], int]
+    difference: float
+
+
+def generator() -> torch.Generator:
+    """The noise of measured calls."""
+    return torch.Generator().manual_seed(0)
+
+
+def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
+    """Measures a pipeline by a few of its own first steps.
+
+    Raises:
+        CapabilityError: for one that cannot be driven.
+    """
+    steps = min(PROBE_STEPS, arguments.steps)
+    requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
+    first = requests[0]
+    try:
+        alone = first_step(evaluator, first, None)
+    except (CapabilityError, ConfigError):
+        raise
+    except Exception as error:
+        raise CapabilityError(
+            f"a first step of {type(evaluator.pipe).__name__} failed: {type(error).__name__}: {str(error)[:200]}",
+            "give what its own call needs as arguments, for example image= or prompt_embeds=",
+        ) from error
+    learn_axes(evaluator, arguments, first, alone)
+    guidance = measure_guidance(evaluator, arguments, first, alone)
+    sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
+    difference = check_joining(evaluator, requests, guidance)
+    sample = alone.step.sample
+    layout, size, decoder = measure_decoding(evaluator, first, sample)
+    return Measured(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
+
+
+def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:
+    """The first evaluation of a fresh call, by itself."""
+    call = evaluator.open(request, scale, generator(), **more)
+    found = evaluator.run([call], keep=True)[0]
+    call.close()
+    return found
+
+
+def learn_axes(evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: Evaluated) -> None:
+    """Learns which axes count images; without an answer nothing is joined."""
+    ways: list[dict[str, Any]] = [{"prompt": [request.arguments.get("prompt")] * 2}]
+    if "num_images_per_prompt" in arguments.parameters:
+        ways.insert(0, {"num_images_per_prompt": 2})
+    for way in ways:
+        try:
+            pair = first_step(evaluator, CallRequest({**request.arguments, **way}), None)
+        except Exception:  # some pipelines cannot draw two images in one of these ways
+            continue
+        evaluator.networks.learn(alone.requests, pair.requests)
+        return
+    evaluator.networks.joins = False
+
+
+def measure_guidance(
+    evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: Evaluated
+) -> Guidance:
+    """Finds out at which scale guidance is off, what it costs, and whether the scale is added to 1."""
+    name = arguments.guidance_name
+    own = arguments.value(name) if name else None
+    if name is None or not isinstance(own, int | float):
+        return Guidance(None, 1.0, False, (alone.rows, alone.rows))
+
+    def at(scale: float) -> Evaluated:
+        return first_step(evaluator, request, float(scale))
+
+    try:
+        one, zero, four = at(1.0), at(0.0), at(4.0)
+    except Exception:
+        return Guidance(None, 1.0, False, (alone.rows, alone.rows))
+    for scale, found in ((1.0, one), (4.0, four)):
+        if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
+            # Guidance on and off make different calls; each form is learned once.
+            more = {arguments.guidance_name: scale}
+            learn_axes(evaluator, arguments, CallRequest({**request.arguments, **more}), found)
+    plain = min(one.rows, zero.rows)
+    if four.rows == plain:
+        takes_effect = name == "guidance_scale" and not torch.equal(one.step.output, four.step.output)
+        return Guidance(name if takes_effect else None, max(1.0, float(own)), False, (plain, plain))
+    added = one.rows > plain and abs(prompt_weight(evaluator, request, 3.0) - 4) < 0.1
+    found = Guidance(name, 1.0, added, (plain, four.rows))
+    return Guidance(name, found.scale(float(own)), added, found.rows)
+
+
+def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> float:
+    """Largest weight that a row of the network's answers has in what the scheduler is given, for linear guidance."""
+    weights = []
+    for marked in range(16):
+        call = evaluator.open(request, scale, generator())
+        seen = 0
+        while isinstance(call.event, NetworkRequest):
+            asked = call.event
+            answer = evaluator.networks.blank_answer(asked)
+            rows = _tensors(answer)
+            count = len(rows[0]) if len(rows) == 1 else len(rows)
+            if seen <= marked < seen + count:
+                answer = _marked(answer, marked - seen)
+            seen += count
+            call.answer(answer)
+        assert isinstance(call.event, AtStep)
+        weights.append(float(call.event.output.float().mean()))
+        call.close()
+        if marked + 1 >= seen:
+            break
+    return max((abs(weight) for weight in weights), default=0.0)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in entries(value) or () for tensor in _tensors(part)]
+
+
+def _marked(value: Any, row: int) -> Any:
+    """An answer of zeros with ones in one row: of its only tensor, or the one tensor of that number."""
+    several = len(_tensors(value)) > 1
+    count = iter(range(16))
+
+    def mark(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            made = torch.zeros_like(part)
+            if several:
+                return torch.ones_like(part) if next(count) == row else made
+            made[row] = 1
+            return made
+        inside = entries(part)
+        return part if inside is None else rebuilt(part, [mark(entry) for entry in inside])
+
+    return mark(value)
+
+
+def prompt_sites(a: Evaluated, b: Evaluated, evaluator: Evaluator) -> dict[tuple[str, int], int]:
+    """Which calls, and which of their branches, differ for two prompts from the same noise."""
+    found: dict[tuple[str, int], int] = {}
+    for (first, _), (second, _) in zip(a.requests, b.requests, strict=False):
+        site = evaluator.networks.site(first)
+        if site is None:
+            continue
+        differ: set[int] = set()
+        for spec, one, two in ((site.args, first.args, second.args), (site.kwargs, first.kwargs, second.kwargs)):
+            differ |= _rows_that_differ(spec, one, two)
+        if differ:
+            found[first.site] = max(differ)
+    return found
+
+
+def _rows_that_differ(spec: Any, one: Any, two: Any) -> set[int]:
+    if isinstance(spec, Batched):
+        if one.shape != two.shape:
+            return set(range(one.shape[spec.axis]))
+        pairs = zip(one.unbind(spec.axis), two.unbind(spec.axis), strict=True)
+        return {row for row, (a, b) in enumerate(pairs) if not torch.equal(a, b)}
+    if isinstance(spec, Listed):
+        return {row for row, (a, b) in enumerate(zip(one, two, strict=False)) if not _equal(a, b)}
+    if isinstance(spec, Node):
+        found: set[int] = set()
+        for part, a, b in zip(spec.parts, entries(one) or (), entries(two) or (), strict=False):
+            found |= _rows_that_differ(part, a, b)
+        return found
+    return set()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return a is b
+
+
+def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidance: Guidance) -> float:
+    """Compares joined evaluations of different prompts at different levels with each by itself.
+
+    What differs by more than the tolerance is not joined from then on, with a warning.
+
+    Returns:
+        The largest relative difference of what is joined.
+    """
+    if not evaluator.networks.joins:
+        warn_not_joined(evaluator.pipe, "the pipeline itself cannot draw two images at once with these arguments")
+        return 0.0
+    evaluations = [
+        at_index(evaluator, request, None, index) for request, index in zip(requests, (0, 2, 1), strict=True)
+    ]
+    alone = [evaluator.evaluate([evaluation])[0].step.output for evaluation in evaluations]
+    limit = TOLERANCE.get(alone[0].dtype, HALF_TOLERANCE)
+    difference = _joined_difference(evaluator, evaluations, alone)
+    if not difference <= limit:
+        evaluator.networks.joins = False
+        warn_not_joined(
+            evaluator.pipe,
+            f"its network gives other answers for several images at once (relative difference {difference:.2g}, "
+            f"{limit:.0e} is allowed)",
+        )
+        return 0.0
+    if guidance.name is None or guidance.rows[0] == guidance.rows[1]:
+        return difference
+    off = guidance.argument(1.0)
+    mixed = [evaluations[0], at_index(evaluator, requests[1], guidance.argument(4.0), 2)]
+    mixed.append(at_index(evaluator, requests[1], off, 1))
+    apart = [alone[0], *(evaluator.evaluate([evaluation])[0].step.output for evaluation in mixed[1:])]
+    uneven = _joined_difference(evaluator, mixed, apart)
+    if not uneven <= limit:
+        evaluator.networks.uneven = False
+        uneven = 0.0
+    return max(difference, uneven)
+
+
+def at_index(evaluator: Evaluator, request: CallRequest, scale: float | None, index: int) -> Evaluation:
+    """An evaluation of a request's own noise at a place of its plan."""
+    x, _ = evaluator.drawn(request, scale, generator())
+    plan = request.plan
+    assert plan is not None
+    index = min(index, len(plan.times) - 1)
+    sigma = plan.convention.scheduler_sigma(float(plan.levels[index]))
+    return Evaluation(request, scale, index, plan.times[index], x, sigma)
+
+
+def _joined_difference(evaluator: Evaluator, evaluations: Sequence[Evaluation], alone: Sequence[Tensor]) -> float:
+    try:
+        joined = [found.step.output for found in evaluator.evaluate(evaluations)]
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        for evaluation in evaluations:
+            evaluation.request.waiting.clear()
+        return math.inf
+    worst = 0.0
+    for mine, other in zip(joined, alone, strict=True):
+        worst = max(worst, float((mine - other).abs().max() / other.abs().max().clamp_min(1e-12)))
+    return worst
+
+
+def measure_decoding(
+    evaluator: Evaluator, request: CallRequest, inner: Tensor
+) -> tuple[LatentLayout, tuple[int, int], Any]:
+    """The latents' layout, the size of an image, and the module that decodes."""
+    decoder: list[Any] = []
+
+    def decoded(x: Tensor) -> Tensor:
+        call = evaluator.open(request, None, generator())
+        evaluator.blank_step(call, call.event)
+        event = call.finish(x)
+        if isinstance(event, AtDecode):
+            decoder[:] = [event.module]
+            found = event.latents
+        else:
+            found = torch.empty(0)
+        call.close()
+        return found
+
+    layout = learn_layout(inner, decoded)
+    image = image_of(evaluator.finish([(request, inner)])[0])
+    return layout, (int(image.shape[-2]), int(image.shape[-1])), decoder[0] if decoder else None
+
+
+def image_of(output: Any) -> Tensor:
+    """(1, 3, H, W) float32 in [-1, 1]: the first image of what a pipeline returned.
+
+    Raises:
+        CapabilityError: for an output without images.
+    """
+    import numpy as np
+
+    images = getattr(output, "images", getattr(output, "image", None))
+    if images is None and isinstance(output, tuple | list):
+        images = output[0]
+    if images is None:
+        raise CapabilityError(f"the pipeline returned {type(output).__name__} without images", "pass an image pipeline")
+    if isinstance(images, Tensor):
+        found = images[:1].float()
+    else:
+        array = np.asarray(images[0])
+        if array.dtype == np.uint8:
+            array = array.astype(np.float32) / 255
+        found = torch.from_numpy(np.ascontiguousarray(array)).float().permute(2, 0, 1)[None]
+    if found.ndim == 4 and found.shape[1] == 4:
+        # Layers with transparency are shown on white.
+        found = found[:, :3] * found[:, 3:] + (1 - found[:, 3:])
+    if found.ndim != 4 or found.shape[1] != 3:
+        raise CapabilityError(
+            f"the pipeline returned images of shape {tuple(found.shape)}, expected (B, 3, H, W)",
+            "video and audio pipelines are not supported",
+        )
+    return found.clamp(0, 1) * 2 - 1

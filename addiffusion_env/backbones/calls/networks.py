@@ -1,0 +1,161 @@
+"""The network calls of a pipeline's open calls: learned, joined, counted, answered."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.calls.joining import (
+    Digests,
+    Form,
+    Site,
+    entries,
+    form_of,
+    group_key,
+    joined_request,
+    rebuilt,
+    request_rows,
+    site_of,
+    split,
+)
+from addiffusion_env.backbones.calls.open_call import NetworkRequest, OpenCall
+
+NetworkCall = Callable[[NetworkRequest, tuple, dict, list[int], list[OpenCall]], Any]
+"""Makes a network call: (first request, args, kwargs, rows of each open call, open calls) -> the network's answer."""
+
+
+@dataclass
+class Networks:
+    """Makes the network calls of open calls, joined where that is known to change nothing.
+
+    Attributes:
+        joins: whether calls are joined.
+        uneven: whether calls with different numbers of rows are joined.
+        sites: what was learned of each form of network call; ``None`` for a form that is never joined.
+        network_calls: network calls made so far, by component; a joined one counts once.
+        network_rows: rows in them.
+        order: position of each open call in the batch that is being evaluated, by its ``id``.
+        call_network: makes a network call; ``None`` calls the network itself.
+        digests: keys of what must be equal in joined calls.
+    """
+
+    joins: bool = True
+    uneven: bool = True
+    sites: dict[Form, Site | None] = field(default_factory=dict)
+    network_calls: dict[str, int] = field(default_factory=dict)
+    network_rows: dict[str, int] = field(default_factory=dict)
+    order: dict[int, int] = field(default_factory=dict)
+    call_network: NetworkCall | None = None
+    digests: Digests = field(default_factory=Digests)
+    _blank: dict[Any, Any] = field(default_factory=dict)
+
+    def groups(self, calls: Sequence[OpenCall], waiting: Sequence[int]) -> list[list[int]]:
+        """Which of the waiting calls, by their position, are answered by one network call."""
+        if not self.joins or len(waiting) == 1:
+            return [[at] for at in waiting]
+        groups: dict[Any, list[int]] = {}
+        for at in waiting:
+            request = calls[at].event
+            assert isinstance(request, NetworkRequest)
+            key = group_key(self.site(request), calls[at], request, self.digests, self.uneven)
+            groups.setdefault(key, []).append(at)
+        return list(groups.values())
+
+    def site(self, request: NetworkRequest) -> Site | None:
+        """What is known of a form of network call; ``None`` for one that is not joined."""
+        return self.sites.get(form_of(request))
+
+    def answer(self, calls: list[OpenCall]) -> tuple[list[Any], list[int]]:
+        """One network call for some open calls: the answer and the number of rows of each."""
+        requests: list[NetworkRequest] = [call.event for call in calls]  # type: ignore[misc]
+        first = requests[0]
+        site = self.site(first)
+        counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
+        if len(requests) == 1 or site is None:
+            args, kwargs = first.args, first.kwargs
+        else:
+            args, kwargs = joined_request(site, requests, counts)
+        name = first.site[0]
+        self.network_calls[name] = self.network_calls.get(name, 0) + 1
+        self.network_rows[name] = self.network_rows.get(name, 0) + sum(counts)
+        with torch.no_grad():
+            if self.call_network is None:
+                answer = first.module(*args, **kwargs)
+            else:
+                answer = self.call_network(first, args, kwargs, counts, calls)
+        answers = [answer] if len(requests) == 1 or site is None else split(site.output, answer, counts)
+        if (kind := _blank_key(first)) not in self._blank:
+            self._blank[kind] = _zeros(answers[0])
+        return answers, counts
+
+    def learn(self, one: Sequence[tuple[NetworkRequest, Any]], two: Sequence[tuple[NetworkRequest, Any]]) -> None:
+        """Learns which axes count images from a step for one image and the same step for two."""
+        if [r.site for r, _ in one] != [r.site for r, _ in two]:
+            return
+        for first, second in zip(one, two, strict=True):
+            try:
+                self.sites[form_of(first[0])] = site_of(first, second)
+            except ValueError:
+                self.sites[form_of(first[0])] = None
+
+    def blank_answer(self, request: NetworkRequest) -> Any:
+        """An answer of zeros: it brings a call to its next step and costs nothing."""
+        if holds_state(request.args) or holds_state(request.kwargs):
+            # A cache of keys and values is filled by the call itself.
+            with torch.no_grad():
+                return request.module(*request.args, **request.kwargs)
+        kind = _blank_key(request)
+        if kind not in self._blank:
+            with torch.no_grad():
+                self._blank[kind] = _zeros(request.module(*request.args, **request.kwargs))
+        return self._blank[kind]
+
+
+def _zeros(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.zeros_like(value)
+    parts = entries(value)
+    return value if parts is None else rebuilt(value, [_zeros(part) for part in parts])
+
+
+def _blank_key(request: NetworkRequest) -> Any:
+    """Requests with equal keys have answers of one shape."""
+    values = (*request.args, *request.kwargs.values())
+    first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 1), None)
+    if first is None:
+        first = next((v[0] for v in values if isinstance(v, list) and v and isinstance(v[0], Tensor)), None)
+    return (form_of(request), leading_rows(request), None if first is None else first.shape)
+
+
+def holds_state(value: Any) -> bool:
+    """Whether arguments hold an object that is neither a tensor nor plain: a cache that a call fills."""
+    inside = entries(value)
+    if inside is not None:
+        return any(holds_state(entry) for entry in inside)
+    plain = Tensor | bool | int | float | str | bytes | torch.dtype | torch.device | torch.Generator | torch.Size
+    return value is not None and not isinstance(value, plain)
+
+
+def leading_rows(request: NetworkRequest) -> int:
+    """Rows of a request of which nothing was learned: the length of its first tensor or list."""
+    for value in (*request.args, *request.kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim > 1:
+            return len(value)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return len(value)
+    return 1
+
+
+def warn_not_joined(pipe: Any, reason: str) -> None:
+    """Says that calls are not joined, and what that costs."""
+    warnings.warn(
+        f"network calls of a {type(pipe).__name__} are not joined: {reason}\n  -> images are made one call each: the "
+        "same images, as slow as one after the other",
+        UserWarning,
+        stacklevel=4,
+    )

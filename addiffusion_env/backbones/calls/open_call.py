@@ -1,0 +1,279 @@
+"""One call of a pipeline's ``__call__`` that is suspended between its denoising steps.
+
+The call runs in a greenlet on a copy of the pipeline whose denoisers, scheduler and decoder are stand-ins: instances of
+subclasses that share the real parts' ``__dict__``, so that ``isinstance``, attributes and signatures are the real ones.
+A stand-in hands control back: a denoiser with its arguments (:class:`NetworkRequest`), the scheduler with what
+``scheduler.step`` was given (:class:`AtStep`), the decoder with its latents (:class:`AtDecode`). The call that waits at
+``step`` goes on with *any* latents, and the ``timesteps`` that its loop walks yield *any* next time, so it stands for
+the prompt and the settings alone, not for one image on its way.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+
+from addiffusion_env.backbones.calls.stand_ins import (
+    LazyTimesteps,
+    StepOutput,
+    is_scheduler,
+    module_stand_in,
+    scheduler_stand_in,
+)
+from addiffusion_env.backbones.calls.torch_state import TorchState
+from addiffusion_env.errors import CapabilityError
+
+NOT_DENOISERS = ("text_encoder", "image_encoder", "safety_checker", "feature_extractor", "tokenizer", "vision")
+"""Beginnings of the names of components that are never called inside the denoising loop."""
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """A denoiser's call that waits for its answer.
+
+    Attributes:
+        site: (component's name, how many calls of it this step has made before).
+        module: the real network.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        form: its structure, once it was looked at (:func:`joining.form_of`).
+    """
+
+    site: tuple[str, int]
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    form: tuple | None = None
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """The call has its guided prediction and asks its scheduler for the next latents.
+
+    Attributes:
+        output: what the scheduler is given as ``model_output``.
+        time: the time that it is given.
+        sample: the latents that were evaluated, in the pipeline's own layout.
+        args: further positional arguments of ``step``.
+        kwargs: its keyword arguments.
+    """
+
+    output: Tensor
+    time: Any
+    sample: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AtDecode:
+    """The loop is over and the pipeline decodes.
+
+    Attributes:
+        module: the real autoencoder.
+        latents: what it is given.
+        args: further positional arguments of ``decode``.
+        kwargs: its keyword arguments.
+    """
+
+    module: Any
+    latents: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The call has returned.
+
+    Attributes:
+        output: what the pipeline returned.
+    """
+
+    output: Any
+
+
+Event = NetworkRequest | AtStep | AtDecode | Ended
+
+
+class OpenCall:
+    """A pipeline's call, suspended; see the module.
+
+    Args:
+        pipe: the pipeline; it is not changed.
+        arguments: keyword arguments of its ``__call__``.
+        overrides: attributes of the copy, for example a cached ``encode_prompt``.
+
+    Attributes:
+        index: position in the plan of the step that the call is in; -1 before its loop.
+        event: what it waits for.
+        scheduler: its own copy of the pipeline's scheduler.
+        times: (m,) the times that its loop walks, as the pipeline's own run would; ``None`` before its loop.
+        begin: position of the first of them in ``scheduler.timesteps`` (image-to-image begins later).
+        drawn: the latents that the pipeline prepared, in its own layout; ``None`` if it has no ``prepare_latents``.
+        steps: whether ``step`` returned an object (``return_dict=True``) the last time.
+    """
+
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
+        self.index = -1
+        self.event: Event | None = None
+        self.times: Tensor | None = None
+        self.begin = 0
+        self.drawn: Tensor | None = None
+        self.denoises = False
+        self.own_sigmas = False
+        self.thread = threading.get_ident()
+        self._state = TorchState()
+        self._next: Any = None
+        self._ending = False
+        self._length: int | None = None
+        self._made: dict[str, int] = {}
+        self._walked: Any = None
+        own = self._copy(pipe)
+        for name, value in (overrides or {}).items():
+            own.__dict__[name] = value
+        self._greenlet = greenlet(lambda _: type(pipe).__call__(own, **arguments))
+
+    def begun(self) -> Event:
+        """Runs the call up to its first event."""
+        return self._switch(None)
+
+    def answer(self, value: Any) -> Event:
+        """Answers a network or decoder request."""
+        return self._switch(value)
+
+    def go_on(self, latents: Tensor, time: Any) -> Event:
+        """Resumes a call that waits at ``step``: the step's result is ``latents``, and the next time is ``time``."""
+        assert self.times is not None and isinstance(self.event, AtStep)
+        self.index += 1
+        self._next = time
+        self._made.clear()
+        self._place(self.index, time)
+        return self._switch(self._stepped(latents))
+
+    def finish(self, latents: Tensor) -> Event:
+        """Resumes a call that waits at ``step``, whose result ends the loop; the pipeline decodes it."""
+        assert isinstance(self.event, AtStep)
+        self._ending = True
+        self._length = self.index + 1
+        return self._switch(self._stepped(latents))
+
+    def close(self) -> None:
+        """Ends the call where it is; its ``finally`` blocks run."""
+        if self._greenlet.dead or self.thread != threading.get_ident():
+            return
+        self._greenlet.parent = getcurrent()
+        self._state.enter()
+        try:
+            self._greenlet.throw(GreenletExit)
+        finally:
+            self._state.leave()
+
+    def _switch(self, value: Any) -> Event:
+        self._greenlet.parent = getcurrent()
+        self._state.enter()
+        try:
+            found = self._greenlet.switch(value)
+        finally:
+            self._state.leave()
+        self.event = Ended(found) if self._greenlet.dead else found
+        return self.event  # type: ignore[return-value]
+
+    def _wait(self, event: Event) -> Any:
+        """Suspends the call, from inside it."""
+        parent = getcurrent().parent
+        assert parent is not None
+        return parent.switch(event)
+
+    def _stepped(self, latents: Tensor) -> Any:
+        """The result of ``scheduler.step``, in the form that the pipeline asked for."""
+        event = self.event
+        assert isinstance(event, AtStep)
+        latents = latents.to(event.sample.dtype)
+        if event.kwargs.get("return_dict", True):
+            return StepOutput(prev_sample=latents, pred_original_sample=latents, denoised=latents)
+        # A pipeline that decodes the second output (Sana-Sprint's denoised) is at the end, where both are the same.
+        return (latents, latents)
+
+    def _place(self, index: int, time: Any) -> None:
+        """Makes the plan say ``time`` at ``index``, for pipelines that look it up by number."""
+        if self._walked is not None:
+            self._walked.changed[index] = time
+
+    # What the stand-ins call, inside the greenlet.
+
+    def on_network(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A component was called."""
+        if not self.denoises:
+            return module(*args, **kwargs)
+        count = self._made.get(name, 0)
+        self._made[name] = count + 1
+        return self._wait(NetworkRequest((name, count), module, args, kwargs))
+
+    def on_step(self, output: Tensor, time: Any, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``scheduler.step`` was called."""
+        if self.times is None:
+            raise CapabilityError(
+                "the pipeline's loop does not walk its scheduler's timesteps", "it cannot be driven step by step"
+            )
+        return self._wait(AtStep(output, time, sample, args, kwargs))
+
+    def on_decode(self, module: Any, latents: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The decoder was called: inside the loop it runs at once."""
+        if self.denoises or not self._ending:
+            return module.decode(latents, *args, **kwargs)
+        return self._wait(AtDecode(module, latents, args, kwargs))
+
+    def on_next(self, walked: LazyTimesteps) -> Any:
+        """The loop asks for its next time; ``None`` ends it."""
+        if self._ending:
+            self.denoises = False
+            return None
+        if self.index < 0:
+            self._walked, self.begin = walked, walked.offset
+            self.times = walked.plain()
+            self.index, self.denoises = 0, True
+            return self.times[0]
+        return self._next
+
+    def length(self, walked: LazyTimesteps) -> int:
+        """How many times the loop has; one more than the present step's number once that is the last."""
+        return walked.shape[0] if self._length is None else self._length
+
+    def _copy(self, pipe: Any) -> Any:
+        own = copy.copy(pipe)
+        parts = own.__dict__
+        for name, part in list(parts.items()):
+            if isinstance(part, nn.Module):
+                if not name.startswith(NOT_DENOISERS):
+                    parts[name] = module_stand_in(part, name, self)
+            elif is_scheduler(part):
+                parts[name] = scheduler_stand_in(part, self)
+                if name == "scheduler":
+                    self.scheduler = parts[name]
+            elif type(part).__module__.startswith("diffusers.guiders"):
+                parts[name] = copy.deepcopy(part)
+            elif isinstance(part, list | dict):
+                parts[name] = copy.copy(part)
+        parts["_progress_bar_config"] = {"disable": True}
+        # It would send the neighbours' weights away.
+        parts["maybe_free_model_hooks"] = lambda: None
+        if hasattr(pipe, "prepare_latents"):
+            parts["prepare_latents"] = self._recorded(own.prepare_latents)
+        return own
+
+    def _recorded(self, prepare: Any) -> Any:
+        @functools.wraps(prepare)
+        def prepared(*args: Any, **kwargs: Any) -> Any:
+            made = prepare(*args, **kwargs)
+            self.drawn = made[0] if isinstance(made, tuple) else made
+            return made
+
+        return prepared

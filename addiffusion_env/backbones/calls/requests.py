@@ -1,0 +1,76 @@
+"""What a pipeline is asked: an image's call, one evaluation of it, and the answer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+
+
+class CallRequest:
+    """What a pipeline is asked for one image: the arguments of its call, without noise.
+
+    Attributes:
+        arguments: keyword arguments of ``__call__``: prompt, size, number of steps ...
+        plan: its scheduler's plan; ``None`` until a call was opened.
+        waiting: the open calls of each guidance scale.
+        draws: the noise that was drawn for it, each with the generator's state before: a call that is opened again
+            draws it again.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.arguments = dict(arguments)
+        self.plan: SchedulerPlan | None = None
+        self.waiting: dict[float | None, list[OpenCall]] = {}
+        self.draws: list[tuple[Tensor, torch.Generator]] = []
+        weakref.finalize(self, _close_all, self.waiting)
+
+
+def _close_all(waiting: dict[float | None, list[OpenCall]]) -> None:
+    for calls in waiting.values():
+        for call in calls:
+            call.close()
+    waiting.clear()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One lane's evaluation.
+
+    Attributes:
+        request: what its image is.
+        scale: guidance scale, as the pipeline's own argument; ``None`` for what the request itself says.
+        index: position in the plan.
+        time: what the denoiser hears.
+        x: (1, ...) latents in the pipeline's layout and space.
+        sigma: the level in the scheduler's own ``sigmas``.
+    """
+
+    request: CallRequest
+    scale: float | None
+    index: int
+    time: Any
+    x: Tensor
+    sigma: float
+
+
+@dataclass
+class Evaluated:
+    """The answer to an :class:`Evaluation`.
+
+    Attributes:
+        step: what the pipeline gave its scheduler.
+        rows: rows of network calls spent.
+        requests: the network requests of the step with their answers, where they were asked to be kept.
+    """
+
+    step: AtStep
+    rows: int = 0
+    requests: list[tuple[NetworkRequest, Any]] = field(default_factory=list)

@@ -1,0 +1,139 @@
+"""A pipeline's own scheduler as a function of values: its plan, and one step of one lane."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.calls.conventions import Convention, check_plan, convention_of
+from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
+from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
+
+LEVEL_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class SchedulerPlan:
+    """What the prologue of a pipeline's call has planned.
+
+    Attributes:
+        scheduler: a copy of its scheduler with the plan set; never stepped.
+        convention: what its numbers mean.
+        times: (m,) what the denoiser hears at each evaluation.
+        levels: (m + 1,) float64, their noise levels and the one that the plan lands on.
+        begin: position of the first time in ``scheduler.timesteps``.
+    """
+
+    scheduler: Any
+    convention: Convention
+    times: Tensor
+    levels: np.ndarray
+    begin: int
+
+    @classmethod
+    def of(cls, call: OpenCall, generator: Any = None) -> SchedulerPlan:
+        """The plan of a call that is in its loop.
+
+        Raises:
+            CapabilityError: for a scheduler whose noise levels are not known.
+            ConfigError: for levels that do not fall.
+        """
+        assert call.times is not None
+        scheduler = plain_scheduler(call.scheduler)
+        # What the first evaluation has already set is set again by the first step.
+        convention = convention_of(scheduler)
+        levels = check_plan(convention.levels(scheduler, call.times, call.begin), scheduler)
+        return cls(scheduler, convention, call.times, levels, call.begin)
+
+    def index_of(self, sigma: float) -> int:
+        """The evaluation of the plan that a level belongs to: the last one at or above it."""
+        at = int(np.searchsorted(-self.levels[:-1], -sigma * (1 - LEVEL_TOLERANCE), side="right")) - 1
+        first = max(0, at)
+        # Of equal levels (second-order schedulers) the first.
+        while first > 0 and self.levels[first - 1] == self.levels[first]:
+            first -= 1
+        return first
+
+    def time_of(self, index: int, sigma: float) -> Any:
+        """What the denoiser hears at a level: the plan's own time where it is the plan's."""
+        if abs(self.levels[index] - sigma) <= LEVEL_TOLERANCE * max(1.0, sigma):
+            return self.times[index]
+        time = self.convention.time_at(sigma, self.times, self.levels)
+        dtype = self.times.dtype if self.times.is_floating_point() else torch.float32
+        return torch.tensor(time, dtype=dtype, device=self.times.device)
+
+    def on_plan(self, index: int, sigma: float, sigma_next: float) -> bool:
+        """Whether a step leads from an evaluation of the plan to the next one."""
+        now, then = self.levels[index], self.levels[index + 1]
+        return abs(now - sigma) <= LEVEL_TOLERANCE * max(1, now) and abs(then - sigma_next) <= LEVEL_TOLERANCE * max(
+            1, then
+        )
+
+    def step(self, state: Mapping[str, Any] | None, index: int, at: AtStep) -> tuple[Tensor, dict[str, Any]] | None:
+        """One step of the pipeline's own scheduler.
+
+        Args:
+            state: what :meth:`step` returned before, or :meth:`first`; ``None`` to enter the plan at ``index``.
+            index: the evaluation of the plan.
+            at: what the pipeline gave its scheduler.
+
+        Returns:
+            (the latents, the state afterwards); ``None`` when this scheduler cannot enter its plan there.
+        """
+        scheduler = object.__new__(type(self.scheduler))
+        scheduler.__dict__.update(scheduler_values(self.scheduler))
+        generator = None
+        if state is not None and state["index"] == index:
+            scheduler.__dict__.update({name: _copied(value) for name, value in state["values"].items()})
+        elif (index or self.begin) and not self._enters(scheduler, self.begin + index):
+            return None
+        if state is not None and state["generator"] is not None:
+            generator = torch.Generator()
+            generator.set_state(state["generator"])
+        kwargs = dict(at.kwargs)
+        if _takes_generator(type(scheduler)):
+            kwargs["generator"] = generator
+        result = scheduler.step(at.output, at.time, at.sample, *at.args, **kwargs)
+        latents = result[0] if isinstance(result, tuple) else result.prev_sample
+        values = {
+            name: value
+            for name, value in scheduler_values(scheduler).items()
+            if value is not self.scheduler.__dict__.get(name, _MISSING) and not name.startswith("_internal")
+        }
+        return latents, {
+            "index": index + 1,
+            "values": values,
+            "generator": None if generator is None else generator.get_state(),
+        }
+
+    def first(self, generator_state: Tensor | None) -> dict[str, Any]:
+        """The state before the plan's first step."""
+        return {"index": 0, "values": {}, "generator": generator_state}
+
+    def _enters(self, scheduler: Any, index: int) -> bool:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(index)
+            scheduler._step_index = None
+            return True
+        # Without an index of its own a scheduler is either a function of its times (DDIM) or counts (PNDM).
+        return not hasattr(scheduler, "ets")
+
+
+_MISSING = object()
+
+
+@functools.cache
+def _takes_generator(kind: type) -> bool:
+    return "generator" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
+
+
+def _copied(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, list | dict) else value

@@ -1,0 +1,165 @@
+"""Stand-ins for a pipeline's parts: the real ones in class and attributes, but what is called goes to an open call."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Listener(Protocol):
+    """What stand-ins tell, inside the pipeline's call: an open call."""
+
+    def on_network(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A component was called."""
+
+    def on_step(self, output: Tensor, time: Any, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``scheduler.step`` was called."""
+
+    def on_decode(self, module: Any, latents: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A component's ``decode`` was called."""
+
+    def on_next(self, walked: LazyTimesteps) -> Any:
+        """The loop asks for its next time; ``None`` ends it."""
+
+    def length(self, walked: LazyTimesteps) -> int:
+        """How many times the loop has."""
+
+
+class StepOutput(SimpleNamespace):
+    """A scheduler's output object."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """By name, or the latents."""
+        return getattr(self, key) if isinstance(key, str) else self.prev_sample
+
+
+class LazyTimesteps(Tensor):
+    """A scheduler's ``timesteps`` whose iteration asks the open call for each next time.
+
+    Slices stay lazy; numbers, comparisons and arithmetic are a plain tensor's.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    call: Listener
+    offset: int
+    changed: dict[int, Any]
+
+    @staticmethod
+    def of(times: Tensor, call: Listener, offset: int = 0) -> LazyTimesteps:
+        """The lazy form of (m,) times that begin at ``offset`` of the scheduler's."""
+        made = times.detach().clone().as_subclass(LazyTimesteps)
+        made.call, made.offset, made.changed = call, offset, {}
+        return made
+
+    def plain(self) -> Tensor:
+        """The same numbers as an ordinary tensor."""
+        return self.as_subclass(Tensor)
+
+    def __iter__(self) -> Iterator[Any]:
+        while (time := self.call.on_next(self)) is not None:
+            yield time
+
+    def __len__(self) -> int:
+        return self.call.length(self)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            start = range(self.shape[0])[key].start
+            return LazyTimesteps.of(self.plain()[key], self.call, self.offset + start)
+        if isinstance(key, int) and key in self.changed:
+            return torch.as_tensor(self.changed[key])
+        return self.plain()[key]
+
+
+def is_scheduler(part: Any) -> bool:
+    """Whether a component is one of diffusers' schedulers, or is used like one."""
+    return hasattr(part, "set_timesteps") and hasattr(part, "step") and hasattr(part, "config")
+
+
+def plain_scheduler(stand_in: Any) -> Any:
+    """An ordinary scheduler in the state of an open call's own."""
+    kind = type(stand_in).__mro__[1]
+    made = object.__new__(kind)
+    made.__dict__.update(scheduler_values(stand_in))
+    return made
+
+
+def scheduler_values(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's attributes, its lists copied, so that its steps change nobody else's."""
+    values = {}
+    for name, value in scheduler.__dict__.items():
+        if name == "_open_call":
+            continue
+        if isinstance(value, LazyTimesteps):
+            value = value.plain()
+        values[name] = copy.copy(value) if isinstance(value, list | dict) else value
+    return values
+
+
+def scheduler_stand_in(scheduler: Any, call: Listener) -> Any:
+    """A copy of a scheduler whose ``step`` and ``timesteps`` belong to an open call."""
+    made = object.__new__(_scheduler_class(type(scheduler)))
+    made.__dict__.update(scheduler_values(scheduler))
+    made.__dict__["_open_call"] = call
+    return made
+
+
+@functools.cache
+def _scheduler_class(kind: type) -> type:
+    class Same(type(kind)):  # type: ignore[misc]
+        """Some pipelines compare ``type(scheduler)`` by ``==``."""
+
+        def __eq__(cls, other: object) -> bool:
+            return other is kind or type.__eq__(cls, other) is True
+
+        def __hash__(cls) -> int:
+            return hash(kind)
+
+    names = list(inspect.signature(kind.step).parameters)[1:4]  # type: ignore[attr-defined]
+
+    @functools.wraps(kind.step)  # type: ignore[attr-defined]
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        first = list(args[:3])
+        for name in names[len(first) :]:
+            first.append(kwargs.pop(name))
+        return self._open_call.on_step(*first, args[3:], kwargs)
+
+    @functools.wraps(kind.set_timesteps)  # type: ignore[attr-defined]
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = kind.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        self.timesteps = LazyTimesteps.of(torch.as_tensor(self.timesteps), self._open_call)
+        return result
+
+    return Same(kind.__name__, (kind,), {"step": step, "set_timesteps": set_timesteps, "__module__": kind.__module__})
+
+
+def module_stand_in(module: nn.Module, name: str, call: Listener) -> Any:
+    """A network in all but its call, and its ``decode`` if it has one, which belong to an open call."""
+    made = object.__new__(_module_class(type(module), callable(getattr(module, "decode", None))))
+    # The very same dict: what a hook, an adapter or the user changes on the real one is seen here.
+    object.__setattr__(made, "__dict__", module.__dict__)
+    for slot, value in (("_open_call", call), ("_component", name), ("_real", module)):
+        object.__setattr__(made, slot, value)
+    return made
+
+
+@functools.cache
+def _module_class(kind: type, decodes: bool) -> type:
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._open_call.on_network(self._component, self._real, args, kwargs)
+
+    def decode(self: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._open_call.on_decode(self._real, latents, args, kwargs)
+
+    # Slots, since the instance's dict is the real module's.
+    parts: dict[str, Any] = {"__slots__": ("_open_call", "_component", "_real"), "__call__": called}
+    if decodes:
+        parts["decode"] = functools.wraps(kind.decode)(decode)  # type: ignore[attr-defined]
+    return type(kind)(kind.__name__, (kind,), {**parts, "__module__": kind.__module__})

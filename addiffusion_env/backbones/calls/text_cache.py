@@ -1,0 +1,59 @@
+"""Encoded prompts, kept as long as nothing that encodes them changes."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from addiffusion_env.backbones.calls.joining import Digests
+from addiffusion_env.backbones.fingerprint import fingerprint
+
+TEXTS_KEPT = 1024
+"""Most results of ``encode_prompt`` kept."""
+
+
+class TextCache:
+    """Results of a pipeline's ``encode_prompt``, by its arguments and the state of its text encoders.
+
+    Args:
+        pipe: the pipeline.
+        digests: makes keys of arguments.
+    """
+
+    def __init__(self, pipe: Any, digests: Digests) -> None:
+        self.pipe, self.digests = pipe, digests
+        self._texts: OrderedDict[Any, Any] = OrderedDict()
+
+    def overrides(self) -> dict[str, Any]:
+        """Attributes of a copy of the pipeline that encodes through this cache."""
+        encode = getattr(self.pipe, "encode_prompt", None)
+        return {} if encode is None else {"encode_prompt": self._cached(encode)}
+
+    def _cached(self, encode: Any) -> Any:
+        @functools.wraps(encode)
+        def encoded(*args: Any, **kwargs: Any) -> Any:
+            key = (encoder_state(self.pipe), self.digests((args, kwargs)))
+            if key in self._texts:
+                self._texts.move_to_end(key)
+                return self._texts[key][0]
+            found = encode(*args, **kwargs)
+            # The arguments stay alive with their result: some are known by their id.
+            self._texts[key] = (found, args, kwargs)
+            while len(self._texts) > TEXTS_KEPT:
+                self._texts.popitem(last=False)
+            return found
+
+        return encoded
+
+
+def version_of(value: torch.Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors keep no count."""
+    return 0 if value.is_inference() else value._version
+
+
+def encoder_state(pipe: Any) -> Any:
+    """Changes when a text encoder's weights, adapters or tokens do: what encoded prompts depend on."""
+    return fingerprint(*(part for name, part in vars(pipe).items() if name.startswith(("text_encoder", "tokenizer"))))

@@ -1,0 +1,380 @@
+"""Any loaded diffusers pipeline as a backbone, driven by its own ``__call__``.
+
+Nothing here knows an architecture. Prompt templates, packing, guidance formulas, signs and time scales stay the
+pipeline's; what is read of it is measured when it is wrapped (:mod:`backbones.calls.measured`): which axes of its
+network calls count images, whether joining them changes anything, how its latents are laid out, what guidance costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from addiffusion_env.backbones.base import (
+    Backbone,
+    Capabilities,
+    Conditioning,
+    Latents,
+    Load,
+    Prediction,
+    check_prompts,
+)
+from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.calls.conventions import Discrete
+from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps
+from addiffusion_env.backbones.calls.evaluator import Evaluator
+from addiffusion_env.backbones.calls.latent_layout import LatentLayout
+from addiffusion_env.backbones.calls.loaded import ays_timesteps, check_length, check_pipeline, parts_of, token_limit
+from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
+from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
+from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+from addiffusion_env.backbones.fingerprint import name_of
+from addiffusion_env.backbones.identity import described
+from addiffusion_env.backbones.paths import rows
+from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
+from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
+from addiffusion_env.errors import CapabilityError, ConfigError, nearest
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.seeding import keyed_generator
+
+OPTIONS = ("preview", "truncate_prompts")
+"""What the backbone itself can be told."""
+
+
+def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuses an option that the backbone does not have.
+
+    Raises:
+        ConfigError: with the nearest one.
+    """
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"the diffusers backbone has no option {name!r}", nearest(name, known))
+
+
+class PipelineBackbone(Backbone):
+    """A text-to-image pipeline of diffusers, or of a class of the user's own that is written like one.
+
+    Latents are held as (C, h, w), as the autoencoder reads them, wherever the pipeline's own layout is a re-ordering
+    of that. Guidance scales are those of classifier-free guidance, 1 being none; a pipeline that adds its scale to 1
+    (Z-Image, Krea 2) is told one less.
+
+    Args:
+        pipe: the pipeline, on its device; its weights are shared and nothing in it is changed.
+        arguments: keyword arguments of its ``__call__`` for every image (``height``, ``negative_prompt`` ...).
+        preview: an ``AutoencoderTiny``, its hub id or folder, ``"linear"`` (a least-squares map, fitted now), or
+            ``"none"``; ``None`` takes the family's tiny decoder where it is to be had.
+        truncate_prompts: let the pipeline drop the end of a prompt that does not fit, instead of refusing it.
+
+    Raises:
+        CapabilityError: for a pipeline without a denoising loop, with a cache on its denoiser, or with a scheduler
+            whose noise levels are not known.
+        ConfigError: for arguments that its ``__call__`` does not have, or that the engine owns.
+    """
+
+    name = "diffusers"
+
+    def __init__(
+        self,
+        pipe: Any,
+        arguments: Mapping[str, Any] | None = None,
+        preview: str | nn.Module | None = None,
+        truncate_prompts: bool = False,
+    ) -> None:
+        check_pipeline(pipe)
+        self.pipe = pipe
+        self.arguments = PipelineArguments.of(pipe, arguments or {})
+        self.truncate_prompts = truncate_prompts
+        self.chosen_preview = preview
+        self._measure()
+
+    def _measure(self) -> None:
+        self._parts = parts_of(self.pipe)
+        self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
+        self.measured: Measured = measure(self.evaluator, self.arguments)
+        assert self.measured.request.plan is not None
+        self.convention = self.measured.request.plan.convention
+        if isinstance(self.convention, Discrete):
+            self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
+        self.path = self.convention.path
+        self.device = torch.device(self.measured.device)
+        self.network = DenoiserTaps(self.evaluator, self.measured)
+        self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.chosen_preview)
+        self._plans: dict[int, CallRequest] = {}
+        self._layouts = {self.measured.layout.inner: self.measured.layout}
+        self.capabilities = self._capabilities()
+
+    @classmethod
+    def from_pretrained(cls, load: Load | None = None) -> PipelineBackbone:
+        """Loads the pipeline that ``load.name_or_path`` names: a hub id, a folder or a single file.
+
+        Raises:
+            ConfigError: when nothing is named.
+            WeightsError: when it cannot be had.
+        """
+        load = load or Load()
+        options = dict(load.options)
+        loading = {name: options.pop(name) for name in ("variant", "offload") if name in options}
+        check_options(options, (*OPTIONS, "pipeline_kwargs", "variant", "offload"))
+        pipe = load_any_pipeline(load, **loading)
+        return cls(pipe, options.pop("pipeline_kwargs", None), **options)
+
+    @classmethod
+    def from_pipeline(
+        cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> PipelineBackbone:
+        """Makes the backbone of a loaded pipeline, where it lies.
+
+        Args:
+            pipe: the pipeline.
+            pipeline_kwargs: arguments of its ``__call__`` for every image.
+            **options: ``preview`` and ``truncate_prompts``; see the class.
+
+        Raises:
+            ConfigError: for another option.
+        """
+        check_options(options, OPTIONS)
+        return cls(pipe, pipeline_kwargs, **options)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The pipeline with all that is in it, the arguments of its calls, and how its latents are looked at."""
+        held = {
+            "pipe": self.pipe,
+            "arguments": self.arguments.given,
+            "preview": self.looks.find(),
+            "truncate_prompts": self.truncate_prompts,
+            "capabilities": self.capabilities,
+            "device": self.device,
+            "dtype": self.measured.dtype,
+        }
+        return {"class": name_of(type(self)), **described(held)}
+
+    def refresh(self) -> None:
+        """See :meth:`Backbone.refresh`; a pipeline that was moved, or whose parts were replaced, is measured again."""
+        if self._parts == parts_of(self.pipe):
+            return
+        check_pipeline(self.pipe)
+        self._measure()
+
+    def to(self, *args: Any, **kwargs: Any) -> None:
+        """Moves the pipeline, as its own ``to``."""
+        self.pipe.to(*args, **kwargs)
+        self.refresh()
+
+    def _capabilities(self) -> Capabilities:
+        measured, arguments = self.measured, self.arguments
+        guidance = measured.guidance
+        return Capabilities(
+            latent_shape=measured.layout.shape,  # type: ignore[arg-type]
+            image_size=measured.image_size,
+            preview_size=self.looks.size,
+            guidance=guidance.name is not None,
+            attention_grid=self.network.attention_grid(measured.layout.shape),
+            max_tokens=token_limit(self.pipe, arguments),
+            default_steps=arguments.steps,
+            default_guidance=guidance.own,
+            default_solver=SCHEDULER,
+            default_spacing=SCHEDULER,
+            feature_dim=self.network.feature_dim,
+            network_calls=guidance.rows,
+            masks=measured.layout.spatial,
+            previews=self.looks.possible,
+            phrases=guidance.name is not None,
+        )
+
+    # Prompts.
+
+    def request(self, prompt: str | Prompt, steps: int | None = None) -> CallRequest:
+        """What the pipeline is asked for one image.
+
+        Raises:
+            PromptError: when the prompt does not fit the text window.
+        """
+        text = prompt.text if isinstance(prompt, Prompt) else prompt
+        more = prompt.arguments if isinstance(prompt, Prompt) else {}
+        if not self.truncate_prompts:
+            check_length(self.pipe, text, self.capabilities.max_tokens)
+        return CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Requests for prompts; the pipeline itself encodes them when their calls are opened, each text once."""
+        texts = check_prompts(prompts)
+        content = self.network.content_positions(texts)
+        return Conditioning({}, content, tuple(self.request(text) for text in texts))
+
+    def rephrased(self, conditioning: Conditioning, text: str) -> Conditioning:
+        """See :meth:`Backbone.rephrased`; size and the like stay."""
+        request = conditioning.requests[0]
+        return Conditioning({}, conditioning.content, (CallRequest({**request.arguments, "prompt": text}),))
+
+    def begin(
+        self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
+    ) -> tuple[Conditioning, Latents, np.ndarray]:
+        """See :meth:`Backbone.begin`; the pipeline itself draws the noise, from this prompt's and seed's generator."""
+        request = self.request(prompt, steps)
+        generator = request.arguments.pop("generator", None)
+        if generator is None or stream != "initial":
+            generator = keyed_generator(prompt.prompt_id, seed, stream)
+        inner, state = self.evaluator.drawn(request, None, generator)
+        plan = self.plan_of(request)
+        if spacing == SCHEDULER:
+            levels = plan.levels
+        elif plan.begin:
+            raise CapabilityError(
+                f"spacing={spacing} begins at pure noise, and this pipeline begins at step {plan.begin} of its plan",
+                "use spacing=scheduler",
+            )
+        else:
+            levels = self.sigmas(steps, spacing)
+        x = self.layout_of(inner, request).outer(inner.float() / self.convention.scale(float(plan.levels[0])))
+        latents = Latents.start(x, torch.tensor([levels[0]], dtype=torch.float64))
+        history = replace(latents.history, scheduler=(plan.first(state),))
+        conditioning = Conditioning({}, self.network.content_positions([prompt.text]), (request,))
+        return conditioning, replace(latents, history=history), levels
+
+    # Noise levels.
+
+    def plan_of(self, request: CallRequest) -> SchedulerPlan:
+        """The plan of a request's call, which is opened if it has not been."""
+        if request.plan is None:
+            self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
+        assert request.plan is not None
+        return request.plan
+
+    def sigmas(self, steps: int, spacing: str) -> np.ndarray:
+        """See :meth:`Backbone.sigmas`; ``spacing="scheduler"`` is the plan that the pipeline itself makes."""
+        if spacing != SCHEDULER:
+            return self.convention.respaced(steps, spacing)
+        if steps not in self._plans:
+            self._plans[steps] = CallRequest(self.arguments.call(PROMPTS[0], steps))
+        return self.plan_of(self._plans[steps]).levels
+
+    def timestep_position(self, sigma: Tensor) -> Tensor:
+        """See :meth:`Backbone.timestep_position`."""
+        return self.convention.position(sigma)
+
+    def timesteps(self, sigma: Tensor) -> Tensor:
+        """What the pipeline's loop calls ``t`` at each level."""
+        plan = self.plan_of(self.measured.request)
+        return torch.tensor([self.convention.time_at(float(level), plan.times, plan.levels) for level in sigma])
+
+    # Evaluations.
+
+    def layout_of(self, inner: Tensor, request: CallRequest) -> LatentLayout:
+        """The layout of latents; of another size than the measured one it is learned from the request's own call."""
+        shape = tuple(inner.shape[1:])
+        if shape not in self._layouts:
+            self._layouts[shape] = measure_decoding(self.evaluator, request, inner)[0]
+        return self._layouts[shape]
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: Tensor,
+        capture: Tensor | None = None,
+    ) -> Prediction:
+        """See :meth:`Backbone.predict`: every row's pipeline call, its network calls joined."""
+        requests: Sequence[CallRequest] = conditioning.requests
+        plans = [self.plan_of(request) for request in requests]
+        levels = sigma.tolist()
+        layout = self._layout_for(x, requests[0])
+        inner = layout.back(x)
+        evaluations = []
+        for row, (request, plan, level, scale) in enumerate(
+            zip(requests, plans, levels, guidance_scale.tolist(), strict=True)
+        ):
+            index = plan.index_of(level)
+            latents = inner[row : row + 1]
+            factor = self.convention.scale(level)
+            latents = (latents if factor == 1 else latents * factor).to(self.measured.dtype)
+            evaluations.append(
+                Evaluation(
+                    request,
+                    self._argument(request, scale),
+                    index,
+                    plan.time_of(index, level),
+                    latents,
+                    self.convention.scheduler_sigma(level),
+                )
+            )
+        with self.network.watching(capture, self.capabilities.attention_grid):
+            found = self.evaluator.evaluate(evaluations)
+        samples = torch.cat([item.step.sample for item in found]).float()
+        outputs = torch.cat([item.step.output for item in found]).float()
+        factors = torch.tensor([self.convention.scale(level) for level in levels], dtype=torch.float64)
+        x0 = layout.outer(self.convention.clean(samples / rows(factors, samples), outputs, sigma))
+        calls = torch.tensor([item.rows for item in found])
+        attention, features = self.network.seen(len(x))
+        return Prediction(x0, calls, attention, features, tuple(item.step for item in found))
+
+    def _layout_for(self, x: Tensor, request: CallRequest) -> LatentLayout:
+        for layout in self._layouts.values():
+            if layout.shape == tuple(x.shape[1:]):
+                return layout
+        inner, _ = self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
+        return self.layout_of(inner, request)
+
+    def _argument(self, request: CallRequest, scale: float) -> float | None:
+        """The pipeline's guidance argument for a scale; ``None`` where the request's own is meant."""
+        guidance = self.measured.guidance
+        own = guidance.own
+        if guidance.name is not None and isinstance(given := request.arguments.get(guidance.name), int | float):
+            own = guidance.scale(float(given))
+        return None if guidance.name is None or scale == own else guidance.argument(scale)
+
+    def scheduler_step(
+        self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
+    ) -> Latents:
+        """See :meth:`Backbone.scheduler_step`."""
+        x, states = [], []
+        layout = self._layout_for(latents.x, conditioning.requests[0])
+        for row, (request, after) in enumerate(zip(conditioning.requests, sigma_next.tolist(), strict=True)):
+            plan, now = self.plan_of(request), float(latents.sigma[row])
+            state = latents.history.scheduler[row]
+            index = plan.index_of(now) if state is None else state["index"]
+            result = None
+            if index < len(plan.times) and plan.on_plan(index, now, after):
+                result = plan.step(state, index, prediction.steps[row])
+            if result is None:
+                # Off its plan (an early exit, a refinement) a lane takes first-order steps along the path.
+                stepped = ddim_step(
+                    self.path, latents.row(row), prediction.x0[row : row + 1], sigma_next[row : row + 1]
+                )
+                x.append(stepped.x)
+                states.append(None)
+                continue
+            x.append(layout.outer(result[0].float() / self.convention.scale(after)))
+            states.append(result[1])
+        past = latents.history.then(prediction.x0, latents.sigma)
+        return Latents(torch.cat(x), sigma_next, replace(past, scheduler=tuple(states)))
+
+    # Images.
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
+        """The pipeline's own end: its decoder, safety checker and image processor."""
+        if conditioning is None:
+            requests = [self.measured.request] * len(x0)
+        else:
+            requests = [part.requests[0] for part in conditioning]
+        layout = self._layout_for(x0, requests[0])
+        ends = []
+        for row, request in enumerate(requests):
+            scale = self.convention.scale(float(self.plan_of(request).levels[-1]))
+            ends.append((request, (layout.back(x0[row : row + 1]) * scale).to(self.measured.dtype)))
+        return torch.cat([image_of(output) for output in self.evaluator.finish(ends)])
+
+    @torch.no_grad()
+    def preview(self, x0: Tensor) -> Tensor:
+        """See :meth:`Backbone.preview`."""
+        return self.looks.preview(x0)
