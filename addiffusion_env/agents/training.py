@@ -24,7 +24,9 @@ from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusion
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_space, load_config, save_policy
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import difference_words, differences, listed
+from addiffusion_env.backbones.identity import difference_words, listed
+from addiffusion_env.backbones.identity import differences as identity_differences
+from addiffusion_env.config import differences
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import (
     ConfigError,
@@ -96,11 +98,14 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             raise ResumeError(
                 f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start anew"
             ) from error
-        changed = [key for key in {**old, **config} if key not in MAY_CHANGE and old.get(key) != config.get(key)]
+        before, now = (
+            {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
+            for made in (old, config)
+        )
+        changed = list(differences(before, now))
         if changed:
-            shown = "; ".join(f"{key}: {old.get(key)!r} -> {config.get(key)!r}" for key in changed)
             raise ResumeError(
-                f"run {folder} was made with another configuration ({shown})",
+                f"run {folder} was made with another configuration ({'; '.join(changed)})",
                 "put those keys back, choose another run_dir, or delete the folder to start anew",
             )
     with writing_to(folder), whole_file(path) as file:
@@ -153,7 +158,7 @@ def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
     if not path.is_file():
         return []
     try:
-        return differences(json.loads(path.read_text(encoding="utf-8")), found)
+        return identity_differences(json.loads(path.read_text(encoding="utf-8")), found)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start anew") from error
 
