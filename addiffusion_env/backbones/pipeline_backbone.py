@@ -177,7 +177,7 @@ class PipelineBackbone(Backbone):
             "pipe": self.pipe,
             "arguments": self.arguments.given,
             "preview": self.looks.find(),
-            "truncate_prompts": self.truncate_prompts,
+            "options": self.options,
             "capabilities": self.capabilities,
             "device": self.device,
             "dtype": self.measured.dtype,
