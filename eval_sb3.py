@@ -40,7 +40,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.films import shoot
     from addiffusion_env.evaluation.hypotheses.setup import check_claims
     from addiffusion_env.evaluation.judges import Judges, check_judges, described
-    from addiffusion_env.evaluation.manifest import write_manifest
+    from addiffusion_env.evaluation.manifest import others_in, write_manifest
     from addiffusion_env.evaluation.measured import check_measures, judge_by_vlm, measure_metrics
     from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
@@ -62,12 +62,13 @@ def evaluate(config: dict[str, Any]) -> Report:
     process = settings.process(backbone.capabilities, backbone.name)
     stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
     plans, make = prepare(methods, prompts, config["seeds"], stage, config["rollouts"], settings, config["judges"])
+    others = others_in(folder, plans)
     write_manifest(
         folder, plans, backbone.name, config, config["margin"], config["price"], described(stage.scorers, judges)
     )
     keep = config["keep_pictures"] or config["benchmark_export"] or metrics is not None or vlm is not None
-    waiting = to_make(folder, plans, judges, config["shard_size"])
-    print(plan_cost(plans, stage, waiting, config["max_lanes"]), flush=True)
+    waiting = to_make(folder, plans, config["shard_size"])
+    print(plan_cost(plans, stage, waiting, config["max_lanes"]), *filter(None, [others]), sep="\n", flush=True)
 
     total = sum(len(entry.jobs) for entry in plans)
     dropped: list[str] = []

@@ -35,6 +35,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         check_algorithm,
         export_policy,
         exported_at,
+        hold_to_identity,
         last_return,
         remember_config,
         resume_or_make,
@@ -66,6 +67,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     lanes, halve = lanes_of(config["lanes"])
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
     env = make_rollouts(config["rollouts"], config["vec_env"], lanes, config["seed"], told)
+    identity = hold_to_identity(folder, env, resume)
     set_training(env, True)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
@@ -111,7 +113,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         measured = log.frontier(), "episodes of the training itself"
         if walk is not None and replay is not None:
             measured = held_out_frontier(model.policy, walk, settings, replay, folder, lanes, log.prompt_ids)
-        export_policy(policy, model, config, *measured)
+        export_policy(policy, model, config, *measured, identity)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder, last_return(model)
 

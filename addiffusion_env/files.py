@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from addiffusion_env.errors import AdDiffusionError, RunFolderError
+
+
+def stamp_of(path: Path | str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of a file, or of all files below a folder: another one when something was written there.
+
+    Empty where there is nothing. For caches within a process; what is kept longer is kept by content.
+    """
+    place = Path(path).expanduser()
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    found = []
+    for file in files:
+        with suppress(OSError):
+            seen = file.stat()
+            if not stat.S_ISDIR(seen.st_mode):
+                found.append((str(file), seen.st_size, seen.st_mtime_ns))
+    return tuple(found)
 
 
 @contextmanager

@@ -18,12 +18,15 @@ from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
 from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
 from addiffusion_env.typed import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
+FRONTIER_OF = ("backbone", "scorers")
+"""What a frontier depends on beside the policy."""
 LONGEST_SHOWN = 300
 """Characters of a folder's name in a message."""
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -47,6 +50,8 @@ class PolicyConfig:
             which a policy spends less than on others.
         provenance: how it was made: command, seed, steps, figures.
         results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
+        identity: ``backbone`` and ``scorers`` -> sha256 of what it was trained and its frontier measured on; empty in
+            files from before this was kept.
     """
 
     environment: Mapping[str, Any]
@@ -58,6 +63,7 @@ class PolicyConfig:
     frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     def space(self) -> spaces.Dict:
         """The observation space."""
@@ -135,6 +141,7 @@ def config_text(config: PolicyConfig) -> str:
         "frontier": [list(pair) for pair in config.frontier],
         "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
+        **({"identity": dict(config.identity)} if config.identity else {}),
         **({"results": dict(config.results)} if config.results else {}),
     }
     return json.dumps(plain, indent=2)
@@ -220,14 +227,19 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     Returns:
         ``about`` (prompts, seeds and judge in a sentence), ``command``, and ``rows``, the policy's own first:
         ``method`` and, each as ``{"estimate", "low", "high"}``, ``correct``, ``nfe``, ``preference`` and ``seconds``
-        where they were measured. ``None`` when there is nothing, or it cannot be read.
+        where they were measured. ``None`` when there is nothing, it cannot be read, or it is of another policy.
     """
     report = folder.parent / "report"
     try:
         if (folder / RESULTS_FILE).is_file():
             return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
-        settings = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))["settings"]
+        evaluation = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))
+        prints = {entry["name"]: entry.get("fingerprint") for entry in evaluation.get("methods", ())}
+        measured = prints.get(summary["focus"])
+        if measured and measured != folder_digest(folder):
+            return None  # the report is of what this policy was before it was trained on
+        settings = evaluation["settings"]
         rows = sorted(summary["methods"], key=lambda row: row["method"] != summary["focus"])
         judges = ", ".join(settings["judges"] or []) or "no judge"
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,22 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env import __version__
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
-from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, load_config, save_policy
+from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_space, load_config, save_policy
 from addiffusion_env.backbones.devices import resolve_device
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import difference_words, listed
+from addiffusion_env.backbones.identity import differences as identity_differences
 from addiffusion_env.config import differences
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, check_settings, unknown
+from addiffusion_env.errors import (
+    ConfigError,
+    ResumeError,
+    RunFolderError,
+    WeightsError,
+    WorkerError,
+    check_settings,
+    unknown,
+)
 from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.typed import check_arguments
 
@@ -33,6 +45,9 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
     "maskable_ppo": (MaskablePPO, MaskableAdDiffusionPolicy),
 }
 """Config name -> (algorithm, policy class)."""
+
+IDENTITY_FILE = "identity.json"
+"""What makes, scores and pays a run's pictures; see :meth:`.Episodes.identity`."""
 
 MAY_CHANGE = (
     "run_dir",
@@ -95,6 +110,57 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             )
     with writing_to(folder), whole_file(path) as file:
         file.write(json.dumps(dict(config), indent=2).encode())
+
+
+def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, Any]:
+    """Saves what makes, scores and pays a run's pictures beside its configuration, and holds a resumed run to it.
+
+    The configuration names files; this knows what is in them. Other packages and another kind of device are only
+    warned of.
+
+    Returns:
+        the identity, as :meth:`.Episodes.identity` has it.
+
+    Raises:
+        ResumeError: when checkpoints are there that were made by others; nothing is written then.
+        WorkerError: when the environments hold different models.
+        RunFolderError: when it cannot be written.
+    """
+    found, *others = env.env_method("identity")
+    for other in others:
+        if digest_of(other) != digest_of(found):
+            raise WorkerError(
+                f"environments of one run hold different models: {difference_words(found, other)}",
+                "give all machines the same weights, packages and kind of device",
+            )
+    path = folder / IDENTITY_FILE
+    if resume and checkpoints(folder / "checkpoints"):
+        lines = changed_since(path, found)
+        mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
+        if len(mild) < len(lines):
+            raise ResumeError(
+                f"run {folder} was made by another model, scorer, reward or list of prompts: {listed(lines)}",
+                "put it back, choose another run_dir, or delete the folder to start anew",
+            )
+        if mild:
+            warnings.warn(f"the run goes on with other rounding than it began with: {listed(mild)}", stacklevel=2)
+    with writing_to(folder), whole_file(path) as file:
+        file.write(json.dumps(found, indent=1).encode())
+    return found
+
+
+def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
+    """Where an identity differs from the one that a file keeps; nowhere when there is no file.
+
+    Raises:
+        ResumeError: when the file cannot be read.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return identity_differences(json.loads(path.read_text(encoding="utf-8")), found)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start anew") from error
 
 
 def check_algorithm(algorithm: str, settings: Mapping[str, Any]) -> None:
@@ -188,8 +254,18 @@ def export_policy(
     config: Mapping[str, Any],
     frontier: Sequence[tuple[float, float]] = (),
     frontier_prompts: str = PolicyConfig.frontier_prompts,
+    identity: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Saves the trained policy in the plain format, with what it was trained on and its (price, mean NFE) frontier."""
+    """Saves the trained policy in the plain format, with what it was trained on and its (price, mean NFE) frontier.
+
+    Args:
+        folder: made when missing.
+        model: the agent.
+        config: of the training.
+        frontier: (price, mean NFE) pairs.
+        frontier_prompts: what the frontier was measured on, in words.
+        identity: of the environment (:meth:`.Episodes.identity`) on which the frontier was measured.
+    """
     low, high = EnvSettings.of(**config["env"]).price_range()
     provenance = {
         "algorithm": config["algorithm"],
@@ -209,6 +285,7 @@ def export_policy(
         frontier=tuple(frontier),
         frontier_prompts=frontier_prompts,
         provenance=provenance,
+        identity={name: digest_of((identity or {})[name]) for name in FRONTIER_OF if name in (identity or {})},
     )
     save_policy(folder, model.policy, described)
     return folder

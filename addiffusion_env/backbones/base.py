@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.backbones.paths import NoisePath
 from addiffusion_env.errors import CapabilityError, PromptError
 from addiffusion_env.prompts.base import Prompt
@@ -214,8 +215,10 @@ class Load:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Backbone(ABC):
+class Backbone(Identified, ABC):
     """A text-to-image model, one denoiser evaluation at a time; holds weights only.
+
+    Records and tables are kept under its ``identity``, which describes what it holds; see :class:`.Identified`.
 
     Attributes:
         name: the registry name.
@@ -305,7 +308,7 @@ class Backbone(ABC):
         latents = Latents.start(noise, torch.tensor([levels[0]], dtype=torch.float64))
         return self.encode([prompt.text]), latents, levels
 
-    def refresh(self) -> None:  # noqa: B027
+    def refresh(self) -> None:
         """Looks whether the model was changed from outside since it was measured; most backbones are not."""
 
     def to(self, *args: Any, **kwargs: Any) -> None:

@@ -34,6 +34,8 @@ from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+from addiffusion_env.backbones.fingerprint import name_of
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
 from addiffusion_env.backbones.pipeline_options import PipelineOptions
@@ -167,6 +169,20 @@ class PipelineBackbone(Backbone):
             ConfigError: for an unknown option.
         """
         return cls(pipe, pipeline_kwargs, **options)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The pipeline with all that is in it, the arguments of its calls, and how its latents are looked at."""
+        held = {
+            "pipe": self.pipe,
+            "arguments": self.arguments.given,
+            "preview": self.looks.find(),
+            "options": self.options,
+            "capabilities": self.capabilities,
+            "device": self.device,
+            "dtype": self.measured.dtype,
+        }
+        return {"class": name_of(type(self)), **described(held)}
 
     def refresh(self) -> None:
         """See :meth:`Backbone.refresh`; a pipeline that was moved, or whose parts were replaced, is measured again."""

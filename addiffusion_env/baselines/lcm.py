@@ -77,7 +77,7 @@ class LatentConsistency(WholePipeline):
                 f"{self.name} is distilled from Stable Diffusion 1.5, this backbone is {backbone.name!r}",
                 f"use backbone=sd15; no consistency-distilled weights of {backbone.name!r} are known",
             )
-        if self._pipe is None:
+        if self._pipe is None or self._bound is not backbone:  # weights have the backbone's device and precision
             self._pipe = load_beside(SPEC, self.weights, backbone, "lcm needs consistency-distilled weights")
         super().bind(backbone, scorers)
 

@@ -70,7 +70,7 @@ class SDXLTurbo(WholePipeline):
             raise CapabilityError(
                 f"{self.name} is distilled from SDXL, this backbone is {backbone.name!r}", "use backbone=sdxl"
             )
-        if self._pipe is None:
+        if self._pipe is None or self._bound is not backbone:  # weights have the backbone's device and precision
             pipe = load_beside(SPEC, self.weights, backbone, "turbo needs adversarially distilled weights of SDXL")
             self._pipe = distilled(pipe, self.weights)
         super().bind(backbone, scorers)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.backbones.calls.conventions import Discrete
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.quiet import quiet_loading
@@ -53,10 +55,17 @@ class WholePipeline(BaseMethod):
 
     needs_scores: ClassVar[bool] = False
     _scorers: LookScorers | None = None
+    _bound: Backbone | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pipeline that was bound, so that other weights of its own get records of their own; "" without."""
+        pipe = getattr(self, "_pipe", None)
+        return "" if pipe is None else digest_of(described(pipe))
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """Remembers the scorers, which look at every finished picture; subclasses check the backbone first."""
-        self._scorers = scorers
+        self._scorers, self._bound = scorers, backbone
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
         """Makes one picture."""

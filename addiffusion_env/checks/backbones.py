@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Prediction
-from addiffusion_env.checks.base import refuses, require
+from addiffusion_env.checks.base import identity_is_held, refuses, require
 from addiffusion_env.errors import CapabilityError, PromptError
 
 PROMPTS = ("a photo of a dog", "a photo of a red cup")
@@ -124,6 +124,11 @@ def pictures_are_in_range(backbone: Backbone) -> None:
         require(-1 <= low <= high <= 1, f"{name} gives numbers in [{low:.3g}, {high:.3g}]", "clamp to [-1, 1]")
 
 
+def records_know_it(backbone: Backbone) -> None:
+    """Its identity is plain, stays as it is used, and changes with its weights."""
+    identity_is_held(backbone, lambda: _predict(backbone, *_noisy(backbone), PROMPTS))
+
+
 BACKBONE_CONTRACTS = (
     schedules_fall,
     progress_is_bounded,
@@ -135,6 +140,7 @@ BACKBONE_CONTRACTS = (
     the_denoisers_features_are_rows,
     attention_is_a_share,
     pictures_are_in_range,
+    records_know_it,
 )
 """Subject: a loaded :class:`Backbone`."""
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
+from torch import nn
+
+from addiffusion_env.backbones.identity import Identified, differences, listed
 from addiffusion_env.errors import AdDiffusionError, ContractError
 
 Contract = Callable[[Any], None]
@@ -33,6 +38,48 @@ def refuses(error: type[AdDiffusionError], call: Callable[[], Any], what: str) -
     except error:
         return
     raise ContractError(f"{what} was accepted", f"raise {error.__name__}")
+
+
+def identity_is_held(subject: Identified, use: Callable[[], Any]) -> None:
+    """Raises unless a component's identity is plain, stays as it is used, and changes with the weights that it holds.
+
+    Args:
+        subject: its first module's weights are changed, and put back.
+        use: uses it.
+    """
+    kind = type(subject).__name__
+    before = subject.identity
+    try:
+        json.dumps(before)
+    except (TypeError, ValueError) as error:
+        raise ContractError(
+            f"the identity of {kind} is not plain JSON: {error}", "give numbers, texts, lists and mappings"
+        ) from error
+    use()
+    changed = differences(before, subject.identity)
+    require(
+        not changed,
+        f"the identity of {kind} changes with use: {listed(changed)}",
+        "name what only remembers in not_identity",
+    )
+    weight = next((value for module in _modules(subject) for value in module.parameters() if value.numel()), None)
+    if weight is None:
+        return
+    kept = weight.detach().clone()
+    try:
+        weight.data.fill_(7)
+        found = subject.identity
+    finally:
+        weight.data.copy_(kept)
+    require(found != before, f"the identity of {kind} is the same with other weights", "put their hash into it")
+
+
+def _modules(subject: Any) -> Iterator[nn.Module]:
+    for value in vars(subject).values():
+        if isinstance(value, nn.Module):
+            yield value
+        elif is_dataclass(value):
+            yield from _modules(value)
 
 
 def promise(contract: Contract) -> str:

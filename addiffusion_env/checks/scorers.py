@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from addiffusion_env.checks.base import refuses, require
+from addiffusion_env.checks.base import identity_is_held, refuses, require
 from addiffusion_env.errors import ImageRangeError, PromptError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
@@ -71,12 +71,18 @@ def bad_pictures_are_refused(scorer: Scorer | Embedder) -> None:
         refuses(PromptError, lambda: scorer.score(pictures, prompts[:1]), "three pictures with one prompt")
 
 
+def records_know_it(scorer: Scorer | Embedder) -> None:
+    """Its identity is plain, stays as it is used, and changes with its weights."""
+    identity_is_held(scorer, lambda: _of(scorer, _pictures(), _prompts()))
+
+
 SCORER_CONTRACTS = (
     it_says_what_it_is,
     numbers_are_finite,
     a_picture_is_scored_alone,
     no_gradients_are_kept,
     bad_pictures_are_refused,
+    records_know_it,
 )
 """Subject: a loaded :class:`Scorer` or :class:`Embedder`."""
 

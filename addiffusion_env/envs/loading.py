@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.files import stamp_of
 from addiffusion_env.scorers.look import LookScorers, emoji_scorers
 
 
 @lru_cache(maxsize=8)
-def _backbone(name: str, name_or_path: str | None, device: str, dtype: str, options: tuple) -> Backbone:
+def _backbone(name: str, name_or_path: str | None, device: str, dtype: str, options: tuple, stamps: tuple) -> Backbone:
     given = {option: value for option, _, value in options}
     return BACKBONES.load(name).from_pretrained(Load(name_or_path, device, dtype, given))
 
 
 def load_backbone(settings: EnvSettings) -> Backbone:
-    """The backbone of some settings; the same object for the same settings."""
+    """The backbone of some settings; the same object for the same settings and the same files."""
     if isinstance(settings.backbone, Backbone):
         return settings.backbone
     load = settings.load()
@@ -29,7 +32,13 @@ def load_backbone(settings: EnvSettings) -> Backbone:
         (name, type(value), tuple(value) if isinstance(value, list) else value)  # 16.0 is refused also after 16
         for name, value in sorted(load.options.items())
     )
-    return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options)
+    stamps = _stamps(load.name_or_path, load.options.get("preview"))
+    return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options, stamps)
+
+
+def _stamps(*values: Any) -> tuple:
+    """What the folders among some settings hold, so that weights written anew are loaded anew."""
+    return tuple(stamp_of(value) for value in values if isinstance(value, str | Path))
 
 
 def _of_pipeline(settings: EnvSettings, load: Load) -> Backbone:
@@ -49,7 +58,7 @@ _PIPELINES: list[tuple[object, object, Backbone]] = []
 
 
 @lru_cache(maxsize=8)
-def _scorers(kind: str, device: str, paths: tuple) -> LookScorers:
+def _scorers(kind: str, device: str, paths: tuple, stamps: tuple) -> LookScorers:
     if kind == "emoji":
         from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 
@@ -97,4 +106,5 @@ def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> 
     emoji = backbone.name == "emoji"
     if emoji and paths:
         raise ConfigError(f"the emoji world has its own scorers, got scorers={dict(paths)}", "leave scorers empty")
-    return _scorers("emoji" if emoji else "hub", str(backbone.device), tuple(sorted((paths or {}).items())))
+    given = tuple(sorted((paths or {}).items()))
+    return _scorers("emoji" if emoji else "hub", str(backbone.device), given, _stamps(*(paths or {}).values()))

@@ -86,8 +86,8 @@ def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -
     written = []
     for place, method in enumerate(manifest.methods):
         uids = {
-            prompt.prompt_id: [uid_of(method.variant, prompt.prompt_id, seed) for seed in manifest.seeds]
-            for prompt in prompts
+            prompt_id: [uid_of(method.variant, key, seed) for seed in manifest.seeds]
+            for prompt_id, key in zip(manifest.prompt_ids, manifest.keys, strict=True)
         }
         found = store.pictures(uid for group in uids.values() for uid in group)
         wanted = sum(map(len, uids.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env import __version__
+from addiffusion_env.backbones import fingerprint
 from addiffusion_env.backbones.devices import instruction_set
+from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import RunFolderError
-from addiffusion_env.evaluation.records import Record, digest_of, uid_of
+from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
@@ -55,12 +58,14 @@ class MethodEntry:
         variant: see :func:`addiffusion_env.evaluation.records.variant_of`.
         looks: whether it needed previews.
         process: its decision process, as plain values.
+        fingerprint: of a learned method's files; empty for others and in older manifests.
     """
 
     name: str
     variant: str
     looks: bool
     process: Mapping[str, Any]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,9 @@ class Manifest:
         settings: the resolved configuration.
         versions: of the packages that matter.
         scorers: measure -> which model it comes from and on what scale, in words.
+        identity: of what makes and judges the pictures; see :func:`.identity_of`. Empty in manifests from before it
+            was kept.
+        prompt_keys: of the prompts, in order; see :func:`.prompt_key`. Empty where uids were made of ids alone.
     """
 
     methods: tuple[MethodEntry, ...]
@@ -105,15 +113,19 @@ class Manifest:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     scorers: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    prompt_keys: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """By what uids know the prompts, in their order."""
+        return self.prompt_keys or self.prompt_ids
 
     def select(self, records: Iterable[Record]) -> list[Record]:
         """The records of this evaluation, by method, prompt and seed in its order; others in the folder are left."""
         found = {record.uid: record for record in records}
         uids = (
-            uid_of(method.variant, prompt_id, seed)
-            for method in self.methods
-            for prompt_id in self.prompt_ids
-            for seed in self.seeds
+            uid_of(method.variant, key, seed) for method in self.methods for key in self.keys for seed in self.seeds
         )
         return [found[uid] for uid in uids if uid in found]
 
@@ -141,10 +153,18 @@ def write_manifest(
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         margins = (*margins, MarginEntry(margin, now, len(store.read())))
     jobs = plans[0].jobs
-    prompt_ids = tuple(dict.fromkeys(job.prompt.prompt_id for job in jobs))
+    prompts = {job.prompt.prompt_id: job.prompt for job in jobs}
+    prompt_ids = tuple(prompts)
     manifest = Manifest(
         methods=tuple(
-            MethodEntry(plan.method.name, plan.variant, bool(plan.method.looks), asdict(plan.process)) for plan in plans
+            MethodEntry(
+                plan.method.name,
+                plan.variant,
+                bool(plan.method.looks),
+                asdict(plan.process),
+                str(getattr(plan.method, "fingerprint", "")),
+            )
+            for plan in plans
         ),
         backbone=backbone,
         prompt_ids=prompt_ids,
@@ -155,6 +175,8 @@ def write_manifest(
         settings=dict(settings),
         versions=versions(),
         scorers=dict(scorers or {}),
+        identity=plans[0].identity,
+        prompt_keys=tuple(prompt_key(prompt) for prompt in prompts.values()),
     )
     write_text(folder / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
     return manifest
@@ -175,6 +197,7 @@ def read_manifest(out_dir: Path | str) -> Manifest:
                 "methods": tuple(MethodEntry(**entry) for entry in raw["methods"]),
                 "margins": tuple(MarginEntry(**entry) for entry in raw["margins"]),
                 "prompt_ids": tuple(raw["prompt_ids"]),
+                "prompt_keys": tuple(raw.get("prompt_keys", ())),
                 "seeds": tuple(raw["seeds"]),
             }
         )
@@ -182,6 +205,8 @@ def read_manifest(out_dir: Path | str) -> Manifest:
             check_types("", part)
         if not manifest.methods or not manifest.margins:
             raise ValueError("it names no method or no margin")
+        if manifest.prompt_keys and len(manifest.prompt_keys) != len(manifest.prompt_ids):
+            raise ValueError(f"{len(manifest.prompt_keys)} keys for {len(manifest.prompt_ids)} prompts")
         return manifest
     except FileNotFoundError as error:
         raise RunFolderError(
@@ -189,6 +214,32 @@ def read_manifest(out_dir: Path | str) -> Manifest:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}", "delete it and run again: records are kept") from error
+
+
+def others_in(out_dir: Path | str, plans: Sequence[Plan]) -> str:
+    """What a folder holds of the same methods by another identity, in a sentence; empty for nothing.
+
+    Such records stay and are not reported: what is asked for now is made beside them. Call it before
+    :func:`write_manifest`, which replaces the last evaluation's identity.
+    """
+    names, variants = {plan.method.name for plan in plans}, {plan.variant for plan in plans}
+    here = fingerprint.digest_of(plans[0].identity)
+    found = [
+        record
+        for record in RecordStore(Path(out_dir) / RECORDS_FOLDER).read()
+        if record.method in names and record.variant not in variants and record.identity != here
+    ]
+    if not found:
+        return ""
+    unknown = sum(record.identity is None for record in found)
+    words = f"{out_dir} also holds {len(found)} records of these methods by another model, scorer or judge"
+    if unknown:
+        words += f" ({unknown} of an older version do not say by which)"
+    with contextlib.suppress(RunFolderError):
+        last = read_manifest(out_dir).identity
+        if last and last != plans[0].identity:
+            words += f"; last time against now: {difference_words(last, plans[0].identity)}"
+    return f"{words}\n  -> they stay there and are not reported; delete them to save space"
 
 
 def versions() -> dict[str, str]:

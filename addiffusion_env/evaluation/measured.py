@@ -19,7 +19,7 @@ from addiffusion_env.evaluation.metrics.measure import OF_FEATURES, image_metric
 from addiffusion_env.evaluation.metrics.pictures import Pictures
 from addiffusion_env.evaluation.metrics.results import MetricResult
 from addiffusion_env.evaluation.metrics.settings import MetricSettings
-from addiffusion_env.evaluation.records import uid_of
+from addiffusion_env.evaluation.records import digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Section, Table
 from addiffusion_env.evaluation.store import RecordStore
@@ -147,7 +147,8 @@ def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dic
     reference = Pictures.of(pictures.pop(config.reference, config.reference))
     found = {name: image_metrics(own, reference, config.names, config.settings) for name, own in pictures.items()}
     plain = {name: {key: asdict(value) for key, value in results.items()} for name, results in found.items()}
-    write_text(folder / METRICS_FILE, json.dumps({"reference": config.reference, "methods": plain}, indent=1))
+    kept = {"reference": config.reference, "methods": plain, "pictures": _pictures(manifest)}
+    write_text(folder / METRICS_FILE, json.dumps(kept, indent=1))
     return found
 
 
@@ -208,6 +209,7 @@ def judge_by_vlm(
                 "replies": report.replies,
                 "unasked": report.count("unasked"),
                 "cost": report.cost,
+                "pictures": {key: _pictures(manifest)[key] for key in (focus, name)},
             }
         )
         write_text(folder / VLM_FILE, json.dumps(rows, indent=1))
@@ -223,8 +225,8 @@ def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[
     recorded = {record.uid for record in store.read()}
     variants = {entry.name: entry.variant for entry in manifest.methods}
     rows = [
-        (prompt_id, {name: uid_of(variants[name], prompt_id, seed) for name in names})
-        for prompt_id in manifest.prompt_ids
+        (prompt_id, {name: uid_of(variants[name], key, seed) for name in names})
+        for prompt_id, key in zip(manifest.prompt_ids, manifest.keys, strict=True)
         for seed in manifest.seeds
     ]
     rows = [(prompt_id, uids) for prompt_id, uids in rows if recorded.issuperset(uids.values())]
@@ -238,15 +240,32 @@ def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[
     return [prompt_id for prompt_id, _ in rows], {name: [found[uids[name]] for _, uids in rows] for name in names}
 
 
-def measured_sections(out_dir: Path | str) -> list[Section]:
-    """What metrics and a VLM judge found, as sections of the report; none where nothing was measured.
+def measured_sections(out_dir: Path | str, manifest: Manifest) -> list[Section]:
+    """What metrics and a VLM judge found on an evaluation's pictures, as sections of the report.
+
+    What was found on pictures of another model or policy in the same folder is left out.
 
     Raises:
         RunFolderError: when a file of theirs is damaged.
     """
-    found = [_read(Path(out_dir) / name) for name in (METRICS_FILE, VLM_FILE)]
-    written = (_metrics_section(found[0]) if found[0] else None, _vlm_section(found[1]) if found[1] else None)
-    return [section for section in written if section is not None]
+    metrics, verdicts = (_read(Path(out_dir) / name) for name in (METRICS_FILE, VLM_FILE))
+    verdicts = [row for row in verdicts or () if _concerns(row, manifest)]
+    written = [_metrics_section(metrics)] if metrics and _concerns(metrics, manifest) else []
+    return [*written, _vlm_section(verdicts)] if verdicts else written
+
+
+def _concerns(found: Mapping[str, Any], manifest: Manifest) -> bool:
+    """Whether something was measured on an evaluation's pictures; files from before this was kept do not say."""
+    pictures = found.get("pictures")
+    return not manifest.identity if pictures is None else pictures.items() <= _pictures(manifest).items()
+
+
+def _pictures(manifest: Manifest) -> dict[str, str]:
+    """Method -> sha1 over the uids of its pictures."""
+    return {
+        method.name: digest_of(uid_of(method.variant, key, seed) for key in manifest.keys for seed in manifest.seeds)
+        for method in manifest.methods
+    }
 
 
 def _read(path: Path) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from addiffusion_env.agents.factory import ROLLOUTS
 from addiffusion_env.backbones.devices import resolve_device
+from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.envs.loading import load_backbone, load_scorers
@@ -107,14 +108,26 @@ class PictureWorker(Workplace):
         judges: Sequence[str],
         prompts: Sequence[Prompt],
         seeds: Sequence[int],
+        identity: Mapping[str, Any],
     ) -> None:
-        """Loads everything, and plans as the runner did: uids are the same by construction."""
+        """Loads everything, and plans as the runner did: uids are the same by construction.
+
+        Raises:
+            WorkerError: when it has other weights, precision or packages than the runner: its records would not be of
+                what they say.
+        """
         torch.set_num_threads(threads)
         backbone = load_backbone(settings)
         process = settings.process(backbone.capabilities, backbone.name)
         held_out = Judges.of(judges, resolve_device(settings.device))
         self.stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, held_out)
         self.plans = plan(import_ray().cloudpickle.loads(methods), prompts, seeds, self.stage)
+        own = self.plans[0].identity
+        if own != identity:
+            raise WorkerError(
+                f"a Ray worker would make other pictures than were planned here: {difference_words(identity, own)}",
+                "give all machines the same weights and packages, and set device= and dtype=",
+            )
         self.jobs = [{job.uid: job for job in entry.jobs} for entry in self.plans]
 
     def make(self, chunk: Chunk, making: Making) -> Made:
@@ -169,7 +182,7 @@ class RayPool:
         jobs = work[0][0].jobs
         prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
         seeds = list(dict.fromkeys(job.seed for job in jobs))
-        arguments = (self._methods, self._settings, self._judges, prompts, seeds)
+        arguments = (self._methods, self._settings, self._judges, prompts, seeds, work[0][0].identity)
         crew = Crew(config, PictureWorker, [arguments] * config.workers, self._settings.device)
         with closing(crew):
             yield from _Round(crew, chunks, making).shards()

@@ -10,8 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from addiffusion_env.backbones import fingerprint
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.prompts.base import Prompt
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,9 @@ class Record:
     """One picture of one method.
 
     Attributes:
-        uid: sha1 of variant, prompt id and seed: the same picture has the same uid in every run.
-        variant: sha1 of method, backbone and process: what changes when any setting does; see :func:`variant_of`.
+        uid: sha1 of variant, prompt and seed: the same picture has the same uid in every run.
+        variant: sha1 of method, process and identity: what changes when any setting or weight does; see
+            :func:`variant_of`.
         method: the method's name.
         backbone: the backbone's name.
         prompt: its text.
@@ -44,6 +48,8 @@ class Record:
             method that runs a pipeline of its own, picture by picture, measures each picture's own wall-clock.
         peak_memory: bytes held at most while this picture's shard was made, by all lanes together: on a GPU those of
             tensors, else of the whole process; ``None`` where the system does not tell, or nobody measured.
+        identity: sha256 of what made and judged it (:func:`.identity_of`), which the manifest of its evaluation
+            spells out; ``None`` in records from before it was kept, of which nobody knows the weights.
     """
 
     uid: str
@@ -67,6 +73,7 @@ class Record:
     extra: Mapping[str, float] = field(default_factory=dict)
     seconds: float = float("nan")
     peak_memory: int | None = None
+    identity: str | None = None
 
 
 SCHEMA = pa.schema(
@@ -92,12 +99,13 @@ SCHEMA = pa.schema(
         pa.field("extra", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("peak_memory", pa.int64(), nullable=True),
+        pa.field("identity", pa.string(), nullable=True),
     ],
     metadata={"format": "addiffusion records 1"},
 )
 """The parquet schema: one column a field of :class:`Record`, in its order."""
 
-ADDED = ("peak_memory",)
+ADDED = ("peak_memory", "identity")
 """Columns that older shards lack; there they are unknown."""
 
 
@@ -125,23 +133,38 @@ def from_table(table: pa.Table) -> list[Record]:
     ]
 
 
-def variant_of(method: Method, backbone: str, process: ProcessConfig) -> str:
-    """40 hex digits that change whenever the method, the backbone or a setting of the process does.
+def variant_of(method: Method, backbone: str, process: ProcessConfig, identity: str = "") -> str:
+    """40 hex digits that change whenever the method, the process or what makes and judges the pictures does.
 
-    A learned method may carry a ``fingerprint`` of its weights; methods without weights are their name.
+    Args:
+        method: known by its ``fingerprint``, where it carries one, as learned methods do; else by its class and public
+            attributes, modules by their weights.
+        backbone: its name.
+        process: with the content of the files that it names.
+        identity: digest of :func:`.identity_of`.
     """
-    fingerprint = str(getattr(method, "fingerprint", ""))
-    settings = {"method": method.name, "fingerprint": fingerprint, "backbone": backbone, "process": asdict(process)}
-    return _sha1(json.dumps(settings, sort_keys=True))
+    own = getattr(method, "fingerprint", "") or {
+        "class": fingerprint.name_of(type(method)),
+        **described({key: value for key, value in getattr(method, "__dict__", {}).items() if key[0] != "_"}),
+    }
+    settings = {"method": method.name, "fingerprint": own, "backbone": backbone, "identity": identity}
+    return _sha1(json.dumps({**settings, "process": described(process)}, sort_keys=True))
 
 
-def uid_of(variant: str, prompt_id: str, seed: int) -> str:
-    """40 hex digits that name one picture.
+def prompt_key(prompt: Prompt) -> str:
+    """64 hex digits of a prompt's id and of all else that shapes a picture or its verdict: lists are mended."""
+    return fingerprint.digest_of(
+        described([prompt.prompt_id, prompt.text, prompt.phrases, prompt.requirements, prompt.arguments])
+    )
+
+
+def uid_of(variant: str, prompt: str, seed: int) -> str:
+    """40 hex digits that name one picture; the prompt by its key.
 
     >>> uid_of("v", "p", 0) == uid_of("v", "p", 0) != uid_of("v", "p", 1)
     True
     """
-    return _sha1("\x1f".join((variant, prompt_id, str(int(seed)))))
+    return _sha1("\x1f".join((variant, prompt, str(int(seed)))))
 
 
 def digest_of(texts: Iterable[str]) -> str:

@@ -93,7 +93,7 @@ def write_report(out_dir: Path | str, config_file: Path | str | None = None) -> 
     films = read_films(folder)
     drawn = figures(records, summary, films)
     written = sections(records, summary, manifest, films, drawn)
-    written[-1:-1] = measured_sections(folder)
+    written[-1:-1] = measured_sections(folder, manifest)
     side_by_side, thumbnails = sample_section(records, manifest, folder)
     if side_by_side is not None:
         written.insert(1, side_by_side)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import identity_of
 from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
@@ -19,7 +21,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
 from addiffusion_env.evaluation.metrics.usage import Meter
-from addiffusion_env.evaluation.records import Record, uid_of, variant_of
+from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
@@ -62,12 +64,14 @@ class Plan:
         process: what it runs under.
         variant: see :func:`variant_of`.
         jobs: prompts in order, the seeds of each together.
+        identity: of what makes and judges them; see :func:`.identity_of`.
     """
 
     method: Method
     process: ProcessConfig
     variant: str
     jobs: tuple[Job, ...]
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 Shard = list[tuple[Record, bytes | None]]
@@ -128,18 +132,21 @@ def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[i
             raise ConfigError(f"{what} {twice!r} is there more than once", "records are told apart by it: name it once")
     # In one order, whatever is recorded already: a text that is encoded in another batch is rounded otherwise.
     stage.scorers.clip.embed_texts(prompts)
-    plans = []
+    identity, plans = identity_of(backbone=stage.backbone, scorers=stage.scorers, judges=stage.judges), []
+    digest, keys = digest_of(identity), [prompt_key(prompt) for prompt in prompts]
     for method in methods:
         method.bind(stage.backbone, stage.scorers)
         if isinstance(method, MeetsPrompts):
             method.meet(prompts)
         process = method.process(stage.process)
         process.check(stage.backbone.capabilities, stage.backbone.name)
-        variant = variant_of(method, stage.backbone.name, process)
+        variant = variant_of(method, stage.backbone.name, process, digest)
         jobs = tuple(
-            Job(uid_of(variant, prompt.prompt_id, seed), prompt, int(seed)) for prompt in prompts for seed in seeds
+            Job(uid_of(variant, key, seed), prompt, int(seed))
+            for key, prompt in zip(keys, prompts, strict=True)
+            for seed in seeds
         )
-        plans.append(Plan(method, process, variant, jobs))
+        plans.append(Plan(method, process, variant, jobs, identity))
     return plans
 
 
@@ -226,7 +233,7 @@ def carry_out(
     found = {record.uid: record for record in store.read()}
     work = []
     for entry in plans:
-        groups = _waiting(entry, found, stage.judges, shard_size)
+        groups = _waiting(entry, found, shard_size)
         work.append((entry, groups))
         waiting = {job.uid for group in groups for job in group}
         if on_records is not None and len(waiting) < len(entry.jobs):
@@ -242,27 +249,20 @@ def carry_out(
     return [found[job.uid] for entry in plans for job in entry.jobs if job.uid in found]
 
 
-def to_make(out_dir: Path | str, plans: Sequence[Plan], judges: Judges, shard_size: int) -> list[int]:
+def to_make(out_dir: Path | str, plans: Sequence[Plan], shard_size: int) -> list[int]:
     """How many pictures of each plan :func:`carry_out` would make: those that are not recorded, by whole shards."""
     found = {record.uid: record for record in RecordStore(Path(out_dir) / RECORDS_FOLDER).read()}
-    return [sum(map(len, _waiting(entry, found, judges, shard_size))) for entry in plans]
+    return [sum(map(len, _waiting(entry, found, shard_size))) for entry in plans]
 
 
-def _waiting(entry: Plan, found: Mapping[str, Record], judges: Judges, shard_size: int) -> list[tuple[Job, ...]]:
+def _waiting(entry: Plan, found: Mapping[str, Record], shard_size: int) -> list[tuple[Job, ...]]:
     """The groups of a method's jobs that must be made: those of which a record is missing.
 
     Groups are cut from the plan, not from what is missing, and made whole: the pictures that share a batch are then
     the same after an interruption, and so is every bit of their records.
     """
     groups = [entry.jobs[first : first + shard_size] for first in range(0, len(entry.jobs), shard_size)]
-    return [group for group in groups if not all(_complete(found.get(job.uid), job.prompt, judges) for job in group)]
-
-
-def _complete(record: Record | None, prompt: Prompt, judges: Judges) -> bool:
-    """Whether there is a record with the word of every judge that is asked now."""
-    if record is None or not set(judges.scorers) <= set(record.extra):
-        return False
-    return record.correct is not None or judges.verdict is None or prompt.requirements is None
+    return [group for group in groups if not all(job.uid in found for job in group)]
 
 
 def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
@@ -390,4 +390,5 @@ def record_of(
         extra=judgement.extra,
         seconds=seconds,
         peak_memory=peak_memory,
+        identity=digest_of(entry.identity),
     )

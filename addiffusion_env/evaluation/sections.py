@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from addiffusion_env.backbones.identity import networks_in
 from addiffusion_env.evaluation.films import Film
 from addiffusion_env.evaluation.frontier import FrontierGain
 from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
@@ -293,9 +294,28 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
             Table(("margin", "set at", "when"), margins),
             Table(("method", "process", "refine"), processes),
             Table(("setting", "value"), settings),
+            _models(manifest),
             Table(("package", "version"), tuple(manifest.versions.items())),
         ),
     )
+
+
+def _models(manifest: Manifest) -> str | Table:
+    """The weights of every network that made, scored or judged the pictures."""
+    if not manifest.identity:
+        return "Which weights made and judged these pictures is not known: an older version recorded them."
+    head = ("network", "class", "precision", "sha256 of its weights", "adapters")
+    rows = tuple(
+        (
+            place,
+            part["class"].rpartition(".")[2],
+            ", ".join(part["dtype"]),
+            part["weights"][:16],
+            ", ".join(part.get("adapter_scales", ())),
+        )
+        for place, part in networks_in(manifest.identity)
+    )
+    return Table(head, rows)
 
 
 def _refine_words(entry: MethodEntry) -> str:

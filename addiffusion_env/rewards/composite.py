@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import RewardTerm, Transition
 from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.scorers.belief import belief_of
 from addiffusion_env.typed import check_arguments
 
 
@@ -79,6 +81,13 @@ class Reward:
             check_arguments(f"reward term {name!r}", self._functions[name], config.settings)
             if not isinstance(config.weight, int | float) or not np.isfinite(config.weight):
                 raise ConfigError(f"weight of reward term {name!r} is {config.weight!r:.100}", "use a finite number")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Terms with their functions and settings, and the content of the beliefs that these name."""
+        names = {str(config.settings["belief"]) for config in self.terms.values() if config.settings.get("belief")}
+        beliefs = {name: belief_of(name) for name in sorted(names)}
+        return described({"terms": self.terms, "functions": self._functions, "beliefs": beliefs})
 
     @property
     def sees_previews(self) -> bool:

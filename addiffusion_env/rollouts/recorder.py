@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.engine.lane import Lane, open_lane
@@ -76,14 +78,24 @@ class Recorder:
             check_recordable(self.process)
 
     @property
-    def fingerprint(self) -> str:
-        """Of the process and the number of tries: tables of another one are not read."""
+    def identity(self) -> dict[str, Any]:
+        """What a table depends on apart from its pictures: tables of another one are not read."""
         process = asdict(self.process)
         for name in ("liking", "limit", "margin", "first_step"):  # what is recorded does not depend on these
             process["refine"].pop(name)
-        kept = ["features"] if self.features else []
-        text = json.dumps([self.backbone.name, process, self.tries, self.judge is not None, *kept], default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return identity_of(
+            backbone=self.backbone,
+            scorers=self.scorers,
+            judge=self.judge,
+            process=process,
+            tries=self.tries,
+            features=self.features,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of :attr:`identity`, for file names."""
+        return digest_of(self.identity)[:12]
 
     def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> TryTable:
         """Records (prompt, seed) pairs; those that fail by themselves are left out, see ``faults``."""
@@ -107,11 +119,11 @@ class Recorder:
         Raises:
             RunFolderError: when a shard cannot be written.
         """
-        parts = []
+        parts, fingerprint = [], self.fingerprint
         for first in range(0, len(pictures), shard):
             chunk = pictures[first : first + shard]
-            ids = json.dumps([[prompt.prompt_id, seed] for prompt, seed in chunk])
-            name = f"tries-{self.fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
+            ids = json.dumps([[described(prompt), seed] for prompt, seed in chunk])
+            name = f"tries-{fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
             parts.append(self._shard(chunk, folder / name, lanes))
             if note is not None:
                 note(first + len(chunk))
@@ -214,6 +226,7 @@ class Recorder:
             clip_text=self.scorers.clip.embed_texts(prompts).numpy(),
             dino=dino,
             features=features,
+            identity=self.identity,
             **numbers,
         )
 

@@ -10,13 +10,14 @@ minutes on one core.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
 from addiffusion_env.files import whole_file
 from addiffusion_env.observations.observer import Observer
@@ -56,6 +57,7 @@ class TryTable:
         calls: (P, T, Q) float32 network calls since the try began.
         correct: (P, T, Q) float32, the judge's verdict of finished pictures, 0 or 1; NaN for previews and without a
             judge. For evaluation alone: nothing that trains reads it.
+        identity: of what recorded it (:attr:`.Recorder.identity`); empty in files from before it was kept.
     """
 
     prompts: tuple[str, ...]
@@ -76,6 +78,7 @@ class TryTable:
     nfe: np.ndarray
     calls: np.ndarray
     correct: np.ndarray
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -118,13 +121,20 @@ class TryTable:
         """Several tables of one process as one.
 
         Raises:
-            ConfigError: for none, or tables of different steps or numbers of tries.
+            ConfigError: for none, or tables of different steps or numbers of tries, or of another model or scorer.
         """
         if not parts:
             raise ConfigError("there is no table to join", "record at least one picture")
         shapes = {(part.steps, part.tries, part.features.shape[-1]) for part in parts}
         if len(shapes) > 1:
             raise ConfigError(f"tables of different processes cannot be joined: {sorted(shapes)}", "record them alike")
+        for part in parts:
+            if part.identity != parts[0].identity:
+                raise ConfigError(
+                    "tables that other models, scorers or processes recorded cannot be joined: "
+                    f"{difference_words(parts[0].identity, part.identity)}",
+                    "keep those of one recording in a folder",
+                )
         kept: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "demands", "seeds")
         }
@@ -174,6 +184,7 @@ class TryTable:
             "log_snr": np.asarray(self.log_snr, float).tolist(),
             "start_log_snr": float(self.start_log_snr),
             "tries": self.tries,
+            "identity": dict(self.identity),
         }
         return pa.table(columns).replace_schema_metadata({"table of tries": json.dumps(head)})
 
@@ -227,6 +238,7 @@ class TryTable:
             log_snr=np.array(head["log_snr"], dtype=np.float64),
             start_log_snr=np.array(head["start_log_snr"]),
             clip_text=clip_text.reshape(pictures, -1),
+            identity=head.get("identity", {}),
             **arrays,
         )
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.errors import ImageRangeError
 from addiffusion_env.prompts.base import Prompt
 
@@ -46,8 +47,10 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-class Scorer(ABC):
+class Scorer(Identified, ABC):
     """Scores pictures against prompts.
+
+    Scores are kept under its ``identity``, which describes what it holds; see :class:`.Identified`.
 
     Attributes:
         name: the registry name, used in records and column heads.
@@ -69,7 +72,7 @@ class Scorer(ABC):
         """Scores (B, 3, H, W) pictures in [-1, 1] against ``B`` prompts; returns (B,) float32 on the CPU."""
 
 
-class Embedder(ABC):
+class Embedder(Identified, ABC):
     """Maps pictures (and, for two-tower models, texts) to unit vectors.
 
     Attributes:

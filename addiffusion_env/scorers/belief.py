@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
-from addiffusion_env.files import whole_file
+from addiffusion_env.files import stamp_of, whole_file
 
 BELIEFS = Path(__file__).parent / "beliefs"
 """Fitted beliefs that ship with the package: ``<name>.safetensors``."""
@@ -138,9 +138,8 @@ class Belief:
             ) from error
 
 
-@lru_cache(maxsize=8)
 def belief_of(name: str) -> Belief:
-    """A belief by the name it ships under, or from a ``.safetensors`` file.
+    """A belief by the name it ships under, or from a ``.safetensors`` file; read again when the file has changed.
 
     Raises:
         UnknownNameError: for a name that does not ship.
@@ -148,10 +147,16 @@ def belief_of(name: str) -> Belief:
     """
     shipped = {path.stem: path for path in BELIEFS.glob("*.safetensors")}
     if name in shipped:
-        return Belief.load(shipped[name])
+        return _read(shipped[name], stamp_of(shipped[name]))
     if not name.endswith(".safetensors"):
         raise unknown("belief", name, shipped)
-    return Belief.load(Path(name))
+    return _read(Path(name), stamp_of(name))
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stamp: tuple) -> Belief:
+    del stamp  # of the key alone
+    return Belief.load(path)
 
 
 def _inputs(clip_text: np.ndarray, centre: np.ndarray, basis: np.ndarray) -> np.ndarray:

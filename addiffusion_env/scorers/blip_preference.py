@@ -39,6 +39,7 @@ class BlipPreferenceScorer(Scorer):
 
     name: ClassVar[str] = "blip_preference"
     unit: ClassVar[str] = "standard deviations"
+    not_identity = ("label",)
 
     def __init__(
         self, encoder: GroundedEncoder, head: nn.Module, mean: float, std: float, label: str, *, chunk: int = CHUNK

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from addiffusion_env.backbones.fingerprint import versions_of
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Embedder, Scorer, check_images
@@ -43,7 +44,8 @@ class ClipScorer(Scorer, Embedder):
     CLIPScore is printed in three scales over many backbones (Hessel et al. 2021: 2.5 max(cos, 0); torchmetrics:
     100 cos); none compares with another, so :attr:`label` says which model this is and the unit is always the cosine.
 
-    Text embeddings are remembered by text: in an episode the prompt stays and only the pictures change.
+    Text embeddings are remembered by text, for as long as model and tokenizer stay the same: in an episode the prompt
+    stays and only the pictures change.
 
     Args:
         model: an open_clip model (``encode_image``, ``encode_text``); taken over: moved, frozen, and its last vision
@@ -62,6 +64,7 @@ class ClipScorer(Scorer, Embedder):
 
     name: ClassVar[str] = "clip"
     unit: ClassVar[str] = "cosine"
+    not_identity = ("label", "_texts", "_encoded_by")
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class ClipScorer(Scorer, Embedder):
         self.dtype = dtype
         self.chunk = chunk
         self._texts: LruCache[torch.Tensor] = LruCache(REMEMBERED_TEXTS)
+        self._encoded_by: tuple[Any, ...] = ()
         self.dim = int(self._encode_texts(["a"]).shape[1])
 
     @classmethod
@@ -143,6 +147,9 @@ class ClipScorer(Scorer, Embedder):
     def embed_texts(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """``B`` prompts -> (B, dim) float32 unit vectors on the CPU; a text seen before is not encoded again."""
         texts = texts_of(prompts)
+        state = (self.model, self.tokenizer, versions_of(self.model))
+        if state != self._encoded_by:
+            self._texts, self._encoded_by = LruCache(REMEMBERED_TEXTS), state
         found = {text: self._texts.get(text) for text in texts}
         fresh = [text for text, vector in found.items() if vector is None]
         if fresh:

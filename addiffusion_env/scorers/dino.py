@@ -34,6 +34,7 @@ class DinoEmbedder(Embedder):
     """
 
     name: ClassVar[str] = "dino"
+    not_identity = ("label",)
 
     def __init__(
         self,

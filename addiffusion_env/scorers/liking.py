@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.scorers.belief import belief_of
 from addiffusion_env.scorers.look import Look
@@ -58,6 +59,12 @@ class Liking:
             raise ConfigError(f"liking must be a mapping, got {settings!r:.100}", "for example {clip_weight: 0.8}")
         check_settings("liking has", settings, (item.name for item in fields(cls)))
         return cls(**settings)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings, and the content of the belief that they name."""
+        belief = None if self.belief is None else described(belief_of(self.belief))
+        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "belief": belief}
 
     def __call__(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
         """(B, ...) scores of pictures of B prompts, (B, D) embeddings of the prompts -> (B, ...) liking."""

@@ -33,6 +33,8 @@ class Tokenizer:
         pad_id: see above.
     """
 
+    not_identity = ("_known", "_warned")
+
     def __init__(self, encode: Callable[[str], list[int]], length: int, pad_id: int) -> None:
         self.encode = encode
         self.length = length

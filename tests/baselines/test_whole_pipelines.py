@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -162,6 +164,19 @@ def test_subjects_are_the_last_words_of_phrases(emoji, prompts):
         assert [tokenizer.convert_ids_to_tokens(ids[place]).removesuffix("</w>") for place in positions] == words
     unfound = Prompt("a photo of a red cup", "p", phrases=("nowhere to be found",))
     assert subject_positions(emoji, tokenizer, unfound) == list(emoji.encode([unfound.text]).content[0])
+
+
+def test_weights_of_a_methods_own_follow_the_backbone_that_it_is_bound_to(tiny_backbone, weights, scorers):
+    backbone, (folder, _) = tiny_backbone("sd15"), weights("lcm")
+    method = make_method(f"lcm:1,{folder}")
+    method.bind(backbone, scorers)
+    pipe, known = method._pipe, method.fingerprint
+    method.bind(backbone, scorers)
+    assert method._pipe is pipe and method.fingerprint == known
+    half = copy.copy(backbone)
+    half.dtype = torch.bfloat16
+    method.bind(half, scorers)
+    assert method._pipe.unet.dtype == torch.bfloat16 and method.fingerprint != known
 
 
 def test_lcm_is_the_pipeline_at_one_call_a_step(tiny_backbone, weights, scorers):

@@ -114,6 +114,67 @@ def test_broken_scorers(scorer, words):
         hold(SCORER_CONTRACTS, scorer)
 
 
+class Counting(SharpnessScorer):
+    """Counts its calls where its identity sees it."""
+
+    calls = 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        return super().score(images, prompts)
+
+
+class Unreadable(SharpnessScorer):
+    """Has an identity that no file can hold."""
+
+    @property
+    def identity(self):
+        return {"made by": object()}
+
+
+class Anonymous(SharpnessScorer):
+    """Keeps its weights for itself."""
+
+    def __init__(self):
+        self.network = torch.nn.Linear(2, 2)
+
+    @property
+    def identity(self):
+        return {"class": "Anonymous"}
+
+
+class Careful(Anonymous):
+    """Counts, and says so; describes its weights."""
+
+    not_identity = ("calls",)
+    identity = SharpnessScorer.identity
+    calls = 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        return super().score(images, prompts)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        (Counting(), r"changes with use: calls: (nothing|\d+) -> \d+\n  -> name what only remembers in not_identity"),
+        (Unreadable(), "is not plain JSON"),
+        (Anonymous(), "is the same with other weights"),
+    ],
+)
+def test_identities_that_say_too_much_or_too_little(scorer, words):
+    with pytest.raises(ContractError, match=words):
+        hold(SCORER_CONTRACTS, scorer)
+
+
+def test_an_honest_identity_holds_and_the_weights_are_put_back():
+    scorer = Careful()
+    before = scorer.network.weight.clone()
+    assert len(hold(SCORER_CONTRACTS, scorer)) == len(SCORER_CONTRACTS)
+    assert scorer.network.weight.equal(before)
+
+
 class Broken(EmojiBackbone):
     """The emoji world with one method spoilt."""
 

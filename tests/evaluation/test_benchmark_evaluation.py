@@ -14,7 +14,7 @@ from addiffusion_env.config import check_overrides
 from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError
 from addiffusion_env.evaluation.benchmarks import check_export, choose_prompts, export_run, take_prompts
 from addiffusion_env.evaluation.manifest import read_manifest
-from addiffusion_env.evaluation.records import uid_of
+from addiffusion_env.evaluation.records import prompt_key, uid_of
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt, PromptList
 from addiffusion_env.prompts.benchmarks.geneval import GenEvalPrompts
@@ -129,7 +129,7 @@ def test_geneval_runs_on_the_emoji_world_and_is_exported(geneval: Path, tmp_path
             made = folder / f"{prompt.metadata['index']:05d}"
             assert json.loads((made / "metadata.jsonl").read_text()) == LINES[prompt.metadata["index"]]
             for number, seed in enumerate((0, 3)):
-                uid = uid_of(method.variant, prompt.prompt_id, seed)
+                uid = uid_of(method.variant, prompt_key(prompt), seed)
                 data = (made / "samples" / f"{number:04d}.png").read_bytes()
                 assert store.pictures([uid]) == {uid: data}
                 assert Image.open(io.BytesIO(data)).size == (64, 64)

@@ -99,12 +99,13 @@ def test_a_second_run_makes_nothing(whole, methods, prompts, stage, monkeypatch)
     assert len(told) == len(records)
 
 
-def test_what_a_new_judge_has_not_seen_is_made_again(whole, methods, prompts, stage, tmp_path):
+def test_what_a_new_judge_has_not_seen_is_made_beside(whole, methods, prompts, stage, tmp_path):
     first = replace(stage, judges=Judges(stage.judges.verdict))
     before = evaluate(methods[:1], prompts[:1], [0], first, tmp_path)
     after = evaluate(methods[:1], prompts[:1], [0], stage, tmp_path)
     assert (before[0].extra, set(after[0].extra)) == ({}, {"sharpness"})
-    assert [r.uid for r in before] == [r.uid for r in after]
+    assert before[0].uid != after[0].uid and before[0].identity != after[0].identity
+    assert {r.uid for r in RecordStore(tmp_path / "records").read()} == {before[0].uid, after[0].uid}
 
 
 def test_pictures_are_kept_on_request(whole):

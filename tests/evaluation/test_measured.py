@@ -7,6 +7,7 @@ import pytest
 from vlm_server import JudgeServer
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
+from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.measured import MetricsConfig, VlmConfig, measured_sections
 from addiffusion_env.evaluation.store import RecordStore
 
@@ -105,4 +106,5 @@ def test_a_judge_without_a_limit_or_a_comparator_is_refused(given, error, words)
 
 
 def test_nothing_measured_has_no_section(tmp_path):
-    assert measured_sections(tmp_path) == []
+    manifest = Manifest((), "emoji", (), "", (), (), 0.02, {}, {})
+    assert measured_sections(tmp_path, manifest) == []

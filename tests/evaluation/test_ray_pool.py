@@ -11,8 +11,8 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
 from addiffusion_env.evaluation import ray_pool
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.ray_pool import RayPool, maker, prepare
-from addiffusion_env.evaluation.runner import Stage, carry_out, in_turn
+from addiffusion_env.evaluation.ray_pool import PictureWorker, RayPool, maker, prepare
+from addiffusion_env.evaluation.runner import Stage, carry_out, in_turn, plan
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.rollouts.crew import RayConfig, start_ray
 
@@ -101,6 +101,17 @@ def test_jobs_that_hang_everybody_are_an_error_and_the_rest_is_kept(stage, promp
     with pytest.raises(WorkerError, match="lost"):
         run(stage, prompts[:1], tmp_path, quick)
     assert len(run(stage, prompts[:1], tmp_path, {"kind": "local"})) == 4
+
+
+def test_a_worker_with_other_weights_or_packages_is_refused(stage, prompts):
+    """Its records would not be of the model that they say."""
+    methods = [make_method("fixed:2")]
+    planned = plan(methods, prompts[:1], [0], stage)[0].identity
+    arguments = (1, ray.cloudpickle.dumps(methods), SETTINGS, JUDGES, prompts[:1], [0])
+    PictureWorker().setup(*arguments, planned)
+    other = {**planned, "packages": {**planned["packages"], "diffusers": "0.1"}}
+    with pytest.raises(WorkerError, match=r"than were planned here: packages\.diffusers: 0\.1"):
+        PictureWorker().setup(*arguments, other)
 
 
 def test_kinds_and_settings_are_checked():

@@ -83,6 +83,12 @@ class PreviewDecoder:
         scale = min(1.0, PREVIEW_SIDE / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
+    def find(self) -> Any:
+        """The decoder of previews, looked for or fitted when it is first needed; ``None`` where there is none."""
+        if self.decoder is None and self.possible and self.measured.decoder is not None:
+            self.decoder = self._found()
+        return self.decoder
+
     def preview(self, x0: Tensor) -> Tensor:
         """(B, C, h, w) clean latents -> (B, 3, h', w') float32 in [-1, 1].
 
@@ -97,8 +103,7 @@ class PreviewDecoder:
         size = self.size
         if self.measured.decoder is None:
             return resized(x0.float(), size).clamp(-1, 1)  # the latents are pixels
-        if self.decoder is None:
-            self.decoder = self._found()
+        self.find()
         if isinstance(self.decoder, LatentColours):
             image = self.decoder(x0.float())
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones.calls.joining import Digests
+from addiffusion_env.backbones.fingerprint import fingerprint
 from addiffusion_env.backbones.memory import alone
 
 TEXTS_KEPT = 1024
@@ -57,12 +58,4 @@ def version_of(value: torch.Tensor) -> int:
 
 def encoder_state(pipe: Any) -> Any:
     """Changes when a text encoder's weights, adapters or tokens do: what encoded prompts depend on."""
-    found: list[Any] = []
-    for name, part in pipe.__dict__.items():
-        if name.startswith("text_encoder") and isinstance(part, torch.nn.Module):
-            found.append((id(part), sum((version_of(p) + 1) * (p.data_ptr() % 1000003 + 7) for p in part.parameters())))
-            scales: list[Any] = [getattr(module, "scaling", None) for module in part.modules()]
-            found.append(tuple(tuple(scale.items()) for scale in scales if isinstance(scale, dict)))
-        elif name.startswith("tokenizer") and hasattr(part, "__len__"):
-            found.append((id(part), len(part)))
-    return tuple(found)
+    return fingerprint(*(part for name, part in vars(pipe).items() if name.startswith(("text_encoder", "tokenizer"))))

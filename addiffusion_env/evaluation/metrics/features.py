@@ -7,10 +7,18 @@ from pathlib import Path
 
 import torch
 
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import identity_of
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.evaluation.metrics import FEATURES
 from addiffusion_env.evaluation.metrics.network import FeatureNetwork
-from addiffusion_env.evaluation.metrics.packages import INCEPTION_URL, find_weights, load_package, read_tensors
+from addiffusion_env.evaluation.metrics.packages import (
+    INCEPTION_URL,
+    backend_name,
+    find_weights,
+    load_package,
+    read_tensors,
+)
 from addiffusion_env.evaluation.metrics.settings import MetricSettings
 from addiffusion_env.scorers.base import Embedder
 
@@ -55,7 +63,8 @@ def inception(settings: MetricSettings) -> FeatureNetwork:
         return output[0] if isinstance(output, tuple) else output
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return FeatureNetwork("inception", f"inception-v3-compat 2048, {resizing}, sha256 {digest}", 2048, embed)
+    how = f"{resizing} of {backend_name(settings.backend)} on {torch.device(settings.device).type}"
+    return FeatureNetwork("inception", f"inception-v3-compat 2048, {how}, sha256 {digest}", 2048, embed)
 
 
 def dino(settings: MetricSettings) -> FeatureNetwork:
@@ -77,11 +86,13 @@ def clip(settings: MetricSettings) -> FeatureNetwork:
 
 
 def of_embedder(name: str, embedder: Embedder, folder: Path) -> FeatureNetwork:
-    """A feature network of any embedder (unit vectors, so distances are small), with the weights of ``folder``."""
+    """A feature network of any embedder (unit vectors, so distances are small), loaded from ``folder``.
+
+    Its identity is the embedder's and the versions of the packages that it is made of.
+    """
 
     def embed(pixels: torch.Tensor) -> torch.Tensor:
         return embedder.embed_images(pixels.float() / 127.5 - 1)
 
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+    digest = digest_of(identity_of(embedder=embedder))
     return FeatureNetwork(name, f"{name} {folder.name}, unit vectors, sha256 {digest}", embedder.dim, embed)

@@ -21,10 +21,13 @@ import torch
 from addiffusion_env import __version__
 from addiffusion_env.agents.policy_file import RESULTS_FILE
 from addiffusion_env.agents.replay import ReplayConfig, record_held_out, record_table
+from addiffusion_env.agents.training import IDENTITY_FILE, changed_since
 from addiffusion_env.backbones.devices import instruction_set
+from addiffusion_env.backbones.identity import identity_of, listed
 from addiffusion_env.baselines.prompt_rule import names_colour
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ResumeError
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.evaluation.study import claims, page
@@ -119,6 +122,7 @@ def gather(options: argparse.Namespace) -> Material:
         .prompt_source()
         .take(options.prompts, seed=0)
     )
+    hold(options.out, identity_of(backbone=backbone, scorers=scorers, process=process, judge=judge))
     replay = ReplayConfig(pictures=options.pictures, held_out=options.pictures // 2)
     train = record_table(settings, replay, options.out / "train_table", 16)
     held_out = record_held_out(settings, replay, options.out / "held_out_table", 16)
@@ -146,6 +150,21 @@ def gather(options: argparse.Namespace) -> Material:
     clock = Clock(**json.loads(clock_file.read_text(encoding="utf-8")))
     region = region_arms(backbone, scorers, judge, process, prompts[: min(128, len(prompts))], options.out / "region")
     return Material(prompts, train, held_out, test, made, clock, region)
+
+
+def hold(out: Path, identity: dict[str, Any]) -> None:
+    """Holds a folder to the model, scorers and judge that its recordings were begun with.
+
+    Raises:
+        ResumeError: when it was begun with others, or before they were kept.
+    """
+    path = out / IDENTITY_FILE
+    lines = changed_since(path, identity)
+    if lines or (out.is_dir() and any(out.iterdir()) and not path.is_file()):
+        whose = f"of another model, scorer or judge: {listed(lines)}" if lines else "that do not say of which model"
+        raise ResumeError(f"{out} holds recordings {whose}", "choose another --out, or delete the folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(identity, indent=1))
 
 
 def comparators(material: Material) -> dict[str, list[Arm]]:

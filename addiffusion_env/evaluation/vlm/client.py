@@ -85,6 +85,7 @@ class VlmClient(ABC):
     Attributes:
         identity: service, host (when not the service's own) and model: names the judge in results and cache keys.
         settings: what else may change a reply.
+        path: of another server's address, unless it is the usual one.
 
     Raises:
         ConfigError: for a model that is not pinned, or a missing key.
@@ -118,6 +119,9 @@ class VlmClient(ABC):
                 "leave them at 60 and 1024",
             )
         host = "" if base_url is None else f"@{urlsplit(base_url).netloc.rpartition('@')[2]}"
+        # Two servers behind one gateway; where every server has it, the path tells nothing (and old replies count).
+        path = urlsplit(base_url or "").path.rstrip("/")
+        self.path = "" if path == "/v1" else path
         self.identity = f"{self.service}{host}:{model}"
         self._key = self._find_key(base_url, key_variable)
         self._connect(base_url or self.home, self._key, float(timeout))
@@ -128,7 +132,11 @@ class VlmClient(ABC):
     @property
     def settings(self) -> Mapping[str, str | int | float | None]:
         """What else may change a reply: temperature and the longest reply."""
-        return {"temperature": 0, "max_output_tokens": self.max_output_tokens}
+        return {"temperature": 0, "max_output_tokens": self.max_output_tokens} | self._at
+
+    @property
+    def _at(self) -> dict[str, str]:
+        return {"path": self.path} if self.path else {}
 
     @classmethod
     @abstractmethod

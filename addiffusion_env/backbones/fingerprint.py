@@ -1,0 +1,183 @@
+"""What modules are, and whether they still are it: a hash of their weights, and a sum that is cheap to ask again.
+
+:func:`weights_digest` reads every byte: exact, the same on every device. :func:`fingerprint` adds up each weight's bits
+where it lies, at the speed of the memory: cheap enough to ask before each use of a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IDLE = ("training", "gradient_checkpointing")
+"""Numbers of a module that change nothing in what it gives without gradients."""
+
+ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")
+"""What PEFT keeps of a layer's adapters beside their weights and scales (``scaling``)."""
+
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an element -> the whole number of that size."""
+
+_digests: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
+
+
+def digest_of(value: Any) -> str:
+    """64 hex digits of plain JSON values, whatever the order of keys.
+
+    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1}) != digest_of({"a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def name_of(kind: Any) -> str:
+    """Module and name of a class or function."""
+    return f"{getattr(kind, '__module__', None) or 'builtins'}.{getattr(kind, '__qualname__', kind)}"
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of a module's parameters and persistent buffers.
+
+    It does not depend on the device, nor on whether accelerate has put the weights elsewhere. Remembered until
+    :func:`fingerprint` changes; otherwise a core hashes about 1 GB a second, and up to eight of them do.
+    """
+    state = (fingerprint(module), [value.data_ptr() for _, value in weights_of(module)])
+    known = _digests.get(module)
+    if known is not None and known[0] == state:
+        return known[1]
+    weights = list(weights_of(module))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
+        hashes = list(pool.map(lambda entry: hashlib.sha256(bytes_of(entry[1])).hexdigest(), weights))
+    found = digest_of([[name, str(value.dtype), list(value.shape)] for name, value in weights] + hashes)
+    _digests[module] = (state, found)
+    return found
+
+
+def fingerprint(*parts: Any) -> tuple[Any, ...]:
+    """What modules and tokenizers are now, to be compared with what they were: for caches in this process.
+
+    Of a module the exact sum of each weight's bits, its device, and the numbers of its layers (scales of adapters
+    among them); of a tokenizer its size. Edits through ``.data`` are seen, which torch's version counters do not
+    count, and weights that were only moved there and back are the same. A pass over the memory: more than 10 GB a
+    second on one core.
+    """
+    return tuple(_state(part) if isinstance(part, nn.Module) else _size(part) for part in parts)
+
+
+def versions_of(module: nn.Module) -> tuple[Any, ...]:
+    """Where a module's weights lie and how often torch has seen them written: cheaper than :func:`fingerprint`.
+
+    For models that stay as they were loaded and are asked at every look; blind to edits through ``.data``.
+    """
+    weights = (value for _, value in weights_of(module))
+    return tuple((value.data_ptr(), _version(value)) for value in weights)
+
+
+def settings_of(module: nn.Module) -> dict[str, Any]:
+    """Numbers that a module's layers hold beside their weights: dotted name -> value (FreeU's scales, PEFT's)."""
+    found = {}
+    for place, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            if name in ADAPTERS or (name[0] != "_" and name not in IDLE and _numeric(value)):
+                found[f"{place}.{name}"] = _plain(value)
+            elif name == "processor":  # of attention: IP-Adapters keep their scale there
+                held = {key: _plain(item) for key, item in vars(value).items() if _numeric(item)}
+                found[f"{place}.{name}"] = {"class": name_of(type(value)), **held}
+    return found
+
+
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    weights = [value for _, value in weights_of(module)]
+    versions = tuple(_version(value) for value in weights)
+    sums = [_sum(value) for value in weights]
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for value in sums:
+        by_device.setdefault(value.device, []).append(value)
+    # One wait for each device, not one for each weight.
+    read = tuple((device.type, *torch.stack(values).tolist()) for device, values in by_device.items())
+    return (name_of(type(module)), versions, read, json.dumps(settings_of(module), sort_keys=True))
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version  # which inference tensors do not count
+
+
+def _sum(value: Tensor) -> Tensor:
+    """The exact sum of a tensor's bits, as whole numbers modulo 2 to the 64, where it lies."""
+    sums = []
+    for part in _plain_tensors(value):
+        part = torch.view_as_real(part.detach()) if part.is_complex() else part.detach()
+        if part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last):
+            part = part.permute(0, 2, 3, 1)
+        size = part.element_size()
+        if part.is_contiguous() and not (part.numel() * size % 8 or part.storage_offset() * size % 8):
+            sums.append(part.reshape(-1).view(torch.int64).sum())  # the fewest additions
+        else:
+            sums.append(part.view(WORDS[size]).sum(dtype=torch.int64))
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
+def bytes_of(value: Tensor) -> bytes | memoryview:
+    """A tensor's bytes, in the order of its elements, whatever its layout and device."""
+    parts = [part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for part in _plain_tensors(value)]
+    return parts[0].data if len(parts) == 1 else b"".join(part.tobytes() for part in parts)
+
+
+def _plain_tensors(value: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold a tensor's bits: itself, or those inside a quantised one."""
+    if not hasattr(value, "__tensor_flatten__"):
+        yield value.as_subclass(Tensor) if type(value) is not Tensor else value
+        return
+    names, _ = value.__tensor_flatten__()
+    for name in names:
+        yield from _plain_tensors(getattr(value, name))
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of each parameter and persistent buffer, in the module's order; from where accelerate keeps it."""
+    for place, layer in module.named_modules():
+        kept = {**layer._parameters, **layer._buffers}
+        for name, value in kept.items():
+            if value is None or name in layer._non_persistent_buffers_set:
+                continue
+            if value.device.type == "meta":
+                value = _stored(layer, name, value)
+            yield f"{place}.{name}".lstrip("."), value
+
+
+def _stored(layer: nn.Module, name: str, value: Tensor) -> Tensor:
+    """Where a layer's weight lies that accelerate has taken off it (``offload=sequential``)."""
+    hook: Any = getattr(layer, "_hf_hook", None)
+    for one in getattr(hook, "hooks", [hook]):
+        store = getattr(one, "weights_map", None)
+        if store is not None:
+            return store[name]
+    return torch.zeros(0, dtype=value.dtype)  # on the meta device for good: it has no content
+
+
+def _numeric(value: Any) -> bool:
+    kind = type(value)
+    if kind in (bool, int, float):
+        return True
+    if kind is dict:
+        return all(type(key) is str and _numeric(item) for key, item in value.items())
+    return kind in (list, tuple) and all(map(_numeric, value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _size(tokenizer: Any) -> tuple[Any, ...]:
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    return (id(tokenizer), size, getattr(tokenizer, "model_max_length", None))

@@ -1,0 +1,318 @@
+"""What a component is, by value: the weights, adapters and settings that shape what it gives, and where they differ.
+
+Whatever is kept (records, tables, encoded prompts) is kept under the identity of what made it, so that another
+checkpoint under the same name is another one. docs/caches.md lists every cache with its key.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import re
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import addiffusion_env
+from addiffusion_env.backbones.fingerprint import bytes_of, digest_of, name_of, settings_of, weights_digest, weights_of
+
+DEEPEST = 12
+"""Levels of objects within objects that are described."""
+
+SHOWN = 6
+"""Differences of two identities that are listed."""
+
+SECRET = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
+"""Attributes that are never written down: an identity lies in a readable file."""
+
+FOREIGN = ("name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
+RETURNED = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
+"""Entries of a model's configuration that say where it came from, what its weights say better, or what it returns."""
+
+
+class Identified:
+    """A component whose identity is what it holds, by value.
+
+    The default describes every attribute: modules by configuration, weights and adapters, tokenizers by vocabulary,
+    plain values as they are; and the source of a class that no installed package brings. That is right for most
+    components of one's own. Override :attr:`identity` where what shapes the result lies elsewhere, as behind a server
+    or in an engine's file, and name in ``not_identity`` what only remembers.
+
+    Attributes:
+        not_identity: attributes that change no result: caches, counters, hooks.
+    """
+
+    not_identity: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Plain JSON values that change whenever the component's results may; not by using it."""
+        return _Describer().held(self)
+
+
+def described(value: Any) -> Any:
+    """Any value as plain JSON: equal for equal content, whatever the object, the process or the folder.
+
+    Modules are described by class, configuration, weights and adapters, tensors and arrays by their content, other
+    objects by class and attributes; attributes whose name ends in ``key``, ``token``, ``secret`` or ``password`` are
+    left out. The same module a second time is named by its first place.
+
+    >>> described({"b": (1, None), "a": torch.float16})
+    {'b': [1, None], 'a': 'torch.float16'}
+    """
+    return _Describer().of(value, "", ())
+
+
+def identity_of(**parts: Any) -> dict[str, Any]:
+    """Several components by name, each as :func:`described`, and ``packages``, the versions of those they come from."""
+    found = {name: described(part) for name, part in parts.items()}
+    return {**found, "packages": packages(found)}
+
+
+def packages(identity: Any) -> dict[str, str]:
+    """Installed package -> version, of all classes in an identity; without a build's local part (``+cu130``)."""
+    found = {}
+    for name in sorted({str(kind).partition(".")[0] for kind in _classes(identity)} | {"torch"}):
+        for distribution in _distributions().get(name, ()):
+            found[distribution] = metadata.version(distribution).partition("+")[0]
+    found.pop("addiffusion-env", None)  # as installed, which may be older than what runs
+    return {**found, "addiffusion-env": addiffusion_env.__version__}
+
+
+def networks_in(identity: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(dotted place, description) of each module in an identity; one that stands twice in a component comes once."""
+    if isinstance(identity, Mapping):
+        if "weights" in identity and "dtype" in identity:
+            yield place, identity
+            return
+        for key, value in identity.items():
+            yield from networks_in(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(identity, list):
+        for number, value in enumerate(identity):
+            yield from networks_in(value, f"{place}.{number}")
+
+
+def differences(before: Any, after: Any) -> list[str]:
+    """Where two identities differ, one line each; hashes are cut to what tells them apart.
+
+    >>> differences({"unet": {"weights": "ab" * 32, "dtype": "float32"}}, {"unet": {"weights": "cd" * 32}})
+    ['unet.weights: abababababab -> cdcdcdcdcdcd', 'unet.dtype: float32 -> nothing']
+    """
+    old, new = dict(_flat(before)), dict(_flat(after))
+    return [
+        f"{path}: {_short(old, path)} -> {_short(new, path)}"
+        for path in dict.fromkeys((*old, *new))
+        if path not in old or path not in new or json.dumps(old[path]) != json.dumps(new[path])  # NaN is NaN
+    ]
+
+
+def difference_words(before: Any, after: Any) -> str:
+    """The first few differences of two identities, on one line."""
+    return listed(differences(before, after))
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first few of some differences, on one line."""
+    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more
+
+
+class _Describer:
+    """One pass over a component; remembers where each module was met first."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, str] = {}
+
+    def held(self, value: Any, place: str = "", within: tuple[int, ...] = ()) -> dict[str, Any]:
+        """Class and attributes of an object."""
+        kind: Any = type(value)
+        found: dict[str, Any] = {"class": name_of(kind)}
+        if source := _source(kind):
+            found["source"] = source
+        within = (*within, id(value))
+        left_out = {name for base in kind.__mro__ for name in vars(base).get("not_identity", ())}
+        for name, item in vars(value).items():
+            if name not in left_out and not SECRET.search(name):
+                found[name] = self.of(item, f"{place}.{name}".lstrip("."), within)
+        return found
+
+    def of(self, value: Any, place: str, within: tuple[int, ...]) -> Any:
+        """One value as plain JSON."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if id(value) in within or len(within) > DEEPEST:
+            return name_of(type(value))
+        if isinstance(value, Identified):
+            default = type(value).identity is Identified.identity
+            return self.held(value, place, within) if default else self.of(value.identity, place, (*within, id(value)))
+        if isinstance(value, torch.device):
+            return value.type
+        if isinstance(value, torch.dtype | Path):
+            return str(value)
+        if isinstance(value, bytes):
+            return hashlib.sha256(value).hexdigest()
+        if isinstance(value, nn.Module):
+            return self._module(value, place, within)
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biufc":
+            return self.of(value.tolist(), place, within)
+        if isinstance(value, Tensor | np.ndarray | np.generic):
+            tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            return {"shape": list(tensor.shape), "content": hashlib.sha256(bytes_of(tensor)).hexdigest()}
+        if isinstance(value, Mapping):
+            inside = (*within, id(value))
+            return {
+                str(key): self.of(item, f"{place}.{key}".lstrip("."), inside)
+                for key, item in value.items()
+                if not SECRET.search(str(key))
+            }
+        if isinstance(value, Sequence):
+            return [self.of(item, f"{place}.{n}", (*within, id(value))) for n, item in enumerate(value)]
+        if isinstance(value, Set):
+            return sorted((self.of(item, place, within) for item in value), key=str)
+        return self._object(value, place, within)
+
+    def _object(self, value: Any, place: str, within: tuple[int, ...]) -> Any:
+        if isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
+            return name_of(value)
+        if isinstance(value, types.MethodType):
+            return {"method": value.__name__, "of": self.of(value.__self__, place, within)}
+        if isinstance(value, functools.partial):
+            return [self.of(item, place, within) for item in (value.func, value.args, value.keywords)]
+        if isinstance(value, types.FunctionType):
+            kept = (*_closed_over(value), *(value.__defaults__ or ()))
+            held = [self.of(item, place, (*within, id(value))) for item in kept]
+            source = _source(value)
+            more = {**({"source": source} if source else {}), **({"holds": held} if held else {})}
+            return {"function": name_of(value), **more} if more else name_of(value)
+        own = getattr(value, "identity", None)
+        if isinstance(own, str | Mapping):  # a feature network, a client of a service
+            return self.of(own, place, (*within, id(value)))
+        if _is_tokenizer(value):
+            return {"class": name_of(type(value)), "vocabulary": _vocabulary(value)}
+        if isinstance(getattr(value, "components", None), Mapping):  # a diffusers pipeline
+            parts = self.of(value.components, place, (*within, id(value)))
+            source = _source(type(value))
+            plain = {k: v for k, v in _config(getattr(value, "config", {})).items() if k not in parts}
+            return {"class": name_of(type(value)), **({"source": source} if source else {}), **plain, **parts}
+        if hasattr(value, "config") and hasattr(value, "save_config"):  # a diffusers scheduler
+            settings = {"class": name_of(type(value)), "config": _config(value.config)}
+            # Set apart from the configuration, and read by backbones: set_shift, rescaled betas.
+            set_apart = {name: getattr(value, name) for name in ("shift", "alphas_cumprod") if hasattr(value, name)}
+            return {**settings, **self.of(set_apart, place, within)}
+        if not hasattr(value, "__dict__") and not is_dataclass(value):
+            return name_of(type(value))
+        if is_dataclass(value) and not hasattr(value, "__dict__"):
+            slots = {item.name: getattr(value, item.name) for item in fields(value)}
+            return {"class": name_of(type(value)), **self.of(slots, place, (*within, id(value)))}
+        found = self.held(value, place, within)
+        if is_dataclass(value) or found["class"].startswith("addiffusion_env."):
+            return found
+        return {"class": found["class"], "content": digest_of(found)}  # a library's object: long, and of no interest
+
+    def _module(self, module: nn.Module, place: str, within: tuple[int, ...]) -> Any:
+        compiled = getattr(module, "_orig_mod", None)
+        if isinstance(compiled, nn.Module):
+            return {"compiled": self.of(compiled, place, within)}
+        first = self.places.setdefault(id(module), place)
+        if first != place:
+            return {"same as": first}
+        kind: Any = type(module)
+        found: dict[str, Any] = {"class": name_of(kind)}
+        if source := _source(kind):
+            found["source"] = source
+        config: Any = getattr(module, "config", None)
+        config = config.to_dict() if hasattr(config, "to_dict") else config
+        if isinstance(config, Mapping):
+            found["config"] = _config(config)
+        found["dtype"] = sorted({str(value.dtype) for _, value in weights_of(module)})
+        found["weights"] = weights_digest(module)
+        settings = settings_of(module)
+        scales = {str(value) for name, value in settings.items() if name.endswith(".scaling") and type(value) is dict}
+        if scales:  # PEFT's, by name of the adapter
+            found["adapter_scales"] = sorted(scales)
+        found["settings"] = digest_of(settings)
+        return found
+
+
+def _closed_over(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # named, and not yet filled
+            yield cell.cell_contents
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's or scheduler's configuration without where it came from."""
+    kept = {k: v for k, v in config.items() if k[0] != "_" and k not in FOREIGN + RETURNED}
+    return {str(key): _config(value) if isinstance(value, Mapping) else described(value) for key, value in kept.items()}
+
+
+def _is_tokenizer(value: Any) -> bool:
+    return callable(getattr(value, "get_vocab", None)) or (hasattr(value, "bpe_ranks") and hasattr(value, "encoder"))
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # Truncation and padding are what the last call asked for.
+        rules = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
+    elif hasattr(tokenizer, "bpe_ranks"):  # open_clip's own
+        rules = {"vocabulary": dict(tokenizer.encoder), "merges": [str(pair) for pair in tokenizer.bpe_ranks]}
+    else:
+        rules = {"vocabulary": tokenizer.get_vocab()}
+    length = getattr(tokenizer, "model_max_length", getattr(tokenizer, "context_length", None))
+    return digest_of([rules, str(length), getattr(tokenizer, "padding_side", None)])
+
+
+@functools.lru_cache(maxsize=256)
+def _source(kind: Any) -> str | None:
+    """sha256 of the source of a class or function that no installed package brings: it may change at any time."""
+    top = kind.__module__.partition(".")[0]
+    if top == "addiffusion_env" or top in sys.stdlib_module_names - {"__main__"} or top in _distributions():
+        return None
+    try:
+        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
+    except (OSError, TypeError):  # typed at a prompt, or compiled
+        return None
+
+
+@functools.cache
+def _distributions() -> Mapping[str, Sequence[str]]:
+    return {name: sorted(set(found)) for name, found in metadata.packages_distributions().items()}
+
+
+def _classes(identity: Any) -> Iterator[Any]:
+    if isinstance(identity, Mapping):
+        for key, value in identity.items():
+            if key == "class":
+                yield value
+            else:
+                yield from _classes(value)
+    elif isinstance(identity, list):
+        for value in identity:
+            yield from _classes(value)
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{place}.{key}".lstrip("."))
+    else:
+        yield place, value
+
+
+def _short(found: Mapping[str, Any], place: str) -> str:
+    if place not in found:
+        return "nothing"
+    text = str(found[place])
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text[:80]
