@@ -9,11 +9,11 @@ from contextlib import ExitStack
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from zoo import ZOO
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.prompts.base import Prompt
-from zoo import ZOO
 
 SETTINGS = {"num_inference_steps": 3, "height": 16, "width": 16}
 CONTEXTS = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from addiffusion_env.backbones import tiny
-from zoo import parts
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG
-from zoo.flux import TEXT, scheduler
-from zoo.stable_diffusion import UNET, clip
-from zoo.unets import kandinsky22
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG
+from addiffusion_env.backbones.tiny_pipelines.flux import TEXT, scheduler
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import UNET, clip
+from addiffusion_env.backbones.tiny_pipelines.unets import kandinsky22
 
 
 def parts_prior() -> dict[str, Any]:

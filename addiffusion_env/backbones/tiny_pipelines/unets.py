@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones import tiny
-from zoo import parts
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG, NOISE
-from zoo.flux import scheduler
-from zoo.stable_diffusion import UNET, clip, parts_xl
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG, NOISE
+from addiffusion_env.backbones.tiny_pipelines.flux import scheduler
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import UNET, clip, parts_xl
 
 
 def chat_glm_tokenizer() -> Any:
