@@ -195,7 +195,8 @@ def deepfloyd() -> Any:
 
 def cascade() -> Any:
     """The decoder of Stable Cascade: it takes the embedding of an image beside the prompt."""
-    from diffusers import DDPMWuerstchenScheduler, StableCascadeDecoderPipeline, StableCascadeUNet
+    from diffusers import DDPMWuerstchenScheduler, StableCascadeDecoderPipeline
+    from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
     tokenizer, text_encoder = clip(projection=True)
