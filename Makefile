@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train eval test test-slow check bench docs clean
+.PHONY: train eval test numeric numeric-default numeric-avx2 test-slow check bench docs clean
 
 # The core, installed editable.
 $(VENV)/.core: pyproject.toml
@@ -25,6 +25,16 @@ eval: $(VENV)/.core  ## evaluate a run (ARGS="policy=runs/emoji ...")
 
 test: $(VENV)/.dev  ## the test suite, under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(if $(ARGS),,$(MAKE) numeric)
+
+numeric: $(VENV)/.dev  ## the tests of numbers, under two older instruction sets beside one another
+	$(MAKE) -j 2 numeric-default numeric-avx2
+
+# torch's name of each and oneDNN's; where there is no such set (ARM), both go on with the machine's own.
+numeric-default: ISA = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+numeric-avx2: ISA = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+numeric-default numeric-avx2:
+	$(ISA) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numeric $(shell grep -rl --include='test_*.py' 'mark\.numeric' tests)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pip install --quiet -e '.[ray,slurm,zoo]'

@@ -45,6 +45,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
     from addiffusion_env.evaluation.runner import Stage, carry_out, to_make
+    from addiffusion_env.evaluation.samples import sample_uids
 
     EvaluationConfig.of(config)
     methods, settings = make_methods(config)
@@ -77,7 +78,7 @@ def evaluate(config: dict[str, Any]) -> Report:
             folder,
             max_lanes=config["max_lanes"],
             shard_size=config["shard_size"],
-            keep_pictures=keep,
+            keep_pictures=keep or sample_uids(plans, config["samples"]),
             max_faults=config["max_faults"],
             on_records=lambda made: bar.update(len(made)),
             make=make,

@@ -28,7 +28,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_rollouts, reward_scale, set_training, total_lanes
-    from addiffusion_env.agents.replay import ReplayConfig, learn_on_table, make_walk, measured_frontier, record_table
+    from addiffusion_env.agents.replay import ReplayConfig, held_out_frontier, learn_on_table, make_walk, record_table
     from addiffusion_env.agents.train_config import TrainingConfig
     from addiffusion_env.agents.training import (
         attach_logger,
@@ -89,7 +89,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
 
     log = EpisodeLog(dotted_values(config))
-    log.episodes.extend([] if state is None else state["episodes"])
+    log.restore(state)
     checkpointer = Checkpointer(folder / "checkpoints", config["checkpoint_every"], log)
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
@@ -108,8 +108,10 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         raise SystemExit(128 + checkpointer.interrupted)
     policy = folder / "policy"
     if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
-        frontier = log.frontier() if walk is None else measured_frontier(model.policy, walk, settings)
-        export_policy(policy, model, config, frontier)
+        measured = log.frontier(), "episodes of the training itself"
+        if walk is not None and replay is not None:
+            measured = held_out_frontier(model.policy, walk, settings, replay, folder, lanes, log.prompt_ids)
+        export_policy(policy, model, config, *measured)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder, last_return(model)
 

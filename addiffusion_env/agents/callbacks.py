@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ class EpisodeLog(BaseCallback):
 
     Attributes:
         faults: episodes that were dropped (``info["fault"]``); they are in no mean.
+        prompt_ids: every prompt that an episode had, also before a resume.
     """
 
     def __init__(self, hyperparameters: dict[str, Any], pictures: int = 16, window: int = 200) -> None:
@@ -40,6 +42,13 @@ class EpisodeLog(BaseCallback):
         self.terms: Counter[str] = Counter()
         self.decisions = 0
         self.faults = 0
+        self.prompt_ids: set[str] = set()
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Goes on from a checkpoint's state, where there is one; older ones do not say which prompts were met."""
+        if state is not None:
+            self.episodes.extend(state["episodes"])
+            self.prompt_ids.update(state.get("prompt_ids", ()))
 
     def _on_training_start(self) -> None:
         shown = {
@@ -52,6 +61,7 @@ class EpisodeLog(BaseCallback):
         for info in self.locals["infos"]:
             self.decisions += 1
             self.terms.update(info.get("reward_terms", {}))
+            self.prompt_ids.update([info["prompt_id"]] if "prompt_id" in info else [])
             if "fault" in info:
                 self.faults += 1
             if "fault" in info or "worker_lost" in info:
@@ -218,8 +228,8 @@ class Checkpointer(BaseCallback):
             print(f"training failed; {error.cause}; earlier checkpoints are kept", flush=True)
 
     def _take(self) -> Snapshot:
-        episodes = [] if self.log is None else list(self.log.episodes)
-        return Snapshot(self.model, self.training_env, episodes)  # type: ignore[arg-type]
+        met = ((), ()) if self.log is None else (list(self.log.episodes), self.log.prompt_ids)
+        return Snapshot(self.model, self.training_env, *met)  # type: ignore[arg-type]
 
     def _put_handlers_back(self) -> None:
         for number, handler in self._handlers.items():

@@ -10,7 +10,7 @@ import random
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,16 @@ class Snapshot:
         model: the agent between an update and the next roll-out.
         env: its environments.
         episodes: plain facts of the last episodes, for the log.
+        prompt_ids: of all episodes so far.
     """
 
-    def __init__(self, model: BaseAlgorithm, env: VecMonitor, episodes: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        env: VecMonitor,
+        episodes: Sequence[Mapping[str, Any]] = (),
+        prompt_ids: Iterable[str] = (),
+    ) -> None:
         self.step = model.num_timesteps
         self.state = {
             "format": FORMAT,
@@ -104,6 +111,7 @@ class Snapshot:
             "env": env_state(env),
             "rng": rng_state(),
             "episodes": [dict(episode) for episode in episodes],
+            "prompt_ids": sorted(prompt_ids),
         }
 
     def write(self, folder: Path) -> Path:

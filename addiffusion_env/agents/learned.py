@@ -85,7 +85,7 @@ class LearnedMethod:
 
     @property
     def expected_nfe(self) -> float | None:
-        """Mean NFE on training prompts at its price; ``None`` where nobody measured it, or a control is at work."""
+        """Mean NFE that its frontier says at its price; ``None`` where nobody measured it, or a control is at work."""
         if not self.config.frontier or self.no_refine:
             return None
         prices, nfe = zip(*sorted(self.config.frontier), strict=True)

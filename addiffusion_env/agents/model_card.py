@@ -45,7 +45,8 @@ def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
     ]
     if details.frontier:
         parts += [
-            "Price of one NFE and the mean NFE spent at it, on training prompts (`target_nfe` interpolates here):\n",
+            f"Price of one NFE and the mean NFE spent at it, on {details.frontier_prompts} (`target_nfe` interpolates "
+            "here):\n",
             table(("price", "mean NFE"), [(f"{price:.4g}", f"{nfe:.2f}") for price, nfe in details.frontier]),
         ]
     parts += ["## How it was made\n", described(details.provenance), "## Environment\n", fenced(environment)]

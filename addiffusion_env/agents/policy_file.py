@@ -39,7 +39,9 @@ class PolicyConfig:
         net_arch: widths of the hidden layers for policy and value.
         highest_price: the NFE price that is shown as 1.
         default_price: used when neither a price nor a target is given.
-        frontier: (price, mean NFE) pairs measured on training prompts, falling in NFE, for ``target_nfe``.
+        frontier: (price, mean NFE) pairs, falling in NFE, for ``target_nfe``.
+        frontier_prompts: what they were measured on, in words; files that do not say it used training prompts, on
+            which a policy spends less than on others.
         provenance: how it was made: command, seed, steps, figures.
         results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
     """
@@ -50,6 +52,7 @@ class PolicyConfig:
     highest_price: float
     default_price: float
     frontier: tuple[tuple[float, float], ...] = ()
+    frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
 
@@ -106,6 +109,7 @@ def config_text(config: PolicyConfig) -> str:
         "highest_price": config.highest_price,
         "default_price": config.default_price,
         "frontier": [list(pair) for pair in config.frontier],
+        "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
         **({"results": dict(config.results)} if config.results else {}),
     }
@@ -193,7 +197,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         judges = ", ".join(settings["judges"] or []) or "no judge"
         return {
             "about": f"{rows[0]['prompts']} prompts of {settings['benchmark'] or settings['prompt_source']}, seeds "
-            f"{settings['seeds']}, judged by {judges}.",
+            f"{settings['seeds']}, judged by {judges}. Seconds are wall clock.",
             "command": f"python eval_sb3.py policy={settings['policy']} prompts={rows[0]['prompts']}",
             "rows": [{key: row[key] for key in ("method", "correct", "nfe", "preference", "seconds")} for row in rows],
         }

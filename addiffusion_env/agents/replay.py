@@ -8,8 +8,9 @@ into the model that goes on with the live environment.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import check_settings
+from addiffusion_env.errors import PromptError, check_settings
 from addiffusion_env.files import whole_file
+from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
 from addiffusion_env.rollouts.recorder import Recorder, check_recordable
@@ -37,6 +39,7 @@ from addiffusion_env.rollouts.regret import regret
 from addiffusion_env.rollouts.replay import ReplayVecEnv
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.rollouts.walk import Walk
+from addiffusion_env.seeding import stable_hash
 from addiffusion_env.typed import check_least, check_types
 
 FRONTIER_PRICES = 8
@@ -55,6 +58,8 @@ class ReplayConfig:
         total_timesteps: decisions.
         ppo: keyword arguments of the algorithm on the table.
         watch_every: updates between two looks at collapse and regret, in TensorBoard under ``table/``.
+        held_out: further prompts of the training source, recorded when training is done to measure what the policy
+            spends on prompts that it was not trained on; 0 measures that on the recorded ones, which flatters it.
     """
 
     pictures: int = 256
@@ -64,6 +69,7 @@ class ReplayConfig:
     total_timesteps: int = 300_000
     ppo: Mapping[str, Any] = field(default_factory=dict)
     watch_every: int = 10
+    held_out: int = 64
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ReplayConfig:
@@ -75,7 +81,8 @@ class ReplayConfig:
         check_settings("replay has", settings, (item.name for item in fields(cls)))
         made = cls(**settings)
         check_types("replay.", made)
-        check_least("replay.", made, dict.fromkeys(("pictures", "tries", "lanes", "watch_every"), 1), "raise it")
+        least = {**dict.fromkeys(("pictures", "tries", "lanes", "watch_every"), 1), "held_out": 0}
+        check_least("replay.", made, least, "raise it")
         return made
 
 
@@ -98,6 +105,55 @@ def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lane
         ConfigError: for a process that is not a table of tries.
         RunFolderError: when a shard cannot be written.
     """
+    prompts = settings.prompt_source().take(replay.pictures, seed=replay.prompt_seed)
+    return _record(prompts, settings, replay, folder, lanes)
+
+
+def held_out_prompts(settings: EnvSettings, replay: ReplayConfig, seen: Container[str] = ()) -> list[Prompt]:
+    """Prompts of the training source that are not on the table; at most ``replay.held_out``, always the same ones.
+
+    Args:
+        settings: of the environment that was trained on.
+        replay: of its table.
+        seen: ids of prompts that live episodes had, which are left out too.
+
+    Returns:
+        Fewer than asked for where the source holds no more; none where it cannot even fill the table.
+    """
+    source = settings.prompt_source()
+    trained = {prompt.prompt_id for prompt in source.take(replay.pictures, seed=replay.prompt_seed)}
+    try:
+        wider = source.take(replay.pictures + replay.held_out, seed=replay.prompt_seed)
+    except PromptError:  # a grammar that is exhausted; lists give what they have
+        return []
+    unseen = [prompt for prompt in wider if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
+    # A list's wider draw may hold more than were asked for, in the order of its file: kind by kind, perhaps.
+    drawn = sorted(unseen, key=lambda prompt: stable_hash("held out", prompt.prompt_id))[: replay.held_out]
+    chosen = {prompt.prompt_id for prompt in drawn}
+    return [prompt for prompt in unseen if prompt.prompt_id in chosen]
+
+
+def record_held_out(
+    settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int, seen: Container[str] = ()
+) -> TryTable | None:
+    """Records :func:`held_out_prompts`; ``None``, with a warning unless none were asked for, where there are none.
+
+    Raises:
+        RunFolderError: when a shard cannot be written.
+    """
+    prompts = held_out_prompts(settings, replay, seen) if replay.held_out else []
+    if len(prompts) < replay.held_out:
+        warnings.warn(
+            f"replay.held_out={replay.held_out}: the training source holds {len(prompts)} prompts that were not "
+            f"trained on; what target_nfe goes by is measured on {'those' if prompts else 'the training prompts'}",
+            stacklevel=2,
+        )
+    return _record(prompts, settings, replay, folder, lanes) if prompts else None
+
+
+def _record(
+    prompts: Sequence[Prompt], settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int
+) -> TryTable:
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     scorers = load_scorers(backbone, settings.scorers)
@@ -111,12 +167,11 @@ def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lane
         faults=faults,
         features="features" in keys,
     )
-    pictures = [(prompt, 0) for prompt in settings.prompt_source().take(replay.pictures, seed=replay.prompt_seed)]
 
     def note(done: int) -> None:
-        print(f"recorded {done} of {replay.pictures} pictures, {replay.tries} tries each", flush=True)
+        print(f"recorded {done} of {len(prompts)} pictures, {replay.tries} tries each", flush=True)
 
-    return recorder.record_shards(pictures, folder, lanes, note=note)
+    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
 
 
 def greedy(policy: BasePolicy) -> Decider:
@@ -138,6 +193,40 @@ def measured_frontier(policy: BasePolicy, walk: Walk, settings: EnvSettings) -> 
     prices = np.linspace(low, high, FRONTIER_PRICES) if low < high else np.array([low])
     spent = [float(play_table(walk, greedy(policy), observer, price).nfe.mean()) for price in prices]
     return [(float(price), float(nfe)) for price, nfe in zip(prices, np.minimum.accumulate(spent), strict=True)]
+
+
+def held_out_frontier(
+    policy: BasePolicy,
+    walk: Walk,
+    settings: EnvSettings,
+    replay: ReplayConfig,
+    folder: Path,
+    lanes: int,
+    seen: Container[str] = (),
+) -> tuple[list[tuple[float, float]], str]:
+    """:func:`measured_frontier` on prompts that the policy was not trained on, and which those are, in words.
+
+    Args:
+        policy: trained on ``walk``.
+        walk: the decision process on the training table; measured on where no prompt is held out.
+        settings: of the environment.
+        replay: how many are held out.
+        folder: of the run; the table goes to ``held_out`` in it.
+        lanes: pictures in the making at once.
+        seen: ids of prompts that live episodes had.
+
+    Raises:
+        RunFolderError: when the table cannot be written.
+    """
+    table = record_held_out(settings, replay, folder / "held_out", lanes, seen)
+    if table is None:
+        return measured_frontier(policy, walk, settings), f"{len(walk.table)} training prompts"
+    return measured_frontier(policy, make_walk(table, settings), settings), held_out_words(table)
+
+
+def held_out_words(table: TryTable) -> str:
+    """What :attr:`~.PolicyConfig.frontier_prompts` says of a table of held-out prompts."""
+    return f"{len(table)} prompts of the training source that were held out of training"
 
 
 def learn_on_table(

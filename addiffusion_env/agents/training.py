@@ -179,7 +179,11 @@ def exported_at(folder: Path) -> int | None:
 
 
 def export_policy(
-    folder: Path, model: BaseAlgorithm, config: Mapping[str, Any], frontier: Sequence[tuple[float, float]] = ()
+    folder: Path,
+    model: BaseAlgorithm,
+    config: Mapping[str, Any],
+    frontier: Sequence[tuple[float, float]] = (),
+    frontier_prompts: str = PolicyConfig.frontier_prompts,
 ) -> Path:
     """Saves the trained policy in the plain format, with what it was trained on and its (price, mean NFE) frontier."""
     low, high = EnvSettings.of(**config["env"]).price_range()
@@ -199,6 +203,7 @@ def export_policy(
         highest_price=high,
         default_price=(low + high) / 2,
         frontier=tuple(frontier),
+        frontier_prompts=frontier_prompts,
         provenance=provenance,
     )
     save_policy(folder, model.policy, described)

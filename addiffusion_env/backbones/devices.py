@@ -9,6 +9,15 @@ from addiffusion_env.errors import ConfigError, nearest
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+def instruction_set() -> str:
+    """What torch's CPU kernels are written in here: ``avx512``, ``avx2``, or ``default`` for the plainest.
+
+    Each sums in another order, so last digits differ between them, and what multiplies those differs more.
+    ``ATEN_CPU_CAPABILITY`` (with ``ONEDNN_MAX_CPU_ISA``) chooses an older one.
+    """
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
 def resolve_device(name: str) -> torch.device:
     """``"auto"`` is CUDA, then MPS, then the CPU; anything else is torch's own name.
 

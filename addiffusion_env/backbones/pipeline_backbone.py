@@ -25,10 +25,11 @@ from addiffusion_env.backbones.base import (
     check_prompts,
 )
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
-from addiffusion_env.backbones.calls.loaded import check_length, check_pipeline, parts_of, token_limit
+from addiffusion_env.backbones.calls.loaded import ays_timesteps, check_length, check_pipeline, parts_of, token_limit
 from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
@@ -97,6 +98,8 @@ class PipelineBackbone(Backbone):
         self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
         self.convention = self.measured.request.plan.convention
+        if isinstance(self.convention, Discrete):
+            self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
         self.path = self.convention.path
         self.device = torch.device(self.measured.device)
         self.network = DenoiserTaps(self.evaluator, self.measured)

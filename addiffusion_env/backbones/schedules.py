@@ -8,7 +8,7 @@ log-linearly, so that a landing may stand at any level.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from addiffusion_env.errors import ConfigError, unknown
 
-# Ten-step timesteps for SD 1.5, published with Align Your Steps and kept by diffusers (AysSchedules).
+# Ten-step timesteps published with Align Your Steps and kept by diffusers (AysSchedules), and where the last step ends.
 AYS_SD15 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
+AYS_SDXL = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
 
 
 def leading(steps: int, train_steps: int, offset: int) -> np.ndarray:
@@ -38,12 +39,6 @@ def trailing(steps: int, train_steps: int, offset: int) -> np.ndarray:
 def linspace(steps: int, train_steps: int, offset: int) -> np.ndarray:
     """Evenly from the noisiest level to the cleanest."""
     return np.linspace(0, train_steps - 1, steps).round()[::-1]
-
-
-def align_your_steps(steps: int, train_steps: int, offset: int) -> np.ndarray:
-    """Align Your Steps for SD 1.5, log-linearly interpolated to ``steps`` as its authors advise."""
-    places = np.linspace(0, 1, len(AYS_SD15) - 1)
-    return np.interp(np.linspace(0, 1, steps), places, np.asarray(AYS_SD15[:-1], dtype=np.float64))
 
 
 def coarse_fine(steps: int, train_steps: int, offset: int) -> np.ndarray:
@@ -69,8 +64,11 @@ SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
     "trailing": trailing,
     "linspace": linspace,
     "coarse_fine": coarse_fine,
-    "ays": align_your_steps,
 }
+"""Name -> timesteps from (steps, training steps, offset), falling."""
+
+VP_SPACINGS = (*SPACINGS, "ays")
+"""All spacings of variance-preserving models: those, and Align Your Steps, whose levels are the model family's own."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +80,31 @@ class DiscreteSchedule:
         final_sigma: where the last step lands: 0, or sigma at timestep 0 when the checkpoint was made so
             (``set_alpha_to_one=False``, as SD 1.5).
         steps_offset: added by leading spacing (1 for SD).
+        ays_timesteps: the model family's Align Your Steps: ten timesteps, and the one that the last step ends at.
     """
 
     log_sigmas: np.ndarray
     final_sigma: float
     steps_offset: int = 0
+    ays_timesteps: tuple[int, ...] = AYS_SD15
     train_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train_steps", len(self.log_sigmas))
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, set_alpha_to_one: bool, steps_offset: int) -> DiscreteSchedule:
+    def from_alphas_cumprod(
+        cls,
+        alphas_cumprod: Tensor,
+        set_alpha_to_one: bool,
+        steps_offset: int,
+        ays_timesteps: tuple[int, ...] = AYS_SD15,
+    ) -> DiscreteSchedule:
         """Reads a diffusers scheduler's ``alphas_cumprod`` (T,)."""
         # Zero terminal SNR (arXiv:2305.08891) would start at sigma = inf; diffusers' Euler scheduler clips it so too.
         alphas = np.clip(alphas_cumprod.cpu().double().numpy(), 2.0**-24, None)
         log_sigmas = 0.5 * (np.log1p(-alphas) - np.log(alphas))
-        return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset)
+        return cls(log_sigmas, 0.0 if set_alpha_to_one else float(np.exp(log_sigmas[0])), steps_offset, ays_timesteps)
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         """Noise levels of a schedule, (steps + 1,) float64, falling; the last is ``final_sigma``.
@@ -107,9 +113,29 @@ class DiscreteSchedule:
             UnknownNameError: for an unknown spacing.
             ConfigError: unless 1 <= steps <= T.
         """
-        check_schedule(steps, self.train_steps, spacing, SPACINGS)
+        check_schedule(steps, self.train_steps, spacing, VP_SPACINGS)
+        if spacing == "ays":
+            return np.append(self.align_your_steps(steps), self.final_sigma)
         timesteps = SPACINGS[spacing](steps, self.train_steps, self.steps_offset)
         return np.append(self.sigma_at(timesteps), self.final_sigma)
+
+    def align_your_steps(self, steps: int) -> np.ndarray:
+        """Align Your Steps: the noise levels (steps,) of the published list, log-linearly interpolated to ``steps``.
+
+        The eleven *levels* are interpolated in log sigma, as the authors advise, the one after the last step among
+        them; ten steps are the list itself.
+
+        Raises:
+            ConfigError: for a model of fewer training timesteps than the list counts.
+        """
+        if self.train_steps <= self.ays_timesteps[0]:
+            raise ConfigError(
+                f"Align Your Steps counts {self.ays_timesteps[0] + 1} training timesteps, the model {self.train_steps}",
+                "use spacing=trailing",
+            )
+        listed = self.log_sigmas[list(self.ays_timesteps)]
+        places = np.linspace(0, len(listed) - 1, steps + 1)[:-1]
+        return np.exp(np.interp(places, np.arange(len(listed)), listed))
 
     def sigma_at(self, timestep: np.ndarray) -> np.ndarray:
         """Sigma at timesteps in [0, T - 1], whole or not."""
@@ -191,12 +217,12 @@ class FlowSchedule:
         else:
             weight = self.mu if self.linear else math.exp(self.mu)
             times = weight / (weight + 1 / times - 1)
-        if self.terminal:
+        if self.terminal and steps > 1:  # a single time is the start, 1, where the noise is
             times = 1 - (1 - times) * (1 - self.terminal) / (1 - times[-1])
         return np.append(times, 0.0)
 
 
-def check_schedule(steps: int, most: int, spacing: str, known: Mapping[str, Any]) -> None:
+def check_schedule(steps: int, most: int, spacing: str, known: Collection[str]) -> None:
     """Checks what a schedule was asked for.
 
     Raises:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.base import Conditioning
 from addiffusion_env.backbones.pipelines import FLUX_ONLY, FromPipeline, PipelineOptions, PipelineSpec, set_up
 from addiffusion_env.backbones.previews import SDXL_FACTORS, PreviewSpec, load_preview
+from addiffusion_env.backbones.schedules import AYS_SDXL
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts, unet_capabilities
 from addiffusion_env.backbones.text import content_positions, tokenize
 
@@ -51,6 +52,7 @@ class SDXLBackbone(FromPipeline, StableDiffusionBackbone):
         refused=FLUX_ONLY,
     )
     preview_spec = PreviewSpec("madebyollin/taesdxl", SDXL_FACTORS)
+    ays_timesteps = AYS_SDXL
     upcasts = True
     parts: SDXLParts
 

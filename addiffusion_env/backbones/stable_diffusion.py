@@ -23,7 +23,7 @@ from addiffusion_env.backbones.pipelines import (
     set_up,
 )
 from addiffusion_env.backbones.previews import PREVIEW_SIDE, SD_FACTORS, PreviewSpec, load_preview
-from addiffusion_env.backbones.schedules import DiscreteSchedule
+from addiffusion_env.backbones.schedules import AYS_SD15, DiscreteSchedule
 from addiffusion_env.backbones.taps import tap, unet_middle
 from addiffusion_env.backbones.text import content_positions, tokenize
 
@@ -61,9 +61,13 @@ class StableDiffusionBackbone(DiffusersBackbone):
         truncate_prompts: drop the end of a prompt that does not fit, instead of refusing it.
         device: where the denoiser computes, when its weights are offloaded and lie elsewhere.
         compiled: the compiled UNet, if there is one.
+
+    Attributes:
+        ays_timesteps: the family's Align Your Steps; SD 1.5's for families without a list of their own.
     """
 
     path = VariancePreserving()
+    ays_timesteps: ClassVar[tuple[int, ...]] = AYS_SD15
 
     def __init__(
         self,
@@ -86,7 +90,10 @@ class StableDiffusionBackbone(DiffusersBackbone):
         config = parts.scheduler.config
         self.parametrisation = config.get("prediction_type", "epsilon")
         self.schedule = DiscreteSchedule.from_alphas_cumprod(
-            parts.scheduler.alphas_cumprod, lands_on_zero(parts.scheduler), int(config.get("steps_offset", 0))
+            parts.scheduler.alphas_cumprod,
+            lands_on_zero(parts.scheduler),
+            int(config.get("steps_offset", 0)),
+            self.ays_timesteps,
         )
         for item in fields(parts):
             module = getattr(parts, item.name)
@@ -94,7 +101,7 @@ class StableDiffusionBackbone(DiffusersBackbone):
                 module.eval().requires_grad_(False)
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
-        """See :meth:`Backbone.sigmas`; spacings are those of :data:`backbones.schedules.SPACINGS`."""
+        """See :meth:`Backbone.sigmas`; spacings are those of :data:`backbones.schedules.VP_SPACINGS`."""
         return self.schedule.sigmas(steps, spacing)
 
     def timesteps(self, sigma: Tensor) -> Tensor:

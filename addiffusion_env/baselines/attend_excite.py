@@ -81,7 +81,7 @@ class AttendAndExcite(WholePipeline):
         from diffusers import StableDiffusionAttendAndExcitePipeline
 
         parts = unet_parts(self.name, backbone)
-        pipe = ddim_pipeline(StableDiffusionAttendAndExcitePipeline, parts, process)
+        pipe = ddim_pipeline(StableDiffusionAttendAndExcitePipeline, backbone, process)
         update, gradients = pipe._update_latent, 0
 
         def counted_update(latents: Tensor, loss: Tensor, step_size: float) -> Tensor:

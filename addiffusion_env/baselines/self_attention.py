@@ -70,7 +70,7 @@ class SelfAttentionGuidance(WholePipeline):
         from diffusers import StableDiffusionSAGPipeline
 
         parts = unet_parts(self.name, backbone)
-        pipe = ddim_pipeline(StableDiffusionSAGPipeline, parts, process)
+        pipe = ddim_pipeline(StableDiffusionSAGPipeline, backbone, process)
         with counted(parts.unet) as tally, own_processors(parts.unet):
             latents = pipe(**guided_inputs(backbone, process, prompt, seed), sag_scale=self.scale).images
         return Made(backbone.decode(latents.float())[0], *process.cost(tally.rows))

@@ -147,19 +147,16 @@ def unet_parts(method: str, backbone: Backbone) -> StableDiffusionParts:
     return backbone.parts
 
 
-def ddim_pipeline(kind: type, parts: StableDiffusionParts, process: ProcessConfig) -> Any:
+def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any:
     """A diffusers pipeline of Stable Diffusion's components with a deterministic DDIM scheduler of its own.
 
     Args:
         kind: its class.
-        parts: shared, not copied.
-        process: its spacing is used.
+        backbone: its components are shared, not copied.
+        process: its spacing and number of steps are used.
     """
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler.from_config(
-        parts.scheduler.config, timestep_spacing=process.spacing, clip_sample=False, thresholding=False
-    )
+    assert isinstance(backbone, StableDiffusionBackbone)
+    parts, scheduler = backbone.parts, ddim_scheduler(backbone, process)
     with quiet_loading():  # it says every time that diffusers mends this pipeline no more
         pipe = kind(
             vae=parts.vae,
@@ -172,6 +169,39 @@ def ddim_pipeline(kind: type, parts: StableDiffusionParts, process: ProcessConfi
             requires_safety_checker=False,
         )
     return silent(pipe)
+
+
+def ddim_scheduler(backbone: StableDiffusionBackbone, process: ProcessConfig) -> Any:
+    """A DDIM scheduler of diffusers' with the engine's levels, predictions and landing: a table's methods share them.
+
+    By itself it would take them from the checkpoint's config, which keeps what its class of scheduler does not
+    read and not what was edited in it; and it would step by ``T // n`` timesteps, which misses the next one and the
+    landing where n does not divide T.
+    """
+    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+    given = backbone.parts.scheduler
+    scheduler: Any = DDIMScheduler.from_config(
+        given.config,
+        prediction_type=backbone.parametrisation,
+        timestep_spacing=process.spacing,
+        steps_offset=backbone.schedule.steps_offset,
+        clip_sample=False,
+        thresholding=False,
+    )
+    scheduler.alphas_cumprod = given.alphas_cumprod.cpu()
+    levels = torch.from_numpy(backbone.sigmas(process.steps, process.spacing))
+
+    def step(model_output: Tensor, timestep: Tensor, sample: Tensor) -> DDIMSchedulerOutput:
+        place = int((scheduler.timesteps == timestep).nonzero()[0])
+        sigma, onward = levels[place : place + 1], levels[place + 1 : place + 2]
+        x0 = backbone.clean(sample, model_output, sigma)
+        noise = backbone.path.noise_of(sample, x0, sigma)
+        return DDIMSchedulerOutput(backbone.path.mix(x0, noise, onward), x0)
+
+    scheduler.step = step
+    return scheduler
 
 
 def guided_inputs(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.bench import ARMS
 from addiffusion_env.bench.adaptive import by_method
 from addiffusion_env.bench.bed import Arm, Bed
@@ -148,7 +149,8 @@ def shares_of(rounds: Sequence[Round]) -> dict[str, float] | None:
 
 
 def device_in_words(device: torch.device) -> str:
-    """The GPU's name, or the processor and torch's threads."""
+    """The GPU's name, or the processor with its instruction set and torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    cpu = platform.processor() or platform.machine()
+    return f"{cpu} CPU ({instruction_set()}), {torch.get_num_threads()} threads"

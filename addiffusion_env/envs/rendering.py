@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from addiffusion_env.engine.process import Action
 
@@ -16,6 +16,8 @@ ACTION_COLOURS = {0: (70, 130, 200), 1: (200, 60, 60), 2: (240, 170, 30)}
 FRAME_SIZE = 256
 STRIP_HEIGHT = 40
 CELL, BAR, CAPTION, COLUMNS = 96, 12, 14, 10
+LETTERS = 12
+"""Pixels of a film strip's letters."""
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
@@ -85,28 +87,30 @@ def render_frame(
     return np.asarray(frame)
 
 
-def draw_film(cells: Sequence[Cell], room: int | None = None) -> np.ndarray:
-    """A film strip as one picture: cells in rows of ten, a bar in the action's colour under each.
+def draw_film(cells: Sequence[Cell], room: int | None = None, columns: int = COLUMNS) -> np.ndarray:
+    """A film strip as one picture: cells in rows, a bar in the action's colour under each.
 
     Args:
         cells: in order.
         room: draw a sheet of so many cells whatever their number, the last ones where they are more, so that every
             strip of an environment has the same size, as videos ask; ``None`` is as large as needed.
+        columns: cells a row.
 
     Returns:
         (H, W, 3) uint8; each cell is 122 pixels high and 96 wide.
     """
     room = max(1, len(cells) if room is None else room)
     height = CELL + BAR + CAPTION
-    sheet = Image.new("RGB", (min(COLUMNS, room) * CELL, -(-room // COLUMNS) * height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    sheet = Image.new("RGB", (min(columns, room) * CELL, -(-room // columns) * height), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LETTERS)
     for place, cell in enumerate(cells[-room:]):
-        left, top = (place % COLUMNS) * CELL, (place // COLUMNS) * height
+        left, top = (place % columns) * CELL, (place // columns) * height
         sheet.paste(_enlarged(cell.pixels, CELL - 4, cell.mask), (left + 2, top + 2))
         colour = ACTION_COLOURS[cell.action]
         draw.rectangle((left + 2, top + CELL, left + CELL - 3, top + CELL + BAR - 2), fill=colour)
         seen = "" if np.isnan(cell.preference) else f" {cell.preference:+.2f}"
-        draw.text((left + 4, top + CELL + BAR - 1), f"{Action(cell.action).name.lower()}{seen}", fill=_INK)
+        words = f"{Action(cell.action).name.lower()}{seen}"
+        draw.text((left + 2, top + CELL + BAR - 2), words, fill=_INK, font=font)
     return np.asarray(sheet)
 
 

@@ -45,6 +45,7 @@ class EvaluationConfig:
         max_faults: pictures that may be left out.
         shard_size: pictures a file of records.
         rollouts: ``kind: local`` or ``kind: ray`` and its settings.
+        samples: prompts whose pictures of all methods are kept and shown side by side.
         keep_pictures: as PNG.
         films: whether film strips are made.
         progress_bar: whether there is one.
@@ -79,6 +80,7 @@ class EvaluationConfig:
     max_faults: int
     shard_size: int
     rollouts: Mapping[str, Any]
+    samples: int
     keep_pictures: bool
     films: bool
     progress_bar: bool
@@ -88,7 +90,7 @@ class EvaluationConfig:
         lanes_of(self.max_lanes, "max_lanes")
         if not self.methods and self.policy is None:
             raise ConfigError("methods is empty and there is no policy: nothing to evaluate", "methods=[fixed:8]")
-        least = {"prompts": 1, "prompt_seed": 0, "shard_size": 1, "max_faults": 0, "margin": 0}
+        least = {"prompts": 1, "prompt_seed": 0, "shard_size": 1, "max_faults": 0, "samples": 0, "margin": 0}
         check_least("", self, least, SEE)
         for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
             values = getattr(self, name)

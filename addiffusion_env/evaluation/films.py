@@ -14,20 +14,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.envs import rendering
-from addiffusion_env.envs.rendering import Cell
+from addiffusion_env.envs.rendering import LETTERS, Cell
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, by_method
-from addiffusion_env.evaluation.runner import Plan, Stage, png_bytes
-from addiffusion_env.evaluation.store import write_atomically
+from addiffusion_env.evaluation.runner import Plan, Stage
+from addiffusion_env.evaluation.store import png_bytes, write_atomically
 from addiffusion_env.evaluation.tables import focus_of
 from addiffusion_env.evaluation.traces import Watcher
 
 FILMS_FILE = "films.parquet"
+COLUMNS = 8
+"""Cells a row of a strip: it has its prompt beside it."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,20 @@ def read_films(out_dir: Path | str) -> list[Film]:
 def draw_film(film: Film) -> np.ndarray:
     """A film as one picture, (H, W, 3) uint8; see :func:`addiffusion_env.envs.rendering.draw_film`."""
     shown = zip(film.frames, film.actions, film.preferences, strict=True)
-    return rendering.draw_film([Cell(_pixels(png), action, preference) for png, action, preference in shown])
+    cells = [Cell(_pixels(png), action, preference) for png, action, preference in shown]
+    return rendering.draw_film(cells, columns=COLUMNS)
+
+
+def with_words(strip: np.ndarray, words: str, width: int = 190) -> np.ndarray:
+    """A strip, (H, W, 3) uint8, with words in a column of ``width`` pixels to its left, cut where it ends."""
+    font, room = ImageFont.load_default(LETTERS + 1), width - 8
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= room else [*lines, word]
+    column = Image.new("RGB", (width, len(strip)), (255, 255, 255))
+    ImageDraw.Draw(column).multiline_text((2, 2), "\n".join(lines), fill=(32, 33, 36), font=font, spacing=3)
+    return np.concatenate([np.asarray(column), strip], axis=1)
 
 
 def _pixels(png: bytes) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env import __version__
+from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.records import Record, digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
@@ -191,14 +192,15 @@ def read_manifest(out_dir: Path | str) -> Manifest:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and the packages that results depend on."""
+    """Versions of this package, Python and what results depend on, and the machine with its instruction set."""
     found = {"addiffusion-env": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {**found, "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {instruction_set()}"
+    return {**found, "machine": machine}
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -1,21 +1,26 @@
-"""The figures of a report, from records and their summary; matplotlib, without a display."""
+"""The figures of a report, from records and their summary; matplotlib, without a display.
+
+A figure is as wide as the page's text, so that it is shown at its own size, and none of its letters is smaller than
+:data:`SMALL`. Legends stand below the axes, where they cover no data. What has one value is told, not drawn.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from addiffusion_env.agents.figures import timelines
+from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.rendering import ACTION_COLOURS
 from addiffusion_env.errors import MissingPackageError
 from addiffusion_env.evaluation.films import Film, draw_film
 from addiffusion_env.evaluation.records import Record, by_method
-from addiffusion_env.evaluation.runner import png_bytes
 from addiffusion_env.evaluation.statistics import Interval
+from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.evaluation.summary import MethodRow, Summary
 
 BLUE, RED, GREY, GRID = "#3b78c4", "#c8413b", "#5f6368", "#e3e5e8"
@@ -24,8 +29,14 @@ LABELS = {
     "correct": "share correct (detector)",
     "preference": "preference (standard deviations)",
     "nfe": "mean NFE (guided evaluations a picture)",
-    "seconds": "mean seconds a picture",
+    "seconds": "mean seconds a picture (wall clock)",
 }
+WIDTH, DPI = 8.0, 130
+"""Inches, and pixels an inch: 1040 pixels, the width of the report's text."""
+FONT, SMALL = 9, 8
+"""Points: of axes, and of what is least. At 130 pixels an inch 8 points are 14 pixels."""
+NAME = 60
+"""Characters of a method's name in a legend; longer ones lose their middle."""
 TIMELINE_ROWS = 64
 MARKERS = "so^vPX*"
 LINES = ("-", "--", ":", "-.")
@@ -62,55 +73,84 @@ def styles(summary: Summary) -> dict[str, Style]:
 
 
 def figures(records: Sequence[Record], summary: Summary, films: Sequence[Film]) -> dict[str, bytes]:
-    """Every figure of a report: file stem -> PNG file.
+    """Every figure of a report: file stem -> PNG file. What would show a single value is left out.
 
     Raises:
         MissingPackageError: without matplotlib.
     """
-    pyplot = _pyplot()
-    focus = by_method(records)[summary.focus]
-    found = {"frontier": frontier(pyplot, summary, summary.primary, "nfe")}
-    if summary.primary != "preference":
-        found["frontier_preference"] = frontier(pyplot, summary, "preference", "nfe")
-    found["frontier_seconds"] = frontier(pyplot, summary, summary.primary, "seconds")
-    found["nfe_by_task"] = nfe_by_task(pyplot, focus, summary.focus)
-    found["nfe_by_demands"] = nfe_by_demands(pyplot, by_method(records), summary)
-    shown = sorted(focus, key=lambda record: (record.task, record.nfe, record.uid))[:TIMELINE_ROWS]
-    found["timelines"] = png_bytes(timelines([record.actions for record in shown]))
+    pyplot = load_pyplot()
+    found = {stem: png_of(pyplot, figure) for stem, figure in plots(pyplot, records, summary, films).items()}
+    return {**found, **{f"film_{number:02d}": png_bytes(draw_film(film)) for number, film in enumerate(films)}}
+
+
+def plots(pyplot: Any, records: Sequence[Record], summary: Summary, films: Sequence[Film]) -> dict[str, Any]:
+    """The matplotlib figures of a report by file stem."""
+    groups = by_method(records)
+    focus = groups[summary.focus]
+    qualities = dict.fromkeys((summary.primary, "preference"))
+    wanted = {
+        **{"frontier" if q == summary.primary else f"frontier_{q}": (q, "nfe") for q in qualities},
+        "frontier_seconds": (summary.primary, "seconds"),
+    }
+    found = {
+        stem: frontier(pyplot, summary, *axes)
+        for stem, axes in wanted.items()
+        if _differ(_interval(row, axes[1]) for row in summary.methods)
+    }
+    if _differ(record.nfe for record in focus):
+        found["nfe_by_task"] = nfe_by_task(pyplot, focus, summary.focus)
+    varying = {name: made for name, made in groups.items() if _differ(record.nfe for record in made)}
+    if varying and _differ(record.demands for record in records):
+        found["nfe_by_demands"] = nfe_by_demands(pyplot, varying, summary)
+    if _differ(record.actions for record in focus):
+        found["timelines"] = timelines(pyplot, focus)
     paid = [film for film in films if film.method == summary.focus and film.terms]
     if paid:
         found["reward_terms"] = reward_terms(pyplot, paid)
-    found.update({f"film_{number:02d}": png_bytes(draw_film(film)) for number, film in enumerate(films)})
     return found
 
 
-def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> bytes:
+def _differ(values: Iterable[Any]) -> bool:
+    """Whether there are two distinct values."""
+    return len(set(values)) > 1
+
+
+def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
     """Quality against cost with 95 % intervals both ways; fixed schedules are joined, and so are a policy's prices."""
-    figure, axes = pyplot.subplots(figsize=(9.2, 4.6))
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 3.9))
+    axes.margins(y=0.12)  # room for the numbers of steps below their points
     rows = [row for row in summary.methods if _interval(row, quality) is not None]
     fixed = sorted((row for row in rows if _plain_fixed(row.method)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
+    fixed = fixed if len(fixed) > 1 else []  # a band has two ends: one schedule is a point like others
     if fixed:
         x = [_interval(row, cost).estimate for row in fixed]  # type: ignore[union-attr]
         bands: list[Any] = [_interval(row, quality) for row in fixed]
         axes.fill_between(x, [b.low for b in bands], [b.high for b in bands], color=GREY, alpha=0.15, linewidth=0)
         axes.plot(x, [b.estimate for b in bands], "-o", color=GREY, markersize=4, label="fixed steps (95 % band)")
         for row, at, band in zip(fixed, x, bands, strict=True):
+            steps = row.method.split(":")[1]
             axes.annotate(
-                row.method.split(":")[1], (at, band.estimate), (0, -13), textcoords="offset points", color=GREY
+                steps,
+                (at, band.estimate),
+                (0, -14),
+                textcoords="offset points",
+                color=GREY,
+                ha="center",
+                fontsize=SMALL,
             )
-    others = [row for row in rows if not _plain_fixed(row.method)]
+    others = [row for row in rows if row not in fixed]
     curve = _curve(others, summary.focus, cost)
     line: list[Any] = [(_interval(row, cost), _interval(row, quality)) for row in curve]
     axes.plot([x.estimate for x, _ in line], [y.estimate for _, y in line], "-", color=RED, linewidth=1)
     drawn = styles(summary)
     for row in [*curve, *(row for row in others if row not in curve)]:
-        _point(axes, row, quality, cost, drawn[row.method])
+        _point(axes, row, quality, cost, drawn.get(row.method, Style(GREY, "o", "-")))
     _spread_costs(axes, [_interval(row, cost).estimate for row in rows])  # type: ignore[union-attr]
     axes.set_xlabel(LABELS[cost])
     axes.set_ylabel(LABELS[quality])
     axes.grid(color=GRID)
-    _legend_beside(axes)
-    return _png(pyplot, figure)
+    legend_below(figure, axes)
+    return figure
 
 
 def _curve(rows: Sequence[MethodRow], focus: str, cost: str) -> list[MethodRow]:
@@ -136,9 +176,20 @@ def _spread_costs(axes: Any, spent: Sequence[float]) -> None:
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _legend_beside(axes: Any) -> None:
-    """The legend right of the axes, where it covers no data."""
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME else f"{name[: NAME - 20]}...{name[-17:]}"
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """The legend below the axes, where it covers no data, in as many columns as fit; the figure grows by its rows."""
+    handles, names = axes.get_legend_handles_labels()
+    names = [_shortened(name) for name in names]
+    letters = max(map(len, names))
+    columns = min(len(names), max(1, int(WIDTH * 72 / (SMALL * (0.62 * letters + 5)))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
+    # Of a point with error bars the point alone: bars in a legend hide each other's names.
+    handles = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
+    figure.legend(handles, names, fontsize=SMALL, frameon=False, loc="outside lower center", ncols=columns)
 
 
 def _point(axes: Any, row: MethodRow, quality: str, cost: str, style: Style) -> None:
@@ -166,13 +217,13 @@ def _interval(row: MethodRow, name: str) -> Interval | None:
     return getattr(row, name)
 
 
-def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> bytes:
+def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> Any:
     """Histograms of NFE, one for each kind of prompt, on one axis."""
     tasks = sorted({record.task for record in records})
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(2.4 * columns + 0.6, 1.9 * rows + 0.5), sharex=True, sharey=True, squeeze=False
+        rows, columns, figsize=(WIDTH, 1.75 * rows + 0.5), sharex=True, sharey=True, squeeze=False
     )
     spent = [record.nfe for record in records]
     edges = np.arange(np.floor(min(spent)) - 0.5, np.ceil(max(spent)) + 1.5)
@@ -180,25 +231,27 @@ def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> bytes:
         own = [record.nfe for record in records if record.task == task]
         axes.hist(own, bins=edges, weights=np.full(len(own), 1 / len(own)), color=BLUE)
         axes.axvline(float(np.mean(own)), color=RED, linewidth=1.2)
-        axes.set_title(f"{task} (n={len(own)}, mean {np.mean(own):.1f})", fontsize=8)
+        name = task if len(task) <= 24 else f"{task[:22]}..."
+        axes.set_title(f"{name}\nn={len(own)}, mean {np.mean(own):.1f}", fontsize=SMALL)
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_visible(False)
-    figure.supxlabel(f"NFE of {title}", fontsize=9)
-    figure.supylabel("share of pictures", fontsize=9)
-    return _png(pyplot, figure)
+    for axes in grid[-2] if len(tasks) % columns else ():
+        axes.xaxis.set_tick_params(labelbottom=True)  # where nothing is below
+    figure.supxlabel(f"NFE of {_shortened(title)}", fontsize=FONT)
+    figure.supylabel("share of pictures", fontsize=FONT)
+    return figure
 
 
-def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> bytes:
+def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> Any:
     """Mean NFE against how many things the prompt asks for, for every method that spends more on some."""
-    figure, axes = pyplot.subplots(figsize=(7.4, 3.4))
-    names = [name for name, made in groups.items() if len({record.nfe for record in made}) > 1] or [summary.focus]
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 3.2))
     drawn = styles(summary)
-    for name in names:
-        demands = sorted({record.demands for record in groups[name]})
-        spent = [[record.nfe for record in groups[name] if record.demands == value] for value in demands]
+    for name, made in groups.items():
+        demands = sorted({record.demands for record in made})
+        spent = [[record.nfe for record in made if record.demands == value] for value in demands]
         error = [1.96 * float(np.std(values)) / np.sqrt(len(values)) for values in spent]
         style = drawn.get(name, Style(GREY, "o", "-"))
         axes.errorbar(
@@ -209,21 +262,57 @@ def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary:
             color=style.colour,
             linewidth=2 if name == summary.focus else 1,
             markersize=4,
+            capsize=2,
             label=name,
         )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("demands of the prompt")
     axes.set_ylabel("mean NFE")
     axes.grid(color=GRID)
-    _legend_beside(axes)
-    return _png(pyplot, figure)
+    legend_below(figure, axes)
+    return figure
 
 
-def reward_terms(pyplot: Any, films: Sequence[Film]) -> bytes:
-    """What each decision of some films was paid: bars a term, stacked; the line is the sum so far."""
-    figure, grid = pyplot.subplots(
-        1, len(films), figsize=(2.4 * len(films) + 1.4, 2.9), sharey=True, squeeze=False, layout="constrained"
+def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
+    """One line a picture, one cell a decision in its action's colour; by kind of prompt, then by NFE.
+
+    Of more than :data:`TIMELINE_ROWS` pictures as many are shown, evenly spaced in that order.
+    """
+    ordered = sorted(records, key=lambda record: (record.task, record.nfe, record.uid))
+    shown = np.linspace(0, len(ordered) - 1, min(TIMELINE_ROWS, len(ordered))).round().astype(int)
+    rows = [ordered[place] for place in shown]
+    longest = max(len(row.actions) for row in rows)
+    cells = np.array([(*row.actions, *[np.nan] * (longest - len(row.actions))) for row in rows])
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 0.17 * len(rows) + 0.9))
+    colours = [tuple(np.array(ACTION_COLOURS[action]) / 255) for action in sorted(ACTION_COLOURS)]
+    edges = np.arange(longest + 1) + 0.5, np.arange(len(rows) + 1)
+    axes.pcolormesh(
+        *edges,
+        np.ma.masked_invalid(cells),
+        cmap=pyplot.matplotlib.colors.ListedColormap(colours),
+        vmin=-0.5,
+        vmax=len(colours) - 0.5,
+        edgecolors="white",
+        linewidth=1.5,
     )
+    tasks = [row.task for row in rows]
+    first = [tasks.index(task) for task in dict.fromkeys(tasks)]
+    names = [task if len(task) <= 24 else f"{task[:22]}..." for task in dict.fromkeys(tasks)]
+    axes.set_yticks([start + tasks.count(tasks[start]) / 2 for start in first], names)
+    axes.hlines(first[1:], 0.5, max(longest, 10) + 0.5, color=GREY, linewidth=0.6)
+    axes.set_xlim(0.5, max(longest, 10) + 0.5)
+    axes.set_ylim(len(rows), 0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("decision")
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    actions = [Action(action).name.lower() for action in sorted(ACTION_COLOURS)]
+    figure.legend(handles, actions, fontsize=SMALL, frameon=False, loc="outside upper center", ncols=len(actions))
+    return figure
+
+
+def reward_terms(pyplot: Any, films: Sequence[Film]) -> Any:
+    """What each decision of some films was paid: bars a term, stacked; the line is the sum so far."""
+    figure, grid = pyplot.subplots(1, len(films), figsize=(WIDTH, 2.9), sharey=True, squeeze=False)
     names = list(dict.fromkeys(name for film in films for name in film.terms))
     colours = dict(zip(names, (GREY, BLUE, *PALETTE) * (1 + len(names) // 10), strict=False))
     for axes, film in zip(grid.flat, films, strict=True):
@@ -235,35 +324,40 @@ def reward_terms(pyplot: Any, films: Sequence[Film]) -> bytes:
             above, below = above + np.maximum(values, 0), below + np.minimum(values, 0)
         axes.plot(at, np.cumsum(above + below), "-o", color=RED, markersize=3, linewidth=1)
         axes.axhline(0, color=GREY, linewidth=0.6)
-        axes.set_title(film.role, fontsize=8)
+        axes.set_title(film.role, fontsize=SMALL)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
-    figure.legend(handles, names, fontsize=7, frameon=False, loc="outside upper center", ncols=len(names))
-    figure.supxlabel("decision", fontsize=9)
-    figure.supylabel("reward", fontsize=9)
-    return _png(pyplot, figure)
+    columns = min(4, len(names))
+    figure.legend(handles, names, fontsize=SMALL, frameon=False, loc="outside upper center", ncols=columns)
+    figure.supxlabel("decision", fontsize=FONT)
+    figure.supylabel("reward", fontsize=FONT)
+    return figure
 
 
 def save_figures(found: Mapping[str, bytes], folder: Path) -> None:
-    """Writes each figure as ``<folder>/<stem>.png``."""
+    """Writes each figure as ``<folder>/<stem>.png``, or under its stem where that has a suffix."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stem, png in found.items():
-        (folder / f"{stem}.png").write_bytes(png)
+    for stem, data in found.items():
+        (folder / (stem if "." in stem else f"{stem}.png")).write_bytes(data)
 
 
-def _png(pyplot: Any, figure: Any) -> bytes:
+def png_of(pyplot: Any, figure: Any) -> bytes:
+    """A figure as a PNG file; the figure is closed."""
     buffer = io.BytesIO()
-    if figure.get_layout_engine() is None:
-        figure.tight_layout()
     # No software name or date in the file: the same records give the same bytes.
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     pyplot.close(figure)
     return buffer.getvalue()
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """Matplotlib's pyplot, without a display and in the style of the reports.
+
+    Raises:
+        MissingPackageError: without matplotlib.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -273,5 +367,6 @@ def _pyplot() -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+    pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": FONT})
+    pyplot.rcParams.update({"xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "figure.constrained_layout.use": True})
     return pyplot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import math
 import re
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.films import read_films
@@ -21,12 +24,15 @@ from addiffusion_env.evaluation.manifest import read_manifest, write_text
 from addiffusion_env.evaluation.measured import measured_sections
 from addiffusion_env.evaluation.plots import figures, save_figures
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
+from addiffusion_env.evaluation.samples import sample_section
 from addiffusion_env.evaluation.sections import Figure, Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.evaluation.summary import Summary, summarise
 
 PLOTS_FOLDER = "plots"
 TITLE = "AdDiffusion evaluation"
+LEAST_SHOWN = 720
+"""Pixels below which no plot is shrunk: its smallest letters are then 10 pixels high."""
 
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -36,8 +42,14 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bott
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; margin: .8rem 0 }
 th, td { padding: .28rem .7rem; text-align: left; border-bottom: 1px solid #eceef0; vertical-align: top;
   font-variant-numeric: tabular-nums } th { background: #f4f5f7 } tr.strong td { background: #fdf0ee; font-weight: 600 }
-figure { margin: 1rem 0 } img { max-width: 100%; height: auto } figcaption { font-size: 13px; color: #5f6368 }
-nav a { margin-right: 1rem } p { max-width: 76ch }
+figure { margin: 1rem 0; overflow-x: auto } img { max-width: 100%; height: auto }
+figcaption { font-size: 13px; color: #5f6368 } td figure { margin: 0 } td img { max-width: none; display: block }
+.pictures { max-height: 92vh; overflow: auto } .pictures td { padding: .28rem .2rem }
+.pictures th { overflow-wrap: anywhere; position: sticky; top: 0; z-index: 1 }
+.pictures :is(th, td):first-child { left: 0 } .pictures th:first-child { z-index: 2 }
+.pictures td:first-child { position: sticky; background: #fff; min-width: 7rem; max-width: 14rem }
+@media print { .pictures { max-height: none } }
+nav a { margin-right: 1rem } p { max-width: 76ch; overflow-wrap: anywhere }
 """
 
 
@@ -80,8 +92,12 @@ def write_report(out_dir: Path | str, config_file: Path | str | None = None) -> 
     summary = summarise(records, manifest)
     films = read_films(folder)
     drawn = figures(records, summary, films)
-    written = sections(records, summary, manifest, films)
+    written = sections(records, summary, manifest, films, drawn)
     written[-1:-1] = measured_sections(folder)
+    side_by_side, thumbnails = sample_section(records, manifest, folder)
+    if side_by_side is not None:
+        written.insert(1, side_by_side)
+        drawn.update(thumbnails)
     claims = manifest.settings.get("hypotheses")
     verdicts = judge_evaluation(records, manifest, claims, config_file) if claims is not None else ()
     if verdicts:
@@ -111,7 +127,7 @@ def to_markdown(title: str, written: Sequence[Section]) -> str:
             if isinstance(part, Table):
                 lines += _md_table(part)
             elif isinstance(part, Figure):
-                lines += [f"![{_md(part.caption)}]({PLOTS_FOLDER}/{part.stem}.png)", "", f"*{_md(part.caption)}*"]
+                lines += [_md_image(part), "", f"*{_md(part.caption)}*"]
             else:
                 lines.append(_md(part))
             lines.append("")
@@ -119,14 +135,19 @@ def to_markdown(title: str, written: Sequence[Section]) -> str:
 
 
 def _md_table(table: Table) -> list[str]:
-    rows = [table.head, tuple("---" for _ in table.head)]
-    rows += [
-        tuple(f"**{cell}**" if number == table.strong and cell else cell for cell in map(_md, row))
-        for number, row in enumerate(table.rows)
-    ]
-    return [
-        "| " + " | ".join(_md(cell) if not number else cell for cell in row) + " |" for number, row in enumerate(rows)
-    ]
+    rows = [[_md(cell) for cell in table.head], ["---"] * len(table.head)]
+    for number, row in enumerate(table.rows):
+        cells = [_md_cell(cell) for cell in row]
+        rows.append([f"**{cell}**" if number == table.strong and cell else cell for cell in cells])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _md_cell(cell: str | Figure) -> str:
+    return _md(cell) if isinstance(cell, str) else f"{_md_image(cell)} {_md(cell.caption)}"
+
+
+def _md_image(figure: Figure) -> str:
+    return f"![{_md(figure.caption)}]({PLOTS_FOLDER}/{figure.file})"
 
 
 def _visible(text: str) -> str:
@@ -168,17 +189,31 @@ def _html_part(part: str | Table | Figure, drawn: Mapping[str, bytes]) -> str:
         head = "".join(f"<th>{_html(cell)}</th>" for cell in part.head)
         rows = "".join(
             f"<tr{' class=strong' if number == part.strong else ''}>"
-            + "".join(f"<td>{_html(cell)}</td>" for cell in row)
+            + "".join(f"<td>{_html_cell(cell, drawn)}</td>" for cell in row)
             + "</tr>\n"
             for number, row in enumerate(part.rows)
         )
-        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+        kind = "pictures" if any(isinstance(cell, Figure) for row in part.rows for cell in row) else "scroll"
+        return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
     if isinstance(part, Figure):
-        data = base64.b64encode(drawn[part.stem]).decode()
-        caption = _html(part.caption)
-        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+        return _html_figure(part, drawn[part.stem], LEAST_SHOWN)
     return f"<p>{_html(part)}</p>"
+
+
+def _html_cell(cell: str | Figure, drawn: Mapping[str, bytes]) -> str:
+    return _html(cell) if isinstance(cell, str) else _html_figure(cell, drawn[cell.stem])
+
+
+def _html_figure(figure: Figure, data: bytes, least: int = 0) -> str:
+    """A figure as a data URL; a screen that is narrower than ``least`` pixels scrolls it instead of shrinking it."""
+    with Image.open(io.BytesIO(data)) as picture:
+        kind, width = str(picture.format).lower(), picture.width
+    shown = figure.width or width
+    style = f"min-width: {min(shown, least)}px" + ("; image-rendering: pixelated" if shown > width else "")
+    caption = _html(figure.caption)
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    image = f'<img src="{source}" width="{shown}" style="{style}" alt="{caption}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _plain(value: Any) -> Any:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
@@ -22,7 +20,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
 from addiffusion_env.evaluation.metrics.usage import Meter
 from addiffusion_env.evaluation.records import Record, uid_of, variant_of
-from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
 
@@ -86,14 +84,14 @@ class Making:
     Attributes:
         lanes: pictures in the making at once.
         halve: make model calls for half as many pictures when the device's memory runs out.
-        keep_pictures: whether records come with their pictures.
+        keep_pictures: whether records come with their pictures; or the uids of those that do.
         faults: pictures that may be left out, and how many were.
         on_fault: told of each.
     """
 
     lanes: int
     halve: bool = False
-    keep_pictures: bool = False
+    keep_pictures: bool | frozenset[str] = False
     faults: FaultCount = field(default_factory=FaultCount)
     on_fault: Callable[[Job, Fault], None] | None = None
 
@@ -154,7 +152,7 @@ def evaluate(
     *,
     max_lanes: int | str = 8,
     shard_size: int = 32,
-    keep_pictures: bool = False,
+    keep_pictures: bool | frozenset[str] = False,
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
@@ -184,7 +182,7 @@ def carry_out(
     *,
     max_lanes: int | str = 8,
     shard_size: int = 32,
-    keep_pictures: bool = False,
+    keep_pictures: bool | frozenset[str] = False,
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
@@ -194,7 +192,8 @@ def carry_out(
 
     Methods run one after the other, so that each one's seconds are its own. Pictures depend on prompt, seed and
     method alone: records are the same whatever ``max_lanes``, but for rounding and what is measured (``seconds``,
-    ``peak_memory``). With the same settings they are the same to the last bit, also after a kill.
+    ``peak_memory``). With the same settings they are the same to the last bit, also after a kill, on one processor (its
+    instruction set), with one number of threads and the same versions of torch, diffusers and transformers.
 
     Args:
         plans: from :func:`plan`.
@@ -203,7 +202,7 @@ def carry_out(
         max_lanes: pictures in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
         shard_size: pictures a shard, made and written together: what a kill loses at most. Lanes run dry at the end
             of a shard, so it should be a multiple of ``max_lanes``.
-        keep_pictures: keep every picture as PNG.
+        keep_pictures: keep every picture as PNG, or those of these uids.
         max_faults: pictures that may be left out, over all methods, because NaN or a scorer that raises befell them
             alone; 0 raises the first such error. They are tried again by the next run.
         on_records: told of the records that are there already, and of each new shard.
@@ -277,8 +276,10 @@ def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
             halve=making.halve,
             faults=making.faults,
         )
+        kept = making.keep_pictures
         for made in _make(entry, groups, stage, engine, making.lanes, making.on_fault):
-            yield [(record, png_bytes(pixels) if making.keep_pictures else None) for record, pixels in made]
+            keeps = [kept is True or (kept and record.uid in kept) for record, _ in made]
+            yield [(record, png_bytes(pixels) if k else None) for (record, pixels), k in zip(made, keeps, strict=True)]
 
 
 def _make(
@@ -390,10 +391,3 @@ def record_of(
         seconds=seconds,
         peak_memory=peak_memory,
     )
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """(h, w, 3) uint8 -> a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,28 @@ from addiffusion_env.evaluation.summary import MethodRow, Summary, TaskRow
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure.
+
+    Attributes:
+        stem: of its file, ``.png`` unless it has a suffix of its own.
+        caption: what stands below it.
+        width: pixels that it is shown as; ``None`` is as wide as it is.
+    """
+
+    stem: str
+    caption: str
+    width: int | None = None
+
+    @property
+    def file(self) -> str:
+        """Its file's name."""
+        return self.stem if "." in self.stem else f"{self.stem}.png"
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """A table of texts and figures.
 
     Attributes:
         head: column heads.
@@ -25,16 +45,8 @@ class Table:
     """
 
     head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str | Figure, ...], ...]
     strong: int | None = None
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure by its stem, with its caption."""
-
-    stem: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -45,13 +57,15 @@ class Section:
     parts: tuple[str | Table | Figure, ...] = field(default_factory=tuple)
 
 
-def sections(records: Sequence[Record], summary: Summary, manifest: Manifest, films: Sequence[Film]) -> list[Section]:
-    """The sections of a report, in order."""
+def sections(
+    records: Sequence[Record], summary: Summary, manifest: Manifest, films: Sequence[Film], drawn: Container[str]
+) -> list[Section]:
+    """The sections of a report, in order; of figures those whose stems are ``drawn``."""
     return [
         _comparison(summary, manifest),
-        _quality_against_cost(summary),
+        _quality_against_cost(summary, drawn),
         _differences(summary),
-        _spending(summary),
+        _spending(records, summary, drawn),
         _tasks(summary),
         _collapse(summary),
         _film_section(records, films, summary.focus),
@@ -74,8 +88,9 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
             "One guided evaluation counts 1 NFE; every try, landing and refinement is in. "
             "Correctness is judged by rules from a "
             "detector that no reward has seen; preference is what some methods select by, so it decides nothing alone. "
-            "Seconds are wall-clock, judging left out: with lanes batched, but one picture at a time for methods that "
-            "run a diffusers pipeline of their own. Memory is the most held at once while a method ran, all lanes.",
+            "Seconds are wall clock, judging left out: a method's time over its pictures, with lanes batched, but one "
+            "picture at a time for methods that run a diffusers pipeline of their own; of a batch each picture has the "
+            "share of its network calls. Memory is the most held at once while a method ran, all lanes.",
             table,
             *(f"{measure}: {words}." for measure, words in manifest.scorers.items()),
         ),
@@ -96,17 +111,17 @@ def _method_cells(row: MethodRow, extra: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _quality_against_cost(summary: Summary) -> Section:
+def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
     parts: list[str | Table | Figure] = [
         Figure("frontier", "Quality against mean NFE. Grey: fixed schedules by their number of steps.")
     ]
     for gain, cost in ((summary.frontier, "NFE"), (summary.frontier_seconds, "seconds")):
         if gain is not None:
             parts.append(_gain_words(summary, gain, cost))
-    if summary.primary != "preference":
-        parts.append(Figure("frontier_preference", "The same by preference (not held out)."))
-    parts.append(Figure("frontier_seconds", "Quality against seconds a picture on this machine."))
-    return Section("Quality against cost", tuple(parts))
+    parts.append(Figure("frontier_preference", "The same by preference (not held out)."))
+    parts.append(Figure("frontier_seconds", "Quality against wall-clock seconds a picture on this machine."))
+    shown = tuple(part for part in parts if not isinstance(part, Figure) or part.stem in drawn)
+    return Section("Quality against cost", shown or ("Nothing to compare: one method, or one cost for all.",))
 
 
 def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
@@ -150,18 +165,30 @@ def _differences(summary: Summary) -> Section:
     return Section(f"Differences from {summary.focus}", tuple(parts))
 
 
-def _spending(summary: Summary) -> Section:
-    rho = summary.difficulty
-    return Section(
-        "Where the NFE go",
-        (
-            Figure("nfe_by_task", f"NFE of {summary.focus} by kind of prompt; red is the mean."),
-            Figure("nfe_by_demands", "Mean NFE by the number of things that the prompt asks for, 95 % bars."),
+def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]) -> Section:
+    focus = next(record for record in records if record.method == summary.focus)
+    parts: list[str | Table | Figure] = []
+    if "nfe_by_task" in drawn:
+        parts.append(Figure("nfe_by_task", f"NFE of {summary.focus} by kind of prompt; red is the mean."))
+    else:
+        parts.append(f"Every picture of {summary.focus} took {focus.nfe:g} NFE.")
+    if "nfe_by_demands" in drawn:
+        words = (
+            "Mean NFE by the number of things that the prompt asks for, 95 % bars; methods that spend alike are out."
+        )
+        parts.append(Figure("nfe_by_demands", words))
+    if (rho := summary.difficulty) is not None:
+        parts.append(
             f"Rank correlation of NFE with demands: {rho.statistic:+.3f} over {rho.n} prompts, "
-            f"permutation p {_p(rho.p)}.",
-            Figure("timelines", "One line a picture: continue blue, stop red, refine amber; sorted by task and NFE."),
-        ),
-    )
+            f"permutation p {_p(rho.p)}."
+        )
+    elif len({record.demands for record in records}) == 1:
+        known = f"asks for {focus.demands} things" if focus.demands else "comes without a count of what it asks for"
+        parts.append(f"Whether NFE follow demands cannot be told: every prompt {known}.")
+    if "timelines" in drawn:
+        words = "One line a picture, a cell a decision, by kind of prompt and NFE"
+        parts.append(Figure("timelines", f"{words}; evenly spaced among all where there are more."))
+    return Section("Where the NFE go", tuple(parts))
 
 
 def _tasks(summary: Summary) -> Section:
@@ -213,28 +240,36 @@ def _collapse(summary: Summary) -> Section:
 
 def _film_section(records: Sequence[Record], films: Sequence[Film], focus: str) -> Section:
     by_uid = {record.uid: record for record in records}
-    parts = []
+    rows = []
     for number, film in enumerate(films):
         record = by_uid.get(film.uid)
         if record is None:
             continue
-        verdict = "" if record.correct is None else f"; judge: {_cut(record.reason)}"
         changed = "" if record.actions == film.actions else " (made again with other actions: not reproducible)"
-        parts.append(
-            Figure(
-                f"film_{number:02d}",
-                f"{film.method}, {film.role}: {_cut(record.prompt)!r}, seed {record.seed}, {record.nfe:g} NFE, "
-                f"preference {record.preference:+.2f}{verdict}{changed}",
-            )
-        )
+        words = f"{film.method}, {film.role}: {cut(record.prompt)!r}, seed {record.seed}{changed}"
+        told = f"{judged(record)}; preference {record.preference:+.2f}"
+        rows.append((words, Figure(f"film_{number:02d}", told)))
+    if not rows:
+        return Section("Film strips", ("None were made.",))
+    parts: list[str | Table | Figure] = [
+        "The picture after each action, the finished one last; bars in the action's colour, preference where seen.",
+        Table(("prompt", "film strip"), tuple(rows)),
+    ]
     if any(film.method == focus and film.terms for film in films):
         caption = "Reward of each decision, by term; the red line is the sum so far. One panel a film."
-        parts.insert(0, Figure("reward_terms", f"{focus}: {caption}"))
-    words = "The picture after each action, the finished one last; bars in the action's colour, preference where seen."
-    return Section("Film strips", (words, *parts) if parts else ("None were made.",))
+        parts.append(Figure("reward_terms", f"{focus}: {caption}"))
+    return Section("Film strips", tuple(parts))
 
 
-def _cut(text: str, most: int = 200) -> str:
+def judged(record: Record) -> str:
+    """What a picture cost and what the judge said of it."""
+    if record.correct is None:
+        return f"{record.nfe:g} NFE"
+    mark, why = ("\N{CHECK MARK}", "") if record.correct else ("\N{BALLOT X}", f": {cut(record.reason)}")
+    return f"{mark} {record.nfe:g} NFE{why}"
+
+
+def cut(text: str, most: int = 200) -> str:
     """A prompt's beginning: captions stay readable whatever was asked."""
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -249,7 +284,7 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
         (entry.name, _settings_words({k: v for k, v in entry.process.items() if k != "refine"}), _refine_words(entry))
         for entry in manifest.methods
     )
-    settings = tuple((key, _cut(str(value), 2000)) for key, value in manifest.settings.items())
+    settings = tuple((key, cut(str(value), 2000)) for key, value in manifest.settings.items())
     return Section(
         "Settings and versions",
         (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import SCHEMA, Record, completed, digest_of, from_table, to_table
@@ -109,6 +112,13 @@ class RecordStore:
 
     def _numbers(self) -> list[int]:
         return [int(match.group(1)) for path in self.folder.iterdir() if (match := _SHARD.match(path.name))]
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """(h, w, 3) uint8 -> a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def write_atomically(table: pa.Table, path: Path, compression: str) -> None:

@@ -119,7 +119,8 @@ class Summary:
         frontier: the focus method over the fixed-step frontier at equal NFE, or ``None``.
         frontier_seconds: the same at equal seconds.
         non_inferiority: of the focus method to the reference, or ``None``.
-        difficulty: rank correlation of the focus method's NFE with the prompts' demands.
+        difficulty: rank correlation of the focus method's NFE with the prompts' demands; ``None`` where either has
+            one value for all prompts.
         behaviours: name -> how much it varies over prompts, for every method that is not constant by its name.
         regret: of the focus method, or ``None``.
     """
@@ -133,7 +134,7 @@ class Summary:
     frontier: FrontierGain | None
     frontier_seconds: FrontierGain | None
     non_inferiority: MarginTest | None
-    difficulty: Significance
+    difficulty: Significance | None
     behaviours: Mapping[str, Behaviour]
     regret: Regret | None
 
@@ -251,8 +252,8 @@ def _non_inferiority(
     return non_inferior(first, second, margin) if len(first) > 1 else None
 
 
-def _difficulty(records: Sequence[Record]) -> Significance:
+def _difficulty(records: Sequence[Record]) -> Significance | None:
     demands = {record.prompt_id: record.demands for record in records}
     keys = sorted(demands)
-    spent = column(records, "nfe")
-    return spearman(np.array([demands[key] for key in keys]), spent, generator("difficulty"))
+    asked, spent = np.array([demands[key] for key in keys]), column(records, "nfe")
+    return spearman(asked, spent, generator("difficulty")) if np.ptp(asked) and np.ptp(spent) else None

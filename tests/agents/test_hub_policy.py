@@ -116,7 +116,7 @@ def test_results_of_a_runs_report_come_along(tmp_path):
     found = HubPolicy.from_pretrained(tmp_path).details.results
     assert [line["method"] for line in found["rows"]] == ["policy:x@0.01", "fixed:4"]
     assert found["command"] == "python eval_sb3.py policy=runs/x prompts=64"
-    assert found["about"] == "64 prompts of emoji, seeds [0], judged by d."
+    assert found["about"] == "64 prompts of emoji, seeds [0], judged by d. Seconds are wall clock."
 
 
 def test_a_policy_of_another_version_is_refused(tmp_path):

@@ -16,7 +16,8 @@ from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_entropy
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, set_rng_state
 from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, reward_scale, set_training
-from addiffusion_env.agents.policy_file import load_policy
+from addiffusion_env.agents.policy_file import load_config, load_policy
+from addiffusion_env.agents.replay import FRONTIER_PRICES
 from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError, RunFolderError, WeightsError
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +215,10 @@ def test_the_script_trains_and_reports(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "TensorBoard: tensorboard --logdir" in done.stdout and "policy:" in done.stdout and "report:" in done.stdout
     assert (tmp_path / "run/policy/policy.safetensors").is_file()
-    assert (tmp_path / "run/report/report.html").is_file()
+    assert "<h2>Images of the same prompts</h2>" in (tmp_path / "run/report/report.html").read_text(encoding="utf-8")
+    config = load_config(tmp_path / "run/policy")
+    assert len(config.frontier) == FRONTIER_PRICES
+    assert config.frontier_prompts == "2 prompts of the training source that were held out of training"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,15 @@ def test_the_sweep_runs_two_trials_and_writes_the_best(tmp_path):
         "ppo.batch_size=8",
         "hydra.sweeper.n_trials=2",
     ]
-    table = ["pictures=2", "tries=2", "lanes=4", "total_timesteps=64", "ppo.n_steps=8", "ppo.batch_size=32"]
+    table = [
+        "pictures=2",
+        "tries=2",
+        "held_out=0",
+        "lanes=4",
+        "total_timesteps=64",
+        "ppo.n_steps=8",
+        "ppo.batch_size=32",
+    ]
     small += [f"replay.{item}" for item in table]
     run(str(ROOT / "train_sb3.py"), "experiment=sweep", *small, cwd=tmp_path)
     found = yaml.safe_load((tmp_path / "runs" / "sweep" / "optimization_results.yaml").read_text(encoding="utf-8"))

@@ -67,6 +67,7 @@ def test_one_lane(tiny, tiny_scorers, name, steps):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_lanes_at_mixed_noise_levels(tiny, tiny_scorers, name):
     backbone = tiny(name).load()

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.backbones.schedules import AYS_SD15, SPACINGS, DiscreteSchedule, FlowSchedule
+from addiffusion_env.backbones.schedules import (
+    AYS_SD15,
+    AYS_SDXL,
+    SPACINGS,
+    VP_SPACINGS,
+    DiscreteSchedule,
+    FlowSchedule,
+)
 from addiffusion_env.errors import ConfigError, UnknownNameError
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -33,14 +42,50 @@ def test_timesteps_equal_diffusers(spacing, offset):
         np.testing.assert_array_equal(SPACINGS[spacing](steps, 1000, offset), expected, err_msg=f"{steps} steps")
 
 
-def test_align_your_steps_is_the_published_list_at_ten_steps():
+AYS = {"sd15": ("StableDiffusion", AYS_SD15), "sdxl": ("StableDiffusionXL", AYS_SDXL)}
+
+
+@pytest.mark.parametrize("family", AYS)
+def test_align_your_steps_is_the_familys_published_list_at_ten_steps(tiny, family):
     from diffusers.schedulers import AysSchedules
 
-    assert AysSchedules["StableDiffusionTimesteps"] == list(AYS_SD15[:-1])
-    np.testing.assert_array_equal(SPACINGS["ays"](10, 1000, 1), AYS_SD15[:-1])
+    published, ours = AYS[family]
+    assert AysSchedules[f"{published}Timesteps"] == list(ours[:-1])
+    backbone = tiny(family).load()
+    sigmas = torch.from_numpy(backbone.sigmas(10, "ays"))
+    np.testing.assert_array_equal(backbone.timesteps(sigmas[:-1]), ours[:-1])
+    levels = torch.tensor(AysSchedules[f"{published}Sigmas"][:-1])  # of which the timesteps are the nearest whole ones
+    np.testing.assert_allclose(backbone.schedule.timestep_at(levels), ours[:-1], atol=1)
+    assert sigmas[-1] == backbone.schedule.final_sigma
 
 
-@pytest.mark.parametrize("spacing", sorted(SPACINGS))
+@pytest.mark.parametrize("listed", [AYS_SD15, AYS_SDXL], ids=["sd15", "sdxl"])
+def test_align_your_steps_interpolates_levels_log_linearly(schedule, listed):
+    """As its authors advise: eleven levels to n + 1, of which the last is where the last step lands."""
+    schedule = replace(schedule, ays_timesteps=listed)
+    levels = schedule.sigma_at(np.array(listed))
+    np.testing.assert_allclose(schedule.sigmas(10, "ays")[:-1], levels[:-1])
+    np.testing.assert_allclose(schedule.sigmas(5, "ays")[:-1], levels[:-1:2])
+    twice = schedule.sigmas(20, "ays")
+    np.testing.assert_allclose(twice[:-1:2], levels[:-1])
+    np.testing.assert_allclose(twice[1::2], np.sqrt(levels[:-1] * levels[1:]))  # halfway in the logarithm
+    for steps in (1, 3, 8, 50):
+        expected = np.exp(np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 11), np.log(levels)))
+        np.testing.assert_allclose(schedule.sigmas(steps, "ays")[:-1], expected[:-1])
+
+
+def test_align_your_steps_at_other_counts_in_numbers(schedule):
+    np.testing.assert_allclose(schedule.sigmas(20, "ays")[-4:-1], [0.246, 0.152, 0.066], atol=1e-3)
+    np.testing.assert_allclose(schedule.sigmas(5, "ays")[-4:-1], [1.886, 0.963, 0.399], atol=2e-3)
+
+
+def test_align_your_steps_needs_the_training_levels_that_it_counts(schedule):
+    short = DiscreteSchedule(schedule.log_sigmas[:500], 0.0)
+    with pytest.raises(ConfigError, match="counts 1000 training timesteps, the model 500"):
+        short.sigmas(10, "ays")
+
+
+@pytest.mark.parametrize("spacing", sorted(VP_SPACINGS))
 def test_every_schedule_falls_and_has_its_length(schedule, spacing):
     for steps in (*COUNTS[1:], 1000):
         if spacing == "coarse_fine" and steps > 800:
@@ -144,6 +189,12 @@ def test_flow_sigmas_equal_the_flux_pipeline(config, image_tokens):
         retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=calculate_shift(image_tokens))
         np.testing.assert_allclose(schedule.sigmas(steps, "trailing"), scheduler.sigmas.numpy(), atol=1e-6)
         assert schedule.sigmas(steps, "trailing")[-1] == 0.0
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_a_single_step_starts_from_the_noise_whatever_the_terminal_time(spacing):
+    """Stretching one time to two ends is 0 / 0, which is what the Flux pipeline takes."""
+    assert FlowSchedule(shift=3.0, terminal=0.1).sigmas(1, spacing).tolist() == [1.0, 0.0]
 
 
 def test_flow_schedules_that_are_not_known_are_refused():

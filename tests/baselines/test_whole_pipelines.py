@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.attend_excite import scaled_thresholds, subject_positions
 from addiffusion_env.engine.engine import Engine
@@ -58,6 +59,45 @@ def test_sag_without_its_guidance_is_ddim(emoji, scorers, prompts):
     for one, other in zip(plain, without, strict=True):
         torch.testing.assert_close(one.picture.image, other.picture.image, atol=1e-4, rtol=0)
         assert (one.lane.nfe, one.lane.calls) == (other.lane.nfe, other.lane.calls) == (5, 10)
+
+
+def euler_of_sd15(config):
+    """Its class does not know set_alpha_to_one=False, which its config keeps: it lands on 0."""
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler.from_config(config)
+
+
+def edited_to_v(config):
+    """An edit that from_config drops, as prediction_type is at its default when the scheduler is made."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config({key: value for key, value in config.items() if key != "prediction_type"})
+    scheduler.register_to_config(prediction_type="v_prediction")
+    return scheduler
+
+
+def landing_on_zero(config):
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(config, set_alpha_to_one=True)
+
+
+@pytest.mark.parametrize("scheduler", [euler_of_sd15, edited_to_v, landing_on_zero])
+def test_pipelines_land_and_predict_as_the_engine_does(weights, scorers, scheduler):
+    """Seven steps do not divide a thousand levels, and the last one lands all the same."""
+    from diffusers import StableDiffusionPipeline
+
+    own = weights("sd15")[1]
+    pipe = StableDiffusionPipeline(
+        **{**own.components, "scheduler": scheduler(own.scheduler.config)}, requires_safety_checker=False
+    )
+    backbone = BACKBONES.load("sd15").from_pipeline(pipe, preview="linear")
+    [plain], [without] = make("fixed:7", backbone, scorers, [CUP]), make("sag:7,0", backbone, scorers, [CUP])
+    torch.testing.assert_close(without.picture.image, plain.picture.image, atol=1e-4, rtol=0)
+    zero = scheduler is not edited_to_v
+    assert (backbone.schedule.final_sigma == 0) is zero
+    assert backbone.parametrisation == ("epsilon" if zero else "v_prediction")
 
 
 def test_sag_is_the_pipeline_and_costs_half_as_much_again(tiny_backbone, weights, scorers, monkeypatch):

@@ -50,6 +50,7 @@ def test_pictures_of_other_prompts_are_judged_wrong(emoji, scorers):
     assert correctness(emoji, scorers, shuffled, 4, "trailing") == 0
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_engine_equals_a_plain_diffusers_loop(emoji, scorers, prompts):
     """DDIM, leading, guidance 4, as the reference sampled: the same latents from the same noise."""

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import rounding
 from gymnasium.vector import AutoresetMode
 
 from addiffusion_env.envs.env import AdDiffusionEnv
@@ -21,6 +22,7 @@ def test_make_vec_takes_the_vector_entry_point():
     assert env.observation_space.contains(observation)
 
 
+@pytest.mark.numeric
 def test_rows_equal_scalar_environments():
     vector = AdDiffusionVectorEnv(3, **SETTINGS)
     scalars = [AdDiffusionEnv(**SETTINGS) for _ in range(3)]
@@ -32,7 +34,7 @@ def test_rows_equal_scalar_environments():
         observation, reward, terminated, truncated, infos = vector.step(actions)
         for index, env in enumerate(scalars):
             own, own_reward, own_terminated, own_truncated, info = env.step(actions[index])
-            assert own_reward == pytest.approx(reward[index], abs=1e-4)
+            assert own_reward == pytest.approx(reward[index], abs=rounding.REWARD)
             assert (own_terminated, own_truncated) == (terminated[index], truncated[index])
             if own_terminated:
                 compare({k: v[None] for k, v in infos["final_obs"][index].items()}, [own])
@@ -45,7 +47,7 @@ def test_rows_equal_scalar_environments():
 
 def compare(batch, rows):
     for key, value in batch.items():
-        np.testing.assert_allclose(value, np.stack([row[key] for row in rows]), atol=2e-4)
+        np.testing.assert_allclose(value, np.stack([row[key] for row in rows]), rtol=0, atol=rounding.SEEN)
 
 
 def test_a_wave_of_lanes_is_one_denoiser_call():

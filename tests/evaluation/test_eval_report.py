@@ -15,7 +15,7 @@ from addiffusion_env.evaluation.plots import styles
 from addiffusion_env.evaluation.records import digest_of
 from addiffusion_env.evaluation.report import _md, to_html, to_markdown, write_report
 from addiffusion_env.evaluation.sections import Figure, Section, Table
-from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import reference_of, summarise
 from addiffusion_env.evaluation.tables import focus_of
 
@@ -159,7 +159,7 @@ def test_who_a_report_is_about():
 
 def test_markup_in_texts_is_shown_not_obeyed():
     section = Section("a < b", (EVIL, Table(("h|h",), (("*x*",),), strong=0), Figure("f", "c & d")))
-    page = to_html("t", [section], {"f": b"png"})
+    page = to_html("t", [section], {"f": png_bytes(np.zeros((2, 3, 3), np.uint8))})
     assert "<script>" not in page
     assert "c &amp; d" in page
     text = to_markdown("t", [section])

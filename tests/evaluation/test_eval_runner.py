@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from eval_records import record
+from rounding import assert_records_alike
 
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import BaseMethod
@@ -56,21 +57,6 @@ def whole(methods, prompts, stage, tmp_path_factory):
     return evaluate(methods, prompts[:3], [0, 1], stage, folder, max_lanes=4, shard_size=4, keep_pictures=True), folder
 
 
-def settled(records):
-    """Records without what the clock says, and rounded where batches of another size round otherwise."""
-    return [
-        replace(
-            r,
-            seconds=0.0,
-            peak_memory=None,
-            preference=round(r.preference, 2),
-            clip_score=round(r.clip_score, 2),
-            extra={name: round(value, 2) for name, value in r.extra.items()},
-        )
-        for r in records
-    ]
-
-
 def test_every_picture_has_its_record_in_the_order_asked(whole, methods, prompts):
     records, _ = whole
     asked = [(m.name, p.prompt_id, seed) for m in methods for p in prompts[:3] for seed in (0, 1)]
@@ -87,7 +73,7 @@ def test_every_picture_has_its_record_in_the_order_asked(whole, methods, prompts
 
 def test_records_do_not_depend_on_the_lanes(whole, methods, prompts, stage, tmp_path):
     again = evaluate(methods, prompts[:3], [0, 1], stage, tmp_path, max_lanes=2, shard_size=3)
-    assert settled(again) == settled(whole[0])
+    assert_records_alike(again, whole[0])
 
 
 def test_what_was_lost_is_made_again_to_the_last_bit(methods, prompts, stage, tmp_path):
@@ -170,7 +156,7 @@ def test_a_damaged_shard_is_made_again(prompts, stage, tmp_path):
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.warns(UserWarning, match="set aside"):
         again = evaluate([make_method("fixed:1")], prompts[:3], [0], stage, tmp_path)
-    assert settled(again) == settled(first)
+    assert_records_alike(again, first)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Verdicts from records: each claim, what is refused, what cannot be said, and how it is shown."""
 
 import io
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -154,6 +155,14 @@ def test_what_no_comparator_reaches_is_not_claimed():
     found = verdicts(costly, names=("H4",))["H4"]
     assert found.verdict == "inconclusive"
     assert "add a dearer one" in found.reason
+
+
+def test_nothing_follows_demands_that_are_all_the_same():
+    """A user's own prompts come without demands: a correlation of +0.000 would rule a claim out that nobody tested."""
+    same = [replace(item, demands=0) for item in evaluation()]
+    found = verdicts(same, names=("H3",))["H3"]
+    assert (found.verdict, found.effect, found.n) == ("inconclusive", None, PROMPTS)
+    assert found.reason == f"all {PROMPTS} prompts have the same number of demands, 0"
 
 
 def test_few_prompts_decide_nothing():

@@ -1,6 +1,9 @@
 """Who has used which scorer, and what an evaluation's manifest says of it and of its margin."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -132,3 +135,11 @@ def test_claims_find_the_policy_and_its_curve():
 def test_an_evaluation_without_a_held_out_judge_is_refused():
     with pytest.raises(ConfigError, match="no judge is independent"):
         judge_evaluation([], manifest(settings={"policy": None, "judges": ["preference"]}), {})
+
+
+def test_the_machine_is_named_with_its_instruction_set():
+    """In a process of its own: torch reads the variable once."""
+    code = "from addiffusion_env.evaluation.manifest import versions; print(versions()['machine'])"
+    plain = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(f"{os.cpu_count()} cores, default")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import rounding
 
 from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
@@ -28,7 +29,10 @@ def test_every_stop_is_what_the_constant_stop_makes(tmp_path, capsys):
     place = table.landing(1)
     assert table.kind(place) == "landed from 2"
     np.testing.assert_allclose(
-        table.preference[:, 0, place], [e.picture.look.preference[0] for e in episodes], atol=1e-3
+        table.preference[:, 0, place],
+        [e.picture.look.preference[0] for e in episodes],
+        rtol=0,
+        atol=rounding.PREFERENCE,
     )
     assert table.nfe[:, 0, place].tolist() == [e.lane.nfe for e in episodes]
     assert [row.nfe for row in found.rows] == sorted(row.nfe for row in found.rows)

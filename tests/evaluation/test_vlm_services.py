@@ -6,13 +6,15 @@ import socket
 import time
 
 import pytest
-from vlm_server import QUICK, SERVICES, JudgeServer, client_of, grey, judged
+from vlm_server import QUICK, SERVICES, JudgeServer, client_of, grey, judged, write_gemini, write_openai
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
-from addiffusion_env.evaluation.runner import png_bytes
+from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.evaluation.vlm import make_client
-from addiffusion_env.evaluation.vlm.client import AttemptError, VlmServiceError
-from addiffusion_env.evaluation.vlm.retries import RetryPolicy, retry_after, with_retries
+from addiffusion_env.evaluation.vlm.client import AttemptError, Reply, VlmServiceError
+from addiffusion_env.evaluation.vlm.costs import Ledger, Price
+from addiffusion_env.evaluation.vlm.question import read_vote
+from addiffusion_env.evaluation.vlm.retries import RetryPolicy, duration, retry_after, with_retries
 
 KEY = "sk-secret-0123456789"
 PNG = png_bytes(grey(1)[0])
@@ -135,6 +137,110 @@ def test_the_service_says_how_long_to_wait(server, service):
         judged(server, grey(200), grey(100), service=service)
 
 
+def reply_of(server, service, change):
+    """What the client reads out of the server's own answer after ``change`` was made to it."""
+    body = write_gemini("VERDICT: FIRST", "m") if service == "gemini" else write_openai("VERDICT: FIRST", "m")
+    change(body)
+    server.faults = [(200, {}, json.dumps(body))]
+    return client_of(server, service).ask(("hello",))
+
+
+@pytest.mark.parametrize(
+    ("service", "usage", "tokens"),
+    [
+        ("openai", {}, (0, 0)),
+        ("openai", None, (0, 0)),
+        ("openai", {"prompt_tokens": 12}, (12, 0)),
+        ("openai", {"completion_tokens": 7}, (0, 7)),
+        ("openai", {"prompt_tokens": None, "completion_tokens": "many"}, (0, 0)),
+        ("gemini", {}, (0, 0)),
+        ("gemini", None, (0, 0)),
+        ("gemini", {"promptTokenCount": 12}, (12, 0)),
+        ("gemini", {"promptTokenCount": 12, "thoughtsTokenCount": 5}, (12, 0)),  # the text is not in it
+        ("gemini", {"promptTokenCount": 12, "candidatesTokenCount": 7}, (12, 7)),
+    ],
+)
+def test_what_the_service_did_not_count_makes_no_reply_malformed(server, service, usage, tokens):
+    name = "usageMetadata" if service == "gemini" else "usage"
+    reply = reply_of(server, service, lambda body: body.update({name: usage}))
+    assert reply.text == "VERDICT: FIRST" and (reply.input_tokens, reply.output_tokens) == tokens
+
+
+@pytest.mark.parametrize(
+    ("counted", "text", "cost"),
+    [
+        ((700, 20), "x", (700, 20)),
+        ((700, 0), "x", (700, 1024)),  # a text has tokens: its longest is assumed
+        ((700, 0), "", (700, 0)),
+        ((0, 20), "x", (500, 20)),  # as estimated
+        ((0, 0), "x", (500, 1024)),
+        ((0, 0), "", (500, 1024)),
+    ],
+)
+def test_what_was_not_counted_is_booked_at_its_most(server, counted, text, cost):
+    ledger = Ledger(client_of(server), Price(1.0, 10.0), 1.0)
+    ledger.settle(ledger.reserve(500.0), 500.0, Reply(text, *counted, model="m"))
+    assert ledger.spent == pytest.approx(Price(1.0, 10.0).of(*cost))
+
+
+THOUGHT = "Perhaps VERDICT: SECOND."
+
+
+@pytest.mark.parametrize(
+    ("content", "vote", "refusal"),
+    [
+        ([{"type": "text", "text": "VERDICT: FI"}, {"type": "text", "text": "RST"}], "first", ""),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, "VERDICT: TIE"], "tie", ""),
+        ([{"type": "reasoning", "text": THOUGHT}, {"type": "output_text", "text": "VERDICT: FIRST"}], "first", ""),
+        ([{"text": THOUGHT, "thought": True}, {"text": "VERDICT: FIRST"}], "first", ""),
+        ([{"type": "thinking", "thinking": THOUGHT}], "unparsed", ""),
+        ([{"type": "refusal", "refusal": "I cannot."}], "unparsed", "I cannot."),
+        ([], "unparsed", ""),
+        (None, "unparsed", ""),
+        (f"<think>{THOUGHT}</think>VERDICT: FIRST", "first", ""),
+        (f"{THOUGHT}\n</think>\n\nVERDICT: FIRST", "first", ""),  # the tag was opened in the prompt's template
+        (f"<think>{THOUGHT}", "unparsed", ""),  # cut off
+        (f"<thinking>{THOUGHT}</thinking> VERDICT: TIE <think>{THOUGHT}</think>", "tie", ""),
+        (f"VERDICT: FIRST <think>{THOUGHT}</think>", "first", ""),
+    ],
+    ids=str,
+)
+def test_thinking_is_no_verdict(server, content, vote, refusal):
+    reply = reply_of(server, "openai", lambda body: body["choices"][0]["message"].update(content=content))
+    assert read_vote(reply.text) == vote and reply.refusal == refusal
+    assert isinstance(content, str) or THOUGHT not in reply.text
+
+
+@pytest.mark.parametrize("content", [3, {"text": "VERDICT: TIE"}, [3]], ids=str)
+def test_content_of_no_known_type_is_malformed(server, content):
+    with pytest.raises(AttemptError, match=r"malformed reply: .*content is of type"):
+        reply_of(server, "openai", lambda body: body["choices"][0]["message"].update(content=content))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_minutes_that_the_service_asks_for_are_waited_up_to_the_limit(server, service, caplog):
+    """Not within the package, which would sleep where nobody sees it."""
+    client, slept = client_of(server, service, timeout=5.0), []
+    server.faults = [(429, {"retry-after": "61"}, failure(429)), (503, {"retry-after": "300"}, failure(503))]
+    reply = with_retries(
+        lambda: client.ask(('The prompt: "x"', *2 * (PNG,))), RetryPolicy(), client.identity, sleep=slept.append
+    )
+    assert slept == [61.0, 300.0] and reply.text == "Both are as bright. VERDICT: TIE"
+    assert "asking again in 61.0 s" in caplog.text
+    server.faults = [(429, {"retry-after": "301"}, failure(429))]
+    with pytest.raises(VlmServiceError, match="asks to wait 301 s, more than 300") as caught:
+        with_retries(lambda: client.ask(("hello",)), RetryPolicy(), client.identity, sleep=slept.append)
+    assert "RetryPolicy(patience=...)" in caught.value.remedy and len(slept) == 2
+    server.faults = [(429, {"retry-after": "301"}, failure(429))]
+    with_retries(
+        lambda: client.ask(('The prompt: "x"', *2 * (PNG,))),
+        RetryPolicy(patience=600),
+        client.identity,
+        sleep=slept.append,
+    )
+    assert slept[2:] == [301.0]
+
+
 def test_gemini_says_it_in_the_body_too(server):
     info = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7.5s"}]
     server.faults = [(429, {}, failure(429, details=info))]
@@ -147,6 +253,7 @@ def test_dates_are_read_too():
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}) > 10**8
     assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after-ms": "nan"}) is duration("nans") is None
 
 
 def test_pauses_double_up_to_the_longest_and_never_undercut_the_service():

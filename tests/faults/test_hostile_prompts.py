@@ -110,11 +110,13 @@ def written(records: list[Record]) -> list[Section]:
         versions={},
     )
     films = [film(found.uid, "best") for found in records[: len(HOSTILE)]]
-    return sections(records, summarise(records, manifest), manifest, films)
+    return sections(records, summarise(records, manifest), manifest, films, {"frontier", "frontier_seconds"})
 
 
 def stems(written: list[Section]) -> dict[str, bytes]:
-    return {part.stem: b"png" for section in written for part in section.parts if hasattr(part, "stem")}
+    parts = [part for section in written for part in section.parts]
+    cells = [cell for part in parts if isinstance(part, Table) for row in part.rows for cell in row]
+    return {part.stem: film("u", "best").frames[0] for part in [*parts, *cells] if hasattr(part, "stem")}
 
 
 def test_a_report_shows_hostile_prompts_as_text(written: list[Section]) -> None:

@@ -1,12 +1,12 @@
 """A lane that fails is dropped alone and counted; a device that is too small gets smaller calls."""
 
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from injected import memory_for, nan_for, scores_with, to_error, to_nan
+from rounding import assert_records_alike
 
 from addiffusion_env.agents.callbacks import EpisodeLog
 from addiffusion_env.agents.training import make_model
@@ -190,14 +190,7 @@ def test_in_evaluation_the_picture_is_left_out_counted_and_tried_again(fault, st
     monkeypatch.undo()
     again = evaluate([make_method("fixed:1")], three, [0], stage, tmp_path)
     assert [record.prompt for record in again] == TEXTS
-    assert [settled(again[row]) for row in (0, 2)] == [settled(made) for made in records]
-
-
-def settled(record):
-    """A record without what is measured, its scores to what batches of another size leave of them."""
-    rounded = {"preference": round(record.preference, 2), "clip_score": round(record.clip_score, 2)}
-    extra = {name: round(value, 2) for name, value in record.extra.items()}
-    return replace(record, seconds=0.0, peak_memory=0, extra=extra, **rounded)
+    assert_records_alike([again[0], again[2]], records)
 
 
 @pytest.mark.parametrize("kind", [to_nan, to_error])

@@ -49,7 +49,7 @@ def recorder(replay_settings):
 
 @pytest.fixture(scope="session")
 def table(recorder, pictures):
-    return recorder.record(pictures, lanes=4)
+    return recorder.record(pictures, lanes=1)
 
 
 @pytest.fixture(scope="session")

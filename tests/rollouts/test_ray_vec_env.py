@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import rounding
 
 from addiffusion_env.agents.factory import (
     env_state,
@@ -96,13 +97,13 @@ def test_one_worker_equals_the_environment_of_this_process(local):
 
 
 def test_two_workers_give_what_one_gives(local, pair):
-    assert_alike(play(pair), local[0], tolerance=1e-4)
+    assert_alike(play(pair), local[0], tolerance=rounding.SEEN)
 
 
 @pytest.mark.slow
 def test_four_workers_give_what_one_gives(local):
     env = remote(4)
-    assert_alike(play(env), local[0], tolerance=1e-4)
+    assert_alike(play(env), local[0], tolerance=rounding.SEEN)
     env.close()
 
 
@@ -132,7 +133,7 @@ def test_states_fit_any_number_of_workers(pair):
     assert pair.state_dict()["slots"][2]["episode"] == 1
     found = pair.step(np.array([2, 1, 0, 0]))
     np.testing.assert_array_equal(found[2], expected[2])
-    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=rounding.REWARD)
     assert [info["prompt"] for info in found[3]] == [info["prompt"] for info in expected[3]]
     other = make_rollouts({"kind": "local"}, "lanes", LANES, 0, SETTINGS)
     load_env_state(other, {**state, "lanes": pair.state_dict()})
@@ -164,7 +165,7 @@ def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, mo
     expected = quiet.step(np.zeros(LANES, int))
 
     assert dones.tolist() == [False, False, True, True]
-    np.testing.assert_allclose(rewards, [*expected[1][:2], 0, 0], atol=1e-4)
+    np.testing.assert_allclose(rewards, [*expected[1][:2], 0, 0], rtol=0, atol=rounding.REWARD)
     for lane in (2, 3):
         assert infos[lane]["worker_lost"] == cause and infos[lane]["TimeLimit.truncated"] is True
         np.testing.assert_array_equal(infos[lane]["terminal_observation"]["clip"], seen["clip"][lane])
@@ -172,7 +173,7 @@ def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, mo
         assert pair.reset_infos[lane]["prompt"] == following[lane]["prompt"]  # and of the one after it
     for key, value in observation.items():
         both = np.concatenate([expected[0][key][:2], ahead.lanes.episodes.observe()[key][2:]])
-        np.testing.assert_allclose(value, both, atol=1e-4)
+        np.testing.assert_allclose(value, both, rtol=0, atol=rounding.SEEN)
     assert (pair.losses.deaths, pair.losses.hangs, pair.losses.lost_episodes) == counted
     assert pair.state_dict()["losses"]["lost_episodes"] == 2
     assert pair.crew.members[1].pid != pid and not alive(pid)

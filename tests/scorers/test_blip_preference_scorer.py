@@ -28,6 +28,7 @@ def test_equals_transformers_own_forward_with_full_padding(emoji_weights, scorer
     assert torch.allclose(scorers.preference.score(pictures, prompts), wanted, atol=1e-5)
 
 
+@pytest.mark.numeric
 def test_a_score_depends_on_neither_neighbours_nor_chunks(scorers, pairs):
     scorer = scorers.preference
     pictures, prompts = pairs[0][:6, 0], [pair[0] for pair in pairs[1][:6]]

@@ -41,6 +41,7 @@ def test_a_look_holds_what_the_scorers_say(scorers, batch):
     assert np.allclose(look.dino, scorers.dino.embed_images(batch[0]), atol=1e-5)
 
 
+@pytest.mark.numeric
 def test_rows_are_the_looks_at_single_pictures(scorers, batch):
     look = scorers.look(*batch)
     alone = scorers.look(batch[0][2:3], batch[1][2:3])

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ class Discrete(Convention):
         return (self.schedule.timestep_at(sigma) + 1) / self.schedule.train_steps
 
     def respaced(self, steps: int, spacing: str) -> np.ndarray:
-        """See :data:`addiffusion_env.backbones.schedules.SPACINGS`."""
+        """See :data:`addiffusion_env.backbones.schedules.VP_SPACINGS`."""
         return self.schedule.sigmas(steps, spacing)
 
 
@@ -290,11 +291,9 @@ def convention_of(scheduler: Any) -> Convention:
         final = getattr(scheduler, "final_alpha_cumprod", None)
         if final is not None and float(final) < 1:
             end = math.sqrt((1 - float(final)) / float(final))
-            schedule = DiscreteSchedule(schedule.log_sigmas, end, schedule.steps_offset)
+            schedule = replace(schedule, final_sigma=end)
         elif config.get("final_sigmas_type") == "sigma_min":
-            schedule = DiscreteSchedule(
-                schedule.log_sigmas, float(np.exp(schedule.log_sigmas[0])), schedule.steps_offset
-            )
+            schedule = replace(schedule, final_sigma=float(np.exp(schedule.log_sigmas[0])))
         return Discrete(schedule, kind, scales_input(scheduler))
     raise CapabilityError(
         f"the noise levels of a {name} (prediction_type {kind!r}) are not known",

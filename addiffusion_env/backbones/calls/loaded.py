@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
 from addiffusion_env.errors import CapabilityError, PromptError
 
 NO_LIMIT = 100_000
@@ -23,6 +24,12 @@ def parts_of(pipe: Any) -> tuple[Any, ...]:
         elif name == "scheduler":
             found.append((name, type(part), repr(sorted(part.config.items(), key=str)), getattr(part, "shift", None)))
     return tuple(found)
+
+
+def ays_timesteps(pipe: Any) -> tuple[int, ...]:
+    """The model family's Align Your Steps: SDXL's UNets are told the image's size, Stable Diffusion's are not."""
+    config = getattr(getattr(pipe, "unet", None), "config", {})
+    return AYS_SDXL if config.get("addition_embed_type") == "text_time" else AYS_SD15
 
 
 def check_pipeline(pipe: Any) -> None:

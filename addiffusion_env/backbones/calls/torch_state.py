@@ -45,11 +45,11 @@ class TorchState:
         """Puts the call's state in place of the caller's; at the first time the caller's own is kept."""
         self._outer = _flags()
         self._outer_modes = torch._C._len_torch_function_stack()
+        self._outer_inference = torch.is_inference_mode_enabled()
         if self._inference is not None:
             self._inference.__exit__(None, None, None)
             self._inference = None
-        self._outer_inference = torch.is_inference_mode_enabled()
-        if self._own is not None and self._own != self._outer:
+        if self._own is not None and self._own != _flags():
             _set_flags(self._own)
         for mode in self._own_modes:
             torch._C._push_on_torch_function_stack(mode)
@@ -61,9 +61,9 @@ class TorchState:
             modes.append(torch._C._pop_torch_function_stack())
         self._own_modes = modes[::-1]
         self._own = _flags()
-        if self._own != self._outer:
-            _set_flags(self._outer)
-        if torch.is_inference_mode_enabled() and not self._outer_inference:
-            # A guard on top of the call's own: leaving it later restores the call's mode.
-            self._inference = torch._C._InferenceMode(False)
+        if torch.is_inference_mode_enabled() != self._outer_inference:
+            # A guard on top of the call's own, which changes the grad mode too; leaving it restores the call's mode.
+            self._inference = torch._C._InferenceMode(self._outer_inference)
             self._inference.__enter__()
+        if self._outer != _flags():
+            _set_flags(self._outer)

@@ -39,6 +39,9 @@ def judge(case: Case) -> Verdict:
     if why := too_few(len(means), case):
         return unanswered("H3", claim, case, control, why, len(means))
     demands = case.table.demands[means.prompts]
+    if not np.ptp(demands):
+        why = f"all {len(means)} prompts have the same number of demands, {demands[0]:g}"
+        return unanswered("H3", claim, case, control, why, len(means))
     spent, shuffled = means.values["nfe"]
     level = 1 - claims.alpha
     test = spearman(demands, spent, case.rng, claims.resamples)

@@ -20,14 +20,25 @@ import torch
 
 from addiffusion_env import __version__
 from addiffusion_env.agents.policy_file import RESULTS_FILE
-from addiffusion_env.agents.replay import ReplayConfig, record_table
+from addiffusion_env.agents.replay import ReplayConfig, record_held_out, record_table
+from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.baselines.prompt_rule import names_colour
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.evaluation.study import claims, page
-from addiffusion_env.evaluation.study.arms import Arm, Clock, best_of, fixed, own_tries, played, prompt_rule, retry
+from addiffusion_env.evaluation.study.arms import (
+    Arm,
+    Clock,
+    best_of,
+    distinct,
+    fixed,
+    own_tries,
+    played,
+    prompt_rule,
+    retry,
+)
 from addiffusion_env.evaluation.study.policies import Variant, play, shuffled, trained, variants, walk_for
 from addiffusion_env.evaluation.study.region import region_arms
 from addiffusion_env.evaluation.study.stories import collapse_table, films, seeds_table
@@ -79,6 +90,7 @@ class Material:
     Attributes:
         prompts: the P test prompts.
         train: table of training pictures, without verdicts.
+        held_out: table of further training prompts, to measure what a policy spends on prompts it did not train on.
         test: table of the test pictures, with verdicts.
         fixed: steps -> tries of fixed-step DDIM.
         clock: what the parts of a picture cost.
@@ -87,6 +99,7 @@ class Material:
 
     prompts: list[Prompt]
     train: TryTable
+    held_out: TryTable
     test: TryTable
     fixed: dict[int, Tries]
     clock: Clock
@@ -106,8 +119,10 @@ def gather(options: argparse.Namespace) -> Material:
         .prompt_source()
         .take(options.prompts, seed=0)
     )
-    replay = ReplayConfig(pictures=options.pictures)
+    replay = ReplayConfig(pictures=options.pictures, held_out=options.pictures // 2)
     train = record_table(settings, replay, options.out / "train_table", 16)
+    held_out = record_held_out(settings, replay, options.out / "held_out_table", 16)
+    assert held_out is not None  # the grammar holds thousands
     recorder = Recorder(backbone, scorers, process, replay.tries, judge)
     test = recorder.record_shards(
         [(prompt, 0) for prompt in prompts],
@@ -130,7 +145,7 @@ def gather(options: argparse.Namespace) -> Material:
         write_text(clock_file, json.dumps(asdict(clock), indent=1))
     clock = Clock(**json.loads(clock_file.read_text(encoding="utf-8")))
     region = region_arms(backbone, scorers, judge, process, prompts[: min(128, len(prompts))], options.out / "region")
-    return Material(prompts, train, test, made, clock, region)
+    return Material(prompts, train, held_out, test, made, clock, region)
 
 
 def comparators(material: Material) -> dict[str, list[Arm]]:
@@ -199,7 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = [*variants(EnvSettings.of(**ENVIRONMENT), SEEDS), UNCALIBRATED]
     folders = {
         v.name: trained(
-            v, material.train, ENVIRONMENT, replay if v.name.startswith("seed") else short, options.out / "policies"
+            v,
+            material.train,
+            material.held_out,
+            ENVIRONMENT,
+            replay if v.name.startswith("seed") else short,
+            options.out / "policies",
         )
         for v in every
     }
@@ -240,12 +260,12 @@ def report(
         )
     settled = [*per_seed[0], fourth]
     docs = options.docs
-    page.frontier_plot({"policy": main_policy, **families, **own}, material.clock, docs / "frontier.png")
+    page.save(page.frontier_plot({"policy": main_policy, **families, **own}, material.clock), docs / "frontier.png")
     curves = {f"seed {s}": json.loads((folders[f"seed-{s}"] / "table.json").read_text(encoding="utf-8")) for s in SEEDS}
-    page.curve_plot(curves, docs / "learning.png")
+    page.save(page.curve_plot(curves), docs / "learning.png")
     shown = films(folders["seed-0"], material.prompts[:12], docs)
     _, own_gains = claims.h2(main_policy, own, material.clock, rng)
-    listed = [*main_policy, *(arm for family in (*families.values(), *own.values()) for arm in family)]
+    listed = distinct(arm for family in (main_policy, *families.values(), *own.values()) for arm in family)
     best_rule = max(families["threshold-retry"], key=lambda arm: (arm.nfe.mean() <= 9.5) * arm.correct.mean())
     sections = [
         page.Section("How this page came about", _provenance(material, options)),
@@ -308,7 +328,8 @@ def _provenance(material: Material, options: argparse.Namespace) -> list[str]:
     clock = material.clock
     return [
         f"`python -m addiffusion_env.evaluation.study {' '.join(sys.argv[1:])}` (addiffusion {__version__}, torch "
-        f"{torch.__version__}, {time.strftime('%Y-%m-%d')}), on two CPU cores.",
+        f"{torch.__version__}, {time.strftime('%Y-%m-%d')}), on two CPU cores ({instruction_set()}): what this machine "
+        "gave; another instruction set differs in last digits, so a policy trained there is another one.",
         "",
         f"- {len(material.prompts)} test prompts of the emoji grammar (`EmojiPrompts(split='test').take("
         f"{len(material.prompts)}, seed=0)`), picture seed 0, never seen in training; judged by the emoji detector, "
@@ -318,9 +339,10 @@ def _provenance(material: Material, options: argparse.Namespace) -> list[str]:
         "(`tests/rollouts/test_replay.py`).",
         "- Comparators: DDIM, trailing, guided throughout. Thresholds and numbers of tries are chosen on the test "
         "prompts themselves, which favours the comparators.",
-        "- One NFE is a guided evaluation (two network calls); an unguided one is half. Seconds: "
-        f"{clock.call:.1f} ms a network call, {clock.look:.1f} a look, {clock.decode:.1f} a full decode, "
-        f"{clock.score:.1f} to score it, measured side by side at 16 lanes.",
+        "- One NFE is a guided evaluation (two network calls); an unguided one is half.",
+        "- Seconds are no wall clock of whole pictures. They are added up from unit costs, measured side by side at 16 "
+        f"lanes: {clock.call:.1f} ms a network call, {clock.look:.1f} a look, {clock.decode:.1f} a full decode, "
+        f"{clock.score:.1f} to score it.",
     ]
 
 

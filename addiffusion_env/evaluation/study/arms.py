@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,20 @@ class Clock:
         """(P,) what an arm takes."""
         finish = self.decode + (self.score if arm.scored else 0.0)
         return (self.call * arm.calls + self.look * arm.looks + finish * arm.finishes) / 1000
+
+
+def distinct(arms: Iterable[Arm]) -> list[Arm]:
+    """Every arm once, in order: families share some, such as the single try that best-of-n begins with.
+
+    Raises:
+        ValueError: for two different arms of one name.
+    """
+    found: dict[str, Arm] = {}
+    for arm in arms:
+        other = found.setdefault(arm.name, arm)
+        if not (np.array_equal(arm.correct, other.correct) and np.array_equal(arm.nfe, other.nfe)):
+            raise ValueError(f"two different arms are named {arm.name!r}")
+    return list(found.values())
 
 
 def fixed(tries: Tries) -> Arm:

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.agents.policy_file import load_policy
-from addiffusion_env.agents.replay import ReplayConfig, greedy, learn_on_table, make_walk, measured_frontier
+from addiffusion_env.agents.replay import (
+    ReplayConfig,
+    greedy,
+    held_out_words,
+    learn_on_table,
+    make_walk,
+    measured_frontier,
+)
 from addiffusion_env.agents.training import export_policy
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.rollouts.outcomes import Outcomes, play_table
@@ -52,8 +59,15 @@ def variants(settings: EnvSettings, seeds: Sequence[int]) -> list[Variant]:
     ]
 
 
-def trained(variant: Variant, table: TryTable, environment: Mapping[str, Any], replay: ReplayConfig, out: Path) -> Path:
-    """The folder of a variant's policy; trained when it is not there."""
+def trained(
+    variant: Variant,
+    table: TryTable,
+    held_out: TryTable,
+    environment: Mapping[str, Any],
+    replay: ReplayConfig,
+    out: Path,
+) -> Path:
+    """The folder of a variant's policy; trained on ``table``, and measured on ``held_out``, when it is not there."""
     folder = out / variant.name
     if (folder / "config.json").is_file():
         return folder
@@ -63,7 +77,8 @@ def trained(variant: Variant, table: TryTable, environment: Mapping[str, Any], r
     folder.mkdir(parents=True, exist_ok=True)
     learner = learn_on_table(walk, settings, replay, ALGORITHM, variant.seed, folder)
     config = {"env": env, "algorithm": ALGORITHM, "seed": variant.seed, "run_dir": variant.name}
-    export_policy(folder, learner, config, measured_frontier(learner.policy, walk, settings))
+    frontier = measured_frontier(learner.policy, walk_for(variant, held_out, settings), settings)
+    export_policy(folder, learner, config, frontier, held_out_words(held_out))
     print(f"trained {variant.name}: {learner.num_timesteps} decisions", flush=True)
     return folder
 

@@ -13,7 +13,8 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.evaluation.collapse import CollapseLimits, describe, entropy
-from addiffusion_env.evaluation.films import draw_film, film_of
+from addiffusion_env.evaluation.films import draw_film, film_of, with_words
+from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.study.claims import Claim
 from addiffusion_env.evaluation.study.page import table
 from addiffusion_env.evaluation.study.policies import Variant, play
@@ -66,7 +67,7 @@ def collapse_table(
 
 
 def films(folder: Path, prompts: Sequence[Prompt], docs: Path) -> list[str]:
-    """Film strips of a policy on some prompts, played by the engine; Markdown that shows them."""
+    """Film strips of a policy on some prompts, played by the engine and judged; Markdown that shows them."""
     method = LearnedMethod.from_run(folder, price=0.004)
     settings = method.settings()
     backbone = load_backbone(settings)
@@ -75,14 +76,21 @@ def films(folder: Path, prompts: Sequence[Prompt], docs: Path) -> list[str]:
     process = method.process(settings.process(backbone.capabilities, backbone.name))
     engine = Engine(backbone, scorers, solver=process.solver, decider=method.decide)
     episodes = engine.run([method.program(backbone, process, prompt, 0, keep_strip=True) for prompt in prompts])
+    judges = Judges.of(["emoji_detector"], backbone.device)
+    judgements = judges.judge([episode.picture.image for episode in episodes], prompts)
     strips: list[np.ndarray] = []
     lines: list[str] = []
-    for prompt, episode in zip(prompts, episodes, strict=True):
-        strips.append(draw_film(film_of("policy", "", "", episode)))
-        lines.append(f"{len(lines) + 1}. {prompt.text}: {describe(episode.lane.actions)}, {episode.lane.nfe:g} NFE")
+    for prompt, episode, judgement in zip(prompts, episodes, judgements, strict=True):
+        spent = f"{episode.lane.nfe:g} NFE"
+        verdict = "right" if judgement.correct else f"wrong ({judgement.reason})"
+        strips.append(with_words(draw_film(film_of("policy", "", "", episode)), f"{prompt.text}: {spent}, {verdict}"))
+        lines.append(f"{len(lines) + 1}. {prompt.text}: {describe(episode.lane.actions)}, {spent}, {verdict}")
     width = max(strip.shape[1] for strip in strips)
     padded = [np.pad(s, ((0, 6), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
     docs.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(padded)).save(docs / "films.png")
-    caption = "A frame is the preview that an action led to, with its preference; the last is the picture given."
+    caption = (
+        "A frame is the preview that an action led to, with its preference; the last is the picture given, as the "
+        "detector judges it."
+    )
     return ["![film strips](films.png)", "", caption, "", *lines]

@@ -45,7 +45,7 @@ class Reply:
 
     Attributes:
         text: of the reply; empty when it refused to answer.
-        input_tokens: as the service counted them, pictures included.
+        input_tokens: as the service counted them, pictures included; 0 where it did not say.
         output_tokens: likewise, thinking included.
         model: the model that the service says has answered.
         refusal: why there is no text, in the service's words; empty otherwise.
@@ -56,6 +56,16 @@ class Reply:
     output_tokens: int
     model: str
     refusal: str = ""
+
+
+def token_count(usage: object, name: str) -> int:
+    """A field of a service's usage; 0 where there is none or it is no count: that makes no reply a wrong one.
+
+    >>> token_count(None, "prompt_tokens")
+    0
+    """
+    found = getattr(usage, name, None)
+    return int(found) if isinstance(found, (int, float)) and 0 <= found < float("inf") else 0
 
 
 class VlmClient(ABC):

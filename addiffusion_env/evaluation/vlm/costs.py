@@ -115,10 +115,12 @@ class Ledger:
             raise OverBudgetError
 
     def settle(self, reserved: float, estimated: float, reply: Reply) -> None:
-        """Books what a reply has cost, and learns from how the service counted."""
+        """Books what a reply has cost, what the service did not count at its most, and learns from how it counts."""
         with self._settled:
             self._open.remove(reserved)
-            self.spent += self.price.of(reply.input_tokens, reply.output_tokens) if reply.input_tokens else reserved
+            counted = reply.output_tokens or (reply.input_tokens and not reply.text)  # a refusal may have no output
+            output = reply.output_tokens if counted else self.client.max_output_tokens
+            self.spent += self.price.of(reply.input_tokens or estimated * self._factor, output)
             self._factor = max(self._factor, reply.input_tokens / estimated)
             self._settled.notify_all()
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from addiffusion_env.errors import MissingPackageError
-from addiffusion_env.evaluation.vlm.client import AttemptError, Part, Reply, VlmClient
+from addiffusion_env.evaluation.vlm.client import AttemptError, Part, Reply, VlmClient, token_count
 from addiffusion_env.evaluation.vlm.retries import duration, retry_after
 
 _MOVING = re.compile(r"latest|-exp(-|$)")
@@ -115,10 +115,12 @@ class GeminiClient(VlmClient):
         text = "".join(part.text for part in parts or [] if part.text and not part.thought)
         reason = blocked if candidate is None else candidate.finish_reason
         usage = answer.usage_metadata
+        answered = token_count(usage, "candidates_token_count")
         return Reply(
             text=text,
-            input_tokens=(usage.prompt_token_count or 0) if usage else 0,
-            output_tokens=((usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)) if usage else 0,
+            input_tokens=token_count(usage, "prompt_token_count"),
+            # A text without tokens was not counted; the thoughts alone are not the whole then.
+            output_tokens=answered + token_count(usage, "thoughts_token_count") if answered or not text else 0,
             model=str(answer.model_version or self.model),
             refusal="" if text else str(getattr(reason, "value", reason) or "no text"),
         )

@@ -12,8 +12,8 @@ import numpy as np
 
 from addiffusion_env.errors import ConfigError, ImageRangeError
 from addiffusion_env.evaluation.metrics.pictures import Pictures, PicturesLike, content_hash, pixels_of
-from addiffusion_env.evaluation.runner import png_bytes
 from addiffusion_env.evaluation.statistics import mean_interval
+from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.evaluation.vlm.client import AttemptError, Reply, VlmClient
 from addiffusion_env.evaluation.vlm.costs import PRICES_OF, Ledger, OverBudgetError, Price, price_of
 from addiffusion_env.evaluation.vlm.question import CLOSING, OPENING, question, read_vote, template_digest

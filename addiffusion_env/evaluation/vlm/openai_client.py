@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from addiffusion_env.errors import MissingPackageError
-from addiffusion_env.evaluation.vlm.client import AttemptError, Part, Reply, VlmClient
+from addiffusion_env.evaluation.vlm.client import AttemptError, Part, Reply, VlmClient, token_count
 from addiffusion_env.evaluation.vlm.retries import retry_after
 
 _SNAPSHOT = re.compile(r".+-\d{4}-\d{2}-\d{2}")
@@ -85,13 +85,15 @@ class OpenAIClient(VlmClient):
     def _read(self, answer: Any) -> Reply:
         try:  # a gateway's error page passes the package as a string, a missing field as None
             choice, usage = answer.choices[0], answer.usage
-            refusal = choice.message.refusal or ("content_filter" if choice.finish_reason == "content_filter" else "")
+            text, refusal = _said(choice.message.content)
+            if choice.finish_reason == "content_filter":
+                refusal = refusal or "content_filter"
             return Reply(
-                text=str(choice.message.content or ""),
-                input_tokens=int(usage.prompt_tokens) if usage else 0,
-                output_tokens=int(usage.completion_tokens) if usage else 0,
+                text=text,
+                input_tokens=token_count(usage, "prompt_tokens"),
+                output_tokens=token_count(usage, "completion_tokens"),
                 model=str(answer.model or self.model),
-                refusal=str(refusal),
+                refusal=str(choice.message.refusal or refusal),
             )
         except (AttributeError, TypeError, IndexError, ValueError) as error:
             raise AttemptError(self._hide(f"malformed reply: {error}"), retry=True, billed=True) from None
@@ -102,3 +104,28 @@ def _part(part: Part) -> dict[str, Any]:
         return {"type": "text", "text": part}
     url = f"data:image/png;base64,{base64.b64encode(part).decode()}"
     return {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+
+
+def _said(content: Any) -> tuple[str, str]:
+    """Text and refusal of a message's content: a text, nothing, or a list of parts (Mistral, some gateways).
+
+    Parts of other types (``thinking``, ``reasoning``) are not what the model answers.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise TypeError(f"content is of type {type(content).__name__}")
+    texts, refusals = [], []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif not isinstance(part, Mapping):
+            raise TypeError(f"a part of the content is of type {type(part).__name__}")
+        elif part.get("type", "text") in ("text", "output_text") and not part.get("thought"):
+            texts.append(str(part.get("text") or ""))
+        elif part.get("type") == "refusal":
+            refusals.append(str(part.get("refusal") or "refusal"))
+    return "".join(texts), "".join(refusals)

@@ -22,6 +22,10 @@ CLOSING = (
     "VERDICT: FIRST\nVERDICT: SECOND\nVERDICT: TIE"
 )
 
+# What a model thinks aloud, where its server does not take it out: closed, begun in the prompt, or cut off.
+_THINKING = re.compile(
+    r"<(think|thinking)>.*?</\1>|\A(?:(?!<think).)*?</think(?:ing)?>|<think(?:ing)?>.*\Z", re.IGNORECASE | re.DOTALL
+)
 _VERDICT = re.compile(r"VERDICT\W*(FIRST|SECOND|TIE)\b", re.IGNORECASE)
 
 
@@ -40,10 +44,12 @@ def template_digest() -> str:
 def read_vote(text: str) -> Vote:
     r"""The verdict of a reply; ``unparsed`` when there is none, or when there are several that disagree.
 
+    What stands within ``<think>`` tags is no verdict.
+
     >>> read_vote("Both show a dog.\n**Verdict:** FIRST"), read_vote("VERDICT: TIE"), read_vote("The first one.")
     ('first', 'tie', 'unparsed')
     """
-    found = {word.lower() for word in _VERDICT.findall(text)}
+    found = {word.lower() for word in _VERDICT.findall(_THINKING.sub("", text))}
     for vote in ("first", "second", "tie"):
         if found == {vote}:
             return vote  # type: ignore[return-value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -84,7 +85,7 @@ def with_retries(
             if trouble.wait is not None and trouble.wait > policy.patience:
                 raise VlmServiceError(
                     f"{who} asks to wait {trouble.wait:.0f} s, more than {policy.patience:.0f}: {trouble.message}",
-                    "run again then: replies so far are cached",
+                    "run again then (replies so far are cached), or pass retries=RetryPolicy(patience=...)",
                 ) from None
             _log.warning("%s: %s; asking again in %.1f s (%d)", who, trouble.message, pause, failures)
         on_retry()
@@ -100,7 +101,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return float(milliseconds) / 1000
+            return _finite(float(milliseconds) / 1000)
         if (value := headers.get("retry-after")) is None:
             return None
         return float(value) if value.strip().replace(".", "", 1).isdigit() else _until(value)
@@ -115,9 +116,13 @@ def duration(text: str) -> float | None:
     (17.5, None)
     """
     try:
-        return float(text.strip().removesuffix("s"))
+        return _finite(float(text.strip().removesuffix("s")))
     except ValueError:
         return None
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
 
 
 def _until(date: str) -> float:

@@ -1,0 +1,111 @@
+"""Images of all methods side by side: a fixed sample of prompts, chosen before anything is made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
+from addiffusion_env.evaluation.sections import Figure, Section, Table, cut, judged
+from addiffusion_env.evaluation.store import RecordStore
+
+SAMPLES = 12
+"""Prompts in the sample of an evaluation that does not say."""
+THUMBNAIL, SHOWN = 192, 128
+"""Pixels of a thumbnail's longer side at most, and as how many it is shown; smaller pictures stay as they are."""
+
+
+def sample_prompts(tasks: Mapping[str, str], count: int) -> list[str]:
+    """The first prompt of each kind, then the second of each, and so on, until there are ``count``; by kind.
+
+    Args:
+        tasks: prompt id -> its kind, in the evaluation's order.
+        count: at most so many.
+
+    Returns:
+        Prompt ids, kinds in the order in which they are met. More prompts leave the sample as it is, as long as they
+        bring no new kind and no kind was used up.
+
+    >>> sample_prompts({"a": "cats", "b": "cats", "c": "cats", "d": "dogs"}, 3)
+    ['a', 'b', 'd']
+    """
+    kinds: dict[str, list[str]] = {}
+    for prompt_id, task in tasks.items():
+        kinds.setdefault(task, []).append(prompt_id)
+    ranked = sorted((rank, kind) for kind, ids in enumerate(kinds.values()) for rank in range(len(ids)))
+    groups = list(kinds.values())
+    return [groups[kind][rank] for kind, rank in sorted((kind, rank) for rank, kind in ranked[:count])]
+
+
+def sample_uids(plans: Sequence[Plan], count: int) -> frozenset[str]:
+    """The pictures that are kept for the report: every method's, of the sample's prompts, with the first seed."""
+    jobs = plans[0].jobs
+    chosen = set(sample_prompts({job.prompt.prompt_id: job.prompt.task for job in jobs}, count))
+    return frozenset(
+        job.uid for entry in plans for job in entry.jobs if job.seed == jobs[0].seed and job.prompt.prompt_id in chosen
+    )
+
+
+def sample_section(
+    records: Sequence[Record], manifest: Manifest, folder: Path
+) -> tuple[Section | None, dict[str, bytes]]:
+    """The section of pictures side by side, a row a prompt and a column a method, and its thumbnails by stem.
+
+    ``None`` where no picture of the sample was kept: by ``samples=0``, or a version that did not.
+    """
+    by_key = {(record.method, record.prompt_id): record for record in records if record.seed == manifest.seeds[0]}
+    tasks = {record.prompt_id: record.task for record in by_key.values()}
+    tasks = {prompt_id: tasks[prompt_id] for prompt_id in manifest.prompt_ids if prompt_id in tasks}
+    chosen = sample_prompts(tasks, int(manifest.settings.get("samples", SAMPLES)))
+    shown = (by_key.get((entry.name, prompt_id)) for prompt_id in chosen for entry in manifest.methods)
+    kept = RecordStore(folder / RECORDS_FOLDER).pictures(record.uid for record in shown if record)
+    if not kept:
+        return None, {}
+    drawn: dict[str, bytes] = {}
+    rows = []
+    for row, prompt_id in enumerate(chosen):
+        cells: list[str | Figure] = []
+        for column, entry in enumerate(manifest.methods):
+            record = by_key.get((entry.name, prompt_id))
+            if record is None or record.uid not in kept:
+                cells.append("left out" if record is None else "not kept")
+                continue
+            suffix, small = thumbnail(kept[record.uid])
+            stem = f"sample_{row:02d}_{column:02d}{suffix}"
+            drawn[stem] = small
+            cells.append(Figure(stem, judged(record), SHOWN))
+        text = next(record.prompt for record in records if record.prompt_id == prompt_id)
+        kind = f"{tasks[prompt_id]}: " if len(set(tasks.values())) > 1 else ""
+        rows.append((f"{kind}{cut(text)}", *cells))
+    words = (
+        f"The first prompts of each kind in the evaluation's order, seed {manifest.seeds[0]}: chosen before anything "
+        "was made. Under each picture its NFE"
+    )
+    judged_any = any(record.correct is not None for record in records)
+    words += "; \N{CHECK MARK} and \N{BALLOT X} are the judge's verdict." if judged_any else "."
+    table = Table(("prompt", *(entry.name for entry in manifest.methods)), tuple(rows))
+    return Section("Images of the same prompts", (words, table)), drawn
+
+
+def thumbnail(png: bytes) -> tuple[str, bytes]:
+    """A picture small enough for a report: (suffix, file).
+
+    Args:
+        png: a PNG file. It is returned as it is when its longer side is at most :data:`THUMBNAIL`.
+
+    Returns:
+        ``.png`` or, of a larger picture, ``.jpg`` scaled down to that.
+    """
+    with Image.open(io.BytesIO(png)) as picture:
+        if max(picture.size) <= THUMBNAIL:
+            return ".png", png
+        small = picture.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=85, optimize=True)
+    return ".jpg", buffer.getvalue()

@@ -1,0 +1,252 @@
+"""What a reader looks at: pictures side by side, strips beside their prompts, plots that can be read as shown."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from eval_records import record
+from legible import assert_legible
+from PIL import Image
+
+from addiffusion_env.evaluation import plots
+from addiffusion_env.evaluation.films import Film
+from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, write_text
+from addiffusion_env.evaluation.records import by_method, digest_of
+from addiffusion_env.evaluation.report import write_report
+from addiffusion_env.evaluation.samples import SHOWN, THUMBNAIL, sample_prompts, thumbnail
+from addiffusion_env.evaluation.sections import Figure, Table, sections
+from addiffusion_env.evaluation.store import RecordStore, png_bytes
+from addiffusion_env.evaluation.summary import summarise
+
+LONG = "policy:/home/somebody/projects/adaptive/runs/emoji-with-many-changes/seed-3@0.015"
+METHODS = (LONG, "fixed:4", "fixed:20", "prompt_rule:8,6", *(f"threshold_retry:{n}" for n in range(5)))
+TASKS = ("Properties & Positioning", "Fine-grained Detail", "Writing & Symbols", "Quantity", "Complex")
+
+
+def manifest_of(records, samples=12):
+    names = list(dict.fromkeys(r.method for r in records))
+    ids = tuple(dict.fromkeys(r.prompt_id for r in records))
+    return Manifest(
+        methods=tuple(MethodEntry(name, name, name.startswith("policy"), {"steps": 8}) for name in names),
+        backbone="emoji",
+        prompt_ids=ids,
+        prompts_digest=digest_of(ids),
+        seeds=(0,),
+        margins=(MarginEntry(0.01, "2026-01-01T00:00:00+00:00", 0),),
+        price=0.02,
+        settings={"samples": samples},
+        versions={},
+    )
+
+
+def world(count=40, methods=METHODS, **same):
+    """Records whose NFE, actions and demands differ, but for what ``same`` says."""
+    found = []
+    for place, name in enumerate(methods):
+        for n in range(count):
+            fields = {
+                "nfe": 4 + place + (n % 5 if not name.startswith("fixed") else 0),
+                "actions": (0,) * (1 + n % 4) + (2, 1),
+                "task": TASKS[n % len(TASKS)],
+                "demands": 1 + n % 4,
+                "correct": (n + place) % 3 > 0,
+                "preference": place - n / 9,
+            }
+            found.append(record(name, n, **{**fields, **same}))
+    return found
+
+
+def film(name, role="best"):
+    terms = {"terminal_bonus": (0.0, 1.0), "nfe_price": (-0.1, -0.1)}
+    return Film("u", name, role, (b"", b""), (0, 1), (0.0, 1.0), terms)
+
+
+def drawn(records, films=()):
+    pyplot = plots.load_pyplot()
+    made = plots.plots(pyplot, records, summarise(records, manifest_of(records)), films)
+    yield from made.items()
+    for figure in made.values():
+        pyplot.close(figure)
+
+
+# ---- plots
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return dict(drawn(world(), [film(LONG, role) for role in ("best", "median", "worst", "costliest")]))
+
+
+STEMS = (
+    "frontier",
+    "frontier_preference",
+    "frontier_seconds",
+    "nfe_by_task",
+    "nfe_by_demands",
+    "timelines",
+    "reward_terms",
+)
+
+
+def test_every_plot_is_drawn(figures):
+    assert tuple(figures) == STEMS
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_plot_can_be_read_as_it_is_shown(figures, stem):
+    assert_legible(figures[stem])
+
+
+def test_timelines_show_every_kind_of_prompt_and_every_decision():
+    records = world(200, [LONG])
+    figure = plots.timelines(plots.load_pyplot(), records)
+    [axes] = figure.axes
+    cells = axes.collections[0].get_array().reshape(-1, 6)
+    assert len(cells) == plots.TIMELINE_ROWS
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        name if len(name) <= 24 else name[:22] + "..." for name in sorted(TASKS)
+    ]
+    assert {tuple(row.compressed().astype(int)) for row in cells} == {record.actions for record in records}
+
+
+def test_one_fixed_schedule_has_its_interval_too():
+    records = world(20, METHODS[:2])
+    pyplot = plots.load_pyplot()
+    figure = plots.frontier(pyplot, summarise(records, manifest_of(records)), "preference", "nfe")
+    bars = {bar.get_label(): bar for bar in figure.axes[0].containers}
+    assert set(bars) == {LONG, "fixed:4"} and all(bar.has_yerr for bar in bars.values())
+    pyplot.close(figure)
+
+
+def test_what_has_one_value_is_told_and_not_drawn():
+    """A list of a user's own prompts: no demands; and a method that does the same for each of them."""
+    records = world(6, [LONG], demands=0, nfe=5, actions=(0, 0, 1))
+    summary = summarise(records, manifest_of(records))
+    assert dict(drawn(records)) == {} and summary.difficulty is None
+    written = sections(records, summary, manifest_of(records), [], set())
+    told = "\n".join(part for section in written for part in section.parts if isinstance(part, str))
+    assert "Rank correlation" not in told
+    assert "Every picture of policy:" in told and "took 5 NFE." in told
+    assert "every prompt comes without a count of what it asks for" in told
+    assert "Nothing to compare: one method, or one cost for all." in told
+    assert not any(isinstance(part, Figure) for section in written for part in section.parts)
+
+
+@pytest.mark.parametrize(
+    ("same", "missing"),
+    [
+        ({"demands": 3}, {"nfe_by_demands"}),
+        ({"actions": (0, 1)}, {"timelines"}),
+        ({"seconds": 0.5}, {"frontier_seconds"}),
+        ({"nfe": 6}, {"frontier", "frontier_preference", "frontier_seconds", "nfe_by_task", "nfe_by_demands"}),
+    ],
+)
+def test_each_plot_needs_two_values(same, missing):
+    records = world(20, METHODS[:3], **same)
+    summary = summarise(records, manifest_of(records))
+    found = set(dict(drawn(records)))
+    assert found == set(STEMS) - {"reward_terms"} - missing
+    assert (summary.difficulty is None) == bool({"demands", "nfe"} & set(same))
+
+
+# ---- pictures side by side
+
+
+def test_the_sample_is_the_first_prompts_of_each_kind():
+    tasks = {f"p{n}": "abc"[n // 10] for n in range(30)}
+    assert sample_prompts(tasks, 7) == ["p0", "p1", "p2", "p10", "p11", "p20", "p21"]
+    assert sample_prompts(tasks, 2) == ["p0", "p10"]
+    assert sample_prompts(dict.fromkeys(("x", "y", "z"), "one kind"), 2) == ["x", "y"]
+    assert sample_prompts(tasks, 99) == list(tasks) and sample_prompts(tasks, 0) == []
+
+
+def test_thumbnails_are_small_and_small_pictures_stay_as_they_are():
+    noise = np.random.default_rng(0).integers(0, 256, (512, 1024, 3), dtype=np.uint8)
+    suffix, data = thumbnail(png_bytes(noise))
+    with Image.open(io.BytesIO(data)) as small:
+        assert (suffix, small.format, small.size) == (".jpg", "JPEG", (THUMBNAIL, THUMBNAIL // 2))
+    assert len(data) < 20_000
+    own = png_bytes(noise[:64, :64])
+    assert thumbnail(own) == (".png", own)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    records = world(10, METHODS[:4])
+    lost = records.pop()  # left out by a fault
+    shade = {r.uid: place for place, r in enumerate(records)}
+    pictures = {
+        r.uid: png_bytes(np.full((64, 64, 3), shade[r.uid], np.uint8)) for r in records if r.prompt_id < "p0008"
+    }
+    RecordStore(path / "records").write(records, pictures)
+    films = [film(LONG)]
+    write_text(path / "evaluation.json", json.dumps(asdict(manifest_of([*records, lost], samples=10))))
+    return path, records, films
+
+
+def test_the_report_shows_all_methods_side_by_side(folder):
+    path, records, _ = folder
+    report = write_report(path)
+    page = report.html.read_text(encoding="utf-8")
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles[:2] == ["Side by side", "Images of the same prompts"]
+    section = page.split("<section ")[2]
+    rows = section.split("<tbody>")[1].split("</tr>")[:-1]
+    assert len(rows) == 10
+    by_key = {(r.prompt, r.method): r for r in records}
+    shown = 0
+    for row in rows:
+        first, *cells = row.split("<td>")[1:]
+        prompt = first.split(": ", 1)[1].removesuffix("</td>")
+        assert len(cells) == 4
+        for method, cell in zip(METHODS, cells, strict=False):
+            made = by_key.get((prompt, method))
+            if made is None or made.prompt_id >= "p0008":
+                assert cell.startswith("left out" if made is None else "not kept")
+                continue
+            source = re.search(r"base64,([^\"]+)", cell)[1]
+            with Image.open(io.BytesIO(base64.b64decode(source))) as picture:
+                assert np.asarray(picture)[0, 0, 0] == records.index(made)
+            assert f'width="{SHOWN}"' in cell and "image-rendering: pixelated" in cell
+            mark = "\N{CHECK MARK}" if made.correct else "\N{BALLOT X}"
+            assert f"<figcaption>{mark} {made.nfe:g} NFE" in cell
+            shown += 1
+    assert shown == 8 * 4
+    markdown = report.markdown.read_text(encoding="utf-8")
+    files = re.findall(r"\]\(plots/(sample_\w+\.png)\)", markdown)
+    assert len(files) == shown and all((path / "plots" / name).is_file() for name in files)
+
+
+def test_the_pictures_of_the_sample_are_kept_and_no_others(emoji, scorers, prompts, tmp_path):
+    from addiffusion_env.baselines import make_method
+    from addiffusion_env.engine.process import ProcessConfig
+    from addiffusion_env.evaluation.runner import Stage, carry_out, plan
+    from addiffusion_env.evaluation.samples import sample_uids
+
+    stage = Stage(emoji, scorers, ProcessConfig(steps=1))
+    plans = plan([make_method("fixed:1"), make_method("fixed:2")], prompts[:3], [5, 6], stage)
+    uids = sample_uids(plans, 2)
+    chosen = set(sample_prompts({p.prompt_id: p.task for p in prompts[:3]}, 2))
+    records = carry_out(plans, stage, tmp_path, keep_pictures=uids)
+    kept = RecordStore(tmp_path / "records").pictures(record.uid for record in records)
+    assert set(kept) == uids and len(uids) == 2 * 2
+    assert {(r.method, r.prompt_id, r.seed) for r in records if r.uid in kept} == {
+        (name, prompt_id, 5) for name in ("fixed:1", "fixed:2") for prompt_id in chosen
+    }
+
+
+def test_a_film_stands_beside_its_prompt():
+    records = world(5, METHODS[:2])
+    first = by_method(records)[LONG][0]
+    shown = replace(film(LONG), uid=first.uid)
+    summary = summarise(records, manifest_of(records))
+    section = sections(records, summary, manifest_of(records), [shown], {"reward_terms"})[-2]
+    [table] = [part for part in section.parts if isinstance(part, Table)]
+    [(words, strip)] = table.rows
+    assert first.prompt in words and strip.stem == "film_00"
+    assert strip.caption.startswith(f"\N{BALLOT X} {first.nfe:g} NFE: expected 2 cats, found 1; preference")
