@@ -94,6 +94,12 @@ class Case:
         picture = yield from finished(lane)
         return lane, picture.image[None]
 
+    @property
+    def not_joined(self) -> str:
+        """Why its network calls are not joined, as the warning says it; empty if they are."""
+        said = [str(item.message).splitlines()[0] for item in self.warned if "not joined" in str(item.message)]
+        return said[0].partition("not joined: ")[2] if said else ""
+
     def alone(self) -> tuple[Lane, Tensor]:
         """The first image by itself: the lane at its end, and (1, 3, H, W)."""
         found: tuple[Lane, Tensor] = self.engine.run([self.program(0)])[0]
@@ -143,7 +149,7 @@ class Case:
 
     def requests(self) -> list[CallRequest]:
         """Requests for three prompts: two of one length and a longer one."""
-        texts = ("a photo of a red cup", "a photo of a blue dog", "two dogs left of a big red bus in the deep snow")
+        texts = ("a red cup", "a red dog", "a photo of a red cup left of the dog and the cat")
         found = []
         for text in texts:
             given = self.builder.inputs(text)
@@ -238,7 +244,7 @@ def _filled(answer: Any, inside: dict[int, bool]) -> Any:
 def sign(case: Case) -> str:
     """How the network's answer becomes what the scheduler is given."""
     evaluator, request = case.backbone.evaluator, case.backbone.measured.request
-    base, _ = answered(evaluator, request, None, None)
+    base = answered(evaluator, request, None, None)[0].nan_to_num()
     change = answered(evaluator, request, None, -1)[0] - base
     factor = float(change.mean())
     if float((change - factor).abs().max()) > 1e-3 or float(base.abs().max()) > 1e-3:
@@ -246,41 +252,43 @@ def sign(case: Case) -> str:
     return {1: "same", -1: "negated"}.get(round(factor, 3), f"times {factor:.3g}")
 
 
-def guidance_weights(case: Case, scale: float) -> list[tuple[float, float]]:
+def guidance_weights(case: Case, scale: float | None) -> list[tuple[float, float]]:
     """For each row of a step's network calls its (lowest, highest) weight in what the scheduler is given.
 
-    The weights are relative to what a network gives that answers the same in all rows.
+    The weights are relative to what a network gives that answers the same in all rows. Rows without weight (those of
+    a ControlNet, whose answers the denoiser hears) are left out.
     """
     evaluator, request = case.backbone.evaluator, case.backbone.measured.request
-    base, rows = answered(evaluator, request, scale, None)
+    blank, rows = answered(evaluator, request, scale, None)
+    base = blank.nan_to_num()  # to rescale zeros is 0 / 0
     whole = answered(evaluator, request, scale, -1)[0] - base
     found = []
     for row in range(rows):
-        share = (answered(evaluator, request, scale, row)[0] - base) / whole
+        share = ((answered(evaluator, request, scale, row)[0] - base) / whole).nan_to_num()
         found.append((float(share.min()), float(share.max())))
-    return found
+    return [weight for weight in found if any(abs(edge) > 1e-3 for edge in weight)]
 
 
 def guidance_formula(case: Case) -> str:
-    """How the scale ``g`` weighs the answer to the prompt, ``c``, and the one without it, ``u``."""
-    guidance = case.backbone.measured.guidance
-    if guidance.name is None:
-        return "none"
-    if guidance.rows[0] == guidance.rows[1]:
-        return "read by the network"
-    names = {row[0] for row in network_rows(case)}
-    if len(names) > 1 and any("controlnet" in name for name in names):
-        return "1 + g" if guidance.added else "g"
-    low, high = guidance_weights(case, 3.0), guidance_weights(case, 5.0)
+    """How the scale ``g`` weighs the network's answers."""
+    name = case.backbone.arguments.guidance_name
+    if sum(rows for _, rows in network_rows(case)) == 1:
+        return "none" if case.backbone.measured.guidance.name is None else "read by the network"
+    own = name is not None and isinstance(case.backbone.arguments.value(name), int | float)
+    scales = (3.0, 5.0) if own else (None, None)
+    low, high = (guidance_weights(case, scale) for scale in scales)
     channels = ", some channels" if any(b - a > 0.05 for a, b in low) else ""
-    if all(abs(a[1] - b[1]) < 0.05 for a, b in zip(low, high, strict=True)):
-        return "rescaled"
-    peaks = [max(b for _, b in found) for found in (low, high)]
-    if len(low) == 2 and abs(peaks[0] - 3) < 0.05 and abs(peaks[1] - 5) < 0.05:
-        return f"g{channels}"
-    if len(low) == 2 and abs(peaks[0] - 4) < 0.05 and abs(peaks[1] - 6) < 0.05:
-        return f"1 + g{channels}"
-    return f"weights {', '.join(f'{b:.3g}' for _, b in low)} at 3{channels}"
+    peaks = [max((b for _, b in found), default=0.0) for found in (low, high)]
+    for formula, added in (("g", 0), ("1 + g", 1)):
+        if len(low) == 2 and abs(peaks[0] - 3 - added) < 0.05 and abs(peaks[1] - 5 - added) < 0.05:
+            return formula + channels
+    if len(low) == 1 and abs(peaks[0] - peaks[1]) < 0.05:
+        guided = case.backbone.measured.guidance.rows
+        return "none" if guided[0] == guided[1] else "rescaled"
+    weights = " ".join(f"{b:+.2g}" for _, b in low)
+    if not own:
+        return f"a guider of its own ({weights})"
+    return f"three branches ({weights})" if len(low) == 3 else f"weights {weights}{channels}"
 
 
 def joined_lengths(case: Case) -> str:

@@ -295,7 +295,12 @@ def sana(cls: str = "SanaPipeline", steps: Any = None, **changes: Any) -> Any:
 
 
 PIXART: dict[str, Any] = {**CFG, **TEXT, "clean_caption": False, "use_resolution_binning": False}
-SANA: dict[str, Any] = {**CFG, "max_sequence_length": 64, "use_resolution_binning": False, "complex_human_instruction": None}
+SANA: dict[str, Any] = {
+    **CFG,
+    "max_sequence_length": 64,
+    "use_resolution_binning": False,
+    "complex_human_instruction": None,
+}
 QWEN: dict[str, Any] = {"guidance": "true_cfg_scale"}
 BUILDERS = {
     "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),

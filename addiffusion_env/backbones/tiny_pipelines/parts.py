@@ -90,7 +90,12 @@ def bert(tokenizer: Any, width: int = 16) -> Any:
     """A BERT with two layers."""
     from transformers import BertConfig, BertModel
 
-    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     return BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
 
 

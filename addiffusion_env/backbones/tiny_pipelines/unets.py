@@ -268,7 +268,6 @@ BUILDERS = {
     "dreamlite": Builder(dreamlite, (2,), CFG, **UNET),
     "dreamlite_mobile": Builder(lambda: dreamlite(mobile=True), (1,), guidance=None, **UNET),
     "kandinsky3": Builder(kandinsky3, (2,), CFG, (64, 64), **UNET),
-    "kandinsky22_decoder": Builder(kandinsky22, (2,), CFG, (64, 64), inputs=kandinsky22_inputs, **UNET),
     "deepfloyd_if": Builder(deepfloyd, (2,), {**CFG, "clean_caption": False}, **UNET),
     "cascade_decoder": Builder(
         cascade, (2,), CFG, (32, 32), sized=False, denoisers=("decoder",), inputs=cascade_inputs
