@@ -95,7 +95,8 @@ class PipelineBackbone(Backbone):
     def _measure(self) -> None:
         self._parts = parts_of(self.pipe)
         self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
-        self.measured: Measured = measure(self.evaluator, self.arguments)
+        with torch.random.fork_rng(devices=[]):
+            self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
         self.convention = self.measured.request.plan.convention
         if isinstance(self.convention, Discrete):
@@ -206,6 +207,9 @@ class PipelineBackbone(Backbone):
         generator = request.arguments.pop("generator", None)
         if generator is None or stream != "initial":
             generator = keyed_generator(prompt.prompt_id, seed, stream)
+            request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
+        else:
+            request.rng_state = torch.get_rng_state()
         inner, state = self.evaluator.drawn(request, None, generator)
         plan = self.plan_of(request)
         if spacing == SCHEDULER:

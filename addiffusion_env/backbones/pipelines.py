@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.compiled import buckets_for, compiled
+from addiffusion_env.backbones.compiled import buckets_for, check_mode, compiled
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
@@ -36,12 +36,15 @@ from addiffusion_env.backbones.memory import place
 from addiffusion_env.backbones.previews import PreviewSpec
 from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import ConfigError, WeightsError, nearest, unknown
+from addiffusion_env.typed import check_types
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 OFFLOADS = ("none", "model", "sequential")
 INDEX = "model_index.json"
+NEEDED = (INDEX, "*/*")
+"""What is asked of a pipeline's repository: its components; at the top lie single files of the same weights."""
 
 FLUX_ONLY = ("max_sequence_length", "distilled_guidance")
 """Options of Flux's that mean nothing to a UNet."""
@@ -111,14 +114,17 @@ class PipelineOptions:
         """Options from keywords.
 
         Raises:
-            ConfigError: for a keyword that the backbone does not have, with the nearest one.
-            UnknownNameError: for an unknown kind of offloading.
+            ConfigError: for a keyword that the backbone does not have, with the nearest one, or a wrong value.
+            UnknownNameError: for an unknown kind of offloading or mode of compilation.
         """
         known = [item.name for item in fields(cls) if item.name not in spec.refused]
         for name in options or {}:
             if name not in known:
                 raise ConfigError(f"the {spec.backbone} backbone has no option {name!r}", nearest(name, known))
         found = cls(**(options or {}))
+        check_types("backbone_options.", found)
+        if isinstance(found.compile, str):
+            check_mode(found.compile)
         if found.offload not in OFFLOADS:
             raise unknown("offload", str(found.offload), OFFLOADS)
         return found
@@ -255,13 +261,13 @@ def find_pipeline(spec: PipelineSpec, pipeline_class: Any, name: str, variant: s
     if looks_like_path(name):
         raise WeightsError(
             f"no such folder: {path} (for the {spec.backbone} backbone)",
-            f"give a pipeline folder, or a hub id: `hf download {spec.default_id}`; {WORKS_OFFLINE}",
+            f"give a pipeline folder, or a hub id such as {spec.default_id}; {WORKS_OFFLINE}",
         )
-    check_kind(hub_file(name, INDEX), spec)
+    check_kind(hub_file(name, INDEX, NEEDED), spec)
     try:
         return Path(pipeline_class.download(name, variant=variant, **dict.fromkeys(spec.unused)))
     except Exception as error:
-        raise unavailable(name, [], reason_of(error)) from error
+        raise unavailable(name, NEEDED, reason_of(error)) from error
 
 
 def check_kind(index: Path, spec: PipelineSpec) -> dict[str, Any]:

@@ -57,7 +57,10 @@ class Evaluator:
         if generator is not None:
             arguments["generator"] = generator
         call = OpenCall(self.pipe, arguments, self.texts.overrides())
-        event = call.begun()
+        with torch.random.fork_rng(devices=[], enabled=request.rng_state is not None):
+            if request.rng_state is not None:
+                torch.set_rng_state(request.rng_state)
+            event = call.begun()
         if isinstance(event, Ended | AtDecode):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} called no denoiser between its timesteps",

@@ -98,6 +98,8 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     steps = min(PROBE_STEPS, arguments.steps)
     requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
     first = requests[0]
+    for request in requests:
+        request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
     try:
         alone = first_step(evaluator, first, None)
     except (CapabilityError, ConfigError):

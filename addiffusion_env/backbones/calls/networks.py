@@ -77,7 +77,9 @@ class Networks:
         site = self.site(first)
         counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
         if len(requests) == 1 or site is None:
-            args, kwargs = first.args, first.kwargs
+            # Some networks empty a list that they are given (UNets their adapter's residuals).
+            args = tuple(list(value) if type(value) is list else value for value in first.args)
+            kwargs = {name: list(value) if type(value) is list else value for name, value in first.kwargs.items()}
         else:
             args, kwargs = joined_request(site, requests, counts)
         name = first.site[0]
@@ -89,7 +91,7 @@ class Networks:
             else:
                 answer = self.call_network(first, args, kwargs, counts, calls)
         answers = [answer] if len(requests) == 1 or site is None else split(site.output, answer, counts)
-        if (kind := _blank_key(first)) not in self._blank:
+        if (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
             self._blank[kind] = _zeros(answers[0])
         return answers, counts
 
@@ -98,6 +100,9 @@ class Networks:
         if [r.site for r, _ in one] != [r.site for r, _ in two]:
             return
         for first, second in zip(one, two, strict=True):
+            if holds_state(first[1]):  # an answer with a cache belongs to one image
+                self.sites[form_of(first[0])] = None
+                continue
             try:
                 self.sites[form_of(first[0])] = site_of(first, second)
             except ValueError:
@@ -112,7 +117,10 @@ class Networks:
         kind = _blank_key(request)
         if kind not in self._blank:
             with torch.no_grad():
-                self._blank[kind] = _zeros(request.module(*request.args, **request.kwargs))
+                answer = request.module(*request.args, **request.kwargs)
+            if holds_state(answer):
+                return answer
+            self._blank[kind] = _zeros(answer)
         return self._blank[kind]
 
 
