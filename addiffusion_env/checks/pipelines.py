@@ -310,5 +310,5 @@ def joined_lengths(case: Case) -> str:
     if counts[1] == one:
         return "one length" if counts[0] == 2 * one else f"one length; {2 * one - counts[0]} of {one} calls any"
     found = first_step(evaluator, case.backbone.measured.request, None).requests
-    cached = any(holds_state(request.args) or holds_state(request.kwargs) for request, _ in found)
+    cached = any(holds_state(part) for request, answer in found for part in (request.args, request.kwargs, answer))
     return f"no: {'a cache in each call' if cached else 'inputs differ'}"

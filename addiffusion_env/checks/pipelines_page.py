@@ -116,12 +116,12 @@ def calls_of(rows: Sequence[tuple[str, int]]) -> str:
 def joins_of(case: Case) -> str:
     """Whether calls are joined; for those that are not, why."""
     found = joined_lengths(case)
-    return f"no: {case.not_joined}" if found == "no" else found
+    return f"no: {case.not_joined.partition(' (')[0].partition(' at once')[0]}" if found == "no" else found
 
 
 def time_of(heard: Sequence[float]) -> str:
     """First and last time that the denoiser hears."""
-    return f"{heard[0]:.3g} → {heard[-1]:.3g}" if heard else "none"
+    return f"{heard[0]:.4g} → {heard[-1]:.4g}" if heard else "none"
 
 
 def scheduler_of(case: Case) -> str:
