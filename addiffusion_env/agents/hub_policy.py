@@ -27,8 +27,7 @@ from addiffusion_env.agents.policy_file import (
 )
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.hub import looks_like_path, reason_of, repo_folder, unavailable
-from addiffusion_env.backbones.pipelines import INDEX
-from addiffusion_env.backbones.wrap import backbone_in
+from addiffusion_env.backbones.pipelines import INDEX, backbone_in
 from addiffusion_env.errors import ConfigError, WeightsError, check_settings
 
 CARD_FILE = "README.md"

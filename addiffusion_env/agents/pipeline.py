@@ -22,7 +22,8 @@ from addiffusion_env.agents.sb3_zip import import_zip
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.wrap import backbone_in, backbone_of
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.pipelines import backbone_in
 from addiffusion_env.baselines.base import BaseMethod, Method
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
@@ -83,7 +84,7 @@ class AdaptivePipeline:
         max_lanes: int = 16,
         trust: bool = False,
     ) -> None:
-        self.backbone: Backbone = model if isinstance(model, Backbone) else backbone_of(model)
+        self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
         self.method = make_policy(policy, trust)
         if process is not None and isinstance(self.method, LearnedMethod):
             raise ConfigError(
@@ -138,7 +139,7 @@ class AdaptivePipeline:
         method, known = _named(name_or_dir, policy, trust, **hub)
         settings = EnvSettings.of(**_model({"backbone": "emoji", **known}, backbone), device=device)
         model = settings if backbone is None or isinstance(backbone, str | Path) else backbone
-        made = None if model is settings else model if isinstance(model, Backbone) else backbone_of(model)
+        made = None if model is settings else model if isinstance(model, Backbone) else PipelineBackbone(model)
         name = str(settings.backbone) if made is None else made.name
         if isinstance(method, LearnedMethod):  # before gigabytes of model and scorers are loaded
             method.check_fits(name, clip_width(name, settings.scorers if name == settings.backbone else None))

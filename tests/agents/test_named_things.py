@@ -13,8 +13,8 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy import MaskableAdDiffusionPolicy
 from addiffusion_env.agents.sb3_zip import export_zip
+from addiffusion_env.backbones.pipelines import backbone_in
 from addiffusion_env.backbones.tiny import stable_diffusion
-from addiffusion_env.backbones.wrap import backbone_in
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError
 from addiffusion_env.evaluation.choices import make_methods
 

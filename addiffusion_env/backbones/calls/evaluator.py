@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, E
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.calls.text_cache import TextCache
-from addiffusion_env.errors import CapabilityError
+from addiffusion_env.backbones.hub import in_a_line
+from addiffusion_env.backbones.memory import alone, send_away
+from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
 
 DECODED_AT_ONCE = 4
 """Images that the autoencoder decodes in one call."""
@@ -60,7 +63,9 @@ class Evaluator:
         with torch.random.fork_rng(devices=[], enabled=request.rng_state is not None):
             if request.rng_state is not None:
                 torch.set_rng_state(request.rng_state)
-            event = call.begun()
+            event = self._begun(call)
+        if isinstance(event, NetworkRequest):
+            send_away(self.pipe, event.module)
         if isinstance(event, Ended | AtDecode):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} called no denoiser between its timesteps",
@@ -69,6 +74,23 @@ class Evaluator:
         if request.plan is None:
             request.plan = SchedulerPlan.of(call, generator)
         return call
+
+    def _begun(self, call: OpenCall) -> Event:
+        try:
+            return call.begun()
+        except (AdDiffusionError, torch.OutOfMemoryError):
+            raise
+        except ValueError as error:
+            raise ConfigError(
+                f"a {type(self.pipe).__name__} refuses its arguments: {str(error)[:300]}",
+                "change pipeline_kwargs, or the options that stand for them",
+            ) from error
+        except Exception as error:
+            raise CapabilityError(
+                f"a {type(self.pipe).__name__} fails before its first step: {in_a_line(error)[:300]}",
+                "it does so by itself too; give what its own call needs as arguments, for example image= or "
+                "prompt_embeds=",
+            ) from error
 
     def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, Any]:
         """The latents that the pipeline itself would begin with, and the generator's state afterwards.
@@ -190,14 +212,15 @@ class Evaluator:
     def finish(self, ends: Sequence[tuple[CallRequest, Tensor]]) -> list[Any]:
         """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together."""
         calls = []
-        for request, x in ends:
-            call = self._ending(request)
-            call.finish(x)
-            calls.append(call)
-            if isinstance(call.event, AtDecode) and _changes_precision(call.event.module):
-                # The pipeline moves its autoencoder to float32 and back around each decode.
-                self._decode([call])
-        self._decode([call for call in calls if isinstance(call.event, AtDecode)])
+        with kept_precision(self.pipe) as precisions:
+            for request, x in ends:
+                call = self._ending(request)
+                call.finish(x)
+                calls.append(call)
+                if isinstance(call.event, AtDecode) and call.event.module.dtype != precisions[call.event.module]:
+                    # The pipeline moves its autoencoder to float32 and back around each decode.
+                    self._decode([call])
+            self._decode([call for call in calls if isinstance(call.event, AtDecode)])
         found = []
         for call in calls:
             assert isinstance(call.event, Ended)
@@ -223,23 +246,38 @@ class Evaluator:
         for call in calls:
             event = call.event
             assert isinstance(event, AtDecode)
-            key = (
-                id(event.module),
-                event.latents.shape,
-                event.latents.dtype,
-                self.networks.digests((event.args, event.kwargs)),
-            )
+            kwargs = {name: value for name, value in event.kwargs.items() if name != "generator" or draws(event.module)}
+            same = self.networks.digests((event.args, kwargs))
+            key = (id(event.module), event.latents.shape, event.latents.dtype, same)
             groups.setdefault(key, []).append(call)
         for group in groups.values():
             for start in range(0, len(group), DECODED_AT_ONCE):
                 part = group[start : start + DECODED_AT_ONCE]
                 events: list[AtDecode] = [call.event for call in part]  # type: ignore[misc]
                 first = events[0]
-                with torch.no_grad():
+                with torch.no_grad(), alone(self.pipe):
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
                     call.answer(answer if len(part) == 1 else _row(answer, row))
+
+
+@contextmanager
+def kept_precision(pipe: Any) -> Iterator[dict[torch.nn.Module, torch.dtype]]:
+    """Gives the precision of each autoencoder, which is what it was again afterwards, also when a call broke off."""
+    modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
+    precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
+    try:
+        yield precisions
+    finally:
+        for part, dtype in precisions.items():
+            if part.dtype != dtype:
+                part.to(dtype=dtype)
+
+
+def draws(autoencoder: Any) -> bool:
+    """Whether a decoder may draw from the generator that it is given; diffusers' usual ones take it and do not."""
+    return type(autoencoder).__name__ not in ("AutoencoderKL", "AutoencoderTiny")
 
 
 def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
@@ -262,10 +300,6 @@ def _row(value: Any, row: int) -> Any:
         return value[row : row + 1]
     parts = entries(value)
     return value if parts is None else rebuilt(value, [_row(part, row) for part in parts])
-
-
-def _changes_precision(module: Any) -> bool:
-    return getattr(module, "dtype", None) == torch.float16 and bool(getattr(module.config, "force_upcast", False))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.memory import moved_by_hook
 from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
 from addiffusion_env.errors import CapabilityError, PromptError
 
@@ -20,7 +21,9 @@ def parts_of(pipe: Any) -> tuple[Any, ...]:
     for name, part in vars(pipe).items():
         if isinstance(part, nn.Module):
             first = next(part.parameters(), None)
-            found.append((name, id(part), None if first is None else (first.dtype, first.device)))
+            # A component that is offloaded moves with every call.
+            place = None if first is None or moved_by_hook(part) else first.device
+            found.append((name, id(part), None if first is None else first.dtype, place))
         elif name == "scheduler":
             found.append((name, type(part), repr(sorted(part.config.items(), key=str)), getattr(part, "shift", None)))
     return tuple(found)
@@ -47,7 +50,7 @@ def check_pipeline(pipe: Any) -> None:
                 f"call pipe.{name}.disable_cache() first",
             )
         patched = part.__dict__.get("forward")
-        if patched is not None and not hasattr(part, "_hf_hook") and not hasattr(part, "_diffusers_hook"):
+        if patched is not None and not moved_by_hook(part):
             raise CapabilityError(
                 f"the forward method of {name} has been replaced (by DeepCache or the like), which may keep state from "
                 "one image to the next",
@@ -59,8 +62,12 @@ def check_pipeline(pipe: Any) -> None:
 
 
 def tokenizers(pipe: Any) -> list[Any]:
-    """The pipeline's tokenizers whose window is the prompt's: a chat model's holds a template besides."""
-    return [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+    """The pipeline's tokenizers that must take a prompt whole: T5's where there is one, beside which CLIP's cut it.
+
+    A chat model's are not among them: its window holds a template besides.
+    """
+    found = [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+    return [part for part in found if type(part).__name__.startswith("T5")] or found
 
 
 def token_limit(pipe: Any, arguments: PipelineArguments) -> int:

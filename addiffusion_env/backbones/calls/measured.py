@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.evaluator import Evaluator
+from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision
 from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
@@ -94,6 +94,7 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
 
     Raises:
         CapabilityError: for one that cannot be driven.
+        ConfigError: for arguments that it refuses.
     """
     steps = min(PROBE_STEPS, arguments.steps)
     requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
@@ -341,7 +342,8 @@ def measure_decoding(
         call.close()
         return found
 
-    layout = learn_layout(inner, decoded)
+    with kept_precision(evaluator.pipe):
+        layout = learn_layout(inner, decoded)
     image = image_of(evaluator.finish([(request, inner)])[0])
     return layout, (int(image.shape[-2]), int(image.shape[-1])), decoder[0] if decoder else None
 
