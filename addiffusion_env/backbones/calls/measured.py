@@ -155,9 +155,13 @@ def measure_guidance(
         return first_step(evaluator, request, float(scale))
 
     try:
-        one, zero, four = at(1.0), at(0.0), at(4.0)
+        one, four = at(1.0), at(4.0)
     except Exception:
         return Guidance(None, 1.0, False, (alone.rows, alone.rows))
+    try:
+        zero = at(0.0)
+    except Exception:  # some pipelines refuse it
+        zero = one
     for scale, found in ((1.0, one), (4.0, four)):
         if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
             # Guidance on and off make different calls; each form is learned once.
@@ -322,9 +326,12 @@ def measure_decoding(
 ) -> tuple[LatentLayout, tuple[int, int], Any]:
     """The latents' layout, the size of an image, and the module that decodes."""
     decoder: list[Any] = []
+    # Where an inpainting pipeline keeps its image, latents do not reach the decoder: the layout is that of a full mask.
+    mask = request.arguments.get("mask_image")
+    more = {} if mask is None else {"mask_image": full_mask(mask)}
 
     def decoded(x: Tensor) -> Tensor:
-        call = evaluator.open(request, None, generator())
+        call = evaluator.open(request, None, generator(), **more)
         evaluator.blank_step(call, call.event)
         event = call.finish(x)
         if isinstance(event, AtDecode):
@@ -339,6 +346,13 @@ def measure_decoding(
         layout = learn_layout(inner, decoded)
     image = image_of(evaluator.finish([(request, inner)])[0])
     return layout, (int(image.shape[-2]), int(image.shape[-1])), decoder[0] if decoder else None
+
+
+def full_mask(mask: Any) -> Any:
+    """A mask of the same kind and size (PIL image, array, tensor, or a list of these) that covers the whole image."""
+    if isinstance(mask, list):
+        return [full_mask(entry) for entry in mask]
+    return mask.point(lambda _: 255) if hasattr(mask, "point") else 0 * mask + 1
 
 
 def image_of(output: Any) -> Tensor:
