@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -185,7 +186,10 @@ class Evaluator:
     # Images.
 
     def finish(self, ends: Sequence[tuple[CallRequest, Tensor]]) -> list[Any]:
-        """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together."""
+        """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together.
+
+        Of latents that the decoder answers with NaN or infinity it is an image of NaN.
+        """
         calls = []
         for request, x in ends:
             call = self._ending(request)
@@ -236,7 +240,13 @@ class Evaluator:
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
-                    call.answer(answer if len(part) == 1 else _row(answer, row))
+                    own = answer if len(part) == 1 else _row(answer, row)
+                    if (image := _leading(own)).isfinite().all():
+                        call.answer(own)
+                    else:
+                        # The pipeline's own end would turn infinity into white, and end in an error for NaN.
+                        call.close()
+                        call.event = Ended((torch.full((1, 3, *image.shape[-2:]), math.nan),))
 
 
 def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
@@ -259,6 +269,13 @@ def _row(value: Any, row: int) -> Any:
         return value[row : row + 1]
     parts = entries(value)
     return value if parts is None else rebuilt(value, [_row(part, row) for part in parts])
+
+
+def _leading(value: Any) -> Tensor:
+    """The image in a decoder's answer."""
+    while not isinstance(value, Tensor):
+        value = (entries(value) or ())[0]
+    return value
 
 
 def _changes_precision(module: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_la
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.backbones.hub import in_a_line
+from addiffusion_env.errors import AdDiffusionError, CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
 """The first two have as many words, the third more: networks that read one row for all are found out by it."""
@@ -98,22 +100,31 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     steps = min(PROBE_STEPS, arguments.steps)
     requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
     first = requests[0]
-    try:
+    with told(evaluator.pipe, "a first step"):
         alone = first_step(evaluator, first, None)
-    except (CapabilityError, ConfigError):
-        raise
-    except Exception as error:
-        raise CapabilityError(
-            f"a first step of {type(evaluator.pipe).__name__} failed: {type(error).__name__}: {str(error)[:200]}",
-            "give what its own call needs as arguments, for example image= or prompt_embeds=",
-        ) from error
     learn_axes(evaluator, arguments, first, alone)
     guidance = measure_guidance(evaluator, arguments, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
     difference = check_joining(evaluator, requests, guidance)
     sample = alone.step.sample
-    layout, size, decoder = measure_decoding(evaluator, first, sample)
+    with told(evaluator.pipe, "the end"):
+        layout, size, decoder = measure_decoding(evaluator, first, sample)
     return Measured(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
+
+
+@contextmanager
+def told(pipe: Any, what: str) -> Iterator[None]:
+    """An error of the pipeline's own is told in two lines."""
+    try:
+        yield
+    except AdDiffusionError:
+        raise
+    except Exception as error:
+        raise CapabilityError(
+            f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
+            "give what its own call needs as pipeline_kwargs, for example image=, ip_adapter_image= or prompt_embeds=; "
+            "or use the pipeline class that its network was made for",
+        ) from error
 
 
 def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:
@@ -338,7 +349,7 @@ def measure_decoding(
 
 
 def image_of(output: Any) -> Tensor:
-    """(1, 3, H, W) float32 in [-1, 1]: the first image of what a pipeline returned.
+    """(1, 3, H, W) float32 in [-1, 1]: a pipeline's first image; all NaN if it could not be decoded.
 
     Raises:
         CapabilityError: for an output without images.
