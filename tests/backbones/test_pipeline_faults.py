@@ -6,13 +6,13 @@ import diffusers
 import pytest
 import torch
 from zoo import ZOO
-from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, wrapped
+from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, two_lines, wrapped
 from zoo.test_zoo import counted
 
 from addiffusion_env.backbones import tiny
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.faults import FaultCount
-from addiffusion_env.errors import AdDiffusionError, CapabilityError, NumericsError
+from addiffusion_env.errors import CapabilityError, NumericsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import NoScorers
 
@@ -245,13 +245,6 @@ def test_attention_mask_of_the_text_encoder():
 # What only the pipeline knows how to use.
 
 
-def two_lines(error: BaseException) -> str:
-    """The message of an error of ours, which has a cause and a remedy."""
-    assert isinstance(error, AdDiffusionError)
-    assert str(error).count("\n") == 1 and error.cause and error.remedy
-    return str(error)
-
-
 def safety_checker(threshold):
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
@@ -314,7 +307,7 @@ def test_networks_with_more_inputs(name):
 def test_a_network_of_another_task_is_refused(channels):
     pipe = ZOO["sd15"]()
     pipe.unet = tiny.unet(in_channels=channels).eval()
-    with pytest.raises(CapabilityError, match="the end of StableDiffusionPipeline failed: ") as error:
+    with pytest.raises(CapabilityError, match="the end of a call of StableDiffusionPipeline failed: ") as error:
         wrapped(pipe, GUIDED)
     assert str(channels) in two_lines(error.value)
 

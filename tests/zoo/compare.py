@@ -9,6 +9,7 @@ import torch
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.errors import AdDiffusionError
 
 PROMPT, OTHER = "a photo of a red cup", "two dogs on the sofa"
 ROUNDING = 0.0021
@@ -60,3 +61,10 @@ def check_same(
     made = adaptive_image(adaptive, text)
     assert difference(made, wanted) <= ROUNDING, difference(made, wanted)
     return wanted
+
+
+def two_lines(error: BaseException) -> str:
+    """The message of an error of ours, which has a cause and a remedy."""
+    assert isinstance(error, AdDiffusionError)
+    assert str(error).count("\n") == 1 and error.cause and error.remedy
+    return str(error)

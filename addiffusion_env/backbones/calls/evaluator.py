@@ -6,7 +6,8 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
-from addiffusion_env.backbones.calls.text_cache import TextCache
-from addiffusion_env.errors import CapabilityError
+from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
+from addiffusion_env.backbones.hub import in_a_line
+from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
 
 DECODED_AT_ONCE = 4
 """Images that the autoencoder decodes in one call."""
@@ -57,8 +59,10 @@ class Evaluator:
             arguments[self.guidance_name] = scale
         if generator is not None:
             arguments["generator"] = generator
+        self._check_adapters(request)
         call = OpenCall(self.pipe, arguments, self.texts.overrides())
-        event = call.begun()
+        with told(self.pipe, "the beginning of a call", arguments):
+            event = call.begun()
         if isinstance(event, Ended | AtDecode):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} called no denoiser between its timesteps",
@@ -67,6 +71,22 @@ class Evaluator:
         if request.plan is None:
             request.plan = SchedulerPlan.of(call, generator)
         return call
+
+    def _check_adapters(self, request: CallRequest) -> None:
+        """Refuses to go on with an image whose adapters are others than when it was begun.
+
+        Raises:
+            ConfigError: as said.
+        """
+        now = adapters_of(self.pipe)
+        if request.adapters is None:
+            request.adapters = now
+        if request.adapters != now:
+            raise ConfigError(
+                f"adapters of the {type(self.pipe).__name__} (LoRA) were loaded, fused or given other weights while an "
+                "image was under way",
+                "change them between two calls, or begin the image again",
+            )
 
     def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, Any]:
         """The latents that the pipeline itself would begin with, and the generator's state afterwards.
@@ -87,7 +107,8 @@ class Evaluator:
 
     def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[Evaluated]:
         """Answers evaluations, their network calls joined where that is known to change nothing."""
-        calls = [self._brought(evaluation) for evaluation in evaluations]
+        adapters = adapters_of(self.pipe)
+        calls = [self._brought(evaluation, adapters) for evaluation in evaluations]
         self.networks.order = {id(call): at for at, call in enumerate(calls)}
         found = self.run(calls, keep)
         self.networks.order = {}
@@ -120,9 +141,11 @@ class Evaluator:
             found.append(Evaluated(call.event, count, requests))
         return found
 
-    def _brought(self, evaluation: Evaluation) -> OpenCall:
+    def _brought(self, evaluation: Evaluation, adapters: Any) -> OpenCall:
         """A call of the evaluation's request that has its network request for the wanted latents and time."""
         request, index = evaluation.request, evaluation.index
+        if request.adapters != adapters:
+            self._check_adapters(request)
         call = self._taken(request, evaluation.scale, index, evaluation.x)
         if call is None:
             call = self._reopened(request, evaluation)
@@ -249,6 +272,32 @@ class Evaluator:
                         call.event = Ended((torch.full((1, 3, *image.shape[-2:]), math.nan),))
 
 
+@contextmanager
+def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """An error of the pipeline's own is told in two lines.
+
+    Raises:
+        ConfigError: when ``strength`` leaves no step.
+        CapabilityError: for any other error than a lack of memory.
+    """
+    try:
+        yield
+    except (AdDiffusionError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        strength, steps = arguments.get("strength"), arguments.get("num_inference_steps", 0)
+        if isinstance(strength, int | float) and int(strength * steps) < 1:
+            raise ConfigError(
+                f"strength={strength:g} of {steps} steps leaves no step for a {type(pipe).__name__}",
+                f"use strength={1 / max(steps, 1):.2g} or more, or more steps",
+            ) from error
+        raise CapabilityError(
+            f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
+            "give what it needs as pipeline_kwargs, for example image=, ip_adapter_image= or prompt_embeds=; "
+            "or use the pipeline class that its network was made for",
+        ) from error
+
+
 def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
     """Makes the call's scheduler believe that it is at a level, for what it scales and what the loop looks up."""
     scheduler = call.scheduler
@@ -274,7 +323,7 @@ def _row(value: Any, row: int) -> Any:
 def _leading(value: Any) -> Tensor:
     """The image in a decoder's answer."""
     while not isinstance(value, Tensor):
-        value = (entries(value) or ())[0]
+        value = next(iter(entries(value) or ()))
     return value
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.evaluator import Evaluator
+from addiffusion_env.backbones.calls.evaluator import Evaluator, told
 from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.backbones.hub import in_a_line
-from addiffusion_env.errors import AdDiffusionError, CapabilityError
+from addiffusion_env.errors import CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
 """The first two have as many words, the third more: networks that read one row for all are found out by it."""
@@ -100,31 +98,15 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     steps = min(PROBE_STEPS, arguments.steps)
     requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
     first = requests[0]
-    with told(evaluator.pipe, "a first step"):
-        alone = first_step(evaluator, first, None)
+    alone = first_step(evaluator, first, None)
     learn_axes(evaluator, arguments, first, alone)
     guidance = measure_guidance(evaluator, arguments, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
     difference = check_joining(evaluator, requests, guidance)
     sample = alone.step.sample
-    with told(evaluator.pipe, "the end"):
+    with told(evaluator.pipe, "the end of a call", first.arguments):
         layout, size, decoder = measure_decoding(evaluator, first, sample)
     return Measured(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
-
-
-@contextmanager
-def told(pipe: Any, what: str) -> Iterator[None]:
-    """An error of the pipeline's own is told in two lines."""
-    try:
-        yield
-    except AdDiffusionError:
-        raise
-    except Exception as error:
-        raise CapabilityError(
-            f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
-            "give what its own call needs as pipeline_kwargs, for example image=, ip_adapter_image= or prompt_embeds=; "
-            "or use the pipeline class that its network was made for",
-        ) from error
 
 
 def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:

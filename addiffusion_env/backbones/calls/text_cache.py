@@ -101,9 +101,15 @@ def encoder_values(pipe: Any) -> list[float]:
     return torch.cat([values.cpu() for values in found]).tolist() if found else []
 
 
+def adapters_of(pipe: Any) -> tuple[Any, ...]:
+    """The state of the adapters of all networks of a pipeline."""
+    parts = pipe.__dict__.items()
+    return tuple((name, adapter_state(part)) for name, part in parts if isinstance(part, torch.nn.Module))
+
+
 def adapter_state(module: torch.nn.Module) -> Any:
     """What of a network's adapters (peft) takes effect: their names, weights, and whether they are merged."""
-    if not getattr(module, "_hf_peft_config_loaded", False) and not hasattr(module, "peft_config"):
+    if "peft_config" not in module.__dict__:
         return None
     found = []
     for layer in module.modules():
