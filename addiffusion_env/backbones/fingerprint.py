@@ -87,7 +87,8 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
     for place, layer in module.named_modules():
         for name, value in vars(layer).items():
             if name in ADAPTERS or (name[0] != "_" and name not in IDLE and _numeric(value)):
-                found[f"{place}.{name}"] = _plain(value)
+                # A scale that is set for one call and taken back leaves rounding.
+                found[f"{place}.{name}"] = _rounded(value) if name == "scaling" else _plain(value)
             elif name == "processor":  # of attention: IP-Adapters keep their scale there
                 held = {key: _plain(item) for key, item in vars(value).items() if _numeric(item)}
                 found[f"{place}.{name}"] = {"class": name_of(type(value)), **held}
@@ -176,6 +177,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _rounded(scales: Any) -> Any:
+    if isinstance(scales, dict):
+        return {key: _rounded(value) for key, value in scales.items()}
+    return round(scales, 5) if isinstance(scales, float) else _plain(scales)
 
 
 def _size(tokenizer: Any) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
 from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Prediction, check_prompts
 from addiffusion_env.backbones.calls.conventions import Discrete, convention_of
+from addiffusion_env.backbones.fingerprint import fingerprint
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.previews import resized
 from addiffusion_env.backbones.taps import FeatureTap, tap
@@ -73,6 +74,8 @@ class StableDiffusionBackbone(Backbone):
         tap: keeps the UNet's own features.
     """
 
+    not_identity = ("_texts", "_negative", "_encoded_by", "tap")
+
     def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
         self.parts = parts
         self.denoiser, self.vae, self.previewer = parts.unet, parts.vae, parts.preview
@@ -87,6 +90,7 @@ class StableDiffusionBackbone(Backbone):
         self.path = self.convention.path
         self._texts: OrderedDict[str, Conditioning] = OrderedDict()
         self._negative: Tensor | None = None
+        self._encoded_by: tuple[Any, ...] = ()
         for item in fields(parts):
             module = getattr(parts, item.name)
             if isinstance(module, nn.Module):
@@ -109,6 +113,10 @@ class StableDiffusionBackbone(Backbone):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encodes prompts, each text once; ``text`` and ``negative``, the empty prompt's, are (B, tokens, D)."""
         texts = check_prompts(prompts)
+        state = fingerprint(self.parts.text_encoder, self.parts.tokenizer)
+        if state != self._encoded_by:  # fine-tuned, an adapter scaled, tokens added, moved
+            self._texts.clear()
+            self._negative, self._encoded_by = None, state
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if missing:
             fresh = self.encode_uncached(missing)

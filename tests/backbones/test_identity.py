@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import json
 import shutil
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.diffusers_backbone import DiffusersBackbone
+from addiffusion_env.backbones.calls.joining import Digests
+from addiffusion_env.backbones.calls.text_cache import TextCache, encoder_state
+from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
 from addiffusion_env.backbones.emoji.weights import WEIGHTS
 from addiffusion_env.backbones.fingerprint import fingerprint, versions_of, weights_digest
 from addiffusion_env.backbones.identity import Identified, described, differences, networks_in, packages
@@ -157,38 +160,64 @@ def swapped(pipe, encoder):
     encoder.load_state_dict({name: value * 0.7 for name, value in encoder.state_dict().items()})
 
 
+CHANGES = [edited_past_the_counters, edited_in_place, swapped]
+
+
+def encoded(pipe, cache=None, text="a dog"):
+    """What a pipeline makes of a prompt, as one tensor; through a cache or by itself."""
+    encode = pipe.encode_prompt if cache is None else cache.overrides()["encode_prompt"]
+    own = inspect.signature(pipe.encode_prompt).parameters
+    given = {"prompt": text, "prompt_2": None, "device": torch.device("cpu"), "num_images_per_prompt": 1}
+    given["do_classifier_free_guidance"] = False
+    found = encode(**{name: value for name, value in given.items() if name in own})
+    return torch.cat([value.float().flatten() for value in found if isinstance(value, torch.Tensor)])
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("change", [edited_past_the_counters, edited_in_place, swapped])
+@pytest.mark.parametrize("change", CHANGES)
 def test_encoded_texts_do_not_outlive_their_encoder(tiny, name, change):
-    """After a change of any encoder a prompt reads as it does in a backbone that never saw it before."""
+    """After a change of any encoder a prompt reads as the pipeline itself reads it."""
     for part in ("text_encoder", "text_encoder_2"):
         pipe = copy.copy(tiny(name).pipe)
         encoder = copy.deepcopy(getattr(pipe, part, None))
         if encoder is None:
             continue
         setattr(pipe, part, encoder)
-        backbone = tiny(name).wrap(pipe)
-        before = backbone.encode(["a dog", "a cup"])
-        assert backbone.encode(["a dog"]).tensors["text"].equal(before.tensors["text"][:1])
+        cache, state = TextCache(pipe, Digests()), encoder_state(pipe)
+        before = encoded(pipe, cache)
+        assert encoded(pipe, cache).equal(before) and encoder_state(pipe) == state
         change(pipe, encoder)
-        found, fresh = (one.encode(["a dog", "a cup"]) for one in (backbone, tiny(name).wrap(pipe)))
-        for key, value in fresh.tensors.items():
-            torch.testing.assert_close(found.tensors[key], value, atol=1e-6, rtol=1e-6)
-        assert any(not value.equal(before.tensors[key]) for key, value in fresh.tensors.items())
+        assert encoder_state(pipe) != state
+        torch.testing.assert_close(encoded(pipe, cache), encoded(pipe), atol=1e-6, rtol=1e-6)
+        assert not encoded(pipe, cache).equal(before)
 
 
-def test_a_textual_inversion_is_read_after_the_first_picture(tiny, tmp_path):
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_emoji_worlds_texts_do_not_outlive_their_encoder(change):
+    emoji, fresh = EmojiBackbone.from_pretrained(), EmojiBackbone.from_pretrained()
+    before, state = emoji.encode(["a dog", "a cup"]), emoji.identity
+    assert emoji.identity == fresh.identity  # whatever was encoded before
+    for backbone in (emoji, fresh):
+        change(None, backbone.parts.text_encoder)
+    found, wanted = (backbone.encode(["a dog", "a cup"]) for backbone in (emoji, fresh))
+    for key, value in wanted.tensors.items():
+        torch.testing.assert_close(found.tensors[key], value, atol=1e-6, rtol=1e-6)
+        assert not value.equal(before.tensors[key])
+    assert [line.partition(":")[0] for line in differences(state, emoji.identity)] == ["parts.text_encoder.weights"]
+
+
+def test_a_textual_inversion_is_read_after_the_first_picture(tiny):
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(tiny("sd15").folder, safety_checker=None)
-    backbone = tiny("sd15").wrap(pipe)
-    before, state = backbone.encode(["a sks"]).tensors["text"], backbone.identity
+    backbone, cache = tiny("sd15").wrap(pipe), TextCache(pipe, Digests())
+    before, state = encoded(pipe, cache, "a sks"), backbone.identity
     pipe.load_textual_inversion({"sks": torch.full((16,), 0.4)}, token="sks")
-    found, fresh = backbone.encode(["a sks"]), tiny("sd15").wrap(pipe).encode(["a sks"])
-    torch.testing.assert_close(found.tensors["text"], fresh.tensors["text"], atol=1e-6, rtol=1e-6)
-    assert not found.tensors["text"].equal(before)
+    found = encoded(pipe, cache, "a sks")
+    torch.testing.assert_close(found, encoded(pipe, text="a sks"), atol=1e-6, rtol=1e-6)
+    assert not found.equal(before)
     changed = {line.partition(":")[0] for line in differences(state, backbone.identity)}
-    assert {"parts.text_encoder.weights", "parts.tokenizer.vocabulary"} <= changed
+    assert {"pipe.text_encoder.weights", "pipe.tokenizer.vocabulary"} <= changed
 
 
 def test_an_adapters_scale_in_a_text_encoder_is_followed(tiny):
@@ -205,22 +234,17 @@ def test_an_adapters_scale_in_a_text_encoder_is_followed(tiny):
             return self.base_layer(x) * (1 + self.scaling["style"])
 
     layer.fc1 = Adapted(layer.fc1)
-    backbone = tiny("sd15").wrap(pipe)
-    before = backbone.encode(["a dog"]).tensors["text"]
+    cache, state = TextCache(pipe, Digests()), encoder_state(pipe)
+    before = encoded(pipe, cache)
+    layer.fc1.scaling["style"] = 0.7 / 0.7 + 1e-9  # as a scale for one call leaves it
+    assert encoder_state(pipe) == state
     layer.fc1.scaling["style"] = 0.2
-    found, fresh = (one.encode(["a dog"]).tensors["text"] for one in (backbone, tiny("sd15").wrap(pipe)))
+    found = encoded(pipe, cache)
     assert not found.equal(before)
-    torch.testing.assert_close(found, fresh, atol=1e-6, rtol=1e-6)
-    scales = dict(networks_in(backbone.identity))["parts.text_encoder"]["adapter_scales"]
+    torch.testing.assert_close(found, encoded(pipe), atol=1e-6, rtol=1e-6)
+    backbone = tiny("sd15").wrap(pipe)
+    scales = dict(networks_in(backbone.identity))["pipe.text_encoder"]["adapter_scales"]
     assert scales == ["{'style': 0.2}"]
-
-
-def test_an_encoder_that_stays_is_asked_once(tiny, monkeypatch):
-    backbone = tiny("sd15").wrap()
-    first = backbone.encode(["a dog"])
-    monkeypatch.setattr(DiffusersBackbone, "encode_uncached", None, raising=False)
-    monkeypatch.setattr(type(backbone), "encode_uncached", None)
-    assert backbone.encode(["a dog"]).tensors["text"].equal(first.tensors["text"])
 
 
 def test_offloaded_weights_are_the_same_weights(tiny):

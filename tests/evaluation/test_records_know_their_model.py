@@ -375,9 +375,9 @@ def test_what_has_changed_is_named_and_the_report_says_what_was_used(world):
     weights_of("pipeline/unet")(world)
     plans, [second], _, others = world.evaluate()
     [line] = differences(old, plans[0].identity)
-    here = plans[0].identity["backbone"]["parts"]["unet"]["weights"]
-    there = old["backbone"]["parts"]["unet"]["weights"]
-    assert line == f"backbone.parts.unet.weights: {there[:12]} -> {here[:12]}"
+    here = plans[0].identity["backbone"]["pipe"]["unet"]["weights"]
+    there = old["backbone"]["pipe"]["unet"]["weights"]
+    assert line == f"backbone.pipe.unet.weights: {there[:12]} -> {here[:12]}"
     assert others.splitlines()[0].endswith(
         f"holds 1 records of these methods by another model, scorer or judge; last time against now: {line}"
     )
