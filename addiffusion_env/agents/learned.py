@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_policy
 from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.lane import Lane
@@ -71,6 +74,19 @@ class LearnedMethod:
     def looks(self) -> bool:
         """Whether it needs previews: not when it reads the denoiser's features instead."""
         return sees_previews(list(self.config.observation))
+
+    def price_for(self, target_nfe: float, backbone: Backbone, scorers: LookScorers) -> float:
+        """See :meth:`PolicyConfig.price_for`; warns when the frontier was measured on others than these."""
+        parts = {"backbone": backbone, "scorers": scorers}
+        measured = self.config.identity.items()
+        changed = [name for name, digest in measured if digest != digest_of(described(parts[name]))]
+        if changed:
+            warnings.warn(
+                f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "
+                "settings or kind of device): it may spend more or less than target_nfe here\n  -> give price= instead",
+                stacklevel=4,
+            )
+        return self.config.price_for(float(target_nfe))
 
     @classmethod
     def from_run(cls, folder: Path | str, price: float | None = None, name: str | None = None) -> LearnedMethod:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,11 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
-from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_config, shipped
+from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
 from addiffusion_env.agents.sb3_zip import import_zip
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import backbone_in
 from addiffusion_env.baselines.base import BaseMethod, Method
@@ -342,17 +339,6 @@ class AdaptivePipeline:
     def _prompt(self, text: str) -> Prompt:
         return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
 
-    def _warn_of_another_frontier(self, config: PolicyConfig) -> None:
-        parts = {"backbone": self.backbone, "scorers": self.scorers}
-        here = {name: digest_of(described(part)) for name, part in parts.items()}
-        changed = [name for name, digest in config.identity.items() if digest != here[name]]
-        if changed:
-            warnings.warn(
-                f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "
-                "settings or kind of device): it may spend more or less than target_nfe here\n  -> give price= instead",
-                stacklevel=4,
-            )
-
     def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:
             return self.method
@@ -364,9 +350,7 @@ class AdaptivePipeline:
             raise ConfigError(f"policy {self.method.name!r} was trained at one price", "leave out price and target_nfe")
         if target_nfe is not None and not target_nfe > 0:
             raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
-        if target_nfe is not None:
-            self._warn_of_another_frontier(self.method.config)
-        chosen = price if price is not None else self.method.config.price_for(float(target_nfe or 0))
+        chosen = price if price is not None else self.method.price_for(target_nfe or 0, self.backbone, self.scorers)
         if not np.isfinite(chosen) or chosen < 0:
             raise ConfigError(
                 f"price must be 0 or more, got {chosen}", f"up to {self.method.config.highest_price:g} was trained"

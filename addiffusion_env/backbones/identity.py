@@ -202,9 +202,10 @@ class _Describer:
             return {"class": name_of(type(value)), "vocabulary": _vocabulary(value)}
         if isinstance(getattr(value, "components", None), Mapping):  # a diffusers pipeline
             parts = self.of(value.components, place, (*within, id(value)))
-            source = _source(type(value))
+            kind: Any = type(value)
+            source = _source(kind)
             plain = {k: v for k, v in _config(getattr(value, "config", {})).items() if k not in parts}
-            return {"class": name_of(type(value)), **({"source": source} if source else {}), **plain, **parts}
+            return {"class": name_of(kind), **({"source": source} if source else {}), **plain, **parts}
         if hasattr(value, "config") and hasattr(value, "save_config"):  # a diffusers scheduler
             settings = {"class": name_of(type(value)), "config": _config(value.config)}
             # Set apart from the configuration, and read by backbones: set_shift, rescaled betas.

@@ -40,7 +40,7 @@ from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
 from addiffusion_env.backbones.pipeline_options import PipelineOptions
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
 
@@ -99,7 +99,7 @@ class PipelineBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
-        self._check_size()
+        self.arguments.check_size(self.measured.image_size)
         self.convention = self.measured.request.plan.convention
         if isinstance(self.convention, Discrete):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
@@ -114,16 +114,6 @@ class PipelineBackbone(Backbone):
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
-
-    def _check_size(self) -> None:
-        """Refuses a size that the pipeline rounds to another one."""
-        for name, side in zip(("height", "width"), self.measured.image_size, strict=True):
-            asked = self.arguments.given.get(name)
-            if asked is not None and asked != side:
-                raise ConfigError(
-                    f"{name}={asked} was given, and a {type(self.pipe).__name__} draws {side}",
-                    "give a multiple of 16, or of 32 where that is refused",
-                )
 
     @property
     def denoiser(self) -> Any:
@@ -173,16 +163,10 @@ class PipelineBackbone(Backbone):
     @property
     def identity(self) -> Mapping[str, Any]:
         """The pipeline with all that is in it, the arguments of its calls, and how its latents are looked at."""
-        held = {
-            "pipe": self.pipe,
-            "arguments": self.arguments.given,
-            "preview": self.looks.find(),
-            "options": replace(self.options, preview=None),  # described above by content, not by where it lies
-            "capabilities": self.capabilities,
-            "device": self.device,
-            "dtype": self.measured.dtype,
-        }
-        return {"class": name_of(type(self)), **described(held)}
+        options = replace(self.options, preview=None)  # the decoder is described by its content
+        held = {"pipe": self.pipe, "arguments": self.arguments.given, "preview": self.looks.find(), "options": options}
+        form = {"capabilities": self.capabilities, "device": self.device, "dtype": self.measured.dtype}
+        return {"class": name_of(type(self)), **described({**held, **form})}
 
     def refresh(self) -> None:
         """See :meth:`Backbone.refresh`; a pipeline that was moved, or whose parts were replaced, is measured again."""

@@ -117,10 +117,6 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
         """Closes the window of mode ``human``."""
         self.view.close()
 
-    def identity(self) -> dict[str, Any]:
-        """What makes, scores and pays the pictures, as plain values."""
-        return self.episodes.identity()
-
     @staticmethod
     def _row(observation: Observation) -> Observation:
         return {key: value[0] for key, value in observation.items()}

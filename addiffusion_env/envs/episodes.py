@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.engine.lane import Lane, open_lane
@@ -31,7 +30,7 @@ from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionE
 from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
-from addiffusion_env.prompts.base import Prompt, PromptList
+from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import failures, make_reward, reward_error
@@ -98,17 +97,6 @@ class Episodes:
         self.slots: list[Slot | None] = [None] * num_lanes
         self._references: dict[tuple[str, int], float] = {}
         self._referred_to = ""
-
-    def identity(self) -> dict[str, Any]:
-        """What makes, scores and pays the pictures, and which prompts they are of; see :func:`.identity_of`."""
-        prompts = self.source.prompts if isinstance(self.source, PromptList) else self.source.name
-        return identity_of(
-            backbone=self.backbone,
-            scorers=self.scorers,
-            process=self.process,
-            reward=self.reward,
-            prompts=digest_of(described(prompts)),
-        )
 
     def _check_reference(self) -> None:
         bonus = self.reward.terms.get("terminal_bonus")

@@ -1,15 +1,18 @@
-"""What every environment over :class:`Episodes` offers beside stepping: its state, to be kept and put back."""
+"""What every environment over :class:`Episodes` offers beside stepping: its state, and what it is made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.rendering import Cell
 from addiffusion_env.envs.slot import Slot
 from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ResumeError
+from addiffusion_env.prompts.base import PromptList
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,18 @@ class Restorable:
 
     episodes: Episodes
     view: View
+
+    def identity(self) -> dict[str, Any]:
+        """What makes, scores and pays the pictures, and which prompts they are of; see :func:`.identity_of`."""
+        made = self.episodes
+        prompts = made.source.prompts if isinstance(made.source, PromptList) else made.source.name
+        return identity_of(
+            backbone=made.backbone,
+            scorers=made.scorers,
+            process=made.process,
+            reward=made.reward,
+            prompts=digest_of(described(prompts)),
+        )
 
     def snapshot(self) -> Snapshot:
         """The present moment, as a value, for tree search: :meth:`restore` comes back to it any number of times.

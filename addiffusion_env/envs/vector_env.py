@@ -182,10 +182,6 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         limit = float("inf") if self._limit is None else self._limit
         return np.array([slot is not None and slot.decisions >= limit for slot in self.episodes.slots])
 
-    def identity(self) -> dict[str, Any]:
-        """What makes, scores and pays the pictures, as plain values."""
-        return self.episodes.identity()
-
     def action_masks(self) -> np.ndarray:
         """(num_envs, 3) bool: legal actions of each lane; ``action_space.sample(mask=...)`` takes it."""
         return self.episodes.action_masks()

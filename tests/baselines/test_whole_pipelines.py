@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_weights_of_a_methods_own_follow_the_backbone_that_it_is_bound_to(tiny_b
     method.bind(backbone, scorers)
     assert method._pipe is pipe and method.fingerprint == known
     half = copy.copy(backbone)
-    half.dtype = torch.bfloat16
+    half.measured = replace(backbone.measured, dtype=torch.bfloat16)
     method.bind(half, scorers)
     assert method._pipe.unet.dtype == torch.bfloat16 and method.fingerprint != known
 
