@@ -325,6 +325,11 @@ SLOW = {
     "policy's frontier",
     "setting of a method of one's own",
     "text under the same id",
+    "weights of a method's own",
+    "belief's content",
+    "judge's option",
+    "image size",
+    "refine preset",
 }
 """Kinds that another change stands for in the fast suite."""
 
@@ -342,6 +347,15 @@ def test_one_thing_changed_gives_new_records(thing, world):
     plans, made, _ = world.planned()
     assert made == 1, "the old record was taken for the new one's"
     assert old.isdisjoint(job.uid for entry in plans for job in entry.jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [trained_policy, believed, own_method_weights, adapted(1.0), freeu])
+def test_nothing_changed_gives_the_same_records(before, world):
+    """What the changes above are seen against."""
+    before(world)
+    first, second = (world.planned()[0] for _ in range(2))
+    assert [job.uid for entry in first for job in entry.jobs] == [job.uid for entry in second for job in entry.jobs]
 
 
 @pytest.mark.parametrize("before", [nothing, plain_pipe], ids=["from the folder", "from a loaded pipeline"])
