@@ -27,7 +27,8 @@ def test_a_method_keeps_its_promises(contract, case):
 
 def test_usage_begins_with_the_registered_name():
     for name in BASELINES:
-        assert BASELINES.load(name).usage.startswith(f"{name}:")
+        usage = BASELINES.load(name).usage
+        assert usage == name or usage.startswith(f"{name}:")
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,15 @@ def check_pipeline(pipe: Any) -> None:
 def tokenizers(pipe: Any) -> list[Any]:
     """The pipeline's tokenizers that must take a prompt whole: T5's where there is one, beside which CLIP's cut it.
 
-    A chat model's are not among them: its window holds a template besides.
+    A language model's count where there are no others; its template comes on top.
     """
-    found = [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
-    return [part for part in found if type(part).__name__.startswith("T5")] or found
+    from transformers import PreTrainedTokenizerBase
+
+    found = [part for part in vars(pipe).values() if isinstance(part, PreTrainedTokenizerBase)]
+    for kind in ("T5", "CLIP"):
+        if chosen := [part for part in found if type(part).__name__.startswith(kind)]:
+            return chosen
+    return found
 
 
 def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
@@ -98,7 +103,7 @@ def check_length(pipe: Any, text: str, limit: int) -> None:
     for tokenizer in tokenizers(pipe):
         convert = getattr(pipe, "maybe_convert_prompt", None)
         whole = text if convert is None else convert(text, tokenizer)
-        lengths.append(len(tokenizer(whole).input_ids))
+        lengths.append(len(tokenizer.tokenize(whole)) + tokenizer.num_special_tokens_to_add())
     if lengths and min(lengths) > limit:
         raise PromptError(
             f"prompt of {min(lengths)} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",
