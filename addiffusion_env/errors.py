@@ -7,6 +7,7 @@ built-in class that a reader expects (``LookupError``, ``ValueError``, ``OSError
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -96,11 +97,26 @@ class MissingPackageError(AdDiffusionError, ImportError):
     """An optional package that a feature needs is not installed."""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that is most like ``name``; of equals the one that begins like it for longest.
+
+    >>> closest("sd16", ["sd15", "sd21", "sdxl"]), closest("fid", ["clip"])
+    ('sd15', None)
+    """
+    close = difflib.get_close_matches(name, known := list(known), n=max(1, len(known)), cutoff=0.5)
+
+    def likeness(other: str) -> tuple[float, int]:
+        begun = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+        return difflib.SequenceMatcher(None, other, name).ratio(), len(list(begun))
+
+    return max(close, default=None, key=likeness)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ``"did you mean 'x'? known: ..."`` for the closest of ``known`` to ``name``."""
-    names = sorted(str(item) for item in known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    names = sorted({str(item) for item in known})
+    close = closest(str(name), names)
+    hint = f"did you mean {close!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
 
 

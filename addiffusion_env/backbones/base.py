@@ -103,7 +103,8 @@ class History:
     def cat(parts: Sequence[History]) -> History:
         """Joins batches into one."""
         tensors = [torch.cat([getattr(part, name) for part in parts]) for name in HISTORY_TENSORS]
-        return History(*tensors, tuple(state for part in parts for state in part.scheduler))
+        x0, sigma, older_x0, older_sigma = tensors
+        return History(x0, sigma, older_x0, older_sigma, tuple(state for part in parts for state in part.scheduler))
 
 
 HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")

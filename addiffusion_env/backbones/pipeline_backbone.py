@@ -94,7 +94,8 @@ class PipelineBackbone(Backbone):
         self.options.prepare(self.pipe)
         self._parts = parts_of(self.pipe)
         self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
-        self.measured: Measured = measure(self.evaluator, self.arguments)
+        with torch.random.fork_rng(devices=[]):
+            self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
         self._check_size()
         self.convention = self.measured.request.plan.convention
@@ -233,6 +234,9 @@ class PipelineBackbone(Backbone):
         generator = request.arguments.pop("generator", None)
         if generator is None or stream != "initial":
             generator = keyed_generator(prompt.prompt_id, seed, stream)
+            request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
+        else:
+            request.rng_state = torch.get_rng_state()
         inner, state = self.evaluator.drawn(request, None, generator)
         plan = self.plan_of(request)
         if spacing == SCHEDULER:

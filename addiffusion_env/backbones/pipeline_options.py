@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.compiled import buckets_for, compiled
+from addiffusion_env.backbones.compiled import buckets_for, check_mode, compiled
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.memory import is_offloaded, place
 from addiffusion_env.errors import ConfigError, nearest, unknown
+from addiffusion_env.typed import check_types
 
 OFFLOADS = ("none", "model", "sequential")
 
@@ -55,14 +56,17 @@ class PipelineOptions:
             more: names that the backbone has besides.
 
         Raises:
-            ConfigError: for a keyword that the backbone does not have, with the nearest one.
-            UnknownNameError: for an unknown kind of offloading.
+            ConfigError: for a keyword that the backbone does not have, with the nearest one, or a wrong value.
+            UnknownNameError: for an unknown kind of offloading or mode of compilation.
         """
         known = [item.name for item in fields(cls)]
         for name in options:
             if name not in known:
                 raise ConfigError(f"the {backbone} backbone has no option {name!r}", nearest(name, [*known, *more]))
         made = cls(**options)
+        check_types("backbone_options.", made)
+        if isinstance(made.compile, str):
+            check_mode(made.compile)
         if made.offload not in OFFLOADS:
             raise unknown("offload", str(made.offload), OFFLOADS)
         buckets_for(made.compile, made.batch_buckets)

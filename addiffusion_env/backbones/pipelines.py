@@ -30,6 +30,8 @@ from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import WeightsError
 
 INDEX = "model_index.json"
+NEEDED = (INDEX, "*/*")
+"""What is asked of a pipeline's repository: its components; at the top lie single files of the same weights."""
 
 BACKBONE_OF = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
 """Which backbone a pipeline's class belongs to."""
@@ -109,13 +111,18 @@ def find_pipeline(spec: PipelineSpec, pipeline_class: Any, name: str, variant: s
     if looks_like_path(name):
         raise WeightsError(
             f"no such folder: {path} (for the {spec.backbone} backbone)",
-            f"give a pipeline folder, or a hub id: `hf download {spec.default_id}`; {WORKS_OFFLINE}",
+            f"give a pipeline folder, or a hub id such as {spec.default_id}; {WORKS_OFFLINE}",
         )
-    check_kind(hub_file(name, INDEX), spec)
+    check_kind(hub_file(name, INDEX, NEEDED), spec)
     try:
         return Path(pipeline_class.download(name, variant=variant, **dict.fromkeys(spec.unused)))
     except Exception as error:
-        raise unavailable(name, [], reason_of(error)) from error
+        raise unavailable(name, NEEDED, reason_of(error)) from error
+
+
+def backbone_in(folder: Path) -> str | None:
+    """The name of the backbone for a folder in diffusers' format; ``None`` for a folder of another kind."""
+    return "diffusers" if (folder / INDEX).is_file() else None
 
 
 def check_kind(index: Path, spec: PipelineSpec) -> dict[str, Any]:

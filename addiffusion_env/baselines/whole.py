@@ -269,8 +269,7 @@ def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str
     try:
         pipe = load_pipeline(spec, load, offload)
     except WeightsError as error:
-        fetch = f"run `hf download {spec.default_id}` on a machine with network, or name a folder"
-        raise WeightsError(error.cause, f"{needs}: {fetch}") from error
+        raise WeightsError(error.cause, f"{needs}, in a folder or from the hub: {error.remedy}") from error
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

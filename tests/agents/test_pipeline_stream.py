@@ -75,7 +75,7 @@ def test_a_pipeline_of_another_class_is_refused(tmp_path):
 
 
 def test_a_policy_for_other_embeddings_is_refused(backbone):
-    with pytest.raises(ConfigError, match="reads 256 numbers of 'clip', and backbone 'sd15' with its scorers gives 0"):
+    with pytest.raises(ConfigError, match="trained on emoji, where 'clip' holds 256 numbers; here it holds 0"):
         AdaptivePipeline(backbone, "emoji", scorers=NoScorers())
 
 

@@ -14,7 +14,9 @@ from addiffusion_env.backbones import stable_diffusion
 from addiffusion_env.backbones.calls import text_cache
 from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
 from addiffusion_env.backbones.memory import check_memory, place
-from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError, WeightsError
+from addiffusion_env.envs.loading import load_backbone
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import AdDiffusionError, ConfigError, PromptError, UnknownNameError, WeightsError
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -151,6 +153,34 @@ def test_impossible_sizes(tiny, side):
 def test_a_size_that_the_pipeline_would_round_is_refused(tiny):
     with pytest.raises(ConfigError, match="height=18 was given, and a FluxPipeline draws 16"):
         tiny("flux").wrap(image_size=18)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": "16"}, "backbone_options.image_size must be int or null, got '16'"),
+        ({"image_size": 16.0}, "backbone_options.image_size must be int or null, got 16.0"),
+        ({"image_size": [16, 24]}, r"backbone_options.image_size must be int or null, got .16, 24."),
+        ({"batch_buckets": 3}, "backbone_options.batch_buckets must be a list of int or null, got 3"),
+        ({"compile": "fast"}, "unknown mode of compile 'fast'\n  -> .*known: .*max-autotune"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_refused_by_name(tiny, options, message):
+    settings = EnvSettings(
+        backbone="sd15", name_or_path=str(tiny("sd15").folder), device="cpu", backbone_options=options
+    )
+    for make in (lambda: tiny("sd15").wrap(**options), lambda: load_backbone(settings)):
+        with pytest.raises(AdDiffusionError, match=message):
+            make()
+
+
+def test_a_list_among_the_options_reaches_the_model(tiny):
+    options = tiny("sd15").options(batch_buckets=[4, 16])
+    folder = str(tiny("sd15").folder)
+    settings = EnvSettings(backbone="sd15", name_or_path=folder, device="cpu", backbone_options=options)
+    assert load_backbone(settings) is load_backbone(settings)
+    assert tuple(load_backbone(settings).buckets) == (4, 16)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ class Evaluator:
         if generator is not None:
             arguments["generator"] = generator
         call = OpenCall(self.pipe, arguments, self.texts.overrides())
-        event = self._begun(call)
+        with torch.random.fork_rng(devices=[], enabled=request.rng_state is not None):
+            if request.rng_state is not None:
+                torch.set_rng_state(request.rng_state)
+            event = self._begun(call)
         if isinstance(event, NetworkRequest):
             send_away(self.pipe, event.module)
         if isinstance(event, Ended | AtDecode):

@@ -56,13 +56,10 @@ def rebuilt(like: Any, parts: Sequence[Any]) -> Any:
     """A container of the kind of ``like`` with other entries."""
     if isinstance(like, Mapping):
         pairs = dict(zip(like, parts, strict=True))
-        return (
-            pairs
-            if type(like) is dict
-            else type(like)(**pairs)
-            if dataclasses.is_dataclass(like)
-            else type(like)(pairs)
-        )
+        kind: Any = type(like)
+        if kind is dict:
+            return pairs
+        return kind(**pairs) if dataclasses.is_dataclass(like) else kind(pairs)
     if hasattr(like, "_fields"):
         return type(like)(*parts)
     return type(like)(parts)

@@ -99,6 +99,8 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     steps = min(PROBE_STEPS, arguments.steps)
     requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
     first = requests[0]
+    for request in requests:
+        request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
     try:
         alone = first_step(evaluator, first, None)
     except (CapabilityError, ConfigError):
@@ -159,15 +161,15 @@ def measure_guidance(
     for scale, found in ((1.0, one), (4.0, four)):
         if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
             # Guidance on and off make different calls; each form is learned once.
-            more = {arguments.guidance_name: scale}
+            more = {name: scale}
             learn_axes(evaluator, arguments, CallRequest({**request.arguments, **more}), found)
     plain = min(one.rows, zero.rows)
     if four.rows == plain:
         takes_effect = name == "guidance_scale" and not torch.equal(one.step.output, four.step.output)
         return Guidance(name if takes_effect else None, max(1.0, float(own)), False, (plain, plain))
     added = one.rows > plain and abs(prompt_weight(evaluator, request, 3.0) - 4) < 0.1
-    found = Guidance(name, 1.0, added, (plain, four.rows))
-    return Guidance(name, found.scale(float(own)), added, found.rows)
+    made = Guidance(name, 1.0, added, (plain, four.rows))
+    return Guidance(name, made.scale(float(own)), added, made.rows)
 
 
 def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> float:

@@ -86,7 +86,9 @@ class Networks:
         least = counts.index(min(counts))
         asked, rows = [*requests, *[requests[least]] * more], [*counts, *[counts[least]] * more]
         if site is None or (len(asked) == 1 and not self.compiled):
-            args, kwargs = first.args, first.kwargs
+            # Some networks empty a list that they are given (UNets their adapter's residuals).
+            args = tuple(list(value) if type(value) is list else value for value in first.args)
+            kwargs = {name: list(value) if type(value) is list else value for name, value in first.kwargs.items()}
         else:
             args, kwargs = joined_request(site, asked, rows, bool(self.compiled))
         name = first.site[0]
@@ -98,7 +100,7 @@ class Networks:
             else:
                 answer = self.call_network(first, args, kwargs, rows, calls)
         answers = [answer] if site is None or len(asked) == 1 else split(site.output, answer, rows)[: len(requests)]
-        if (kind := _blank_key(first)) not in self._blank:
+        if (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
             self._blank[kind] = _zeros(answers[0])
         return answers, counts
 
@@ -112,6 +114,9 @@ class Networks:
         if [r.site for r, _ in one] != [r.site for r, _ in two]:
             return
         for first, second in zip(one, two, strict=True):
+            if holds_state(first[1]):  # an answer with a cache belongs to one image
+                self.sites[form_of(first[0])] = None
+                continue
             try:
                 self.sites[form_of(first[0])] = site_of(first, second)
             except ValueError:
@@ -126,7 +131,10 @@ class Networks:
         kind = _blank_key(request)
         if kind not in self._blank:
             with torch.no_grad():
-                self._blank[kind] = _zeros(request.module(*request.args, **request.kwargs))
+                answer = request.module(*request.args, **request.kwargs)
+            if holds_state(answer):
+                return answer
+            self._blank[kind] = _zeros(answer)
         return self._blank[kind]
 
 

@@ -100,7 +100,8 @@ class SchedulerPlan:
             generator = torch.Generator()
             generator.set_state(state["generator"])
         kwargs = dict(at.kwargs)
-        if _takes_generator(type(scheduler)):
+        kind: Any = type(scheduler)
+        if _takes_generator(kind):
             kwargs["generator"] = generator
         result = scheduler.step(at.output, at.time, at.sample, *at.args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample

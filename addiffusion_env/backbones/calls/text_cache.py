@@ -57,12 +57,12 @@ def version_of(value: torch.Tensor) -> int:
 
 def encoder_state(pipe: Any) -> Any:
     """Changes when a text encoder's weights, adapters or tokens do: what encoded prompts depend on."""
-    found = []
+    found: list[Any] = []
     for name, part in pipe.__dict__.items():
         if name.startswith("text_encoder") and isinstance(part, torch.nn.Module):
             found.append((id(part), sum((version_of(p) + 1) * (p.data_ptr() % 1000003 + 7) for p in part.parameters())))
-            scales = [tuple(m.scaling.items()) for m in part.modules() if isinstance(getattr(m, "scaling", None), dict)]
-            found.append(tuple(scales))
+            scales: list[Any] = [getattr(module, "scaling", None) for module in part.modules()]
+            found.append(tuple(tuple(scale.items()) for scale in scales if isinstance(scale, dict)))
         elif name.startswith("tokenizer") and hasattr(part, "__len__"):
             found.append((id(part), len(part)))
     return tuple(found)
