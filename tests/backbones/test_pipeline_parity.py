@@ -220,6 +220,6 @@ def test_any_level_is_what_the_hand_written_backbone_predicts(tiny, name, schedu
     for _ in range(2):  # with fresh calls, and with waiting ones
         ours = general.predict(x, sigma, general.encode(texts), scale)
         theirs = reference.predict(x, sigma, reference.encode(texts), scale)
-        # Fractional times of Euler are kept in float32, and sigma times guidance multiplies their rounding by a hundred.
+        # Fractional times of Euler are float32: sigma times guidance multiplies their rounding by a hundred.
         torch.testing.assert_close(ours.x0, theirs.x0, atol=1e-3, rtol=1e-3)
         assert torch.equal(ours.calls, theirs.calls)
