@@ -198,7 +198,6 @@ class PipelineBackbone(Backbone):
             network_calls=guidance.rows,
             masks=measured.layout.spatial,
             previews=self.looks.possible,
-            phrases=guidance.name is not None,
         )
 
     # Prompts.
@@ -351,7 +350,8 @@ class PipelineBackbone(Backbone):
         self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
     ) -> Latents:
         """See :meth:`Backbone.scheduler_step`."""
-        x, states = [], []
+        x: list[Tensor] = []
+        states: list[dict[str, Any] | None] = []
         layout = self._layout_for(latents.x, conditioning.requests[0])
         for row, (request, after) in enumerate(zip(conditioning.requests, sigma_next.tolist(), strict=True)):
             plan, now = self.plan_of(request), float(latents.sigma[row])

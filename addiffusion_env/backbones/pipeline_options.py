@@ -87,7 +87,7 @@ class PipelineOptions:
         if self.offload != "none" and not is_offloaded(pipe):
             place(pipe, type(pipe).__name__, resolve_device("auto"), self.offload)
         if self.vae_tiling:
-            vae = getattr(pipe, "vae", None)
+            vae: Any = getattr(pipe, "vae", None)
             if not hasattr(vae, "enable_tiling"):
                 raise ConfigError(f"vae_tiling was set, and a {type(vae).__name__} has no tiles", "leave it out")
             vae.enable_tiling()

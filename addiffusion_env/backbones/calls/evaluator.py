@@ -266,9 +266,9 @@ class Evaluator:
 
 
 @contextmanager
-def kept_precision(pipe: Any) -> Iterator[dict[torch.nn.Module, torch.dtype]]:
+def kept_precision(pipe: Any) -> Iterator[dict[Any, torch.dtype]]:
     """Gives the precision of each autoencoder, which is what it was again afterwards, also when a call broke off."""
-    modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
+    modules: list[Any] = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
     precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
     try:
         yield precisions

@@ -17,7 +17,8 @@ from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_la
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.backbones.hub import in_a_line
+from addiffusion_env.errors import AdDiffusionError, CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
 """The first two have as many words, the third more: networks that read one row for all are found out by it."""
@@ -103,7 +104,7 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
     try:
         alone = first_step(evaluator, first, None)
-    except (CapabilityError, ConfigError):
+    except (AdDiffusionError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise CapabilityError(
@@ -115,7 +116,15 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
     difference = check_joining(evaluator, requests, guidance)
     sample = alone.step.sample
-    layout, size, decoder = measure_decoding(evaluator, first, sample)
+    try:
+        layout, size, decoder = measure_decoding(evaluator, first, sample)
+    except (AdDiffusionError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CapabilityError(
+            f"a {type(evaluator.pipe).__name__} fails to decode: {in_a_line(error)[:200]}",
+            "it does so by itself too: check its vae, and that its network makes latents of the vae's channels",
+        ) from error
     return Measured(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
 
 

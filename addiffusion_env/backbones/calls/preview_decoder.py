@@ -113,7 +113,7 @@ class PreviewDecoder:
 
     def _found(self) -> Any:
         decoder = self.measured.decoder
-        config = getattr(decoder, "config", {})
+        config: Any = getattr(decoder, "config", {})
         channels = self.measured.layout.shape[0]
         wanted = TINY_DECODERS.get((channels, config.get("scaling_factor")))
         if wanted is not None and self.chosen is None:
