@@ -29,7 +29,14 @@ from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
-from addiffusion_env.backbones.calls.loaded import ays_timesteps, check_length, check_pipeline, parts_of, token_limit
+from addiffusion_env.backbones.calls.loaded import (
+    ays_timesteps,
+    check_length,
+    check_pipeline,
+    check_size,
+    parts_of,
+    token_limit,
+)
 from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
@@ -38,7 +45,7 @@ from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
 from addiffusion_env.backbones.pipeline_options import PipelineOptions
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
 
@@ -97,7 +104,7 @@ class PipelineBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
-        self._check_size()
+        check_size(self.pipe, self.arguments, self.measured.image_size)
         self.convention = self.measured.request.plan.convention
         if isinstance(self.convention, Discrete):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
@@ -112,16 +119,6 @@ class PipelineBackbone(Backbone):
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
-
-    def _check_size(self) -> None:
-        """Refuses a size that the pipeline rounds to another one."""
-        for name, side in zip(("height", "width"), self.measured.image_size, strict=True):
-            asked = self.arguments.given.get(name)
-            if asked is not None and asked != side:
-                raise ConfigError(
-                    f"{name}={asked} was given, and a {type(self.pipe).__name__} draws {side}",
-                    "give a multiple of 16, or of 32 where that is refused",
-                )
 
     @property
     def denoiser(self) -> Any:
@@ -170,10 +167,11 @@ class PipelineBackbone(Backbone):
 
     def refresh(self) -> None:
         """See :meth:`Backbone.refresh`; a pipeline that was moved, or whose parts were replaced, is measured again."""
-        if self._parts == parts_of(self.pipe):
-            return
         check_pipeline(self.pipe)
-        self._measure()
+        if self._parts == parts_of(self.pipe):
+            self.evaluator.texts.refresh()
+        else:
+            self._measure()
 
     def to(self, *args: Any, **kwargs: Any) -> None:
         """Moves the pipeline, as its own ``to``."""
@@ -199,6 +197,13 @@ class PipelineBackbone(Backbone):
             masks=measured.layout.spatial,
             previews=self.looks.possible,
         )
+
+    @property
+    def decoder_name(self) -> str:
+        """See :attr:`Backbone.decoder_name`."""
+        decoder = self.measured.decoder
+        precision = str(getattr(decoder, "dtype", self.measured.dtype)).removeprefix("torch.")
+        return f"{type(self.pipe if decoder is None else decoder).__name__} in {precision}"
 
     # Prompts.
 

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision
+from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision, told
 from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.backbones.hub import in_a_line
-from addiffusion_env.errors import AdDiffusionError, CapabilityError
+from addiffusion_env.errors import CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
 """The first two have as many words, the third more: networks that read one row for all are found out by it."""
@@ -102,29 +101,14 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     first = requests[0]
     for request in requests:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
-    try:
-        alone = first_step(evaluator, first, None)
-    except (AdDiffusionError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise CapabilityError(
-            f"a first step of {type(evaluator.pipe).__name__} failed: {type(error).__name__}: {str(error)[:200]}",
-            "give what its own call needs as arguments, for example image= or prompt_embeds=",
-        ) from error
+    alone = first_step(evaluator, first, None)
     learn_axes(evaluator, arguments, first, alone)
     guidance = measure_guidance(evaluator, arguments, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
     difference = check_joining(evaluator, requests, guidance)
     sample = alone.step.sample
-    try:
+    with told(evaluator.pipe, "the end of a call", first.arguments):
         layout, size, decoder = measure_decoding(evaluator, first, sample)
-    except (AdDiffusionError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise CapabilityError(
-            f"a {type(evaluator.pipe).__name__} fails to decode: {in_a_line(error)[:200]}",
-            "it does so by itself too: check its vae, and that its network makes latents of the vae's channels",
-        ) from error
     return Measured(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
 
 
@@ -164,9 +148,13 @@ def measure_guidance(
         return first_step(evaluator, request, float(scale))
 
     try:
-        one, zero, four = at(1.0), at(0.0), at(4.0)
+        one, four = at(1.0), at(4.0)
     except Exception:
         return Guidance(None, 1.0, False, (alone.rows, alone.rows))
+    try:
+        zero = at(0.0)
+    except Exception:  # some pipelines refuse it
+        zero = one
     for scale, found in ((1.0, one), (4.0, four)):
         if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
             # Guidance on and off make different calls; each form is learned once.
@@ -331,9 +319,12 @@ def measure_decoding(
 ) -> tuple[LatentLayout, tuple[int, int], Any]:
     """The latents' layout, the size of an image, and the module that decodes."""
     decoder: list[Any] = []
+    # Where an inpainting pipeline keeps its image, latents do not reach the decoder: the layout is that of a full mask.
+    mask = request.arguments.get("mask_image")
+    more = {} if mask is None else {"mask_image": full_mask(mask)}
 
     def decoded(x: Tensor) -> Tensor:
-        call = evaluator.open(request, None, generator())
+        call = evaluator.open(request, None, generator(), **more)
         evaluator.blank_step(call, call.event)
         event = call.finish(x)
         if isinstance(event, AtDecode):
@@ -350,8 +341,15 @@ def measure_decoding(
     return layout, (int(image.shape[-2]), int(image.shape[-1])), decoder[0] if decoder else None
 
 
+def full_mask(mask: Any) -> Any:
+    """A mask of the same kind and size (PIL image, array, tensor, or a list of these) that covers the whole image."""
+    if isinstance(mask, list):
+        return [full_mask(entry) for entry in mask]
+    return mask.point(lambda _: 255) if hasattr(mask, "point") else 0 * mask + 1
+
+
 def image_of(output: Any) -> Tensor:
-    """(1, 3, H, W) float32 in [-1, 1]: the first image of what a pipeline returned.
+    """(1, 3, H, W) float32 in [-1, 1]: a pipeline's first image; all NaN if it could not be decoded.
 
     Raises:
         CapabilityError: for an output without images.

@@ -72,6 +72,12 @@ class PreviewDecoder:
             self.decoder = self._tiny(str(chosen))
 
     @property
+    def known(self) -> str | None:
+        """The id of the family's tiny decoder; ``None`` if none is known."""
+        config = getattr(self.measured.decoder, "config", {})
+        return TINY_DECODERS.get((self.measured.layout.shape[0], config.get("scaling_factor", 0.0)))
+
+    @property
     def possible(self) -> bool:
         """Whether there are previews: latents with places in the image, and a decoder for them."""
         return self.chosen != "none" and self.measured.layout.spatial
@@ -113,9 +119,8 @@ class PreviewDecoder:
 
     def _found(self) -> Any:
         decoder = self.measured.decoder
-        config: Any = getattr(decoder, "config", {})
         channels = self.measured.layout.shape[0]
-        wanted = TINY_DECODERS.get((channels, config.get("scaling_factor")))
+        wanted = self.known
         if wanted is not None and self.chosen is None:
             try:
                 return self._tiny(wanted)
