@@ -43,7 +43,7 @@ from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
-from addiffusion_env.backbones.pipeline_options import PipelineOptions
+from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts.base import Prompt
@@ -84,9 +84,8 @@ class PipelineBackbone(Backbone):
     argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
-        names = self.argument_options
         self.options = self._options(options)
-        meant = {name: options[key] for key in names if options.get(key) is not None for name in names[key]}
+        meant = ArgumentOptions.arguments(options, self.argument_options)
         check_pipeline(pipe)
         self.pipe = pipe
         self.arguments = PipelineArguments.of(pipe, {**self.own, **meant, **(arguments or {})})
