@@ -18,7 +18,7 @@ from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
 
 LEVEL_TOLERANCE = 1e-6
-"""Relative: schedulers keep their levels in float32."""
+"""Relative difference of levels that are one: schedulers keep theirs in single precision."""
 
 
 @dataclass(frozen=True)
