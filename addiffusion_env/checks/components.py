@@ -36,7 +36,6 @@ METHOD_EXAMPLES: dict[str, tuple[str, str]] = {
     "stop": ("emoji", "stop:1"),
     "random": ("emoji", "random:0.5"),
     "prompt_rule": ("emoji", "prompt_rule:3,2"),
-    "continue": ("sd15", "continue"),
     "best_of": ("emoji", "best_of:2x2"),
     "threshold_retry": ("emoji", "threshold_retry:1.5,2,2"),
     "interval": ("emoji", "interval:threshold_retry:1.5,2,2"),
