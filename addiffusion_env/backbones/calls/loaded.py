@@ -10,7 +10,7 @@ from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.open_call import NOT_DENOISERS
 from addiffusion_env.backbones.memory import moved_by_hook
 from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
-from addiffusion_env.errors import CapabilityError, PromptError
+from addiffusion_env.errors import CapabilityError, ConfigError, PromptError
 
 NO_LIMIT = 100_000
 """Tokens of a text window that no tokenizer bounds."""
@@ -63,6 +63,26 @@ def check_pipeline(pipe: Any) -> None:
                 )
     if getattr(pipe, "scheduler", None) is not None and not parts:
         raise CapabilityError(f"a {type(pipe).__name__} has no network", "pass a text-to-image pipeline")
+
+
+def check_size(pipe: Any, arguments: PipelineArguments, drawn: tuple[int, int]) -> None:
+    """Refuses a size that the pipeline rounds to another one.
+
+    Args:
+        pipe: the pipeline.
+        arguments: of its call.
+        drawn: (height, width) of its image.
+
+    Raises:
+        ConfigError: with both sizes.
+    """
+    for name, side in zip(("height", "width"), drawn, strict=True):
+        asked = arguments.given.get(name)
+        if asked is not None and asked != side:
+            raise ConfigError(
+                f"{name}={asked} was given, and a {type(pipe).__name__} draws {side}",
+                "give a multiple of 16, or of 32 where that is refused",
+            )
 
 
 def tokenizers(pipe: Any) -> list[Any]:
