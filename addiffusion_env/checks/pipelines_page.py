@@ -268,7 +268,10 @@ one for each prompt. An environment takes them as `pipeline_kwargs`:
 *Not run: its default scorers need weights.*
 
 ```python
-env = gym.make("AdDiffusion-Diffusers-v0", pipe=pipe, pipeline_kwargs={{"height": 512, "negative_prompt": "blurry"}})
+import gymnasium as gym
+
+settings = {{"height": 512, "width": 512, "negative_prompt": "blurry"}}
+env = gym.make("AdDiffusion-Diffusers-v0", pipe=pipe, pipeline_kwargs=settings)
 ```
 
 `gym.make("AdDiffusion-Diffusers-v0", name_or_path=...)` loads a hub id, a folder or a single file.
