@@ -37,6 +37,14 @@ class ConfigError(AdDiffusionError, ValueError):
     """A configuration value of the wrong type, range or combination."""
 
 
+class UnexpectedKeywordError(ConfigError, TypeError):
+    """A keyword argument that a constructor does not take.
+
+    A ``TypeError`` too, as Python's own: libraries that try a keyword of theirs on every environment and go on
+    without it (TorchRL's ``frameskip``) look for that type and for the words "unexpected keyword argument".
+    """
+
+
 class CapabilityError(AdDiffusionError, ValueError):
     """A backbone was asked for something it cannot do."""
 
@@ -135,6 +143,19 @@ def check_settings(what: str, given: Iterable[str], known: Iterable[str]) -> Non
     for key in given:
         if key not in names:
             raise ConfigError(f"{what} no setting {key!r}", nearest(key, names))
+
+
+def check_keywords(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a mistyped keyword argument, as :func:`check_settings` refuses a setting.
+
+    Raises:
+        UnexpectedKeywordError: naming the keyword and the nearest known one.
+    """
+    names = list(known)
+    for key in given:
+        if key not in names:
+            cause = f"got an unexpected keyword argument {key!r}: {what} no setting {key!r}"
+            raise UnexpectedKeywordError(cause, nearest(key, names))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

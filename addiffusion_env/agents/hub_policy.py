@@ -28,7 +28,7 @@ from addiffusion_env.agents.policy_file import (
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.hub import looks_like_path, reason_of, repo_folder, unavailable
 from addiffusion_env.backbones.pipelines import INDEX, backbone_in
-from addiffusion_env.errors import ConfigError, WeightsError, check_settings
+from addiffusion_env.errors import ConfigError, WeightsError, check_keywords
 
 CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INDEX)
@@ -161,7 +161,7 @@ def located(name_or_dir: str | Path, **hub: Any) -> Path | None:
 
     Of a hub id without a policy only the files are fetched that say what it is.
     """
-    check_settings("loading from the hub has", hub, HUB_OPTIONS)
+    check_keywords("loading from the hub has", hub, HUB_OPTIONS)
     found, name = find_policy(name_or_dir), str(name_or_dir)
     if found is not None:
         return found

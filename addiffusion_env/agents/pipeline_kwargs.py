@@ -23,6 +23,9 @@ PER_PROMPT = (
     "latents",
     "generator",
     "ip_adapter_image",
+    "attention_kwargs",
+    "cross_attention_kwargs",
+    "joint_attention_kwargs",
 )
 """Arguments that belong to a prompt, beside those that :data:`PER_PROMPT_PARTS` names."""
 

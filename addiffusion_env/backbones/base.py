@@ -229,6 +229,11 @@ class Backbone(ABC):
     capabilities: Capabilities
     device: torch.device
 
+    @property
+    def decoder_name(self) -> str:
+        """What decodes its images, and in which precision, for error messages."""
+        return f"of backbone {self.name!r}"
+
     @classmethod
     @abstractmethod
     def from_pretrained(cls, load: Load | None = None) -> Backbone:

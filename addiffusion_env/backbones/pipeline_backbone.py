@@ -170,10 +170,11 @@ class PipelineBackbone(Backbone):
 
     def refresh(self) -> None:
         """See :meth:`Backbone.refresh`; a pipeline that was moved, or whose parts were replaced, is measured again."""
-        if self._parts == parts_of(self.pipe):
-            return
         check_pipeline(self.pipe)
-        self._measure()
+        if self._parts == parts_of(self.pipe):
+            self.evaluator.texts.refresh()
+        else:
+            self._measure()
 
     def to(self, *args: Any, **kwargs: Any) -> None:
         """Moves the pipeline, as its own ``to``."""
@@ -200,6 +201,13 @@ class PipelineBackbone(Backbone):
             previews=self.looks.possible,
             phrases=guidance.name is not None,
         )
+
+    @property
+    def decoder_name(self) -> str:
+        """See :attr:`Backbone.decoder_name`."""
+        decoder = self.measured.decoder
+        precision = str(getattr(decoder, "dtype", self.measured.dtype)).removeprefix("torch.")
+        return f"{type(self.pipe if decoder is None else decoder).__name__} in {precision}"
 
     # Prompts.
 

@@ -284,12 +284,24 @@ class Engine:
         known = [request.conditioning for request in requests if request.conditioning is not None]
         x = torch.cat([request.x for request in requests])
         images = self.backbone.decode(x, known if len(known) == len(requests) else None)
-        looks = self._looks(images, [request.prompt for request in requests])
+        finite = torch.isfinite(images).flatten(1).all(1)
+        good = finite.tolist()
+        prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
+        looks = iter(self._looks(images[finite], prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
-        return [
-            Picture(image, look) if isinstance(look, Look) else look for image, look in zip(images, looks, strict=True)
-        ]
+        pictures: list[Picture | Exception] = []
+        for request, image, fine in zip(requests, images, good, strict=True):
+            look = next(looks) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
+            pictures.append(Picture(image, look) if isinstance(look, Look) else look)
+        return pictures
+
+    def _not_decoded(self, request: Finish, bad: int, pictures: int) -> NumericsError:
+        return NumericsError(
+            f"the decoder ({self.backbone.decoder_name}) returned NaN or infinity for {bad} of {pictures} pictures, "
+            f"here for prompt {request.prompt.text[:60]!r}",
+            "decode in float32 (pipe.vae.to(torch.float32), or vae.config.force_upcast), or use another autoencoder",
+        )
 
     def _looks(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Look | Exception]:
         """A look at each picture, or the error that it met: a batch that fails is looked at one by one."""

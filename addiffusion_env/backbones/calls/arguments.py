@@ -77,6 +77,12 @@ class PipelineArguments:
             if name not in self.parameters and not self.open_ended:
                 known = [other for other in self.parameters if other not in ("self", "kwargs", *OWNED)]
                 raise ConfigError(f"{type(self.pipe).__name__} has no argument {name!r}", nearest(name, known))
+            for value in given[name] if isinstance(given[name], list | tuple) else [given[name]]:
+                if name.endswith("attention_kwargs") and isinstance(value, Mapping) and value.get("scale") == 0:
+                    raise ConfigError(
+                        f"scale=0 in {name} would leave adapters at full weight for all later calls (peft)",
+                        "use pipe.disable_lora(), or pipe.set_adapters with weight 0",
+                    )
 
     @property
     def open_ended(self) -> bool:

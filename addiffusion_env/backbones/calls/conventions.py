@@ -141,7 +141,9 @@ class Discrete(Convention):
             middle = getattr(scheduler, "sigmas_interpol", None)
             if middle is not None:  # second-order steps: every other evaluation is between two levels
                 between = middle.double().cpu().numpy()[begin : begin + len(found)]
-                found[1:-1:2] = between[1:-1:2]
+                # The ancestral one names the level in the middle of a step at the step itself, the other at its end.
+                inside = between[:-2:2] if hasattr(scheduler, "sigmas_down") else between[1:-1:2]
+                found[1:-1:2] = np.clip(inside, found[2::2], found[:-2:2])  # equal to its end up to rounding
             return found
         return np.append(self.schedule.sigma_at(times.double().cpu().numpy()), self.schedule.final_sigma)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
-from addiffusion_env.backbones.calls.text_cache import TextCache
+from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.hub import in_a_line
 from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
@@ -59,11 +60,11 @@ class Evaluator:
             arguments[self.guidance_name] = scale
         if generator is not None:
             arguments["generator"] = generator
+        self._check_adapters(request)
         call = OpenCall(self.pipe, arguments, self.texts.overrides())
-        with torch.random.fork_rng(devices=[], enabled=request.rng_state is not None):
-            if request.rng_state is not None:
-                torch.set_rng_state(request.rng_state)
-            event = self._begun(call)
+        rng_state = request.rng_state
+        with told(self.pipe, "the beginning of a call", arguments), forked_rng(rng_state):
+            event = call.begun()
         if isinstance(event, NetworkRequest):
             send_away(self.pipe, event.module)
         if isinstance(event, Ended | AtDecode):
@@ -75,22 +76,21 @@ class Evaluator:
             request.plan = SchedulerPlan.of(call, generator)
         return call
 
-    def _begun(self, call: OpenCall) -> Event:
-        try:
-            return call.begun()
-        except (AdDiffusionError, torch.OutOfMemoryError):
-            raise
-        except ValueError as error:
+    def _check_adapters(self, request: CallRequest) -> None:
+        """Refuses to go on with an image whose adapters are others than when it was begun.
+
+        Raises:
+            ConfigError: as said.
+        """
+        now = adapters_of(self.pipe)
+        if request.adapters is None:
+            request.adapters = now
+        if request.adapters != now:
             raise ConfigError(
-                f"a {type(self.pipe).__name__} refuses its arguments: {str(error)[:300]}",
-                "change pipeline_kwargs, or the options that stand for them",
-            ) from error
-        except Exception as error:
-            raise CapabilityError(
-                f"a {type(self.pipe).__name__} fails before its first step: {in_a_line(error)[:300]}",
-                "it does so by itself too; give what its own call needs as arguments, for example image= or "
-                "prompt_embeds=",
-            ) from error
+                f"adapters of the {type(self.pipe).__name__} (LoRA) were loaded, fused or given other weights while an "
+                "image was under way",
+                "change them between two calls, or begin the image again",
+            )
 
     def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, Any]:
         """The latents that the pipeline itself would begin with, and the generator's state afterwards.
@@ -111,7 +111,8 @@ class Evaluator:
 
     def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[Evaluated]:
         """Answers evaluations, their network calls joined where that is known to change nothing."""
-        calls = [self._brought(evaluation) for evaluation in evaluations]
+        adapters = adapters_of(self.pipe)
+        calls = [self._brought(evaluation, adapters) for evaluation in evaluations]
         self.networks.order = {id(call): at for at, call in enumerate(calls)}
         found = self.run(calls, keep)
         self.networks.order = {}
@@ -144,9 +145,11 @@ class Evaluator:
             found.append(Evaluated(call.event, count, requests))
         return found
 
-    def _brought(self, evaluation: Evaluation) -> OpenCall:
+    def _brought(self, evaluation: Evaluation, adapters: Any) -> OpenCall:
         """A call of the evaluation's request that has its network request for the wanted latents and time."""
         request, index = evaluation.request, evaluation.index
+        if request.adapters != adapters:
+            self._check_adapters(request)
         call = self._taken(request, evaluation.scale, index, evaluation.x)
         if call is None:
             call = self._reopened(request, evaluation)
@@ -210,7 +213,10 @@ class Evaluator:
     # Images.
 
     def finish(self, ends: Sequence[tuple[CallRequest, Tensor]]) -> list[Any]:
-        """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together."""
+        """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together.
+
+        Of latents that the decoder answers with NaN or infinity it is an image of NaN.
+        """
         calls = []
         with kept_precision(self.pipe) as precisions:
             for request, x in ends:
@@ -259,7 +265,53 @@ class Evaluator:
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
-                    call.answer(answer if len(part) == 1 else _row(answer, row))
+                    own = answer if len(part) == 1 else _row(answer, row)
+                    if (image := _leading(own)).isfinite().all():
+                        call.answer(own)
+                    else:
+                        # The pipeline's own end would turn infinity into white, and end in an error for NaN.
+                        call.close()
+                        call.event = Ended((torch.full((1, 3, *image.shape[-2:]), math.nan),))
+
+
+@contextmanager
+def forked_rng(state: Tensor | None) -> Iterator[None]:
+    """Within it torch's own generator on the CPU has another state; ``None`` leaves it as it is."""
+    with torch.random.fork_rng(devices=[], enabled=state is not None):
+        if state is not None:
+            torch.set_rng_state(state)
+        yield
+
+
+@contextmanager
+def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """An error of the pipeline's own is told in two lines.
+
+    Raises:
+        ConfigError: when ``strength`` leaves no step, or the pipeline refuses a value.
+        CapabilityError: for any other error than a lack of memory.
+    """
+    try:
+        yield
+    except (AdDiffusionError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        strength, steps = arguments.get("strength"), arguments.get("num_inference_steps", 0)
+        if isinstance(strength, int | float) and int(strength * steps) < 1:
+            raise ConfigError(
+                f"strength={strength:g} of {steps} steps leaves no step for a {type(pipe).__name__}",
+                f"use strength={1 / max(steps, 1):.2g} or more, or more steps",
+            ) from error
+        if isinstance(error, ValueError):
+            raise ConfigError(
+                f"a {type(pipe).__name__} refuses its arguments: {in_a_line(error)[:300]}",
+                "change pipeline_kwargs (prompt_embeds=, image= ...), or the options that stand for them",
+            ) from error
+        raise CapabilityError(
+            f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
+            "give what it needs as pipeline_kwargs, for example image=, ip_adapter_image= or prompt_embeds=; "
+            "or use the pipeline class that its network was made for",
+        ) from error
 
 
 @contextmanager
@@ -300,6 +352,13 @@ def _row(value: Any, row: int) -> Any:
         return value[row : row + 1]
     parts = entries(value)
     return value if parts is None else rebuilt(value, [_row(part, row) for part in parts])
+
+
+def _leading(value: Any) -> Tensor:
+    """The image in a decoder's answer."""
+    while not isinstance(value, Tensor):
+        value = next(iter(entries(value) or ()))
+    return value
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
+from addiffusion_env.backbones.calls.open_call import NOT_DENOISERS
 from addiffusion_env.backbones.memory import moved_by_hook
 from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
 from addiffusion_env.errors import CapabilityError, PromptError
@@ -41,23 +42,26 @@ def check_pipeline(pipe: Any) -> None:
     Raises:
         CapabilityError: naming the component.
     """
-    for name, part in getattr(pipe, "__dict__", {}).items():
-        if not isinstance(part, nn.Module):
+    parts = {name: part for name, part in getattr(pipe, "__dict__", {}).items() if isinstance(part, nn.Module)}
+    for name, part in parts.items():
+        if name.startswith(NOT_DENOISERS):
             continue
-        if getattr(part, "is_cache_enabled", False):
-            raise CapabilityError(
-                f"{name} has a cache of its activations switched on, which mixes the images of a batch",
-                f"call pipe.{name}.disable_cache() first",
-            )
-        patched = part.__dict__.get("forward")
-        if patched is not None and not moved_by_hook(part):
-            raise CapabilityError(
-                f"the forward method of {name} has been replaced (by DeepCache or the like), which may keep state from "
-                "one image to the next",
-                "disable that helper before the pipeline is wrapped",
-            )
-    scales = [1 for part in getattr(pipe, "__dict__", {}).values() if isinstance(part, nn.Module)]
-    if getattr(pipe, "scheduler", None) is not None and not scales:
+        for inside, module in part.named_modules():
+            registry = getattr(module, "_diffusers_hook", None)
+            hooks = getattr(registry, "hooks", {})
+            if any(hook._is_stateful for hook in hooks.values()) or getattr(module, "is_cache_enabled", False):
+                raise CapabilityError(
+                    f"{name} has a cache of its activations switched on, which mixes the images of a batch",
+                    f"call pipe.{name}.disable_cache() first",
+                )
+            if "forward" in module.__dict__ and registry is None and not moved_by_hook(module):
+                where = f"{name}.{inside}" if inside else name
+                raise CapabilityError(
+                    f"the forward method of {where} has been replaced (by DeepCache or the like), which may keep state "
+                    "from one image to the next",
+                    "disable that helper before the pipeline is wrapped",
+                )
+    if getattr(pipe, "scheduler", None) is not None and not parts:
         raise CapabilityError(f"a {type(pipe).__name__} has no network", "pass a text-to-image pipeline")
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision
+from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision, told
 from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.errors import CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
 """The first two have as many words, the third more: networks that read one row for all are found out by it."""
@@ -101,21 +101,14 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     first = requests[0]
     for request in requests:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
-    try:
-        alone = first_step(evaluator, first, None)
-    except (CapabilityError, ConfigError):
-        raise
-    except Exception as error:
-        raise CapabilityError(
-            f"a first step of {type(evaluator.pipe).__name__} failed: {type(error).__name__}: {str(error)[:200]}",
-            "give what its own call needs as arguments, for example image= or prompt_embeds=",
-        ) from error
+    alone = first_step(evaluator, first, None)
     learn_axes(evaluator, arguments, first, alone)
     guidance = measure_guidance(evaluator, arguments, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
     difference = check_joining(evaluator, requests, guidance)
     sample = alone.step.sample
-    layout, size, decoder = measure_decoding(evaluator, first, sample)
+    with told(evaluator.pipe, "the end of a call", first.arguments):
+        layout, size, decoder = measure_decoding(evaluator, first, sample)
     return Measured(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
 
 
@@ -356,7 +349,7 @@ def full_mask(mask: Any) -> Any:
 
 
 def image_of(output: Any) -> Tensor:
-    """(1, 3, H, W) float32 in [-1, 1]: the first image of what a pipeline returned.
+    """(1, 3, H, W) float32 in [-1, 1]: a pipeline's first image; all NaN if it could not be decoded.
 
     Raises:
         CapabilityError: for an output without images.
