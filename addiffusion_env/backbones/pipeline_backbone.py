@@ -134,6 +134,11 @@ class PipelineBackbone(Backbone):
         return self.measured.dtype
 
     @classmethod
+    def needs(cls) -> str:
+        """A pipeline: there is no default one."""
+        return "a pipeline (pipe= or name_or_path=)"
+
+    @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
         """Loads the pipeline that ``load.name_or_path`` names: a hub id, a folder or a single file.
 
