@@ -160,9 +160,9 @@ def regions_of(case: Case) -> str:
     can = case.backbone.capabilities
     if not can.masks:
         return "whole image"
-    if can.attention_grid is not None:
-        return "attention" + (", phrases" if can.phrases else "")
-    return "phrases" if can.phrases else "whole image"
+    phrases = getattr(can, "phrases", True)
+    names = [name for name, there in (("attention", can.attention_grid is not None), ("phrases", phrases)) if there]
+    return ", ".join(names) or "whole image"
 
 
 def _default(case: Case, name: str) -> Any:
