@@ -204,7 +204,6 @@ class PipelineBackbone(Backbone):
             network_calls=guidance.rows,
             masks=measured.layout.spatial,
             previews=self.looks.possible,
-            phrases=guidance.name is not None,
         )
 
     @property

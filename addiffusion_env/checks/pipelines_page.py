@@ -160,9 +160,7 @@ def regions_of(case: Case) -> str:
     can = case.backbone.capabilities
     if not can.masks:
         return "whole image"
-    phrases = getattr(can, "phrases", True)
-    names = [name for name, there in (("attention", can.attention_grid is not None), ("phrases", phrases)) if there]
-    return ", ".join(names) or "whole image"
+    return "attention, phrases" if can.attention_grid is not None else "phrases"
 
 
 def _default(case: Case, name: str) -> Any:
@@ -317,7 +315,7 @@ LOOKS_TEXT = """## Previews, regions, defaults
 - **preview**: the tiny decoder that is known for this autoencoder, or a least-squares map from latents to colours,
   with its error as a share of the colours' spread (random decoders are hard to fit).
 - **regions of refine**: how the region to draw again is found: cross or joint *attention*, differences between
-  *phrases* (evaluations without guidance), or only the *whole image*.
+  *phrases* (evaluations without one of them), or only the *whole image*.
 - **steps**, **guidance**: defaults of the class's `__call__`.
 
 """

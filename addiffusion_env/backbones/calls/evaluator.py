@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -148,6 +149,9 @@ class Evaluator:
     def _brought(self, evaluation: Evaluation, adapters: Any) -> OpenCall:
         """A call of the evaluation's request that has its network request for the wanted latents and time."""
         request, index = evaluation.request, evaluation.index
+        if index == 0 and request.plan is not None and float(evaluation.time) != float(request.plan.times[0]):
+            # Between the plan's first two levels: a call's own first step is always at the first.
+            index, evaluation = 1, replace(evaluation, index=1)
         if request.adapters != adapters:
             self._check_adapters(request)
         call = self._taken(request, evaluation.scale, index, evaluation.x)

@@ -109,7 +109,8 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     first = requests[0]
     for request in requests:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
-    alone = first_step(evaluator, first, None)
+    with told(evaluator.pipe, "a first step", first.arguments):
+        alone = first_step(evaluator, first, None)
     learn_axes(evaluator, arguments, first, alone)
     guidance = measure_guidance(evaluator, arguments, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
