@@ -130,6 +130,11 @@ class PipelineBackbone(Backbone):
         return self.measured.dtype
 
     @classmethod
+    def needs(cls) -> str:
+        """A pipeline: there is no default one."""
+        return "a pipeline (pipe= or name_or_path=)"
+
+    @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
         """Loads the pipeline that ``load.name_or_path`` names: a hub id, a folder or a single file.
 
@@ -318,7 +323,7 @@ class PipelineBackbone(Backbone):
             evaluations.append(
                 Evaluation(
                     request,
-                    self._argument(request, scale),
+                    self.measured.guidance.argument_for(request, scale),
                     index,
                     plan.time_of(index, level),
                     latents,
@@ -341,14 +346,6 @@ class PipelineBackbone(Backbone):
                 return layout
         inner, _ = self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
         return self.layout_of(inner, request)
-
-    def _argument(self, request: CallRequest, scale: float) -> float | None:
-        """The pipeline's guidance argument for a scale; ``None`` where the request's own is meant."""
-        guidance = self.measured.guidance
-        own = guidance.own
-        if guidance.name is not None and isinstance(given := request.arguments.get(guidance.name), int | float):
-            own = guidance.scale(float(given))
-        return None if guidance.name is None or scale == own else guidance.argument(scale)
 
     def scheduler_step(
         self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
