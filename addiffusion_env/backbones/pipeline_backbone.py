@@ -7,6 +7,7 @@ network calls count images, whether joining them changes anything, how its laten
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -85,9 +86,9 @@ class PipelineBackbone(Backbone):
         preview: str | nn.Module | None = None,
         truncate_prompts: bool = False,
     ) -> None:
-        check_pipeline(pipe)
         self.pipe = pipe
         self.arguments = PipelineArguments.of(pipe, arguments or {})
+        check_pipeline(pipe)
         self.truncate_prompts = truncate_prompts
         self.chosen_preview = preview
         self._measure()
@@ -337,6 +338,12 @@ class PipelineBackbone(Backbone):
             result = None
             if index < len(plan.times) and plan.on_plan(index, now, after):
                 result = plan.step(state, index, prediction.steps[row])
+                if result is None:
+                    warnings.warn(
+                        f"a {type(plan.scheduler).__name__} cannot enter its plan in the middle: after a refinement or "
+                        "an early exit images go on in first-order steps (solver=ddim)",
+                        stacklevel=2,
+                    )
             if result is None:
                 # Off its plan (an early exit, a refinement) a lane takes first-order steps along the path.
                 stepped = ddim_step(

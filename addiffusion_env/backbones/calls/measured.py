@@ -342,7 +342,10 @@ def image_of(output: Any) -> Tensor:
     if images is None and isinstance(output, tuple | list):
         images = output[0]
     if images is None:
-        raise CapabilityError(f"the pipeline returned {type(output).__name__} without images", "pass an image pipeline")
+        raise CapabilityError(
+            f"the pipeline returned {type(output).__name__} without images",
+            "pass a text-to-image pipeline: video and audio pipelines are not supported",
+        )
     if isinstance(images, Tensor):
         found = images[:1].float()
     else:
