@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from addiffusion_env.config import friendly, run_script
+from addiffusion_env.config import friendly, run_script, version_base
 
 if TYPE_CHECKING:
     from addiffusion_env.evaluation.report import Report
@@ -130,7 +130,7 @@ def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, *
     return evaluate(changed(defaults(), {**(changes or {}), **more, "policy": str(folder)}))
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+@hydra.main(**version_base(), config_path="configs", config_name="eval")
 @friendly
 def main(config: DictConfig) -> None:
     """Hydra's entry."""

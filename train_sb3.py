@@ -18,7 +18,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from addiffusion_env.config import dotted_values, friendly, run_script
+from addiffusion_env.config import dotted_values, friendly, run_script, version_base
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -124,7 +124,7 @@ def report(folder: Path, config: dict[str, Any]) -> None:
     evaluate_run(folder, config["report"], max_lanes=total_lanes(config), rollouts=config["rollouts"])
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(**version_base(), config_path="configs", config_name="train")
 @friendly
 def main(config: DictConfig) -> float:
     """Hydra's entry."""

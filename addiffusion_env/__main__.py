@@ -17,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="everything that is registered, and whether it runs here")
     checking = verbs.add_parser("check", help="hold what bears a name to the contracts of its kind")
-    checking.add_argument("name", help="for example AdDiffusion-Emoji-v0, sd15, clip, nfe_price or fixed:8")
+    checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v0, sd15, clip, nfe_price or fixed:8")
+    checking.add_argument("--pipelines", action="store_true", help="measure every tiny diffusers pipeline, or NAME")
+    checking.add_argument("--out", type=Path, help="with --pipelines: the Markdown file to write")
     for verb in (listing, checking):
         verb.add_argument("--package", action="append", default=[], help="a module to import first; may be repeated")
     bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
@@ -51,20 +53,39 @@ def list_names(chosen: argparse.Namespace) -> None:
 
 
 def check(chosen: argparse.Namespace) -> None:
-    """Holds what bears a name to the contracts of its kind.
+    """Holds what bears a name to the contracts of its kind, or measures the tiny pipelines.
 
     Raises:
+        ConfigError: without a name, or for ``--out`` without ``--pipelines``.
         UnknownNameError: for a name that is not registered.
         ContractError: for the first promise that is broken.
         WeightsError: for weights that are not here, with what to fetch.
     """
     from addiffusion_env.checks.components import find
+    from addiffusion_env.errors import ConfigError
 
     import_packages(chosen.package)
+    if chosen.pipelines:
+        measure_pipelines(chosen)
+        return
+    if chosen.name is None or chosen.out is not None:
+        cause = "check needs a name" if chosen.name is None else "--out goes with --pipelines"
+        raise ConfigError(cause, "python -m addiffusion_env check NAME, or check --pipelines [NAME] [--out FILE]")
     for found in find(chosen.name):
         print(f"{found.kind} {chosen.name}{f' ({found.how})' if found.how else ''}", flush=True)
         for promise in found.run():
             print(f"  holds: {promise}", flush=True)
+
+
+def measure_pipelines(chosen: argparse.Namespace) -> None:
+    """Prints or writes what is measured of the tiny pipelines."""
+    from addiffusion_env.checks.pipelines_page import measure_all
+
+    text = measure_all(chosen.name)
+    if chosen.out is None:
+        print(text)
+    else:
+        chosen.out.write_text(text, encoding="utf-8")
 
 
 def import_packages(names: Sequence[str]) -> None:

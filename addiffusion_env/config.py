@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
+import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from addiffusion_env.errors import AdDiffusionError, ConfigError, nearest
+from addiffusion_env.errors import AdDiffusionError, ConfigError, closest, nearest
 
 HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
+
+
+def version_base() -> dict[str, str]:
+    """What Hydra is told of the version whose defaults are wanted: 1.3 warns unless it is told, 1.4 when it is."""
+    import hydra
+
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
 def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]) -> None:
@@ -34,7 +41,7 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
     if sweep:  # a sweep's comma lists are not one configuration
         wanted = [item for item in wanted if "," not in item]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir.resolve()), **version_base()):
         plain = compose(config_name)
         _check_form(overrides, plain)
         _check_experiments(plain, wanted, config_dir)
@@ -115,8 +122,8 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
 
 def _near(key: str, known: list[str]) -> str:
     """The nearest of all keys, and what stands beside the key, not the hundred keys that there are."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = closest(key, known)
+    hint = f"did you mean {close!r}? " if close else ""
     parent = key.rpartition(".")[0]
     beside = [name for name in known if name.rpartition(".")[0] == parent]
     if parent in known and not beside:
@@ -156,6 +163,28 @@ def dotted_values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What was changed from one nested configuration to another: each key in Hydra's dotted form, with both values.
+
+    >>> list(differences({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": None}))
+    ['b.c: 2 -> 4', 'e: (none) -> null']
+    """
+    for key in {**old, **new}:
+        before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {_written(before)} -> {_written(after)}"
+
+
+_ABSENT = object()
+
+
+def _written(value: Any) -> str:
+    """A value as JSON, which YAML reads; what was not there, in brackets."""
+    return "(none)" if value is _ABSENT else json.dumps(value, default=str)
 
 
 def friendly(main: Callable[..., Any]) -> Callable[..., Any]:

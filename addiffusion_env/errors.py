@@ -7,6 +7,7 @@ built-in class that a reader expects (``LookupError``, ``ValueError``, ``OSError
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -34,6 +35,14 @@ class UnknownNameError(AdDiffusionError, LookupError):
 
 class ConfigError(AdDiffusionError, ValueError):
     """A configuration value of the wrong type, range or combination."""
+
+
+class UnexpectedKeywordError(ConfigError, TypeError):
+    """A keyword argument that a constructor does not take.
+
+    A ``TypeError`` too, as Python's own: libraries that try a keyword of theirs on every environment and go on
+    without it (TorchRL's ``frameskip``) look for that type and for the words "unexpected keyword argument".
+    """
 
 
 class CapabilityError(AdDiffusionError, ValueError):
@@ -96,11 +105,26 @@ class MissingPackageError(AdDiffusionError, ImportError):
     """An optional package that a feature needs is not installed."""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that is most like ``name``; of equals the one that begins like it for longest.
+
+    >>> closest("sd16", ["sd15", "sd21", "sdxl"]), closest("fid", ["clip"])
+    ('sd15', None)
+    """
+    close = difflib.get_close_matches(name, known := list(known), n=max(1, len(known)), cutoff=0.5)
+
+    def likeness(other: str) -> tuple[float, int]:
+        begun = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+        return difflib.SequenceMatcher(None, other, name).ratio(), len(list(begun))
+
+    return max(close, default=None, key=likeness)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ``"did you mean 'x'? known: ..."`` for the closest of ``known`` to ``name``."""
-    names = sorted(str(item) for item in known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    names = sorted({str(item) for item in known})
+    close = closest(str(name), names)
+    hint = f"did you mean {close!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
 
 
@@ -119,6 +143,19 @@ def check_settings(what: str, given: Iterable[str], known: Iterable[str]) -> Non
     for key in given:
         if key not in names:
             raise ConfigError(f"{what} no setting {key!r}", nearest(key, names))
+
+
+def check_keywords(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a mistyped keyword argument, as :func:`check_settings` refuses a setting.
+
+    Raises:
+        UnexpectedKeywordError: naming the keyword and the nearest known one.
+    """
+    names = list(known)
+    for key in given:
+        if key not in names:
+            cause = f"got an unexpected keyword argument {key!r}: {what} no setting {key!r}"
+            raise UnexpectedKeywordError(cause, nearest(key, names))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -97,6 +97,7 @@ def test_check_takes_all_that_bear_a_name(capsys):
     [
         ("AdDiffusion-Emojy-v0", "did you mean 'AdDiffusion-Emoji-v0'"),
         ("nfe_prize", "did you mean 'nfe_price'"),
+        ("sd16", "did you mean 'sd15'"),
         ("fixd:8", "did you mean 'fixed'"),
         ("lpips", "no weights at"),
         ("hps", "xswu/HPSv2"),

@@ -1,18 +1,28 @@
 """Errors, registries, seeding and configuration."""
 
+import inspect
 import pathlib
 import pickle
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from addiffusion_env import errors
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.config import check_overrides, friendly
+from addiffusion_env.config import check_overrides, friendly, version_base
+from addiffusion_env.engine.process import REFINE_PRESETS
+from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
 from addiffusion_env.registry import Registry
 from addiffusion_env.rewards import TERMS
+from addiffusion_env.rewards.composite import PRESETS, make_reward
+from addiffusion_env.rewards.terminal_bonus import terminal_bonus
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.seeding import keyed_noise, stable_hash
 
@@ -100,6 +110,14 @@ def test_good_overrides_pass():
     check_overrides(CONFIGS, "train", ["lanes=2", "experiment=smoke", "hydra.run.dir=.", "-m", "seed=1,2"])
 
 
+def composed(script, *overrides):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(CONFIGS.resolve()), **version_base()):
+        return OmegaConf.to_container(compose(script, overrides=list(overrides)))
+
+
 def test_every_experiment_composes():
     for path in sorted((CONFIGS / "experiment").glob("*.yaml")):
         script = "eval" if path.stem == "hypotheses" else "train"
@@ -108,31 +126,54 @@ def test_every_experiment_composes():
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "backbone").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_backbone_has_a_training_configuration(path):
-    from hydra import compose, initialize_config_dir
-
-    from addiffusion_env.envs.settings import EnvSettings
-
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        config = compose("train", overrides=[f"backbone={path.stem}"])
-    settings = EnvSettings.of(**{str(key): value for key, value in config.env.items()})
+    config = composed("train", f"backbone={path.stem}")
+    settings = EnvSettings.of(**config["env"])
     assert settings.backbone == path.stem
     assert settings.price_range()[0] < settings.price_range()[1]
-    assert config.run_dir == f"runs/{path.stem}"
+    assert config["run_dir"] == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("backbone", [path.stem for path in (CONFIGS / "backbone").glob("*.yaml")])
+def test_a_reward_that_is_asked_for_brings_what_belongs_to_it(backbone):
+    asked = ["reward=as_published", f"backbone={backbone}"]
+    settings = EnvSettings.of(**composed("train", *asked)["env"])
+    refine, published = refine_config(settings.refine), REFINE_PRESETS["as_published"]
+    assert replace(refine, first_step=1, liking=published.liking) == published
+    assert make_reward(settings.reward).terms["nfe_price"] == PRESETS["as_published"]["nfe_price"]
+    bonus = make_reward(settings.reward).terms["terminal_bonus"]
+    plain = {name: item.default for name, item in inspect.signature(terminal_bonus).parameters.items()}
+    assert bonus.weight == 1 and all(plain[name] == value for name, value in bonus.settings.items())
+    assert settings.price_range() == (0.014, 0.014)
+    own = composed("train", *asked, "env.price=0.5", "env.refine.preset=retry", "env.refine.limit=1")["env"]
+    assert (own["price"], own["refine"]["preset"], own["refine"]["limit"]) == (0.5, "retry", 1)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_evaluation_composes_from_known_names(path):
-    from hydra import compose, initialize_config_dir
-
     from addiffusion_env.baselines import make_method
-    from addiffusion_env.envs.settings import EnvSettings
 
     check_overrides(CONFIGS, "eval", [f"evaluation={path.stem}"])
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        config = compose("eval", overrides=[f"evaluation={path.stem}"])
-    assert EnvSettings.of(**config.env).backbone == path.stem
-    assert [make_method(spec) for spec in config.methods]
-    assert all(judge in SCORERS for judge in config.judges)
+    config = composed("eval", f"evaluation={path.stem}")
+    assert EnvSettings.of(**config["env"]).backbone == path.stem
+    assert [make_method(spec) for spec in config["methods"]]
+    assert all(judge in SCORERS for judge in config["judges"])
+
+
+@pytest.mark.parametrize("script", ["train_sb3.py", "eval_sb3.py"])
+def test_the_help_lists_every_group_and_nothing_warns(script):
+    done = subprocess.run([sys.executable, CONFIGS.parent / script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "backbone: emoji, flux, sd15, sd21, sdxl" in done.stdout and "Warning" not in done.stderr
+
+
+def test_no_pre_release_of_hydra_is_taken_and_the_release_is():
+    tomllib = pytest.importorskip("tomllib", reason="from Python 3.11 on")
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (hydra,) = (item for item in map(Requirement, project["dependencies"]) if item.name == "hydra-core")
+    wanted = hydra.specifier & SpecifierSet(">=1.1.0.dev7")  # the sweeper's, by which pip considers pre-releases
+    assert wanted.prereleases
+    versions = ["1.3.8", "1.4.0.dev10", "1.4.0rc1", "1.4.0rc3", "1.4.0rc4", "1.4.0", "1.4.1"]
+    assert list(wanted.filter(versions, prereleases=True)) == ["1.3.8", "1.4.0", "1.4.1"]
 
 
 def test_every_registered_backbone_has_one():

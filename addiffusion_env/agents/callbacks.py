@@ -30,7 +30,7 @@ class EpisodeLog(BaseCallback):
         window: how many of the last episodes the means are over.
 
     Attributes:
-        faults: episodes that were dropped (``info["fault"]``); they are in no mean.
+        faults: episodes that were dropped (``info["fault"]`` says why); they are in no mean.
         prompt_ids: every prompt that an episode had, also before a resume.
     """
 
@@ -62,20 +62,19 @@ class EpisodeLog(BaseCallback):
             self.decisions += 1
             self.terms.update(info.get("reward_terms", {}))
             self.prompt_ids.update([info["prompt_id"]] if "prompt_id" in info else [])
-            if "fault" in info:
-                self.faults += 1
-            if "fault" in info or "worker_lost" in info:
+            self.faults += bool(info.get("fault"))
+            if info.get("fault") or info.get("worker_lost"):
                 info.pop("episode", None)  # half a return would be averaged with whole ones
-            if "action_trace" not in info:
+            if not info.get("has_image"):
                 continue
-            actions = [int(action) for action in info["action_trace"]]
+            actions = [int(action) for action in info["action_trace"] if action >= 0]
             episode = {
-                "nfe": info["nfe"],
-                "quality": info["preference"],
+                "nfe": float(info["nfe"]),
+                "quality": float(info["preference"]),
                 "calls": info["network_calls"],
                 "actions": actions,
                 "task": info["task"],
-                "price": info["price"],
+                "price": float(info["price"]),
             }
             self.episodes.append(episode)
             if "image" in info:  # remote workers may keep theirs

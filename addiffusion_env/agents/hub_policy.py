@@ -7,6 +7,7 @@ no code of theirs.
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.model_card import policy_card
+from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -24,15 +26,15 @@ from addiffusion_env.agents.policy_file import (
     save_policy,
 )
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.backbones.hub import WORKS_OFFLINE, cache_folder, looks_like_path, reason_of
-from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.base import Method
-from addiffusion_env.errors import WeightsError, check_settings
+from addiffusion_env.backbones.hub import looks_like_path, reason_of, repo_folder, unavailable
+from addiffusion_env.backbones.pipelines import INDEX, backbone_in
+from addiffusion_env.errors import ConfigError, WeightsError, check_keywords
 
 CARD_FILE = "README.md"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INDEX)
+"""What is fetched of a repository: a policy's files, and the one that says that it is a model instead."""
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
-NAMED = {"oracle": "oracle_stop:preference"}
-"""Short names of methods without learning."""
+ZIP_IMPORT = "addiffusion_env.agents.sb3_zip.import_zip"
 
 
 class HubPolicy(
@@ -90,7 +92,21 @@ class HubPolicy(
     def _from_pretrained(cls, *, model_id: str, **_: Any) -> HubPolicy:
         return cls(*load_policy(Path(model_id)))
 
+    def check_saveable(self) -> None:
+        """Refuses a network of another class: its files could not be read again.
+
+        Raises:
+            ConfigError: as said.
+        """
+        if not isinstance(self.network, AdDiffusionPolicy | MaskableAdDiffusionPolicy):
+            raise ConfigError(
+                f"a {type(self.network).__name__} cannot be saved in this format, only AdDiffusionPolicy and "
+                "MaskableAdDiffusionPolicy can",
+                "train with one of them as SB3's policy, or keep the model's own save()",
+            )
+
     def _save_pretrained(self, save_directory: Path) -> None:
+        self.check_saveable()
         save_policy(save_directory, self.network, self.details)
         # The mixin keeps a card that is there; this one is written from the policy that is saved now.
         (save_directory / CARD_FILE).unlink(missing_ok=True)
@@ -109,6 +125,7 @@ class HubPolicy(
         Raises:
             WeightsError: when the hub cannot be reached or refuses, with the reason.
         """
+        self.check_saveable()
         try:
             return super().push_to_hub(repo_id, **options)
         except Exception as error:  # of the hub's or of the HTTP library's own kinds, by version
@@ -117,26 +134,6 @@ class HubPolicy(
                 "run `hf auth login` with a token that may write there, or save_pretrained(folder) and "
                 f"`hf upload {repo_id} folder` from a machine with network",
             ) from error
-
-
-def make_policy(policy: str | Path | Method | HubPolicy) -> Method:
-    """A method from a specification, the name of a trained policy, or what is one already.
-
-    Args:
-        policy: ``"fixed:20"``, ``"stop:12"``, ``"oracle"`` ...; ``"emoji"``, a folder or a hub id; a method.
-
-    Raises:
-        UnknownNameError: for an unknown name; the nearest known one is given.
-        ConfigError: for a specification of the wrong form.
-        WeightsError: for a folder or hub id without a policy.
-    """
-    if isinstance(policy, HubPolicy):
-        return policy.method()
-    if not isinstance(policy, str | Path):
-        return policy
-    text = NAMED.get(str(policy), str(policy))
-    folder = None if ":" in text and find_policy(text) is None else named_policy(policy)
-    return make_method(text) if folder is None else LearnedMethod.from_run(folder)
 
 
 def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
@@ -150,38 +147,56 @@ def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
         ``None`` for a bare name that is no policy's.
 
     Raises:
-        WeightsError: when it reads like a path or a hub id and nothing is to be had there.
+        WeightsError: when it reads like a path or a hub id and nothing is to be had there, or something else.
         ConfigError: for another keyword.
     """
-    check_settings("loading from the hub has", hub, HUB_OPTIONS)
-    found = find_policy(name_or_dir)
+    place = located(name_or_dir, **hub)
+    if place is None or find_policy(place) is not None:
+        return place
+    raise no_policy(name_or_dir, place)
+
+
+def located(name_or_dir: str | Path, **hub: Any) -> Path | None:
+    """Where what is named lies, whatever it is: as :func:`named_policy`, and also a zip, a model's folder or its id.
+
+    Of a hub id without a policy only the files are fetched that say what it is.
+    """
+    check_keywords("loading from the hub has", hub, HUB_OPTIONS)
+    found, name = find_policy(name_or_dir), str(name_or_dir)
     if found is not None:
         return found
-    if os.path.isdir(name_or_dir) and str(name_or_dir) not in BACKBONES:
-        raise WeightsError(
-            f"{name_or_dir} holds no policy: neither it nor its folder 'policy' has a {WEIGHTS_FILE}",
-            "name a folder that train_sb3.py or save_pretrained wrote",
+    if os.path.exists(name) and name not in BACKBONES:
+        return Path(name_or_dir)
+    if looks_like_path(name_or_dir) or name.endswith(".zip"):
+        kind = "file" if name.endswith(".zip") else "folder"
+        raise WeightsError(f"no such {kind}: {name}", "name a policy's folder, a hub id 'owner/name', or 'emoji'")
+    return _downloaded(name, **hub) if "/" in name else None
+
+
+def no_policy(name: str | Path, place: Path) -> WeightsError:
+    """The error for something that is there and is no policy: what it is, and what to type."""
+    if os.path.isfile(place):
+        how = f"load it with {ZIP_IMPORT}({str(name)!r}, trust=True)" if is_zip(place) else "name its folder"
+        return WeightsError(f"{name} is a file, and a policy is a folder", how)
+    if backbone_in(place) is not None:
+        return WeightsError(
+            f"{name} is a model (a diffusers pipeline) and holds no policy",
+            f"name a policy beside it: AdaptivePipeline.from_pretrained({str(name)!r}, policy='fixed:20')",
         )
-    if looks_like_path(name_or_dir):
-        raise WeightsError(
-            f"no such folder: {name_or_dir}", "name a policy's folder, a hub id 'owner/name', or 'emoji'"
-        )
-    return _downloaded(str(name_or_dir), **hub) if "/" in str(name_or_dir) else None
+    return WeightsError(
+        f"{name} holds no policy: neither it nor its folder 'policy' has a {WEIGHTS_FILE}",
+        "name a folder that train_sb3.py or save_pretrained wrote",
+    )
+
+
+def is_zip(path: str | Path) -> bool:
+    """Whether a path is that of a zip, as Stable-Baselines3 saves models."""
+    return os.path.isfile(path) and (str(path).endswith(".zip") or zipfile.is_zipfile(path))
 
 
 def _downloaded(repo_id: str, **hub: Any) -> Path:
     try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE], **hub))
+        return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
     except Exception as error:  # offline it is an OSError or the HTTP library's own kind, by version
-        cache = Path(hub["cache_dir"]) if hub.get("cache_dir") else cache_folder()
-        raise WeightsError(
-            f"{repo_id} is no folder here, and the hub's policy of that name is not in "
-            f"{cache / f'models--{repo_id.replace(chr(47), chr(45) * 2)}'} and cannot be fetched: {reason_of(error)}",
-            f"mend the path, or run `hf download {repo_id}` on a machine with network; {WORKS_OFFLINE}",
-        ) from error
-    if find_policy(folder) is None:
-        raise WeightsError(
-            f"the hub's repository {repo_id} is no policy: it has no {WEIGHTS_FILE}",
-            "a diffusion model is named by backbone=, beside a policy",
-        )
-    return folder
+        cache = Path(hub["cache_dir"]) / repo_folder(repo_id).name if hub.get("cache_dir") else None
+        raise unavailable(repo_id, [], reason_of(error), cache) from error

@@ -49,20 +49,21 @@ def make_jobs(
     """
     if not isinstance(images_per_prompt, int) or images_per_prompt < 1:
         raise ConfigError(f"num_images_per_prompt must be at least 1, got {images_per_prompt!r}", "use 1")
+    single = seeds is None or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0  # an array of no axis
     if isinstance(prompts, str | Sequence) or not isinstance(prompts, Iterable):
         prompts = listed(prompts)
         if not prompts:
             raise PromptError("no prompts were given", "pass at least one")
         for prompt in prompts:
             Prompt.of(prompt)
-        if isinstance(seeds, Sequence) or hasattr(seeds, "__len__"):
+        if not single and (isinstance(seeds, Sequence) or hasattr(seeds, "__len__")):
             _check_count(len(seeds), len(prompts), images_per_prompt)  # type: ignore[arg-type]
             seeds = [_seed(seed) for seed in seeds]  # type: ignore[union-attr]
-    if seeds is None or not isinstance(seeds, Iterable):
+    if single:
         first = 0 if seeds is None else _seed(seeds)
         drawn: Iterator[Any] = (first + index % images_per_prompt for index in count())
     else:
-        drawn = iter(seeds)
+        drawn = iter(seeds)  # type: ignore[arg-type]
     return _jobs(prompts, drawn, images_per_prompt, read)
 
 

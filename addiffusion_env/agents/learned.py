@@ -60,6 +60,7 @@ class LearnedMethod:
     no_refine: bool = False
 
     def __post_init__(self) -> None:
+        self.config.check_price(self.price)
         self._shown: dict[str, Prompt] = {}
         self._scorers: LookScorers | None = None
         self._observer: Observer | None = None
@@ -99,6 +100,33 @@ class LearnedMethod:
         """The decision process that the policy was trained on, whatever ``base`` is: a policy knows only its own."""
         process = self._process or base
         return replace(process, refine=REFINE_PRESETS["off"]) if self.no_refine else process
+
+    def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:
+        """Refuses a model whose observations are of other widths than those of the training.
+
+        Args:
+            backbone: the model's registry name.
+            clip_dim: width of its CLIP embedding.
+            feature_dim: width of its denoiser's features; ``None`` where nobody knows it yet.
+
+        Raises:
+            ConfigError: naming what the policy was trained on.
+            CapabilityError: when it reads the features of a denoiser that has none.
+        """
+        trained = {key: width for key, (_, width) in self.config.observation.items()}
+        if feature_dim is None:
+            trained.pop("features", None)
+        there = Observer(clip_dim, list(trained), feature_dim or 0).widths
+        for key, width in trained.items():
+            if width != there[key]:
+                known = self.config.environment.get("backbone", "emoji")
+                raise ConfigError(
+                    f"policy {self.name!r} does not fit the {backbone} backbone: it was trained on {known}, where "
+                    f"{key!r} holds {width} numbers; here it holds {there[key]}",
+                    f"use it on {known}, or here a policy without training: policy='fixed:20'"
+                    if known != backbone
+                    else "pass scorers= with the CLIP that it was trained with",
+                )
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """Makes the policy ready to decide on a backbone's lanes."""

@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
-from addiffusion_env.agents.hub_policy import HubPolicy, make_policy, named_policy
+from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, located, no_policy
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
 from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
-from addiffusion_env.agents.policy_file import load_config, shipped
+from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
+from addiffusion_env.agents.sb3_zip import import_zip
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.wrap import backbone_of
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.pipelines import backbone_in
 from addiffusion_env.baselines.base import BaseMethod, Method
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.loading import clip_width, load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
-from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers, NoScorers
@@ -51,12 +54,13 @@ class AdaptivePipeline:
     Args:
         model: any text-to-image pipeline of diffusers, or a :class:`Backbone`.
         policy: a method; a specification of one without learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the
-            name, folder or hub id of a trained policy.
+            name, folder or hub id of a trained policy; or a model of Stable-Baselines3, or its zip.
         process: the decision process of a policy without learning; ``None`` is the model's own schedule without
             refinement. A trained policy brings its own.
         scorers: what looks at previews and finished pictures; ``None`` is the model's own, or none at all for methods
             that read no score.
         max_lanes: how many pictures are made at once.
+        trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
 
     Attributes:
         backbone: the model.
@@ -74,21 +78,26 @@ class AdaptivePipeline:
     def __init__(
         self,
         model: Any,
-        policy: str | Path | Method | HubPolicy,
+        policy: str | Path | Method | HubPolicy | BaseAlgorithm,
         process: ProcessConfig | None = None,
         scorers: LookScorers | None = None,
         max_lanes: int = 16,
+        trust: bool = False,
     ) -> None:
-        self.backbone: Backbone = model if isinstance(model, Backbone) else backbone_of(model)
-        self.method = make_policy(policy)
+        self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
+        self.method = make_policy(policy, trust)
         if process is not None and isinstance(self.method, LearnedMethod):
             raise ConfigError(
                 f"policy {self.method.name!r} knows only the process that it was trained on, and process= was given",
                 "leave process= out",
             )
+        if isinstance(self.method, LearnedMethod):  # before gigabytes of scorers are loaded
+            can, name = self.backbone.capabilities, self.backbone.name
+            width = scorers.clip_dim if scorers else clip_width(name)
+            self.method.check_fits(name, width, can.feature_dim or 0)
+            self.method.settings().process(can, name)
         self.scorers = scorers or (load_scorers(self.backbone) if reads_scores(self.method) else NoScorers())
         self.max_lanes = max_lanes
-        self._check_width()
         self.method.bind(self.backbone, self.scorers)
         self._base = process
         self._progress_bar_config = dict(getattr(model, "_progress_bar_config", None) or {"disable": None})
@@ -98,40 +107,44 @@ class AdaptivePipeline:
     def from_pretrained(
         cls,
         name_or_dir: str | Path,
-        policy: str | None = None,
+        policy: str | Path | Method | HubPolicy | BaseAlgorithm | None = None,
         device: str = "auto",
         *,
         backbone: str | Any | None = None,
         max_lanes: int = 16,
+        trust: bool = False,
         **hub: Any,
     ) -> AdaptivePipeline:
         """Loads a policy and its model.
 
         Args:
             name_or_dir: ``"emoji"`` (ships with the package), a folder that ``train_sb3.py`` or :meth:`save_pretrained`
-                wrote, a hub id (``"owner/name"``), or a backbone's name together with ``policy``.
-            policy: another policy on that model: ``"fixed:20"``, ``"stop:6"``, ``"oracle"``, or a trained one.
+                wrote, a hub id (``"owner/name"``), a zip of :func:`.export_zip`; or, together with ``policy``, a model:
+                a backbone's name, or the folder or hub id of a diffusers pipeline.
+            policy: another policy on that model: ``"fixed:20"``, ``"stop:6"``, ``"oracle"``, or a trained one, also as
+                a model of Stable-Baselines3 or its zip.
             device: ``auto``, ``cpu``, ``cuda``, ``mps`` ...
             backbone: the model in place of the policy's own: a registry name, a folder or hub id of a checkpoint of the
                 same kind, a loaded diffusers pipeline, or a :class:`Backbone`. The last two stay on their device.
             max_lanes: how many pictures are made at once.
+            trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
             **hub: ``revision``, ``cache_dir``, ``token``, ``force_download``, ``local_files_only``, for a hub id.
 
         Raises:
             UnknownNameError: when there is no such policy, folder or backbone.
+            ConfigError: for a model without a policy, or a policy that does not fit the model.
+            UntrustedFileError: for a zip without ``trust``.
             WeightsError: when files are missing, damaged, or not to be had from the hub.
         """
-        folder = named_policy(name_or_dir, **hub)
-        if folder is None and str(name_or_dir) not in BACKBONES:
-            raise unknown("policy or backbone", str(name_or_dir), [*BACKBONES, *shipped()])
-        if folder is None and policy is None:
-            raise unknown("policy", str(name_or_dir), shipped())
-        known = {"backbone": str(name_or_dir)} if folder is None else load_config(folder).environment
+        method, known = _named(name_or_dir, policy, trust, **hub)
         settings = EnvSettings.of(**_model({"backbone": "emoji", **known}, backbone), device=device)
-        model = load_backbone(settings) if backbone is None or isinstance(backbone, str | Path) else backbone
-        method = make_policy(str(folder) if policy is None else policy)
-        made = model if isinstance(model, Backbone) else backbone_of(model)
-        own = bool(settings.scorers) and made.name == settings.backbone and reads_scores(method)
+        model = settings if backbone is None or isinstance(backbone, str | Path) else backbone
+        made = None if model is settings else model if isinstance(model, Backbone) else PipelineBackbone(model)
+        name = str(settings.backbone) if made is None else made.name
+        if isinstance(method, LearnedMethod):  # before gigabytes of model and scorers are loaded
+            method.check_fits(name, clip_width(name, settings.scorers if name == settings.backbone else None))
+        made = made or load_backbone(settings)
+        own = bool(settings.scorers) and name == settings.backbone and reads_scores(method)
         scorers = load_scorers(made, settings.scorers) if own else None
         return cls(made, method, scorers=scorers, max_lanes=max_lanes)
 
@@ -326,22 +339,6 @@ class AdaptivePipeline:
     def _prompt(self, text: str) -> Prompt:
         return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
 
-    def _check_width(self) -> None:
-        """Refuses a policy that reads more or fewer numbers than are to be seen here."""
-        if not isinstance(self.method, LearnedMethod):
-            return
-        config, name = self.method.config, self.backbone.name
-        there = Observer(self.scorers.clip_dim, list(config.observation), self.backbone.capabilities.feature_dim or 0)
-        for key, (_, trained) in config.observation.items():
-            here = there.widths[key]
-            if trained != here:
-                known = config.environment.get("backbone", "emoji")
-                raise ConfigError(
-                    f"policy {self.method.name!r} reads {trained} numbers of {key!r}, and backbone {name!r} with its "
-                    f"scorers gives {here}",
-                    f"use it on {known}, which it was trained on, or pass scorers= with the same CLIP",
-                )
-
     def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:
             return self.method
@@ -368,11 +365,35 @@ def reads_scores(method: Method) -> bool:
     return not isinstance(method, BaseMethod) or method.needs_scores
 
 
+def _named(name_or_dir: str | Path, policy: Any, trust: bool, **hub: Any) -> tuple[Method, Mapping[str, Any]]:
+    """The policy that is asked for, and the environment that says which model goes with what is named."""
+    name, place = str(name_or_dir), located(name_or_dir, **hub)
+    if place is None and name not in BACKBONES:
+        raise unknown("policy or backbone", name, [*BACKBONES, *shipped()])
+    if place is None and policy is None:
+        raise ConfigError(
+            f"{name!r} is a backbone, and no policy ships for it",
+            f"name one beside it: AdaptivePipeline.from_pretrained({name!r}, policy='fixed:20')",
+        )
+    if place is None:
+        return make_policy(policy, trust), {"backbone": name}
+    if find_policy(place) is not None:
+        return make_policy(place if policy is None else policy, trust), load_config(place).environment
+    if is_zip(place):
+        held = import_zip(place, trust=trust)
+        return make_policy(held if policy is None else policy, trust), held.details.environment
+    model = None if policy is None or place.is_file() else backbone_in(place)
+    if model is None:
+        raise no_policy(name, place)
+    return make_policy(policy, trust), {"backbone": model, "name_or_path": name}
+
+
 def _model(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
     """A policy's settings of its model, with another in its place."""
     known = {key: value for key, value in known.items() if key in MODEL_KEYS}
     if not isinstance(backbone, str | Path):
         return known
     if str(backbone) not in BACKBONES:
-        return {**known, "name_or_path": str(backbone)}
+        found = backbone_in(Path(backbone).expanduser()) if known["backbone"] == "emoji" else None
+        return {**known, "backbone": found or known["backbone"], "name_or_path": str(backbone)}
     return known if str(backbone) == known["backbone"] else {"backbone": str(backbone)}

@@ -11,20 +11,35 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from addiffusion_env.errors import ConfigError, unknown
+
 NET_ARCH = {"pi": [64, 64], "vf": [64, 64]}
 PROJECTION = {"clip": 32, "timestep": 32, "quality": 32, "price": 8}
 """Width of each key's projection. CLIP's hundreds of numbers get no more room than the eight of ``quality``."""
 
 
 class KeyProjection(BaseFeaturesExtractor):
-    """Linear -> LayerNorm -> SiLU for each key, concatenated.
+    """Linear -> LayerNorm -> SiLU for each key, concatenated; what has more than one dimension is flattened first.
 
     Args:
-        observation_space: the Dict of Boxes.
+        observation_space: a Dict, not nested, of Boxes of any shape (frame stacks, rendered pictures), or of anything
+            else that SB3 turns into numbers: Discrete, MultiDiscrete, MultiBinary.
         widths: key -> width of its projection; keys that are not named get 32.
+
+    Raises:
+        ConfigError: for another space.
+        UnknownNameError: for a width of a key that is not there.
     """
 
     def __init__(self, observation_space: spaces.Dict, widths: dict[str, int] | None = None) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            raise ConfigError(
+                f"KeyProjection, and so AdDiffusionPolicy, takes a Dict observation, got {observation_space}",
+                "use 'MlpPolicy' on flat observations, or leave FlattenObservation out",
+            )
+        for key in widths or {}:
+            if key not in observation_space.spaces:
+                raise unknown("observation key", key, observation_space.spaces)
         chosen = {**PROJECTION, **(widths or {})}
         sizes = {key: chosen.get(key, 32) for key in observation_space.spaces}
         super().__init__(observation_space, features_dim=sum(sizes.values()))
@@ -38,8 +53,10 @@ class KeyProjection(BaseFeaturesExtractor):
         )
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Dict of (B, dim) -> (B, features)."""
-        return torch.cat([layer(observations[key].float()) for key, layer in self.projections.items()], dim=1)
+        """Dict of (B, ...) -> (B, features)."""
+        return torch.cat(
+            [layer(observations[key].float().flatten(1)) for key, layer in self.projections.items()], dim=1
+        )
 
 
 def policy_defaults() -> dict[str, Any]:
@@ -48,7 +65,10 @@ def policy_defaults() -> dict[str, Any]:
 
 
 class AdDiffusionPolicy(MultiInputActorCriticPolicy):
-    """SB3's MultiInputPolicy with :class:`KeyProjection` and two hidden layers of 64; for PPO and A2C."""
+    """SB3's MultiInputPolicy with :class:`KeyProjection` and two hidden layers of 64; for PPO and A2C.
+
+    Takes what :class:`KeyProjection` takes: a Dict observation, its Boxes of any shape.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**policy_defaults(), **kwargs})

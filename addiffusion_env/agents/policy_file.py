@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors.torch import load_model, save_model
 from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
-from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
 from addiffusion_env.typed import check_types
 
 FORMAT = 1
@@ -63,8 +66,22 @@ class PolicyConfig:
         }
         return spaces.Dict(boxes)
 
+    def check_price(self, price: float) -> None:
+        """Warns of a price outside of what was trained, where nothing is known of what the policy does."""
+        if "price" not in self.observation:
+            return
+        low, high = EnvSettings.of(**self.environment).price_range()
+        if not low <= price <= high:
+            warnings.warn(
+                f"price={price:g} lies outside of what the policy was trained at, {low:g} to {high:g}; the nearest is "
+                f"{min(max(price, low), high):g}",
+                stacklevel=3,
+            )
+
     def price_for(self, target_nfe: float) -> float:
         """The price at which the policy spent ``target_nfe`` on average, interpolated on the frontier.
+
+        A target outside of the frontier is warned of: the price is then that of the frontier's nearest end.
 
         Raises:
             ConfigError: when no frontier was measured.
@@ -72,6 +89,13 @@ class PolicyConfig:
         if not self.frontier:
             raise ConfigError("this policy has no measured frontier for target_nfe", "give price= instead")
         ordered = sorted(self.frontier, key=lambda pair: pair[1])
+        least, most = ordered[0][1], ordered[-1][1]
+        if not least <= target_nfe <= most:
+            warnings.warn(
+                f"target_nfe={target_nfe:g} is out of the policy's reach, which was measured to spend {least:.2f} to "
+                f"{most:.2f} NFE; the nearest is {min(max(target_nfe, least), most):.2f}",
+                stacklevel=3,
+            )
         return float(np.interp(target_nfe, [nfe for _, nfe in ordered], [price for price, _ in ordered]))
 
 
@@ -139,17 +163,28 @@ def load_config(folder: Path) -> PolicyConfig:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if not os.path.isfile(folder / CONFIG_FILE):  # or not even a name that a file could have
-            lacking = f"{CONFIG_FILE} is missing" if os.path.isdir(folder) else "there is no such folder"
+            there = "it is a file, no folder" if os.path.isfile(folder) else "there is no such folder"
+            lacking = f"{CONFIG_FILE} is missing" if os.path.isdir(folder) else there
             shown = str(folder) if len(str(folder)) < LONGEST_SHOWN else f"{str(folder)[:LONGEST_SHOWN]} ..."
-            raise WeightsError(
-                f"no policy in {shown}: {lacking}", f"name the folder of a finished run, or {' or '.join(shipped())}"
-            ) from error
+            raise WeightsError(f"no policy in {shown}: {lacking}", _instead(str(folder))) from error
         raise WeightsError(
             f"{folder / CONFIG_FILE} cannot be read: {error}", "train again, or copy the folder again"
         ) from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
     return parse_config({"results": read_results(folder), **raw}, folder)
+
+
+def _instead(name: str) -> str:
+    """What to name in the place of something that is no policy."""
+    if name in BACKBONES:
+        return f"{name} is a backbone, named by backbone={name}; leave policy out for methods without learning"
+    if name.endswith(".zip"):
+        return "read it with addiffusion_env.agents.sb3_zip.import_zip, and name the folder of its save_pretrained"
+    meant = closest(name, shipped())
+    return (
+        f"{f'did you mean {meant!r}? ' if meant else ''}name the folder of a finished run, or {' or '.join(shipped())}"
+    )
 
 
 def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:

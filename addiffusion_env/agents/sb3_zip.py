@@ -1,4 +1,4 @@
-"""Stable-Baselines3's own zip files: a policy written as one, and one read as a policy.
+"""Stable-Baselines3's own models and zip files: a policy written as one, and one read as a policy.
 
 A zip that :func:`export_zip` wrote loads with ``MaskablePPO.load`` (or ``PPO.load``) like any other and can be trained
 on; beside SB3's members it holds ``addiffusion.json``, what SB3 has no place for: environment, frontier, provenance.
@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.hub_policy import ZIP_IMPORT, HubPolicy
 from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_space, parse_config
 from addiffusion_env.agents.training import ALGORITHMS, layers
 from addiffusion_env.agents.trust import require_trust
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
+from addiffusion_env.observations.features import FEATURES
 
 DETAILS_FILE = "addiffusion.json"
 
@@ -86,7 +93,7 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
         name = getattr(kind, "__name__", kind)
         raise ConfigError(
             f"{path} holds a {name}, and only AdDiffusionPolicy and MaskableAdDiffusionPolicy can be saved here",
-            "train with one of them as SB3's policy",
+            "train with one of them as SB3's policy, or pass the model itself: policy=PPO.load(path, env=env)",
         )
     assert data is not None
     arch = layers((data.get("policy_kwargs") or {}).get("net_arch", NET_ARCH))
@@ -99,6 +106,54 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     return HubPolicy(network.eval(), config)
 
 
+def of_model(model: BaseAlgorithm) -> HubPolicy:
+    """The policy of a model in memory, on the environment that the model has.
+
+    Args:
+        model: PPO, A2C or MaskablePPO, with any policy class, trained on one of this project's environments.
+
+    Raises:
+        ConfigError: for a model without probabilities of actions (DQN) or with a memory (RecurrentPPO), one on other or
+            on normalised observations, or one that was loaded without its environment.
+    """
+    kind, policy = type(model).__name__, model.policy
+    network: Any = policy if isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy) else None
+    if network is None or isinstance(policy, RecurrentActorCriticPolicy):
+        raise ConfigError(
+            f"a {kind} model has no probabilities of actions that follow from one observation alone",
+            "train with PPO, A2C or MaskablePPO",
+        )
+    if model.get_vec_normalize_env() is not None:
+        raise ConfigError(f"the {kind} model reads observations through VecNormalize", "train it without")
+    space, env = model.observation_space, model.get_env()
+    if not isinstance(space, spaces.Dict) or not set(space.spaces) <= set(FEATURES):
+        raise ConfigError(
+            f"the {kind} model was trained on observations that no environment here has, a {type(space).__name__}",
+            "train it on an AdDiffusion environment",
+        )
+    if env is None:
+        raise ConfigError(
+            f"the {kind} model does not say which environment it was trained on", f"{kind}.load(path, env=env) does"
+        )
+    environment = _plain(env.get_attr("settings", [0])[0])
+    network.set_training_mode(False)
+    data = {"observation_space": space, "num_timesteps": model.num_timesteps}
+    return HubPolicy(network, _described(environment, data, layers(network.net_arch), {"algorithm": kind}))
+
+
+def _plain(settings: EnvSettings) -> dict[str, Any]:
+    """What makes an environment another than the default one, as a policy's file has it; prompts are no part of it."""
+    default = EnvSettings()
+    changed = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    changed = {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in changed.items()
+        if value != getattr(default, name) and name not in ("prompts", "prompt_options", "render_mode", "pipe")
+    }
+    backbone = settings.backbone
+    return {**changed, "backbone": backbone.name if isinstance(backbone, Backbone) else backbone}
+
+
 def _details(
     path: Path, data: Mapping[str, Any], details: Any, environment: Mapping[str, Any] | None, arch: dict[str, list[int]]
 ) -> PolicyConfig:
@@ -106,8 +161,15 @@ def _details(
         return parse_config(details, path)
     if environment is None:
         raise ConfigError(
-            f"{path} does not say which environment it was trained on", "pass environment={'backbone': 'emoji', ...}"
+            f"{path} does not say which environment it was trained on",
+            f"pass policy={ZIP_IMPORT}({str(path)!r}, {{'backbone': 'emoji', ...}}, trust=True)",
         )
+    return _described(environment, data, arch, {"imported_from": path.name})
+
+
+def _described(
+    environment: Mapping[str, Any], data: Mapping[str, Any], arch: dict[str, list[int]], origin: Mapping[str, Any]
+) -> PolicyConfig:
     low, high = EnvSettings.of(**environment).price_range()
     return PolicyConfig(
         environment=dict(environment),
@@ -115,5 +177,5 @@ def _details(
         net_arch=arch,
         highest_price=high,
         default_price=(low + high) / 2,
-        provenance={"imported_from": path.name, "decisions": int(data.get("num_timesteps", 0))},
+        provenance={**origin, "decisions": int(data.get("num_timesteps", 0))},
     )

@@ -22,6 +22,7 @@ from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, load_config, save_policy
 from addiffusion_env.backbones.devices import resolve_device
+from addiffusion_env.config import differences
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, check_settings, unknown
 from addiffusion_env.files import whole_file, writing_to
@@ -82,11 +83,14 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             raise ResumeError(
                 f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start anew"
             ) from error
-        changed = [key for key in {**old, **config} if key not in MAY_CHANGE and old.get(key) != config.get(key)]
+        before, now = (
+            {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
+            for made in (old, config)
+        )
+        changed = list(differences(before, now))
         if changed:
-            shown = "; ".join(f"{key}: {old.get(key)!r} -> {config.get(key)!r}" for key in changed)
             raise ResumeError(
-                f"run {folder} was made with another configuration ({shown})",
+                f"run {folder} was made with another configuration ({'; '.join(changed)})",
                 "put those keys back, choose another run_dir, or delete the folder to start anew",
             )
     with writing_to(folder), whole_file(path) as file:

@@ -62,7 +62,7 @@ class WarmStart:
         """What the rule does."""
         plain = not any(word in self.fine_words for word in str(info["prompt"]).split())
         threshold = self.threshold - self.threshold_slope * float(info["price"])
-        low = "preference" in info and info["preference"] < threshold
+        low = info.get("has_look") and info["preference"] < threshold
         if low and info["step"] >= self.check_from and mask[Action.REFINE]:
             return int(Action.REFINE)
         if plain and self.land_at is not None and info["step"] >= self.land_at:

@@ -103,7 +103,8 @@ class History:
     def cat(parts: Sequence[History]) -> History:
         """Joins batches into one."""
         tensors = [torch.cat([getattr(part, name) for part in parts]) for name in HISTORY_TENSORS]
-        return History(*tensors, tuple(state for part in parts for state in part.scheduler))
+        x0, sigma, older_x0, older_sigma = tensors
+        return History(x0, sigma, older_x0, older_sigma, tuple(state for part in parts for state in part.scheduler))
 
 
 HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")
@@ -221,17 +222,14 @@ class Backbone(ABC):
         path: how signal and noise mix; see :mod:`addiffusion_env.backbones.paths`.
         capabilities: what it can do.
         device: where the denoiser runs.
+        decoder_name: what decodes its images and in which precision, for error messages.
     """
 
     name: ClassVar[str]
     path: NoisePath
     capabilities: Capabilities
     device: torch.device
-
-    @property
-    def decoder_name(self) -> str:
-        """What decodes its images, and in which precision, for error messages."""
-        return f"of backbone {self.name!r}"
+    decoder_name: str = "the model's own"
 
     @classmethod
     @abstractmethod

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import ConfigError, unknown
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Rows of a compiled network call, a guided evaluation taking two; as many sizes as torch compiles before it gives up
@@ -32,8 +32,7 @@ def buckets_for(compile: bool | str, sizes: Sequence[int] | None) -> tuple[int, 
     """
     if sizes is None:
         return BUCKETS if compile else ()
-    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if not sizes or not whole or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
         raise ConfigError(f"batch_buckets must be rising numbers of rows, got {list(sizes)}", "for example [8, 16, 32]")
     return tuple(sizes)
 
@@ -53,6 +52,18 @@ def bucket_of(rows: int, buckets: Sequence[int]) -> int:
 def filled(value: Tensor, rows: int) -> Tensor:
     """(n, ...) -> (rows, ...), the last row repeated."""
     return torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])]) if rows > len(value) else value
+
+
+def check_mode(mode: str) -> None:
+    """Refuses a mode that ``torch.compile`` does not know.
+
+    Raises:
+        UnknownNameError: with the nearest one.
+    """
+    from torch._inductor import list_mode_options
+
+    if mode not in (known := list_mode_options()):
+        raise unknown("mode of compile", mode, known)
 
 
 def compiled(denoiser: Any, mode: bool | str, device: torch.device) -> Any:

@@ -23,13 +23,17 @@ REASONS = {
     "GatedRepoError": "its licence has not been accepted from this account (gated repository)",
     "RepositoryNotFoundError": "the hub has no such repository, or a private one",
     "RevisionNotFoundError": "the repository has no such revision",
+    "HFValidationError": "that is no id of a repository, which reads owner/name",
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set",
-    "LocalEntryNotFoundError": "it is not cached, and the hub cannot be reached",
-    "EntryNotFoundError": "the repository has no such file",
-    "RemoteEntryNotFoundError": "the repository has no such file",
+    "SSLError": "the hub's certificate is not accepted (a proxy between, or a wrong clock)",
+    "ProxyError": "the proxy cannot be reached",
     "ConnectError": "no network",
     "ConnectionError": "no network",
-    "ConnectTimeout": "no network",
+    "TimeoutException": "the hub does not answer in time",
+    "gaierror": "no network",
+    "RemoteEntryNotFoundError": "the repository has no such file",
+    "EntryNotFoundError": "the repository has no such file",
+    "LocalEntryNotFoundError": "local_files_only is set",  # unless the hub was asked, which stands among the causes
 }
 
 
@@ -53,15 +57,13 @@ def reason_of(error: BaseException) -> str:
     """Why a download failed, in a few words: the most telling of an error and its causes."""
     from huggingface_hub import constants
 
-    names = [kind.__name__ for cause in causes(error) for kind in type(cause).__mro__]
-    if constants.HF_HUB_OFFLINE:
+    # Each by its nearest class that is known: what is not cached is also an EntryNotFoundError.
+    lines = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes(error)]
+    found = {next((name for name in line if name in REASONS), "") for line in lines}
+    if constants.HF_HUB_OFFLINE and "HFValidationError" not in found:
         return REASONS["OfflineModeIsEnabled"]
     # In this order: "not cached" is often only the consequence of one of the others.
-    order = [name for name in REASONS if name != "LocalEntryNotFoundError"]
-    for name in [*order, "LocalEntryNotFoundError"]:
-        if name in names:
-            return REASONS[name]
-    return in_a_line(error)
+    return next((reason for name, reason in REASONS.items() if name in found), in_a_line(error))
 
 
 def in_a_line(error: BaseException) -> str:
@@ -97,24 +99,34 @@ def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path
 
     Args:
         repo_id: hub id, for example ``"THUDM/ImageReward"``.
-        files: the files wanted; empty for the whole repository.
+        files: all that is needed of it, names or patterns; empty for the whole repository.
         reason: what the attempt ended with, in a few words.
         looked_in: the cache that was searched; by default the hub's.
     """
-    folder = looked_in or cache_folder() / f"models--{repo_id.replace('/', '--')}"
-    command = " ".join(["hf download", repo_id, *files])
-    licence = ""
+    folder = looked_in or repo_folder(repo_id)
+    asked = [f"--include '{file}'" for file in files] if "*" in "".join(files) else list(files)
+    command = " ".join(["hf download", repo_id, *asked])
+    remedy = f"on a machine with network run `{command}`"
     if reason == REASONS["GatedRepoError"]:
-        licence = f"accept the licence at https://huggingface.co/{repo_id}, run `hf auth login`; "
+        remedy = f"accept the licence at https://huggingface.co/{repo_id}, run `hf auth login`; {remedy}"
+    elif reason == REASONS["OfflineModeIsEnabled"]:
+        remedy = f"unset it, or {remedy}"
+    elif reason == REASONS["HFValidationError"]:
+        remedy = "mend the path or the id"
     return WeightsError(
-        f"{repo_id} ({', '.join(files) or 'whole repository'}) is not in {folder} and cannot be fetched: {reason}",
-        f"{licence}on a machine with network run `{command}`; {WORKS_OFFLINE}",
+        f"{repo_id} is neither a folder here nor complete in {folder}, and cannot be fetched: {reason}",
+        f"{remedy}; {WORKS_OFFLINE}",
     )
+
+
+def repo_folder(repo_id: str) -> Path:
+    """Where the hub's cache keeps a repository."""
+    return cache_folder() / f"models--{repo_id.replace('/', '--')}"
 
 
 def cached(repo_id: str, file: str = "model_index.json") -> bool:
     """Whether the hub's cache on this machine holds a snapshot of a repository with a certain file in it."""
-    return any((cache_folder() / f"models--{repo_id.replace('/', '--')}").glob(f"snapshots/*/{file}"))
+    return any(repo_folder(repo_id).glob(f"snapshots/*/{file}"))
 
 
 class OnTheHub:
@@ -128,19 +140,49 @@ class OnTheHub:
         return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
 
-def hub_file(repo_id: str, filename: str) -> Path:
-    """The local path of one file of a hub repository, downloaded when it is not cached.
+def ask_hub(repo_id: str, files: Sequence[str] = ()) -> None:
+    """Asks the hub once for a repository, before a download that would try for half a minute a file without network.
+
+    Args:
+        repo_id: hub id.
+        files: see :func:`unavailable`.
 
     Raises:
-        WeightsError: naming the id, the cache that was searched and the command that fetches the file.
+        WeightsError: when the hub does not answer, or has no such repository.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi
 
+    try:
+        HfApi().model_info(repo_id, timeout=10)
+    except Exception as error:
+        raise unavailable(repo_id, files, reason_of(error)) from error
+
+
+def hub_file(repo_id: str, filename: str, needed: Sequence[str] = ()) -> Path:
+    """The local path of one file of a hub repository, downloaded when it is not cached.
+
+    Args:
+        repo_id: hub id.
+        filename: in the repository.
+        needed: all files or patterns that its reader will ask the repository for, when that is more than this one.
+
+    Raises:
+        WeightsError: naming the id, the cache that was searched and the command that fetches what is needed.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    files = needed or [filename]
     # A machine without network ends in a subclass of OSError or in the HTTP library's own error, by hub version.
+    try:
+        there = isinstance(try_to_load_from_cache(repo_id, filename), str)
+    except Exception as error:  # of an id that is none
+        raise unavailable(repo_id, files, reason_of(error)) from error
+    if not there:
+        ask_hub(repo_id, files)
     try:
         return Path(hf_hub_download(repo_id, filename))
     except Exception as error:
-        raise unavailable(repo_id, [filename], reason_of(error)) from error
+        raise unavailable(repo_id, files, reason_of(error)) from error
 
 
 def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
@@ -158,17 +200,21 @@ def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(patterns) or None))
     except Exception as error:
-        raise unavailable(repo_id, [], reason_of(error)) from error
+        raise unavailable(repo_id, patterns, reason_of(error)) from error
 
 
 def looks_like_path(name_or_path: str | Path) -> bool:
-    """Whether ``name_or_path`` can only be a path: hub ids hold one slash at most and do not begin like one.
+    r"""Whether ``name_or_path`` can only be a path: hub ids hold one slash at most and do not begin like one.
 
     >>> [looks_like_path(x) for x in ("facebook/dinov2-small", "gpt2", "./clip", "/data/clip", "a/b/c")]
     [False, False, True, True, True]
+    >>> [looks_like_path(x) for x in (r"C:\models\sd15", r"models\sd15", "D:/sd15", "fixed:3")]  # Windows
+    [True, True, True, False]
     """
     text = str(name_or_path)
-    return isinstance(name_or_path, Path) or text.startswith((".", "~", "/", "\\")) or text.count("/") > 1
+    if isinstance(name_or_path, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1:
+        return True
+    return "\\" in text or re.match(r"[A-Za-z]:/", text) is not None
 
 
 def folder_of(name_or_path: str | Path, patterns: Sequence[str] = ()) -> Path:

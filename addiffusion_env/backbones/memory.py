@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,3 +65,34 @@ def too_large(
         f"{name} needs {needed / 2**30:.1f} GiB for its weights, {device} has {free / 2**30:.1f} GiB free",
         f"use {more}, {'dtype=auto (half precision), ' * (dtype == torch.float32)}or free the GPU; {WORKS_OFFLINE}",
     )
+
+
+@contextmanager
+def alone(pipe: Any) -> Iterator[None]:
+    """With ``offload=model``: within it no other component lies on the GPU, and afterwards none.
+
+    accelerate's hooks bring a component in when it is called and send only its predecessor in the pipeline's order
+    away: text encoders and autoencoder would stay beside the denoiser, which is called again after them.
+    """
+    send_away(pipe)
+    try:
+        yield
+    finally:
+        send_away(pipe)
+
+
+def send_away(pipe: Any, but: nn.Module | None = None) -> None:
+    """Sends the components that wait in host memory there, all but one."""
+    for hook in getattr(pipe, "_all_hooks", ()):
+        if but is None or hook.model is not but:
+            hook.offload()
+
+
+def is_offloaded(pipe: Any) -> bool:
+    """Whether accelerate's or diffusers' hooks move the pipeline's parts."""
+    return any(moved_by_hook(part) for part in vars(pipe).values() if isinstance(part, nn.Module))
+
+
+def moved_by_hook(part: nn.Module) -> bool:
+    """Whether a component is moved between devices as it is called."""
+    return getattr(part, "_hf_hook", None) is not None or getattr(part, "_diffusers_hook", None) is not None

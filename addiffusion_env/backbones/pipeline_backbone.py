@@ -7,14 +7,13 @@ network calls count images, whether joining them changes anything, how its laten
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from addiffusion_env.backbones.base import (
     Backbone,
@@ -27,7 +26,7 @@ from addiffusion_env.backbones.base import (
 )
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.conventions import Discrete
-from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps
+from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import ays_timesteps, check_length, check_pipeline, parts_of, token_limit
@@ -37,24 +36,17 @@ from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
+from addiffusion_env.backbones.pipeline_options import PipelineOptions
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
-from addiffusion_env.errors import CapabilityError, ConfigError, nearest
+from addiffusion_env.errors import CapabilityError, ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
 
-OPTIONS = ("preview", "truncate_prompts")
-"""What the backbone itself can be told."""
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-
-def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuses an option that the backbone does not have.
-
-    Raises:
-        ConfigError: with the nearest one.
-    """
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"the diffusers backbone has no option {name!r}", nearest(name, known))
+LOADING = ("variant", "pipeline_kwargs")
+"""Options that are read when a pipeline is loaded."""
 
 
 class PipelineBackbone(Backbone):
@@ -67,78 +59,113 @@ class PipelineBackbone(Backbone):
     Args:
         pipe: the pipeline, on its device; its weights are shared and nothing in it is changed.
         arguments: keyword arguments of its ``__call__`` for every image (``height``, ``negative_prompt`` ...).
-        preview: an ``AutoencoderTiny``, its hub id or folder, ``"linear"`` (a least-squares map, fitted now), or
-            ``"none"``; ``None`` takes the family's tiny decoder where it is to be had.
-        truncate_prompts: let the pipeline drop the end of a prompt that does not fit, instead of refusing it.
+        **options: the fields of :class:`PipelineOptions`, and :attr:`argument_options`.
+
+    Attributes:
+        own: arguments of the pipeline's call that differ from the pipeline's own defaults.
+        argument_options: options that stand for arguments of the call: ``image_size`` is ``height`` and ``width``.
 
     Raises:
         CapabilityError: for a pipeline without a denoising loop, with a cache on its denoiser, or with a scheduler
             whose noise levels are not known.
-        ConfigError: for arguments that its ``__call__`` does not have, or that the engine owns.
+        ConfigError: for arguments that its ``__call__`` does not have, that the engine owns, or that it refuses; for
+            an option that does not exist or would not take effect.
     """
 
     name = "diffusers"
+    own: ClassVar[Mapping[str, Any]] = {}
+    argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    def __init__(
-        self,
-        pipe: Any,
-        arguments: Mapping[str, Any] | None = None,
-        preview: str | nn.Module | None = None,
-        truncate_prompts: bool = False,
-    ) -> None:
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
+        names = self.argument_options
+        self.options = self._options(options)
+        meant = {name: options[key] for key in names if options.get(key) is not None for name in names[key]}
         self.pipe = pipe
-        self.arguments = PipelineArguments.of(pipe, arguments or {})
+        self.arguments = PipelineArguments.of(pipe, {**self.own, **meant, **(arguments or {})})
         check_pipeline(pipe)
-        self.truncate_prompts = truncate_prompts
-        self.chosen_preview = preview
         self._measure()
 
+    @classmethod
+    def _options(cls, options: Mapping[str, Any], more: Sequence[str] = ()) -> PipelineOptions:
+        plain = {name: value for name, value in options.items() if name not in (*cls.argument_options, *more)}
+        return PipelineOptions.of(plain, cls.name, (*cls.argument_options, *more))
+
     def _measure(self) -> None:
+        self.options.prepare(self.pipe)
         self._parts = parts_of(self.pipe)
         self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
-        self.measured: Measured = measure(self.evaluator, self.arguments)
+        with torch.random.fork_rng(devices=[]):
+            self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
+        self._check_size()
         self.convention = self.measured.request.plan.convention
         if isinstance(self.convention, Discrete):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
         self.path = self.convention.path
-        self.device = torch.device(self.measured.device)
+        self.device, self.decoder_name = torch.device(self.measured.device), self.measured.decoder_name
         self.network = DenoiserTaps(self.evaluator, self.measured)
-        self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.chosen_preview)
+        networks = self.evaluator.networks
+        networks.buckets = self.options.buckets
+        denoisers = [getattr(self.pipe, name) for name in networks.network_calls]
+        networks.compiled = self.options.compute_forms(self.pipe, denoisers, self.device)
+        self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.options.preview)
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
 
+    def _check_size(self) -> None:
+        """Refuses a size that the pipeline rounds to another one."""
+        for name, side in zip(("height", "width"), self.measured.image_size, strict=True):
+            asked = self.arguments.given.get(name)
+            if asked is not None and asked != side:
+                raise ConfigError(
+                    f"{name}={asked} was given, and a {type(self.pipe).__name__} draws {side}",
+                    "give a multiple of 16, or of 32 where that is refused",
+                )
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that hears the prompt."""
+        return self.network.module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the pipeline's latents."""
+        return self.measured.dtype
+
     @classmethod
-    def from_pretrained(cls, load: Load | None = None) -> PipelineBackbone:
+    def from_pretrained(cls, load: Load | None = None) -> Self:
         """Loads the pipeline that ``load.name_or_path`` names: a hub id, a folder or a single file.
 
+        Its options are those of the class, ``variant`` of the weight files (``"fp16"``), and ``pipeline_kwargs``.
+
         Raises:
-            ConfigError: when nothing is named.
+            ConfigError: when nothing is named; for an unknown option, or a device or precision that is not to be had.
             WeightsError: when it cannot be had.
         """
         load = load or Load()
-        options = dict(load.options)
-        loading = {name: options.pop(name) for name in ("variant", "offload") if name in options}
-        check_options(options, (*OPTIONS, "pipeline_kwargs", "variant", "offload"))
-        pipe = load_any_pipeline(load, **loading)
-        return cls(pipe, options.pop("pipeline_kwargs", None), **options)
+        known = cls._options(load.options, LOADING)
+        options = {name: value for name, value in load.options.items() if name not in LOADING}
+        pipe = cls._loaded(load, load.options.get("variant"), known.offload)
+        return cls(pipe, load.options.get("pipeline_kwargs"), **options)
 
     @classmethod
-    def from_pipeline(
-        cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> PipelineBackbone:
-        """Makes the backbone of a loaded pipeline, where it lies.
+    def _loaded(cls, load: Load, variant: str | None, offload: str) -> Any:
+        return load_any_pipeline(load, variant, offload)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:
+        """Makes the backbone of a loaded pipeline, where it lies: a fine-tune, one with a LoRA, one from a single file.
 
         Args:
             pipe: the pipeline.
             pipeline_kwargs: arguments of its ``__call__`` for every image.
-            **options: ``preview`` and ``truncate_prompts``; see the class.
+            **options: see the class.
 
         Raises:
-            ConfigError: for another option.
+            WeightsError: for a pipeline of another kind than the backbone is made for.
+            ConfigError: for an unknown option.
         """
-        check_options(options, OPTIONS)
         return cls(pipe, pipeline_kwargs, **options)
 
     def refresh(self) -> None:
@@ -162,7 +189,7 @@ class PipelineBackbone(Backbone):
             image_size=measured.image_size,
             preview_size=self.looks.size,
             guidance=guidance.name is not None,
-            attention_grid=self.network.attention_grid(measured.layout.shape),
+            attention_grid=attention_grid(self.network.module, measured.layout.shape),
             max_tokens=token_limit(self.pipe, arguments),
             default_steps=arguments.steps,
             default_guidance=guidance.own,
@@ -175,13 +202,6 @@ class PipelineBackbone(Backbone):
             phrases=guidance.name is not None,
         )
 
-    @property
-    def decoder_name(self) -> str:
-        """See :attr:`Backbone.decoder_name`."""
-        decoder = self.measured.decoder
-        precision = str(getattr(decoder, "dtype", self.measured.dtype)).removeprefix("torch.")
-        return f"{type(self.pipe if decoder is None else decoder).__name__} in {precision}"
-
     # Prompts.
 
     def request(self, prompt: str | Prompt, steps: int | None = None) -> CallRequest:
@@ -192,7 +212,7 @@ class PipelineBackbone(Backbone):
         """
         text = prompt.text if isinstance(prompt, Prompt) else prompt
         more = prompt.arguments if isinstance(prompt, Prompt) else {}
-        if not self.truncate_prompts:
+        if not self.options.truncate_prompts:
             check_length(self.pipe, text, self.capabilities.max_tokens)
         return CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
 
@@ -215,6 +235,9 @@ class PipelineBackbone(Backbone):
         generator = request.arguments.pop("generator", None)
         if generator is None or stream != "initial":
             generator = keyed_generator(prompt.prompt_id, seed, stream)
+            request.rng_state = keyed_generator(prompt.prompt_id, seed, "global").get_state()
+        else:
+            request.rng_state = torch.get_rng_state()
         inner, state = self.evaluator.drawn(request, None, generator)
         plan = self.plan_of(request)
         if spacing == SCHEDULER:
@@ -338,12 +361,6 @@ class PipelineBackbone(Backbone):
             result = None
             if index < len(plan.times) and plan.on_plan(index, now, after):
                 result = plan.step(state, index, prediction.steps[row])
-                if result is None:
-                    warnings.warn(
-                        f"a {type(plan.scheduler).__name__} cannot enter its plan in the middle: after a refinement or "
-                        "an early exit images go on in first-order steps (solver=ddim)",
-                        stacklevel=2,
-                    )
             if result is None:
                 # Off its plan (an early exit, a refinement) a lane takes first-order steps along the path.
                 stepped = ddim_step(

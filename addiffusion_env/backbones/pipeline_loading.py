@@ -20,11 +20,10 @@ from addiffusion_env.backbones.hub import (
 )
 from addiffusion_env.backbones.memory import place
 from addiffusion_env.backbones.quiet import quiet_loading
-from addiffusion_env.errors import ConfigError, WeightsError, unknown
+from addiffusion_env.errors import ConfigError, WeightsError
 
 INDEX = "model_index.json"
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
-OFFLOADS = ("none", "model", "sequential")
 
 
 def load_any_pipeline(load: Load, variant: str | None = None, offload: str = "none") -> Any:
@@ -37,7 +36,6 @@ def load_any_pipeline(load: Load, variant: str | None = None, offload: str = "no
 
     Raises:
         ConfigError: when nothing is named, or a device or precision is not to be had.
-        UnknownNameError: for an unknown kind of offloading.
         WeightsError: when it cannot be had or does not load, with the reason.
     """
     if load.name_or_path is None:
@@ -45,8 +43,6 @@ def load_any_pipeline(load: Load, variant: str | None = None, offload: str = "no
             "backbone=diffusers needs a model and none was named",
             "give name_or_path= (a hub id, a folder or a .safetensors file), or pipe= with a loaded pipeline",
         )
-    if offload not in OFFLOADS:
-        raise unknown("offload", str(offload), OFFLOADS)
     name = load.name_or_path
     device = resolve_device(load.device)
     dtype = resolve_dtype(load.dtype, device, "bfloat16")

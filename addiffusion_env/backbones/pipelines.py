@@ -6,21 +6,14 @@ component with a message about tensors, after minutes of reading the others.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import torch
-from torch import nn
+from typing import Any
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.compiled import buckets_for, compiled
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
-    OnTheHub,
     again,
     check_safetensors,
     file_in,
@@ -33,18 +26,12 @@ from addiffusion_env.backbones.hub import (
     variant_of,
 )
 from addiffusion_env.backbones.memory import place
-from addiffusion_env.backbones.previews import PreviewSpec
 from addiffusion_env.backbones.quiet import quiet_loading
-from addiffusion_env.errors import ConfigError, WeightsError, nearest, unknown
+from addiffusion_env.errors import WeightsError
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-OFFLOADS = ("none", "model", "sequential")
 INDEX = "model_index.json"
-
-FLUX_ONLY = ("max_sequence_length", "distilled_guidance")
-"""Options of Flux's that mean nothing to a UNet."""
+NEEDED = (INDEX, "*/*")
+"""What is asked of a pipeline's repository: its components; at the top lie single files of the same weights."""
 
 BACKBONE_OF = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
 """Which backbone a pipeline's class belongs to."""
@@ -59,7 +46,6 @@ class PipelineSpec:
         kind: name of the pipeline's class in diffusers, as ``model_index.json`` has it.
         default_id: hub id that is loaded unless another is named.
         unused: components that are neither downloaded nor loaded.
-        refused: names of :class:`PipelineOptions` that mean nothing for it.
         auto_dtype: precision on a GPU unless one is named: the one that the checkpoint is published for.
     """
 
@@ -67,147 +53,17 @@ class PipelineSpec:
     kind: str
     default_id: str
     unused: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
     auto_dtype: str = "float16"
 
 
-@dataclass(frozen=True)
-class PipelineOptions:
-    """What is passed through by name (``Load.options``; ``backbone_options`` of an environment).
-
-    Attributes:
-        variant: of the weight files (``"fp16"``), for repositories that have more than one.
-        image_size: side of the square picture in pixels; ``None`` is the model's own.
-        preview: hub id or folder of an ``AutoencoderTiny``, or ``"linear"``; ``None`` is the backbone's own.
-        compile: ``torch.compile`` the denoiser: ``True``, or one of its modes (``"max-autotune"``;
-            ``"reduce-overhead"`` records CUDA graphs). On a machine without a compiler it runs as it is.
-        batch_buckets: numbers of rows that a network call is filled up to, a guided evaluation taking two, so that
-            there is a graph for each and none for the sizes between; ``None`` is :data:`backbones.compiled.BUCKETS`
-            when compiled and no filling otherwise.
-        channels_last: keep the weights of convolutions channels-last.
-        offload: ``none``; ``model`` keeps one component on the GPU at a time; ``sequential`` one layer.
-        vae_tiling: decode large pictures in tiles.
-        attention_slicing: compute attention in slices: ``True``, ``"max"`` or a number of heads.
-        truncate_prompts: drop the end of a prompt that does not fit, instead of refusing it.
-        max_sequence_length: tokens of Flux's T5; 256 is what FLUX.1-schnell was trained with.
-        distilled_guidance: the scale that FLUX.1-dev reads as an input; FLUX.1-schnell has none.
-    """
-
-    variant: str | None = None
-    image_size: int | None = None
-    preview: str | None = None
-    compile: bool | str = False
-    batch_buckets: Sequence[int] | None = None
-    channels_last: bool = False
-    offload: str = "none"
-    vae_tiling: bool = False
-    attention_slicing: bool | str | int = False
-    truncate_prompts: bool = False
-    max_sequence_length: int = 256
-    distilled_guidance: float = 3.5
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any] | None, spec: PipelineSpec) -> PipelineOptions:
-        """Options from keywords.
-
-        Raises:
-            ConfigError: for a keyword that the backbone does not have, with the nearest one.
-            UnknownNameError: for an unknown kind of offloading.
-        """
-        known = [item.name for item in fields(cls) if item.name not in spec.refused]
-        for name in options or {}:
-            if name not in known:
-                raise ConfigError(f"the {spec.backbone} backbone has no option {name!r}", nearest(name, known))
-        found = cls(**(options or {}))
-        if found.offload not in OFFLOADS:
-            raise unknown("offload", str(found.offload), OFFLOADS)
-        return found
-
-
-class FromPipeline(OnTheHub, ABC):
-    """A backbone made of a diffusers pipeline: from the hub, from a folder, or from one that is loaded already.
-
-    Attributes:
-        spec: which checkpoint.
-        preview_spec: how its latents are looked at.
-        offload_hooks: of its components, with ``offload=model``; see :meth:`DiffusersBackbone.alone`.
-        buckets: batch sizes of a network call.
-    """
-
-    spec: ClassVar[PipelineSpec]
-    preview_spec: ClassVar[PreviewSpec]
-    offload_hooks: Sequence[Any]
-    buckets: Sequence[int]
-
-    @classmethod
-    def from_pretrained(cls, load: Load | None = None) -> Self:
-        """Loads the pipeline that ``load`` names, by default the spec's.
-
-        Raises:
-            WeightsError: when weights cannot be had, are of another kind, incomplete, or too large for the GPU; each
-                names the id, the place, and what to do.
-            ConfigError: for an unknown option, or a device or precision that is not to be had.
-        """
-        load = load or Load()
-        options = PipelineOptions.of(load.options, cls.spec)
-        return cls._built(load_pipeline(cls.spec, load, options), options, options.preview)
-
-    @classmethod
-    def from_pipeline(cls, pipe: Any, preview: str | nn.Module | None = None, **options: Any) -> Self:
-        """Makes the backbone of a loaded pipeline, where it lies: a fine-tune, one with a LoRA, one from a single file.
-
-        The weights are shared with ``pipe`` and frozen; its scheduler is read, not used.
-
-        Args:
-            pipe: a pipeline of the class that the backbone is made for, or of a subclass.
-            preview: an ``AutoencoderTiny``, its hub id or folder, or ``"linear"``; ``None`` is the backbone's own.
-            **options: the fields of :class:`PipelineOptions`.
-
-        Raises:
-            WeightsError: for a pipeline of another kind.
-            ConfigError: for an unknown option.
-        """
-        names = [kind.__name__ for kind in type(pipe).__mro__]
-        if cls.spec.kind not in names:
-            other = next((BACKBONE_OF[name] for name in names if name in BACKBONE_OF), None)
-            raise WeightsError(
-                f"the {cls.spec.backbone} backbone is made of a {cls.spec.kind}, got a {type(pipe).__name__}",
-                f"use the {other} backbone" if other else f"load it with diffusers.{cls.spec.kind}",
-            )
-        chosen = PipelineOptions.of(options, cls.spec)
-        if chosen.offload != "none":
-            place(pipe, type(pipe).__name__, resolve_device("auto"), chosen.offload)
-        return cls._built(pipe, chosen, preview)
-
-    @classmethod
-    def _built(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
-        backbone = cls.build(pipe, options, preview)
-        backbone.offload_hooks = tuple(getattr(pipe, "_all_hooks", ()))
-        backbone.buckets = buckets_for(options.compile, options.batch_buckets)
-        return backbone
-
-    @classmethod
-    @abstractmethod
-    def build(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
-        """Makes the backbone of a pipeline that is checked and placed."""
-
-
-def picture_size(own: int, multiple: int, options: PipelineOptions) -> int:
-    """The side of the picture in pixels: the model's ``own``, unless the options name another.
-
-    Raises:
-        ConfigError: unless it is a multiple of ``multiple``.
-    """
-    side = own if options.image_size is None else options.image_size
-    if side < multiple or side % multiple:
-        raise ConfigError(
-            f"image_size must be a multiple of {multiple} pixels, got {side}", f"use {own}, the model's own"
-        )
-    return side
-
-
-def load_pipeline(spec: PipelineSpec, load: Load, options: PipelineOptions) -> Any:
+def load_pipeline(spec: PipelineSpec, load: Load, offload: str = "none", variant: str | None = None) -> Any:
     """Loads a pipeline by hub id or from a folder, onto its device.
+
+    Args:
+        spec: which class, and what of it.
+        load: which weights, where and how precise; its options are not read.
+        offload: see :class:`backbones.pipeline_options.PipelineOptions`.
+        variant: of the weight files (``"fp16"``), for repositories that have more than one.
 
     Raises:
         WeightsError: when it cannot be had, is of another kind, is incomplete, or does not fit the GPU.
@@ -219,21 +75,21 @@ def load_pipeline(spec: PipelineSpec, load: Load, options: PipelineOptions) -> A
     dtype = resolve_dtype(load.dtype, device, spec.auto_dtype)
     name = load.name_or_path or spec.default_id
     pipeline_class = getattr(diffusers, spec.kind)
-    folder = find_pipeline(spec, pipeline_class, name, options.variant)
-    check_folder(folder, spec, options.variant)
+    folder = find_pipeline(spec, pipeline_class, name, variant)
+    check_folder(folder, spec, variant)
     skipped = dict.fromkeys(spec.unused)
     if "safety_checker" in skipped:
         skipped["requires_safety_checker"] = False  # type: ignore[assignment]
     try:
         with quiet_loading():
             pipe = pipeline_class.from_pretrained(
-                folder, variant=options.variant, local_files_only=True, **{dtype_keyword(): dtype}, **skipped
+                folder, variant=variant, local_files_only=True, **{dtype_keyword(): dtype}, **skipped
             )
     except Exception as error:
         raise WeightsError(
             f"{name} in {folder} does not load as {spec.kind}: {in_a_line(error)}", again(folder / "*")
         ) from error
-    place(pipe, name, device, options.offload)
+    place(pipe, name, device, offload)
     return pipe
 
 
@@ -255,13 +111,18 @@ def find_pipeline(spec: PipelineSpec, pipeline_class: Any, name: str, variant: s
     if looks_like_path(name):
         raise WeightsError(
             f"no such folder: {path} (for the {spec.backbone} backbone)",
-            f"give a pipeline folder, or a hub id: `hf download {spec.default_id}`; {WORKS_OFFLINE}",
+            f"give a pipeline folder, or a hub id such as {spec.default_id}; {WORKS_OFFLINE}",
         )
-    check_kind(hub_file(name, INDEX), spec)
+    check_kind(hub_file(name, INDEX, NEEDED), spec)
     try:
         return Path(pipeline_class.download(name, variant=variant, **dict.fromkeys(spec.unused)))
     except Exception as error:
-        raise unavailable(name, [], reason_of(error)) from error
+        raise unavailable(name, NEEDED, reason_of(error)) from error
+
+
+def backbone_in(folder: Path) -> str | None:
+    """The name of the backbone for a folder in diffusers' format; ``None`` for a folder of another kind."""
+    return "diffusers" if (folder / INDEX).is_file() else None
 
 
 def check_kind(index: Path, spec: PipelineSpec) -> dict[str, Any]:
@@ -326,22 +187,3 @@ def check_component(folder: Path, kind: str, variant: str | None) -> None:
     for path in chosen:
         if path.suffix == ".safetensors":
             check_safetensors(path)
-
-
-def set_up(pipe: Any, options: PipelineOptions, denoiser: Any) -> Any:
-    """Applies the options that change how a pipeline computes.
-
-    Returns:
-        What to call in the denoiser's place: its compiled form, or ``None`` for the denoiser itself.
-    """
-    if options.vae_tiling:
-        pipe.vae.enable_tiling()
-    if options.attention_slicing:
-        slices = "auto" if options.attention_slicing is True else options.attention_slicing
-        pipe.enable_attention_slicing(slices)
-    if options.channels_last:
-        denoiser.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
-    if not options.compile:
-        return None
-    return compiled(denoiser, options.compile, pipe._execution_device)

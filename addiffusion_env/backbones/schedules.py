@@ -7,10 +7,8 @@ log-linearly, so that a landing may stand at any level.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,78 +146,6 @@ class DiscreteSchedule:
         # Whole timesteps must come back whole: a fraction of 1e-12 would change the network's time embedding.
         whole = np.round(timestep)
         return torch.from_numpy(np.where(np.abs(timestep - whole) < 1e-6, whole, timestep))
-
-
-# What a FlowMatchEulerDiscreteScheduler's config may ask for that changes the times and is not followed here.
-UNKNOWN_FLOW_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
-
-FLOW_SPACINGS: dict[str, Callable[[int], np.ndarray]] = {
-    # The Flux pipeline's own: 1, 1 - 1/n ... 1/n.
-    "trailing": lambda steps: np.linspace(1.0, 1 / steps, steps),
-    # Down to the cleanest training time.
-    "linspace": lambda steps: np.linspace(1.0, 1e-3, steps),
-}
-
-
-@dataclass(frozen=True)
-class FlowSchedule:
-    """The times of a rectified flow, shifted towards the noisy end for large pictures (arXiv:2403.03206, section 5.3).
-
-    Attributes:
-        shift: static shift s: ``t' = s t / (1 + (s - 1) t)``; 1 leaves the times alone (FLUX.1-schnell).
-        mu: dynamic shift (FLUX.1-dev), used instead of ``shift`` when given: ``t' = m / (m + 1 / t - 1)`` with
-            m = exp(mu), or mu itself when ``linear``.
-        linear: see ``mu``.
-        terminal: stretch the times to end at this one before the landing on 0; ``None`` for no stretching.
-    """
-
-    shift: float = 1.0
-    mu: float | None = None
-    linear: bool = False
-    terminal: float | None = None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], image_tokens: int) -> FlowSchedule:
-        """Reads the config of diffusers' ``FlowMatchEulerDiscreteScheduler``, as ``FluxPipeline`` does.
-
-        Args:
-            config: the scheduler's config.
-            image_tokens: length of the packed latents; a dynamic shift grows with it.
-
-        Raises:
-            ConfigError: for a schedule of another kind.
-        """
-        for option in UNKNOWN_FLOW_OPTIONS:
-            if config.get(option):
-                raise ConfigError(
-                    f"the checkpoint's scheduler has {option}=true, which this schedule does not follow",
-                    "set it to false in scheduler/scheduler_config.json",
-                )
-        mu = None
-        if config.get("use_dynamic_shifting"):
-            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-            base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-            mu = base + (most - base) * (image_tokens - low) / (high - low)
-        linear = config.get("time_shift_type", "exponential") == "linear"
-        return cls(float(config.get("shift", 1.0)), mu, linear, config.get("shift_terminal"))
-
-    def sigmas(self, steps: int, spacing: str) -> np.ndarray:
-        """Times of a schedule, (steps + 1,) float64, falling from 1 to 0.
-
-        Raises:
-            UnknownNameError: for an unknown spacing.
-            ConfigError: unless 1 <= steps <= 1000.
-        """
-        check_schedule(steps, 1000, spacing, FLOW_SPACINGS)
-        times = FLOW_SPACINGS[spacing](steps)
-        if self.mu is None:
-            times = self.shift * times / (1 + (self.shift - 1) * times)
-        else:
-            weight = self.mu if self.linear else math.exp(self.mu)
-            times = weight / (weight + 1 / times - 1)
-        if self.terminal and steps > 1:  # a single time is the start, 1, where the noise is
-            times = 1 - (1 - times) * (1 - self.terminal) / (1 - times[-1])
-        return np.append(times, 0.0)
 
 
 def check_schedule(steps: int, most: int, spacing: str, known: Collection[str]) -> None:

@@ -1,34 +1,34 @@
-"""Stable Diffusion 1.x and 2.x in diffusers' classes, driven one evaluation at a time."""
+"""Stable Diffusion in diffusers' classes, its loop body written by hand: the embedded emoji world's backbone."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.base import Capabilities, Conditioning
-from addiffusion_env.backbones.diffusers_backbone import DiffusersBackbone
-from addiffusion_env.backbones.paths import VariancePreserving
-from addiffusion_env.backbones.pipelines import (
-    FLUX_ONLY,
-    FromPipeline,
-    PipelineOptions,
-    PipelineSpec,
-    picture_size,
-    set_up,
-)
-from addiffusion_env.backbones.previews import PREVIEW_SIDE, SD_FACTORS, PreviewSpec, load_preview
-from addiffusion_env.backbones.schedules import AYS_SD15, DiscreteSchedule
-from addiffusion_env.backbones.taps import tap, unet_middle
+from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
+from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Prediction, check_prompts
+from addiffusion_env.backbones.calls.conventions import Discrete, convention_of
+from addiffusion_env.backbones.paths import rows
+from addiffusion_env.backbones.previews import resized
+from addiffusion_env.backbones.taps import FeatureTap, tap
 from addiffusion_env.backbones.text import content_positions, tokenize
+from addiffusion_env.errors import CapabilityError
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+TEXT_CACHE = 256 * 2**20
+"""Most bytes of encoded prompts kept."""
+
+TEXTS_KEPT = 1024
+"""Most encoded prompts kept, so that a long run on small embeddings does not grow for hours either."""
+
+DECODE_PIXELS = 4 * 1024 * 1024
+"""Pixels decoded at once."""
 
 
 @dataclass(frozen=True)
@@ -52,49 +52,41 @@ class StableDiffusionParts:
     preview: Any
 
 
-class StableDiffusionBackbone(DiffusersBackbone):
-    """A UNet with cross-attention on CLIP text features.
+class StableDiffusionBackbone(Backbone):
+    """A UNet with cross-attention on CLIP text features, called without a pipeline.
+
+    Every other backbone is its pipeline's own ``__call__`` (:class:`backbones.pipeline_backbone.PipelineBackbone`).
+    This one stays for two reasons. Speed: it encodes many prompts in one call and spends no Python on a pipeline's
+    loop, which tells on the emoji world, whose UNet answers in milliseconds on two CPU cores. And it is what the
+    general one is compared with: two independent ways to the same images.
 
     Args:
         parts: the loaded components, already on their device and in their dtype.
         capabilities: what this checkpoint can do.
         truncate_prompts: drop the end of a prompt that does not fit, instead of refusing it.
-        device: where the denoiser computes, when its weights are offloaded and lie elsewhere.
-        compiled: the compiled UNet, if there is one.
 
     Attributes:
-        ays_timesteps: the family's Align Your Steps; SD 1.5's for families without a list of their own.
+        denoiser: the UNet.
+        vae: the full autoencoder.
+        previewer: decodes cheap images.
+        dtype: precision of the UNet; latents and solver steps are float32 in any case.
+        tap: keeps the UNet's own features.
     """
 
-    path = VariancePreserving()
-    ays_timesteps: ClassVar[tuple[int, ...]] = AYS_SD15
-
-    def __init__(
-        self,
-        parts: StableDiffusionParts,
-        capabilities: Capabilities,
-        truncate_prompts: bool = False,
-        device: torch.device | None = None,
-        compiled: Any = None,
-    ) -> None:
-        super().__init__()
+    def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
         self.parts = parts
         self.denoiser, self.vae, self.previewer = parts.unet, parts.vae, parts.preview
-        self.compiled = compiled
-        middle, width = unet_middle(parts.unet)
-        self.tap = None if middle is None else tap(middle)
-        self.capabilities = replace(capabilities, feature_dim=width)
+        self.tap: FeatureTap = tap(parts.unet.mid_block)
+        self.capabilities = replace(capabilities, feature_dim=int(parts.unet.config.block_out_channels[-1]))
         self.truncate_prompts = truncate_prompts
-        self.device = device or next(parts.unet.parameters()).device
+        self.device = next(parts.unet.parameters()).device
         self.dtype = parts.unet.dtype
-        config = parts.scheduler.config
-        self.parametrisation = config.get("prediction_type", "epsilon")
-        self.schedule = DiscreteSchedule.from_alphas_cumprod(
-            parts.scheduler.alphas_cumprod,
-            lands_on_zero(parts.scheduler),
-            int(config.get("steps_offset", 0)),
-            self.ays_timesteps,
-        )
+        convention = convention_of(parts.scheduler)
+        assert isinstance(convention, Discrete)
+        self.convention = convention
+        self.path = self.convention.path
+        self._texts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._negative: Tensor | None = None
         for item in fields(parts):
             module = getattr(parts, item.name)
             if isinstance(module, nn.Module):
@@ -102,111 +94,109 @@ class StableDiffusionBackbone(DiffusersBackbone):
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         """See :meth:`Backbone.sigmas`; spacings are those of :data:`backbones.schedules.VP_SPACINGS`."""
-        return self.schedule.sigmas(steps, spacing)
+        return self.convention.respaced(steps, spacing)
 
     def timesteps(self, sigma: Tensor) -> Tensor:
         """The training timestep of each noise level; a fraction between two of them where a landing put it."""
-        times = self.schedule.timestep_at(sigma)
+        times = self.convention.schedule.timestep_at(sigma)
         # Whole timesteps as integers, as every diffusers pipeline passes them; the embedding is the same.
         return times.long() if bool((times == times.round()).all()) else times.float()
 
     def timestep_position(self, sigma: Tensor) -> Tensor:
         """Share of the training timesteps still ahead: 1 at the noisiest, 1 / T at timestep 0."""
-        return (self.schedule.timestep_at(sigma) + 1) / self.schedule.train_steps
+        return self.convention.position(sigma)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encodes prompts, each text once; ``text`` and ``negative``, the empty prompt's, are (B, tokens, D)."""
+        texts = check_prompts(prompts)
+        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if missing:
+            fresh = self.encode_uncached(missing)
+            for index, text in enumerate(missing):
+                self._texts[text] = self._kept(fresh.row(index))
+        found = Conditioning.cat([self._texts[text] for text in texts])
+        for text in texts:
+            self._texts.move_to_end(text)
+        row = found.tensors["text"][0]
+        while len(self._texts) > min(TEXTS_KEPT, TEXT_CACHE // (row.numel() * row.element_size())):
+            self._texts.popitem(last=False)
+        return found
 
     @torch.no_grad()
     def encode_uncached(self, prompts: list[str]) -> Conditioning:
-        """CLIP's last hidden states of the prompts and of the empty negative prompt: (B, tokens, D) each."""
+        """CLIP's last hidden states of the prompts and of the empty negative prompt."""
         ids = tokenize(self.parts.tokenizer, prompts, self.capabilities.max_tokens, self.truncate_prompts)
         empty = tokenize(self.parts.tokenizer, [""], self.capabilities.max_tokens)
         states = self.parts.text_encoder(torch.cat([ids, empty]).to(self.device))[0].to(self.dtype)
         text, negative = states[:-1], states[-1:].expand(len(prompts), -1, -1)
-        return Conditioning({"text": text, "negative_text": negative}, content_positions(self.parts.tokenizer, ids))
+        return Conditioning({"text": text, "negative": negative}, content_positions(self.parts.tokenizer, ids))
 
-    def denoise(self, x: Tensor, timesteps: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """One call of the UNet, each row at its own timestep."""
-        return self.network(x, timesteps, encoder_hidden_states=tensors["text"], return_dict=False)[0]
+    def _kept(self, row: Conditioning) -> Conditioning:
+        """A row to remember: copied, since a view keeps its whole batch alive; all share one negative prompt."""
+        if self._negative is None:
+            self._negative = row.tensors["negative"].clone()
+        return Conditioning({"text": row.tensors["text"].clone(), "negative": self._negative}, row.content)
 
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: Tensor,
+        capture: Tensor | None = None,
+    ) -> Prediction:
+        """See :meth:`Backbone.predict`; rows with guidance take a second row of the same network call."""
+        size = len(x)
+        guided = torch.nonzero(guidance_scale != 1).flatten()
+        at = guided.to(x.device)
+        place = torch.cat([torch.arange(size), guided])
+        on = place.to(x.device)
+        text = torch.cat([conditioning.tensors["text"], conditioning.tensors["negative"][at]])
+        times = self.timesteps(sigma[place]).to(x.device)
+        store = self._store(capture)
+        with captured_cross_attention(self.denoiser, store) if store else nullcontext():
+            output = self.denoiser(x[on].to(self.dtype), times, encoder_hidden_states=text, return_dict=False)[0]
+        clean = self.convention.clean(x[on], output.float(), sigma[place])
+        own, negative, x0 = clean[:size], clean[size:], clean[:size].clone()
+        # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: the same line as in the noise.
+        x0[at] = negative + rows(guidance_scale[guided], x) * (own[at] - negative)
+        calls = 1 + (guidance_scale != 1).long()
+        return Prediction(x0, calls, self._maps(store, size), self.tap.take(size))
 
-def lands_on_zero(scheduler: Any) -> bool:
-    """Whether a diffusers scheduler's last step ends at sigma 0, or at the cleanest training level."""
-    # Configs carry other schedulers' settings along: only those that the class itself reads count.
-    known = inspect.signature(type(scheduler).__init__).parameters
-    if "final_sigmas_type" in known:
-        return scheduler.config.get("final_sigmas_type", "zero") == "zero"
-    return "set_alpha_to_one" not in known or bool(scheduler.config.get("set_alpha_to_one", True))
+    def _store(self, capture: Tensor | None) -> AttentionStore | None:
+        if capture is None or not bool(capture.any()):
+            return None
+        if self.capabilities.attention_grid is None:
+            raise CapabilityError(f"backbone {self.name!r} has no attention maps", "use refine.maps=phrase")
+        return AttentionStore(torch.nonzero(capture).flatten(), self.capabilities.attention_grid)
 
+    @staticmethod
+    def _maps(store: AttentionStore | None, size: int) -> Tensor | None:
+        if store is None:
+            return None
+        found = store.mean()
+        maps = found.new_zeros((size, *found.shape[1:]))
+        maps[store.rows.to(maps.device)] = found
+        return maps
 
-def unet_capabilities(pipe: Any, options: PipelineOptions, steps: int, guidance: float) -> Capabilities:
-    """What a loaded Stable Diffusion pipeline can do.
+    @torch.no_grad()
+    def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
+        """The full autoencoder's image of clean latents, a few at a time."""
+        height, width = self.capabilities.image_size
+        chunk = max(1, DECODE_PIXELS // (height * width))
+        scaled = x0 / self.vae.config.scaling_factor
+        return torch.cat([run_decoder(self.vae, part).clamp(-1, 1) for part in scaled.split(chunk)])
 
-    Args:
-        pipe: any pipeline with ``unet``, ``vae`` and ``tokenizer``.
-        options: for another size of picture.
-        steps: reference number of steps.
-        guidance: the guidance scale that goes with it.
-
-    Raises:
-        ConfigError: for an impossible size of picture.
-    """
-    config = pipe.unet.config
-    scale = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    # Each block but the last halves the latents; their sides must come out even on the way up.
-    side = picture_size(config.sample_size * scale, scale * 2 ** (len(config.down_block_types) - 1), options)
-    preview = min(side, PREVIEW_SIDE)
-    return Capabilities(
-        latent_shape=(config.in_channels, side // scale, side // scale),
-        image_size=(side, side),
-        preview_size=(preview, preview),
-        guidance=True,
-        attention_grid=cross_attention_grid(config.down_block_types, side // scale),
-        max_tokens=pipe.tokenizer.model_max_length,
-        default_steps=steps,
-        default_guidance=guidance,
-    )
-
-
-def cross_attention_grid(down_blocks: Sequence[str], side: int) -> tuple[int, int] | None:
-    """The coarsest resolution at which a UNet's down blocks look at the text: where maps follow objects, not texture.
-
-    >>> cross_attention_grid(["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], 64)  # Stable Diffusion 1.5
-    (16, 16)
-    >>> cross_attention_grid(["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], 128)  # SDXL
-    (32, 32)
-    """
-    levels = [level for level, kind in enumerate(down_blocks) if "CrossAttn" in kind]
-    return (side >> levels[-1], side >> levels[-1]) if levels else None
-
-
-class StableDiffusionPipelineBackbone(FromPipeline, StableDiffusionBackbone):
-    """Stable Diffusion 1.x and 2.x from diffusers' ``StableDiffusionPipeline``.
-
-    Attributes:
-        default_steps: reference number of steps.
-        default_guidance: the guidance scale that goes with it.
-    """
-
-    preview_spec = PreviewSpec("madebyollin/taesd", SD_FACTORS)
-    default_steps: ClassVar[int] = 50
-    default_guidance: ClassVar[float] = 7.5
-
-    @classmethod
-    def build(cls, pipe: Any, options: PipelineOptions, preview: str | nn.Module | None) -> Self:
-        """See :meth:`FromPipeline.build`."""
-        device = pipe._execution_device
-        compiled = set_up(pipe, options, pipe.unet)
-        capabilities = unet_capabilities(pipe, options, cls.default_steps, cls.default_guidance)
-        decoder = load_preview(cls.preview_spec, preview, capabilities.latent_shape[0], device, pipe.unet.dtype)
-        parts = StableDiffusionParts(pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, decoder)
-        return cls(parts, capabilities, options.truncate_prompts, device, compiled)
+    @torch.no_grad()
+    def preview(self, x0: Tensor) -> Tensor:
+        """The previewer's image, decoded no larger than ``capabilities.preview_size``."""
+        size = self.capabilities.preview_size
+        scale = self.capabilities.image_size[0] // self.capabilities.latent_shape[1]
+        grid = (max(1, size[0] // scale), max(1, size[1] // scale))
+        return resized(run_decoder(self.previewer, resized(x0, grid)), size).clamp(-1, 1)
 
 
-def stable_diffusion_spec(backbone: str, default_id: str) -> PipelineSpec:
-    """The spec of a ``StableDiffusionPipeline``, its safety checker left out."""
-    return PipelineSpec(
-        backbone,
-        "StableDiffusionPipeline",
-        default_id,
-        unused=("safety_checker", "feature_extractor", "image_encoder"),
-        refused=FLUX_ONLY,
-    )
+def run_decoder(decoder: Any, x: Tensor) -> Tensor:
+    """Calls a diffusers autoencoder: (B, C, h, w) -> (B, 3, H, W) float32."""
+    return decoder.decode(x.to(decoder.dtype), return_dict=False)[0].float()

@@ -45,15 +45,3 @@ def tap(module: nn.Module) -> FeatureTap:
     made = FeatureTap()
     module.register_forward_hook(made)
     return made
-
-
-def unet_middle(unet: Any) -> tuple[nn.Module | None, int | None]:
-    """The middle block of a diffusers UNet and its width; ``(None, None)`` for one without."""
-    middle = getattr(unet, "mid_block", None)
-    return (None, None) if middle is None else (middle, int(unet.config.block_out_channels[-1]))
-
-
-def transformer_middle(transformer: Any) -> tuple[nn.Module, int]:
-    """Flux's last double-stream block, a third of the way, and its width: later ones mix text and image tokens."""
-    config = transformer.config
-    return transformer.transformer_blocks[-1], int(config.num_attention_heads * config.attention_head_dim)

@@ -242,6 +242,7 @@ BUILDERS = {
     "sd21": lambda folder: stable_diffusion(folder, "v_prediction"),
     "sdxl": stable_diffusion_xl,
     "flux": flux,
+    "diffusers": stable_diffusion,  # or any other
     "lcm": latent_consistency,
     "turbo": sdxl_turbo,
 }
@@ -255,7 +256,7 @@ def tiny_backbone(name: str, folder: Path) -> Backbone:
     """A hub backbone on tiny random weights, with a tiny random decoder for its previews; on the CPU.
 
     Args:
-        name: ``sd15``, ``sd21``, ``sdxl`` or ``flux``.
+        name: ``sd15``, ``sd21``, ``sdxl``, ``flux`` or ``diffusers``.
         folder: where the weights are written.
     """
     BUILDERS[name](folder / "pipeline")

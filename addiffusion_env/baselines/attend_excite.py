@@ -14,9 +14,9 @@ from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require
 from addiffusion_env.baselines.whole import (
     Made,
     WholePipeline,
+    call_inputs,
     counted,
     ddim_pipeline,
-    guided_inputs,
     own_processors,
     unet_parts,
 )
@@ -93,7 +93,8 @@ class AttendAndExcite(WholePipeline):
         with counted(parts.unet) as tally, own_processors(parts.unet), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid")  # diffusers', of no consequence
             latents = pipe(
-                **guided_inputs(backbone, process, prompt, seed),
+                **call_inputs(pipe, backbone, process, prompt, seed),
+                guidance_scale=process.guidance_scale,
                 token_indices=subject_positions(backbone, parts.tokenizer, prompt),
                 max_iter_to_alter=process.steps // 2,
                 thresholds=scaled_thresholds(process.steps),

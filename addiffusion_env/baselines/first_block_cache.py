@@ -6,6 +6,7 @@ diffusers' caches are for transformers; for UNets it has none, so DeepCache (arX
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from torch import nn
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.flux import FluxBackbone, packed, unpacked
 from addiffusion_env.backbones.hub import cached
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
-from addiffusion_env.baselines.whole import Made, WholePipeline, counted, silent
-from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.baselines.whole import Made, WholePipeline, call_inputs, counted, is_kind, kind_of, silent
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts.base import Prompt
@@ -69,7 +70,7 @@ class FirstBlockCache(WholePipeline):
         Raises:
             CapabilityError: unless it is a transformer whose blocks diffusers can cache.
         """
-        transformer_of(self.name, backbone)
+        flux_pipeline(self.name, backbone)
         super().bind(backbone, scorers)
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
@@ -78,63 +79,39 @@ class FirstBlockCache(WholePipeline):
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
         """Runs ``FluxPipeline`` with the cache on, and takes it off again."""
-        flux = transformer_of(self.name, backbone)
-        pipe = flux_pipeline(flux)
-        lane = open_lane(backbone, process, prompt, seed)
-        height, width = backbone.capabilities.image_size
-        blocks = [*flux.denoiser.transformer_blocks, *flux.denoiser.single_transformer_blocks]
-        with (
-            first_block_cache(flux.denoiser, self.threshold),
-            counted(flux.denoiser) as calls,
-            counted_runs(blocks[-1]) as whole,
-        ):
-            tokens = pipe(
-                prompt_embeds=lane.conditioning.tensors["text"],
-                pooled_prompt_embeds=lane.conditioning.tensors["pooled"],
-                latents=packed(lane.latents.x).to(flux.dtype),
-                num_inference_steps=self.steps,
-                guidance_scale=flux.options.distilled_guidance,
-                height=height,
-                width=width,
-                output_type="latent",
-            ).images
+        pipe = own_copy(flux_pipeline(self.name, backbone))
+        network = pipe.transformer
+        blocks = [*network.transformer_blocks, *network.single_transformer_blocks]
+        inputs = call_inputs(pipe, backbone, process, prompt, seed)
+        inputs["latents"] = packed(inputs["latents"])
+        with first_block_cache(network, self.threshold), counted(network) as calls, counted_runs(blocks[-1]) as whole:
+            tokens = pipe(**inputs).images
         latents = unpacked(tokens.float(), *backbone.capabilities.latent_shape[1:])
         skipped = calls.rows - whole[0]
         costs = {"skipped_calls": float(skipped)}
         return Made(backbone.decode(latents)[0], whole[0] + skipped / len(blocks), calls.rows, costs)
 
 
-def transformer_of(method: str, backbone: Backbone) -> FluxBackbone:
-    """The backbone, when diffusers can cache its blocks.
+def flux_pipeline(method: str, backbone: Backbone) -> Any:
+    """The backbone's pipeline, when diffusers can cache its transformer's blocks.
 
     Raises:
-        CapabilityError: for a UNet.
+        CapabilityError: for another one.
     """
-    if not isinstance(backbone, FluxBackbone):
+    if not isinstance(backbone, PipelineBackbone) or not is_kind(backbone.pipe, "FluxPipeline"):
         raise CapabilityError(
-            f"{method} caches a transformer's blocks, and backbone {backbone.name!r} is a UNet: diffusers has no "
-            "cache for those (DeepCache is not part of it)",
+            f"{method} caches the blocks of Flux's transformer, and this backbone is {kind_of(backbone)}: diffusers "
+            "has no cache for UNets (DeepCache is not part of it)",
             "use backbone=flux",
         )
-    return backbone
+    return backbone.pipe
 
 
-def flux_pipeline(backbone: FluxBackbone) -> Any:
-    """A ``FluxPipeline`` of a backbone's components, with a scheduler of its own."""
-    from diffusers import FluxPipeline
-
-    parts = backbone.parts
-    return silent(
-        FluxPipeline(
-            scheduler=type(parts.scheduler).from_config(parts.scheduler.config),
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            text_encoder_2=parts.text_encoder_2,
-            tokenizer_2=parts.tokenizer_2,
-            transformer=parts.transformer,
-        )
-    )
+def own_copy(pipe: Any) -> Any:
+    """The same components with a scheduler of its own, without progress bars."""
+    made = copy.copy(pipe)
+    made.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
+    return silent(made)
 
 
 @contextmanager

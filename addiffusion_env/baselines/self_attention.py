@@ -10,9 +10,9 @@ from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require
 from addiffusion_env.baselines.whole import (
     Made,
     WholePipeline,
+    call_inputs,
     counted,
     ddim_pipeline,
-    guided_inputs,
     own_processors,
     unet_parts,
 )
@@ -72,5 +72,6 @@ class SelfAttentionGuidance(WholePipeline):
         parts = unet_parts(self.name, backbone)
         pipe = ddim_pipeline(StableDiffusionSAGPipeline, backbone, process)
         with counted(parts.unet) as tally, own_processors(parts.unet):
-            latents = pipe(**guided_inputs(backbone, process, prompt, seed), sag_scale=self.scale).images
+            inputs = call_inputs(pipe, backbone, process, prompt, seed)
+            latents = pipe(**inputs, guidance_scale=process.guidance_scale, sag_scale=self.scale).images
         return Made(backbone.decode(latents.float())[0], *process.cost(tally.rows))

@@ -6,6 +6,7 @@ they spend is measured from outside: network calls by a hook on the denoiser, se
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.base import Backbone, Load
-from addiffusion_env.backbones.diffusers_backbone import DiffusersBackbone
-from addiffusion_env.backbones.pipelines import PipelineOptions, PipelineSpec, load_pipeline
+from addiffusion_env.backbones.calls.conventions import Discrete
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.quiet import quiet_loading
-from addiffusion_env.backbones.sdxl import SDXLBackbone
-from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts
+from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
 from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
@@ -133,18 +134,32 @@ def own_processors(unet: Any) -> Iterator[None]:
         unet.set_attn_processor(before)
 
 
-def unet_parts(method: str, backbone: Backbone) -> StableDiffusionParts:
-    """The components of a Stable Diffusion 1.x or 2.x backbone.
+def unet_parts(method: str, backbone: Backbone) -> Any:
+    """What holds the components of a Stable Diffusion 1.x or 2.x backbone by their names in the pipeline.
 
     Raises:
         CapabilityError: for another backbone.
     """
-    if not isinstance(backbone, StableDiffusionBackbone) or isinstance(backbone, SDXLBackbone):
-        raise CapabilityError(
-            f"{method} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {backbone.name!r}",
-            "use backbone=emoji, sd15 or sd21",
-        )
-    return backbone.parts
+    if isinstance(backbone, StableDiffusionBackbone):
+        return backbone.parts
+    known = isinstance(backbone, PipelineBackbone) and isinstance(backbone.convention, Discrete)
+    if known and is_kind(backbone.pipe, "StableDiffusionPipeline"):
+        return backbone.pipe
+    raise CapabilityError(
+        f"{method} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {kind_of(backbone)}",
+        "use backbone=emoji, sd15 or sd21",
+    )
+
+
+def is_kind(pipe: Any, kind: str) -> bool:
+    """Whether a pipeline is of a class of diffusers, or of one made from it."""
+    return kind in [known.__name__ for known in type(pipe).__mro__]
+
+
+def kind_of(backbone: Backbone) -> str:
+    """A backbone's name and, of one made of a pipeline, that one's class."""
+    made = f" ({type(backbone.pipe).__name__})" if isinstance(backbone, PipelineBackbone) else ""
+    return f"{backbone.name!r}{made}"
 
 
 def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any:
@@ -155,15 +170,14 @@ def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any
         backbone: its components are shared, not copied.
         process: its spacing and number of steps are used.
     """
-    assert isinstance(backbone, StableDiffusionBackbone)
-    parts, scheduler = backbone.parts, ddim_scheduler(backbone, process)
+    parts = unet_parts(kind.__name__, backbone)
     with quiet_loading():  # it says every time that diffusers mends this pipeline no more
         pipe = kind(
             vae=parts.vae,
             text_encoder=parts.text_encoder,
             tokenizer=parts.tokenizer,
             unet=parts.unet,
-            scheduler=scheduler,
+            scheduler=ddim_scheduler(backbone, parts.scheduler, process),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -171,7 +185,7 @@ def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any
     return silent(pipe)
 
 
-def ddim_scheduler(backbone: StableDiffusionBackbone, process: ProcessConfig) -> Any:
+def ddim_scheduler(backbone: Any, given: Any, process: ProcessConfig) -> Any:
     """A DDIM scheduler of diffusers' with the engine's levels, predictions and landing: a table's methods share them.
 
     By itself it would take them from the checkpoint's config, which keeps what its class of scheduler does not
@@ -181,41 +195,50 @@ def ddim_scheduler(backbone: StableDiffusionBackbone, process: ProcessConfig) ->
     from diffusers import DDIMScheduler
     from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-    given = backbone.parts.scheduler
+    convention = backbone.convention
     scheduler: Any = DDIMScheduler.from_config(
-        given.config,
-        prediction_type=backbone.parametrisation,
-        timestep_spacing=process.spacing,
-        steps_offset=backbone.schedule.steps_offset,
-        clip_sample=False,
-        thresholding=False,
+        given.config, prediction_type=convention.parametrisation, clip_sample=False, thresholding=False
     )
     scheduler.alphas_cumprod = given.alphas_cumprod.cpu()
     levels = torch.from_numpy(backbone.sigmas(process.steps, process.spacing))
+    times = convention.schedule.timestep_at(levels[:-1]).round().long()
+
+    def set_timesteps(steps: int, device: Any = None) -> None:
+        scheduler.num_inference_steps, scheduler.timesteps = steps, times.to(device)
 
     def step(model_output: Tensor, timestep: Tensor, sample: Tensor) -> DDIMSchedulerOutput:
         place = int((scheduler.timesteps == timestep).nonzero()[0])
         sigma, onward = levels[place : place + 1], levels[place + 1 : place + 2]
-        x0 = backbone.clean(sample, model_output, sigma)
+        x0 = convention.clean(sample, model_output, sigma)
         noise = backbone.path.noise_of(sample, x0, sigma)
         return DDIMSchedulerOutput(backbone.path.mix(x0, noise, onward), x0)
 
-    scheduler.step = step
+    scheduler.set_timesteps, scheduler.step = set_timesteps, step
     return scheduler
 
 
-def guided_inputs(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> dict[str, Any]:
-    """What every guided Stable Diffusion pipeline is called with: the engine's text features, noise and schedule."""
-    assert isinstance(backbone, DiffusersBackbone)
-    lane = open_lane(backbone, process, prompt, seed)
+def call_inputs(pipe: Any, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> dict[str, Any]:
+    """What a pipeline is called with: the engine's prompt, noise, schedule and size, and the backbone's own arguments.
+
+    Raises:
+        CapabilityError: for an argument of the backbone's pipeline that this one does not have.
+    """
+    given: dict[str, Any] = {}
+    if isinstance(backbone, PipelineBackbone):
+        given = {**backbone.arguments.given, **prompt.arguments}
+        for name in given:
+            if name not in inspect.signature(type(pipe).__call__).parameters:
+                raise CapabilityError(
+                    f"{name} was given to the pipeline, and a {type(pipe).__name__} has no such argument",
+                    "leave it out",
+                )
+    noise = open_lane(backbone, process, prompt, seed).latents.x
     height, width = backbone.capabilities.image_size
     return {
-        "prompt": None,
-        "prompt_embeds": lane.conditioning.tensors["text"],
-        "negative_prompt_embeds": lane.conditioning.tensors["negative_text"],
-        "latents": lane.latents.x.to(backbone.dtype),
+        **given,
+        "prompt": prompt.text,
+        "latents": noise.to(pipe.dtype),
         "num_inference_steps": process.steps,
-        "guidance_scale": process.guidance_scale,
         "height": height,
         "width": width,
         "output_type": "latent",
@@ -240,14 +263,13 @@ def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str
     Raises:
         WeightsError: when they cannot be had, naming them, the command that fetches them and how to name others.
     """
-    assert isinstance(backbone, DiffusersBackbone)
-    options = PipelineOptions(offload="model" if backbone.offload_hooks else "none")
+    assert isinstance(backbone, PipelineBackbone)
+    offload = backbone.options.offload
     load = Load(weights, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
     try:
-        pipe = load_pipeline(spec, load, options)
+        pipe = load_pipeline(spec, load, offload)
     except WeightsError as error:
-        fetch = f"run `hf download {spec.default_id}` on a machine with network, or name a folder"
-        raise WeightsError(error.cause, f"{needs}: {fetch}") from error
+        raise WeightsError(error.cause, f"{needs}, in a folder or from the hub: {error.remedy}") from error
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

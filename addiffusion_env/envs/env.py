@@ -7,14 +7,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from addiffusion_env.envs.actions import ActionSpace
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
+from addiffusion_env.envs.state import Restorable
 from addiffusion_env.envs.view import View
 
 Observation = dict[str, np.ndarray]
 
 
-class AdDiffusionEnv(gym.Env[Observation, np.int64]):
+class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     """The denoising loop of a text-to-image model as a Markov decision process.
 
     At each decision the agent may *continue* (0: a standard step), *stop* (1: land in a few evaluations and end) or
@@ -23,10 +25,13 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
     Observation: ``Dict(clip, timestep, quality)``, float32 in [-1, 1]; see
     :mod:`addiffusion_env.observations.features`. With a price range there is a fourth key, ``price``.
 
-    ``info`` carries prompt, prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, price, clip_score and
-    preference; after a step also action, illegal_action and reward_terms; after a refinement of a region also
-    refine_mask, (h, w) float32 in [0, 1] at the latents' resolution; at the end also image, (H, W, 3) uint8, and
-    action_trace.
+    ``info`` holds the same keys, shapes and types from reset to the end, so that any buffer can keep it: prompt,
+    prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, price; clip_score and preference of what was
+    last looked at (0 while ``has_look`` is false); the last action (-1 after a reset), illegal_action, reward_terms
+    (name -> float); action_trace, the actions so far, int8, -1 behind them; image, (H, W, 3) uint8, zeros until the
+    episode has ended with a picture (``has_image``); fault, why the episode was dropped, or ""; where *refine* may
+    redraw a region also refine_mask, (h, w) float32 in [0, 1] at the latents' resolution, zeros unless the last action
+    did so.
 
     Args:
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
@@ -37,7 +42,7 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
     >>> sorted((key, value.shape) for key, value in observation.items())
     [('clip', (256,)), ('quality', (8,)), ('timestep', (128,))]
     >>> observation, reward, terminated, truncated, info = env.step(1)
-    >>> terminated, info["nfe"], info["image"].shape
+    >>> terminated, float(info["nfe"]), info["image"].shape
     (True, 4.0, (64, 64, 3))
     """
 
@@ -47,7 +52,7 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         self.settings = EnvSettings.of(**settings)
         self.episodes = Episodes(self.settings, 1)
         self.observation_space: gym.spaces.Dict = self.episodes.observer.space  # type: ignore[assignment]
-        self.action_space = gym.spaces.Discrete(3)
+        self.action_space = ActionSpace()
         self.render_mode = self.settings.render_mode
         self.view = View(self.episodes, self.render_mode, self.metadata["render_fps"])
 
@@ -72,10 +77,11 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         """Takes an action.
 
         Raises:
-            IllegalActionError: for a number that is no action; in strict mode also for a masked one.
+            IllegalActionError: for what is no action (a number, or an array or tensor that holds one); in strict mode
+                also for a masked one.
             EpisodeOverError: before ``reset`` or after the end.
         """
-        result = self.episodes.step([int(action)])
+        result = self.episodes.step(action)
         self.view.stepped(0, bool(result.terminated[0] or result.truncated[0]))
         self.view.show()
         return (
@@ -87,7 +93,11 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         )
 
     def action_masks(self) -> np.ndarray:
-        """(3,) bool: which actions are legal now; what sb3-contrib's MaskablePPO reads."""
+        """(3,) bool: which actions are legal now; what sb3-contrib's MaskablePPO reads.
+
+        ``action_space.sample(mask=...)`` takes it. Gymnasium's wrappers hand on no method: behind them it is
+        ``env.get_wrapper_attr("action_masks")()``.
+        """
         return self.episodes.action_masks()[0]
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
@@ -101,23 +111,11 @@ class AdDiffusionEnv(gym.Env[Observation, np.int64]):
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; pass render_mode='rgb_array' to make()")
             return None
-        return None if self.render_mode == "human" else self.view.frames()[0]
+        return None if self.render_mode == "human" else self.view.render()[0]
 
     def close(self) -> None:
         """Closes the window of mode ``human``."""
         self.view.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on exactly from here."""
-        return self.episodes.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self.episodes.load_state_dict(state)
-
-    def set_training(self, training: bool) -> None:
-        """Whether the reward's pooled statistics learn."""
-        self.episodes.reward.scale.training = training
 
     @staticmethod
     def _row(observation: Observation) -> Observation:

@@ -15,14 +15,16 @@ import numpy as np
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.faults import Fault, FaultCount
-from addiffusion_env.engine.lane import Lane, open_lane, restore_lane, restore_look
+from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
-from addiffusion_env.envs.framing import Framer, Point, similarity
+from addiffusion_env.envs.actions import numbers_of
+from addiffusion_env.envs.framing import Framer, Point, column, similarity
+from addiffusion_env.envs.infos import InfoMaker
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.envs.slot import Slot
+from addiffusion_env.envs.slot import Slot, portable
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
 from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
@@ -30,8 +32,7 @@ from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.scorers.look import Look
+from addiffusion_env.rewards.composite import failures, make_reward, reward_error
 
 RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
@@ -91,6 +92,7 @@ class Episodes:
         self.looks = sees_previews(settings.keys()) or self.reward.sees_previews
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
+        self.infos = InfoMaker.of(self.backbone.capabilities, self.process, self.reward.terms)
         self.slots: list[Slot | None] = [None] * num_lanes
         self._references: dict[tuple[str, int], float] = {}
 
@@ -123,7 +125,7 @@ class Episodes:
         lane_seed = old.seed if seed is None and old else int(seed or 0)
         episode = old.episode + 1 if seed is None and old else first
         slot = self.slots[index] = self._open(lane_seed, episode, options or {})
-        return slot.info()
+        return self.infos.info(slot)
 
     def _open(self, seed: int, episode: int, options: Mapping[str, Any]) -> Slot:
         prompt, picture_seed, price = self._draw(seed, episode, options)
@@ -150,37 +152,48 @@ class Episodes:
         return Prompt.of(prompt, prompt_id)
 
     # ------------------------------------------------------------------ stepping
-    def step(self, actions: Sequence[int]) -> StepResult:
+    def step(self, actions: Any, reset_ended: bool = False) -> StepResult:
         """Takes one action on every lane.
+
+        Args:
+            actions: (B,); see :func:`addiffusion_env.envs.actions.numbers_of`.
+            reset_ended: a lane that has ended begins its next episode instead, for reward 0; its action is not read.
 
         Raises:
             EpisodeOverError: before the first :meth:`begin`, or on a lane that has ended.
             NumericsError, ScorerError: when more lanes have failed than ``max_faults`` allows.
-            IllegalActionError: for a number that is no action, or, in strict mode, one that is masked.
+            IllegalActionError: for what is no action, or, in strict mode, one that is masked.
         """
-        slots = [self._live(index) for index in range(len(self.slots))]
-        chosen, refused = self._legal(slots, actions)
+        numbers = numbers_of(actions, len(self.slots))
+        lanes = range(len(self.slots))
+        resting = [index for index in lanes if reset_ended and self.ended(index)]
+        going = [index for index in lanes if index not in resting]
+        before = [self._live(index) for index in going]
+        chosen, refused = self._legal(going, before, [numbers[index] for index in going])
+        fresh = [self._open(slot.seed, slot.episode + 1, {}) for slot in map(self._known, resting)]
         turns = [
             turn(self.backbone, self.process, slot.lane, action, self.looks)
-            for slot, action in zip(slots, chosen, strict=True)
+            for slot, action in zip(before, chosen, strict=True)
         ]
         results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
-        after = [slot.moved(result) for slot, result in zip(slots, results, strict=True)]
-        after = self._compared(after)
-        self.slots = list(after)
-        terminated = np.array([slot.picture is not None for slot in after])
-        truncated = np.array([self._cut(slot) for slot in after]) & ~terminated
-        sound = [row for row, slot in enumerate(after) if slot.fault is None]
-        before, moved = [slots[row] for row in sound], [after[row] for row in sound]
-        transition = self._transition(before, moved, [chosen[row] for row in sound])
-        reward, terms = self._rewarded(transition, sound)
-        infos = []
-        for row, slot in enumerate(after):
-            info = slot.info()
-            paid = {name: float(values[row]) for name, values in terms.items()}
-            info |= {"action": chosen[row], "illegal_action": refused[row], "reward_terms": paid}
-            infos.append(info)
-        return StepResult(self.observe(), reward, terminated, truncated, infos, transition)
+        after = self._compared([slot.moved(result) for slot, result in zip(before, results, strict=True)])
+        after, paid, terms, transition = self._rewarded(going, before, after, chosen)
+        slots = {**dict(zip(resting, fresh, strict=True)), **dict(zip(going, after, strict=True))}
+        self.slots = [slots[index] for index in lanes]
+        reward = np.zeros(len(lanes))
+        reward[going] = paid
+        infos = {index: self.infos.info(slot) for index, slot in zip(resting, fresh, strict=True)}
+        for place, index in enumerate(going):
+            own = {name: values[place] for name, values in terms.items()}
+            infos[index] = self.infos.info(after[place], chosen[place], refused[place], own)
+        terminated = np.array([slots[index].picture is not None for index in lanes])
+        truncated = np.array([self._cut(slots[index]) for index in lanes]) & ~terminated
+        return StepResult(self.observe(), reward, terminated, truncated, [infos[index] for index in lanes], transition)
+
+    def ended(self, index: int) -> bool:
+        """Whether lane ``index`` has an episode that is over."""
+        slot = self.slots[index]
+        return slot is not None and (slot.picture is not None or self._cut(slot))
 
     def _cut(self, slot: Slot) -> bool:
         """Whether an episode was ended from outside: dropped, or at its limit of decisions."""
@@ -191,18 +204,20 @@ class Episodes:
         slot = self.slots[index]
         if slot is None:
             raise EpisodeOverError(f"lane {index} was stepped before reset", "call reset first")
-        if slot.picture is not None or self._cut(slot):
-            raise EpisodeOverError(f"lane {index} was stepped after its episode ended", "call reset first")
+        if self.ended(index):
+            raise EpisodeOverError(
+                f"lane {index} was stepped after its episode ended",
+                "call reset first; in vector environments options={'reset_mask': terminated | truncated} resets some",
+            )
         return slot
 
-    def _legal(self, slots: Sequence[Slot], actions: Sequence[int]) -> tuple[list[int], list[bool]]:
+    def _legal(
+        self, indices: Sequence[int], slots: Sequence[Slot], numbers: Sequence[int]
+    ) -> tuple[list[int], list[bool]]:
         chosen, refused = [], []
-        for index, (slot, action) in enumerate(zip(slots, actions, strict=True)):
-            value = int(action)
+        for index, slot, value in zip(indices, slots, numbers, strict=True):
             if value not in (0, 1, 2):
-                raise IllegalActionError(
-                    f"lane {index}: action {action!r} is none of 0, 1, 2", "continue, stop, refine"
-                )
+                raise IllegalActionError(f"lane {index}: action {value} is none of 0, 1, 2", "continue, stop, refine")
             legal = legal_actions(slot.lane, self.process)
             masked = not legal[value]
             if masked and self.settings.strict:
@@ -218,26 +233,43 @@ class Episodes:
         return chosen, refused
 
     # ------------------------------------------------------------------ reward
-    def _rewarded(self, transition: Transition | None, sound: list[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(B,) reward and its terms; 0 for episodes that were dropped, which no statistics learn from."""
-        reward, terms = np.zeros(len(self.slots)), {name: np.zeros(len(self.slots)) for name in self.reward.terms}
-        if transition is not None:
-            reward[sound], parts = self.reward(transition)
-            for name, values in parts.items():
-                terms[name][sound] = values
-        return reward, terms
+    def _rewarded(
+        self, indices: Sequence[int], before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]
+    ) -> tuple[list[Slot], np.ndarray, dict[str, np.ndarray], Transition | None]:
+        """The slots, their reward and its terms, and what those were made of; 0 for episodes that were dropped.
 
-    def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition | None:
-        if not after:
-            return None
+        An episode that a term pays NaN or infinity is dropped here.
+        """
+        slots, reward = list(after), np.zeros(len(after))
+        terms = {name: np.zeros(len(after)) for name in self.reward.terms}
+        sound = [row for row, slot in enumerate(slots) if slot.fault is None]
+        if not sound:
+            return slots, reward, terms, None
+        transition = self._transition(
+            [before[row] for row in sound], [slots[row] for row in sound], [actions[row] for row in sound]
+        )
+        paid, parts = self.reward(transition)
+        failed = failures(paid, parts)
+        for place, (name, value) in failed.items():
+            row = sound[place]
+            error = reward_error(name, value, f"lane {indices[row]}", slots[row].lane.prompt.text)
+            slots[row] = before[row].moved(self.engine.faults.drop(error))
+        kept = [place for place in range(len(sound)) if place not in failed]
+        rows = [sound[place] for place in kept]
+        reward[rows] = paid[kept]
+        for name, values in parts.items():
+            terms[name][rows] = values[kept]
+        return slots, reward, terms, transition.rows(kept) if kept else None
+
+    def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
         looks, seen = [slot.lane.look for slot in before], [slot.lane.look for slot in after]
         nothing = float("nan")
         keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
         return Transition(
-            clip_before=_scores(looks, "clip_score"),
-            clip_after=_scores(seen, "clip_score"),
-            preference_before=_scores(looks, "preference"),
-            preference_after=_scores(seen, "preference"),
+            clip_before=column(looks, "clip_score", nothing),
+            clip_after=column(seen, "clip_score", nothing),
+            preference_before=column(looks, "preference", nothing),
+            preference_after=column(seen, "preference", nothing),
             dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
             clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
@@ -322,23 +354,39 @@ class Episodes:
         return {"slots": slots, "scale": self.reward.scale.state_dict(), "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict` on the same settings; a lane that had ended waits for its next episode."""
+        """Restores :meth:`state_dict` on the same settings."""
         self.slots = [None if entry is None else self._slot(entry) for entry in state["slots"]]
         self.reward.scale.load_state_dict(state["scale"])
         self.engine.faults.count = state["faults"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: the settings, by which the weights are loaded again, and where every lane is."""
+        return {
+            "settings": self.settings,
+            "slots": portable([None if slot is None else slot.state() for slot in self.slots]),
+            # A state has plain values only; what a user's scorer reads of a prompt stays whole here.
+            "prompts": [None if slot is None else slot.lane.prompt for slot in self.slots],
+            "scale": self.reward.scale,
+            "faults": self.engine.faults,
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Makes it anew; weights that this process has loaded already are shared."""
+        self.__init__(state["settings"], len(state["slots"]))  # type: ignore[misc]
+        self.reward.scale, self.engine.faults = state["scale"], state["faults"]
+        for index, (entry, prompt) in enumerate(zip(state["slots"], state["prompts"], strict=True)):
+            if entry is not None:
+                slot = self._slot(entry)
+                self.slots[index] = replace(slot, lane=replace(slot.lane, prompt=prompt))
+
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
-        if entry["lane"] is None:
-            return self._open(entry["seed"], entry["episode"], {})
-        before = restore_look(entry["before"])
-        lane = restore_lane(self.backbone, entry["lane"])
-        return Slot(entry["seed"], entry["episode"], lane, before, entry["price"], entry["decisions"])
+        # A lane of a lost Ray worker, and in older checkpoints one that had ended, is known by its episode alone.
+        return (
+            self._open(entry["seed"], entry["episode"], {})
+            if entry["lane"] is None
+            else Slot.restored(self.backbone, entry)
+        )
 
 
 def _key(lane: Lane) -> tuple[str, int]:
     return lane.prompt.prompt_id, lane.seed
-
-
-def _scores(looks: Sequence[Look | None], name: str) -> np.ndarray:
-    """(B,) a score of each look; NaN where nobody looked."""
-    return np.array([float(getattr(look, name)[0]) if look else float("nan") for look in looks])

@@ -59,10 +59,10 @@ class Framer:
         return Frame(
             clip_image=np.stack([look.clip_image[0] if look else blank for look in looks]),
             clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),
-            clip_score=_column(looks, "clip_score"),
-            clip_before=_column(before, "clip_score"),
-            preference=_column(looks, "preference"),
-            preference_before=_column(before, "preference"),
+            clip_score=column(looks, "clip_score"),
+            clip_before=column(before, "clip_score"),
+            preference=column(looks, "preference"),
+            preference_before=column(before, "preference"),
             dino_similarity=np.array([similarity(now, then) for now, then in zip(looks, before, strict=True)]),
             x0_change=np.array([lane.change for lane in lanes]),
             log_snr=self.backbone.path.half_log_snr(sigma).clamp(*LOG_SNR_RANGE).numpy(),
@@ -92,5 +92,6 @@ def similarity(now: Look | None, before: Look | None) -> float:
     return float(now.dino[0] @ before.dino[0]) if now is not None and before is not None else 0.0
 
 
-def _column(looks: Sequence[Look | None], name: str) -> np.ndarray:
-    return np.array([float(getattr(look, name)[0]) if look else 0.0 for look in looks])
+def column(looks: Sequence[Look | None], name: str, absent: float = 0.0) -> np.ndarray:
+    """(B,) a score of each look; ``absent`` where nobody looked."""
+    return np.array([float(getattr(look, name)[0]) if look else absent for look in looks])

@@ -14,7 +14,8 @@ from addiffusion_env.scorers.look import LookScorers, emoji_scorers
 
 @lru_cache(maxsize=8)
 def _backbone(name: str, name_or_path: str | None, device: str, dtype: str, options: tuple) -> Backbone:
-    return BACKBONES.load(name).from_pretrained(Load(name_or_path, device, dtype, dict(options)))
+    given = {option: value for option, _, value in options}
+    return BACKBONES.load(name).from_pretrained(Load(name_or_path, device, dtype, given))
 
 
 def load_backbone(settings: EnvSettings) -> Backbone:
@@ -24,7 +25,11 @@ def load_backbone(settings: EnvSettings) -> Backbone:
     load = settings.load()
     if settings.pipe is not None or settings.pipeline_kwargs:
         return _of_pipeline(settings, load)
-    return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, tuple(sorted(load.options.items())))
+    options = tuple(
+        (name, type(value), tuple(value) if isinstance(value, list) else value)  # 16.0 is refused also after 16
+        for name, value in sorted(load.options.items())
+    )
+    return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options)
 
 
 def _of_pipeline(settings: EnvSettings, load: Load) -> Backbone:
@@ -54,6 +59,28 @@ def _scorers(kind: str, device: str, paths: tuple) -> LookScorers:
     from addiffusion_env.scorers.hub_look import hub_scorers
 
     return hub_scorers(device, dict(paths))
+
+
+def clip_width(backbone: str, paths: Mapping[str, str] | None = None) -> int:
+    """Width of the CLIP embedding of :func:`load_scorers`, without loading them.
+
+    Args:
+        backbone: its registry name.
+        paths: what to take for the real ones.
+
+    Raises:
+        UnknownNameError: for a CLIP that open_clip does not know.
+        WeightsError: for a folder that holds none.
+    """
+    from addiffusion_env.scorers.clip import embedding_width
+
+    if backbone == "emoji":
+        from addiffusion_env.backbones.emoji.weights import WEIGHTS
+
+        return embedding_width(WEIGHTS / "clip")
+    from addiffusion_env.scorers.hub_look import DEFAULTS
+
+    return embedding_width((paths or {}).get("clip", DEFAULTS["clip"]))
 
 
 def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> LookScorers:

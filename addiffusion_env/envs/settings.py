@@ -12,7 +12,7 @@ from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import check_solver_name
 from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
-from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
+from addiffusion_env.errors import ConfigError, check_keywords, check_settings, nearest, unknown
 from addiffusion_env.observations.features import OBSERVATION_PRESETS
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
@@ -118,14 +118,36 @@ class EnvSettings:
         self.keys()
 
     @classmethod
-    def of(cls, **kwargs: Any) -> EnvSettings:
+    def of(cls, *others: str, **kwargs: Any) -> EnvSettings:
         """Builds settings from keyword arguments.
 
+        Args:
+            *others: further keywords that the caller takes, for the error's nearest name.
+            **kwargs: the fields.
+
         Raises:
-            ConfigError: for a keyword that does not exist, with the nearest one.
+            UnexpectedKeywordError: for a keyword that does not exist, with the nearest one.
         """
-        check_settings("environments have", kwargs, (item.name for item in fields(cls)))
+        check_keywords("environments have", kwargs, (*(item.name for item in fields(cls)), *others))
         return cls(**kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EnvSettings:
+        """Never changed: copies of an environment share them, and a loaded backbone in them."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle.
+
+        Raises:
+            ConfigError: for a loaded backbone or pipeline: weights travel by the name that they are loaded by.
+        """
+        loaded = self.pipe if isinstance(self.backbone, str) else self.backbone
+        if loaded is not None:
+            raise ConfigError(
+                f"an environment with a loaded backbone ({type(loaded).__name__}) cannot be pickled",
+                "name the backbone and its weights (backbone=, name_or_path=), or keep env.state_dict() instead",
+            )
+        return self.__dict__
 
     def _check_pipe(self) -> None:
         for name in ("pipe", "pipeline_kwargs"):

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.faults import Fault
-from addiffusion_env.engine.lane import Lane, look_state
+from addiffusion_env.engine.lane import (
+    Lane,
+    look_state,
+    picture_state,
+    restore_lane,
+    restore_look,
+    restore_picture,
+)
 from addiffusion_env.engine.requests import Picture
+from addiffusion_env.errors import AdDiffusionError
 from addiffusion_env.scorers.look import Look
+
+
+def portable(state: Any) -> Any:
+    """A state with its tensors on the CPU, each with storage of its own: rows of a batch would keep the whole batch."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, Mapping):
+        return {key: portable(value) for key, value in state.items()}
+    return [portable(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 @dataclass(frozen=True)
@@ -43,36 +64,29 @@ class Slot:
         return replace(self, lane=lane, before=self.lane.look, decisions=self.decisions + 1, picture=picture)
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors, numbers and strings; of an ended episode only which one it was."""
-        head = {"seed": self.seed, "episode": self.episode}
-        if self.picture is not None or self.fault is not None:
-            return {**head, "lane": None}
-        before = look_state(self.before)
-        return {**head, "price": self.price, "decisions": self.decisions, "before": before, "lane": self.lane.state()}
-
-    def info(self) -> dict[str, Any]:
-        """What Gymnasium reports beside the observation."""
-        lane = self.lane
-        info: dict[str, Any] = {
-            "prompt": lane.prompt.text,
-            "prompt_id": lane.prompt.prompt_id,
-            "task": lane.prompt.task,
-            "seed": lane.seed,
-            "sigma": lane.sigma,
-            "step": lane.step,
-            "nfe": float(lane.nfe),
-            "network_calls": lane.calls,
-            "refinements": lane.refinements,
+        """Plain tensors, numbers and strings, from which :meth:`restored` makes the same slot."""
+        return {
+            "seed": self.seed,
+            "episode": self.episode,
             "price": self.price,
+            "decisions": self.decisions,
+            "before": look_state(self.before),
+            "lane": self.lane.state(),
+            "picture": picture_state(self.picture),
+            "fault": None if self.fault is None else [self.fault.error.cause, self.fault.error.remedy],
         }
-        if lane.look is not None:
-            info["clip_score"] = float(lane.look.clip_score[0])
-            info["preference"] = float(lane.look.preference[0])
-        if lane.refine_mask is not None:
-            info["refine_mask"] = lane.refine_mask
-        if self.picture is not None:
-            info["image"] = self.picture.pixels()
-            info["action_trace"] = list(lane.actions)
-        if self.fault is not None:
-            info["fault"] = self.fault.error.cause
-        return info
+
+    @classmethod
+    def restored(cls, backbone: Backbone, state: Mapping[str, Any]) -> Slot:
+        """The slot that :meth:`state` described."""
+        fault = state.get("fault")
+        return cls(
+            seed=state["seed"],
+            episode=state["episode"],
+            lane=restore_lane(backbone, state["lane"]),
+            before=restore_look(state["before"]),
+            price=state["price"],
+            decisions=state["decisions"],
+            picture=restore_picture(state.get("picture")),
+            fault=None if fault is None else Fault(AdDiffusionError(*fault)),
+        )

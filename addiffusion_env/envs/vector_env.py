@@ -3,90 +3,143 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from addiffusion_env.envs.actions import ActionSpace
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
+from addiffusion_env.envs.state import Restorable
 from addiffusion_env.envs.view import View
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import ConfigError, EpisodeOverError, unknown
 from addiffusion_env.rewards.base import Transition
 
 Observation = dict[str, np.ndarray]
 
+KEYWORDS = ("num_envs", "autoreset_mode", "max_episode_steps")
+"""What the vector environment takes beside the settings."""
 
-class AdDiffusionVectorEnv(VectorEnv):
+
+class AdDiffusionVectorEnv(Restorable, VectorEnv):
     """``num_envs`` episodes in step; equals as many :class:`AdDiffusionEnv` row by row.
 
-    A lane whose episode ends begins its next one in the same step (``AutoresetMode.SAME_STEP``): the observation
-    returned is the new episode's first, the old one's last is in ``info["final_obs"]`` and ``info["final_info"]``.
+    When an episode ends (see Gymnasium's :class:`gymnasium.vector.AutoresetMode`), its lane
+
+    * ``same_step``: begins its next one in the same step. The observation returned is the new episode's first, the old
+      one's last is in ``info["final_obs"]`` and ``info["final_info"]``. Every step is a decision, so it is the default:
+      episodes are short here, often of one to three decisions.
+    * ``next_step``, as Gymnasium's own ``SyncVectorEnv`` does: begins it in the next step, whose action is not read and
+      whose reward is 0. Gymnasium's vector observation wrappers need this mode or ``disabled``.
+    * ``disabled``: waits for ``reset(options={"reset_mask": terminated | truncated})``.
 
     Args:
         num_envs: number of lanes.
-        **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
+        autoreset_mode: one of the three, or Gymnasium's enum.
+        max_episode_steps: truncates an episode after so many decisions, as ``gym.make``'s ``TimeLimit`` does; -1 or
+            ``None`` for no limit. ``max_decisions`` is the same, but does not truncate what terminates there anyway.
+        **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`. ``render_mode`` may also be
+            ``rgb_array_list`` or ``film_list``: the frames since the last call of ``render``, for each lane.
 
     Attributes:
         transition: what the last step's reward was made of, see :class:`StepResult`; ``None`` before the first step.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own convention
-        "render_modes": [*RENDER_MODES],
+        "render_modes": [*RENDER_MODES, "rgb_array_list", "film_list"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
-    def __init__(self, num_envs: int = 1, **settings: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int = 1,
+        autoreset_mode: str | AutoresetMode = "same_step",
+        max_episode_steps: int | None = None,
+        **settings: Any,
+    ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs must be at least 1, got {num_envs}", "use 8")
-        self.settings = EnvSettings.of(**settings)
+        self.autoreset_mode = _mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = settings.get("render_mode")
+        if self.render_mode in ("rgb_array_list", "film_list"):
+            settings["render_mode"] = self.render_mode.removesuffix("_list")
+        self.settings = EnvSettings.of(*KEYWORDS, **settings)
+        self._limit = _limit(max_episode_steps)
+        if self._limit is not None:
+            most = min(self._limit, self.settings.max_decisions or self._limit)
+            self.settings = replace(self.settings, max_decisions=most)
         self.num_envs = num_envs
         self.episodes = Episodes(self.settings, num_envs)
         self.single_observation_space = self.episodes.observer.space
-        self.single_action_space = gym.spaces.Discrete(3)
+        self.single_action_space = ActionSpace()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.render_mode = self.settings.render_mode
         self.transition: Transition | None = None
         self.view = View(self.episodes, self.render_mode, int(self.metadata["render_fps"]))
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begins an episode in every lane.
+        """Begins an episode in every lane, or in some.
 
         Args:
-            seed: lane i is seeded with ``seed + i``, or with ``seed[i]``.
-            options: as for the scalar environment; a list value gives each lane its own.
+            seed: lane i is seeded with ``seed + i``, or with ``seed[i]``. A lane without a seed goes on with its next
+                episode; before its first it draws a seed.
+            options: as for the scalar environment; a list value gives each lane its own. ``reset_mask``, (num_envs,)
+                bool, resets those lanes alone: ``info`` is theirs, the observation everybody's.
 
         Raises:
-            ConfigError: when a list has not one entry a lane.
+            ConfigError: when a list has not one entry a lane, or ``reset_mask`` is no mask.
+            EpisodeOverError: when lanes are left out that never had an episode.
         """
-        super().reset(seed=seed if isinstance(seed, int) else None)
+        single = isinstance(seed, int | np.integer)
+        super().reset(seed=int(seed) if single else None)  # type: ignore[arg-type]
+        given = dict(options or {})
+        lanes = self._lanes(given.pop("reset_mask", None))
+        seeds = self._seeds(seed)
         infos: dict[str, Any] = {}
-        for index, lane_seed in enumerate(self._seeds(seed)):
-            infos = self._add_info(infos, self.episodes.begin(index, lane_seed, self._options(options, index)), index)
-        self.view.reset()
+        chosen = {index: self._options(given, index) for index in lanes}
+        for index in lanes:
+            infos = self._add_info(infos, self.episodes.begin(index, seeds[index], chosen[index]), index)
+        self.view.reset(lanes if len(lanes) < self.num_envs else None)
         return self.episodes.observe(), infos
 
+    def _lanes(self, mask: Any) -> list[int]:
+        """Which lanes a ``reset_mask`` resets."""
+        if mask is None:
+            return list(range(self.num_envs))
+        chosen = np.asarray(mask)
+        if chosen.shape != (self.num_envs,) or chosen.dtype != bool or not chosen.any():
+            raise ConfigError(
+                f"options['reset_mask'] must be ({self.num_envs},) bool with a lane to reset, got {mask!r:.80}",
+                "pass terminated | truncated",
+            )
+        never = [index for index, slot in enumerate(self.episodes.slots) if slot is None and not chosen[index]]
+        if never:
+            raise EpisodeOverError(f"lane {never[0]} was never reset", "leave reset_mask out of the first reset")
+        return [int(index) for index in np.flatnonzero(chosen)]
+
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            fresh = [slot is None for slot in self.episodes.slots]
-            return [int(self.np_random.integers(2**31)) if new else None for new in fresh]
         if isinstance(seed, int | np.integer):
             return [int(seed) + index for index in range(self.num_envs)]
-        if len(seed) != self.num_envs:
+        seeds = [None] * self.num_envs if seed is None else list(seed)
+        if len(seeds) != self.num_envs:
             raise ConfigError(
-                f"seed has {len(seed)} entries for {self.num_envs} lanes", "give one a lane, or one number"
+                f"seed has {len(seeds)} entries for {self.num_envs} lanes", "give one a lane, or one number"
             )
-        return list(seed)
+        return [
+            int(self.np_random.integers(2**31)) if own is None and slot is None else own
+            for own, slot in zip(seeds, self.episodes.slots, strict=True)
+        ]
 
-    def _options(self, options: Mapping[str, Any] | None, index: int) -> dict[str, Any]:
+    def _options(self, options: Mapping[str, Any], index: int) -> dict[str, Any]:
         chosen: dict[str, Any] = {}
-        for key, value in (options or {}).items():
+        for key, value in options.items():
             if isinstance(value, list | tuple | np.ndarray):
                 if len(value) != self.num_envs:
                     raise ConfigError(
@@ -100,39 +153,68 @@ class AdDiffusionVectorEnv(VectorEnv):
         """Takes one action in every lane; see the class for what happens at an episode's end.
 
         Raises:
-            IllegalActionError: for a number that is no action; in strict mode also for a masked one.
+            IllegalActionError: for what is no action; in strict mode also for a masked one.
+            EpisodeOverError: in mode ``disabled`` when a lane has ended and was not reset.
         """
-        result = self.episodes.step([int(action) for action in actions])
+        resting = [index for index in range(self.num_envs) if self.episodes.ended(index)]
+        result = self.episodes.step(actions, reset_ended=self.autoreset_mode == AutoresetMode.NEXT_STEP)
         self.transition = result.transition
         observation = result.observation
         infos: dict[str, Any] = {}
-        over = result.terminated | result.truncated
+        truncated = result.truncated | self._at_limit()
+        over = result.terminated | truncated
+        same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
         for index, info in enumerate(result.infos):
-            self.view.stepped(index, bool(over[index]))
-            if over[index]:
+            if index not in resting:
+                self.view.stepped(index, bool(over[index]))
+            if over[index] and same_step:
                 last = {key: value[index].copy() for key, value in observation.items()}
                 infos = self._add_info(infos, {"final_obs": last, "final_info": info}, index)
                 info = self.episodes.begin(index)
             infos = self._add_info(infos, info, index)
-        if over.any():
+        if over.any() and same_step:
             observation = self.episodes.observe()
         self.view.show()
-        return observation, result.reward, result.terminated, result.truncated, infos
+        return observation, result.reward, result.terminated, truncated, infos
+
+    def _at_limit(self) -> np.ndarray:
+        """(num_envs,) bool: which lanes have taken ``max_episode_steps``, finished or not, as ``TimeLimit`` says it."""
+        limit = float("inf") if self._limit is None else self._limit
+        return np.array([slot is not None and slot.decisions >= limit for slot in self.episodes.slots])
 
     def action_masks(self) -> np.ndarray:
-        """(num_envs, 3) bool: legal actions of each lane."""
+        """(num_envs, 3) bool: legal actions of each lane; ``action_space.sample(mask=...)`` takes it."""
         return self.episodes.action_masks()
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
+    def render(self) -> tuple[Any, ...] | None:
         """One picture a lane, all of one size, as the scalar environment gives; ``None`` in mode ``human`` or without.
 
-        A lane that has begun its next episode in this step shows that one's start; its film strip is still the old
-        one's, whole.
+        In a mode that ends in ``_list``, the pictures of each lane since the last call. A lane that has begun its next
+        episode in this step shows that one's start; its film strip is still the old one's, whole.
         """
         if self.render_mode in (None, "human"):
             return None
-        return tuple(self.view.frames())
+        return tuple(self.view.render())
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the window of mode ``human``."""
         self.view.close()
+
+
+def _mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """Gymnasium's enum, by its name or its value."""
+    if isinstance(mode, AutoresetMode):
+        return mode
+    known = {known.name.lower(): known for known in AutoresetMode}
+    for found in AutoresetMode:
+        if mode in (found.name.lower(), found.value):
+            return found
+    raise unknown("autoreset_mode", str(mode), known)
+
+
+def _limit(steps: int | None) -> int | None:
+    if steps is None or steps == -1:
+        return None
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"max_episode_steps must be at least 1, got {steps!r}", "-1 or None for no limit")
+    return steps

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.policy_file import shipped
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
+from addiffusion_env.envs.loading import clip_width
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
 from addiffusion_env.evaluation.store import RecordStore
@@ -20,6 +22,7 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     """The methods of a configuration, the policy first, and the environment that they share.
 
     Raises:
+        ConfigError: for a policy that does not fit the environment's model.
         UnknownNameError: for a method that does not exist.
         WeightsError: for a folder without a policy.
     """
@@ -31,7 +34,11 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
     source, options = choose_prompts(config, str(settings.backbone))
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
-    return policies + [make_method(spec) for spec in config["methods"]], settings
+    methods = policies + [make_method(spec) for spec in config["methods"]]
+    for method in methods:
+        if isinstance(method, LearnedMethod):
+            method.check_fits(str(settings.backbone), clip_width(str(settings.backbone), settings.scorers))
+    return methods, settings
 
 
 def out_folder(config: Mapping[str, Any]) -> Path:

@@ -9,8 +9,11 @@ from typing import Any
 
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.typed import check_least, check_types
 
+HIGHEST_SEED = 2**63 - 1
+"""What a record's column of 64 bits holds."""
 SEE = "see configs/eval.yaml; a list is written [a,b]"
 
 
@@ -90,12 +93,15 @@ class EvaluationConfig:
         lanes_of(self.max_lanes, "max_lanes")
         if not self.methods and self.policy is None:
             raise ConfigError("methods is empty and there is no policy: nothing to evaluate", "methods=[fixed:8]")
-        least = {"prompts": 1, "prompt_seed": 0, "shard_size": 1, "max_faults": 0, "samples": 0, "margin": 0}
+        least = {"prompts": 1, "prompt_seed": 0, "shard_size": 1, "max_faults": 0, "samples": 0}
         check_least("", self, least, SEE)
+        positive_margin(self.margin)
         for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
             values = getattr(self, name)
             if not values or any(value is not None and value < 0 for value in values):
                 raise ConfigError(f"{name} must be one number or more, each at least 0, got {values}", wanted)
+        if max(self.seeds) > HIGHEST_SEED:
+            raise ConfigError(f"seeds must be at most {HIGHEST_SEED}, got {max(self.seeds)}", "use lower ones")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> EvaluationConfig:

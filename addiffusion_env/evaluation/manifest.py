@@ -14,9 +14,10 @@ from typing import Any
 
 from addiffusion_env import __version__
 from addiffusion_env.backbones.devices import instruction_set
-from addiffusion_env.errors import ConfigError, RunFolderError
+from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
+from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import whole_file
 from addiffusion_env.typed import check_types
@@ -132,14 +133,13 @@ def write_manifest(
         ConfigError: for a margin that is not above 0.
         RunFolderError: when the folder cannot be written.
     """
-    if not margin > 0:
-        raise ConfigError(f"margin must be above 0, got {margin}", "fix it before the run, for example margin=0.01")
+    margin = positive_margin(margin)
     folder = Path(out_dir)
     store = RecordStore(folder / RECORDS_FOLDER)
     margins = read_manifest(folder).margins if (folder / MANIFEST_FILE).exists() else ()
     if not margins or margins[-1].margin != margin:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        margins = (*margins, MarginEntry(float(margin), now, len(store.read())))
+        margins = (*margins, MarginEntry(margin, now, len(store.read())))
     jobs = plans[0].jobs
     prompt_ids = tuple(dict.fromkeys(job.prompt.prompt_id for job in jobs))
     manifest = Manifest(

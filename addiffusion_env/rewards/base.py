@@ -47,6 +47,10 @@ class Transition:
         names = (item.name for item in fields(cls))
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
+    def rows(self, places: Sequence[int]) -> Transition:
+        """Some of its lanes, in that order."""
+        return Transition(**{item.name: getattr(self, item.name)[list(places)] for item in fields(self)})
+
 
 class RewardTerm(Protocol):
     """One named term. Plain functions of this form are registered in ``rewards.TERMS``."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import RewardTerm, Transition
 from addiffusion_env.rewards.normalisation import PooledScale
@@ -89,12 +89,43 @@ class Reward:
         """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""
         self.scale.update("clip", transition.clip_after)
         self.scale.update("preference", transition.preference_after)
-        parts = {
-            name: config.weight
-            * np.asarray(self._functions[name](transition, self.scale, **config.settings), np.float64)
-            for name, config in self.terms.items()
-        }
+        parts = {name: config.weight * self._values(name, transition) for name, config in self.terms.items()}
         return np.sum(list(parts.values()), axis=0), parts
+
+    def _values(self, name: str, transition: Transition) -> np.ndarray:
+        """(B,) values of a term, before its weight."""
+        given = self._functions[name](transition, self.scale, **self.terms[name].settings)
+        values, lanes = np.asarray(given, np.float64), transition.action.shape
+        if values.shape not in ((), lanes):
+            raise ContractError(
+                f"reward term {name!r} returned an array of shape {values.shape} for {lanes[0]} lanes",
+                "return one number a lane",
+            )
+        return np.broadcast_to(values, lanes)
+
+
+def failures(reward: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[int, tuple[str, float]]:
+    """What no policy may learn from: lane -> the first term that is not finite in float32, and its value."""
+    found: dict[int, tuple[str, float]] = {}
+    for name, values in {**parts, "their sum": reward}.items():
+        for lane in np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max)):
+            found.setdefault(int(lane), (name, float(values[lane])))
+    return found
+
+
+def reward_error(name: str, value: float, where: str, prompt: str) -> NumericsError:
+    """The error of a reward that is not finite.
+
+    Args:
+        name: of the term.
+        value: of it, weighted.
+        where: which lane or picture.
+        prompt: of its episode.
+    """
+    return NumericsError(
+        f"reward term {name!r} is {value} in {where}, prompt {prompt[:60]!r}",
+        "mend the term, or raise max_faults to drop such episodes",
+    )
 
 
 def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:

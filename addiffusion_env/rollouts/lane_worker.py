@@ -73,32 +73,35 @@ class LaneWorker(Workplace):
         """The observation space and the action space of one lane."""
         return self.env.observation_space, self.env.action_space
 
-    def begin(self, places: Sequence[tuple[int, int]]) -> Begun:
+    def begin(self, places: Sequence[tuple[int, int]], options: Sequence[Mapping[str, Any]]) -> Begun:
         """Begins an episode in every lane.
 
         Args:
             places: (lane's seed, which of its episodes) for each lane.
+            options: of the reset, for each lane.
         """
-        episodes = self.env.lanes.episodes
-        infos = [episodes.begin(index, seed, first=episode) for index, (seed, episode) in enumerate(places)]
-        self.env.lanes.view.reset()
+        episodes = self.env.episodes
+        infos = [
+            self._lighter(episodes.begin(index, seed, chosen, episode))
+            for index, ((seed, episode), chosen) in enumerate(zip(places, options, strict=True))
+        ]
+        self.env.view.reset()
         return Begun(episodes.observe(), infos, self.env.action_masks())
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Takes one action in every lane; a lane whose episode ends begins its next one."""
         self.env.step_async(actions)
         observation, _, done, infos = self.env.step_wait()
-        fresh = {int(place): self.env.reset_infos[place] for place in np.flatnonzero(done)}
+        fresh = {int(place): self._lighter(dict(self.env.reset_infos[place])) for place in np.flatnonzero(done)}
         infos = [self._lighter(info) for info in infos]
-        return Stepped(observation, self.env.lanes.transition, done, infos, fresh, self.env.action_masks())
+        return Stepped(observation, self.env.transition, done, infos, fresh, self.env.action_masks())
 
     def _lighter(self, info: dict[str, Any]) -> dict[str, Any]:
-        """An info with a thumbnail in the place of its picture."""
-        if "image" not in info:
-            return info
-        if self.thumbnails is None:
-            return {key: value for key, value in info.items() if key != "image"}
-        return {**info, "image": thumbnail(info["image"], self.thumbnails)}
+        """An info with a thumbnail in the place of its picture, or none at all, and no word of a lost worker."""
+        image = info.pop("image")
+        if self.thumbnails is not None:
+            info["image"] = thumbnail(image, self.thumbnails)
+        return {**info, "worker_lost": ""}
 
     def state(self) -> list[Any]:
         """Every lane exactly, latents included: for a checkpoint."""
@@ -110,20 +113,20 @@ class LaneWorker(Workplace):
         return self.env.action_masks()
 
     def images(self) -> list[Any]:
-        """One frame a lane; see :meth:`AdDiffusionVectorEnv.render`."""
+        """One frame a lane; see :meth:`AdDiffusionVecEnv.get_images`."""
         return list(self.env.get_images())
 
     def get(self, name: str) -> Any:
         """An attribute of the vector environment."""
-        return getattr(self.env.lanes, name)
+        return getattr(self.env, name)
 
     def set(self, name: str, value: Any) -> None:
         """Sets one."""
-        setattr(self.env.lanes, name, value)
+        setattr(self.env, name, value)
 
     def call(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Calls a method of the vector environment."""
-        return getattr(self.env.lanes, name)(*arguments, **named)
+        return getattr(self.env, name)(*arguments, **named)
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:

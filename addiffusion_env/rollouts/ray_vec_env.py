@@ -12,12 +12,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
 from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rewards.composite import failures, make_reward, reward_error
 from addiffusion_env.rollouts.crew import Crew, LostWorkerError, RayConfig
 from addiffusion_env.rollouts.lane_worker import Begun, LaneWorker, Stepped
+from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 Observation = dict[str, np.ndarray]
 
@@ -67,7 +67,7 @@ class RayVecEnv(VecEnv):
 
     def __init__(self, num_envs: int, seed: int = 0, rollouts: RayConfig | None = None, **settings: Any) -> None:
         config = RayConfig() if rollouts is None else rollouts
-        checked = EnvSettings.of(**settings)
+        checked = EnvSettings.of("num_envs", "seed", "rollouts", **settings)
         if not isinstance(checked.backbone, str):
             raise ConfigError("Ray workers load their own weights, got a loaded backbone", "name it: backbone=emoji")
         self.reward = make_reward(checked.reward)
@@ -89,18 +89,20 @@ class RayVecEnv(VecEnv):
 
     # ------------------------------------------------------------------ episodes
     def reset(self) -> Observation:  # type: ignore[override]
-        """Begins an episode in every lane; the first time from the seed, later going on."""
-        seeds = [seed for seed in self._seeds if seed is not None]
-        seed = seeds[0] if seeds else self._first_seed
-        if seed is not None:
-            self._lane_seeds = seed + np.arange(self.num_envs)
-            self._episodes[:] = -1
+        """Begins an episode in every lane; the first time from the seed, later going on, with ``set_options``'s."""
+        for lane, seed in enumerate(self._seeds):
+            if seed is None and self._first_seed is not None:
+                seed = self._first_seed + lane
+            if seed is not None:
+                self._lane_seeds[lane], self._episodes[lane] = seed, -1
         self._first_seed = None
         self._reset_seeds()
+        options = list(self._options)
+        self._reset_options()
         self._episodes += 1
         workers = range(len(self.shares))
-        asked = [self.crew.ask(worker, "begin", self._places(worker)) for worker in workers]
-        begun = [self._begin(worker, ref) for worker, ref in zip(workers, asked, strict=True)]
+        asked = [self._ask_begin(worker, options) for worker in workers]
+        begun = [self._begin(worker, options, ref) for worker, ref in zip(workers, asked, strict=True)]
         self._lost.clear()
         self._observation = _stack([part.observation for part in begun])
         self._masks = np.concatenate([part.masks for part in begun])
@@ -111,11 +113,15 @@ class RayVecEnv(VecEnv):
     def _places(self, worker: int) -> list[tuple[int, int]]:
         return [(int(self._lane_seeds[lane]), int(self._episodes[lane])) for lane in self.shares[worker]]
 
-    def _begin(self, worker: int, ref: Any = None) -> Begun:
+    def _ask_begin(self, worker: int, options: Sequence[Mapping[str, Any]]) -> Any:
+        share = self.shares[worker]
+        return self.crew.ask(worker, "begin", self._places(worker), options[share.start : share.stop])
+
+    def _begin(self, worker: int, options: Sequence[Mapping[str, Any]], ref: Any = None) -> Begun:
         """Begins a worker's lanes, on as many new workers as that takes."""
         while True:
             try:
-                ref = self.crew.ask(worker, "begin", self._places(worker)) if ref is None else ref
+                ref = self._ask_begin(worker, options) if ref is None else ref
                 return self.crew.answer(worker, ref, time.monotonic() + self.crew.config.timeout)
             except LostWorkerError as error:
                 self._count(error, 0)
@@ -164,14 +170,18 @@ class RayVecEnv(VecEnv):
             for worker, part in stepped.items()
             for lane, info in zip(self.shares[worker], part.infos, strict=True)
         }
-        sound = [lane for lane, info in infos.items() if "fault" not in info]
+        sound = [lane for lane, info in infos.items() if not info["fault"]]
         if sound:
             transitions = [part.transition for part in stepped.values() if part.transition is not None]
-            reward[sound], terms = self.reward(Transition.cat(transitions))
+            paid, terms = self.reward(Transition.cat(transitions))
+            for row, (name, value) in failures(paid, terms).items():
+                # The worker's own reward, by other statistics, was finite: no lane was dropped.
+                raise reward_error(name, value, f"lane {sound[row]}", infos[sound[row]]["prompt"])
+            reward[sound] = paid
             for row, lane in enumerate(sound):
                 infos[lane]["reward_terms"] = {name: float(column[row]) for name, column in terms.items()}
         for info in infos.values():
-            if "fault" in info:  # each worker counts its own; the limit is on all
+            if info["fault"]:  # each worker counts its own; the limit is on all
                 self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or look at the prompt"))
         return reward
 
@@ -181,11 +191,11 @@ class RayVecEnv(VecEnv):
         self._count(error, len(share))
         self.crew.replace(worker, error)
         self._episodes[share.start : share.stop] += 1
-        begun = self._begin(worker)
+        begun = self._begin(worker, [{}] * self.num_envs)
         infos = [
             {
                 **self._infos[lane],
-                "reward_terms": {},
+                "reward_terms": dict.fromkeys(self.reward.terms, 0.0),
                 "worker_lost": error.cause,
                 "terminal_observation": {key: value[lane] for key, value in self._observation.items()},
                 "TimeLimit.truncated": True,
@@ -268,7 +278,7 @@ class RayVecEnv(VecEnv):
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether the lanes' environments have an attribute or a method."""
-        return callable(getattr(AdDiffusionVectorEnv, attr_name, None)) or super().has_attr(attr_name)
+        return callable(getattr(AdDiffusionVecEnv, attr_name, None)) or super().has_attr(attr_name)
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Each lane's share of its worker's attribute: the lanes of a worker have one environment."""
@@ -281,10 +291,13 @@ class RayVecEnv(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Calls a method in every worker, and repeats its result for the lanes there.
 
-        ``action_masks`` gives each lane its row, as it came with the last step.
+        ``action_masks`` gives each lane its row, as it came with the last step; ``set_training`` is said to the reward
+        here, too, which learns from all lanes.
         """
         if method_name == "action_masks":
             return [self._masks[lane] for lane in self._get_indices(indices)]
+        if method_name == "set_training":
+            self.set_training(*args, **kwargs)
         return self._by_lane(self._ask_all("call", method_name, args, kwargs), indices)
 
     def _ask_all(self, *call: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rewards.composite import failures, make_reward, reward_error
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.rollouts.walk import Moved, Walk, Walkers
 
@@ -66,8 +66,10 @@ class ReplayVecEnv(VecEnv):
         legal = masks[np.arange(self.num_envs), self._actions]
         instead = np.where(masks[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
         moved = self.walk.step(walkers, np.where(legal, self._actions, instead))
-        reward, _ = self.reward(self._transition(walkers, moved))
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        reward, parts = self.reward(self._transition(walkers, moved))
+        for failed, (name, value) in failures(reward, parts).items():
+            raise reward_error(name, value, f"lane {failed}", self.table.prompts[walkers.row[failed]])
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         done = np.flatnonzero(moved.ended)
         if len(done):
             last = self._observe(moved.walkers)

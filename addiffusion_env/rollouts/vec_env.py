@@ -1,4 +1,4 @@
-"""SB3's vectorised environment over the vector env: one model for all lanes, one denoiser call a step."""
+"""SB3's vectorised environment: one model for all lanes, one denoiser call a step."""
 
 from __future__ import annotations
 
@@ -8,34 +8,56 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.envs.actions import ActionSpace
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.state import Restorable
+from addiffusion_env.envs.view import View
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.rewards.base import Transition
 
 
-class AdDiffusionVecEnv(VecEnv):
+class AdDiffusionVecEnv(Restorable, VecEnv):
     """``num_envs`` lanes as SB3 wants them: same-step reset, ``terminal_observation``, ``TimeLimit.truncated``.
+
+    What SB3's ``DummyVecEnv`` over as many :class:`addiffusion_env.envs.env.AdDiffusionEnv` gives, infos included.
 
     Args:
         num_envs: number of lanes.
         seed: lane i is seeded with ``seed + i`` at the first reset.
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
+
+    Attributes:
+        transition: what the last step's reward was made of, see :class:`addiffusion_env.envs.episodes.StepResult`;
+            ``None`` before the first step.
     """
 
+    spec = None
+
     def __init__(self, num_envs: int, seed: int = 0, **settings: Any) -> None:
-        self.lanes = AdDiffusionVectorEnv(num_envs, **settings)
-        self.render_mode = self.lanes.render_mode
-        super().__init__(num_envs, self.lanes.single_observation_space, self.lanes.single_action_space)
+        if num_envs < 1:
+            raise ConfigError(f"num_envs must be at least 1, got {num_envs}", "use 8")
+        self.settings = EnvSettings.of("num_envs", "seed", **settings)
+        self.episodes = Episodes(self.settings, num_envs)
+        self.render_mode = self.settings.render_mode
+        self.view = View(self.episodes, self.render_mode, AdDiffusionEnv.metadata["render_fps"])
+        self.transition: Transition | None = None
+        super().__init__(num_envs, self.episodes.observer.space, ActionSpace())
         self._first_seed: int | None = seed
         self._actions = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]
-        """Begins an episode in every lane; the first time from the seed, later going on."""
-        seeds = [seed for seed in self._seeds if seed is not None]
-        seed = seeds[0] if seeds else self._first_seed
-        observation, infos = self.lanes.reset(seed=seed)
-        self.reset_infos = self._rows(infos)
+        """Begins an episode in every lane; the first time from the seed, later going on, with ``set_options``'s."""
+        for lane, (seed, options) in enumerate(zip(self._seeds, self._options, strict=True)):
+            if seed is None and self._first_seed is not None:
+                seed = self._first_seed + lane
+            self.reset_infos[lane] = self.episodes.begin(lane, seed, options)
         self._first_seed = None
         self._reset_seeds()
-        return observation
+        self._reset_options()
+        self.view.reset()
+        return self.episodes.observe()
 
     def step_async(self, actions: np.ndarray) -> None:
         """Remembers the actions; the work is done in :meth:`step_wait`."""
@@ -43,65 +65,49 @@ class AdDiffusionVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
         """Takes one action in every lane."""
-        observation, reward, terminated, truncated, infos = self.lanes.step(self._actions)
-        rows = self._rows(infos)
-        done = terminated | truncated
-        for index in np.flatnonzero(done):
-            last = dict(infos["final_info"]) if "final_info" in infos else {}
-            row = self._row(last, int(index))
-            row["terminal_observation"] = infos["final_obs"][index]
-            row["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
-            self.reset_infos[index] = rows[index]  # the new episode's, as SB3's DummyVecEnv keeps it
-            rows[index] = row
-        return observation, reward.astype(np.float32), done, rows
-
-    def _rows(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
-        own = {key: value for key, value in infos.items() if key.lstrip("_") not in ("final_obs", "final_info")}
-        return [self._row(own, index) for index in range(self.num_envs)]
-
-    def _row(self, infos: dict[str, Any], index: int) -> dict[str, Any]:
-        """One lane's info out of Gymnasium's dict of arrays with masks."""
-        row: dict[str, Any] = {}
-        for key, value in infos.items():
-            if key.startswith("_") or not infos.get(f"_{key}", np.zeros(self.num_envs, bool))[index]:
-                continue
-            entry = self._row(value, index) if isinstance(value, dict) else value[index]
-            row[key] = entry.item() if isinstance(entry, np.generic) else entry
-        return row
+        result = self.episodes.step(self._actions)
+        self.transition = result.transition
+        done = result.terminated | result.truncated
+        for lane, info in enumerate(result.infos):
+            self.view.stepped(lane, bool(done[lane]))
+            info["TimeLimit.truncated"] = bool(result.truncated[lane])
+            if done[lane]:
+                info["terminal_observation"] = {key: value[lane].copy() for key, value in result.observation.items()}
+                self.reset_infos[lane] = self.episodes.begin(lane)
+        self.view.show()
+        observation = self.episodes.observe() if done.any() else result.observation
+        return observation, result.reward.astype(np.float32), done, result.infos
 
     def action_masks(self) -> np.ndarray:
         """(num_envs, 3) bool: legal actions of each lane."""
-        return self.lanes.action_masks()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All lanes, exactly: see :meth:`addiffusion_env.envs.episodes.Episodes.state_dict`."""
-        return self.lanes.episodes.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self.lanes.episodes.load_state_dict(state)
-
-    def set_training(self, training: bool) -> None:
-        """Whether the reward's pooled statistics learn."""
-        self.lanes.episodes.reward.scale.training = training
+        return self.episodes.action_masks()
 
     # ------------------------------------------------------------------ SB3's plumbing
+    @property
+    def lanes(self) -> AdDiffusionVecEnv:
+        """The environment that the lanes share: this one."""
+        return self
+
     def close(self) -> None:
-        """Nothing to release: the weights are shared by the process."""
+        """Closes the window of mode ``human``; the weights are shared by the process."""
+        self.view.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The lanes share one environment; its attribute is repeated."""
-        value = getattr(self.lanes, attr_name)
+        value = getattr(self, attr_name)
         return [value for _ in self._indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Sets the attribute on the shared environment."""
-        setattr(self.lanes, attr_name, value)
+        setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a method: ``action_masks`` gives each lane its row, others are called once and repeated."""
+        """Calls a method: ``action_masks`` and ``render`` give each lane its own, others are called once for all."""
         rows = self._indices(indices)
-        result = getattr(self.lanes, method_name)(*args, **kwargs)
+        if method_name == "render":  # SB3's render() asks for the lanes' by this name
+            frames = list(self.get_images()) or [None] * self.num_envs
+            return [frames[index] for index in rows]
+        result = getattr(self, method_name)(*args, **kwargs)
         return [result[index] for index in rows] if method_name == "action_masks" else [result for _ in rows]
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
@@ -110,7 +116,7 @@ class AdDiffusionVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """One frame a lane."""
-        return list(self.lanes.render() or [])
+        return [] if self.render_mode in (None, "human") else list(self.view.frames())
 
     def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(self._get_indices(indices))

@@ -17,6 +17,8 @@ from addiffusion_env.scorers.base import Embedder, Scorer, check_images
 from addiffusion_env.scorers.batching import CHUNK, LruCache, check_pairs, in_chunks, require_finite, texts_of
 from addiffusion_env.scorers.class_token import keep_class_token
 from addiffusion_env.scorers.hub import (
+    ask_hub,
+    cached,
     file_in,
     load_strict,
     looks_like_path,
@@ -211,6 +213,26 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
+def embedding_width(name_or_path: str | Path) -> int:
+    """Width of a model's embeddings, from its config alone: nothing is loaded.
+
+    Raises:
+        UnknownNameError: for a name that open_clip does not know.
+        WeightsError: for a folder without a config of open_clip's.
+    """
+    import open_clip
+
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        whole = read_json(file_in(folder, CONFIG_FILE))
+        config: Any = whole.get("model_cfg", whole)
+    else:
+        config = open_clip.get_model_config(str(name_or_path))
+    if config is None:
+        raise unknown("open_clip model", str(name_or_path), open_clip.list_models())
+    return int(config["embed_dim"])
+
+
 def load_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any], Preprocess]:
     """A model, its model config and its preprocessing from a folder in open_clip's local-dir format.
 
@@ -253,6 +275,10 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
         if looks_like_path(pretrained) or not open_clip.list_pretrained_tags_by_model(name):
             raise WeightsError(f"no such weights file: {pretrained}", f"give a file, or a pretrained tag of {name}")
         raise unknown(f"pretrained tag of {name}", pretrained, open_clip.list_pretrained_tags_by_model(name))
+    repo_id, _, named = str(source.get("hf_hub", "")).rpartition("/")
+    files, weights = ([named], f"{Path(named).stem}.*") if named else (["open_clip*"], "open_clip*model.*")
+    if repo_id and not Path(pretrained).is_file() and not cached(repo_id, weights):
+        ask_hub(repo_id, files)
     if not source and tag is None:
         warn_of_lost_settings(name, pretrained, config)
     try:
@@ -266,12 +292,11 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
                 force_preprocess_cfg=get_pretrained_cfg(name, tag) if tag else None,
             )
     except Exception as error:
-        repo_id = str(source.get("hf_hub", "")).rstrip("/")
         if Path(pretrained).is_file() or not repo_id:
             raise WeightsError(
                 f"{pretrained} does not load as {name}: {error}", "check which model it is of"
             ) from error
-        raise unavailable(repo_id, [], reason_of(error)) from error
+        raise unavailable(repo_id, files, reason_of(error)) from error
     return model, config
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from addiffusion_env.backbones.hub import (
     WORKS_OFFLINE,
     again,
+    ask_hub,
     cache_folder,
     cached,
     file_in,
@@ -34,6 +35,7 @@ from addiffusion_env.errors import WeightsError
 __all__ = [
     "WORKS_OFFLINE",
     "again",
+    "ask_hub",
     "cache_folder",
     "cached",
     "file_in",

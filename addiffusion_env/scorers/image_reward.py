@@ -145,7 +145,7 @@ def locate(name_or_path: str | Path, med_config: str | Path | None) -> tuple[Pat
     elif looks_like_path(name_or_path):
         raise WeightsError(f"no such file or folder: {path}", f"give {WEIGHTS_FILE}, its folder, or the hub id {REPO}")
     else:
-        weights = hub_file(str(name_or_path), WEIGHTS_FILE)
+        weights = hub_file(str(name_or_path), WEIGHTS_FILE, (WEIGHTS_FILE, CONFIG_FILE))
     if med_config is not None:
         config = Path(med_config).expanduser()
     elif path.exists():

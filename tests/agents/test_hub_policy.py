@@ -15,8 +15,9 @@ from stable_baselines3 import PPO
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.__main__ import main
-from addiffusion_env.agents.hub_policy import HubPolicy, make_policy, named_policy
+from addiffusion_env.agents.hub_policy import HubPolicy, named_policy
 from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, read_results
 from addiffusion_env.agents.sb3_zip import DETAILS_FILE, export_zip, import_zip
 from addiffusion_env.baselines.policy import folder_digest
@@ -145,10 +146,8 @@ def test_pushed_and_downloaded_over_http(policy, tmp_path, monkeypatch):
         assert again.details == policy.details
         with pytest.raises(WeightsError, match="no such repository"):
             HubPolicy.from_pretrained("someone/another", cache_dir=tmp_path)
-        hub.repos["someone/model"] = [{"model_index.json": b"{}", "config.json": b"{}"}]
-        with pytest.raises(
-            WeightsError, match=r"someone/model is no policy.*\n  -> a diffusion model is named by backbone="
-        ):
+        hub.repos["someone/model"] = [{"model_index.json": b'{"_class_name": "FluxPipeline"}', "config.json": b"{}"}]
+        with pytest.raises(WeightsError, match=r"someone/model is a model .*pipeline.*\n  -> name a policy"):
             HubPolicy.from_pretrained("someone/model", cache_dir=tmp_path)
         hub.refuse = True
         with pytest.raises(
@@ -161,7 +160,9 @@ def test_pushed_and_downloaded_over_http(policy, tmp_path, monkeypatch):
 
 
 def test_offline_a_hub_id_says_where_it_looked(tmp_path):
-    with pytest.raises(WeightsError, match=r"someone/emojy is no folder here.*models--someone--emojy.*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        WeightsError, match=r"someone/emojy is neither a folder .*models--someone--emojy.*HF_HUB_OFFLINE"
+    ):
         AdaptivePipeline.from_pretrained("someone/emojy", cache_dir=tmp_path)
     with pytest.raises(ConfigError, match="no setting 'revison'\n  -> did you mean 'revision'"):
         AdaptivePipeline.from_pretrained("someone/emojy", revison="main")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env import AdDiffusionVecEnv
-from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.policy import AdDiffusionPolicy, KeyProjection, MaskableAdDiffusionPolicy
+from addiffusion_env.errors import ConfigError, UnknownNameError
 
 TINY = {"steps": 2, "refine": "retry"}
 ON_POLICY = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "seed": 0}
@@ -94,3 +96,27 @@ def test_a_checkpoint_goes_on_and_is_evaluated(env, tmp_path):
     assert again.num_timesteps == 16
     returns, lengths = evaluate_policy(again, VecMonitor(env), n_eval_episodes=3, return_episode_rewards=True)
     assert len(returns) == 3 and all(1 <= length <= 16 for length in lengths)
+
+
+@pytest.mark.parametrize("wrapper", ["frame stack", "pictures"])
+def test_the_policy_takes_boxes_of_any_shape(wrapper):
+    scalar = gym.make("AdDiffusion-Emoji-v0", render_mode="rgb_array", **TINY)
+    if wrapper == "frame stack":
+        wrapped, shapes = gym.wrappers.FrameStackObservation(scalar, 2), {"clip": 512, "quality": 16, "timestep": 256}
+    else:
+        wrapped = gym.wrappers.AddRenderObservation(scalar, render_only=False)
+        shapes = {"clip": 256, "pixels": 3 * 296 * 256, "quality": 8, "timestep": 128}
+    model = PPO(AdDiffusionPolicy, wrapped, **{**ON_POLICY, "batch_size": 4})
+    layers = model.policy.features_extractor.projections
+    assert {key: layer[0].in_features for key, layer in layers.items()} == shapes
+    assert model.learn(4).num_timesteps == 4
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_the_policy_says_what_it_takes(env):
+    flat = gym.wrappers.FlattenObservation(gym.make("AdDiffusion-Emoji-v0", **TINY))
+    with pytest.raises(ConfigError, match=r"takes a Dict observation, got Box\(.*\n  -> use 'MlpPolicy'"):
+        PPO(AdDiffusionPolicy, flat)
+    assert PPO("MlpPolicy", flat, **{**ON_POLICY, "batch_size": 4}).learn(4).num_timesteps == 4
+    with pytest.raises(UnknownNameError, match="unknown observation key 'clp'\n  -> did you mean 'clip'"):
+        KeyProjection(env.observation_space, {"clp": 8})

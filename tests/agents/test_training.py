@@ -130,6 +130,17 @@ def test_a_changed_configuration_is_not_resumed(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["lanes"] == 2
 
 
+def test_of_a_changed_configuration_only_the_changed_keys_are_shown(tmp_path):
+    run = {"lanes": 2, "env": {"steps": 6, "price": [0.0, 0.03], "refine": {"preset": "again"}}, "replay": None}
+    training.remember_config(tmp_path, run, resume=True)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000000008.pt").write_bytes(b"")
+    changed = {**run, "env": {**run["env"], "steps": 5, "refine": {"preset": "again", "limit": 2}}}
+    with pytest.raises(ResumeError) as caught:
+        training.remember_config(tmp_path, changed, resume=True)
+    assert "configuration (env.steps: 6 -> 5; env.refine.limit: (none) -> 2)" in caught.value.cause
+
+
 def test_an_unwritable_run_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"cannot be written.*\n  -> choose another with run_dir"):

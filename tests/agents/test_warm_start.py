@@ -13,7 +13,7 @@ NO_REFINE = np.array([True, True, False])
 
 
 def info(step, preference, price=0.0, prompt="a photo of a dog"):
-    return {"step": step, "preference": preference, "price": price, "prompt": prompt}
+    return {"step": step, "has_look": True, "preference": preference, "price": price, "prompt": prompt}
 
 
 def test_the_rule():
@@ -24,7 +24,7 @@ def test_the_rule():
     assert rule.action(info(3, -9.0), NO_REFINE) == 0
     assert rule.action(info(4, 0.9), ALL) == 1  # nothing fine is asked for
     assert rule.action(info(4, 0.9, prompt="a red dog"), ALL) == 0
-    assert rule.action({"step": 0, "price": 0.0, "prompt": "a dog"}, NO_REFINE) == 0
+    assert rule.action({**info(0, 0.0), "has_look": False}, NO_REFINE) == 0
 
 
 def test_returns_run_backwards_within_episodes():

@@ -13,7 +13,7 @@ import yaml
 from addiffusion_env.agents.training import last_return
 
 ROOT = Path(__file__).parents[2]
-ZOO = sorted((ROOT / "configs" / "rl_zoo").glob("*.yml"))
+ZOO = sorted((ROOT / "scripts" / "rl_zoo").glob("*.yml"))
 SMALL = {
     "ppo": ["n_steps:4", "batch_size:8", "n_envs:2", "n_epochs:1"],
     "ppo_lstm": ["n_steps:4", "batch_size:8", "n_envs:2", "n_epochs:1"],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
+import socket
 import threading
 
 import pytest
 import torch
 from tiny_models import predicted
 
+from addiffusion_env.agents.hub_policy import named_policy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.hub import check_safetensors, reason_of
@@ -63,10 +65,11 @@ def hub_that_answers(monkeypatch, tmp_path):
     """A hub on this machine that answers everything with one status and error code, and an empty cache."""
     from huggingface_hub import constants
 
-    answer: dict = {}
+    answer: dict = {"asked": 0}
 
     class Refusal(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            answer["asked"] += 1
             self.send_response(answer["status"])
             self.send_header("X-Error-Code", answer["code"])
             self.send_header("Content-Length", "0")
@@ -112,6 +115,35 @@ def test_what_the_hub_answers_is_said(hub_that_answers, tmp_path, status, code, 
     assert (accept in message) == (code == "GatedRepo")
 
 
+def test_the_hub_is_asked_once_not_for_half_a_minute(hub_that_answers):
+    hub_that_answers.update(status=503, code="")
+    assert "503" in failure("sd15")
+    assert hub_that_answers["asked"] == 1
+
+
+def test_no_network_is_no_missing_file_and_the_command_fetches_everything(monkeypatch, tmp_path):
+    from huggingface_hub import constants, hf_hub_download
+
+    with socket.socket() as taken:  # bound, and nobody listens: as good as no network
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        message = failure("sd15")
+        with pytest.raises(WeightsError) as policy:
+            named_policy("someone/my-policy")
+    assert "cannot be fetched: no network\n" in message and "cannot be fetched: no network" in policy.value.cause
+    assert f"`hf download {DEFAULT_IDS['sd15']} --include 'model_index.json' --include '*/*'`" in message
+    with pytest.raises(OSError, match="outgoing traffic") as told:  # an EntryNotFoundError, too
+        hf_hub_download("someone/none", "config.json", local_files_only=True)
+    assert reason_of(told.value) == "local_files_only is set"
+
+
+def test_what_is_no_id_is_said_to_be_none(empty_hub):
+    message = failure("sd15", "my model")
+    assert "no id of a repository" in message and "hf download" not in message
+
+
 @pytest.fixture
 def snapshot(tiny, empty_hub):
     """The tiny SD 1.5 as ``someone/tiny`` in the hub's cache, as a download leaves it behind; its folder."""
@@ -151,7 +183,7 @@ def test_the_reason_is_found_below_other_errors(monkeypatch):
 def test_no_such_folder(tmp_path):
     message = failure("sdxl", tmp_path / "absent")
     assert str(tmp_path / "absent") in message
-    assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in message
+    assert "a hub id such as stabilityai/stable-diffusion-xl-base-1.0" in message
     assert "AdDiffusion-Emoji-v0" in message
 
 

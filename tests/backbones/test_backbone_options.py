@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import predicted
 
-from addiffusion_env.backbones.diffusers_backbone import NEGATIVE
+from addiffusion_env.backbones import stable_diffusion
+from addiffusion_env.backbones.calls import text_cache
+from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
 from addiffusion_env.backbones.memory import check_memory, place
-from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError, WeightsError
+from addiffusion_env.envs.loading import load_backbone
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import AdDiffusionError, ConfigError, PromptError, UnknownNameError, WeightsError
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -50,66 +55,79 @@ def test_offloading_needs_a_gpu(tiny, offload):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_offloaded_components_leave_the_gpu_to_one_another(tiny, name, monkeypatch):
+def test_offloaded_components_leave_the_gpu_to_one_another(tiny, name):
     """With stubs for accelerate's hooks: what matters is when they are told to send their component away."""
-    events = []
-    hooks = [SimpleNamespace(offload=lambda part=part: events.append(f"{part} leaves")) for part in ("text", "vae")]
     pipe = copy.copy(tiny(name).pipe)
-    pipe._all_hooks = hooks
-    backbone = tiny(name).wrap(pipe)
-    for method in ("encode_uncached", "denoise"):
-        true = getattr(backbone, method)
-        monkeypatch.setattr(backbone, method, lambda *args, m=method, f=true: events.append(m) or f(*args))
-    true_decode = backbone.vae.decode
-    monkeypatch.setattr(backbone.vae, "decode", lambda *a, **k: events.append("decode") or true_decode(*a, **k))
-    away = ["text leaves", "vae leaves"]
-    x0 = predicted(backbone)
-    assert events == [*away, "encode_uncached", *away, "denoise"]
-    backbone.decode(x0)
-    assert events[6:] == [*away, "decode", *away]
+    net = pipe.transformer if name == "flux" else pipe.unet
+    modules = {pipe.text_encoder: "text", net: "net", pipe.vae.decoder: "vae"}
+    loaded, seen = set(), []
+
+    def called(module, inputs):
+        loaded.add(modules[module])
+        seen.append((modules[module], sorted(loaded)))
+
+    pipe._all_hooks = [
+        SimpleNamespace(model=pipe.vae if part == "vae" else module, offload=lambda part=part: loaded.discard(part))
+        for module, part in modules.items()
+    ]
+    handles = [module.register_forward_pre_hook(called) for module in modules]
+    try:
+        backbone = tiny(name).wrap(pipe)
+        backbone.decode(predicted(backbone))
+        predicted(backbone)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert {part for part, _ in seen} == {"text", "net", "vae"}
+    assert all(there == [part] for part, there in seen)
 
 
-class HalfAutoencoder:
-    """An autoencoder in half precision that keeps a record of the precision it decodes in."""
+@contextmanager
+def decoded_in(vae, broken=False):
+    """The precisions that an autoencoder decodes in."""
+    found = []
 
-    def __init__(self, force_upcast=True, broken=False):
-        self.config = SimpleNamespace(force_upcast=force_upcast, scaling_factor=0.5, shift_factor=None)
-        self.dtype, self.broken, self.decoded_in = torch.float16, broken, []
-
-    def to(self, dtype):
-        self.dtype = dtype
-
-    def decode(self, latents, return_dict):
-        self.decoded_in.append((self.dtype, latents.dtype))
-        if self.broken:
+    def noted(module, inputs):
+        found.append((next(module.parameters()).dtype, inputs[0].dtype))
+        if broken:
             raise RuntimeError("no")
-        return (torch.zeros(len(latents), 3, 16, 16, dtype=self.dtype),)
+
+    handle = vae.decoder.register_forward_pre_hook(noted)
+    yield found
+    handle.remove()
+
+
+def half(tiny, name, force_upcast=True):
+    pipe = copy.deepcopy(tiny(name).pipe).to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=force_upcast)
+    pipe.set_progress_bar_config(disable=True)
+    return tiny(name).wrap(pipe)
 
 
 @pytest.mark.parametrize(
     ("name", "force_upcast", "inside"),
     [
         ("sdxl", True, torch.float32),
-        ("flux", True, torch.float32),
         ("sdxl", False, torch.float16),
         ("sd15", True, torch.float16),  # its config says so too, and its pipeline decodes in half precision
     ],
 )
 def test_an_autoencoder_that_overflows_decodes_in_float32(tiny, name, force_upcast, inside):
-    backbone = tiny(name).wrap()
-    backbone.vae = HalfAutoencoder(force_upcast)
-    assert backbone.decode(torch.zeros(1, *backbone.capabilities.latent_shape)).dtype == torch.float32
-    assert backbone.vae.decoded_in == [(inside, inside)]
-    assert backbone.vae.dtype == torch.float16
+    backbone = half(tiny, name, force_upcast)
+    x0 = torch.randn(2, *backbone.capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
+    with decoded_in(backbone.pipe.vae) as precisions:
+        images = backbone.decode(x0)
+    assert images.dtype == torch.float32 and set(precisions) == {(inside, inside)}
+    assert backbone.pipe.vae.dtype == torch.float16
+    torch.testing.assert_close(images[1:], backbone.decode(x0[1:]), atol=1e-2, rtol=0)
 
 
 def test_the_autoencoder_is_half_again_after_an_error(tiny):
-    backbone = tiny("sdxl").wrap()
-    backbone.vae = HalfAutoencoder(broken=True)
-    with pytest.raises(RuntimeError, match="no"):
-        backbone.decode(torch.zeros(1, 4, 8, 8))
-    assert backbone.vae.decoded_in == [(torch.float32, torch.float32)]
-    assert backbone.vae.dtype == torch.float16
+    backbone = half(tiny, "sdxl")
+    with decoded_in(backbone.pipe.vae, broken=True) as precisions, pytest.raises(RuntimeError, match="no"):
+        backbone.decode(torch.zeros(2, 4, 8, 8))
+    assert precisions == [(torch.float32, torch.float32)]
+    assert backbone.pipe.vae.dtype == torch.float16
 
 
 # ---------------------------------------------------------------------------------------------- options
@@ -118,16 +136,51 @@ def test_unknown_options_name_the_nearest(tiny):
         tiny("sd15").load(vae_tilling=True)
     with pytest.raises(ConfigError, match="sd15 backbone has no option 'max_sequence_length'"):
         tiny("sd15").load(max_sequence_length=77)
-    with pytest.raises(ConfigError, match="flux backbone has no option 'attention_slicing'"):
+    with pytest.raises(ConfigError, match="no part of a FluxPipeline can slice its attention"):
         tiny("flux").load(attention_slicing=True)
+    with pytest.raises(ConfigError, match="no convolution in a FluxTransformer2DModel"):
+        tiny("flux").load(channels_last=True)
     with pytest.raises(UnknownNameError, match="did you mean 'model'"):
         tiny("sd15").load(offload="modle")
 
 
 @pytest.mark.parametrize("side", [15, 0, 18])
 def test_impossible_sizes(tiny, side):
-    with pytest.raises(ConfigError, match=f"multiple of 4 pixels, got {side}"):
+    with pytest.raises(ConfigError, match=rf"\b{side}\b"):
         tiny("sd15").wrap(image_size=side)
+
+
+def test_a_size_that_the_pipeline_would_round_is_refused(tiny):
+    with pytest.raises(ConfigError, match="height=18 was given, and a FluxPipeline draws 16"):
+        tiny("flux").wrap(image_size=18)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": "16"}, "backbone_options.image_size must be int or null, got '16'"),
+        ({"image_size": 16.0}, "backbone_options.image_size must be int or null, got 16.0"),
+        ({"image_size": [16, 24]}, r"backbone_options.image_size must be int or null, got .16, 24."),
+        ({"batch_buckets": 3}, "backbone_options.batch_buckets must be a list of int or null, got 3"),
+        ({"compile": "fast"}, "unknown mode of compile 'fast'\n  -> .*known: .*max-autotune"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_refused_by_name(tiny, options, message):
+    settings = EnvSettings(
+        backbone="sd15", name_or_path=str(tiny("sd15").folder), device="cpu", backbone_options=options
+    )
+    for make in (lambda: tiny("sd15").wrap(**options), lambda: load_backbone(settings)):
+        with pytest.raises(AdDiffusionError, match=message):
+            make()
+
+
+def test_a_list_among_the_options_reaches_the_model(tiny):
+    options = tiny("sd15").options(batch_buckets=[4, 16])
+    folder = str(tiny("sd15").folder)
+    settings = EnvSettings(backbone="sd15", name_or_path=folder, device="cpu", backbone_options=options)
+    assert load_backbone(settings) is load_backbone(settings)
+    assert tuple(load_backbone(settings).buckets) == (4, 16)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +195,9 @@ def test_options_change_how_not_what(tiny, options):
 
 def test_large_pictures_are_decoded_in_tiles(tiny, monkeypatch):
     backbone = tiny("sd15").load(vae_tiling=True, image_size=32)  # a tile has 16 pixels
-    tiled, sizes = backbone.vae.tiled_decode, []
-    monkeypatch.setattr(backbone.vae, "tiled_decode", lambda z, **k: sizes.append(tuple(z.shape)) or tiled(z, **k))
+    vae = backbone.pipe.vae
+    tiled, sizes = vae.tiled_decode, []
+    monkeypatch.setattr(vae, "tiled_decode", lambda z, **k: sizes.append(tuple(z.shape)) or tiled(z, **k))
     x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     found, plain = backbone.decode(x0), tiny("sd15").load(image_size=32).decode(x0)
     assert sizes == [(2, 4, 16, 16)]
@@ -155,7 +209,7 @@ def test_options_reach_the_model(tiny):
     backbone = tiny("sd15").load(channels_last=True, attention_slicing="max", vae_tiling=True)
     assert backbone.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert {type(p).__name__ for p in backbone.denoiser.attn_processors.values()} == {"SlicedAttnProcessor"}
-    assert backbone.vae.use_tiling
+    assert backbone.pipe.vae.use_tiling
 
 
 def test_the_compiled_network_is_called_except_for_capturing(tiny, monkeypatch):
@@ -185,7 +239,17 @@ def test_the_compiled_network_is_called_except_for_capturing(tiny, monkeypatch):
 def test_other_sizes_of_picture(tiny):
     backbone = tiny("sdxl").wrap(image_size=24)
     assert backbone.capabilities.latent_shape == (4, 12, 12)
-    assert backbone.encode(["a dog"]).tensors["time_ids"].tolist() == [[24, 24, 0, 0, 24, 24]]
+    sizes = []
+
+    def noted(module, args, kwargs):
+        sizes.append(kwargs["added_cond_kwargs"]["time_ids"].tolist())
+
+    handle = backbone.denoiser.register_forward_pre_hook(noted, with_kwargs=True)
+    try:
+        predicted(backbone)
+    finally:
+        handle.remove()
+    assert sizes[-1] == [[24, 24, 0, 0, 24, 24]] * 4
     assert backbone.decode(torch.zeros(1, 4, 12, 12)).shape == (1, 3, 24, 24)
 
 
@@ -194,41 +258,50 @@ def test_prompts_that_do_not_fit(tiny, name):
     text = "a photo of " * 40
     with pytest.raises(PromptError, match="truncate_prompts=true"):
         tiny(name).wrap().encode([text])
-    whole = tiny(name).wrap(truncate_prompts=True).encode([text])
-    assert whole.tensors["text"].shape[1] == tiny(name).wrap().capabilities.max_tokens
+    assert len(tiny(name).wrap(truncate_prompts=True).encode([text])) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_are_encoded_once_and_the_cache_is_bounded(tiny, name, monkeypatch):
-    from addiffusion_env.backbones import diffusers_backbone
-
     backbone = tiny(name).wrap()
-    first = backbone.encode(["a dog", "a cup"])
-    seen = []
-    encode = backbone.encode_uncached
-    monkeypatch.setattr(backbone, "encode_uncached", lambda texts: seen.append(texts) or encode(texts))
-    again = backbone.encode(["a cup", "a dog", "a sofa", "a cup"])
+    encoded = []
+    handle = backbone.pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+
+    def evaluated(*texts):
+        encoded.clear()
+        x = torch.randn(len(texts), *backbone.capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
+        half = torch.full((len(texts),), 0.5, dtype=torch.float64)
+        scale = torch.full((len(texts),), backbone.capabilities.default_guidance, dtype=torch.float64)
+        found = backbone.predict(x, half, backbone.encode(texts), scale).x0
+        return found, len(encoded)
+
+    try:
+        first, prompts = evaluated("a dog", "a cup")
+        again, none = evaluated("a dog", "a cup")
+        assert prompts > 0 and none == 0
+        torch.testing.assert_close(again, first, atol=1e-5, rtol=1e-5)
+        monkeypatch.setattr(text_cache, "TEXTS_KEPT", 1)
+        evaluated("a sofa")
+        assert evaluated("a sofa")[1] == 0 < evaluated("a dog")[1]
+    finally:
+        handle.remove()
+
+
+def test_the_emoji_worlds_texts_are_encoded_once_and_the_cache_is_bounded(monkeypatch):
+    emoji = EmojiBackbone.from_pretrained()
+    first = emoji.encode(["a dog", "a cup"])
+    seen, encode = [], emoji.encode_uncached
+    monkeypatch.setattr(emoji, "encode_uncached", lambda texts: seen.append(texts) or encode(texts))
+    again = emoji.encode(["a cup", "a dog", "a sofa", "a cup"])
     assert seen == [["a sofa"]]
     torch.testing.assert_close(again.tensors["text"][:2], first.tensors["text"].flip(0), atol=1e-5, rtol=1e-5)
-    own = [value for name, value in first.tensors.items() if not name.startswith(NEGATIVE)]
-    row = sum(value[0].numel() * value.element_size() for value in own)
-    monkeypatch.setattr(diffusers_backbone, "TEXT_CACHE", 2 * row)
-    backbone.encode(["a cat"])
-    assert list(backbone._texts) == ["a cup", "a cat"]  # the two used last
-    monkeypatch.setattr(diffusers_backbone, "TEXTS_KEPT", 1)
-    backbone.encode(["a dog"])
-    assert list(backbone._texts) == ["a dog"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_text_cache_keeps_no_batch_alive_and_one_negative_prompt(tiny, name):
-    backbone = tiny(name).wrap()
-    backbone.encode(["a dog", "a cup", "a sofa"])
-    backbone.encode(["a cat", "a red cup"])
-    kept = [row.tensors for row in backbone._texts.values()]
-    for tensors in kept:
-        for value in tensors.values():
+    row = first.tensors["text"][0]
+    monkeypatch.setattr(stable_diffusion, "TEXT_CACHE", 2 * row.numel() * row.element_size())
+    emoji.encode(["a cat"])
+    assert list(emoji._texts) == ["a cup", "a cat"]  # the two used last
+    monkeypatch.setattr(stable_diffusion, "TEXTS_KEPT", 1)
+    emoji.encode(["a dog", "a red cup"])
+    assert list(emoji._texts) == ["a red cup"]
+    for row in emoji._texts.values():  # no batch is kept alive
+        for value in row.tensors.values():
             assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    for key in kept[0]:
-        places = {tensors[key].data_ptr() for tensors in kept}
-        assert len(places) == (1 if key.startswith(NEGATIVE) else 5)

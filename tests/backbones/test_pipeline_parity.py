@@ -179,11 +179,8 @@ def test_the_full_decoder_is_the_pipelines(tiny, tiny_scorers, name):
     backbone = tiny(name).load()
     process = process_of(backbone, 2)
     ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
-    theirs = (
-        tiny(name)
-        .pipe.vae.decode(ours / backbone.vae.config.scaling_factor + (backbone.vae.config.shift_factor or 0))
-        .sample
-    )
+    vae = backbone.pipe.vae
+    theirs = tiny(name).pipe.vae.decode(ours / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
     torch.testing.assert_close(backbone.decode(ours), theirs.clamp(-1, 1), atol=1e-5, rtol=1e-5)
 
 
@@ -192,8 +189,8 @@ def test_sdxl_encodes_the_empty_negative_prompt_when_told_to(tiny, tiny_scorers)
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
     pipe.set_progress_bar_config(disable=True)
     backbone = tiny("sdxl").wrap(pipe)
-    assert backbone.encode(["a dog"]).tensors["negative_text"].abs().max() > 0
-    assert tiny("sdxl").wrap().encode(["a dog"]).tensors["negative_text"].abs().max() == 0
     process = process_of(backbone, 3)
     ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
     torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS, process), atol=1e-4, rtol=1e-4)
+    zeros, _ = continued(tiny("sdxl").wrap(), tiny_scorers, PROMPTS, [process] * 3)
+    assert (ours - zeros).abs().max() > 1e-3

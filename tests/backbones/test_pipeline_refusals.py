@@ -24,6 +24,7 @@ from addiffusion_env.scorers.look import NoScorers
 SD = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 BETAS = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 SAYS = {
+    "kandinsky22_decoder": "takes no prompt",
     "kandinsky22_prior": "without images",
     "kandinsky22_combined": "in two stages",
     "wan": "WanPipelineOutput without images",

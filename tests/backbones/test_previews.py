@@ -1,27 +1,19 @@
-"""Cheap pictures: tiny decoders, the linear map that stands in for them, and their sizes."""
+"""Cheap looks: tiny decoders, the least-squares map that stands in for them, and their sizes."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 
 import pytest
 import torch
 
-from addiffusion_env.backbones.diffusers_backbone import resized
-from addiffusion_env.backbones.previews import (
-    FLUX_FACTORS,
-    SD_FACTORS,
-    SDXL_FACTORS,
-    LinearPreview,
-    PreviewSpec,
-    load_preview,
-)
-from addiffusion_env.errors import ConfigError, WeightsError
+from addiffusion_env.backbones.calls import evaluator, preview_decoder
+from addiffusion_env.backbones.calls.preview_decoder import LatentColours
+from addiffusion_env.backbones.previews import resized
+from addiffusion_env.errors import WeightsError
 
-SPEC = PreviewSpec("nobody/no-such-tiny-decoder", SD_FACTORS)
-CPU = torch.device("cpu")
+NAMES = ("sd15", "sdxl", "flux")
 
 
 @pytest.fixture(autouse=True)
@@ -32,62 +24,46 @@ def empty_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
-def test_without_a_tiny_decoder_the_linear_map_is_used_and_said():
-    with pytest.warns(UserWarning, match="linear map") as caught:
-        decoder = load_preview(SPEC, None, 4, CPU, torch.float32)
-    assert isinstance(decoder, LinearPreview)
-    message = str(caught[0].message)
-    assert "hf download nobody/no-such-tiny-decoder" in message
-    assert "preview=linear" in message
+@pytest.mark.parametrize(("name", "decoder"), [("sd15", "taesd"), ("sdxl", "taesdxl"), ("flux", "taef1")])
+def test_without_a_tiny_decoder_a_fitted_map_is_used_and_said(tiny, name, decoder):
+    backbone = tiny(name).wrap(preview=None)
+    x0 = torch.randn(1, *backbone.capabilities.latent_shape)
+    with pytest.warns(UserWarning, match="least-squares map") as caught:
+        backbone.preview(x0)
+    message = next(str(w.message) for w in caught if "least-squares" in str(w.message))
+    assert f"madebyollin/{decoder}" in message and "preview='linear'" in message
+    with warnings.catch_warnings():  # by choice it warns of nothing
+        warnings.simplefilter("error", UserWarning)
+        tiny(name).wrap(preview="linear").preview(x0)
 
 
-def test_the_linear_map_by_choice_warns_of_nothing():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        decoder = load_preview(SPEC, "linear", 4, CPU, torch.bfloat16)
-    assert decoder.dtype == torch.bfloat16
-
-
-def test_a_decoder_that_was_asked_for_must_be_there(tmp_path):
+def test_a_decoder_that_was_asked_for_must_be_there(tiny, tmp_path):
     with pytest.raises(WeightsError, match="no such folder"):
-        load_preview(SPEC, str(tmp_path / "absent"), 4, CPU, torch.float32)
+        tiny("sd15").wrap(preview=str(tmp_path / "absent"))
     with pytest.raises(WeightsError, match="someone/decoder"):
-        load_preview(SPEC, "someone/decoder", 4, CPU, torch.float32)
+        tiny("sd15").wrap(preview="someone/decoder")
 
 
 def test_decoders_of_other_latents_or_kinds_are_refused(tiny, tmp_path):
     with pytest.raises(WeightsError, match="decodes 16 latent channels, this model has 4"):
-        load_preview(SPEC, str(tiny("flux").preview), 4, CPU, torch.float32)
-    with pytest.raises(ConfigError, match="made for 4 latent channels, this model has 16"):
-        load_preview(SPEC, "linear", 16, CPU, torch.float32)
+        tiny("sd15").wrap(preview=str(tiny("flux").preview))
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     with pytest.raises(WeightsError, match="holds a AutoencoderKL"):
-        load_preview(SPEC, str(tmp_path), 4, CPU, torch.float32)
+        tiny("sd15").wrap(preview=str(tmp_path))
 
 
-@pytest.mark.parametrize("factors", [SD_FACTORS, SDXL_FACTORS, FLUX_FACTORS], ids=["sd", "sdxl", "flux"])
-def test_linear_map_is_affine_a_cell(factors):
-    decoder = LinearPreview(factors)
-    channels = len(factors.weights)
-    assert torch.allclose(decoder.decode(torch.zeros(1, channels, 2, 3))[0][0, :, 1, 2], torch.tensor(factors.bias))
-    latents = torch.randn(2, channels, 4, 5)
-    picture = decoder.decode(latents)[0]
-    assert picture.shape == (2, 3, 4, 5)
-    cell = torch.tensor(factors.weights).T @ latents[1, :, 3, 2] + torch.tensor(factors.bias)
-    torch.testing.assert_close(picture[1, :, 3, 2], cell)
-    assert factors.source
+@pytest.mark.parametrize("name", NAMES)
+def test_the_map_is_affine_a_cell(tiny, name):
+    backbone = tiny(name).wrap(preview="linear")
+    x0 = torch.randn(2, *backbone.capabilities.latent_shape)
+    backbone.preview(x0)
+    colours = backbone.looks.decoder
+    assert isinstance(colours, LatentColours)
+    cell = colours.weights.T @ x0[1, :, 3, 2] + colours.bias
+    torch.testing.assert_close(colours(x0)[1, :, 3, 2], cell)
 
 
-def test_sdxl_factors_are_the_published_ones():
-    """(60, -60, 25, -70), (60, -5, 15, -50), (60, 10, -5, -35) and (150, 140, 130) for colours in [0, 255]."""
-    published = torch.tensor([[60, -60, 25, -70], [60, -5, 15, -50], [60, 10, -5, -35]]).float()
-    latents = torch.randn(1, 4, 1, 1)
-    colours = published @ latents[0, :, 0, 0] + torch.tensor([150.0, 140.0, 130.0])
-    ours = LinearPreview(SDXL_FACTORS).decode(latents)[0][0, :, 0, 0]
-    torch.testing.assert_close((ours + 1) * 127.5, colours)
-
-
-@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "flux"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["tiny", "linear"])
 def test_previews_have_their_size_and_range(tiny, name, kind):
     backbone = tiny(name).wrap(**({} if kind == "tiny" else {"preview": "linear"}))
@@ -98,21 +74,15 @@ def test_previews_have_their_size_and_range(tiny, name, kind):
     assert -1 <= float(picture.min()) < float(picture.max()) <= 1
 
 
-def test_no_more_is_decoded_than_the_scorers_read(tiny):
+def test_no_more_is_decoded_than_the_scorers_read(tiny, monkeypatch):
+    monkeypatch.setattr(preview_decoder, "PREVIEW_SIDE", 8)
     backbone = tiny("sd15").wrap()
-    smaller = dataclasses.replace(backbone.capabilities, preview_size=(8, 8))
+    assert backbone.capabilities.preview_size == (8, 8)
     decoded = []
-    decode = backbone.previewer.decode
-    backbone.previewer.decode = lambda latents, **kwargs: decoded.append(latents.shape) or decode(latents, **kwargs)
-    backbone.capabilities = smaller
+    decode = backbone.looks.decoder.decode
+    backbone.looks.decoder.decode = lambda latents, **kwargs: decoded.append(latents.shape) or decode(latents, **kwargs)
     assert backbone.preview(torch.randn(2, 4, 8, 8)).shape == (2, 3, 8, 8)
     assert decoded == [(2, 4, 4, 4)]
-
-
-def test_large_pictures_are_previewed_at_224_pixels(tiny):
-    backbone = tiny("sd15").wrap(image_size=512)
-    assert backbone.capabilities.preview_size == (224, 224)
-    assert backbone.preview(torch.randn(1, 4, 256, 256)).shape == (1, 3, 224, 224)
 
 
 def test_shrinking_keeps_constants_and_equal_sizes():
@@ -122,10 +92,12 @@ def test_shrinking_keeps_constants_and_equal_sizes():
 
 
 def test_the_full_decoder_takes_a_few_at_a_time(tiny, monkeypatch):
-    from addiffusion_env.backbones import diffusers_backbone
-
     backbone = tiny("sd15").wrap()
     x0 = torch.randn(5, 4, 8, 8)
     together = backbone.decode(x0)
-    monkeypatch.setattr(diffusers_backbone, "DECODE_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(evaluator, "DECODED_AT_ONCE", 2)
+    sizes = []
+    handle = backbone.pipe.vae.decoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     torch.testing.assert_close(backbone.decode(x0), together, atol=1e-5, rtol=1e-5)
+    handle.remove()
+    assert sizes == [2, 2, 1]

@@ -14,7 +14,6 @@ from addiffusion_env.backbones.schedules import (
     SPACINGS,
     VP_SPACINGS,
     DiscreteSchedule,
-    FlowSchedule,
 )
 from addiffusion_env.errors import ConfigError, UnknownNameError
 
@@ -55,8 +54,8 @@ def test_align_your_steps_is_the_familys_published_list_at_ten_steps(tiny, famil
     sigmas = torch.from_numpy(backbone.sigmas(10, "ays"))
     np.testing.assert_array_equal(backbone.timesteps(sigmas[:-1]), ours[:-1])
     levels = torch.tensor(AysSchedules[f"{published}Sigmas"][:-1])  # of which the timesteps are the nearest whole ones
-    np.testing.assert_allclose(backbone.schedule.timestep_at(levels), ours[:-1], atol=1)
-    assert sigmas[-1] == backbone.schedule.final_sigma
+    np.testing.assert_allclose(backbone.convention.schedule.timestep_at(levels), ours[:-1], atol=1)
+    assert sigmas[-1] == backbone.convention.schedule.final_sigma
 
 
 @pytest.mark.parametrize("listed", [AYS_SD15, AYS_SDXL], ids=["sd15", "sdxl"])
@@ -154,51 +153,9 @@ def test_zero_terminal_snr_has_a_finite_start():
 def test_mistyped_spacing_names_the_nearest(schedule):
     with pytest.raises(UnknownNameError, match="did you mean 'trailing'"):
         schedule.sigmas(10, "trailling")
-    with pytest.raises(UnknownNameError, match="did you mean 'trailing'"):
-        FlowSchedule().sigmas(10, "trailng")
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_impossible_step_counts(schedule, steps):
     with pytest.raises(ConfigError, match=f"got {steps}"):
         schedule.sigmas(steps, "trailing")
-    with pytest.raises(ConfigError, match=f"got {steps}"):
-        FlowSchedule().sigmas(steps, "trailing")
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"shift": 1.0},  # FLUX.1-schnell
-        {"shift": 3.0},
-        {"use_dynamic_shifting": True},  # FLUX.1-dev
-        {"use_dynamic_shifting": True, "time_shift_type": "linear"},
-        {"shift": 2.0, "shift_terminal": 0.1},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("image_tokens", [256, 1024, 4096])
-def test_flow_sigmas_equal_the_flux_pipeline(config, image_tokens):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
-
-    scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    schedule = FlowSchedule.from_config(scheduler.config, image_tokens)
-    for steps in (2, 4, 9, 50):
-        sigmas = np.linspace(1.0, 1 / steps, steps)
-        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=calculate_shift(image_tokens))
-        np.testing.assert_allclose(schedule.sigmas(steps, "trailing"), scheduler.sigmas.numpy(), atol=1e-6)
-        assert schedule.sigmas(steps, "trailing")[-1] == 0.0
-
-
-@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
-def test_a_single_step_starts_from_the_noise_whatever_the_terminal_time(spacing):
-    """Stretching one time to two ends is 0 / 0, which is what the Flux pipeline takes."""
-    assert FlowSchedule(shift=3.0, terminal=0.1).sigmas(1, spacing).tolist() == [1.0, 0.0]
-
-
-def test_flow_schedules_that_are_not_known_are_refused():
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    with pytest.raises(ConfigError, match="use_karras_sigmas"):
-        FlowSchedule.from_config(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True).config, 1024)

@@ -96,8 +96,8 @@ def test_pipelines_land_and_predict_as_the_engine_does(weights, scorers, schedul
     [plain], [without] = make("fixed:7", backbone, scorers, [CUP]), make("sag:7,0", backbone, scorers, [CUP])
     torch.testing.assert_close(without.picture.image, plain.picture.image, atol=1e-4, rtol=0)
     zero = scheduler is not edited_to_v
-    assert (backbone.schedule.final_sigma == 0) is zero
-    assert backbone.parametrisation == ("epsilon" if zero else "v_prediction")
+    assert (backbone.convention.schedule.final_sigma == 0) is zero
+    assert backbone.convention.parametrisation == ("epsilon" if zero else "v_prediction")
 
 
 def test_sag_is_the_pipeline_and_costs_half_as_much_again(tiny_backbone, weights, scorers, monkeypatch):

@@ -129,7 +129,7 @@ class Broken(EmojiBackbone):
         ("sigmas", lambda found: found[::-1], "let them fall"),
         ("timestep_position", lambda found: 1 - found, "it gives 0"),
         ("predict", lambda found: replace(found, calls=found.calls + 1), "calls are"),
-        ("predict", lambda found: replace(found, x0=found.x0_text), "guidance 4 changes nothing"),
+        ("predict", lambda found: replace(found, x0=torch.zeros_like(found.x0)), "guidance 4 changes nothing"),
         ("predict", lambda found: replace(found, x0=found.x0 - found.x0.mean()), "x0 of a row alone"),
         ("predict", lambda found: replace(found, features=None), "have both or none"),
         ("decode", lambda found: found * 2 + 1, "clamp to"),

@@ -59,7 +59,7 @@ def test_the_engine_equals_a_plain_diffusers_loop(emoji, scorers, prompts):
     scheduler.set_timesteps(10)
     x = torch.stack([keyed_noise(prompt.prompt_id, 0, emoji.capabilities.latent_shape) for prompt in chosen])
     encoded = emoji.encode([prompt.text for prompt in chosen]).tensors
-    states = torch.cat([encoded["negative_text"], encoded["text"]])
+    states = torch.cat([encoded["negative"], encoded["text"]])
     for timestep in scheduler.timesteps:
         negative, text = emoji.denoiser(torch.cat([x, x]), timestep, encoder_hidden_states=states).sample.chunk(2)
         x = scheduler.step(negative + 4.0 * (text - negative), timestep, x).prev_sample

@@ -177,4 +177,4 @@ def test_an_evaluation_that_stays_leaves_the_latents_alone(emoji, engine, prompt
     [outcome] = engine.evaluate([stay])
     assert outcome.latents is lane.latents
     assert outcome.calls == 1
-    assert np.isfinite(outcome.x0_text.numpy()).all()
+    assert np.isfinite(outcome.x0.numpy()).all()

@@ -22,7 +22,7 @@ def test_no_preview_is_decoded_or_scored_before_the_end():
     np.testing.assert_array_equal(first["features"], 0)
     result = episodes.step([0, 0])
     assert np.abs(result.observation["features"]).max() > 0
-    assert "clip_score" not in result.infos[0]
+    assert not result.infos[0]["has_look"] and result.infos[0]["clip_score"] == 0
     result = episodes.step([1, 1])
     counts = episodes.engine.counters
     assert (counts.looks, counts.decodes) == (0, 2)

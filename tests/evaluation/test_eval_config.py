@@ -33,7 +33,9 @@ def test_it_has_the_keys_of_the_file_and_takes_its_values():
         ("shard_size", 0, r"shard_size must be at least 1, got 0"),
         ("metrics", "psnr", r"metrics must be mapping or null, got 'psnr'"),
         ("films", "no", r"films must be bool, got 'no'"),
-        ("margin", -0.1, r"margin must be at least 0"),
+        ("margin", -0.1, r"margin must be above 0"),
+        ("margin", 0, r"margin must be above 0"),
+        ("seeds", [0, 2**63], r"seeds must be at most 9223372036854775807"),
     ],
 )
 def test_a_wrong_value_is_named(key, value, words):

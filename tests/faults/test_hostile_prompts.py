@@ -199,7 +199,7 @@ def test_tensorboard_gets_no_prompt(tmp_path) -> None:
     log.model = type("Model", (), {"logger": logger})()
     picture = np.zeros((64, 64, 3), np.uint8)
     info = {"nfe": 2.0, "preference": 0.1, "network_calls": 4, "task": HOSTILE[0], "price": 0.0, "prompt": HOSTILE[1]}
-    log.locals = {"infos": [{**info, "image": picture, "action_trace": [0, 1], "reward_terms": {}}]}
+    log.locals = {"infos": [{**info, "has_image": True, "image": picture, "action_trace": [0, 1], "reward_terms": {}}]}
     log._on_training_start()
     log._on_step()
     log._on_rollout_end()

@@ -1,5 +1,8 @@
 """A lane that fails is dropped alone and counted; a device that is too small gets smaller calls."""
 
+import re
+import sys
+import types
 import warnings
 
 import numpy as np
@@ -20,6 +23,7 @@ from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, DeviceMemoryError, NumericsError, ScorerError
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.rewards import TERMS
 from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 PROCESS = ProcessConfig(steps=2, refine=ProcessConfig().refine)
@@ -165,6 +169,55 @@ def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
     assert terminated.tolist() == [True, False, True] and truncated.tolist() == [False, True, False]
     assert np.isfinite(rewards).all() and rewards[1] == 0
     assert "NaN" in infos["final_info"]["fault"][1]
+
+
+def square(transition, scale):
+    """A user's term that forgot which axis the lanes are on."""
+    return np.zeros((len(transition.action), 1))
+
+
+@pytest.fixture(params=[float("nan"), float("-inf"), 1e39], ids=str)
+def term(request, monkeypatch):
+    """A reward with a user's term that is no number for the second of three lanes; and that number."""
+    user = types.ModuleType("users_terms")
+    user.moody = lambda transition, scale: np.where(np.arange(len(transition.action)) % 3 == 1, request.param, 0.0)
+    monkeypatch.setitem(sys.modules, "users_terms", user)
+    monkeypatch.setitem(TERMS._entries, "moody", "users_terms:moody")
+    return {"preset": "default", "moody": 1.0}, request.param
+
+
+def test_a_reward_that_is_no_number_drops_its_lane(term):
+    words = re.escape(f"reward term 'moody' is {term[1]} in lane 1, prompt 'a photo of two cats'")
+    with pytest.raises(NumericsError, match=words):
+        stepped(AdDiffusionVectorEnv(3, **SETTINGS, reward=term[0]), [0, 0, 0])
+    env = AdDiffusionVectorEnv(3, **SETTINGS, reward=term[0], max_faults=2)
+    with pytest.warns(UserWarning, match=r"picture dropped \(1 of at most 2\): " + words):
+        observation, reward, terminated, truncated, infos = stepped(env, [0, 0, 0])
+    assert truncated.tolist() == [False, True, False] and not terminated.any()
+    assert np.isfinite(reward).all() and reward[1] == 0 and reward[0] != 0
+    assert re.match(words, infos["final_info"]["fault"][1])
+    assert infos["final_info"]["reward_terms"]["moody"][1] == 0 and env.transition.action.shape == (2,)
+    assert all(np.isfinite(value).all() for value in observation.values())
+    assert env.episodes.slots[1].episode == 1 and env.episodes.engine.faults.count == 1
+
+
+def test_no_weight_of_a_policy_sees_it(term):
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    env = AdDiffusionVecEnv(3, seed=1, **SETTINGS, reward=term[0], max_faults=99)
+    model = make_model("maskable_ppo", VecMonitor(env), {"n_steps": 4, "batch_size": 6, "n_epochs": 1}, 0, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.learn(12)
+    assert env.episodes.engine.faults.count == 4  # lane 1, in each of four steps
+    assert all(torch.isfinite(value).all() for value in model.policy.state_dict().values())
+    assert np.isfinite(model.rollout_buffer.rewards).all()
+
+
+def test_a_term_of_another_shape_says_so(monkeypatch):
+    monkeypatch.setitem(TERMS._entries, "square", f"{__name__}:square")
+    with pytest.raises(AdDiffusionError, match=r"'square' returned an array of shape \(3, 1\) for 3 lanes"):
+        stepped(AdDiffusionVectorEnv(3, **SETTINGS, reward={"square": 1.0}), [0, 0, 0])
 
 
 # ---------------------------------------------------------------- evaluation

@@ -55,7 +55,7 @@ def play(env, actions=ACTIONS):
 def facts(rows):
     """What must be equal to the last bit: prompts, seeds, actions, costs, ends."""
     names = ("prompt_id", "seed", "step", "nfe", "network_calls", "refinements", "price", "action", "action_trace")
-    return [[{name: info.get(name) for name in names} for info in row[3]] for row in rows]
+    return [[{name: np.asarray(info[name]).tolist() for name in names} for info in row[3]] for row in rows]
 
 
 def assert_alike(ours, theirs, tolerance):
@@ -89,7 +89,7 @@ def test_one_worker_equals_the_environment_of_this_process(local):
     assert_alike(rows, local[0], tolerance=0)
     for ours, theirs in zip(rows[1:], local[0][1:], strict=True):
         for one, other in zip(ours[3], theirs[3], strict=True):
-            assert one.keys() == other.keys()
+            assert one.keys() == {*other, "worker_lost"}
             assert one["reward_terms"] == other["reward_terms"]
             assert one.get("TimeLimit.truncated") == other.get("TimeLimit.truncated")
     assert env.state_dict()["scale"] == local[1]["scale"]
@@ -240,6 +240,22 @@ def test_a_worker_that_waits_for_cores_says_so(pair, monkeypatch):
         pytest.raises(WorkerError, match="hung"),
     ):
         remote(1, cpus=100.0, start_timeout=2.0, patience=1)
+
+
+def test_options_and_training_reach_the_workers(pair):
+    pair.seed(3)
+    pair.set_options([{"prompt": "a photo of a dog"}, {}, {}, {"prompt": "a photo of two cats", "price": 0.04}])
+    pair.reset()
+    told = [(info["prompt"], info["price"], info["worker_lost"]) for info in pair.reset_infos]
+    assert told[0][0] == "a photo of a dog" and told[3] == ("a photo of two cats", 0.04, "")
+    keys = pair.reset_infos[0].keys()
+    assert all(info.keys() == keys for info in pair.reset_infos)
+    pair.env_method("set_training", True)
+    assert pair.reward.scale.training
+    pair.env_method("set_training", False)
+    assert not pair.reward.scale.training
+    pair.reset()
+    assert pair.reset_infos[0]["prompt"] != "a photo of a dog"  # for one reset
 
 
 def test_errors_of_a_worker_are_raised_here(pair):

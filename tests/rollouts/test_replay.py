@@ -1,5 +1,6 @@
 """An episode read from the table is the episode that the environment plays; the table survives being killed."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import rounding
 
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.errors import CapabilityError, ConfigError, ResumeError
+from addiffusion_env.errors import CapabilityError, ConfigError, NumericsError, ResumeError
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import make_reward
@@ -111,6 +112,16 @@ def test_play_table_counts_and_chooses(walk, table):
     best = table.correct[np.arange(len(table)), ends.argmax(1), table.finish]
     np.testing.assert_array_equal(outcomes.correct, best)
     assert set(outcomes.actions) == {(0, 0, 0, 2, 0, 0, 2, 0, 0)}
+
+
+def test_a_reward_that_is_no_number_reaches_no_policy(walk, table, replay_settings, monkeypatch):
+    env = ReplayVecEnv(table, replay_settings, walk, 3, seed=1)
+    env.reset()
+    words = rf"reward term 'nfe_price' is nan in lane 1, prompt '{re.escape(table.prompts[env.walkers.row[1]][:60])}"
+    sick = np.array([0.0, np.nan, 0.0])
+    monkeypatch.setitem(env.reward._functions, "nfe_price", lambda transition, scale: sick)
+    with pytest.raises(NumericsError, match=words):
+        env.step(np.zeros(3, int))
 
 
 def test_replay_env_masks_and_resets(walk, table, replay_settings):

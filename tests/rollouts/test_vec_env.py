@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, set_training
+from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError
 from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
@@ -38,6 +39,66 @@ def test_truncation_is_said():
     vec.reset()
     _, _, dones, infos = vec.step(np.array([0]))
     assert dones[0] and infos[0]["TimeLimit.truncated"] is True
+
+
+def test_equals_sb3s_own_vectorised_environment_infos_included():
+    """But for rounding, as batches of another size round."""
+    ours, theirs = AdDiffusionVecEnv(2, seed=7, **SETTINGS), DummyVecEnv([lambda: AdDiffusionEnv(**SETTINGS)] * 2)
+    theirs.seed(7)
+    ours.reset(), theirs.reset()
+    for actions in ([0, 1], [2, 0], [1, 0]):
+        mine, other = ours.step(np.array(actions)), theirs.step(np.array(actions))
+        assert mine[1].dtype == other[1].dtype and mine[2].tolist() == other[2].tolist()
+        np.testing.assert_allclose(mine[1], other[1], atol=1e-4)
+        for one, two in zip([*mine[3], *ours.reset_infos], [*other[3], *theirs.reset_infos], strict=True):
+            assert {key: type(value) for key, value in one.items()} == {key: type(value) for key, value in two.items()}
+            for key in ("prompt", "seed", "step", "nfe", "action", "has_image", "fault"):
+                assert one[key] == two[key]
+        assert [info["TimeLimit.truncated"] for info in mine[3]] == [False, False]
+
+
+@pytest.mark.parametrize("options", [{"prompt": "a photo of a dog"}, [{"prompt": "a photo of a dog"}, {"seed": 5}]])
+def test_options_take_effect_once(options):
+    vec = AdDiffusionVecEnv(2, seed=3, **SETTINGS)
+    vec.reset()
+    drawn = [info["prompt"] for info in vec.reset_infos]
+    vec.seed(3)
+    vec.set_options(options)
+    vec.reset()
+    second = "a photo of a dog" if isinstance(options, dict) else drawn[1]
+    assert [info["prompt"] for info in vec.reset_infos] == ["a photo of a dog", second]
+    assert (vec.reset_infos[1]["seed"] == 5) == isinstance(options, list)
+    vec.seed(3)
+    vec.reset()
+    assert [info["prompt"] for info in vec.reset_infos] == drawn
+    vec.set_options({"promt": "a dog"})
+    with pytest.raises(AdDiffusionError, match="reset has no option 'promt'\n  -> did you mean 'prompt'"):
+        vec.reset()
+
+
+def test_sb3s_plumbing_reaches_the_lanes():
+    vec = AdDiffusionVecEnv(2, render_mode="rgb_array", **SETTINGS)
+    vec.reset()
+    vec.env_method("set_training", True)
+    assert vec.episodes.reward.scale.training
+    vec.env_method("set_training", False)
+    assert not vec.episodes.reward.scale.training
+    assert vec.render().shape == (592, 256, 3)  # one above the other
+    assert [frame.shape for frame in vec.env_method("render", indices=[1])] == [(296, 256, 3)]
+    assert vec.get_attr("spec") == [None, None] and vec.has_attr("action_masks") and not vec.has_attr("nope")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
+        AdDiffusionVecEnv(2, frameskip=1)
+
+
+def test_close_closes_the_window(monkeypatch):
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    vec = AdDiffusionVecEnv(2, render_mode="human", **SETTINGS)
+    vec.reset()
+    assert vec.render() is None and vec.view.window is not None
+    vec.close()
+    assert vec.view.window is None
+    vec.close()
 
 
 def test_masks_reach_maskable_ppo():

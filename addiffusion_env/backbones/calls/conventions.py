@@ -156,7 +156,7 @@ class Discrete(Convention):
         return math.sqrt(1 + sigma**2) if self.scaled else 1.0
 
     def clean(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """See :meth:`addiffusion_env.backbones.diffusers_backbone.DiffusersBackbone.clean`."""
+        """epsilon: ``(x - std e) / alpha``; v (arXiv:2202.00512): ``alpha x - std v``; sample: the output itself."""
         if output.shape != x.shape:
             output = output[:, : x.shape[1]]  # the rest is a learned variance
         alpha, std = rows(self.path.alpha(sigma), x), rows(self.path.std(sigma), x)

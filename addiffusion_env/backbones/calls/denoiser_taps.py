@@ -41,7 +41,7 @@ class DenoiserTaps:
         self._grid: tuple[int, int] | None = None
         evaluator.networks.call_network = self._call
         self.feature_dim: int | None = None
-        if self.tap is not None and self.tap.pooled is None:
+        if self.tap is not None:
             self.feature_dim = self._measure_width()
 
     def _measure_width(self) -> int | None:
@@ -55,19 +55,6 @@ class DenoiserTaps:
         width = next(iter(self._features.values())).shape[-1]
         self._features.clear()
         return int(width)
-
-    def attention_grid(self, latent_shape: Sequence[int]) -> tuple[int, int] | None:
-        """The resolution of attention maps; ``None`` where this network's attention cannot be read."""
-        kind = type(self.module).__name__
-        if len(latent_shape) != 3 or self.module is None:
-            return None
-        side = (int(latent_shape[1]), int(latent_shape[2]))
-        if kind == "UNet2DConditionModel":
-            levels = [at for at, block in enumerate(self.module.config.down_block_types) if "CrossAttn" in block]
-            return (side[0] >> levels[-1], side[1] >> levels[-1]) if levels else None
-        if kind == "FluxTransformer2DModel":
-            return side[0] // 2, side[1] // 2
-        return None
 
     def content_positions(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """For each prompt the positions of its content tokens; empty where attention is not read."""
@@ -111,8 +98,9 @@ class DenoiserTaps:
 
     def _call(self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], calls: list[OpenCall]) -> Any:
         branch = self.measured.prompt_sites.get(first.site)
+        network = self.evaluator.networks.compiled.get(id(first.module), first.module)
         if self.module is not first.module or branch is None:
-            return first.module(*args, **kwargs)
+            return network(*args, **kwargs)
         lanes = [self.evaluator.networks.order.get(id(call), at) for at, call in enumerate(calls)]
         rows = prompt_rows(counts, branch)
         wanted = [at for at, lane in enumerate(lanes) if lane in self._wanted]
@@ -120,7 +108,8 @@ class DenoiserTaps:
         if wanted and self._grid is not None:
             store = AttentionStore(torch.tensor([rows[at] for at in wanted]), self._grid)
         with self._captured(store):
-            answer = first.module(*args, **kwargs)
+            # Every capture has processors of its own: a compiled network would be traced anew each time.
+            answer = (network if store is None else first.module)(*args, **kwargs)
         if self.tap is not None and (pooled := self.tap.take(sum(counts))) is not None:
             for at, lane in enumerate(lanes):
                 if rows[at] < len(pooled):
@@ -135,6 +124,23 @@ class DenoiserTaps:
             return nullcontext()
         joint = type(self.module).__name__ == "FluxTransformer2DModel"
         return (captured_joint_attention if joint else captured_cross_attention)(self.module, store)
+
+
+def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] | None:
+    """The resolution of a network's attention maps; ``None`` where its attention cannot be read.
+
+    Of a UNet it is the coarsest at which it looks at the text on its way down: there maps follow objects, not texture.
+    """
+    kind = type(module).__name__
+    if len(latent_shape) != 3:
+        return None
+    side = (int(latent_shape[1]), int(latent_shape[2]))
+    if kind == "UNet2DConditionModel":
+        levels = [at for at, block in enumerate(module.config.down_block_types) if "CrossAttn" in block]
+        return (side[0] >> levels[-1], side[1] >> levels[-1]) if levels else None
+    if kind == "FluxTransformer2DModel":
+        return side[0] // 2, side[1] // 2
+    return None
 
 
 def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:

@@ -20,6 +20,7 @@ from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Eva
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.hub import in_a_line
+from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
 
 DECODED_AT_ONCE = 4
@@ -61,8 +62,11 @@ class Evaluator:
             arguments["generator"] = generator
         self._check_adapters(request)
         call = OpenCall(self.pipe, arguments, self.texts.overrides())
-        with told(self.pipe, "the beginning of a call", arguments):
+        rng_state = request.rng_state
+        with told(self.pipe, "the beginning of a call", arguments), forked_rng(rng_state):
             event = call.begun()
+        if isinstance(event, NetworkRequest):
+            send_away(self.pipe, event.module)
         if isinstance(event, Ended | AtDecode):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} called no denoiser between its timesteps",
@@ -215,14 +219,15 @@ class Evaluator:
         Of latents that the decoder answers with NaN or infinity it is an image of NaN.
         """
         calls = []
-        for request, x in ends:
-            call = self._ending(request)
-            call.finish(x)
-            calls.append(call)
-            if isinstance(call.event, AtDecode) and _changes_precision(call.event.module):
-                # The pipeline moves its autoencoder to float32 and back around each decode.
-                self._decode([call])
-        self._decode([call for call in calls if isinstance(call.event, AtDecode)])
+        with kept_precision(self.pipe) as precisions:
+            for request, x in ends:
+                call = self._ending(request)
+                call.finish(x)
+                calls.append(call)
+                if isinstance(call.event, AtDecode) and call.event.module.dtype != precisions[call.event.module]:
+                    # The pipeline moves its autoencoder to float32 and back around each decode.
+                    self._decode([call])
+            self._decode([call for call in calls if isinstance(call.event, AtDecode)])
         found = []
         for call in calls:
             assert isinstance(call.event, Ended)
@@ -248,19 +253,16 @@ class Evaluator:
         for call in calls:
             event = call.event
             assert isinstance(event, AtDecode)
-            key = (
-                id(event.module),
-                event.latents.shape,
-                event.latents.dtype,
-                self.networks.digests((event.args, event.kwargs)),
-            )
+            kwargs = {name: value for name, value in event.kwargs.items() if name != "generator" or draws(event.module)}
+            same = self.networks.digests((event.args, kwargs))
+            key = (id(event.module), event.latents.shape, event.latents.dtype, same)
             groups.setdefault(key, []).append(call)
         for group in groups.values():
             for start in range(0, len(group), DECODED_AT_ONCE):
                 part = group[start : start + DECODED_AT_ONCE]
                 events: list[AtDecode] = [call.event for call in part]  # type: ignore[misc]
                 first = events[0]
-                with torch.no_grad():
+                with torch.no_grad(), alone(self.pipe):
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
@@ -274,11 +276,20 @@ class Evaluator:
 
 
 @contextmanager
+def forked_rng(state: Tensor | None) -> Iterator[None]:
+    """Within it torch's own generator on the CPU has another state; ``None`` leaves it as it is."""
+    with torch.random.fork_rng(devices=[], enabled=state is not None):
+        if state is not None:
+            torch.set_rng_state(state)
+        yield
+
+
+@contextmanager
 def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """An error of the pipeline's own is told in two lines.
 
     Raises:
-        ConfigError: when ``strength`` leaves no step.
+        ConfigError: when ``strength`` leaves no step, or the pipeline refuses a value.
         CapabilityError: for any other error than a lack of memory; ``clip_skip`` does not work beside transformers 5.
     """
     try:
@@ -297,11 +308,34 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
                 f"clip_skip does not work with the installed diffusers and transformers: {in_a_line(error)[:200]}",
                 "leave it out, or install transformers<5",
             ) from error
+        if isinstance(error, ValueError):
+            raise ConfigError(
+                f"a {type(pipe).__name__} refuses its arguments: {in_a_line(error)[:300]}",
+                "change pipeline_kwargs (prompt_embeds=, image= ...), or the options that stand for them",
+            ) from error
         raise CapabilityError(
             f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
             "give what it needs as arguments (pipeline_kwargs), for example image=, ip_adapter_image=, prompt_embeds=; "
             "or use the pipeline class that its network was made for",
         ) from error
+
+
+@contextmanager
+def kept_precision(pipe: Any) -> Iterator[dict[torch.nn.Module, torch.dtype]]:
+    """Gives the precision of each autoencoder, which is what it was again afterwards, also when a call broke off."""
+    modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
+    precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
+    try:
+        yield precisions
+    finally:
+        for part, dtype in precisions.items():
+            if part.dtype != dtype:
+                part.to(dtype=dtype)
+
+
+def draws(autoencoder: Any) -> bool:
+    """Whether a decoder may draw from the generator that it is given; diffusers' usual ones take it and do not."""
+    return type(autoencoder).__name__ not in ("AutoencoderKL", "AutoencoderTiny")
 
 
 def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
@@ -331,10 +365,6 @@ def _leading(value: Any) -> Tensor:
     while not isinstance(value, Tensor):
         value = next(iter(entries(value) or ()))
     return value
-
-
-def _changes_precision(module: Any) -> bool:
-    return getattr(module, "dtype", None) == torch.float16 and bool(getattr(module.config, "force_upcast", False))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -56,13 +56,10 @@ def rebuilt(like: Any, parts: Sequence[Any]) -> Any:
     """A container of the kind of ``like`` with other entries."""
     if isinstance(like, Mapping):
         pairs = dict(zip(like, parts, strict=True))
-        return (
-            pairs
-            if type(like) is dict
-            else type(like)(**pairs)
-            if dataclasses.is_dataclass(like)
-            else type(like)(pairs)
-        )
+        kind: Any = type(like)
+        if kind is dict:
+            return pairs
+        return kind(**pairs) if dataclasses.is_dataclass(like) else kind(pairs)
     if hasattr(like, "_fields"):
         return type(like)(*parts)
     return type(like)(parts)
@@ -129,14 +126,16 @@ def tree_key(spec: Any, value: Any, constant: Callable[[Any], Any]) -> Any:
     if isinstance(spec, Node):
         return tuple(tree_key(p, e, constant) for p, e in zip(spec.parts, entries(value) or (), strict=True))
     if is_time(value):
-        return ("number", value.ndim, value.dtype)
+        # A whole timestep is joined with one between two: both are read as floating-point numbers.
+        return ("number", value.ndim, value.dtype if value.is_floating_point() else torch.float32)
     return constant(value)
 
 
-def joined(spec: Any, values: Sequence[Any], rows: Sequence[int]) -> Any:
+def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], apart: bool = False) -> Any:
     """Many values as one, for a joined call of ``sum(rows)`` rows.
 
-    With the same number of rows in each they are laid out branch by branch.
+    With the same number of rows in each they are laid out branch by branch. ``apart`` gives each row its own time also
+    where all are the same, as floating-point numbers: a compiled network has one form of call then.
     """
     first = values[0]
     if isinstance(spec, Batched):
@@ -150,9 +149,11 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int]) -> Any:
         return type(first)(value[branch] for branch in range(rows[0]) for value in values)
     if isinstance(spec, Node):
         columns = zip(*(entries(value) or () for value in values), strict=True)
-        return rebuilt(first, [joined(p, column, rows) for p, column in zip(spec.parts, columns, strict=True)])
-    if is_time(first) and any(value.item() != first.item() for value in values[1:]):
+        return rebuilt(first, [joined(p, column, rows, apart) for p, column in zip(spec.parts, columns, strict=True)])
+    if is_time(first) and (apart or any(value.item() != first.item() for value in values[1:])):
         numbers = [value.reshape(1) for value in values]
+        if apart and not first.is_floating_point():
+            numbers = [number.float() for number in numbers]
         if any(count != rows[0] for count in rows):
             return torch.cat([number.expand(count) for number, count in zip(numbers, rows, strict=True)])
         return torch.cat(numbers).repeat(rows[0])
@@ -266,19 +267,6 @@ class Digests:
         )
 
 
-@dataclass
-class Answers:
-    """What one joined step did.
-
-    Attributes:
-        rows: network rows spent on each call, in the order of the calls.
-        network_calls: joined calls made, by component.
-    """
-
-    rows: list[int]
-    network_calls: dict[str, int]
-
-
 def site_of(one: tuple[NetworkRequest, Any], two: tuple[NetworkRequest, Any]) -> Site:
     """What two runs of the same step, for one image and for two, say of a network call.
 
@@ -312,8 +300,10 @@ def request_rows(site: Site, request: NetworkRequest) -> int | None:
     return rows_of(site.kwargs, request.kwargs) if rows is None else rows
 
 
-def joined_request(site: Site, requests: Sequence[NetworkRequest], rows: Sequence[int]) -> tuple[tuple, dict]:
-    """Arguments of the joined call."""
-    args = joined(site.args, [request.args for request in requests], rows)
-    kwargs = joined(site.kwargs, [request.kwargs for request in requests], rows)
+def joined_request(
+    site: Site, requests: Sequence[NetworkRequest], rows: Sequence[int], apart: bool = False
+) -> tuple[tuple, dict]:
+    """Arguments of the joined call; see :func:`joined`."""
+    args = joined(site.args, [request.args for request in requests], rows, apart)
+    kwargs = joined(site.kwargs, [request.kwargs for request in requests], rows, apart)
     return args, kwargs

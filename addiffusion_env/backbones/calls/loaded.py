@@ -8,6 +8,7 @@ from torch import nn
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.open_call import NOT_DENOISERS
+from addiffusion_env.backbones.memory import moved_by_hook
 from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
 from addiffusion_env.errors import CapabilityError, PromptError
 
@@ -21,7 +22,9 @@ def parts_of(pipe: Any) -> tuple[Any, ...]:
     for name, part in vars(pipe).items():
         if isinstance(part, nn.Module):
             first = next(part.parameters(), None)
-            found.append((name, id(part), None if first is None else (first.dtype, first.device)))
+            # A component that is offloaded moves with every call.
+            place = None if first is None or moved_by_hook(part) else first.device
+            found.append((name, id(part), None if first is None else first.dtype, place))
         elif name == "scheduler":
             found.append((name, type(part), repr(sorted(part.config.items(), key=str)), getattr(part, "shift", None)))
     return tuple(found)
@@ -51,7 +54,7 @@ def check_pipeline(pipe: Any) -> None:
                     f"{name} has a cache of its activations switched on, which mixes the images of a batch",
                     f"call pipe.{name}.disable_cache() first",
                 )
-            if "forward" in module.__dict__ and registry is None and not hasattr(module, "_hf_hook"):
+            if "forward" in module.__dict__ and registry is None and not moved_by_hook(module):
                 where = f"{name}.{inside}" if inside else name
                 raise CapabilityError(
                     f"the forward method of {where} has been replaced (by DeepCache or the like), which may keep state "
@@ -63,8 +66,12 @@ def check_pipeline(pipe: Any) -> None:
 
 
 def tokenizers(pipe: Any) -> list[Any]:
-    """The pipeline's tokenizers whose window is the prompt's: a chat model's holds a template besides."""
-    return [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+    """The pipeline's tokenizers that must take a prompt whole: T5's where there is one, beside which CLIP's cut it.
+
+    A chat model's are not among them: its window holds a template besides.
+    """
+    found = [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
+    return [part for part in found if type(part).__name__.startswith("T5")] or found
 
 
 def token_limit(pipe: Any, arguments: PipelineArguments) -> int:

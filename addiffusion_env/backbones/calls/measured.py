@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.evaluator import Evaluator, told
+from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision, told
 from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
@@ -83,6 +83,12 @@ class Measured:
     prompt_sites: dict[tuple[str, int], int]
     difference: float
 
+    @property
+    def decoder_name(self) -> str:
+        """What decodes, and in which precision."""
+        precision = str(getattr(self.decoder, "dtype", self.dtype)).removeprefix("torch.")
+        return f"{'the pipeline' if self.decoder is None else type(self.decoder).__name__} in {precision}"
+
 
 def generator() -> torch.Generator:
     """The noise of measured calls."""
@@ -94,11 +100,15 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
 
     Raises:
         CapabilityError: for one that cannot be driven.
+        ConfigError: for arguments that it refuses.
     """
     steps = min(PROBE_STEPS, arguments.steps)
     requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
     first = requests[0]
-    alone = first_step(evaluator, first, None)
+    for request in requests:
+        request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
+    with told(evaluator.pipe, "a first step", first.arguments):
+        alone = first_step(evaluator, first, None)
     learn_axes(evaluator, arguments, first, alone)
     guidance = measure_guidance(evaluator, arguments, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
@@ -145,21 +155,25 @@ def measure_guidance(
         return first_step(evaluator, request, float(scale))
 
     try:
-        one, zero, four = at(1.0), at(0.0), at(4.0)
+        one, four = at(1.0), at(4.0)
     except Exception:
         return Guidance(None, 1.0, False, (alone.rows, alone.rows))
+    try:
+        zero = at(0.0)
+    except Exception:  # some pipelines refuse it
+        zero = one
     for scale, found in ((1.0, one), (4.0, four)):
         if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
             # Guidance on and off make different calls; each form is learned once.
-            more = {arguments.guidance_name: scale}
+            more = {name: scale}
             learn_axes(evaluator, arguments, CallRequest({**request.arguments, **more}), found)
     plain = min(one.rows, zero.rows)
     if four.rows == plain:
         takes_effect = name == "guidance_scale" and not torch.equal(one.step.output, four.step.output)
         return Guidance(name if takes_effect else None, max(1.0, float(own)), False, (plain, plain))
     added = one.rows > plain and abs(prompt_weight(evaluator, request, 3.0) - 4) < 0.1
-    found = Guidance(name, 1.0, added, (plain, four.rows))
-    return Guidance(name, found.scale(float(own)), added, found.rows)
+    made = Guidance(name, 1.0, added, (plain, four.rows))
+    return Guidance(name, made.scale(float(own)), added, made.rows)
 
 
 def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> float:
@@ -312,9 +326,12 @@ def measure_decoding(
 ) -> tuple[LatentLayout, tuple[int, int], Any]:
     """The latents' layout, the size of an image, and the module that decodes."""
     decoder: list[Any] = []
+    # Where an inpainting pipeline keeps its image, latents do not reach the decoder: the layout is that of a full mask.
+    mask = request.arguments.get("mask_image")
+    more = {} if mask is None else {"mask_image": full_mask(mask)}
 
     def decoded(x: Tensor) -> Tensor:
-        call = evaluator.open(request, None, generator())
+        call = evaluator.open(request, None, generator(), **more)
         evaluator.blank_step(call, call.event)
         event = call.finish(x)
         if isinstance(event, AtDecode):
@@ -325,9 +342,17 @@ def measure_decoding(
         call.close()
         return found
 
-    layout = learn_layout(inner, decoded)
+    with kept_precision(evaluator.pipe):
+        layout = learn_layout(inner, decoded)
     image = image_of(evaluator.finish([(request, inner)])[0])
     return layout, (int(image.shape[-2]), int(image.shape[-1])), decoder[0] if decoder else None
+
+
+def full_mask(mask: Any) -> Any:
+    """A mask of the same kind and size (PIL image, array, tensor, or a list of these) that covers the whole image."""
+    if isinstance(mask, list):
+        return [full_mask(entry) for entry in mask]
+    return mask.point(lambda _: 255) if hasattr(mask, "point") else 0 * mask + 1
 
 
 def image_of(output: Any) -> Tensor:

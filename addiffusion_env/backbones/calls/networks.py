@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from addiffusion_env.backbones.calls.joining import (
     split,
 )
 from addiffusion_env.backbones.calls.open_call import NetworkRequest, OpenCall
+from addiffusion_env.backbones.compiled import bucket_of
 
 NetworkCall = Callable[[NetworkRequest, tuple, dict, list[int], list[OpenCall]], Any]
 """Makes a network call: (first request, args, kwargs, rows of each open call, open calls) -> the network's answer."""
@@ -42,6 +43,8 @@ class Networks:
         order: position of each open call in the batch that is being evaluated, by its ``id``.
         call_network: makes a network call; ``None`` calls the network itself.
         digests: keys of what must be equal in joined calls.
+        buckets: numbers of rows that a call is filled up to by repeating an image of it; empty for no filling.
+        compiled: what is called in a network's place, by the network's ``id``.
     """
 
     joins: bool = True
@@ -52,6 +55,8 @@ class Networks:
     order: dict[int, int] = field(default_factory=dict)
     call_network: NetworkCall | None = None
     digests: Digests = field(default_factory=Digests)
+    buckets: Sequence[int] = ()
+    compiled: Mapping[int, Any] = field(default_factory=dict)
     _blank: dict[Any, Any] = field(default_factory=dict)
 
     def groups(self, calls: Sequence[OpenCall], waiting: Sequence[int]) -> list[list[int]]:
@@ -76,28 +81,42 @@ class Networks:
         first = requests[0]
         site = self.site(first)
         counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
-        if len(requests) == 1 or site is None:
-            args, kwargs = first.args, first.kwargs
+        # Filled up with further images, not rows: networks may take their batch apart by branches.
+        more = self._filling(counts) if site is not None and self.joins else 0
+        least = counts.index(min(counts))
+        asked, rows = [*requests, *[requests[least]] * more], [*counts, *[counts[least]] * more]
+        if site is None or (len(asked) == 1 and not self.compiled):
+            # Some networks empty a list that they are given (UNets their adapter's residuals).
+            args = tuple(list(value) if type(value) is list else value for value in first.args)
+            kwargs = {name: list(value) if type(value) is list else value for name, value in first.kwargs.items()}
         else:
-            args, kwargs = joined_request(site, requests, counts)
+            args, kwargs = joined_request(site, asked, rows, bool(self.compiled))
         name = first.site[0]
         self.network_calls[name] = self.network_calls.get(name, 0) + 1
-        self.network_rows[name] = self.network_rows.get(name, 0) + sum(counts)
+        self.network_rows[name] = self.network_rows.get(name, 0) + sum(rows)
         with torch.no_grad():
             if self.call_network is None:
                 answer = first.module(*args, **kwargs)
             else:
-                answer = self.call_network(first, args, kwargs, counts, calls)
-        answers = [answer] if len(requests) == 1 or site is None else split(site.output, answer, counts)
-        if (kind := _blank_key(first)) not in self._blank:
+                answer = self.call_network(first, args, kwargs, rows, calls)
+        answers = [answer] if site is None or len(asked) == 1 else split(site.output, answer, rows)[: len(requests)]
+        if (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
             self._blank[kind] = _zeros(answers[0])
         return answers, counts
+
+    def _filling(self, counts: Sequence[int]) -> int:
+        """How many images a call of so many rows each is filled up with."""
+        missing = bucket_of(sum(counts), self.buckets) - sum(counts)
+        return -(-missing // min(counts))
 
     def learn(self, one: Sequence[tuple[NetworkRequest, Any]], two: Sequence[tuple[NetworkRequest, Any]]) -> None:
         """Learns which axes count images from a step for one image and the same step for two."""
         if [r.site for r, _ in one] != [r.site for r, _ in two]:
             return
         for first, second in zip(one, two, strict=True):
+            if holds_state(first[1]):  # an answer with a cache belongs to one image
+                self.sites[form_of(first[0])] = None
+                continue
             try:
                 self.sites[form_of(first[0])] = site_of(first, second)
             except ValueError:
@@ -112,7 +131,10 @@ class Networks:
         kind = _blank_key(request)
         if kind not in self._blank:
             with torch.no_grad():
-                self._blank[kind] = _zeros(request.module(*request.args, **request.kwargs))
+                answer = request.module(*request.args, **request.kwargs)
+            if holds_state(answer):
+                return answer
+            self._blank[kind] = _zeros(answer)
         return self._blank[kind]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addiffusion_env.backbones.calls.measured import Measured
-from addiffusion_env.backbones.previews import PREVIEW_SIDE, tiny_decoder
+from addiffusion_env.backbones.previews import PREVIEW_SIDE, resized, tiny_decoder
 from addiffusion_env.errors import CapabilityError, WeightsError
 
 TINY_DECODERS = {
@@ -72,6 +72,12 @@ class PreviewDecoder:
             self.decoder = self._tiny(str(chosen))
 
     @property
+    def known(self) -> str | None:
+        """The id of the family's tiny decoder; ``None`` if none is known."""
+        config = getattr(self.measured.decoder, "config", {})
+        return TINY_DECODERS.get((self.measured.layout.shape[0], config.get("scaling_factor", 0.0)))
+
+    @property
     def possible(self) -> bool:
         """Whether there are previews: latents with places in the image, and a decoder for them."""
         return self.chosen != "none" and self.measured.layout.spatial
@@ -96,15 +102,15 @@ class PreviewDecoder:
             )
         size = self.size
         if self.measured.decoder is None:
-            return _resized(x0.float(), size).clamp(-1, 1)  # the latents are pixels
+            return resized(x0.float(), size).clamp(-1, 1)  # the latents are pixels
         if self.decoder is None:
             self.decoder = self._found()
         if isinstance(self.decoder, LatentColours):
             image = self.decoder(x0.float())
         else:
             grid = self._grid(x0, size)
-            image = self.decoder.decode(_resized(x0, grid).to(self.decoder.dtype), return_dict=False)[0].float()
-        return _resized(image, size).clamp(-1, 1)
+            image = self.decoder.decode(resized(x0, grid).to(self.decoder.dtype), return_dict=False)[0].float()
+        return resized(image, size).clamp(-1, 1)
 
     def _grid(self, x0: Tensor, size: tuple[int, int]) -> tuple[int, int]:
         height = self.measured.image_size[0]
@@ -113,9 +119,8 @@ class PreviewDecoder:
 
     def _found(self) -> Any:
         decoder = self.measured.decoder
-        config = getattr(decoder, "config", {})
         channels = self.measured.layout.shape[0]
-        wanted = TINY_DECODERS.get((channels, config.get("scaling_factor")))
+        wanted = self.known
         if wanted is not None and self.chosen is None:
             try:
                 return self._tiny(wanted)
@@ -166,9 +171,3 @@ def fit_colours(measured: Measured, decode: Callable[[Tensor], Tensor]) -> Laten
     spread = (wanted[rest] - wanted[fitted].mean(0)).pow(2).mean().sqrt()
     made = LatentColours(solution[:-1].float(), solution[-1].float(), float(error), float(spread))
     return made.to(measured.device)
-
-
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(x.shape[-2:]) == size:
-        return x
-    return F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=True)

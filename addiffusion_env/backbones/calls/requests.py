@@ -20,6 +20,8 @@ class CallRequest:
     Attributes:
         arguments: keyword arguments of ``__call__``: prompt, size, number of steps ...
         plan: its scheduler's plan; ``None`` until a call was opened.
+        rng_state: of torch's own generator on the CPU while a call is opened, for pipelines that draw from it; ``None``
+            leaves it as it is.
         waiting: the open calls of each guidance scale.
         draws: the noise that was drawn for it, each with the generator's state before: a call that is opened again
             draws it again.
@@ -29,6 +31,7 @@ class CallRequest:
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.arguments = dict(arguments)
         self.plan: SchedulerPlan | None = None
+        self.rng_state: Tensor | None = None
         self.waiting: dict[float | None, list[OpenCall]] = {}
         self.draws: list[tuple[Tensor, torch.Generator]] = []
         self.adapters: Any = None

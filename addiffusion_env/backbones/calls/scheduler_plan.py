@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,12 +95,18 @@ class SchedulerPlan:
         if state is not None and state["index"] == index:
             scheduler.__dict__.update({name: _copied(value) for name, value in state["values"].items()})
         elif (index or self.begin) and not self._enters(scheduler, self.begin + index):
+            warnings.warn(
+                f"a {type(scheduler).__name__} cannot enter its plan in the middle: after a refinement or early exit "
+                "images go on in first-order steps (solver=ddim)",
+                stacklevel=3,
+            )
             return None
         if state is not None and state["generator"] is not None:
             generator = torch.Generator()
             generator.set_state(state["generator"])
         kwargs = dict(at.kwargs)
-        if _takes_generator(type(scheduler)):
+        kind: Any = type(scheduler)
+        if _takes_generator(kind):
             kwargs["generator"] = generator
         result = scheduler.step(at.output, at.time, at.sample, *at.args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample

@@ -86,7 +86,7 @@ def is_scheduler(part: Any) -> bool:
 def plain_scheduler(stand_in: Any) -> Any:
     """An ordinary scheduler in the state of an open call's own."""
     kind = type(stand_in).__mro__[1]
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     made.__dict__.update(scheduler_values(stand_in))
     return made
 
@@ -105,7 +105,8 @@ def scheduler_values(scheduler: Any) -> dict[str, Any]:
 
 def scheduler_stand_in(scheduler: Any, call: Listener) -> Any:
     """A copy of a scheduler whose ``step`` and ``timesteps`` belong to an open call."""
-    made = object.__new__(_scheduler_class(type(scheduler)))
+    kind: Any = type(scheduler)
+    made: Any = object.__new__(_scheduler_class(kind))
     made.__dict__.update(scheduler_values(scheduler))
     made.__dict__["_open_call"] = call
     return made
@@ -142,7 +143,8 @@ def _scheduler_class(kind: type) -> type:
 
 def module_stand_in(module: nn.Module, name: str, call: Listener) -> Any:
     """A network in all but its call, and its ``decode`` if it has one, which belong to an open call."""
-    made = object.__new__(_module_class(type(module), callable(getattr(module, "decode", None))))
+    kind: Any = type(module)
+    made: Any = object.__new__(_module_class(kind, callable(getattr(module, "decode", None))))
     # The very same dict: what a hook, an adapter or the user changes on the real one is seen here.
     object.__setattr__(made, "__dict__", module.__dict__)
     for slot, value in (("_open_call", call), ("_component", name), ("_real", module)):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones.calls.joining import Digests
+from addiffusion_env.backbones.memory import alone
 
 TEXTS_KEPT = 1024
 """Most results of ``encode_prompt`` kept."""
@@ -53,7 +54,8 @@ class TextCache:
             if key in self._texts:
                 self._texts.move_to_end(key)
                 return self._texts[key][0]
-            found = encode(*args, **kwargs)
+            with alone(self.pipe):
+                found = encode(*args, **kwargs)
             # The arguments stay alive with their result: some are known by their id.
             self._texts[key] = (found, args, kwargs)
             while len(self._texts) > TEXTS_KEPT:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones import tiny
-from zoo import parts
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG, SANA, sana
-from zoo.flux import TEXT, scheduler
-from zoo.stable_diffusion import clip
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG, SANA, sana
+from addiffusion_env.backbones.tiny_pipelines.flux import TEXT, scheduler
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import clip
 
 
 def hidream() -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from addiffusion_env.backbones import tiny
-from zoo import parts
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG
-from zoo.flux import TEXT, scheduler
-from zoo.stable_diffusion import UNET, clip
-from zoo.unets import kandinsky22
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG
+from addiffusion_env.backbones.tiny_pipelines.flux import TEXT, scheduler
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import UNET, clip
+from addiffusion_env.backbones.tiny_pipelines.unets import kandinsky22, kandinsky22_inputs
 
 
 def parts_prior() -> dict[str, Any]:
@@ -156,6 +156,7 @@ def nothing(prompt: str) -> dict[str, Any]:
 
 BUILDERS = {
     "kandinsky22_prior": Builder(kandinsky22_prior, (2,), CFG, sized=False, denoisers=("prior",)),
+    "kandinsky22_decoder": Builder(kandinsky22, (2,), CFG, (64, 64), inputs=kandinsky22_inputs, **UNET),
     "kandinsky22_combined": Builder(
         kandinsky22_combined, (2,), {**CFG, "prior_num_inference_steps": 2}, (64, 64), **UNET
     ),

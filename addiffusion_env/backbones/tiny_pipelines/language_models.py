@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo import parts
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG
-from zoo.flux import SIZES, scheduler
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG
+from addiffusion_env.backbones.tiny_pipelines.flux import SIZES, scheduler
 
 
 def krea2() -> Any:
@@ -262,7 +262,7 @@ def ideogram4() -> Any:
     )
 
 
-IDEOGRAM = {"guidance_schedule": None, **CFG, "max_sequence_length": 64}
+IDEOGRAM: dict[str, Any] = {"guidance_schedule": None, **CFG, "max_sequence_length": 64}
 PRX = {**CFG, "use_resolution_binning": False}
 BUILDERS = {
     "krea2": Builder(krea2, (1, 1), {**CFG, "max_sequence_length": 64}),

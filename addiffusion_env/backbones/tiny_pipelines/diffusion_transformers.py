@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from addiffusion_env.backbones import tiny
-from zoo import parts
-from zoo.builder import Builder
-from zoo.flux import SIZES, TEXT, scheduler
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.flux import SIZES, TEXT, scheduler
 
-CFG = {"guidance_scale": 3.0}
+CFG: dict[str, Any] = {"guidance_scale": 3.0}
 NOISE = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 
 
@@ -294,9 +294,14 @@ def sana(cls: str = "SanaPipeline", steps: Any = None, **changes: Any) -> Any:
     )
 
 
-PIXART = {**CFG, **TEXT, "clean_caption": False, "use_resolution_binning": False}
-SANA = {**CFG, "max_sequence_length": 64, "use_resolution_binning": False, "complex_human_instruction": None}
-QWEN = {"guidance": "true_cfg_scale"}
+PIXART: dict[str, Any] = {**CFG, **TEXT, "clean_caption": False, "use_resolution_binning": False}
+SANA: dict[str, Any] = {
+    **CFG,
+    "max_sequence_length": 64,
+    "use_resolution_binning": False,
+    "complex_human_instruction": None,
+}
+QWEN: dict[str, Any] = {"guidance": "true_cfg_scale"}
 BUILDERS = {
     "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),
     "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline", use_additional_conditions=False), (2,), PIXART),

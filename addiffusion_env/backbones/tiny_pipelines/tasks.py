@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG, qwen_image, z_image
-from zoo.flux import CHAT, SIZES, TEXT, chroma, flux, flux2_klein
-from zoo.stable_diffusion import UNET, sd3, sd15, sdxl
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG, qwen_image, z_image
+from addiffusion_env.backbones.tiny_pipelines.flux import CHAT, SIZES, TEXT, chroma, flux, flux2_klein
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import UNET, sd3, sd15, sdxl
 
 
 def image(seed: int = 0, size: int = 16) -> Image.Image:
@@ -39,11 +39,11 @@ def flux_transformer(in_channels: int) -> Any:
     )
 
 
-IMG2IMG = {"task": "image-to-image", "sized": False}
-INPAINT = {"task": "inpainting"}
-FROM = {"image": image(), "strength": 0.75, "num_inference_steps": 4}
-PART = {**FROM, "mask_image": mask()}
-UNET_9 = {"in_channels": 9}
+IMG2IMG: dict[str, Any] = {"task": "image-to-image", "sized": False}
+INPAINT: dict[str, Any] = {"task": "inpainting"}
+FROM: dict[str, Any] = {"image": image(), "strength": 0.75, "num_inference_steps": 4}
+PART: dict[str, Any] = {**FROM, "mask_image": mask()}
+UNET_9: dict[str, Any] = {"in_channels": 9}
 BUILDERS = {
     "sd15_img2img": Builder(lambda: sd15("StableDiffusionImg2ImgPipeline"), (2,), {**CFG, **FROM}, **IMG2IMG, **UNET),
     "sd15_pix2pix": Builder(  # guided by prompt and image: three branches in one call, eight channels

@@ -90,7 +90,12 @@ def bert(tokenizer: Any, width: int = 16) -> Any:
     """A BERT with two layers."""
     from transformers import BertConfig, BertModel
 
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     return BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
 
 
@@ -176,8 +181,9 @@ def t5(tokenizer: Any, width: int = 32, unified: bool = False) -> Any:
     """A T5 or (``unified``) UMT5 encoder with two layers."""
     from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-    config, model = (UMT5Config, UMT5EncoderModel) if unified else (T5Config, T5EncoderModel)
-    sizes = {"d_model": width, "d_kv": 8, "d_ff": width, "num_layers": 2, "num_heads": 2}
+    kinds: tuple[Any, Any] = (UMT5Config, UMT5EncoderModel) if unified else (T5Config, T5EncoderModel)
+    sizes: dict[str, Any] = {"d_model": width, "d_kv": 8, "d_ff": width, "num_layers": 2, "num_heads": 2}
+    config, model = kinds
     return model(config(vocab_size=len(tokenizer), **sizes))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from addiffusion_env.backbones import tiny
-from zoo import parts
-from zoo.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
 
 
 def clip(width: int = 16, projection: bool = False) -> tuple[Any, Any]:
@@ -70,7 +70,7 @@ def sdxl(cls: str = "StableDiffusionXLPipeline", **changes: Any) -> Any:
     return getattr(diffusers, cls)(**{**parts_xl(), **changes})
 
 
-SD3_SIZES = {
+SD3_SIZES: dict[str, Any] = {
     "sample_size": 8,
     "num_layers": 2,
     "attention_head_dim": 8,
@@ -116,7 +116,7 @@ def lcm() -> Any:
     return sd15("LatentConsistencyModelPipeline", scheduler="LCMScheduler", unet={"time_cond_proj_dim": 32})
 
 
-UNET = {"denoisers": ("unet",)}
+UNET: dict[str, Any] = {"denoisers": ("unet",)}
 BUILDERS = {
     "sd15": Builder(sd15, (2,), {"guidance_scale": 3.0}, fast=True, **UNET),
     "sd21": Builder(lambda: sd15(prediction_type="v_prediction"), (2,), {"guidance_scale": 3.0}, **UNET),

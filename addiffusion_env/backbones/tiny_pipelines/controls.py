@@ -6,11 +6,25 @@ from typing import Any
 
 import torch
 
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG, QWEN_IMAGE_SIZES, Z_IMAGE_SIZES, parts_z_image, qwen_image
-from zoo.flux import SIZES, TEXT, flux
-from zoo.stable_diffusion import SD3_SIZES, UNET, parts_15, parts_xl, sd3, sd15, sdxl
-from zoo.tasks import flux_transformer, image
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import (
+    CFG,
+    QWEN_IMAGE_SIZES,
+    Z_IMAGE_SIZES,
+    parts_z_image,
+    qwen_image,
+)
+from addiffusion_env.backbones.tiny_pipelines.flux import SIZES, TEXT, flux
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import (
+    SD3_SIZES,
+    UNET,
+    parts_15,
+    parts_xl,
+    sd3,
+    sd15,
+    sdxl,
+)
+from addiffusion_env.backbones.tiny_pipelines.tasks import flux_transformer, image
 
 
 def unet_controlnets(unet: Any, count: int = 1) -> Any:
@@ -117,9 +131,9 @@ def processor_width(unet: Any, name: str) -> int:
     return width
 
 
-CONTROL = {"task": "controlnet"}
-WITH_UNET = {"denoisers": ("controlnet", "unet"), **CONTROL}
-WITH_TRANSFORMER = {"denoisers": ("controlnet", "transformer"), **CONTROL}
+CONTROL: dict[str, Any] = {"task": "controlnet"}
+WITH_UNET: dict[str, Any] = {"denoisers": ("controlnet", "unet"), **CONTROL}
+WITH_TRANSFORMER: dict[str, Any] = {"denoisers": ("controlnet", "transformer"), **CONTROL}
 BUILDERS = {
     "sd15_controlnet": Builder(sd15_controlnet, (2, 2), {**CFG, "image": image()}, **WITH_UNET),
     "sd15_controlnet_guess": Builder(

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones import tiny
-from zoo import parts
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG, NOISE
-from zoo.flux import scheduler
-from zoo.stable_diffusion import UNET, clip, parts_xl
+from addiffusion_env.backbones.tiny_pipelines import parts
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG, NOISE
+from addiffusion_env.backbones.tiny_pipelines.flux import scheduler
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import UNET, clip, parts_xl
 
 
 def chat_glm_tokenizer() -> Any:
@@ -195,7 +195,8 @@ def deepfloyd() -> Any:
 
 def cascade() -> Any:
     """The decoder of Stable Cascade: it takes the embedding of an image beside the prompt."""
-    from diffusers import DDPMWuerstchenScheduler, StableCascadeDecoderPipeline, StableCascadeUNet
+    from diffusers import DDPMWuerstchenScheduler, StableCascadeDecoderPipeline
+    from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
     tokenizer, text_encoder = clip(projection=True)
@@ -267,7 +268,6 @@ BUILDERS = {
     "dreamlite": Builder(dreamlite, (2,), CFG, **UNET),
     "dreamlite_mobile": Builder(lambda: dreamlite(mobile=True), (1,), guidance=None, **UNET),
     "kandinsky3": Builder(kandinsky3, (2,), CFG, (64, 64), **UNET),
-    "kandinsky22_decoder": Builder(kandinsky22, (2,), CFG, (64, 64), inputs=kandinsky22_inputs, **UNET),
     "deepfloyd_if": Builder(deepfloyd, (2,), {**CFG, "clean_caption": False}, **UNET),
     "cascade_decoder": Builder(
         cascade, (2,), CFG, (32, 32), sized=False, denoisers=("decoder",), inputs=cascade_inputs

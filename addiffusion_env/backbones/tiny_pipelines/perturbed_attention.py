@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from zoo.builder import Builder
-from zoo.diffusion_transformers import CFG, PIXART, SANA, hunyuan_dit, pixart, sana
-from zoo.flux import TEXT
-from zoo.stable_diffusion import UNET, sd3, sd15, sdxl
+from addiffusion_env.backbones.tiny_pipelines.builder import Builder
+from addiffusion_env.backbones.tiny_pipelines.diffusion_transformers import CFG, PIXART, SANA, hunyuan_dit, pixart, sana
+from addiffusion_env.backbones.tiny_pipelines.flux import TEXT
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import UNET, sd3, sd15, sdxl
 
 PAG = {**CFG, "pag_scale": 2.0}
 BUILDERS = {

@@ -1,0 +1,74 @@
+"""What every environment over :class:`Episodes` offers beside stepping: its state, to be kept and put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.rendering import Cell
+from addiffusion_env.envs.slot import Slot
+from addiffusion_env.envs.view import View
+from addiffusion_env.errors import ResumeError
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An environment at one moment, for :meth:`Restorable.restore`. Takes no time and shares its tensors.
+
+    Attributes:
+        slots: every lane's place, never changed.
+        scale: the reward's pooled statistics.
+        films: cells of the film strips, in mode ``film``.
+        over: whether a lane's film is of an episode that has ended.
+    """
+
+    slots: tuple[Slot | None, ...]
+    scale: dict[str, list[float]]
+    films: tuple[tuple[Cell, ...], ...]
+    over: tuple[bool, ...]
+
+
+class Restorable:
+    """Mixin of the three environments."""
+
+    episodes: Episodes
+    view: View
+
+    def snapshot(self) -> Snapshot:
+        """The present moment, as a value, for tree search: :meth:`restore` comes back to it any number of times.
+
+        Wrappers keep what is theirs (Gymnasium's ``TimeLimit`` counts on): use the setting ``max_decisions``.
+        """
+        films = tuple(tuple(cells) for cells in self.view.films)
+        return Snapshot(
+            tuple(self.episodes.slots), self.episodes.reward.scale.state_dict(), films, tuple(self.view.over)
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a moment of this environment, or of another one with the same settings.
+
+        What was dropped meanwhile stays counted; see ``max_faults``.
+
+        Raises:
+            ResumeError: when it has another number of lanes.
+        """
+        lanes = len(self.episodes.slots)
+        if len(snapshot.slots) != lanes:
+            raise ResumeError(f"the snapshot has {len(snapshot.slots)} lanes, this environment {lanes}", "use as many")
+        self.episodes.slots = list(snapshot.slots)
+        self.episodes.reward.scale.load_state_dict(snapshot.scale)
+        self.view.films = [list(cells) for cells in snapshot.films]
+        self.view.over = list(snapshot.over)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same as plain tensors, numbers and strings, for a file: see :meth:`Episodes.state_dict`."""
+        return self.episodes.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.episodes.load_state_dict(state)
+
+    def set_training(self, training: bool) -> None:
+        """Whether the reward's pooled statistics learn."""
+        self.episodes.reward.scale.training = training
