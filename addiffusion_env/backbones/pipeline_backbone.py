@@ -86,9 +86,9 @@ class PipelineBackbone(Backbone):
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.options = self._options(options)
         meant = ArgumentOptions.arguments(options, self.argument_options)
-        check_pipeline(pipe)
         self.pipe = pipe
         self.arguments = PipelineArguments.of(pipe, {**self.own, **meant, **(arguments or {})})
+        check_pipeline(pipe)
         self._measure()
 
     @classmethod
@@ -108,7 +108,7 @@ class PipelineBackbone(Backbone):
         if isinstance(self.convention, Discrete):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
         self.path = self.convention.path
-        self.device = torch.device(self.measured.device)
+        self.device, self.decoder_name = torch.device(self.measured.device), self.measured.decoder_name
         self.network = DenoiserTaps(self.evaluator, self.measured)
         networks = self.evaluator.networks
         networks.buckets = self.options.buckets
@@ -201,13 +201,6 @@ class PipelineBackbone(Backbone):
             masks=measured.layout.spatial,
             previews=self.looks.possible,
         )
-
-    @property
-    def decoder_name(self) -> str:
-        """See :attr:`Backbone.decoder_name`."""
-        decoder = self.measured.decoder
-        precision = str(getattr(decoder, "dtype", self.measured.dtype)).removeprefix("torch.")
-        return f"{type(self.pipe if decoder is None else decoder).__name__} in {precision}"
 
     # Prompts.
 

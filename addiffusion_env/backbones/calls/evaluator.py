@@ -70,7 +70,8 @@ class Evaluator:
         if isinstance(event, Ended | AtDecode):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} called no denoiser between its timesteps",
-                "pass a text-to-image pipeline with a denoising loop",
+                "pass a text-to-image pipeline with a denoising loop; of a model in two stages the second, with what "
+                "the first returned as arguments",
             )
         if request.plan is None:
             request.plan = SchedulerPlan.of(call, generator)
@@ -292,7 +293,7 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
 
     Raises:
         ConfigError: when ``strength`` leaves no step, or the pipeline refuses a value.
-        CapabilityError: for any other error than a lack of memory.
+        CapabilityError: for any other error than a lack of memory; ``clip_skip`` does not work beside transformers 5.
     """
     try:
         yield
@@ -305,6 +306,11 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
                 f"strength={strength:g} of {steps} steps leaves no step for a {type(pipe).__name__}",
                 f"use strength={1 / max(steps, 1):.2g} or more, or more steps",
             ) from error
+        if arguments.get("clip_skip") is not None and isinstance(error, AttributeError):
+            raise CapabilityError(
+                f"clip_skip does not work with the installed diffusers and transformers: {in_a_line(error)[:200]}",
+                "leave it out, or install transformers<5",
+            ) from error
         if isinstance(error, ValueError):
             raise ConfigError(
                 f"a {type(pipe).__name__} refuses its arguments: {in_a_line(error)[:300]}",
@@ -312,7 +318,7 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
             ) from error
         raise CapabilityError(
             f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
-            "give what it needs as pipeline_kwargs, for example image=, ip_adapter_image= or prompt_embeds=; "
+            "give what it needs as arguments (pipeline_kwargs), for example image=, ip_adapter_image=, prompt_embeds=; "
             "or use the pipeline class that its network was made for",
         ) from error
 

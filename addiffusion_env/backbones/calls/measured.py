@@ -91,6 +91,12 @@ class Measured:
     prompt_sites: dict[tuple[str, int], int]
     difference: float
 
+    @property
+    def decoder_name(self) -> str:
+        """What decodes, and in which precision."""
+        precision = str(getattr(self.decoder, "dtype", self.dtype)).removeprefix("torch.")
+        return f"{'the pipeline' if self.decoder is None else type(self.decoder).__name__} in {precision}"
+
 
 def generator() -> torch.Generator:
     """The noise of measured calls."""
@@ -369,7 +375,10 @@ def image_of(output: Any) -> Tensor:
     if images is None and isinstance(output, tuple | list):
         images = output[0]
     if images is None:
-        raise CapabilityError(f"the pipeline returned {type(output).__name__} without images", "pass an image pipeline")
+        raise CapabilityError(
+            f"the pipeline returned {type(output).__name__} without images",
+            "pass a text-to-image pipeline: video and audio pipelines are not supported",
+        )
     if isinstance(images, Tensor):
         found = images[:1].float()
     else:
