@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from addiffusion_env.backbones.base import Backbone
@@ -76,11 +78,14 @@ def with_pipeline_kwargs(
     arguments = dict(given)
     changes: dict[str, Any] = {}
     if arguments.get("num_inference_steps") is not None:
-        changes["steps"] = int(arguments.pop("num_inference_steps"))
+        steps = arguments.pop("num_inference_steps")
+        if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
+            raise ConfigError(f"num_inference_steps must be a whole number from 1, got {steps!r:.60}", "for example 20")
+        changes["steps"] = int(steps)
     guidance = backbone.measured.guidance
     scale = None if guidance.name is None else arguments.get(guidance.name)
     if scale is not None:
-        if not isinstance(scale, int | float) or isinstance(scale, bool):
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
             raise ConfigError(f"{guidance.name} must be one number, got {scale!r:.60}", "call once for each scale")
         changes["guidance_scale"] = guidance.scale(float(scale))
     process = _changed(backbone, method, process, changes, guidance.name)
@@ -119,9 +124,15 @@ def _one_each(name: str, value: Any, count: int, images: int) -> bool:
     if not belongs_to_prompt(name):
         return False
     if isinstance(value, torch.Tensor):
+        if ("latents" in name or "embeds" in name) and value.ndim > 1 and len(value) not in (1, count):
+            raise ConfigError(
+                f"{name} has {len(value)} rows for {count} prompts", "give one row for all, or one for each prompt"
+            )
         return len(value) == count and (count > 1 or "embeds" not in name)
     if not isinstance(value, list | tuple):
         return False
+    if name == "ip_adapter_image_embeds" and not any(isinstance(entry, list | tuple) for entry in value):
+        return False  # a list with an entry an adapter
     if name == "generator" and len(value) == count * images and images > 1:
         raise ConfigError(
             f"{len(value)} generators for {count} prompts of {images} images each", "repeat the prompts, one an image"

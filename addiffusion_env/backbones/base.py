@@ -223,17 +223,14 @@ class Backbone(Identified, ABC):
         path: how signal and noise mix; see :mod:`addiffusion_env.backbones.paths`.
         capabilities: what it can do.
         device: where the denoiser runs.
+        decoder_name: what decodes its images and in which precision, for error messages.
     """
 
     name: ClassVar[str]
     path: NoisePath
     capabilities: Capabilities
     device: torch.device
-
-    @property
-    def decoder_name(self) -> str:
-        """What decodes its images, and in which precision, for error messages."""
-        return f"of backbone {self.name!r}"
+    decoder_name: str = "the model's own"
 
     @classmethod
     @abstractmethod

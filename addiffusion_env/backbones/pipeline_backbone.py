@@ -29,7 +29,14 @@ from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
-from addiffusion_env.backbones.calls.loaded import ays_timesteps, check_length, check_pipeline, parts_of, token_limit
+from addiffusion_env.backbones.calls.loaded import (
+    ays_timesteps,
+    check_length,
+    check_pipeline,
+    check_size,
+    parts_of,
+    token_limit,
+)
 from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
@@ -38,7 +45,7 @@ from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
-from addiffusion_env.backbones.pipeline_options import PipelineOptions
+from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts.base import Prompt
@@ -79,12 +86,11 @@ class PipelineBackbone(Backbone):
     argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
-        names = self.argument_options
         self.options = self._options(options)
-        meant = {name: options[key] for key in names if options.get(key) is not None for name in names[key]}
-        check_pipeline(pipe)
+        meant = ArgumentOptions.arguments(options, self.argument_options)
         self.pipe = pipe
         self.arguments = PipelineArguments.of(pipe, {**self.own, **meant, **(arguments or {})})
+        check_pipeline(pipe)
         self._measure()
 
     @classmethod
@@ -99,12 +105,12 @@ class PipelineBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
-        self.arguments.check_size(self.measured.image_size)
+        check_size(self.pipe, self.arguments, self.measured.image_size)
         self.convention = self.measured.request.plan.convention
         if isinstance(self.convention, Discrete):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
         self.path = self.convention.path
-        self.device = torch.device(self.measured.device)
+        self.device, self.decoder_name = torch.device(self.measured.device), self.measured.decoder_name
         self.network = DenoiserTaps(self.evaluator, self.measured)
         networks = self.evaluator.networks
         networks.buckets = self.options.buckets
@@ -124,6 +130,11 @@ class PipelineBackbone(Backbone):
     def dtype(self) -> torch.dtype:
         """Precision of the pipeline's latents."""
         return self.measured.dtype
+
+    @classmethod
+    def needs(cls) -> str:
+        """A pipeline: there is no default one."""
+        return "a pipeline (pipe= or name_or_path=)"
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
@@ -198,13 +209,6 @@ class PipelineBackbone(Backbone):
             masks=measured.layout.spatial,
             previews=self.looks.possible,
         )
-
-    @property
-    def decoder_name(self) -> str:
-        """See :attr:`Backbone.decoder_name`."""
-        decoder = self.measured.decoder
-        precision = str(getattr(decoder, "dtype", self.measured.dtype)).removeprefix("torch.")
-        return f"{type(self.pipe if decoder is None else decoder).__name__} in {precision}"
 
     # Prompts.
 
@@ -320,7 +324,7 @@ class PipelineBackbone(Backbone):
             evaluations.append(
                 Evaluation(
                     request,
-                    self._argument(request, scale),
+                    self.measured.guidance.argument_for(request, scale),
                     index,
                     plan.time_of(index, level),
                     latents,
@@ -344,19 +348,12 @@ class PipelineBackbone(Backbone):
         inner, _ = self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
         return self.layout_of(inner, request)
 
-    def _argument(self, request: CallRequest, scale: float) -> float | None:
-        """The pipeline's guidance argument for a scale; ``None`` where the request's own is meant."""
-        guidance = self.measured.guidance
-        own = guidance.own
-        if guidance.name is not None and isinstance(given := request.arguments.get(guidance.name), int | float):
-            own = guidance.scale(float(given))
-        return None if guidance.name is None or scale == own else guidance.argument(scale)
-
     def scheduler_step(
         self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
     ) -> Latents:
         """See :meth:`Backbone.scheduler_step`."""
-        x, states = [], []
+        x: list[Tensor] = []
+        states: list[dict[str, Any] | None] = []
         layout = self._layout_for(latents.x, conditioning.requests[0])
         for row, (request, after) in enumerate(zip(conditioning.requests, sigma_next.tolist(), strict=True)):
             plan, now = self.plan_of(request), float(latents.sigma[row])

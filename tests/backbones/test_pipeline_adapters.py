@@ -9,6 +9,7 @@ import pytest
 import torch
 from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, two_lines, wrapped
+from zoo.tasks import image
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.errors import ConfigError
@@ -50,8 +51,8 @@ def check_two(adaptive, pipe, given, per_prompt=({}, {}), **call):
         own_image(pipe, {**given, **own}, text, seed)
         for text, seed, own in zip((PROMPT, OTHER), (0, 1), per_prompt, strict=True)
     ]
-    for image, own in zip(made, wanted, strict=True):
-        assert difference(image, own) <= ROUNDING
+    for drawn, own in zip(made, wanted, strict=True):
+        assert difference(drawn, own) <= ROUNDING
     return wanted
 
 
@@ -153,6 +154,22 @@ def test_the_text_half_of_a_lora_is_followed():
         if isinstance(getattr(layer, "scaling", None), dict):
             layer.set_scale("style", 0.1)
     assert difference(before, check_same(pipe, SD, adaptive)) > 0.002
+
+
+# IP-Adapter.
+
+
+def test_an_image_prompt_of_each_image():
+    pipe, given = ZOO["sd15_ip_adapter"](), settings("sd15_ip_adapter")
+    adaptive = wrapped(pipe, given)
+    images = [image(seed) for seed in (1, 2)]
+    wanted = check_two(adaptive, pipe, given, [{"ip_adapter_image": one} for one in images], ip_adapter_image=images)
+    assert difference(wanted[0], own_image(pipe, given)) > 0.003
+    embeds = pipe.prepare_ip_adapter_image_embeds(images[0], None, "cpu", 1, True)
+    plain = {key: value for key, value in given.items() if key != "ip_adapter_image"}
+    own = {**plain, "ip_adapter_image_embeds": embeds}
+    check_two(wrapped(pipe, own), pipe, own)
+    assert difference(own_image(pipe, own), wanted[0]) <= ROUNDING
 
 
 # ControlNet.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,20 +83,6 @@ class PipelineArguments:
                         f"scale=0 in {name} would leave adapters at full weight for all later calls (peft)",
                         "use pipe.disable_lora(), or pipe.set_adapters with weight 0",
                     )
-
-    def check_size(self, drawn: Sequence[int]) -> None:
-        """Refuses a size that the pipeline rounds to another one: ``drawn``, as (height, width).
-
-        Raises:
-            ConfigError: as said.
-        """
-        for name, side in zip(("height", "width"), drawn, strict=True):
-            asked = self.given.get(name)
-            if asked is not None and asked != side:
-                raise ConfigError(
-                    f"{name}={asked} was given, and a {type(self.pipe).__name__} draws {side}",
-                    "give a multiple of 16, or of 32 where that is refused",
-                )
 
     @property
     def open_ended(self) -> bool:

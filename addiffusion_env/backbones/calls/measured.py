@@ -56,6 +56,14 @@ class Guidance:
         """The pipeline's argument of an engine's scale."""
         return scale - 1 if self.added else scale
 
+    def argument_for(self, request: CallRequest, scale: float) -> float | None:
+        """The pipeline's argument of an engine's scale; ``None`` where the request's own is meant."""
+        if self.name is None:
+            return None
+        given = request.arguments.get(self.name)
+        own = self.scale(float(given)) if isinstance(given, int | float) else self.own
+        return None if scale == own else self.argument(scale)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -82,6 +90,12 @@ class Measured:
     device: torch.device
     prompt_sites: dict[tuple[str, int], int]
     difference: float
+
+    @property
+    def decoder_name(self) -> str:
+        """What decodes, and in which precision."""
+        precision = str(getattr(self.decoder, "dtype", self.dtype)).removeprefix("torch.")
+        return f"{'the pipeline' if self.decoder is None else type(self.decoder).__name__} in {precision}"
 
 
 def generator() -> torch.Generator:
@@ -361,7 +375,10 @@ def image_of(output: Any) -> Tensor:
     if images is None and isinstance(output, tuple | list):
         images = output[0]
     if images is None:
-        raise CapabilityError(f"the pipeline returned {type(output).__name__} without images", "pass an image pipeline")
+        raise CapabilityError(
+            f"the pipeline returned {type(output).__name__} without images",
+            "pass a text-to-image pipeline: video and audio pipelines are not supported",
+        )
     if isinstance(images, Tensor):
         found = images[:1].float()
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,11 @@ class SchedulerPlan:
         if state is not None and state["index"] == index:
             scheduler.__dict__.update({name: _copied(value) for name, value in state["values"].items()})
         elif (index or self.begin) and not self._enters(scheduler, self.begin + index):
+            warnings.warn(
+                f"a {type(scheduler).__name__} cannot enter its plan in the middle: after a refinement or early exit "
+                "images go on in first-order steps (solver=ddim)",
+                stacklevel=3,
+            )
             return None
         if state is not None and state["generator"] is not None:
             generator = torch.Generator()

@@ -1,0 +1,121 @@
+"""Denoisers that keep state from one call to the next, and autoencoders that give NaN or infinity."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from zoo import ZOO
+from zoo.compare import OTHER, PROMPT, ROUNDING, check_same, difference, two_lines, wrapped
+
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.faults import FaultCount
+from addiffusion_env.errors import CapabilityError, NumericsError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import NoScorers
+
+GUIDED = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
+FLUX = {"num_inference_steps": 4, "height": 16, "width": 16, "max_sequence_length": 32}
+
+# What keeps state from one call to the next.
+
+
+def cache_configs():
+    from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+
+    return {
+        "mag": diffusers.MagCacheConfig(mag_ratios=FLUX_MAG_RATIOS, threshold=0.5),
+        "pab": diffusers.PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=4, current_timestep_callback=lambda: 500
+        ),
+        "first block": diffusers.FirstBlockCacheConfig(threshold=0.1),
+    }
+
+
+@pytest.mark.parametrize("name", ["mag", "pab", "first block"])
+@pytest.mark.parametrize("how", ["enabled", "hooked", pytest.param("enabled later", marks=pytest.mark.slow)])
+def test_a_cache_on_the_denoiser_is_refused(name, how):
+    from diffusers import hooks
+
+    pipe, config = ZOO["flux"](), cache_configs()[name]
+    adaptive = wrapped(pipe, FLUX) if how == "enabled later" else None
+    if how == "hooked":
+        apply = {
+            "mag": hooks.apply_mag_cache,
+            "pab": hooks.apply_pyramid_attention_broadcast,
+            "first block": hooks.apply_first_block_cache,
+        }
+        apply[name](pipe.transformer, config)
+    else:
+        pipe.transformer.enable_cache(config)
+    with pytest.raises(CapabilityError, match="transformer has a cache") as error:
+        wrapped(pipe, FLUX) if adaptive is None else adaptive(PROMPT)
+    two_lines(error.value)
+    if adaptive is not None:
+        pipe.transformer.disable_cache()
+        check_same(pipe, FLUX, adaptive)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_patched_forward_is_refused(inside):
+    pipe = ZOO["sd15"]()
+    module = pipe.unet.down_blocks[0] if inside else pipe.unet
+    module.forward = module.forward
+    with pytest.raises(CapabilityError, match=r"forward method of unet.* has been replaced") as error:
+        wrapped(pipe, GUIDED)
+    two_lines(error.value)
+
+
+def test_hooks_without_state_are_followed():
+    """Layerwise casting and offloading of groups replace methods, too."""
+    pipe = ZOO["sd15"]()
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    pipe.vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    check_same(pipe, GUIDED)
+
+
+# Numerics.
+
+
+class Spoiled(torch.nn.Module):
+    """A decoder's last layer that spoils the images that a condition holds for."""
+
+    def __init__(self, layer, value, spoils):
+        super().__init__()
+        self.layer, self.value, self.spoils = layer, value, spoils
+
+    def forward(self, x):
+        made = self.layer(x)
+        bad = torch.tensor([self.spoils(row) for row in x])
+        return torch.where(bad[:, None, None, None], torch.full_like(made, self.value), made)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_autoencoder_without_finite_images_is_named(value):
+    pipe = ZOO["sd15"]()
+    pipe.vae.decoder.conv_out = Spoiled(pipe.vae.decoder.conv_out, value, lambda row: True)
+    with pytest.raises(NumericsError, match=r"AutoencoderKL.*float32.*NaN or infinity") as error:
+        wrapped(pipe, GUIDED)(PROMPT)
+    two_lines(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_costs_one_lane(value):
+    pipe = ZOO["sd15"]()
+    adaptive = wrapped(pipe, GUIDED)
+    inputs = []
+    pipe.vae.decoder.conv_out.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    texts = [PROMPT, OTHER, "a cat"]
+    wanted = adaptive(texts, output_type="pt").images
+    bad = torch.cat(inputs)[1]
+    layer = pipe.vae.decoder.conv_out
+    layer._forward_pre_hooks.clear()
+    pipe.vae.decoder.conv_out = Spoiled(layer, value, lambda row: bool((row - bad).abs().max() < 1e-4))
+    backbone = adaptive.backbone
+    engine = Engine(backbone, NoScorers(), solver="scheduler", decider=adaptive.method.decide, faults=FaultCount(1))
+    programs = [adaptive.method.program(backbone, adaptive.process, Prompt.of(text), 0) for text in texts]
+    with pytest.warns(UserWarning, match="picture dropped"):
+        first, second, third = (found for _, found in sorted(engine.stream(programs, 3, 3)))
+    assert isinstance(second.error, NumericsError) and "float32" in two_lines(second.error)
+    for episode, image in ((first, wanted[0]), (third, wanted[2])):
+        assert difference(episode.picture.image / 2 + 0.5, image) <= ROUNDING
