@@ -18,6 +18,10 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SDXL-v0": {"backbone": "sdxl", "steps": 50, "refine": "as_published"},
     "AdDiffusion-FluxSchnell-v0": {"backbone": "flux", "steps": 4, "refine": "as_published"},
+    "AdDiffusion-SD35-v0": {"backbone": "sd35", "steps": 40, "refine": "restart"},
+    "AdDiffusion-Flux2Klein-v0": {"backbone": "flux2_klein", "steps": 4, "refine": "restart"},
+    "AdDiffusion-ZImageTurbo-v0": {"backbone": "z_image", "steps": 8, "refine": "restart"},
+    "AdDiffusion-QwenImage-v0": {"backbone": "qwen_image", "steps": 50, "refine": "restart"},
     # Any pipeline: pipe= or name_or_path=. Its own steps, guidance and scheduler are the default.
     "AdDiffusion-Diffusers-v0": {"backbone": "diffusers", "refine": "restart"},
 }

@@ -61,7 +61,8 @@ def _environments() -> Iterator[Entry]:
         needs = model.needs
         if settings["backbone"] != "emoji":  # what looks at real pictures: CLIP, ImageReward, DINOv2
             needs = ", ".join(part for part in (needs, _scorer_needs("image_reward")) if part)
-        yield Entry(name, f"{settings['steps']} steps of {model.says}", needs)
+        steps = f"{settings['steps']} steps of" if "steps" in settings else "the own steps of"
+        yield Entry(name, f"{steps} {model.says}", needs)
 
 
 def _scorer_needs(name: str) -> str:

@@ -41,7 +41,6 @@ class Capabilities:
         network_calls: rows of network calls that one evaluation takes: (without guidance, with it).
         masks: whether latents are (C, h, w) with places in the image, so that a region can be refined.
         previews: whether there is a cheap look at latents; without, only finished images are scored.
-        phrases: whether evaluations without guidance can be compared, for phrase maps.
     """
 
     latent_shape: tuple[int, int, int]
@@ -58,7 +57,6 @@ class Capabilities:
     network_calls: tuple[int, int] = (1, 2)
     masks: bool = True
     previews: bool = True
-    phrases: bool = True
 
 
 @dataclass(frozen=True)

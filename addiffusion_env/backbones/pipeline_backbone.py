@@ -29,16 +29,23 @@ from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
-from addiffusion_env.backbones.calls.loaded import ays_timesteps, check_length, check_pipeline, parts_of, token_limit
+from addiffusion_env.backbones.calls.loaded import (
+    ays_timesteps,
+    check_length,
+    check_pipeline,
+    check_size,
+    parts_of,
+    token_limit,
+)
 from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
-from addiffusion_env.backbones.pipeline_options import PipelineOptions
+from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
-from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
 
@@ -77,9 +84,8 @@ class PipelineBackbone(Backbone):
     argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any] | None = None, **options: Any) -> None:
-        names = self.argument_options
         self.options = self._options(options)
-        meant = {name: options[key] for key in names if options.get(key) is not None for name in names[key]}
+        meant = ArgumentOptions.arguments(options, self.argument_options)
         self.pipe = pipe
         self.arguments = PipelineArguments.of(pipe, {**self.own, **meant, **(arguments or {})})
         check_pipeline(pipe)
@@ -97,7 +103,7 @@ class PipelineBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             self.measured: Measured = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
-        self._check_size()
+        check_size(self.pipe, self.arguments, self.measured.image_size)
         self.convention = self.measured.request.plan.convention
         if isinstance(self.convention, Discrete):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
@@ -113,16 +119,6 @@ class PipelineBackbone(Backbone):
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
 
-    def _check_size(self) -> None:
-        """Refuses a size that the pipeline rounds to another one."""
-        for name, side in zip(("height", "width"), self.measured.image_size, strict=True):
-            asked = self.arguments.given.get(name)
-            if asked is not None and asked != side:
-                raise ConfigError(
-                    f"{name}={asked} was given, and a {type(self.pipe).__name__} draws {side}",
-                    "give a multiple of 16, or of 32 where that is refused",
-                )
-
     @property
     def denoiser(self) -> Any:
         """The network that hears the prompt."""
@@ -132,6 +128,11 @@ class PipelineBackbone(Backbone):
     def dtype(self) -> torch.dtype:
         """Precision of the pipeline's latents."""
         return self.measured.dtype
+
+    @classmethod
+    def needs(cls) -> str:
+        """A pipeline: there is no default one."""
+        return "a pipeline (pipe= or name_or_path=)"
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> Self:
@@ -199,7 +200,6 @@ class PipelineBackbone(Backbone):
             network_calls=guidance.rows,
             masks=measured.layout.spatial,
             previews=self.looks.possible,
-            phrases=guidance.name is not None,
         )
 
     # Prompts.
@@ -316,7 +316,7 @@ class PipelineBackbone(Backbone):
             evaluations.append(
                 Evaluation(
                     request,
-                    self._argument(request, scale),
+                    self.measured.guidance.argument_for(request, scale),
                     index,
                     plan.time_of(index, level),
                     latents,
@@ -340,19 +340,12 @@ class PipelineBackbone(Backbone):
         inner, _ = self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
         return self.layout_of(inner, request)
 
-    def _argument(self, request: CallRequest, scale: float) -> float | None:
-        """The pipeline's guidance argument for a scale; ``None`` where the request's own is meant."""
-        guidance = self.measured.guidance
-        own = guidance.own
-        if guidance.name is not None and isinstance(given := request.arguments.get(guidance.name), int | float):
-            own = guidance.scale(float(given))
-        return None if guidance.name is None or scale == own else guidance.argument(scale)
-
     def scheduler_step(
         self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
     ) -> Latents:
         """See :meth:`Backbone.scheduler_step`."""
-        x, states = [], []
+        x: list[Tensor] = []
+        states: list[dict[str, Any] | None] = []
         layout = self._layout_for(latents.x, conditioning.requests[0])
         for row, (request, after) in enumerate(zip(conditioning.requests, sigma_next.tolist(), strict=True)):
             plan, now = self.plan_of(request), float(latents.sigma[row])

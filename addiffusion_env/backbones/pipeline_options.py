@@ -19,6 +19,36 @@ OFFLOADS = ("none", "model", "sequential")
 
 
 @dataclass(frozen=True)
+class ArgumentOptions:
+    """Options that stand for arguments of a pipeline's call; which of them a backbone has, it says itself.
+
+    Attributes:
+        image_size: side of the square image in pixels.
+        max_sequence_length: tokens of Flux's T5.
+        distilled_guidance: the scale that FLUX.1-dev reads as an input.
+    """
+
+    image_size: int | None = None
+    max_sequence_length: int | None = None
+    distilled_guidance: float | None = None
+
+    @classmethod
+    def arguments(cls, options: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The arguments of the call that options stand for.
+
+        Args:
+            options: of a backbone; others than those of this class are left aside.
+            names: of the options that it has, each with the arguments that it stands for.
+
+        Raises:
+            ConfigError: for a value of another type.
+        """
+        chosen = {key: options[key] for key in names if options.get(key) is not None}
+        check_types("backbone_options.", cls(**chosen))
+        return {name: value for key, value in chosen.items() for name in names[key]}
+
+
+@dataclass(frozen=True)
 class PipelineOptions:
     """What every backbone made of a pipeline can be told by name (``Load.options``, ``backbone_options``).
 
@@ -87,7 +117,7 @@ class PipelineOptions:
         if self.offload != "none" and not is_offloaded(pipe):
             place(pipe, type(pipe).__name__, resolve_device("auto"), self.offload)
         if self.vae_tiling:
-            vae = getattr(pipe, "vae", None)
+            vae: Any = getattr(pipe, "vae", None)
             if not hasattr(vae, "enable_tiling"):
                 raise ConfigError(f"vae_tiling was set, and a {type(vae).__name__} has no tiles", "leave it out")
             vae.enable_tiling()

@@ -33,7 +33,15 @@ INDEX = "model_index.json"
 NEEDED = (INDEX, "*/*")
 """What is asked of a pipeline's repository: its components; at the top lie single files of the same weights."""
 
-BACKBONE_OF = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
+BACKBONE_OF = {
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd35",
+    "FluxPipeline": "flux",
+    "Flux2KleinPipeline": "flux2_klein",
+    "ZImagePipeline": "z_image",
+    "QwenImagePipeline": "qwen_image",
+}
 """Which backbone a pipeline's class belongs to."""
 
 

@@ -142,8 +142,11 @@ def unet_parts(method: str, backbone: Backbone) -> Any:
     """
     if isinstance(backbone, StableDiffusionBackbone):
         return backbone.parts
-    known = isinstance(backbone, PipelineBackbone) and isinstance(backbone.convention, Discrete)
-    if known and is_kind(backbone.pipe, "StableDiffusionPipeline"):
+    if (
+        isinstance(backbone, PipelineBackbone)
+        and is_kind(backbone.pipe, "StableDiffusionPipeline")
+        and isinstance(backbone.convention, Discrete)  # DDIM steps need the training levels
+    ):
         return backbone.pipe
     raise CapabilityError(
         f"{method} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {kind_of(backbone)}",

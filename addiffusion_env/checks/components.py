@@ -31,6 +31,7 @@ from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.look import LookScorers
 
 METHOD_EXAMPLES: dict[str, tuple[str, str]] = {
+    "continue": ("emoji", "continue"),
     "fixed": ("emoji", "fixed:2,trailing,unipc"),
     "stop": ("emoji", "stop:1"),
     "random": ("emoji", "random:0.5"),

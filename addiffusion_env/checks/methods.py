@@ -63,9 +63,10 @@ class MethodCase:
 
 def it_says_what_it_is(case: MethodCase) -> None:
     """Its usage begins with its name, its docstring with a sentence, and needs() is a string."""
-    kind = BASELINES.load(case.spec.partition(":")[0])
+    bare = case.spec.partition(":")[0]
+    kind = BASELINES.load(bare)
     require(isinstance(make_method(case.spec), Method), f"{kind.__name__} makes no Method", "derive it from BaseMethod")
-    require(":" in kind.usage, f"its usage is {kind.usage!r}", "write name:ARGUMENTS")
+    require(kind.usage.split(":")[0] == bare, f"its usage is {kind.usage!r}", f"write {bare}:ARGUMENTS")
     first = (kind.__doc__ or "").strip().splitlines()[0:1]
     require(bool(first) and first[0].endswith("."), f"its docstring begins {first}", "with one sentence on one line")
     require(isinstance(kind.needs(), str), "needs() gives no string", "say in words what this machine lacks")
@@ -111,7 +112,13 @@ METHOD_CONTRACTS = (it_says_what_it_is, cost_is_counted, a_picture_is_its_own, t
 
 def _process(capabilities: Capabilities) -> ProcessConfig:
     guidance = 4.0 if capabilities.guidance else 1.0
-    return ProcessConfig(steps=3, solver=capabilities.default_solver, guidance_scale=guidance)
+    return ProcessConfig(
+        steps=3,
+        spacing=capabilities.default_spacing,
+        solver=capabilities.default_solver,
+        guidance_scale=guidance,
+        network_calls=capabilities.network_calls,
+    )
 
 
 def _facts(record: Record) -> Record:

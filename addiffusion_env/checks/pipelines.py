@@ -249,7 +249,7 @@ def sign(case: Case) -> str:
     factor = float(change.mean())
     if float((change - factor).abs().max()) > 1e-3 or float(base.abs().max()) > 1e-3:
         return "converted"
-    return {1: "same", -1: "negated"}.get(round(factor, 3), f"times {factor:.3g}")
+    return {1.0: "same", -1.0: "negated"}.get(round(factor, 3), f"times {factor:.3g}")
 
 
 def guidance_weights(case: Case, scale: float | None) -> list[tuple[float, float]]:

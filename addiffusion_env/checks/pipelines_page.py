@@ -160,9 +160,7 @@ def regions_of(case: Case) -> str:
     can = case.backbone.capabilities
     if not can.masks:
         return "whole image"
-    if can.attention_grid is not None:
-        return "attention" + (", phrases" if can.phrases else "")
-    return "phrases" if can.phrases else "whole image"
+    return "attention, phrases" if can.attention_grid is not None else "phrases"
 
 
 def _default(case: Case, name: str) -> Any:
@@ -268,7 +266,10 @@ one for each prompt. An environment takes them as `pipeline_kwargs`:
 *Not run: its default scorers need weights.*
 
 ```python
-env = gym.make("AdDiffusion-Diffusers-v0", pipe=pipe, pipeline_kwargs={{"height": 512, "negative_prompt": "blurry"}})
+import gymnasium as gym
+
+settings = {{"height": 512, "width": 512, "negative_prompt": "blurry"}}
+env = gym.make("AdDiffusion-Diffusers-v0", pipe=pipe, pipeline_kwargs=settings)
 ```
 
 `gym.make("AdDiffusion-Diffusers-v0", name_or_path=...)` loads a hub id, a folder or a single file.
@@ -314,7 +315,7 @@ LOOKS_TEXT = """## Previews, regions, defaults
 - **preview**: the tiny decoder that is known for this autoencoder, or a least-squares map from latents to colours,
   with its error as a share of the colours' spread (random decoders are hard to fit).
 - **regions of refine**: how the region to draw again is found: cross or joint *attention*, differences between
-  *phrases* (evaluations without guidance), or only the *whole image*.
+  *phrases* (evaluations without one of them), or only the *whole image*.
 - **steps**, **guidance**: defaults of the class's `__call__`.
 
 """

@@ -270,11 +270,6 @@ class ProcessConfig:
                 f"the latents of backbone {backbone!r} have no places in the image, so no region can be refined",
                 "use refine=restart",
             )
-        if self.refine.enabled and self.refine.maps == "phrase" and not capabilities.phrases:
-            raise CapabilityError(
-                f"backbone {backbone!r} has no guidance to leave out, so phrases cannot be compared",
-                "use refine=restart",
-            )
         if self.refine.enabled and self.refine.maps == "attention" and capabilities.attention_grid is None:
             raise CapabilityError(
                 f"backbone {backbone!r} has no attention maps for refine", "use refine=weakest or refine=retry"

@@ -180,7 +180,7 @@ def test_a_list_among_the_options_reaches_the_model(tiny):
     folder = str(tiny("sd15").folder)
     settings = EnvSettings(backbone="sd15", name_or_path=folder, device="cpu", backbone_options=options)
     assert load_backbone(settings) is load_backbone(settings)
-    assert tuple(load_backbone(settings).buckets) == (4, 16)
+    assert tuple(load_backbone(settings).options.buckets) == (4, 16)
 
 
 @pytest.mark.parametrize(

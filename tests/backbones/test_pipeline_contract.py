@@ -137,3 +137,16 @@ def test_continue_is_the_pipelines_own_number_of_steps():
 def test_at_least_42_text_to_image_classes():
     kinds = {name for name, builder in ZOO.items() if builder.task == "text-to-image"}
     assert len(kinds) >= 42
+
+
+def test_inpainting_in_tokens_has_places_in_the_image():
+    """Where the mask keeps the image, latents never reach the decoder; the layout is learned all the same."""
+    backbone = Case("flux_inpaint").backbone
+    assert backbone.capabilities.latent_shape == (4, 8, 8) and backbone.capabilities.previews
+    inner = torch.arange(256.0).reshape(1, *backbone.measured.layout.inner)
+    assert torch.equal(backbone.measured.layout.back(backbone.measured.layout.outer(inner)), inner)
+
+
+def test_a_pipeline_that_refuses_a_guidance_of_zero_is_still_guided():
+    capabilities = Case("prx").backbone.capabilities
+    assert capabilities.guidance and capabilities.network_calls == (1, 2) and capabilities.default_guidance == 3

@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
+from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
 from addiffusion_env.backbones.flux import packed, unpacked
+from addiffusion_env.backbones.stable_diffusion import StableDiffusionParts
 from addiffusion_env.backbones.tiny import flux_transformer
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
@@ -194,3 +196,30 @@ def test_sdxl_encodes_the_empty_negative_prompt_when_told_to(tiny, tiny_scorers)
     torch.testing.assert_close(ours, by_pipeline(pipe, backbone, PROMPTS, process), atol=1e-4, rtol=1e-4)
     zeros, _ = continued(tiny("sdxl").wrap(), tiny_scorers, PROMPTS, [process] * 3)
     assert (ours - zeros).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21"])
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_any_level_is_what_the_hand_written_backbone_predicts(tiny, name, scheduler):
+    """Above the plan's start, at it, between its first two levels, on the plan, between others, below its last."""
+    import diffusers
+
+    pipe = copy.copy(tiny(name).pipe)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    general = tiny(name).wrap(pipe)
+    parts = StableDiffusionParts(
+        pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, general.looks.decoder
+    )
+    reference = EmojiBackbone(parts, general.capabilities)
+    plan = general.sigmas(50, "scheduler")
+    sigma = torch.tensor([1.02 * plan[0], plan[0], (plan[0] + plan[1]) / 2, plan[7], plan[20] * 0.99, plan[49] * 0.9])
+    sigma = torch.cat([sigma, sigma]).double()
+    x = torch.randn(len(sigma), *general.capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
+    texts = [prompt.text for prompt in PROMPTS] * 4
+    scale = torch.tensor([7.5, 1.0, 3.0] * 4, dtype=torch.float64)
+    for _ in range(2):  # with fresh calls, and with waiting ones
+        ours = general.predict(x, sigma, general.encode(texts), scale)
+        theirs = reference.predict(x, sigma, reference.encode(texts), scale)
+        # Fractional times of Euler are float32: sigma times guidance multiplies their rounding by a hundred.
+        torch.testing.assert_close(ours.x0, theirs.x0, atol=1e-3, rtol=1e-3)
+        assert torch.equal(ours.calls, theirs.calls)

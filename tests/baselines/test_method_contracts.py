@@ -27,7 +27,7 @@ def test_a_method_keeps_its_promises(contract, case):
 
 def test_usage_begins_with_the_registered_name():
     for name in BASELINES:
-        assert BASELINES.load(name).usage.startswith(f"{name}:")
+        assert BASELINES.load(name).usage.split(":")[0] == name
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ def noise_of(backbone, prompt, seed=0):
     return open_lane(backbone, base_of(backbone), prompt, seed).latents.x
 
 
-def trailing_ddim(pipe):
+def own_ddim(pipe):
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    return DDIMScheduler.from_config(pipe.scheduler.config)
 
 
 def counted_by_hand(module, monkeypatch):
@@ -94,7 +94,9 @@ def test_pipelines_land_and_predict_as_the_engine_does(weights, scorers, schedul
     )
     backbone = BACKBONES.load("sd15").from_pipeline(pipe, preview="linear")
     [plain], [without] = make("fixed:7", backbone, scorers, [CUP]), make("sag:7,0", backbone, scorers, [CUP])
-    torch.testing.assert_close(without.picture.image, plain.picture.image, atol=1e-4, rtol=0)
+    # StableDiffusionSAGPipeline reads whole timesteps only, and Euler's lie between them.
+    rounding = 2e-3 if scheduler is euler_of_sd15 else 1e-4
+    torch.testing.assert_close(without.picture.image, plain.picture.image, atol=rounding, rtol=0)
     zero = scheduler is not edited_to_v
     assert (backbone.convention.schedule.final_sigma == 0) is zero
     assert backbone.convention.parametrisation == ("epsilon" if zero else "v_prediction")
@@ -108,9 +110,7 @@ def test_sag_is_the_pipeline_and_costs_half_as_much_again(tiny_backbone, weights
     [episode] = make("sag:4", backbone, scorers, [CUP])
     assert (episode.lane.nfe, episode.lane.calls) == (6, 12) and sum(rows) == 12
     own = weights("sd15")[1]
-    pipe = StableDiffusionSAGPipeline(
-        **{**own.components, "scheduler": trailing_ddim(own)}, requires_safety_checker=False
-    )
+    pipe = StableDiffusionSAGPipeline(**{**own.components, "scheduler": own_ddim(own)}, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         CUP.text,
@@ -136,7 +136,7 @@ def test_attend_and_excite_is_the_pipeline_and_counts_gradients_apart(tiny_backb
     assert 0 < episode.costs["gradient_calls"] <= rows.count(1)  # every gradient is of a pass of one row
     own = weights("sd15")[1]
     parts = {name: part for name, part in own.components.items() if name != "image_encoder"}
-    parts["scheduler"] = trailing_ddim(own)
+    parts["scheduler"] = own_ddim(own)
     pipe = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     words = [index for index, token in pipe.get_indices(CUP.text).items() if token in ("p</w>", "g</w>")]

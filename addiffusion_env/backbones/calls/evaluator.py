@@ -17,7 +17,7 @@ from addiffusion_env.backbones.calls.joining import entries, rebuilt
 from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, SchedulerPlan
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.hub import in_a_line
 from addiffusion_env.backbones.memory import alone, send_away
@@ -148,15 +148,18 @@ class Evaluator:
 
     def _brought(self, evaluation: Evaluation, adapters: Any) -> OpenCall:
         """A call of the evaluation's request that has its network request for the wanted latents and time."""
-        request, index = evaluation.request, evaluation.index
+        request, x = evaluation.request, evaluation.x
         if request.adapters != adapters:
             self._check_adapters(request)
-        call = self._taken(request, evaluation.scale, index, evaluation.x)
+        # A fresh call's first request is about the plan's first level; any other is asked for after a step.
+        first = evaluation.index == 0 and begins(evaluation)
+        index = 0 if first else max(1, evaluation.index)
+        call = self._taken(request, evaluation.scale, index, x)
         if call is None:
-            call = self._reopened(request, evaluation)
-            if index == 0 and call.drawn is not None and _same(call.drawn, evaluation.x):
+            call = self._reopened(request, evaluation.scale, index, x)
+            if first and call.drawn is not None and _same(call.drawn, x):
                 return call  # its first network request is about these very latents
-        elif index == 0 and call.index == 0 and not isinstance(call.event, AtStep):
+        elif first:
             return call
         if not isinstance(call.event, AtStep):
             self.blank_step(call, call.event)
@@ -164,7 +167,7 @@ class Evaluator:
         while call.index < index - 1:
             self.blank_step(call, call.go_on(call.event.sample, call.times[call.index + 1]))
         place_level(call, call.index + 1, evaluation)
-        call.go_on(evaluation.x, evaluation.time)
+        call.go_on(x, evaluation.time)
         return call
 
     def _taken(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall | None:
@@ -185,21 +188,21 @@ class Evaluator:
                 best = at
         return None if best is None else waiting.pop(best)
 
-    def _reopened(self, request: CallRequest, evaluation: Evaluation) -> OpenCall:
+    def _reopened(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall:
         """A new call; at the first step with the given latents as its own, where the pipeline takes them."""
         generator = torch.Generator().manual_seed(0)
-        for x, before in request.draws if evaluation.index == 0 else ():
-            if _same(x, evaluation.x):
-                return self.open(request, evaluation.scale, before.clone_state())
-        if evaluation.index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
+        for drawn, before in request.draws if index == 0 else ():
+            if _same(drawn, x):
+                return self.open(request, scale, before.clone_state())
+        if index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
             factor = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
             if request.plan is not None:
                 factor = float(getattr(request.plan.scheduler, "init_noise_sigma", 1.0))
             try:
-                return self.open(request, evaluation.scale, generator, latents=evaluation.x / factor)
-            except (ValueError, TypeError):
+                return self.open(request, scale, generator, latents=x / factor)
+            except (ConfigError, CapabilityError):
                 pass  # it wants them in a form of its own
-        return self.open(request, evaluation.scale, generator)
+        return self.open(request, scale, generator)
 
     def _keep(self, request: CallRequest, scale: float | None, call: OpenCall) -> None:
         request.waiting.setdefault(scale, []).append(call)
@@ -322,9 +325,9 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def kept_precision(pipe: Any) -> Iterator[dict[torch.nn.Module, torch.dtype]]:
+def kept_precision(pipe: Any) -> Iterator[dict[Any, torch.dtype]]:
     """Gives the precision of each autoencoder, which is what it was again afterwards, also when a call broke off."""
-    modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
+    modules: list[Any] = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
     precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
     try:
         yield precisions
@@ -337,6 +340,15 @@ def kept_precision(pipe: Any) -> Iterator[dict[torch.nn.Module, torch.dtype]]:
 def draws(autoencoder: Any) -> bool:
     """Whether a decoder may draw from the generator that it is given; diffusers' usual ones take it and do not."""
     return type(autoencoder).__name__ not in ("AutoencoderKL", "AutoencoderTiny")
+
+
+def begins(evaluation: Evaluation) -> bool:
+    """Whether an evaluation is at the level that its plan begins with."""
+    plan = evaluation.request.plan
+    if plan is None:
+        return True
+    start = plan.convention.scheduler_sigma(float(plan.levels[0]))
+    return abs(start - evaluation.sigma) <= LEVEL_TOLERANCE * max(1.0, start)
 
 
 def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:

@@ -11,7 +11,7 @@ from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.open_call import NOT_DENOISERS
 from addiffusion_env.backbones.memory import moved_by_hook
 from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
-from addiffusion_env.errors import CapabilityError, PromptError
+from addiffusion_env.errors import CapabilityError, ConfigError, PromptError
 
 NO_LIMIT = 100_000
 """Tokens of a text window that no tokenizer bounds."""
@@ -67,13 +67,38 @@ def check_pipeline(pipe: Any) -> None:
         raise CapabilityError(f"a {type(pipe).__name__} has no network", "pass a text-to-image pipeline")
 
 
+def check_size(pipe: Any, arguments: PipelineArguments, drawn: tuple[int, int]) -> None:
+    """Refuses a size that the pipeline rounds to another one.
+
+    Args:
+        pipe: the pipeline.
+        arguments: of its call.
+        drawn: (height, width) of its image.
+
+    Raises:
+        ConfigError: with both sizes.
+    """
+    for name, side in zip(("height", "width"), drawn, strict=True):
+        asked = arguments.given.get(name)
+        if asked is not None and asked != side:
+            raise ConfigError(
+                f"{name}={asked} was given, and a {type(pipe).__name__} draws {side}",
+                "give a multiple of 16, or of 32 where that is refused",
+            )
+
+
 def tokenizers(pipe: Any) -> list[Any]:
     """The pipeline's tokenizers that must take a prompt whole: T5's where there is one, beside which CLIP's cut it.
 
-    A chat model's are not among them: its window holds a template besides.
+    A language model's count where there are no others; its template comes on top.
     """
-    found = [part for part in vars(pipe).values() if type(part).__name__.startswith(("CLIPTokenizer", "T5Tokenizer"))]
-    return [part for part in found if type(part).__name__.startswith("T5")] or found
+    from transformers import PreTrainedTokenizerBase
+
+    found = [part for part in vars(pipe).values() if isinstance(part, PreTrainedTokenizerBase)]
+    for kind in ("T5", "CLIP"):
+        if chosen := [part for part in found if type(part).__name__.startswith(kind)]:
+            return chosen
+    return found
 
 
 def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
@@ -100,7 +125,7 @@ def check_length(pipe: Any, text: str, limit: int) -> None:
     for tokenizer in tokenizers(pipe):
         convert = getattr(pipe, "maybe_convert_prompt", None)
         whole = text if convert is None else convert(text, tokenizer)
-        lengths.append(len(tokenizer(whole).input_ids))
+        lengths.append(len(tokenizer.tokenize(whole)) + tokenizer.num_special_tokens_to_add())
     if lengths and min(lengths) > limit:
         raise PromptError(
             f"prompt of {min(lengths)} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",

@@ -56,6 +56,14 @@ class Guidance:
         """The pipeline's argument of an engine's scale."""
         return scale - 1 if self.added else scale
 
+    def argument_for(self, request: CallRequest, scale: float) -> float | None:
+        """The pipeline's argument of an engine's scale; ``None`` where the request's own is meant."""
+        if self.name is None:
+            return None
+        given = request.arguments.get(self.name)
+        own = self.scale(float(given)) if isinstance(given, int | float) else self.own
+        return None if scale == own else self.argument(scale)
+
 
 @dataclass(frozen=True)
 class Measured:

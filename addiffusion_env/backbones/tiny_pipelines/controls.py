@@ -101,7 +101,8 @@ def sd15_ip_adapter() -> Any:
     """Stable Diffusion 1.5 with an IP-Adapter: an image prompt in every cross-attention."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
     size = {"height": 16, "width": 16}
     pipe = sd15()

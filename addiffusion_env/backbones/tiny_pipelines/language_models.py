@@ -148,7 +148,7 @@ def prx(pixels: bool = False) -> Any:
     module = parts.decoder(dict, tokenizer, query_pre_attn_scalar=8)
     common: dict[str, Any] = {
         "scheduler": scheduler(shift=3.0),
-        "text_encoder": T5GemmaEncoder(T5GemmaConfig(encoder=module, decoder=module).encoder),
+        "text_encoder": T5GemmaEncoder(T5GemmaConfig(encoder=module, decoder=module).encoder),  # type: ignore[arg-type]
         "tokenizer": tokenizer,
         "transformer": PRXTransformer2DModel(
             in_channels=3 if pixels else 4,

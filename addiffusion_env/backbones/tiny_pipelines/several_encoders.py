@@ -48,7 +48,7 @@ def hidream() -> Any:
             force_inference_output=True,
         ),
     )
-    pipe.default_sample_size = 8
+    pipe.default_sample_size = 8  # type: ignore[attr-defined]
     return pipe
 
 
@@ -89,7 +89,7 @@ def hunyuan_image() -> Any:
         ),
         guider=AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1),
     )
-    pipe.tokenizer_max_length = 96
+    pipe.tokenizer_max_length = 96  # type: ignore[attr-defined]
     return pipe
 
 
@@ -123,7 +123,7 @@ def kandinsky5() -> Any:
         tokenizer_2=tokenizer_2,
         scheduler=scheduler(shift=5.0),
     )
-    pipe.resolutions = [(64, 64)]
+    pipe.resolutions = [(64, 64)]  # type: ignore[attr-defined]
     return pipe
 
 
