@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones import tiny
+from addiffusion_env.backbones.tiny_backbones import BUILDERS
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -141,7 +142,7 @@ def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tup
 
     channels = 16 if name == "flux" else 4
     if size == "tiny":
-        pipe, preview = tiny.BUILDERS[name](Path(tempfile.mkdtemp())), tiny.tiny_autoencoder(channels)
+        pipe, preview = BUILDERS[name](Path(tempfile.mkdtemp())), tiny.tiny_autoencoder(channels)
     else:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)

@@ -163,7 +163,10 @@ def test_every_evaluation_composes_from_known_names(path):
 def test_the_help_lists_every_group_and_nothing_warns(script):
     done = subprocess.run([sys.executable, CONFIGS.parent / script, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "backbone: emoji, flux, sd15, sd21, sdxl" in done.stdout and "Warning" not in done.stderr
+    assert (
+        "backbone: diffusers, emoji, flux, flux2_klein, qwen_image, sd15, sd21, sd35, sdxl, z_image" in done.stdout
+        and "Warning" not in done.stderr
+    )
 
 
 def test_no_pre_release_of_hydra_is_taken_and_the_release_is():

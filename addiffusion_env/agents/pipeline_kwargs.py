@@ -12,6 +12,7 @@ import torch
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
@@ -33,6 +34,10 @@ PER_PROMPT = (
 
 PER_PROMPT_PARTS = ("prompt", "embeds", "embeddings", "attention_mask", "token_ids")
 """Parts of the names of arguments that belong to a prompt: ``negative_prompt_2``, ``pooled_prompt_embeds`` ..."""
+
+
+STEPPED = ("eta", "timesteps", "sigmas")
+"""Arguments that only the pipeline's own scheduler reads."""
 
 
 def belongs_to_prompt(name: str) -> bool:
@@ -67,7 +72,7 @@ def with_pipeline_kwargs(
 
     Raises:
         ConfigError: for an argument that the pipeline does not have, that the engine owns, or that would not take
-            effect.
+            effect; for a value of the wrong type, or not one for each prompt.
     """
     if not isinstance(backbone, PipelineBackbone):
         raise ConfigError(
@@ -89,6 +94,12 @@ def with_pipeline_kwargs(
             raise ConfigError(f"{guidance.name} must be one number, got {scale!r:.60}", "call once for each scale")
         changes["guidance_scale"] = guidance.scale(float(scale))
     process = _changed(backbone, method, process, changes, guidance.name)
+    for name in STEPPED:
+        if arguments.get(name) not in (None, 0) and process.solver != SCHEDULER:
+            raise ConfigError(
+                f"{name} would not take effect: solver={process.solver} steps in the place of the pipeline's scheduler",
+                "use policy 'continue', or solver=scheduler",
+            )
     count = len(prompts)
     shared = {name: value for name, value in arguments.items() if not _one_each(name, value, count, images_per_prompt)}
     if isinstance(shared.get("generator"), torch.Generator) and count * images_per_prompt > 1:

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.backbones.base import Backbone, Load
 
 WORDS = ("a", "photo", "of", "red", "cup", "dog", "left", "and", "the", "cat", "on", "sofa")
 SD_NOISE = {
@@ -236,58 +232,3 @@ def saved(pipe: Any, folder: Path) -> Any:
     pipe.save_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def of_tiny_pipelines(name: str) -> Callable[[Path], Any]:
-    """A function that saves one of :mod:`backbones.tiny_pipelines`."""
-
-    def build(folder: Path) -> Any:
-        from addiffusion_env.backbones.tiny_pipelines import ZOO
-
-        return saved(ZOO[name](), folder)
-
-    return build
-
-
-BUILDERS: dict[str, Callable[[Path], Any]] = {
-    "sd15": stable_diffusion,
-    "sd21": lambda folder: stable_diffusion(folder, "v_prediction"),
-    "sdxl": stable_diffusion_xl,
-    "flux": flux,
-    "sd35": of_tiny_pipelines("sd3"),
-    "flux2_klein": of_tiny_pipelines("flux2_klein"),
-    "z_image": of_tiny_pipelines("z_image"),
-    "qwen_image": of_tiny_pipelines("qwen_image"),
-    "diffusers": stable_diffusion,  # or any other
-    "lcm": latent_consistency,
-    "turbo": sdxl_turbo,
-}
-"""Name of a backbone, or of a method with weights of its own -> what saves a tiny pipeline to a folder."""
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "flux": {"image_size": 16, "max_sequence_length": 24},
-    **{name: {"image_size": 16, "preview": "linear"} for name in ("sd35", "z_image", "qwen_image")},
-    "flux2_klein": {
-        "image_size": 16,
-        "preview": "linear",
-        "pipeline_kwargs": {"text_encoder_out_layers": (1, 2, 3), "max_sequence_length": 160},
-    },
-}
-"""Backbone -> options that its tiny pipeline needs."""
-
-
-def tiny_backbone(name: str, folder: Path) -> Backbone:
-    """A hub backbone on tiny random weights, with a tiny random decoder for its previews; on the CPU.
-
-    Args:
-        name: a registered backbone that is made of a pipeline.
-        folder: where the weights are written.
-    """
-    BUILDERS[name](folder / "pipeline")
-    torch.manual_seed(5)
-    tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(folder / "preview")
-    options = {"preview": str(folder / "preview"), **OPTIONS.get(name, {})}
-    backbone: Backbone = BACKBONES.load(name).from_pretrained(
-        Load(str(folder / "pipeline"), device="cpu", dtype="float32", options=options)
-    )
-    return backbone

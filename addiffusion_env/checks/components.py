@@ -11,7 +11,7 @@ from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.backbones.tiny import BUILDERS, tiny_backbone
+from addiffusion_env.backbones.tiny_backbones import BUILDERS, tiny_backbone
 from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import each

@@ -26,7 +26,8 @@ def load_backbone(settings: EnvSettings) -> Backbone:
     if isinstance(settings.backbone, Backbone):
         return settings.backbone
     load = settings.load()
-    if settings.pipe is not None or settings.pipeline_kwargs:
+    # Arguments of a pipeline's call may be images and tensors, which no cache can compare.
+    if settings.pipe is not None or "pipeline_kwargs" in load.options:
         return _of_pipeline(settings, load)
     options = tuple(
         (name, type(value), tuple(value) if isinstance(value, list) else value)  # 16.0 is refused also after 16

@@ -10,6 +10,7 @@ from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, dif
 from zoo.test_zoo import counted
 
 from addiffusion_env.backbones import tiny
+from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import sd15
 from addiffusion_env.errors import CapabilityError
 
 SD = {"num_inference_steps": 4, "height": 16, "width": 16}
@@ -144,16 +145,25 @@ def test_a_unet_that_takes_the_guidance_scale(name):
     assert difference(given, own_image(pipe, {**GUIDED, "guidance_scale": 9.0})) <= ROUNDING
 
 
-@pytest.mark.parametrize("size", [None, [8, 8], [8, 12], (12, 8)])
+@pytest.mark.parametrize("size", [8, [8, 12], (12, 8)])
 def test_sample_sizes(size):
-    pipe = ZOO["sd15"]()
-    pipe.unet.register_to_config(sample_size=size)
-    given = {"num_inference_steps": 3}
-    try:
-        own_image(pipe, given)
-    except Exception:
-        given = {**given, "height": 16, "width": 16}  # it cannot do without
-    check_same(pipe, given)
+    """The image's size is the pipeline's own where none is given."""
+    pipe = sd15(unet={"sample_size": size})
+    pipe.set_progress_bar_config(disable=True)
+    wanted = check_same(pipe, {"num_inference_steps": 3}, effect=0.0005)
+    assert wanted.shape[1:] == ((16, 16) if size == 8 else tuple(2 * side for side in size))
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_a_sample_size_of_none(name):
+    pipe = ZOO[name]()
+    network = pipe.unet if name == "sd15" else pipe.transformer
+    network.register_to_config(sample_size=None)
+    check_same(pipe, GUIDED if name == "sd15" else FLUX)
+    if name == "sd15":
+        with pytest.raises(CapabilityError, match="failed: TypeError: unsupported operand") as error:
+            wrapped(pipe, {"num_inference_steps": 3})
+        assert "height" in two_lines(error.value)
 
 
 # What is replaced or moved after wrapping.

@@ -150,6 +150,14 @@ def test_steps_against_the_policy(adaptive):
     two_lines(error.value)
 
 
+@pytest.mark.parametrize("given", [{"eta": 1.0}, {"timesteps": [900, 500]}])
+def test_what_only_the_scheduler_reads_beside_another_solver(adaptive, given):
+    own = AdaptivePipeline(adaptive.backbone, "fixed:5,leading")
+    with pytest.raises(ConfigError, match=f"{next(iter(given))} would not take effect: solver=ddim") as error:
+        own(PROMPT, **given)
+    two_lines(error.value)
+
+
 def test_a_spacing_beside_the_pipelines_scheduler(adaptive):
     with pytest.raises(CapabilityError, match="spacing=trailing would not take effect") as error:
         AdaptivePipeline(adaptive.backbone, "continue", process=replace(adaptive.process, spacing="trailing"))

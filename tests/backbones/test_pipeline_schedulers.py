@@ -49,6 +49,7 @@ SCHEDULERS = {
     "LMS": ("LMSDiscreteScheduler", BETAS),
     "DEIS": ("DEISMultistepScheduler", BETAS),
     "UniPC": ("UniPCMultistepScheduler", BETAS),
+    "UniPC flow": ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
     "SA": ("SASolverScheduler", BETAS),
     "PNDM": ("PNDMScheduler", {**BETAS, "skip_prk_steps": True}),
     "PNDM Runge-Kutta": ("PNDMScheduler", BETAS),

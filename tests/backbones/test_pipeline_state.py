@@ -74,6 +74,16 @@ def test_hooks_without_state_are_followed():
     check_same(pipe, GUIDED)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_network_that_the_user_has_compiled(whole):
+    pipe = ZOO["sd15"]()
+    if whole:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    else:
+        pipe.unet.down_blocks[0] = torch.compile(pipe.unet.down_blocks[0], backend="eager")
+    check_same(pipe, GUIDED)
+
+
 # Numerics.
 
 

@@ -7,7 +7,8 @@ import torch
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.tiny import BUILDERS, OPTIONS, tiny_autoencoder
+from addiffusion_env.backbones.tiny import tiny_autoencoder
+from addiffusion_env.backbones.tiny_backbones import BUILDERS, OPTIONS
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.backbones.tiny import BUILDERS, tiny_autoencoder
+from addiffusion_env.backbones.tiny import tiny_autoencoder
+from addiffusion_env.backbones.tiny_backbones import BUILDERS
 from addiffusion_env.bench import ARMS
 from addiffusion_env.bench.adaptive import by_method
 from addiffusion_env.bench.bed import Bed, make_bed

@@ -318,7 +318,8 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
             ) from error
         raise CapabilityError(
             f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
-            "give what it needs as arguments (pipeline_kwargs), for example image=, ip_adapter_image=, prompt_embeds=; "
+            "give what it needs as arguments (pipeline_kwargs), for example height=, width=, image=, "
+            "ip_adapter_image=, prompt_embeds=; "
             "or use the pipeline class that its network was made for",
         ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.open_call import NOT_DENOISERS
@@ -54,7 +55,8 @@ def check_pipeline(pipe: Any) -> None:
                     f"{name} has a cache of its activations switched on, which mixes the images of a batch",
                     f"call pipe.{name}.disable_cache() first",
                 )
-            if "forward" in module.__dict__ and registry is None and not moved_by_hook(module):
+            replaced = "forward" in module.__dict__ and not isinstance(module, OptimizedModule)  # torch.compile
+            if replaced and registry is None and not moved_by_hook(module):
                 where = f"{name}.{inside}" if inside else name
                 raise CapabilityError(
                     f"the forward method of {where} has been replaced (by DeepCache or the like), which may keep state "
