@@ -18,7 +18,8 @@ from addiffusion_env.agents.policy_file import PRETRAINED
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.backbones.identity import differences
-from addiffusion_env.backbones.tiny import BUILDERS, tiny_autoencoder
+from addiffusion_env.backbones.tiny import tiny_autoencoder
+from addiffusion_env.backbones.tiny_backbones import BUILDERS
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
