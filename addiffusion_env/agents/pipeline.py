@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ class AdaptivePipeline:
         process = self.process
         if pipeline_kwargs:
             known = [self._prompt(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
-            process, texts = with_pipeline_kwargs(
+            process, texts[:] = with_pipeline_kwargs(
                 self.backbone, self.method, process, known, num_images_per_prompt, pipeline_kwargs
             )
         jobs = list(make_jobs(texts, seeds, num_images_per_prompt, self._prompt))
@@ -315,8 +315,8 @@ class AdaptivePipeline:
         """Settings of the progress bar over images, as in diffusers: ``disable=True``, ``desc``, ``leave`` ..."""
         self._progress_bar_config = kwargs
 
-    def _with_progress(self, made: Iterable[Made], total: int) -> Iterable[Made]:
-        return tqdm(made, total=total, unit="image", **self._progress_bar_config)
+    def _with_progress(self, made: Iterable[Made], total: int) -> Iterator[Made]:
+        return iter(tqdm(made, total=total, unit="image", **self._progress_bar_config))
 
     def _refresh(self) -> None:
         """Takes over what was changed on the model since it was wrapped: its device, precision, parts, scheduler."""

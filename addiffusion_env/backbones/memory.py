@@ -95,4 +95,6 @@ def is_offloaded(pipe: Any) -> bool:
 
 def moved_by_hook(part: nn.Module) -> bool:
     """Whether a component is moved between devices as it is called."""
-    return getattr(part, "_hf_hook", None) is not None or getattr(part, "_diffusers_hook", None) is not None
+    # Pipelines that enter a cache context leave a registry without any hook behind.
+    registry = getattr(part, "_diffusers_hook", None)
+    return getattr(part, "_hf_hook", None) is not None or bool(getattr(registry, "hooks", None))

@@ -16,6 +16,7 @@ ARMS = Registry(
         "subproc": "addiffusion_env.bench.subprocesses:Subprocesses",
         "vector": "addiffusion_env.bench.vector_env:VectorEnvironment",
         "continue": "addiffusion_env.bench.adaptive:always_continue",
+        "any_pipeline": "addiffusion_env.bench.any_pipeline:AnyPipeline",
     },
 )
 """Name -> what makes the arm of a bed. Methods (``fixed:50``, ``policy:emoji``) come beside them."""

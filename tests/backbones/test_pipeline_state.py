@@ -129,3 +129,11 @@ def test_an_image_that_is_not_finite_costs_one_lane(value):
     assert isinstance(second.error, NumericsError) and "float32" in two_lines(second.error)
     for episode, image in ((first, wanted[0]), (third, wanted[2])):
         assert difference(episode.picture.image / 2 + 0.5, image) <= ROUNDING
+
+
+def test_a_pipeline_that_was_left_alone_is_measured_once():
+    adaptive = wrapped(ZOO["flux"](), FLUX)
+    measured = adaptive.backbone.measured
+    adaptive(PROMPT)
+    adaptive.backbone.refresh()
+    assert adaptive.backbone.measured is measured
