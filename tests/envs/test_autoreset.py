@@ -247,6 +247,27 @@ def test_flattened_observations_feed_a_loop_like_cleanrls():
     assert resets == sum(int(row[2].sum()) for row in store) > 5
 
 
+def test_a_reader_like_rllibs_records_the_decisions_that_were_played():
+    """It takes the step after an end for a reset, whatever the mode; only in next_step that is what happened."""
+    env = vector_wrappers.DictInfoToList(made("next_step", steps=3))
+    env.reset(seed=1)
+    rng = np.random.default_rng(0)
+    recorded, begins, compared = [[], []], [False, False], 0
+    for _ in range(12):
+        actions = rng.integers(0, 2, 2)
+        _, _, terminated, truncated, infos = env.step(actions)
+        for lane, info in enumerate(infos):
+            if begins[lane]:
+                recorded[lane] = []
+            else:
+                recorded[lane].append(int(actions[lane]))
+            begins[lane] = bool(terminated[lane] or truncated[lane])
+            if begins[lane]:
+                assert info["action_trace"][info["action_trace"] >= 0].tolist() == recorded[lane]
+                compared += 1
+    assert compared > 5
+
+
 @pytest.mark.parametrize("mode", ["next_step", "disabled"])
 def test_videos_show_the_finished_picture(mode, tmp_path):
     env = made(mode, render_mode="rgb_array")
