@@ -37,7 +37,7 @@ numeric-default numeric-avx2:
 	$(ISA) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numeric $(shell grep -rl --include='test_*.py' 'mark\.numeric' tests)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
-	$(BIN)/python -m pip install --quiet -e '.[clients,slurm]'
+	$(BIN)/python -m pip install --quiet -e '.[clients,lora,slurm]'
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 check: $(VENV)/.dev  ## style, types, tests
