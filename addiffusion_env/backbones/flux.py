@@ -42,6 +42,7 @@ class FluxBackbone(NamedPipeline):
 def packed(x: Tensor) -> Tensor:
     """Latents (B, C, H, W) -> tokens (B, H/2 * W/2, 4 C), a token for each two-by-two block.
 
+    >>> import torch
     >>> bool((unpacked(packed(torch.arange(64.0).reshape(1, 4, 4, 4)), 4, 4).flatten() == torch.arange(64.0)).all())
     True
     """

@@ -198,7 +198,7 @@ def answered(evaluator: Evaluator, request: CallRequest, scale: float | None, on
     Returns:
         (``model_output`` as the scheduler is given it, number of rows).
     """
-    call = evaluator.open(request, scale, generator())
+    call = evaluator.open_call(request, scale, generator())
     seen = 0
     while isinstance(call.event, NetworkRequest):
         answer = evaluator.networks.blank_answer(call.event)

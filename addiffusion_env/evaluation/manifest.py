@@ -161,7 +161,7 @@ def write_manifest(
                 plan.method.name,
                 plan.variant,
                 bool(plan.method.looks),
-                asdict(plan.process),
+                json.loads(json.dumps(asdict(plan.process))),  # tuples are lists, as they are read again
                 str(getattr(plan.method, "fingerprint", "")),
             )
             for plan in plans

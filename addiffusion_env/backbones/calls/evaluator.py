@@ -52,7 +52,7 @@ class Evaluator:
 
     # Opening.
 
-    def open(self, request: CallRequest, scale: float | None, generator: Any = None, **more: Any) -> OpenCall:
+    def open_call(self, request: CallRequest, scale: float | None, generator: Any = None, **more: Any) -> OpenCall:
         """A new call of a request, up to its first event."""
         arguments = {**request.arguments, **more}
         if scale is not None:
@@ -100,7 +100,7 @@ class Evaluator:
             ((1, ...) latents in the pipeline's layout, the generator's state or ``None``).
         """
         before = generator.clone_state() if isinstance(generator, torch.Generator) else None
-        call = self.open(request, scale, generator)
+        call = self.open_call(request, scale, generator)
         state = generator.get_state() if isinstance(generator, torch.Generator) else None
         x = self.blank_step(call, call.event).sample if call.drawn is None else call.drawn
         self._keep(request, scale, call)
@@ -193,16 +193,16 @@ class Evaluator:
         generator = torch.Generator().manual_seed(0)
         for drawn, before in request.draws if index == 0 else ():
             if _same(drawn, x):
-                return self.open(request, scale, before.clone_state())
+                return self.open_call(request, scale, before.clone_state())
         if index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
             factor = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
             if request.plan is not None:
                 factor = float(getattr(request.plan.scheduler, "init_noise_sigma", 1.0))
             try:
-                return self.open(request, scale, generator, latents=x / factor)
+                return self.open_call(request, scale, generator, latents=x / factor)
             except (ConfigError, CapabilityError):
                 pass  # it wants them in a form of its own
-        return self.open(request, scale, generator)
+        return self.open_call(request, scale, generator)
 
     def _keep(self, request: CallRequest, scale: float | None, call: OpenCall) -> None:
         request.waiting.setdefault(scale, []).append(call)
@@ -247,7 +247,7 @@ class Evaluator:
                     if not isinstance(call.event, AtStep):
                         self.blank_step(call, call.event)
                     return call
-        call = self.open(request, None, torch.Generator().manual_seed(0))
+        call = self.open_call(request, None, torch.Generator().manual_seed(0))
         self.blank_step(call, call.event)
         return call
 

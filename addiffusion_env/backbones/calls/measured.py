@@ -129,7 +129,7 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
 
 def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:
     """The first evaluation of a fresh call, by itself."""
-    call = evaluator.open(request, scale, generator(), **more)
+    call = evaluator.open_call(request, scale, generator(), **more)
     found = evaluator.run([call], keep=True)[0]
     call.close()
     return found
@@ -188,7 +188,7 @@ def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> f
     """Largest weight that a row of the network's answers has in what the scheduler is given, for linear guidance."""
     weights = []
     for marked in range(16):
-        call = evaluator.open(request, scale, generator())
+        call = evaluator.open_call(request, scale, generator())
         seen = 0
         while isinstance(call.event, NetworkRequest):
             asked = call.event
@@ -339,7 +339,7 @@ def measure_decoding(
     more = {} if mask is None else {"mask_image": full_mask(mask)}
 
     def decoded(x: Tensor) -> Tensor:
-        call = evaluator.open(request, None, generator(), **more)
+        call = evaluator.open_call(request, None, generator(), **more)
         evaluator.blank_step(call, call.event)
         event = call.finish(x)
         if isinstance(event, AtDecode):
