@@ -47,10 +47,11 @@ def test_a_method_that_has_no_reward_has_no_trace(watched):
 
 
 def test_traces_are_drawn():
-    from addiffusion_env.evaluation.plots import load_pyplot, reward_terms
+    from addiffusion_env.evaluation.plots import load_pyplot, png_of, reward_terms
 
     film = Film(
         "u", "policy:a@0", "best", (), (0, 2, 1), (), {"nfe_price": (-0.1, -0.2, 0.0), "bonus": (0.0, 0.0, 1.0)}
     )
-    png = reward_terms(load_pyplot(), [film, film])
+    pyplot = load_pyplot()
+    png = png_of(pyplot, reward_terms(pyplot, [film, film]))
     assert png.startswith(b"\x89PNG")
