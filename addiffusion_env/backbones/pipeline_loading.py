@@ -19,10 +19,10 @@ from addiffusion_env.backbones.hub import (
     unavailable,
 )
 from addiffusion_env.backbones.memory import place
+from addiffusion_env.backbones.pipelines import INDEX
 from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import ConfigError, WeightsError
 
-INDEX = "model_index.json"
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
