@@ -38,14 +38,14 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
     from addiffusion_env.evaluation.films import shoot
-    from addiffusion_env.evaluation.hypotheses.setup import check_claims
     from addiffusion_env.evaluation.judges import Judges, check_judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
-    from addiffusion_env.evaluation.measured import check_measures, judge_by_vlm, measure_metrics
     from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
     from addiffusion_env.evaluation.runner import Stage, carry_out, to_make
     from addiffusion_env.evaluation.samples import sample_uids
+    from addiffusion_lab.claims.setup import check_claims
+    from addiffusion_lab.measured import check_measures, judge_by_vlm, measure_metrics
 
     EvaluationConfig.of(config)
     methods, settings = make_methods(config)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from addiffusion_env.bench.arguments import add_arguments
 from addiffusion_env.config import friendly
+from addiffusion_lab.bench.arguments import add_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +79,7 @@ def check(chosen: argparse.Namespace) -> None:
 
 def measure_pipelines(chosen: argparse.Namespace) -> None:
     """Prints or writes what is measured of the tiny pipelines."""
-    from addiffusion_env.checks.pipelines_page import measure_all
+    from addiffusion_lab.tiny_pipelines.page import measure_all
 
     text = measure_all(chosen.name)
     if chosen.out is None:
@@ -107,7 +107,7 @@ def import_packages(names: Sequence[str]) -> None:
 
 def run_bench(chosen: argparse.Namespace) -> None:
     """Measures and prints."""
-    from addiffusion_env.bench.cli import run_named
+    from addiffusion_lab.bench.cli import run_named
 
     run_named(chosen)
 

@@ -107,7 +107,7 @@ def _sources() -> Iterator[Entry]:
 
 def _benchmarks() -> Iterator[Entry]:
     from addiffusion_env.prompts import BENCHMARKS
-    from addiffusion_env.prompts.benchmarks.origin import open_origin
+    from addiffusion_lab.benchmarks.origin import open_origin
 
     for name in BENCHMARKS:
         about = BENCHMARKS.load(name).about
@@ -147,8 +147,8 @@ def _solvers() -> Iterator[Entry]:
 
 
 def _metrics() -> Iterator[Entry]:
-    from addiffusion_env.evaluation.metrics import METRICS
-    from addiffusion_env.evaluation.metrics.packages import ALEXNET_URL, INCEPTION_URL, find_weights, load_package
+    from addiffusion_lab.metrics import METRICS
+    from addiffusion_lab.metrics.packages import ALEXNET_URL, INCEPTION_URL, find_weights, load_package
 
     lacking = {
         "fid": _lacks(lambda: load_package("torch_fidelity"), "the extra [metrics]")
@@ -162,8 +162,8 @@ def _metrics() -> Iterator[Entry]:
 
 def _judges() -> Iterator[Entry]:
     """Scorers that give verdicts, and the services of vision-language models; any scorer can judge beside them."""
-    from addiffusion_env.evaluation.vlm import CLIENTS
     from addiffusion_env.scorers import SCORERS
+    from addiffusion_lab.vlm import CLIENTS
 
     for name in SCORERS:
         if hasattr(SCORERS.load(name), "verdicts"):

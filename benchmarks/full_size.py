@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones import tiny
-from addiffusion_env.backbones.tiny_backbones import BUILDERS
+from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),

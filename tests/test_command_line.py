@@ -11,12 +11,12 @@ from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.baselines import BASELINES
 from addiffusion_env.checks.components import find
 from addiffusion_env.engine.process import REFINE_PRESETS
-from addiffusion_env.evaluation.metrics import METRICS
-from addiffusion_env.evaluation.vlm import CLIENTS
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.composite import PRESETS
 from addiffusion_env.scorers import SCORERS
+from addiffusion_lab.metrics import METRICS
+from addiffusion_lab.vlm import CLIENTS
 
 
 def listed(capsys, *arguments):

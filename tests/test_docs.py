@@ -21,10 +21,10 @@ import pytest
 from addiffusion_env.__main__ import main
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.baselines import BASELINES
-from addiffusion_env.evaluation.metrics import METRICS
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.scorers import SCORERS
+from addiffusion_lab.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

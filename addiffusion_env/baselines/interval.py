@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BaseMethod, EpisodeProgram, Method
-from addiffusion_env.baselines.whole import WholePipeline
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.requests import Decide
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_lab.pipelines.whole import WholePipeline
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.backbones.tiny_backbones import BUILDERS, tiny_backbone
 from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import each
 from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
-from addiffusion_env.checks.metrics import METRIC_CONTRACTS
 from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.checks.scorers import SCORER_CONTRACTS
@@ -24,11 +22,13 @@ from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
-from addiffusion_env.evaluation.metrics import METRICS
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_lab.metrics import METRICS
+from addiffusion_lab.metrics.contract import METRIC_CONTRACTS
+from addiffusion_lab.tiny_pipelines.backbones import BUILDERS, tiny_backbone
 
 METHOD_EXAMPLES: dict[str, tuple[str, str]] = {
     "continue": ("emoji", "continue"),

@@ -13,8 +13,8 @@ from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import BENCHMARKS
 from addiffusion_env.prompts.base import Prompt, PromptSource
-from addiffusion_env.prompts.benchmarks.base import Benchmark
-from addiffusion_env.prompts.benchmarks.export import LAYOUTS, Exported, export
+from addiffusion_lab.benchmarks.base import Benchmark
+from addiffusion_lab.benchmarks.export import LAYOUTS, Exported, export
 
 OFFICIAL_FOLDER = "official"
 TEST_SPLIT = {"split": "test"}
@@ -73,7 +73,7 @@ def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -
 
     Args:
         out_dir: of a finished evaluation that kept its pictures.
-        benchmark: see :func:`addiffusion_env.prompts.benchmarks.export.export`, also for further errors.
+        benchmark: see :func:`addiffusion_lab.benchmarks.export.export`, also for further errors.
         prompts: those of the evaluation.
 
     Raises:

@@ -16,7 +16,7 @@ def print_report(report: Report) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from addiffusion_env.evaluation.hypotheses.render import print_verdicts
+    from addiffusion_lab.claims.render import print_verdicts
 
     console = Console()
     if not console.is_terminal:

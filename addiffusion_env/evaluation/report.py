@@ -17,17 +17,17 @@ from PIL import Image
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.films import read_films
-from addiffusion_env.evaluation.hypotheses.base import Verdict
-from addiffusion_env.evaluation.hypotheses.render import hypotheses_section
-from addiffusion_env.evaluation.hypotheses.setup import judge_evaluation
 from addiffusion_env.evaluation.manifest import read_manifest, write_text
-from addiffusion_env.evaluation.measured import measured_sections
 from addiffusion_env.evaluation.plots import figures, save_figures
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.samples import sample_section
 from addiffusion_env.evaluation.sections import Figure, Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.evaluation.summary import Summary, summarise
+from addiffusion_lab.claims.base import Verdict
+from addiffusion_lab.claims.render import hypotheses_section
+from addiffusion_lab.claims.setup import judge_evaluation
+from addiffusion_lab.measured import measured_sections
 
 PLOTS_FOLDER = "plots"
 TITLE = "AdDiffusion evaluation"

@@ -7,13 +7,13 @@ from addiffusion_env.registry import Registry
 BENCHMARKS = Registry(
     "benchmark",
     {
-        "coco": "addiffusion_env.prompts.benchmarks.coco:CocoPrompts",
-        "drawbench": "addiffusion_env.prompts.benchmarks.drawbench:DrawBenchPrompts",
-        "geneval": "addiffusion_env.prompts.benchmarks.geneval:GenEvalPrompts",
-        "hpdv2": "addiffusion_env.prompts.benchmarks.hpdv2:HPDv2Prompts",
-        "imagereward": "addiffusion_env.prompts.benchmarks.imagereward:ImageRewardPrompts",
-        "parti": "addiffusion_env.prompts.benchmarks.parti:PartiPrompts",
-        "t2i_compbench": "addiffusion_env.prompts.benchmarks.t2i_compbench:T2ICompBenchPrompts",
+        "coco": "addiffusion_lab.benchmarks.coco:CocoPrompts",
+        "drawbench": "addiffusion_lab.benchmarks.drawbench:DrawBenchPrompts",
+        "geneval": "addiffusion_lab.benchmarks.geneval:GenEvalPrompts",
+        "hpdv2": "addiffusion_lab.benchmarks.hpdv2:HPDv2Prompts",
+        "imagereward": "addiffusion_lab.benchmarks.imagereward:ImageRewardPrompts",
+        "parti": "addiffusion_lab.benchmarks.parti:PartiPrompts",
+        "t2i_compbench": "addiffusion_lab.benchmarks.t2i_compbench:T2ICompBenchPrompts",
     },
 )
 

@@ -15,9 +15,9 @@ from addiffusion_env.agents.policy import MaskableAdDiffusionPolicy
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import backbone_in
-from addiffusion_env.backbones.tiny import stable_diffusion
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError
 from addiffusion_env.evaluation.choices import make_methods
+from addiffusion_lab.tiny_pipelines.folders import stable_diffusion
 
 SHORT = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "device": "cpu", "seed": 0}
 PROCESS = {"steps": 2, "refine": "retry", "price": [0.0, 0.02]}

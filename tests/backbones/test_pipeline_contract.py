@@ -11,12 +11,12 @@ from zoo.test_zoo import counted
 
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.baselines import make_method
-from addiffusion_env.checks.pipelines import Case
 from addiffusion_env.engine.lane import restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.engine.programs import act, advance, finished
 from addiffusion_env.engine.sample import sample
 from addiffusion_env.errors import CapabilityError
+from addiffusion_lab.tiny_pipelines.contract import Case
 
 NOT_JOINED = {
     "omnigen": "other answers for several images",

@@ -10,8 +10,8 @@ from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, dif
 from zoo.test_zoo import counted
 
 from addiffusion_env.backbones import tiny
-from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import sd15
 from addiffusion_env.errors import CapabilityError
+from addiffusion_lab.tiny_pipelines.stable_diffusion import sd15
 
 SD = {"num_inference_steps": 4, "height": 16, "width": 16}
 GUIDED = {**SD, "guidance_scale": 3.0}

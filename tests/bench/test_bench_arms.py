@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.backbones.tiny import tiny_autoencoder
-from addiffusion_env.backbones.tiny_backbones import BUILDERS
-from addiffusion_env.bench import ARMS
-from addiffusion_env.bench.adaptive import by_method
-from addiffusion_env.bench.bed import Bed, make_bed
-from addiffusion_env.bench.independent import Independent
-from addiffusion_env.bench.measure import Round, measure, result, shares_of
-from addiffusion_env.bench.meter import STAGES, Clock, peak_mib, processor_seconds, reset_peak
 from addiffusion_env.errors import UnknownNameError
+from addiffusion_lab.bench import ARMS
+from addiffusion_lab.bench.adaptive import by_method
+from addiffusion_lab.bench.bed import Bed, make_bed
+from addiffusion_lab.bench.independent import Independent
+from addiffusion_lab.bench.measure import Round, measure, result, shares_of
+from addiffusion_lab.bench.meter import STAGES, Clock, peak_mib, processor_seconds, reset_peak
+from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
+from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 HERE = [name for name in ARMS if name != "subproc"]
@@ -122,7 +122,7 @@ def test_an_independent_arm_times_a_few_lanes_only(bed):
 
 
 def test_the_command_line_reads_lists_without_loading_torch():
-    from addiffusion_env.bench.arguments import add_arguments
+    from addiffusion_lab.bench.arguments import add_arguments
 
     parser = ArgumentParser()
     add_arguments(parser)
@@ -131,10 +131,10 @@ def test_the_command_line_reads_lists_without_loading_torch():
 
 
 def test_the_json_has_the_tables_numbers(tmp_path, bed, capsys):
-    from addiffusion_env.bench.cli import run_bed
+    from addiffusion_lab.bench.cli import run_bed
 
     parser = ArgumentParser()
-    from addiffusion_env.bench.arguments import add_arguments
+    from addiffusion_lab.bench.arguments import add_arguments
 
     add_arguments(parser)
     path = tmp_path / "bench.json"

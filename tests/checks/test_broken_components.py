@@ -12,16 +12,16 @@ from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
 from addiffusion_env.backbones.solvers import ddim_step
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import hold, promise, refuses
-from addiffusion_env.checks.metrics import METRIC_CONTRACTS
 from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.checks.scorers import SCORER_CONTRACTS
 from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
 from addiffusion_env.errors import ContractError, PromptError
-from addiffusion_env.evaluation.metrics.paired import psnr
 from addiffusion_env.prompts.base import Prompt, PromptList
 from addiffusion_env.scorers.base import check_images
 from addiffusion_env.scorers.sharpness import SharpnessScorer
+from addiffusion_lab.metrics.contract import METRIC_CONTRACTS
+from addiffusion_lab.metrics.paired import psnr
 
 
 def of_all_lanes(transition, scale):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from addiffusion_env.__main__ import main
-from addiffusion_env.backbones.tiny_pipelines import REFUSED, ZOO
-from addiffusion_env.checks.pipelines_page import AGREEMENT, CONVENTIONS, INEXACT, LOOKS
+from addiffusion_lab.tiny_pipelines import REFUSED, ZOO
+from addiffusion_lab.tiny_pipelines.page import AGREEMENT, CONVENTIONS, INEXACT, LOOKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 LIMITS = {"alone": 1e-5, "joined": 1e-4, "early exit": 1e-5}

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from addiffusion_env.evaluation.hypotheses.base import Case, Claims
-from addiffusion_env.evaluation.hypotheses.pictures import PictureTable
 from addiffusion_env.evaluation.statistics import Margin
+from addiffusion_lab.claims.base import Case, Claims
+from addiffusion_lab.claims.pictures import PictureTable
 
 POLICY, CONTROL, PLAIN = "policy:emoji@0.01", "policy:emoji@0.01,shuffled", "policy:emoji@0.01,no_refine"
 

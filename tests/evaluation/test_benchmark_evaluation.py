@@ -17,8 +17,8 @@ from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.evaluation.records import prompt_key, uid_of
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt, PromptList
-from addiffusion_env.prompts.benchmarks.geneval import GenEvalPrompts
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
 
 ROOT = Path(__file__).parent.parent.parent
 LINES = (
@@ -160,7 +160,7 @@ def test_a_backbones_settings_of_training_stay_out_of_an_evaluation() -> None:
 
 
 def test_prompts_of_other_sources_are_not_exported(tmp_path: Path) -> None:
-    from addiffusion_env.prompts.benchmarks.export import export
+    from addiffusion_lab.benchmarks.export import export
 
     with pytest.raises(PromptError, match="make the pictures with benchmark=geneval"):
         export("geneval", [(Prompt.of("a dog"), [b"\x89PNG\r\n\x1a\n"])], tmp_path / "out")

@@ -21,17 +21,17 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import ConfigError, ResumeError
 from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
-from addiffusion_env.evaluation.measured import _pictures, measured_sections
-from addiffusion_env.evaluation.metrics import features
-from addiffusion_env.evaluation.metrics.cache import FeatureCache
-from addiffusion_env.evaluation.metrics.features import load_features
-from addiffusion_env.evaluation.metrics.settings import MetricSettings
-from addiffusion_env.evaluation.study.__main__ import hold
-from addiffusion_env.evaluation.vlm import make_client
-from addiffusion_env.evaluation.vlm.replies import ReplyCache
 from addiffusion_env.rollouts.recorder import Recorder
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_lab.measured import _pictures, measured_sections
+from addiffusion_lab.metrics import features
+from addiffusion_lab.metrics.cache import FeatureCache
+from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.study.__main__ import hold
+from addiffusion_lab.vlm import make_client
+from addiffusion_lab.vlm.replies import ReplyCache
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_reference_features_are_kept_by_network_and_pictures(change, tmp_path):
         save_file({name: value * 0.9 for name, value in load_file(path).items()}, path)
         change = {"weights": str(folder)}
     other = load_features(MetricSettings(**{"features": "dino", **change}))
-    from addiffusion_env.evaluation.metrics.pictures import Pictures
+    from addiffusion_lab.metrics.pictures import Pictures
 
     pictures = Pictures.of(torch.zeros(2, 3, 64, 64))
     assert FeatureCache.key(pictures, network) != FeatureCache.key(pictures, other)

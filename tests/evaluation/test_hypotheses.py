@@ -10,13 +10,13 @@ import pytest
 from eval_records import record
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
-from addiffusion_env.evaluation.hypotheses import HYPOTHESES
-from addiffusion_env.evaluation.hypotheses.base import NO_JUDGE, Claims
-from addiffusion_env.evaluation.hypotheses.conflicts import Use
-from addiffusion_env.evaluation.hypotheses.decide import decide, deciding
-from addiffusion_env.evaluation.hypotheses.pictures import PictureTable
-from addiffusion_env.evaluation.hypotheses.render import hypotheses_section, print_verdicts, verdict_table
 from addiffusion_env.evaluation.report import to_html, to_markdown
+from addiffusion_lab.claims import HYPOTHESES
+from addiffusion_lab.claims.base import NO_JUDGE, Claims
+from addiffusion_lab.claims.conflicts import Use
+from addiffusion_lab.claims.decide import decide, deciding
+from addiffusion_lab.claims.pictures import PictureTable
+from addiffusion_lab.claims.render import hypotheses_section, print_verdicts, verdict_table
 
 PROMPTS = 160
 MARGINS = (planted.margin(0.05),)

@@ -18,11 +18,11 @@ from addiffusion_env.config import check_overrides
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.choices import make_methods, out_folder
 from addiffusion_env.evaluation.cost import PlanCost
-from addiffusion_env.evaluation.hypotheses import HYPOTHESES
-from addiffusion_env.evaluation.hypotheses.conflicts import uses_in
-from addiffusion_env.evaluation.hypotheses.setup import check_claims, claims_of
 from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_lab.claims import HYPOTHESES
+from addiffusion_lab.claims.conflicts import uses_in
+from addiffusion_lab.claims.setup import check_claims, claims_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

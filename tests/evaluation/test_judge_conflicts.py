@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.hypotheses.conflicts import Use, settle, uses_in, uses_of
-from addiffusion_env.evaluation.hypotheses.setup import claims_of, judge_evaluation, margin_in
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry
+from addiffusion_lab.claims.conflicts import Use, settle, uses_in, uses_of
+from addiffusion_lab.claims.setup import claims_of, judge_evaluation, margin_in
 
 POLICY = "policy:emoji@0.01"
 BARE = {"observation_keys": ["timestep"], "refine": "off"}

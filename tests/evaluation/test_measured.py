@@ -8,8 +8,8 @@ from vlm_server import JudgeServer
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.manifest import Manifest
-from addiffusion_env.evaluation.measured import MetricsConfig, VlmConfig, measured_sections
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_lab.measured import MetricsConfig, VlmConfig, measured_sections
 
 METHODS = ["fixed:1", "fixed:2", "fixed:3"]
 
@@ -50,7 +50,7 @@ def evaluated(tmp_path, server):
     return config, eval_sb3.evaluate(config)
 
 
-@pytest.mark.filterwarnings("ignore::addiffusion_env.evaluation.metrics.results.SmallSampleWarning")
+@pytest.mark.filterwarnings("ignore::addiffusion_lab.metrics.results.SmallSampleWarning")
 def test_metrics_and_a_judge_are_in_the_report_and_cost_nothing_twice(evaluated, server, tmp_path, capsys):
     import eval_sb3
 

@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from addiffusion_env.errors import ConfigError, NumericsError, RunFolderError, UnknownNameError, WeightsError
-from addiffusion_env.evaluation.metrics import METRICS
-from addiffusion_env.evaluation.metrics.cache import FeatureCache
-from addiffusion_env.evaluation.metrics.distances import frechet_distance, kernel_distance
-from addiffusion_env.evaluation.metrics.features import load_features
-from addiffusion_env.evaluation.metrics.measure import image_metrics
-from addiffusion_env.evaluation.metrics.network import FeatureNetwork
-from addiffusion_env.evaluation.metrics.pictures import Pictures
-from addiffusion_env.evaluation.metrics.results import SmallSampleWarning
-from addiffusion_env.evaluation.metrics.settings import BACKENDS, MetricSettings
+from addiffusion_lab.metrics import METRICS
+from addiffusion_lab.metrics.cache import FeatureCache
+from addiffusion_lab.metrics.distances import frechet_distance, kernel_distance
+from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.measure import image_metrics
+from addiffusion_lab.metrics.network import FeatureNetwork
+from addiffusion_lab.metrics.pictures import Pictures
+from addiffusion_lab.metrics.results import SmallSampleWarning
+from addiffusion_lab.metrics.settings import BACKENDS, MetricSettings
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("torch_fidelity")

@@ -8,12 +8,12 @@ import numpy as np
 import planted
 import pytest
 
-from addiffusion_env.evaluation.hypotheses import HYPOTHESES
 from addiffusion_env.evaluation.statistics import (
     prompts_for_correlation,
     prompts_for_difference,
     prompts_for_non_inferiority,
 )
+from addiffusion_lab.claims import HYPOTHESES
 
 POWER, MARGIN, GAIN = 0.8, planted.MARGIN.value, 0.1
 

@@ -8,8 +8,8 @@ import pytest
 from legible import assert_legible
 
 from addiffusion_env.evaluation.films import with_words
-from addiffusion_env.evaluation.study import page
-from addiffusion_env.evaluation.study.arms import Arm, Clock, distinct
+from addiffusion_lab.study import page
+from addiffusion_lab.study.arms import Arm, Clock, distinct
 
 ROOT = Path(__file__).parents[2]
 CLOCK = Clock(call=30.0, look=20.0, decode=33.0, score=10.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from addiffusion_env.evaluation.study.__main__ import ENVIRONMENT, PPO
+from addiffusion_lab.study.__main__ import ENVIRONMENT, PPO
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

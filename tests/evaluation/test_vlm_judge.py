@@ -8,11 +8,11 @@ import pytest
 from vlm_server import COST, DEAR, INPUT_TOKENS, SERVICES, JudgeServer, by_brightness, client_of, grey, judged
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, RunFolderError, UnknownNameError
-from addiffusion_env.evaluation.vlm import make_client
-from addiffusion_env.evaluation.vlm.costs import PRICES
-from addiffusion_env.evaluation.vlm.judge import compare
-from addiffusion_env.evaluation.vlm.question import read_vote
-from addiffusion_env.evaluation.vlm.verdicts import verdict_of
+from addiffusion_lab.vlm import make_client
+from addiffusion_lab.vlm.costs import PRICES
+from addiffusion_lab.vlm.judge import compare
+from addiffusion_lab.vlm.question import read_vote
+from addiffusion_lab.vlm.verdicts import verdict_of
 
 pytest.importorskip("openai")
 pytest.importorskip("google.genai")

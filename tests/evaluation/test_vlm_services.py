@@ -10,11 +10,11 @@ from vlm_server import QUICK, SERVICES, JudgeServer, client_of, grey, judged, wr
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.store import png_bytes
-from addiffusion_env.evaluation.vlm import make_client
-from addiffusion_env.evaluation.vlm.client import AttemptError, Reply, VlmServiceError
-from addiffusion_env.evaluation.vlm.costs import Ledger, Price
-from addiffusion_env.evaluation.vlm.question import read_vote
-from addiffusion_env.evaluation.vlm.retries import RetryPolicy, duration, retry_after, with_retries
+from addiffusion_lab.vlm import make_client
+from addiffusion_lab.vlm.client import AttemptError, Reply, VlmServiceError
+from addiffusion_lab.vlm.costs import Ledger, Price
+from addiffusion_lab.vlm.question import read_vote
+from addiffusion_lab.vlm.retries import RetryPolicy, duration, retry_after, with_retries
 
 KEY = "sk-secret-0123456789"
 PNG = png_bytes(grey(1)[0])

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
-from addiffusion_env.evaluation.vlm import make_client
-from addiffusion_env.evaluation.vlm.costs import Price
-from addiffusion_env.evaluation.vlm.judge import compare
-from addiffusion_env.evaluation.vlm.retries import RetryPolicy
+from addiffusion_lab.vlm import make_client
+from addiffusion_lab.vlm.costs import Price
+from addiffusion_lab.vlm.judge import compare
+from addiffusion_lab.vlm.retries import RetryPolicy
 
 OPENAI_PATH = "/v1/chat/completions"
 GEMINI_PATH = re.compile(r"/v1(?:beta)?/models/([^/:]+):generateContent")

@@ -19,8 +19,8 @@ from addiffusion_env.evaluation.report import to_html, to_markdown
 from addiffusion_env.evaluation.sections import Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.benchmarks.export import export
 from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_lab.benchmarks.export import export
 
 HOSTILE = [
     "<script>alert('x')</script><img src=x onerror=alert(1)>",

@@ -11,7 +11,7 @@ import pytest
 from test_benchmark_origin import FakeHub
 
 from addiffusion_env.errors import ConfigError, PromptError
-from addiffusion_env.prompts.benchmarks.coco import CocoPrompts
+from addiffusion_lab.benchmarks.coco import CocoPrompts
 
 
 def annotations(folder: Path, pictures: int = 40, captions: int = 5) -> Path:

@@ -14,9 +14,9 @@ from test_benchmark_geneval import ENTRIES, write
 
 from addiffusion_env.errors import ConfigError, PromptError, RunFolderError, UnknownNameError
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.benchmarks.export import MAX_NAME_BYTES, export, t2i_compbench_name
-from addiffusion_env.prompts.benchmarks.geneval import GenEvalPrompts
-from addiffusion_env.prompts.benchmarks.t2i_compbench import T2ICompBenchPrompts
+from addiffusion_lab.benchmarks.export import MAX_NAME_BYTES, export, t2i_compbench_name
+from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
+from addiffusion_lab.benchmarks.t2i_compbench import T2ICompBenchPrompts
 
 
 def png(shade: int) -> bytes:

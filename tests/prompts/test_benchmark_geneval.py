@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts.benchmarks.emoji_world import make_scene, wording
-from addiffusion_env.prompts.benchmarks.geneval import GenEvalPrompts, demands, emoji_scene, phrases
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes
 from addiffusion_env.prompts.emoji_scene import Group
+from addiffusion_lab.benchmarks.emoji_world import make_scene, wording
+from addiffusion_lab.benchmarks.geneval import GenEvalPrompts, demands, emoji_scene, phrases
 
 ENTRIES: list[dict[str, Any]] = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from addiffusion_env.errors import PromptError, UnknownNameError
-from addiffusion_env.prompts.benchmarks.drawbench import DrawBenchPrompts
-from addiffusion_env.prompts.benchmarks.hpdv2 import STYLES, HPDv2Prompts
-from addiffusion_env.prompts.benchmarks.imagereward import ImageRewardPrompts
-from addiffusion_env.prompts.benchmarks.parti import PartiPrompts
-from addiffusion_env.prompts.benchmarks.t2i_compbench import CATEGORIES, T2ICompBenchPrompts
+from addiffusion_lab.benchmarks.drawbench import DrawBenchPrompts
+from addiffusion_lab.benchmarks.hpdv2 import STYLES, HPDv2Prompts
+from addiffusion_lab.benchmarks.imagereward import ImageRewardPrompts
+from addiffusion_lab.benchmarks.parti import PartiPrompts
+from addiffusion_lab.benchmarks.t2i_compbench import CATEGORIES, T2ICompBenchPrompts
 
 HEAD = "Prompt\tCategory\tChallenge\tNote\n"
 

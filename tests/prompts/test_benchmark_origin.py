@@ -14,14 +14,14 @@ import pytest
 from addiffusion_env.errors import ConfigError, MissingPackageError, PromptError, UnknownNameError
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptSource
-from addiffusion_env.prompts.benchmarks.base import PromptNumbering, check_counts, share_out
-from addiffusion_env.prompts.benchmarks.coco import CocoPrompts
-from addiffusion_env.prompts.benchmarks.drawbench import DrawBenchPrompts
-from addiffusion_env.prompts.benchmarks.geneval import GenEvalPrompts
-from addiffusion_env.prompts.benchmarks.hpdv2 import STYLES, HPDv2Prompts
-from addiffusion_env.prompts.benchmarks.origin import HubOrigin, clean
-from addiffusion_env.prompts.benchmarks.parti import PartiPrompts
-from addiffusion_env.prompts.benchmarks.t2i_compbench import T2ICompBenchPrompts
+from addiffusion_lab.benchmarks.base import PromptNumbering, check_counts, share_out
+from addiffusion_lab.benchmarks.coco import CocoPrompts
+from addiffusion_lab.benchmarks.drawbench import DrawBenchPrompts
+from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
+from addiffusion_lab.benchmarks.hpdv2 import STYLES, HPDv2Prompts
+from addiffusion_lab.benchmarks.origin import HubOrigin, clean
+from addiffusion_lab.benchmarks.parti import PartiPrompts
+from addiffusion_lab.benchmarks.t2i_compbench import T2ICompBenchPrompts
 
 PARTI_HEAD = "Prompt\tCategory\tChallenge\tNote\n"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from addiffusion_env.prompts.benchmarks.base import Benchmark
-from addiffusion_env.prompts.benchmarks.export import t2i_compbench_name
-from addiffusion_env.prompts.benchmarks.geneval import GenEvalPrompts
-from addiffusion_env.prompts.benchmarks.imagereward import ImageRewardPrompts
-from addiffusion_env.prompts.benchmarks.parti import PartiPrompts
-from addiffusion_env.prompts.benchmarks.t2i_compbench import CATEGORIES, T2ICompBenchPrompts
 from addiffusion_env.prompts.emoji_grammar import parse
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, vocabulary_words
+from addiffusion_lab.benchmarks.base import Benchmark
+from addiffusion_lab.benchmarks.export import t2i_compbench_name
+from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
+from addiffusion_lab.benchmarks.imagereward import ImageRewardPrompts
+from addiffusion_lab.benchmarks.parti import PartiPrompts
+from addiffusion_lab.benchmarks.t2i_compbench import CATEGORIES, T2ICompBenchPrompts
 
 PROJECT = Path(__file__).parent.parent.parent
 ROOT = Path(os.environ.get("ADDIFFUSION_BENCHMARKS") or PROJECT / "../shared/benchmarks")

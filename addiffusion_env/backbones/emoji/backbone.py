@@ -17,7 +17,7 @@ OPTIONS = ("truncate_prompts",)
 class EmojiBackbone(StableDiffusionBackbone):
     """Emoji world: 64x64 pictures of up to four emoji, SD 1.5's classes in small, no download.
 
-    Trained from scratch by ``python -m addiffusion_env.backbones.emoji.train``; ``weights/manifest.json`` says how.
+    Trained from scratch by ``python -m addiffusion_lab.emoji_training``; ``weights/manifest.json`` says how.
     """
 
     name = "emoji"

@@ -119,7 +119,7 @@ def _remedy(folder: Path, component: str) -> str:
     stage = COMPONENTS[component].stage if component in COMPONENTS else ""
     if not stage:
         return again
-    return f"{again}, or train it again: python -m addiffusion_env.backbones.emoji.train {stage} --out {folder}"
+    return f"{again}, or train it again: python -m addiffusion_lab.emoji_training {stage} --out {folder}"
 
 
 def _check_file(path: Path, expected: Mapping[str, Any], remedy: str) -> None:

@@ -16,18 +16,18 @@ from safetensors.torch import load_file
 
 from addiffusion_env.backbones.emoji.detector import STRIDE, load_detector
 from addiffusion_env.backbones.emoji.renderer import Renderer, empty_layout
-from addiffusion_env.backbones.emoji.train import STAGES
-from addiffusion_env.backbones.emoji.train.__main__ import build_parser, main, run_stage
-from addiffusion_env.backbones.emoji.train.clock import Clock, rate_factor
-from addiffusion_env.backbones.emoji.train.config import STAGE_DEFAULTS, TrainReport, stage_config
-from addiffusion_env.backbones.emoji.train.data import augment, degrade, draw_chunks, scene_bank, tokenize
-from addiffusion_env.backbones.emoji.train.detection import focal_loss, targets_of
-from addiffusion_env.backbones.emoji.train.distillation import random_crop
-from addiffusion_env.backbones.emoji.train.latent_diffusion import CHECKPOINT
-from addiffusion_env.backbones.emoji.train.preference import ranking_loss, twin
 from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
+from addiffusion_lab.emoji_training import STAGES
+from addiffusion_lab.emoji_training.__main__ import build_parser, main, run_stage
+from addiffusion_lab.emoji_training.clock import Clock, rate_factor
+from addiffusion_lab.emoji_training.config import STAGE_DEFAULTS, TrainReport, stage_config
+from addiffusion_lab.emoji_training.data import augment, degrade, draw_chunks, scene_bank, tokenize
+from addiffusion_lab.emoji_training.detection import focal_loss, targets_of
+from addiffusion_lab.emoji_training.distillation import random_crop
+from addiffusion_lab.emoji_training.latent_diffusion import CHECKPOINT
+from addiffusion_lab.emoji_training.preference import ranking_loss, twin
 
 TINY: dict[str, Any] = {"steps": 2, "batch": 4, "scenes": 8, "device": "cpu", "log_every": 0}
 

@@ -1,0 +1,57 @@
+"""How metrics are computed: everything that may change a number, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_lab.metrics.network import FeatureNetwork
+from addiffusion_lab.metrics.packages import LPIPS_URLS
+
+BACKENDS = ("torch-fidelity", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """Settings shared by all metrics; each reads those that concern it.
+
+    Attributes:
+        backend: of FID and KID. ``torch-fidelity`` resizes as TensorFlow 1 did and so matches the original FID;
+            ``torchmetrics`` resizes with antialiasing. Their numbers differ on pictures of any size but 299.
+        features: the network of FID and KID: a name of ``FEATURES``, or an object of one's own.
+        weights: the network's file (``inception``) or folder (``dino``, ``clip``); ``None``: the file that torch.hub
+            keeps, or the models of the emoji world.
+        cache: folder in which reference features are kept; ``None``: nowhere.
+        lpips_network: ``alex`` (the authors' advice for evaluation), ``vgg`` or ``squeeze``.
+        lpips_weights: torchvision's file of that network; ``None``: the one that torch.hub keeps.
+        kid_subsets: how many are drawn.
+        kid_subset_size: pictures of each set in each; the smaller set limits it.
+        psnr_cap: in decibels; what identical pictures (infinite PSNR) count, so that a mean exists.
+        batch: pictures a forward pass.
+        device: where networks run.
+        seed: of KID's subsets.
+    """
+
+    backend: str = "torch-fidelity"
+    features: str | FeatureNetwork = "inception"
+    weights: Path | str | None = None
+    cache: Path | str | None = None
+    lpips_network: str = "alex"
+    lpips_weights: Path | str | None = None
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    psnr_cap: float = 100.0
+    batch: int = 32
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what no metric could use, before hours of feature extraction."""
+        if self.backend not in BACKENDS:
+            raise unknown("metric backend", self.backend, BACKENDS)
+        if self.lpips_network not in LPIPS_URLS:
+            raise unknown("LPIPS network", self.lpips_network, LPIPS_URLS)
+        for name, least in (("kid_subsets", 1), ("kid_subset_size", 2), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}", f"set {name}={least}")
