@@ -24,6 +24,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import backbone_in
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines.base import BaseMethod, Method
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
@@ -31,7 +32,6 @@ from addiffusion_env.envs.loading import clip_width, load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers, NoScorers
 
 MODEL_KEYS = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
@@ -137,7 +137,7 @@ class AdaptivePipeline:
             WeightsError: when files are missing, damaged, or not to be had from the hub.
         """
         method, known = _named(name_or_dir, policy, trust, **hub)
-        settings = EnvSettings.of(**_model({"backbone": "emoji", **known}, backbone), device=device)
+        settings = EnvSettings.of(**_model({"backbone": EnvSettings.backbone, **known}, backbone), device=device)
         model = settings if backbone is None or isinstance(backbone, str | Path) else backbone
         made = None if model is settings else model if isinstance(model, Backbone) else PipelineBackbone(model)
         name = str(settings.backbone) if made is None else made.name
@@ -337,7 +337,7 @@ class AdaptivePipeline:
         return None if function is None else StepEnd(self, self.backbone, function, tuple(tensors))
 
     def _prompt(self, text: str) -> Prompt:
-        return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
+        return self.backbone.traits.read_prompt(text)
 
     def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:
@@ -394,6 +394,6 @@ def _model(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
     if not isinstance(backbone, str | Path):
         return known
     if str(backbone) not in BACKBONES:
-        found = backbone_in(Path(backbone).expanduser()) if known["backbone"] == "emoji" else None
+        found = backbone_in(Path(backbone).expanduser()) if traits_of(known["backbone"]).embedded else None
         return {**known, "backbone": found or known["backbone"], "name_or_path": str(backbone)}
     return known if str(backbone) == known["backbone"] else {"backbone": str(backbone)}

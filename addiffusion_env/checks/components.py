@@ -166,7 +166,7 @@ def _method(name: str) -> Found | None:
         return None
     backbone, spec = METHOD_EXAMPLES.get(bare, ("emoji", ""))
     spec = name if colon else spec
-    on = "the emoji world" if backbone == "emoji" else f"tiny random weights of {backbone}"
+    on = f"tiny random weights of {backbone}" if backbone in BUILDERS else "the emoji world"
 
     def run() -> Iterator[str]:
         if not spec:
@@ -175,7 +175,7 @@ def _method(name: str) -> Found | None:
             make_method(name)  # a specification that cannot be read is said before a model is loaded
         with tempfile.TemporaryDirectory() as folder:
             model, scorers = emoji_world()
-            if backbone != "emoji":
+            if backbone in BUILDERS:
                 model = tiny_backbone(backbone, Path(folder))
             weights = Path(folder) / "own"
             if "FOLDER" in spec:
