@@ -19,6 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from addiffusion_env.config import friendly, run_script, version_base
+from addiffusion_env.plugins import with_plugins
 
 if TYPE_CHECKING:
     from addiffusion_env.evaluation.report import Report
@@ -48,6 +49,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_lab.measured import check_measures, judge_by_vlm, measure_metrics
 
     EvaluationConfig.of(config)
+    config = with_plugins(config, [config["policy"], (config["hypotheses"] or {}).get("trained_without")])
     methods, settings = make_methods(config)
     folder = out_folder(config)  # after the policy was found: a mistyped one leaves no folder behind
     check_judges(config["judges"], str(settings.backbone))
@@ -116,7 +118,8 @@ def check_report(changes: Mapping[str, Any] | None) -> None:
     from addiffusion_env.baselines import make_method
     from addiffusion_env.evaluation.eval_config import changed
 
-    for method in changed(defaults(), changes)["methods"]:
+    config = with_plugins(changed(defaults(), changes))
+    for method in config["methods"]:
         make_method(method)
 
 

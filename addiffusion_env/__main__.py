@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from addiffusion_env.config import friendly
+from addiffusion_env.plugins import load_plugins
 from addiffusion_lab.bench.arguments import add_arguments
 
 
@@ -21,7 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checking.add_argument("--pipelines", action="store_true", help="measure every tiny diffusers pipeline, or NAME")
     checking.add_argument("--out", type=Path, help="with --pipelines: the Markdown file to write")
     for verb in (listing, checking):
-        verb.add_argument("--package", action="append", default=[], help="a module to import first; may be repeated")
+        verb.add_argument(
+            "--plugins",
+            "--package",
+            nargs="+",
+            action="extend",
+            default=[],
+            help="modules to import first, which register components of their own",
+        )
     bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
     bench.add_argument("--backbone", default="emoji")
     add_arguments(bench)
@@ -46,7 +54,7 @@ def list_names(chosen: argparse.Namespace) -> None:
     """Prints everything that is registered, a line each, and whether it runs on this machine."""
     from addiffusion_env.catalogue import catalogue, lines
 
-    import_packages(chosen.package)
+    load_plugins(chosen.plugins, "--plugins")
     print("yes: runs on this machine now; no: what it needs is said behind it")
     for line in lines(catalogue()):
         print(line)
@@ -64,7 +72,7 @@ def check(chosen: argparse.Namespace) -> None:
     from addiffusion_env.checks.components import find
     from addiffusion_env.errors import ConfigError
 
-    import_packages(chosen.package)
+    load_plugins(chosen.plugins, "--plugins")
     if chosen.pipelines:
         measure_pipelines(chosen)
         return
@@ -86,23 +94,6 @@ def measure_pipelines(chosen: argparse.Namespace) -> None:
         print(text)
     else:
         chosen.out.write_text(text, encoding="utf-8")
-
-
-def import_packages(names: Sequence[str]) -> None:
-    """Imports modules that register components of their own.
-
-    Raises:
-        ConfigError: for a module that cannot be imported.
-    """
-    from importlib import import_module
-
-    from addiffusion_env.errors import ConfigError
-
-    for name in names:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"--package {name} cannot be imported: {error}", "name a module on the path") from error
 
 
 def run_bench(chosen: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ class EvaluationConfig:
     """An evaluation's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
         prices: of one NFE, 0 or more; ``None`` is the policy's own.
         methods: specifications.
@@ -57,6 +58,7 @@ class EvaluationConfig:
         ConfigError: for a value of another type or out of its range.
     """
 
+    plugins: Sequence[str]
     policy: str | Path | None
     prices: Sequence[float | None]
     methods: Sequence[str]
