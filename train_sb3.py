@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+import addiffusion_lab  # noqa: F401 (registers further methods for the report)
 from addiffusion_env.config import dotted_values, friendly, run_script, version_base
 
 CONFIGS = Path(__file__).parent / "configs"
