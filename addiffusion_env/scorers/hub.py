@@ -33,6 +33,8 @@ from addiffusion_env.backbones.hub import (
 from addiffusion_env.errors import WeightsError
 
 __all__ = [
+    "BERT_REPO",
+    "IMAGE_REWARD_REPO",
     "WORKS_OFFLINE",
     "again",
     "ask_hub",
@@ -53,6 +55,9 @@ __all__ = [
     "some",
     "unavailable",
 ]
+
+IMAGE_REWARD_REPO, BERT_REPO = "THUDM/ImageReward", "bert-base-uncased"
+"""Hub ids of ImageReward's weights and of the tokenizer that it reads prompts by."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
