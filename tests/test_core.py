@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from addiffusion_env import errors
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.config import check_overrides, friendly, version_base
+from addiffusion_env.config import check_overrides, compose_config, friendly
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
@@ -72,6 +72,10 @@ def test_noise_is_a_function_of_prompt_seed_and_stream():
         ("lane=3", "no key 'lane'\n  -> did you mean 'lanes'"),
         ("reward=defalt", "configs/reward has no option 'defalt'\n  -> did you mean 'default'"),
         ("backbone=emojy", "configs/backbone has no option 'emojy'\n  -> did you mean 'emoji'"),
+        (
+            "environment@env=AdDiffusion-Emoji-v2",
+            "environment id 'AdDiffusion-Emoji-v2'\n  -> did you mean 'AdDiffusion-Emoji-v",
+        ),
         ("experiment=smok", "configs/experiment has no option 'smok'\n  -> did you mean 'smoke'"),
         ("env.max_decisionz=3", "+env.max_decisionz=VALUE adds what the files leave out"),
         ("replay={pikture: 3}", "that replay does not have\n  -> +replay.NAME=VALUE adds one"),
@@ -111,11 +115,9 @@ def test_good_overrides_pass():
 
 
 def composed(script, *overrides):
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(CONFIGS.resolve()), **version_base()):
-        return OmegaConf.to_container(compose(script, overrides=list(overrides)))
+    return OmegaConf.to_container(compose_config(CONFIGS, script, overrides))
 
 
 def test_every_experiment_composes():

@@ -33,7 +33,7 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     policies: list[Any] = [make_method(f"policy:{run}{price}") for run in runs for price in prices]
     # A policy brings its own environment, weights included; what is said here goes over it.
     known = policies[0].config.environment if policies else {}
-    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
+    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
     source, options = choose_prompts(config, str(settings.backbone))
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
     methods = policies + [make_method(spec) for spec in config["methods"]]
