@@ -163,16 +163,15 @@ def _metrics() -> Iterator[Entry]:
 def _judges() -> Iterator[Entry]:
     """Scorers that give verdicts, and the services of vision-language models; any scorer can judge beside them."""
     from addiffusion_env.scorers import SCORERS
-    from addiffusion_lab.vlm import CLIENTS
+    from addiffusion_lab.vlm import SERVICES
 
     for name in SCORERS:
         if hasattr(SCORERS.load(name), "verdicts"):
             yield Entry(name, first_line(SCORERS.load(name)), SCORERS.load(name).needs())
-    for name in CLIENTS:
-        kind = CLIENTS.load(name)
-        keyed = any(os.environ.get(variable) for variable in kind.key_variables)
-        needs = "" if keyed else f"a key in {' or '.join(kind.key_variables)}, or a server of your own"
-        yield Entry(f"{name}:MODEL", first_line(kind), needs)
+    for name, service in SERVICES.items():
+        keyed = any(os.environ.get(variable) for variable in service.key_variables)
+        needs = "" if keyed else f"a key in {' or '.join(service.key_variables)}, or a server of your own"
+        yield Entry(f"{name}:MODEL", service.summary, needs)
 
 
 def _lacks(attempt: Callable[[], Any], words: str) -> str:
