@@ -11,9 +11,9 @@ from addiffusion_env.errors import ConfigError, nearest, unknown
 from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.dino import DinoEmbedder
-from addiffusion_env.scorers.hub import BERT_REPO, IMAGE_REWARD_REPO
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.tokens import has_tokenizer
+from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO
 
 DEFAULTS = {
     "clip": "ViT-L-14",
