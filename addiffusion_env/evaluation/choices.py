@@ -16,6 +16,7 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.loading import clip_width
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
+from addiffusion_env.evaluation.extras import extras_in
 from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
 
@@ -29,8 +30,9 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
         WeightsError: for a folder without a policy.
     """
     prices = ["" if price is None else f"@{price}" for price in config["prices"]]
-    runs = [config["policy"], (config["hypotheses"] or {}).get("trained_without")]
-    policies: list[Any] = [make_method(f"policy:{run}{price}") for run in runs if run is not None for price in prices]
+    runs = [] if config["policy"] is None else [config["policy"]]
+    runs += [run for key, kind in extras_in(config).items() for run in kind.runs(config[key])]
+    policies: list[Any] = [make_method(f"policy:{run}{price}") for run in runs for price in prices]
     # A policy brings its own environment, weights included; what is said here goes over it.
     known = policies[0].config.environment if policies else {}
     settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
@@ -57,15 +59,16 @@ def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
 def out_folder(config: Mapping[str, Any]) -> Path:
     """Where records and report go; refused at once when it cannot be made.
 
-    Without ``out``: ``report`` in the policy's run (``hypotheses`` where claims are judged). A policy that ships with
-    the package has no run to write to, so its evaluation goes to ``runs``.
+    Without ``out``: ``report`` in the policy's run, or the folder that an extra names (``hypotheses``). A policy that
+    ships with the package has no run to write to, so its evaluation goes to ``runs``.
 
     Raises:
         RunFolderError: when it cannot be made.
     """
-    policy, judged = config["policy"], config["hypotheses"] is not None
+    policy = config["policy"]
+    named = next((kind.folder for kind in extras_in(config).values() if kind.folder), None)
     if policy is None or str(policy) in shipped():
-        default = Path("runs", "hypotheses" if judged else "eval" if policy is None else f"eval_{policy}")
+        default = Path("runs", named or ("eval" if policy is None else f"eval_{policy}"))
     else:
-        default = Path(policy) / ("hypotheses" if judged else "report")
+        default = Path(policy) / (named or "report")
     return RecordStore(config["out"] or default).folder

@@ -1,4 +1,4 @@
-"""A backbone brings its world: prompts, reader, scorers, judges and guide are taken from its class, not from its name."""
+"""A backbone brings its world: prompts, reader, scorers, judges and guide come from its class."""
 
 import sys
 
