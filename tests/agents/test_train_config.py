@@ -56,7 +56,8 @@ def test_what_sb3_refuses_is_told_as_a_configuration_error():
 
 def test_the_settings_that_ship_suit_their_algorithm():
     check_algorithm(CONFIG["algorithm"], CONFIG["ppo"])
-    check_algorithm(CONFIG["algorithm"], CONFIG["replay"]["ppo"])
+    emoji = OmegaConf.load(train_sb3.CONFIGS / "backbone" / "emoji.yaml")
+    check_algorithm(CONFIG["algorithm"], OmegaConf.to_container(emoji.replay.ppo))
     check_algorithm("ppo", {"learning_rate": lambda left: left, "policy_kwargs": {"net_arch": [8]}, "target_kl": None})
 
 
