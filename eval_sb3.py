@@ -34,13 +34,13 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.evaluation.benchmarks import take_prompts
-    from addiffusion_env.evaluation.choices import make_methods, out_folder
+    from addiffusion_env.evaluation.choices import make_methods, out_folder, with_defaults
     from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
     from addiffusion_env.evaluation.extras import make_extras
     from addiffusion_env.evaluation.films import shoot
-    from addiffusion_env.evaluation.judges import Judges, check_judges, described
+    from addiffusion_env.evaluation.judges import Judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
     from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
@@ -51,7 +51,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     config = with_plugins(config, [config["policy"]])
     methods, settings = make_methods(config)
     folder = out_folder(config)  # after the policy was found: a mistyped one leaves no folder behind
-    check_judges(config["judges"], str(settings.backbone))
+    config = with_defaults(config, str(settings.backbone))
     extras = make_extras(config, methods, str(settings.backbone))
     judges = Judges.of(config["judges"], resolve_device(settings.device))
     prompts, config = take_prompts(settings.prompt_source(), config)

@@ -13,6 +13,7 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
     {"prompts"},
     {"backbones"},
     {"regions", "scorers"},
+    {"emoji"},
     {"observations", "rewards"},
     {"engine"},
     {"envs"},

@@ -161,12 +161,13 @@ def test_a_reward_that_is_asked_for_brings_what_belongs_to_it(backbone):
 @pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_evaluation_composes_from_known_names(path):
     from addiffusion_env.baselines import make_method
+    from addiffusion_env.evaluation.judges import choose_judges
 
     check_overrides(CONFIGS, "eval", [f"evaluation={path.stem}"])
     config = composed("eval", f"evaluation={path.stem}")
     assert EnvSettings.of(**config["env"]).backbone == path.stem
     assert [make_method(spec) for spec in config["methods"]]
-    assert all(judge in SCORERS for judge in config["judges"])
+    assert choose_judges(config["judges"], path.stem) == ["hps"]
 
 
 @pytest.mark.parametrize("script", ["train_sb3.py", "eval_sb3.py"])

@@ -14,6 +14,7 @@ from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
 from addiffusion_env.agents.sb3_zip import import_zip, of_model
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import backbone_in
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.errors import ConfigError, unknown
@@ -84,6 +85,6 @@ def model_settings(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
     if not isinstance(backbone, str | Path):
         return known
     if str(backbone) not in BACKBONES:
-        found = backbone_in(Path(backbone).expanduser()) if known["backbone"] == "emoji" else None
+        found = backbone_in(Path(backbone).expanduser()) if traits_of(known["backbone"]).embedded else None
         return {**known, "backbone": found or known["backbone"], "name_or_path": str(backbone)}
     return known if str(backbone) == known["backbone"] else {"backbone": str(backbone)}

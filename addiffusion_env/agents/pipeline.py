@@ -28,7 +28,6 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.plugins import load_plugins
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers, NoScorers
 
 
@@ -138,7 +137,9 @@ class AdaptivePipeline:
         """
         load_plugins(plugins)
         method, known = policy_and_model(name_or_dir, policy, trust, **hub)
-        settings = EnvSettings.of(**model_settings({"backbone": "emoji", **known}, backbone), device=device)
+        settings = EnvSettings.of(
+            **model_settings({"backbone": EnvSettings.backbone, **known}, backbone), device=device
+        )
         model = settings if backbone is None or isinstance(backbone, str | Path) else backbone
         made = None if model is settings else model if isinstance(model, Backbone) else PipelineBackbone(model)
         name = str(settings.backbone) if made is None else made.name
@@ -338,7 +339,7 @@ class AdaptivePipeline:
         return None if function is None else StepEnd(self, self.backbone, function, tuple(tensors))
 
     def _prompt(self, text: str) -> Prompt:
-        return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
+        return self.backbone.traits.read_prompt(text)
 
     def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:

@@ -10,12 +10,14 @@ from typing import Any
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.policy_file import shipped
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.loading import clip_width
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
 from addiffusion_env.evaluation.extras import extras_in
+from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
 
 
@@ -41,6 +43,17 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
         if isinstance(method, LearnedMethod):
             method.check_fits(str(settings.backbone), clip_width(str(settings.backbone), settings.scorers))
     return methods, settings
+
+
+def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
+    """The configuration with the backbone's own prompt source and judges where it names none.
+
+    Raises:
+        ConfigError: for a judge that cannot read the backbone's images.
+        UnknownNameError: for a judge that does not exist.
+    """
+    source = config["prompt_source"] or traits_of(backbone).prompts
+    return {**config, "prompt_source": source, "judges": choose_judges(config["judges"], backbone)}
 
 
 def out_folder(config: Mapping[str, Any]) -> Path:

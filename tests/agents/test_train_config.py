@@ -11,6 +11,7 @@ from addiffusion_env import AdDiffusionVecEnv
 from addiffusion_env.agents.replay import ReplayConfig
 from addiffusion_env.agents.train_config import TrainingConfig
 from addiffusion_env.agents.training import check_algorithm, make_model
+from addiffusion_env.config import compose_config
 from addiffusion_env.errors import ConfigError
 
 FILE = OmegaConf.to_container(OmegaConf.load(train_sb3.CONFIGS / "train.yaml"))
@@ -55,8 +56,7 @@ def test_what_sb3_refuses_is_told_as_a_configuration_error():
 
 def test_the_settings_that_ship_suit_their_algorithm():
     check_algorithm(CONFIG["algorithm"], CONFIG["ppo"])
-    emoji = OmegaConf.load(train_sb3.CONFIGS / "backbone" / "emoji.yaml")
-    check_algorithm(CONFIG["algorithm"], OmegaConf.to_container(emoji.replay.ppo))
+    check_algorithm(CONFIG["algorithm"], compose_config(train_sb3.CONFIGS, "train")["replay"]["ppo"])
     check_algorithm("ppo", {"learning_rate": lambda left: left, "policy_kwargs": {"net_arch": [8]}, "target_kl": None})
 
 
