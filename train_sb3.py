@@ -43,7 +43,6 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         run_folder,
         wants_resume,
     )
-    from addiffusion_env.agents.warm_start import warm_start
     from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
@@ -87,9 +86,6 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
             learner = learn_on_table(walk, settings, replay, *how)
             model.policy.load_state_dict(learner.policy.state_dict())
             print(f"trained on the table for {replay.total_timesteps} decisions", flush=True)
-    if config["warm_start"] is not None and state is None:
-        agreement = warm_start(model, env, config["warm_start"], config["seed"])
-        print(f"warm start: the policy now does what the rule does in {agreement:.0%} of its decisions", flush=True)
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)

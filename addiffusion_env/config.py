@@ -17,6 +17,9 @@ from addiffusion_env.errors import AdDiffusionError, ConfigError, closest, neare
 
 HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 
+REMOVED = {"warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table"}
+"""Keys of earlier versions -> what to do instead."""
+
 
 def version_base() -> dict[str, str]:
     """What Hydra is told of the version whose defaults are wanted: 1.3 warns unless it is told, 1.4 when it is."""
@@ -67,6 +70,7 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = list(overrides)
+    check_removed(re.split(r"[.=]", item.lstrip("+~"), maxsplit=1)[0] for item in overrides)
     wanted = [item for item in overrides if not HYDRA_FLAGS.match(item)]
     sweep = any(item in ("-m", "--multirun") for item in overrides)
     if sweep:  # a sweep's comma lists are not one configuration
@@ -85,6 +89,17 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
     # Hydra lets some through: a group's option that is no text, or longer than any file's name.
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         raise _explain(error, base, wanted, config_dir) from error
+
+
+def check_removed(keys: Iterable[str]) -> None:
+    """Refuses keys of earlier versions.
+
+    Raises:
+        ConfigError: saying what to do instead.
+    """
+    for key in keys:
+        if key in REMOVED:
+            raise ConfigError(f"the key {key!r} no longer exists", REMOVED[key])
 
 
 def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:
@@ -112,6 +127,7 @@ def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir
     for item in overrides:
         if item.startswith("experiment=") and _option_exists(config_dir, item):
             own = OmegaConf.load(config_dir / "experiment" / f"{item.partition('=')[2]}.yaml")
+            check_removed(str(key) for key in own)
             strange = [str(key) for key in own if key not in ("defaults", "hydra", *base)]
             if strange:
                 raise ConfigError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from addiffusion_env.config import check_removed
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.typed import check_least, check_types
 
@@ -34,7 +35,6 @@ class TrainingConfig:
         env: see :class:`.EnvSettings`.
         ppo: keyword arguments of the algorithm.
         replay: see :class:`.ReplayConfig`; ``None`` trains on the live environment alone.
-        warm_start: see :class:`.WarmStart`.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
 
@@ -57,7 +57,6 @@ class TrainingConfig:
     env: Mapping[str, Any]
     ppo: Mapping[str, Any]
     replay: Mapping[str, Any] | None
-    warm_start: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]
 
@@ -74,4 +73,5 @@ class TrainingConfig:
         Raises:
             ConfigError: see the class.
         """
+        check_removed(config)
         return cls(**{item.name: config[item.name] for item in fields(cls)})

@@ -11,7 +11,6 @@ from addiffusion_env import AdDiffusionVecEnv
 from addiffusion_env.agents.replay import ReplayConfig
 from addiffusion_env.agents.train_config import TrainingConfig
 from addiffusion_env.agents.training import check_algorithm, make_model
-from addiffusion_env.agents.warm_start import WarmStart
 from addiffusion_env.config import compose_config
 from addiffusion_env.errors import ConfigError
 
@@ -61,9 +60,11 @@ def test_the_settings_that_ship_suit_their_algorithm():
     check_algorithm("ppo", {"learning_rate": lambda left: left, "policy_kwargs": {"net_arch": [8]}, "target_kl": None})
 
 
-def test_a_table_needs_pictures_and_a_rule_numbers():
+def test_a_table_needs_pictures():
     with pytest.raises(ConfigError, match=r"replay\.pictures must be at least 1, got 0"):
         ReplayConfig.of({"pictures": 0})
-    with pytest.raises(ConfigError, match=r"warm_start\.decisions must be int, got 'few'"):
-        WarmStart.of({"decisions": "few"})
-    assert WarmStart.of({"fine_words": ["left"]}).fine_words == ("left",)
+
+
+def test_a_key_of_an_earlier_version_is_refused():
+    with pytest.raises(ConfigError, match="the key 'warm_start' no longer exists\n  -> leave it out"):
+        TrainingConfig.of({**CONFIG, "warm_start": {"decisions": 10}})
