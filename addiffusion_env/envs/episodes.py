@@ -27,7 +27,7 @@ from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.slot import Slot, portable
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
-from addiffusion_env.observations.features import sees_previews
+from addiffusion_env.observations.features import needs_preview
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
@@ -89,7 +89,7 @@ class Episodes:
         width = self.backbone.capabilities.feature_dim or 0
         self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
         # Finished pictures are always scored; previews only where somebody reads what the scorers say.
-        self.looks = sees_previews(settings.keys()) or self.reward.sees_previews
+        self.looks = needs_preview(settings.keys()) or self.reward.needs_preview
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
         self.infos = InfoMaker.of(self.backbone.capabilities, self.process, self.reward.terms)

@@ -43,7 +43,7 @@ class Watcher:
         None for a method that has no reward, or looks at no previews: rewards are paid by looks. Scores are
         scaled as on a table of tries, by 1: the pooled deviations of live training are the trainer's.
         """
-        if not isinstance(self.method, LearnedMethod) or not self.method.looks:
+        if not isinstance(self.method, LearnedMethod) or not self.method.needs_preview:
             return {}
         lane = episode.lane
         lanes = [*self.seen[lane.prompt.prompt_id, lane.seed], lane]

@@ -90,9 +90,20 @@ class Reward:
         return described({"terms": self.terms, "functions": self._functions, "beliefs": beliefs})
 
     @property
-    def sees_previews(self) -> bool:
+    def needs_preview(self) -> bool:
         """Whether a term with a weight compares previews, which must then be scored at each decision."""
         return any(config.weight for name, config in self.terms.items() if name not in FINISHED_TERMS)
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """(term, scorer) of each scorer that a term with a weight pays by, by its part in :class:`.LookScorers`."""
+        everything = ("preference", "clip", "dino")
+        return [
+            (name, part)
+            for name, config in self.terms.items()
+            if config.weight
+            for part in getattr(self._functions[name], "reads", everything)
+        ]
 
     def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""
