@@ -18,6 +18,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from addiffusion_env.config import dotted_values, friendly, run_script, version_base
+from addiffusion_env.plugins import with_plugins
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -45,8 +46,11 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
     from addiffusion_env.files import writing_to
+    from eval_sb3 import check_report
 
     started = time.monotonic()
+    config = with_plugins(config, [config["run_dir"]] if config["resume"] == "auto" else [])
+    check_report(config["report"])  # now, not after minutes of training
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     check_algorithm(config["algorithm"], config["ppo"])
@@ -122,10 +126,7 @@ def report(folder: Path, config: dict[str, Any]) -> None:
 @friendly
 def main(config: DictConfig) -> float:
     """Hydra's entry."""
-    from eval_sb3 import check_report
-
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    check_report(plain["report"])  # now, not after minutes of training
     folder, score = train(plain)
     if plain["report"] is not None:
         report(folder, plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +20,7 @@ class TrainingConfig:
     """A training's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         run_dir: folder of checkpoints, log, policy and report.
         resume: ``"auto"`` or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
@@ -41,6 +42,7 @@ class TrainingConfig:
         ConfigError: for a value of another type or out of its range.
     """
 
+    plugins: Sequence[str]
     run_dir: str
     resume: str
     seed: int

@@ -39,9 +39,10 @@ PRESETS: dict[str, dict[str, TermConfig]] = {
         "clip_gain": TermConfig(0.0),
         "dino_stability": TermConfig(0.0),
     },
-    # The published sum, kept for comparison: gains at every step, pay for stability, a price too small to matter.
+    # The published sum, kept for comparison: gains at every step, pay for stability, a price too small to matter. Its
+    # CLIP gain counts in standard deviations: .095 over previews and finished images of 32 emoji prompts.
     "as_published": {
-        "clip_gain": TermConfig(1.0, {"telescopes": 0.0}),
+        "clip_gain": TermConfig(1.0, {"telescopes": 0.0, "std": 0.1}),
         "preference_gain": TermConfig(1.0, {"telescopes": 0.0}),
         "dino_stability": TermConfig(0.75),
         "nfe_price": TermConfig(1.0),

@@ -12,12 +12,13 @@ from PIL import Image
 
 from addiffusion_env.config import check_overrides
 from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError
-from addiffusion_env.evaluation.benchmarks import check_export, choose_prompts, export_run, take_prompts
+from addiffusion_env.evaluation.benchmarks import choose_prompts, take_prompts
 from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.evaluation.records import prompt_key, uid_of
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt, PromptList
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_lab.benchmarks.export import check_export, export_run
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
 
 ROOT = Path(__file__).parent.parent.parent

@@ -117,7 +117,7 @@ def test_bad_rewards(reward, message):
 
 def test_gains_are_counted_in_a_fixed_standard_deviation():
     step = transition((1.0,), (1.5,))
-    reward = make_reward({"preset": "as_published", "clip_gain": {"std": 0.1}})
+    reward = make_reward("as_published")
     assert reward(step)[1]["clip_gain"][0] == pytest.approx(5.0)
     assert reward(step)[1]["preference_gain"][0] == pytest.approx(0.5)
 
