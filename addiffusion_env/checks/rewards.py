@@ -9,16 +9,15 @@ import numpy as np
 
 from addiffusion_env.checks.base import require
 from addiffusion_env.rewards.base import RewardTerm, Transition
-from addiffusion_env.rewards.normalisation import PooledScale
 
 LANES = 4
 
 
 def settings_have_defaults(term: RewardTerm) -> None:
-    """It takes a transition and a scale, then settings that all have a default; its docstring says what it pays for."""
+    """It takes a transition, then settings that all have a default; its docstring says what it pays for."""
     names = list(inspect.signature(term).parameters.values())
-    require(len(names) >= 2, f"it takes {len(names)} arguments", "take (transition, scale, **settings)")
-    bare = [item.name for item in names[2:] if item.default is item.empty]
+    require(len(names) >= 1, "it takes no arguments", "take (transition, **settings)")
+    bare = [item.name for item in names[1:] if item.default is item.empty]
     require(not bare, f"settings without a default: {', '.join(bare)}", "give them one")
     require(bool((term.__doc__ or "").strip()), "there is no docstring", "say what it pays for, and in which unit")
 
@@ -26,7 +25,7 @@ def settings_have_defaults(term: RewardTerm) -> None:
 def one_finite_number_a_lane(term: RewardTerm) -> None:
     """B lanes give B finite numbers, also at the first step, which has no picture before it."""
     for first in (False, True):
-        found = np.asarray(term(_transition(first), PooledScale()))
+        found = np.asarray(term(_transition(first)))
         require(found.shape == (LANES,), f"{LANES} lanes gave the shape {found.shape}", "one number a lane")
         when = "at the first step" if first else "in the middle"
         require(bool(np.isfinite(found).all()), f"{when} it gives {found}", "give 0 where there is nothing before")
@@ -34,10 +33,10 @@ def one_finite_number_a_lane(term: RewardTerm) -> None:
 
 def lanes_are_independent(term: RewardTerm) -> None:
     """A lane's number does not depend on the other lanes."""
-    whole = np.asarray(term(_transition(False), PooledScale()))
+    whole = np.asarray(term(_transition(False)))
     for lane in range(LANES):
         one = Transition(*(getattr(_transition(False), item.name)[lane : lane + 1] for item in fields(Transition)))
-        alone = float(np.asarray(term(one, PooledScale()))[0])
+        alone = float(np.asarray(term(one))[0])
         require(
             abs(alone - whole[lane]) < 1e-9, f"lane {lane} gives {alone} alone, {whole[lane]} beside others", "split"
         )
@@ -46,7 +45,7 @@ def lanes_are_independent(term: RewardTerm) -> None:
 def the_transition_is_left_alone(term: RewardTerm) -> None:
     """The transition's arrays are not changed."""
     given, before = _transition(False), _transition(False)
-    term(given, PooledScale())
+    term(given)
     for item in fields(Transition):
         same = np.array_equal(getattr(given, item.name), getattr(before, item.name), equal_nan=True)
         require(same, f"transition.{item.name} was changed", "work on a copy")

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from addiffusion_env.rewards.normalisation import PooledScale
-
 
 @dataclass(frozen=True)
 class Transition:
@@ -41,12 +39,6 @@ class Transition:
     terminal: np.ndarray
     reference: np.ndarray
 
-    @classmethod
-    def cat(cls, parts: Sequence[Transition]) -> Transition:
-        """The lanes of several transitions, one after the other."""
-        names = (item.name for item in fields(cls))
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
     def rows(self, places: Sequence[int]) -> Transition:
         """Some of its lanes, in that order."""
         return Transition(**{item.name: getattr(self, item.name)[list(places)] for item in fields(self)})
@@ -55,5 +47,5 @@ class Transition:
 class RewardTerm(Protocol):
     """One named term. Plain functions of this form are registered in ``rewards.TERMS``."""
 
-    def __call__(self, transition: Transition, scale: PooledScale, **settings: Any) -> np.ndarray:
+    def __call__(self, transition: Transition, **settings: Any) -> np.ndarray:
         """(B,) values in the term's own unit, before its weight."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.normalisation import PooledScale
 
 
-def dino_stability(transition: Transition, scale: PooledScale) -> np.ndarray:
+def dino_stability(transition: Transition) -> np.ndarray:
     """DINO cosine between the pictures before and after, in [-1, 1].
 
     As a reward it pays for idling (about +0.75 a step), so presets but ``as_published`` give it weight 0.

@@ -5,20 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.normalisation import PooledScale
 
 
-def clip_gain(transition: Transition, scale: PooledScale, gamma: float = 1.0, telescopes: float = 1.0) -> np.ndarray:
-    """Gain of the CLIP cosine over the step, in pooled standard deviations of the cosine."""
-    return _gain(transition.clip_before, transition.clip_after, transition, scale.std("clip"), gamma, telescopes)
+def clip_gain(transition: Transition, gamma: float = 1.0, telescopes: float = 1.0, std: float = 1.0) -> np.ndarray:
+    """Gain of the CLIP cosine over the step, divided by ``std``.
+
+    Args:
+        transition: the step.
+        gamma: discount of the potential.
+        telescopes: whether the gains of an episode sum to 0, see :func:`_gain`.
+        std: what one unit is; the cosine's standard deviation over images (0.1 in the emoji world) for a gain in
+            standard deviations. A constant, so that every process and every restart pays the same.
+    """
+    return _gain(transition.clip_before, transition.clip_after, transition, std, gamma, telescopes)
 
 
 def preference_gain(
-    transition: Transition, scale: PooledScale, gamma: float = 1.0, telescopes: float = 1.0
+    transition: Transition, gamma: float = 1.0, telescopes: float = 1.0, std: float = 1.0
 ) -> np.ndarray:
-    """Gain of the preference score over the step, in pooled standard deviations of the score."""
+    """Gain of the preference score, which is in standard deviations already; arguments as of :func:`clip_gain`."""
     before, after = transition.preference_before, transition.preference_after
-    return _gain(before, after, transition, scale.std("preference"), gamma, telescopes)
+    return _gain(before, after, transition, std, gamma, telescopes)
 
 
 def _gain(

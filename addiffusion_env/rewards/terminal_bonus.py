@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.normalisation import PooledScale
 from addiffusion_env.scorers.liking import Liking
 
 
 def terminal_bonus(
     transition: Transition,
-    scale: PooledScale,
     centre: float = 0.0,
     width: float = 0.0,
     relative: float = 0.0,
@@ -24,7 +22,6 @@ def terminal_bonus(
 
     Args:
         transition: the step.
-        scale: unused; the preference scorer is already in standard deviations.
         centre: where a saturating bonus is worth one half.
         width: 0 pays the liking itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
             in [0, 1], which behaves like a probability of being right and stops paying for what is good enough.

@@ -24,28 +24,28 @@ from addiffusion_lab.metrics.contract import METRIC_CONTRACTS
 from addiffusion_lab.metrics.paired import psnr
 
 
-def of_all_lanes(transition, scale):
+def of_all_lanes(transition):
     """Pays everybody the mean."""
     return np.full(len(transition.nfe), transition.nfe.mean())
 
 
-def one_number(transition, scale):
+def one_number(transition):
     """Pays one number."""
     return 1.0
 
 
-def nan_at_first(transition, scale):
+def nan_at_first(transition):
     """Pays for a gain without a picture before."""
     return transition.clip_after - transition.clip_before
 
 
-def in_place(transition, scale):
+def in_place(transition):
     """Changes what it was given."""
     np.multiply(transition.nfe, 2, out=transition.nfe)
     return transition.nfe.copy() / 2
 
 
-def bare_setting(transition, scale, weight):
+def bare_setting(transition, weight):
     """Has a setting without a default."""
     return transition.nfe
 
