@@ -278,7 +278,7 @@ class LearnedMethod:
 
 def scores_used(settings: EnvSettings) -> ScoresUsed:
     """(part, how) of each scorer that a policy of an environment was paid by, keeps images by, or sees."""
-    pairs = [(part, f"its reward term {name} pays by it") for name, part in make_reward(settings.reward).parts]
+    pairs = [(part, f"its reward term {name} pays by it") for name, part in make_reward(settings.reward).pays_by]
     refine = refine_config(settings.refine)
     if refine.enabled and refine.accept == "score":
         pairs.append(("preference", "it keeps a refinement by it"))
