@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from addiffusion_env.backbones import tiny
+from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 
 VAE = {

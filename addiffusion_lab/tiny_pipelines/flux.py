@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from addiffusion_env.backbones import tiny
+from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.stable_diffusion import clip

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from addiffusion_env.backbones import tiny
+from addiffusion_lab.tiny_pipelines import folders as tiny
 
 WORDS = (
     *tiny.WORDS,

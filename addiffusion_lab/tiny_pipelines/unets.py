@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from addiffusion_env.backbones import tiny
+from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, NOISE
