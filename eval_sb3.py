@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-import addiffusion_lab  # noqa: F401 (registers claims, metrics, benchmarks and further methods)
 from addiffusion_env.config import friendly, run_script, version_base
+from addiffusion_env.plugins import with_plugins
 
 if TYPE_CHECKING:
     from addiffusion_env.evaluation.report import Report
@@ -34,12 +34,12 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.evaluation.benchmarks import take_prompts
-    from addiffusion_env.evaluation.choices import make_extras, make_methods, out_folder
+    from addiffusion_env.evaluation.choices import make_extras, make_methods, out_folder, with_defaults
     from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
     from addiffusion_env.evaluation.films import shoot
-    from addiffusion_env.evaluation.judges import Judges, check_judges, described
+    from addiffusion_env.evaluation.judges import Judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
     from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
@@ -47,9 +47,10 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.evaluation.samples import sample_uids
 
     EvaluationConfig.of(config)
+    config = with_plugins(config, [config["policy"]])
     methods, settings = make_methods(config)
     folder = out_folder(config)  # after the policy was found: a mistyped one leaves no folder behind
-    check_judges(config["judges"], str(settings.backbone))
+    config = with_defaults(config, str(settings.backbone))
     extras = make_extras(config, methods, str(settings.backbone))
     judges = Judges.of(config["judges"], resolve_device(settings.device))
     prompts, config = take_prompts(settings.prompt_source(), config)
@@ -105,9 +106,11 @@ def check_report(changes: Mapping[str, Any] | None) -> None:
         UnknownNameError: for a method that does not exist.
     """
     from addiffusion_env.baselines import make_method
-    from addiffusion_env.evaluation.eval_config import changed
+    from addiffusion_env.evaluation.eval_config import changed, extras_in
 
-    for method in changed(defaults(), changes)["methods"]:
+    config = with_plugins(changed(defaults(), changes))
+    extras_in(config)
+    for method in config["methods"]:
         make_method(method)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env.config import friendly
+from addiffusion_env.plugins import load_plugins
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,7 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checking.add_argument("--pipelines", action="store_true", help="measure every tiny diffusers pipeline, or NAME")
     checking.add_argument("--out", type=Path, help="with --pipelines: the Markdown file to write")
     for verb in (listing, checking):
-        verb.add_argument("--package", action="append", default=[], help="a module to import first; may be repeated")
+        verb.add_argument(
+            "--plugins",
+            "--package",
+            nargs="+",
+            action="extend",
+            default=[],
+            help="modules to import first, which register components of their own",
+        )
     bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
     bench.add_argument("--backbone", default="emoji")
     lab("bench.arguments").add_arguments(bench)
@@ -47,7 +55,7 @@ def list_names(chosen: argparse.Namespace) -> None:
     from addiffusion_env.catalogue import catalogue, lines
 
     lab()
-    import_packages(chosen.package)
+    load_plugins(chosen.plugins, "--plugins")
     print("yes: runs on this machine now; no: what it needs is said behind it")
     for line in lines(catalogue()):
         print(line)
@@ -66,7 +74,7 @@ def check(chosen: argparse.Namespace) -> None:
     from addiffusion_env.errors import ConfigError
 
     lab()
-    import_packages(chosen.package)
+    load_plugins(chosen.plugins, "--plugins")
     if chosen.pipelines:
         measure_pipelines(chosen)
         return
@@ -102,23 +110,6 @@ def lab(module: str = "") -> Any:
         return import_module(f"addiffusion_lab.{module}".rstrip("."))
     except ModuleNotFoundError as error:
         raise ConfigError(f"this command needs addiffusion_lab: {error}", "install the whole repository") from error
-
-
-def import_packages(names: Sequence[str]) -> None:
-    """Imports modules that register components of their own.
-
-    Raises:
-        ConfigError: for a module that cannot be imported.
-    """
-    from importlib import import_module
-
-    from addiffusion_env.errors import ConfigError
-
-    for name in names:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"--package {name} cannot be imported: {error}", "name a module on the path") from error
 
 
 def run_bench(chosen: argparse.Namespace) -> None:

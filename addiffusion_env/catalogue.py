@@ -57,21 +57,16 @@ def first_line(thing: Any) -> str:
 
 def _environments() -> Iterator[Entry]:
     from addiffusion_env import ENVIRONMENTS
+    from addiffusion_env.backbones.traits import traits_of
+    from addiffusion_env.scorers import SCORERS
 
     backbones = {entry.name: entry for entry in _backbones()}
     for name, settings in ENVIRONMENTS.items():
         model = backbones[settings["backbone"]]
-        needs = model.needs
-        if settings["backbone"] != "emoji":  # what looks at real pictures: CLIP, ImageReward, DINOv2
-            needs = ", ".join(part for part in (needs, _scorer_needs("image_reward")) if part)
+        scorers = SCORERS.load(traits_of(settings["backbone"]).preference).needs()
+        needs = ", ".join(part for part in (model.needs, scorers) if part)
         steps = f"{settings['steps']} steps of" if "steps" in settings else "the own steps of"
         yield Entry(name, f"{steps} {model.says}", needs)
-
-
-def _scorer_needs(name: str) -> str:
-    from addiffusion_env.scorers import SCORERS
-
-    return str(SCORERS.load(name).needs())
 
 
 def _classes(registry: Any) -> Iterator[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 from addiffusion_env.errors import ConfigError, UnknownNameError, unknown
@@ -80,5 +81,14 @@ class Registry(Mapping[str, str]):
         Raises:
             UnknownNameError: for a name that is not registered; the nearest known one is given.
         """
-        module, attribute = self[name].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        return load_object(self[name])
+
+
+def load_object(target: str) -> Any:
+    """Imports and returns what ``"module:attribute"`` names; the attribute may be one of an attribute.
+
+    >>> load_object("json:JSONDecoder.decode").__name__
+    'decode'
+    """
+    module, attribute = target.split(":")
+    return attrgetter(attribute)(importlib.import_module(module))

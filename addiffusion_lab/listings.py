@@ -14,7 +14,7 @@ from addiffusion_lab.benchmarks.origin import open_origin
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.contract import METRIC_CONTRACTS
 from addiffusion_lab.metrics.packages import ALEXNET_URL, INCEPTION_URL, find_weights, load_package
-from addiffusion_lab.vlm import CLIENTS
+from addiffusion_lab.vlm import SERVICES
 
 
 def benchmarks() -> Iterator[Entry]:
@@ -41,11 +41,10 @@ def metrics() -> Iterator[Entry]:
 
 def judges() -> Iterator[Entry]:
     """Services of vision-language models that compare images."""
-    for name in CLIENTS:
-        kind = CLIENTS.load(name)
-        keyed = any(os.environ.get(variable) for variable in kind.key_variables)
-        needs = "" if keyed else f"a key in {' or '.join(kind.key_variables)}, or a server of your own"
-        yield Entry(f"{name}:MODEL", first_line(kind), needs)
+    for name, service in SERVICES.items():
+        keyed = any(os.environ.get(variable) for variable in service.key_variables)
+        needs = "" if keyed else f"a key in {' or '.join(service.key_variables)}, or a server of your own"
+        yield Entry(f"{name}:MODEL", service.summary, needs)
 
 
 def find_metric(name: str) -> Found | None:

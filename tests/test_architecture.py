@@ -9,10 +9,11 @@ PKG = ROOT / "addiffusion_env"
 LAB = ROOT / "addiffusion_lab"
 LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
     {"errors"},
-    {"registry", "config", "seeding", "files", "typed", "profiling"},
+    {"registry", "config", "seeding", "files", "hub", "typed", "plugins", "profiling"},
     {"prompts"},
     {"backbones"},
     {"regions", "scorers"},
+    {"emoji"},
     {"observations", "rewards"},
     {"engine"},
     {"envs"},

@@ -16,7 +16,7 @@ from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.composite import PRESETS
 from addiffusion_env.scorers import SCORERS
 from addiffusion_lab.metrics import METRICS
-from addiffusion_lab.vlm import CLIENTS
+from addiffusion_lab.vlm import SERVICES
 
 
 def listed(capsys, *arguments):
@@ -49,7 +49,7 @@ def test_list_describes_everything_that_is_registered(capsys):
         assert list(found[kind]) == list(names), kind
     assert [*found["prompt sources"], *found["benchmarks"]] == list(PROMPT_SOURCES)
     assert [usage.split(":")[0] for usage in found["methods"]] == list(BASELINES)
-    assert set(found["judges"]) == {"emoji_detector", *(f"{name}:MODEL" for name in CLIENTS)}
+    assert set(found["judges"]) == {"emoji_detector", *(f"{name}:MODEL" for name in SERVICES)}
     for kind, entries in found.items():
         for name, (runs, line) in entries.items():
             assert len(line) > 10, f"{kind} {name} has no description"
@@ -130,7 +130,7 @@ def test_a_mistyped_command_line_is_told_at_once(arguments, words, capsys):
 def test_a_package_that_is_not_there(capsys):
     with pytest.raises(SystemExit):
         main(["list", "--package", "no_such_module"])
-    assert "--package no_such_module cannot be imported" in capsys.readouterr().err
+    assert "--plugins: 'no_such_module' cannot be imported" in capsys.readouterr().err
 
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):

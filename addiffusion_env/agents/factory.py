@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, check_settings, unknown
+from addiffusion_env.plugins import load_plugins, loaded_plugins
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
@@ -93,8 +94,10 @@ class _Maker:
     def __init__(self, settings: dict[str, Any], index: int) -> None:
         self.settings = settings
         self.index = index
+        self.plugins = loaded_plugins()
 
     def __call__(self) -> gym.Env:
+        load_plugins(self.plugins)  # SubprocVecEnv makes it in another process
         settings = dict(self.settings)
         if multiprocessing.parent_process() is not None:
             # Ctrl-C reaches the whole process group; the parent alone decides, after its checkpoint.

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from addiffusion_env.agents.policy_file import PolicyConfig
+from addiffusion_env.envs.settings import EnvSettings
 
 COLUMNS = {"correct": "correct", "nfe": "NFE", "preference": "preference", "seconds": "seconds"}
 """Figure -> its heading in the card's table."""
@@ -22,7 +23,7 @@ def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
         data: licence, tags and library; results are added to a copy.
     """
     environment = details.environment
-    backbone = str(environment.get("backbone", "emoji"))
+    backbone = str(environment.get("backbone", EnvSettings.backbone))
     known: dict[str, Any] = {**data.to_dict(), "model_name": f"addiffusion-{backbone}"}
     results = details.results
     if results:

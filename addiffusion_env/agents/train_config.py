@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from addiffusion_env.config import check_removed
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.typed import check_least, check_types
 
@@ -19,6 +20,7 @@ class TrainingConfig:
     """A training's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         run_dir: folder of checkpoints, log, policy and report.
         resume: ``"auto"`` or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
@@ -33,7 +35,6 @@ class TrainingConfig:
         env: see :class:`.EnvSettings`.
         ppo: keyword arguments of the algorithm.
         replay: see :class:`.ReplayConfig`; ``None`` trains on the live environment alone.
-        warm_start: see :class:`.WarmStart`.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
 
@@ -41,6 +42,7 @@ class TrainingConfig:
         ConfigError: for a value of another type or out of its range.
     """
 
+    plugins: Sequence[str]
     run_dir: str
     resume: str
     seed: int
@@ -55,7 +57,6 @@ class TrainingConfig:
     env: Mapping[str, Any]
     ppo: Mapping[str, Any]
     replay: Mapping[str, Any] | None
-    warm_start: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]
 
@@ -72,4 +73,5 @@ class TrainingConfig:
         Raises:
             ConfigError: see the class.
         """
+        check_removed(config)
         return cls(**{item.name: config[item.name] for item in fields(cls)})

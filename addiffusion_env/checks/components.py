@@ -12,6 +12,7 @@ from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.checks import FINDERS, TINY
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
@@ -146,7 +147,8 @@ def _method(name: str) -> Found | None:
         return None
     backbone, spec = getattr(BASELINES.load(bare), "example", ("emoji", ""))
     spec = name if colon else spec
-    on = "the emoji world" if backbone == "emoji" else f"tiny random weights of {backbone}"
+    embedded = traits_of(backbone).embedded
+    on = "the emoji world" if embedded else f"tiny random weights of {backbone}"
 
     def run() -> Iterator[str]:
         if not spec:
@@ -155,7 +157,7 @@ def _method(name: str) -> Found | None:
             make_method(name)  # a specification that cannot be read is said before a model is loaded
         with tempfile.TemporaryDirectory() as folder:
             model, scorers = emoji_world()
-            if backbone != "emoji":
+            if not embedded:
                 model = tiny_models()[backbone](Path(folder))
             weights = Path(folder) / "own"
             if "FOLDER" in spec:

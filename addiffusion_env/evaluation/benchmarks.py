@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import Any
 
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.prompts import BENCHMARKS
 from addiffusion_env.prompts.base import Prompt, PromptSource
 
-TEST_SPLIT = {"split": "test"}
-"""Prompts of the emoji grammar that no training draws."""
 GRAMMAR_PROMPTS = 128
 """How many prompts an evaluation takes of a source without an end."""
 
@@ -19,20 +18,19 @@ def choose_prompts(config: Mapping[str, Any], backbone: str) -> tuple[str, dict[
 
     Args:
         config: with ``benchmark``, ``benchmark_path`` and ``benchmark_options``; without a benchmark ``prompt_source``
-            and ``prompt_options`` count.
-        backbone: of the pictures; a benchmark's prompts are told in the words of its world.
+            and ``prompt_options`` count, or the backbone's own source and its test prompts.
+        backbone: of the pictures; a benchmark's prompts are written in the words of its world.
 
     Raises:
         UnknownNameError: for a benchmark that does not exist.
     """
-    name = config["benchmark"]
+    name, traits = config["benchmark"], traits_of(backbone)
     if name is None:
-        source, options = config["prompt_source"], config["prompt_options"]
-        return source, dict(TEST_SPLIT if options is None and source == "emoji" else options or {})
+        source, options = config["prompt_source"] or traits.prompts, config["prompt_options"]
+        return source, dict(traits.test_options if options is None and source == traits.prompts else options or {})
     if name not in BENCHMARKS:
         raise BENCHMARKS.unknown(name)
-    world = "emoji" if backbone == "emoji" else "any"
-    return name, {"path": config["benchmark_path"], "world": world, **(config["benchmark_options"] or {})}
+    return name, {"path": config["benchmark_path"], "world": traits.world, **(config["benchmark_options"] or {})}
 
 
 def take_prompts(source: PromptSource, config: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:

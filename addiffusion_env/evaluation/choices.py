@@ -10,6 +10,7 @@ from typing import Any
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.policy_file import shipped
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.loading import clip_width
@@ -17,6 +18,7 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
 from addiffusion_env.evaluation.eval_config import extras_in
 from addiffusion_env.evaluation.extras import Extra
+from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
 
 
@@ -34,7 +36,7 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     policies: list[Any] = [make_method(f"policy:{run}{price}") for run in runs for price in prices]
     # A policy brings its own environment, weights included; what is said here goes over it.
     known = policies[0].config.environment if policies else {}
-    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
+    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
     source, options = choose_prompts(config, str(settings.backbone))
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
     methods = policies + [make_method(spec) for spec in config["methods"]]
@@ -51,6 +53,17 @@ def make_extras(config: Mapping[str, Any], methods: Sequence[Method], backbone: 
         ConfigError: see :class:`.Extra` and :func:`.extras_in`.
     """
     return [kind(config, methods, backbone) for kind in extras_in(config).values()]
+
+
+def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
+    """The configuration with the backbone's own prompt source and judges where it names none.
+
+    Raises:
+        ConfigError: for a judge that cannot read the backbone's images.
+        UnknownNameError: for a judge that does not exist.
+    """
+    source = config["prompt_source"] or traits_of(backbone).prompts
+    return {**config, "prompt_source": source, "judges": choose_judges(config["judges"], backbone)}
 
 
 def out_folder(config: Mapping[str, Any]) -> Path:

@@ -23,12 +23,13 @@ class EvaluationConfig:
     """An evaluation's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
         prices: of one NFE, 0 or more; ``None`` is the policy's own.
         methods: specifications.
         prompts: how many; ``None`` for all of a list.
-        prompt_source: registry name.
-        prompt_options: its keyword arguments; ``None`` is the test split of the grammar.
+        prompt_source: registry name; ``None`` is the backbone's own.
+        prompt_options: its keyword arguments; ``None`` are those of the backbone's test prompts.
         prompt_seed: which prompts.
         benchmark: in the place of the source.
         benchmark_path: its file or folder.
@@ -37,7 +38,7 @@ class EvaluationConfig:
         env: environment settings over the policy's.
         device: as :attr:`.EnvSettings.device`.
         dtype: as :attr:`.EnvSettings.dtype`.
-        judges: registry names of held-out scorers.
+        judges: registry names of held-out scorers; ``None`` are the backbone's own.
         margin: of non-inferiority, a share of pictures.
         price: of one NFE in standard deviations of preference, for regret.
         out: folder of records and report.
@@ -54,11 +55,12 @@ class EvaluationConfig:
         ConfigError: for a value of another type or out of its range.
     """
 
+    plugins: Sequence[str]
     policy: str | Path | None
     prices: Sequence[float | None]
     methods: Sequence[str]
     prompts: int | None
-    prompt_source: str
+    prompt_source: str | None
     prompt_options: Mapping[str, Any] | None
     prompt_seed: int
     benchmark: str | None
@@ -68,7 +70,7 @@ class EvaluationConfig:
     env: Mapping[str, Any] | None
     device: str
     dtype: str
-    judges: Sequence[str]
+    judges: Sequence[str] | None
     margin: float
     price: float
     out: str | Path | None
@@ -141,5 +143,4 @@ def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any] | None) -> d
     check_settings("an evaluation has", changes or {}, defaults)
     config = {**defaults, **(changes or {})}
     EvaluationConfig.of(config)
-    extras_in(config)
     return config

@@ -11,13 +11,14 @@ from torch import nn
 
 from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.errors import WeightsError
+from addiffusion_env.hub import folder_of
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
 from addiffusion_env.scorers.grounded import GroundedEncoder
-from addiffusion_env.scorers.hub import folder_of, load_transformers
 from addiffusion_env.scorers.preprocess import Preprocess
 from addiffusion_env.scorers.tokens import beside_or_inside, load_transformers_tokenizer, wrap_transformers
+from addiffusion_env.scorers.weights import load_transformers
 
 
 class BlipPreferenceScorer(Scorer):

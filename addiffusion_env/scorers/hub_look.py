@@ -9,11 +9,11 @@ import torch
 
 from addiffusion_env.errors import ConfigError, nearest, unknown
 from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.clip import ClipScorer
+from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
-from addiffusion_env.scorers.hub import BERT_REPO, IMAGE_REWARD_REPO
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.tokens import has_tokenizer
+from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO
 
 DEFAULTS = {
     "clip": "ViT-L-14",
@@ -89,3 +89,21 @@ def check_parts(paths: Mapping[str, str]) -> Mapping[str, str]:
     if paths.get("preference", PREFERENCES[0]) not in PREFERENCES:
         raise unknown("preference scorer", str(paths["preference"]), PREFERENCES)
     return paths
+
+
+def clip_width(paths: Mapping[str, str]) -> int:
+    """Width of the CLIP embedding.
+
+    Raises:
+        UnknownNameError: for a CLIP that open_clip does not know.
+        WeightsError: for a folder that holds none.
+    """
+    return embedding_width(paths.get("clip", DEFAULTS["clip"]))
+
+
+class HubScorers:
+    """These scorers as a :class:`.ScorerLoader`."""
+
+    check = staticmethod(check_parts)
+    clip_width = staticmethod(clip_width)
+    load = staticmethod(hub_scorers)

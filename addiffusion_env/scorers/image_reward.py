@@ -16,26 +16,15 @@ import torch
 from torch import nn
 
 from addiffusion_env.errors import WeightsError
+from addiffusion_env.hub import again, cached, file_in, folder_of, hub_file, looks_like_path, read_json
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
 from addiffusion_env.scorers.grounded import GroundedEncoder
-from addiffusion_env.scorers.hub import (
-    BERT_REPO,
-    IMAGE_REWARD_REPO,
-    again,
-    cached,
-    file_in,
-    folder_of,
-    hub_file,
-    load_strict,
-    looks_like_path,
-    read_json,
-    read_state_dict,
-)
 from addiffusion_env.scorers.linear_head import linear_head
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer, wrap_transformers
+from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO, load_strict, read_state_dict
 
 WEIGHTS_FILE, CONFIG_FILE = "ImageReward.pt", "med_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")

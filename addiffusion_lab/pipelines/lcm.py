@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.hub import cached
 from addiffusion_env.backbones.pipelines import PipelineSpec
 from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError, ConfigError
+from addiffusion_env.hub import cached
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.seeding import keyed_generator

@@ -15,11 +15,11 @@ from addiffusion_env.evaluation.statistics import mean_interval
 from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_lab.metrics.pictures import Pictures, PicturesLike, content_hash, pixels_of
-from addiffusion_lab.vlm.client import AttemptError, Reply, VlmClient
+from addiffusion_lab.vlm.client import Reply, VlmClient
 from addiffusion_lab.vlm.costs import PRICES_OF, Ledger, OverBudgetError, Price, price_of
 from addiffusion_lab.vlm.question import CLOSING, OPENING, question, read_vote, template_digest
 from addiffusion_lab.vlm.replies import ReplyCache
-from addiffusion_lab.vlm.retries import RetryPolicy, with_retries
+from addiffusion_lab.vlm.retries import AttemptError, RetryPolicy, with_retries
 from addiffusion_lab.vlm.verdicts import JudgeReport, PairVerdict, position_bias, verdict_of, win_rate
 
 

@@ -1,23 +1,40 @@
-"""Asking again after rate limits, server errors and time-outs: exponential back-off, or as long as the service says."""
+"""Retries after rate limits, server errors and time-outs: exponential back-off, or as long as the service says."""
 
 from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from addiffusion_env.errors import ConfigError
-from addiffusion_lab.vlm.client import AttemptError, VlmServiceError
+from addiffusion_env.errors import AdDiffusionError, ConfigError, MissingPackageError
 
 _log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+
+
+class VlmServiceError(AdDiffusionError, ConnectionError):
+    """A service that refuses, fails, or cannot be reached, after all retries."""
+
+
+class AttemptError(Exception):
+    """One attempt that failed. Its message never holds the key.
+
+    Args:
+        message: what happened.
+        retry: whether the same request may succeed later.
+        wait: seconds that the service asks to wait, or ``None``.
+        billed: whether the service may have charged for it: it was reached, and how far it got is unknown.
+    """
+
+    def __init__(self, message: str, *, retry: bool, wait: float | None = None, billed: bool = False) -> None:
+        super().__init__(message)
+        self.message, self.retry, self.wait, self.billed = message, retry, wait, billed
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,7 @@ class RetryPolicy:
 
     Attributes:
         attempts: in all, the first one included.
-        base: seconds before the second attempt; doubled for each further one, and scattered by half.
+        base: most seconds before the second attempt; doubled for each further one.
         longest: most seconds of such a pause.
         patience: most seconds that a service may ask to wait (``Retry-After``); for more the run ends, and can be
             resumed then.
@@ -42,11 +59,6 @@ class RetryPolicy:
         if self.attempts < 1 or self.base < 0 or self.longest < 0 or self.patience < 0:
             raise ConfigError(f"no way to retry: {self}", "attempts of 1 or more, and no negative seconds")
 
-    def pause(self, failures: int, wait: float | None) -> float:
-        """Seconds before the next attempt, after ``failures`` of them; at least what the service asked for."""
-        backoff = min(self.longest, self.base * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
-        return backoff if wait is None else max(wait, 0.0)
-
 
 def with_retries(
     attempt: Callable[[], Answer],
@@ -61,36 +73,51 @@ def with_retries(
         attempt: raises :class:`AttemptError` when it fails.
         policy: how often.
         who: the service, for messages.
-        on_retry: told of every further attempt.
+        on_retry: called before every further attempt.
         sleep: waits.
 
     Raises:
-        VlmServiceError: for a trouble that no retry mends, after the last attempt, or when the service asks to wait
+        VlmServiceError: for an error that no retry can fix, after the last attempt, or when the service asks to wait
             longer than the policy's patience.
     """
-    for failures in range(1, policy.attempts + 1):
-        try:
-            return attempt()
-        except AttemptError as trouble:
-            if not trouble.retry:
-                raise VlmServiceError(
-                    f"{who} refuses: {trouble.message}", "check the key, the model's name and the account"
-                ) from None
-            if failures == policy.attempts:
-                raise VlmServiceError(
-                    f"{who} failed {failures} times, last: {trouble.message}",
-                    "run again later: replies so far are cached",
-                ) from None
-            pause = policy.pause(failures, trouble.wait)
-            if trouble.wait is not None and trouble.wait > policy.patience:
-                raise VlmServiceError(
-                    f"{who} asks to wait {trouble.wait:.0f} s, more than {policy.patience:.0f}: {trouble.message}",
-                    "run again then (replies so far are cached), or pass retries=RetryPolicy(patience=...)",
-                ) from None
-            _log.warning("%s: %s; asking again in %.1f s (%d)", who, trouble.message, pause, failures)
+    try:
+        import tenacity
+    except ImportError as error:
+        cause = f"retries need the package tenacity, which cannot be imported: {error}"
+        raise MissingPackageError(cause, "pip install 'addiffusion-env[vlm]'") from error
+    backoff = tenacity.wait_random_exponential(multiplier=policy.base, max=policy.longest)
+
+    def pause(state: Any) -> float:
+        asked = state.outcome.exception().wait
+        return backoff(state) if asked is None else max(asked, 0.0)
+
+    def report(state: Any) -> None:
+        trouble, seconds = state.outcome.exception(), state.next_action.sleep
+        _log.warning("%s: %s; asking again in %.1f s (%d)", who, trouble, seconds, state.attempt_number)
         on_retry()
-        sleep(pause)
-    raise AssertionError("a policy has one attempt or more")
+
+    def passes(error: BaseException) -> bool:
+        return isinstance(error, AttemptError) and error.retry and (error.wait or 0.0) <= policy.patience
+
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(policy.attempts),
+        retry=tenacity.retry_if_exception(passes),
+        wait=pause,
+        before_sleep=report,
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except AttemptError as trouble:
+        cause, remedy = f"{who} refuses: {trouble}", "check the key, the model's name and the account"
+        if trouble.retry and passes(trouble):
+            cause = f"{who} failed {policy.attempts} times, last: {trouble}"
+            remedy = "run again later: replies so far are cached"
+        elif trouble.retry:
+            cause = f"{who} asks to wait {trouble.wait:.0f} s, more than {policy.patience:.0f}: {trouble}"
+            remedy = "run again then (replies so far are cached), or pass retries=RetryPolicy(patience=...)"
+        raise VlmServiceError(cause, remedy) from None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -99,34 +126,16 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     >>> retry_after({"retry-after": "7"}), retry_after({"retry-after-ms": "250"}), retry_after({})
     (7.0, 0.25, None)
     """
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        try:
+            seconds = float(value) * unit
+            return seconds if math.isfinite(seconds) else None
+        except ValueError:
+            pass
     try:
-        if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return _finite(float(milliseconds) / 1000)
-        if (value := headers.get("retry-after")) is None:
-            return None
-        return float(value) if value.strip().replace(".", "", 1).isdigit() else _until(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def duration(text: str) -> float | None:
-    """Seconds of protobuf's notation.
-
-    >>> duration("17.5s"), duration("soon")
-    (17.5, None)
-    """
-    try:
-        return _finite(float(text.strip().removesuffix("s")))
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
     except ValueError:
         return None
-
-
-def _finite(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) else None
-
-
-def _until(date: str) -> float:
-    moment = parsedate_to_datetime(date)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())

@@ -157,7 +157,7 @@ def test_a_backbones_settings_of_training_stay_out_of_an_evaluation() -> None:
     import eval_sb3
 
     assert {"benchmark", "benchmark_path", "methods"} <= set(eval_sb3.defaults())
-    assert not {"lanes", "run_dir", "hydra", "defaults", "warm_start"} & set(eval_sb3.defaults())
+    assert not {"lanes", "run_dir", "hydra", "defaults"} & set(eval_sb3.defaults())
 
 
 def test_prompts_of_other_sources_are_not_exported(tmp_path: Path) -> None:

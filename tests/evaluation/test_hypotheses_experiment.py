@@ -31,11 +31,11 @@ FEW = "methods=['policy:emoji@0.004,shuffled','policy:emoji@0.004,no_refine',fix
 
 
 def composed(*overrides):
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(compose("eval", overrides=list(overrides)), resolve=True)
+    from addiffusion_env.config import compose_config
+
+    return OmegaConf.to_container(compose_config(CONFIGS, "eval", overrides), resolve=True)
 
 
 def command(*arguments):

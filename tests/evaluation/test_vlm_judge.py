@@ -15,7 +15,6 @@ from addiffusion_lab.vlm.question import read_vote
 from addiffusion_lab.vlm.verdicts import verdict_of
 
 pytest.importorskip("openai")
-pytest.importorskip("google.genai")
 
 
 @pytest.fixture
@@ -216,5 +215,5 @@ def test_every_listed_judge_is_pinned(spec, monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", "k")
     client = make_client(spec)
     assert client.identity == spec
-    assert client.image_tokens(64, 64) == {"openai": 255, "gemini": 258}[client.service]
-    assert client.image_tokens(1024, 1024) == {"openai": 765, "gemini": 1032}[client.service]
+    assert client.image_tokens(64, 64) == {"openai": 255, "gemini": 258}[client.service.name]
+    assert client.image_tokens(1024, 1024) == {"openai": 765, "gemini": 1032}[client.service.name]

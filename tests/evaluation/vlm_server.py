@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks OpenAI's and Gemini's protocols and judges by brightness, with faults on demand."""
+"""A real HTTP server that speaks OpenAI's protocol, as Gemini's second endpoint does, and judges by brightness."""
 
 import base64
 import contextlib
@@ -17,8 +17,7 @@ from addiffusion_lab.vlm.costs import Price
 from addiffusion_lab.vlm.judge import compare
 from addiffusion_lab.vlm.retries import RetryPolicy
 
-OPENAI_PATH = "/v1/chat/completions"
-GEMINI_PATH = re.compile(r"/v1(?:beta)?/models/([^/:]+):generateContent")
+PATHS = {"openai": "/v1", "gemini": "/v1beta/openai"}
 INPUT_TOKENS, OUTPUT_TOKENS = 700, 20
 PATIENCE = 30.0
 QUICK = RetryPolicy(attempts=3, base=0.01, longest=0.05, patience=1.0)
@@ -62,10 +61,10 @@ class JudgeServer:
 
     def answer(self, path, headers, body):
         """``(status, headers, body)`` of a request."""
-        gemini = GEMINI_PATH.fullmatch(path)
+        service = next((name for name in PATHS if path == f"{PATHS[name]}/chat/completions"), path)
         with self.lock:
-            self.requests["gemini" if gemini else "openai" if path == OPENAI_PATH else path] += 1
-            self.keys.add(headers.get("x-goog-api-key") or headers.get("authorization", "").removeprefix("Bearer "))
+            self.requests[service] += 1
+            self.keys.add(headers.get("authorization", "").removeprefix("Bearer "))
             self.bodies.append(body)
             fault = self.faults.pop(0) if self.faults else None
         if fault == "slow":
@@ -74,10 +73,10 @@ class JudgeServer:
             return fault
         if self.together is not None:
             self.together.wait(PATIENCE)
-        texts, pictures = read_gemini(body) if gemini else read_openai(body)
+        texts, pictures = read(body)
         prompt = json.loads(re.search(r'The prompt: (".*")', texts[0]).group(1))
         text = self.judge(prompt, *(float(picture.mean()) for picture in pictures))
-        return 200, {}, json.dumps(write_gemini(text, gemini.group(1)) if gemini else write_openai(text, body["model"]))
+        return 200, {}, json.dumps(write(text, body["model"], thoughts=5 if service == "gemini" else 0))
 
     def _handler(self):
         server = self  # the handler's own methods have another self
@@ -106,50 +105,35 @@ class JudgeServer:
 
 
 def decode(data):
-    ordinary = data.replace("-", "+").replace("_", "/")  # Google's package writes the alphabet for addresses
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(ordinary))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
 
-def read_openai(body):
+def read(body):
     content = body["messages"][0]["content"]
     urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
     texts = [part["text"] for part in content if part["type"] == "text"]
     return texts, [decode(url.removeprefix("data:image/png;base64,")) for url in urls]
 
 
-def read_gemini(body):
-    parts = body["contents"][0]["parts"]
-    data = [part["inlineData"]["data"] for part in parts if "inlineData" in part]
-    return [part["text"] for part in parts if "text" in part], [decode(item) for item in data]
-
-
-def write_openai(text, model):
+def write(text, model, thoughts=0):
+    """An answer; what a Gemini model thought is counted in the total only."""
     return {
         "id": "1",
         "object": "chat.completion",
         "created": 0,
         "model": model,
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": INPUT_TOKENS, "completion_tokens": OUTPUT_TOKENS, "total_tokens": 720},
-    }
-
-
-def write_gemini(text, model):
-    thought = {"text": "VERDICT: TIE is what I consider.", "thought": True}
-    return {
-        "candidates": [{"content": {"role": "model", "parts": [thought, {"text": text}]}, "finishReason": "STOP"}],
-        "usageMetadata": {
-            "promptTokenCount": INPUT_TOKENS,
-            "candidatesTokenCount": OUTPUT_TOKENS - 5,
-            "thoughtsTokenCount": 5,
+        "usage": {
+            "prompt_tokens": INPUT_TOKENS,
+            "completion_tokens": OUTPUT_TOKENS - thoughts,
+            "total_tokens": INPUT_TOKENS + OUTPUT_TOKENS,
         },
-        "modelVersion": model,
     }
 
 
 def client_of(server, service="openai", **options):
-    url = f"{server.url}/v1" if service == "openai" else server.url
-    return make_client(f"{service}:{'judge-1' if service == 'openai' else 'gemini-judge'}", base_url=url, **options)
+    model = "judge-1" if service == "openai" else "gemini-judge"
+    return make_client(f"{service}:{model}", base_url=f"{server.url}{PATHS[service]}", **options)
 
 
 def grey(*levels, size=16):

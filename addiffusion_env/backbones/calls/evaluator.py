@@ -19,9 +19,9 @@ from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, E
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, SchedulerPlan
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
-from addiffusion_env.backbones.hub import in_a_line
 from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
+from addiffusion_env.hub import in_a_line
 
 DECODED_AT_ONCE = 4
 """Images that the autoencoder decodes in one call."""

@@ -1,60 +1,20 @@
-"""Reading weights into scorers: whole or not at all. Where they come from is the backbones' matter, and one for both.
+"""Reading weights into scorers: whole or not at all, so that foreign weights are never a silent random initialisation.
 
-Everything that a scorer loads passes through here, so that "these are weights of something else" is never a silent
-random initialisation.
+Where files come from: :mod:`addiffusion_env.hub`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.hub import (
-    WORKS_OFFLINE,
-    again,
-    ask_hub,
-    cache_folder,
-    cached,
-    file_in,
-    folder_of,
-    hub_file,
-    hub_folder,
-    in_a_line,
-    looks_like_path,
-    read_json,
-    reason_of,
-    unavailable,
-)
+from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import WeightsError
-
-__all__ = [
-    "BERT_REPO",
-    "IMAGE_REWARD_REPO",
-    "WORKS_OFFLINE",
-    "again",
-    "ask_hub",
-    "cache_folder",
-    "cached",
-    "file_in",
-    "folder_of",
-    "hub_file",
-    "hub_folder",
-    "in_a_line",
-    "load_strict",
-    "load_transformers",
-    "looks_like_path",
-    "no_progress_bar",
-    "read_json",
-    "read_state_dict",
-    "reason_of",
-    "some",
-    "unavailable",
-]
+from addiffusion_env.hub import WORKS_OFFLINE, again, file_in, in_a_line, read_json
 
 IMAGE_REWARD_REPO, BERT_REPO = "THUDM/ImageReward", "bert-base-uncased"
 """Hub ids of ImageReward's weights and of the tokenizer that it reads prompts by."""
@@ -124,20 +84,6 @@ def load_strict(
     module.load_state_dict({name: state[name] for name in wanted})
 
 
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Keeps transformers from drawing a bar for every small model that an environment loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def load_transformers(model_class: Any, folder: Path, model_type: str) -> Any:
     """Loads a transformers model from a local folder, in evaluation mode, float32, without gradients.
 
@@ -158,7 +104,7 @@ def load_transformers(model_class: Any, folder: Path, model_type: str) -> Any:
         )
     file_in(folder, "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
     try:
-        with no_progress_bar():
+        with quiet_loading():
             model, info = model_class.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     except Exception as error:
         raise WeightsError(

@@ -1,7 +1,7 @@
 """Where weights come from: a local path, or the Hugging Face hub. One way to fail, which says what to do.
 
-Everything that a backbone or a scorer loads passes through here, so that "the weights are not there" reads the same
-for all of them: which id, where it was looked for, why it cannot be had, the command that fetches it, and the
+Everything that a backbone, a scorer or a policy loads passes through here, so that "the weights are not there" reads
+the same for all of them: which id, where it was looked for, why it cannot be had, the command that fetches it, and the
 environment that works without.
 """
 
@@ -259,39 +259,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WeightsError(f"{path} holds a {type(value).__name__}, expected a JSON object", "check which file it is")
     return value
-
-
-def variant_of(path: Path) -> str | None:
-    """The variant that a weight file or an index of shards is of, by its name; ``None`` for the plain one.
-
-    >>> variant_of(Path("model.safetensors")), variant_of(Path("diffusion_pytorch_model.fp16.safetensors"))
-    (None, 'fp16')
-    >>> variant_of(Path("model.fp16-00001-of-00002.bin")), variant_of(Path("model.safetensors.index.fp16.json"))
-    ('fp16', 'fp16')
-    """
-    plain = re.sub(r"-\d{5}-of-\d{5}", "", path.name)
-    rest = [part for part in plain.split(".")[1:] if part not in ("safetensors", "bin", "index", "json")]
-    return ".".join(rest) or None
-
-
-def check_safetensors(path: Path) -> None:
-    """Checks that a ``.safetensors`` file is as long as its header says: a download that broke off is shorter.
-
-    Raises:
-        WeightsError: naming the file, its length and the length expected.
-    """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            # A header is a few hundred kilobytes at most; a larger number means that this is no such file.
-            header: dict[str, Any] = json.loads(file.read(length)) if length < 100_000_000 else {}
-        expected = (
-            8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = f"{path} ({size} bytes) is no complete safetensors file: its header cannot be read"
-        raise WeightsError(cause, again(path)) from error
-    if size != expected:
-        cause = f"{path} is cut off: {size} bytes, expected {expected}"
-        raise WeightsError(cause, again(path))
