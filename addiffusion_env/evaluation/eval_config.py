@@ -9,6 +9,7 @@ from typing import Any
 
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.evaluation.extras import EXTRAS, Extra
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.typed import check_least, check_types
 
@@ -105,6 +106,26 @@ class EvaluationConfig:
             ConfigError: see the class.
         """
         return cls(**{item.name: config[item.name] for item in fields(cls)})
+
+
+def extras_in(config: Mapping[str, Any]) -> dict[str, type[Extra]]:
+    """The extras that a configuration uses: those whose key is neither ``None`` nor ``False``.
+
+    Raises:
+        ConfigError: for a value of another type.
+        UnknownNameError: for a key that is set and belongs neither to an evaluation nor to a registered extra.
+    """
+    own = {item.name for item in fields(EvaluationConfig)}
+    used = [key for key, value in config.items() if key not in own and value is not None and value is not False]
+    for key in used:
+        if key not in EXTRAS:
+            raise EXTRAS.unknown(key, own)
+    found = {key: EXTRAS.load(key) for key in EXTRAS if key in used}
+    for key, kind in found.items():
+        if not isinstance(config[key], kind.takes):
+            wanted = f"{kind.takes.__name__.lower()} or null"
+            raise ConfigError(f"{key} must be {wanted}, got {config[key]!r:.100}", SEE)
+    return found
 
 
 def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:

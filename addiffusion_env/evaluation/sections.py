@@ -128,7 +128,7 @@ def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
 def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
     left, right = gain.between
     mixture = left if left == right else f"a mixture of {left} and {right}"
-    beyond = "" if gain.covered else " The constant methods do not reach this cost: their nearest end is taken."
+    beyond = "" if gain.reached else " The constant methods do not reach this cost: their dearest one is taken."
     return (
         f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} minus the strongest constant, {mixture} with "
         f"{summary.primary} {gain.frontier:.3f}: {gain.gain.estimate:+.3f} [{gain.gain.low:+.3f}, "
