@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.engine.process import Action
 from addiffusion_env.errors import check_settings
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import check_types
 
 
 @dataclass(frozen=True)

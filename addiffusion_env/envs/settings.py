@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
@@ -19,7 +19,7 @@ from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.rewards.composite import PRESET_PRICES
 from addiffusion_env.scorers.hub_look import check_parts
 from addiffusion_env.scorers.liking import Liking
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import Ge, check_types
 
 RENDER_MODES = ("rgb_array", "film", "human")
 """The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
@@ -96,7 +96,7 @@ class EnvSettings:
     reference_steps: int | None = None
     max_faults: int = 0
     halve_lanes: bool = False
-    max_decisions: int | None = None
+    max_decisions: Annotated[int | None, Ge(1)] = None
     strict: bool = False
     render_mode: str | None = None
 
@@ -110,8 +110,6 @@ class EnvSettings:
         self._check_pipe()
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise unknown("render_mode", str(self.render_mode), RENDER_MODES)
-        if self.max_decisions is not None and self.max_decisions < 1:
-            raise ConfigError(f"max_decisions must be at least 1, got {self.max_decisions}", "or null for no limit")
         check_parts(self.scorers)
         refine_config(self.refine)
         self.price_range()

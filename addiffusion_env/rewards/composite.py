@@ -15,7 +15,7 @@ from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import RewardTerm, Transition
 from addiffusion_env.rewards.normalisation import PooledScale
 from addiffusion_env.scorers.belief import belief_of
-from addiffusion_env.typed import check_arguments
+from addiffusion_env.settings import check_arguments
 
 
 @dataclass(frozen=True)
