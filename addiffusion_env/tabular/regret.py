@@ -8,10 +8,10 @@ import numpy as np
 
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import Reward
-from addiffusion_env.rollouts.outcomes import Outcomes
-from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.look import Look
 from addiffusion_env.scorers.look_batch import LookBatch
+from addiffusion_env.tabular.outcomes import Outcomes
+from addiffusion_env.tabular.table import AttemptTable
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TableRegret:
         utility: of the policy.
         best_constant: in words; chosen in hindsight on these very pictures.
         constant_utility: of the best constant behaviour.
-        oracle_utility: of one that knows every picture beforehand: it drops all other tries at their first look.
+        oracle_utility: of one that knows every picture beforehand: it drops all other attempts at their first look.
         oracle_nfe: mean NFE of the oracle.
     """
 
@@ -65,7 +65,7 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_t
     return np.where(known, total, -np.inf).reshape(np.shape(preference))
 
 
-def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) -> TableRegret:
+def regret(table: AttemptTable, outcomes: Outcomes, reward: Reward, price: float) -> TableRegret:
     """Compares a policy's outcomes on a table with its constant behaviours and its oracle."""
     values = worth(reward, table.preference, table.clip_score, table.clip_text)
     name, constant = best_constant(table, values, price)
@@ -81,8 +81,8 @@ def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) ->
     )
 
 
-def oracle(table: TryTable, values: np.ndarray, price: float) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) utility and (P,) NFE of one that knows all (P, T, Q) values: it drops other tries at their first look."""
+def oracle(table: AttemptTable, values: np.ndarray, price: float) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) utility and (P,) NFE of one that knows all (P, T, Q) values: it drops other attempts at their first look."""
     finished = slice(table.finish, None)
     first = np.nan_to_num(table.nfe[:, :, 0])
     dropped = np.cumsum(first, axis=1) - first
@@ -93,15 +93,15 @@ def oracle(table: TryTable, values: np.ndarray, price: float) -> tuple[np.ndarra
     return utility[rows, pick], spent[rows, pick]
 
 
-def best_constant(table: TryTable, values: np.ndarray, price: float) -> tuple[str, float]:
-    """The best of: finish at one place, in the first try or as the best of n tries."""
+def best_constant(table: AttemptTable, values: np.ndarray, price: float) -> tuple[str, float]:
+    """The best of: finish at one place, in the first attempt or as the best of n attempts."""
     found = []
     for place in range(table.finish, values.shape[2]):
         step = place - table.finish - 1
         where = "at the end" if step < 0 else f"by a stop at step {(*table.steps, 0)[step]}"
-        for tries in range(1, table.tries + 1):
-            made, spent = values[:, :tries, place], table.nfe[:, :tries, place]
+        for attempts in range(1, table.attempts + 1):
+            made, spent = values[:, :attempts, place], table.nfe[:, :attempts, place]
             if np.isfinite(made).all():
-                found.append((float((made.max(1) - price * spent.sum(1)).mean()), f"best of {tries} {where}"))
+                found.append((float((made.max(1) - price * spent.sum(1)).mean()), f"best of {attempts} {where}"))
     utility, name = max(found)
     return name, utility
