@@ -19,6 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from addiffusion_env.config import dotted_values, friendly, run_script, version_base
+from addiffusion_env.plugins import with_plugins
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -42,13 +43,15 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         run_folder,
         wants_resume,
     )
-    from addiffusion_env.agents.warm_start import warm_start
     from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
     from addiffusion_env.files import whole_file, writing_to
+    from eval_sb3 import check_report
 
     started = time.monotonic()
+    config = with_plugins(config, [config["run_dir"]] if config["resume"] == "auto" else [])
+    check_report(config["report"])  # now, not after minutes of training
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     check_algorithm(config["algorithm"], config["ppo"])
@@ -83,9 +86,6 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
             learner = learn_on_table(walk, settings, replay, *how)
             model.policy.load_state_dict(learner.policy.state_dict())
             print(f"trained on the table for {replay.total_timesteps} decisions", flush=True)
-    if config["warm_start"] is not None and state is None:
-        agreement = warm_start(model, env, config["warm_start"], config["seed"])
-        print(f"warm start: the policy now does what the rule does in {agreement:.0%} of its decisions", flush=True)
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
@@ -130,10 +130,7 @@ def report(folder: Path, config: dict[str, Any]) -> None:
 @friendly
 def main(config: DictConfig) -> float:
     """Hydra's entry."""
-    from eval_sb3 import check_report
-
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    check_report(plain["report"])  # now, not after minutes of training
     folder, score = train(plain)
     if plain["report"] is not None:
         report(folder, plain)

@@ -115,20 +115,6 @@ class VlmConfig(Settings):
         return made
 
 
-def check_measures(config: Mapping[str, Any], methods: Sequence[str]) -> tuple[MetricsConfig | None, VlmConfig | None]:
-    """Reads ``metrics`` and ``vlm`` of a configuration; a judge's key is looked for at once.
-
-    Raises:
-        ConfigError: see :meth:`MetricsConfig.read` and :meth:`VlmConfig.read`.
-        MissingPackageError: when the VLM's package is not installed.
-    """
-    metrics = None if config["metrics"] is None else MetricsConfig.read(config["metrics"], methods)
-    vlm = None if config["vlm"] is None else VlmConfig.read(config["vlm"], methods)
-    if vlm is not None:
-        make_client(vlm.judge, **(vlm.client or {}))
-    return metrics, vlm
-
-
 def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dict[str, MetricResult]]:
     """Metrics of every method of a finished evaluation; they are kept in ``metrics.json``.
 
@@ -238,18 +224,20 @@ def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[
     return [prompt_id for prompt_id, _ in rows], {name: [found[uids[name]] for _, uids in rows] for name in names}
 
 
-def measured_sections(out_dir: Path | str, manifest: Manifest) -> list[Section]:
-    """What metrics and a VLM judge found on an evaluation's pictures, as sections of the report.
-
-    What was found on pictures of another model or policy in the same folder is left out.
+def metrics_sections(out_dir: Path | str, manifest: Manifest) -> list[Section]:
+    """The metrics of an evaluation's images as a section of the report; none when none were measured.
 
     Raises:
-        RunFolderError: when a file of theirs is damaged.
+        RunFolderError: when their file is damaged.
     """
-    metrics, verdicts = (_read(Path(out_dir) / name) for name in (METRICS_FILE, VLM_FILE))
-    verdicts = [row for row in verdicts or () if _concerns(row, manifest)]
-    written = [_metrics_section(metrics)] if metrics and _concerns(metrics, manifest) else []
-    return [*written, _vlm_section(verdicts)] if verdicts else written
+    found = _read(Path(out_dir) / METRICS_FILE)
+    return [_metrics_section(found)] if found and _concerns(found, manifest) else []
+
+
+def vlm_sections(out_dir: Path | str, manifest: Manifest) -> list[Section]:
+    """A VLM judge's verdicts on an evaluation's images, as :func:`metrics_sections`."""
+    rows = [row for row in _read(Path(out_dir) / VLM_FILE) or () if _concerns(row, manifest)]
+    return [_vlm_section(rows)] if rows else []
 
 
 def _concerns(found: Mapping[str, Any], manifest: Manifest) -> bool:

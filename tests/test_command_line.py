@@ -130,7 +130,7 @@ def test_a_mistyped_command_line_is_told_at_once(arguments, words, capsys):
 def test_a_package_that_is_not_there(capsys):
     with pytest.raises(SystemExit):
         main(["list", "--package", "no_such_module"])
-    assert "--package no_such_module cannot be imported" in capsys.readouterr().err
+    assert "--plugins: 'no_such_module' cannot be imported" in capsys.readouterr().err
 
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):

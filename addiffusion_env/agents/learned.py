@@ -135,7 +135,7 @@ class LearnedMethod:
         there = Observer(clip_dim, list(trained), feature_dim or 0).widths
         for key, width in trained.items():
             if width != there[key]:
-                known = self.config.environment.get("backbone", "emoji")
+                known = self.settings().backbone
                 raise ConfigError(
                     f"policy {self.name!r} does not fit the {backbone} backbone: it was trained on {known}, where "
                     f"{key!r} holds {width} numbers; here it holds {there[key]}",

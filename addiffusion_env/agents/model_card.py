@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from addiffusion_env.agents.policy_file import PolicyConfig
+from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.pages import TEMPLATES, markdown_table
 
 COLUMNS = {"correct": "correct", "nfe": "NFE", "preference": "preference", "seconds": "seconds"}
@@ -22,7 +23,7 @@ def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
         details: of the policy.
         data: licence, tags and library; results are added to a copy.
     """
-    backbone, results = str(details.environment.get("backbone", "emoji")), details.results
+    backbone, results = str(details.environment.get("backbone", EnvSettings.backbone)), details.results
     known: dict[str, Any] = {**data.to_dict(), "model_name": f"addiffusion-{backbone}"}
     if results:
         known["eval_results"] = eval_results(results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
+from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
 from addiffusion_env.settings import check_types
 
 FORMAT = 1
@@ -50,6 +51,7 @@ class PolicyConfig:
             which a policy spends less than on others.
         provenance: how it was made: command, seed, steps, figures.
         results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
+        plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
         identity: ``backbone`` and ``scorers`` -> sha256 of what it was trained and its frontier measured on; empty in
             files from before this was kept.
     """
@@ -63,6 +65,7 @@ class PolicyConfig:
     frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
+    plugins: Sequence[str] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
 
     def space(self) -> spaces.Dict:
@@ -141,6 +144,7 @@ def config_text(config: PolicyConfig) -> str:
         "frontier": [list(pair) for pair in config.frontier],
         "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
+        **({"plugins": list(config.plugins)} if config.plugins else {}),
         **({"identity": dict(config.identity)} if config.identity else {}),
         **({"results": dict(config.results)} if config.results else {}),
     }
@@ -161,10 +165,11 @@ def find_policy(name_or_dir: str | Path) -> Path | None:
 
 
 def load_config(folder: Path) -> PolicyConfig:
-    """Reads a policy's configuration.
+    """Reads a policy's configuration; in its run's folder the plugins of the run are imported before.
 
     Raises:
         WeightsError: when the folder holds no policy, or one of another format.
+        ConfigError: when a plugin of the run cannot be imported; elsewhere, when one is needed that is not imported.
     """
     try:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -179,6 +184,8 @@ def load_config(folder: Path) -> PolicyConfig:
         ) from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
+    if folder.name == "policy":  # a run's folder is the user's own; a policy alone may come from anywhere
+        load_plugins(recorded_plugins(folder.parent), f"plugins of the run {folder.parent}")
     return parse_config({"results": read_results(folder), **raw}, folder)
 
 
@@ -203,7 +210,7 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
 
     Raises:
         WeightsError: for another format, or values of the wrong kind.
-        ConfigError: for a setting that there is not.
+        ConfigError: for a setting that there is not, or a plugin that is not imported.
     """
     plain = dict(raw)
     if plain.pop("format", None) != FORMAT:
@@ -218,6 +225,7 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
         raise WeightsError(
             f"{where / CONFIG_FILE} does not describe a policy: {error}".splitlines()[0], "copy the folder again"
         ) from error
+    require_plugins(config.plugins, where)
     return config
 
 

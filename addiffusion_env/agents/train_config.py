@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from addiffusion_env.config import check_removed
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.settings import Ge, Settings
 
@@ -18,6 +19,7 @@ class TrainingConfig(Settings):
     """A training's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         run_dir: folder of checkpoints, log, policy and report.
         resume: ``"auto"`` or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
@@ -32,7 +34,6 @@ class TrainingConfig(Settings):
         env: see :class:`.EnvSettings`.
         ppo: keyword arguments of the algorithm.
         replay: see :class:`.ReplayConfig`; ``None`` trains on the live environment alone.
-        warm_start: see :class:`.WarmStart`.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
 
@@ -42,6 +43,7 @@ class TrainingConfig(Settings):
 
     see: ClassVar[str] = "see configs/train.yaml"
 
+    plugins: Sequence[str]
     run_dir: str
     resume: str
     seed: Annotated[int, Ge(0)]
@@ -56,7 +58,6 @@ class TrainingConfig(Settings):
     env: Mapping[str, Any]
     ppo: Mapping[str, Any]
     replay: Mapping[str, Any] | None
-    warm_start: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]
 
@@ -64,3 +65,10 @@ class TrainingConfig(Settings):
         super().__post_init__()
         if self.seed > HIGHEST_SEED:
             raise ConfigError(f"seed must be at most {HIGHEST_SEED}, got {self.seed}", "use a lower one")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | TrainingConfig) -> TrainingConfig:
+        """See :meth:`.Settings.of`; a key that has been removed is refused too."""
+        if isinstance(given, Mapping):
+            check_removed(given)
+        return super().of(given)

@@ -50,6 +50,7 @@ IDENTITY_FILE = "identity.json"
 """What makes, scores and pays a run's pictures; see :meth:`.Episodes.identity`."""
 
 MAY_CHANGE = (
+    "plugins",
     "run_dir",
     "resume",
     "rollouts",
@@ -278,6 +279,7 @@ def export_policy(
     assert isinstance(space, spaces.Dict)
     described = PolicyConfig(
         environment=config["env"],
+        plugins=tuple(config["plugins"]),
         observation=describe_space(space),
         net_arch=layers(model.policy.net_arch),
         highest_price=high,

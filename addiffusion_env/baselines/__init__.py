@@ -22,13 +22,9 @@ BASELINES = Registry(
         "threshold_retry": "addiffusion_env.baselines.threshold_retry:ThresholdRetry",
         "interval": "addiffusion_env.baselines.interval:Interval",
         "oracle_stop": "addiffusion_env.baselines.oracle_stop:OracleStop",
-        "lcm": "addiffusion_lab.pipelines.lcm:LatentConsistency",
-        "turbo": "addiffusion_lab.pipelines.turbo:SDXLTurbo",
-        "sag": "addiffusion_lab.pipelines.self_attention:SelfAttentionGuidance",
-        "attend_excite": "addiffusion_lab.pipelines.attend_excite:AttendAndExcite",
-        "fbcache": "addiffusion_lab.pipelines.first_block_cache:FirstBlockCache",
         "policy": "addiffusion_env.baselines.policy:LearnedPolicy",
     },
+    more="addiffusion_lab",
 )
 """Name -> a class whose ``parse`` reads what stands after the colon of a specification."""
 
@@ -38,8 +34,8 @@ def make_method(spec: str) -> Method:
 
     Args:
         spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
-            ``"threshold_retry:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``, ``"lcm:4"``, ``"turbo:1"``,
-            ``"sag:20"``, ``"attend_excite:20"``, ``"fbcache:4,0.1"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``,
+            ``"threshold_retry:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``,
+            ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``,
             and after either ``",shuffled"`` or ``",no_refine"``.
 
     Raises:

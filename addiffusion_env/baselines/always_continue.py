@@ -19,6 +19,7 @@ class AlwaysContinue(BaseMethod):
     """
 
     usage: ClassVar[str] = "continue"
+    example: ClassVar[tuple[str, str]] = ("emoji", "continue")
     needs_scores: ClassVar[bool] = False
 
     @classmethod

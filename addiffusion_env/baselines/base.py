@@ -78,11 +78,16 @@ class BaseMethod:
         looks: see :class:`Method`.
         needs_scores: whether it reads what scorers say, of previews or of finished pictures; one that does not can be
             run without any scorer (:class:`addiffusion_env.scorers.look.NoScorers`).
+        uses_engine: whether the engine draws its images under its process; ``False`` where a whole diffusers pipeline
+            does.
+        example: (backbone, small specification) that ``check`` runs; FOLDER stands for a folder of tiny weights.
     """
 
     usage: ClassVar[str]
     looks: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
+    uses_engine: ClassVar[bool] = True
+    example: ClassVar[tuple[str, str]] = ("emoji", "")
 
     @classmethod
     def needs(cls) -> str:

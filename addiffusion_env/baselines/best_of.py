@@ -33,6 +33,7 @@ class BestOf(BaseMethod):
     steps: int
 
     usage: ClassVar[str] = "best_of:TRIESxSTEPS"
+    example: ClassVar[tuple[str, str]] = ("emoji", "best_of:2x2")
 
     def __post_init__(self) -> None:
         require_at_least("best_of", "TRIES and STEPS", min(self.tries, self.steps), 1)

@@ -23,6 +23,7 @@ class ConstantStop(BaseMethod):
     steps: int
 
     usage: ClassVar[str] = "stop:STEPS"
+    example: ClassVar[tuple[str, str]] = ("emoji", "stop:1")
     needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ class FixedSteps(BaseMethod):
     solver: str | None = None
 
     usage: ClassVar[str] = "fixed:STEPS[,SPACING[,SOLVER]]"
+    example: ClassVar[tuple[str, str]] = ("emoji", "fixed:2,trailing,unipc")
     needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -18,7 +18,6 @@ from addiffusion_env.engine.requests import Decide
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
-from addiffusion_lab.pipelines.whole import WholePipeline
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,12 @@ class Interval(BaseMethod):
     method: Method
 
     usage: ClassVar[str] = "interval:METHOD:NUMBERS"
+    example: ClassVar[tuple[str, str]] = ("emoji", "interval:threshold_retry:1.5,2,2")
 
     def __post_init__(self) -> None:
         if isinstance(self.method, Interval):
             raise ConfigError("interval: a method was put under the interval twice", "write interval: once")
-        if isinstance(self.method, WholePipeline):
+        if not getattr(self.method, "uses_engine", True):
             raise ConfigError(
                 f"interval: {self.method.name} is a whole pipeline of diffusers, which guides every step or none",
                 f"use {self.method.name} itself",

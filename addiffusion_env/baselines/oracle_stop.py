@@ -35,6 +35,7 @@ class OracleStop(BaseMethod):
     score: str = "preference"
 
     usage: ClassVar[str] = "oracle_stop:SCORE"
+    example: ClassVar[tuple[str, str]] = ("emoji", "oracle_stop:clip_score")
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:

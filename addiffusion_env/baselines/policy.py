@@ -25,6 +25,7 @@ class LearnedPolicy:
     """
 
     usage: ClassVar[str] = "policy:FOLDER[@PRICE][,shuffled][,no_refine]"
+    example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
 
     @staticmethod
     def needs() -> str:

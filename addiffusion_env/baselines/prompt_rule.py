@@ -48,6 +48,7 @@ class PromptRule(BaseMethod):
     plain: int
 
     usage: ClassVar[str] = "prompt_rule:STEPS_WITH_COLOUR,STEPS_WITHOUT"
+    example: ClassVar[tuple[str, str]] = ("emoji", "prompt_rule:3,2")
     needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

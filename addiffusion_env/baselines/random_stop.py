@@ -27,6 +27,7 @@ class RandomStop(BaseMethod):
     probability: float
 
     usage: ClassVar[str] = "random:PROBABILITY"
+    example: ClassVar[tuple[str, str]] = ("emoji", "random:0.5")
     needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ class ThresholdRetry(BaseMethod):
     tries: int = 4
 
     usage: ClassVar[str] = "threshold_retry:THRESHOLD[,STEPS[,TRIES]]"
+    example: ClassVar[tuple[str, str]] = ("emoji", "threshold_retry:1.5,2,2")
 
     def __post_init__(self) -> None:
         require_at_least("threshold_retry", "STEPS and TRIES", min(self.steps, self.tries), 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.demo import page
-from addiffusion_env.demo.prompts import EMOJI_EXAMPLES, MOST_CHARACTERS, OTHER_EXAMPLES, advice, read_prompt
+from addiffusion_env.demo.prompts import MOST_CHARACTERS, guide_of, read_prompt
 from addiffusion_env.demo.takes import Studio, Take, comparators
 from addiffusion_env.errors import AdDiffusionError, ConfigError, MissingPackageError
 
@@ -45,9 +45,9 @@ def showing(studio: Studio, text: str | None, seed: float | None, price: float) 
         price: of one NFE.
     """
     try:
-        prompt = read_prompt(text, studio.backbone)
+        prompt = read_prompt(text, studio.traits)
         number = _seed(seed)
-        note = advice(prompt, studio.backbone)
+        note = guide_of(studio.traits).advice(prompt)
         takes = [Take("policy")]
         yield page.stage(prompt.text, note, takes)
         for take in studio.policy(prompt, number, price):
@@ -77,8 +77,8 @@ def build(studio: Studio) -> Any:
         MissingPackageError: without Gradio.
     """
     gradio = _gradio()
-    emoji = studio.backbone == "emoji"
-    examples = EMOJI_EXAMPLES if emoji else OTHER_EXAMPLES
+    guide = guide_of(studio.traits)
+    examples, vocabulary = guide.examples, guide.vocabulary()
     highest = studio.highest_price
 
     def answer(text: str, seed: float, price: float) -> Iterator[str]:
@@ -106,9 +106,9 @@ def build(studio: Studio) -> Any:
             button = gradio.Button("Draw", variant="primary", scale=1, min_width=90, elem_id="draw")
         gradio.Examples([[example] for example in examples], [text], label="Examples")
         stage = gradio.HTML(page.empty(), elem_id="stage", padding=False)
-        if emoji:
+        if vocabulary:
             with gradio.Accordion("What can be drawn?", open=False):
-                gradio.HTML(page.vocabulary(), padding=False)
+                gradio.HTML(vocabulary, padding=False)
         # What is asked for while a picture is drawn is drawn next; Gradio's own default drops it.
         gradio.on(
             [button.click, text.submit],
@@ -142,7 +142,7 @@ def serve(
     if not 0 <= port <= HIGHEST_PORT:
         raise ConfigError(f"--port must be from 0 to {HIGHEST_PORT}, got {port}", "0 takes any free one")
     studio = Studio(AdaptivePipeline.from_pretrained(policy, device=device))
-    for _ in studio.fixed("fixed:2", read_prompt("a photo of a dog", studio.backbone), 0):
+    for _ in studio.fixed("fixed:2", read_prompt("a photo of a dog", studio.traits), 0):
         pass  # warms up, so that the first visitor's seconds are like the others'
     blocks = build(studio)
     theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

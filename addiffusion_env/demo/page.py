@@ -13,7 +13,6 @@ from PIL import Image
 from addiffusion_env.demo.takes import Moment, Take
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS, overlay_mask
-from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, NUMBERS, RELATIONS
 
 SMALLEST = 128
 """Small pictures are enlarged by a whole factor to at least this many pixels before they are sent."""
@@ -158,17 +157,6 @@ def _verdict(take: Take) -> str:
     if take.correct:
         return '<div class="ad-verdict ad-right">&#10003; as asked</div>'
     return f'<div class="ad-verdict ad-wrong">&#10007; {escape(take.reason)}</div>'
-
-
-def vocabulary() -> str:
-    """Everything that the emoji world can draw, as HTML."""
-    things = " ".join(f"<span>{escape(item.name)}</span>" for item in CLASSES)
-    colours = " ".join(f'<span><i style="background:{name}"></i> {name}</span>' for name in COLORS)
-    return (
-        f'<div class="ad-words"><p>Up to three groups of one to four ({", ".join(NUMBERS[1:])}) things, joined by '
-        f'"and"; or two single things, one {", ".join(RELATIONS)} the other. Each may have a colour.</p>'
-        f"<p>{colours}</p><p>{things}</p></div>"
-    )
 
 
 def stylesheet() -> str:

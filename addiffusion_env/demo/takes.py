@@ -12,6 +12,7 @@ import numpy as np
 
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.pipeline import AdaptivePipeline
+from addiffusion_env.backbones.traits import Traits
 from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
@@ -19,6 +20,7 @@ from addiffusion_env.engine.programs import turn
 from addiffusion_env.engine.requests import Decide, Picture, to_pixels
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.look import Look
 
 REFERENCE = "fixed:50"
@@ -95,9 +97,9 @@ class Studio:
         self.method: LearnedMethod = pipe.method
 
     @property
-    def backbone(self) -> str:
-        """The model's name."""
-        return self.pipe.backbone.name
+    def traits(self) -> Traits:
+        """Of the model."""
+        return self.pipe.backbone.traits
 
     @property
     def highest_price(self) -> float:
@@ -167,12 +169,10 @@ class Studio:
 
     @cached_property
     def _judge(self) -> Any:
-        """The emoji world's object detector, which no policy and no reward has seen; ``None`` for other models."""
-        if self.backbone != "emoji":
-            return None
-        from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
-
-        return EmojiDetectorScorer.from_pretrained(device=self.pipe.backbone.device)
+        """The first of the model's own held-out judges that gives verdicts, or ``None``."""
+        kinds = (SCORERS.load(name) for name in self.traits.judges)
+        kind = next((kind for kind in kinds if hasattr(kind, "verdicts")), None)
+        return None if kind is None else kind.from_pretrained(device=self.pipe.backbone.device)
 
 
 def comparators(nfe: float) -> tuple[str, ...]:

@@ -31,7 +31,6 @@ from addiffusion_env.observations.features import sees_previews
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import failures, make_reward, reward_error
 
@@ -148,10 +147,8 @@ class Episodes:
         return prompt, int(options.get("seed", picture_seed)), float(options.get("price", price))
 
     def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
-        """A user's prompt; on the emoji world with the id that the grammar gives it, so that its noise is the same."""
-        if isinstance(prompt, str) and self.backbone.name == "emoji":
-            prompt = emoji_prompt(prompt)
-        return Prompt.of(prompt, prompt_id)
+        """A user's prompt; a text with the id that the backbone's own prompts have, so that its noise is the same."""
+        return Prompt.of(self.backbone.traits.read_prompt(prompt) if isinstance(prompt, str) else prompt, prompt_id)
 
     # ------------------------------------------------------------------ stepping
     def step(self, actions: Any, reset_ended: bool = False) -> StepResult:

@@ -21,27 +21,24 @@ class EvaluationConfig(Settings):
     """An evaluation's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
         prices: of one NFE, 0 or more; ``None`` is the policy's own.
         methods: specifications.
         prompts: how many; ``None`` for all of a list.
-        prompt_source: registry name.
-        prompt_options: its keyword arguments; ``None`` is the test split of the grammar.
+        prompt_source: registry name; ``None`` is the backbone's own.
+        prompt_options: its keyword arguments; ``None`` are those of the backbone's test prompts.
         prompt_seed: which prompts.
         benchmark: in the place of the source.
         benchmark_path: its file or folder.
         benchmark_options: of its reader.
-        benchmark_export: whether pictures are also kept as the official scorer reads them.
         seeds: pictures a prompt, 0 or more.
         env: environment settings over the policy's.
         device: as :attr:`.EnvSettings.device`.
         dtype: as :attr:`.EnvSettings.dtype`.
-        judges: registry names of held-out scorers.
+        judges: registry names of held-out scorers; ``None`` are the backbone's own.
         margin: of non-inferiority, a share of pictures.
-        hypotheses: claims to be judged.
         price: of one NFE in standard deviations of preference, for regret.
-        metrics: see :class:`.MetricsConfig`.
-        vlm: see :class:`.VlmConfig`.
         out: folder of records and report.
         max_lanes: pictures in the making at once, or ``"auto"``.
         max_faults: pictures that may be left out.
@@ -58,27 +55,24 @@ class EvaluationConfig(Settings):
 
     see: ClassVar[str] = "see configs/eval.yaml; a list is written [a,b]"
 
+    plugins: Sequence[str]
     policy: str | Path | None
     prices: Sequence[float | None]
     methods: Sequence[str]
     prompts: Annotated[int | None, Ge(1)]
-    prompt_source: str
+    prompt_source: str | None
     prompt_options: Mapping[str, Any] | None
     prompt_seed: Annotated[int, Ge(0)]
     benchmark: str | None
     benchmark_path: str | None
     benchmark_options: Mapping[str, Any] | None
-    benchmark_export: bool
     seeds: Sequence[int]
     env: Mapping[str, Any] | None
     device: str
     dtype: str
-    judges: Sequence[str]
+    judges: Sequence[str] | None
     margin: float
-    hypotheses: Mapping[str, Any] | None
     price: float
-    metrics: Mapping[str, Any] | None
-    vlm: Mapping[str, Any] | None
     out: str | Path | None
     max_lanes: int | str
     max_faults: Annotated[int, Ge(0)]

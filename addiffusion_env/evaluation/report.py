@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from addiffusion_env.errors import RunFolderError
+from addiffusion_env.evaluation.extras import EXTRAS, Reported
 from addiffusion_env.evaluation.films import read_films
 from addiffusion_env.evaluation.manifest import read_manifest, write_text
 from addiffusion_env.evaluation.plots import figures, save_figures
@@ -19,10 +20,6 @@ from addiffusion_env.evaluation.samples import sample_section
 from addiffusion_env.evaluation.sections import sections
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.evaluation.summary import Summary, summarise
-from addiffusion_lab.claims.base import Verdict
-from addiffusion_lab.claims.render import hypotheses_section
-from addiffusion_lab.claims.setup import judge_evaluation
-from addiffusion_lab.measured import measured_sections
 
 TITLE = "AdDiffusion evaluation"
 
@@ -36,22 +33,21 @@ class Report:
         markdown: with figures in ``plots`` beside it.
         summary_json: the numbers.
         summary: the same, in memory.
-        verdicts: on the claims that the evaluation was to judge.
+        extras: key of an extra -> what it reported; see :mod:`.extras`.
     """
 
     html: Path
     markdown: Path
     summary_json: Path
     summary: Summary
-    verdicts: tuple[Verdict, ...] = ()
+    extras: Mapping[str, Reported] = field(default_factory=dict)
 
 
-def write_report(out_dir: Path | str, config_file: Path | str | None = None) -> Report:
+def write_report(out_dir: Path | str) -> Report:
     """Reads a folder's manifest, records and films; writes its report. The same records give the same report.
 
     Args:
         out_dir: of an evaluation.
-        config_file: where the margin stands, for its line and date; ``None`` when it is not at hand.
 
     Raises:
         ConfigError: when claims are to be judged, and no judge is independent.
@@ -67,33 +63,37 @@ def write_report(out_dir: Path | str, config_file: Path | str | None = None) -> 
     films = read_films(folder)
     drawn = figures(records, summary, films)
     written = sections(records, summary, manifest, films, drawn)
-    written[-1:-1] = measured_sections(folder, manifest)
     side_by_side, thumbnails = sample_section(records, manifest, folder)
     if side_by_side is not None:
         written.insert(1, side_by_side)
         drawn.update(thumbnails)
-    claims = manifest.settings.get("hypotheses")
-    verdicts = judge_evaluation(records, manifest, claims, config_file) if claims is not None else ()
-    if verdicts:
-        written.insert(0, hypotheses_section(verdicts))
+    extras = {}
+    for key in EXTRAS:
+        kind = EXTRAS.load(key)
+        extras[key] = kind.report(records, manifest, folder)
+        place = 0 if kind.first else len(written) - 1
+        written[place:place] = extras[key].sections
     try:
         save_figures(drawn, folder / PLOTS_FOLDER)
     except OSError as error:
         raise RunFolderError(
             f"cannot write {folder / PLOTS_FOLDER}: {error.strerror}", "choose another out="
         ) from error
-    plain = {**asdict(summary), "hypotheses": [asdict(verdict) for verdict in verdicts]}
+    results = {key: found.results for key, found in extras.items() if found.results is not None}
+    plain = {**asdict(summary), **results}
     return Report(
         html=write_text(folder / "report.html", to_html(TITLE, written, drawn)),
         markdown=write_text(folder / "report.md", to_markdown(TITLE, written)),
         summary_json=write_text(folder / "summary.json", json.dumps(_plain(plain), indent=1)),
         summary=summary,
-        verdicts=verdicts,
+        extras=extras,
     )
 
 
 def _plain(value: Any) -> Any:
     """Plain JSON: tuples as lists, NaN and infinity as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -7,12 +7,13 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError
+from addiffusion_env.plugins import load_plugins, loaded_plugins
 from addiffusion_env.settings import Gt, Settings
 
 PATIENT = 30.0
@@ -125,13 +126,24 @@ class Member:
 
 
 class Workplace:
-    """What every actor's class derives from: it says where it runs."""
+    """What every actor's class derives from: it says where it runs.
+
+    Attributes:
+        setup: makes what it works on; its first argument is the number of torch's threads.
+    """
+
+    setup: Callable[..., None]
 
     def where(self) -> tuple[int, str]:
         """Its process id and Ray's id of its machine."""
         import ray
 
         return os.getpid(), ray.get_runtime_context().get_node_id()
+
+    def start(self, plugins: Sequence[str], *arguments: Any) -> None:
+        """Imports the plugins of the process that starts it, then sets it up."""
+        load_plugins(plugins)
+        self.setup(*arguments)
 
 
 def import_ray() -> Any:
@@ -258,7 +270,8 @@ class Crew:
 
     def _set_up(self, member: Member, index: int) -> tuple[Any, Any]:
         arguments = self._arguments[index]
-        return member.handle.where.remote(), member.handle.setup.remote(self.share.threads, *arguments)
+        started = member.handle.start.remote(loaded_plugins(), self.share.threads, *arguments)
+        return member.handle.where.remote(), started
 
     def _settle(self, member: Member, refs: tuple[Any, Any]) -> None:
         until = time.monotonic() + self.config.start_timeout

@@ -24,10 +24,8 @@ from addiffusion_env.scorers.grounded import GroundedEncoder
 from addiffusion_env.scorers.linear_head import linear_head
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer, wrap_transformers
-from addiffusion_env.scorers.weights import load_strict, read_state_dict
+from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO, load_strict, read_state_dict
 
-REPO = "THUDM/ImageReward"
-TOKENIZER_REPO = "bert-base-uncased"
 WEIGHTS_FILE, CONFIG_FILE = "ImageReward.pt", "med_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
@@ -74,15 +72,15 @@ class ImageRewardScorer(Scorer):
     @classmethod
     def needs(cls) -> str:
         """Its weights, unless they are in the hub's cache."""
-        return "" if cached(REPO, WEIGHTS_FILE) else f"weights {REPO}"
+        return "" if cached(IMAGE_REWARD_REPO, WEIGHTS_FILE) else f"weights {IMAGE_REWARD_REPO}"
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path = REPO,
+        name_or_path: str | Path = IMAGE_REWARD_REPO,
         *,
         med_config: str | Path | None = None,
-        tokenizer: str | Path = TOKENIZER_REPO,
+        tokenizer: str | Path = BERT_REPO,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> ImageRewardScorer:
@@ -134,7 +132,9 @@ def locate(name_or_path: str | Path, med_config: str | Path | None) -> tuple[Pat
     elif path.is_file():
         weights = path
     elif looks_like_path(name_or_path):
-        raise WeightsError(f"no such file or folder: {path}", f"give {WEIGHTS_FILE}, its folder, or the hub id {REPO}")
+        raise WeightsError(
+            f"no such file or folder: {path}", f"give {WEIGHTS_FILE}, its folder, or the hub id {IMAGE_REWARD_REPO}"
+        )
     else:
         weights = hub_file(str(name_or_path), WEIGHTS_FILE, (WEIGHTS_FILE, CONFIG_FILE))
     if med_config is not None:
@@ -156,7 +156,7 @@ def part(state: Mapping[str, torch.Tensor], prefix: str, where: str) -> dict[str
     if not found:
         raise WeightsError(
             f"{where} holds no {prefix}* (its first names: {', '.join(list(state)[:3]) or 'none'})",
-            f"this is not ImageReward; the official file is {WEIGHTS_FILE} of {REPO}",
+            f"this is not ImageReward; the official file is {WEIGHTS_FILE} of {IMAGE_REWARD_REPO}",
         )
     return found
 
@@ -211,7 +211,9 @@ def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any],
     )
     lacking = [name for name in names if name not in med_config]
     if lacking:
-        raise WeightsError(f"{CONFIG_FILE} lacks {', '.join(lacking)}", f"it lies beside {WEIGHTS_FILE} in {REPO}")
+        raise WeightsError(
+            f"{CONFIG_FILE} lacks {', '.join(lacking)}", f"it lies beside {WEIGHTS_FILE} in {IMAGE_REWARD_REPO}"
+        )
     settings = {name: med_config[name] for name in names}
     # encoder_width in the file says 768, but the package overwrites it with the vision transformer's width.
     config = BlipTextConfig(**settings, encoder_hidden_size=weights[key].shape[1], is_decoder=True)

@@ -16,6 +16,9 @@ from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.hub import WORKS_OFFLINE, again, file_in, in_a_line, read_json
 
+IMAGE_REWARD_REPO, BERT_REPO = "THUDM/ImageReward", "bert-base-uncased"
+"""Hub ids of ImageReward's weights and of the tokenizer that it reads prompts by."""
+
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """Reads a state dict from ``.safetensors`` or from a torch file (bare, or wrapped in ``"state_dict"``).

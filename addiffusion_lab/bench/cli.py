@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
+from addiffusion_env.agents.policy_file import shipped
 from addiffusion_lab.bench.bed import Bed, make_bed
 from addiffusion_lab.bench.measure import ArmResult, measure
 from addiffusion_lab.bench.report import setting, table, write_json
@@ -14,7 +15,7 @@ from addiffusion_lab.bench.report import setting, table, write_json
 def run_named(chosen: argparse.Namespace) -> None:
     """Measures a registered backbone with its own weights."""
     bed = make_bed(chosen.backbone, chosen.lanes[0], chosen.steps, chosen.look_every, chosen.images)
-    methods = chosen.methods or (["policy:emoji"] if chosen.backbone == "emoji" else [])
+    methods = chosen.methods or [f"policy:{name}" for name in shipped() if name == chosen.backbone]
     run_bed(bed, chosen, methods)
 
 

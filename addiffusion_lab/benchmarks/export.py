@@ -15,10 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from addiffusion_env.errors import ConfigError, PromptError, RunFolderError, unknown
+from addiffusion_env.evaluation.manifest import read_manifest
+from addiffusion_env.evaluation.records import uid_of
+from addiffusion_env.evaluation.runner import RECORDS_FOLDER
+from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt
 
 Pictures = Sequence[tuple[Prompt, Sequence[bytes]]]
 """Each prompt with its pictures as PNG files, one a seed, in the order of the seeds."""
+
+OFFICIAL_FOLDER = "official"
+"""Of the exports, in the evaluation's folder."""
 
 MAX_NAME_BYTES = 255
 """The longest file name of common file systems."""
@@ -200,3 +207,48 @@ def _write(path: Path, data: bytes) -> None:
         raise RunFolderError(
             f"cannot write {path}: {error.strerror}", "free space, or choose another folder"
         ) from error
+
+
+def check_export(benchmark: str | None) -> None:
+    """Refuses, before any image is drawn, to export prompts that have no official layout.
+
+    Raises:
+        UnknownNameError: when ``benchmark`` has none.
+    """
+    if benchmark not in LAYOUTS:
+        raise unknown("official layout", str(benchmark), LAYOUTS)
+
+
+def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -> list[Exported]:
+    """Writes every method's pictures to ``<out_dir>/official/<place>-<method>``, seeds in the evaluation's order.
+
+    Args:
+        out_dir: of a finished evaluation that kept its pictures.
+        benchmark: see :func:`export`, also for further errors.
+        prompts: those of the evaluation.
+
+    Raises:
+        ConfigError: when pictures are missing.
+        RunFolderError: when the evaluation cannot be read, or the export not be written.
+    """
+    folder = Path(out_dir)
+    manifest = read_manifest(folder)
+    store = RecordStore(folder / RECORDS_FOLDER)
+    written = []
+    for place, method in enumerate(manifest.methods):
+        uids = {
+            prompt_id: [uid_of(method.variant, key, seed) for seed in manifest.seeds]
+            for prompt_id, key in zip(manifest.prompt_ids, manifest.keys, strict=True)
+        }
+        found = store.pictures(uid for group in uids.values() for uid in group)
+        wanted = sum(map(len, uids.values()))
+        if len(found) < wanted:
+            raise ConfigError(
+                f"{wanted - len(found)} of {wanted} pictures of {method.name} were not kept",
+                "choose another out=, or delete the records: they are made again, and kept",
+            )
+        pictures = [(prompt, [found[uid] for uid in uids[prompt.prompt_id]]) for prompt in prompts]
+        # Names of methods hold colons and paths.
+        name = "".join(char if char.isalnum() or char in "-." else "-" for char in method.name)[-100:]
+        written.append(export(benchmark, pictures, folder / OFFICIAL_FOLDER / f"{place:02d}-{name}"))
+    return written

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.errors import ConfigError, WeightsError
 from addiffusion_env.evaluation.manifest import Manifest
@@ -167,7 +168,7 @@ def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRo
 
 
 def _no_judge(conflicted: Mapping[str, str], used: Mapping[str, Any], backbone: str) -> ConfigError:
-    held_out = ("emoji_detector", *_HELD_OUT) if backbone == "emoji" else _HELD_OUT
+    held_out = (*traits_of(backbone).judges, *_HELD_OUT)
     spare = next((name for name in held_out if name not in used), "a VLM judge")
     if not conflicted:
         return ConfigError("no judge was named, so nothing can decide a claim", f"add a held-out one: judges=[{spare}]")
@@ -215,7 +216,7 @@ def _model(part: str, backbone: str, parts: Mapping[str, str]) -> str:
     """The model behind a part of the look."""
     if part != "preference":
         return part
-    return "blip_preference" if backbone == "emoji" else _same(parts.get("preference", "image_reward"))
+    return _same(parts.get("preference", traits_of(backbone).preference))
 
 
 def _same(name: str) -> str:

@@ -1,7 +1,8 @@
 """Metrics of finished pictures against reference pictures, by name. Listing them imports nothing heavy.
 
 ``fid`` and ``kid`` compare two sets; ``psnr`` and ``lpips`` compare pairs. See :mod:`.measure` for the one call that
-computes several, and :mod:`.usage` for seconds and peak memory, which are measured while pictures are made.
+computes several, and
+:mod:`addiffusion_env.profiling` for seconds and peak memory, which are measured while images are drawn.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class AttendAndExcite(WholePipeline):
     steps: int
 
     usage: ClassVar[str] = "attend_excite:STEPS"
+    example: ClassVar[tuple[str, str]] = ("sd15", "attend_excite:2")
 
     def __post_init__(self) -> None:
         require_at_least("attend_excite", "STEPS", self.steps, 1)

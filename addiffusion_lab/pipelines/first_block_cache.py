@@ -43,6 +43,7 @@ class FirstBlockCache(WholePipeline):
     threshold: float
 
     usage: ClassVar[str] = "fbcache:STEPS,THRESHOLD"
+    example: ClassVar[tuple[str, str]] = ("flux", "fbcache:3,0.1")
 
     def __post_init__(self) -> None:
         require_at_least("fbcache", "STEPS", self.steps, 1)

@@ -44,6 +44,7 @@ class LatentConsistency(WholePipeline):
     _pipe: Any = field(default=None, init=False, repr=False, compare=False)
 
     usage: ClassVar[str] = "lcm:STEPS[,WEIGHTS]"
+    example: ClassVar[tuple[str, str]] = ("sd15", "lcm:2,FOLDER")
 
     def __post_init__(self) -> None:
         require_at_least("lcm", "STEPS", self.steps, 1)

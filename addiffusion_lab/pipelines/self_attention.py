@@ -37,6 +37,7 @@ class SelfAttentionGuidance(WholePipeline):
     scale: float = 0.75
 
     usage: ClassVar[str] = "sag:STEPS[,SCALE]"
+    example: ClassVar[tuple[str, str]] = ("emoji", "sag:2")
 
     def __post_init__(self) -> None:
         require_at_least("sag", "STEPS", self.steps, 1)

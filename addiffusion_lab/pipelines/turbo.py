@@ -39,6 +39,7 @@ class SDXLTurbo(WholePipeline):
     _pipe: Any = field(default=None, init=False, repr=False, compare=False)
 
     usage: ClassVar[str] = "turbo:STEPS[,WEIGHTS]"
+    example: ClassVar[tuple[str, str]] = ("sdxl", "turbo:2,FOLDER")
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from addiffusion_env import __version__
+from addiffusion_env import ENVIRONMENTS, __version__
 from addiffusion_env.agents.policy_file import RESULTS_FILE
 from addiffusion_env.agents.replay import ReplayConfig, record_held_out, record_table
 from addiffusion_env.agents.training import IDENTITY_FILE, changed_since
@@ -62,19 +62,7 @@ LIKING = {"clip_weight": 0.8, "clip_centre": 0.855, "clip_scale": 0.07}
 BELIEF = {"belief": "emoji"}
 LEGS = {"": Liking(), " by liking": Liking.of(LIKING), " by belief": Liking.of(BELIEF)}
 """What comparators may choose their tries by: preference as their papers do, and this project's own better scores."""
-ENVIRONMENT: dict[str, Any] = {  # as configs/backbone/emoji.yaml and configs/reward/default.yaml, where it is explained
-    "backbone": "emoji",
-    "prompt_options": {"split": "train"},
-    "steps": 6,
-    "guidance_interval": [3.0, 7.0],
-    "landing_steps": 2,
-    "decide_at": [3, 4],
-    "check_finished": True,
-    "refine": {"preset": "again", "limit": 4, "liking": BELIEF},
-    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, **BELIEF}},
-    "price": [0.0, 0.03],
-    "observation_keys": ["clip", "timestep", "quality", "price", "belief"],
-}
+ENVIRONMENT = ENVIRONMENTS["AdDiffusion-Emoji-v1"]
 UNCALIBRATED = Variant(
     "liking-not-belief",
     changes={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,9 @@ def tiny_backbone(name: str, folder: Path) -> Backbone:
         Load(str(folder / "pipeline"), device="cpu", dtype="float32", options=options)
     )
     return backbone
+
+
+TINY: dict[str, Callable[[Path], Any]] = {
+    name: partial(tiny_backbone, name) if name in BACKBONES else build for name, build in BUILDERS.items()
+}
+"""What ``check`` runs on; see :data:`addiffusion_env.checks.TINY`."""

@@ -12,12 +12,13 @@ from PIL import Image
 
 from addiffusion_env.config import check_overrides
 from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError
-from addiffusion_env.evaluation.benchmarks import check_export, choose_prompts, export_run, take_prompts
+from addiffusion_env.evaluation.benchmarks import choose_prompts, take_prompts
 from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.evaluation.records import prompt_key, uid_of
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt, PromptList
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_lab.benchmarks.export import check_export, export_run
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -156,7 +157,7 @@ def test_a_backbones_settings_of_training_stay_out_of_an_evaluation() -> None:
     import eval_sb3
 
     assert {"benchmark", "benchmark_path", "methods"} <= set(eval_sb3.defaults())
-    assert not {"lanes", "run_dir", "hydra", "defaults", "warm_start"} & set(eval_sb3.defaults())
+    assert not {"lanes", "run_dir", "hydra", "defaults"} & set(eval_sb3.defaults())
 
 
 def test_prompts_of_other_sources_are_not_exported(tmp_path: Path) -> None:

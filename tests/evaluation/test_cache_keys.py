@@ -24,7 +24,7 @@ from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
 from addiffusion_env.rollouts.recorder import Recorder
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.look import LookScorers
-from addiffusion_lab.measured import _pictures, measured_sections
+from addiffusion_lab.measured import _pictures, metrics_sections
 from addiffusion_lab.metrics import features
 from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.features import load_features
@@ -269,11 +269,11 @@ def test_what_was_measured_on_other_pictures_is_not_reported(manifest, shown, tm
     row = {**value, "settings": {}, "notes": []}
     kept = {"reference": "b", "methods": {"a": {"psnr": row}}, "pictures": _pictures(measured)}
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
-    assert [section.title for section in measured_sections(tmp_path, manifest)] == ["Metrics"] * shown
+    assert [section.title for section in metrics_sections(tmp_path, manifest)] == ["Metrics"] * shown
     del kept["pictures"]  # of an older version: shown beside a manifest of its age alone
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
-    assert measured_sections(tmp_path, manifest) == []
-    assert len(measured_sections(tmp_path, replace(manifest, identity={}))) == 1
+    assert metrics_sections(tmp_path, manifest) == []
+    assert len(metrics_sections(tmp_path, replace(manifest, identity={}))) == 1
 
 
 def test_a_study_goes_on_only_with_what_began_it(tmp_path):

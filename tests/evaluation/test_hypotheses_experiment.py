@@ -31,11 +31,11 @@ FEW = "methods=['policy:emoji@0.004,shuffled','policy:emoji@0.004,no_refine',fix
 
 
 def composed(*overrides):
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(compose("eval", overrides=list(overrides)), resolve=True)
+    from addiffusion_env.config import compose_config
+
+    return OmegaConf.to_container(compose_config(CONFIGS, "eval", overrides), resolve=True)
 
 
 def command(*arguments):
@@ -178,9 +178,10 @@ def test_verdicts_are_printed_and_in_the_report(tmp_path, capsys):
     from dataclasses import asdict
 
     write_text(tmp_path / "evaluation.json", json.dumps(asdict(manifest)))
-    report = write_report(tmp_path, CONFIGS / "eval.yaml")
-    assert [v.hypothesis for v in report.verdicts if v.decides] == list(HYPOTHESES)
-    verdicts = {v.hypothesis: v.verdict for v in report.verdicts if v.decides}
+    report = write_report(tmp_path)
+    found = report.extras["hypotheses"].results
+    assert [v.hypothesis for v in found if v.decides] == list(HYPOTHESES)
+    verdicts = {v.hypothesis: v.verdict for v in found if v.decides}
     assert verdicts["H1"] == "supported"
     print_report(report)
     printed = capsys.readouterr().out

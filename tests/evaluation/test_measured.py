@@ -9,7 +9,7 @@ from vlm_server import JudgeServer
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_lab.measured import MetricsConfig, VlmConfig, measured_sections
+from addiffusion_lab.measured import MetricsConfig, VlmConfig, metrics_sections, vlm_sections
 
 METHODS = ["fixed:1", "fixed:2", "fixed:3"]
 
@@ -107,4 +107,4 @@ def test_a_judge_without_a_limit_or_a_comparator_is_refused(given, error, words)
 
 def test_nothing_measured_has_no_section(tmp_path):
     manifest = Manifest((), "emoji", (), "", (), (), 0.02, {}, {})
-    assert measured_sections(tmp_path, manifest) == []
+    assert metrics_sections(tmp_path, manifest) == vlm_sections(tmp_path, manifest) == []

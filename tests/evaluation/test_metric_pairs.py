@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, UnknownNameError, WeightsError
+from addiffusion_env.profiling import Meter
 from addiffusion_lab.metrics.measure import image_metrics
 from addiffusion_lab.metrics.settings import MetricSettings
-from addiffusion_lab.metrics.usage import Meter
 
 
 def bytes_like(shape, seed=0):

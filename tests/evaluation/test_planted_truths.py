@@ -8,6 +8,7 @@ import numpy as np
 import planted
 import pytest
 
+from addiffusion_env.evaluation.frontier import gain_over
 from addiffusion_env.evaluation.statistics import (
     prompts_for_correlation,
     prompts_for_difference,
@@ -81,6 +82,14 @@ def test_h2_does_not_take_a_mixture_for_a_policy(frontier_prompts):
     assert many["not supported"] >= 0.98  # enough prompts rule out a gain of one margin
 
 
+def test_h2_at_a_bend_of_the_frontier():
+    """Which side of the bend the policy is on is not known from the data, and must not be chosen by them."""
+    none = outcomes("H2", lambda draw: planted.at_a_corner(draw, 300, 0.0), 400, kinds=("fixed",))
+    assert none["supported"] <= 0.025 + slack(0.025, 400)
+    found = outcomes("H2", lambda draw: planted.at_a_corner(draw, 600, 0.15), 100, kinds=("fixed",))
+    assert found["supported"] >= 0.95
+
+
 def test_h2_takes_more_than_beating_three_of_four_kinds():
     """The policy is far above fixed steps, rule and best-of-n, and on a par with threshold-retry."""
     beaten = outcomes("H2", lambda draw: planted.against_frontier(draw, 300, 0.2, retry=0.9), 300)
@@ -113,3 +122,29 @@ def test_h4_finds_a_gain_and_raises_few_alarms():
     assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 400) + 0.02)
     none = outcomes("H4", lambda draw: planted.with_refinement(draw, n, 0.0), 400, **claims)
     assert none["supported"] <= 0.025 + slack(0.025, 400)
+
+
+# ---- the report's own estimator of a gain over constant methods
+
+
+def gains(make, runs):
+    """Gains of the planted policy over its fixed methods, one for each simulated evaluation."""
+    for run in range(runs):
+        found = planted.records(make(np.random.default_rng(run)))
+        own = found.pop(planted.POLICY)
+        yield gain_over(own, found, "correct", np.random.default_rng(run), resamples=499)
+
+
+@pytest.mark.parametrize("make", [planted.against_frontier, planted.at_a_corner])
+def test_a_reported_gain_is_rarely_above_zero_without_one(make):
+    above = [found.gain.low > 0 for found in gains(lambda draw: make(draw, 150, 0.0), 300)]
+    assert np.mean(above) <= 0.025 + slack(0.025, 300)
+
+
+def test_a_reported_gain_is_found_and_its_interval_holds_the_truth():
+    found = list(gains(lambda draw: planted.against_frontier(draw, 300, GAIN), 200))
+    covered = [result.gain.low <= GAIN <= result.gain.high for result in found]
+    assert np.mean(covered) >= 0.95 - slack(0.95, 200)
+    assert np.mean([result.gain.estimate for result in found]) == pytest.approx(GAIN, abs=0.01)
+    # One prompt's share of the gain scatters by .56 (frontier_prompts): 300 prompts find .1 with power .87.
+    assert np.mean([result.gain.low > 0 for result in found]) >= 0.8

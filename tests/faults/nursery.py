@@ -16,9 +16,10 @@ import time
 import traceback
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import OmegaConf
+
+from addiffusion_env.config import compose_config
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -50,8 +51,7 @@ OVERRIDES = {
 
 
 def configured(kind: str) -> dict:
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(kind, overrides=OVERRIDES[kind]), resolve=True)
+    config = OmegaConf.to_container(compose_config(ROOT / "configs", kind, OVERRIDES[kind]), resolve=True)
     import eval_sb3
 
     return config if kind == "train" else {key: config[key] for key in eval_sb3.defaults()}

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from addiffusion_env.backbones.emoji.weights import WEIGHTS
+from addiffusion_env.emoji.scorers import emoji_scorers
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rollouts import fit_belief as command
 from addiffusion_env.scorers.belief import MOST, Belief, belief_of
 from addiffusion_env.scorers.liking import Liking
-from addiffusion_env.scorers.look import emoji_scorers
 
 PROMPTS, TRIES = 400, 5
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from addiffusion_env.emoji.scorers import emoji_scorers
 from addiffusion_env.errors import MissingPackageError, NumericsError, PromptError, UnknownNameError, WeightsError
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.hub_look import hub_scorers
-from addiffusion_env.scorers.look import Look, LookScorers, emoji_scorers
+from addiffusion_env.scorers.look import Look, LookScorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 
 

@@ -13,6 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from addiffusion_env.config import store_environments
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ray.slurm"
 
@@ -134,6 +136,7 @@ def test_it_is_not_queued_again_for_ever(desk):
 
 def test_the_launcher_queues_again_and_warns_in_time():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    store_environments()
     with initialize_config_dir(str((ROOT / "configs").resolve()), version_base="1.3"):
         config = compose("train", overrides=["hydra/launcher=slurm"], return_hydra_config=True)
     launcher = OmegaConf.to_container(config.hydra.launcher)

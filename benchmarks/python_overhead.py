@@ -1,0 +1,148 @@
+"""What Python costs a lane-step: evaluations and steps around a denoiser that answers at once.
+
+    python benchmarks/python_overhead.py                        the emoji world's pipeline, 1, 16, 64 and 256 lanes
+    python benchmarks/python_overhead.py --lanes 64 --steps 8 --rounds 5 --json runs/python_overhead.json
+
+The UNet answers zeros. A lane-step is one guided ``predict`` and one step of a solver. Lanes are at different steps, as
+in a queue, and one that ends makes room for a new image. What an image takes to begin (text encoder, noise, a
+pipeline's call up to its loop) is a separate column. Times are those of the processor, so that they repeat on a machine
+that others use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from addiffusion_env.bench.diffusers_pipeline import pipeline_of
+from diffusers import UNet2DConditionModel
+
+from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
+from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
+from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+
+
+class Instant(UNet2DConditionModel):
+    """A UNet that answers zeros."""
+
+    def forward(self, sample: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        """Zeros in the shape of ``sample``."""
+        return (torch.zeros_like(sample),)
+
+
+class Lanes:
+    """Images of one backbone at different steps of one schedule.
+
+    Args:
+        backbone: what evaluates them.
+        count: how many.
+        steps: of the schedule.
+        own: whether they step with the pipeline's own scheduler, not with DDIM's formula.
+
+    Attributes:
+        began: seconds that images took to begin: the text encoder, the noise, a pipeline's call up to its loop.
+        images: begun so far.
+    """
+
+    def __init__(self, backbone: Backbone, count: int, steps: int, own: bool) -> None:
+        self.backbone, self.steps, self.own = backbone, steps, own
+        self.prompts = EmojiPrompts(split="test").take(count, seed=0)
+        self.began, self.images = 0.0, 0
+        self.lanes: list[tuple[Conditioning, Latents, np.ndarray]] = []
+        for tick in range(steps):  # some lanes begin with each tick
+            self.lanes += [self.begin() for at in range(count) if at % steps == tick]
+            if tick < steps - 1:
+                self.tick()
+
+    def begin(self) -> tuple[Conditioning, Latents, np.ndarray]:
+        """A lane before its first evaluation: what it draws, where it is, and the levels ahead."""
+        prompt = self.prompts[self.images % len(self.prompts)]
+        start = time.process_time()
+        begun = self.backbone.begin(prompt, self.images, self.steps, self.backbone.capabilities.default_spacing)
+        self.began += time.process_time() - start
+        self.images += 1
+        return begun
+
+    def tick(self) -> float:
+        """One lane-step of every lane, and a new image for each that has ended; the seconds of the lane-steps."""
+        if not self.lanes:
+            return 0.0
+        conditioning = Conditioning.cat([lane[0] for lane in self.lanes])
+        latents = Latents.cat([lane[1] for lane in self.lanes])
+        after = torch.tensor([lane[2][1] for lane in self.lanes], dtype=torch.float64)
+        scale = torch.full((len(latents),), self.backbone.capabilities.default_guidance, dtype=torch.float64)
+        start = time.process_time()
+        made = self.backbone.predict(latents.x, latents.sigma, conditioning, scale)
+        if self.own:
+            stepped = self.backbone.scheduler_step(latents, made, conditioning, after)
+        else:
+            stepped = ddim_step(self.backbone.path, latents, made.x0, after)
+        seconds = time.process_time() - start
+        moved = [(lane[0], stepped.row(at), lane[2][1:]) for at, lane in enumerate(self.lanes)]
+        self.lanes = [lane if len(lane[2]) > 1 else self.begin() for lane in moved]
+        return seconds
+
+
+def instant(backbone: EmojiBackbone) -> EmojiBackbone:
+    """The backbone with a UNet that answers zeros."""
+    backbone.denoiser.__class__ = Instant
+    return backbone
+
+
+def measure(lanes: Lanes, rounds: int) -> tuple[float, float]:
+    """(microseconds a lane-step, milliseconds to begin an image): the median of rounds of one schedule each."""
+    for _ in range(3 * lanes.steps):
+        lanes.tick()
+    lanes.began = lanes.images = 0
+    found = [sum(lanes.tick() for _ in range(lanes.steps)) for _ in range(rounds)]
+    per_step = statistics.median(found) / (lanes.steps * len(lanes.lanes))
+    return 1e6 * per_step, 1e3 * lanes.began / lanes.images
+
+
+def main() -> None:
+    """Measures each way at each number of lanes and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scheduler", help="class of the pipeline's scheduler; the emoji world's own when not given")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def general() -> Backbone:
+        import diffusers
+
+        pipe = pipeline_of(instant(EmojiBackbone.from_pretrained()))
+        if chosen.scheduler:
+            pipe.scheduler = getattr(diffusers, chosen.scheduler).from_config(pipe.scheduler.config)
+        return PipelineBackbone(pipe, preview="none")
+
+    ways: dict[str, tuple[Callable[[], Backbone], bool]] = {
+        "hand-written loop, ddim": (lambda: instant(EmojiBackbone.from_pretrained()), False),
+        "pipeline, ddim": (general, False),
+        f"pipeline, solver={SCHEDULER}": (general, True),
+    }
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for name, (make, own) in ways.items():
+        backbone = make()
+        rows[name] = [measure(Lanes(backbone, count, chosen.steps, own), chosen.rounds) for count in chosen.lanes]
+    print("| microseconds a lane-step |" + "".join(f" {count} lanes |" for count in chosen.lanes) + " begin, ms |")
+    print("| --- |" + " --- |" * (len(chosen.lanes) + 1))
+    for name, figures in rows.items():
+        print(f"| {name} |" + "".join(f" {step:.0f} |" for step, _ in figures) + f" {figures[-1][1]:.1f} |")
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps({"lanes": chosen.lanes, "steps": chosen.steps, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
