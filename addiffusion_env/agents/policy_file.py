@@ -22,7 +22,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
 from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"

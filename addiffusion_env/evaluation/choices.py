@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.loading import clip_width
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
-from addiffusion_env.evaluation.extras import extras_in
+from addiffusion_env.evaluation.eval_config import extras_in
+from addiffusion_env.evaluation.extras import Extra
 from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
 
@@ -43,6 +44,15 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
         if isinstance(method, LearnedMethod):
             method.check_fits(str(settings.backbone), clip_width(str(settings.backbone), settings.scorers))
     return methods, settings
+
+
+def make_extras(config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> list[Extra]:
+    """The extras of a configuration, each with its settings checked.
+
+    Raises:
+        ConfigError: see :class:`.Extra` and :func:`.extras_in`.
+    """
+    return [kind(config, methods, backbone) for kind in extras_in(config).values()]
 
 
 def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:

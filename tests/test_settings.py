@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.typed import check_arguments, check_least, check_types
+from addiffusion_env.settings import Ge, Gt, check_arguments, check_types
 
 
 @dataclass
@@ -71,12 +71,21 @@ def test_a_long_value_is_cut():
     assert len(caught.value.cause) < 150
 
 
-def test_a_number_below_its_least_is_refused_and_null_is_none():
-    least = {"count": 1, "rate": 0.25, "folder": 1}
-    check_least("job.", Settings(), least, "raise it")
-    with pytest.raises(ConfigError) as caught:
-        check_least("job.", Settings(count=0), least, "raise it")
-    assert (caught.value.cause, caught.value.remedy) == ("job.count must be at least 1, got 0", "raise it")
+@dataclass
+class Ranges:
+    count: Annotated[int, Ge(1)] = 1
+    rate: Annotated[float | None, Gt(0.25)] = None
+
+
+def test_a_number_out_of_its_range_is_refused_and_null_is_none():
+    check_types("job.", Ranges())
+    for changes, sentence in (
+        ({"count": 0}, "job.count must be at least 1, got 0"),
+        ({"rate": 0.25}, "job.rate must be above 0.25, got 0.25"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_types("job.", Ranges(**changes), "raise it")
+        assert (caught.value.cause, caught.value.remedy) == (sentence, "raise it")
 
 
 def test_arguments_are_checked_by_the_functions_hints():
