@@ -132,7 +132,16 @@ def _compare(
     """One comparison a group and point, not adjusted yet."""
     quality, spent = means.values[case.judge], means.values[cost]
     labelled = [
-        (name, Pairing(weights @ quality[:curve], weights @ spent[:curve], list(map(str, members)), quality[members], spent[members]))
+        (
+            name,
+            Pairing(
+                weights @ quality[:curve],
+                weights @ spent[:curve],
+                list(map(str, members)),
+                quality[members],
+                spent[members],
+            ),
+        )
         for name, members in rows.items()
         for weights in points
     ]

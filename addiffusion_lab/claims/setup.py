@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.statistics import Margin, read_margin
+from addiffusion_env.evaluation.statistics import Margin
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import Claims, Verdict
 from addiffusion_lab.claims.conflicts import run_name, settle, uses_by, uses_in
@@ -25,7 +24,6 @@ def judge_evaluation(
     records: Sequence[Record],
     manifest: Manifest,
     settings: Mapping[str, Any],
-    config_file: Path | str | None = None,
     names: Sequence[str] = tuple(HYPOTHESES),
 ) -> tuple[Verdict, ...]:
     """Judges the claims of an evaluation.
@@ -34,7 +32,6 @@ def judge_evaluation(
         records: those that the manifest selects.
         manifest: methods, judges, margin history and the policy's folder.
         settings: keyword arguments of :class:`Claims`; ``policy`` and ``curve`` may be left out.
-        config_file: where the margin stands under ``margin``, for its line and date.
         names: registry names of the claims.
 
     Returns:
@@ -47,7 +44,7 @@ def judge_evaluation(
     uses = uses_in(manifest)
     deciding = settle(judges, uses, manifest.backbone).independent[0]
     claims = claims_of([entry.name for entry in manifest.methods], settings)
-    return decide(records, claims, judges, [margin_in(manifest, deciding, config_file)], uses, names)
+    return decide(records, claims, judges, [margin_in(manifest, deciding)], uses, names)
 
 
 def check_claims(methods: Sequence[Method], backbone: str, settings: Mapping[str, Any]) -> Claims:
@@ -106,29 +103,16 @@ def claims_of(methods: Sequence[str], settings: Mapping[str, Any]) -> Claims:
     return Claims(policy=policy, **{**found, **given})
 
 
-def margin_in(manifest: Manifest, measure: str, config_file: Path | str | None = None) -> Margin:
-    """The margin of an evaluation with its history.
-
-    A margin that differs from the file's was given on the command line; the manifest says when it first was. One that
-    was there before any record stays so, even when another stood in between.
+def margin_in(manifest: Manifest, measure: str) -> Margin:
+    """The margin that counts, as old as its earliest entry with this value, even when another stood in between.
 
     Args:
         manifest: of the evaluation.
         measure: whose units it is in: that of the judge that decides.
-        config_file: where ``margin`` stands; ``None`` when it is not at hand.
-
-    Raises:
-        ConfigError: when the file has no margin.
     """
     value = manifest.margins[-1].margin
-    same = [entry for entry in manifest.margins if entry.margin == value]
-    first = min(same, key=lambda entry: entry.records_before)
-    if config_file is not None:
-        written = read_margin(config_file, "margin", measure, first.records_before)
-        if written.value == value:
-            return written
-    source = "given to the run" if config_file is None else f"given to the run instead of {Path(config_file).name}'s"
-    return Margin(value, measure, source, first.set_at, "evaluation.json", "", first.records_before)
+    first = min((entry for entry in manifest.margins if entry.margin == value), key=lambda entry: entry.records_before)
+    return Margin(value, measure, first.set_at, first.records_before)
 
 
 def _frozen(value: Any) -> Any:
