@@ -79,7 +79,10 @@ def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     assert found["methods"]["turbo:STEPS[,WEIGHTS]"][0] and found["judges"]["openai:MODEL"][0]
 
 
-@pytest.mark.parametrize("name", ["AdDiffusion-Emoji-v0", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"])
+@pytest.mark.parametrize(
+    "name",
+    ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v1", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"],
+)
 def test_check_says_what_holds(name, capsys):
     main(["check", name])
     lines = capsys.readouterr().out.splitlines()

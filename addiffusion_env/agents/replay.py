@@ -31,6 +31,7 @@ from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import PromptError, check_settings
 from addiffusion_env.files import whole_file
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
@@ -165,7 +166,7 @@ def _record(
         replay.tries,
         halve=settings.halve_lanes,
         faults=faults,
-        features="features" in keys,
+        features=any(FEATURES.load(key).needs_features for key in keys),
     )
 
     def note(done: int) -> None:

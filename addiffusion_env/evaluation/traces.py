@@ -40,10 +40,9 @@ class Watcher:
     def terms(self, episode: Episode) -> dict[str, tuple[float, ...]]:
         """Reward term -> what each action of a finished episode was paid.
 
-        None for a method that has no reward, or looks at no previews: rewards are paid by looks. Scores are
-        scaled as on a table of tries, by 1: the pooled deviations of live training are the trainer's.
+        None for a method that has no reward, or looks at no previews: rewards are paid by looks.
         """
-        if not isinstance(self.method, LearnedMethod) or not self.method.looks:
+        if not isinstance(self.method, LearnedMethod) or not self.method.needs_preview:
             return {}
         lane = episode.lane
         lanes = [*self.seen[lane.prompt.prompt_id, lane.seed], lane]

@@ -61,9 +61,7 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_t
         terminal=np.ones(len(flat), bool),
         reference=nothing,
     )
-    training, reward.scale.training = reward.scale.training, False
     total, _ = reward(transition)
-    reward.scale.training = training
     return np.where(known, total, -np.inf).reshape(np.shape(preference))
 
 

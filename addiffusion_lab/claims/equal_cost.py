@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from addiffusion_env.baselines import named_traits
 from addiffusion_env.evaluation.frontier import Pairing, gains, mixture
 from addiffusion_env.evaluation.statistics import (
     holm,
@@ -20,9 +21,6 @@ from addiffusion_env.evaluation.statistics import (
 )
 from addiffusion_lab.claims.base import Case, Comparison, Outcome, Verdict, unanswered
 from addiffusion_lab.claims.pictures import Means
-
-KIND_OF = {"stop": "fixed"}
-"""Kinds of method that count as another: a constant stop is a fixed number of steps."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,12 @@ class Weighed:
 
 
 def kind_of(method: str) -> str:
-    """A method's kind, by its name.
+    """A method's kind of comparator: a constant stop counts as a fixed number of steps.
 
     >>> kind_of("stop:6"), kind_of("threshold_retry:-0.52")
     ('fixed', 'threshold_retry')
     """
-    kind = method.partition(":")[0]
-    return KIND_OF.get(kind, kind)
+    return named_traits(method).kind
 
 
 def judge_groups(

@@ -119,7 +119,7 @@ def test_a_reward_that_is_no_number_reaches_no_policy(walk, table, replay_settin
     env.reset()
     words = rf"reward term 'nfe_price' is nan in lane 1, prompt '{re.escape(table.prompts[env.walkers.row[1]][:60])}"
     sick = np.array([0.0, np.nan, 0.0])
-    monkeypatch.setitem(env.reward._functions, "nfe_price", lambda transition, scale: sick)
+    monkeypatch.setitem(env.reward._terms, "nfe_price", lambda transition: sick)
     with pytest.raises(NumericsError, match=words):
         env.step(np.zeros(3, int))
 
