@@ -14,7 +14,7 @@ from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import play_table
 from addiffusion_env.rollouts.recorder import check_recordable
-from addiffusion_env.rollouts.regret import best_constant, regret, worth
+from addiffusion_env.rollouts.regret import regret, worth
 from addiffusion_env.rollouts.replay import ReplayVecEnv
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.rollouts.walk import Walkers
@@ -168,7 +168,7 @@ def test_regret_of_known_values(walk, table, replay_settings):
     found = regret(table, constant, reward, 0.5)
     single = (table.preference[:, 0, table.finish] - 0.5 * table.nfe[:, 0, table.finish]).mean()
     assert found.utility == pytest.approx(single, abs=1e-5)
-    name, best = best_constant(table, worth(reward, table.preference, table.clip_score, table.clip_text), 0.5)
+    name, best = found.best_constant, found.constant_utility
     assert found.to_constant == pytest.approx(best - single, abs=1e-5) and found.to_constant >= 0
     assert found.oracle_utility >= best and "best of 1" in name  # at such a price nobody tries twice
 
