@@ -18,7 +18,8 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.loading import clip_width
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
-from addiffusion_env.evaluation.extras import Extra, extras_in
+from addiffusion_env.evaluation.eval_config import extras_in
+from addiffusion_env.evaluation.extras import Extra
 from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
 
