@@ -68,11 +68,7 @@ class TrainingConfig(Settings):
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | TrainingConfig) -> TrainingConfig:
-        """Reads a whole configuration; what else is in it is left alone.
-
-        Raises:
-            ConfigError: see the class.
-        """
+        """See :meth:`.Settings.of`; a key that has been removed is refused too."""
         if isinstance(given, Mapping):
             check_removed(given)
         return super().of(given)

@@ -24,6 +24,7 @@ class EvaluationConfig(Settings):
     Attributes:
         plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
+        trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
         prices: of one NFE, 0 or more; ``None`` is the policy's own.
         methods: specifications.
         prompts: how many; ``None`` for all of a list.
@@ -58,6 +59,7 @@ class EvaluationConfig(Settings):
 
     plugins: Sequence[str]
     policy: str | Path | None
+    trust: bool
     prices: Sequence[float | None]
     methods: Sequence[str]
     prompts: Annotated[int | None, Ge(1)]

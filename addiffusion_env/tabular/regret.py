@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +16,15 @@ from addiffusion_env.tabular.table import AttemptTable
 
 
 @dataclass(frozen=True)
-class TableRegret:
-    """Mean utilities: what the reward pays for the picture given, less the price of what was spent.
+class Regret:
+    """Mean utilities: the value of the image given, less the price of what was spent.
 
     Attributes:
         price: of one NFE.
         utility: of the policy.
-        best_constant: in words; chosen in hindsight on these very pictures.
+        best_constant: in words; chosen in hindsight on these very images.
         constant_utility: of the best constant behaviour.
-        oracle_utility: of one that knows every picture beforehand: it drops all other attempts at their first look.
+        oracle_utility: of an oracle that knows every image beforehand.
         oracle_nfe: mean NFE of the oracle.
     """
 
@@ -43,6 +44,22 @@ class TableRegret:
     def to_oracle(self) -> float:
         """Utility given away to the oracle; not below 0 but for pictures that only an odd path reaches."""
         return self.oracle_utility - self.utility
+
+
+def regret_of(
+    utility: np.ndarray, constants: Mapping[str, np.ndarray], oracle: tuple[np.ndarray, np.ndarray], price: float
+) -> Regret:
+    """Regret from utilities, image by image.
+
+    Args:
+        utility: (P,) of the policy.
+        constants: name -> (P,) utilities of a constant behaviour; at least one.
+        oracle: (P,) utilities and (P,) NFE of the oracle.
+        price: of one NFE, already taken off the utilities.
+    """
+    means = {name: float(values.mean()) for name, values in constants.items()}
+    best = max(means, key=means.__getitem__)
+    return Regret(price, float(utility.mean()), best, means[best], float(oracle[0].mean()), float(oracle[1].mean()))
 
 
 def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
@@ -65,20 +82,11 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_t
     return np.where(known, total, -np.inf).reshape(np.shape(preference))
 
 
-def regret(table: AttemptTable, outcomes: Outcomes, reward: Reward, price: float) -> TableRegret:
-    """Compares a policy's outcomes on a table with its constant behaviours and its oracle."""
+def regret(table: AttemptTable, outcomes: Outcomes, reward: Reward, price: float) -> Regret:
+    """Compares a policy's outcomes on a table with its constant behaviours and its oracle, by the reward's value."""
     values = worth(reward, table.preference, table.clip_score, table.clip_text)
-    name, constant = best_constant(table, values, price)
-    best, spent = oracle(table, values, price)
-    gained = worth(reward, outcomes.preference, outcomes.clip_score, table.clip_text)
-    return TableRegret(
-        price=price,
-        utility=float((gained - price * outcomes.nfe).mean()),
-        best_constant=name,
-        constant_utility=constant,
-        oracle_utility=float(best.mean()),
-        oracle_nfe=float(spent.mean()),
-    )
+    gained = worth(reward, outcomes.preference, outcomes.clip_score, table.clip_text) - price * outcomes.nfe
+    return regret_of(gained, constant_utilities(table, values, price), oracle(table, values, price), price)
 
 
 def oracle(table: AttemptTable, values: np.ndarray, price: float) -> tuple[np.ndarray, np.ndarray]:
@@ -93,15 +101,14 @@ def oracle(table: AttemptTable, values: np.ndarray, price: float) -> tuple[np.nd
     return utility[rows, pick], spent[rows, pick]
 
 
-def best_constant(table: AttemptTable, values: np.ndarray, price: float) -> tuple[str, float]:
-    """The best of: finish at one place, in the first attempt or as the best of n attempts."""
-    found = []
+def constant_utilities(table: AttemptTable, values: np.ndarray, price: float) -> dict[str, np.ndarray]:
+    """In words -> (P,) utility of always finishing at one place, in the first attempt or as the best of n attempts."""
+    found = {}
     for place in range(table.finish, values.shape[2]):
         step = place - table.finish - 1
         where = "at the end" if step < 0 else f"by a stop at step {(*table.steps, 0)[step]}"
         for attempts in range(1, table.attempts + 1):
             made, spent = values[:, :attempts, place], table.nfe[:, :attempts, place]
             if np.isfinite(made).all():
-                found.append((float((made.max(1) - price * spent.sum(1)).mean()), f"best of {attempts} {where}"))
-    utility, name = max(found)
-    return name, utility
+                found[f"best of {attempts} {where}"] = made.max(1) - price * spent.sum(1)
+    return found
