@@ -259,7 +259,7 @@ def learn_on_table(
     Returns:
         The agent; its policy fits the live environment of the same settings.
     """
-    env = VecMonitor(TabularVecEnv(mdp.table, settings, mdp, tabular.lanes, seed))
+    env = VecMonitor(TabularVecEnv(mdp, settings, tabular.lanes, seed))
     learner = make_model(algorithm, env, tabular.ppo, seed, device)
     watch = TableWatch(mdp, settings, tabular.watch_every)
     if folder is not None:

@@ -247,7 +247,7 @@ class ActorPool:
         self.config = config
         self._ours = start_ray(config)
         self._ray = import_ray()
-        self.share = resources_of(config, self._ray.cluster_resources(), device)
+        self.resources = resources_of(config, self._ray.cluster_resources(), device)
         self._actor = self._ray.remote(kind)
         self._arguments = list(arguments)
         self.actors: list[Actor] = []
@@ -265,12 +265,12 @@ class ActorPool:
 
     def _make(self) -> Any:
         # Ray restarts nothing by itself: a new actor must be set up, and its lanes begun, before it is asked again.
-        options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_restarts": 0}
+        options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
         return self._actor.options(**options, scheduling_strategy="SPREAD").remote()
 
     def _set_up(self, actor: Actor, index: int) -> tuple[Any, Any]:
         arguments = self._arguments[index]
-        started = actor.handle.start.remote(loaded_plugins(), self.share.threads, *arguments)
+        started = actor.handle.start.remote(loaded_plugins(), self.resources.threads, *arguments)
         return actor.handle.where.remote(), started
 
     def _settle(self, actor: Actor, refs: tuple[Any, Any]) -> None:
@@ -282,7 +282,7 @@ class ActorPool:
 
     def _warn_waiting(self) -> None:
         """Says why a worker may not have started: Ray waits without a word for cores that others hold."""
-        wanted = {"CPU": self.share.cpus, "GPU": self.share.gpus}
+        wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
         free = self._ray.available_resources()
         needs = ", ".join(f"{need:g} {name} ({free.get(name, 0.0):g} free)" for name, need in wanted.items() if need)
         warnings.warn(
@@ -347,7 +347,7 @@ class ActorPool:
                 error = again
 
     def _end(self, actor: Actor, error: LostWorkerError) -> None:
-        """Makes sure that a lost worker's process is gone: a stopped one heeds no message and keeps its cores."""
+        """Makes sure that a lost worker's process is gone: under SIGSTOP it ignores SIGTERM and keeps its cores."""
         self._ray.kill(actor.handle, no_restart=True)
         if error.cause != "hung" or actor.pid is None:
             return

@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
 
 from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.actions import ActionSpace
+from addiffusion_env.envs.sb3_env import SharedVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.rewards.composite import failures, make_reward, reward_error
 from addiffusion_env.tabular.mdp import States, TabularMDP
-from addiffusion_env.tabular.table import AttemptTable
 
 
-class TabularVecEnv(VecEnv):
-    """SB3's :class:`VecEnv` over a table; every lane an episode of a picture drawn from it.
+class TabularVecEnv(SharedVecEnv):
+    """A table as SB3's :class:`~stable_baselines3.common.vec_env.VecEnv`; each lane plays a picture drawn from it.
 
     The recorded attempts of a picture are exchangeable draws, so each episode meets them in an order of its own.
     Illegal actions continue instead, as in the environment, or accept where nothing can be continued.
 
     Args:
-        table: what was recorded.
+        mdp: the decision process on a table.
         settings: of the environment: reward, prices, observation keys.
-        mdp: the decision process on the table.
         num_envs: lanes.
         seed: of pictures, orders and prices.
     """
 
-    def __init__(
-        self, table: AttemptTable, settings: EnvSettings, mdp: TabularMDP, num_envs: int, seed: int = 0
-    ) -> None:
+    def __init__(self, mdp: TabularMDP, settings: EnvSettings, num_envs: int, seed: int = 0) -> None:
         if settings.reference_steps is not None:
             raise ConfigError(
                 "a table has no reference schedule", "set reference_steps=null, or train with tabular=null"
             )
-        self.table, self.settings, self.mdp = table, settings, mdp
-        self.observer = table.observer(settings.keys())
+        self.mdp, self.table, self.settings = mdp, mdp.table, settings
+        self.observer = mdp.table.observer(settings.keys())
         self.reward = make_reward(settings.reward)
         self.prices = settings.price_range()
         self.render_mode = None
         self._rng = np.random.default_rng([seed, 911])
         self._actions = np.zeros(num_envs, dtype=np.int64)
         self.states = self._fresh(num_envs)
-        super().__init__(num_envs, self.observer.space, spaces.Discrete(3))
+        super().__init__(num_envs, self.observer.space, ActionSpace())
 
     def _fresh(self, size: int) -> States:
         row = self._rng.integers(len(self.table), size=size)
@@ -97,26 +92,5 @@ class TabularVecEnv(VecEnv):
         """(num_envs, 3) bool: legal actions of each lane."""
         return self.mdp.masks(self.states)
 
-    # ------------------------------------------------------------------ SB3's plumbing
     def close(self) -> None:
         """Nothing to release."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The lanes share one environment; its attribute is repeated."""
-        return [getattr(self, attr_name) for _ in self._indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Sets the attribute on the shared environment."""
-        setattr(self, attr_name, value)
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a method; ``action_masks`` gives each lane its row."""
-        result = getattr(self, method_name)(*args, **kwargs)
-        return [result[index] if method_name == "action_masks" else result for index in self._indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """Lanes are never wrapped one by one."""
-        return [False for _ in self._indices(indices)]
-
-    def _indices(self, indices: int | Iterable[int] | None) -> Sequence[int]:
-        return list(self._get_indices(indices))

@@ -139,7 +139,7 @@ def test_play_table_counts_and_chooses(mdp, table):
 
 
 def test_a_reward_that_is_no_number_reaches_no_policy(mdp, table, tabular_settings, monkeypatch):
-    env = TabularVecEnv(table, tabular_settings, mdp, 3, seed=1)
+    env = TabularVecEnv(mdp, tabular_settings, 3, seed=1)
     env.reset()
     words = rf"reward term 'nfe_price' is nan in lane 1, prompt '{re.escape(table.prompts[env.states.row[1]][:60])}"
     sick = np.array([0.0, np.nan, 0.0])
@@ -149,7 +149,7 @@ def test_a_reward_that_is_no_number_reaches_no_policy(mdp, table, tabular_settin
 
 
 def test_replay_env_masks_and_resets(mdp, table, tabular_settings):
-    env = TabularVecEnv(table, tabular_settings, mdp, 16, seed=1)
+    env = TabularVecEnv(mdp, tabular_settings, 16, seed=1)
     rng = np.random.default_rng(0)
     observation, ended = env.reset(), 0
     for _ in range(40):
