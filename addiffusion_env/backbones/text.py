@@ -11,35 +11,7 @@ from addiffusion_env.errors import PromptError
 
 # Words that draw nothing: an attention map of "of" says nothing about where to work.
 STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "and",
-        "or",
-        "to",
-        "with",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "is",
-        "are",
-        "photo",
-        "picture",
-        "image",
-        "painting",
-        "drawing",
-        ",",
-        ".",
-        ";",
-        ":",
-        "!",
-        "?",
-    ]
+    "a an the of and or to with in on at by for from is are photo picture image painting drawing , . ; : ! ?".split()
 )
 
 

@@ -14,6 +14,9 @@ from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rollouts.crew import Workplace
 from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
+THUMBNAIL = 64
+"""Longest side, in pixels, of the finished images that workers send."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -56,17 +59,15 @@ class LaneWorker(Workplace):
 
     env: AdDiffusionVecEnv
 
-    def setup(self, threads: int, settings: Mapping[str, Any], lanes: int, thumbnails: int | None) -> None:
+    def setup(self, threads: int, settings: Mapping[str, Any], lanes: int) -> None:
         """Loads the model.
 
         Args:
             threads: of torch, in this process.
             settings: keyword arguments of the environment.
             lanes: how many.
-            thumbnails: longest side of the pictures that are sent; ``None`` for none.
         """
         torch.set_num_threads(threads)
-        self.thumbnails = thumbnails
         self.env = AdDiffusionVecEnv(lanes, **settings)
 
     def spaces(self) -> tuple[Any, Any]:
@@ -97,11 +98,8 @@ class LaneWorker(Workplace):
         return Stepped(observation, self.env.transition, done, infos, fresh, self.env.action_masks())
 
     def _lighter(self, info: dict[str, Any]) -> dict[str, Any]:
-        """An info with a thumbnail in the place of its picture, or none at all, and no word of a lost worker."""
-        image = info.pop("image")
-        if self.thumbnails is not None:
-            info["image"] = thumbnail(image, self.thumbnails)
-        return {**info, "worker_lost": ""}
+        """An info with a thumbnail in the place of its picture, and no word of a lost worker."""
+        return {**info, "image": thumbnail(info["image"]), "worker_lost": ""}
 
     def state(self) -> list[Any]:
         """Every lane exactly, latents included: for a checkpoint."""
@@ -129,7 +127,7 @@ class LaneWorker(Workplace):
         return getattr(self.env, name)(*arguments, **named)
 
 
-def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
+def thumbnail(pixels: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
     """(h, w, 3) uint8, made smaller so that no side is longer than ``side``; smaller pictures stay as they are."""
     if max(pixels.shape[:2]) <= side:
         return pixels
