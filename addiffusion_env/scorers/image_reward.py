@@ -186,8 +186,8 @@ def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any],
     key = "encoder.layer.0.crossattention.self.key.weight"
     if key not in weights:
         raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder does not look at pictures")
-    names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads".split()
-    names += "max_position_embeddings hidden_act layer_norm_eps pad_token_id".split()
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"]
     lacking = [name for name in names if name not in med_config]
     if lacking:
         raise WeightsError(
