@@ -155,8 +155,7 @@ def judge_by_vlm(
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    names = [entry.name for entry in manifest.methods]
-    focus = focus_of(names, [entry.name for entry in manifest.methods if entry.looks])
+    focus = focus_of(manifest.traits)
     client = make_client(config.judge, **(config.client or {}))
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     rows, left = [], config.max_cost

@@ -224,6 +224,15 @@ class ProcessConfig(Settings):
         """Whether the policy is asked when so many steps of the schedule are done."""
         return step % self.decide_every == 0 if self.decide_at is None else step in self.decide_at
 
+    @property
+    def decision_steps(self) -> tuple[int, ...]:
+        """Steps of the schedule where the policy is asked, between its first evaluation and its end.
+
+        >>> ProcessConfig(steps=6, decide_every=2).decision_steps
+        (2, 4)
+        """
+        return tuple(step for step in range(1, self.steps) if self.decides(step))
+
     def cost(self, calls: int) -> tuple[float, int]:
         """(NFE, network calls) of so many network calls: one evaluation as the schedule takes it counts 1 NFE.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.evaluation.extras import EXTRAS, Extra
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.settings import Ge, Settings
 
@@ -23,6 +24,7 @@ class EvaluationConfig(Settings):
     Attributes:
         plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
+        trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
         prices: of one NFE, 0 or more; ``None`` is the policy's own.
         methods: specifications.
         prompts: how many; ``None`` for all of a list.
@@ -57,6 +59,7 @@ class EvaluationConfig(Settings):
 
     plugins: Sequence[str]
     policy: str | Path | None
+    trust: bool
     prices: Sequence[float | None]
     methods: Sequence[str]
     prompts: Annotated[int | None, Ge(1)]
@@ -95,6 +98,26 @@ class EvaluationConfig(Settings):
                 raise ConfigError(f"{name} must be one number or more, each at least 0, got {values}", wanted)
         if max(self.seeds) > HIGHEST_SEED:
             raise ConfigError(f"seeds must be at most {HIGHEST_SEED}, got {max(self.seeds)}", "use lower ones")
+
+
+def extras_in(config: Mapping[str, Any]) -> dict[str, type[Extra]]:
+    """The extras that a configuration uses: those whose key is neither ``None`` nor ``False``.
+
+    Raises:
+        ConfigError: for a value of another type.
+        UnknownNameError: for a key that is set and belongs neither to an evaluation nor to a registered extra.
+    """
+    own = {item.name for item in fields(EvaluationConfig)}
+    used = [key for key, value in config.items() if key not in own and value is not None and value is not False]
+    for key in used:
+        if key not in EXTRAS:
+            raise EXTRAS.unknown(key, own)
+    found = {key: EXTRAS.load(key) for key in EXTRAS if key in used}
+    for key, kind in found.items():
+        if not isinstance(config[key], kind.takes):
+            wanted = f"{kind.takes.__name__.lower()} or null"
+            raise ConfigError(f"{key} must be {wanted}, got {config[key]!r:.100}", EvaluationConfig.see)
+    return found
 
 
 def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:

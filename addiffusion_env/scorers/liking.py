@@ -45,6 +45,11 @@ class Liking(Settings):
             belief_of(self.belief)  # refuses a name that is not known
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The scorers that it reads, by their part in :class:`.LookScorers`."""
+        return ("preference", "clip") if self.belief is not None or self.clip_weight else ("preference",)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings, and the content of the belief that they name."""
         belief = None if self.belief is None else described(belief_of(self.belief))

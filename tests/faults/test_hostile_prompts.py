@@ -99,7 +99,7 @@ def written(records: list[Record]) -> list[Section]:
     from addiffusion_env.evaluation.summary import summarise
 
     manifest = Manifest(
-        methods=tuple(MethodEntry(name, name, name == "policy:x", {"steps": 2}) for name in ("policy:x", "fixed:2")),
+        methods=tuple(MethodEntry(name, name, {"steps": 2}) for name in ("policy:x", "fixed:2")),
         backbone="emoji",
         prompt_ids=tuple(f"p{number}" for number in range(len(HOSTILE))),
         prompts_digest="0",
