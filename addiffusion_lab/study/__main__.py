@@ -20,7 +20,7 @@ import torch
 
 from addiffusion_env import ENVIRONMENTS, __version__
 from addiffusion_env.agents.policy_file import RESULTS_FILE
-from addiffusion_env.agents.replay import ReplayConfig, record_held_out, record_table
+from addiffusion_env.agents.tabular_training import TabularConfig, record_held_out, record_table
 from addiffusion_env.agents.training import IDENTITY_FILE, changed_since
 from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.backbones.identity import identity_of, listed
@@ -32,9 +32,9 @@ from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.rollouts.recorder import Recorder
-from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.study import claims, page
 from addiffusion_lab.study.arms import (
     Arm,
@@ -47,7 +47,7 @@ from addiffusion_lab.study.arms import (
     prompt_rule,
     retry,
 )
-from addiffusion_lab.study.policies import Variant, play, shuffled, trained, variants, walk_for
+from addiffusion_lab.study.policies import Variant, mdp_for, play, shuffled, trained, variants
 from addiffusion_lab.study.region import region_arms
 from addiffusion_lab.study.stories import collapse_table, films, seeds_table
 from addiffusion_lab.study.timing import measure_clock
@@ -89,9 +89,9 @@ class Material:
     """
 
     prompts: list[Prompt]
-    train: TryTable
-    held_out: TryTable
-    test: TryTable
+    train: AttemptTable
+    held_out: AttemptTable
+    test: AttemptTable
     fixed: dict[int, Tries]
     clock: Clock
     region: list[Arm]
@@ -111,11 +111,11 @@ def gather(options: argparse.Namespace) -> Material:
         .take(options.prompts, seed=0)
     )
     hold(options.out, identity_of(backbone=backbone, scorers=scorers, process=process, judge=judge))
-    replay = ReplayConfig(pictures=options.pictures, held_out=options.pictures // 2)
-    train = record_table(settings, replay, options.out / "train_table", 16)
-    held_out = record_held_out(settings, replay, options.out / "held_out_table", 16)
+    tabular = TabularConfig(pictures=options.pictures, held_out=options.pictures // 2)
+    train = record_table(settings, tabular, options.out / "train_table", 16)
+    held_out = record_held_out(settings, tabular, options.out / "held_out_table", 16)
     assert held_out is not None  # the grammar holds thousands
-    recorder = Recorder(backbone, scorers, process, replay.tries, judge)
+    recorder = Recorder(backbone, scorers, process, tabular.attempts, judge)
     test = recorder.record_shards(
         [(prompt, 0) for prompt in prompts],
         options.out / "test_table",
@@ -188,9 +188,9 @@ def legs(label: str, liked: np.ndarray) -> list[tuple[float, np.ndarray]]:
 
 def same_process(material: Material, environment: dict[str, Any]) -> dict[str, list[Arm]]:
     """Rules without learning on the policy's own process: what its schedule and its score give by themselves."""
-    walk = walk_for(Variant("own"), material.test, EnvSettings.of(**environment))
-    table, end = walk.table, walk.table.finish
-    own = own_tries(walk)
+    mdp = mdp_for(Variant("own"), material.test, EnvSettings.of(**environment))
+    table, end = mdp.table, mdp.table.finish
+    own = own_tries(mdp)
     spent, calls = table.nfe[:, :, end], table.calls[:, :, end]
     found: dict[str, list[Arm]] = {}
     for label, liking in LEGS.items():
@@ -216,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs everything and writes the page."""
     options = _options(arguments)
     material = gather(options)
-    replay = ReplayConfig(pictures=options.pictures, total_timesteps=options.timesteps, ppo=PPO)
-    short = ReplayConfig(pictures=options.pictures, total_timesteps=options.ablation_timesteps, ppo=PPO)
+    tabular = TabularConfig(pictures=options.pictures, total_timesteps=options.timesteps, ppo=PPO)
+    short = TabularConfig(pictures=options.pictures, total_timesteps=options.ablation_timesteps, ppo=PPO)
     every = [*variants(EnvSettings.of(**ENVIRONMENT), SEEDS), UNCALIBRATED]
     folders = {
         v.name: trained(
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             material.train,
             material.held_out,
             ENVIRONMENT,
-            replay if v.name.startswith("seed") else short,
+            tabular if v.name.startswith("seed") else short,
             options.out / "policies",
         )
         for v in every
@@ -343,7 +343,7 @@ def _provenance(material: Material, options: argparse.Namespace) -> list[str]:
         "which neither reward nor policy ever sees. Intervals are 95 %, paired over prompts.",
         f"- Policies: MaskablePPO on recorded tries of {len(material.train)} training prompts; their test episodes are "
         "read from a table of the test prompts' tries, which are the engine's own episodes "
-        "(`tests/rollouts/test_replay.py`).",
+        "(`tests/tabular/test_tabular_mdp.py`).",
         "- Comparators: DDIM, trailing, guided throughout. Thresholds and numbers of tries are chosen on the test "
         "prompts themselves, which favours the comparators.",
         "- One NFE is a guided evaluation (two network calls); an unguided one is half.",

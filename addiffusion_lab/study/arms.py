@@ -9,8 +9,8 @@ import numpy as np
 
 from addiffusion_env.evaluation.frontier import along, upper_hull
 from addiffusion_env.evaluation.statistics import Interval, bootstrap_p
-from addiffusion_env.rollouts.outcomes import Outcomes
-from addiffusion_env.rollouts.walk import Walk
+from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.outcomes import Outcomes
 from addiffusion_lab.study.tries import Tries
 
 CHUNK = 250
@@ -117,9 +117,9 @@ def played(name: str, outcomes: Outcomes) -> Arm:
     return Arm(name, outcomes.correct, outcomes.nfe, outcomes.calls, outcomes.looks, outcomes.finishes)
 
 
-def own_tries(walk: Walk) -> Tries:
+def own_tries(mdp: TabularMDP) -> Tries:
     """The process's own tries, each taken to the schedule's end, as tries of a method without learning."""
-    table, end = walk.table, walk.table.finish
+    table, end = mdp.table, mdp.table.finish
     return Tries(0, table.preference[:, :, end], table.clip_score[:, :, end], table.correct[:, :, end])
 
 

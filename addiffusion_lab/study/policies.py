@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.agents.policy_file import load_policy
-from addiffusion_env.agents.replay import (
-    ReplayConfig,
+from addiffusion_env.agents.tabular_training import (
+    TabularConfig,
     greedy,
     held_out_words,
     learn_on_table,
-    make_walk,
+    make_mdp,
     measured_frontier,
 )
 from addiffusion_env.agents.training import export_policy
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.rollouts.outcomes import Outcomes, play_table
-from addiffusion_env.rollouts.table import TryTable
-from addiffusion_env.rollouts.walk import Walk
+from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.outcomes import Outcomes, play_table
+from addiffusion_env.tabular.table import AttemptTable
 
 ALGORITHM = "maskable_ppo"
 
@@ -61,10 +61,10 @@ def variants(settings: EnvSettings, seeds: Sequence[int]) -> list[Variant]:
 
 def trained(
     variant: Variant,
-    table: TryTable,
-    held_out: TryTable,
+    table: AttemptTable,
+    held_out: AttemptTable,
     environment: Mapping[str, Any],
-    replay: ReplayConfig,
+    tabular: TabularConfig,
     out: Path,
 ) -> Path:
     """The folder of a variant's policy; trained on ``table``, and measured on ``held_out``, when it is not there."""
@@ -73,31 +73,31 @@ def trained(
         return folder
     env = {**environment, **variant.changes}
     settings = EnvSettings.of(**env)
-    walk = walk_for(variant, table, settings)
+    mdp = mdp_for(variant, table, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    learner = learn_on_table(walk, settings, replay, ALGORITHM, variant.seed, folder)
+    learner = learn_on_table(mdp, settings, tabular, ALGORITHM, variant.seed, folder)
     config = {"env": env, "algorithm": ALGORITHM, "seed": variant.seed, "run_dir": variant.name}
-    frontier = measured_frontier(learner.policy, walk_for(variant, held_out, settings), settings)
+    frontier = measured_frontier(learner.policy, mdp_for(variant, held_out, settings), settings)
     export_policy(folder, learner, config, frontier, held_out_words(held_out))
     print(f"trained {variant.name}: {learner.num_timesteps} decisions", flush=True)
     return folder
 
 
-def walk_for(variant: Variant, table: TryTable, settings: EnvSettings) -> Walk:
+def mdp_for(variant: Variant, table: AttemptTable, settings: EnvSettings) -> TabularMDP:
     """The decision process of a variant on a table."""
-    return make_walk(table, settings, variant.refine)
+    return make_mdp(table, settings, variant.refine)
 
 
-def play(folder: Path, variant: Variant, table: TryTable, prices: Sequence[float]) -> list[Outcomes]:
+def play(folder: Path, variant: Variant, table: AttemptTable, prices: Sequence[float]) -> list[Outcomes]:
     """A trained variant's outcomes on a table, at each price."""
     policy, config = load_policy(folder)
     settings = EnvSettings.of(**config.environment)
-    walk = walk_for(variant, table, settings)
+    mdp = mdp_for(variant, table, settings)
     observer = table.observer(list(config.observation))
-    return [play_table(walk, greedy(policy), observer, price) for price in prices]
+    return [play_table(mdp, greedy(policy), observer, price) for price in prices]
 
 
-def shuffled(table: TryTable, seed: int = 0) -> TryTable:
+def shuffled(table: AttemptTable, seed: int = 0) -> AttemptTable:
     """The table with prompts' embeddings dealt to other prompts: what a policy does that reads the wrong prompt."""
     order = np.random.default_rng(seed).permutation(len(table))
     return replace(table, clip_text=table.clip_text[order])

@@ -17,8 +17,8 @@ from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.engine.requests import Decide
 from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rollouts.recorder import Judge
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.tabular.recorder import Judge
 from addiffusion_lab.study.arms import Arm
 
 REGIONS = ("union", "weakest")

@@ -17,8 +17,8 @@ from addiffusion_env.evaluation.films import draw_film, film_of, with_words
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import Reward
-from addiffusion_env.rollouts.regret import regret
-from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.tabular.regret import regret
+from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.study.claims import Claim
 from addiffusion_lab.study.page import table
 from addiffusion_lab.study.policies import Variant, play
@@ -35,7 +35,7 @@ def seeds_table(per_seed: Mapping[int, Sequence[Claim]]) -> list[str]:
 
 
 def collapse_table(
-    test: TryTable,
+    test: AttemptTable,
     every: Mapping[str, Variant],
     folders: Mapping[str, Path],
     reward: Reward,

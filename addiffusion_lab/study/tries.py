@@ -19,9 +19,9 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ResumeError
 from addiffusion_env.files import whole_file
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rollouts.recorder import Judge
 from addiffusion_env.scorers.liking import Liking
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.tabular.recorder import Judge
 
 CHUNK = 64
 

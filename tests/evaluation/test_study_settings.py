@@ -9,4 +9,4 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_study_and_the_default_training_use_the_same_algorithm():
-    assert compose_config(CONFIGS, "train", ["experiment=emoji_full"])["replay"]["ppo"] == PPO
+    assert compose_config(CONFIGS, "train", ["experiment=emoji_full"])["tabular"]["ppo"] == PPO

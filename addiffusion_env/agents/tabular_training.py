@@ -1,6 +1,6 @@
 """Training on a stop-and-retry table: a warm start that has seen hundreds of thousands of decisions.
 
-The table holds what every try of some training pictures would show and give (:mod:`addiffusion_env.rollouts.table`).
+The table holds what every attempt of some training pictures would show and give (:mod:`addiffusion_env.tabular.table`).
 PPO on it is PPO on the environment, only that its pictures are drawn from a finite set; what it has learned is carried
 into the model that goes on with the live environment.
 """
@@ -34,28 +34,28 @@ from addiffusion_env.files import whole_file
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
-from addiffusion_env.rollouts.recorder import Recorder, check_recordable
-from addiffusion_env.rollouts.regret import regret
-from addiffusion_env.rollouts.replay import ReplayVecEnv
-from addiffusion_env.rollouts.table import TryTable
-from addiffusion_env.rollouts.transitions import Transitions
-from addiffusion_env.rollouts.walk import Walk
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.settings import Ge, Settings
+from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table
+from addiffusion_env.tabular.recorder import Recorder, check_recordable
+from addiffusion_env.tabular.regret import regret
+from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_env.tabular.tabular_env import TabularVecEnv
+from addiffusion_env.tabular.transitions import Transitions
 
 FRONTIER_PRICES = 8
 """Prices at which a policy's NFE is measured for ``target_nfe``."""
 
 
 @dataclass(frozen=True)
-class ReplayConfig(Settings):
+class TabularConfig(Settings):
     """How long, and on what.
 
     Attributes:
         pictures: of the training source that are recorded.
         prompt_seed: which ones.
-        tries: of each; one more than the refinements that an episode may take is all that can be met.
+        attempts: of each; one more than the refinements that an episode may take is all that can be met.
         lanes: episodes at once on the table.
         total_timesteps: decisions.
         ppo: keyword arguments of the algorithm on the table.
@@ -64,11 +64,11 @@ class ReplayConfig(Settings):
             spends on prompts that it was not trained on; 0 measures that on the recorded ones, which flatters it.
     """
 
-    section: ClassVar[str] = "replay"
+    section: ClassVar[str] = "tabular"
 
     pictures: Annotated[int, Ge(1)] = 256
     prompt_seed: int = 101
-    tries: Annotated[int, Ge(1)] = 5
+    attempts: Annotated[int, Ge(1)] = 5
     lanes: Annotated[int, Ge(1)] = 128
     total_timesteps: int = 300_000
     ppo: Mapping[str, Any] = field(default_factory=dict)
@@ -76,8 +76,8 @@ class ReplayConfig(Settings):
     held_out: Annotated[int, Ge(0)] = 64
 
 
-def make_walk(table: TryTable, settings: EnvSettings, refine: bool = True) -> Walk:
-    """The decision process of an environment on a table of its tries.
+def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) -> TabularMDP:
+    """The decision process of an environment on a table of its attempts.
 
     Args:
         table: recorded with the environment's process.
@@ -85,7 +85,7 @@ def make_walk(table: TryTable, settings: EnvSettings, refine: bool = True) -> Wa
         refine: whether *refine* is ever legal.
 
     Raises:
-        ConfigError: for a process that is not a table of tries, or another one than the table's.
+        ConfigError: for a process that is not a table of attempts, or another one than the table's.
     """
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
@@ -98,68 +98,68 @@ def make_walk(table: TryTable, settings: EnvSettings, refine: bool = True) -> Wa
         )
     highest = settings.price_range()[1]
     most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).most
-    limit = min(process.refine.limit, table.tries - 1)
+    limit = min(process.refine.limit, table.attempts - 1)
     recorded = replace(process.refine, limit=limit, enabled=process.refine.enabled and refine)
     transitions = Transitions.of(backbone, replace(process, refine=recorded))
-    return Walk(table, transitions, most, highest, process.refine.limit, process.refine.liking)
+    return TabularMDP(table, transitions, most, highest, process.refine.limit, process.refine.liking)
 
 
-def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int) -> TryTable:
+def record_table(settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int) -> AttemptTable:
     """Records the pictures of a run, or reads those that are recorded.
 
     Raises:
-        ConfigError: for a process that is not a table of tries.
+        ConfigError: for a process that is not a table of attempts.
         RunFolderError: when a shard cannot be written.
     """
-    prompts = settings.prompt_source().take(replay.pictures, seed=replay.prompt_seed)
-    return _record(prompts, settings, replay, folder, lanes)
+    prompts = settings.prompt_source().take(tabular.pictures, seed=tabular.prompt_seed)
+    return _record(prompts, settings, tabular, folder, lanes)
 
 
-def held_out_prompts(settings: EnvSettings, replay: ReplayConfig, seen: Container[str] = ()) -> list[Prompt]:
-    """Prompts of the training source that are not on the table; at most ``replay.held_out``, always the same ones.
+def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Container[str] = ()) -> list[Prompt]:
+    """Prompts of the training source that are not on the table; at most ``tabular.held_out``, always the same ones.
 
     Args:
         settings: of the environment that was trained on.
-        replay: of its table.
+        tabular: of its table.
         seen: ids of prompts that live episodes had, which are left out too.
 
     Returns:
         Fewer than asked for where the source holds no more; none where it cannot even fill the table.
     """
     source = settings.prompt_source()
-    trained = {prompt.prompt_id for prompt in source.take(replay.pictures, seed=replay.prompt_seed)}
+    trained = {prompt.prompt_id for prompt in source.take(tabular.pictures, seed=tabular.prompt_seed)}
     try:
-        wider = source.take(replay.pictures + replay.held_out, seed=replay.prompt_seed)
+        wider = source.take(tabular.pictures + tabular.held_out, seed=tabular.prompt_seed)
     except PromptError:  # a grammar that is exhausted; lists give what they have
         return []
     unseen = [prompt for prompt in wider if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
     # A list's wider draw may hold more than were asked for, in the order of its file: kind by kind, perhaps.
-    drawn = sorted(unseen, key=lambda prompt: stable_hash("held out", prompt.prompt_id))[: replay.held_out]
+    drawn = sorted(unseen, key=lambda prompt: stable_hash("held out", prompt.prompt_id))[: tabular.held_out]
     chosen = {prompt.prompt_id for prompt in drawn}
     return [prompt for prompt in unseen if prompt.prompt_id in chosen]
 
 
 def record_held_out(
-    settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int, seen: Container[str] = ()
-) -> TryTable | None:
+    settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int, seen: Container[str] = ()
+) -> AttemptTable | None:
     """Records :func:`held_out_prompts`; ``None``, with a warning unless none were asked for, where there are none.
 
     Raises:
         RunFolderError: when a shard cannot be written.
     """
-    prompts = held_out_prompts(settings, replay, seen) if replay.held_out else []
-    if len(prompts) < replay.held_out:
+    prompts = held_out_prompts(settings, tabular, seen) if tabular.held_out else []
+    if len(prompts) < tabular.held_out:
         warnings.warn(
-            f"replay.held_out={replay.held_out}: the training source holds {len(prompts)} prompts that were not "
+            f"tabular.held_out={tabular.held_out}: the training source holds {len(prompts)} prompts that were not "
             f"trained on; what target_nfe goes by is measured on {'those' if prompts else 'the training prompts'}",
             stacklevel=2,
         )
-    return _record(prompts, settings, replay, folder, lanes) if prompts else None
+    return _record(prompts, settings, tabular, folder, lanes) if prompts else None
 
 
 def _record(
-    prompts: Sequence[Prompt], settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int
-) -> TryTable:
+    prompts: Sequence[Prompt], settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int
+) -> AttemptTable:
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     scorers = load_scorers(backbone, settings.scorers)
@@ -168,14 +168,14 @@ def _record(
         backbone,
         scorers,
         process,
-        replay.tries,
+        tabular.attempts,
         halve=settings.halve_lanes,
         faults=faults,
         features=any(FEATURES.load(key).needs_features for key in keys),
     )
 
     def note(done: int) -> None:
-        print(f"recorded {done} of {len(prompts)} pictures, {replay.tries} tries each", flush=True)
+        print(f"recorded {done} of {len(prompts)} pictures, {tabular.attempts} attempts each", flush=True)
 
     return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
 
@@ -192,20 +192,20 @@ def greedy(policy: BasePolicy) -> Decider:
     return decide
 
 
-def measured_frontier(policy: BasePolicy, walk: Walk, settings: EnvSettings) -> list[tuple[float, float]]:
+def measured_frontier(policy: BasePolicy, mdp: TabularMDP, settings: EnvSettings) -> list[tuple[float, float]]:
     """(price, mean NFE) of a policy on a table, by rising price; NFE never rises with price."""
     low, high = settings.price_range()
-    observer = walk.table.observer(settings.keys())
+    observer = mdp.table.observer(settings.keys())
     prices = np.linspace(low, high, FRONTIER_PRICES) if low < high else np.array([low])
-    spent = [float(play_table(walk, greedy(policy), observer, price).nfe.mean()) for price in prices]
+    spent = [float(play_table(mdp, greedy(policy), observer, price).nfe.mean()) for price in prices]
     return [(float(price), float(nfe)) for price, nfe in zip(prices, np.minimum.accumulate(spent), strict=True)]
 
 
 def held_out_frontier(
     policy: BasePolicy,
-    walk: Walk,
+    mdp: TabularMDP,
     settings: EnvSettings,
-    replay: ReplayConfig,
+    tabular: TabularConfig,
     folder: Path,
     lanes: int,
     seen: Container[str] = (),
@@ -213,10 +213,10 @@ def held_out_frontier(
     """:func:`measured_frontier` on prompts that the policy was not trained on, and which those are, in words.
 
     Args:
-        policy: trained on ``walk``.
-        walk: the decision process on the training table; measured on where no prompt is held out.
+        policy: trained on ``mdp``.
+        mdp: the decision process on the training table; measured on where no prompt is held out.
         settings: of the environment.
-        replay: how many are held out.
+        tabular: how many are held out.
         folder: of the run; the table goes to ``held_out`` in it.
         lanes: pictures in the making at once.
         seen: ids of prompts that live episodes had.
@@ -224,21 +224,21 @@ def held_out_frontier(
     Raises:
         RunFolderError: when the table cannot be written.
     """
-    table = record_held_out(settings, replay, folder / "held_out", lanes, seen)
+    table = record_held_out(settings, tabular, folder / "held_out", lanes, seen)
     if table is None:
-        return measured_frontier(policy, walk, settings), f"{len(walk.table)} training prompts"
-    return measured_frontier(policy, make_walk(table, settings), settings), held_out_words(table)
+        return measured_frontier(policy, mdp, settings), f"{len(mdp.table)} training prompts"
+    return measured_frontier(policy, make_mdp(table, settings), settings), held_out_words(table)
 
 
-def held_out_words(table: TryTable) -> str:
+def held_out_words(table: AttemptTable) -> str:
     """What :attr:`~.PolicyConfig.frontier_prompts` says of a table of held-out prompts."""
     return f"{len(table)} prompts of the training source that were held out of training"
 
 
 def learn_on_table(
-    walk: Walk,
+    mdp: TabularMDP,
     settings: EnvSettings,
-    replay: ReplayConfig,
+    tabular: TabularConfig,
     algorithm: str,
     seed: int,
     folder: Path | None = None,
@@ -247,9 +247,9 @@ def learn_on_table(
     """Runs the algorithm on a table.
 
     Args:
-        walk: the decision process on what was recorded.
+        mdp: the decision process on what was recorded.
         settings: of the environment.
-        replay: how long.
+        tabular: how long.
         algorithm: name in :data:`agents.training.ALGORITHMS`.
         seed: of the networks and of the draws.
         folder: TensorBoard files go to ``tensorboard/table`` in it, the watch's figures to ``table.json``; ``None``
@@ -259,12 +259,12 @@ def learn_on_table(
     Returns:
         The agent; its policy fits the live environment of the same settings.
     """
-    env = VecMonitor(ReplayVecEnv(walk.table, settings, walk, replay.lanes, seed))
-    learner = make_model(algorithm, env, replay.ppo, seed, device)
-    watch = TableWatch(walk, settings, replay.watch_every)
+    env = VecMonitor(TabularVecEnv(mdp, settings, tabular.lanes, seed))
+    learner = make_model(algorithm, env, tabular.ppo, seed, device)
+    watch = TableWatch(mdp, settings, tabular.watch_every)
     if folder is not None:
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
-    learner.learn(replay.total_timesteps, callback=watch)
+    learner.learn(tabular.total_timesteps, callback=watch)
     if folder is not None:
         with whole_file(folder / "table.json") as file:
             file.write(json.dumps(watch.history, indent=1).encode())
@@ -275,7 +275,7 @@ class TableWatch(BaseCallback):
     """Watches a policy on its table: what it spends and gets at the middle price, whether it collapses, its regret.
 
     Args:
-        walk: the decision process on the table.
+        mdp: the decision process on the table.
         settings: of the environment.
         every: updates between two looks.
 
@@ -283,10 +283,10 @@ class TableWatch(BaseCallback):
         history: what each look found, and after how many decisions.
     """
 
-    def __init__(self, walk: Walk, settings: EnvSettings, every: int) -> None:
+    def __init__(self, mdp: TabularMDP, settings: EnvSettings, every: int) -> None:
         super().__init__()
-        self.walk, self.settings, self.every = walk, settings, every
-        self.observer = walk.table.observer(settings.keys())
+        self.mdp, self.settings, self.every = mdp, settings, every
+        self.observer = mdp.table.observer(settings.keys())
         self.reward = make_reward(settings.reward)
         self.rollouts = 0
         self.history: list[dict[str, float]] = []
@@ -306,8 +306,8 @@ class TableWatch(BaseCallback):
     def look(self) -> None:
         """Plays every picture greedily at the middle price and records what that gave."""
         price = float(np.mean(self.settings.price_range()))
-        outcomes = play_table(self.walk, greedy(self.model.policy), self.observer, price)
-        found = regret(self.walk.table, outcomes, self.reward, price)
+        outcomes = play_table(self.mdp, greedy(self.model.policy), self.observer, price)
+        found = regret(self.mdp.table, outcomes, self.reward, price)
         figures = {
             **summary(outcomes),
             "utility": found.utility,

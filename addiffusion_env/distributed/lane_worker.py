@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from addiffusion_env.rollouts.crew import Workplace
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
+from addiffusion_env.distributed.actor_pool import BaseWorker
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Stepped:
     masks: np.ndarray
 
 
-class LaneWorker(Workplace):
-    """Lanes of a :class:`addiffusion_env.rollouts.ray_vec_env.RayVecEnv`; latents stay here."""
+class LaneWorker(BaseWorker):
+    """Lanes of a :class:`addiffusion_env.distributed.ray_vec_env.RayVecEnv`; latents stay here."""
 
     env: AdDiffusionVecEnv
 

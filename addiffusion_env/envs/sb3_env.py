@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,30 @@ from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ConfigError
 
 
-class AdDiffusionVecEnv(Restorable, VecEnv):
+class SharedVecEnv(VecEnv):
+    """Base of SB3 environments whose lanes share one object, which stands for each of them."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The object's attribute, once for each lane."""
+        value = getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Sets the attribute on the object."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Calls a method once; ``action_masks`` gives each lane its row, others their result to all."""
+        result = getattr(self, method_name)(*args, **kwargs)
+        by_lane = method_name == "action_masks"
+        return [result[index] if by_lane else result for index in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """Lanes are never wrapped one by one."""
+        return [False for _ in self._get_indices(indices)]
+
+
+class AdDiffusionVecEnv(Restorable, SharedVecEnv):
     """``num_envs`` lanes as SB3 wants them: same-step reset, ``terminal_observation``, ``TimeLimit.truncated``.
 
     What SB3's ``DummyVecEnv`` over as many :class:`addiffusion_env.envs.env.AdDiffusionEnv` gives, infos included.
@@ -85,31 +108,13 @@ class AdDiffusionVecEnv(Restorable, VecEnv):
         """Closes the window of mode ``human``; the weights are shared by the process."""
         self.view.close()
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The lanes share one environment; its attribute is repeated."""
-        value = getattr(self, attr_name)
-        return [value for _ in self._indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Sets the attribute on the shared environment."""
-        setattr(self, attr_name, value)
-
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Calls a method: ``action_masks`` and ``render`` give each lane its own, others are called once for all."""
-        rows = self._indices(indices)
         if method_name == "render":  # SB3's render() asks for the lanes' by this name
             frames = list(self.get_images()) or [None] * self.num_envs
-            return [frames[index] for index in rows]
-        result = getattr(self, method_name)(*args, **kwargs)
-        return [result[index] for index in rows] if method_name == "action_masks" else [result for _ in rows]
-
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """Lanes are never wrapped one by one."""
-        return [False for _ in self._indices(indices)]
+            return [frames[index] for index in self._get_indices(indices)]
+        return super().env_method(method_name, *args, indices=indices, **kwargs)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """One frame a lane."""
         return [] if self.render_mode in (None, "human") else list(self.view.frames())
-
-    def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
-        return list(self._get_indices(indices))

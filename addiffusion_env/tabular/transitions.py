@@ -2,8 +2,8 @@
 
 :func:`addiffusion_env.engine.programs.turn` is carried out once with each legal action from each state of a decision
 process, by the real engine on a stand-in for the model whose images are blank. The states are few: a place
-(:class:`.TryTable`) in an attempt. An action that the engine learns is known here at once; only what it shows must be
-recorded.
+(:class:`.AttemptTable`) in an attempt. An action that the engine learns is known here at once; only what it shows must
+be recorded.
 
 Answering the engine's requests from the table at every decision instead was measured (32 emoji prompts, five attempts,
 the default experiment, the processor time of 128 lanes): 1,350 to 1,770 microseconds a decision, 820 to 900 when all

@@ -7,25 +7,34 @@ import numpy as np
 import pytest
 import rounding
 
-from addiffusion_env.agents.replay import make_walk
+from addiffusion_env.agents.tabular_training import make_mdp
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import CapabilityError, ConfigError, NumericsError, ResumeError
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.rollouts.outcomes import play_table
-from addiffusion_env.rollouts.recorder import check_recordable
-from addiffusion_env.rollouts.regret import regret, worth
-from addiffusion_env.rollouts.replay import ReplayVecEnv
-from addiffusion_env.rollouts.table import TryTable
-from addiffusion_env.rollouts.walk import Walkers
+from addiffusion_env.tabular.mdp import States
+from addiffusion_env.tabular.outcomes import play_table
+from addiffusion_env.tabular.recorder import check_recordable
+from addiffusion_env.tabular.regret import regret, worth
+from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_env.tabular.tabular_env import TabularVecEnv
 
 CONTINUE, STOP, REFINE = 0, 1, 2
 PATHS = [
     [CONTINUE, CONTINUE, CONTINUE, STOP],  # to the end, and taken
     [CONTINUE, STOP, STOP],  # landed early, and taken
     [STOP, STOP],  # landed blindly
-    [CONTINUE, REFINE, CONTINUE, REFINE, STOP],  # the last try has nothing to fall back on: its landing ends it
-    [CONTINUE, CONTINUE, CONTINUE, REFINE, STOP, REFINE, CONTINUE, CONTINUE],  # three finished tries, the best is given
+    [CONTINUE, REFINE, CONTINUE, REFINE, STOP],  # the last attempt has nothing to fall back on: its landing ends it
+    [
+        CONTINUE,
+        CONTINUE,
+        CONTINUE,
+        REFINE,
+        STOP,
+        REFINE,
+        CONTINUE,
+        CONTINUE,
+    ],  # the best of three finished ones is given
     pytest.param([STOP, REFINE, CONTINUE, CONTINUE, STOP], marks=pytest.mark.numeric),
 ]
 
@@ -43,60 +52,60 @@ SAME = 1e-6
 
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_the_table_plays_what_the_environment_plays(walk, table, pictures, replay_settings, path, keys):
-    replay_settings = replace(replay_settings, observation_keys=KEYS[keys])
-    kwargs = {name: getattr(replay_settings, name) for name in replay_settings.__dataclass_fields__}
+def test_the_table_plays_what_the_environment_plays(mdp, table, pictures, tabular_settings, path, keys):
+    tabular_settings = replace(tabular_settings, observation_keys=KEYS[keys])
+    kwargs = {name: getattr(tabular_settings, name) for name in tabular_settings.__dataclass_fields__}
     env = AdDiffusionEnv(**kwargs)
-    observer, reward = table.observer(replay_settings.keys()), make_reward(replay_settings.reward)
+    observer, reward = table.observer(tabular_settings.keys()), make_reward(tabular_settings.reward)
     for row, (prompt, seed) in enumerate(pictures):
         price = 0.01 * row
         seen, info = env.reset(seed=0, options={"prompt": prompt, "seed": seed, "price": price})
-        walkers = Walkers.start(np.array([row]), np.arange(table.tries)[None], np.array([price]))
+        states = States.start(np.array([row]), np.arange(table.attempts)[None], np.array([price]))
         for number, action in enumerate(path):
-            told = observer.observe(walk.frame(walkers))
+            told = observer.observe(mdp.frame(states))
             for key, value in seen.items():
                 np.testing.assert_allclose(
                     told[key][0], value, rtol=0, atol=SAME, err_msg=f"{key} before action {number}"
                 )
-            assert walk.masks(walkers)[0].tolist() == env.action_masks().tolist()
+            assert mdp.masks(states)[0].tolist() == env.action_masks().tolist()
             seen, paid, ended, _, info = env.step(action)
-            moved = walk.step(walkers, np.array([action]))
-            transition = walk.transition(walkers, moved, np.array([action]))
+            step = mdp.step(states, np.array([action]))
+            transition = mdp.transition(states, step, np.array([action]))
             assert reward(transition)[0][0] == pytest.approx(paid, abs=SAME)
-            walkers = moved.walkers
-            assert bool(moved.ended[0]) == ended
-            assert walk.nfe(walkers)[0] == pytest.approx(info["nfe"])
-            assert walk.network_calls(walkers)[0] == info["network_calls"]
+            states = step.states
+            assert bool(step.ended[0]) == ended
+            assert mdp.nfe(states)[0] == pytest.approx(info["nfe"])
+            assert mdp.network_calls(states)[0] == info["network_calls"]
         assert ended, "the paths end their episodes"
-        tried, place = moved.picture[0]
-        assert table.preference[row, tried, place] == pytest.approx(info["preference"], abs=SAME)
+        attempt, place = step.picture[0]
+        assert table.preference[row, attempt, place] == pytest.approx(info["preference"], abs=SAME)
     env.close()
 
 
-def test_a_later_first_refinement_is_the_tables_too(table, replay_settings):
+def test_a_later_first_refinement_is_the_tables_too(table, tabular_settings):
     """Legality is the engine's: of no setting of it is there a second copy to forget."""
-    settings = replace(replay_settings, refine={**replay_settings.refine, "first_step": 3})
+    settings = replace(tabular_settings, refine={**tabular_settings.refine, "first_step": 3})
     env = AdDiffusionEnv(**{name: getattr(settings, name) for name in settings.__dataclass_fields__})
     env.reset(seed=0, options={"prompt": table.prompts[0], "seed": 5})
-    walk, walkers = make_walk(table, settings), Walkers.start(np.array([0]), np.arange(3)[None], np.zeros(1))
+    mdp, states = make_mdp(table, settings), States.start(np.array([0]), np.arange(3)[None], np.zeros(1))
     for action, may_refine in ((CONTINUE, False), (CONTINUE, True), (REFINE, False), (STOP, True)):
         env.step(action)
-        walkers = walk.step(walkers, np.array([action])).walkers
-        assert env.action_masks()[REFINE] == walk.masks(walkers)[0, REFINE] == may_refine
+        states = mdp.step(states, np.array([action])).states
+        assert env.action_masks()[REFINE] == mdp.masks(states)[0, REFINE] == may_refine
 
 
-def test_without_refinement_an_episode_is_one_attempt(table, replay_settings):
-    walk = make_walk(table, replay_settings, refine=False)
-    assert walk.transitions.legal.shape == (1, 7, 3) and not walk.transitions.legal[..., REFINE].any()
-    other = replace(replay_settings, decide_at=[2], steps=4)
+def test_without_refinement_an_episode_is_one_attempt(table, tabular_settings):
+    mdp = make_mdp(table, tabular_settings, refine=False)
+    assert mdp.transitions.legal.shape == (1, 7, 3) and not mdp.transitions.legal[..., REFINE].any()
+    other = replace(tabular_settings, decide_at=[2], steps=4)
     with pytest.raises(
         ConfigError, match=r"recorded with decisions at steps \[2, 3\], the environment has them at \[2\]"
     ):
-        make_walk(table, other)
+        make_mdp(table, other)
 
 
 @pytest.mark.numeric
-def test_lanes_in_one_batch_are_recorded_as_alone_but_for_rounding(recorder, walk, table, pictures):
+def test_lanes_in_one_batch_are_recorded_as_alone_but_for_rounding(recorder, mdp, table, pictures):
     """And what is made of their scores differs by that times its slope, which is large for a belief's log-odds."""
     together = recorder.record(pictures[:2], lanes=2)
     alone = table.rows([0, 1])
@@ -105,22 +114,22 @@ def test_lanes_in_one_batch_are_recorded_as_alone_but_for_rounding(recorder, wal
     np.testing.assert_allclose(together.preference, alone.preference, rtol=0, atol=rounding.PREFERENCE)
     np.testing.assert_allclose(together.change, alone.change, rtol=0, atol=rounding.SEEN)
     scores = alone.preference, alone.clip_score, alone.clip_text
-    allowed = rounding.of_belief(walk.liking, *scores)
-    odds = walk.liking(together.preference, together.clip_score, together.clip_text)
-    assert (np.abs(odds - walk.liking(*scores)) <= allowed)[~np.isnan(odds)].all()
+    allowed = rounding.of_belief(mdp.liking, *scores)
+    odds = mdp.liking(together.preference, together.clip_score, together.clip_text)
+    assert (np.abs(odds - mdp.liking(*scores)) <= allowed)[~np.isnan(odds)].all()
     assert np.nanmax(allowed) > 10 * rounding.PREFERENCE  # one tolerance for all would be wrong by ten times
 
 
-def test_play_table_counts_and_chooses(walk, table):
+def test_play_table_counts_and_chooses(mdp, table):
     observer = Observer(table.clip_text.shape[1], ("quality",))
 
     def until_the_last(observation, legal):
-        """Finishes every try, takes none before the last."""
+        """Finishes every attempt, takes none before the last."""
         return np.where(legal[:, CONTINUE], CONTINUE, np.where(legal[:, REFINE], REFINE, STOP))
 
-    outcomes = play_table(walk, until_the_last, observer, 0.01)
-    ends = walk.liked[:, :, table.finish]
-    liked = walk.liking(outcomes.preference, outcomes.clip_score, walk.table.clip_text)
+    outcomes = play_table(mdp, until_the_last, observer, 0.01)
+    ends = mdp.liked[:, :, table.finish]
+    liked = mdp.liking(outcomes.preference, outcomes.clip_score, mdp.table.clip_text)
     np.testing.assert_allclose(liked, ends.max(1))
     np.testing.assert_allclose(outcomes.nfe, table.nfe[:, :, table.finish].sum(1))
     assert outcomes.looks.tolist() == [6] * len(table) and outcomes.finishes.tolist() == [3] * len(table)
@@ -129,18 +138,18 @@ def test_play_table_counts_and_chooses(walk, table):
     assert set(outcomes.actions) == {(0, 0, 0, 2, 0, 0, 2, 0, 0)}
 
 
-def test_a_reward_that_is_no_number_reaches_no_policy(walk, table, replay_settings, monkeypatch):
-    env = ReplayVecEnv(table, replay_settings, walk, 3, seed=1)
+def test_a_reward_that_is_no_number_reaches_no_policy(mdp, table, tabular_settings, monkeypatch):
+    env = TabularVecEnv(mdp, tabular_settings, 3, seed=1)
     env.reset()
-    words = rf"reward term 'nfe_price' is nan in lane 1, prompt '{re.escape(table.prompts[env.walkers.row[1]][:60])}"
+    words = rf"reward term 'nfe_price' is nan in lane 1, prompt '{re.escape(table.prompts[env.states.row[1]][:60])}"
     sick = np.array([0.0, np.nan, 0.0])
     monkeypatch.setitem(env.reward._terms, "nfe_price", lambda transition: sick)
     with pytest.raises(NumericsError, match=words):
         env.step(np.zeros(3, int))
 
 
-def test_replay_env_masks_and_resets(walk, table, replay_settings):
-    env = ReplayVecEnv(table, replay_settings, walk, 16, seed=1)
+def test_replay_env_masks_and_resets(mdp, table, tabular_settings):
+    env = TabularVecEnv(mdp, tabular_settings, 16, seed=1)
     rng = np.random.default_rng(0)
     observation, ended = env.reset(), 0
     for _ in range(40):
@@ -156,7 +165,7 @@ def test_replay_env_masks_and_resets(walk, table, replay_settings):
     assert ended > 50
 
 
-def test_regret_of_known_values(walk, table, replay_settings):
+def test_regret_of_known_values(mdp, table, tabular_settings):
     reward = make_reward({"terminal_bonus": 1.0, "nfe_price": 1.0})
     np.testing.assert_allclose(
         worth(reward, table.preference[:, :, 2], table.clip_score[:, :, 2], table.clip_text),
@@ -164,7 +173,7 @@ def test_regret_of_known_values(walk, table, replay_settings):
         rtol=1e-6,
     )
     observer = Observer(table.clip_text.shape[1], ("quality",))
-    constant = play_table(walk, lambda seen, legal: np.where(legal[:, 0], CONTINUE, STOP), observer, 0.5)
+    constant = play_table(mdp, lambda seen, legal: np.where(legal[:, 0], CONTINUE, STOP), observer, 0.5)
     found = regret(table, constant, reward, 0.5)
     single = (table.preference[:, 0, table.finish] - 0.5 * table.nfe[:, 0, table.finish]).mean()
     assert found.utility == pytest.approx(single, abs=1e-5)
@@ -180,7 +189,7 @@ def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, pictures, t
     np.testing.assert_allclose(first.preference, table.preference, atol=rounding.PREFERENCE)
     files[0].write_bytes(files[0].read_bytes()[:100])
     stamp = files[1].stat().st_mtime_ns
-    with pytest.warns(UserWarning, match="not a table of tries"):
+    with pytest.warns(UserWarning, match="not a table of attempts"):
         again = recorder.record_shards(pictures, tmp_path, lanes=4, shard=2)
     assert files[1].stat().st_mtime_ns == stamp  # read, not made again
     np.testing.assert_array_equal(again.preference, first.preference)
@@ -189,7 +198,7 @@ def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, pictures, t
 
 def test_a_table_comes_back_as_it_was(table, tmp_path):
     table.save(tmp_path / "t.parquet")
-    back = TryTable.load(tmp_path / "t.parquet")
+    back = AttemptTable.load(tmp_path / "t.parquet")
     for name in table.__dataclass_fields__:
         old, new = getattr(table, name), getattr(back, name)
         if isinstance(old, np.ndarray):
@@ -208,22 +217,22 @@ def test_a_table_without_features_says_so(recorder, table, tmp_path):
     assert replace(recorder, features=False).fingerprint != recorder.fingerprint
     table.save(tmp_path / "t.parquet")
     pq.write_table(pq.read_table(tmp_path / "t.parquet").drop_columns("features"), tmp_path / "old.parquet")
-    old = TryTable.load(tmp_path / "old.parquet")
+    old = AttemptTable.load(tmp_path / "old.parquet")
     np.testing.assert_array_equal(old.preference, table.preference)
     assert old.observer(["clip", "checked"]).space["checked"].shape == (4,)
     with pytest.raises(CapabilityError, match="features=True"):
         old.observer(["features"])
     with pytest.raises(ConfigError, match="cannot be joined"):
-        TryTable.join([old, table])
+        AttemptTable.join([old, table])
 
 
 def test_a_table_of_something_else_is_refused(recorder, table, tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no table")
-    with pytest.raises(ResumeError, match="not a table of tries"):
-        TryTable.load(tmp_path / "x.parquet")
+    with pytest.raises(ResumeError, match="not a table of attempts"):
+        AttemptTable.load(tmp_path / "x.parquet")
     for change in ({"check_finished": False}, {"decide_at": (1, 2)}, {"solver": "dpmpp_2m"}):
         refine = recorder.process.refine
         if "check_finished" in change:
             change["refine"] = replace(refine, accept="always")
-        with pytest.raises(ConfigError, match="table of tries"):
+        with pytest.raises(ConfigError, match="table of attempts"):
             check_recordable(replace(recorder.process, **change))

@@ -9,10 +9,10 @@ import numpy as np
 
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import Reward
-from addiffusion_env.rollouts.outcomes import Outcomes
-from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.look import Look
 from addiffusion_env.scorers.look_batch import LookBatch
+from addiffusion_env.tabular.outcomes import Outcomes
+from addiffusion_env.tabular.table import AttemptTable
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_t
     return np.where(known, total, -np.inf).reshape(np.shape(preference))
 
 
-def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) -> Regret:
+def regret(table: AttemptTable, outcomes: Outcomes, reward: Reward, price: float) -> Regret:
     """Compares a policy's outcomes on a table with its constant behaviours and its oracle, by the reward's value."""
     values = worth(reward, table.preference, table.clip_score, table.clip_text)
     gained = worth(reward, outcomes.preference, outcomes.clip_score, table.clip_text) - price * outcomes.nfe
     return regret_of(gained, constant_utilities(table, values, price), oracle(table, values, price), price)
 
 
-def oracle(table: TryTable, values: np.ndarray, price: float) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) utility and (P,) NFE of one that knows all (P, T, Q) values: it drops other tries at their first look."""
+def oracle(table: AttemptTable, values: np.ndarray, price: float) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) utility and (P,) NFE of one that knows all (P, T, Q) values: it drops other attempts at their first look."""
     finished = slice(table.finish, None)
     first = np.nan_to_num(table.nfe[:, :, 0])
     dropped = np.cumsum(first, axis=1) - first
@@ -101,14 +101,14 @@ def oracle(table: TryTable, values: np.ndarray, price: float) -> tuple[np.ndarra
     return utility[rows, pick], spent[rows, pick]
 
 
-def constant_utilities(table: TryTable, values: np.ndarray, price: float) -> dict[str, np.ndarray]:
-    """In words -> (P,) utility of always finishing at one place, in the first try or as the best of n tries."""
+def constant_utilities(table: AttemptTable, values: np.ndarray, price: float) -> dict[str, np.ndarray]:
+    """In words -> (P,) utility of always finishing at one place, in the first attempt or as the best of n attempts."""
     found = {}
     for place in range(table.finish, values.shape[2]):
         step = place - table.finish - 1
         where = "at the end" if step < 0 else f"by a stop at step {(*table.steps, 0)[step]}"
-        for tries in range(1, table.tries + 1):
-            made, spent = values[:, :tries, place], table.nfe[:, :tries, place]
+        for attempts in range(1, table.attempts + 1):
+            made, spent = values[:, :attempts, place], table.nfe[:, :attempts, place]
             if np.isfinite(made).all():
-                found[f"best of {tries} {where}"] = made.max(1) - price * spent.sum(1)
+                found[f"best of {attempts} {where}"] = made.max(1) - price * spent.sum(1)
     return found

@@ -1,4 +1,4 @@
-"""What a policy gets out of a table: every picture's episode, played with the recorded tries in their own order."""
+"""What a policy gets out of a table: every picture's episode, played with the recorded attempts in their own order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from addiffusion_env.observations.observer import Observer
-from addiffusion_env.rollouts.walk import Walk, Walkers
+from addiffusion_env.tabular.mdp import States, TabularMDP
 
 Decider = Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]
 """Observation and (B, 3) legal actions -> (B,) actions."""
@@ -39,41 +39,41 @@ class Outcomes:
     actions: tuple[tuple[int, ...], ...]
 
 
-def play_table(walk: Walk, decide: Decider, observer: Observer, price: float) -> Outcomes:
+def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, price: float) -> Outcomes:
     """Plays every picture of a table once, exactly as the engine would.
 
     Args:
-        walk: the decision process on the table.
+        mdp: the decision process on the table.
         decide: the policy.
         observer: makes its observations.
         price: of one NFE, shown to the policy.
     """
-    table, size = walk.table, len(walk.table)
+    table, size = mdp.table, len(mdp.table)
     everyone = np.arange(size)
-    order = np.tile(np.arange(table.tries), (size, 1))
-    walkers = Walkers.start(everyone, order, np.full(size, float(price)))
+    order = np.tile(np.arange(table.attempts), (size, 1))
+    states = States.start(everyone, order, np.full(size, float(price)))
     going = np.ones(size, dtype=bool)
     looks, finishes = np.zeros(size), np.zeros(size)
     picture = np.zeros((size, 2), dtype=int)
     actions: list[list[int]] = [[] for _ in range(size)]
     while going.any():
-        chosen = decide(observer.observe(walk.frame(walkers)), walk.masks(walkers))
+        chosen = decide(observer.observe(mdp.frame(states)), mdp.masks(states))
         # Lanes that have ended stand still: what they would do is taken back.
-        moved = walk.step(walkers, np.where(going, chosen, 1))
+        step = mdp.step(states, np.where(going, chosen, 1))
         for lane in np.flatnonzero(going):
             actions[lane].append(int(chosen[lane]))
-        new = (moved.walkers.place != walkers.place) | (moved.walkers.number != walkers.number)
-        made = moved.walkers.place >= table.finish
+        new = (step.states.place != states.place) | (step.states.attempt != states.attempt)
+        made = step.states.place >= table.finish
         looks += going & new & ~made
         finishes += going & new & made
-        ended = going & moved.ended
-        picture[ended] = moved.picture[ended]
-        walkers = walkers.merged(moved.walkers, going)
-        going &= ~moved.ended
+        ended = going & step.ended
+        picture[ended] = step.picture[ended]
+        states = states.merged(step.states, going)
+        going &= ~step.ended
     at = (everyone, picture[:, 0], picture[:, 1])
     return Outcomes(
-        nfe=walk.nfe(walkers),
-        calls=walk.network_calls(walkers),
+        nfe=mdp.nfe(states),
+        calls=mdp.network_calls(states),
         looks=looks,
         finishes=finishes,
         preference=table.preference[at],

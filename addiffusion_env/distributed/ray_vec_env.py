@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from addiffusion_env.distributed.actor_pool import ActorPool, LostWorkerError, RayConfig
+from addiffusion_env.distributed.lane_worker import Begun, LaneWorker, Stepped
 from addiffusion_env.engine.faults import FaultCount
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.rollouts.crew import Crew, LostWorkerError, RayConfig
-from addiffusion_env.rollouts.lane_worker import Begun, LaneWorker, Stepped
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 Observation = dict[str, np.ndarray]
 
@@ -73,9 +73,9 @@ class RayVecEnv(VecEnv):
         self.losses = Losses()
         self.dropped = FaultCount(checked.max_faults)
         arguments = [(settings, len(share), config.thumbnails) for share in self.shares]
-        self.crew = Crew(config, LaneWorker, arguments, checked.device)
+        self.pool = ActorPool(config, LaneWorker, arguments, checked.device)
         self._lost: dict[int, LostWorkerError] = {}
-        super().__init__(num_envs, *self._answer(0, self.crew.ask(0, "spaces")))
+        super().__init__(num_envs, *self._answer(0, self.pool.ask(0, "spaces")))
         self._first_seed: int | None = seed
         self._lane_seeds = np.zeros(num_envs, dtype=np.int64)
         self._episodes = np.full(num_envs, -1, dtype=np.int64)
@@ -113,24 +113,24 @@ class RayVecEnv(VecEnv):
 
     def _ask_begin(self, worker: int, options: Sequence[Mapping[str, Any]]) -> Any:
         share = self.shares[worker]
-        return self.crew.ask(worker, "begin", self._places(worker), options[share.start : share.stop])
+        return self.pool.ask(worker, "begin", self._places(worker), options[share.start : share.stop])
 
     def _begin(self, worker: int, options: Sequence[Mapping[str, Any]], ref: Any = None) -> Begun:
         """Begins a worker's lanes, on as many new workers as that takes."""
         while True:
             try:
                 ref = self._ask_begin(worker, options) if ref is None else ref
-                return self.crew.answer(worker, ref, time.monotonic() + self.crew.config.timeout)
+                return self.pool.answer(worker, ref, time.monotonic() + self.pool.config.timeout)
             except LostWorkerError as error:
                 self._count(error, 0)
-                self.crew.replace(worker, error)
+                self.pool.replace(worker, error)
                 ref = None
 
     def step_async(self, actions: np.ndarray) -> None:
         """Sends each worker its actions."""
-        self._until = time.monotonic() + self.crew.config.timeout
+        self._until = time.monotonic() + self.pool.config.timeout
         self._asked = {
-            worker: self.crew.ask(worker, "step", np.asarray(actions)[share.start : share.stop])
+            worker: self.pool.ask(worker, "step", np.asarray(actions)[share.start : share.stop])
             for worker, share in enumerate(self.shares)
             if worker not in self._lost
         }
@@ -140,7 +140,7 @@ class RayVecEnv(VecEnv):
         stepped: dict[int, Stepped] = {}
         for worker, ref in self._asked.items():
             try:
-                stepped[worker] = self.crew.answer(worker, ref, self._until)
+                stepped[worker] = self.pool.answer(worker, ref, self._until)
             except LostWorkerError as error:
                 self._lost[worker] = error
         self._asked = {}
@@ -171,7 +171,7 @@ class RayVecEnv(VecEnv):
         """Replaces a lost worker; its lanes' episodes are truncated and their next ones begun."""
         error, share = self._lost[worker], self.shares[worker]
         self._count(error, len(share))
-        self.crew.replace(worker, error)
+        self.pool.replace(worker, error)
         self._episodes[share.start : share.stop] += 1
         begun = self._begin(worker, [{}] * self.num_envs)
         infos = [
@@ -200,7 +200,7 @@ class RayVecEnv(VecEnv):
             WorkerError: when the worker is lost.
         """
         try:
-            return self.crew.answer(worker, ref, time.monotonic() + self.crew.config.timeout)
+            return self.pool.answer(worker, ref, time.monotonic() + self.pool.config.timeout)
         except LostWorkerError as error:
             self._lost[worker] = error
             raise WorkerError(
@@ -218,7 +218,7 @@ class RayVecEnv(VecEnv):
         It fits any number of workers, and :class:`AdDiffusionVecEnv` too. The lanes of a worker that is lost just now
         stand at the beginning of their episode.
         """
-        asked = [self.crew.ask(worker, "state") for worker in range(len(self.shares))]
+        asked = [self.pool.ask(worker, "state") for worker in range(len(self.shares))]
         slots: list[Any] = []
         for worker, ref in enumerate(asked):
             try:
@@ -238,7 +238,7 @@ class RayVecEnv(VecEnv):
         if len(slots) != self.num_envs:
             raise ResumeError(f"the state has {len(slots)} lanes, this environment {self.num_envs}", "use as many")
         asked = [
-            self.crew.ask(worker, "load", slots[share.start : share.stop]) for worker, share in enumerate(self.shares)
+            self.pool.ask(worker, "load", slots[share.start : share.stop]) for worker, share in enumerate(self.shares)
         ]
         self._masks = np.concatenate([self._answer(worker, ref) for worker, ref in enumerate(asked)])
         for lane, slot in enumerate(slots):
@@ -251,7 +251,7 @@ class RayVecEnv(VecEnv):
     # ------------------------------------------------------------------ SB3's plumbing
     def close(self) -> None:
         """Ends the workers."""
-        self.crew.close()
+        self.pool.close()
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether the lanes' environments have an attribute or a method."""
@@ -275,7 +275,7 @@ class RayVecEnv(VecEnv):
         return self._by_lane(self._ask_all("call", method_name, args, kwargs), indices)
 
     def _ask_all(self, *call: Any) -> list[Any]:
-        asked = [self.crew.ask(worker, *call) for worker in range(len(self.shares))]
+        asked = [self.pool.ask(worker, *call) for worker in range(len(self.shares))]
         return [self._answer(worker, ref) for worker, ref in enumerate(asked)]
 
     def _by_lane(self, values: Sequence[Any], indices: Any) -> list[Any]:

@@ -6,9 +6,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env
 from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 SETTINGS = {"steps": 2, "refine": "retry"}
 

@@ -1,14 +1,14 @@
-"""A small table of tries, recorded once."""
+"""A small table of attempts, recorded once."""
 
 import pytest
 
-from addiffusion_env.agents.replay import make_walk
+from addiffusion_env.agents.tabular_training import make_mdp
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
-from addiffusion_env.rollouts.recorder import Recorder
+from addiffusion_env.tabular.recorder import Recorder
 
-TRIES = 3
+ATTEMPTS = 3
 SETTINGS = {
     "backbone": "emoji",
     "steps": 4,
@@ -19,7 +19,7 @@ SETTINGS = {
     "refine": {
         "preset": "again",
         "return_to": 2,
-        "limit": TRIES - 1,
+        "limit": ATTEMPTS - 1,
         "liking": {"belief": "emoji"},
     },
     "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, "belief": "emoji"}},
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="session")
-def replay_settings():
+def tabular_settings():
     return EnvSettings.of(**SETTINGS)
 
 
@@ -39,12 +39,12 @@ def pictures():
 
 
 @pytest.fixture(scope="session")
-def recorder(replay_settings):
-    backbone = load_backbone(replay_settings)
-    process = replay_settings.process(backbone.capabilities, backbone.name)
+def recorder(tabular_settings):
+    backbone = load_backbone(tabular_settings)
+    process = tabular_settings.process(backbone.capabilities, backbone.name)
     judge = lambda images, prompts: [float(image.mean()) > 0 for image in images]  # noqa: E731
-    scorers = load_scorers(backbone, replay_settings.scorers)
-    return Recorder(backbone, scorers, process, TRIES, judge, features=True)
+    scorers = load_scorers(backbone, tabular_settings.scorers)
+    return Recorder(backbone, scorers, process, ATTEMPTS, judge, features=True)
 
 
 @pytest.fixture(scope="session")
@@ -53,5 +53,5 @@ def table(recorder, pictures):
 
 
 @pytest.fixture(scope="session")
-def walk(table, replay_settings):
-    return make_walk(table, replay_settings)
+def mdp(table, tabular_settings):
+    return make_mdp(table, tabular_settings)

@@ -25,8 +25,8 @@ from addiffusion_env.engine.requests import Picture, Request
 from addiffusion_env.errors import ConfigError, ResumeError
 from addiffusion_env.observations.frame import LOG_SNR_RANGE
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.look import Look, LookScorers
+from addiffusion_env.tabular.table import AttemptTable
 
 Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], Sequence[bool | None]]
 """Pictures and their prompts -> verdicts."""
@@ -34,7 +34,7 @@ Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], Sequence[bool | Non
 
 @dataclass(frozen=True)
 class Place:
-    """What is known at one place of a try.
+    """What is known at one place of an attempt.
 
     Attributes:
         lane: the lane there; its NFE counts from the episode's beginning.
@@ -54,8 +54,8 @@ class Recorder:
     Attributes:
         backbone: the model.
         scorers: what looks.
-        process: with more than one try, one with ``refine.return_to`` and ``check_finished``.
-        tries: T, tries of every picture; 1 records a plain stop table.
+        process: with more than one attempt, one with ``refine.return_to`` and ``check_finished``.
+        attempts: T, attempts of every picture; 1 records a plain stop table.
         judge: gives finished pictures their verdict; ``None`` leaves it unknown.
         halve: make model calls for half as many pictures when the device's memory runs out.
         faults: pictures that may be left out because their lane alone failed; none by default.
@@ -65,16 +65,16 @@ class Recorder:
     backbone: Backbone
     scorers: LookScorers
     process: ProcessConfig
-    tries: int
+    attempts: int
     judge: Judge | None = None
     halve: bool = False
     faults: FaultCount = field(default_factory=FaultCount)
     features: bool = False
 
     def __post_init__(self) -> None:
-        if self.tries < 1:
-            raise ConfigError(f"tries must be at least 1, got {self.tries}", "use 4")
-        if self.tries > 1:
+        if self.attempts < 1:
+            raise ConfigError(f"attempts must be at least 1, got {self.attempts}", "use 4")
+        if self.attempts > 1:
             check_recordable(self.process)
 
     @property
@@ -88,7 +88,7 @@ class Recorder:
             scorers=self.scorers,
             judge=self.judge,
             process=process,
-            tries=self.tries,
+            tries=self.attempts,
             features=self.features,
         )
 
@@ -97,16 +97,16 @@ class Recorder:
         """12 hex digits of :attr:`identity`, for file names."""
         return digest_of(self.identity)[:12]
 
-    def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> TryTable:
+    def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> AttemptTable:
         """Records (prompt, seed) pairs; those that fail by themselves are left out, see ``faults``."""
         engine = Engine(self.backbone, self.scorers, solver=self.process.solver, halve=self.halve, faults=self.faults)
         found = engine.run((self.program(*picture) for picture in pictures), lanes)
-        whole = [row for row, tries in enumerate(found) if not isinstance(tries, Fault)]
+        whole = [row for row, attempts in enumerate(found) if not isinstance(attempts, Fault)]
         return self._table([pictures[row] for row in whole], [found[row] for row in whole])
 
     def record_shards(
         self, pictures: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
-    ) -> TryTable:
+    ) -> AttemptTable:
         """The same in shards of ``shard`` pictures under ``folder``; shards that are there are read, not made again.
 
         Args:
@@ -127,12 +127,12 @@ class Recorder:
             parts.append(self._shard(chunk, folder / name, lanes))
             if note is not None:
                 note(first + len(chunk))
-        return TryTable.join(parts)
+        return AttemptTable.join(parts)
 
-    def _shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> TryTable:
+    def _shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> AttemptTable:
         if path.is_file():
             try:
-                return TryTable.load(path)
+                return AttemptTable.load(path)
             except ResumeError as error:
                 warnings.warn(f"{error}", stacklevel=2)
         table = self.record(chunk, lanes)
@@ -140,12 +140,12 @@ class Recorder:
         return table
 
     def program(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
-        """All tries of one picture: T lists of Q places."""
+        """All attempts of one picture: T lists of Q places."""
         lane = open_lane(self.backbone, self.process, prompt, seed)
         early = yield from self._landed(lane)
         lane = yield from self._looked(act(self.backbone, self.process, lane, Action.CONTINUE))
-        tries = []
-        for number in range(self.tries):
+        attempts = []
+        for number in range(self.attempts):
             base = lane
             steps = [Place(lane, _look(lane))]
             while True:
@@ -159,11 +159,11 @@ class Recorder:
             landings = []
             for step in steps:
                 landings.append((yield from self._landed(step.lane, end)))
-            tries.append([*steps, end, *landings, early if number == 0 else None])
-            if number + 1 < self.tries:
-                # Any state of a try leads to the same next one: fresh noise, the same steps of the schedule.
+            attempts.append([*steps, end, *landings, early if number == 0 else None])
+            if number + 1 < self.attempts:
+                # Any state of an attempt leads to the same next one: fresh noise, the same steps of the schedule.
                 lane = yield from self._looked(act(self.backbone, self.process, base, Action.REFINE))
-        return tries
+        return attempts
 
     def _looked(self, moving: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
         lane = yield from moving
@@ -177,9 +177,9 @@ class Recorder:
         picture = yield from finished(landed)
         return Place(landed, picture.look, picture)
 
-    def _table(self, pictures: Sequence[tuple[Prompt, int]], found: Sequence[list[list[Place | None]]]) -> TryTable:
+    def _table(self, pictures: Sequence[tuple[Prompt, int]], found: Sequence[list[list[Place | None]]]) -> AttemptTable:
         steps = self.process.decision_steps
-        shape = (len(pictures), self.tries, 2 * len(steps) + 2)
+        shape = (len(pictures), self.attempts, 2 * len(steps) + 2)
         numbers = {
             name: np.full(shape, np.nan, np.float32)
             for name in ("clip_score", "preference", "change", "nfe", "calls", "correct")
@@ -190,8 +190,8 @@ class Recorder:
         features = np.zeros((*shape, width), np.float32)
         sigma = np.full(shape[2], np.nan)
         done: list[tuple[tuple[int, int, int], Place]] = []
-        for row, tries in enumerate(found):
-            for number, places in enumerate(tries):
+        for row, attempts in enumerate(found):
+            for number, places in enumerate(attempts):
                 begun = self._spent_before(places)
                 for q, place in enumerate(places):
                     if place is None:
@@ -213,7 +213,7 @@ class Recorder:
         first = float(self.backbone.sigmas(self.process.steps, self.process.spacing)[0])
         levels = torch.from_numpy(np.append(sigma, first))
         log_snr = self.backbone.path.half_log_snr(levels).clamp(*LOG_SNR_RANGE).numpy()
-        return TryTable(
+        return AttemptTable(
             prompts=tuple(prompt.text for prompt in prompts),
             prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
             tasks=tuple(prompt.task for prompt in prompts),
@@ -231,7 +231,7 @@ class Recorder:
         )
 
     def _spent_before(self, places: Sequence[Place | None]) -> tuple[float, int]:
-        """(NFE, calls) of the lane when this try began: each try begins with the schedule's own first steps."""
+        """(NFE, calls) of the lane when this attempt began: each attempt begins with the schedule's own first steps."""
         first = places[0]
         assert first is not None
         way = self.backbone.sigmas(self.process.steps, self.process.spacing)[: first.lane.step]
@@ -248,7 +248,7 @@ class Recorder:
 
 
 def check_recordable(process: ProcessConfig) -> None:
-    """Refuses a process whose episodes are not a table of tries.
+    """Refuses a process whose episodes are not a table of attempts.
 
     Raises:
         ConfigError: saying what is missing.
@@ -256,14 +256,15 @@ def check_recordable(process: ProcessConfig) -> None:
     refine, first = process.refine, next(iter(process.decision_steps), 1)
     if not process.check_finished or refine.accept != "best" or refine.return_to != first:
         raise ConfigError(
-            f"a table of tries needs check_finished, refine.accept=best and refine.return_to={first} (the first step "
-            f"where the policy is asked), got check_finished={process.check_finished}, accept={refine.accept}, "
+            f"a table of attempts needs check_finished, refine.accept=best and refine.return_to={first} (the first "
+            f"step where the policy is asked), got check_finished={process.check_finished}, accept={refine.accept}, "
             f"return_to={refine.return_to}",
-            "use refine preset=again with these, or train without replay",
+            "use refine preset=again with these, or train with tabular=null",
         )
     if process.solver != "ddim":
         raise ConfigError(
-            f"a table of tries needs a solver without memory, got {process.solver}", "use ddim, or train without replay"
+            f"a table of attempts needs a solver without memory, got {process.solver}",
+            "use ddim, or train with tabular=null",
         )
 
 

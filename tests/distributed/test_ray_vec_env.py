@@ -14,12 +14,12 @@ from addiffusion_env.agents.factory import (
     make_rollouts,
     total_lanes,
 )
+from addiffusion_env.distributed import actor_pool
+from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
+from addiffusion_env.distributed.lane_worker import thumbnail
+from addiffusion_env.distributed.ray_vec_env import Losses, RayVecEnv
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ResumeError, WorkerError
-from addiffusion_env.rollouts import crew
-from addiffusion_env.rollouts.crew import RayConfig, start_ray
-from addiffusion_env.rollouts.lane_worker import thumbnail
-from addiffusion_env.rollouts.ray_vec_env import Losses, RayVecEnv
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 ray = pytest.importorskip("ray")
 
@@ -150,7 +150,7 @@ def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, mo
     pair.losses = Losses()
     seen, _ = pair.reset(), quiet.reset()
     following = [ahead.lanes.episodes.begin(lane, 3 + lane, first=1) for lane in range(LANES)]
-    pid = pair.crew.members[1].pid
+    pid = pair.pool.actors[1].pid
     if cause == "hung":
         monkeypatch.setattr(RayVecEnv, "step_async", impatient(RayVecEnv.step_async))
     os.kill(pid, number)
@@ -170,7 +170,7 @@ def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, mo
         np.testing.assert_allclose(value, both, rtol=0, atol=rounding.SEEN)
     assert (pair.losses.deaths, pair.losses.hangs, pair.losses.lost_episodes) == counted
     assert pair.state_dict()["losses"]["lost_episodes"] == 2
-    assert pair.crew.members[1].pid != pid and not alive(pid)
+    assert pair.pool.actors[1].pid != pid and not alive(pid)
     after, expected = pair.step(np.zeros(LANES, int)), quiet.step(np.zeros(LANES, int))
     assert after[2].tolist() == [True, True, False, False]
     assert facts([(0, 0, 0, after[3][:2])]) == facts([(0, 0, 0, expected[3][:2])])
@@ -204,7 +204,7 @@ def alive(pid):
 def test_a_worker_lost_between_steps_is_left_to_the_next_step():
     env = remote(2)
     env.reset()
-    os.kill(env.crew.members[0].pid, signal.SIGKILL)
+    os.kill(env.pool.actors[0].pid, signal.SIGKILL)
     time.sleep(2)
     slots = env.state_dict()["slots"]
     assert slots[0] == {"seed": 3, "episode": 0, "lane": None} and slots[2]["lane"] is not None
@@ -220,7 +220,7 @@ def test_a_worker_lost_between_steps_is_left_to_the_next_step():
 def test_a_worker_that_is_lost_again_and_again_is_an_error():
     env = remote(1, patience=1)
     env.reset()
-    env.crew.config = RayConfig(workers=1, timeout=0.001, patience=1)  # nobody is as fast as that
+    env.pool.config = RayConfig(workers=1, timeout=0.001, patience=1)  # nobody is as fast as that
     with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, at last it hung"):
         env.step(np.array([0, 0, 0, 0]))
     env.close()
@@ -228,7 +228,7 @@ def test_a_worker_that_is_lost_again_and_again_is_an_error():
 
 @pytest.mark.slow
 def test_a_worker_that_waits_for_cores_says_so(pair, monkeypatch):
-    monkeypatch.setattr(crew, "PATIENT", 1.0)
+    monkeypatch.setattr(actor_pool, "PATIENT", 1.0)
     with (
         pytest.warns(UserWarning, match=r"has not started after 1 s; each needs 100 CPU \(\d.* free\)"),
         pytest.raises(WorkerError, match="hung"),

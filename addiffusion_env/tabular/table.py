@@ -1,10 +1,10 @@
 """The stop-and-retry table: everything that an episode could have seen and made, recorded once for each picture.
 
-A process whose refinement tries again (``refine.return_to``) moves on a small tree: tries, and in each try the steps
-where the policy is asked, the picture at the schedule's end, and the picture that *stop* lands in from each step. All
-noise is keyed by (prompt, seed), so that these are *the* pictures that any policy would meet; an episode read from the
-table is the episode that the engine would play (``tests/rollouts/test_replay.py``). A million decisions then cost
-minutes on one core.
+A process whose refinement begins another attempt (``refine.return_to``) moves on a small tree: attempts, and in each of
+them the steps where the policy is asked, the picture at the schedule's end, and the picture that *stop* lands in from
+each step. All noise is keyed by (prompt, seed), so that these are *the* pictures that any policy would meet; an episode
+read from the table is the episode that the engine would play (``tests/tabular/test_tabular_mdp.py``). A million
+decisions then cost minutes on one core.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TEXTS = ("prompts", "prompt_ids", "tasks")
 
 
 @dataclass(frozen=True, eq=False)
-class TryTable:
-    """``P`` pictures, ``T`` tries of each, ``Q`` places in a try.
+class AttemptTable:
+    """``P`` pictures, ``T`` attempts of each, ``Q`` places in an attempt.
 
     With ``K`` steps where the policy is asked, place ``k < K`` is a step, place ``K`` the picture at the end of the
     schedule, place ``K + 1 + k`` the picture that *stop* at step ``k`` lands in, and place ``2 K + 1`` the one that
-    *stop* lands in before the first evaluation, recorded for the first try alone.
+    *stop* lands in before the first evaluation, recorded for the first attempt alone.
 
     Attributes:
         prompts: P texts.
@@ -53,8 +53,8 @@ class TryTable:
         clip_score: (P, T, Q) float32.
         preference: (P, T, Q) float32, standard deviations.
         change: (P, T, Q) float32 relative change of x0 at the last evaluation.
-        nfe: (P, T, Q) float32 spent since the try began.
-        calls: (P, T, Q) float32 network calls since the try began.
+        nfe: (P, T, Q) float32 spent since the attempt began.
+        calls: (P, T, Q) float32 network calls since the attempt began.
         correct: (P, T, Q) float32, the judge's verdict of finished pictures, 0 or 1; NaN for previews and without a
             judge. For evaluation alone: nothing that trains reads it.
         identity: of what recorded it (:attr:`.Recorder.identity`); empty in files from before it was kept.
@@ -84,7 +84,7 @@ class TryTable:
         return len(self.prompts)
 
     @property
-    def tries(self) -> int:
+    def attempts(self) -> int:
         """T."""
         return int(self.preference.shape[1])
 
@@ -101,7 +101,7 @@ class TryTable:
         """
         return Observer(self.clip_text.shape[1], keys, self.features.shape[-1])
 
-    def rows(self, index: Sequence[int] | np.ndarray) -> TryTable:
+    def rows(self, index: Sequence[int] | np.ndarray) -> AttemptTable:
         """The table of some of the pictures."""
         at = [int(i) for i in index]
         kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "demands", "seeds")}
@@ -109,15 +109,15 @@ class TryTable:
         return replace(self, **kept, **texts)
 
     @staticmethod
-    def join(parts: Sequence[TryTable]) -> TryTable:
+    def join(parts: Sequence[AttemptTable]) -> AttemptTable:
         """Several tables of one process as one.
 
         Raises:
-            ConfigError: for none, or tables of different steps or numbers of tries, or of another model or scorer.
+            ConfigError: for none, or tables of different steps or numbers of attempts, or of another model or scorer.
         """
         if not parts:
             raise ConfigError("there is no table to join", "record at least one picture")
-        shapes = {(part.steps, part.tries, part.features.shape[-1]) for part in parts}
+        shapes = {(part.steps, part.attempts, part.features.shape[-1]) for part in parts}
         if len(shapes) > 1:
             raise ConfigError(f"tables of different processes cannot be joined: {sorted(shapes)}", "record them alike")
         for part in parts:
@@ -138,6 +138,8 @@ class TryTable:
 
     def save(self, path: Path) -> None:
         """Writes one Parquet file, a row a place that was recorded, whole or not at all.
+
+        In the file attempts are called tries, as in those of earlier versions, which are still read.
 
         Raises:
             RunFolderError: when it cannot be written.
@@ -175,13 +177,13 @@ class TryTable:
             "steps": list(self.steps),
             "log_snr": np.asarray(self.log_snr, float).tolist(),
             "start_log_snr": float(self.start_log_snr),
-            "tries": self.tries,
+            "tries": self.attempts,
             "identity": dict(self.identity),
         }
         return pa.table(columns).replace_schema_metadata({"table of tries": json.dumps(head)})
 
     @classmethod
-    def load(cls, path: Path) -> TryTable:
+    def load(cls, path: Path) -> AttemptTable:
         """Reads what :meth:`save` wrote; runs no code of the file's.
 
         Raises:
@@ -195,10 +197,12 @@ class TryTable:
             head = json.loads(found.schema.metadata[b"table of tries"])
             return cls._from_arrow(found, head)
         except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
-            raise ResumeError(f"{path} is not a table of tries: {error}", "delete it: it is recorded again") from error
+            raise ResumeError(
+                f"{path} is not a table of attempts: {error}", "delete it: it is recorded again"
+            ) from error
 
     @classmethod
-    def _from_arrow(cls, found: Any, head: dict[str, Any]) -> TryTable:
+    def _from_arrow(cls, found: Any, head: dict[str, Any]) -> AttemptTable:
         columns = {name: found.column(name) for name in found.column_names}
         at = tuple(columns[name].to_numpy() for name in ("picture", "try", "place"))
         pictures = int(at[0].max()) + 1

@@ -1,4 +1,4 @@
-"""A crew of Ray actors: started, asked, and replaced when they die or hang. Knows nothing of what they do."""
+"""A pool of Ray actors: started, asked, and replaced when they die or hang. Knows nothing of what they do."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class RayConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Share:
+class Resources:
     """What one worker is given.
 
     Attributes:
@@ -109,7 +109,7 @@ class LostWorkerError(Exception):
 
 
 @dataclass
-class Member:
+class Actor:
     """One actor.
 
     Attributes:
@@ -125,7 +125,7 @@ class Member:
     losses: int = 0
 
 
-class Workplace:
+class BaseWorker:
     """What every actor's class derives from: it says where it runs.
 
     Attributes:
@@ -203,7 +203,7 @@ def start_ray(config: RayConfig) -> bool:
     return True
 
 
-def share_of(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> Share:
+def resources_of(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> Resources:
     """Divides a cluster among the workers.
 
     Args:
@@ -211,10 +211,10 @@ def share_of(config: RayConfig, resources: Mapping[str, float], device: str = "a
         resources: Ray's ``CPU`` and ``GPU`` of the whole cluster.
         device: of the environment; ``cpu`` needs no GPU.
 
-    >>> share_of(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
-    Share(cpus=8.0, gpus=0.5, threads=8)
-    >>> share_of(RayConfig(workers=4), {"CPU": 2})
-    Share(cpus=0.5, gpus=0.0, threads=1)
+    >>> resources_of(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
+    Resources(cpus=8.0, gpus=0.5, threads=8)
+    >>> resources_of(RayConfig(workers=4), {"CPU": 2})
+    Resources(cpus=0.5, gpus=0.0, threads=1)
     """
     cpus = config.cpus
     if cpus is None:
@@ -224,17 +224,17 @@ def share_of(config: RayConfig, resources: Mapping[str, float], device: str = "a
     if gpus is None:
         gpus = 0.0 if device == "cpu" else min(1.0, resources.get("GPU", 0.0) / config.workers)
         gpus = math.floor(gpus * 1000) / 1000
-    return Share(cpus, gpus, max(1, int(cpus)))
+    return Resources(cpus, gpus, max(1, int(cpus)))
 
 
-class Crew:
+class ActorPool:
     """Actors of one class, each set up with arguments of its own.
 
     Args:
         config: how many, and what each is given.
-        kind: a subclass of :class:`Workplace` with ``setup(threads, *arguments)``; what that raises is raised here.
+        kind: a subclass of :class:`BaseWorker` with ``setup(threads, *arguments)``; what that raises is raised here.
         arguments: for each worker's ``setup``.
-        device: see :func:`share_of`.
+        device: see :func:`resources_of`.
 
     Raises:
         MissingPackageError: without Ray.
@@ -242,21 +242,21 @@ class Crew:
     """
 
     def __init__(
-        self, config: RayConfig, kind: type[Workplace], arguments: Sequence[tuple[Any, ...]], device: str = "auto"
+        self, config: RayConfig, kind: type[BaseWorker], arguments: Sequence[tuple[Any, ...]], device: str = "auto"
     ) -> None:
         self.config = config
         self._ours = start_ray(config)
         self._ray = import_ray()
-        self.share = share_of(config, self._ray.cluster_resources(), device)
+        self.resources = resources_of(config, self._ray.cluster_resources(), device)
         self._actor = self._ray.remote(kind)
         self._arguments = list(arguments)
-        self.members: list[Member] = []
+        self.actors: list[Actor] = []
         try:
-            self.members = [Member(self._make()) for _ in self._arguments]
-            started = [self._set_up(member, index) for index, member in enumerate(self.members)]
+            self.actors = [Actor(self._make()) for _ in self._arguments]
+            started = [self._set_up(actor, index) for index, actor in enumerate(self.actors)]
             for index, refs in enumerate(started):
                 try:
-                    self._settle(self.members[index], refs)
+                    self._settle(self.actors[index], refs)
                 except LostWorkerError as error:
                     self.replace(index, error)
         except BaseException:
@@ -265,24 +265,24 @@ class Crew:
 
     def _make(self) -> Any:
         # Ray restarts nothing by itself: a new actor must be set up, and its lanes begun, before it is asked again.
-        options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_restarts": 0}
+        options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
         return self._actor.options(**options, scheduling_strategy="SPREAD").remote()
 
-    def _set_up(self, member: Member, index: int) -> tuple[Any, Any]:
+    def _set_up(self, actor: Actor, index: int) -> tuple[Any, Any]:
         arguments = self._arguments[index]
-        started = member.handle.start.remote(loaded_plugins(), self.share.threads, *arguments)
-        return member.handle.where.remote(), started
+        started = actor.handle.start.remote(loaded_plugins(), self.resources.threads, *arguments)
+        return actor.handle.where.remote(), started
 
-    def _settle(self, member: Member, refs: tuple[Any, Any]) -> None:
+    def _settle(self, actor: Actor, refs: tuple[Any, Any]) -> None:
         until = time.monotonic() + self.config.start_timeout
         if not self._ray.wait([refs[0]], timeout=min(PATIENT, self.config.start_timeout))[0]:
             self._warn_waiting()
-        member.pid, member.node = self._take(refs[0], until)
+        actor.pid, actor.node = self._take(refs[0], until)
         self._take(refs[1], until)
 
     def _warn_waiting(self) -> None:
         """Says why a worker may not have started: Ray waits without a word for cores that others hold."""
-        wanted = {"CPU": self.share.cpus, "GPU": self.share.gpus}
+        wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
         free = self._ray.available_resources()
         needs = ", ".join(f"{need:g} {name} ({free.get(name, 0.0):g} free)" for name, need in wanted.items() if need)
         warnings.warn(
@@ -294,7 +294,7 @@ class Crew:
 
     def ask(self, index: int, method: str, *arguments: Any) -> Any:
         """Calls a worker's method; returns Ray's reference to the answer."""
-        return getattr(self.members[index].handle, method).remote(*arguments)
+        return getattr(self.actors[index].handle, method).remote(*arguments)
 
     def answer(self, index: int, ref: Any, until: float) -> Any:
         """Waits for a worker's answer.
@@ -309,7 +309,7 @@ class Crew:
             Exception: what the method raised, as it was raised there.
         """
         value = self._take(ref, until)
-        self.members[index].losses = 0
+        self.actors[index].losses = 0
         return value
 
     def _take(self, ref: Any, until: float) -> Any:
@@ -332,42 +332,42 @@ class Crew:
             WorkerError: when the worker was lost more often in a row than ``patience`` allows.
         """
         while True:
-            old = self.members[index]
+            old = self.actors[index]
             self._end(old, error)
             if old.losses >= self.config.patience:
                 raise WorkerError(
                     f"Ray worker {index} was lost {old.losses + 1} times in a row, at last it {error}",
                     "its log is in /tmp/ray/session_latest/logs; a time-out that is too short is rollouts.timeout",
                 )
-            member = Member(self._make(), losses=old.losses + 1)
-            self.members[index] = member
+            actor = Actor(self._make(), losses=old.losses + 1)
+            self.actors[index] = actor
             try:
-                return self._settle(member, self._set_up(member, index))
+                return self._settle(actor, self._set_up(actor, index))
             except LostWorkerError as again:
                 error = again
 
-    def _end(self, member: Member, error: LostWorkerError) -> None:
-        """Makes sure that a lost worker's process is gone: a stopped one heeds no message and keeps its cores."""
-        self._ray.kill(member.handle, no_restart=True)
-        if error.cause != "hung" or member.pid is None:
+    def _end(self, actor: Actor, error: LostWorkerError) -> None:
+        """Makes sure that a lost worker's process is gone: under SIGSTOP it ignores SIGTERM and keeps its cores."""
+        self._ray.kill(actor.handle, no_restart=True)
+        if error.cause != "hung" or actor.pid is None:
             return
-        if member.node == self._ray.get_runtime_context().get_node_id():
-            _kill(member.pid)
+        if actor.node == self._ray.get_runtime_context().get_node_id():
+            _kill(actor.pid)
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        there = NodeAffinitySchedulingStrategy(member.node, soft=False)
+        there = NodeAffinitySchedulingStrategy(actor.node, soft=False)
         task = self._ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there)
         with suppress(self._ray.exceptions.RayError):  # when the machine is gone, the process is too
-            self._ray.get(task.remote(member.pid), timeout=self.config.start_timeout)
+            self._ray.get(task.remote(actor.pid), timeout=self.config.start_timeout)
 
     def close(self) -> None:
         """Ends every worker, and Ray where it was started here."""
         if not self._ray.is_initialized():
             return
-        for member in self.members:
-            self._ray.kill(member.handle, no_restart=True)
-        self.members = []
+        for actor in self.actors:
+            self._ray.kill(actor.handle, no_restart=True)
+        self.actors = []
         if self._ours:
             self._ray.shutdown()
 
