@@ -11,6 +11,7 @@ from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.baselines import BASELINES
 from addiffusion_env.checks.components import find
 from addiffusion_env.engine.process import REFINE_PRESETS
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.composite import PRESETS
@@ -40,6 +41,7 @@ def test_list_describes_everything_that_is_registered(capsys):
         "benchmarks": BENCHMARKS,
         "scorers": SCORERS,
         "reward terms": TERMS,
+        "observation keys": FEATURES,
         "reward presets": PRESETS,
         "refine presets": REFINE_PRESETS,
         "solvers": SOLVERS,

@@ -23,7 +23,7 @@ from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.engine.requests import Decide, Request
-from addiffusion_env.envs.framing import Framer, Point
+from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.observations import FEATURES
@@ -32,7 +32,7 @@ from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.look import Look, LookScorers
 from addiffusion_env.seeding import stable_hash
 
 CONTROLS = ("shuffled", "no_refine")
@@ -257,22 +257,26 @@ class LearnedMethod:
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
-    def _misread(self, points: Sequence[Point]) -> Frame:
+    def _seen(self, lanes: Sequence[Lane], before: Sequence[Look | None]) -> Frame:
+        """What the policy is shown."""
+        assert self._framer is not None, "bind() first"
+        return self._framer.frame(lanes, before, [self.price] * len(lanes))
+
+    def _misread(self, lanes: Sequence[Lane], before: Sequence[Look | None]) -> Frame:
         """What is seen with the text embedding of another prompt, also in a liking that reads it."""
-        assert self._framer is not None and self._scorers is not None, "bind() first"
-        others = [self._shown[point.lane.prompt.prompt_id] for point in points]
+        assert self._scorers is not None, "bind() first"
+        others = [self._shown[lane.prompt.prompt_id] for lane in lanes]
         texts = self._scorers.clip.embed_texts(others).numpy()
-        shown = [
-            replace(point, lane=_with_text(point.lane, text[None])) for point, text in zip(points, texts, strict=True)
-        ]
-        return replace(self._framer.frame(shown), clip_text=texts)
+        shown = [_with_text(lane, text[None]) for lane, text in zip(lanes, texts, strict=True)]
+        return replace(self._seen(shown, before), clip_text=texts)
 
     @torch.no_grad()
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3) what the network says of each action, and (B, 3) bool: which are legal."""
-        assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
-        points = [Point(request.lane, request.before, self.price) for request in requests]
-        observation = self._observer.observe(self._misread(points) if self.shuffled else self._framer.frame(points))
+        assert self._observer is not None and self._process is not None, "bind() first"
+        shown = self._misread if self.shuffled else self._seen
+        frame = shown([request.lane for request in requests], [request.before for request in requests])
+        observation = self._observer.observe(frame)
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         allowed = self.process(self._process)

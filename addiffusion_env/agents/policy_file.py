@@ -22,7 +22,7 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
 from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
@@ -196,7 +196,7 @@ def _instead(name: str) -> str:
     if name in BACKBONES:
         return f"{name} is a backbone, named by backbone={name}; leave policy out for methods without learning"
     if name.endswith(".zip"):
-        return "read it with addiffusion_env.agents.sb3_zip.import_zip, and name the folder of its save_pretrained"
+        return "eval_sb3.py takes a zip as policy=FILE.zip trust=true; or read it with agents.sb3_zip.import_zip"
     meant = closest(name, shipped())
     return (
         f"{f'did you mean {meant!r}? ' if meant else ''}name the folder of a finished run, or {' or '.join(shipped())}"

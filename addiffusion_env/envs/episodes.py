@@ -21,7 +21,7 @@ from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.actions import numbers_of
-from addiffusion_env.envs.framing import Framer, Point, column, similarity
+from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.infos import InfoMaker
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
@@ -33,6 +33,7 @@ from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import failures, make_reward, reward_error
+from addiffusion_env.scorers.look_batch import LookBatch
 
 RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
@@ -259,21 +260,16 @@ class Episodes:
         return slots, reward, terms
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
-        looks, seen = [slot.lane.look for slot in before], [slot.lane.look for slot in after]
-        nothing = float("nan")
         keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
-        return Transition(
-            clip_before=column(looks, "clip_score", nothing),
-            clip_after=column(seen, "clip_score", nothing),
-            preference_before=column(looks, "preference", nothing),
-            preference_after=column(seen, "preference", nothing),
-            dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
+        return Transition.of(
+            LookBatch.of([slot.lane.look for slot in before]),
+            LookBatch.of([slot.lane.look for slot in after]),
             clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             price=np.array([slot.price for slot in after]),
             action=np.array(actions),
             terminal=np.array([slot.picture is not None for slot in after]),
-            reference=np.array([nothing if key is None else self._references.get(key, nothing) for key in keys]),
+            reference=np.array([np.nan if key is None else self._references.get(key, np.nan) for key in keys]),
         )
 
     def _compared(self, slots: Sequence[Slot]) -> list[Slot]:
@@ -317,8 +313,7 @@ class Episodes:
     def frame(self) -> Frame:
         """The decision point of every lane, as arrays."""
         slots = [self._known(index) for index in range(len(self.slots))]
-        points = [Point(slot.lane, slot.before, slot.price) for slot in slots]
-        return self.framer.frame(points)
+        return self.framer.frame(*zip(*((slot.lane, slot.before, slot.price) for slot in slots), strict=True))
 
     def action_masks(self) -> np.ndarray:
         """(B, 3) bool: legal actions of each lane."""

@@ -25,7 +25,7 @@ from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import whole_file
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import check_types
 
 MANIFEST_FILE = "evaluation.json"
 PACKAGES = (

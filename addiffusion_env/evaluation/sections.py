@@ -49,6 +49,11 @@ class Table:
     rows: tuple[tuple[str | Figure, ...], ...]
     strong: int | None = None
 
+    @property
+    def has_figures(self) -> bool:
+        """Whether a cell holds a figure."""
+        return any(isinstance(cell, Figure) for row in self.rows for cell in row)
+
 
 @dataclass(frozen=True)
 class Section:

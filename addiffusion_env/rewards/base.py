@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from addiffusion_env.scorers.look_batch import LookBatch
+
 
 @dataclass(frozen=True)
 class Transition:
@@ -38,6 +40,34 @@ class Transition:
     action: np.ndarray
     terminal: np.ndarray
     reference: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        before: LookBatch,
+        after: LookBatch,
+        clip_text: np.ndarray,
+        nfe: np.ndarray,
+        price: np.ndarray,
+        action: np.ndarray,
+        terminal: np.ndarray,
+        reference: np.ndarray | None = None,
+    ) -> Transition:
+        """From the looks before and after a step; see the class for the others. ``None`` is no reference."""
+        nothing = float("nan")
+        return cls(
+            clip_before=before.score("clip_score", nothing),
+            clip_after=after.score("clip_score", nothing),
+            preference_before=before.score("preference", nothing),
+            preference_after=after.score("preference", nothing),
+            dino_similarity=after.similarity(before),
+            clip_text=clip_text,
+            nfe=nfe,
+            price=price,
+            action=action,
+            terminal=terminal,
+            reference=np.full(len(nfe), nothing) if reference is None else reference,
+        )
 
     def rows(self, places: Sequence[int]) -> Transition:
         """Some of its lanes, in that order."""

@@ -12,7 +12,7 @@ from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import RewardTerm, Transition
-from addiffusion_env.typed import check_arguments
+from addiffusion_env.settings import check_arguments
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import Reward
 from addiffusion_env.rollouts.outcomes import Outcomes
 from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.scorers.look import Look
+from addiffusion_env.scorers.look_batch import LookBatch
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,18 @@ def regret_of(
 def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
     """What a reward pays at the end for (P, ...) pictures of such scores and (P, D) prompts, whatever they cost."""
     flat = np.asarray(preference, dtype=np.float64).reshape(-1)
-    nothing, zero = np.full(len(flat), np.nan), np.zeros(len(flat))
-    known = np.isfinite(flat)
-    transition = Transition(
-        clip_before=nothing,
-        clip_after=np.where(known, np.asarray(clip_score, np.float64).reshape(-1), 0.0),
-        preference_before=nothing,
-        preference_after=np.where(known, flat, 0.0),
-        dino_similarity=zero,
+    known, zero = np.isfinite(flat), np.zeros(len(flat))
+    none = np.zeros((len(flat), 0))
+    scores = (np.where(known, np.asarray(values, np.float64).reshape(-1), 0.0) for values in (clip_score, flat))
+    look = Look(none, none, *scores, none)
+    transition = Transition.of(
+        LookBatch(look, zero > 0),
+        LookBatch(look, zero == 0),
         clip_text=np.repeat(clip_text, len(flat) // len(clip_text), axis=0),
         nfe=zero,
         price=zero,
         action=np.ones(len(flat), int),
         terminal=np.ones(len(flat), bool),
-        reference=nothing,
     )
     total, _ = reward(transition)
     return np.where(known, total, -np.inf).reshape(np.shape(preference))

@@ -114,7 +114,7 @@ def _mistaken(layout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    from addiffusion_env.evaluation.report import to_markdown
+    from addiffusion_env.evaluation.rendering import to_markdown
 
     parser = argparse.ArgumentParser(prog="python -m addiffusion_lab.claims.detector", description=__doc__)
     parser.add_argument("--scenes", type=int, default=SCENES)

@@ -19,7 +19,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import Manifest, read_manifest, write_text
 from addiffusion_env.evaluation.plots import figures, save_figures
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.report import PLOTS_FOLDER, to_markdown
+from addiffusion_env.evaluation.rendering import PLOTS_FOLDER, to_markdown
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore

@@ -18,7 +18,7 @@ def test_it_has_the_keys_of_the_file_and_takes_its_values():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [  # a type, then what an evaluation asks beyond types; the sentences are those of tests/test_typed.py
+    [  # a type, then what an evaluation asks beyond types; the sentences are those of tests/test_settings.py
         ("prices", ["cheap"]),
         ("prompts", 0),
         ("shard_size", 0),

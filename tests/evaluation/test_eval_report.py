@@ -15,7 +15,8 @@ from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, read_manifest, write_text
 from addiffusion_env.evaluation.plots import styles
 from addiffusion_env.evaluation.records import digest_of
-from addiffusion_env.evaluation.report import _md, to_html, to_markdown, write_report
+from addiffusion_env.evaluation.rendering import to_html, to_markdown
+from addiffusion_env.evaluation.report import write_report
 from addiffusion_env.evaluation.sections import Figure, Section, Table
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import reference_of, summarise
@@ -172,7 +173,6 @@ def test_markup_in_texts_is_shown_not_obeyed():
     text = to_markdown("t", [section])
     assert "| h\\|h |" in text
     assert "**\\*x\\***" in text
-    assert _md("a\nb") == "a b"
 
 
 def test_a_folder_without_an_evaluation_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from eval_records import record
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
-from addiffusion_env.evaluation.report import to_html, to_markdown
+from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import NO_JUDGE, Claims
 from addiffusion_lab.claims.conflicts import Use

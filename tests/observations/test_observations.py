@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from addiffusion_env.errors import CapabilityError, UnknownNameError
+from addiffusion_env.checks.base import hold
+from addiffusion_env.checks.observations import OBSERVATION_CONTRACTS
+from addiffusion_env.errors import CapabilityError, ContractError, UnknownNameError
 from addiffusion_env.observations import FEATURES
-from addiffusion_env.observations.features import OBSERVATION_PRESETS, QUALITY, Timestep, needs_preview
+from addiffusion_env.observations.features import OBSERVATION_PRESETS, QUALITY, Belief, Spent, Timestep, needs_preview
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 
@@ -100,3 +102,48 @@ def test_what_is_checked_are_finished_pictures():
 def test_features_need_a_denoiser_that_has_them():
     with pytest.raises(CapabilityError, match="there is none here"):
         Observer(8, OBSERVATION_PRESETS["denoiser"])
+
+
+@pytest.mark.parametrize("key", FEATURES)
+def test_a_key_keeps_its_promises(key):
+    assert len(hold(OBSERVATION_CONTRACTS, FEATURES.load(key))) == len(OBSERVATION_CONTRACTS)
+
+
+class Hidden(Belief):
+    """Shows what is believed of previews and says that it does not."""
+
+    needs_preview = False
+
+
+class Nameless(Belief):
+    """Shows scores and does not say which."""
+
+    shows = ()
+
+
+class Pooled(Spent):
+    """Standardised over the batch."""
+
+    def make(self, frame):
+        return super().make(frame) - super().make(frame).min(axis=0)
+
+
+class Short(Spent):
+    """One number of the three that it promises."""
+
+    def make(self, frame):
+        return super().make(frame)[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Hidden, "it shows scores of previews"),
+        (Nameless, "it shows utility"),
+        (Pooled, "lane . is seen otherwise alone"),
+        (Short, r"its shape is \(4, 1\), it says \(4, 3\)"),
+    ],
+)
+def test_broken_keys_are_found_out(kind, words):
+    with pytest.raises(ContractError, match=words):
+        hold(OBSERVATION_CONTRACTS, kind)
