@@ -34,11 +34,10 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
     from addiffusion_env.evaluation.benchmarks import take_prompts
-    from addiffusion_env.evaluation.choices import make_methods, out_folder, with_defaults
+    from addiffusion_env.evaluation.choices import make_extras, make_methods, out_folder, with_defaults
     from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
-    from addiffusion_env.evaluation.extras import make_extras
     from addiffusion_env.evaluation.films import shoot
     from addiffusion_env.evaluation.judges import Judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
@@ -107,9 +106,10 @@ def check_report(changes: Mapping[str, Any] | None) -> None:
         UnknownNameError: for a method that does not exist.
     """
     from addiffusion_env.baselines import make_method
-    from addiffusion_env.evaluation.eval_config import changed
+    from addiffusion_env.evaluation.eval_config import changed, extras_in
 
     config = with_plugins(changed(defaults(), changes))
+    extras_in(config)
     for method in config["methods"]:
         make_method(method)
 

@@ -10,7 +10,6 @@ Run the same command again to go on after an interruption.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     """Trains and saves the policy; returns the run's folder and its last return, which a sweep maximises."""
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.checkpoints import checkpoints
-    from addiffusion_env.agents.factory import make_rollouts, reward_scale, set_training, total_lanes
+    from addiffusion_env.agents.factory import make_rollouts, total_lanes
     from addiffusion_env.agents.replay import ReplayConfig, held_out_frontier, learn_on_table, make_walk, record_table
     from addiffusion_env.agents.train_config import TrainingConfig
     from addiffusion_env.agents.training import (
@@ -46,7 +45,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
-    from addiffusion_env.files import whole_file, writing_to
+    from addiffusion_env.files import writing_to
     from eval_sb3 import check_report
 
     started = time.monotonic()
@@ -71,7 +70,6 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
     env = make_rollouts(config["rollouts"], config["vec_env"], lanes, config["seed"], told)
     identity = hold_to_identity(folder, env, resume)
-    set_training(env, True)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
     )
@@ -103,8 +101,6 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
-    with writing_to(folder), whole_file(folder / "normalisation.json") as file:
-        file.write(json.dumps(reward_scale(env), indent=2).encode())
     env.close()
     if checkpointer.stopped and checkpointer.interrupted is not None:
         raise SystemExit(128 + checkpointer.interrupted)

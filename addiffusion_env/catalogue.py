@@ -38,6 +38,7 @@ def catalogue() -> dict[str, list[Entry]]:
         "prompt sources": list(_sources()),
         "scorers": list(_scorers()),
         "reward terms": list(_terms()),
+        "observation keys": list(_keys()),
         "reward presets": list(_reward_presets()),
         "refine presets": list(_refine_presets()),
         "solvers": list(_solvers()),
@@ -107,6 +108,12 @@ def _terms() -> Iterator[Entry]:
     from addiffusion_env.rewards import TERMS
 
     return (Entry(name, first_line(TERMS.load(name))) for name in TERMS)
+
+
+def _keys() -> Iterator[Entry]:
+    from addiffusion_env.observations import FEATURES
+
+    return (Entry(name, first_line(FEATURES.load(name))) for name in FEATURES)
 
 
 def _reward_presets() -> Iterator[Entry]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from addiffusion_env.errors import WeightsError
 
-WORKS_OFFLINE = "AdDiffusion-Emoji-v0 needs no download and works now"
+WORKS_OFFLINE = "AdDiffusion-Emoji-v1 needs no download and works now"
 
 # Class names, since huggingface_hub has moved these classes between modules from one minor version to the next.
 REASONS = {

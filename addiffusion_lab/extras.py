@@ -58,7 +58,7 @@ class Metrics(Extra):
 
     def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
         """Reads the settings."""
-        self.config = MetricsConfig.of(config["metrics"], [method.name for method in methods])
+        self.config = MetricsConfig.read(config["metrics"], [method.name for method in methods])
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         """Measures them; they are stored in ``metrics.json``."""
@@ -77,7 +77,7 @@ class VlmJudge(Extra):
 
     def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
         """Reads the settings and looks for the service's key."""
-        self.config = VlmConfig.of(config["vlm"], [method.name for method in methods])
+        self.config = VlmConfig.read(config["vlm"], [method.name for method in methods])
         make_client(self.config.judge, **(self.config.client or {}))
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from addiffusion_env.errors import ConfigError, RunFolderError, check_settings, unknown
+from addiffusion_env.errors import ConfigError, RunFolderError, unknown
 from addiffusion_env.evaluation.manifest import Manifest, read_manifest, write_text
 from addiffusion_env.evaluation.records import digest_of, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
@@ -20,6 +20,7 @@ from addiffusion_env.evaluation.sections import Section, Table
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.evaluation.tables import focus_of
 from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.settings import Ge, Settings
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.measure import OF_FEATURES, image_metrics
 from addiffusion_lab.metrics.pictures import Pictures
@@ -33,7 +34,7 @@ METRICS_FILE, VLM_FILE, VLM_CACHE = "metrics.json", "vlm.json", "vlm_replies"
 
 
 @dataclass(frozen=True)
-class MetricsConfig:
+class MetricsConfig(Settings):
     """Metrics of every method's pictures against a reference.
 
     Attributes:
@@ -42,21 +43,22 @@ class MetricsConfig:
         settings: see :class:`~addiffusion_lab.metrics.settings.MetricSettings`.
     """
 
-    names: tuple[str, ...]
+    section: ClassVar[str] = "metrics"
+
+    names: Sequence[str]
     reference: str
-    settings: MetricSettings
+    settings: MetricSettings = field(default_factory=MetricSettings)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], methods: Sequence[str]) -> MetricsConfig:
+    def read(cls, given: Mapping[str, Any], methods: Sequence[str]) -> MetricsConfig:
         """Reads it from configuration, before any picture is made.
 
         Raises:
             ConfigError: for a setting that does not exist, no metric, or a folder as the reference of pairs.
             UnknownNameError: for a metric that does not exist.
         """
-        check_settings("metrics have", given, ("names", "reference", "settings"))
-        names = tuple(given.get("names") or ())
-        reference = str(given.get("reference"))
+        made = cls.of({**given, "settings": MetricSettings.of(given.get("settings") or {})})
+        names, reference = made.names, made.reference
         for name in names:
             METRICS[name]
         if not names:
@@ -69,13 +71,11 @@ class MetricsConfig:
                 f"{pairs[0]} pairs pictures by prompt and seed, and {reference} is a folder",
                 "name a method of this evaluation as metrics.reference",
             )
-        settings = dict(given.get("settings") or {})
-        check_settings("metrics.settings have", settings, (item.name for item in fields(MetricSettings)))
-        return cls(names, reference, MetricSettings(**settings))
+        return made
 
 
 @dataclass(frozen=True)
-class VlmConfig:
+class VlmConfig(Settings):
     """A VLM judge of the policy's pictures against those of other methods.
 
     Attributes:
@@ -87,34 +87,32 @@ class VlmConfig:
         client: further options of the client: ``base_url``, ``key_variable``, ``timeout``, ``max_output_tokens``.
     """
 
+    section: ClassVar[str] = "vlm"
+    see: ClassVar[str] = "for example vlm={judge: openai:gpt-4o-2024-11-20, against: [fixed:50], max_cost: 5}"
+
     judge: str
-    against: tuple[str, ...]
-    max_cost: float
+    against: Sequence[str]
+    max_cost: Annotated[float, Ge(0)]
     price: Price | None = None
-    workers: int = 4
+    workers: Annotated[int, Ge(1)] = 4
     client: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], methods: Sequence[str]) -> VlmConfig:
+    def read(cls, given: Mapping[str, Any], methods: Sequence[str]) -> VlmConfig:
         """Reads it from configuration, before any picture is made.
 
         Raises:
             ConfigError: for a setting that does not exist, or one of ``judge``, ``against``, ``max_cost`` missing.
             UnknownNameError: for a method that is not evaluated.
         """
-        check_settings("vlm has", given, (item.name for item in fields(cls)))
-        for name in ("judge", "against", "max_cost"):
-            if given.get(name) in (None, []):
-                raise ConfigError(
-                    f"a VLM judge needs vlm.{name}", "for example vlm={judge: openai:gpt-4o-2024-11-20, "
-                    "against: [fixed:50], max_cost: 5}"
-                )  # fmt: skip
-        against = tuple(given["against"])
-        for name in against:
+        price = given.get("price")
+        made = cls.of({**given, "price": None if price is None else Price(**price)})
+        if not made.against:
+            raise ConfigError("vlm.against names no method to compare with", cls.see)
+        for name in made.against:
             if name not in methods:
                 raise unknown("method to compare with", name, methods)
-        price = None if given.get("price") is None else Price(**given["price"])
-        return cls(**{**given, "against": against, "price": price, "max_cost": float(given["max_cost"])})
+        return made
 
 
 def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dict[str, MetricResult]]:
@@ -157,8 +155,7 @@ def judge_by_vlm(
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    names = [entry.name for entry in manifest.methods]
-    focus = focus_of(names, [entry.name for entry in manifest.methods if entry.looks])
+    focus = focus_of(manifest.traits)
     client = make_client(config.judge, **(config.client or {}))
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     rows, left = [], config.max_cost

@@ -9,7 +9,7 @@ PKG = ROOT / "addiffusion_env"
 LAB = ROOT / "addiffusion_lab"
 LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
     {"errors"},
-    {"registry", "config", "seeding", "files", "hub", "typed", "plugins", "profiling"},
+    {"registry", "config", "seeding", "files", "hub", "lru", "pages", "settings", "plugins", "profiling"},
     {"prompts"},
     {"backbones"},
     {"regions", "scorers"},

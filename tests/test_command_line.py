@@ -11,6 +11,7 @@ from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.baselines import BASELINES
 from addiffusion_env.checks.components import find
 from addiffusion_env.engine.process import REFINE_PRESETS
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.composite import PRESETS
@@ -40,6 +41,7 @@ def test_list_describes_everything_that_is_registered(capsys):
         "benchmarks": BENCHMARKS,
         "scorers": SCORERS,
         "reward terms": TERMS,
+        "observation keys": FEATURES,
         "reward presets": PRESETS,
         "refine presets": REFINE_PRESETS,
         "solvers": SOLVERS,
@@ -79,7 +81,10 @@ def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     assert found["methods"]["turbo:STEPS[,WEIGHTS]"][0] and found["judges"]["openai:MODEL"][0]
 
 
-@pytest.mark.parametrize("name", ["AdDiffusion-Emoji-v0", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"])
+@pytest.mark.parametrize(
+    "name",
+    ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v1", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"],
+)
 def test_check_says_what_holds(name, capsys):
     main(["check", name])
     lines = capsys.readouterr().out.splitlines()

@@ -22,7 +22,7 @@ from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameErr
 from addiffusion_env.registry import Registry
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.composite import PRESETS, make_reward
-from addiffusion_env.rewards.terminal_bonus import terminal_bonus
+from addiffusion_env.rewards.terminal_bonus import TerminalBonus
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.seeding import keyed_noise, stable_hash
 
@@ -80,10 +80,7 @@ def test_noise_is_a_function_of_prompt_seed_and_stream():
     [
         ("env.stepz=3", "no key 'env.stepz'\n  -> did you mean 'env.steps'"),
         ("reward=defalt", "configs/reward has no option 'defalt'\n  -> did you mean 'default'"),
-        (
-            "environment@env=AdDiffusion-Emoji-v2",
-            "environment id 'AdDiffusion-Emoji-v2'\n  -> did you mean 'AdDiffusion-Emoji-v",
-        ),
+        ("environment@env=AdDiffusion-Emoji-v2", "-> did you mean 'AdDiffusion-Emoji-v1'"),
         ("env.max_decisionz=3", "+env.max_decisionz=VALUE adds what the files leave out"),
         ("replay={pikture: 3}", "that replay does not have\n  -> +replay.NAME=VALUE adds one"),
         ("rollouts.lanes.most=3", "rollouts.lanes is null: write 'rollouts.lanes={most: VALUE}'"),
@@ -151,7 +148,7 @@ def test_a_reward_that_is_asked_for_brings_what_belongs_to_it(backbone):
     assert replace(refine, first_step=1, liking=published.liking) == published
     assert make_reward(settings.reward).terms["nfe_price"] == PRESETS["as_published"]["nfe_price"]
     bonus = make_reward(settings.reward).terms["terminal_bonus"]
-    plain = {name: item.default for name, item in inspect.signature(terminal_bonus).parameters.items()}
+    plain = {name: item.default for name, item in inspect.signature(TerminalBonus).parameters.items()}
     assert bonus.weight == 1 and all(plain[name] == value for name, value in bonus.settings.items())
     assert settings.price_range() == (0.014, 0.014)
     own = composed("train", *asked, "env.price=0.5", "env.refine.preset=retry", "env.refine.limit=1")["env"]

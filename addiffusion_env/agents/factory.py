@@ -130,18 +130,3 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
             inner.env_method("load_state_dict", one, indices=[index])
     env.episode_returns[:] = state["returns"]
     env.episode_lengths[:] = state["lengths"]
-
-
-def reward_scale(env: VecMonitor) -> dict[str, list[float]]:
-    """The reward's pooled statistics: name -> [count, mean, variance]; the first environment's."""
-    lanes = env_state(env)["lanes"]
-    return (lanes if isinstance(lanes, dict) else lanes[0])["scale"]
-
-
-def set_training(env: VecMonitor, training: bool) -> None:
-    """Whether the reward's pooled statistics learn, wherever the environments live."""
-    inner = env.venv
-    if _shares_state(inner):
-        inner.set_training(training)
-    else:
-        inner.env_method("set_training", training)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,26 @@ def make_policy(policy: str | Path | Method | HubPolicy | BaseAlgorithm, trust: 
     specified = ":" in text[2:]  # further left it stands behind a drive's letter
     folder = None if specified and find_policy(text) is None else named_policy(policy)
     return make_method(text) if folder is None else LearnedMethod.from_run(folder)
+
+
+def policy_at(run: str | Path, price: float | None = None, trust: bool = False) -> Method:
+    """A trained policy as evaluations name it, ``policy:RUN@PRICE``, with a fingerprint of its files.
+
+    Args:
+        run: a run's or policy's folder, a shipped policy's name, or a zip of Stable-Baselines3.
+        price: of one NFE; ``None`` is the policy's own.
+        trust: that a zip may be unpickled, which can run any code.
+
+    Raises:
+        UntrustedFileError: for a zip without ``trust``.
+        ConfigError: for a zip that does not say which environment it was trained on, or a price below 0.
+        WeightsError: for what holds no policy.
+    """
+    if not is_zip(run):
+        return make_method(f"policy:{run}" if price is None else f"policy:{run}@{price}")
+    method = import_zip(run, trust=trust).method(price)
+    fingerprint = hashlib.sha256(Path(run).read_bytes()).hexdigest()
+    return replace(method, name=f"policy:{Path(run).stem}@{method.price:g}", fingerprint=fingerprint)
 
 
 def policy_and_model(name_or_dir: str | Path, policy: Any, trust: bool, **hub: Any) -> tuple[Method, Mapping[str, Any]]:

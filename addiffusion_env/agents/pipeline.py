@@ -20,7 +20,8 @@ from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.baselines.base import BaseMethod, Method
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.loading import clip_width, load_backbone, load_scorers
@@ -363,5 +364,6 @@ class AdaptivePipeline:
 
 
 def reads_scores(method: Method) -> bool:
-    """Whether a method reads what scorers say; unknown kinds are taken to."""
-    return not isinstance(method, BaseMethod) or method.needs_scores
+    """Whether a method reads what scorers say; one that declares nothing, or was trained, is taken to."""
+    traits = Traits.of(method)
+    return traits.learned or bool(traits.scores_used)

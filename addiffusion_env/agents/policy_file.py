@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -18,11 +19,10 @@ from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
 from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
@@ -34,6 +34,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 """Policies that ship with the package, one folder each."""
 RESULTS_FILE = "results.json"
 """Beside a policy that was measured elsewhere than in its run's report."""
+ABOUT = ("README.md", RESULTS_FILE)
+"""Files that say something about a policy and change nothing that it does."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _instead(name: str) -> str:
     if name in BACKBONES:
         return f"{name} is a backbone, named by backbone={name}; leave policy out for methods without learning"
     if name.endswith(".zip"):
-        return "read it with addiffusion_env.agents.sb3_zip.import_zip, and name the folder of its save_pretrained"
+        return "eval_sb3.py takes a zip as policy=FILE.zip trust=true; or read it with agents.sb3_zip.import_zip"
     meant = closest(name, shipped())
     return (
         f"{f'did you mean {meant!r}? ' if meant else ''}name the folder of a finished run, or {' or '.join(shipped())}"
@@ -258,6 +260,18 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         }
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None  # no report, or one of another version: a policy is as good without
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over names and contents of a policy folder's files (a run's ``policy`` folder where there is one).
+
+    What only tells of the policy (:data:`ABOUT`) does not count.
+    """
+    folder = folder / "policy" if (folder / "policy").is_dir() else folder
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in ABOUT):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, PolicyConfig]:

@@ -11,9 +11,9 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import PromptError, check_settings
+from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.files import whole_file
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import Decider, Outcomes, play_table
@@ -38,16 +39,17 @@ from addiffusion_env.rollouts.recorder import Recorder, check_recordable
 from addiffusion_env.rollouts.regret import regret
 from addiffusion_env.rollouts.replay import ReplayVecEnv
 from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.rollouts.transitions import Transitions
 from addiffusion_env.rollouts.walk import Walk
 from addiffusion_env.seeding import stable_hash
-from addiffusion_env.typed import check_least, check_types
+from addiffusion_env.settings import Ge, Settings
 
 FRONTIER_PRICES = 8
 """Prices at which a policy's NFE is measured for ``target_nfe``."""
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class ReplayConfig(Settings):
     """How long, and on what.
 
     Attributes:
@@ -62,40 +64,44 @@ class ReplayConfig:
             spends on prompts that it was not trained on; 0 measures that on the recorded ones, which flatters it.
     """
 
-    pictures: int = 256
+    section: ClassVar[str] = "replay"
+
+    pictures: Annotated[int, Ge(1)] = 256
     prompt_seed: int = 101
-    tries: int = 5
-    lanes: int = 128
+    tries: Annotated[int, Ge(1)] = 5
+    lanes: Annotated[int, Ge(1)] = 128
     total_timesteps: int = 300_000
     ppo: Mapping[str, Any] = field(default_factory=dict)
-    watch_every: int = 10
-    held_out: int = 64
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> ReplayConfig:
-        """Builds it from configuration.
-
-        Raises:
-            ConfigError: for an unknown key, with the nearest one, or a value of another type or below its least.
-        """
-        check_settings("replay has", settings, (item.name for item in fields(cls)))
-        made = cls(**settings)
-        check_types("replay.", made)
-        least = {**dict.fromkeys(("pictures", "tries", "lanes", "watch_every"), 1), "held_out": 0}
-        check_least("replay.", made, least, "raise it")
-        return made
+    watch_every: Annotated[int, Ge(1)] = 10
+    held_out: Annotated[int, Ge(0)] = 64
 
 
-def make_walk(table: TryTable, settings: EnvSettings) -> Walk:
-    """The decision process of an environment on a table of its tries."""
+def make_walk(table: TryTable, settings: EnvSettings, refine: bool = True) -> Walk:
+    """The decision process of an environment on a table of its tries.
+
+    Args:
+        table: recorded with the environment's process.
+        settings: of the environment.
+        refine: whether *refine* is ever legal.
+
+    Raises:
+        ConfigError: for a process that is not a table of tries, or another one than the table's.
+    """
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     check_recordable(process)
+    if table.steps != process.decision_steps:
+        raise ConfigError(
+            f"the table was recorded with decisions at steps {list(table.steps)}, the environment has them at "
+            f"{list(process.decision_steps)}",
+            "give it the settings that the table was recorded with",
+        )
     highest = settings.price_range()[1]
     most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).most
-    refine = process.refine
-    limit = min(refine.limit, table.tries - 1)
-    return Walk(table, limit, most, highest, refine.limit, refine.liking, refine.enabled)
+    limit = min(process.refine.limit, table.tries - 1)
+    recorded = replace(process.refine, limit=limit, enabled=process.refine.enabled and refine)
+    transitions = Transitions.of(backbone, replace(process, refine=recorded))
+    return Walk(table, transitions, most, highest, process.refine.limit, process.refine.liking)
 
 
 def record_table(settings: EnvSettings, replay: ReplayConfig, folder: Path, lanes: int) -> TryTable:
@@ -165,7 +171,7 @@ def _record(
         replay.tries,
         halve=settings.halve_lanes,
         faults=faults,
-        features="features" in keys,
+        features=any(FEATURES.load(key).needs_features for key in keys),
     )
 
     def note(done: int) -> None:

@@ -38,7 +38,7 @@ from addiffusion_env.errors import (
     unknown,
 )
 from addiffusion_env.files import whole_file, writing_to
-from addiffusion_env.typed import check_arguments
+from addiffusion_env.settings import check_arguments
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
     "ppo": (PPO, AdDiffusionPolicy),

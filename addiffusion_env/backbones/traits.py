@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.registry import load_object
-
-if TYPE_CHECKING:
-    from addiffusion_env.backbones.base import Backbone
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ class Traits:
         return prompt
 
 
-def traits_of(backbone: str | Backbone) -> Traits:
-    """The traits of a backbone, or of the one registered under a name; no weights are loaded.
+def traits_of(backbone: Any) -> Traits:
+    """The traits of a :class:`.Backbone`, or of the one registered under a name; no weights are loaded.
 
     Raises:
         UnknownNameError: for a name that is not registered.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import AdDiffusionError, ConfigError
 from addiffusion_env.registry import Registry
 
 if TYPE_CHECKING:
     from addiffusion_env.baselines.base import Method
+    from addiffusion_env.baselines.traits import Traits
 
 BASELINES = Registry(
     "method",
@@ -22,7 +23,7 @@ BASELINES = Registry(
         "threshold_retry": "addiffusion_env.baselines.threshold_retry:ThresholdRetry",
         "interval": "addiffusion_env.baselines.interval:Interval",
         "oracle_stop": "addiffusion_env.baselines.oracle_stop:OracleStop",
-        "policy": "addiffusion_env.baselines.policy:LearnedPolicy",
+        "policy": "addiffusion_env.agents.learned:LearnedMethod",
     },
     more="addiffusion_lab",
 )
@@ -48,3 +49,15 @@ def make_method(spec: str) -> Method:
     if not colon and ":" in kind.usage:
         raise ConfigError(f"method {spec!r} lacks its numbers", f"write {kind.usage}")
     return kind.parse(arguments)
+
+
+def named_traits(name: str) -> Traits:
+    """The traits of a method of which only the name was kept, as in manifests of earlier versions."""
+    from addiffusion_env.baselines.traits import Traits
+
+    bare = name.partition(":")[0]
+    try:
+        kind = BASELINES.load(bare)
+        return kind.traits_of(name) if hasattr(kind, "traits_of") else Traits.of(make_method(name))
+    except AdDiffusionError:
+        return Traits(kind=bare)

@@ -20,7 +20,7 @@ class AlwaysContinue(BaseMethod):
 
     usage: ClassVar[str] = "continue"
     example: ClassVar[tuple[str, str]] = ("emoji", "continue")
-    needs_scores: ClassVar[bool] = False
+    constant: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, text: str) -> AlwaysContinue:

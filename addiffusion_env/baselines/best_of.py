@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +35,7 @@ class BestOf(BaseMethod):
 
     usage: ClassVar[str] = "best_of:TRIESxSTEPS"
     example: ClassVar[tuple[str, str]] = ("emoji", "best_of:2x2")
+    selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
         require_at_least("best_of", "TRIES and STEPS", min(self.tries, self.steps), 1)
@@ -47,6 +49,11 @@ class BestOf(BaseMethod):
     def name(self) -> str:
         """``best_of:3x6``."""
         return f"best_of:{self.tries}x{self.steps}"
+
+    @property
+    def attempts(self) -> tuple[int, int]:  # type: ignore[override]
+        """All of them, always."""
+        return self.tries, self.tries
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """A fixed schedule."""

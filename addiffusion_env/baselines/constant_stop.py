@@ -24,7 +24,8 @@ class ConstantStop(BaseMethod):
 
     usage: ClassVar[str] = "stop:STEPS"
     example: ClassVar[tuple[str, str]] = ("emoji", "stop:1")
-    needs_scores: ClassVar[bool] = False
+    constant: ClassVar[bool] = True
+    kind: ClassVar[str] = "fixed"  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         require_at_least("stop", "STEPS", self.steps, 0)

@@ -14,8 +14,8 @@ from addiffusion_env.engine.programs import act, finished
 from addiffusion_env.errors import unknown
 from addiffusion_env.prompts.base import Prompt
 
-SCORES = ("preference", "clip_score")
-"""What it may pick by: the scorers behind every look. Claims are decided by judges, which it does not see."""
+SCORES = {"preference": "preference", "clip_score": "clip"}
+"""What it may pick by -> which scorer gives it. Claims are decided by judges, which it does not see."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class OracleStop(BaseMethod):
 
     usage: ClassVar[str] = "oracle_stop:SCORE"
     example: ClassVar[tuple[str, str]] = ("emoji", "oracle_stop:clip_score")
+    bound: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -50,6 +51,11 @@ class OracleStop(BaseMethod):
     def name(self) -> str:
         """``oracle_stop:preference``."""
         return f"oracle_stop:{self.score}"
+
+    @property
+    def selects_by(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Its score's scorer."""
+        return (SCORES[self.score],)
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process, one decision a step, without refinement."""

@@ -49,7 +49,6 @@ class PromptRule(BaseMethod):
 
     usage: ClassVar[str] = "prompt_rule:STEPS_WITH_COLOUR,STEPS_WITHOUT"
     example: ClassVar[tuple[str, str]] = ("emoji", "prompt_rule:3,2")
-    needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_at_least("prompt_rule", "STEPS", min(self.coloured, self.plain), 1)

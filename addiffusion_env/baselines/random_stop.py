@@ -28,7 +28,6 @@ class RandomStop(BaseMethod):
 
     usage: ClassVar[str] = "random:PROBABILITY"
     example: ClassVar[tuple[str, str]] = ("emoji", "random:0.5")
-    needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,7 @@ class ThresholdRetry(BaseMethod):
 
     usage: ClassVar[str] = "threshold_retry:THRESHOLD[,STEPS[,TRIES]]"
     example: ClassVar[tuple[str, str]] = ("emoji", "threshold_retry:1.5,2,2")
+    selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
         require_at_least("threshold_retry", "STEPS and TRIES", min(self.steps, self.tries), 1)
@@ -54,6 +56,11 @@ class ThresholdRetry(BaseMethod):
         if (self.steps, self.tries) == (8, 4):
             return f"threshold_retry:{self.threshold:g}"
         return f"threshold_retry:{self.threshold:g},{self.steps},{self.tries}"
+
+    @property
+    def attempts(self) -> tuple[int, int]:  # type: ignore[override]
+        """One where the first is good enough."""
+        return 1, self.tries
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """A fixed schedule."""

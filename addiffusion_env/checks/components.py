@@ -18,6 +18,7 @@ from addiffusion_env.checks import FINDERS, TINY
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import each
 from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
+from addiffusion_env.checks.observations import OBSERVATION_CONTRACTS
 from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.checks.scorers import SCORER_CONTRACTS
@@ -25,6 +26,7 @@ from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.scorers import SCORERS
@@ -53,16 +55,16 @@ def find(name: str) -> list[Found]:
     """Everything that bears a name: names may repeat between kinds.
 
     Args:
-        name: of an environment, backbone, solver, scorer, reward term, prompt source, benchmark, metric or method; a
-            method may be a whole specification (``"fixed:8"``).
+        name: of an environment, backbone, solver, scorer, reward term, observation key, prompt source, benchmark,
+            metric or method; a method may be a whole specification (``"fixed:8"``).
 
     Raises:
         UnknownNameError: for a name of none of them, with the nearest one.
     """
-    finders = (_environment, _backbone, _scorer, _term, _source, _solver, *map(FINDERS.load, FINDERS), _method)
+    finders = (_environment, _backbone, _scorer, _term, _key, _source, _solver, *map(FINDERS.load, FINDERS), _method)
     found = [one for finder in finders if (one := finder(name)) is not None]
     if not found:
-        registries = (ENVIRONMENTS, BACKBONES, SCORERS, TERMS, PROMPT_SOURCES, SOLVERS, BASELINES)
+        registries = (ENVIRONMENTS, BACKBONES, SCORERS, TERMS, FEATURES, PROMPT_SOURCES, SOLVERS, BASELINES)
         raise unknown("name", name, dict.fromkeys(known for registry in registries for known in registry))
     return found
 
@@ -118,6 +120,12 @@ def _term(name: str) -> Found | None:
     if name not in TERMS:
         return None
     return Found("reward term", "", lambda: each(REWARD_CONTRACTS, TERMS.load(name)))
+
+
+def _key(name: str) -> Found | None:
+    if name not in FEATURES:
+        return None
+    return Found("observation key", "", lambda: each(OBSERVATION_CONTRACTS, FEATURES.load(name)))
 
 
 def _source(name: str) -> Found | None:

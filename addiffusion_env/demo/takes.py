@@ -139,13 +139,13 @@ class Studio:
             request = Decide(lane, before)
             [action] = method.decide([request])
             deciding = time.perf_counter() - began
-            if method.looks or decisions * MOST_MOMENTS % process.steps < MOST_MOMENTS:
+            if method.needs_preview or decisions * MOST_MOMENTS % process.steps < MOST_MOMENTS:
                 moment = self._moment(method, request, action)
                 take = replace(take, moments=(*take.moments, moment), nfe=lane.nfe)
                 yield take
             before, decisions = lane.look, decisions + 1
             began = time.perf_counter()
-            [(lane, picture)] = engine.run([turn(backbone, process, lane, action, method.looks)])
+            [(lane, picture)] = engine.run([turn(backbone, process, lane, action, method.needs_preview)])
             take = replace(take, seconds=take.seconds + deciding + time.perf_counter() - began, nfe=lane.nfe)
         yield self._finished(take, prompt, picture)
 

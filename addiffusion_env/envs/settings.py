@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
@@ -20,7 +20,7 @@ from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
 from addiffusion_env.registry import load_object
 from addiffusion_env.rewards.composite import PRESET_PRICES
 from addiffusion_env.scorers.liking import Liking
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import Ge, check_types
 
 RENDER_MODES = ("rgb_array", "film", "human")
 """The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
@@ -97,7 +97,7 @@ class EnvSettings:
     reference_steps: int | None = None
     max_faults: int = 0
     halve_lanes: bool = False
-    max_decisions: int | None = None
+    max_decisions: Annotated[int | None, Ge(1)] = None
     strict: bool = False
     render_mode: str | None = None
 
@@ -111,8 +111,6 @@ class EnvSettings:
         self._check_pipe()
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise unknown("render_mode", str(self.render_mode), RENDER_MODES)
-        if self.max_decisions is not None and self.max_decisions < 1:
-            raise ConfigError(f"max_decisions must be at least 1, got {self.max_decisions}", "or null for no limit")
         if self.scorers:
             load_object(traits_of(self.backbone).scorers).check(self.scorers)
         refine_config(self.refine)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.agents.hub_policy import is_zip
 from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.make import policy_at
 from addiffusion_env.agents.policy_file import shipped
 from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import make_method
@@ -16,7 +18,8 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.loading import clip_width
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
-from addiffusion_env.evaluation.extras import extras_in
+from addiffusion_env.evaluation.eval_config import extras_in
+from addiffusion_env.evaluation.extras import Extra
 from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
 
@@ -27,12 +30,13 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     Raises:
         ConfigError: for a policy that does not fit the environment's model.
         UnknownNameError: for a method that does not exist.
+        UntrustedFileError: for a zip of Stable-Baselines3 without ``trust``.
         WeightsError: for a folder without a policy.
     """
-    prices = ["" if price is None else f"@{price}" for price in config["prices"]]
     runs = [] if config["policy"] is None else [config["policy"]]
     runs += [run for key, kind in extras_in(config).items() for run in kind.runs(config[key])]
-    policies: list[Any] = [make_method(f"policy:{run}{price}") for run in runs for price in prices]
+    trust = config["trust"]
+    policies: list[Any] = [policy_at(run, price, trust) for run in runs for price in config["prices"]]
     # A policy brings its own environment, weights included; what is said here goes over it.
     known = policies[0].config.environment if policies else {}
     settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
@@ -43,6 +47,15 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
         if isinstance(method, LearnedMethod):
             method.check_fits(str(settings.backbone), clip_width(str(settings.backbone), settings.scorers))
     return methods, settings
+
+
+def make_extras(config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> list[Extra]:
+    """The extras of a configuration, each with its settings checked.
+
+    Raises:
+        ConfigError: see :class:`.Extra` and :func:`.extras_in`.
+    """
+    return [kind(config, methods, backbone) for kind in extras_in(config).values()]
 
 
 def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
@@ -60,14 +73,16 @@ def out_folder(config: Mapping[str, Any]) -> Path:
     """Where records and report go; refused at once when it cannot be made.
 
     Without ``out``: ``report`` in the policy's run, or the folder that an extra names (``hypotheses``). A policy that
-    ships with the package has no run to write to, so its evaluation goes to ``runs``.
+    ships with the package, or in a zip, has no run to write to, so its evaluation goes to ``runs``.
 
     Raises:
         RunFolderError: when it cannot be made.
     """
     policy = config["policy"]
     named = next((kind.folder for kind in extras_in(config).values() if kind.folder), None)
-    if policy is None or str(policy) in shipped():
+    if is_zip(policy or ""):
+        default = Path("runs", named or f"eval_{Path(policy).stem}")
+    elif policy is None or str(policy) in shipped():
         default = Path("runs", named or ("eval" if policy is None else f"eval_{policy}"))
     else:
         default = Path(policy) / (named or "report")

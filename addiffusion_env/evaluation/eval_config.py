@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.evaluation.extras import EXTRAS, Extra
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
-from addiffusion_env.typed import check_least, check_types
+from addiffusion_env.settings import Ge, Settings
 
 HIGHEST_SEED = 2**63 - 1
 """What a record's column of 64 bits holds."""
-SEE = "see configs/eval.yaml; a list is written [a,b]"
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """An evaluation's configuration.
 
     Attributes:
         plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
+        trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
         prices: of one NFE, 0 or more; ``None`` is the policy's own.
         methods: specifications.
         prompts: how many; ``None`` for all of a list.
@@ -54,14 +55,17 @@ class EvaluationConfig:
         ConfigError: for a value of another type or out of its range.
     """
 
+    see: ClassVar[str] = "see configs/eval.yaml; a list is written [a,b]"
+
     plugins: Sequence[str]
     policy: str | Path | None
+    trust: bool
     prices: Sequence[float | None]
     methods: Sequence[str]
-    prompts: int | None
+    prompts: Annotated[int | None, Ge(1)]
     prompt_source: str | None
     prompt_options: Mapping[str, Any] | None
-    prompt_seed: int
+    prompt_seed: Annotated[int, Ge(0)]
     benchmark: str | None
     benchmark_path: str | None
     benchmark_options: Mapping[str, Any] | None
@@ -74,21 +78,19 @@ class EvaluationConfig:
     price: float
     out: str | Path | None
     max_lanes: int | str
-    max_faults: int
-    shard_size: int
+    max_faults: Annotated[int, Ge(0)]
+    shard_size: Annotated[int, Ge(1)]
     rollouts: Mapping[str, Any]
-    samples: int
+    samples: Annotated[int, Ge(0)]
     keep_pictures: bool
     films: bool
     progress_bar: bool
 
     def __post_init__(self) -> None:
-        check_types("", self, SEE)
+        super().__post_init__()
         lanes_of(self.max_lanes, "max_lanes")
         if not self.methods and self.policy is None:
             raise ConfigError("methods is empty and there is no policy: nothing to evaluate", "methods=[fixed:8]")
-        least = {"prompts": 1, "prompt_seed": 0, "shard_size": 1, "max_faults": 0, "samples": 0}
-        check_least("", self, least, SEE)
         positive_margin(self.margin)
         for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
             values = getattr(self, name)
@@ -97,14 +99,25 @@ class EvaluationConfig:
         if max(self.seeds) > HIGHEST_SEED:
             raise ConfigError(f"seeds must be at most {HIGHEST_SEED}, got {max(self.seeds)}", "use lower ones")
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> EvaluationConfig:
-        """Reads a whole configuration; what else is in it (extras, a manifest's notes) is left alone.
 
-        Raises:
-            ConfigError: see the class.
-        """
-        return cls(**{item.name: config[item.name] for item in fields(cls)})
+def extras_in(config: Mapping[str, Any]) -> dict[str, type[Extra]]:
+    """The extras that a configuration uses: those whose key is neither ``None`` nor ``False``.
+
+    Raises:
+        ConfigError: for a value of another type.
+        UnknownNameError: for a key that is set and belongs neither to an evaluation nor to a registered extra.
+    """
+    own = {item.name for item in fields(EvaluationConfig)}
+    used = [key for key, value in config.items() if key not in own and value is not None and value is not False]
+    for key in used:
+        if key not in EXTRAS:
+            raise EXTRAS.unknown(key, own)
+    found = {key: EXTRAS.load(key) for key in EXTRAS if key in used}
+    for key, kind in found.items():
+        if not isinstance(config[key], kind.takes):
+            wanted = f"{kind.takes.__name__.lower()} or null"
+            raise ConfigError(f"{key} must be {wanted}, got {config[key]!r:.100}", EvaluationConfig.see)
+    return found
 
 
 def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:

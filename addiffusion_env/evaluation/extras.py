@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from addiffusion_env.errors import ConfigError
 from addiffusion_env.registry import Registry
 
 if TYPE_CHECKING:
@@ -79,34 +78,3 @@ class Extra:
     def report(cls, records: Sequence[Record], manifest: Manifest, folder: Path) -> Reported:
         """What the report says, from what is in the folder; an extra that was not used reports nothing."""
         return Reported()
-
-
-def extras_in(config: Mapping[str, Any]) -> dict[str, type[Extra]]:
-    """The extras that a configuration uses: those whose key is neither ``None`` nor ``False``.
-
-    Raises:
-        ConfigError: for a value of another type.
-        UnknownNameError: for a key that is set and belongs neither to an evaluation nor to a registered extra.
-    """
-    from addiffusion_env.evaluation.eval_config import EvaluationConfig
-
-    own = {item.name for item in fields(EvaluationConfig)}
-    used = [key for key, value in config.items() if key not in own and value is not None and value is not False]
-    for key in used:
-        if key not in EXTRAS:
-            raise EXTRAS.unknown(key, own)
-    found = {key: EXTRAS.load(key) for key in EXTRAS if key in used}
-    for key, kind in found.items():
-        if not isinstance(config[key], kind.takes):
-            wanted = "a mapping" if kind.takes is Mapping else kind.takes.__name__
-            raise ConfigError(f"{key} must be {wanted}, got {config[key]!r:.100}", "see configs/eval.yaml")
-    return found
-
-
-def make_extras(config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> list[Extra]:
-    """The extras of a configuration, each with its settings checked.
-
-    Raises:
-        ConfigError: see :class:`Extra` and :func:`extras_in`.
-    """
-    return [kind(config, methods, backbone) for kind in extras_in(config).values()]

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.envs import rendering
@@ -82,11 +83,11 @@ def cast_roles(records: Iterable[Record]) -> list[tuple[str, Record]]:
 
 
 def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_dir: Path | str) -> list[Film]:
-    """Makes the films of the report's focus and of all methods that look, unless they are there already."""
+    """Makes the films of the report's focus and of all methods that need previews, unless they are there already."""
     groups = by_method(records)
-    looking = [entry.method.name for entry in plans if entry.method.looks]
-    focus = focus_of([entry.method.name for entry in plans], looking)
-    chosen = [entry for entry in plans if entry.method.name in (focus, *looking)]
+    traits = {entry.method.name: Traits.of(entry.method) for entry in plans}
+    focus = focus_of(traits)
+    chosen = [entry for entry in plans if traits[entry.method.name].needs_preview or entry.method.name == focus]
     cast = [(entry, role, record) for entry in chosen for role, record in cast_roles(groups.get(entry.method.name, []))]
     films = read_films(out_dir)
     if [(film.uid, film.role) for film in films] == [(record.uid, role) for _, role, record in cast]:

@@ -12,10 +12,9 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.requests import Decide
-from addiffusion_env.envs.framing import similarity
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import Reward, make_reward
-from addiffusion_env.scorers.look import Look
+from addiffusion_env.scorers.look_batch import LookBatch
 
 
 @dataclass
@@ -40,10 +39,9 @@ class Watcher:
     def terms(self, episode: Episode) -> dict[str, tuple[float, ...]]:
         """Reward term -> what each action of a finished episode was paid.
 
-        None for a method that has no reward, or looks at no previews: rewards are paid by looks. Scores are
-        scaled as on a table of tries, by 1: the pooled deviations of live training are the trainer's.
+        None for a method that has no reward, or looks at no previews: rewards are paid by looks.
         """
-        if not isinstance(self.method, LearnedMethod) or not self.method.looks:
+        if not isinstance(self.method, LearnedMethod) or not self.method.needs_preview:
             return {}
         lane = episode.lane
         lanes = [*self.seen[lane.prompt.prompt_id, lane.seed], lane]
@@ -61,22 +59,14 @@ def traced(lanes: Sequence[Lane], reward: Reward, price: float) -> dict[str, tup
     """
     before, after = [lane.look for lane in lanes[:-1]], [lane.look for lane in lanes[1:]]
     moves = len(lanes) - 1
-    transition = Transition(
-        clip_before=_column(before, "clip_score"),
-        clip_after=_column(after, "clip_score"),
-        preference_before=_column(before, "preference"),
-        preference_after=_column(after, "preference"),
+    transition = Transition.of(
+        LookBatch.of(before),
+        LookBatch.of(after),
         clip_text=np.stack([look.clip_text[0] for look in after if look is not None]),
-        dino_similarity=np.array([similarity(now, then) for now, then in zip(after, before, strict=True)]),
         nfe=np.diff([lane.nfe for lane in lanes]),
         price=np.full(moves, price),
         action=np.array(lanes[-1].actions),
         terminal=np.arange(moves) == moves - 1,
-        reference=np.full(moves, np.nan),
     )
     _, parts = reward(transition)
     return {name: tuple(np.nan_to_num(values).tolist()) for name, values in parts.items() if np.any(values != 0)}
-
-
-def _column(looks: Sequence[Look | None], name: str) -> np.ndarray:
-    return np.array([float(getattr(look, name)[0]) if look is not None else np.nan for look in looks])

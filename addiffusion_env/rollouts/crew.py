@@ -9,12 +9,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
-from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError, check_settings
+from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError
 from addiffusion_env.plugins import load_plugins, loaded_plugins
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import Gt, Settings
 
 PATIENT = 30.0
 """Seconds without a worker after which it is said what it may be waiting for."""
@@ -27,7 +27,7 @@ START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class RayConfig:
+class RayConfig(Settings):
     """How many workers, and what each is given; ``configs/rollouts/ray.yaml``.
 
     Attributes:
@@ -43,33 +43,24 @@ class RayConfig:
         object_store_mb: memory for objects in flight, for a Ray of one's own.
     """
 
-    workers: int = 2
+    section: ClassVar[str] = "rollouts"
+
+    workers: Annotated[int, Gt(0)] = 2
     lanes: int | None = None
     cpus: float | None = None
     gpus: float | None = None
-    timeout: float = 600.0
-    start_timeout: float = 900.0
-    patience: int = 3
+    timeout: Annotated[float, Gt(0)] = 600.0
+    start_timeout: Annotated[float, Gt(0)] = 900.0
+    patience: Annotated[int, Gt(0)] = 3
     thumbnails: int | None = 64
     address: str | None = None
-    object_store_mb: int = 200
-
-    def __post_init__(self) -> None:
-        check_types("rollouts.", self)
-        for name in ("workers", "timeout", "start_timeout", "patience", "object_store_mb"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"rollouts.{name} must be above 0, got {getattr(self, name)}", "raise it")
+    object_store_mb: Annotated[int, Gt(0)] = 200
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> RayConfig:
-        """Builds it from configuration; the key ``kind`` is the reader's own.
-
-        Raises:
-            ConfigError: for an unknown key, with the nearest one, or a number that cannot be.
-        """
-        given = {key: value for key, value in settings.items() if key != "kind"}
-        check_settings("rollouts has", given, (item.name for item in fields(cls)))
-        return cls(**given)
+    def of(cls, given: Mapping[str, Any] | RayConfig) -> RayConfig:
+        """From configuration, whose key ``kind`` is the reader's own; see :meth:`.Settings.of`."""
+        kept = {key: value for key, value in given.items() if key != "kind"} if isinstance(given, Mapping) else given
+        return super().of(kept)
 
     def shares(self, lanes: int) -> list[range]:
         """Which lanes each worker holds: consecutive ones, at most one more than any other.

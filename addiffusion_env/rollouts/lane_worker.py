@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rollouts.crew import Workplace
 from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
@@ -32,11 +31,11 @@ class Begun:
 
 @dataclass(frozen=True)
 class Stepped:
-    """What one step of ``k`` lanes gave, without the reward.
+    """What one step of ``k`` lanes gave.
 
     Attributes:
         observation: key -> (k, dim) float32; where an episode ended, the next one's first.
-        transition: what the reward is made of: lanes without ``info["fault"]``, in order; ``None`` without any.
+        reward: (k,) float32.
         done: (k,) bool.
         infos: one dict a lane, SB3's; where an episode ended, the old one's.
         fresh: place -> the new episode's info, where one began.
@@ -44,7 +43,7 @@ class Stepped:
     """
 
     observation: dict[str, np.ndarray]
-    transition: Transition | None
+    reward: np.ndarray
     done: np.ndarray
     infos: list[dict[str, Any]]
     fresh: dict[int, dict[str, Any]]
@@ -91,10 +90,10 @@ class LaneWorker(Workplace):
     def step(self, actions: np.ndarray) -> Stepped:
         """Takes one action in every lane; a lane whose episode ends begins its next one."""
         self.env.step_async(actions)
-        observation, _, done, infos = self.env.step_wait()
+        observation, reward, done, infos = self.env.step_wait()
         fresh = {int(place): self._lighter(dict(self.env.reset_infos[place])) for place in np.flatnonzero(done)}
         infos = [self._lighter(info) for info in infos]
-        return Stepped(observation, self.env.transition, done, infos, fresh, self.env.action_masks())
+        return Stepped(observation, reward, done, infos, fresh, self.env.action_masks())
 
     def _lighter(self, info: dict[str, Any]) -> dict[str, Any]:
         """An info with a thumbnail in the place of its picture, or none at all, and no word of a lost worker."""
@@ -109,7 +108,7 @@ class LaneWorker(Workplace):
 
     def load(self, slots: Sequence[Any]) -> np.ndarray:
         """Restores :meth:`state`; returns the (k, 3) legal actions."""
-        self.env.load_state_dict({"slots": slots, "scale": {}, "faults": 0})
+        self.env.load_state_dict({"slots": slots, "faults": 0})
         return self.env.action_masks()
 
     def images(self) -> list[Any]:

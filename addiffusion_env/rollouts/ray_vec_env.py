@@ -13,8 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import failures, make_reward, reward_error
+from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.crew import Crew, LostWorkerError, RayConfig
 from addiffusion_env.rollouts.lane_worker import Begun, LaneWorker, Stepped
 from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
@@ -40,10 +39,9 @@ class Losses:
 class RayVecEnv(VecEnv):
     """``num_envs`` lanes, shared by Ray actors; each holds one vector environment on its own device.
 
-    Observations, infos and what the reward is made of come back from a step; latents stay with the actor (a checkpoint
-    asks for them). The reward is computed here, because its pooled statistics are those of all lanes. So lane ``i``
-    plays the same episodes whatever the number of workers; its numbers agree to rounding, as batches of another size
-    round otherwise.
+    Observations, rewards and infos come back from a step; latents stay with the actor (a checkpoint asks for them).
+    Lane ``i`` plays the same episodes whatever the number of workers; its numbers agree to rounding, as batches of
+    another size round otherwise.
 
     A worker that dies or does not answer within ``timeout`` seconds is replaced. Its lanes' episodes end as truncated:
     reward 0, ``terminal_observation`` the last one seen, ``info["worker_lost"]`` the cause. Each lane goes on with its
@@ -70,7 +68,7 @@ class RayVecEnv(VecEnv):
         checked = EnvSettings.of("num_envs", "seed", "rollouts", **settings)
         if not isinstance(checked.backbone, str):
             raise ConfigError("Ray workers load their own weights, got a loaded backbone", "name it: backbone=emoji")
-        self.reward = make_reward(checked.reward)
+        self._terms = tuple(make_reward(checked.reward).terms)
         self.shares = config.shares(num_envs)
         self.losses = Losses()
         self.dropped = FaultCount(checked.max_faults)
@@ -146,12 +144,12 @@ class RayVecEnv(VecEnv):
             except LostWorkerError as error:
                 self._lost[worker] = error
         self._asked = {}
-        reward = self._rewards(stepped)
+        self._count_faults(stepped)
         parts: list[Stepped] = [stepped.get(worker) or self._recover(worker) for worker in range(len(self.shares))]
         self._lost.clear()
         self._observation = _stack([part.observation for part in parts])
         self._masks = np.concatenate([part.masks for part in parts])
-        done = np.concatenate([part.done for part in parts])
+        reward, done = (np.concatenate([getattr(part, name) for part in parts]) for name in ("reward", "done"))
         infos = [info for part in parts for info in part.infos]
         self._infos = list(infos)
         for part, share in zip(parts, self.shares, strict=True):
@@ -162,28 +160,12 @@ class RayVecEnv(VecEnv):
             self._episodes[lanes] += done[lanes]
         return dict(self._observation), reward, done, infos
 
-    def _rewards(self, stepped: Mapping[int, Stepped]) -> np.ndarray:
-        """(num_envs,) float32 rewards, all by the same statistics; 0 for episodes that were dropped or lost."""
-        reward = np.zeros(self.num_envs, dtype=np.float32)
-        infos = {
-            lane: info
-            for worker, part in stepped.items()
-            for lane, info in zip(self.shares[worker], part.infos, strict=True)
-        }
-        sound = [lane for lane, info in infos.items() if not info["fault"]]
-        if sound:
-            transitions = [part.transition for part in stepped.values() if part.transition is not None]
-            paid, terms = self.reward(Transition.cat(transitions))
-            for row, (name, value) in failures(paid, terms).items():
-                # The worker's own reward, by other statistics, was finite: no lane was dropped.
-                raise reward_error(name, value, f"lane {sound[row]}", infos[sound[row]]["prompt"])
-            reward[sound] = paid
-            for row, lane in enumerate(sound):
-                infos[lane]["reward_terms"] = {name: float(column[row]) for name, column in terms.items()}
-        for info in infos.values():
-            if info["fault"]:  # each worker counts its own; the limit is on all
-                self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or look at the prompt"))
-        return reward
+    def _count_faults(self, stepped: Mapping[int, Stepped]) -> None:
+        """Counts the episodes that workers dropped; each counts its own, and the limit is on all of them together."""
+        for part in stepped.values():
+            for info in part.infos:
+                if info["fault"]:
+                    self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or look at the prompt"))
 
     def _recover(self, worker: int) -> Stepped:
         """Replaces a lost worker; its lanes' episodes are truncated and their next ones begun."""
@@ -195,7 +177,7 @@ class RayVecEnv(VecEnv):
         infos = [
             {
                 **self._infos[lane],
-                "reward_terms": dict.fromkeys(self.reward.terms, 0.0),
+                "reward_terms": dict.fromkeys(self._terms, 0.0),
                 "worker_lost": error.cause,
                 "terminal_observation": {key: value[lane] for key, value in self._observation.items()},
                 "TimeLimit.truncated": True,
@@ -203,7 +185,8 @@ class RayVecEnv(VecEnv):
             for lane in share
         ]
         fresh = dict(enumerate(begun.infos))
-        return Stepped(begun.observation, None, np.ones(len(share), dtype=bool), infos, fresh, begun.masks)
+        nothing, done = np.zeros(len(share), np.float32), np.ones(len(share), dtype=bool)
+        return Stepped(begun.observation, nothing, done, infos, fresh, begun.masks)
 
     def _count(self, error: LostWorkerError, episodes: int) -> None:
         self.losses.deaths += error.cause == "died"
@@ -229,10 +212,6 @@ class RayVecEnv(VecEnv):
         """(num_envs, 3) bool: legal actions of each lane."""
         return self._masks
 
-    def set_training(self, training: bool) -> None:
-        """Whether the reward's pooled statistics learn."""
-        self.reward.scale.training = training
-
     def state_dict(self) -> dict[str, Any]:
         """All lanes, as :meth:`addiffusion_env.envs.episodes.Episodes.state_dict` has them, and the losses so far.
 
@@ -246,8 +225,7 @@ class RayVecEnv(VecEnv):
                 slots += self._answer(worker, ref)
             except WorkerError:
                 slots += [{"seed": seed, "episode": episode, "lane": None} for seed, episode in self._places(worker)]
-        scale = self.reward.scale.state_dict()
-        return {"slots": slots, "scale": scale, "faults": self.dropped.count, "losses": asdict(self.losses)}
+        return {"slots": slots, "faults": self.dropped.count, "losses": asdict(self.losses)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict`, or that of :class:`AdDiffusionVecEnv`.
@@ -267,7 +245,6 @@ class RayVecEnv(VecEnv):
             if slot is not None:
                 self._lane_seeds[lane], self._episodes[lane] = slot["seed"], slot["episode"]
         self._first_seed = None
-        self.reward.scale.load_state_dict(state["scale"])
         self.losses = Losses(**state.get("losses", {}))
         self.dropped.count = state["faults"]
 
@@ -291,13 +268,10 @@ class RayVecEnv(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Calls a method in every worker, and repeats its result for the lanes there.
 
-        ``action_masks`` gives each lane its row, as it came with the last step; ``set_training`` is said to the reward
-        here, too, which learns from all lanes.
+        ``action_masks`` gives each lane its row, as it came with the last step.
         """
         if method_name == "action_masks":
             return [self._masks[lane] for lane in self._get_indices(indices)]
-        if method_name == "set_training":
-            self.set_training(*args, **kwargs)
         return self._by_lane(self._ask_all("call", method_name, args, kwargs), indices)
 
     def _ask_all(self, *call: Any) -> list[Any]:

@@ -178,7 +178,7 @@ class Recorder:
         return Place(landed, picture.look, picture)
 
     def _table(self, pictures: Sequence[tuple[Prompt, int]], found: Sequence[list[list[Place | None]]]) -> TryTable:
-        steps = self.process.decide_at or tuple(range(1, self.process.steps))
+        steps = self.process.decision_steps
         shape = (len(pictures), self.tries, 2 * len(steps) + 2)
         numbers = {
             name: np.full(shape, np.nan, np.float32)
@@ -253,7 +253,7 @@ def check_recordable(process: ProcessConfig) -> None:
     Raises:
         ConfigError: saying what is missing.
     """
-    refine, first = process.refine, (process.decide_at or (1,))[0]
+    refine, first = process.refine, next(iter(process.decision_steps), 1)
     if not process.check_finished or refine.accept != "best" or refine.return_to != first:
         raise ConfigError(
             f"a table of tries needs check_finished, refine.accept=best and refine.return_to={first} (the first step "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +11,20 @@ from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import Reward
 from addiffusion_env.rollouts.outcomes import Outcomes
 from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.scorers.look import Look
+from addiffusion_env.scorers.look_batch import LookBatch
 
 
 @dataclass(frozen=True)
-class TableRegret:
-    """Mean utilities: what the reward pays for the picture given, less the price of what was spent.
+class Regret:
+    """Mean utilities: the value of the image given, less the price of what was spent.
 
     Attributes:
         price: of one NFE.
         utility: of the policy.
-        best_constant: in words; chosen in hindsight on these very pictures.
+        best_constant: in words; chosen in hindsight on these very images.
         constant_utility: of the best constant behaviour.
-        oracle_utility: of one that knows every picture beforehand: it drops all other tries at their first look.
+        oracle_utility: of an oracle that knows every image beforehand.
         oracle_nfe: mean NFE of the oracle.
     """
 
@@ -43,44 +46,47 @@ class TableRegret:
         return self.oracle_utility - self.utility
 
 
+def regret_of(
+    utility: np.ndarray, constants: Mapping[str, np.ndarray], oracle: tuple[np.ndarray, np.ndarray], price: float
+) -> Regret:
+    """Regret from utilities, image by image.
+
+    Args:
+        utility: (P,) of the policy.
+        constants: name -> (P,) utilities of a constant behaviour; at least one.
+        oracle: (P,) utilities and (P,) NFE of the oracle.
+        price: of one NFE, already taken off the utilities.
+    """
+    means = {name: float(values.mean()) for name, values in constants.items()}
+    best = max(means, key=means.__getitem__)
+    return Regret(price, float(utility.mean()), best, means[best], float(oracle[0].mean()), float(oracle[1].mean()))
+
+
 def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
     """What a reward pays at the end for (P, ...) pictures of such scores and (P, D) prompts, whatever they cost."""
     flat = np.asarray(preference, dtype=np.float64).reshape(-1)
-    nothing, zero = np.full(len(flat), np.nan), np.zeros(len(flat))
-    known = np.isfinite(flat)
-    transition = Transition(
-        clip_before=nothing,
-        clip_after=np.where(known, np.asarray(clip_score, np.float64).reshape(-1), 0.0),
-        preference_before=nothing,
-        preference_after=np.where(known, flat, 0.0),
-        dino_similarity=zero,
+    known, zero = np.isfinite(flat), np.zeros(len(flat))
+    none = np.zeros((len(flat), 0))
+    scores = (np.where(known, np.asarray(values, np.float64).reshape(-1), 0.0) for values in (clip_score, flat))
+    look = Look(none, none, *scores, none)
+    transition = Transition.of(
+        LookBatch(look, zero > 0),
+        LookBatch(look, zero == 0),
         clip_text=np.repeat(clip_text, len(flat) // len(clip_text), axis=0),
         nfe=zero,
         price=zero,
         action=np.ones(len(flat), int),
         terminal=np.ones(len(flat), bool),
-        reference=nothing,
     )
-    training, reward.scale.training = reward.scale.training, False
     total, _ = reward(transition)
-    reward.scale.training = training
     return np.where(known, total, -np.inf).reshape(np.shape(preference))
 
 
-def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) -> TableRegret:
-    """Compares a policy's outcomes on a table with its constant behaviours and its oracle."""
+def regret(table: TryTable, outcomes: Outcomes, reward: Reward, price: float) -> Regret:
+    """Compares a policy's outcomes on a table with its constant behaviours and its oracle, by the reward's value."""
     values = worth(reward, table.preference, table.clip_score, table.clip_text)
-    name, constant = best_constant(table, values, price)
-    best, spent = oracle(table, values, price)
-    gained = worth(reward, outcomes.preference, outcomes.clip_score, table.clip_text)
-    return TableRegret(
-        price=price,
-        utility=float((gained - price * outcomes.nfe).mean()),
-        best_constant=name,
-        constant_utility=constant,
-        oracle_utility=float(best.mean()),
-        oracle_nfe=float(spent.mean()),
-    )
+    gained = worth(reward, outcomes.preference, outcomes.clip_score, table.clip_text) - price * outcomes.nfe
+    return regret_of(gained, constant_utilities(table, values, price), oracle(table, values, price), price)
 
 
 def oracle(table: TryTable, values: np.ndarray, price: float) -> tuple[np.ndarray, np.ndarray]:
@@ -95,15 +101,14 @@ def oracle(table: TryTable, values: np.ndarray, price: float) -> tuple[np.ndarra
     return utility[rows, pick], spent[rows, pick]
 
 
-def best_constant(table: TryTable, values: np.ndarray, price: float) -> tuple[str, float]:
-    """The best of: finish at one place, in the first try or as the best of n tries."""
-    found = []
+def constant_utilities(table: TryTable, values: np.ndarray, price: float) -> dict[str, np.ndarray]:
+    """In words -> (P,) utility of always finishing at one place, in the first try or as the best of n tries."""
+    found = {}
     for place in range(table.finish, values.shape[2]):
         step = place - table.finish - 1
         where = "at the end" if step < 0 else f"by a stop at step {(*table.steps, 0)[step]}"
         for tries in range(1, table.tries + 1):
             made, spent = values[:, :tries, place], table.nfe[:, :tries, place]
             if np.isfinite(made).all():
-                found.append((float((made.max(1) - price * spent.sum(1)).mean()), f"best of {tries} {where}"))
-    utility, name = max(found)
-    return name, utility
+                found[f"best of {tries} {where}"] = made.max(1) - price * spent.sum(1)
+    return found

@@ -12,10 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import failures, make_reward, reward_error
 from addiffusion_env.rollouts.table import TryTable
-from addiffusion_env.rollouts.walk import Moved, Walk, Walkers
+from addiffusion_env.rollouts.walk import Walk, Walkers
 
 
 class ReplayVecEnv(VecEnv):
@@ -66,7 +65,7 @@ class ReplayVecEnv(VecEnv):
         legal = masks[np.arange(self.num_envs), self._actions]
         instead = np.where(masks[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
         moved = self.walk.step(walkers, np.where(legal, self._actions, instead))
-        reward, parts = self.reward(self._transition(walkers, moved))
+        reward, parts = self.reward(self.walk.transition(walkers, moved, self._actions))
         for failed, (name, value) in failures(reward, parts).items():
             raise reward_error(name, value, f"lane {failed}", self.table.prompts[walkers.row[failed]])
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
@@ -86,16 +85,6 @@ class ReplayVecEnv(VecEnv):
                 }
         self.walkers = moved.walkers.merged(self._fresh(self.num_envs), moved.ended)
         return self._observe(self.walkers), reward.astype(np.float32), moved.ended, infos
-
-    def _transition(self, walkers: Walkers, moved: Moved) -> Transition:
-        return Transition(
-            **self.walk.scores(walkers, moved),
-            nfe=moved.nfe,
-            price=walkers.price,
-            action=self._actions,
-            terminal=moved.ended,
-            reference=np.full(self.num_envs, np.nan),
-        )
 
     def _observe(self, walkers: Walkers) -> dict[str, np.ndarray]:
         return self.observer.observe(self.walk.frame(walkers))

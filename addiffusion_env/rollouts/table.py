@@ -101,14 +101,6 @@ class TryTable:
         """
         return Observer(self.clip_text.shape[1], keys, self.features.shape[-1])
 
-    def landing(self, place: int) -> int:
-        """The place that *stop* leads to from a step's place; ``-1`` is before the first evaluation.
-
-        >>> [3 + 1 + place if place >= 0 else 2 * 3 + 1 for place in (0, 2, -1)]  # K = 3
-        [4, 6, 7]
-        """
-        return self.finish + 1 + place if place >= 0 else 2 * self.finish + 1
-
     def rows(self, index: Sequence[int] | np.ndarray) -> TryTable:
         """The table of some of the pictures."""
         at = [int(i) for i in index]

@@ -15,7 +15,6 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.state import Restorable
 from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.rewards.base import Transition
 
 
 class AdDiffusionVecEnv(Restorable, VecEnv):
@@ -27,10 +26,6 @@ class AdDiffusionVecEnv(Restorable, VecEnv):
         num_envs: number of lanes.
         seed: lane i is seeded with ``seed + i`` at the first reset.
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
-
-    Attributes:
-        transition: what the last step's reward was made of, see :class:`addiffusion_env.envs.episodes.StepResult`;
-            ``None`` before the first step.
     """
 
     spec = None
@@ -42,7 +37,6 @@ class AdDiffusionVecEnv(Restorable, VecEnv):
         self.episodes = Episodes(self.settings, num_envs)
         self.render_mode = self.settings.render_mode
         self.view = View(self.episodes, self.render_mode, AdDiffusionEnv.metadata["render_fps"])
-        self.transition: Transition | None = None
         super().__init__(num_envs, self.episodes.observer.space, ActionSpace())
         self._first_seed: int | None = seed
         self._actions = np.zeros(num_envs, dtype=np.int64)
@@ -66,7 +60,6 @@ class AdDiffusionVecEnv(Restorable, VecEnv):
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
         """Takes one action in every lane."""
         result = self.episodes.step(self._actions)
-        self.transition = result.transition
         done = result.terminated | result.truncated
         for lane, info in enumerate(result.infos):
             self.view.stepped(lane, bool(done[lane]))

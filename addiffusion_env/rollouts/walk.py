@@ -7,13 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from addiffusion_env.engine.process import Action
 from addiffusion_env.observations.frame import Frame
+from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.rollouts.transitions import START, Transitions
 from addiffusion_env.scorers.liking import Liking
-
-START = -1
-"""The place before the first evaluation."""
+from addiffusion_env.scorers.look import Look
+from addiffusion_env.scorers.look_batch import LookBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,25 +80,23 @@ class Moved:
 
 @dataclass(frozen=True)
 class Walk:
-    """The decision process on a table; what the engine's ``turn`` does to lanes, done to indices.
+    """The decision process on a table: what each action does is read off the engine (:class:`.Transitions`).
 
     Attributes:
         table: the recorded tries.
-        limit: most refinements of an episode, at most one less than the tries recorded.
+        transitions: of the process, with no more refinements than tries were recorded.
         most: NFE that counts as a whole budget, as observations show it.
-        liking: what the best of several pictures is chosen by.
-        refine: whether *refine* is ever legal.
         highest_price: the price that observations show as 1.
         shown_limit: the refinements that observations count by: the limit of the process.
+        liking: what the best of several pictures is chosen by.
     """
 
     table: TryTable
-    limit: int
+    transitions: Transitions
     most: float
     highest_price: float
     shown_limit: int
     liking: Liking = field(default_factory=Liking)
-    refine: bool = True
 
     @cached_property
     def liked(self) -> np.ndarray:
@@ -119,40 +117,33 @@ class Walk:
 
     def masks(self, walkers: Walkers) -> np.ndarray:
         """(B, 3) bool: legal actions."""
-        shown = walkers.place >= self.table.finish
-        again = (walkers.place > START) & (walkers.number < self.limit) & self.refine
-        return np.stack([~shown, np.ones_like(shown), again], axis=1)
+        return self.transitions.legal[walkers.number, walkers.place]
 
     def step(self, walkers: Walkers, actions: np.ndarray) -> Moved:
         """Takes one legal action in every lane."""
-        table, at, size = self.table, np.arange(len(walkers)), len(walkers)
-        old_nfe, tried = self.nfe(walkers), self.recorded(walkers)
-        shown = walkers.place >= table.finish
-        again = actions == Action.REFINE
-        accepted = shown & (actions == Action.STOP)
-        # Where a step or a landing leads.
-        landing = np.where(walkers.place >= 0, table.finish + 1 + walkers.place, 2 * table.finish + 1)
-        onward = np.where(actions == Action.STOP, landing, walkers.place + 1)
+        move = (walkers.number, walkers.place, actions)
+        number, place, ended = (
+            self.transitions.attempt[move],
+            self.transitions.place[move],
+            self.transitions.ended[move],
+        )
+        old_nfe, here = self.nfe(walkers), np.stack([self.recorded(walkers), walkers.place], axis=1)
+        again = number > walkers.number
         # A landing from the very beginning is recorded once: a draw like any other.
         order = walkers.order.copy()
-        early = (walkers.place == START) & (actions == Action.STOP)
-        order[early] = np.arange(order.shape[1])
-        best = self._better(walkers.row, walkers.best, np.stack([tried, walkers.place], 1), shown & again)
+        order[(walkers.place == START) & (place > self.table.finish)] = np.arange(order.shape[1])
         ahead = replace(
             walkers,
             order=order,
-            number=walkers.number + again,
-            place=np.where(accepted, walkers.place, np.where(again, 0, onward)),
-            before=np.stack([tried, walkers.place], axis=1),
+            number=number,
+            place=place,
+            before=here,
             spent=np.where(again, old_nfe, walkers.spent),
             calls=np.where(again, self.network_calls(walkers), walkers.calls),
-            best=best,
+            best=self._better(walkers.row, walkers.best, here, again & (walkers.place >= self.table.finish)),
         )
-        made = ahead.place >= table.finish
-        ended = made & (accepted | ~self.masks(ahead)[:, Action.REFINE])
-        picture = self._better(ahead.row, ahead.best, np.stack([ahead.order[at, ahead.number], ahead.place], 1), ended)
-        none = np.full((size, 2), START)
-        return Moved(ahead, ended, np.where(ended[:, None], picture, none), self.nfe(ahead) - old_nfe)
+        made = self._better(ahead.row, ahead.best, np.stack([self.recorded(ahead), place], axis=1), ended)
+        return Moved(ahead, ended, np.where(ended[:, None], made, START), self.nfe(ahead) - old_nfe)
 
     def _better(self, row: np.ndarray, kept: np.ndarray, new: np.ndarray, where: np.ndarray) -> np.ndarray:
         """(B, 2): the better-liked of two finished pictures in lanes of ``where``, the earlier of equals."""
@@ -169,19 +160,23 @@ class Walk:
         absent = (place < 0).reshape(-1, *[1] * (found.ndim - 1))
         return np.where(absent, missing, found)
 
+    def _looks(self, row: np.ndarray, at: np.ndarray) -> LookBatch:
+        """The looks at (B, 2) recorded tries and places of some pictures."""
+        table, where = self.table, (row, at[:, 0], np.maximum(at[:, 1], 0))
+        known = at[:, 1] >= 0
+        vectors = (np.where(known[:, None], values[where], 0.0) for values in (table.clip_image, table.dino))
+        scores = (np.where(known, values[where], 0.0) for values in (table.clip_score, table.preference))
+        clip_image, dino = vectors
+        return LookBatch(Look(clip_image, table.clip_text[row], *scores, dino), known)
+
     def frame(self, walkers: Walkers) -> Frame:
         """The decision points, as :class:`envs.framing.Framer` makes them of lanes."""
         table, row, tried, place = self.table, walkers.row, self.recorded(walkers), walkers.place
-        was = (row, walkers.before[:, 0], walkers.before[:, 1])
         now = (row, tried, place)
-        return Frame(
-            clip_image=self._at(table.clip_image, *now),
+        return Frame.of(
+            self._looks(row, np.stack([tried, place], axis=1)),
+            self._looks(row, walkers.before),
             clip_text=table.clip_text[row],
-            clip_score=self._at(table.clip_score, *now),
-            clip_before=self._at(table.clip_score, *was),
-            preference=self._at(table.preference, *now),
-            preference_before=self._at(table.preference, *was),
-            dino_similarity=(self._at(table.dino, *now) * self._at(table.dino, *was)).sum(1),
             x0_change=self._at(table.change, *now),
             log_snr=np.where(place >= 0, table.log_snr[np.maximum(place, 0)], table.start_log_snr),
             budget=self.nfe(walkers) / self.most,
@@ -195,18 +190,16 @@ class Walk:
             finished=(place >= table.finish).astype(np.float64),
         )
 
-    def scores(self, walkers: Walkers, moved: Moved) -> dict[str, np.ndarray]:
-        """CLIP score and preference before and after the step, DINO similarity and prompts, as rewards need them."""
-        table, after = self.table, moved.walkers
-        now = np.stack([self.recorded(after), after.place], axis=1)
-        seen = np.where(moved.ended[:, None], moved.picture, now)
-        then = np.stack([self.recorded(walkers), walkers.place], axis=1)
-        both = (self._at(table.dino, after.row, *seen.T), self._at(table.dino, after.row, *then.T))
-        return {
-            "clip_before": self._at(table.clip_score, after.row, then[:, 0], then[:, 1], np.nan),
-            "clip_after": self._at(table.clip_score, after.row, *seen.T),
-            "preference_before": self._at(table.preference, after.row, then[:, 0], then[:, 1], np.nan),
-            "preference_after": self._at(table.preference, after.row, *seen.T),
-            "dino_similarity": (both[0] * both[1]).sum(1),
-            "clip_text": table.clip_text[after.row],
-        }
+    def transition(self, walkers: Walkers, moved: Moved, actions: np.ndarray) -> Transition:
+        """A step as rewards need it."""
+        after = moved.walkers
+        reached = np.stack([self.recorded(after), after.place], axis=1)
+        return Transition.of(
+            self._looks(walkers.row, after.before),
+            self._looks(walkers.row, np.where(moved.ended[:, None], moved.picture, reached)),
+            clip_text=self.table.clip_text[walkers.row],
+            nfe=moved.nfe,
+            price=walkers.price,
+            action=actions,
+            terminal=moved.ended,
+        )

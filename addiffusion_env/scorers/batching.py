@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
 from addiffusion_env.errors import AdDiffusionError, ConfigError, NumericsError, PromptError, ScorerError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import check_images
-
-Value = TypeVar("Value")
 
 CHUNK = 64
 """Pictures a forward pass: enough to fill a GPU with a ViT-L, little enough to fit beside a diffusion model."""
@@ -103,33 +100,3 @@ def named(scorer: str) -> Iterator[str]:
         raise ScorerError(
             f"{scorer} raised {type(error).__name__}: {first}", "mend the scorer, or take another one"
         ) from error
-
-
-class LruCache(Generic[Value]):
-    """A mapping from texts that forgets the least recently used one beyond ``capacity``.
-
-    >>> cache = LruCache(2)
-    >>> for key in "aba": cache[key] = key.upper()
-    >>> cache["c"] = "C"
-    >>> cache.get("a"), cache.get("b")
-    ('A', None)
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._items: OrderedDict[str, Value] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __setitem__(self, key: str, value: Value) -> None:
-        self._items[key] = value
-        self._items.move_to_end(key)
-        while len(self._items) > self.capacity:
-            self._items.popitem(last=False)
-
-    def get(self, key: str) -> Value | None:
-        """The value of ``key``, which becomes the most recently used, or ``None``."""
-        if key in self._items:
-            self._items.move_to_end(key)
-        return self._items.get(key)

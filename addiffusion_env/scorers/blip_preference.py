@@ -17,7 +17,7 @@ from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
 from addiffusion_env.scorers.grounded import GroundedEncoder
 from addiffusion_env.scorers.preprocess import Preprocess
-from addiffusion_env.scorers.tokens import beside_or_inside, load_transformers_tokenizer, wrap_transformers
+from addiffusion_env.scorers.tokens import Tokenizer, beside_or_inside, load_transformers_tokenizer
 from addiffusion_env.scorers.weights import load_transformers
 
 
@@ -87,7 +87,7 @@ class BlipPreferenceScorer(Scorer):
         if place is None:
             raise WeightsError(f"no tokenizer in {folder} or beside it", "pass tokenizer=FOLDER")
         text = model.config.text_config
-        tokens = wrap_transformers(load_transformers_tokenizer(place), int(text.max_position_embeddings))
+        tokens = Tokenizer(load_transformers_tokenizer(place), int(text.max_position_embeddings))
         size = int(model.config.vision_config.image_size)
         encoder = GroundedEncoder(
             model.vision_model, model.text_encoder, tokens, Preprocess(size=size), device=device, dtype=dtype

@@ -23,7 +23,7 @@ from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, requ
 from addiffusion_env.scorers.grounded import GroundedEncoder
 from addiffusion_env.scorers.linear_head import linear_head
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer, wrap_transformers
+from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer
 from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO, load_strict, read_state_dict
 
 WEIGHTS_FILE, CONFIG_FILE = "ImageReward.pt", "med_config.json"
@@ -228,7 +228,7 @@ def bert_tokenizer(folder: Path) -> Tokenizer:
 
     # The hub folder's files do not name their class. Before transformers 5 the plain name is the slow tokenizer.
     tokenizer_class = getattr(transformers, "BertTokenizerFast", transformers.BertTokenizer)
-    tokenizer = load_transformers_tokenizer(folder, tokenizer_class)
+    tokenizer = load_transformers_tokenizer(folder, tokenizer_class.from_pretrained)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
-    return wrap_transformers(tokenizer, MAX_TOKENS)
+    return Tokenizer(tokenizer, MAX_TOKENS)

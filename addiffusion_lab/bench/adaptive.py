@@ -23,7 +23,7 @@ class Continue(BaseMethod):
 
     every: int
     usage: ClassVar[str] = "continue:EVERY"
-    looks: ClassVar[bool] = True
+    needs_preview: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from addiffusion_env.pages import markdown_table
 from addiffusion_lab.bench.measure import ArmResult, device_in_words
 from addiffusion_lab.bench.meter import STAGES
 
@@ -34,8 +35,7 @@ def row(result: ArmResult) -> tuple[str, ...]:
 
 def table(results: Sequence[ArmResult]) -> str:
     """All arms as a Markdown table."""
-    lines = [HEADS, ("---",) * len(HEADS), *(row(result) for result in results)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table(HEADS, map(row, results))
 
 
 def setting(device: torch.device, clock: str) -> dict[str, Any]:

@@ -12,23 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from addiffusion_env.evaluation.frontier import upper_hull
+from addiffusion_env.baselines import named_traits
+from addiffusion_env.evaluation.frontier import Pairing, gains, mixture
 from addiffusion_env.evaluation.statistics import (
-    Interval,
-    bootstrap_p,
     holm,
     prompts_for_difference,
-    resampled,
     spread_of,
 )
 from addiffusion_lab.claims.base import Case, Comparison, Outcome, Verdict, unanswered
 from addiffusion_lab.claims.pictures import Means
-
-KIND_OF = {"stop": "fixed"}
-"""Kinds of method that count as another: a constant stop is a fixed number of steps."""
-
-_CHUNK = 500  # resamples at once: bounds memory at chunk x prompts
-_NEAR = 3.0  # standard errors of the difference in cost within which two methods may cost the same
 
 
 @dataclass(frozen=True)
@@ -53,13 +45,12 @@ class Weighed:
 
 
 def kind_of(method: str) -> str:
-    """A method's kind, by its name.
+    """A method's kind of comparator: a constant stop counts as a fixed number of steps.
 
     >>> kind_of("stop:6"), kind_of("threshold_retry:-0.52")
     ('fixed', 'threshold_retry')
     """
-    kind = method.partition(":")[0]
-    return KIND_OF.get(kind, kind)
+    return named_traits(method).kind
 
 
 def judge_groups(
@@ -132,79 +123,31 @@ def _points(own: np.ndarray, case: Case, cost: str) -> list[np.ndarray]:
     return [mixture(own, float(at)) for at in inside]
 
 
-def mixture(costs: np.ndarray, at: float) -> np.ndarray:
-    """(K,) weights of the two methods whose mean costs lie around ``at``, so that together they cost it.
-
-    Beyond an end, that end alone.
-
-    >>> mixture(np.array([8.0, 4.0, 20.0]), 7.0).tolist()
-    [0.75, 0.25, 0.0]
-    """
-    order = np.argsort(costs, kind="stable")
-    place = float(np.interp(at, costs[order], np.arange(len(costs))))
-    left, right = int(np.floor(place)), int(np.ceil(place))
-    weights = np.zeros(len(costs))
-    weights[order[left]] += 1 - (place - left)
-    weights[order[right]] += place - left
-    return weights
-
-
 def _compare(
     means: Means, curve: int, rows: Mapping[str, list[int]], points: Sequence[np.ndarray], case: Case, cost: str
 ) -> list[Comparison]:
-    """One comparison a group and point, not adjusted yet; all of them see the same resamples."""
+    """One comparison a group and point, not adjusted yet."""
     quality, spent = means.values[case.judge], means.values[cost]
-    level = 1 - case.claims.alpha
-    found, shares = [], []
-    for name, members in rows.items():
-        for weights in points:
-            own_q, own_c = weights @ quality[:curve], weights @ spent[:curve]
-            at = float(own_c.mean())
-            # A hair above the dearest comparator is no gap in the comparison.
-            reached = at <= 1.01 * float(spent[members].mean(1).max())
-            found.append((f"{name} at {at:.2f} {'NFE' if cost == 'nfe' else cost}", at, reached))
-            shares.append(_shares(own_q, own_c, quality[members], spent[members]))
-    draws = _draws(np.concatenate(shares), case)
-    comparisons, first = [], 0
-    for (label, at, reached), lines in zip(found, shares, strict=True):
-        candidates = []
-        for line, drawn in zip(lines, draws[first : first + len(lines)], strict=True):
-            low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-            interval = Interval(float(line.mean()), float(low), float(high), level, len(means))
-            candidates.append(Comparison(label, interval, bootstrap_p(drawn), 1.0, at, reached))
-        comparisons.append(min(candidates, key=lambda row: row.effect.low))
-        first += len(lines)
-    return comparisons
-
-
-def _draws(shares: np.ndarray, case: Case) -> np.ndarray:
-    """(lines, resamples) bootstrap means of (lines, P) shares."""
-    chunks = [min(_CHUNK, case.claims.resamples - first) for first in range(0, case.claims.resamples, _CHUNK)]
-    return np.concatenate([shares @ resampled(shares.shape[1], case.rng, count).T for count in chunks], axis=1)
-
-
-def _shares(own_q: np.ndarray, own_c: np.ndarray, quality: np.ndarray, spent: np.ndarray) -> np.ndarray:
-    """(L, P) each prompt's share of the gain over each line of the frontier that may hold at the policy's cost.
-
-    Between two methods of the hull the line's slope converts a prompt's surplus of cost into quality. The frontier
-    bends at its methods. Where the policy costs what one of them does, give or take sampling error, the data cannot
-    say which side of the bend it is on, and taking the side that the sample shows flatters the policy (7.7 % false
-    alarms instead of 2.5). Then both lines are tried, and the comparison with the lower bound counts.
-    """
-    mean_c, mean_q = spent.mean(1), quality.mean(1)
-    hull = upper_hull(mean_c, mean_q)
-    corner_c, corner_q = mean_c[hull], mean_q[hull]
-    # Beyond both ends, more cost buys nothing.
-    slopes = np.concatenate([[0.0], np.diff(corner_q) / np.diff(corner_c), [0.0]])
-    at = float(own_c.mean())
-    place = int(np.searchsorted(corner_c, at))  # line k ends at corner k and starts at corner k - 1
-    weights = mixture(corner_c, at)
-    lines = [own_q - weights @ quality[hull] - slopes[place] * (own_c - weights @ spent[hull])]
-    for corner, index in enumerate(hull):
-        surplus = own_c - spent[index]
-        if abs(surplus.mean()) <= _NEAR * surplus.std() / np.sqrt(len(surplus)):
-            lines += [own_q - quality[index] - slope * surplus for slope in slopes[corner : corner + 2]]
-    return np.array(lines)
+    labelled = [
+        (
+            name,
+            Pairing(
+                weights @ quality[:curve],
+                weights @ spent[:curve],
+                list(map(str, members)),
+                quality[members],
+                spent[members],
+            ),
+        )
+        for name, members in rows.items()
+        for weights in points
+    ]
+    found = gains([pairing for _, pairing in labelled], case.rng, 1 - case.claims.alpha, case.claims.resamples)
+    unit = "NFE" if cost == "nfe" else cost
+    return [
+        Comparison(f"{name} at {row.cost:.2f} {unit}", row.gain, row.p, 1.0, row.cost, row.reached)
+        for (name, _), row in zip(labelled, found, strict=True)
+    ]
 
 
 def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> Weighed:

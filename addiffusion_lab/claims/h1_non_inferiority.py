@@ -9,7 +9,6 @@ from addiffusion_env.evaluation.statistics import (
     MarginTest,
     at_most,
     non_inferior,
-    pilot_of,
     prompts_for_non_inferiority,
 )
 from addiffusion_lab.claims.base import (
@@ -49,7 +48,7 @@ def judge(case: Case) -> Verdict:
     outcome, reason = _decided(quality, nfe, case.margin, claims.reference)
     needed = None
     if outcome == "inconclusive" and not quality.holds and np.ptp(first - second) > 0:
-        needed = prompts_for_non_inferiority(pilot_of(first, second).spread, case.margin.value, alpha=claims.alpha)
+        needed = prompts_for_non_inferiority(float((first - second).std(ddof=1)), case.margin.value, alpha=claims.alpha)
     return Verdict(
         hypothesis="H1",
         claim=claim,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.errors import unknown
+from addiffusion_env.settings import Ge, Settings
 from addiffusion_lab.metrics.network import FeatureNetwork
 from addiffusion_lab.metrics.packages import LPIPS_URLS
 
@@ -13,7 +15,7 @@ BACKENDS = ("torch-fidelity", "torchmetrics")
 
 
 @dataclass(frozen=True)
-class MetricSettings:
+class MetricSettings(Settings):
     """Settings shared by all metrics; each reads those that concern it.
 
     Attributes:
@@ -33,25 +35,25 @@ class MetricSettings:
         seed: of KID's subsets.
     """
 
+    section: ClassVar[str] = "metrics.settings"
+
     backend: str = "torch-fidelity"
     features: str | FeatureNetwork = "inception"
     weights: Path | str | None = None
     cache: Path | str | None = None
     lpips_network: str = "alex"
     lpips_weights: Path | str | None = None
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
+    kid_subsets: Annotated[int, Ge(1)] = 100
+    kid_subset_size: Annotated[int, Ge(2)] = 1000
     psnr_cap: float = 100.0
-    batch: int = 32
+    batch: Annotated[int, Ge(1)] = 32
     device: str = "cpu"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what no metric could use, before hours of feature extraction."""
+        super().__post_init__()
         if self.backend not in BACKENDS:
             raise unknown("metric backend", self.backend, BACKENDS)
         if self.lpips_network not in LPIPS_URLS:
             raise unknown("LPIPS network", self.lpips_network, LPIPS_URLS)
-        for name, least in (("kid_subsets", 1), ("kid_subset_size", 2), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}", f"set {name}={least}")

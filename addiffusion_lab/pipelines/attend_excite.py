@@ -48,6 +48,7 @@ class AttendAndExcite(WholePipeline):
 
     usage: ClassVar[str] = "attend_excite:STEPS"
     example: ClassVar[tuple[str, str]] = ("sd15", "attend_excite:2")
+    constant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least("attend_excite", "STEPS", self.steps, 1)

@@ -45,6 +45,7 @@ class LatentConsistency(WholePipeline):
 
     usage: ClassVar[str] = "lcm:STEPS[,WEIGHTS]"
     example: ClassVar[tuple[str, str]] = ("sd15", "lcm:2,FOLDER")
+    constant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least("lcm", "STEPS", self.steps, 1)

@@ -38,6 +38,7 @@ class SelfAttentionGuidance(WholePipeline):
 
     usage: ClassVar[str] = "sag:STEPS[,SCALE]"
     example: ClassVar[tuple[str, str]] = ("emoji", "sag:2")
+    constant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least("sag", "STEPS", self.steps, 1)

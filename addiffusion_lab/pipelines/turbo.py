@@ -40,6 +40,7 @@ class SDXLTurbo(WholePipeline):
 
     usage: ClassVar[str] = "turbo:STEPS[,WEIGHTS]"
     example: ClassVar[tuple[str, str]] = ("sdxl", "turbo:2,FOLDER")
+    constant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:

@@ -53,7 +53,6 @@ class Made:
 class WholePipeline(BaseMethod):
     """A method that says how to make one picture (:meth:`make`); everything else is here."""
 
-    needs_scores: ClassVar[bool] = False
     uses_engine: ClassVar[bool] = False
     _scorers: LookScorers | None = None
     _bound: Backbone | None = None

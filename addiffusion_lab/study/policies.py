@@ -85,8 +85,7 @@ def trained(
 
 def walk_for(variant: Variant, table: TryTable, settings: EnvSettings) -> Walk:
     """The decision process of a variant on a table."""
-    walk = make_walk(table, settings)
-    return walk if variant.refine else replace(walk, refine=False)
+    return make_walk(table, settings, variant.refine)
 
 
 def play(folder: Path, variant: Variant, table: TryTable, prices: Sequence[float]) -> list[Outcomes]:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.calls.evaluator import Evaluator
-from addiffusion_env.backbones.calls.joining import entries, rebuilt, request_rows
+from addiffusion_env.backbones.calls.joining import request_rows
 from addiffusion_env.backbones.calls.measured import at_index, first_step, generator, image_of
 from addiffusion_env.backbones.calls.networks import holds_state, leading_rows
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.requests import CallRequest
+from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.engine import Engine
@@ -212,33 +213,24 @@ def answered(evaluator: Evaluator, request: CallRequest, scale: float | None, on
     return output, seen
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [tensor for part in entries(value) or () for tensor in _tensors(part)]
-
-
 def _row_count(answer: Any) -> int:
-    tensors = _tensors(answer)
+    tensors = tensors_in(answer)
     return len(tensors[0]) if len(tensors) == 1 else len(tensors)
 
 
 def _filled(answer: Any, inside: dict[int, bool]) -> Any:
     """An answer with ones in some rows of its only tensor, or in some of its tensors."""
-    several = len(_tensors(answer)) > 1
+    several = len(tensors_in(answer)) > 1
     count = iter(range(len(inside)))
 
-    def filled(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            if several:
-                return torch.full_like(part, float(inside[next(count)]))
-            made = torch.zeros_like(part)
-            made[[row for row, chosen in inside.items() if chosen]] = 1
-            return made
-        parts = entries(part)
-        return part if parts is None else rebuilt(part, [filled(entry) for entry in parts])
+    def filled(part: Tensor) -> Tensor:
+        if several:
+            return torch.full_like(part, float(inside[next(count)]))
+        made = torch.zeros_like(part)
+        made[[row for row, chosen in inside.items() if chosen]] = 1
+        return made
 
-    return filled(answer)
+    return with_tensors(answer, filled)
 
 
 def sign(case: Case) -> str:

@@ -18,6 +18,7 @@ from addiffusion_env.backbones.calls.preview_decoder import fit_colours
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import AdDiffusionError, unknown
+from addiffusion_env.pages import markdown_table
 from addiffusion_lab.tiny_pipelines import REFUSED, ZOO
 from addiffusion_lab.tiny_pipelines.contract import (
     Case,
@@ -191,9 +192,8 @@ def measure_refused(name: str) -> tuple[str, str, str]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [list(columns), ["---"] * len(columns), *(list(row) for row in rows)]
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+    """A Markdown table of cells that may hold bars."""
+    return markdown_table(columns, ([cell.replace("|", "/") for cell in row] for row in rows)) + "\n"
 
 
 def tables(rows: Sequence[Row]) -> str:

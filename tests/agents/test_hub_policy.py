@@ -17,9 +17,8 @@ from addiffusion_env.__main__ import main
 from addiffusion_env.agents.hub_policy import HubPolicy, named_policy
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.make import make_policy
-from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, read_results
+from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, folder_digest, read_results
 from addiffusion_env.agents.sb3_zip import DETAILS_FILE, export_zip, import_zip
-from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError, WeightsError
 from addiffusion_env.evaluation.statistics import share_interval
 

@@ -100,6 +100,23 @@ def test_a_zip_works_on_trust(tmp_path, emoji_pipe):
     assert "import_zip" in told(HubPolicy.from_pretrained, path).remedy
 
 
+def test_an_evaluation_takes_a_zip_on_trust(tmp_path, monkeypatch):
+    import eval_sb3
+
+    path = export_zip("emoji", tmp_path / "mine.zip")
+    config = {**eval_sb3.defaults(), "policy": str(path), "prices": [None, 0.01], "methods": [], "prompts": 1}
+    with pytest.raises(UntrustedFileError, match="trust=True"):
+        make_methods(config)
+    methods, settings = make_methods({**config, "trust": True})
+    assert [method.name for method in methods] == ["policy:mine@0.015", "policy:mine@0.01"]
+    assert methods[0].fingerprint == methods[1].fingerprint and len(methods[0].fingerprint) == 64
+    assert settings.keys() == make_policy("emoji").settings().keys()
+    monkeypatch.chdir(tmp_path)
+    more = {"trust": True, "prices": [None], "methods": ["fixed:2"], "prompts": 1, "films": False}
+    report = eval_sb3.evaluate({**config, **more, "progress_bar": False})
+    assert report.summary.focus == "policy:mine@0.015" and (tmp_path / "runs/eval_mine/summary.json").is_file()
+
+
 def test_a_zip_that_says_no_environment_is_told_how(tmp_path, maskable):
     maskable.save(tmp_path / "model.zip")
     error = told(AdaptivePipeline.from_pretrained, "emoji", tmp_path / "model.zip", trust=True)

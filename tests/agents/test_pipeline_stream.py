@@ -240,7 +240,7 @@ def test_maps_of_a_refinement_are_no_steps(backbone, scorers):
 
 class RefineOnce:
     name = "refine once"
-    looks = False
+    needs_preview = False
 
     def bind(self, backbone, scorers):
         pass

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
-from addiffusion_env.agents.factory import make_rollouts, set_training
+from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.rollouts.crew import RayConfig, start_ray
 
 ray = pytest.importorskip("ray")
@@ -42,7 +42,6 @@ class Attacker(BaseCallback):
 
 def learn(folder, total, workers, attacks=(), timeout=600):
     env = make_rollouts({"kind": "ray", "workers": workers, "timeout": timeout}, "lanes", 4, 0, ENV)
-    set_training(env, True)
     model, state = training.resume_or_make("maskable_ppo", env, PPO, 0, "cpu", folder, True)
     training.attach_logger(model, folder)
     log, attacker = EpisodeLog({}), Attacker(attacks)

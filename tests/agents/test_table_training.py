@@ -13,6 +13,7 @@ from addiffusion_env.agents.replay import (
     measured_frontier,
     summary,
 )
+from addiffusion_env.envs.loading import load_backbone
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.observations.observer import Observer
@@ -20,9 +21,12 @@ from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import play_table
 from addiffusion_env.rollouts.regret import regret
 from addiffusion_env.rollouts.table import TryTable
+from addiffusion_env.rollouts.transitions import Transitions
 from addiffusion_env.rollouts.walk import Walk
 
 SETTINGS = EnvSettings.of(
+    steps=4,
+    decide_at=[3],
     refine={"preset": "again", "limit": 4},
     check_finished=True,
     price=[0.0, 0.05],
@@ -69,7 +73,9 @@ def planted(pictures=256, tries=5, seed=0):
 
 
 def walk_on(table):
-    return Walk(table, limit=4, most=20.0, highest_price=0.05, shown_limit=4)
+    backbone = load_backbone(SETTINGS)
+    transitions = Transitions.of(backbone, SETTINGS.process(backbone.capabilities, backbone.name))
+    return Walk(table, transitions, most=20.0, highest_price=0.05, shown_limit=4)
 
 
 def test_ppo_finds_the_planted_optimum(tmp_path):

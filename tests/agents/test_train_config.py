@@ -27,7 +27,7 @@ def test_it_has_the_keys_of_the_file_and_takes_its_values():
 
 @pytest.mark.parametrize(("key", "value"), [("ppo", [1]), ("seed", -1), ("seed", 2**32), ("checkpoint_every", 0)])
 def test_a_wrong_value_is_refused_by_its_key(key, value):
-    """The sentences are those of tests/test_typed.py."""
+    """The sentences are those of tests/test_settings.py."""
     with pytest.raises(ConfigError, match=f"^{key} must be "):
         TrainingConfig.of({**CONFIG, key: value})
 

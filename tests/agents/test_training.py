@@ -16,7 +16,7 @@ import train_sb3
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_entropy
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, set_rng_state
-from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, reward_scale, set_training
+from addiffusion_env.agents.factory import make_vec_env
 from addiffusion_env.agents.policy_file import load_config, load_policy
 from addiffusion_env.agents.replay import FRONTIER_PRICES
 from addiffusion_env.config import compose_config
@@ -180,18 +180,6 @@ def test_an_error_in_training_leaves_a_checkpoint(tmp_path, monkeypatch):
     checkpointer.rescue()
     assert signal.getsignal(signal.SIGTERM) is handler
     assert len(checkpoints(tmp_path / "checkpoints")) == 1
-
-
-def test_the_normaliser_goes_on_after_a_resume():
-    env = make_vec_env("lanes", 2, 0, ENV)
-    set_training(env, True)
-    env.reset()
-    for _ in range(3):
-        env.step(np.array([0, 0]))
-    other = make_vec_env("lanes", 2, 5, ENV)
-    load_env_state(other, env_state(env))
-    assert reward_scale(env)["preference"][0] == 6
-    assert reward_scale(other) == reward_scale(env)
 
 
 def test_the_exported_policy_is_the_trained_one(tmp_path):

@@ -48,6 +48,9 @@ class Judge:
     @classmethod
     def from_pretrained(cls, **options):
         return cls()
+    @classmethod
+    def needs(cls):
+        return ""
     def verdicts(self, images, prompts):
         return []
 

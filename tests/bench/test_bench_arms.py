@@ -47,7 +47,7 @@ def test_methods_run_through_the_pipeline(bed):
     fixed = by_method(bed, "fixed:2").round()
     assert (fixed.lane_steps, fixed.images) == (6, 3)
     policy = by_method(bed, "policy:emoji")
-    assert policy.pipe.method.looks
+    assert policy.pipe.method.needs_preview
     with pytest.raises(UnknownNameError, match="did you mean 'fixed'"):
         by_method(bed, "fixd:2")
 

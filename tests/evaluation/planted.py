@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 from eval_records import record
+from scipy.stats import norm
 
 from addiffusion_env.evaluation.statistics import Margin
 from addiffusion_lab.claims.base import Case, Claims
@@ -13,9 +14,7 @@ POLICY, CONTROL, PLAIN = "policy:emoji@0.01", "policy:emoji@0.01,shuffled", "pol
 
 
 def margin(value=0.1, records_before=0, measure="correct"):
-    return Margin(
-        value, measure, "configs/eval.yaml:33", "2026-11-01T00:00:00+00:00", "git commit 0", "", records_before
-    )
+    return Margin(value, measure, "2026-11-01T00:00:00+00:00", records_before)
 
 
 def table(correct, nfe, demands=None):
@@ -132,3 +131,9 @@ def by_demands(draw, prompts, own, control):
         return np.round(10 + 4 * (correlation * standard + np.sqrt(1 - correlation**2) * noise))
 
     return table({}, {POLICY: spent(own), CONTROL: spent(control)}, demands)
+
+
+def prompts_for_correlation(correlation, alpha=0.05, power=0.8):
+    """Prompts with which a rank correlation is found: Fisher's z with Bonett and Wright's (2000) variance."""
+    both = norm.ppf(1 - alpha / 2) + norm.ppf(power)
+    return int(np.ceil((both / np.arctanh(abs(correlation))) ** 2 * (1 + correlation**2 / 2) + 3))

@@ -165,8 +165,7 @@ def test_a_policys_file_keeps_what_its_frontier_was_measured_on():
 def test_a_report_of_what_a_policy_was_before_is_not_what_it_is_now(tmp_path):
     import shutil
 
-    from addiffusion_env.agents.policy_file import PRETRAINED, read_results
-    from addiffusion_env.baselines.policy import folder_digest
+    from addiffusion_env.agents.policy_file import PRETRAINED, folder_digest, read_results
 
     policy, report = shutil.copytree(PRETRAINED / "emoji", tmp_path / "policy"), tmp_path / "report"
     (policy / "results.json").unlink()
@@ -248,7 +247,7 @@ def test_a_reply_is_read_for_its_own_question_alone(thing, monkeypatch):
 
 
 def manifest_of(*methods: str, **changes) -> Manifest:
-    entries = tuple(MethodEntry(name, variant, False, {}) for name, variant in (m.split("=") for m in methods))
+    entries = tuple(MethodEntry(name, variant, {}) for name, variant in (m.split("=") for m in methods))
     return Manifest(entries, "emoji", ("p",), "", (0,), (), 0.02, {}, {}, **{"identity": {"backbone": 1}, **changes})
 
 

@@ -7,17 +7,18 @@ import pytest
 import eval_sb3
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.eval_config import EvaluationConfig, changed
+from addiffusion_env.evaluation.extras import EXTRAS
 
 
 def test_it_has_the_keys_of_the_file_and_takes_its_values():
     defaults = eval_sb3.defaults()
-    assert {item.name for item in fields(EvaluationConfig)} == set(defaults)
+    assert {*(item.name for item in fields(EvaluationConfig)), *EXTRAS} == set(defaults)
     assert EvaluationConfig.of(defaults).seeds == [0]
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [  # a type, then what an evaluation asks beyond types; the sentences are those of tests/test_typed.py
+    [  # a type, then what an evaluation asks beyond types; the sentences are those of tests/test_settings.py
         ("prices", ["cheap"]),
         ("prompts", 0),
         ("shard_size", 0),
@@ -53,3 +54,8 @@ def test_a_report_is_checked_before_the_training():
         eval_sb3.check_report({"methods": ["fixd:4"]})
     with pytest.raises(ConfigError, match="must be a mapping, got 3"):
         eval_sb3.check_report(3)
+
+
+def test_a_report_checks_extras_before_the_training():
+    with pytest.raises(ConfigError, match="metrics must be mapping or null, got 'psnr'"):
+        eval_sb3.check_report({"metrics": "psnr"})

@@ -31,7 +31,7 @@ class StopWhenLiked(BaseMethod):
 
     usage = "liked:"
     name = "liked"
-    looks = True
+    needs_preview = True
 
     def decide(self, requests):
         return [

@@ -10,7 +10,7 @@ import pytest
 from eval_records import record
 
 from addiffusion_env.errors import ConfigError, UnknownNameError
-from addiffusion_env.evaluation.report import to_html, to_markdown
+from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import NO_JUDGE, Claims
 from addiffusion_lab.claims.conflicts import Use
@@ -233,7 +233,7 @@ def test_verdicts_are_printed_and_written():
     print_verdicts(found, console)
     printed = console.file.getvalue()
     assert printed.count("supported") >= 5
-    assert "Margin: 0.05 in correct, configs/eval.yaml:33 (git commit 0" in printed
+    assert "Margin: 0.05 in correct, in evaluation.json since 2026-11-01" in printed
     assert "preference" not in printed.split("H1:")[0]  # what decides nothing is left to the report
     section = hypotheses_section(found)
     page, text = to_html("t", [section], {}), to_markdown("t", [section])

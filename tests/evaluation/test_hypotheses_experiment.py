@@ -14,7 +14,8 @@ import pytest
 from eval_records import record
 
 import eval_sb3
-from addiffusion_env.baselines import make_method
+from addiffusion_env.baselines import make_method, named_traits
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.config import check_overrides, compose_config
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.choices import make_methods, out_folder
@@ -46,7 +47,7 @@ def environment():
 
 
 def manifest_of(names, **settings):
-    entries = tuple(MethodEntry(name, name, name.startswith("policy"), {}) for name in names)
+    entries = tuple(MethodEntry(name, name, {}, traits=Traits.of(make_method(name))) for name in names)
     given = {"policy": "emoji", "judges": ["emoji_detector"], "hypotheses": {}, **settings}
     return Manifest(entries, "emoji", ("p",), "", (0,), (), 0.02, given, {})
 
@@ -54,15 +55,14 @@ def manifest_of(names, **settings):
 def test_the_experiment_has_all_that_the_claims_need():
     config = composed("experiment=hypotheses")
     methods = make_methods(config)[0]
-    names = [method.name for method in methods]
-    claims = claims_of(names, config["hypotheses"])
+    traits = {method.name: Traits.of(method) for method in methods}
+    claims = claims_of(traits, config["hypotheses"])
     assert claims.policy == "policy:emoji@0.004"
     assert claims.shuffled == "policy:emoji@0.004,shuffled"
     assert claims.no_refine == ("policy:emoji@0.004,no_refine",)
     assert len(claims.points) == 4
-    kinds = {name.partition(":")[0] for name in names}
-    assert set(claims.kinds) <= kinds
-    assert claims.reference in names
+    assert set(claims.kinds) <= {own.kind for own in traits.values()}
+    assert claims.reference in traits
     assert claims.nfe_limit == 7
     assert check_claims(methods, "emoji", config) == claims
 
@@ -74,7 +74,7 @@ def test_another_policy_brings_its_own_controls():
 
 def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one():
     names = ["policy:a@0.01", "policy:a@0.02", "policy:a@0.01,no_refine", "policy:b@0.01", "policy:b@0.02", "fixed:8"]
-    claims = claims_of(names, {"trained_without": "runs/b/policy"})
+    claims = claims_of({name: named_traits(name) for name in names}, {"trained_without": "runs/b/policy"})
     assert claims.points == ("policy:a@0.01", "policy:a@0.02")
     assert claims.no_refine == ("policy:b@0.01", "policy:b@0.02")
     assert claims.refine_controls == {"the policy with refine masked": ("policy:a@0.01,no_refine",)}
@@ -107,7 +107,7 @@ def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path, capsys):
 
 def test_a_setting_that_claims_do_not_have_gets_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'nfe_limit'"):
-        claims_of(["policy:a@0.01"], {"nfe_limt": 3})
+        claims_of({"policy:a@0.01": named_traits("policy:a@0.01")}, {"nfe_limt": 3})
 
 
 def test_an_experiment_of_the_other_script_is_refused():
@@ -181,7 +181,7 @@ def test_verdicts_are_printed_and_in_the_report(tmp_path, capsys):
     printed = capsys.readouterr().out
     for name in HYPOTHESES:
         assert f"\n{name}: " in printed
-    assert "configs/eval.yaml:" in printed and "before any record" in printed
+    assert "before any record" in printed
     assert "refine is only masked" in printed
     page = report.html.read_text()
     assert page.index("Hypotheses") < page.index("Side by side</h2>")

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from addiffusion_env.agents.learned import scores_used
+from addiffusion_env.baselines import named_traits
+from addiffusion_env.baselines.traits import Traits
+from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry
 from addiffusion_lab.claims.conflicts import Use, settle, uses_in, uses_of
@@ -17,15 +21,18 @@ POLICY = "policy:emoji@0.01"
 BARE = {"observation_keys": ["timestep"], "refine": "off"}
 
 
-def scorers_of(environment, **more):
-    settings = {"backbone": "emoji", "scorers": None, **more}
-    found = uses_of([POLICY], [POLICY], {POLICY: environment}, settings["backbone"], settings["scorers"])
-    return {use.scorer for use in found}
+def scorers_of(environment, backbone="emoji"):
+    traits = Traits(learned=True, scores_used=scores_used(EnvSettings.of(**{"backbone": backbone, **environment})))
+    return {use.scorer for use in uses_of({POLICY: traits}, backbone)}
+
+
+def named(*names):
+    return {name: named_traits(name) for name in names}
 
 
 def manifest(methods=(POLICY, "fixed:8"), **changes):
     fields = {
-        "methods": tuple(MethodEntry(name, name, name == POLICY, {}) for name in methods),
+        "methods": tuple(MethodEntry(name, name, {}) for name in methods),
         "backbone": "emoji",
         "prompt_ids": ("p0000",),
         "prompts_digest": "",
@@ -44,7 +51,7 @@ def test_a_reward_pays_by_the_scorers_of_its_terms():
     assert scorers_of({**BARE, "reward": {"clip_gain": 1.0}}) == {"clip"}
     assert scorers_of({**BARE, "reward": {"nfe_price": 1.0}}) == set()
     assert scorers_of({**BARE, "reward": "default"}, backbone="sd15") == {"image_reward"}
-    package = {"preference": "image_reward_package"}  # the same model in another implementation
+    package = {"preference": "image_reward_package", "image_reward": "/some/folder"}  # the same model elsewhere
     assert scorers_of({**BARE, "reward": "default", "scorers": package}, backbone="sd15") == {"image_reward"}
 
 
@@ -56,22 +63,24 @@ def test_what_a_policy_sees_or_keeps_by_counts_as_well():
 
 
 def test_methods_without_a_policy_file_are_known_by_their_kind():
-    names = ["fixed:8", "best_of:2x3", "threshold_retry:0.5", "oracle_stop:clip_score", "random:0.1", "rule:x"]
-    found = {use.method: use for use in uses_of(names, ["random:0.1"], {}, "emoji")}
-    assert set(found) == {"best_of:2x3", "threshold_retry:0.5", "oracle_stop:clip_score"}
+    names = ["fixed:8", "best_of:2x3", "threshold_retry:0.5", "oracle_stop:clip_score", "random:0.1", "stop:3"]
+    names += ["interval:fixed:6", "interval:best_of:2x2", "prompt_rule:8,6", "continue"]
+    found = {use.method: use for use in uses_of(named(*names), "emoji")}
+    assert set(found) == {"best_of:2x3", "threshold_retry:0.5", "oracle_stop:clip_score", "interval:best_of:2x2"}
     assert found["best_of:2x3"].scorer == "blip_preference"
     assert found["oracle_stop:clip_score"].scorer == "clip"
-    unknown = uses_of(["other:1"], ["other:1"], {}, "sd15")
+    unknown = uses_of(named("other:1"), "sd15")
     assert {use.scorer for use in unknown} == {"image_reward", "clip", "dino"}  # the worst is assumed
 
 
 def test_conflicts_are_named_with_a_judge_to_add():
-    uses = uses_of([POLICY, "best_of:2x3"], [POLICY], {POLICY: {"reward": "default"}}, "emoji")
+    policy = Traits(learned=True, scores_used=scores_used(EnvSettings.of(reward="default")))
+    uses = uses_of({POLICY: policy, **named("best_of:2x3")}, "emoji")
     with pytest.raises(ConfigError) as caught:
         settle(["preference", "clip"], uses, "emoji")
     assert "its reward term terminal_bonus pays by it" in caught.value.cause
     assert "clip_score (policy:emoji@0.01: it sees it" in caught.value.cause
-    assert "best_of:2x3: it keeps the try" in caught.value.cause
+    assert "best_of:2x3: it keeps the attempt" in caught.value.cause
     assert "judges=[emoji_detector]" in caught.value.remedy
     with pytest.raises(ConfigError) as hub:
         settle(["image_reward_package"], [Use("image_reward", POLICY, "x"), Use("hps", "b", "y")], "sd15")
@@ -83,26 +92,30 @@ def test_conflicts_are_named_with_a_judge_to_add():
     assert list(roles.conflicted) == ["preference"]
 
 
-def test_the_policy_file_says_what_it_was_paid_by(tmp_path):
-    settings = {"policy": str(tmp_path / "gone"), "judges": ["preference"]}
-    lost = uses_in(manifest(settings=settings))
-    assert {use.how for use in lost} == {"it looks, and its policy file is not at hand"}
-    folder = tmp_path / "emoji" / "policy"
-    folder.mkdir(parents=True)
-    config = {
-        "format": 1,
-        "environment": {**BARE, "reward": {"clip_gain": 1.0}},
-        "observation": {"timestep": [-1.0, 128]},
-        "net_arch": {"pi": [4], "vf": [4]},
-        "highest_price": 0.1,
-        "default_price": 0.01,
-        "frontier": [],
+def test_a_policy_that_sees_only_the_denoiser_has_used_only_what_paid_it():
+    seen = {"reward": {"nfe_price": 1.0}, "refine": "off"}
+    assert scorers_of({**seen, "observation_keys": "denoiser"}) == set()
+    assert scorers_of({**seen, "observation_keys": "denoiser_checked"}) == {"blip_preference"}  # of finished images
+    assert scorers_of({**seen, "observation_keys": ["timestep", "phrases", "prompt"]}) == set()
+    both = {"preset": "again", "liking": {"clip_weight": 0.5}}
+    assert scorers_of({**seen, "refine": both, "observation_keys": "denoiser"}) == {"blip_preference", "clip"}
+
+
+def test_the_manifest_says_what_a_policy_was_paid_by_when_its_file_is_gone():
+    environment = EnvSettings.of(**BARE, reward={"clip_gain": 1.0})
+    entry = MethodEntry(POLICY, POLICY, {}, traits=Traits(learned=True, scores_used=scores_used(environment)))
+    assert MethodEntry.read(json.loads(json.dumps(asdict(entry)))) == entry
+    uses = uses_in(replace(manifest(), methods=(entry,)))
+    assert uses == (Use("clip", POLICY, "its reward term clip_gain pays by it"),)
+
+
+def test_an_older_manifest_goes_by_the_names_that_it_has():
+    older = MethodEntry.read({"name": POLICY, "variant": "v", "looks": False, "process": {}})
+    assert older.traits.learned and not older.traits.needs_preview and older.traits.curve == "policy:emoji"
+    uses = uses_in(replace(manifest(), methods=(older,)))
+    assert {(use.scorer, use.how) for use in uses} == {
+        (scorer, "its policy file is not at hand") for scorer in ("blip_preference", "clip", "dino")
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "policy.safetensors").touch()  # what tells a policy's folder; the weights are not read here
-    for named in (tmp_path / "emoji", folder):
-        found = uses_in(manifest(settings={**settings, "policy": str(named)}))
-        assert found == (Use("clip", POLICY, "its reward term clip_gain pays by it"),)
 
 
 def test_a_margin_keeps_its_history(tmp_path):
@@ -120,7 +133,7 @@ def test_a_margin_keeps_its_history(tmp_path):
 
 
 def test_claims_find_the_policy_and_its_curve():
-    names = ["policy:a@0.01,shuffled", "policy:a@0.01", "policy:a@0.02", "policy:b@0.01", "fixed:8"]
+    names = named("policy:a@0.01,shuffled", "policy:a@0.01", "policy:a@0.02", "policy:b@0.01", "fixed:8")
     found = claims_of(names, {"no_refine": ["policy:b@0.01"], "kinds": ["fixed"]})
     assert found.points == ("policy:a@0.01", "policy:a@0.02")
     assert found.kinds == ("fixed",)
@@ -129,7 +142,7 @@ def test_claims_find_the_policy_and_its_curve():
     with pytest.raises(ConfigError, match="did you mean 'nfe_limit'"):
         claims_of(names, {"nfe_limits": 7})
     with pytest.raises(ConfigError, match="none was evaluated"):
-        claims_of(["fixed:8"], {})
+        claims_of(named("fixed:8"), {})
 
 
 def test_an_evaluation_without_a_held_out_judge_is_refused():

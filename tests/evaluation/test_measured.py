@@ -88,7 +88,7 @@ def test_metrics_and_a_judge_are_in_the_report_and_cost_nothing_twice(evaluated,
 )
 def test_metrics_that_cannot_be_measured_are_refused_at_once(given, error, words):
     with pytest.raises(error, match=words):
-        MetricsConfig.of(given, METHODS)
+        MetricsConfig.read(given, METHODS)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_metrics_that_cannot_be_measured_are_refused_at_once(given, error, words
 )
 def test_a_judge_without_a_limit_or_a_comparator_is_refused(given, error, words):
     with pytest.raises(error, match=words):
-        VlmConfig.of(given, METHODS)
+        VlmConfig.read(given, METHODS)
 
 
 def test_nothing_measured_has_no_section(tmp_path):

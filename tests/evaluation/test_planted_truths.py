@@ -10,7 +10,6 @@ import pytest
 
 from addiffusion_env.evaluation.frontier import gain_over
 from addiffusion_env.evaluation.statistics import (
-    prompts_for_correlation,
     prompts_for_difference,
     prompts_for_non_inferiority,
 )
@@ -99,7 +98,7 @@ def test_h2_takes_more_than_beating_three_of_four_kinds():
 
 
 def test_h3_finds_a_correlation_above_its_control_as_often_as_planned():
-    n = round(prompts_for_correlation(0.3) * 1.87)  # the control's own scatter comes on top
+    n = round(planted.prompts_for_correlation(0.3) * 1.87)  # the control's own scatter comes on top
     found = outcomes("H3", lambda draw: planted.by_demands(draw, n, 0.31, 0.0), 300, shuffled=planted.CONTROL)
     assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 300) + 0.02)
 

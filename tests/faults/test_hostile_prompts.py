@@ -15,7 +15,7 @@ from addiffusion_env.envs.rendering import render_frame
 from addiffusion_env.errors import PromptError
 from addiffusion_env.evaluation.films import Film, draw_film, with_words
 from addiffusion_env.evaluation.records import Record, uid_of
-from addiffusion_env.evaluation.report import to_html, to_markdown
+from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_env.evaluation.sections import Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt
@@ -99,7 +99,7 @@ def written(records: list[Record]) -> list[Section]:
     from addiffusion_env.evaluation.summary import summarise
 
     manifest = Manifest(
-        methods=tuple(MethodEntry(name, name, name == "policy:x", {"steps": 2}) for name in ("policy:x", "fixed:2")),
+        methods=tuple(MethodEntry(name, name, {"steps": 2}) for name in ("policy:x", "fixed:2")),
         backbone="emoji",
         prompt_ids=tuple(f"p{number}" for number in range(len(HOSTILE))),
         prompts_digest="0",

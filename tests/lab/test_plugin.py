@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from addiffusion_env.errors import UnknownNameError
-from addiffusion_env.evaluation.extras import EXTRAS, Extra, extras_in
+from addiffusion_env.evaluation.eval_config import extras_in
+from addiffusion_env.evaluation.extras import EXTRAS, Extra
 from addiffusion_env.registry import Registry
 
 

@@ -12,8 +12,6 @@ from addiffusion_env.agents.factory import (
     env_state,
     load_env_state,
     make_rollouts,
-    reward_scale,
-    set_training,
     total_lanes,
 )
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ResumeError, WorkerError
@@ -46,7 +44,6 @@ def remote(workers, seed=3, lanes=LANES, settings=SETTINGS, cpus=None, **rollout
 
 def play(env, actions=ACTIONS):
     """(observations, rewards, dones, infos) of a few steps in training."""
-    env.set_training(True)
     rows = [(env.reset(), None, None, env.reset_infos)]
     rows += [env.step(row) for row in actions]
     return rows
@@ -124,7 +121,6 @@ def test_masks_methods_and_attributes(pair):
 
 def test_states_fit_any_number_of_workers(pair):
     here = make_rollouts({"kind": "local"}, "lanes", LANES, 5, SETTINGS)
-    set_training(here, True)
     here.reset()
     here.step(np.array([0, 0, 1, 0]))
     state = env_state(here)
@@ -137,9 +133,8 @@ def test_states_fit_any_number_of_workers(pair):
     assert [info["prompt"] for info in found[3]] == [info["prompt"] for info in expected[3]]
     other = make_rollouts({"kind": "local"}, "lanes", LANES, 0, SETTINGS)
     load_env_state(other, {**state, "lanes": pair.state_dict()})
-    assert reward_scale(other) == pair.state_dict()["scale"]
     with pytest.raises(ResumeError, match="3 lanes, this environment 4"):
-        pair.load_state_dict({"slots": [None] * 3, "scale": {}, "faults": 0})
+        pair.load_state_dict({"slots": [None] * 3, "faults": 0})
 
 
 @pytest.mark.parametrize(
@@ -152,7 +147,6 @@ def test_states_fit_any_number_of_workers(pair):
 def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, monkeypatch):
     quiet, ahead = AdDiffusionVecEnv(LANES, 3, **SETTINGS), AdDiffusionVecEnv(LANES, 0, **SETTINGS)
     pair.seed(3)
-    pair.set_training(False)
     pair.losses = Losses()
     seen, _ = pair.reset(), quiet.reset()
     following = [ahead.lanes.episodes.begin(lane, 3 + lane, first=1) for lane in range(LANES)]
@@ -242,7 +236,7 @@ def test_a_worker_that_waits_for_cores_says_so(pair, monkeypatch):
         remote(1, cpus=100.0, start_timeout=2.0, patience=1)
 
 
-def test_options_and_training_reach_the_workers(pair):
+def test_options_reach_the_workers(pair):
     pair.seed(3)
     pair.set_options([{"prompt": "a photo of a dog"}, {}, {}, {"prompt": "a photo of two cats", "price": 0.04}])
     pair.reset()
@@ -250,10 +244,6 @@ def test_options_and_training_reach_the_workers(pair):
     assert told[0][0] == "a photo of a dog" and told[3] == ("a photo of two cats", 0.04, "")
     keys = pair.reset_infos[0].keys()
     assert all(info.keys() == keys for info in pair.reset_infos)
-    pair.env_method("set_training", True)
-    assert pair.reward.scale.training
-    pair.env_method("set_training", False)
-    assert not pair.reward.scale.training
     pair.reset()
     assert pair.reset_infos[0]["prompt"] != "a photo of a dog"  # for one reset
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import rounding
 
+from addiffusion_env.agents.replay import make_walk
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import CapabilityError, ConfigError, NumericsError, ResumeError
 from addiffusion_env.observations.observer import Observer
-from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import make_reward
 from addiffusion_env.rollouts.outcomes import play_table
 from addiffusion_env.rollouts.recorder import check_recordable
-from addiffusion_env.rollouts.regret import best_constant, regret, worth
+from addiffusion_env.rollouts.regret import regret, worth
 from addiffusion_env.rollouts.replay import ReplayVecEnv
 from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.rollouts.walk import Walkers
@@ -61,14 +61,7 @@ def test_the_table_plays_what_the_environment_plays(walk, table, pictures, repla
             assert walk.masks(walkers)[0].tolist() == env.action_masks().tolist()
             seen, paid, ended, _, info = env.step(action)
             moved = walk.step(walkers, np.array([action]))
-            transition = Transition(
-                **walk.scores(walkers, moved),
-                nfe=moved.nfe,
-                price=walkers.price,
-                action=np.array([action]),
-                terminal=moved.ended,
-                reference=np.array([np.nan]),
-            )
+            transition = walk.transition(walkers, moved, np.array([action]))
             assert reward(transition)[0][0] == pytest.approx(paid, abs=SAME)
             walkers = moved.walkers
             assert bool(moved.ended[0]) == ended
@@ -78,6 +71,28 @@ def test_the_table_plays_what_the_environment_plays(walk, table, pictures, repla
         tried, place = moved.picture[0]
         assert table.preference[row, tried, place] == pytest.approx(info["preference"], abs=SAME)
     env.close()
+
+
+def test_a_later_first_refinement_is_the_tables_too(table, replay_settings):
+    """Legality is the engine's: of no setting of it is there a second copy to forget."""
+    settings = replace(replay_settings, refine={**replay_settings.refine, "first_step": 3})
+    env = AdDiffusionEnv(**{name: getattr(settings, name) for name in settings.__dataclass_fields__})
+    env.reset(seed=0, options={"prompt": table.prompts[0], "seed": 5})
+    walk, walkers = make_walk(table, settings), Walkers.start(np.array([0]), np.arange(3)[None], np.zeros(1))
+    for action, may_refine in ((CONTINUE, False), (CONTINUE, True), (REFINE, False), (STOP, True)):
+        env.step(action)
+        walkers = walk.step(walkers, np.array([action])).walkers
+        assert env.action_masks()[REFINE] == walk.masks(walkers)[0, REFINE] == may_refine
+
+
+def test_without_refinement_an_episode_is_one_attempt(table, replay_settings):
+    walk = make_walk(table, replay_settings, refine=False)
+    assert walk.transitions.legal.shape == (1, 7, 3) and not walk.transitions.legal[..., REFINE].any()
+    other = replace(replay_settings, decide_at=[2], steps=4)
+    with pytest.raises(
+        ConfigError, match=r"recorded with decisions at steps \[2, 3\], the environment has them at \[2\]"
+    ):
+        make_walk(table, other)
 
 
 @pytest.mark.numeric
@@ -119,7 +134,7 @@ def test_a_reward_that_is_no_number_reaches_no_policy(walk, table, replay_settin
     env.reset()
     words = rf"reward term 'nfe_price' is nan in lane 1, prompt '{re.escape(table.prompts[env.walkers.row[1]][:60])}"
     sick = np.array([0.0, np.nan, 0.0])
-    monkeypatch.setitem(env.reward._functions, "nfe_price", lambda transition, scale: sick)
+    monkeypatch.setitem(env.reward._terms, "nfe_price", lambda transition: sick)
     with pytest.raises(NumericsError, match=words):
         env.step(np.zeros(3, int))
 
@@ -153,7 +168,7 @@ def test_regret_of_known_values(walk, table, replay_settings):
     found = regret(table, constant, reward, 0.5)
     single = (table.preference[:, 0, table.finish] - 0.5 * table.nfe[:, 0, table.finish]).mean()
     assert found.utility == pytest.approx(single, abs=1e-5)
-    name, best = best_constant(table, worth(reward, table.preference, table.clip_score, table.clip_text), 0.5)
+    name, best = found.best_constant, found.constant_utility
     assert found.to_constant == pytest.approx(best - single, abs=1e-5) and found.to_constant >= 0
     assert found.oracle_utility >= best and "best of 1" in name  # at such a price nobody tries twice
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, set_training
+from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError
@@ -79,10 +79,6 @@ def test_options_take_effect_once(options):
 def test_sb3s_plumbing_reaches_the_lanes():
     vec = AdDiffusionVecEnv(2, render_mode="rgb_array", **SETTINGS)
     vec.reset()
-    vec.env_method("set_training", True)
-    assert vec.episodes.reward.scale.training
-    vec.env_method("set_training", False)
-    assert not vec.episodes.reward.scale.training
     assert vec.render().shape == (592, 256, 3)  # one above the other
     assert [frame.shape for frame in vec.env_method("render", indices=[1])] == [(296, 256, 3)]
     assert vec.get_attr("spec") == [None, None] and vec.has_attr("action_masks") and not vec.has_attr("nope")
@@ -111,7 +107,6 @@ def test_masks_reach_maskable_ppo():
 def test_state_goes_on_exactly(kind):
     env = make_vec_env(kind, 2, 7, SETTINGS)
     assert isinstance(env, VecMonitor)
-    set_training(env, True)
     env.reset()
     env.step(np.array([0, 0]))
     state = env_state(env)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention, captured_joint_attention
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.measured import Measured
-from addiffusion_env.backbones.calls.open_call import NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.open_call import NetworkRequest
 from addiffusion_env.backbones.taps import FeatureTap, tap
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
@@ -96,12 +96,11 @@ class DenoiserTaps:
             attention = torch.stack([self._attention.get(lane, blank) for lane in range(size)])
         return attention, features
 
-    def _call(self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], calls: list[OpenCall]) -> Any:
+    def _call(self, first: NetworkRequest, args: tuple, kwargs: dict, counts: list[int], lanes: list[int]) -> Any:
         branch = self.measured.prompt_sites.get(first.site)
         network = self.evaluator.networks.compiled.get(id(first.module), first.module)
         if self.module is not first.module or branch is None:
             return network(*args, **kwargs)
-        lanes = [self.evaluator.networks.order.get(id(call), at) for at, call in enumerate(calls)]
         rows = prompt_rows(counts, branch)
         wanted = [at for at, lane in enumerate(lanes) if lane in self._wanted]
         store = None

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.joining import entries, rebuilt
 from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.recording import Recorder
+from addiffusion_env.backbones.calls.replays import Block, Replays
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, SchedulerPlan
+from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, Plans
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
+from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
 from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
 from addiffusion_env.hub import in_a_line
@@ -44,6 +46,8 @@ class Evaluator:
         self.guidance_name = guidance_name
         self.networks = Networks()
         self.texts = TextCache(pipe, self.networks.digests)
+        self.replays = Replays(pipe, self.networks)
+        self.plans = Plans(self.networks.digests)
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, Any]:
@@ -52,7 +56,14 @@ class Evaluator:
 
     # Opening.
 
-    def open_call(self, request: CallRequest, scale: float | None, generator: Any = None, **more: Any) -> OpenCall:
+    def open_call(
+        self,
+        request: CallRequest,
+        scale: float | None,
+        generator: Any = None,
+        recorder: Recorder | None = None,
+        **more: Any,
+    ) -> OpenCall:
         """A new call of a request, up to its first event."""
         arguments = {**request.arguments, **more}
         if scale is not None:
@@ -62,6 +73,7 @@ class Evaluator:
             arguments["generator"] = generator
         self._check_adapters(request)
         call = OpenCall(self.pipe, arguments, self.texts.overrides())
+        call.recorder = recorder
         rng_state = request.rng_state
         with told(self.pipe, "the beginning of a call", arguments), forked_rng(rng_state):
             event = call.begun()
@@ -74,7 +86,7 @@ class Evaluator:
                 "the first returned as arguments",
             )
         if request.plan is None:
-            request.plan = SchedulerPlan.of(call, generator)
+            request.plan = self.plans.of(call)
         return call
 
     def _check_adapters(self, request: CallRequest) -> None:
@@ -100,9 +112,12 @@ class Evaluator:
             ((1, ...) latents in the pipeline's layout, the generator's state or ``None``).
         """
         before = generator.clone_state() if isinstance(generator, torch.Generator) else None
-        call = self.open_call(request, scale, generator)
+        call = self.open_call(request, scale, generator, self._recorder())
         state = generator.get_state() if isinstance(generator, torch.Generator) else None
-        x = self.blank_step(call, call.event).sample if call.drawn is None else call.drawn
+        if call.drawn is None:
+            self.blank_step(call, call.event)
+        x = call.event.sample if isinstance(call.event, AtStep) else call.drawn
+        assert x is not None
         self._keep(request, scale, call)
         if before is not None:
             request.draws.append((x, before))
@@ -113,61 +128,97 @@ class Evaluator:
     def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[Evaluated]:
         """Answers evaluations, their network calls joined where that is known to change nothing."""
         adapters = adapters_of(self.pipe)
-        calls = [self._brought(evaluation, adapters) for evaluation in evaluations]
-        self.networks.order = {id(call): at for at, call in enumerate(calls)}
-        found = self.run(calls, keep)
-        self.networks.order = {}
-        for evaluation, call in zip(evaluations, calls, strict=True):
+        for evaluation in evaluations:
+            if evaluation.request.adapters != adapters:
+                self._check_adapters(evaluation.request)
+        blocks, left = ([], list(range(len(evaluations)))) if keep else self.replays.blocks(evaluations)
+        calls = [self._brought(evaluations[at]) for at in left]
+        rows, kept = self._answered([*calls, *blocks], [*([at] for at in left), *(block.lanes for block in blocks)])
+        found: dict[int, Evaluated] = {}
+        for at, call in zip(left, calls, strict=True):
+            evaluation = evaluations[at]
+            found[at] = Evaluated(self._at_step(call), rows[at], kept[at] if keep else [])
+            if call.recorder is not None:
+                self.replays.learn(evaluation, call)
+                call.recorder = None
             self._keep(evaluation.request, evaluation.scale, call)
-        return found
+        for block in blocks:
+            found.update(zip(block.lanes, block.found(rows), strict=True))
+        return [found[at] for at in range(len(evaluations))]
 
-    def run(self, calls: Sequence[OpenCall], keep: bool = False) -> list[Evaluated]:
-        """Answers the network requests of some calls, together, until each waits at its scheduler's step.
+    def run(self, call: OpenCall) -> Evaluated:
+        """Answers the network requests of a call until it waits at its scheduler's step.
 
         Raises:
             CapabilityError: for a pipeline that leaves its loop before.
         """
-        rows = [0] * len(calls)
-        kept: list[list[tuple[NetworkRequest, Any]]] = [[] for _ in calls]
-        while waiting := [at for at, call in enumerate(calls) if isinstance(call.event, NetworkRequest)]:
-            for group in self.networks.groups(calls, waiting):
-                answers, counts = self.networks.answer([calls[at] for at in group])
-                for at, answer, count in zip(group, answers, counts, strict=True):
-                    rows[at] += count
-                    if keep:
-                        kept[at].append((calls[at].event, answer))  # type: ignore[arg-type]
-                    calls[at].answer(answer)
-        found = []
-        for call, count, requests in zip(calls, rows, kept, strict=True):
-            if not isinstance(call.event, AtStep):
-                raise CapabilityError(
-                    f"a {type(self.pipe).__name__} left its loop before its scheduler's step", "it cannot be driven"
-                )
-            found.append(Evaluated(call.event, count, requests))
-        return found
+        rows, kept = self._answered([call], [[0]])
+        return Evaluated(self._at_step(call), rows[0], kept[0])
 
-    def _brought(self, evaluation: Evaluation, adapters: Any) -> OpenCall:
+    def _answered(
+        self, owners: Sequence[OpenCall | Block], lanes: Sequence[list[int]]
+    ) -> tuple[dict[int, int], dict[int, list[tuple[NetworkRequest, Any]]]]:
+        """Answers network requests, together, until there are no more.
+
+        Args:
+            owners: what makes them.
+            lanes: of each request that each of them makes at a time, its position in the batch.
+
+        Returns:
+            (for each lane the number of rows, its requests with their answers).
+        """
+        rows = dict.fromkeys((at for part in lanes for at in part), 0)
+        kept: dict[int, list[tuple[NetworkRequest, Any]]] = {at: [] for at in rows}
+        while any(owner.requests for owner in owners):
+            busy = [(owner, own) for owner, own in zip(owners, lanes, strict=True) if owner.requests]
+            waiting = [pair for owner, own in busy for pair in zip(own, owner.requests, strict=True)]
+            requests = [request for _, request in waiting]
+            answers: dict[int, Any] = {}
+            for group in self.networks.groups(requests):
+                places = [waiting[at][0] for at in group]
+                given, counts = self.networks.answer([requests[at] for at in group], places)
+                for at, answer, count in zip(places, given, counts, strict=True):
+                    answers[at] = answer
+                    rows[at] += count
+            for at, request in waiting:
+                kept[at].append((request, answers[at]))
+            for owner, own in busy:
+                owner.answer_all([answers[at] for at in own])
+        return rows, kept
+
+    def _at_step(self, call: OpenCall) -> AtStep:
+        if not isinstance(call.event, AtStep):
+            raise CapabilityError(
+                f"a {type(self.pipe).__name__} left its loop before its scheduler's step", "it cannot be driven"
+            )
+        return call.event
+
+    def _recorder(self) -> Recorder | None:
+        return Recorder() if self.replays.enabled and self.networks.joins else None
+
+    def _brought(self, evaluation: Evaluation) -> OpenCall:
         """A call of the evaluation's request that has its network request for the wanted latents and time."""
         request, x = evaluation.request, evaluation.x
-        if request.adapters != adapters:
-            self._check_adapters(request)
+        wanted = self.replays.wanted(evaluation)
         # A fresh call's first request is about the plan's first level; any other is asked for after a step.
         first = evaluation.index == 0 and begins(evaluation)
         index = 0 if first else max(1, evaluation.index)
         call = self._taken(request, evaluation.scale, index, x)
+        ready = first and call is not None
         if call is None:
             call = self._reopened(request, evaluation.scale, index, x)
-            if first and call.drawn is not None and _same(call.drawn, x):
-                return call  # its first network request is about these very latents
-        elif first:
+            ready = first and call.drawn is not None and _same(call.drawn, x)
+        if ready:  # its first network request is about these very latents
+            call.recorder = call.recorder if wanted else None
             return call
+        call.recorder = None
         if not isinstance(call.event, AtStep):
             self.blank_step(call, call.event)
         assert call.times is not None and isinstance(call.event, AtStep)
         while call.index < index - 1:
             self.blank_step(call, call.go_on(call.event.sample, call.times[call.index + 1]))
         place_level(call, call.index + 1, evaluation)
-        call.go_on(x, evaluation.time)
+        call.go_on(x, evaluation.time, self._recorder() if wanted else None)
         return call
 
     def _taken(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall | None:
@@ -193,13 +244,13 @@ class Evaluator:
         generator = torch.Generator().manual_seed(0)
         for drawn, before in request.draws if index == 0 else ():
             if _same(drawn, x):
-                return self.open_call(request, scale, before.clone_state())
+                return self.open_call(request, scale, before.clone_state(), self._recorder())
         if index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
             factor = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
             if request.plan is not None:
                 factor = float(getattr(request.plan.scheduler, "init_noise_sigma", 1.0))
             try:
-                return self.open_call(request, scale, generator, latents=x / factor)
+                return self.open_call(request, scale, generator, self._recorder(), latents=x / factor)
             except (ConfigError, CapabilityError):
                 pass  # it wants them in a form of its own
         return self.open_call(request, scale, generator)
@@ -209,6 +260,7 @@ class Evaluator:
 
     def blank_step(self, call: OpenCall, event: Event | None) -> AtStep:
         """Brings a call to its scheduler's step with empty answers, which cost nothing."""
+        call.recorder = None
         while isinstance(event, NetworkRequest):
             event = call.answer(self.networks.blank_answer(event))
         assert isinstance(event, AtStep)
@@ -269,8 +321,10 @@ class Evaluator:
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
-                    own = answer if len(part) == 1 else _row(answer, row)
-                    if (image := _leading(own)).isfinite().all():
+                    own = (
+                        answer if len(part) == 1 else with_tensors(answer, lambda value, row=row: value[row : row + 1])
+                    )
+                    if (image := tensors_in(own)[0]).isfinite().all():
                         call.answer(own)
                     else:
                         # The pipeline's own end would turn infinity into white, and end in an error for NaN.
@@ -363,21 +417,6 @@ def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
         sigmas[at] = evaluation.sigma
     if hasattr(scheduler, "_step_index"):
         scheduler._step_index = at
-
-
-def _row(value: Any, row: int) -> Any:
-    """One image of a decoder's answer."""
-    if isinstance(value, Tensor):
-        return value[row : row + 1]
-    parts = entries(value)
-    return value if parts is None else rebuilt(value, [_row(part, row) for part in parts])
-
-
-def _leading(value: Any) -> Tensor:
-    """The image in a decoder's answer."""
-    while not isinstance(value, Tensor):
-        value = next(iter(entries(value) or ()))
-    return value
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -8,16 +8,17 @@ that take their batch apart (perturbed-attention guidance) depend on it.
 
 from __future__ import annotations
 
-import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.open_call import NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.open_call import NetworkRequest
+from addiffusion_env.backbones.calls.trees import entries, rebuilt
+from addiffusion_env.lru import LruCache
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,6 @@ class Node:
 
 CONSTANT = "constant"
 """What did not change with the number of images."""
-
-
-def entries(value: Any) -> list[Any] | None:
-    """The entries of a container in order; ``None`` for a leaf."""
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, list | tuple):
-        return list(value)
-    return None
-
-
-def rebuilt(like: Any, parts: Sequence[Any]) -> Any:
-    """A container of the kind of ``like`` with other entries."""
-    if isinstance(like, Mapping):
-        pairs = dict(zip(like, parts, strict=True))
-        kind: Any = type(like)
-        if kind is dict:
-            return pairs
-        return kind(**pairs) if dataclasses.is_dataclass(like) else kind(pairs)
-    if hasattr(like, "_fields"):
-        return type(like)(*parts)
-    return type(like)(parts)
 
 
 def learn(one: Any, two: Any) -> Any:
@@ -203,8 +182,7 @@ Form = tuple
 def form_of(request: NetworkRequest) -> Form:
     """Names, containers and numbers of dimensions; no sizes."""
     if request.form is None:
-        object.__setattr__(request, "form", (request.site[0], _form(request.args), _form(request.kwargs)))
-    assert request.form is not None
+        request.form = (request.site[0], _form(request.args), _form(request.kwargs))
     return request.form
 
 
@@ -229,12 +207,14 @@ class Digests:
     KEPT = 4096
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, int], tuple[Tensor, Any]] = OrderedDict()
+        self._known: LruCache[tuple[Tensor, Any]] = LruCache(self.KEPT)
 
     def __call__(self, value: Any) -> Any:
         """The key of a constant."""
         if isinstance(value, Tensor):
             return self._tensor(value)
+        if isinstance(value, np.ndarray):
+            return (value.shape, value.dtype.str, value.tobytes())
         if isinstance(value, Mapping):
             return tuple((name, self(entry)) for name, entry in value.items())
         if isinstance(value, list | tuple):
@@ -252,8 +232,6 @@ class Digests:
         if known is None or known[0] is not value:
             # The tensor is kept, so that its id is not another's.
             known = self._known[key] = (value, self._read(value))
-            while len(self._known) > self.KEPT:
-                self._known.popitem(last=False)
         return known[1]
 
     @staticmethod
@@ -277,13 +255,11 @@ def site_of(one: tuple[NetworkRequest, Any], two: tuple[NetworkRequest, Any]) ->
     return Site(learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other))
 
 
-def group_key(site: Site | None, call: OpenCall, request: NetworkRequest, digests: Digests, uneven: bool) -> Any:
+def group_key(site: Site | None, request: NetworkRequest, digests: Digests, uneven: bool) -> Any:
     """Requests with equal keys go into one call; an unknown kind of request is always alone."""
-    if site is None:
-        return ("alone", id(call))
-    rows = request_rows(site, request)
-    if rows is None:
-        return ("alone", id(call))
+    rows = None if site is None else request_rows(site, request)
+    if site is None or rows is None:
+        return ("alone", id(request))
     return (
         request.site[0],
         id(request.module),

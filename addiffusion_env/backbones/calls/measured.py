@@ -12,11 +12,12 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision, told
-from addiffusion_env.backbones.calls.joining import Batched, Listed, Node, entries, rebuilt
+from addiffusion_env.backbones.calls.joining import Batched, Listed, Node
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
+from addiffusion_env.backbones.calls.trees import entries, tensors_in, with_tensors
 from addiffusion_env.errors import CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
@@ -130,7 +131,7 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
 def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:
     """The first evaluation of a fresh call, by itself."""
     call = evaluator.open_call(request, scale, generator(), **more)
-    found = evaluator.run([call], keep=True)[0]
+    found = evaluator.run(call)
     call.close()
     return found
 
@@ -193,7 +194,7 @@ def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> f
         while isinstance(call.event, NetworkRequest):
             asked = call.event
             answer = evaluator.networks.blank_answer(asked)
-            rows = _tensors(answer)
+            rows = tensors_in(answer)
             count = len(rows[0]) if len(rows) == 1 else len(rows)
             if seen <= marked < seen + count:
                 answer = _marked(answer, marked - seen)
@@ -207,28 +208,19 @@ def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> f
     return max((abs(weight) for weight in weights), default=0.0)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [tensor for part in entries(value) or () for tensor in _tensors(part)]
-
-
 def _marked(value: Any, row: int) -> Any:
     """An answer of zeros with ones in one row: of its only tensor, or the one tensor of that number."""
-    several = len(_tensors(value)) > 1
+    several = len(tensors_in(value)) > 1
     count = iter(range(16))
 
-    def mark(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            made = torch.zeros_like(part)
-            if several:
-                return torch.ones_like(part) if next(count) == row else made
-            made[row] = 1
-            return made
-        inside = entries(part)
-        return part if inside is None else rebuilt(part, [mark(entry) for entry in inside])
+    def mark(part: Tensor) -> Tensor:
+        made = torch.zeros_like(part)
+        if several:
+            return torch.ones_like(part) if next(count) == row else made
+        made[row] = 1
+        return made
 
-    return mark(value)
+    return with_tensors(value, mark)
 
 
 def prompt_sites(a: Evaluated, b: Evaluated, evaluator: Evaluator) -> dict[tuple[str, int], int]:

@@ -14,20 +14,19 @@ from addiffusion_env.backbones.calls.joining import (
     Digests,
     Form,
     Site,
-    entries,
     form_of,
     group_key,
     joined_request,
-    rebuilt,
     request_rows,
     site_of,
     split,
 )
-from addiffusion_env.backbones.calls.open_call import NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.open_call import NetworkRequest
+from addiffusion_env.backbones.calls.trees import entries, with_tensors
 from addiffusion_env.backbones.compiled import bucket_of
 
-NetworkCall = Callable[[NetworkRequest, tuple, dict, list[int], list[OpenCall]], Any]
-"""Makes a network call: (first request, args, kwargs, rows of each open call, open calls) -> the network's answer."""
+NetworkCall = Callable[[NetworkRequest, tuple, dict, list[int], list[int]], Any]
+"""Makes a network call: (first request, args, kwargs, rows of each request, their lanes) -> the network's answer."""
 
 
 @dataclass
@@ -40,7 +39,6 @@ class Networks:
         sites: what was learned of each form of network call; ``None`` for a form that is never joined.
         network_calls: network calls made so far, by component; a joined one counts once.
         network_rows: rows in them.
-        order: position of each open call in the batch that is being evaluated, by its ``id``.
         call_network: makes a network call; ``None`` calls the network itself.
         digests: keys of what must be equal in joined calls.
         buckets: numbers of rows that a call is filled up to by repeating an image of it; empty for no filling.
@@ -52,32 +50,34 @@ class Networks:
     sites: dict[Form, Site | None] = field(default_factory=dict)
     network_calls: dict[str, int] = field(default_factory=dict)
     network_rows: dict[str, int] = field(default_factory=dict)
-    order: dict[int, int] = field(default_factory=dict)
     call_network: NetworkCall | None = None
     digests: Digests = field(default_factory=Digests)
     buckets: Sequence[int] = ()
     compiled: Mapping[int, Any] = field(default_factory=dict)
     _blank: dict[Any, Any] = field(default_factory=dict)
 
-    def groups(self, calls: Sequence[OpenCall], waiting: Sequence[int]) -> list[list[int]]:
-        """Which of the waiting calls, by their position, are answered by one network call."""
-        if not self.joins or len(waiting) == 1:
-            return [[at] for at in waiting]
+    def groups(self, requests: Sequence[NetworkRequest]) -> list[list[int]]:
+        """Which requests, by their position, are answered by one network call."""
+        if not self.joins or len(requests) == 1:
+            return [[at] for at in range(len(requests))]
         groups: dict[Any, list[int]] = {}
-        for at in waiting:
-            request = calls[at].event
-            assert isinstance(request, NetworkRequest)
-            key = group_key(self.site(request), calls[at], request, self.digests, self.uneven)
-            groups.setdefault(key, []).append(at)
+        for at, request in enumerate(requests):
+            if request.key is None:
+                request.key = group_key(self.site(request), request, self.digests, self.uneven)
+            groups.setdefault(request.key, []).append(at)
         return list(groups.values())
 
     def site(self, request: NetworkRequest) -> Site | None:
         """What is known of a form of network call; ``None`` for one that is not joined."""
         return self.sites.get(form_of(request))
 
-    def answer(self, calls: list[OpenCall]) -> tuple[list[Any], list[int]]:
-        """One network call for some open calls: the answer and the number of rows of each."""
-        requests: list[NetworkRequest] = [call.event for call in calls]  # type: ignore[misc]
+    def answer(self, requests: Sequence[NetworkRequest], lanes: list[int]) -> tuple[list[Any], list[int]]:
+        """One network call for some requests: the answer and the number of rows of each.
+
+        Args:
+            requests: that can be joined.
+            lanes: position of each in the batch that is being evaluated.
+        """
         first = requests[0]
         site = self.site(first)
         counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
@@ -98,10 +98,10 @@ class Networks:
             if self.call_network is None:
                 answer = first.module(*args, **kwargs)
             else:
-                answer = self.call_network(first, args, kwargs, rows, calls)
+                answer = self.call_network(first, args, kwargs, rows, lanes)
         answers = [answer] if site is None or len(asked) == 1 else split(site.output, answer, rows)[: len(requests)]
         if (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
-            self._blank[kind] = _zeros(answers[0])
+            self._blank[kind] = with_tensors(answers[0], torch.zeros_like)
         return answers, counts
 
     def _filling(self, counts: Sequence[int]) -> int:
@@ -134,15 +134,8 @@ class Networks:
                 answer = request.module(*request.args, **request.kwargs)
             if holds_state(answer):
                 return answer
-            self._blank[kind] = _zeros(answer)
+            self._blank[kind] = with_tensors(answer, torch.zeros_like)
         return self._blank[kind]
-
-
-def _zeros(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.zeros_like(value)
-    parts = entries(value)
-    return value if parts is None else rebuilt(value, [_zeros(part) for part in parts])
 
 
 def _blank_key(request: NetworkRequest) -> Any:

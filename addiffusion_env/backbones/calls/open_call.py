@@ -13,13 +13,14 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
+from addiffusion_env.backbones.calls.recording import Recorder
 from addiffusion_env.backbones.calls.stand_ins import (
     LazyTimesteps,
     StepOutput,
@@ -34,7 +35,7 @@ NOT_DENOISERS = ("text_encoder", "image_encoder", "safety_checker", "feature_ext
 """Beginnings of the names of components that are never called inside the denoising loop."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class NetworkRequest:
     """A denoiser's call that waits for its answer.
 
@@ -44,6 +45,7 @@ class NetworkRequest:
         args: positional arguments.
         kwargs: keyword arguments.
         form: its structure, once it was looked at (:func:`joining.form_of`).
+        key: equal for requests that go into one call, where that is known (:func:`joining.group_key`).
     """
 
     site: tuple[str, int]
@@ -51,9 +53,10 @@ class NetworkRequest:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     form: tuple | None = None
+    key: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class AtStep:
     """The call has its guided prediction and asks its scheduler for the next latents.
 
@@ -118,7 +121,7 @@ class OpenCall:
         times: (m,) the times that its loop walks, as the pipeline's own run would; ``None`` before its loop.
         begin: position of the first of them in ``scheduler.timesteps`` (image-to-image begins later).
         drawn: the latents that the pipeline prepared, in its own layout; ``None`` if it has no ``prepare_latents``.
-        steps: whether ``step`` returned an object (``return_dict=True``) the last time.
+        recorder: notes what the call does up to its scheduler's step; ``None`` for a call that is not recorded.
     """
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
@@ -129,6 +132,7 @@ class OpenCall:
         self.drawn: Tensor | None = None
         self.denoises = False
         self.own_sigmas = False
+        self.recorder: Recorder | None = None
         self.thread = threading.get_ident()
         self._state = TorchState()
         self._next: Any = None
@@ -145,23 +149,38 @@ class OpenCall:
         """Runs the call up to its first event."""
         return self._switch(None)
 
+    @property
+    def requests(self) -> list[NetworkRequest]:
+        """The network request that waits for its answer."""
+        return [self.event] if isinstance(self.event, NetworkRequest) else []
+
     def answer(self, value: Any) -> Event:
         """Answers a network or decoder request."""
+        if self.recorder is not None:
+            self.recorder.answered(value)
         return self._switch(value)
 
-    def go_on(self, latents: Tensor, time: Any) -> Event:
+    def answer_all(self, values: Sequence[Any]) -> None:
+        """Answers :attr:`requests`."""
+        self.answer(*values)
+
+    def go_on(self, latents: Tensor, time: Any, recorder: Recorder | None = None) -> Event:
         """Resumes a call that waits at ``step``: the step's result is ``latents``, and the next time is ``time``."""
         assert self.times is not None and isinstance(self.event, AtStep)
         self.index += 1
         self._next = time
         self._made.clear()
         self._place(self.index, time)
+        latents = latents.to(self.event.sample.dtype)
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.mark(latents)
         return self._switch(self._stepped(latents))
 
     def finish(self, latents: Tensor) -> Event:
         """Resumes a call that waits at ``step``, whose result ends the loop; the pipeline decodes it."""
         assert isinstance(self.event, AtStep)
-        self._ending = True
+        self._ending, self.recorder = True, None
         self._length = self.index + 1
         return self._switch(self._stepped(latents))
 
@@ -179,9 +198,13 @@ class OpenCall:
     def _switch(self, value: Any) -> Event:
         self._greenlet.parent = getcurrent()
         self._state.enter()
+        if self.recorder is not None and self.recorder.marked:
+            self.recorder.start()
         try:
             found = self._greenlet.switch(value)
         finally:
+            if self.recorder is not None:
+                self.recorder.stop()
             self._state.leave()
         self.event = Ended(found) if self._greenlet.dead else found
         return self.event  # type: ignore[return-value]
@@ -215,7 +238,10 @@ class OpenCall:
             return module(*args, **kwargs)
         count = self._made.get(name, 0)
         self._made[name] = count + 1
-        return self._wait(NetworkRequest((name, count), module, args, kwargs))
+        request = NetworkRequest((name, count), module, args, kwargs)
+        if self.recorder is not None:
+            self.recorder.asked(request)
+        return self._wait(request)
 
     def on_step(self, output: Tensor, time: Any, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``scheduler.step`` was called."""
@@ -274,6 +300,9 @@ class OpenCall:
         def prepared(*args: Any, **kwargs: Any) -> Any:
             made = prepare(*args, **kwargs)
             self.drawn = made[0] if isinstance(made, tuple) else made
+            if self.recorder is not None:
+                self.recorder.mark(self.drawn)
+                self.recorder.start()
             return made
 
         return prepared

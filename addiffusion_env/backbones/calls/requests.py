@@ -25,6 +25,7 @@ class CallRequest:
         waiting: the open calls of each guidance scale.
         draws: the noise that was drawn for it, each with the generator's state before: a call that is opened again
             draws it again.
+        lanes: what is known of its loop at each guidance scale (:mod:`calls.replays`).
         adapters: state of the pipeline's adapters when its first call was opened; ``None`` before.
     """
 
@@ -34,6 +35,7 @@ class CallRequest:
         self.rng_state: Tensor | None = None
         self.waiting: dict[float | None, list[OpenCall]] = {}
         self.draws: list[tuple[Tensor, torch.Generator]] = []
+        self.lanes: dict[float | None, Any] = {}
         self.adapters: Any = None
         weakref.finalize(self, _close_all, self.waiting)
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,20 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.conventions import Convention, check_plan, convention_of
+from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
+
+PLANS_KEPT = 64
+"""Most plans that are kept to be shared."""
 
 LEVEL_TOLERANCE = 1e-6
 """Relative difference of levels that are one: schedulers keep theirs in single precision."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SchedulerPlan:
-    """What the prologue of a pipeline's call has planned.
+    """What the prologue of a pipeline's call has planned; equal plans are one object (:class:`Plans`).
 
     Attributes:
         scheduler: a copy of its scheduler with the plan set; never stepped.
@@ -41,7 +46,7 @@ class SchedulerPlan:
     begin: int
 
     @classmethod
-    def of(cls, call: OpenCall, generator: Any = None) -> SchedulerPlan:
+    def of(cls, call: OpenCall) -> SchedulerPlan:
         """The plan of a call that is in its loop.
 
         Raises:
@@ -133,6 +138,30 @@ class SchedulerPlan:
             return True
         # Without an index of its own a scheduler is either a function of its times (DDIM) or counts (PNDM).
         return not hasattr(scheduler, "ets")
+
+
+class Plans:
+    """The plans of one pipeline's calls.
+
+    Args:
+        digests: makes keys of schedulers' attributes.
+    """
+
+    def __init__(self, digests: Digests) -> None:
+        self.digests = digests
+        self._known: OrderedDict[Any, SchedulerPlan] = OrderedDict()
+
+    def of(self, call: OpenCall) -> SchedulerPlan:
+        """The plan of a call that is in its loop; see :meth:`SchedulerPlan.of`."""
+        assert call.times is not None
+        scheduler = call.scheduler
+        key = (type(scheduler), call.begin, self.digests(call.times), self.digests(scheduler_values(scheduler)))
+        if key not in self._known:
+            self._known[key] = SchedulerPlan.of(call)
+        self._known.move_to_end(key)
+        while len(self._known) > PLANS_KEPT:
+            self._known.popitem(last=False)
+        return self._known[key]
 
 
 _MISSING = object()

@@ -1,0 +1,422 @@
+"""Evaluations without the pipeline's Python: its loop body, recorded once, replayed for many lanes together.
+
+One turn of a pipeline's loop is a :class:`recording.Program`. Lanes with the same settings (arguments other than the
+prompt, guidance scale, plan) run the same one at the same step, and of the values that it reads some belong to the step
+(its time), some to the lane (its prompt). Which is which is not assumed but compared:
+
+- A lane is *registered* by its first recorded turn; what differs there from another lane's is its own.
+- A step is *known* by one lane's turn, which also says what that lane's first turn had the same.
+- From both follows what any registered lane would read there. This is trusted once it was found true of another lane's
+  recorded turn, and of every value that lanes have of their own.
+
+Everything else (random numbers, decisions on values, guiders with memory, values of a lane that change with the step)
+goes on through the pipeline's own call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addiffusion_env.backbones.calls.joining import (
+    CONSTANT,
+    Listed,
+    Node,
+    form_of,
+    group_key,
+    tree_key,
+)
+from addiffusion_env.backbones.calls.networks import Networks, holds_state
+from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
+from addiffusion_env.backbones.calls.trees import tensors_in
+
+OF_A_LANE = ("prompt", "negative_prompt", "generator", "latents")
+"""Beginnings of the names of arguments that lanes with the same settings may have different ones of."""
+
+KEPT = 1024
+"""Most settings, and most steps of each, that are kept."""
+
+FAILURES = 4
+"""Recordings of some settings that came to nothing until no more are made."""
+
+OPERAND = "operand"
+"""In place of what was learned of a network's argument: the slot is read by operations alone."""
+
+
+@dataclass(eq=False)
+class Turn:
+    """One recorded turn of a pipeline's loop.
+
+    Attributes:
+        program: what was done.
+        slots: the values that it read.
+        step: what the scheduler was given.
+        requests: the network calls.
+    """
+
+    program: Program
+    slots: list[Any]
+    step: AtStep
+    requests: list[NetworkRequest]
+    keys: dict[frozenset[int], int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Registered:
+    """A lane in one program.
+
+    Attributes:
+        turn: its first recorded one.
+        at: the step of it.
+        own: slots that differ from another lane's.
+    """
+
+    turn: Turn
+    at: tuple[int, float]
+    own: frozenset[int]
+
+
+@dataclass(eq=False)
+class KnownStep:
+    """A step of some settings.
+
+    Attributes:
+        turn: a lane's.
+        lane: that lane.
+        steady: slots that had the same value in that lane's first recorded turn; ``None`` if this is it.
+        proven: slots of lanes' own with which another lane's turn was foretold; ``None`` before.
+        wrong: whether one was foretold wrongly.
+    """
+
+    turn: Turn
+    lane: Lane
+    steady: frozenset[int] | None
+    proven: frozenset[int] | None = None
+    wrong: bool = False
+
+
+@dataclass(eq=False)
+class Settings:
+    """What is known of all lanes with the same settings.
+
+    Attributes:
+        steps: (position in the plan, noise level) -> the step.
+        begun: programs of which a lane is registered.
+        failures: recordings that came to nothing.
+    """
+
+    steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
+    begun: set[Program] = field(default_factory=set)
+    failures: int = 0
+
+
+@dataclass(eq=False)
+class Lane:
+    """A request at one guidance scale.
+
+    Attributes:
+        settings: that it shares with others.
+        registered: by program.
+    """
+
+    settings: Settings
+    registered: dict[Program, Registered] = field(default_factory=dict)
+
+
+class Replays:
+    """The recorded turns of one pipeline's loop.
+
+    Args:
+        pipe: the pipeline.
+        networks: makes its network calls.
+
+    Attributes:
+        enabled: whether anything is recorded: not of a ``__call__`` that is a user's, which may do more than compute.
+    """
+
+    def __init__(self, pipe: Any, networks: Networks) -> None:
+        self.pipe, self.networks = pipe, networks
+        self.enabled = type(pipe).__call__.__module__.startswith("diffusers.")
+        self._settings: OrderedDict[Any, Settings] = OrderedDict()
+        self._programs: dict[Any, Program | None] = {}
+        self._kinds: dict[Program, dict[int, Any]] = {}
+        self._numbers: dict[Any, int] = {}
+
+    # What is asked.
+
+    def blocks(self, evaluations: Sequence[Evaluation]) -> tuple[list[Block], list[int]]:
+        """The evaluations that can be replayed, in blocks, and the positions of those that cannot."""
+        groups: dict[Any, list[int]] = {}
+        members: list[tuple[Registered, KnownStep] | None] = []
+        left: list[int] = []
+        for at, evaluation in enumerate(evaluations):
+            found = self._known(evaluation) if self.enabled else None
+            members.append(found)
+            if found is None:
+                left.append(at)
+                continue
+            lane, step = found
+            own = lane.own | step.lane.registered[step.turn.program].own
+            key = (id(step.turn.program), own, self._number(lane.turn, own), self._number(step.turn, own, False))
+            groups.setdefault(key, []).append(at)
+        made = []
+        for key, positions in groups.items():
+            chosen: list[tuple[Registered, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
+            made.append(Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions]), self))
+        return made, left
+
+    def wanted(self, evaluation: Evaluation) -> bool:
+        """Whether a turn through the pipeline's own call is to be recorded."""
+        if not self.enabled or not self.networks.joins:
+            return False
+        lane = self._lane(evaluation.request, evaluation.scale)
+        if lane.settings.failures >= FAILURES:
+            return False
+        step = lane.settings.steps.get((evaluation.index, evaluation.sigma))
+        return step is None or not step.wrong
+
+    def learn(self, evaluation: Evaluation, call: OpenCall) -> None:
+        """Learns from a recorded turn that has reached its scheduler's step."""
+        lane, at = self._lane(evaluation.request, evaluation.scale), (evaluation.index, evaluation.sigma)
+        settings = lane.settings
+        turn = self._turn(call)
+        if turn is None:
+            settings.failures += 1
+            return
+        program = turn.program
+        mine, step = lane.registered.get(program), settings.steps.get(at)
+        if step is not None and step.turn.program is not program:
+            step.wrong = True
+            settings.failures += 1
+            return
+        if step is None:
+            if mine is None:
+                if program in settings.begun:
+                    return  # nothing to compare it with
+                mine = lane.registered[program] = Registered(turn, at, frozenset())
+                settings.begun.add(program)
+            steady = None if mine.at == at else _equal_slots(turn, mine.turn)
+            settings.steps[at] = KnownStep(turn, lane, steady)
+            while len(settings.steps) > KEPT:
+                settings.steps.popitem(last=False)
+            return
+        own = step.lane.registered[program].own
+        if mine is None:
+            differ = frozenset(range(program.size)) - _equal_slots(turn, step.turn)
+            lane.registered[program] = Registered(turn, at, differ | own)
+            return
+        if step.steady is None or step.lane is lane:
+            return
+        own = own | mine.own
+        foretold = (mine if number in own else step for number in range(program.size))
+        if own <= step.steady and all(
+            _same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(foretold)
+        ):
+            step.proven = own | (step.proven or frozenset())
+        else:
+            step.wrong = True
+            settings.failures += 1
+
+    # How it is found.
+
+    def _known(self, evaluation: Evaluation) -> tuple[Registered, KnownStep] | None:
+        lane = self._lane(evaluation.request, evaluation.scale)
+        at = (evaluation.index, evaluation.sigma)
+        step = lane.settings.steps.get(at)
+        if step is None or step.wrong:
+            return None
+        program = step.turn.program
+        mine = lane.registered.get(program)
+        if mine is None:
+            return None
+        if step.steady is None:
+            return (mine, step) if mine.at == at else None
+        own = mine.own | step.lane.registered[program].own
+        return (mine, step) if step.proven is not None and own <= step.proven else None
+
+    def _lane(self, request: CallRequest, scale: float | None) -> Lane:
+        lane = request.lanes.get(scale)
+        if lane is None:
+            given = {k: v for k, v in request.arguments.items() if not k.startswith(OF_A_LANE)}
+            key = (request.plan, scale, self.networks.digests(given), self._state())
+            settings = self._settings.setdefault(key, Settings())
+            while len(self._settings) > KEPT:
+                self._settings.popitem(last=False)
+            lane = request.lanes[scale] = Lane(settings)
+        return lane
+
+    def _state(self) -> Any:
+        """What of the pipeline itself its loop may read."""
+        parts = self.pipe.__dict__.items()
+        plain = (bool, int, float, str)
+        public = ((name, part) for name, part in parts if name[0] != "_")
+        return tuple((name, part if isinstance(part, plain) else _inside(part)) for name, part in public)
+
+    def _turn(self, call: OpenCall) -> Turn | None:
+        recorder, event = call.recorder, call.event
+        assert recorder is not None and isinstance(event, AtStep)
+        program = recorder.program((event.output, event.sample, event.time))
+        if program is None or event.output.shape[0] != 1:
+            return None
+        if program.form not in self._programs:
+            kinds = self._slot_kinds(program, recorder.requests)
+            if kinds is not None and all(type(var) is Var for var in program.results[2:4]):
+                self._kinds[program] = kinds
+                self._programs[program.form] = program
+            else:
+                self._programs[program.form] = None
+        known = self._programs[program.form]
+        return None if known is None else Turn(known, recorder.slots, event, recorder.requests)
+
+    def _slot_kinds(self, program: Program, requests: Sequence[NetworkRequest]) -> dict[int, Any] | None:
+        """What was learned of the network's argument that each slot is; ``None`` where calls are never joined."""
+        found = dict.fromkeys(range(program.size), OPERAND)
+        for call, request in zip(program.calls, requests, strict=True):
+            site = self.networks.site(request)
+            if site is None or holds_state(request.args) or holds_state(request.kwargs):
+                return None
+            for spec, tree in ((site.args, call.args), (site.kwargs, call.kwargs)):
+                for kind, leaf in _leaves_with(spec, tree):
+                    if type(leaf) is Slot:
+                        found[leaf.number] = kind
+                    elif kind is CONSTANT:
+                        return None
+        for number in program.operands:
+            if found[number] is not OPERAND:
+                return None
+        return found
+
+    def _number(self, turn: Turn, own: frozenset[int], inside: bool = True) -> int:
+        """Equal for turns whose slots, those in ``own`` or those outside, can be joined."""
+        known = turn.keys.get(own if inside else own | {-1})
+        if known is not None:
+            return known
+        kinds, digests = self._kinds[turn.program], self.networks.digests
+        parts = []
+        for number, value in enumerate(turn.slots):
+            if (number in own) is not inside:
+                continue
+            kind = kinds[number]
+            if kind is OPERAND:
+                parts.append((value.shape, value.dtype) if isinstance(value, Tensor) else None)
+            elif isinstance(kind, Listed):
+                parts.append((value.ndim, value.dtype) if isinstance(value, Tensor) else digests(value))
+            else:
+                parts.append(tree_key(kind, value, digests))
+        found = self._numbers.setdefault(tuple(parts), len(self._numbers))
+        turn.keys[own if inside else own | {-1}] = found
+        return found
+
+
+class Block:
+    """Lanes that replay one program together; to the networks, as many requests.
+
+    Attributes:
+        lanes: positions of the evaluations.
+        requests: the network requests of all lanes; empty at the scheduler's step.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[Registered, KnownStep]],
+        own: frozenset[int],
+        lanes: list[int],
+        x: Tensor,
+        replays: Replays,
+    ) -> None:
+        self.members, self.own, self.lanes = members, own, lanes
+        self.program = members[0][1].turn.program
+        self.networks = replays.networks
+        self.requests: list[NetworkRequest] = []
+        self._held: dict[int, Tensor] = {0: x[:, None]}
+        self._device = x.device
+        self._position = -1
+        self._go_on()
+
+    def answer_all(self, values: Sequence[Any]) -> None:
+        """Answers all requests."""
+        made = self.program.calls[self._position].made
+        for var, parts in zip(made, zip(*map(tensors_in, values), strict=True), strict=True):
+            self._held[var.number] = torch.stack(parts)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._position += 1
+        self.program.advance(self._position, self._held, self._column, len(self.lanes))
+        self.requests = []
+        if self._position == len(self.program.calls):
+            return
+        call, like = self.program.calls[self._position], self.members[0][1].turn.requests[self._position]
+        key = None
+        for row in range(len(self.lanes)):
+            args = filled(call.args, like.args, *self._values(row))
+            kwargs = filled(call.kwargs, like.kwargs, *self._values(row))
+            request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like))
+            if key is None:
+                networks = self.networks
+                key = group_key(networks.site(request), request, networks.digests, networks.uneven)
+            request.key = key
+            self.requests.append(request)
+
+    def _values(self, row: int) -> tuple[Any, Any]:
+        lane, step = self.members[row]
+        mine, theirs, own, held = lane.turn.slots, step.turn.slots, self.own, self._held
+        return (
+            lambda number: held[number][row],
+            lambda number: mine[number] if number in own else theirs[number],
+        )
+
+    def _column(self, number: int) -> tuple[Any, bool]:
+        return column(
+            [(lane if number in self.own else step).turn.slots[number] for lane, step in self.members], self._device
+        )
+
+    def found(self, rows: Mapping[int, int]) -> list[Evaluated]:
+        """What each lane gives its scheduler; ``rows`` are those of its network calls, by position."""
+        _, _, output, sample, _ = self.program.results
+        outputs, samples = self._held[output.number], self._held[sample.number]
+        found = []
+        for at, (lane, step), out, x in zip(self.lanes, self.members, outputs.unbind(), samples.unbind(), strict=True):
+            given = lane.turn.step
+            found.append(Evaluated(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
+        return found
+
+
+def _leaves_with(spec: Any, tree: Any) -> Iterator[tuple[Any, Any]]:
+    """(what was learned, leaf) of a tree."""
+    if type(tree) in (Var, Slot):
+        yield spec, tree
+        return
+    for at, part in enumerate(tree[2:]):
+        yield from _leaves_with(spec.parts[at] if isinstance(spec, Node) else spec, part)
+
+
+def _inside(part: Any) -> Any:
+    """Numbers of a guider; nothing of other parts."""
+    if not type(part).__module__.startswith("diffusers.guiders"):
+        return None
+    return (id(part), str(sorted(vars(part).items(), key=str)))
+
+
+def _equal_slots(turn: Turn, other: Turn) -> frozenset[int]:
+    pairs = zip(turn.slots, other.slots, strict=True)
+    return frozenset(number for number, (mine, theirs) in enumerate(pairs) if _same(mine, theirs))
+
+
+def _same(one: Any, two: Any) -> bool:
+    if one is two:
+        return True
+    if isinstance(one, Tensor) or isinstance(two, Tensor):
+        if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
+            return False
+        alike = one.shape == two.shape and one.dtype == two.dtype and one.device == two.device
+        return alike and torch.equal(one, two)
+    plain = isinstance(one, bool | int | float | str | torch.dtype | torch.device)
+    return plain and type(one) is type(two) and bool(one == two)
