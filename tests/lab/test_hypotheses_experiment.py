@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from eval_records import record
 
+import eval_sb3
 from addiffusion_env.agents.policy_file import find_policy, load_config
 from addiffusion_env.baselines import make_method, named_traits
 from addiffusion_env.baselines.traits import Traits
-from addiffusion_env.config import check_overrides
+from addiffusion_env.config import check_overrides, compose_config
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.choices import make_methods, out_folder
 from addiffusion_env.evaluation.cost import PlanCost
@@ -34,8 +35,6 @@ FEW = "methods=['policy:emoji@0.004,shuffled','policy:emoji@0.004,no_refine',fix
 
 def composed(*overrides):
     from omegaconf import OmegaConf
-
-    from addiffusion_env.config import compose_config
 
     return OmegaConf.to_container(compose_config(CONFIGS, "eval", overrides), resolve=True)
 
@@ -102,16 +101,11 @@ def test_a_scorer_of_the_reward_cannot_decide_alone(judges):
         )
 
 
-def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path):
-    done = subprocess.run(
-        command(*SMALL, FEW, "judges=[blip_preference]", f"out={tmp_path}"),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment(),
-    )
-    assert done.returncode == 2
-    assert "no judge is independent" in done.stderr
+def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        eval_sb3.main(compose_config(CONFIGS, "eval", [*SMALL, FEW, "judges=[blip_preference]", f"out={tmp_path}"]))
+    assert left.value.code == 2
+    assert "no judge is independent" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.parquet"))
 
 

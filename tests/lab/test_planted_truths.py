@@ -151,9 +151,9 @@ def test_h4_finds_a_gain_and_raises_few_alarms():
 def gains(make, runs):
     """Gains of the planted policy over its fixed methods, one for each simulated evaluation."""
     for run in range(runs):
-        found = planted.records(make(np.random.default_rng(run)))
+        found = planted.records(make(np.random.default_rng([run, 1])))  # a stream apart from the resamples'
         own = found.pop(planted.POLICY)
-        yield gain_over(own, found, "correct", np.random.default_rng(run), resamples=499)
+        yield gain_over(own, found, "correct", np.random.default_rng([run, 2]), resamples=499)
 
 
 @pytest.mark.parametrize("make", [planted.against_frontier, planted.at_a_corner])
@@ -167,5 +167,5 @@ def test_a_reported_gain_is_found_and_its_interval_holds_the_truth():
     covered = [result.gain.low <= GAIN <= result.gain.high for result in found]
     assert np.mean(covered) >= 0.95 - slack(0.95, 200)
     assert np.mean([result.gain.estimate for result in found]) == pytest.approx(GAIN, abs=0.01)
-    # One prompt's share of the gain scatters by .56 (frontier_prompts): 300 prompts find .1 with power .87.
-    assert np.mean([result.gain.low > 0 for result in found]) >= 0.8
+    # A prompt's share of the gain scatters by .44 (see frontier_prompts), so 300 prompts find .1 with power .98.
+    assert np.mean([result.gain.low > 0 for result in found]) >= 0.98 - slack(0.98, 200)
