@@ -25,10 +25,10 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.joining import (
     CONSTANT,
+    Lanes,
     Listed,
     Node,
     form_of,
-    group_key,
     tree_key,
 )
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
@@ -169,7 +169,9 @@ class Replays:
         made = []
         for key, positions in groups.items():
             chosen: list[tuple[Registered, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
-            made.append(Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions]), self))
+            made.append(
+                Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions]), self.networks)
+            )
         return made, left
 
     def wanted(self, evaluation: Evaluation) -> bool:
@@ -316,11 +318,11 @@ class Replays:
 
 
 class Block:
-    """Lanes that replay one program together; to the networks, as many requests.
+    """Lanes that replay one program together; to the networks, one request of several images.
 
     Attributes:
         lanes: positions of the evaluations.
-        requests: the network requests of all lanes; empty at the scheduler's step.
+        requests: the network request that waits; empty at the scheduler's step.
     """
 
     def __init__(
@@ -329,54 +331,51 @@ class Block:
         own: frozenset[int],
         lanes: list[int],
         x: Tensor,
-        replays: Replays,
+        networks: Networks,
     ) -> None:
-        self.members, self.own, self.lanes = members, own, lanes
+        self.members, self.lanes, self.networks = members, lanes, networks
         self.program = members[0][1].turn.program
-        self.networks = replays.networks
         self.requests: list[NetworkRequest] = []
-        self._held: dict[int, Tensor] = {0: x[:, None]}
-        self._device = x.device
-        self._position = -1
+        self._own, self._held, self._position = own, {0: x[:, None]}, -1
         self._go_on()
 
-    def answer_all(self, values: Sequence[Any]) -> None:
-        """Answers all requests."""
+    def answer(self, value: Any) -> None:
+        """Answers the request: tensors (lanes, ...)."""
         made = self.program.calls[self._position].made
-        for var, parts in zip(made, zip(*map(tensors_in, values), strict=True), strict=True):
-            self._held[var.number] = torch.stack(parts)
+        tensors = tensors_in(value)
+        if len(self.lanes) == 1:
+            tensors = [tensor[None] for tensor in tensors]
+        self._held.update((var.number, tensor) for var, tensor in zip(made, tensors, strict=True))
         self._go_on()
 
     def _go_on(self) -> None:
         self._position += 1
-        self.program.advance(self._position, self._held, self._column, len(self.lanes))
+        lanes = len(self.lanes)
+        self.program.advance(self._position, self._held, self._column, lanes)
         self.requests = []
         if self._position == len(self.program.calls):
             return
         call, like = self.program.calls[self._position], self.members[0][1].turn.requests[self._position]
-        key = None
-        for row in range(len(self.lanes)):
-            args = filled(call.args, like.args, *self._values(row))
-            kwargs = filled(call.kwargs, like.kwargs, *self._values(row))
-            request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like))
-            if key is None:
-                networks = self.networks
-                key = group_key(networks.site(request), request, networks.digests, networks.uneven)
-            request.key = key
-            self.requests.append(request)
+        args = filled(call.args, like.args, self._variable, self._value)
+        kwargs = filled(call.kwargs, like.kwargs, self._variable, self._value)
+        request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like), lanes)
+        self.requests.append(request)
 
-    def _values(self, row: int) -> tuple[Any, Any]:
-        lane, step = self.members[row]
-        mine, theirs, own, held = lane.turn.slots, step.turn.slots, self.own, self._held
-        return (
-            lambda number: held[number][row],
-            lambda number: mine[number] if number in own else theirs[number],
-        )
+    def _values(self, number: int) -> list[Any]:
+        if number in self._own:
+            return [lane.turn.slots[number] for lane, _ in self.members]
+        return [step.turn.slots[number] for _, step in self.members]
+
+    def _variable(self, number: int) -> Any:
+        held = self._held[number]
+        return held[0] if len(self.lanes) == 1 else Lanes(held)
+
+    def _value(self, number: int) -> Any:
+        values = self._values(number)
+        return values[0] if all(value is values[0] for value in values) else Lanes(values)
 
     def _column(self, number: int) -> tuple[Any, bool]:
-        return column(
-            [(lane if number in self.own else step).turn.slots[number] for lane, step in self.members], self._device
-        )
+        return column(self._values(number), self._held[0].device)
 
     def found(self, rows: Mapping[int, int]) -> list[Evaluated]:
         """What each lane gives its scheduler; ``rows`` are those of its network calls, by position."""
