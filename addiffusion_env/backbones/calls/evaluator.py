@@ -112,7 +112,8 @@ class Evaluator:
             ((1, ...) latents in the pipeline's layout, the generator's state or ``None``).
         """
         before = generator.clone_state() if isinstance(generator, torch.Generator) else None
-        call = self.open_call(request, scale, generator, self._recorder())
+        recorder = None if self.replays.quick(request, scale) else self._recorder()
+        call = self.open_call(request, scale, generator, recorder)
         state = generator.get_state() if isinstance(generator, torch.Generator) else None
         if call.drawn is None:
             self.blank_step(call, call.event)

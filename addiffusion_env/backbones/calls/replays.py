@@ -4,7 +4,8 @@ One turn of a pipeline's loop is a :class:`recording.Program`. Lanes with the sa
 prompt, guidance scale, plan) run the same one at the same step, and of the values that it reads some belong to the step
 (its time), some to the lane (its prompt). Which is which is not assumed but compared:
 
-- A lane is *registered* by its first recorded turn; what differs there from another lane's is its own.
+- A lane is *registered* by its first recorded turn; what differs there from another lane's is its own. Once only
+  arguments of the first network call did, the request that a new call waits with says as much.
 - A step is *known* by one lane's turn, which also says what that lane's first turn had the same.
 - From both follows what any registered lane would read there. This is trusted once it was found true of another lane's
   recorded turn, and of every value that lanes have of their own.
@@ -33,9 +34,9 @@ from addiffusion_env.backbones.calls.joining import (
 )
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
-from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled
+from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled, leaves
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.backbones.calls.trees import tensors_in
+from addiffusion_env.backbones.calls.trees import entries, tensors_in
 
 OF_A_LANE = ("prompt", "negative_prompt", "generator", "latents")
 """Beginnings of the names of arguments that lanes with the same settings may have different ones of."""
@@ -108,12 +109,12 @@ class Settings:
 
     Attributes:
         steps: (position in the plan, noise level) -> the step.
-        begun: programs of which a lane is registered.
+        own: for each program, what lanes have of their own; ``None`` while only one lane is registered.
         failures: recordings that came to nothing.
     """
 
     steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
-    begun: set[Program] = field(default_factory=set)
+    own: dict[Program, frozenset[int] | None] = field(default_factory=dict)
     failures: int = 0
 
 
@@ -148,6 +149,7 @@ class Replays:
         self._programs: dict[Any, Program | None] = {}
         self._kinds: dict[Program, dict[int, Any]] = {}
         self._numbers: dict[Any, int] = {}
+        self._quick: set[Any] = set()
 
     # What is asked.
 
@@ -200,10 +202,10 @@ class Replays:
             return
         if step is None:
             if mine is None:
-                if program in settings.begun:
+                if program in settings.own:
                     return  # nothing to compare it with
                 mine = lane.registered[program] = Registered(turn, at, frozenset())
-                settings.begun.add(program)
+                settings.own[program] = None
             steady = None if mine.at == at else _equal_slots(turn, mine.turn)
             settings.steps[at] = KnownStep(turn, lane, steady)
             while len(settings.steps) > KEPT:
@@ -211,8 +213,7 @@ class Replays:
             return
         own = step.lane.registered[program].own
         if mine is None:
-            differ = frozenset(range(program.size)) - _equal_slots(turn, step.turn)
-            lane.registered[program] = Registered(turn, at, differ | own)
+            self._register(lane, turn, at, own)
             return
         if step.steady is None or step.lane is lane:
             return
@@ -226,7 +227,46 @@ class Replays:
             step.wrong = True
             settings.failures += 1
 
+    def quick(self, request: CallRequest, scale: float | None) -> bool:
+        """Whether a new call need not be recorded from its beginning."""
+        return (scale, self.networks.digests(_shared(request))) in self._quick
+
     # How it is found.
+
+    def _register(self, lane: Lane, turn: Turn, at: tuple[int, float], own: frozenset[int]) -> Registered:
+        known, program = lane.settings.steps[at], turn.program
+        differ = own | (frozenset(range(program.size)) - _equal_slots(turn, known.turn))
+        made = lane.registered[program] = Registered(turn, at, differ)
+        lane.settings.own[program] = differ | (lane.settings.own[program] or frozenset())
+        return made
+
+    def _at_first_request(self, lane: Lane, evaluation: Evaluation) -> Registered | None:
+        """Registers a lane by the network request that its new call waits with, where that says all."""
+        request, plan = evaluation.request, evaluation.request.plan
+        assert plan is not None
+        at = (0, plan.convention.scheduler_sigma(float(plan.levels[0])))
+        step = lane.settings.steps.get(at)
+        if step is None or step.wrong or step.steady is not None:
+            return None
+        program = step.turn.program
+        own, first = lane.settings.own[program], program.calls[0]
+        inside = {leaf.number for tree in (first.args, first.kwargs) for leaf in leaves(tree, Slot)}
+        waiting = (call for call in request.waiting.get(evaluation.scale, ()) if call.index == 0 and call.requests)
+        call = next(waiting, None)
+        if call is None or not own or not own <= inside:
+            return None
+        asked, like = call.requests[0], step.turn.requests[0]
+        if asked.site != like.site or asked.module is not like.module or form_of(asked) != form_of(like):
+            return None
+        slots: dict[int, Any] = {}
+        for tree, value in ((first.args, asked.args), (first.kwargs, asked.kwargs)):
+            for leaf, found in _leaf_values(tree, value):
+                if type(leaf) is Slot and slots.setdefault(leaf.number, found) is not found:
+                    return None
+        every = [slots.get(number, value) for number, value in enumerate(step.turn.slots)]
+        self._quick.add((evaluation.scale, self.networks.digests(_shared(request))))
+        turn = Turn(program, every, step.turn.step, step.turn.requests)
+        return self._register(lane, turn, at, step.lane.registered[program].own)
 
     def _known(self, evaluation: Evaluation) -> tuple[Registered, KnownStep] | None:
         lane = self._lane(evaluation.request, evaluation.scale)
@@ -235,8 +275,8 @@ class Replays:
         if step is None or step.wrong:
             return None
         program = step.turn.program
-        mine = lane.registered.get(program)
-        if mine is None:
+        mine = lane.registered.get(program) or self._at_first_request(lane, evaluation)
+        if mine is None or mine.turn.program is not program:
             return None
         if step.steady is None:
             return (mine, step) if mine.at == at else None
@@ -246,8 +286,7 @@ class Replays:
     def _lane(self, request: CallRequest, scale: float | None) -> Lane:
         lane = request.lanes.get(scale)
         if lane is None:
-            given = {k: v for k, v in request.arguments.items() if not k.startswith(OF_A_LANE)}
-            key = (request.plan, scale, self.networks.digests(given), self._state())
+            key = (request.plan, scale, self.networks.digests(_shared(request)), self._state())
             settings = self._settings.setdefault(key, Settings())
             while len(self._settings) > KEPT:
                 self._settings.popitem(last=False)
@@ -386,6 +425,20 @@ class Block:
             given = lane.turn.step
             found.append(Evaluated(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
         return found
+
+
+def _shared(request: CallRequest) -> dict[str, Any]:
+    """Arguments that are the same in all lanes with the same settings."""
+    return {name: value for name, value in request.arguments.items() if not name.startswith(OF_A_LANE)}
+
+
+def _leaf_values(tree: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """(leaf, its value) of a tree and a value of the same structure."""
+    if type(tree) in (Var, Slot):
+        yield tree, value
+        return
+    for part, own in zip(tree[2:], entries(value) or (), strict=True):
+        yield from _leaf_values(part, own)
 
 
 def _leaves_with(spec: Any, tree: Any) -> Iterator[tuple[Any, Any]]:
