@@ -62,6 +62,28 @@ def test_h1_hardly_ever_passes_what_spends_the_limit():
     assert found["supported"] <= 0.05 + slack(0.05, 400)
 
 
+def test_h1_holds_against_all_its_references_or_not_at_all():
+    """On a par with the full schedule, and worse by the margin than a reference that tries again."""
+
+    def make(draw):
+        found = planted.against_reference(draw, 400, 0.1, 0.1)
+        policy, fixed = found.columns["correct"]
+        better = np.maximum(fixed, draw.random(400) < 0.5)
+        equal = draw.permutation(policy)
+        return planted.table(
+            {planted.POLICY: policy, "fixed:50": fixed, "best_of:3x50": better, "fixed:20": equal},
+            {
+                planted.POLICY: found.columns["nfe"][0],
+                **dict.fromkeys(("fixed:50", "best_of:3x50", "fixed:20"), np.full(400, 50.0)),
+            },
+        )
+
+    worse = outcomes("H1", make, 40, checked=("fixed:20", "best_of:3x50"))
+    assert worse["not supported"] >= 0.95
+    same = [HYPOTHESES.load("H1")(planted.case(make(np.random.default_rng(0)), checked=("fixed:50",)))]
+    assert same[0].verdict == "supported" and len(same[0].comparisons) == 3
+
+
 def test_h1_says_when_it_is_worse():
     found = outcomes("H1", lambda draw: planted.against_reference(draw, 200, 0.0, 0.3), 50)
     assert found["not supported"] >= 0.98

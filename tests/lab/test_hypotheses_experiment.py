@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from eval_records import record
 
+from addiffusion_env.agents.policy_file import find_policy, load_config
 from addiffusion_env.baselines import make_method, named_traits
 from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.config import check_overrides
@@ -58,9 +59,12 @@ def test_the_experiment_has_all_that_the_claims_need():
     methods = make_methods(config)[0]
     traits = {method.name: Traits.of(method) for method in methods}
     claims = claims_of(traits, config["hypotheses"])
-    assert claims.policy == "policy:emoji@0.004"
-    assert claims.shuffled == "policy:emoji@0.004,shuffled"
-    assert claims.no_refine == ("policy:emoji@0.004,no_refine",)
+    price = round(load_config(find_policy("emoji")).price_for(5.6), 6)  # chosen on training prompts, by rule
+    assert 0.003 < price < 0.006
+    assert claims.policy == f"policy:emoji@{price:g}"
+    assert claims.shuffled == f"{claims.policy},shuffled"
+    assert claims.no_refine == (f"{claims.policy},no_refine",)
+    assert len(claims.checked) == 4 and set(claims.checked) <= set(traits)
     assert len(claims.points) == 4
     assert set(claims.kinds) <= {own.kind for own in traits.values()}
     assert claims.reference in traits
@@ -70,7 +74,7 @@ def test_the_experiment_has_all_that_the_claims_need():
 
 def test_another_policy_brings_its_own_controls():
     config = composed("experiment=hypotheses", "policy=addiffusion_env/agents/pretrained/emoji")
-    assert config["methods"][0] == "policy:addiffusion_env/agents/pretrained/emoji@0.004,shuffled"
+    assert config["methods"][0] == "policy:addiffusion_env/agents/pretrained/emoji@5.6nfe,shuffled"
 
 
 def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one():
