@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def markdown(text: str) -> str:
     >>> markdown("a *b*\n| c")
     'a \\*b\\* \\| c'
     """
-    return " ".join(re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _visible(text)).split())
+    return " ".join(re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)).split())
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -35,23 +35,23 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
-def render(template: str, filters: dict[str, Callable[..., Any]], **values: Any) -> str:
-    """A page.
+def environment(escape: Callable[[str], str], filters: Mapping[str, Callable[..., Any]], **names: Any) -> Any:
+    """Jinja's environment of the templates.
 
     Args:
-        template: a file's name in ``templates``; ``.html`` is escaped as HTML, others as Markdown.
-        filters: name -> function for the template; what it gives as :class:`markupsafe.Markup` is not escaped.
-        **values: what the template names.
+        escape: makes of a text one that the page shows as it is.
+        filters: name -> function for templates; what one gives as :class:`markupsafe.Markup` is not escaped.
+        **names: what templates and their macros can name.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    escape = html.escape if template.endswith(".html") else markdown
-
     def shown(value: Any) -> Any:
-        return value if isinstance(value, Markup) else Markup(escape(_visible(str(value))))
+        return (
+            value if isinstance(value, Markup) else Markup(escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value))))
+        )
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         finalize=shown,
@@ -60,9 +60,18 @@ def render(template: str, filters: dict[str, Callable[..., Any]], **values: Any)
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(filters)
-    return environment.get_template(template).render(**values)
+    made.filters.update(filters)
+    made.globals.update(names)
+    return made
 
 
-def _visible(text: str) -> str:
-    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+def render(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
+    """A page.
+
+    Args:
+        template: a file's name in ``templates``; ``.html`` is escaped as HTML, others as Markdown.
+        filters: see :func:`environment`.
+        **values: what the template names.
+    """
+    escape = html.escape if template.endswith(".html") else markdown
+    return environment(escape, filters).get_template(template).render(**values)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
 
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.settings import Ge, Gt, check_arguments, check_types
+from addiffusion_env.settings import Settings as Base
 
 
 @dataclass
@@ -71,21 +72,39 @@ def test_a_long_value_is_cut():
     assert len(caught.value.cause) < 150
 
 
-@dataclass
-class Ranges:
-    count: Annotated[int, Ge(1)] = 1
-    rate: Annotated[float | None, Gt(0.25)] = None
+@dataclass(frozen=True)
+class Recording(Base):
+    section: ClassVar[str] = "recording"
+    see: ClassVar[str] = "see the docs"
+    retired: ClassVar[dict[str, str]] = {"pictures": "write images"}
+
+    folder: str
+    images: Annotated[int | str | None, Ge(1)] = None
+    scale: Annotated[float, Gt(0)] = 1.0
 
 
-def test_a_number_out_of_its_range_is_refused_and_null_is_none():
-    check_types("job.", Ranges())
-    for changes, sentence in (
-        ({"count": 0}, "job.count must be at least 1, got 0"),
-        ({"rate": 0.25}, "job.rate must be above 0.25, got 0.25"),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            check_types("job.", Ranges(**changes), "raise it")
-        assert (caught.value.cause, caught.value.remedy) == (sentence, "raise it")
+def test_settings_are_read_from_a_mapping_or_taken_as_they_are():
+    made = Recording.of({"folder": "x", "images": 1})
+    assert made == Recording("x", 1) and Recording.of(made) is made
+    assert Recording("x", "all").images == "all", "a range is of numbers"
+
+
+@pytest.mark.parametrize(
+    ("given", "cause", "remedy"),
+    [
+        ({"folder": "x", "images": 0}, "recording.images must be at least 1, got 0", "see the docs"),
+        ({"folder": "x", "scale": 0}, "recording.scale must be above 0, got 0", "see the docs"),
+        ({"folder": "x", "images": 1.5}, "recording.images must be int or str or null, got 1.5", "see the docs"),
+        ({"images": 1}, "recording needs recording.folder", "see the docs"),
+        ({"folder": "x", "pictures": 1}, "recording.pictures has been removed", "write images"),
+        ({"floder": "x"}, "recording has no setting 'floder'", "did you mean 'folder'? known: folder, images, scale"),
+        ("x", "recording must be a mapping, got 'x'", "see the docs"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given, cause, remedy):
+    with pytest.raises(ConfigError) as caught:
+        Recording.of(given)
+    assert (caught.value.cause, caught.value.remedy) == (cause, remedy)
 
 
 def test_arguments_are_checked_by_the_functions_hints():

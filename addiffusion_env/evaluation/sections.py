@@ -237,9 +237,8 @@ def _collapse(summary: Summary) -> Section:
         parts.append(
             f"Utility is preference minus {lost.price:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
             f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); "
-            f"oracle over the constants, "
-            f"choosing by preference: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE, "
-            f"{lost.oracle_correct:.3f} correct (regret {lost.to_oracle:+.3f}). {lost.pictures} pictures."
+            f"oracle over the constants: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE (regret "
+            f"{lost.to_oracle:+.3f})."
         )
     return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from addiffusion_env.baselines.traits import Traits
-from addiffusion_env.evaluation.collapse import Behaviour, Regret, behaviour, regret
+from addiffusion_env.evaluation.collapse import Behaviour, behaviour, regret_in
 from addiffusion_env.evaluation.frontier import FrontierGain, gain_over
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record, by_method
@@ -27,6 +27,7 @@ from addiffusion_env.evaluation.statistics import (
 )
 from addiffusion_env.evaluation.tables import column, focus_of, paired
 from addiffusion_env.seeding import stable_hash
+from addiffusion_env.tabular.regret import Regret
 
 LEVEL = 0.95
 
@@ -165,7 +166,7 @@ def summarise(records: Sequence[Record], manifest: Manifest) -> Summary:
         non_inferiority=_non_inferiority(chosen, groups, reference, focus, primary, margin),
         difficulty=_difficulty(chosen),
         behaviours={name: behaviour(group) for name, group in groups.items() if not traits[name].constant},
-        regret=regret(chosen, constants, manifest.price),
+        regret=regret_in(chosen, constants, manifest.price),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from addiffusion_env.agents.learned import run_name
@@ -13,7 +12,7 @@ from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.statistics import Margin, read_margin
+from addiffusion_env.evaluation.statistics import Margin
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import Claims, Verdict
 from addiffusion_lab.claims.conflicts import settle, uses_in, uses_of
@@ -24,7 +23,6 @@ def judge_evaluation(
     records: Sequence[Record],
     manifest: Manifest,
     settings: Mapping[str, Any],
-    config_file: Path | str | None = None,
     names: Sequence[str] = tuple(HYPOTHESES),
 ) -> tuple[Verdict, ...]:
     """Judges the claims of an evaluation.
@@ -33,7 +31,6 @@ def judge_evaluation(
         records: those that the manifest selects.
         manifest: methods, judges, margin history and the policy's folder.
         settings: keyword arguments of :class:`Claims`; ``policy`` and ``curve`` may be left out.
-        config_file: where the margin stands under ``margin``, for its line and date.
         names: registry names of the claims.
 
     Returns:
@@ -46,7 +43,7 @@ def judge_evaluation(
     uses = uses_in(manifest)
     deciding = settle(judges, uses, manifest.backbone).independent[0]
     claims = claims_of(manifest.traits, settings)
-    return decide(records, claims, judges, [margin_in(manifest, deciding, config_file)], uses, names)
+    return decide(records, claims, judges, [margin_in(manifest, deciding)], uses, names)
 
 
 def check_claims(methods: Sequence[Method], backbone: str, settings: Mapping[str, Any]) -> Claims:
@@ -109,29 +106,16 @@ def _control(traits: Mapping[str, Traits], method: str, control: str) -> str:
     return next((name for name, own in traits.items() if (own.control_of, tuple(own.controls)) == wanted), "")
 
 
-def margin_in(manifest: Manifest, measure: str, config_file: Path | str | None = None) -> Margin:
-    """The margin of an evaluation with its history.
-
-    A margin that differs from the file's was given on the command line; the manifest says when it first was. One that
-    was there before any record stays so, even when another stood in between.
+def margin_in(manifest: Manifest, measure: str) -> Margin:
+    """The margin that counts, as old as its earliest entry with this value, even when another stood in between.
 
     Args:
         manifest: of the evaluation.
         measure: whose units it is in: that of the judge that decides.
-        config_file: where ``margin`` stands; ``None`` when it is not at hand.
-
-    Raises:
-        ConfigError: when the file has no margin.
     """
     value = manifest.margins[-1].margin
-    same = [entry for entry in manifest.margins if entry.margin == value]
-    first = min(same, key=lambda entry: entry.records_before)
-    if config_file is not None:
-        written = read_margin(config_file, "margin", measure, first.records_before)
-        if written.value == value:
-            return written
-    source = "given to the run" if config_file is None else f"given to the run instead of {Path(config_file).name}'s"
-    return Margin(value, measure, source, first.set_at, "evaluation.json", "", first.records_before)
+    first = min((entry for entry in manifest.margins if entry.margin == value), key=lambda entry: entry.records_before)
+    return Margin(value, measure, first.set_at, first.records_before)
 
 
 def _frozen(value: Any) -> Any:

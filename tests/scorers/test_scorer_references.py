@@ -136,7 +136,7 @@ def test_clip_by_name_equals_open_clip(clip_folders, tmp_path, monkeypatch, name
 
 def test_a_text_that_does_not_fit_warns_once_whatever_the_tokenizer(clip_folders):
     clip = ClipScorer.from_pretrained(clip_folders["siglip"])
-    with pytest.warns(UserWarning, match=r"a scorer reads 64 tokens and 'many words .* has 661"):
+    with pytest.warns(UserWarning, match=r"a scorer reads 64 tokens and 'many words .* has more"):
         clip.embed_texts(TEXTS)
 
 
