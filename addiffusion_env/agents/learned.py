@@ -241,10 +241,10 @@ class LearnedMethod:
         self.fingerprint = f"{self.fingerprint.partition('+')[0]}+shuffled {dealt:x}"
 
     def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int
     ) -> Generator[Request, Any, Episode]:
         """One episode."""
-        return play(backbone, process, prompt, seed, looks=self.needs_preview, keep_strip=keep_strip)
+        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
