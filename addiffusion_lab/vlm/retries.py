@@ -65,7 +65,7 @@ def with_retries(
     policy: RetryPolicy,
     who: str,
     on_retry: Callable[[], None] = lambda: None,
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
     """Calls ``attempt`` until it succeeds.
 
