@@ -28,7 +28,7 @@ class Traits:
         judges: registry names of the held-out judges of an evaluation that names none.
         world: whose words benchmarks write their prompts in: ``"any"`` leaves them as published.
         embedded: whether the weights come with the package.
-        guide: ``"module:attribute"`` of what the demo says of the world, a :class:`addiffusion_env.demo.prompts.Guide`;
+        guide: ``"module:attribute"`` of what the demo says of the world, a :class:`addiffusion_lab.demo.prompts.Guide`;
             ``None`` for nothing in particular.
     """
 
