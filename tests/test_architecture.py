@@ -22,7 +22,6 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
     {"agents"},
     {"evaluation"},
     {"bench", "catalogue", "checks"},
-    {"demo"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -35,7 +34,7 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "sb3_contrib": {"agents", "evaluation"},
     "hydra": {"config"},
     "matplotlib": {"evaluation"},
-    "gradio": {"demo"},
+    "gradio": set(),
     "pygame": {"envs"},
 }
 ANYWHERE = {"addiffusion_env.__version__", "addiffusion_env.ENVIRONMENTS"}

@@ -38,12 +38,14 @@ class RayConfig(Settings):
         timeout: seconds after which a worker that has not answered has hung.
         start_timeout: seconds for a worker to start and load its weights.
         patience: how often in a row a worker may be lost before that is an error.
-        thumbnails: longest side, in pixels, of the finished pictures that workers send; ``None`` for no pictures.
         address: of a running Ray cluster; ``None`` is ``$RAY_ADDRESS``, and without one a Ray of this process's own.
         object_store_mb: memory for objects in flight, for a Ray of one's own.
     """
 
     section: ClassVar[str] = "rollouts"
+    retired: ClassVar[Mapping[str, str]] = {
+        "thumbnails": "leave it out: workers send images of at most 64 pixels a side"
+    }
 
     workers: Annotated[int, Gt(0)] = 2
     lanes: int | None = None
@@ -52,7 +54,6 @@ class RayConfig(Settings):
     timeout: Annotated[float, Gt(0)] = 600.0
     start_timeout: Annotated[float, Gt(0)] = 900.0
     patience: Annotated[int, Gt(0)] = 3
-    thumbnails: int | None = 64
     address: str | None = None
     object_store_mb: Annotated[int, Gt(0)] = 200
 

@@ -13,6 +13,9 @@ from PIL import Image
 from addiffusion_env.distributed.actor_pool import BaseWorker
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 
+THUMBNAIL = 64
+"""Longest side, in pixels, of the finished images that workers send."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -55,17 +58,15 @@ class LaneWorker(BaseWorker):
 
     env: AdDiffusionVecEnv
 
-    def setup(self, threads: int, settings: Mapping[str, Any], lanes: int, thumbnails: int | None) -> None:
+    def setup(self, threads: int, settings: Mapping[str, Any], lanes: int) -> None:
         """Loads the model.
 
         Args:
             threads: of torch, in this process.
             settings: keyword arguments of the environment.
             lanes: how many.
-            thumbnails: longest side of the pictures that are sent; ``None`` for none.
         """
         torch.set_num_threads(threads)
-        self.thumbnails = thumbnails
         self.env = AdDiffusionVecEnv(lanes, **settings)
 
     def spaces(self) -> tuple[Any, Any]:
@@ -96,11 +97,8 @@ class LaneWorker(BaseWorker):
         return Stepped(observation, reward, done, infos, fresh, self.env.action_masks())
 
     def _lighter(self, info: dict[str, Any]) -> dict[str, Any]:
-        """An info with a thumbnail in the place of its picture, or none at all, and no word of a lost worker."""
-        image = info.pop("image")
-        if self.thumbnails is not None:
-            info["image"] = thumbnail(image, self.thumbnails)
-        return {**info, "worker_lost": ""}
+        """An info with a thumbnail in the place of its picture, and no word of a lost worker."""
+        return {**info, "image": thumbnail(info["image"]), "worker_lost": ""}
 
     def state(self) -> list[Any]:
         """Every lane exactly, latents included: for a checkpoint."""
@@ -128,7 +126,7 @@ class LaneWorker(BaseWorker):
         return getattr(self.env, name)(*arguments, **named)
 
 
-def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
+def thumbnail(pixels: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
     """(h, w, 3) uint8, made smaller so that no side is longer than ``side``; smaller pictures stay as they are."""
     if max(pixels.shape[:2]) <= side:
         return pixels

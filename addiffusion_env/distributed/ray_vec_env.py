@@ -72,7 +72,7 @@ class RayVecEnv(VecEnv):
         self.shares = config.shares(num_envs)
         self.losses = Losses()
         self.dropped = FaultCount(checked.max_faults)
-        arguments = [(settings, len(share), config.thumbnails) for share in self.shares]
+        arguments = [(settings, len(share)) for share in self.shares]
         self.pool = ActorPool(config, LaneWorker, arguments, checked.device)
         self._lost: dict[int, LostWorkerError] = {}
         super().__init__(num_envs, *self._answer(0, self.pool.ask(0, "spaces")))

@@ -51,7 +51,7 @@ def cases():
     return get
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_it_draws_what_the_pipeline_draws(cases, name):
     case = cases(name)
     wanted = [case.drawn(row) for row in range(3)]
@@ -78,7 +78,7 @@ def test_it_draws_what_the_pipeline_draws(cases, name):
         assert case.backbone.measured.difference <= 1e-4
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_an_early_exit_ends_as_the_pipeline_does(cases, name):
     """After one step, from the clean prediction: what the pipeline's own call makes of it when its loop ends there."""
     case = cases(name)
@@ -88,7 +88,7 @@ def test_an_early_exit_ends_as_the_pipeline_does(cases, name):
     torch.testing.assert_close(image, own, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_a_lane_is_a_value(cases, name):
     """Snapshot in the middle, restored in another backbone's hands, it ends as the same image; a resample ends too."""
     case = cases(name)

@@ -29,7 +29,6 @@ from addiffusion_lab.metrics import features
 from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.features import load_features
 from addiffusion_lab.metrics.settings import MetricSettings
-from addiffusion_lab.study.__main__ import hold
 from addiffusion_lab.vlm import make_client
 from addiffusion_lab.vlm.replies import ReplyCache
 
@@ -273,18 +272,6 @@ def test_what_was_measured_on_other_pictures_is_not_reported(manifest, shown, tm
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
     assert metrics_sections(tmp_path, manifest) == []
     assert len(metrics_sections(tmp_path, replace(manifest, identity={}))) == 1
-
-
-def test_a_study_goes_on_only_with_what_began_it(tmp_path):
-    hold(tmp_path / "new", {"backbone": {"weights": "a"}})
-    (tmp_path / "new" / "clock.json").write_text("{}")
-    hold(tmp_path / "new", {"backbone": {"weights": "a"}})
-    with pytest.raises(ResumeError, match=r"recordings of another model, scorer or judge: backbone\.weights: a -> b"):
-        hold(tmp_path / "new", {"backbone": {"weights": "b"}})
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "clock.json").write_text("{}")
-    with pytest.raises(ResumeError, match="do not say of which model"):
-        hold(tmp_path / "old", {"backbone": {"weights": "a"}})
 
 
 def test_the_page_of_caches_names_every_cache():

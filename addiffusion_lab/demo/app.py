@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
-from addiffusion_env.demo import page
-from addiffusion_env.demo.prompts import MOST_CHARACTERS, guide_of, read_prompt
-from addiffusion_env.demo.takes import Studio, Take, comparators
 from addiffusion_env.errors import AdDiffusionError, ConfigError, MissingPackageError
+from addiffusion_lab.demo import page
+from addiffusion_lab.demo.prompts import MOST_CHARACTERS, guide_of, read_prompt
+from addiffusion_lab.demo.takes import Studio, Take, comparators
 
 HOST = "127.0.0.1"
 """This machine alone; ``share`` is the way out."""

@@ -7,16 +7,19 @@ import functools
 import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from addiffusion_env.demo.takes import Take
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS, overlay_mask
-from addiffusion_env.pages import TEMPLATES, environment
+from addiffusion_env.pages import environment
+from addiffusion_lab.demo.takes import Take
+
+HERE = Path(__file__).parent
 
 SMALLEST = 128
 """Small images are enlarged by a whole factor to at least this many pixels before they are sent."""
@@ -103,7 +106,7 @@ def card(take: Take) -> str:
 
 def stylesheet() -> str:
     """The page's CSS; action colours are those of films and plots."""
-    rules = [(TEMPLATES / "demo.css").read_text(encoding="utf-8")]
+    rules = [(HERE / "demo.css").read_text(encoding="utf-8")]
     for action in Action:
         colour, name = ",".join(map(str, ACTION_COLOURS[action])), action.name.lower()
         rules.append(f".ad-{name} {{ background: rgb({colour}); }}")
@@ -114,4 +117,4 @@ def stylesheet() -> str:
 @functools.lru_cache(maxsize=1)
 def _macros() -> Any:
     filters = {"picture": picture, "title": title, "name": lambda action: Action(action).name.lower()}
-    return environment(escape, filters, meanings=MEANINGS).get_template("demo.html").module
+    return environment(escape, filters, HERE, meanings=MEANINGS).get_template("demo.html").module

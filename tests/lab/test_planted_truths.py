@@ -62,6 +62,28 @@ def test_h1_hardly_ever_passes_what_spends_the_limit():
     assert found["supported"] <= 0.05 + slack(0.05, 400)
 
 
+def test_h1_holds_against_all_its_references_or_not_at_all():
+    """On a par with the full schedule, and worse by the margin than a reference that tries again."""
+
+    def make(draw):
+        found = planted.against_reference(draw, 400, 0.1, 0.1)
+        policy, fixed = found.columns["correct"]
+        better = np.maximum(fixed, draw.random(400) < 0.5)
+        equal = draw.permutation(policy)
+        return planted.table(
+            {planted.POLICY: policy, "fixed:50": fixed, "best_of:3x50": better, "fixed:20": equal},
+            {
+                planted.POLICY: found.columns["nfe"][0],
+                **dict.fromkeys(("fixed:50", "best_of:3x50", "fixed:20"), np.full(400, 50.0)),
+            },
+        )
+
+    worse = outcomes("H1", make, 40, checked=("fixed:20", "best_of:3x50"))
+    assert worse["not supported"] >= 0.95
+    same = [HYPOTHESES.load("H1")(planted.case(make(np.random.default_rng(0)), checked=("fixed:50",)))]
+    assert same[0].verdict == "supported" and len(same[0].comparisons) == 3
+
+
 def test_h1_says_when_it_is_worse():
     found = outcomes("H1", lambda draw: planted.against_reference(draw, 200, 0.0, 0.3), 50)
     assert found["not supported"] >= 0.98
@@ -129,9 +151,9 @@ def test_h4_finds_a_gain_and_raises_few_alarms():
 def gains(make, runs):
     """Gains of the planted policy over its fixed methods, one for each simulated evaluation."""
     for run in range(runs):
-        found = planted.records(make(np.random.default_rng(run)))
+        found = planted.records(make(np.random.default_rng([run, 1])))  # a stream apart from the resamples'
         own = found.pop(planted.POLICY)
-        yield gain_over(own, found, "correct", np.random.default_rng(run), resamples=499)
+        yield gain_over(own, found, "correct", np.random.default_rng([run, 2]), resamples=499)
 
 
 @pytest.mark.parametrize("make", [planted.against_frontier, planted.at_a_corner])
@@ -145,5 +167,5 @@ def test_a_reported_gain_is_found_and_its_interval_holds_the_truth():
     covered = [result.gain.low <= GAIN <= result.gain.high for result in found]
     assert np.mean(covered) >= 0.95 - slack(0.95, 200)
     assert np.mean([result.gain.estimate for result in found]) == pytest.approx(GAIN, abs=0.01)
-    # One prompt's share of the gain scatters by .56 (frontier_prompts): 300 prompts find .1 with power .87.
-    assert np.mean([result.gain.low > 0 for result in found]) >= 0.8
+    # A prompt's share of the gain scatters by .44 (see frontier_prompts), so 300 prompts find .1 with power .98.
+    assert np.mean([result.gain.low > 0 for result in found]) >= 0.98 - slack(0.98, 200)

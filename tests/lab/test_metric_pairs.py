@@ -38,10 +38,10 @@ def test_identical_pictures_count_the_cap_and_are_told():
     pictures = bytes_like((2, 8, 8, 3))
     other = pictures.copy()
     other[1] ^= 1
-    found = image_metrics(pictures, other, ["psnr"], MetricSettings(psnr_cap=60))["psnr"]
-    assert found.values == pytest.approx((60, 20 * math.log10(255)))
+    found = image_metrics(pictures, other, ["psnr"], MetricSettings())["psnr"]
+    assert found.values == pytest.approx((100, 20 * math.log10(255)))
     assert found.settings["identical"] == 1
-    assert found.notes == ("1 of 2 pictures are identical to their reference and count 60 dB",)
+    assert found.notes == ("1 of 2 pictures are identical to their reference and count 100 dB",)
 
 
 @pytest.mark.parametrize(

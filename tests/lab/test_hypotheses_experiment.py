@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from eval_records import record
 
+import eval_sb3
+from addiffusion_env.agents.policy_file import find_policy, load_config
 from addiffusion_env.baselines import make_method, named_traits
 from addiffusion_env.baselines.traits import Traits
-from addiffusion_env.config import check_overrides
+from addiffusion_env.config import check_overrides, compose_config
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.choices import make_methods, out_folder
 from addiffusion_env.evaluation.cost import PlanCost
@@ -33,8 +35,6 @@ FEW = "methods=['policy:emoji@0.004,shuffled','policy:emoji@0.004,no_refine',fix
 
 def composed(*overrides):
     from omegaconf import OmegaConf
-
-    from addiffusion_env.config import compose_config
 
     return OmegaConf.to_container(compose_config(CONFIGS, "eval", overrides), resolve=True)
 
@@ -58,9 +58,12 @@ def test_the_experiment_has_all_that_the_claims_need():
     methods = make_methods(config)[0]
     traits = {method.name: Traits.of(method) for method in methods}
     claims = claims_of(traits, config["hypotheses"])
-    assert claims.policy == "policy:emoji@0.004"
-    assert claims.shuffled == "policy:emoji@0.004,shuffled"
-    assert claims.no_refine == ("policy:emoji@0.004,no_refine",)
+    price = round(load_config(find_policy("emoji")).price_for(5.6), 6)  # chosen on training prompts, by rule
+    assert 0.003 < price < 0.006
+    assert claims.policy == f"policy:emoji@{price:g}"
+    assert claims.shuffled == f"{claims.policy},shuffled"
+    assert claims.no_refine == (f"{claims.policy},no_refine",)
+    assert len(claims.checked) == 4 and set(claims.checked) <= set(traits)
     assert len(claims.points) == 4
     assert set(claims.kinds) <= {own.kind for own in traits.values()}
     assert claims.reference in traits
@@ -70,7 +73,7 @@ def test_the_experiment_has_all_that_the_claims_need():
 
 def test_another_policy_brings_its_own_controls():
     config = composed("experiment=hypotheses", "policy=addiffusion_env/agents/pretrained/emoji")
-    assert config["methods"][0] == "policy:addiffusion_env/agents/pretrained/emoji@0.004,shuffled"
+    assert config["methods"][0] == "policy:addiffusion_env/agents/pretrained/emoji@5.6nfe,shuffled"
 
 
 def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one():
@@ -98,16 +101,11 @@ def test_a_scorer_of_the_reward_cannot_decide_alone(judges):
         )
 
 
-def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path):
-    done = subprocess.run(
-        command(*SMALL, FEW, "judges=[blip_preference]", f"out={tmp_path}"),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment(),
-    )
-    assert done.returncode == 2
-    assert "no judge is independent" in done.stderr
+def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        eval_sb3.main(compose_config(CONFIGS, "eval", [*SMALL, FEW, "judges=[blip_preference]", f"out={tmp_path}"]))
+    assert left.value.code == 2
+    assert "no judge is independent" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.parquet"))
 
 
