@@ -30,7 +30,7 @@ from addiffusion_lab.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-GENERATED = DOCS / "results.md"  # tests/evaluation holds its text to the study
+GENERATED = DOCS / "results.md"  # written by addiffusion_lab/claims/page.py
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page != GENERATED]
 FENCE = re.compile(
     r"(?:^\*(?P<note>[^*\n]+)\*\n\n)?^```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
