@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from addiffusion_env.config import dotted_values, friendly, run_script, version_base
+from addiffusion_env.config import dotted_values, friendly, renamed, run_script, version_base
 from addiffusion_env.plugins import with_plugins
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -28,7 +28,13 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_rollouts, total_lanes
-    from addiffusion_env.agents.replay import ReplayConfig, held_out_frontier, learn_on_table, make_walk, record_table
+    from addiffusion_env.agents.tabular_training import (
+        TabularConfig,
+        held_out_frontier,
+        learn_on_table,
+        make_mdp,
+        record_table,
+    )
     from addiffusion_env.agents.train_config import TrainingConfig
     from addiffusion_env.agents.training import (
         attach_logger,
@@ -49,14 +55,14 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     from eval_sb3 import check_report
 
     started = time.monotonic()
-    config = with_plugins(config, [config["run_dir"]] if config["resume"] == "auto" else [])
+    config = with_plugins(renamed(config), [config["run_dir"]] if config["resume"] == "auto" else [])
     check_report(config["report"])  # now, not after minutes of training
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     check_algorithm(config["algorithm"], config["ppo"])
-    replay = None if config["replay"] is None else ReplayConfig.of(config["replay"])
-    if replay is not None:
-        check_algorithm(config["algorithm"], replay.ppo)
+    tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
+    if tabular is not None:
+        check_algorithm(config["algorithm"], tabular.ppo)
     resume = wants_resume(config["resume"])
     folder = run_folder(config["run_dir"])
     if not resume and checkpoints(folder / "checkpoints"):
@@ -74,16 +80,16 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
     )
     attach_logger(model, folder)
-    walk = None
-    if replay is not None:
+    mdp = None
+    if tabular is not None:
         settings = EnvSettings.of(**told)
-        table = record_table(settings, replay, folder / "table", lanes)
-        walk = make_walk(table, settings)
+        table = record_table(settings, tabular, folder / "table", lanes)
+        mdp = make_mdp(table, settings)
         if state is None:
             how = (config["algorithm"], config["seed"], folder, config["device"])
-            learner = learn_on_table(walk, settings, replay, *how)
+            learner = learn_on_table(mdp, settings, tabular, *how)
             model.policy.load_state_dict(learner.policy.state_dict())
-            print(f"trained on the table for {replay.total_timesteps} decisions", flush=True)
+            print(f"trained on the table for {tabular.total_timesteps} decisions", flush=True)
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
@@ -107,8 +113,8 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     policy = folder / "policy"
     if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         measured = log.frontier(), "episodes of the training itself"
-        if walk is not None and replay is not None:
-            measured = held_out_frontier(model.policy, walk, settings, replay, folder, lanes, log.prompt_ids)
+        if mdp is not None and tabular is not None:
+            measured = held_out_frontier(model.policy, mdp, settings, tabular, folder, lanes, log.prompt_ids)
         export_policy(policy, model, config, *measured, identity)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder, last_return(model)

@@ -52,7 +52,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 _LAZY = {
     "AdDiffusionEnv": "addiffusion_env.envs.env",
     "AdDiffusionVectorEnv": "addiffusion_env.envs.vector_env",
-    "AdDiffusionVecEnv": "addiffusion_env.rollouts.vec_env",
+    "AdDiffusionVecEnv": "addiffusion_env.envs.sb3_env",
     "AdaptivePipeline": "addiffusion_env.agents.pipeline",
     "AdDiffusionError": "addiffusion_env.errors",
 }

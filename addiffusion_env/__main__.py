@@ -127,9 +127,7 @@ def export(chosen: argparse.Namespace) -> None:
 
 def run_demo(chosen: argparse.Namespace) -> None:
     """Serves the demo page until Ctrl-C."""
-    from addiffusion_env.demo.app import serve
-
-    serve(chosen.policy, chosen.device, chosen.port, chosen.share)
+    lab("demo.app").serve(chosen.policy, chosen.device, chosen.port, chosen.share)
 
 
 if __name__ == "__main__":

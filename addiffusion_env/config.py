@@ -20,6 +20,9 @@ HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 REMOVED = {"warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table"}
 """Keys of earlier versions -> what to do instead."""
 
+RENAMED = {"replay": "tabular", "tabular.tries": "tabular.attempts"}
+"""Keys of earlier versions -> what they are called now; the old name is still understood, with a note."""
+
 
 def version_base() -> dict[str, str]:
     """What Hydra is told of the version whose defaults are wanted: 1.3 warns unless it is told, 1.4 when it is."""
@@ -102,6 +105,52 @@ def check_removed(keys: Iterable[str]) -> None:
             raise ConfigError(f"the key {key!r} no longer exists", REMOVED[key])
 
 
+def renamed_overrides(overrides: Iterable[str]) -> list[str]:
+    """Command-line overrides with :data:`RENAMED` keys under their present names.
+
+    >>> renamed_overrides(["tabular.attempts=3", "lanes=2"])
+    ['tabular.attempts=3', 'lanes=2']
+    """
+    found = list(overrides)
+    for old, new in RENAMED.items():
+        for index, item in enumerate(found):
+            match = re.fullmatch(rf"([+~]*){re.escape(old)}([.=].*)?", item, re.DOTALL)
+            if match is not None:
+                found[index] = f"{match[1]}{new}{match[2] or ''}"
+                _note_renamed(old, new)
+    return found
+
+
+def renamed(config: Mapping[str, Any], note: bool = True) -> dict[str, Any]:
+    """A configuration with :data:`RENAMED` keys under their present names; what stands under an old name wins.
+
+    Args:
+        config: nested; not changed.
+        note: whether to say so on the standard error.
+
+    >>> renamed({"replay": {"tries": 3}, "tabular": {"attempts": 5, "lanes": 8}}, note=False)
+    {'tabular': {'attempts': 3, 'lanes': 8}}
+    """
+    found = dict(config)
+    for old, new in RENAMED.items():
+        section, _, last = old.rpartition(".")
+        part = found if not section else found.get(section)
+        if not isinstance(part, Mapping) or last not in part:
+            continue
+        part, name = dict(part), new.rpartition(".")[2]
+        value, present = part.pop(last), part.get(name)
+        both = isinstance(value, Mapping) and isinstance(present, Mapping)
+        part[name] = {**present, **value} if both else value
+        found = {**found, section: part} if section else part
+        if note:
+            _note_renamed(old, new)
+    return found
+
+
+def _note_renamed(old: str, new: str) -> None:
+    print(f"note: the key {old} is called {new} now; a later version will refuse the old name", file=sys.stderr)
+
+
 def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:
     """Refuses ``--key value`` and a key without a value: settings are written ``key=value``.
 
@@ -128,7 +177,7 @@ def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir
         if item.startswith("experiment=") and _option_exists(config_dir, item):
             own = OmegaConf.load(config_dir / "experiment" / f"{item.partition('=')[2]}.yaml")
             check_removed(str(key) for key in own)
-            strange = [str(key) for key in own if key not in ("defaults", "hydra", *base)]
+            strange = [str(key) for key in own if key not in ("defaults", "hydra", *base, *RENAMED)]
             if strange:
                 raise ConfigError(
                     f"{item} sets {strange[0]!r}, which this script does not have",
@@ -257,5 +306,6 @@ def run_script(main: Callable[[], Any], config_dir: Path, config_name: str) -> N
     """Runs a Hydra script after checking its overrides."""
     store_environments()
     if not any(item in ("--help", "-h", "--hydra-help", "--info", "--cfg") for item in sys.argv[1:]):
+        sys.argv[1:] = renamed_overrides(sys.argv[1:])
         check_overrides(config_dir, config_name, sys.argv[1:])
     main()

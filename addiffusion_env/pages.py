@@ -35,12 +35,15 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
-def environment(escape: Callable[[str], str], filters: Mapping[str, Callable[..., Any]], **names: Any) -> Any:
+def environment(
+    escape: Callable[[str], str], filters: Mapping[str, Callable[..., Any]], folder: Path = TEMPLATES, **names: Any
+) -> Any:
     """Jinja's environment of the templates.
 
     Args:
         escape: makes of a text one that the page shows as it is.
         filters: name -> function for templates; what one gives as :class:`markupsafe.Markup` is not escaped.
+        folder: of the templates.
         **names: what templates and their macros can name.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -52,7 +55,7 @@ def environment(escape: Callable[[str], str], filters: Mapping[str, Callable[...
         )
 
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         finalize=shown,
         undefined=StrictUndefined,

@@ -47,7 +47,7 @@ class Settings:
     Types and ranges of fields are checked when one is made, from their annotations; see :func:`check_types`.
 
     Attributes:
-        section: name of the mapping that it is read from (``"replay"``); empty for a whole configuration, from which
+        section: name of the mapping that it is read from (``"tabular"``); empty for a whole configuration, from which
             the fields are picked and the rest is left alone.
         see: where to read about the fields, for errors.
         retired: former field -> what to do instead, for errors.

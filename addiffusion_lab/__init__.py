@@ -1,8 +1,8 @@
 """What a study of AdDiffusion needs and a user of it never imports.
 
 The claims H1 to H4, image metrics, the VLM judge, public benchmarks, whole-pipeline baselines, tiny pipelines, the
-training of the emoji world's networks and the benchmark of speed. Nothing in ``addiffusion_env`` imports it. Importing
-it registers names; what they stand for is imported when it is used.
+training of the emoji world's networks, the demo in the browser and the benchmark of speed. Nothing in
+``addiffusion_env`` imports it. Importing it registers names; what they stand for is imported when it is used.
 """
 
 from addiffusion_env.baselines import BASELINES

@@ -18,11 +18,10 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
     {"engine"},
     {"envs"},
     {"baselines"},
-    {"rollouts"},
+    {"distributed", "tabular"},
     {"agents"},
     {"evaluation"},
     {"bench", "catalogue", "checks"},
-    {"demo"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -30,12 +29,12 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "diffusers": {"backbones", "baselines", "bench"},
     "transformers": {"backbones", "scorers"},
     "open_clip": {"backbones", "scorers"},
-    "gymnasium": {"__init__", "__main__", "observations", "envs", "rollouts", "agents", "checks"},
-    "stable_baselines3": {"agents", "rollouts", "evaluation", "bench"},
-    "sb3_contrib": {"agents", "rollouts", "evaluation"},
+    "gymnasium": {"__init__", "__main__", "observations", "envs", "agents", "checks"},
+    "stable_baselines3": {"agents", "distributed", "envs", "evaluation", "bench"},
+    "sb3_contrib": {"agents", "evaluation"},
     "hydra": {"config"},
     "matplotlib": {"evaluation"},
-    "gradio": {"demo"},
+    "gradio": set(),
     "pygame": {"envs"},
 }
 ANYWHERE = {"addiffusion_env.__version__", "addiffusion_env.ENVIRONMENTS"}

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from addiffusion_env import errors
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.config import check_overrides, compose_config, friendly
+from addiffusion_env.config import check_overrides, compose_config, friendly, renamed, renamed_overrides
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
@@ -82,7 +82,7 @@ def test_noise_is_a_function_of_prompt_seed_and_stream():
         ("reward=defalt", "configs/reward has no option 'defalt'\n  -> did you mean 'default'"),
         ("environment@env=AdDiffusion-Emoji-v2", "-> did you mean 'AdDiffusion-Emoji-v1'"),
         ("env.max_decisionz=3", "+env.max_decisionz=VALUE adds what the files leave out"),
-        ("replay={pikture: 3}", "that replay does not have\n  -> +replay.NAME=VALUE adds one"),
+        ("tabular={pikture: 3}", "that tabular does not have\n  -> +tabular.NAME=VALUE adds one"),
         ("rollouts.lanes.most=3", "rollouts.lanes is null: write 'rollouts.lanes={most: VALUE}'"),
         ("warm_start.decisions=3", "the key 'warm_start' no longer exists\n  -> leave it out"),
         ("+warm_start=null", "the key 'warm_start' no longer exists"),
@@ -94,6 +94,16 @@ def test_mistyped_overrides_get_the_nearest_name(override, message):
     with pytest.raises(ConfigError) as caught:
         check_overrides(CONFIGS, "train", [override])
     assert message in str(caught.value)
+
+
+def test_a_key_under_its_former_name_is_understood(capsys):
+    given = ["replay.tries=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
+    now = ["tabular.attempts=3", "tabular=null", "~tabular.ppo", "+env.max_decisions=3", "lanes=2"]
+    assert renamed_overrides(given) == now
+    assert "note: the key replay is called tabular now" in capsys.readouterr().err
+    assert renamed({"replay": None, "tabular": {"attempts": 5}, "lanes": 2}) == {"tabular": None, "lanes": 2}
+    assert renamed({"tabular": None}) == {"tabular": None}
+    check_overrides(CONFIGS, "train", now[1:2])
 
 
 def test_a_mistyped_key_is_shown_its_neighbours_only():

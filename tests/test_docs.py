@@ -39,8 +39,8 @@ REGISTRIES = (BACKBONES, BASELINES, METRICS, BENCHMARKS, PROMPT_SOURCES, TERMS, 
 POLICY = ROOT / "addiffusion_env" / "agents" / "pretrained" / "emoji"
 
 SWEEP = "hydra.sweeper.n_trials=2 lanes=2 total_timesteps=32 env.refine.limit=1 ppo.n_steps=4 ppo.batch_size=8 "
-SWEEP += "replay.pictures=2 replay.held_out=0 "
-SWEEP += "replay.tries=2 replay.lanes=4 replay.total_timesteps=64 replay.ppo.n_steps=8 replay.ppo.batch_size=32"
+SWEEP += "tabular.pictures=2 tabular.held_out=0 "
+SWEEP += "tabular.attempts=2 tabular.lanes=4 tabular.total_timesteps=64 tabular.ppo.n_steps=8 tabular.ppo.batch_size=32"
 ZOO = "-n 8 --env-kwargs steps:2 --hyperparams n_steps:4 batch_size:8 n_envs:2 n_epochs:1 --eval-freq -1 -f zoo"
 SMALL = "prompts=2 methods=[fixed:2,fixed:4] films=false progress_bar=false"
 REDUCED = {

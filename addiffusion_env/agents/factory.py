@@ -12,11 +12,11 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, check_settings, unknown
 from addiffusion_env.plugins import load_plugins, loaded_plugins
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 KINDS = ("lanes", "dummy", "subproc")
 ROLLOUTS = ("local", "ray")
@@ -51,8 +51,8 @@ def make_rollouts(
         return make_vec_env(vec_env, num_envs, seed, settings)
     if vec_env != "lanes":
         raise ConfigError(f"rollouts=ray holds lanes in every worker, got vec_env={vec_env}", "leave vec_env=lanes")
-    from addiffusion_env.rollouts.crew import RayConfig
-    from addiffusion_env.rollouts.ray_vec_env import RayVecEnv
+    from addiffusion_env.distributed.actor_pool import RayConfig
+    from addiffusion_env.distributed.ray_vec_env import RayVecEnv
 
     return VecMonitor(RayVecEnv(num_envs, seed, RayConfig.of(rollouts), **settings))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_policy
+from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config, load_policy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
@@ -90,6 +91,8 @@ class LearnedMethod:
     def parse(cls, text: str) -> LearnedMethod:
         """Loads the policy of a run's folder, at a price of its own or the one given.
 
+        The price ``5.6nfe`` is the one at which the policy's frontier on training prompts spends 5.6 NFE.
+
         It is named after the run's folder and its price, and carries a ``fingerprint`` of the files, so that the
         records of a policy that was trained again under the same name are not taken for the new one's.
 
@@ -102,7 +105,7 @@ class LearnedMethod:
         folder, at, price = text.rpartition("@")
         if not at:
             folder, price = text, ""
-        method = cls.from_run(folder, price=_price(price))
+        method = cls.from_run(folder, price=_price(price, folder))
         method.name = ",".join((f"policy:{run_name(folder)}@{method.price:g}", *controls))
         method.shuffled, method.no_refine = (control in controls for control in CONTROLS)
         return method
@@ -238,10 +241,10 @@ class LearnedMethod:
         self.fingerprint = f"{self.fingerprint.partition('+')[0]}+shuffled {dealt:x}"
 
     def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int
     ) -> Generator[Request, Any, Episode]:
         """One episode."""
-        return play(backbone, process, prompt, seed, looks=self.needs_preview, keep_strip=keep_strip)
+        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
@@ -318,9 +321,12 @@ def _controls(text: str) -> tuple[str, tuple[str, ...]]:
     return head, tuple(control for control in CONTROLS if control in given)
 
 
-def _price(text: str) -> float | None:
+def _price(text: str, folder: str) -> float | None:
     if not text:
         return None
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?nfe", text):
+        config = load_config(find_policy(folder) or Path(folder))
+        return round(config.price_for(float(text.removesuffix("nfe"))), 6)
     try:
         price = float(text)
     except ValueError as error:

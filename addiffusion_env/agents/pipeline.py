@@ -17,7 +17,7 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
-from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
+from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.baselines.base import Method
@@ -296,11 +296,8 @@ class AdaptivePipeline:
         decode_batch: int = 4,
     ) -> tuple[Generator[Made, None, None], Counters]:
         """Finished pictures as they come, and the counters of the engine that makes them."""
-        tracer = TracingDecider(method, self.backbone) if return_trace else None
-        engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=tracer or method.decide)
-        programs = (
-            watched(job, method.program(self.backbone, process, job.prompt, job.seed), tracer, step_end) for job in jobs
-        )
+        engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=method.decide)
+        programs = (traced(job, method, process, self.backbone, step_end, return_trace) for job in jobs)
         stream = engine.stream(programs, max_lanes, decode_batch)
         return (made for _, made in stream), engine.counters
 

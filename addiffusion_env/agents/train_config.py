@@ -33,7 +33,7 @@ class TrainingConfig(Settings):
         progress_bar: whether there is one.
         env: see :class:`.EnvSettings`.
         ppo: keyword arguments of the algorithm.
-        replay: see :class:`.ReplayConfig`; ``None`` trains on the live environment alone.
+        tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
 
@@ -57,7 +57,7 @@ class TrainingConfig(Settings):
     progress_bar: bool
     env: Mapping[str, Any]
     ppo: Mapping[str, Any]
-    replay: Mapping[str, Any] | None
+    tabular: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]
 

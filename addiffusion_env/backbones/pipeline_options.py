@@ -66,10 +66,13 @@ class PipelineOptions(Settings):
         channels_last: keep the weights of convolutions channels-last.
         offload: ``none``; ``model`` keeps one component on the GPU at a time; ``sequential`` one layer.
         vae_tiling: decode large images in tiles.
-        attention_slicing: compute attention in slices: ``True``, ``"max"`` or a number of heads.
     """
 
     section: ClassVar[str] = "backbone_options"
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "attention_slicing": "call pipe.enable_attention_slicing() on your own pipeline and give it as pipe="
+    }
 
     preview: str | nn.Module | None = None
     truncate_prompts: bool = False
@@ -78,7 +81,6 @@ class PipelineOptions(Settings):
     channels_last: bool = False
     offload: str = "none"
     vae_tiling: bool = False
-    attention_slicing: bool | str | int = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], backbone: str, more: Iterable[str] = ()) -> PipelineOptions:
@@ -96,7 +98,8 @@ class PipelineOptions(Settings):
         known = [item.name for item in fields(cls)]
         for name in options:
             if name not in known:
-                raise ConfigError(f"the {backbone} backbone has no option {name!r}", nearest(name, [*known, *more]))
+                remedy = cls.retired.get(name) or nearest(name, [*known, *more])
+                raise ConfigError(f"the {backbone} backbone has no option {name!r}", remedy)
         return cls(**options)
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class PipelineOptions(Settings):
         return buckets_for(self.compile, self.batch_buckets)
 
     def prepare(self, pipe: Any) -> None:
-        """Sets a pipeline up, before it is measured: where it lies, tiles, slices.
+        """Sets a pipeline up, before it is measured: where it lies, tiles.
 
         Raises:
             ConfigError: for what the pipeline's parts do not have, or offloading without a GPU.
@@ -126,14 +129,6 @@ class PipelineOptions(Settings):
             if not hasattr(vae, "enable_tiling"):
                 raise ConfigError(f"vae_tiling was set, and a {type(vae).__name__} has no tiles", "leave it out")
             vae.enable_tiling()
-        if self.attention_slicing:
-            parts = [part for part in vars(pipe).values() if isinstance(part, nn.Module)]
-            if not any(hasattr(part, "set_attention_slice") for part in parts):
-                raise ConfigError(
-                    f"attention_slicing was set, and no part of a {type(pipe).__name__} can slice its attention",
-                    "leave it out; UNets can",
-                )
-            pipe.enable_attention_slicing("auto" if self.attention_slicing is True else self.attention_slicing)
 
     def compute_forms(self, pipe: Any, denoisers: Sequence[nn.Module], device: torch.device) -> dict[int, Any]:
         """Sets the denoisers up, once they are known.

@@ -1,8 +1,4 @@
-"""What belongs to a backbone's images besides the model: prompts, scorers and judges.
-
-Everything is named, not imported: registry names, or ``"module:attribute"`` for what is loaded on first use. So a
-backbone may name what stands above it in the package, and naming costs no import.
-"""
+"""What belongs to a backbone's images besides the model: prompts, scorers and judges."""
 
 from __future__ import annotations
 
@@ -17,7 +13,10 @@ from addiffusion_env.registry import load_object
 
 @dataclass(frozen=True)
 class Traits:
-    """Class attribute of a backbone; the defaults are those of photographic models from the hub.
+    """What belongs to a backbone's images besides the model; the defaults are those of models from the hub.
+
+    All of it is named, not imported: by registry names, or as ``"module:attribute"`` for what is loaded on first use.
+    So a backbone may name what stands above it in the package, and naming costs no import.
 
     Attributes:
         prompts: registry name of the prompt source that is taken when none is given.
@@ -29,7 +28,7 @@ class Traits:
         judges: registry names of the held-out judges of an evaluation that names none.
         world: whose words benchmarks write their prompts in: ``"any"`` leaves them as published.
         embedded: whether the weights come with the package.
-        guide: ``"module:attribute"`` of what the demo says of the world, a :class:`addiffusion_env.demo.prompts.Guide`;
+        guide: ``"module:attribute"`` of what the demo says of the world, a :class:`addiffusion_lab.demo.prompts.Guide`;
             ``None`` for nothing in particular.
     """
 

@@ -54,9 +54,7 @@ class Method(Protocol):
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The decision process that it runs under, made from the evaluation's own."""
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """The making of one picture, as a program of the engine."""
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
@@ -131,11 +129,9 @@ class BaseMethod:
         """The base process as it is."""
         return base
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """One plain episode."""
-        return play(backbone, process, prompt, seed, looks=self.needs_preview, keep_strip=keep_strip)
+        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """Always continue."""

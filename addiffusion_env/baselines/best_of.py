@@ -59,12 +59,10 @@ class BestOf(BaseMethod):
         """A fixed schedule."""
         return fixed_schedule(base, self.steps)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """All tries, one after the other."""
         tries = []
         for index in range(self.tries):
             drawn = seed + SEED_STRIDE * index
-            tries.append((yield from play(backbone, process, prompt, drawn, looks=False, keep_strip=keep_strip)))
+            tries.append((yield from play(backbone, process, prompt, drawn, looks=False)))
         return best_try(tries)

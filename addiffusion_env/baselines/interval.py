@@ -84,11 +84,9 @@ class Interval(BaseMethod):
         """As the other method."""
         self.method.bind(backbone, scorers)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """As the other method."""
-        return self.method.program(backbone, process, prompt, seed, keep_strip)
+        return self.method.program(backbone, process, prompt, seed)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """As the other method."""

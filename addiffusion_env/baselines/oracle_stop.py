@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram, read_numbers
-from addiffusion_env.engine.episode import Episode, preview_pixels
+from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.engine.programs import act, finished
@@ -61,25 +61,19 @@ class OracleStop(BaseMethod):
         """The base process, one decision a step, without refinement."""
         return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """Every stop of one trajectory, and its end."""
         lane = open_lane(backbone, process, prompt, seed)
         nfe, calls = 0.0, 0
-        strip = []
         tried: list[Episode] = []
         while True:
             landed = lane
             if lane.remaining:
-                if keep_strip and lane.x0 is not None:
-                    strip.append(preview_pixels(backbone, lane))
                 landed = yield from act(backbone, process, lane, Action.STOP)
                 nfe, calls = nfe + landed.nfe - lane.nfe, calls + landed.calls - lane.calls
             picture = yield from finished(landed)
             landed = replace(landed, look=picture.look)
-            blind = (float("nan"),) * len(landed.actions)
-            tried.append(Episode(landed, picture, tuple(strip), blind))
+            tried.append(Episode(landed, picture))
             if not lane.remaining:
                 break
             lane = yield from act(backbone, process, lane, Action.CONTINUE)
@@ -98,4 +92,4 @@ class OracleStop(BaseMethod):
             "chosen_calls": float(chosen.calls),
             "chosen_step": float(chosen.actions.count(Action.CONTINUE)),
         }
-        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.picture, best.strip, best.preferences, costs)
+        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.picture, costs)

@@ -67,9 +67,7 @@ class PromptRule(BaseMethod):
         """The schedule of coloured prompts; :meth:`program` shortens it for the others."""
         return fixed_schedule(base, self.coloured)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """One episode on the schedule that the prompt earns."""
         steps = self.coloured if names_colour(prompt) else self.plain
-        return play(backbone, replace(process, steps=steps), prompt, seed, looks=False, keep_strip=keep_strip)
+        return play(backbone, replace(process, steps=steps), prompt, seed, looks=False)

@@ -66,12 +66,10 @@ class ThresholdRetry(BaseMethod):
         """A fixed schedule."""
         return fixed_schedule(base, self.steps)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """Tries until one is liked or none are left."""
         tries: list[Episode] = []
         while not tries or (len(tries) < self.tries and preference_of(tries[-1]) < self.threshold):
             drawn = seed + SEED_STRIDE * len(tries)
-            tries.append((yield from play(backbone, process, prompt, drawn, looks=False, keep_strip=keep_strip)))
+            tries.append((yield from play(backbone, process, prompt, drawn, looks=False)))
         return best_try(tries)

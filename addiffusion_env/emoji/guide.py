@@ -10,7 +10,7 @@ from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, NUMBERS, R
 
 
 class EmojiGuide:
-    """The demo's :class:`addiffusion_env.demo.prompts.Guide` to the emoji world."""
+    """The demo's :class:`addiffusion_lab.demo.prompts.Guide` to the emoji world."""
 
     examples = (
         "a photo of a dog",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from addiffusion_env.settings import Ge, Settings
 
 HIGHEST_SEED = 2**63 - 1
 """What a record's column of 64 bits holds."""
+_AT_NFE = re.compile(r"[0-9]+(\.[0-9]+)?nfe")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class EvaluationConfig(Settings):
         plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
         trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
-        prices: of one NFE, 0 or more; ``None`` is the policy's own.
+        prices: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier on
+            training prompts spends 5.6 NFE.
         methods: specifications.
         prompts: how many; ``None`` for all of a list.
         prompt_source: registry name; ``None`` is the backbone's own.
@@ -60,7 +63,7 @@ class EvaluationConfig(Settings):
     plugins: Sequence[str]
     policy: str | Path | None
     trust: bool
-    prices: Sequence[float | None]
+    prices: Sequence[float | str | None]
     methods: Sequence[str]
     prompts: Annotated[int | None, Ge(1)]
     prompt_source: str | None
@@ -94,7 +97,8 @@ class EvaluationConfig(Settings):
         positive_margin(self.margin)
         for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
             values = getattr(self, name)
-            if not values or any(value is not None and value < 0 for value in values):
+            numbers = [value for value in values if value is not None and not _AT_NFE.fullmatch(str(value))]
+            if not values or any(isinstance(value, str) or value < 0 for value in numbers):
                 raise ConfigError(f"{name} must be one number or more, each at least 0, got {values}", wanted)
         if max(self.seeds) > HIGHEST_SEED:
             raise ConfigError(f"seeds must be at most {HIGHEST_SEED}, got {max(self.seeds)}", "use lower ones")

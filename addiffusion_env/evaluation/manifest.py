@@ -46,7 +46,6 @@ PACKAGES = (
     "torchmetrics",
     "lpips",
     "openai",
-    "google-genai",
 )
 """What numbers may depend on; those that are not installed are left out of the manifest."""
 

@@ -26,8 +26,8 @@ from addiffusion_env.evaluation.statistics import (
     wilcoxon,
 )
 from addiffusion_env.evaluation.tables import column, focus_of, paired
-from addiffusion_env.rollouts.regret import Regret
 from addiffusion_env.seeding import stable_hash
+from addiffusion_env.tabular.regret import Regret
 
 LEVEL = 0.95
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,42 +10,26 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Lane
-from addiffusion_env.engine.requests import Decide
+from addiffusion_env.engine.observers import Decisions
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import Reward, make_reward
 from addiffusion_env.scorers.look_batch import LookBatch
 
 
-@dataclass
-class Watcher:
-    """A method's decisions, passed on and remembered.
+def terms_of(method: Method, decisions: Decisions, episode: Episode) -> dict[str, tuple[float, ...]]:
+    """Reward term -> what each action of a finished episode was paid.
 
-    Attributes:
-        method: whose they are.
-        seen: (prompt id, seed) -> the lane at each of its decisions.
+    None for a method that has no reward, or needs no previews: rewards are paid by preview scores.
+
+    Args:
+        method: whose episode it was.
+        decisions: kept of it.
+        episode: as it ended.
     """
-
-    method: Method
-    seen: dict[tuple[str, int], list[Lane]] = field(default_factory=dict)
-
-    def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """As the method decides."""
-        for request in requests:
-            lane = request.lane
-            self.seen.setdefault((lane.prompt.prompt_id, lane.seed), []).append(lane)
-        return self.method.decide(requests)
-
-    def terms(self, episode: Episode) -> dict[str, tuple[float, ...]]:
-        """Reward term -> what each action of a finished episode was paid.
-
-        None for a method that has no reward, or looks at no previews: rewards are paid by looks.
-        """
-        if not isinstance(self.method, LearnedMethod) or not self.method.needs_preview:
-            return {}
-        lane = episode.lane
-        lanes = [*self.seen[lane.prompt.prompt_id, lane.seed], lane]
-        reward = make_reward(self.method.config.environment.get("reward", "default"))
-        return traced(lanes, reward, self.method.price)
+    if not isinstance(method, LearnedMethod) or not method.needs_preview:
+        return {}
+    reward = make_reward(method.config.environment.get("reward", "default"))
+    return traced([*decisions.lanes_of(episode), episode.lane], reward, method.price)
 
 
 def traced(lanes: Sequence[Lane], reward: Reward, price: float) -> dict[str, tuple[float, ...]]:

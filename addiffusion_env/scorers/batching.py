@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from addiffusion_env.errors import AdDiffusionError, ConfigError, NumericsError, PromptError, ScorerError
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import check_images
+from addiffusion_env.scorers.base import Scorer, check_images
 
 CHUNK = 64
 """Pictures a forward pass: enough to fill a GPU with a ViT-L, little enough to fit beside a diffusion model."""
@@ -100,3 +101,25 @@ def named(scorer: str) -> Iterator[str]:
         raise ScorerError(
             f"{scorer} raised {type(error).__name__}: {first}", "mend the scorer, or take another one"
         ) from error
+
+
+class ModelScorer(Scorer):
+    """A scorer whose model takes a few images and texts at a time.
+
+    Attributes:
+        label: which model this is; empty where there is one only.
+        chunk: images a forward pass.
+    """
+
+    label: str = ""
+    chunk: int = CHUNK
+
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """See :meth:`.Scorer.score`."""
+        texts = check_pairs(images, prompts)
+        scores = in_chunks(self._score, images, texts, size=self.chunk)
+        return require_finite(scores, f"{self.name} ({self.label})" if self.label else self.name, texts)
+
+    @abstractmethod
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """(b, 3, H, W) images in [-1, 1] and ``b`` texts -> (b,) scores, without gradients, on any device."""

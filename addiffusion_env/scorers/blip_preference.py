@@ -12,16 +12,14 @@ from torch import nn
 from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.hub import folder_of
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
+from addiffusion_env.scorers.batching import CHUNK, ModelScorer
 from addiffusion_env.scorers.grounded import GroundedEncoder
 from addiffusion_env.scorers.preprocess import Preprocess
 from addiffusion_env.scorers.tokens import Tokenizer, beside_or_inside, load_transformers_tokenizer
 from addiffusion_env.scorers.weights import load_transformers
 
 
-class BlipPreferenceScorer(Scorer):
+class BlipPreferenceScorer(ModelScorer):
     """How well a picture fits its prompt and how clean it is, in standard deviations.
 
     A transformers ``BlipForImageTextRetrieval`` whose matching head was trained on rankings (of two scenes that
@@ -94,17 +92,6 @@ class BlipPreferenceScorer(Scorer):
         )
         return cls(encoder, model.itm_head, float(mean), float(std), folder.name)
 
-    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations.
-
-        Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            NumericsError: when a score is not finite.
-        """
-        texts = check_pairs(images, prompts)
-        scores = in_chunks(self._standardised, images, texts, size=self.chunk)
-        return require_finite(scores, f"{self.name} ({self.label})", texts)
-
-    def _standardised(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         logits = self.head(self.encoder(images, texts))
         return (logits[:, 1] - logits[:, 0] - self.mean) / self.std

@@ -159,12 +159,7 @@ class ClipScorer(Scorer, Embedder):
         return require_finite(cosines, f"{self.name} ({self.label})", texts_of(prompts))
 
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) cosines in [-1, 1].
-
-        Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            NumericsError: when a cosine is not finite.
-        """
+        """See :meth:`.Scorer.score`; cosines in [-1, 1]."""
         check_pairs(images, prompts)
         return self.similarity(self.embed_images(images), prompts)
 

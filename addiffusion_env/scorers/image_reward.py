@@ -17,9 +17,7 @@ from torch import nn
 
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.hub import again, cached, file_in, folder_of, hub_file, looks_like_path, read_json
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
+from addiffusion_env.scorers.batching import CHUNK, ModelScorer
 from addiffusion_env.scorers.grounded import GroundedEncoder
 from addiffusion_env.scorers.linear_head import linear_head
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
@@ -49,7 +47,7 @@ VISION_NAMES = (
 )
 
 
-class ImageRewardScorer(Scorer):
+class ImageRewardScorer(ModelScorer):
     """ImageReward-v1.0: human preference of a picture for a prompt, standardised to about N(0, 1).
 
     Texts beyond 35 tokens are cut, as published. The centre square of a picture is scored.
@@ -106,17 +104,7 @@ class ImageRewardScorer(Scorer):
         preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD)
         return cls(GroundedEncoder(vision, text, tokens, preprocess, device=device, dtype=dtype), head)
 
-    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations.
-
-        Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            NumericsError: when a score is not finite.
-        """
-        texts = check_pairs(images, prompts)
-        return require_finite(in_chunks(self._standardised, images, texts, size=self.chunk), self.name, texts)
-
-    def _standardised(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         return (self.head(self.encoder(images, texts)).squeeze(1) - MEAN) / STD
 
 
@@ -198,17 +186,8 @@ def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any],
     key = "encoder.layer.0.crossattention.self.key.weight"
     if key not in weights:
         raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder does not look at pictures")
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-        "hidden_act",
-        "layer_norm_eps",
-        "pad_token_id",
-    )
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"]
     lacking = [name for name in names if name not in med_config]
     if lacking:
         raise WeightsError(

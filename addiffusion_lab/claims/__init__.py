@@ -1,8 +1,8 @@
 """The four claims, judged from records alone. A new claim is one file and one line here.
 
-H1: the policy is not inferior to the reference schedule at a small mean NFE. H2: it is better than every comparator at
-equal NFE (and, apart, than fixed steps at equal seconds). H3: it spends more on prompts that ask for more. H4: its
-refinement is worth its NFE.
+H1: the policy is not inferior to the full schedule, alone or tried again, at a small mean NFE. H2: it is better than
+every comparator at equal NFE (and, apart, than fixed steps at equal seconds). H3: it spends more on prompts that ask
+for more. H4: its refinement is worth its NFE.
 """
 
 from addiffusion_env.registry import Registry

@@ -26,6 +26,8 @@ class Claims:
         policy: the policy's method, as records name it.
         curve: the same policy at other prices; with it claims are judged along its whole frontier.
         reference: the full schedule of H1.
+        checked: further references of H1, each of which must hold: methods that check finished images and try again,
+            other solvers. A policy that does so is not to be compared with a single attempt alone.
         nfe_limit: most mean NFE that H1 allows the policy: 30 of 50 steps; 7 on the emoji world.
         kinds: kinds of method that H2 holds the policy against, by what stands before the colon. Constant stops count
             as ``fixed``. All must be there.
@@ -43,6 +45,7 @@ class Claims:
     policy: str
     curve: tuple[str, ...] = ()
     reference: str = "fixed:50"
+    checked: tuple[str, ...] = ()
     nfe_limit: float = 30.0
     kinds: tuple[str, ...] = ("fixed", "prompt_rule", "best_of", "threshold_retry")
     nfe_points: tuple[float, ...] = ()

@@ -1,4 +1,4 @@
-"""H1: the policy is not inferior to the reference schedule, at a mean NFE within the limit."""
+"""H1: the policy is not inferior to its references, at a mean NFE within the limit."""
 
 from __future__ import annotations
 
@@ -23,45 +23,56 @@ from addiffusion_lab.claims.base import (
 
 
 def judge(case: Case) -> Verdict:
-    """Supported when both one-sided tests hold (an intersection-union test: each at alpha, the larger p counts).
+    """Supported when it is not inferior to any reference, and its mean NFE lies below the limit.
 
-    The quality test is paired by prompt and seed; the other says that the mean NFE lies below the limit, not only
-    that of this sample. A margin that was set after pictures had been judged supports nothing.
+    An intersection-union test: each part at alpha, and the largest p counts. Quality is paired by prompt and seed; the
+    limit is tested too, since the NFE are a sample as well. Without the references that check finished images (see
+    :attr:`.Claims.checked`) the reason says so. A margin that was set after images had been judged supports nothing.
     """
     claims = case.claims
+    references = (claims.reference, *claims.checked)
+    shown = ", ".join(references)
     claim = (
-        f"{claims.policy} is not inferior to {claims.reference} with {claims.nfe_limit:g} NFE or fewer in the mean, "
+        f"{claims.policy} is not inferior to {shown} with {claims.nfe_limit:g} NFE or fewer in the mean, "
         f"judged by {case.judge}"
     )
-    why = missing(case, (claims.policy, claims.reference))
+    why = missing(case, (claims.policy, *references))
     if not why and case.margin is None:
         why = f"no margin was set for {case.judge}: fix one in config before the run"
     if why:
-        return unanswered("H1", claim, case, claims.reference, why)
-    means = case.table.means((claims.policy, claims.reference), (case.judge, "nfe"))
+        return unanswered("H1", claim, case, shown, why)
+    means = case.table.means((claims.policy, *references), (case.judge, "nfe"))
     if why := too_few(len(means), case):
-        return unanswered("H1", claim, case, claims.reference, why, len(means))
+        return unanswered("H1", claim, case, shown, why, len(means))
     assert case.margin is not None
-    first, second = means.values[case.judge]
-    quality = non_inferior(first, second, case.margin.value, claims.alpha)
+    first, *others = means.values[case.judge]
+    tests = [non_inferior(first, other, case.margin.value, claims.alpha) for other in others]
     nfe = at_most(means.values["nfe"][0], claims.nfe_limit, claims.alpha)
-    outcome, reason = _decided(quality, nfe, case.margin, claims.reference)
-    needed = None
-    if outcome == "inconclusive" and not quality.holds and np.ptp(first - second) > 0:
-        needed = prompts_for_non_inferiority(float((first - second).std(ddof=1)), case.margin.value, alpha=claims.alpha)
+    decided = [_decided(test, nfe, case.margin, name) for test, name in zip(tests, references, strict=True)]
+    order = ("not supported", "inconclusive", "supported")
+    weakest = min(range(len(tests)), key=lambda place: (order.index(decided[place][0]), -tests[place].p))
+    (outcome, reason), quality = decided[weakest], tests[weakest]
+    needed, gap = None, first - others[weakest]
+    if outcome == "inconclusive" and not quality.holds and np.ptp(gap) > 0:
+        needed = prompts_for_non_inferiority(float(gap.std(ddof=1)), case.margin.value, alpha=claims.alpha)
+    if not claims.checked:
+        reason += "; no reference that checks finished images was run"
     return Verdict(
         hypothesis="H1",
         claim=claim,
         verdict=outcome,
         effect=quality.difference,
-        p=max(quality.p, nfe.p),
+        p=max(nfe.p, *(test.p for test in tests)),
         n=len(means),
-        comparator=claims.reference,
+        comparator=references[weakest],
         judge=case.judge,
         margin=case.margin,
         reason=reason,
         comparisons=(
-            Comparison(f"quality against {claims.reference}", quality.difference, quality.p, quality.p),
+            *(
+                Comparison(f"quality against {name}", test.difference, test.p, test.p)
+                for name, test in zip(references, tests, strict=True)
+            ),
             Comparison(f"mean NFE against the limit of {claims.nfe_limit:g}", nfe.difference, nfe.p, nfe.p),
         ),
         prompts_needed=needed,

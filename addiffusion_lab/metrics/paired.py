@@ -29,6 +29,8 @@ from addiffusion_lab.metrics.results import MetricResult
 from addiffusion_lab.metrics.settings import MetricSettings
 
 PEAK = 255.0
+PSNR_CAP = 100.0
+"""Decibels that identical images (infinite PSNR) count, so that a mean exists."""
 LPIPS_LEAST = 32
 """Pixels a side below which the last layers of the trunks see nothing."""
 
@@ -44,14 +46,14 @@ def psnr(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> M
     """
     values = [_decibels(first, second) for first, second in _pairs(pictures, reference)]
     identical = sum(math.isinf(value) for value in values)
-    values = [min(value, settings.psnr_cap) for value in values]
-    note = f"{identical} of {len(values)} pictures are identical to their reference and count {settings.psnr_cap:g} dB"
+    values = [min(value, PSNR_CAP) for value in values]
+    note = f"{identical} of {len(values)} pictures are identical to their reference and count {PSNR_CAP:g} dB"
     return MetricResult(
         name="psnr",
         value=float(np.mean(values)),
         n=len(values),
         backend="addiffusion-env",
-        settings={"peak": PEAK, "cap": settings.psnr_cap, "identical": identical},
+        settings={"peak": PEAK, "cap": PSNR_CAP, "identical": identical},
         higher_is_better=True,
         values=tuple(values),
         notes=(note,) if identical else (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -29,13 +30,13 @@ class MetricSettings(Settings):
         lpips_weights: torchvision's file of that network; ``None``: the one that torch.hub keeps.
         kid_subsets: how many are drawn.
         kid_subset_size: pictures of each set in each; the smaller set limits it.
-        psnr_cap: in decibels; what identical pictures (infinite PSNR) count, so that a mean exists.
         batch: pictures a forward pass.
         device: where networks run.
         seed: of KID's subsets.
     """
 
     section: ClassVar[str] = "metrics.settings"
+    retired: ClassVar[Mapping[str, str]] = {"psnr_cap": "leave it out: identical images count 100 dB"}
 
     backend: str = "torch-fidelity"
     features: str | FeatureNetwork = "inception"
@@ -45,7 +46,6 @@ class MetricSettings(Settings):
     lpips_weights: Path | str | None = None
     kid_subsets: Annotated[int, Ge(1)] = 100
     kid_subset_size: Annotated[int, Ge(2)] = 1000
-    psnr_cap: float = 100.0
     batch: Annotated[int, Ge(1)] = 32
     device: str = "cpu"
     seed: int = 0

@@ -71,9 +71,7 @@ class WholePipeline(BaseMethod):
         """Makes one picture."""
         raise NotImplementedError
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """A program that asks the engine for nothing: the pipeline runs when it starts.
 
         Its lane is a receipt: costs and one *continue*; the latents in it are the starting noise.
@@ -106,7 +104,7 @@ class WholePipeline(BaseMethod):
             look=look,
             actions=(int(Action.CONTINUE),),
         )
-        return BilledEpisode(lane, Picture(made.image, look), (), (float("nan"),), made.costs, seconds)
+        return BilledEpisode(lane, Picture(made.image, look), made.costs, seconds)
         yield  # never reached: it makes this a program
 
 

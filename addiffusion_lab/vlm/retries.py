@@ -96,6 +96,9 @@ def with_retries(
         _log.warning("%s: %s; asking again in %.1f s (%d)", who, trouble, seconds, state.attempt_number)
         on_retry()
 
+    def rest(seconds: float) -> None:
+        sleep(seconds)
+
     def passes(error: BaseException) -> bool:
         return isinstance(error, AttemptError) and error.retry and (error.wait or 0.0) <= policy.patience
 
@@ -104,7 +107,7 @@ def with_retries(
         retry=tenacity.retry_if_exception(passes),
         wait=pause,
         before_sleep=report,
-        sleep=sleep,
+        sleep=rest,
         reraise=True,
     )
     try:

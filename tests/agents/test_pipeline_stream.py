@@ -248,7 +248,7 @@ class RefineOnce:
     def process(self, base):
         return base
 
-    def program(self, backbone, process, prompt, seed, keep_strip=False):
+    def program(self, backbone, process, prompt, seed):
         from addiffusion_env.engine.episode import play
 
         return play(backbone, process, prompt, seed, looks=False)

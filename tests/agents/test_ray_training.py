@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
 from addiffusion_env.agents.factory import make_rollouts
-from addiffusion_env.rollouts.crew import RayConfig, start_ray
+from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ class Attacker(BaseCallback):
     def _on_step(self):
         if self.num_timesteps in self.attacks:
             worker, number = self.attacks.pop(self.num_timesteps)
-            os.kill(self.training_env.unwrapped.crew.members[worker].pid, number)
+            os.kill(self.training_env.unwrapped.pool.actors[worker].pid, number)
         return True
 
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 import train_sb3
 from addiffusion_env import AdDiffusionVecEnv
-from addiffusion_env.agents.replay import ReplayConfig
+from addiffusion_env.agents.tabular_training import TabularConfig
 from addiffusion_env.agents.train_config import TrainingConfig
 from addiffusion_env.agents.training import check_algorithm, make_model
 from addiffusion_env.config import compose_config
@@ -56,13 +56,13 @@ def test_what_sb3_refuses_is_told_as_a_configuration_error():
 
 def test_the_settings_that_ship_suit_their_algorithm():
     check_algorithm(CONFIG["algorithm"], CONFIG["ppo"])
-    check_algorithm(CONFIG["algorithm"], compose_config(train_sb3.CONFIGS, "train")["replay"]["ppo"])
+    check_algorithm(CONFIG["algorithm"], compose_config(train_sb3.CONFIGS, "train")["tabular"]["ppo"])
     check_algorithm("ppo", {"learning_rate": lambda left: left, "policy_kwargs": {"net_arch": [8]}, "target_kl": None})
 
 
 def test_a_table_needs_pictures():
-    with pytest.raises(ConfigError, match=r"replay\.pictures must be at least 1, got 0"):
-        ReplayConfig.of({"pictures": 0})
+    with pytest.raises(ConfigError, match=r"tabular\.pictures must be at least 1, got 0"):
+        TabularConfig.of({"pictures": 0})
 
 
 def test_a_key_of_an_earlier_version_is_refused():

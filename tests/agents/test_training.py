@@ -18,7 +18,7 @@ from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_e
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, set_rng_state
 from addiffusion_env.agents.factory import make_vec_env
 from addiffusion_env.agents.policy_file import load_config, load_policy
-from addiffusion_env.agents.replay import FRONTIER_PRICES
+from addiffusion_env.agents.tabular_training import FRONTIER_PRICES
 from addiffusion_env.config import compose_config
 from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError, RunFolderError, WeightsError
 
@@ -133,7 +133,7 @@ def test_a_changed_configuration_is_not_resumed(tmp_path):
 
 
 def test_of_a_changed_configuration_only_the_changed_keys_are_shown(tmp_path):
-    run = {"lanes": 2, "env": {"steps": 6, "price": [0.0, 0.03], "refine": {"preset": "again"}}, "replay": None}
+    run = {"lanes": 2, "env": {"steps": 6, "price": [0.0, 0.03], "refine": {"preset": "again"}}, "tabular": None}
     training.remember_config(tmp_path, run, resume=True)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/step_000000008.pt").write_bytes(b"")

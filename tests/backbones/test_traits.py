@@ -9,7 +9,6 @@ from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.traits import Traits, traits_of
 from addiffusion_env.catalogue import catalogue
-from addiffusion_env.demo.prompts import guide_of, read_prompt
 from addiffusion_env.envs.loading import clip_width, load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
@@ -18,6 +17,7 @@ from addiffusion_env.evaluation.choices import with_defaults
 from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.scorers import SCORERS
+from addiffusion_lab.demo.prompts import guide_of, read_prompt
 
 MODULE = """
 from addiffusion_env.backbones.emoji.backbone import EmojiBackbone

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from addiffusion_env.demo import page
-from addiffusion_env.demo.app import showing
-from addiffusion_env.demo.takes import Moment, Take
 from addiffusion_env.emoji.guide import EmojiGuide
+from addiffusion_lab.demo import page
+from addiffusion_lab.demo.app import showing
+from addiffusion_lab.demo.takes import Moment, Take
 
 HOSTILE = '<img src=x onerror=alert(1)> "</q><script>" ${1} {{x}} `y` ../../etc/passwd & \\'
 

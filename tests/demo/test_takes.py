@@ -5,9 +5,9 @@ import pytest
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.backbones.traits import traits_of
-from addiffusion_env.demo.prompts import read_prompt
-from addiffusion_env.demo.takes import Studio
 from addiffusion_env.errors import AdDiffusionError, ConfigError
+from addiffusion_lab.demo.prompts import read_prompt
+from addiffusion_lab.demo.takes import Studio
 
 EMOJI = traits_of("emoji")
 HARD = "a photo of an elephant left of a giraffe"  # with seed 0 the shipped policy tries twice

@@ -21,15 +21,14 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import ConfigError, ResumeError
 from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
-from addiffusion_env.rollouts.recorder import Recorder
-from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.measured import _pictures, metrics_sections
 from addiffusion_lab.metrics import features
 from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.features import load_features
 from addiffusion_lab.metrics.settings import MetricSettings
-from addiffusion_lab.study.__main__ import hold
 from addiffusion_lab.vlm import make_client
 from addiffusion_lab.vlm.replies import ReplyCache
 
@@ -67,7 +66,7 @@ TABLE = {
     "no judge": lambda recorder, other: replace(recorder, judge=None),
     "schedule": lambda recorder, other: replace(recorder, process=replace(recorder.process, guidance_scale=3.0)),
     "solver's spacing": lambda recorder, other: replace(recorder, process=replace(recorder.process, spacing="leading")),
-    "tries": lambda recorder, other: replace(recorder, tries=2),
+    "tries": lambda recorder, other: replace(recorder, attempts=2),
     "features": lambda recorder, other: replace(recorder, features=True),
 }
 
@@ -91,10 +90,10 @@ def test_tables_of_two_models_lie_beside_each_other_and_are_not_joined(recorder,
     second = replace(recorder, backbone=other_emoji).record_shards(pictures, tmp_path)
     assert len(list(tmp_path.glob("tries-*.parquet"))) == 2
     assert not np.allclose(first.preference, second.preference, equal_nan=True)
-    kept = [TryTable.load(path) for path in sorted(tmp_path.glob("*.parquet"))]
+    kept = [AttemptTable.load(path) for path in sorted(tmp_path.glob("*.parquet"))]
     assert {digest_of(table.identity) for table in kept} == {digest_of(t.identity) for t in (first, second)}
     with pytest.raises(ConfigError, match=r"cannot be joined: backbone\.parts\.unet\.weights: [0-9a-f]{12} -> "):
-        TryTable.join(kept)
+        AttemptTable.join(kept)
     again = [(replace(prompts[0], requirements=None), 0)]  # the same id and seed, another question
     recorder.record_shards(again, tmp_path)
     assert len(list(tmp_path.glob("tries-*.parquet"))) == 3
@@ -273,18 +272,6 @@ def test_what_was_measured_on_other_pictures_is_not_reported(manifest, shown, tm
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
     assert metrics_sections(tmp_path, manifest) == []
     assert len(metrics_sections(tmp_path, replace(manifest, identity={}))) == 1
-
-
-def test_a_study_goes_on_only_with_what_began_it(tmp_path):
-    hold(tmp_path / "new", {"backbone": {"weights": "a"}})
-    (tmp_path / "new" / "clock.json").write_text("{}")
-    hold(tmp_path / "new", {"backbone": {"weights": "a"}})
-    with pytest.raises(ResumeError, match=r"recordings of another model, scorer or judge: backbone\.weights: a -> b"):
-        hold(tmp_path / "new", {"backbone": {"weights": "b"}})
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "clock.json").write_text("{}")
-    with pytest.raises(ResumeError, match="do not say of which model"):
-        hold(tmp_path / "old", {"backbone": {"weights": "a"}})
 
 
 def test_the_page_of_caches_names_every_cache():

@@ -20,13 +20,13 @@ from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.engine.lanes import AUTO_LANES, lanes_of
 from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, DeviceMemoryError, NumericsError, ScorerError
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Stage, evaluate
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import RewardTerm
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 PROCESS = ProcessConfig(steps=2, refine=ProcessConfig().refine)
 TEXTS = ["a photo of a dog", "a photo of two cats", "a photo of a green apple"]

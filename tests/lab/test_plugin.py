@@ -33,10 +33,10 @@ def test_a_local_training_loads_no_ray():
     names = loaded(
         "from addiffusion_env.agents.factory import make_rollouts\n"
         f"make_rollouts({{'kind': 'local'}}, 'lanes', 1, 0, {settings})\n"
-        "import addiffusion_env.agents.training, addiffusion_env.agents.replay"
+        "import addiffusion_env.agents.training, addiffusion_env.agents.tabular_training"
     )
     assert not [name for name in names if name.split(".")[0] == "ray"]
-    assert not {"addiffusion_env.rollouts.crew", "addiffusion_env.rollouts.ray_vec_env"} & set(names)
+    assert not {"addiffusion_env.distributed.actor_pool", "addiffusion_env.distributed.ray_vec_env"} & set(names)
 
 
 def test_importing_the_lab_loads_nothing_heavy():

@@ -135,7 +135,10 @@ def without(name):
         (without("blip.text_encoder.encoder.layer.0.output.dense.weight"), r"missing: encoder\.layer\.0\.output"),
         (without("mlp.layers.7.bias"), r"does not fit ModuleDict: missing: 7\.bias"),
         (lambda state: {**state, "blip.text_encoder.pooler.dense.bias": torch.zeros(3)}, "unexpected: pooler"),
-        (lambda state: {**state, "mlp.layers.0.weight": torch.zeros(16, 768)}, r"\(16, 768\), expected \(_, 32\)"),
+        (
+            lambda state: {**state, "mlp.layers.0.weight": torch.zeros(16, 768)},
+            r"0\.weight \(16, 768\) instead of \(16, 32\)",
+        ),
         (lambda state: {"visual.proj": torch.zeros(3)}, "not ImageReward"),
         (lambda state: {key: value for key, value in state.items() if "crossattention" not in key}, "crossattention"),
     ],

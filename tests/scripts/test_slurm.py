@@ -168,7 +168,7 @@ def test_a_sweep_of_processes_is_its_dry_run(tmp_path):
     """Two small trainings by the launcher's local twin: the same pickling, folders and signals, without SLURM."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ["-m", "hydra/launcher=submitit_local", "seed=0,1", f"run_dir={tmp_path}/run_${{seed}}"]
-    small = ["experiment=smoke", "progress_bar=false", "replay=null", "report=null", "total_timesteps=32"]
+    small = ["experiment=smoke", "progress_bar=false", "tabular=null", "report=null", "total_timesteps=32"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_sb3.py"), *sweep, *small, f"hydra.sweep.dir={tmp_path}/sweep"],
         cwd=ROOT,
@@ -197,7 +197,7 @@ def test_a_real_ray_is_started_saved_at_the_limit_and_resumed(desk):
         "OMP_NUM_THREADS": "1",
     }
     run = folder / "run"
-    small = ["experiment=smoke", "replay=null", "report=null", "total_timesteps=160", "lanes=4", f"run_dir={run}"]
+    small = ["experiment=smoke", "tabular=null", "report=null", "total_timesteps=160", "lanes=4", f"run_dir={run}"]
     command = ["bash", str(SCRIPT), "train_sb3.py", *small, "ppo.n_steps=8", "checkpoint_every=32"]
     log = folder / "log"
 

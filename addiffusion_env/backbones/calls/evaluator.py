@@ -112,7 +112,8 @@ class Evaluator:
             ((1, ...) latents in the pipeline's layout, the generator's state or ``None``).
         """
         before = generator.clone_state() if isinstance(generator, torch.Generator) else None
-        call = self.open_call(request, scale, generator, self._recorder())
+        recorder = None if self.replays.quick(request, scale) else self._recorder()
+        call = self.open_call(request, scale, generator, recorder)
         state = generator.get_state() if isinstance(generator, torch.Generator) else None
         if call.drawn is None:
             self.blank_step(call, call.event)
@@ -162,28 +163,24 @@ class Evaluator:
 
         Args:
             owners: what makes them.
-            lanes: of each request that each of them makes at a time, its position in the batch.
+            lanes: positions in the batch of the images that each of them makes.
 
         Returns:
             (for each lane the number of rows, its requests with their answers).
         """
         rows = dict.fromkeys((at for part in lanes for at in part), 0)
-        kept: dict[int, list[tuple[NetworkRequest, Any]]] = {at: [] for at in rows}
-        while any(owner.requests for owner in owners):
-            busy = [(owner, own) for owner, own in zip(owners, lanes, strict=True) if owner.requests]
-            waiting = [pair for owner, own in busy for pair in zip(own, owner.requests, strict=True)]
-            requests = [request for _, request in waiting]
-            answers: dict[int, Any] = {}
+        kept: dict[int, list[tuple[NetworkRequest, Any]]] = {part[0]: [] for part in lanes}
+        while waiting := [(owner, own) for owner, own in zip(owners, lanes, strict=True) if owner.requests]:
+            requests = [owner.requests[0] for owner, _ in waiting]
             for group in self.networks.groups(requests):
-                places = [waiting[at][0] for at in group]
-                given, counts = self.networks.answer([requests[at] for at in group], places)
-                for at, answer, count in zip(places, given, counts, strict=True):
-                    answers[at] = answer
-                    rows[at] += count
-            for at, request in waiting:
-                kept[at].append((request, answers[at]))
-            for owner, own in busy:
-                owner.answer_all([answers[at] for at in own])
+                places = [lane for at in group for lane in waiting[at][1]]
+                answers, counts = self.networks.answer([requests[at] for at in group], places)
+                for at, answer, count in zip(group, answers, counts, strict=True):
+                    owner, own = waiting[at]
+                    for lane in own:
+                        rows[lane] += count
+                    kept[own[0]].append((requests[at], answer))
+                    owner.answer(answer)
         return rows, kept
 
     def _at_step(self, call: OpenCall) -> AtStep:

@@ -8,6 +8,7 @@ that take their batch apart (perturbed-attention guidance) depend on it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,54 +111,116 @@ def tree_key(spec: Any, value: Any, constant: Callable[[Any], Any]) -> Any:
     return constant(value)
 
 
-def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], apart: bool = False) -> Any:
-    """Many values as one, for a joined call of ``sum(rows)`` rows.
+@dataclass(slots=True, eq=False)
+class Lanes:
+    """In a request of several images, a value of which each has another.
 
-    With the same number of rows in each they are laid out branch by branch. ``apart`` gives each row its own time also
-    where all are the same, as floating-point numbers: a compiled network has one form of call then.
+    Attributes:
+        values: one for each image; of tensors of one shape, (lanes, ...) in one.
+    """
+
+    values: Sequence[Any] | Tensor
+
+
+def first_of(value: Any) -> Any:
+    """The value of the first image."""
+    if isinstance(value, Lanes):
+        return value.values[0]
+    parts = entries(value)
+    return value if parts is None else rebuilt(value, [first_of(part) for part in parts])
+
+
+def spread(value: Any, lanes: int) -> list[Any]:
+    """The values of each of so many images."""
+    if isinstance(value, Lanes):
+        return list(value.values)
+    parts = entries(value)
+    if lanes == 1 or parts is None:
+        return [value] * lanes
+    columns = [spread(part, lanes) for part in parts]
+    return [rebuilt(value, [column[lane] for column in columns]) for lane in range(lanes)]
+
+
+def _stacked(value: Any, lanes: int) -> Tensor:
+    if not isinstance(value, Lanes):
+        return value[None].expand(lanes, *value.shape)
+    return value.values if isinstance(value.values, Tensor) else torch.stack(list(value.values))
+
+
+def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequence[int], apart: bool = False) -> Any:
+    """Many values as one, for a joined call.
+
+    With the same number of rows in each image they are laid out branch by branch.
+
+    Args:
+        spec: what was learned of them.
+        values: one for each request.
+        rows: of each image.
+        sizes: images of each request.
+        apart: gives each row its own time also where all are the same, as floating-point numbers: a compiled network
+            has one form of call then.
     """
     first = values[0]
+    even = all(count == rows[0] for count in rows)
     if isinstance(spec, Batched):
-        if rows[0] == 1 or any(count != rows[0] for count in rows):
-            return torch.cat(list(values), dim=spec.axis)
-        stacked = torch.stack(list(values), dim=spec.axis + 1)
-        return stacked.flatten(spec.axis, spec.axis + 1)
-    if isinstance(spec, Listed):
-        if any(count != rows[0] for count in rows):
-            return type(first)(entry for value in values for entry in value)
-        return type(first)(value[branch] for branch in range(rows[0]) for value in values)
+        if not even:
+            flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
+            return torch.cat(flat, dim=spec.axis)
+        parts = [_stacked(value, size) for value, size in zip(values, sizes, strict=True)]
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return whole.movedim(0, spec.axis + 1).flatten(spec.axis, spec.axis + 1)
     if isinstance(spec, Node):
         columns = zip(*(entries(value) or () for value in values), strict=True)
-        return rebuilt(first, [joined(p, column, rows, apart) for p, column in zip(spec.parts, columns, strict=True)])
-    if is_time(first) and (apart or any(value.item() != first.item() for value in values[1:])):
-        numbers = [value.reshape(1) for value in values]
-        if apart and not first.is_floating_point():
-            numbers = [number.float() for number in numbers]
-        if any(count != rows[0] for count in rows):
-            return torch.cat([number.expand(count) for number, count in zip(numbers, rows, strict=True)])
-        return torch.cat(numbers).repeat(rows[0])
-    return first
-
-
-def split(spec: Any, value: Any, rows: Sequence[int]) -> list[Any]:
-    """Undoes :func:`joined` for an answer."""
-    lanes = len(rows)
-    if isinstance(spec, Batched):
-        if any(count != rows[0] for count in rows):
-            return list(value.split(list(rows), dim=spec.axis))
-        if rows[0] == 1:
-            return list(value.split(1, dim=spec.axis))
-        parts = value.unflatten(spec.axis, (rows[0], lanes))
-        return list(parts.unbind(spec.axis + 1))
+        parts = [joined(part, column, rows, sizes, apart) for part, column in zip(spec.parts, columns, strict=True)]
+        return rebuilt(first, parts)
     if isinstance(spec, Listed):
-        if any(count != rows[0] for count in rows):
-            ends = [sum(rows[: lane + 1]) for lane in range(lanes)]
-            return [value[end - count : end] for end, count in zip(ends, rows, strict=True)]
-        return [value[lane::lanes] for lane in range(lanes)]
+        flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
+        if not even:
+            return type(flat[0])(entry for value in flat for entry in value)
+        return type(flat[0])(value[branch] for branch in range(rows[0]) for value in flat)
+    first = first_of(first)
+    if not is_time(first):
+        return first
+    flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
+    if not apart and all(value is first or value.item() == first.item() for value in flat):
+        return first
+    numbers = [value.reshape(1) for value in flat]
+    if apart and not first.is_floating_point():
+        numbers = [number.float() for number in numbers]
+    if not even:
+        return torch.cat([number.expand(count) for number, count in zip(numbers, rows, strict=True)])
+    return torch.cat(numbers).repeat(rows[0])
+
+
+def split(spec: Any, value: Any, rows: Sequence[int], sizes: Sequence[int]) -> list[Any]:
+    """Undoes :func:`joined` for an answer: one for each request, with tensors (images, ...) where it has several."""
+    ends = list(itertools.accumulate(sizes))
+    places = list(zip((end - size for end, size in zip(ends, sizes, strict=True)), sizes, strict=True))
+    even = all(count == rows[0] for count in rows)
+    if isinstance(spec, Batched):
+        if even:
+            parts: Any = value.unflatten(spec.axis, (rows[0], len(rows))).movedim(spec.axis + 1, 0)
+        else:
+            parts = value.split(list(rows), dim=spec.axis)
+        return [parts[at] if size == 1 else _together(parts[at : at + size]) for at, size in places]
+    if isinstance(spec, Listed):
+        starts = [sum(rows[:lane]) for lane in range(len(rows))]
+        own = [
+            value[lane :: len(rows)] if even else value[start : start + count]
+            for lane, (start, count) in enumerate(zip(starts, rows, strict=True))
+        ]
+        return [
+            own[at] if size == 1 else [torch.stack(branch) for branch in zip(*own[at : at + size], strict=True)]
+            for at, size in places
+        ]
     if isinstance(spec, Node):
-        columns = [split(p, e, rows) for p, e in zip(spec.parts, entries(value) or (), strict=True)]
-        return [rebuilt(value, [column[lane] for column in columns]) for lane in range(lanes)]
-    return [value] * lanes
+        columns = [split(p, e, rows, sizes) for p, e in zip(spec.parts, entries(value) or (), strict=True)]
+        return [rebuilt(value, [column[at] for column in columns]) for at in range(len(sizes))]
+    return [value] * len(sizes)
+
+
+def _together(parts: Any) -> Tensor:
+    return parts if isinstance(parts, Tensor) else torch.stack(parts)
 
 
 @dataclass(frozen=True)
@@ -260,26 +323,29 @@ def group_key(site: Site | None, request: NetworkRequest, digests: Digests, unev
     rows = None if site is None else request_rows(site, request)
     if site is None or rows is None:
         return ("alone", id(request))
+    args, kwargs = (request.args, request.kwargs) if request.lanes == 1 else first_of((request.args, request.kwargs))
     return (
         request.site[0],
         id(request.module),
         None if uneven else rows,
-        tree_key(site.args, request.args, digests),
-        tuple(request.kwargs),
-        tree_key(site.kwargs, request.kwargs, digests),
+        tree_key(site.args, args, digests),
+        tuple(kwargs),
+        tree_key(site.kwargs, kwargs, digests),
     )
 
 
 def request_rows(site: Site, request: NetworkRequest) -> int | None:
-    """Rows that a request asks for."""
-    rows = rows_of(site.args, request.args)
-    return rows_of(site.kwargs, request.kwargs) if rows is None else rows
+    """Rows of each image that a request asks for."""
+    args, kwargs = (request.args, request.kwargs) if request.lanes == 1 else first_of((request.args, request.kwargs))
+    rows = rows_of(site.args, args)
+    return rows_of(site.kwargs, kwargs) if rows is None else rows
 
 
 def joined_request(
     site: Site, requests: Sequence[NetworkRequest], rows: Sequence[int], apart: bool = False
 ) -> tuple[tuple, dict]:
     """Arguments of the joined call; see :func:`joined`."""
-    args = joined(site.args, [request.args for request in requests], rows, apart)
-    kwargs = joined(site.kwargs, [request.kwargs for request in requests], rows, apart)
+    sizes = [request.lanes for request in requests]
+    args = joined(site.args, [request.args for request in requests], rows, sizes, apart)
+    kwargs = joined(site.kwargs, [request.kwargs for request in requests], rows, sizes, apart)
     return args, kwargs

@@ -14,6 +14,7 @@ from addiffusion_env.backbones.calls.joining import (
     Digests,
     Form,
     Site,
+    first_of,
     form_of,
     group_key,
     joined_request,
@@ -62,30 +63,40 @@ class Networks:
             return [[at] for at in range(len(requests))]
         groups: dict[Any, list[int]] = {}
         for at, request in enumerate(requests):
-            if request.key is None:
-                request.key = group_key(self.site(request), request, self.digests, self.uneven)
-            groups.setdefault(request.key, []).append(at)
+            groups.setdefault(self.key(request), []).append(at)
         return list(groups.values())
+
+    def key(self, request: NetworkRequest) -> Any:
+        """Equal for requests that go into one call."""
+        if request.key is None:
+            request.key = group_key(self.site(request), request, self.digests, self.uneven)
+        return request.key
 
     def site(self, request: NetworkRequest) -> Site | None:
         """What is known of a form of network call; ``None`` for one that is not joined."""
         return self.sites.get(form_of(request))
 
     def answer(self, requests: Sequence[NetworkRequest], lanes: list[int]) -> tuple[list[Any], list[int]]:
-        """One network call for some requests: the answer and the number of rows of each.
+        """One network call for some requests: their answers and the number of rows of an image of each.
 
         Args:
             requests: that can be joined.
-            lanes: position of each in the batch that is being evaluated.
+            lanes: position of each of their images in the batch that is being evaluated.
         """
         first = requests[0]
         site = self.site(first)
         counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
+        rows = [count for count, request in zip(counts, requests, strict=True) for _ in range(request.lanes)]
         # Filled up with further images, not rows: networks may take their batch apart by branches.
-        more = self._filling(counts) if site is not None and self.joins else 0
-        least = counts.index(min(counts))
-        asked, rows = [*requests, *[requests[least]] * more], [*counts, *[counts[least]] * more]
-        if site is None or (len(asked) == 1 and not self.compiled):
+        more = self._filling(rows) if site is not None and self.joins else 0
+        asked = list(requests)
+        if more:
+            least = requests[counts.index(min(counts))]
+            args, kwargs = first_of((least.args, least.kwargs))
+            asked += [NetworkRequest(least.site, least.module, args, kwargs, least.form)] * more
+            rows = [*rows, *[min(counts)] * more]
+        single = len(asked) == 1 and first.lanes == 1
+        if site is None or (single and not self.compiled):
             # Some networks empty a list that they are given (UNets their adapter's residuals).
             args = tuple(list(value) if type(value) is list else value for value in first.args)
             kwargs = {name: list(value) if type(value) is list else value for name, value in first.kwargs.items()}
@@ -99,8 +110,11 @@ class Networks:
                 answer = first.module(*args, **kwargs)
             else:
                 answer = self.call_network(first, args, kwargs, rows, lanes)
-        answers = [answer] if site is None or len(asked) == 1 else split(site.output, answer, rows)[: len(requests)]
-        if (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
+        if site is None or single:
+            answers = [answer]
+        else:
+            answers = split(site.output, answer, rows, [request.lanes for request in asked])[: len(requests)]
+        if first.lanes == 1 and (kind := _blank_key(first)) not in self._blank and not holds_state(answers[0]):
             self._blank[kind] = with_tensors(answers[0], torch.zeros_like)
         return answers, counts
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class NetworkRequest:
         args: positional arguments.
         kwargs: keyword arguments.
         form: its structure, once it was looked at (:func:`joining.form_of`).
+        lanes: of how many images it is; with several, values that differ are :class:`joining.Lanes`.
         key: equal for requests that go into one call, where that is known (:func:`joining.group_key`).
     """
 
@@ -53,6 +54,7 @@ class NetworkRequest:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     form: tuple | None = None
+    lanes: int = 1
     key: Any = None
 
 
@@ -159,10 +161,6 @@ class OpenCall:
         if self.recorder is not None:
             self.recorder.answered(value)
         return self._switch(value)
-
-    def answer_all(self, values: Sequence[Any]) -> None:
-        """Answers :attr:`requests`."""
-        self.answer(*values)
 
     def go_on(self, latents: Tensor, time: Any, recorder: Recorder | None = None) -> Event:
         """Resumes a call that waits at ``step``: the step's result is ``latents``, and the next time is ``time``."""

@@ -249,18 +249,18 @@ class Program:
             else:
                 parts[-1].append(step)
         self.segments: list[Segment] = []
-        after = _leaves(results, Var)
+        after = leaves(results, Var)
         for position in range(len(parts) - 1, -1, -1):
-            made = {var.number for op in parts[position] for var in _leaves(op.made, Var)}
-            read = {var.number for op in parts[position] for var in _leaves((op.args, op.kwargs), Var)}
-            slots = {slot.number for op in parts[position] for slot in _leaves((op.args, op.kwargs), Slot)}
+            made = {var.number for op in parts[position] for var in leaves(op.made, Var)}
+            read = {var.number for op in parts[position] for var in leaves((op.args, op.kwargs), Var)}
+            slots = {slot.number for op in parts[position] for slot in leaves((op.args, op.kwargs), Slot)}
             gives = made & {var.number for var in after}
             part = Segment(tuple(parts[position]), *(tuple(sorted(x)) for x in (read - made, slots, gives)))
             self.segments.insert(0, part)
             after = [*after, *map(Var, read)]
             if position:
                 call = self.calls[position - 1]
-                after += _leaves((call.args, call.kwargs), Var)
+                after += leaves((call.args, call.kwargs), Var)
 
     @property
     def operands(self) -> set[int]:
@@ -315,7 +315,8 @@ def column(values: Sequence[Any], device: torch.device) -> tuple[Any, bool]:
     return torch.stack(list(values)).to(device), True
 
 
-def _leaves(tree: Any, kind: Any) -> list[Any]:
+def leaves(tree: Any, kind: Any) -> list[Any]:
+    """The variables or the slots in a tree."""
     if type(tree) is kind:
         return [tree]
-    return [] if not isinstance(tree, tuple) else [leaf for part in tree for leaf in _leaves(part, kind)]
+    return [] if not isinstance(tree, tuple) else [leaf for part in tree for leaf in leaves(part, kind)]

@@ -4,7 +4,8 @@ One turn of a pipeline's loop is a :class:`recording.Program`. Lanes with the sa
 prompt, guidance scale, plan) run the same one at the same step, and of the values that it reads some belong to the step
 (its time), some to the lane (its prompt). Which is which is not assumed but compared:
 
-- A lane is *registered* by its first recorded turn; what differs there from another lane's is its own.
+- A lane is *registered* by its first recorded turn; what differs there from another lane's is its own. Once only
+  arguments of the first network call did, the request that a new call waits with says as much.
 - A step is *known* by one lane's turn, which also says what that lane's first turn had the same.
 - From both follows what any registered lane would read there. This is trusted once it was found true of another lane's
   recorded turn, and of every value that lanes have of their own.
@@ -25,17 +26,17 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.joining import (
     CONSTANT,
+    Lanes,
     Listed,
     Node,
     form_of,
-    group_key,
     tree_key,
 )
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
-from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled
+from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled, leaves
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
-from addiffusion_env.backbones.calls.trees import tensors_in
+from addiffusion_env.backbones.calls.trees import entries, tensors_in
 
 OF_A_LANE = ("prompt", "negative_prompt", "generator", "latents")
 """Beginnings of the names of arguments that lanes with the same settings may have different ones of."""
@@ -108,12 +109,12 @@ class Settings:
 
     Attributes:
         steps: (position in the plan, noise level) -> the step.
-        begun: programs of which a lane is registered.
+        own: for each program, what lanes have of their own; ``None`` while only one lane is registered.
         failures: recordings that came to nothing.
     """
 
     steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
-    begun: set[Program] = field(default_factory=set)
+    own: dict[Program, frozenset[int] | None] = field(default_factory=dict)
     failures: int = 0
 
 
@@ -148,6 +149,7 @@ class Replays:
         self._programs: dict[Any, Program | None] = {}
         self._kinds: dict[Program, dict[int, Any]] = {}
         self._numbers: dict[Any, int] = {}
+        self._quick: set[Any] = set()
 
     # What is asked.
 
@@ -169,7 +171,9 @@ class Replays:
         made = []
         for key, positions in groups.items():
             chosen: list[tuple[Registered, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
-            made.append(Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions]), self))
+            made.append(
+                Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions]), self.networks)
+            )
         return made, left
 
     def wanted(self, evaluation: Evaluation) -> bool:
@@ -198,10 +202,10 @@ class Replays:
             return
         if step is None:
             if mine is None:
-                if program in settings.begun:
+                if program in settings.own:
                     return  # nothing to compare it with
                 mine = lane.registered[program] = Registered(turn, at, frozenset())
-                settings.begun.add(program)
+                settings.own[program] = None
             steady = None if mine.at == at else _equal_slots(turn, mine.turn)
             settings.steps[at] = KnownStep(turn, lane, steady)
             while len(settings.steps) > KEPT:
@@ -209,8 +213,7 @@ class Replays:
             return
         own = step.lane.registered[program].own
         if mine is None:
-            differ = frozenset(range(program.size)) - _equal_slots(turn, step.turn)
-            lane.registered[program] = Registered(turn, at, differ | own)
+            self._register(lane, turn, at, own)
             return
         if step.steady is None or step.lane is lane:
             return
@@ -224,7 +227,46 @@ class Replays:
             step.wrong = True
             settings.failures += 1
 
+    def quick(self, request: CallRequest, scale: float | None) -> bool:
+        """Whether a new call need not be recorded from its beginning."""
+        return (scale, self.networks.digests(_shared(request))) in self._quick
+
     # How it is found.
+
+    def _register(self, lane: Lane, turn: Turn, at: tuple[int, float], own: frozenset[int]) -> Registered:
+        known, program = lane.settings.steps[at], turn.program
+        differ = own | (frozenset(range(program.size)) - _equal_slots(turn, known.turn))
+        made = lane.registered[program] = Registered(turn, at, differ)
+        lane.settings.own[program] = differ | (lane.settings.own[program] or frozenset())
+        return made
+
+    def _at_first_request(self, lane: Lane, evaluation: Evaluation) -> Registered | None:
+        """Registers a lane by the network request that its new call waits with, where that says all."""
+        request, plan = evaluation.request, evaluation.request.plan
+        assert plan is not None
+        at = (0, plan.convention.scheduler_sigma(float(plan.levels[0])))
+        step = lane.settings.steps.get(at)
+        if step is None or step.wrong or step.steady is not None:
+            return None
+        program = step.turn.program
+        own, first = lane.settings.own[program], program.calls[0]
+        inside = {leaf.number for tree in (first.args, first.kwargs) for leaf in leaves(tree, Slot)}
+        waiting = (call for call in request.waiting.get(evaluation.scale, ()) if call.index == 0 and call.requests)
+        call = next(waiting, None)
+        if call is None or not own or not own <= inside:
+            return None
+        asked, like = call.requests[0], step.turn.requests[0]
+        if asked.site != like.site or asked.module is not like.module or form_of(asked) != form_of(like):
+            return None
+        slots: dict[int, Any] = {}
+        for tree, value in ((first.args, asked.args), (first.kwargs, asked.kwargs)):
+            for leaf, found in _leaf_values(tree, value):
+                if type(leaf) is Slot and slots.setdefault(leaf.number, found) is not found:
+                    return None
+        every = [slots.get(number, value) for number, value in enumerate(step.turn.slots)]
+        self._quick.add((evaluation.scale, self.networks.digests(_shared(request))))
+        turn = Turn(program, every, step.turn.step, step.turn.requests)
+        return self._register(lane, turn, at, step.lane.registered[program].own)
 
     def _known(self, evaluation: Evaluation) -> tuple[Registered, KnownStep] | None:
         lane = self._lane(evaluation.request, evaluation.scale)
@@ -233,8 +275,8 @@ class Replays:
         if step is None or step.wrong:
             return None
         program = step.turn.program
-        mine = lane.registered.get(program)
-        if mine is None:
+        mine = lane.registered.get(program) or self._at_first_request(lane, evaluation)
+        if mine is None or mine.turn.program is not program:
             return None
         if step.steady is None:
             return (mine, step) if mine.at == at else None
@@ -244,8 +286,7 @@ class Replays:
     def _lane(self, request: CallRequest, scale: float | None) -> Lane:
         lane = request.lanes.get(scale)
         if lane is None:
-            given = {k: v for k, v in request.arguments.items() if not k.startswith(OF_A_LANE)}
-            key = (request.plan, scale, self.networks.digests(given), self._state())
+            key = (request.plan, scale, self.networks.digests(_shared(request)), self._state())
             settings = self._settings.setdefault(key, Settings())
             while len(self._settings) > KEPT:
                 self._settings.popitem(last=False)
@@ -316,11 +357,11 @@ class Replays:
 
 
 class Block:
-    """Lanes that replay one program together; to the networks, as many requests.
+    """Lanes that replay one program together; to the networks, one request of several images.
 
     Attributes:
         lanes: positions of the evaluations.
-        requests: the network requests of all lanes; empty at the scheduler's step.
+        requests: the network request that waits; empty at the scheduler's step.
     """
 
     def __init__(
@@ -329,54 +370,51 @@ class Block:
         own: frozenset[int],
         lanes: list[int],
         x: Tensor,
-        replays: Replays,
+        networks: Networks,
     ) -> None:
-        self.members, self.own, self.lanes = members, own, lanes
+        self.members, self.lanes, self.networks = members, lanes, networks
         self.program = members[0][1].turn.program
-        self.networks = replays.networks
         self.requests: list[NetworkRequest] = []
-        self._held: dict[int, Tensor] = {0: x[:, None]}
-        self._device = x.device
-        self._position = -1
+        self._own, self._held, self._position = own, {0: x[:, None]}, -1
         self._go_on()
 
-    def answer_all(self, values: Sequence[Any]) -> None:
-        """Answers all requests."""
+    def answer(self, value: Any) -> None:
+        """Answers the request: tensors (lanes, ...)."""
         made = self.program.calls[self._position].made
-        for var, parts in zip(made, zip(*map(tensors_in, values), strict=True), strict=True):
-            self._held[var.number] = torch.stack(parts)
+        tensors = tensors_in(value)
+        if len(self.lanes) == 1:
+            tensors = [tensor[None] for tensor in tensors]
+        self._held.update((var.number, tensor) for var, tensor in zip(made, tensors, strict=True))
         self._go_on()
 
     def _go_on(self) -> None:
         self._position += 1
-        self.program.advance(self._position, self._held, self._column, len(self.lanes))
+        lanes = len(self.lanes)
+        self.program.advance(self._position, self._held, self._column, lanes)
         self.requests = []
         if self._position == len(self.program.calls):
             return
         call, like = self.program.calls[self._position], self.members[0][1].turn.requests[self._position]
-        key = None
-        for row in range(len(self.lanes)):
-            args = filled(call.args, like.args, *self._values(row))
-            kwargs = filled(call.kwargs, like.kwargs, *self._values(row))
-            request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like))
-            if key is None:
-                networks = self.networks
-                key = group_key(networks.site(request), request, networks.digests, networks.uneven)
-            request.key = key
-            self.requests.append(request)
+        args = filled(call.args, like.args, self._variable, self._value)
+        kwargs = filled(call.kwargs, like.kwargs, self._variable, self._value)
+        request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like), lanes)
+        self.requests.append(request)
 
-    def _values(self, row: int) -> tuple[Any, Any]:
-        lane, step = self.members[row]
-        mine, theirs, own, held = lane.turn.slots, step.turn.slots, self.own, self._held
-        return (
-            lambda number: held[number][row],
-            lambda number: mine[number] if number in own else theirs[number],
-        )
+    def _values(self, number: int) -> list[Any]:
+        if number in self._own:
+            return [lane.turn.slots[number] for lane, _ in self.members]
+        return [step.turn.slots[number] for _, step in self.members]
+
+    def _variable(self, number: int) -> Any:
+        held = self._held[number]
+        return held[0] if len(self.lanes) == 1 else Lanes(held)
+
+    def _value(self, number: int) -> Any:
+        values = self._values(number)
+        return values[0] if all(value is values[0] for value in values) else Lanes(values)
 
     def _column(self, number: int) -> tuple[Any, bool]:
-        return column(
-            [(lane if number in self.own else step).turn.slots[number] for lane, step in self.members], self._device
-        )
+        return column(self._values(number), self._held[0].device)
 
     def found(self, rows: Mapping[int, int]) -> list[Evaluated]:
         """What each lane gives its scheduler; ``rows`` are those of its network calls, by position."""
@@ -387,6 +425,20 @@ class Block:
             given = lane.turn.step
             found.append(Evaluated(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
         return found
+
+
+def _shared(request: CallRequest) -> dict[str, Any]:
+    """Arguments that are the same in all lanes with the same settings."""
+    return {name: value for name, value in request.arguments.items() if not name.startswith(OF_A_LANE)}
+
+
+def _leaf_values(tree: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """(leaf, its value) of a tree and a value of the same structure."""
+    if type(tree) in (Var, Slot):
+        yield tree, value
+        return
+    for part, own in zip(tree[2:], entries(value) or (), strict=True):
+        yield from _leaf_values(part, own)
 
 
 def _leaves_with(spec: Any, tree: Any) -> Iterator[tuple[Any, Any]]:
