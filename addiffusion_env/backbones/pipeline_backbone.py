@@ -309,33 +309,21 @@ class PipelineBackbone(Backbone):
     ) -> Prediction:
         """See :meth:`Backbone.predict`: every row's pipeline call, its network calls joined."""
         requests: Sequence[CallRequest] = conditioning.requests
-        plans = [self.plan_of(request) for request in requests]
         levels = sigma.tolist()
         layout = self._layout_for(x, requests[0])
-        inner = layout.back(x)
-        evaluations = []
-        for row, (request, plan, level, scale) in enumerate(
-            zip(requests, plans, levels, guidance_scale.tolist(), strict=True)
-        ):
-            index = plan.index_of(level)
-            latents = inner[row : row + 1]
-            factor = self.convention.scale(level)
-            latents = (latents if factor == 1 else latents * factor).to(self.measured.dtype)
-            evaluations.append(
-                Evaluation(
-                    request,
-                    self.measured.guidance.argument_for(request, scale),
-                    index,
-                    plan.time_of(index, level),
-                    latents,
-                    self.convention.scheduler_sigma(level),
-                )
+        factors = torch.tensor([self.convention.scale(level) for level in levels], dtype=torch.float64)
+        inner = (layout.back(x) * rows(factors, x)).to(self.measured.dtype)
+        guidance = self.measured.guidance
+        evaluations = [
+            Evaluation(request, guidance.argument_for(request, scale), *self.plan_of(request).at(level), latents)
+            for request, level, scale, latents in zip(
+                requests, levels, guidance_scale.tolist(), inner.split(1), strict=True
             )
+        ]
         with self.network.watching(capture, self.capabilities.attention_grid):
             found = self.evaluator.evaluate(evaluations)
         samples = torch.cat([item.step.sample for item in found]).float()
         outputs = torch.cat([item.step.output for item in found]).float()
-        factors = torch.tensor([self.convention.scale(level) for level in levels], dtype=torch.float64)
         x0 = layout.outer(self.convention.clean(samples / rows(factors, samples), outputs, sigma))
         calls = torch.tensor([item.rows for item in found])
         attention, features = self.network.seen(len(x))
