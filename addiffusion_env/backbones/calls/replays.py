@@ -34,7 +34,7 @@ from addiffusion_env.backbones.calls.joining import (
 )
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
-from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled, leaves
+from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled, leaves, same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.trees import entries, tensors_in
 
@@ -217,7 +217,7 @@ class Replays:
         own = settings.own[program]
         foretold = (mine if number in own else step for number in range(program.size))
         if own <= step.steady and all(
-            _same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(foretold)
+            same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(foretold)
         ):
             step.proven = own | (step.proven or frozenset())
         else:
@@ -455,16 +455,4 @@ def _inside(part: Any) -> Any:
 
 def _equal_slots(turn: Turn, other: Turn) -> frozenset[int]:
     pairs = zip(turn.slots, other.slots, strict=True)
-    return frozenset(number for number, (mine, theirs) in enumerate(pairs) if _same(mine, theirs))
-
-
-def _same(one: Any, two: Any) -> bool:
-    if one is two:
-        return True
-    if isinstance(one, Tensor) or isinstance(two, Tensor):
-        if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
-            return False
-        alike = one.shape == two.shape and one.dtype == two.dtype and one.device == two.device
-        return alike and torch.equal(one, two)
-    plain = isinstance(one, bool | int | float | str | torch.dtype | torch.device)
-    return plain and type(one) is type(two) and bool(one == two)
+    return frozenset(number for number, (mine, theirs) in enumerate(pairs) if same(mine, theirs))
