@@ -277,7 +277,7 @@ def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str
     offload = backbone.options.offload
     load = Load(weights, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
     try:
-        pipe = load_pipeline(spec, load, offload)
+        pipe = load_pipeline(load, offload=offload, spec=spec)
     except WeightsError as error:
         raise WeightsError(error.cause, f"{needs}, in a folder or from the hub: {error.remedy}") from error
     for part in pipe.components.values():
