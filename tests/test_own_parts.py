@@ -181,7 +181,7 @@ def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
     run("train_sb3.py", f"plugins=[{plugin}]", "run_dir=run", *TINY.split())
     assert json.loads((tmp_path / "run/config.json").read_text())["plugins"] == [plugin]
     policy = json.loads((tmp_path / "run/policy/config.json").read_text())
-    assert policy["plugins"] == [plugin] and list(policy["observation"]) == ["timestep", "halfway", "price"]
+    assert policy["plugins"] == [plugin] and set(policy["observation"]) == {"timestep", "halfway", "price"}
     manifest = read_manifest(tmp_path / "run/report")
     assert plugin in manifest.settings["plugins"]
     assert [own.needs_preview for own in manifest.traits.values()] == [False, False, True]
