@@ -107,8 +107,9 @@ FEATURES.add("halfway", "{name}:Halfway")
 '''
 TINY = (
     "lanes=2 total_timesteps=8 checkpoint_every=8 progress_bar=false env.refine.limit=1 "
-    "tabular.pictures=2 tabular.tries=2 tabular.held_out=0 tabular.lanes=4 tabular.total_timesteps=32 "
-    "tabular.ppo.n_steps=4 tabular.ppo.batch_size=8 tabular.ppo.n_epochs=1 ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
+    "tabular.pictures=2 tabular.attempts=2 tabular.held_out=0 tabular.lanes=4 tabular.total_timesteps=32 "
+    "tabular.ppo.n_steps=4 tabular.ppo.batch_size=8 tabular.ppo.n_epochs=1 "
+    "ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
     "+env.observation_keys=[timestep,halfway,price] +env.reward.decision_fee.weight=1.0 "
     "report.prompts=1 report.films=false report.methods=[fixed:2,good_enough:-9]"
 )
