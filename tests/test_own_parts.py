@@ -111,7 +111,7 @@ TINY = (
     "tabular.ppo.n_steps=4 tabular.ppo.batch_size=8 tabular.ppo.n_epochs=1 "
     "ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
     "+env.observation_keys=[timestep,halfway,price] +env.reward.decision_fee.weight=1.0 "
-    "report.prompts=1 report.films=false report.methods=[fixed:2,good_enough:-9]"
+    "report.prompts=1 +report.films=false report.methods=[fixed:2,good_enough:-9]"
 )
 
 
