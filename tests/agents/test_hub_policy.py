@@ -61,7 +61,7 @@ def test_the_card_says_what_was_measured_and_by_which_command(policy, tmp_path):
     assert results == {name: first[name]["estimate"] for name in ("correct", "nfe", "seconds")}
     for words in (
         f"| {first['method']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
-        "python -m addiffusion_lab.study",
+        policy.details.results["command"],
         "| {:.6f} | {:.2f} |".format(*policy.details.frontier[1]),
         "- decisions: `600064`",
         '"decide_at"',

@@ -184,7 +184,7 @@ def test_an_error_in_training_leaves_a_checkpoint(tmp_path, monkeypatch):
 
 def test_the_exported_policy_is_the_trained_one(tmp_path):
     model, _ = learn(tmp_path, 8)
-    config = {"env": ENV, "algorithm": "maskable_ppo", "seed": 0, "run_dir": str(tmp_path)}
+    config = {"env": ENV, "plugins": [], "algorithm": "maskable_ppo", "seed": 0, "run_dir": str(tmp_path)}
     folder = training.export_policy(tmp_path / "policy", model, config)
     policy, described = load_policy(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "policy.safetensors"]

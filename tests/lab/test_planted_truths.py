@@ -158,14 +158,14 @@ def gains(make, runs):
 
 @pytest.mark.parametrize("make", [planted.against_frontier, planted.at_a_corner])
 def test_a_reported_gain_is_rarely_above_zero_without_one(make):
-    above = [found.gain.low > 0 for found in gains(lambda draw: make(draw, 150, 0.0), 300)]
+    above = [found.gain.low > 0 for found in gains(lambda draw: make(draw, 100, 0.0), 300)]
     assert np.mean(above) <= 0.025 + slack(0.025, 300)
 
 
 def test_a_reported_gain_is_found_and_its_interval_holds_the_truth():
-    found = list(gains(lambda draw: planted.against_frontier(draw, 300, GAIN), 200))
+    found = list(gains(lambda draw: planted.against_frontier(draw, 200, GAIN), 150))
     covered = [result.gain.low <= GAIN <= result.gain.high for result in found]
-    assert np.mean(covered) >= 0.95 - slack(0.95, 200)
+    assert np.mean(covered) >= 0.95 - slack(0.95, 150)
     assert np.mean([result.gain.estimate for result in found]) == pytest.approx(GAIN, abs=0.01)
-    # A prompt's share of the gain scatters by .44 (see frontier_prompts), so 300 prompts find .1 with power .98.
-    assert np.mean([result.gain.low > 0 for result in found]) >= 0.98 - slack(0.98, 200)
+    # A prompt's share of the gain scatters by .44 (see frontier_prompts), so 200 prompts find .1 with power .9.
+    assert np.mean([result.gain.low > 0 for result in found]) == pytest.approx(0.9, abs=slack(0.9, 150) + 0.02)
