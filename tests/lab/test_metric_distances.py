@@ -72,7 +72,7 @@ def test_kid_subsets_follow_the_seed_and_leave_the_global_generator_alone():
 @pytest.fixture(scope="module")
 def scenes():
     """64 pictures of the emoji world's renderer: one sprite each, its class and place drawn at random."""
-    from addiffusion_env.backbones.emoji.renderer import Renderer, empty_layout
+    from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
     rng = np.random.default_rng(3)
     layouts = empty_layout(64)
