@@ -72,7 +72,7 @@ COMPONENTS: Mapping[str, Component] = {
     ),
     "sprites": Component(
         "",
-        "addiffusion_env.backbones.emoji.renderer.Renderer",
+        "addiffusion_lab.emoji_training.renderer.Renderer",
         "renderer.build_sprites: 32x32 pixels, from Noto Color Emoji (images Apache-2.0, font OFL-1.1)",
         licence="Apache-2.0 AND OFL-1.1",
         folder="../assets",

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from addiffusion_env.backbones.emoji.detector import STRIDE, load_detector
-from addiffusion_env.backbones.emoji.renderer import Renderer, empty_layout
 from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
@@ -28,6 +27,7 @@ from addiffusion_lab.emoji_training.detection import focal_loss, targets_of
 from addiffusion_lab.emoji_training.distillation import random_crop
 from addiffusion_lab.emoji_training.latent_diffusion import CHECKPOINT
 from addiffusion_lab.emoji_training.preference import ranking_loss, twin
+from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
 TINY: dict[str, Any] = {"steps": 2, "batch": 4, "scenes": 8, "device": "cpu", "log_every": 0}
 
