@@ -139,14 +139,16 @@ def renamed(config: Mapping[str, Any], note: bool = True) -> dict[str, Any]:
             continue
         part, name = dict(part), new.rpartition(".")[2]
         value, present = part.pop(last), part.get(name)
-        both = isinstance(value, Mapping) and isinstance(present, Mapping)
-        part[name] = {**present, **value} if both else value
+        if isinstance(value, Mapping) and isinstance(present, Mapping):
+            value = {**present, **value}
+        part[name] = value
         found = {**found, section: part} if section else part
         if note:
             _note_renamed(old, new)
     return found
 
 
+@functools.cache  # once a process is enough
 def _note_renamed(old: str, new: str) -> None:
     print(f"note: the key {old} is called {new} now; a later version will refuse the old name", file=sys.stderr)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,27 @@ class Usage:
     memory: str
 
 
+class Clock:
+    """Seconds so far.
+
+    Args:
+        kind: ``wall``, or ``cpu``: what the processors spent on this process and ``pids``, whoever else is busy. On a
+            machine that is shared only the latter repeats; it does not tell how well two cores are used.
+        device: waited for before each reading.
+    """
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        self.kind, self.device = kind, device
+
+    def __call__(self, pids: Sequence[int] = ()) -> float:
+        """Seconds since some time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.kind == "wall":
+            return time.perf_counter()
+        return time.process_time() + sum(processor_seconds(pid) for pid in pids)
+
+
 class Meter:
     """Measures from its making, or its last :meth:`restart`, to each :meth:`read`.
 
@@ -38,41 +59,53 @@ class Meter:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self.clock = Clock("wall", self.device)
         self.restart()
 
     def restart(self) -> None:
         """Starts again: clock at 0, peak at what is held now."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._memory = "cuda"
-        else:
-            self._memory = "rss" if _reset_peak_rss() else "none"
-        self._begun = time.perf_counter()
+        self._memory = reset_peak(self.device)
+        self._begun = self.clock()
 
     def read(self) -> Usage:
         """What was taken since the start."""
-        if self._memory == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - self._begun
-        if self._memory == "cuda":
-            return Usage(seconds, int(torch.cuda.max_memory_allocated(self.device)), "cuda")
-        peak = _peak_rss() if self._memory == "rss" else None
-        return Usage(seconds, peak, "rss" if peak is not None else "none")
+        seconds = self.clock() - self._begun
+        peak = None if self._memory == "none" else peak_bytes(self.device)
+        return Usage(seconds, peak, "none" if peak is None else self._memory)
 
 
-def _reset_peak_rss() -> bool:
-    """Sets the process's peak to what it holds now (Linux: proc(5), clear_refs); whether that worked."""
+def processor_seconds(pid: int) -> float:
+    """User and system time of another process (Linux)."""
+    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def reset_peak(device: torch.device) -> str:
+    """Sets the peak of a device, else of this process, to what is held now; what it counts, as in :class:`Usage`."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return "cuda"
     try:
-        (PROCESS / "clear_refs").write_text("5", encoding="ascii")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: proc(5)
     except OSError:
-        return False
-    return True
+        return "none"
+    return "rss"
 
 
-def _peak_rss() -> int | None:
+def peak_bytes(device: torch.device, pids: Sequence[int] = ()) -> int | None:
+    """Most memory held since :func:`reset_peak`: the device's, else this process's and that of ``pids``.
+
+    ``None`` where the system does not tell.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     try:
-        lines = (PROCESS / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+        return sum(_high_water(f"/proc/{pid}/status") for pid in ("self", *pids))
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def _high_water(path: str) -> int:
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

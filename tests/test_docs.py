@@ -22,6 +22,7 @@ import pytest
 from addiffusion_env.__main__ import main
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.baselines import BASELINES
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.scorers import SCORERS
@@ -29,13 +30,13 @@ from addiffusion_lab.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-GENERATED = DOCS / "results.md"  # tests/evaluation holds its text to the study
+GENERATED = DOCS / "results.md"  # written by addiffusion_lab/claims/page.py
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page != GENERATED]
 FENCE = re.compile(
     r"(?:^\*(?P<note>[^*\n]+)\*\n\n)?^```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
     re.M | re.S,
 )
-REGISTRIES = (BACKBONES, BASELINES, METRICS, BENCHMARKS, PROMPT_SOURCES, TERMS, SCORERS)
+REGISTRIES = (BACKBONES, BASELINES, METRICS, BENCHMARKS, PROMPT_SOURCES, TERMS, FEATURES, SCORERS)
 POLICY = ROOT / "addiffusion_env" / "agents" / "pretrained" / "emoji"
 
 SWEEP = "hydra.sweeper.n_trials=2 lanes=2 total_timesteps=32 env.refine.limit=1 ppo.n_steps=4 ppo.batch_size=8 "

@@ -109,7 +109,7 @@ TINY = (
     "lanes=2 total_timesteps=8 checkpoint_every=8 progress_bar=false env.refine.limit=1 "
     "replay.pictures=2 replay.tries=2 replay.held_out=0 replay.lanes=4 replay.total_timesteps=32 "
     "replay.ppo.n_steps=4 replay.ppo.batch_size=8 replay.ppo.n_epochs=1 ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
-    "+env.observation_keys=[timestep,halfway,price] +env.reward.decision_fee.weight=1.0 +env.reward.decision_fee.fee=0.25 "
+    "+env.observation_keys=[timestep,halfway,price] +env.reward.decision_fee.weight=1.0 "
     "report.prompts=2 report.methods=[fixed:2,good_enough:-9]"
 )
 

@@ -41,6 +41,7 @@ from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
+from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, Wanted
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.paths import rows
@@ -117,6 +118,7 @@ class PipelineBackbone(Backbone):
         denoisers = [getattr(self.pipe, name) for name in networks.network_calls]
         networks.compiled = self.options.compute_forms(self.pipe, denoisers, self.device)
         self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.options.preview)
+        self.steps = SchedulerSteps()
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
@@ -309,33 +311,21 @@ class PipelineBackbone(Backbone):
     ) -> Prediction:
         """See :meth:`Backbone.predict`: every row's pipeline call, its network calls joined."""
         requests: Sequence[CallRequest] = conditioning.requests
-        plans = [self.plan_of(request) for request in requests]
         levels = sigma.tolist()
         layout = self._layout_for(x, requests[0])
-        inner = layout.back(x)
-        evaluations = []
-        for row, (request, plan, level, scale) in enumerate(
-            zip(requests, plans, levels, guidance_scale.tolist(), strict=True)
-        ):
-            index = plan.index_of(level)
-            latents = inner[row : row + 1]
-            factor = self.convention.scale(level)
-            latents = (latents if factor == 1 else latents * factor).to(self.measured.dtype)
-            evaluations.append(
-                Evaluation(
-                    request,
-                    self.measured.guidance.argument_for(request, scale),
-                    index,
-                    plan.time_of(index, level),
-                    latents,
-                    self.convention.scheduler_sigma(level),
-                )
+        factors = torch.tensor([self.convention.scale(level) for level in levels], dtype=torch.float64)
+        inner = (layout.back(x) * rows(factors, x)).to(self.measured.dtype)
+        guidance = self.measured.guidance
+        evaluations = [
+            Evaluation(request, guidance.argument_for(request, scale), *self.plan_of(request).at(level), latents)
+            for request, level, scale, latents in zip(
+                requests, levels, guidance_scale.tolist(), inner.split(1), strict=True
             )
+        ]
         with self.network.watching(capture, self.capabilities.attention_grid):
             found = self.evaluator.evaluate(evaluations)
         samples = torch.cat([item.step.sample for item in found]).float()
         outputs = torch.cat([item.step.output for item in found]).float()
-        factors = torch.tensor([self.convention.scale(level) for level in levels], dtype=torch.float64)
         x0 = layout.outer(self.convention.clean(samples / rows(factors, samples), outputs, sigma))
         calls = torch.tensor([item.rows for item in found])
         attention, features = self.network.seen(len(x))
@@ -352,28 +342,30 @@ class PipelineBackbone(Backbone):
         self, latents: Latents, prediction: Prediction, conditioning: Conditioning, sigma_next: Tensor
     ) -> Latents:
         """See :meth:`Backbone.scheduler_step`."""
-        x: list[Tensor] = []
-        states: list[dict[str, Any] | None] = []
         layout = self._layout_for(latents.x, conditioning.requests[0])
-        for row, (request, after) in enumerate(zip(conditioning.requests, sigma_next.tolist(), strict=True)):
-            plan, now = self.plan_of(request), float(latents.sigma[row])
-            state = latents.history.scheduler[row]
-            index = plan.index_of(now) if state is None else state["index"]
-            result = None
+        states: list[Mapping[str, Any] | None] = [None] * len(sigma_next)
+        wanted: dict[int, Wanted] = {}
+        lanes = zip(conditioning.requests, latents.sigma.tolist(), sigma_next.tolist(), strict=True)
+        for row, (request, now, after) in enumerate(lanes):
+            plan, state = self.plan_of(request), latents.history.scheduler[row]
+            index = plan.at(now)[0] if state is None else state["index"]
             if index < len(plan.times) and plan.on_plan(index, now, after):
-                result = plan.step(state, index, prediction.steps[row])
-            if result is None:
-                # Off its plan (an early exit, a refinement) a lane takes first-order steps along the path.
-                stepped = ddim_step(
-                    self.path, latents.row(row), prediction.x0[row : row + 1], sigma_next[row : row + 1]
-                )
-                x.append(stepped.x)
-                states.append(None)
-                continue
-            x.append(layout.outer(result[0].float() / self.convention.scale(after)))
-            states.append(result[1])
+                wanted[row] = Wanted(plan, state, index, prediction.steps[row])
+        made = dict(zip(wanted, self.steps.step(list(wanted.values())), strict=True))
+        taken = [row for row, found in made.items() if found is not None]
+        if len(taken) == len(sigma_next):
+            x = torch.empty_like(latents.x)
+        else:
+            # Off its plan (an early exit, a refinement) a lane takes first-order steps along the path.
+            x = ddim_step(self.path, latents, prediction.x0, sigma_next).x
+        if taken:
+            factors = torch.tensor([self.convention.scale(after) for after in sigma_next.tolist()])[taken]
+            stepped = torch.cat([made[row][0] for row in taken]).float()  # type: ignore[index]
+            x[taken] = layout.outer(stepped / rows(factors, stepped)).to(x)
+        for row in taken:
+            states[row] = made[row][1]  # type: ignore[index]
         past = latents.history.then(prediction.x0, latents.sigma)
-        return Latents(torch.cat(x), sigma_next, replace(past, scheduler=tuple(states)))
+        return Latents(x, sigma_next, replace(past, scheduler=tuple(states)))
 
     # Images.
 

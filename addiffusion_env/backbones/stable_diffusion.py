@@ -124,6 +124,8 @@ class StableDiffusionBackbone(Backbone):
             self._texts.capacity = min(TEXTS_KEPT, TEXT_CACHE // (row.numel() * row.element_size()))
             for index, text in enumerate(missing):
                 self._texts[text] = known[text] = self._kept(fresh.row(index))
+        for text in texts:
+            self._texts.get(text)  # used now, and later than those that were encoded first
         return Conditioning.cat([found for text in texts if (found := known[text]) is not None])
 
     @torch.no_grad()

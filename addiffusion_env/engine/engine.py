@@ -1,8 +1,8 @@
 """The engine of lanes: many programs in step, ONE denoiser call for all of them, each lane at its own noise level.
 
 A program (:mod:`addiffusion_env.engine.programs`) is written as if its lane were alone. The engine collects what all
-running programs ask for and answers in batches: previews with one pass of the tiny decoder and of each scorer, decisions
-with one call of the policy, evaluations with one call of the denoiser. Lanes that end make room at once.
+running programs ask for and answers in batches: previews with one pass of the tiny decoder and of each scorer,
+decisions with one call of the policy, evaluations with one call of the denoiser. Lanes that end make room at once.
 """
 
 from __future__ import annotations

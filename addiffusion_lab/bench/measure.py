@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from addiffusion_env.backbones.devices import instruction_set
+from addiffusion_env.profiling import Clock, peak_bytes, reset_peak
 from addiffusion_lab.bench import ARMS
 from addiffusion_lab.bench.adaptive import by_method
 from addiffusion_lab.bench.bed import Arm, Bed
 from addiffusion_lab.bench.denoiser import BareDenoiser
-from addiffusion_lab.bench.meter import STAGES, Clock, Stages, peak_mib, reset_peak
+from addiffusion_lab.bench.meter import STAGES, Stages
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def measure(bed: Bed, names: Sequence[str], methods: Sequence[str], rounds: int,
         names: of :data:`ARMS`.
         methods: specifications of methods to run through the pipeline.
         rounds: timed rounds.
-        clock: ``wall`` or ``cpu``; see :class:`addiffusion_lab.bench.meter.Clock`.
+        clock: ``wall`` or ``cpu``; see :class:`addiffusion_env.profiling.Clock`.
     """
     arms = make_arms(bed, names, methods)
     found: dict[str, list[Round]] = {arm.name: [] for arm in arms}
@@ -116,7 +117,9 @@ def one_round(bed: Bed, arm: Arm, clock: Clock) -> Round:
         began = clock(arm.pids)
         done = arm.round()
         seconds = clock(arm.pids) - began
-    return Round(seconds, done.lane_steps, done.images, stages.seconds, peak_mib(device, arm.pids))
+    peak = peak_bytes(device, arm.pids)
+    mib = None if peak is None else peak / 2**20
+    return Round(seconds, done.lane_steps, done.images, stages.seconds, mib)
 
 
 def result(bed: Bed, name: str, rounds: Sequence[Round], bare: Sequence[Round] | None) -> ArmResult:

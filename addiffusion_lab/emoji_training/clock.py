@@ -41,7 +41,7 @@ def rate_factor(progress: float, warm: float, tail: float) -> float:
     return max(factor, 0.01)
 
 
-class Clock:
+class StepBudget:
     """Iterates over the steps of a budget and sets the optimiser's rate before each.
 
     Args:

@@ -16,7 +16,7 @@ from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.emoji.renderer import Renderer
 from addiffusion_env.errors import NumericsError, WeightsError
 from addiffusion_env.seeding import stable_hash
-from addiffusion_lab.emoji_training.clock import Clock
+from addiffusion_lab.emoji_training.clock import StepBudget
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 
 
@@ -53,10 +53,10 @@ class Run:
         """bfloat16 on CUDA, nothing elsewhere."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def clock(self, optimizer: torch.optim.Optimizer, warm: float = 0.02, tail: float = 0.5) -> Clock:
+    def clock(self, optimizer: torch.optim.Optimizer, warm: float = 0.02, tail: float = 0.5) -> StepBudget:
         """The steps of this run's budget."""
         config = self.config
-        return Clock(optimizer, config.lr, config.seconds, config.steps, warm, tail if config.anneal else 0.0)
+        return StepBudget(optimizer, config.lr, config.seconds, config.steps, warm, tail if config.anneal else 0.0)
 
     def pick(self, count: int) -> torch.Tensor:
         """A batch of indices below ``count``, with replacement; (batch,) on the device."""

@@ -11,7 +11,6 @@ import torch
 from tiny_models import predicted
 
 from addiffusion_env.backbones import stable_diffusion
-from addiffusion_env.backbones.calls import text_cache
 from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
 from addiffusion_env.backbones.memory import check_memory, place
 from addiffusion_env.envs.loading import load_backbone
@@ -258,7 +257,7 @@ def test_prompts_that_do_not_fit(tiny, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_texts_are_encoded_once_and_the_cache_is_bounded(tiny, name, monkeypatch):
+def test_texts_are_encoded_once_and_the_cache_is_bounded(tiny, name):
     backbone = tiny(name).wrap()
     encoded = []
     handle = backbone.pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
@@ -276,7 +275,7 @@ def test_texts_are_encoded_once_and_the_cache_is_bounded(tiny, name, monkeypatch
         again, none = evaluated("a dog", "a cup")
         assert prompts > 0 and none == 0
         torch.testing.assert_close(again, first, atol=1e-5, rtol=1e-5)
-        monkeypatch.setattr(text_cache, "TEXTS_KEPT", 1)
+        backbone.evaluator.texts._texts.capacity = 1
         evaluated("a sofa")
         assert evaluated("a sofa")[1] == 0 < evaluated("a dog")[1]
     finally:
@@ -294,10 +293,10 @@ def test_the_emoji_worlds_texts_are_encoded_once_and_the_cache_is_bounded(monkey
     row = first.tensors["text"][0]
     monkeypatch.setattr(stable_diffusion, "TEXT_CACHE", 2 * row.numel() * row.element_size())
     emoji.encode(["a cat"])
-    assert list(emoji._texts) == ["a cup", "a cat"]  # the two used last
+    assert list(emoji._texts._items) == ["a cup", "a cat"]  # the two used last
     monkeypatch.setattr(stable_diffusion, "TEXTS_KEPT", 1)
     emoji.encode(["a dog", "a red cup"])
-    assert list(emoji._texts) == ["a red cup"]
-    for row in emoji._texts.values():  # no batch is kept alive
+    assert list(emoji._texts._items) == ["a red cup"]
+    for row in emoji._texts._items.values():  # no batch is kept alive
         for value in row.tensors.values():
             assert value.untyped_storage().nbytes() == value.numel() * value.element_size()

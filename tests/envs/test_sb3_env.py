@@ -120,6 +120,16 @@ def test_state_goes_on_exactly(kind):
     assert first[3][1]["episode"]["r"] == second[3][1]["episode"]["r"]
 
 
+def test_a_state_of_an_earlier_version_is_read():
+    """Rewards once had pooled statistics, which states and checkpoints kept."""
+    env, other = (make_vec_env("lanes", 1, seed, SETTINGS) for seed in (7, 99))
+    env.reset()
+    state = env_state(env)
+    load_env_state(other, {**state, "lanes": {**state["lanes"], "scale": {"clip": [6.0, 0.2, 0.01]}}})
+    assert other.env_method("action_masks")[0].tolist() == [True, True, False]
+    assert other.venv.episodes.lane(0).prompt == env.venv.episodes.lane(0).prompt
+
+
 def test_lanes_and_dummy_draw_the_same_episodes():
     one, two = make_vec_env("lanes", 2, 5, SETTINGS), make_vec_env("dummy", 2, 5, SETTINGS)
     a, b = one.reset(), two.reset()

@@ -13,12 +13,13 @@ import torch
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.errors import UnknownNameError
+from addiffusion_env.profiling import Clock, peak_bytes, processor_seconds, reset_peak
 from addiffusion_lab.bench import ARMS
 from addiffusion_lab.bench.adaptive import by_method
 from addiffusion_lab.bench.bed import Bed, make_bed
 from addiffusion_lab.bench.independent import Independent
 from addiffusion_lab.bench.measure import Round, measure, result, shares_of
-from addiffusion_lab.bench.meter import STAGES, Clock, peak_mib, processor_seconds, reset_peak
+from addiffusion_lab.bench.meter import STAGES
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 
@@ -82,12 +83,12 @@ def test_clocks_and_memory():
     assert cpu() > began
     assert processor_seconds(os.getpid()) >= before
     reset_peak(torch.device("cpu"))
-    start = peak_mib(torch.device("cpu"))
+    start = peak_bytes(torch.device("cpu"))
     # Not every kernel resets the peak, and some take idle pages away meanwhile: what was freed since is filled first.
     kept = []
-    while peak_mib(torch.device("cpu")) <= start + 40 and len(kept) < 40:
+    while peak_bytes(torch.device("cpu")) <= start + 40 * 2**20 and len(kept) < 40:
         kept.append(torch.ones(64 * 2**18))  # 64 MiB
-    assert kept and peak_mib(torch.device("cpu")) > start + 40
+    assert kept and peak_bytes(torch.device("cpu")) > start + 40 * 2**20
     del kept
 
 

@@ -21,7 +21,7 @@ from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, Unkn
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
 from addiffusion_lab.emoji_training import STAGES
 from addiffusion_lab.emoji_training.__main__ import build_parser, main, run_stage
-from addiffusion_lab.emoji_training.clock import Clock, rate_factor
+from addiffusion_lab.emoji_training.clock import StepBudget, rate_factor
 from addiffusion_lab.emoji_training.config import STAGE_DEFAULTS, TrainReport, stage_config
 from addiffusion_lab.emoji_training.data import augment, degrade, draw_chunks, scene_bank, tokenize
 from addiffusion_lab.emoji_training.detection import focal_loss, targets_of
@@ -242,7 +242,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 def test_clock_counts_steps_and_sets_the_rate() -> None:
     sgd, rates = optimizer(), []
-    for tick in Clock(sgd, lr=2.0, steps=10, warm=0.2, tail=0.5):
+    for tick in StepBudget(sgd, lr=2.0, steps=10, warm=0.2, tail=0.5):
         assert tick == (len(rates) + 1, len(rates) / 10)
         rates.append(sgd.param_groups[0]["lr"])
     assert len(rates) == 10
@@ -253,7 +253,7 @@ def test_clock_counts_steps_and_sets_the_rate() -> None:
 
 
 def test_clock_stops_in_time() -> None:
-    ticks = list(Clock(optimizer(), lr=1.0, seconds=0.05))
+    ticks = list(StepBudget(optimizer(), lr=1.0, seconds=0.05))
     assert ticks[-1].progress < 1
     assert ticks[-1].step == len(ticks) > 10
 

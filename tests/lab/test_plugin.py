@@ -24,8 +24,6 @@ def test_making_the_environment_loads_no_hub_scorer_no_ray_and_no_lab():
     assert not [name for name in names if name.split(".")[0] in ("ray", "addiffusion_lab", "ImageReward")]
     assert not [name for name in names if name.startswith("addiffusion_env.scorers.image_reward")]
     assert "addiffusion_env.envs.env" in names
-    own = [name for name in names if name.startswith("addiffusion_env.")]
-    assert len(own) <= 86, f"{len(own)} modules of the package"
 
 
 def test_a_local_training_loads_no_ray():

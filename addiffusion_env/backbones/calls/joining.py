@@ -141,10 +141,12 @@ def spread(value: Any, lanes: int) -> list[Any]:
     return [rebuilt(value, [column[lane] for column in columns]) for lane in range(lanes)]
 
 
-def _stacked(value: Any, lanes: int) -> Tensor:
+def _stacked(value: Any, lanes: int, axis: int) -> Tensor:
+    """The images' values along an axis."""
     if not isinstance(value, Lanes):
-        return value[None].expand(lanes, *value.shape)
-    return value.values if isinstance(value.values, Tensor) else torch.stack(list(value.values))
+        return value.unsqueeze(axis).expand(*value.shape[:axis], lanes, *value.shape[axis:])
+    values = value.values
+    return values.movedim(0, axis) if isinstance(values, Tensor) else torch.stack(list(values), dim=axis)
 
 
 def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequence[int], apart: bool = False) -> Any:
@@ -166,9 +168,9 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
         if not even:
             flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
             return torch.cat(flat, dim=spec.axis)
-        parts = [_stacked(value, size) for value, size in zip(values, sizes, strict=True)]
-        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return whole.movedim(0, spec.axis + 1).flatten(spec.axis, spec.axis + 1)
+        after = spec.axis + 1
+        parts = [_stacked(value, size, after) for value, size in zip(values, sizes, strict=True)]
+        return (torch.cat(parts, dim=after) if len(parts) > 1 else parts[0]).flatten(spec.axis, after)
     if isinstance(spec, Node):
         columns = zip(*(entries(value) or () for value in values), strict=True)
         parts = [joined(part, column, rows, sizes, apart) for part, column in zip(spec.parts, columns, strict=True)]

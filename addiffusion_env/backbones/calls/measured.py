@@ -305,7 +305,7 @@ def at_index(evaluator: Evaluator, request: CallRequest, scale: float | None, in
     assert plan is not None
     index = min(index, len(plan.times) - 1)
     sigma = plan.convention.scheduler_sigma(float(plan.levels[index]))
-    return Evaluation(request, scale, index, plan.times[index], x, sigma)
+    return Evaluation(request, scale, index, plan.times[index], sigma, x)
 
 
 def _joined_difference(evaluator: Evaluator, evaluations: Sequence[Evaluation], alone: Sequence[Tensor]) -> float:

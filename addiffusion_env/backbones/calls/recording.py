@@ -320,3 +320,16 @@ def leaves(tree: Any, kind: Any) -> list[Any]:
     if type(tree) is kind:
         return [tree]
     return [] if not isinstance(tree, tuple) else [leaf for part in tree for leaf in leaves(part, kind)]
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two values of a slot are one."""
+    if one is two:
+        return True
+    if isinstance(one, Tensor) or isinstance(two, Tensor):
+        if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
+            return False
+        alike = one.shape == two.shape and one.dtype == two.dtype and one.device == two.device
+        return alike and torch.equal(one, two)
+    plain = isinstance(one, bool | int | float | str | torch.dtype | torch.device)
+    return plain and type(one) is type(two) and bool(one == two)

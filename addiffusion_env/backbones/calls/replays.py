@@ -34,7 +34,7 @@ from addiffusion_env.backbones.calls.joining import (
 )
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
-from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled, leaves
+from addiffusion_env.backbones.calls.recording import Program, Slot, Var, column, filled, leaves, same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.trees import entries, tensors_in
 
@@ -76,12 +76,10 @@ class Registered:
     Attributes:
         turn: its first recorded one.
         at: the step of it.
-        own: slots that differ from another lane's.
     """
 
     turn: Turn
     at: tuple[int, float]
-    own: frozenset[int]
 
 
 @dataclass(eq=False)
@@ -109,12 +107,12 @@ class Settings:
 
     Attributes:
         steps: (position in the plan, noise level) -> the step.
-        own: for each program, what lanes have of their own; ``None`` while only one lane is registered.
+        own: for each program, slots of which some lanes have a value of their own.
         failures: recordings that came to nothing.
     """
 
     steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
-    own: dict[Program, frozenset[int] | None] = field(default_factory=dict)
+    own: dict[Program, frozenset[int]] = field(default_factory=dict)
     failures: int = 0
 
 
@@ -165,7 +163,7 @@ class Replays:
                 left.append(at)
                 continue
             lane, step = found
-            own = lane.own | step.lane.registered[step.turn.program].own
+            own = step.lane.settings.own[step.turn.program]
             key = (id(step.turn.program), own, self._number(lane.turn, own), self._number(step.turn, own, False))
             groups.setdefault(key, []).append(at)
         made = []
@@ -204,23 +202,22 @@ class Replays:
             if mine is None:
                 if program in settings.own:
                     return  # nothing to compare it with
-                mine = lane.registered[program] = Registered(turn, at, frozenset())
-                settings.own[program] = None
+                mine = lane.registered[program] = Registered(turn, at)
+                settings.own[program] = frozenset()
             steady = None if mine.at == at else _equal_slots(turn, mine.turn)
             settings.steps[at] = KnownStep(turn, lane, steady)
             while len(settings.steps) > KEPT:
                 settings.steps.popitem(last=False)
             return
-        own = step.lane.registered[program].own
         if mine is None:
-            self._register(lane, turn, at, own)
+            self._register(lane, turn, at)
             return
         if step.steady is None or step.lane is lane:
             return
-        own = own | mine.own
+        own = settings.own[program]
         foretold = (mine if number in own else step for number in range(program.size))
         if own <= step.steady and all(
-            _same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(foretold)
+            same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(foretold)
         ):
             step.proven = own | (step.proven or frozenset())
         else:
@@ -233,11 +230,10 @@ class Replays:
 
     # How it is found.
 
-    def _register(self, lane: Lane, turn: Turn, at: tuple[int, float], own: frozenset[int]) -> Registered:
-        known, program = lane.settings.steps[at], turn.program
-        differ = own | (frozenset(range(program.size)) - _equal_slots(turn, known.turn))
-        made = lane.registered[program] = Registered(turn, at, differ)
-        lane.settings.own[program] = differ | (lane.settings.own[program] or frozenset())
+    def _register(self, lane: Lane, turn: Turn, at: tuple[int, float]) -> Registered:
+        settings, program = lane.settings, turn.program
+        settings.own[program] |= frozenset(range(program.size)) - _equal_slots(turn, settings.steps[at].turn)
+        made = lane.registered[program] = Registered(turn, at)
         return made
 
     def _at_first_request(self, lane: Lane, evaluation: Evaluation) -> Registered | None:
@@ -266,7 +262,7 @@ class Replays:
         every = [slots.get(number, value) for number, value in enumerate(step.turn.slots)]
         self._quick.add((evaluation.scale, self.networks.digests(_shared(request))))
         turn = Turn(program, every, step.turn.step, step.turn.requests)
-        return self._register(lane, turn, at, step.lane.registered[program].own)
+        return self._register(lane, turn, at)
 
     def _known(self, evaluation: Evaluation) -> tuple[Registered, KnownStep] | None:
         lane = self._lane(evaluation.request, evaluation.scale)
@@ -280,7 +276,7 @@ class Replays:
             return None
         if step.steady is None:
             return (mine, step) if mine.at == at else None
-        own = mine.own | step.lane.registered[program].own
+        own = lane.settings.own[program]
         return (mine, step) if step.proven is not None and own <= step.proven else None
 
     def _lane(self, request: CallRequest, scale: float | None) -> Lane:
@@ -459,16 +455,4 @@ def _inside(part: Any) -> Any:
 
 def _equal_slots(turn: Turn, other: Turn) -> frozenset[int]:
     pairs = zip(turn.slots, other.slots, strict=True)
-    return frozenset(number for number, (mine, theirs) in enumerate(pairs) if _same(mine, theirs))
-
-
-def _same(one: Any, two: Any) -> bool:
-    if one is two:
-        return True
-    if isinstance(one, Tensor) or isinstance(two, Tensor):
-        if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
-            return False
-        alike = one.shape == two.shape and one.dtype == two.dtype and one.device == two.device
-        return alike and torch.equal(one, two)
-    plain = isinstance(one, bool | int | float | str | torch.dtype | torch.device)
-    return plain and type(one) is type(two) and bool(one == two)
+    return frozenset(number for number, (mine, theirs) in enumerate(pairs) if same(mine, theirs))

@@ -47,7 +47,7 @@ def _close_all(waiting: dict[float | None, list[OpenCall]]) -> None:
     waiting.clear()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Evaluation:
     """One lane's evaluation.
 
@@ -56,19 +56,19 @@ class Evaluation:
         scale: guidance scale, as the pipeline's own argument; ``None`` for what the request itself says.
         index: position in the plan.
         time: what the denoiser hears.
-        x: (1, ...) latents in the pipeline's layout and space.
         sigma: the level in the scheduler's own ``sigmas``.
+        x: (1, ...) latents in the pipeline's layout and space.
     """
 
     request: CallRequest
     scale: float | None
     index: int
     time: Any
-    x: Tensor
     sigma: float
+    x: Tensor
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Evaluated:
     """The answer to an :class:`Evaluation`.
 

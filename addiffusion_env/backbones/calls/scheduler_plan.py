@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from addiffusion_env.backbones.calls.conventions import Convention, check_plan, 
 from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
+
+LEVELS_KEPT = 4096
+"""Most levels of a plan whose place in it is kept."""
 
 PLANS_KEPT = 64
 """Most plans that are kept to be shared."""
@@ -44,6 +47,7 @@ class SchedulerPlan:
     times: Tensor
     levels: np.ndarray
     begin: int
+    _known: dict[float, tuple[int, Any, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, call: OpenCall) -> SchedulerPlan:
@@ -59,6 +63,16 @@ class SchedulerPlan:
         convention = convention_of(scheduler)
         levels = check_plan(convention.levels(scheduler, call.times, call.begin), scheduler)
         return cls(scheduler, convention, call.times, levels, call.begin)
+
+    def at(self, sigma: float) -> tuple[int, Any, float]:
+        """(position, time, the scheduler's own level) of the evaluation at a level."""
+        found = self._known.get(sigma)
+        if found is None:
+            index = self.index_of(sigma)
+            found = (index, self.time_of(index, sigma), self.convention.scheduler_sigma(sigma))
+            if len(self._known) < LEVELS_KEPT:
+                self._known[sigma] = found
+        return found
 
     def index_of(self, sigma: float) -> int:
         """The evaluation of the plan that a level belongs to: the last one at or above it."""
