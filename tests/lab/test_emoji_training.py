@@ -165,7 +165,7 @@ def test_unet_refuses_to_resume_from_nothing(trained: tuple[Path, dict[str, Trai
 def test_stage_names_what_it_needs(tmp_path: Path, stage: str, first: str) -> None:
     with pytest.raises(WeightsError, match=f"reads what stage {first} writes") as caught:
         run_stage(stage, tmp_path, **TINY)
-    assert f"emoji.train {first} --out" in caught.value.remedy
+    assert f"python -m addiffusion_lab.emoji_training {first} --out" in caught.value.remedy
 
 
 def test_one_seed_is_one_model_and_the_global_generator_is_untouched(tmp_path: Path) -> None:
