@@ -314,7 +314,8 @@ class PipelineBackbone(Backbone):
         levels = sigma.tolist()
         layout = self._layout_for(x, requests[0])
         factors = torch.tensor([self.convention.scale(level) for level in levels], dtype=torch.float64)
-        inner = (layout.back(x) * rows(factors, x)).to(self.measured.dtype)
+        inner = layout.back(x)
+        inner = (inner * rows(factors, inner)).to(self.measured.dtype)
         guidance = self.measured.guidance
         evaluations = [
             Evaluation(request, guidance.argument_for(request, scale), *self.plan_of(request).at(level), latents)
