@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from addiffusion_env.bench.diffusers_pipeline import pipeline_of
+from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
 from diffusers import UNet2DConditionModel
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents

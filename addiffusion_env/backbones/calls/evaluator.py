@@ -21,15 +21,9 @@ from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Eva
 from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, Plans
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
-<<<<<<< HEAD
-from addiffusion_env.backbones.memory import alone, send_away
-from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
-from addiffusion_env.hub import in_a_line
-=======
 from addiffusion_env.backbones.calls.turns import Block
 from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import CapabilityError, ConfigError
->>>>>>> 7aaabbee05431d147fae0d3f8f19ec7936d58d25
 
 DECODED_AT_ONCE = 4
 """Images that the autoencoder decodes in one call."""
