@@ -23,7 +23,7 @@ from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
 from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
-from addiffusion_env.hub import in_a_line
+from addiffusion_env.files import in_a_line
 
 DECODED_AT_ONCE = 4
 """Images that the autoencoder decodes in one call."""
