@@ -292,15 +292,15 @@ class Engine:
     def _finished(self, requests: list[Finish]) -> list[Picture | Exception]:
         known = [request.conditioning for request in requests if request.conditioning is not None]
         x = torch.cat([request.x for request in requests])
-        images = self.backbone.decode(x, known if len(known) == len(requests) else None)
-        finite = torch.isfinite(images).flatten(1).all(1)
+        decoded = self.backbone.decode(x, known if len(known) == len(requests) else None)
+        finite = torch.isfinite(decoded).flatten(1).all(1)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        looks = iter(self._looks(images[finite], prompts) if prompts else ())
+        looks = iter(self._looks(decoded[finite], prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
         pictures: list[Picture | Exception] = []
-        for request, image, fine in zip(requests, images, good, strict=True):
+        for request, image, fine in zip(requests, decoded, good, strict=True):
             look = next(looks) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
             pictures.append(Picture(image, look) if isinstance(look, Look) else look)
         return pictures

@@ -42,10 +42,10 @@ def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) 
     A screen that is narrower than :data:`LEAST_SHOWN` pixels scrolls a plot instead of shrinking it.
     """
 
-    def image(figure: Figure) -> dict[str, str | int]:
+    def embedded(figure: Figure) -> dict[str, str | int]:
         with Image.open(io.BytesIO(drawn[figure.stem])) as picture:
             kind, width = str(picture.format).lower(), picture.width
         source = f"data:image/{kind};base64,{base64.b64encode(drawn[figure.stem]).decode()}"
         return {"source": source, "width": width, "shown": figure.width or width}
 
-    return render("report.html", {"image": image}, title=title, sections=written, least_shown=LEAST_SHOWN)
+    return render("report.html", {"image": embedded}, title=title, sections=written, least_shown=LEAST_SHOWN)

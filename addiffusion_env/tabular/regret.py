@@ -66,8 +66,8 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_t
     flat = np.asarray(preference, dtype=np.float64).reshape(-1)
     known, zero = np.isfinite(flat), np.zeros(len(flat))
     none = np.zeros((len(flat), 0))
-    scores = (np.where(known, np.asarray(values, np.float64).reshape(-1), 0.0) for values in (clip_score, flat))
-    look = Look(none, none, *scores, none)
+    columns = (np.where(known, np.asarray(values, np.float64).reshape(-1), 0.0) for values in (clip_score, flat))
+    look = Look(none, none, *columns, none)
     transition = Transition.of(
         LookBatch(look, zero > 0),
         LookBatch(look, zero == 0),

@@ -185,7 +185,7 @@ def train_preference(config: TrainConfig) -> TrainReport:
         chosen = run.pick(len(bank.tokens))
         own, other = bank.tokens[chosen], bank.twin_tokens[chosen]
         clean, twins = run.render(bank.layouts[chosen]), run.render(bank.twin_layouts[chosen])
-        picture, twin_picture = (augment(images, run.generator, 0.5) for images in (clean, twins))
+        picture, twin_picture = (augment(clean_or_twin, run.generator, 0.5) for clean_or_twin in (clean, twins))
         worse = degrade(clean, run.generator)
         pictures = torch.cat([picture, picture, twin_picture, twin_picture, worse])
         with run.autocast():
@@ -211,8 +211,8 @@ def _standardisation(run: Run, model: Any, bank: PairBank) -> tuple[float, float
     scores = torch.cat(
         [
             raw_score(model, part, ids)
-            for images in pictures
-            for part, ids in zip(images.split(256), tokens.split(256), strict=True)
+            for group in pictures
+            for part, ids in zip(group.split(256), tokens.split(256), strict=True)
         ]
     )
     return float(scores.mean()), float(scores.std())

@@ -124,12 +124,12 @@ class Case:
             picture = yield from finished(lane)
             return lane, picture.image[None]
 
-        lane, image = self.engine.run([stopped()])[0]
+        lane, tensor = self.engine.run([stopped()])[0]
         assert lane.x0 is not None
         levels = self.backbone.plan_of(lane.conditioning.requests[0]).levels
         scale = self.backbone.convention.scale(float(levels[-1]))
         with self._steps_to(self.backbone.measured.layout.back(lane.x0) * scale):
-            return lane, image, self.drawn(0)
+            return lane, tensor, self.drawn(0)
 
     @contextmanager
     def _steps_to(self, last: Tensor) -> Iterator[None]:

@@ -28,7 +28,7 @@ def offline(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def images():
+def make_images():
     return pictures
 
 
