@@ -1,7 +1,8 @@
-"""``python -m addiffusion_env bench`` on Stable Diffusion 1.5, 2.1, SDXL and Flux with random weights: no download.
+"""``python -m addiffusion_env bench`` on full-size models with random weights: no download.
 
     python benchmarks/backbones.py                 # full size: needs a GPU
     python benchmarks/backbones.py --size tiny     # 16x16 pictures: runs anywhere
+    python benchmarks/backbones.py --backbones sd35 z_image --dtype bfloat16 --lanes 1 8 --arms pipeline continue
 
 Looks are scored by the emoji world's three small models: those of real pictures would have to be downloaded.
 """
@@ -22,14 +23,15 @@ from full_size import FULL, build
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.devices import resolve_device, resolve_dtype
-from addiffusion_env.backbones.emoji.weights import WEIGHTS
-from addiffusion_env.emoji.scorers import emoji_scorers
+from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.envs import episodes
+from addiffusion_env.scorers.emoji import emoji_scorers
 from addiffusion_lab.bench.arguments import add_arguments
 from addiffusion_lab.bench.bed import Bed
 from addiffusion_lab.bench.cli import run_bed
 
-OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("flux", "tiny"): {"image_size": 16}}
+TRANSFORMERS = ("flux", "sd35", "z_image")
+TINY: dict[str, dict[str, Any]] = {name: {"image_size": 16} for name in TRANSFORMERS}
 
 
 def make_bed(name: str, chosen: argparse.Namespace, device: torch.device) -> Bed:
@@ -37,9 +39,9 @@ def make_bed(name: str, chosen: argparse.Namespace, device: torch.device) -> Bed
     dtype = resolve_dtype(chosen.dtype, device, BACKBONES.load(name).spec.auto_dtype)
     pipe, preview = build(name, chosen.size, device, dtype)
     fast = {"compile": chosen.compile, "batch_buckets": chosen.batch_buckets}
-    if name != "flux":
+    if name not in TRANSFORMERS:
         fast["channels_last"] = chosen.channels_last
-    options = {**fast, **OPTIONS.get((name, chosen.size), {})}
+    options = {**fast, **(TINY.get(name, {}) if chosen.size == "tiny" else {})}
     backbone = BACKBONES.load(name).from_pipeline(pipe, preview=preview, **options)
     lanes = chosen.lanes[0]
     steps = chosen.steps or min(8, backbone.capabilities.default_steps)

@@ -23,6 +23,16 @@ VAE = {
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+WIDE = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+QWEN3_4B = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
 T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 
 
@@ -126,21 +136,70 @@ def flux() -> Any:
     )
 
 
-FULL = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl, "flux": flux}
+def sd35() -> Any:
+    """Stable Diffusion 3.5 medium: 2.2 billion parameters in the transformer, 4.8 in T5."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    return StableDiffusion3Pipeline(
+        vae=AutoencoderKL(**VAE, **WIDE, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=clip_text(CLIP_L, projection=True),
+        text_encoder_2=clip_text(CLIP_G, projection=True),
+        text_encoder_3=T5EncoderModel(T5Config(**T5_XXL, feed_forward_proj="gated-gelu")),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        tokenizer_3=tiny.t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            num_layers=24,
+            num_attention_heads=24,
+            attention_head_dim=64,
+            caption_projection_dim=1536,
+            joint_attention_dim=4096,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        ),
+        scheduler=on_cpu(FlowMatchEulerDiscreteScheduler, shift=3.0),
+    )
+
+
+def z_image() -> Any:
+    """Z-Image-Turbo: 6.2 billion parameters in the transformer, 4 in the Qwen3 that reads the prompt."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    from addiffusion_lab.tiny_pipelines import parts
+
+    return ZImagePipeline(
+        vae=AutoencoderKL(**VAE, **WIDE, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=Qwen3Model(Qwen3Config(**QWEN3_4B)),
+        tokenizer=parts.qwen_tokenizer(),
+        transformer=ZImageTransformer2DModel(),
+        scheduler=on_cpu(FlowMatchEulerDiscreteScheduler, shift=3.0),
+    )
+
+
+FULL = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl, "flux": flux, "sd35": sd35, "z_image": z_image}
 
 
 def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """A pipeline and the tiny decoder of its latents, random weights, on ``device`` in ``dtype``.
 
     Args:
-        name: ``sd15``, ``sd21``, ``sdxl`` or ``flux``.
+        name: a key of :data:`FULL`.
         size: ``full``, or ``tiny`` for 16x16 pictures.
         device: where the weights are made, so that 12 billion of them never pass through host memory.
         dtype: their precision.
     """
     from diffusers import AutoencoderTiny
 
-    channels = 16 if name == "flux" else 4
+    channels = 16 if name in ("flux", "sd35", "z_image") else 4
     if size == "tiny":
         pipe, preview = BUILDERS[name](Path(tempfile.mkdtemp())), tiny.tiny_autoencoder(channels)
     else:

@@ -26,6 +26,9 @@ ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of an element -> the whole number of that size."""
 
+SAMPLE = 256
+"""Entries of each weight that :func:`sampled` reads."""
+
 _digests: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
@@ -78,6 +81,27 @@ def fingerprint(*parts: Any) -> tuple[Any, ...]:
     return tuple(_state(part) if isinstance(part, nn.Module) else _size(part) for part in parts)
 
 
+def sampled(*parts: Any) -> tuple[Any, ...]:
+    """As :func:`fingerprint`, from a sample of each weight: for models of gigabytes that are asked at each prompt.
+
+    Torch's version counters see every edit in place, and the sample what goes past them through ``.data``, unless it
+    changes a few entries of a weight only. Of adapters (PEFT) what takes effect, see :func:`adapters_in`.
+    """
+    return tuple(_sampled_state(part) if isinstance(part, nn.Module) else _size(part) for part in parts)
+
+
+def adapters_in(module: nn.Module) -> tuple[Any, ...]:
+    """What of a network's adapters (PEFT) takes effect: for each layer their scales, and which are on or merged."""
+    found = []
+    for layer in module.modules():
+        held = layer.__dict__
+        if type(held.get("scaling")) is dict:
+            # A scale that is set for one call and taken back leaves rounding.
+            scales = _rounded({name: float(scale) for name, scale in held["scaling"].items()})
+            found.append((tuple(scales.items()), *(str(held.get(name)) for name in ADAPTERS)))
+    return tuple(found)
+
+
 def versions_of(module: nn.Module) -> tuple[Any, ...]:
     """Where a module's weights lie and how often torch has seen them written: cheaper than :func:`fingerprint`.
 
@@ -111,6 +135,24 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
     # One wait for each device, not one for each weight.
     read = tuple((device.type, *torch.stack(values).tolist()) for device, values in by_device.items())
     return (name_of(type(module)), versions, read, json.dumps(settings_of(module), sort_keys=True))
+
+
+def _sampled_state(module: nn.Module) -> tuple[Any, ...]:
+    versions, samples = [], []
+    for _, value in weights_of(module):
+        versions.append(_version(value))
+        for part in _plain_tensors(value):
+            plain = part.detach()
+            if plain.is_complex() or not plain.is_contiguous() or not plain.numel():
+                samples.append(_sum(part).reshape(1))
+                continue
+            flat = plain.view(-1)[:: max(1, -(-plain.numel() // SAMPLE))]
+            samples.append(flat.view(WORDS[plain.element_size()]))
+    groups: dict[Any, list[Tensor]] = {}
+    for sample in samples:
+        groups.setdefault((sample.device, sample.dtype), []).append(sample)
+    sums = tuple(int(torch.cat(group).sum(dtype=torch.int64)) for group in groups.values())
+    return (name_of(type(module)), tuple(versions), sums, adapters_in(module))
 
 
 def _version(value: Tensor) -> int:

@@ -47,7 +47,8 @@ class Traits:
     @classmethod
     def of(cls, method: Any) -> Traits:
         """The traits of a method; the defaults where it declares none, which take every scorer for used."""
-        return cls(**{item.name: getattr(method, item.name, item.default) for item in fields(cls)})
+        found: dict[str, Any] = {item.name: getattr(method, item.name, item.default) for item in fields(cls)}
+        return cls(**found)
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Traits:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.traits import Traits
@@ -22,7 +22,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.observers import Decisions, observed, previews_of
 from addiffusion_env.envs import rendering
-from addiffusion_env.envs.rendering import LETTERS, Cell
+from addiffusion_env.envs.rendering import Cell
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, by_method
 from addiffusion_env.evaluation.runner import Plan, Stage
@@ -167,18 +167,6 @@ def draw_film(film: Film) -> np.ndarray:
     shown = zip(film.frames, film.actions, film.preferences, strict=True)
     cells = [Cell(_pixels(png), action, preference) for png, action, preference in shown]
     return rendering.draw_film(cells, columns=COLUMNS)
-
-
-def with_words(strip: np.ndarray, words: str, width: int = 190) -> np.ndarray:
-    """A strip, (H, W, 3) uint8, with words in a column of ``width`` pixels to its left, cut where it ends."""
-    font, room = ImageFont.load_default(LETTERS + 1), width - 8
-    lines = [""]
-    for word in words.split():
-        longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) <= room else [*lines, word]
-    column = Image.new("RGB", (width, len(strip)), (255, 255, 255))
-    ImageDraw.Draw(column).multiline_text((2, 2), "\n".join(lines), fill=(32, 33, 36), font=font, spacing=3)
-    return np.concatenate([np.asarray(column), strip], axis=1)
 
 
 def _pixels(png: bytes) -> np.ndarray:

@@ -43,7 +43,6 @@ PACKAGES = (
     "torchvision",
     "image-reward",
     "torch-fidelity",
-    "torchmetrics",
     "lpips",
     "openai",
 )

@@ -14,13 +14,10 @@ import numpy as np
 
 from addiffusion_env.baselines import named_traits
 from addiffusion_env.evaluation.frontier import Pairing, gains, mixture
-from addiffusion_env.evaluation.statistics import (
-    holm,
-    prompts_for_difference,
-    spread_of,
-)
+from addiffusion_env.evaluation.statistics import holm
 from addiffusion_lab.claims.base import Case, Comparison, Outcome, Verdict, unanswered
 from addiffusion_lab.claims.pictures import Means
+from addiffusion_lab.claims.power import prompts_for_difference, spread_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from addiffusion_env.evaluation.statistics import (
     MarginTest,
     at_most,
     non_inferior,
-    prompts_for_non_inferiority,
 )
 from addiffusion_lab.claims.base import (
     Case,
@@ -20,6 +19,7 @@ from addiffusion_lab.claims.base import (
     too_few,
     unanswered,
 )
+from addiffusion_lab.claims.power import prompts_for_non_inferiority
 
 
 def judge(case: Case) -> Verdict:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from addiffusion_env.evaluation.statistics import Interval, holm, rank_correlation_gap, spearman, spearman_interval
+from addiffusion_env.evaluation.statistics import Interval, holm, spearman
 from addiffusion_lab.claims.base import (
     NO_JUDGE,
     Case,
@@ -17,6 +17,7 @@ from addiffusion_lab.claims.base import (
     too_few,
     unanswered,
 )
+from addiffusion_lab.claims.correlation import rank_correlation_gap, spearman_interval
 from addiffusion_lab.claims.equal_cost import kind_of
 
 

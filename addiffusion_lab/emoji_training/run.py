@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.devices import resolve_device
-from addiffusion_env.backbones.emoji.renderer import Renderer
 from addiffusion_env.errors import NumericsError, WeightsError
 from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.emoji_training.clock import StepBudget
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
+from addiffusion_lab.emoji_training.renderer import Renderer
 
 
 class Run:

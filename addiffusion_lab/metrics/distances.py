@@ -7,21 +7,19 @@ KID is not.
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 import numpy as np
 import torch
 
-from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.errors import ConfigError
 from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.features import load_features
 from addiffusion_lab.metrics.network import FeatureNetwork
 from addiffusion_lab.metrics.packages import backend_name, load_package
 from addiffusion_lab.metrics.pictures import Pictures
 from addiffusion_lab.metrics.results import MetricResult, Setting
-from addiffusion_lab.metrics.settings import BACKENDS, MetricSettings
+from addiffusion_lab.metrics.settings import MetricSettings
 
+BACKEND = "torch-fidelity"
 FID_ENOUGH = 10_000
 """Pictures of each set below which a FID is not comparable with published ones."""
 
@@ -36,9 +34,9 @@ def fid(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> Me
     network, first, second = _both(pictures, reference, settings)
     return MetricResult(
         name=_name("fid", network),
-        value=frechet_distance(first, second, settings.backend),
+        value=frechet_distance(first, second),
         n=len(first),
-        backend=backend_name(settings.backend),
+        backend=backend_name(BACKEND),
         settings=_shown(network, len(second)),
         notes=(*_sample_notes(len(first), len(second), network.dim), *_format_notes(pictures, reference)),
     )
@@ -55,7 +53,7 @@ def kid(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> Me
     """
     network, first, second = _both(pictures, reference, settings)
     size = min(settings.kid_subset_size, len(first), len(second))
-    mean, spread = kernel_distance(first, second, settings.backend, settings.kid_subsets, size, settings.seed)
+    mean, spread = kernel_distance(first, second, settings.kid_subsets, size, settings.seed)
     notes: tuple[str, ...] = ()
     if size < settings.kid_subset_size:
         wanted = settings.kid_subset_size
@@ -64,72 +62,44 @@ def kid(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> Me
         name=_name("kid", network),
         value=mean,
         n=len(first),
-        backend=backend_name(settings.backend),
+        backend=backend_name(BACKEND),
         settings=_shown(network, len(second)) | {"subsets": settings.kid_subsets, "subset_size": size},
         spread=spread,
         notes=(*notes, *_format_notes(pictures, reference)),
     )
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray, backend: str) -> float:
-    """``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of (n, d) and (m, d) features, by a backend's own code."""
-    first, second = _checked(first, second)
-    if backend == "torch-fidelity":
-        module = load_package("torch_fidelity.metric_fid")
-        moments = [module.fid_features_to_statistics(torch.from_numpy(rows)) for rows in (first, second)]
-        return float(module.fid_statistics_to_metric(*moments, verbose=False)[module.KEY_METRIC_FID])
-    if backend == "torchmetrics":
-        return float(_torchmetrics("fid", "FrechetInceptionDistance", first, second))
-    raise unknown("metric backend", backend, BACKENDS)
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of (n, d) and (m, d) features, by torch-fidelity."""
+    module = load_package("torch_fidelity.metric_fid")
+    moments = [module.fid_features_to_statistics(torch.from_numpy(rows)) for rows in _checked(first, second)]
+    return float(module.fid_statistics_to_metric(*moments, verbose=False)[module.KEY_METRIC_FID])
 
 
-def kernel_distance(
-    first: np.ndarray, second: np.ndarray, backend: str, subsets: int, size: int, seed: int
-) -> tuple[float, float]:
+def kernel_distance(first: np.ndarray, second: np.ndarray, subsets: int, size: int, seed: int) -> tuple[float, float]:
     """Mean and standard deviation over ``subsets`` of KID between ``size`` rows of (n, d) and of (m, d) features."""
-    first, second = _checked(first, second)
-    if backend == "torch-fidelity":
-        module = load_package("torch_fidelity.metric_kid")
-        found = module.kid_features_to_metric(
-            *(torch.from_numpy(rows) for rows in (first, second)),
-            kid_subsets=subsets,
-            kid_subset_size=size,
-            rng_seed=seed,
-            verbose=False,
-        )
-        return float(found[module.KEY_METRIC_KID_MEAN]), float(found[module.KEY_METRIC_KID_STD])
-    if backend == "torchmetrics":
-        with torch.random.fork_rng(devices=[]):  # it draws subsets from the global generator
-            torch.manual_seed(seed)
-            options = {"subsets": subsets, "subset_size": size}
-            mean, spread = _torchmetrics("kid", "KernelInceptionDistance", first, second, **options)
-        return float(mean), float(spread)
-    raise unknown("metric backend", backend, BACKENDS)
-
-
-def _torchmetrics(module: str, name: str, first: np.ndarray, second: np.ndarray, **options: Any) -> Any:
-    """A torchmetrics metric of features that are there already: its network passes them through."""
-    passing = torch.nn.Identity()
-    passing.num_features = first.shape[1]  # type: ignore[assignment]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*save all extracted features in buffer")
-        metric = getattr(load_package(f"torchmetrics.image.{module}"), name)(feature=passing, **options)
-    metric.update(torch.from_numpy(second), real=True)
-    metric.update(torch.from_numpy(first), real=False)
-    return metric.compute()
+    module = load_package("torch_fidelity.metric_kid")
+    found = module.kid_features_to_metric(
+        *(torch.from_numpy(rows) for rows in _checked(first, second)),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    return float(found[module.KEY_METRIC_KID_MEAN]), float(found[module.KEY_METRIC_KID_STD])
 
 
 def _both(
     pictures: Pictures, reference: Pictures, settings: MetricSettings
 ) -> tuple[FeatureNetwork, np.ndarray, np.ndarray]:
-    load_package(settings.backend.replace("-", "_"))  # before the hours that features may take
+    load_package("torch_fidelity")  # before the hours that features may take
     network = load_features(settings)
     second = FeatureCache(settings.cache).features(reference, network, settings.batch)
     return network, network.features(pictures, settings.batch), second
 
 
 def _checked(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64: the backends compute in the precision that they are given."""
+    """Both as float64: the package computes in the precision that it is given."""
     for rows in (first, second):
         if rows.ndim != 2 or len(rows) < 2:
             raise ConfigError(f"a distribution needs 2 or more pictures, got features of {rows.shape}", "make more")

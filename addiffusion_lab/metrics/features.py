@@ -10,7 +10,7 @@ import torch
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import identity_of
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.scorers.base import Embedder
+from addiffusion_env.scorers import Embedder
 from addiffusion_lab.metrics import FEATURES
 from addiffusion_lab.metrics.network import FeatureNetwork
 from addiffusion_lab.metrics.packages import (
@@ -38,20 +38,13 @@ def load_features(settings: MetricSettings) -> FeatureNetwork:
 
 
 def inception(settings: MetricSettings) -> FeatureNetwork:
-    """Inception-v3's 2048-wide average pool (Heusel et al., 2017, arXiv 1706.08500), as the backend feeds it.
-
-    Both backends run the same network on the same file; they differ in how they bring pictures to 299 pixels.
-    """
+    """Inception-v3's 2048-wide average pool (Heusel et al., 2017, arXiv 1706.08500), on torch-fidelity's resizing."""
     path = find_weights(settings.weights, INCEPTION_URL)
     read_tensors(path)  # the packages unpickle whatever the file holds: refuse what is no state dict first
     options = {"name": "inception-v3-compat", "features_list": ["2048"], "feature_extractor_weights_path": str(path)}
-    if settings.backend == "torchmetrics":
-        kind, resizing = load_package("torchmetrics.image.fid").NoTrainInceptionV3, "antialiased bilinear"
-    else:
-        module = load_package("torch_fidelity.feature_extractor_inceptionv3")
-        kind, resizing = module.FeatureExtractorInceptionV3, "TensorFlow 1 bilinear"
+    module = load_package("torch_fidelity.feature_extractor_inceptionv3")
     try:
-        model = kind(**options).to(settings.device).eval()
+        model = module.FeatureExtractorInceptionV3(**options).to(settings.device).eval()
     except RuntimeError as error:
         raise WeightsError(
             f"{path} holds no Inception-v3 of the original FID: {' '.join(str(error).split())[:200]}",
@@ -63,13 +56,13 @@ def inception(settings: MetricSettings) -> FeatureNetwork:
         return output[0] if isinstance(output, tuple) else output
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    how = f"{resizing} of {backend_name(settings.backend)} on {torch.device(settings.device).type}"
+    how = f"TensorFlow 1 bilinear of {backend_name('torch-fidelity')} on {torch.device(settings.device).type}"
     return FeatureNetwork("inception", f"inception-v3-compat 2048, {how}, sha256 {digest}", 2048, embed)
 
 
 def dino(settings: MetricSettings) -> FeatureNetwork:
     """DINOv2 class tokens; without ``weights`` those of the emoji world."""
-    from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
+    from addiffusion_env.backbones.emoji import WEIGHTS, verify
     from addiffusion_env.scorers.dino import DinoEmbedder
 
     folder = verify(WEIGHTS, "dino") if settings.weights is None else Path(settings.weights)
@@ -78,7 +71,7 @@ def dino(settings: MetricSettings) -> FeatureNetwork:
 
 def clip(settings: MetricSettings) -> FeatureNetwork:
     """CLIP image embeddings; without ``weights`` those of the emoji world."""
-    from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
+    from addiffusion_env.backbones.emoji import WEIGHTS, verify
     from addiffusion_env.scorers.clip import ClipScorer
 
     folder = verify(WEIGHTS, "clip") if settings.weights is None else Path(settings.weights)

@@ -14,7 +14,7 @@ from addiffusion_env.errors import MissingPackageError, WeightsError
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
-"""Inception-v3 of the original FID (TensorFlow, 2015-12-05) for PyTorch, 96 MB; both backends read this file."""
+"""Inception-v3 of the original FID (TensorFlow, 2015-12-05) for PyTorch, 96 MB."""
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"

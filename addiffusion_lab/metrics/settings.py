@@ -12,16 +12,12 @@ from addiffusion_env.settings import Ge, Settings
 from addiffusion_lab.metrics.network import FeatureNetwork
 from addiffusion_lab.metrics.packages import LPIPS_URLS
 
-BACKENDS = ("torch-fidelity", "torchmetrics")
-
 
 @dataclass(frozen=True)
 class MetricSettings(Settings):
     """Settings shared by all metrics; each reads those that concern it.
 
     Attributes:
-        backend: of FID and KID. ``torch-fidelity`` resizes as TensorFlow 1 did and so matches the original FID;
-            ``torchmetrics`` resizes with antialiasing. Their numbers differ on pictures of any size but 299.
         features: the network of FID and KID: a name of ``FEATURES``, or an object of one's own.
         weights: the network's file (``inception``) or folder (``dino``, ``clip``); ``None``: the file that torch.hub
             keeps, or the models of the emoji world.
@@ -36,9 +32,11 @@ class MetricSettings(Settings):
     """
 
     section: ClassVar[str] = "metrics.settings"
-    retired: ClassVar[Mapping[str, str]] = {"psnr_cap": "leave it out: identical images count 100 dB"}
+    retired: ClassVar[Mapping[str, str]] = {
+        "psnr_cap": "leave it out: identical images count 100 dB",
+        "backend": "leave it out: FID and KID are torch-fidelity's, which resizes as the original FID did",
+    }
 
-    backend: str = "torch-fidelity"
     features: str | FeatureNetwork = "inception"
     weights: Path | str | None = None
     cache: Path | str | None = None
@@ -53,7 +51,5 @@ class MetricSettings(Settings):
     def __post_init__(self) -> None:
         """Refuses what no metric could use, before hours of feature extraction."""
         super().__post_init__()
-        if self.backend not in BACKENDS:
-            raise unknown("metric backend", self.backend, BACKENDS)
         if self.lpips_network not in LPIPS_URLS:
             raise unknown("LPIPS network", self.lpips_network, LPIPS_URLS)

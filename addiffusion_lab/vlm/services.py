@@ -65,7 +65,7 @@ SERVICES: Mapping[str, Service] = {
     for service in (
         Service(
             name="openai",
-            summary="OpenAI, and with base_url any compatible server (vLLM, Ollama, llama.cpp, gateways).",
+            summary="OpenAI, and with base_url any compatible server (vLLM, Ollama, llama.cpp, gateways)",
             home="https://api.openai.com/v1",
             example="gpt-4o-2024-11-20",
             key_variables=("OPENAI_API_KEY",),
@@ -76,7 +76,7 @@ SERVICES: Mapping[str, Service] = {
         ),
         Service(
             name="gemini",
-            summary="Google's Gemini through its OpenAI-compatible endpoint.",
+            summary="Google's Gemini through its OpenAI-compatible endpoint",
             home="https://generativelanguage.googleapis.com/v1beta/openai/",
             example="gemini-2.5-flash",
             key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),

@@ -170,12 +170,13 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_is_loaded(model_f
 
     sd = AdaptivePipeline.from_pretrained(model_folder, policy="fixed:2").backbone
     monkeypatch.setattr(pipeline, "load_scorers", loaded)
-    errors = [told(AdaptivePipeline, sd, "emoji")]
+    errors = [told(AdaptivePipeline, model, "emoji") for model in (sd, sd.pipe)]
     monkeypatch.setattr(pipeline, "load_backbone", loaded)
     errors += [told(AdaptivePipeline.from_pretrained, "emoji", backbone=name) for name in ("sdxl", model_folder)]
-    for error, name in zip(errors, ("diffusers", "sdxl", "diffusers"), strict=True):
+    for error, name in zip(errors, ("diffusers", "diffusers", "sdxl", "diffusers"), strict=True):
         assert f"does not fit the {name} backbone: it was trained on emoji, where 'clip' holds 256" in error.cause
         assert "here it holds 1536" in error.cause
+        assert error.remedy == "use it on emoji, or here a policy without training: policy='fixed:20'"
 
 
 def test_an_evaluation_refuses_it_too():

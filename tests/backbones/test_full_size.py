@@ -19,6 +19,8 @@ EXPECTED = {
     "sd21": (866, (4, 96, 96), (24, 24)),
     "sdxl": (2567, (4, 128, 128), (32, 32)),
     "flux": (11891, (16, 128, 128), (64, 64)),
+    "sd35": (2243, (16, 128, 128), None),
+    "z_image": (6155, (16, 128, 128), None),
 }
 
 
@@ -27,6 +29,6 @@ def test_parameters_and_attention_grid(name):
     millions, latents, grid = EXPECTED[name]
     with torch.device("meta"):
         pipe = full_size.FULL[name]()
-    denoiser = pipe.transformer if name == "flux" else pipe.unet
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
     assert sum(value.numel() for value in denoiser.parameters()) / 1e6 == pytest.approx(millions, abs=1)
     assert attention_grid(denoiser, latents) == grid

@@ -118,18 +118,14 @@ def test_an_older_manifest_goes_by_the_names_that_it_has():
     }
 
 
-def test_a_margin_keeps_its_history(tmp_path):
-    config = tmp_path / "eval.yaml"
-    config.write_text("policy: null\nmargin: 0.01   # of non-inferiority\n")
-    found = margin_in(manifest(), "correct", config)
-    assert (found.value, found.source, found.before_data) == (0.01, f"{config}:2", True)
-    assert found.dated_by == "file time"
+def test_a_margin_keeps_its_history():
     early, late = MarginEntry(0.01, "2026-11-01T00:00:00+00:00", 0), MarginEntry(0.05, "2026-11-02T00:00:00+00:00", 9)
-    changed = margin_in(manifest(margins=(early, late)), "correct", config)
-    assert (changed.value, changed.records_before, changed.dated_by) == (0.05, 9, "evaluation.json")
-    assert changed.source == "given to the run instead of eval.yaml's"
+    found = margin_in(manifest(margins=(early,)), "correct")
+    assert (found.value, found.measure, found.before_data) == (0.01, "correct", True)
+    changed = margin_in(manifest(margins=(early, late)), "correct")
+    assert (changed.value, changed.records_before, changed.before_data) == (0.05, 9, False)
     back = margin_in(manifest(margins=(early, late, replace(early, records_before=20))), "correct")
-    assert back.before_data
+    assert back.value == 0.01 and back.before_data
 
 
 def test_claims_find_the_policy_and_its_curve():

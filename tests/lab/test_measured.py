@@ -83,7 +83,11 @@ def test_metrics_and_a_judge_are_in_the_report_and_cost_nothing_twice(evaluated,
         ({"names": ["psnr"], "reference": "fixed:9"}, UnknownNameError, "reference method"),
         ({"names": ["psnr"], "reference": str(Path(__file__).parent)}, ConfigError, "pairs pictures"),
         ({"name": ["psnr"]}, ConfigError, "did you mean 'names'"),
-        ({"names": ["fid"], "reference": "fixed:1", "settings": {"bakend": 1}}, ConfigError, "did you mean 'backend'"),
+        (
+            {"names": ["fid"], "reference": "fixed:1", "settings": {"backend": "x"}},
+            ConfigError,
+            "metrics.settings.backend has been removed",
+        ),
     ],
 )
 def test_metrics_that_cannot_be_measured_are_refused_at_once(given, error, words):

@@ -1,4 +1,4 @@
-"""FID and KID: closed forms, both backends, the shipped networks, reference features on the disk."""
+"""FID and KID: closed forms, another implementation, the shipped networks, reference features on the disk."""
 
 import warnings
 
@@ -16,7 +16,7 @@ from addiffusion_lab.metrics.measure import image_metrics
 from addiffusion_lab.metrics.network import FeatureNetwork
 from addiffusion_lab.metrics.pictures import Pictures
 from addiffusion_lab.metrics.results import SmallSampleWarning
-from addiffusion_lab.metrics.settings import BACKENDS, MetricSettings
+from addiffusion_lab.metrics.settings import MetricSettings
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("torch_fidelity")
@@ -30,8 +30,7 @@ def gaussian(rng, n, mean, covariance):
     return rows @ white @ np.linalg.cholesky(covariance).T + mean
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_fid_is_the_closed_form_of_two_gaussians(backend):
+def test_fid_is_the_closed_form_of_two_gaussians():
     rng = np.random.default_rng(0)
     turn, _ = np.linalg.qr(rng.standard_normal((6, 6)))
     first, second = rng.uniform(0.5, 3, 6), rng.uniform(0.5, 3, 6)
@@ -40,13 +39,12 @@ def test_fid_is_the_closed_form_of_two_gaussians(backend):
     b = gaussian(rng, 300, means[1], turn @ np.diag(second) @ turn.T)
     # Covariances with common axes commute: tr(C1 + C2 - 2 (C1 C2)^(1/2)) is a sum over axes.
     expected = ((means[0] - means[1]) ** 2).sum() + ((np.sqrt(first) - np.sqrt(second)) ** 2).sum()
-    assert frechet_distance(a, b, backend) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(b, a, backend) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(a, a, backend) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_kid_is_the_unbiased_estimate_over_all_pairs(backend):
+def test_kid_is_the_unbiased_estimate_over_all_pairs():
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((12, 5)), rng.standard_normal((12, 5)) + 0.5
 
@@ -55,18 +53,17 @@ def test_kid_is_the_unbiased_estimate_over_all_pairs(backend):
 
     within = [np.mean([kernel(x[i], x[j]) for i in range(12) for j in range(12) if i != j]) for x in (a, b)]
     across = np.mean([kernel(x, y) for x in a for y in b])
-    mean, spread = kernel_distance(a, b, backend, subsets=3, size=12, seed=0)
+    mean, spread = kernel_distance(a, b, subsets=3, size=12, seed=0)
     assert mean == pytest.approx(sum(within) - 2 * across, rel=1e-9)
     assert spread == pytest.approx(0, abs=1e-9)  # every subset is the whole
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_kid_subsets_follow_the_seed_and_leave_the_global_generator_alone(backend):
+def test_kid_subsets_follow_the_seed_and_leave_the_global_generator_alone():
     rng = np.random.default_rng(2)
     a, b = rng.standard_normal((40, 5)), rng.standard_normal((50, 5))
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
-    first, again, other = (kernel_distance(a, b, backend, subsets=5, size=10, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (kernel_distance(a, b, subsets=5, size=10, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
     assert first[1] > 0
     assert torch.equal(before, torch.random.get_rng_state())
@@ -75,7 +72,7 @@ def test_kid_subsets_follow_the_seed_and_leave_the_global_generator_alone(backen
 @pytest.fixture(scope="module")
 def scenes():
     """64 pictures of the emoji world's renderer: one sprite each, its class and place drawn at random."""
-    from addiffusion_env.backbones.emoji.renderer import Renderer, empty_layout
+    from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
     rng = np.random.default_rng(3)
     layouts = empty_layout(64)
@@ -210,7 +207,6 @@ def test_features_that_are_not_finite_are_refused(scenes):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"backend": "torchmetric"}, UnknownNameError, "did you mean 'torchmetrics'"),
         ({"features": "inceptoin"}, UnknownNameError, "did you mean 'inception'"),
         ({"lpips_network": "alexnet"}, UnknownNameError, "did you mean 'alex'"),
         ({"batch": 0}, ConfigError, "batch must be at least 1, got 0"),
@@ -234,14 +230,13 @@ def test_a_file_that_is_no_inception_is_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(1)}, other)
     with pytest.raises(WeightsError, match="no file of PyTorch weights"):
         load_features(MetricSettings(weights=garbage))
-    for backend in BACKENDS:
-        with pytest.raises(WeightsError, match="no Inception-v3 of the original FID"):
-            load_features(MetricSettings(weights=other, backend=backend))
+    with pytest.raises(WeightsError, match="no Inception-v3 of the original FID"):
+        load_features(MetricSettings(weights=other))
 
 
 @pytest.fixture(scope="module")
 def random_inception(tmp_path_factory):
-    """A file of Inception-v3 with random weights: the right names and shapes, so both backends load it."""
+    """A file of Inception-v3 with random weights: the right names and shapes, so that it loads."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     torch.manual_seed(0)
@@ -254,17 +249,21 @@ def random_inception(tmp_path_factory):
     return path
 
 
-def test_backends_share_the_network_and_differ_in_resizing(random_inception):
-    networks = [load_features(MetricSettings(weights=random_inception, backend=backend)) for backend in BACKENDS]
+def test_the_network_is_torchmetrics_at_299_pixels(random_inception):
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    network = load_features(MetricSettings(weights=random_inception))
+    other = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(random_inception)).eval()
     generator = torch.Generator().manual_seed(0)
-    for size, equal in ((299, True), (400, False)):
+    for size, equal in ((299, True), (400, False)):  # they resize in two ways
         pixels = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=generator)
-        first, second = (network.features(Pictures.of(pixels.permute(0, 2, 3, 1).numpy())) for network in networks)
-        assert first.shape == (1, 2048)
+        first = network.features(Pictures.of(pixels.permute(0, 2, 3, 1).numpy()))
+        with torch.no_grad():
+            second = other(pixels).numpy()
+        assert first.shape == second.shape == (1, 2048)
         apart = np.abs(first - second).max() / np.abs(first).max()
         assert apart < 1e-4 if equal else apart > 0.1
-    assert networks[0].name == "inception" and "TensorFlow 1 bilinear" in networks[0].identity
-    assert networks[0].identity.split("sha256")[1] == networks[1].identity.split("sha256")[1]
+    assert network.name == "inception" and "TensorFlow 1 bilinear" in network.identity
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -6,24 +6,24 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, told
 from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Recorder
-from addiffusion_env.backbones.calls.replays import Block, Replays
+from addiffusion_env.backbones.calls.replays import Replays
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, Plans
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
+from addiffusion_env.backbones.calls.turns import Block
 from addiffusion_env.backbones.memory import alone, send_away
-from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
-from addiffusion_env.hub import in_a_line
+from addiffusion_env.errors import CapabilityError, ConfigError
 
 DECODED_AT_ONCE = 4
 """Images that the autoencoder decodes in one call."""
@@ -47,6 +47,7 @@ class Evaluator:
         self.networks = Networks()
         self.texts = TextCache(pipe, self.networks.digests)
         self.replays = Replays(pipe, self.networks)
+        self._placed: tuple[Any, Any] | None = None
         self.plans = Plans(self.networks.digests)
 
     @functools.cached_property
@@ -72,7 +73,7 @@ class Evaluator:
         if generator is not None:
             arguments["generator"] = generator
         self._check_adapters(request)
-        call = OpenCall(self.pipe, arguments, self.texts.overrides())
+        call = OpenCall(self.pipe, arguments, {**self.texts.overrides(), "_device": self._device()})
         call.recorder = recorder
         rng_state = request.rng_state
         with told(self.pipe, "the beginning of a call", arguments), forked_rng(rng_state):
@@ -88,6 +89,14 @@ class Evaluator:
         if request.plan is None:
             request.plan = self.plans.of(call)
         return call
+
+    def _device(self) -> Any:
+        """Where the pipeline computes; it looks through all modules for hooks to know."""
+        modules = (part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module))
+        places = tuple(getattr(next(module.parameters(), None), "device", None) for module in modules)
+        if self._placed is None or self._placed[0] != places:
+            self._placed = (places, getattr(self.pipe, "_execution_device", None))
+        return self._placed[1]
 
     def _check_adapters(self, request: CallRequest) -> None:
         """Refuses to go on with an image whose adapters are others than when it was begun.
@@ -327,65 +336,6 @@ class Evaluator:
                         # The pipeline's own end would turn infinity into white, and end in an error for NaN.
                         call.close()
                         call.event = Ended((torch.full((1, 3, *image.shape[-2:]), math.nan),))
-
-
-@contextmanager
-def forked_rng(state: Tensor | None) -> Iterator[None]:
-    """Within it torch's own generator on the CPU has another state; ``None`` leaves it as it is."""
-    with torch.random.fork_rng(devices=[], enabled=state is not None):
-        if state is not None:
-            torch.set_rng_state(state)
-        yield
-
-
-@contextmanager
-def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """An error of the pipeline's own is told in two lines.
-
-    Raises:
-        ConfigError: when ``strength`` leaves no step, or the pipeline refuses a value.
-        CapabilityError: for any other error than a lack of memory; ``clip_skip`` does not work beside transformers 5.
-    """
-    try:
-        yield
-    except (AdDiffusionError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:
-        strength, steps = arguments.get("strength"), arguments.get("num_inference_steps", 0)
-        if isinstance(strength, int | float) and int(strength * steps) < 1:
-            raise ConfigError(
-                f"strength={strength:g} of {steps} steps leaves no step for a {type(pipe).__name__}",
-                f"use strength={1 / max(steps, 1):.2g} or more, or more steps",
-            ) from error
-        if arguments.get("clip_skip") is not None and isinstance(error, AttributeError):
-            raise CapabilityError(
-                f"clip_skip does not work with the installed diffusers and transformers: {in_a_line(error)[:200]}",
-                "leave it out, or install transformers<5",
-            ) from error
-        if isinstance(error, ValueError):
-            raise ConfigError(
-                f"a {type(pipe).__name__} refuses its arguments: {in_a_line(error)[:300]}",
-                "change pipeline_kwargs (prompt_embeds=, image= ...), or the options that stand for them",
-            ) from error
-        raise CapabilityError(
-            f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
-            "give what it needs as arguments (pipeline_kwargs), for example height=, width=, image=, "
-            "ip_adapter_image=, prompt_embeds=; "
-            "or use the pipeline class that its network was made for",
-        ) from error
-
-
-@contextmanager
-def kept_precision(pipe: Any) -> Iterator[dict[Any, torch.dtype]]:
-    """Gives the precision of each autoencoder, which is what it was again afterwards, also when a call broke off."""
-    modules: list[Any] = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
-    precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
-    try:
-        yield precisions
-    finally:
-        for part, dtype in precisions.items():
-            if part.dtype != dtype:
-                part.to(dtype=dtype)
 
 
 def draws(autoencoder: Any) -> bool:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.evaluator import Evaluator, kept_precision, told
+from addiffusion_env.backbones.calls.evaluator import Evaluator
+from addiffusion_env.backbones.calls.guards import kept_precision, told
 from addiffusion_env.backbones.calls.joining import Batched, Listed, Node
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined

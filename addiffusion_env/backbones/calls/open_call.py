@@ -26,6 +26,7 @@ from addiffusion_env.backbones.calls.stand_ins import (
     StepOutput,
     is_scheduler,
     module_stand_in,
+    pipeline_class,
     scheduler_stand_in,
 )
 from addiffusion_env.backbones.calls.torch_state import TorchState
@@ -273,6 +274,7 @@ class OpenCall:
 
     def _copy(self, pipe: Any) -> Any:
         own = copy.copy(pipe)
+        own.__class__ = pipeline_class(type(pipe))
         parts = own.__dict__
         for name, part in list(parts.items()):
             if isinstance(part, nn.Module):

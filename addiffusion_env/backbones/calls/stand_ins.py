@@ -165,3 +165,12 @@ def _module_class(kind: type, decodes: bool) -> type:
     if decodes:
         parts["decode"] = functools.wraps(kind.decode)(decode)  # type: ignore[attr-defined]
     return type(kind)(kind.__name__, (kind,), {**parts, "__module__": kind.__module__})
+
+
+@functools.cache
+def pipeline_class(kind: Any) -> Any:
+    """A pipeline's class that is told its device, where it would walk through all modules each time it is asked."""
+    if not isinstance(getattr(kind, "_execution_device", None), property):
+        return kind
+    parts = {"_execution_device": property(lambda self: self.__dict__["_device"]), "__module__": kind.__module__}
+    return type(kind)(kind.__name__, (kind,), parts)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones.calls.joining import Digests
-from addiffusion_env.backbones.fingerprint import fingerprint
+from addiffusion_env.backbones.fingerprint import adapters_in, sampled
 from addiffusion_env.backbones.memory import alone
 from addiffusion_env.lru import LruCache
 
@@ -50,24 +50,11 @@ class TextCache:
 
 def encoder_state(pipe: Any) -> Any:
     """Changes when a text encoder's weights, adapters or tokens do: what encoded prompts depend on."""
-    return fingerprint(*(part for name, part in vars(pipe).items() if name.startswith(("text_encoder", "tokenizer"))))
+    return sampled(*(part for name, part in vars(pipe).items() if name.startswith(("text_encoder", "tokenizer"))))
 
 
 def adapters_of(pipe: Any) -> tuple[Any, ...]:
     """The state of the adapters of all networks of a pipeline."""
     parts = pipe.__dict__.items()
-    return tuple((name, adapter_state(part)) for name, part in parts if isinstance(part, torch.nn.Module))
-
-
-def adapter_state(module: torch.nn.Module) -> Any:
-    """What of a network's adapters (peft) takes effect: their names, weights, and whether they are merged."""
-    if "peft_config" not in module.__dict__:
-        return None
-    found = []
-    for layer in module.modules():
-        if isinstance(scaling := getattr(layer, "scaling", None), dict):
-            # A scale that is set for one call and taken back leaves rounding.
-            weights = tuple((name, round(float(weight), 5)) for name, weight in scaling.items())
-            names = getattr(layer, "active_adapters", ()), getattr(layer, "merged_adapters", ())
-            found.append((weights, *(tuple(entry) for entry in names), getattr(layer, "disable_adapters", False)))
-    return tuple(found)
+    adapted = ((name, part) for name, part in parts if isinstance(part, torch.nn.Module))
+    return tuple((name, adapters_in(part)) for name, part in adapted if "peft_config" in part.__dict__)

@@ -3,7 +3,7 @@
 The unit is the prompt (its mean over seeds). Every array is (P,), one entry a prompt, paired by position.
 """
 
-from addiffusion_env.evaluation.statistics.correlation import rank_correlation_gap, spearman, spearman_interval
+from addiffusion_env.evaluation.statistics.correlation import spearman
 from addiffusion_env.evaluation.statistics.intervals import (
     bootstrap_p,
     mean_interval,
@@ -13,11 +13,6 @@ from addiffusion_env.evaluation.statistics.intervals import (
     t_interval,
 )
 from addiffusion_env.evaluation.statistics.paired import at_most, holm, non_inferior, wilcoxon
-from addiffusion_env.evaluation.statistics.power import (
-    prompts_for_difference,
-    prompts_for_non_inferiority,
-    spread_of,
-)
 from addiffusion_env.evaluation.statistics.results import (
     ROUND,
     Adjusted,
@@ -43,14 +38,9 @@ __all__ = [
     "paired_interval",
     "paired_share_interval",
     "paired_share_score",
-    "prompts_for_difference",
-    "prompts_for_non_inferiority",
-    "rank_correlation_gap",
     "resampled",
     "share_interval",
     "spearman",
-    "spearman_interval",
-    "spread_of",
     "t_interval",
     "wilcoxon",
 ]

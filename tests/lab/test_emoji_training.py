@@ -14,9 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.backbones.emoji.detector import STRIDE, load_detector
-from addiffusion_env.backbones.emoji.renderer import Renderer, empty_layout
-from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
 from addiffusion_lab.emoji_training import STAGES
@@ -28,6 +27,7 @@ from addiffusion_lab.emoji_training.detection import focal_loss, targets_of
 from addiffusion_lab.emoji_training.distillation import random_crop
 from addiffusion_lab.emoji_training.latent_diffusion import CHECKPOINT
 from addiffusion_lab.emoji_training.preference import ranking_loss, twin
+from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
 TINY: dict[str, Any] = {"steps": 2, "batch": 4, "scenes": 8, "device": "cpu", "log_every": 0}
 
@@ -165,7 +165,7 @@ def test_unet_refuses_to_resume_from_nothing(trained: tuple[Path, dict[str, Trai
 def test_stage_names_what_it_needs(tmp_path: Path, stage: str, first: str) -> None:
     with pytest.raises(WeightsError, match=f"reads what stage {first} writes") as caught:
         run_stage(stage, tmp_path, **TINY)
-    assert f"emoji.train {first} --out" in caught.value.remedy
+    assert f"python -m addiffusion_lab.emoji_training {first} --out" in caught.value.remedy
 
 
 def test_one_seed_is_one_model_and_the_global_generator_is_untouched(tmp_path: Path) -> None:

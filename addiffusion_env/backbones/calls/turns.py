@@ -1,0 +1,164 @@
+"""Recorded turns of a pipeline's loop, and lanes that replay one together."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from addiffusion_env.backbones.calls.joining import Lanes, form_of
+from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest
+from addiffusion_env.backbones.calls.recording import Program, column, filled
+from addiffusion_env.backbones.calls.requests import Evaluated
+from addiffusion_env.backbones.calls.trees import tensors_in
+
+
+@dataclass(eq=False)
+class Turn:
+    """One recorded turn of a pipeline's loop.
+
+    Attributes:
+        program: what was done.
+        slots: the values that it read.
+        step: what the scheduler was given.
+        requests: the network calls.
+    """
+
+    program: Program
+    slots: list[Any]
+    step: AtStep
+    requests: list[NetworkRequest]
+    keys: dict[frozenset[int], int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Registered:
+    """A lane in one program.
+
+    Attributes:
+        turn: its first recorded one.
+        at: the step of it.
+    """
+
+    turn: Turn
+    at: tuple[int, float]
+
+
+@dataclass(eq=False)
+class KnownStep:
+    """A step of some settings.
+
+    Attributes:
+        turn: a lane's.
+        lane: that lane.
+        steady: slots that had the same value in that lane's first recorded turn; ``None`` if this is it.
+        proven: slots of lanes' own with which another lane's turn was foretold; ``None`` before.
+        wrong: whether one was foretold wrongly.
+    """
+
+    turn: Turn
+    lane: Lane
+    steady: frozenset[int] | None
+    proven: frozenset[int] | None = None
+    wrong: bool = False
+
+
+@dataclass(eq=False)
+class Settings:
+    """What is known of all lanes with the same settings.
+
+    Attributes:
+        steps: (position in the plan, noise level) -> the step.
+        own: for each program, slots of which some lanes have a value of their own.
+        failures: recordings that came to nothing.
+    """
+
+    steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
+    own: dict[Program, frozenset[int]] = field(default_factory=dict)
+    failures: int = 0
+
+
+@dataclass(eq=False)
+class Lane:
+    """A request at one guidance scale.
+
+    Attributes:
+        settings: that it shares with others.
+        registered: by program.
+    """
+
+    settings: Settings
+    registered: dict[Program, Registered] = field(default_factory=dict)
+
+
+class Block:
+    """Lanes that replay one program together; to the networks, one request of several images.
+
+    Attributes:
+        lanes: positions of the evaluations.
+        requests: the network request that waits; empty at the scheduler's step.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[Registered, KnownStep]],
+        own: frozenset[int],
+        lanes: list[int],
+        x: Tensor,
+    ) -> None:
+        self.members, self.lanes = members, lanes
+        self.program = members[0][1].turn.program
+        self.requests: list[NetworkRequest] = []
+        self._own, self._held, self._position = own, {0: x[:, None]}, -1
+        self._go_on()
+
+    def answer(self, value: Any) -> None:
+        """Answers the request: tensors (lanes, ...)."""
+        made = self.program.calls[self._position].made
+        tensors = tensors_in(value)
+        if len(self.lanes) == 1:
+            tensors = [tensor[None] for tensor in tensors]
+        self._held.update((var.number, tensor) for var, tensor in zip(made, tensors, strict=True))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._position += 1
+        lanes = len(self.lanes)
+        self.program.advance(self._position, self._held, self._column, lanes)
+        self.requests = []
+        if self._position == len(self.program.calls):
+            return
+        call, like = self.program.calls[self._position], self.members[0][1].turn.requests[self._position]
+        args = filled(call.args, like.args, self._variable, self._value)
+        kwargs = filled(call.kwargs, like.kwargs, self._variable, self._value)
+        request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like), lanes)
+        self.requests.append(request)
+
+    def _values(self, number: int) -> list[Any]:
+        if number in self._own:
+            return [lane.turn.slots[number] for lane, _ in self.members]
+        return [step.turn.slots[number] for _, step in self.members]
+
+    def _variable(self, number: int) -> Any:
+        held = self._held[number]
+        return held[0] if len(self.lanes) == 1 else Lanes(held)
+
+    def _value(self, number: int) -> Any:
+        values = self._values(number)
+        return values[0] if all(value is values[0] for value in values) else Lanes(values)
+
+    def _column(self, number: int) -> tuple[Any, bool]:
+        return column(self._values(number), self._held[0].device)
+
+    def found(self, rows: Mapping[int, int]) -> list[Evaluated]:
+        """What each lane gives its scheduler; ``rows`` are those of its network calls, by position."""
+        _, _, output, sample, _ = self.program.results
+        outputs, samples = self._held[output.number], self._held[sample.number]
+        found = []
+        for at, (lane, step), out, x in zip(self.lanes, self.members, outputs.unbind(), samples.unbind(), strict=True):
+            given = lane.turn.step
+            found.append(Evaluated(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
+        return found
