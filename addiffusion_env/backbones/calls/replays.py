@@ -90,9 +90,7 @@ class Replays:
         made = []
         for key, positions in groups.items():
             chosen: list[tuple[Registered, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
-            made.append(
-                Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions]), self.networks)
-            )
+            made.append(Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions])))
         return made, left
 
     def wanted(self, evaluation: Evaluation) -> bool:
