@@ -98,7 +98,7 @@ class ImageStream(Iterator[StreamedImage]):
         return self.counters.utilisation
 
     def close(self) -> None:
-        """Drops what is in the making; the stream ends."""
+        """Drops what is in progress; the stream ends."""
         self._made.close()
 
 

@@ -168,7 +168,7 @@ class AdaptivePipeline:
 
         Args:
             prompts: one, or N of them.
-            seeds: one an image, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
+            seeds: one per image, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
                 prompt's images; 0 when not given. An image is a function of its prompt and seed, not of the list.
             cost_per_nfe: of one NFE: higher spends less. Only learned policies have one.
             target_nfe: the mean NFE to aim at instead; the policy's measured frontier says at which cost per NFE.
@@ -238,7 +238,7 @@ class AdaptivePipeline:
             callback_on_step_end_tensor_inputs: see :meth:`__call__`.
             return_trace: see :meth:`__call__`.
             ordered: in the prompts' order, not as they come; images that are ready early wait in memory.
-            max_lanes: images in the making at once; ``None`` is the pipeline's own.
+            max_lanes: images in progress at once; ``None`` is the pipeline's own.
             decode_batch: finished images that are decoded together, outside the lanes.
 
         Returns:

@@ -146,7 +146,7 @@ def _one_each(name: str, value: Any, count: int, images: int) -> bool:
         return False  # a list with an entry an adapter
     if name == "generator" and len(value) == count * images and images > 1:
         raise ConfigError(
-            f"{len(value)} generators for {count} prompts of {images} images each", "repeat the prompts, one an image"
+            f"{len(value)} generators for {count} prompts of {images} images each", "repeat the prompts, one per image"
         )
     if len(value) == count:
         return True

@@ -34,7 +34,7 @@ DETAILS_FILE = "addiffusion.json"
 
 
 def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
-    """Writes a trained policy as SB3 saves a model; its optimiser starts anew.
+    """Writes a trained policy as SB3 saves a model; its optimiser starts again.
 
     Args:
         name_or_dir: a shipped policy's name, a run's or policy's folder, or a hub id.

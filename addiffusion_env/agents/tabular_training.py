@@ -2,7 +2,7 @@
 
 The table holds what every attempt of some training images would show and give (:mod:`addiffusion_env.tabular.table`).
 PPO on it is PPO on the environment, only that its images are drawn from a finite set; what it has learned is carried
-into the model that goes on with the live environment.
+into the model that continues with the live environment.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def held_out_frontier(
         settings: of the environment.
         tabular: how many are held out.
         folder: of the run; the table goes to ``held_out`` in it.
-        lanes: images in the making at once.
+        lanes: images in progress at once.
         seen: ids of prompts that live episodes had.
 
     Raises:

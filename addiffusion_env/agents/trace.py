@@ -50,8 +50,8 @@ class Decision:
         nfe: evaluations spent before it.
         action: 0 continue, 1 stop, 2 refine.
         probabilities: (3,) float64, of the policy over the legal actions; ``None`` for a policy without learning.
-        preference: of the preview, in standard deviations; NaN where nobody looked.
-        clip_score: of the preview, a cosine; NaN where nobody looked.
+        preference: of the preview, in standard deviations; NaN where no preview was scored.
+        clip_score: of the preview, a cosine; NaN where no preview was scored.
         preview: (h, w, 3) uint8, what the image would be, or the finished one where that is judged; ``None`` before
             the first evaluation.
     """

@@ -97,7 +97,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             old = renamed(json.loads(path.read_text(encoding="utf-8")), note=False)
         except (OSError, ValueError, TypeError) as error:
             raise ResumeError(
-                f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start anew"
+                f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start again"
             ) from error
         before, now = (
             {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
@@ -107,7 +107,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
         if changed:
             raise ResumeError(
                 f"run {folder} was made with another configuration ({'; '.join(changed)})",
-                "put those keys back, choose another run_dir, or delete the folder to start anew",
+                "put those keys back, choose another run_dir, or delete the folder to start again",
             )
     with writing_to(folder), whole_file(path) as file:
         file.write(json.dumps(dict(config), indent=2).encode())
@@ -141,10 +141,10 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
         if len(mild) < len(lines):
             raise ResumeError(
                 f"run {folder} was made by another model, scorer, reward or list of prompts: {listed(lines)}",
-                "put it back, choose another run_dir, or delete the folder to start anew",
+                "put it back, choose another run_dir, or delete the folder to start again",
             )
         if mild:
-            warnings.warn(f"the run goes on with other rounding than it began with: {listed(mild)}", stacklevel=2)
+            warnings.warn(f"the run continues with other rounding than it began with: {listed(mild)}", stacklevel=2)
     with writing_to(folder), whole_file(path) as file:
         file.write(json.dumps(found, indent=1).encode())
     return found
@@ -161,7 +161,7 @@ def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
     try:
         return identity_differences(json.loads(path.read_text(encoding="utf-8")), found)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start anew") from error
+        raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start again") from error
 
 
 def check_algorithm(algorithm: str, settings: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def progress_is_bounded(backbone: Backbone) -> None:
 def prompts_are_rows(backbone: Backbone) -> None:
     """A prompt is encoded the same alone and beside others."""
     both = backbone.encode(list(PROMPTS))
-    require(len(both) == len(PROMPTS), f"{len(PROMPTS)} prompts gave {len(both)} rows", "one row a prompt")
+    require(len(both) == len(PROMPTS), f"{len(PROMPTS)} prompts gave {len(both)} rows", "one row per prompt")
     for index, prompt in enumerate(PROMPTS):
         alone = backbone.encode([prompt])
         for name, value in both.row(index).tensors.items():

@@ -51,7 +51,7 @@ class SamplerCase:
         return [emoji_prompt(text) for text in TEXTS]
 
     def records(self, prompts: Sequence[Prompt], lanes: int) -> list[Record]:
-        """Makes one image a prompt, ``lanes`` at a time."""
+        """Makes one image per prompt, ``lanes`` at a time."""
         with tempfile.TemporaryDirectory() as folder:
             return evaluate([make_sampler(self.spec)], list(prompts), [0], self.context, Path(folder), max_lanes=lanes)
 

@@ -46,7 +46,7 @@ def one_finite_number_a_lane(kind: type[RewardTerm]) -> None:
     term = kind()
     for first in (False, True):
         found = np.asarray(term(_transition(first)))
-        require(found.shape == (LANES,), f"{LANES} lanes gave the shape {found.shape}", "one number a lane")
+        require(found.shape == (LANES,), f"{LANES} lanes gave the shape {found.shape}", "one number per lane")
         when = "at the first step" if first else "in the middle"
         require(bool(np.isfinite(found).all()), f"{when} it gives {found}", "give 0 where there is nothing before")
 

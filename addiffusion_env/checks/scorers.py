@@ -32,7 +32,7 @@ def numbers_are_finite(scorer: Scorer | Embedder) -> None:
     """B images give B finite float32 numbers, or B unit vectors, on the CPU."""
     found = _of(scorer, _images(), _prompts())
     rows = (len(TEXTS),) if isinstance(scorer, Scorer) else (len(TEXTS), scorer.dim)
-    require(tuple(found.shape) == rows, f"the result is {tuple(found.shape)}, expected {rows}", "one row an image")
+    require(tuple(found.shape) == rows, f"the result is {tuple(found.shape)}, expected {rows}", "one row per image")
     require(found.dtype == torch.float32 and found.device.type == "cpu", f"{found.dtype} on {found.device}", "convert")
     require(bool(torch.isfinite(found).all()), f"not all numbers are finite: {found}", "refuse what cannot be scored")
     if isinstance(scorer, Embedder):

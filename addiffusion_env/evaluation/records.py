@@ -1,4 +1,4 @@
-"""One record an image: what was made, how, at what cost, and what the judges said."""
+"""One record per image: what was made, how, at what cost, and what the judges said."""
 
 from __future__ import annotations
 

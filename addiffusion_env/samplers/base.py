@@ -20,7 +20,7 @@ EpisodeCoroutine = Generator[Request, Any, Episode]
 
 SEED_STRIDE = 1_000_003
 """Try ``j`` of an image with seed ``s`` draws the noise of seed ``s + SEED_STRIDE * j``: try 0 is the image that
-every one-try sampler starts from, and no two tries of seeds below the stride share noise."""
+every single-attempt sampler starts from, and no two tries of seeds below the stride share noise."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class BestOf(BaseSampler):
 
     Attributes:
         attempts: n.
-        steps: evaluations a try.
+        steps: evaluations per try.
     """
 
     attempts: int

@@ -41,7 +41,7 @@ class ConstantStop(BaseSampler):
         return f"stop:{self.steps}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base process, one decision a step.
+        """The base process, one decision per step.
 
         Raises:
             ConfigError: when the schedule ends before the stop.

@@ -15,7 +15,7 @@ class FixedSteps(BaseSampler):
     """A schedule of ``steps`` evaluations, always continued.
 
     Attributes:
-        steps: evaluations an image.
+        steps: evaluations per image.
         spacing: timestep spacing; ``None`` is trailing, or the pipeline's own where its scheduler steps.
         solver: a solver's name, or ``None`` for that of the base process.
     """

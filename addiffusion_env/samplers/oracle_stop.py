@@ -58,7 +58,7 @@ class OracleStop(BaseSampler):
         return (SCORES[self.score],)
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base process, one decision a step, without refinement."""
+        """The base process, one decision per step, without refinement."""
         return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
@@ -85,7 +85,7 @@ class OracleStop(BaseSampler):
 
     @staticmethod
     def _billed(best: Episode, nfe: float, calls: int) -> BilledEpisode:
-        """The chosen episode, charged with everything; what it alone cost is kept beside."""
+        """The chosen episode, charged with everything; what it alone cost is kept separately."""
         chosen = best.lane
         costs = {
             "chosen_nfe": chosen.nfe,

@@ -29,7 +29,7 @@ class ThresholdResample(BaseSampler):
 
     Attributes:
         threshold: in standard deviations of preference.
-        steps: evaluations a try.
+        steps: evaluations per try.
         attempts: at most so many.
     """
 

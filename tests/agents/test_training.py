@@ -41,7 +41,7 @@ def learn(folder, total, algorithm="maskable_ppo", kind="lanes", resume=True, st
 
 
 class Interrupt(EpisodeLog):
-    """Sends the signal's effect in the middle of a roll-out."""
+    """Sends the signal's effect in the middle of a rollout."""
 
     def __init__(self, checkpointer, after):
         super().__init__({})
@@ -60,7 +60,7 @@ def parameters(model):
 @pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.slow), "maskable_ppo"])
 def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, algorithm):
     whole, _ = learn(tmp_path / "whole", 24, algorithm)
-    learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second roll-out of 8
+    learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second rollout of 8
     [saved] = checkpoints(tmp_path / "broken/checkpoints")[-1:]
     assert saved.name == "step_000000008.pt"
     again, resumed = learn(tmp_path / "broken", 24, algorithm)
