@@ -66,7 +66,7 @@ class PolicySampler:
     shuffled: bool = False
     no_refine: bool = False
 
-    usage: ClassVar[str] = "policy:FOLDER[@PRICE][,shuffled][,no_refine]"
+    usage: ClassVar[str] = "policy:FOLDER[@COST][,shuffled][,no_refine]"
     example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
     kind: ClassVar[str] = "policy"
     learned: ClassVar[bool] = True

@@ -58,7 +58,7 @@ def make_policy(policy: str | Path | Sampler | HubPolicy | BaseAlgorithm, trust:
 
 
 def policy_at(run: str | Path, cost_per_nfe: float | None = None, trust: bool = False) -> Sampler:
-    """A trained policy as evaluations name it, ``policy:RUN@PRICE``, with a fingerprint of its files.
+    """A trained policy as evaluations name it, ``policy:RUN@COST``, with a fingerprint of its files.
 
     Args:
         run: a run's or policy's folder, a shipped policy's name, or a zip of Stable-Baselines3.

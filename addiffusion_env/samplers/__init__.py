@@ -36,7 +36,7 @@ def make_sampler(spec: str) -> Sampler:
     Args:
         spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
             ``"threshold_resample:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``,
-            ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``,
+            ``"policy:FOLDER"`` or ``"policy:FOLDER@COST"``,
             and after either ``",shuffled"`` or ``",no_refine"``.
 
     Raises:

@@ -33,12 +33,12 @@ class BestOf(BaseSampler):
     attempts: int
     steps: int
 
-    usage: ClassVar[str] = "best_of:TRIESxSTEPS"
+    usage: ClassVar[str] = "best_of:ATTEMPTSxSTEPS"
     example: ClassVar[tuple[str, str]] = ("emoji", "best_of:2x2")
     selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
-        require_at_least("best_of", "TRIES and STEPS", min(self.attempts, self.steps), 1)
+        require_at_least("best_of", "ATTEMPTS and STEPS", min(self.attempts, self.steps), 1)
 
     @classmethod
     def parse(cls, text: str) -> BestOf:

@@ -37,12 +37,12 @@ class ThresholdResample(BaseSampler):
     steps: int = 8
     attempts: int = 4
 
-    usage: ClassVar[str] = "threshold_resample:THRESHOLD[,STEPS[,TRIES]]"
+    usage: ClassVar[str] = "threshold_resample:THRESHOLD[,STEPS[,ATTEMPTS]]"
     example: ClassVar[tuple[str, str]] = ("emoji", "threshold_resample:1.5,2,2")
     selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
-        require_at_least("threshold_resample", "STEPS and TRIES", min(self.steps, self.attempts), 1)
+        require_at_least("threshold_resample", "STEPS and ATTEMPTS", min(self.steps, self.attempts), 1)
         require_at_least("threshold_resample", "THRESHOLD", self.threshold, float("-inf"))  # refuses NaN
 
     @classmethod
