@@ -19,6 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from addiffusion_env.config import friendly, run_script, version_base
+from addiffusion_env.plugins import with_plugins
 
 if TYPE_CHECKING:
     from addiffusion_env.evaluation.report import Report
@@ -32,30 +33,25 @@ def evaluate(config: dict[str, Any]) -> Report:
 
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.loading import load_backbone, load_scorers
-    from addiffusion_env.evaluation.benchmarks import check_export, export_run, take_prompts
-    from addiffusion_env.evaluation.choices import make_methods, out_folder
+    from addiffusion_env.evaluation.benchmarks import take_prompts
+    from addiffusion_env.evaluation.choices import make_extras, make_methods, out_folder, with_defaults
     from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
     from addiffusion_env.evaluation.films import shoot
-    from addiffusion_env.evaluation.hypotheses.setup import check_claims
-    from addiffusion_env.evaluation.judges import Judges, check_judges, described
+    from addiffusion_env.evaluation.judges import Judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
-    from addiffusion_env.evaluation.measured import check_measures, judge_by_vlm, measure_metrics
     from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
     from addiffusion_env.evaluation.runner import Stage, carry_out, to_make
     from addiffusion_env.evaluation.samples import sample_uids
 
     EvaluationConfig.of(config)
+    config = with_plugins(config, [config["policy"]])
     methods, settings = make_methods(config)
     folder = out_folder(config)  # after the policy was found: a mistyped one leaves no folder behind
-    check_judges(config["judges"], str(settings.backbone))
-    if config["hypotheses"] is not None:
-        check_claims(methods, str(settings.backbone), config)
-    metrics, vlm = check_measures(config, [method.name for method in methods])
-    if config["benchmark_export"]:
-        check_export(config["benchmark"])
+    config = with_defaults(config, str(settings.backbone))
+    extras = make_extras(config, methods, str(settings.backbone))
     judges = Judges.of(config["judges"], resolve_device(settings.device))
     prompts, config = take_prompts(settings.prompt_source(), config)
     backbone = load_backbone(settings)
@@ -66,7 +62,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     write_manifest(
         folder, plans, backbone.name, config, config["margin"], config["price"], described(stage.scorers, judges)
     )
-    keep = config["keep_pictures"] or config["benchmark_export"] or metrics is not None or vlm is not None
+    keep = config["keep_pictures"] or any(extra.needs_images for extra in extras)
     waiting = to_make(folder, plans, config["shard_size"])
     print(plan_cost(plans, stage, waiting, config["max_lanes"]), *filter(None, [others]), sep="\n", flush=True)
 
@@ -89,14 +85,10 @@ def evaluate(config: dict[str, Any]) -> Report:
         print(f"{len(dropped)} of {total} pictures were left out; the next run tries them again:", *dropped, sep="\n  ")
     if config["films"]:
         shoot(plans, records, stage, folder)
-    if metrics is not None:
-        measure_metrics(folder, metrics)
-    if vlm is not None:
-        judge_by_vlm(folder, vlm, prompts)
-    report = write_report(folder, CONFIGS / "eval.yaml")
+    for extra in extras:
+        extra.run(folder, prompts)
+    report = write_report(folder)
     print_report(report)
-    for done in export_run(folder, config["benchmark"], prompts) if config["benchmark_export"] else []:
-        print(f"{done.pictures} pictures in {done.folder}; score them with: {done.command}", *done.notes, sep="\n  ")
     return report
 
 
@@ -114,9 +106,11 @@ def check_report(changes: Mapping[str, Any] | None) -> None:
         UnknownNameError: for a method that does not exist.
     """
     from addiffusion_env.baselines import make_method
-    from addiffusion_env.evaluation.eval_config import changed
+    from addiffusion_env.evaluation.eval_config import changed, extras_in
 
-    for method in changed(defaults(), changes)["methods"]:
+    config = with_plugins(changed(defaults(), changes))
+    extras_in(config)
+    for method in config["methods"]:
         make_method(method)
 
 

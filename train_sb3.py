@@ -10,7 +10,6 @@ Run the same command again to go on after an interruption.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from addiffusion_env.config import dotted_values, friendly, run_script, version_base
+from addiffusion_env.config import dotted_values, friendly, renamed, run_script, version_base
+from addiffusion_env.plugins import with_plugins
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -27,8 +27,14 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     """Trains and saves the policy; returns the run's folder and its last return, which a sweep maximises."""
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.checkpoints import checkpoints
-    from addiffusion_env.agents.factory import make_rollouts, reward_scale, set_training, total_lanes
-    from addiffusion_env.agents.replay import ReplayConfig, held_out_frontier, learn_on_table, make_walk, record_table
+    from addiffusion_env.agents.factory import make_rollouts, total_lanes
+    from addiffusion_env.agents.tabular_training import (
+        TabularConfig,
+        held_out_frontier,
+        learn_on_table,
+        make_mdp,
+        record_table,
+    )
     from addiffusion_env.agents.train_config import TrainingConfig
     from addiffusion_env.agents.training import (
         attach_logger,
@@ -42,19 +48,21 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         run_folder,
         wants_resume,
     )
-    from addiffusion_env.agents.warm_start import warm_start
     from addiffusion_env.engine.lanes import lanes_of
     from addiffusion_env.envs.settings import EnvSettings
     from addiffusion_env.errors import ResumeError
-    from addiffusion_env.files import whole_file, writing_to
+    from addiffusion_env.files import writing_to
+    from eval_sb3 import check_report
 
     started = time.monotonic()
+    config = with_plugins(renamed(config), [config["run_dir"]] if config["resume"] == "auto" else [])
+    check_report(config["report"])  # now, not after minutes of training
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     check_algorithm(config["algorithm"], config["ppo"])
-    replay = None if config["replay"] is None else ReplayConfig.of(config["replay"])
-    if replay is not None:
-        check_algorithm(config["algorithm"], replay.ppo)
+    tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
+    if tabular is not None:
+        check_algorithm(config["algorithm"], tabular.ppo)
     resume = wants_resume(config["resume"])
     folder = run_folder(config["run_dir"])
     if not resume and checkpoints(folder / "checkpoints"):
@@ -68,24 +76,20 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
     env = make_rollouts(config["rollouts"], config["vec_env"], lanes, config["seed"], told)
     identity = hold_to_identity(folder, env, resume)
-    set_training(env, True)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
     )
     attach_logger(model, folder)
-    walk = None
-    if replay is not None:
+    mdp = None
+    if tabular is not None:
         settings = EnvSettings.of(**told)
-        table = record_table(settings, replay, folder / "table", lanes)
-        walk = make_walk(table, settings)
+        table = record_table(settings, tabular, folder / "table", lanes)
+        mdp = make_mdp(table, settings)
         if state is None:
             how = (config["algorithm"], config["seed"], folder, config["device"])
-            learner = learn_on_table(walk, settings, replay, *how)
+            learner = learn_on_table(mdp, settings, tabular, *how)
             model.policy.load_state_dict(learner.policy.state_dict())
-            print(f"trained on the table for {replay.total_timesteps} decisions", flush=True)
-    if config["warm_start"] is not None and state is None:
-        agreement = warm_start(model, env, config["warm_start"], config["seed"])
-        print(f"warm start: the policy now does what the rule does in {agreement:.0%} of its decisions", flush=True)
+            print(f"trained on the table for {tabular.total_timesteps} decisions", flush=True)
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
@@ -103,16 +107,14 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
-    with writing_to(folder), whole_file(folder / "normalisation.json") as file:
-        file.write(json.dumps(reward_scale(env), indent=2).encode())
     env.close()
     if checkpointer.stopped and checkpointer.interrupted is not None:
         raise SystemExit(128 + checkpointer.interrupted)
     policy = folder / "policy"
     if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         measured = log.frontier(), "episodes of the training itself"
-        if walk is not None and replay is not None:
-            measured = held_out_frontier(model.policy, walk, settings, replay, folder, lanes, log.prompt_ids)
+        if mdp is not None and tabular is not None:
+            measured = held_out_frontier(model.policy, mdp, settings, tabular, folder, lanes, log.prompt_ids)
         export_policy(policy, model, config, *measured, identity)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder, last_return(model)
@@ -130,10 +132,7 @@ def report(folder: Path, config: dict[str, Any]) -> None:
 @friendly
 def main(config: DictConfig) -> float:
     """Hydra's entry."""
-    from eval_sb3 import check_report
-
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    check_report(plain["report"])  # now, not after minutes of training
     folder, score = train(plain)
     if plain["report"] is not None:
         report(folder, plain)

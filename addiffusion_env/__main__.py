@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from addiffusion_env.bench.arguments import add_arguments
 from addiffusion_env.config import friendly
+from addiffusion_env.plugins import load_plugins
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,14 +18,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="everything that is registered, and whether it runs here")
     checking = verbs.add_parser("check", help="hold what bears a name to the contracts of its kind")
-    checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v0, sd15, clip, nfe_price or fixed:8")
+    checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v1, sd15, clip, nfe_price or fixed:8")
     checking.add_argument("--pipelines", action="store_true", help="measure every tiny diffusers pipeline, or NAME")
     checking.add_argument("--out", type=Path, help="with --pipelines: the Markdown file to write")
     for verb in (listing, checking):
-        verb.add_argument("--package", action="append", default=[], help="a module to import first; may be repeated")
+        verb.add_argument(
+            "--plugins",
+            "--package",
+            nargs="+",
+            action="extend",
+            default=[],
+            help="modules to import first, which register components of their own",
+        )
     bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
     bench.add_argument("--backbone", default="emoji")
-    add_arguments(bench)
+    lab("bench.arguments").add_arguments(bench)
     writer = verbs.add_parser("export", help="write a trained policy as a zip of Stable-Baselines3")
     writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
     writer.add_argument("zip", type=Path, help="the file to write")
@@ -46,7 +54,8 @@ def list_names(chosen: argparse.Namespace) -> None:
     """Prints everything that is registered, a line each, and whether it runs on this machine."""
     from addiffusion_env.catalogue import catalogue, lines
 
-    import_packages(chosen.package)
+    lab()
+    load_plugins(chosen.plugins, "--plugins")
     print("yes: runs on this machine now; no: what it needs is said behind it")
     for line in lines(catalogue()):
         print(line)
@@ -64,7 +73,8 @@ def check(chosen: argparse.Namespace) -> None:
     from addiffusion_env.checks.components import find
     from addiffusion_env.errors import ConfigError
 
-    import_packages(chosen.package)
+    lab()
+    load_plugins(chosen.plugins, "--plugins")
     if chosen.pipelines:
         measure_pipelines(chosen)
         return
@@ -79,37 +89,32 @@ def check(chosen: argparse.Namespace) -> None:
 
 def measure_pipelines(chosen: argparse.Namespace) -> None:
     """Prints or writes what is measured of the tiny pipelines."""
-    from addiffusion_env.checks.pipelines_page import measure_all
-
-    text = measure_all(chosen.name)
+    text = lab("tiny_pipelines.page").measure_all(chosen.name)
     if chosen.out is None:
         print(text)
     else:
         chosen.out.write_text(text, encoding="utf-8")
 
 
-def import_packages(names: Sequence[str]) -> None:
-    """Imports modules that register components of their own.
+def lab(module: str = "") -> Any:
+    """The plugin of the repository, or a module of it: the library does not import it, its commands may.
 
     Raises:
-        ConfigError: for a module that cannot be imported.
+        ConfigError: where it is not installed.
     """
     from importlib import import_module
 
     from addiffusion_env.errors import ConfigError
 
-    for name in names:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"--package {name} cannot be imported: {error}", "name a module on the path") from error
+    try:
+        return import_module(f"addiffusion_lab.{module}".rstrip("."))
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this command needs addiffusion_lab: {error}", "install the whole repository") from error
 
 
 def run_bench(chosen: argparse.Namespace) -> None:
     """Measures and prints."""
-    from addiffusion_env.bench.cli import run_named
-
-    run_named(chosen)
+    lab("bench.cli").run_named(chosen)
 
 
 def export(chosen: argparse.Namespace) -> None:
@@ -122,9 +127,7 @@ def export(chosen: argparse.Namespace) -> None:
 
 def run_demo(chosen: argparse.Namespace) -> None:
     """Serves the demo page until Ctrl-C."""
-    from addiffusion_env.demo.app import serve
-
-    serve(chosen.policy, chosen.device, chosen.port, chosen.share)
+    lab("demo.app").serve(chosen.policy, chosen.device, chosen.port, chosen.share)
 
 
 if __name__ == "__main__":

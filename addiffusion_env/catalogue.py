@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from addiffusion_env.errors import AdDiffusionError
+from addiffusion_env.registry import Registry
+
+LISTINGS = Registry("kind of thing", more="addiffusion_lab")
+"""Kind -> a function that yields further entries of it: what plugins add to the list."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,23 @@ class Entry:
 
 
 def catalogue() -> dict[str, list[Entry]]:
-    """Every kind of thing -> its entries, in the order of registration."""
-    return {
+    """Every kind of thing -> its entries, in the order of registration; a plugin's kinds come last."""
+    found = {
         "environments": list(_environments()),
         "backbones": list(_backbones()),
         "prompt sources": list(_sources()),
-        "benchmarks": list(_benchmarks()),
         "scorers": list(_scorers()),
         "reward terms": list(_terms()),
+        "observation keys": list(_keys()),
         "reward presets": list(_reward_presets()),
         "refine presets": list(_refine_presets()),
         "solvers": list(_solvers()),
         "methods": list(_methods()),
-        "metrics": list(_metrics()),
         "judges": list(_judges()),
     }
+    for kind in LISTINGS:
+        found.setdefault(kind, []).extend(LISTINGS.load(kind)())
+    return found
 
 
 def first_line(thing: Any) -> str:
@@ -54,21 +58,16 @@ def first_line(thing: Any) -> str:
 
 def _environments() -> Iterator[Entry]:
     from addiffusion_env import ENVIRONMENTS
+    from addiffusion_env.backbones.traits import traits_of
+    from addiffusion_env.scorers import SCORERS
 
     backbones = {entry.name: entry for entry in _backbones()}
     for name, settings in ENVIRONMENTS.items():
         model = backbones[settings["backbone"]]
-        needs = model.needs
-        if settings["backbone"] != "emoji":  # what looks at real pictures: CLIP, ImageReward, DINOv2
-            needs = ", ".join(part for part in (needs, _scorer_needs("image_reward")) if part)
+        scorers = SCORERS.load(traits_of(settings["backbone"]).preference).needs()
+        needs = ", ".join(part for part in (model.needs, scorers) if part)
         steps = f"{settings['steps']} steps of" if "steps" in settings else "the own steps of"
         yield Entry(name, f"{steps} {model.says}", needs)
-
-
-def _scorer_needs(name: str) -> str:
-    from addiffusion_env.scorers import SCORERS
-
-    return str(SCORERS.load(name).needs())
 
 
 def _classes(registry: Any) -> Iterator[Entry]:
@@ -105,22 +104,16 @@ def _sources() -> Iterator[Entry]:
             yield Entry(name, first_line(PROMPT_SOURCES.load(name)))
 
 
-def _benchmarks() -> Iterator[Entry]:
-    from addiffusion_env.prompts import BENCHMARKS
-    from addiffusion_env.prompts.benchmarks.origin import open_origin
-
-    for name in BENCHMARKS:
-        about = BENCHMARKS.load(name).about
-        tasks = f" in {len(about.counts)} tasks" if len(about.counts) > 1 else ""
-        counted = f"{sum(about.counts.values())} prompts{tasks}" if about.counts else "prompts"
-        needs = _lacks(partial(open_origin, None, about), f"its files ({', '.join(about.files)})")
-        yield Entry(name, f"{about.title}: {counted}", needs)
-
-
 def _terms() -> Iterator[Entry]:
     from addiffusion_env.rewards import TERMS
 
     return (Entry(name, first_line(TERMS.load(name))) for name in TERMS)
+
+
+def _keys() -> Iterator[Entry]:
+    from addiffusion_env.observations import FEATURES
+
+    return (Entry(name, first_line(FEATURES.load(name))) for name in FEATURES)
 
 
 def _reward_presets() -> Iterator[Entry]:
@@ -146,36 +139,16 @@ def _solvers() -> Iterator[Entry]:
     return (Entry(name, first_line(SOLVERS.load(name))) for name in SOLVERS)
 
 
-def _metrics() -> Iterator[Entry]:
-    from addiffusion_env.evaluation.metrics import METRICS
-    from addiffusion_env.evaluation.metrics.packages import ALEXNET_URL, INCEPTION_URL, find_weights, load_package
-
-    lacking = {
-        "fid": _lacks(lambda: load_package("torch_fidelity"), "the extra [metrics]")
-        or _lacks(lambda: find_weights(None, INCEPTION_URL), "Inception's weights (features=dino needs none)"),
-        "lpips": _lacks(lambda: load_package("lpips"), "the extra [metrics]")
-        or _lacks(lambda: find_weights(None, ALEXNET_URL), "AlexNet's weights"),
-    }
-    lacking["kid"] = lacking["fid"]
-    return (Entry(name, first_line(METRICS.load(name)), lacking.get(name, "")) for name in METRICS)
-
-
 def _judges() -> Iterator[Entry]:
-    """Scorers that give verdicts, and the services of vision-language models; any scorer can judge beside them."""
-    from addiffusion_env.evaluation.vlm import CLIENTS
+    """Scorers that give verdicts; any scorer can judge beside them."""
     from addiffusion_env.scorers import SCORERS
 
     for name in SCORERS:
         if hasattr(SCORERS.load(name), "verdicts"):
             yield Entry(name, first_line(SCORERS.load(name)), SCORERS.load(name).needs())
-    for name in CLIENTS:
-        kind = CLIENTS.load(name)
-        keyed = any(os.environ.get(variable) for variable in kind.key_variables)
-        needs = "" if keyed else f"a key in {' or '.join(kind.key_variables)}, or a server of your own"
-        yield Entry(f"{name}:MODEL", first_line(kind), needs)
 
 
-def _lacks(attempt: Callable[[], Any], words: str) -> str:
+def lacks(attempt: Callable[[], Any], words: str) -> str:
     """``words`` when an attempt fails in a way that a user can mend, else nothing."""
     try:
         attempt()

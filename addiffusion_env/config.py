@@ -12,9 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError, closest, nearest
 
 HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
+
+REMOVED = {"warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table"}
+"""Keys of earlier versions -> what to do instead."""
+
+RENAMED = {"replay": "tabular", "tabular.tries": "tabular.attempts"}
+"""Keys of earlier versions -> what they are called now; the old name is still understood, with a note."""
 
 
 def version_base() -> dict[str, str]:
@@ -24,38 +31,126 @@ def version_base() -> dict[str, str]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
+def compose_config(config_dir: Path, config_name: str, overrides: Iterable[str] = ()) -> Any:
+    """Composes a configuration as the scripts do.
+
+    Args:
+        config_dir: the folder of the configuration files.
+        config_name: the main file, without its suffix.
+        overrides: as on the command line.
+
+    Returns:
+        The composed ``DictConfig``; values that refer to others are not resolved.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    store_environments()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir.resolve()), **version_base()):
+        return compose(config_name, overrides=list(overrides))
+
+
+def store_environments() -> None:
+    """Makes the settings of every environment id an option of Hydra's group ``environment``.
+
+    A configuration file refers to them, ``environment@env: AdDiffusion-Emoji-v1`` in its defaults list, so that they
+    are written once. Safe to call twice.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    for name, settings in ENVIRONMENTS.items():
+        ConfigStore.instance().store(group="environment", name=name, node=settings)
+
+
 def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]) -> None:
     """Composes a configuration once, to refuse what Hydra would refuse, in this project's words.
 
     Raises:
         ConfigError: for an unknown key, group or option, with the nearest known one.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = list(overrides)
+    check_removed(re.split(r"[.=]", item.lstrip("+~"), maxsplit=1)[0] for item in overrides)
     wanted = [item for item in overrides if not HYDRA_FLAGS.match(item)]
     sweep = any(item in ("-m", "--multirun") for item in overrides)
     if sweep:  # a sweep's comma lists are not one configuration
         wanted = [item for item in wanted if "," not in item]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir.resolve()), **version_base()):
-        plain = compose(config_name)
-        _check_form(overrides, plain)
-        _check_experiments(plain, wanted, config_dir)
-        groups = [
-            item
-            for item in wanted
-            if os.path.isdir(config_dir / item.split("=", 1)[0]) and _option_exists(config_dir, item)
-        ]
-        base = compose(config_name, overrides=groups)
-        try:
-            compose(config_name, overrides=wanted)
-        # Hydra lets some through: a group's option that is no text, or longer than any file's name.
-        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-            raise _explain(error, base, wanted, config_dir) from error
+    plain = compose_config(config_dir, config_name)
+    _check_form(overrides, plain)
+    _check_experiments(plain, wanted, config_dir)
+    groups = [
+        item
+        for item in wanted
+        if os.path.isdir(config_dir / item.split("=", 1)[0]) and _option_exists(config_dir, item)
+    ]
+    base = compose_config(config_dir, config_name, groups)
+    try:
+        compose_config(config_dir, config_name, wanted)
+    # Hydra lets some through: a group's option that is no text, or longer than any file's name.
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        raise _explain(error, base, wanted, config_dir) from error
+
+
+def check_removed(keys: Iterable[str]) -> None:
+    """Refuses keys of earlier versions.
+
+    Raises:
+        ConfigError: saying what to do instead.
+    """
+    for key in keys:
+        if key in REMOVED:
+            raise ConfigError(f"the key {key!r} no longer exists", REMOVED[key])
+
+
+def renamed_overrides(overrides: Iterable[str]) -> list[str]:
+    """Command-line overrides with :data:`RENAMED` keys under their present names.
+
+    >>> renamed_overrides(["tabular.attempts=3", "lanes=2"])
+    ['tabular.attempts=3', 'lanes=2']
+    """
+    found = list(overrides)
+    for old, new in RENAMED.items():
+        for index, item in enumerate(found):
+            match = re.fullmatch(rf"([+~]*){re.escape(old)}([.=].*)?", item, re.DOTALL)
+            if match is not None:
+                found[index] = f"{match[1]}{new}{match[2] or ''}"
+                _note_renamed(old, new)
+    return found
+
+
+def renamed(config: Mapping[str, Any], note: bool = True) -> dict[str, Any]:
+    """A configuration with :data:`RENAMED` keys under their present names; what stands under an old name wins.
+
+    Args:
+        config: nested; not changed.
+        note: whether to say so on the standard error.
+
+    >>> renamed({"replay": {"tries": 3}, "tabular": {"attempts": 5, "lanes": 8}}, note=False)
+    {'tabular': {'attempts': 3, 'lanes': 8}}
+    """
+    found = dict(config)
+    for old, new in RENAMED.items():
+        section, _, last = old.rpartition(".")
+        part = found if not section else found.get(section)
+        if not isinstance(part, Mapping) or last not in part:
+            continue
+        part, name = dict(part), new.rpartition(".")[2]
+        value, present = part.pop(last), part.get(name)
+        if isinstance(value, Mapping) and isinstance(present, Mapping):
+            value = {**present, **value}
+        part[name] = value
+        found = {**found, section: part} if section else part
+        if note:
+            _note_renamed(old, new)
+    return found
+
+
+@functools.cache  # once a process is enough
+def _note_renamed(old: str, new: str) -> None:
+    print(f"note: the key {old} is called {new} now; a later version will refuse the old name", file=sys.stderr)
 
 
 def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:
@@ -83,7 +178,8 @@ def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir
     for item in overrides:
         if item.startswith("experiment=") and _option_exists(config_dir, item):
             own = OmegaConf.load(config_dir / "experiment" / f"{item.partition('=')[2]}.yaml")
-            strange = [str(key) for key in own if key not in ("defaults", "hydra", *base)]
+            check_removed(str(key) for key in own)
+            strange = [str(key) for key in own if key not in ("defaults", "hydra", *base, *RENAMED)]
             if strange:
                 raise ConfigError(
                     f"{item} sets {strange[0]!r}, which this script does not have",
@@ -105,6 +201,9 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
         if item.startswith("+"):  # adds a key: there is nothing to be near to
             continue
         key = item.lstrip("~").split("=", 1)[0]
+        if key.startswith("environment@"):
+            value = item.partition("=")[2]
+            return ConfigError(f"there is no environment id {value!r}", nearest(value, ENVIRONMENTS))
         if os.path.isdir(config_dir / key):
             options = sorted(path.stem for path in (config_dir / key).glob("*.yaml"))
             value = item.split("=", 1)[-1]
@@ -207,6 +306,8 @@ def friendly(main: Callable[..., Any]) -> Callable[..., Any]:
 @friendly
 def run_script(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     """Runs a Hydra script after checking its overrides."""
+    store_environments()
     if not any(item in ("--help", "-h", "--hydra-help", "--info", "--cfg") for item in sys.argv[1:]):
+        sys.argv[1:] = renamed_overrides(sys.argv[1:])
         check_overrides(config_dir, config_name, sys.argv[1:])
     main()

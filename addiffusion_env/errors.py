@@ -132,7 +132,7 @@ def check_settings(what: str, given: Iterable[str], known: Iterable[str]) -> Non
     """Refuses a mistyped setting.
 
     Args:
-        what: whose it is, with its verb: ``"replay has"``.
+        what: whose it is, with its verb: ``"tabular has"``.
         given: names that were given.
         known: names that there are.
 

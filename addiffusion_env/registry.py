@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
-from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.errors import ConfigError, UnknownNameError, unknown
 
 
 class Registry(Mapping[str, str]):
@@ -15,6 +17,7 @@ class Registry(Mapping[str, str]):
     Args:
         kind: what the entries are, for error messages: ``"backbone"``, ``"reward term"``.
         entries: name -> ``"module:attribute"``.
+        more: a module that registers further names when it is imported; errors name it until it is.
 
     >>> loaders = Registry("loader", {"json": "json:loads"})
     >>> loaders.load("json")("[1]")
@@ -25,15 +28,15 @@ class Registry(Mapping[str, str]):
       -> did you mean 'json'? known: json
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str] | None = None) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, entries: Mapping[str, str] | None = None, more: str = "") -> None:
+        self.kind, self.more = kind, more
         self._entries: dict[str, str] = {}
         for name, target in (entries or {}).items():
             self.add(name, target)
 
     def __getitem__(self, name: str) -> str:
         if name not in self._entries:
-            raise unknown(self.kind, name, self._entries)
+            raise self.unknown(name)
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -44,6 +47,19 @@ class Registry(Mapping[str, str]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+    def unknown(self, name: str, others: Iterable[str] = ()) -> UnknownNameError:
+        """The error for a mistyped name, with the nearest known one and where further names come from.
+
+        Args:
+            name: that is not registered.
+            others: names that are known elsewhere.
+        """
+        error = unknown(self.kind, name, (*others, *self._entries))
+        if self.more and self.more not in sys.modules:
+            remedy = f"{error.remedy}; `import {self.more}` or plugins=[{self.more}] adds more names"
+            return UnknownNameError(error.cause, remedy)
+        return error
 
     def add(self, name: str, target: str) -> None:
         """Registers ``target`` (``"module:attribute"``) under ``name``.
@@ -65,5 +81,14 @@ class Registry(Mapping[str, str]):
         Raises:
             UnknownNameError: for a name that is not registered; the nearest known one is given.
         """
-        module, attribute = self[name].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        return load_object(self[name])
+
+
+def load_object(target: str) -> Any:
+    """Imports and returns what ``"module:attribute"`` names; the attribute may be one of an attribute.
+
+    >>> load_object("json:JSONDecoder.decode").__name__
+    'decode'
+    """
+    module, attribute = target.split(":")
+    return attrgetter(attribute)(importlib.import_module(module))

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from addiffusion_env.rollouts.crew import RayConfig
-from addiffusion_env.rollouts.ray_vec_env import RayVecEnv
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
+from addiffusion_env.distributed.actor_pool import RayConfig
+from addiffusion_env.distributed.ray_vec_env import RayVecEnv
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure(lanes: int, workers: int, rounds: int, steps: int) -> Overhead:
     torch.set_num_threads(threads)
     here = AdDiffusionVecEnv(lanes, 0, **settings)
     there = RayVecEnv(lanes, 0, RayConfig(workers=workers), **settings)
-    assert there.crew.share.threads * workers <= max(threads, workers)
+    assert there.pool.resources.threads * workers <= max(threads, workers)
     here.reset()
     there.reset()
     ratios, times = [], {"local": [], "ray": []}

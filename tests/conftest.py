@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+import addiffusion_lab  # noqa: F401 (registers what the tests of registered names walk through)
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.envs.loading import load_backbone, load_scorers

@@ -11,12 +11,13 @@ from addiffusion_env.backbones.solvers import SOLVERS
 from addiffusion_env.baselines import BASELINES
 from addiffusion_env.checks.components import find
 from addiffusion_env.engine.process import REFINE_PRESETS
-from addiffusion_env.evaluation.metrics import METRICS
-from addiffusion_env.evaluation.vlm import CLIENTS
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.composite import PRESETS
 from addiffusion_env.scorers import SCORERS
+from addiffusion_lab.metrics import METRICS
+from addiffusion_lab.vlm import SERVICES
 
 
 def listed(capsys, *arguments):
@@ -40,6 +41,7 @@ def test_list_describes_everything_that_is_registered(capsys):
         "benchmarks": BENCHMARKS,
         "scorers": SCORERS,
         "reward terms": TERMS,
+        "observation keys": FEATURES,
         "reward presets": PRESETS,
         "refine presets": REFINE_PRESETS,
         "solvers": SOLVERS,
@@ -49,7 +51,7 @@ def test_list_describes_everything_that_is_registered(capsys):
         assert list(found[kind]) == list(names), kind
     assert [*found["prompt sources"], *found["benchmarks"]] == list(PROMPT_SOURCES)
     assert [usage.split(":")[0] for usage in found["methods"]] == list(BASELINES)
-    assert set(found["judges"]) == {"emoji_detector", *(f"{name}:MODEL" for name in CLIENTS)}
+    assert set(found["judges"]) == {"emoji_detector", *(f"{name}:MODEL" for name in SERVICES)}
     for kind, entries in found.items():
         for name, (runs, line) in entries.items():
             assert len(line) > 10, f"{kind} {name} has no description"
@@ -79,7 +81,10 @@ def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     assert found["methods"]["turbo:STEPS[,WEIGHTS]"][0] and found["judges"]["openai:MODEL"][0]
 
 
-@pytest.mark.parametrize("name", ["AdDiffusion-Emoji-v0", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"])
+@pytest.mark.parametrize(
+    "name",
+    ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v1", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"],
+)
 def test_check_says_what_holds(name, capsys):
     main(["check", name])
     lines = capsys.readouterr().out.splitlines()
@@ -130,7 +135,7 @@ def test_a_mistyped_command_line_is_told_at_once(arguments, words, capsys):
 def test_a_package_that_is_not_there(capsys):
     with pytest.raises(SystemExit):
         main(["list", "--package", "no_such_module"])
-    assert "--package no_such_module cannot be imported" in capsys.readouterr().err
+    assert "--plugins: 'no_such_module' cannot be imported" in capsys.readouterr().err
 
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):

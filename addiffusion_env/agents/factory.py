@@ -12,18 +12,14 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, check_settings, unknown
+from addiffusion_env.plugins import load_plugins, loaded_plugins
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.rollouts.crew import RayConfig
-from addiffusion_env.rollouts.ray_vec_env import RayVecEnv
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 KINDS = ("lanes", "dummy", "subproc")
 ROLLOUTS = ("local", "ray")
-
-LaneEnv = (AdDiffusionVecEnv, RayVecEnv)
-"""Vectorised environments whose lanes share a model and one state; the others hold one environment a lane."""
 
 
 def total_lanes(config: Mapping[str, Any]) -> int | str:
@@ -38,7 +34,7 @@ def make_rollouts(
     """Makes the environments of a training, in this process or in Ray actors.
 
     Args:
-        rollouts: ``kind: local``, or ``kind: ray`` with the fields of :class:`RayConfig`.
+        rollouts: ``kind: local``, or ``kind: ray`` with the fields of :class:`.RayConfig`.
         vec_env: see :func:`make_vec_env`.
         num_envs: lanes or environments, in all.
         seed: environment i is seeded with ``seed + i``.
@@ -55,6 +51,9 @@ def make_rollouts(
         return make_vec_env(vec_env, num_envs, seed, settings)
     if vec_env != "lanes":
         raise ConfigError(f"rollouts=ray holds lanes in every worker, got vec_env={vec_env}", "leave vec_env=lanes")
+    from addiffusion_env.distributed.actor_pool import RayConfig
+    from addiffusion_env.distributed.ray_vec_env import RayVecEnv
+
     return VecMonitor(RayVecEnv(num_envs, seed, RayConfig.of(rollouts), **settings))
 
 
@@ -95,8 +94,10 @@ class _Maker:
     def __init__(self, settings: dict[str, Any], index: int) -> None:
         self.settings = settings
         self.index = index
+        self.plugins = loaded_plugins()
 
     def __call__(self) -> gym.Env:
+        load_plugins(self.plugins)  # SubprocVecEnv makes it in another process
         settings = dict(self.settings)
         if multiprocessing.parent_process() is not None:
             # Ctrl-C reaches the whole process group; the parent alone decides, after its checkpoint.
@@ -106,10 +107,15 @@ class _Maker:
         return AdDiffusionEnv(**settings)
 
 
+def _shares_state(env: VecEnv) -> bool:
+    """Whether all lanes share a model and one state; other vectorised environments hold one environment a lane."""
+    return hasattr(env, "load_state_dict")
+
+
 def env_state(env: VecMonitor) -> dict[str, Any]:
     """Everything an interrupted roll-out needs of its environments, as plain tensors, numbers and strings."""
     inner = env.venv
-    lanes = inner.state_dict() if isinstance(inner, LaneEnv) else inner.env_method("state_dict")
+    lanes = inner.state_dict() if _shares_state(inner) else inner.env_method("state_dict")
     return {"lanes": lanes, "returns": env.episode_returns.tolist(), "lengths": env.episode_lengths.tolist()}
 
 
@@ -117,25 +123,10 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
     """Restores :func:`env_state` on an environment of the same kind and size."""
     env.reset()
     inner = env.venv
-    if isinstance(inner, LaneEnv):
+    if _shares_state(inner):
         inner.load_state_dict(state["lanes"])
     else:
         for index, one in enumerate(state["lanes"]):
             inner.env_method("load_state_dict", one, indices=[index])
     env.episode_returns[:] = state["returns"]
     env.episode_lengths[:] = state["lengths"]
-
-
-def reward_scale(env: VecMonitor) -> dict[str, list[float]]:
-    """The reward's pooled statistics: name -> [count, mean, variance]; the first environment's."""
-    lanes = env_state(env)["lanes"]
-    return (lanes if isinstance(lanes, dict) else lanes[0])["scale"]
-
-
-def set_training(env: VecMonitor, training: bool) -> None:
-    """Whether the reward's pooled statistics learn, wherever the environments live."""
-    inner = env.venv
-    if isinstance(inner, LaneEnv):
-        inner.set_training(training)
-    else:
-        inner.env_method("set_training", training)

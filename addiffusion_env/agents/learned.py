@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_policy
+from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config, load_policy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
-from addiffusion_env.baselines.policy import folder_digest
+from addiffusion_env.baselines.traits import PARTS, ScoresUsed, Traits
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.engine.requests import Decide, Request
-from addiffusion_env.envs.framing import Framer, Point
-from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError
-from addiffusion_env.observations.features import sees_previews
+from addiffusion_env.envs.framing import Framer
+from addiffusion_env.envs.settings import EnvSettings, refine_config
+from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.observations import FEATURES
+from addiffusion_env.observations.features import needs_preview, parts_shown
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.scorers.look import Look, LookScorers
 from addiffusion_env.seeding import stable_hash
+
+CONTROLS = ("shuffled", "no_refine")
+"""What may be taken from a policy: the text that it reads, or the action *refine*."""
 
 
 @dataclass
 class LearnedMethod:
-    """A policy that looks and decides, at one price.
+    """A trained policy of a run's folder (or a shipped one), at its own price of one NFE or at another.
 
-    Two controls take something from it and leave the rest as it is. With ``shuffled`` it is shown the text embedding
-    of another prompt of the evaluation's list, also in a belief that reads it; preference and CLIP score are still
-    those of the right prompt, so it can tell a bad picture. What it spends then, it does not spend because of what it
+    Two controls take something from it and leave the rest as it is. With ``shuffled``
+    (``policy:runs/emoji@0.01,shuffled``) it is shown the text embedding of another prompt of the evaluation's list,
+    also in a belief that reads it; preference and CLIP score are still those of the right prompt, so it can tell a bad
+    picture. What it spends then, it does not spend because of what it
     reads. With ``no_refine`` refine is masked, as if its episodes had no refinements left to take; it was trained with
     them, so it may miss them more than a policy that was trained without.
 
@@ -62,6 +69,11 @@ class LearnedMethod:
     shuffled: bool = False
     no_refine: bool = False
 
+    usage: ClassVar[str] = "policy:FOLDER[@PRICE][,shuffled][,no_refine]"
+    example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
+    kind: ClassVar[str] = "policy"
+    learned: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         self.config.check_price(self.price)
         self._shown: dict[str, Prompt] = {}
@@ -70,10 +82,66 @@ class LearnedMethod:
         self._framer: Framer | None = None
         self._process: ProcessConfig | None = None
 
+    @classmethod
+    def needs(cls) -> str:
+        """Nothing: a policy for the emoji world ships with the package."""
+        return ""
+
+    @classmethod
+    def parse(cls, text: str) -> LearnedMethod:
+        """Loads the policy of a run's folder, at a price of its own or the one given.
+
+        The price ``5.6nfe`` is the one at which the policy's frontier on training prompts spends 5.6 NFE.
+
+        It is named after the run's folder and its price, and carries a ``fingerprint`` of the files, so that the
+        records of a policy that was trained again under the same name are not taken for the new one's.
+
+        Raises:
+            WeightsError: when the folder holds no policy.
+            ConfigError: when the price is not a number of at least 0, or a control is there twice.
+            UnknownNameError: for another control.
+        """
+        text, controls = _controls(text)
+        folder, at, price = text.rpartition("@")
+        if not at:
+            folder, price = text, ""
+        method = cls.from_run(folder, price=_price(price, folder))
+        method.name = ",".join((f"policy:{run_name(folder)}@{method.price:g}", *controls))
+        method.shuffled, method.no_refine = (control in controls for control in CONTROLS)
+        return method
+
+    @classmethod
+    def traits_of(cls, name: str) -> Traits:
+        """The traits that the name of one says, where its files are not at hand: it may have used every scorer."""
+        text, controls = _controls(name)
+        used = tuple((part, "its policy file is not at hand") for part in PARTS)
+        own = {"control_of": text, "controls": controls} if controls else {"curve": text.rpartition("@")[0]}
+        return Traits(kind=cls.kind, learned=True, needs_preview=True, scores_used=used, **own)
+
     @property
-    def looks(self) -> bool:
+    def curve(self) -> str:
+        """The same policy at other prices; none for controls."""
+        return "" if self.controls else self.name.rpartition("@")[0]
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Those of :data:`CONTROLS` that are taken from it."""
+        return tuple(control for control in CONTROLS if getattr(self, control))
+
+    @property
+    def control_of(self) -> str:
+        """The policy without controls at the same price; empty where it is that."""
+        return self.name.removesuffix("," + ",".join(self.controls)) if self.controls else ""
+
+    @property
+    def scores_used(self) -> ScoresUsed:
+        """What pays it, what it keeps by and what it sees, by the environment that it was trained on."""
+        return scores_used(self.settings())
+
+    @property
+    def needs_preview(self) -> bool:
         """Whether it needs previews: not when it reads the denoiser's features instead."""
-        return sees_previews(list(self.config.observation))
+        return needs_preview(list(self.config.observation))
 
     def price_for(self, target_nfe: float, backbone: Backbone, scorers: LookScorers) -> float:
         """See :meth:`PolicyConfig.price_for`; warns when the frontier was measured on others than these."""
@@ -131,11 +199,11 @@ class LearnedMethod:
         """
         trained = {key: width for key, (_, width) in self.config.observation.items()}
         if feature_dim is None:
-            trained.pop("features", None)
+            trained = {key: width for key, width in trained.items() if not FEATURES.load(key).needs_features}
         there = Observer(clip_dim, list(trained), feature_dim or 0).widths
         for key, width in trained.items():
             if width != there[key]:
-                known = self.config.environment.get("backbone", "emoji")
+                known = self.settings().backbone
                 raise ConfigError(
                     f"policy {self.name!r} does not fit the {backbone} backbone: it was trained on {known}, where "
                     f"{key!r} holds {width} numbers; here it holds {there[key]}",
@@ -173,10 +241,10 @@ class LearnedMethod:
         self.fingerprint = f"{self.fingerprint.partition('+')[0]}+shuffled {dealt:x}"
 
     def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
+        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int
     ) -> Generator[Request, Any, Episode]:
         """One episode."""
-        return play(backbone, process, prompt, seed, looks=self.looks, keep_strip=keep_strip)
+        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
@@ -189,26 +257,85 @@ class LearnedMethod:
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
-    def _misread(self, points: Sequence[Point]) -> Frame:
+    def _seen(self, lanes: Sequence[Lane], before: Sequence[Look | None]) -> Frame:
+        """What the policy is shown."""
+        assert self._framer is not None, "bind() first"
+        return self._framer.frame(lanes, before, [self.price] * len(lanes))
+
+    def _misread(self, lanes: Sequence[Lane], before: Sequence[Look | None]) -> Frame:
         """What is seen with the text embedding of another prompt, also in a liking that reads it."""
-        assert self._framer is not None and self._scorers is not None, "bind() first"
-        others = [self._shown[point.lane.prompt.prompt_id] for point in points]
+        assert self._scorers is not None, "bind() first"
+        others = [self._shown[lane.prompt.prompt_id] for lane in lanes]
         texts = self._scorers.clip.embed_texts(others).numpy()
-        shown = [
-            replace(point, lane=_with_text(point.lane, text[None])) for point, text in zip(points, texts, strict=True)
-        ]
-        return replace(self._framer.frame(shown), clip_text=texts)
+        shown = [_with_text(lane, text[None]) for lane, text in zip(lanes, texts, strict=True)]
+        return replace(self._seen(shown, before), clip_text=texts)
 
     @torch.no_grad()
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3) what the network says of each action, and (B, 3) bool: which are legal."""
-        assert self._framer is not None and self._observer is not None and self._process is not None, "bind() first"
-        points = [Point(request.lane, request.before, self.price) for request in requests]
-        observation = self._observer.observe(self._misread(points) if self.shuffled else self._framer.frame(points))
+        assert self._observer is not None and self._process is not None, "bind() first"
+        shown = self._misread if self.shuffled else self._seen
+        frame = shown([request.lane for request in requests], [request.before for request in requests])
+        observation = self._observer.observe(frame)
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         allowed = self.process(self._process)
         return probabilities, np.stack([legal_actions(request.lane, allowed) for request in requests])
+
+
+def scores_used(settings: EnvSettings) -> ScoresUsed:
+    """(part, how) of each scorer that a policy of an environment was paid by, keeps images by, or sees."""
+    pairs = [(part, f"its reward term {name} pays by it") for name, part in make_reward(settings.reward).pays_by]
+    refine = refine_config(settings.refine)
+    if refine.enabled and refine.accept == "score":
+        pairs.append(("preference", "it keeps a refinement by it"))
+    if refine.enabled and refine.accept == "best":
+        pairs += [(part, "it keeps the attempt that scores best by it") for part in refine.liking.parts]
+    used = {part for part, _ in pairs}
+    seen = parts_shown(settings.keys(), refine.liking.parts)
+    pairs += [(part, "it sees it while it decides") for part in seen if part not in used]
+    return tuple(dict.fromkeys(pairs))
+
+
+def run_name(folder: str | Path) -> str:
+    """What stands for a run's folder in the names of its policy.
+
+    >>> run_name("runs/emoji"), run_name("runs/emoji/policy")
+    ('emoji', 'emoji')
+    """
+    path = Path(folder)
+    return path.parent.name if path.name == "policy" else path.name
+
+
+def _controls(text: str) -> tuple[str, tuple[str, ...]]:
+    """What stands before the controls, and these in the order of :data:`CONTROLS`; folders may hold commas too."""
+    head, given = text, []
+    while head.rpartition(",")[2] in CONTROLS:
+        head, _, control = head.rpartition(",")
+        given.append(control)
+    after = head.rpartition("@")[2] if "@" in head else ""
+    if "," in after:
+        raise unknown("control of a policy", after.rpartition(",")[2], CONTROLS)
+    if len(set(given)) < len(given):
+        raise ConfigError(f"a control of policy:{text} is there twice", "name it once")
+    return head, tuple(control for control in CONTROLS if control in given)
+
+
+def _price(text: str, folder: str) -> float | None:
+    if not text:
+        return None
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?nfe", text):
+        config = load_config(find_policy(folder) or Path(folder))
+        return round(config.price_for(float(text.removesuffix("nfe"))), 6)
+    try:
+        price = float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"the price of a policy must be a number, got {text!r}", "write policy:FOLDER@0.01"
+        ) from error
+    if not price >= 0:
+        raise ConfigError(f"the price of a policy must be at least 0, got {text!r}", "write policy:FOLDER@0.01")
+    return price
 
 
 def _with_text(lane: Lane, text: np.ndarray) -> Lane:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, named_policy
+from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, located, named_policy, no_policy
 from addiffusion_env.agents.learned import LearnedMethod
-from addiffusion_env.agents.policy_file import find_policy
+from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
 from addiffusion_env.agents.sb3_zip import import_zip, of_model
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.pipelines import backbone_in
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import ConfigError, unknown
+
+MODEL_KEYS = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
+"""What of a policy's environment says which model it ran on."""
 
 NAMED = {"oracle": "oracle_stop:preference"}
 """Short names of methods without learning."""
@@ -46,3 +56,57 @@ def make_policy(policy: str | Path | Method | HubPolicy | BaseAlgorithm, trust: 
     specified = ":" in text[2:]  # further left it stands behind a drive's letter
     folder = None if specified and find_policy(text) is None else named_policy(policy)
     return make_method(text) if folder is None else LearnedMethod.from_run(folder)
+
+
+def policy_at(run: str | Path, price: float | None = None, trust: bool = False) -> Method:
+    """A trained policy as evaluations name it, ``policy:RUN@PRICE``, with a fingerprint of its files.
+
+    Args:
+        run: a run's or policy's folder, a shipped policy's name, or a zip of Stable-Baselines3.
+        price: of one NFE; ``None`` is the policy's own.
+        trust: that a zip may be unpickled, which can run any code.
+
+    Raises:
+        UntrustedFileError: for a zip without ``trust``.
+        ConfigError: for a zip that does not say which environment it was trained on, or a price below 0.
+        WeightsError: for what holds no policy.
+    """
+    if not is_zip(run):
+        return make_method(f"policy:{run}" if price is None else f"policy:{run}@{price}")
+    method = import_zip(run, trust=trust).method(price)
+    fingerprint = hashlib.sha256(Path(run).read_bytes()).hexdigest()
+    return replace(method, name=f"policy:{Path(run).stem}@{method.price:g}", fingerprint=fingerprint)
+
+
+def policy_and_model(name_or_dir: str | Path, policy: Any, trust: bool, **hub: Any) -> tuple[Method, Mapping[str, Any]]:
+    """The policy that is asked for, and the environment that says which model goes with what is named."""
+    name, place = str(name_or_dir), located(name_or_dir, **hub)
+    if place is None and name not in BACKBONES:
+        raise unknown("policy or backbone", name, [*BACKBONES, *shipped()])
+    if place is None and policy is None:
+        raise ConfigError(
+            f"{name!r} is a backbone, and no policy ships for it",
+            f"name one beside it: AdaptivePipeline.from_pretrained({name!r}, policy='fixed:20')",
+        )
+    if place is None:
+        return make_policy(policy, trust), {"backbone": name}
+    if find_policy(place) is not None:
+        return make_policy(place if policy is None else policy, trust), load_config(place).environment
+    if is_zip(place):
+        held = import_zip(place, trust=trust)
+        return make_policy(held if policy is None else policy, trust), held.details.environment
+    model = None if policy is None or place.is_file() else backbone_in(place)
+    if model is None:
+        raise no_policy(name, place)
+    return make_policy(policy, trust), {"backbone": model, "name_or_path": name}
+
+
+def model_settings(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
+    """A policy's settings of its model, with another in its place."""
+    known = {key: value for key, value in known.items() if key in MODEL_KEYS}
+    if not isinstance(backbone, str | Path):
+        return known
+    if str(backbone) not in BACKBONES:
+        found = backbone_in(Path(backbone).expanduser()) if traits_of(known["backbone"]).embedded else None
+        return {**known, "backbone": found or known["backbone"], "name_or_path": str(backbone)}
+    return known if str(backbone) == known["backbone"] else {"backbone": str(backbone)}

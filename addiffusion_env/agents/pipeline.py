@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,25 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
-from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, located, no_policy
+from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
 from addiffusion_env.agents.learned import LearnedMethod
-from addiffusion_env.agents.make import make_policy
+from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
-from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
-from addiffusion_env.agents.sb3_zip import import_zip
-from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, TracingDecider, watched
-from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.backbones.pipelines import backbone_in
-from addiffusion_env.baselines.base import BaseMethod, Method
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.loading import clip_width, load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.plugins import load_plugins
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers, NoScorers
-
-MODEL_KEYS = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
-"""What of a policy's environment says which model it ran on."""
 
 
 class AdaptivePipeline:
@@ -61,6 +55,8 @@ class AdaptivePipeline:
             that read no score.
         max_lanes: how many pictures are made at once.
         trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
+        plugins: modules to import first: what registers the samplers, observations ... that the policy needs. Those of
+            a run's folder are imported without being named; those of another policy never are.
 
     Attributes:
         backbone: the model.
@@ -83,7 +79,9 @@ class AdaptivePipeline:
         scorers: LookScorers | None = None,
         max_lanes: int = 16,
         trust: bool = False,
+        plugins: Sequence[str] = (),
     ) -> None:
+        load_plugins(plugins)
         self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
         self.method = make_policy(policy, trust)
         if process is not None and isinstance(self.method, LearnedMethod):
@@ -113,6 +111,7 @@ class AdaptivePipeline:
         backbone: str | Any | None = None,
         max_lanes: int = 16,
         trust: bool = False,
+        plugins: Sequence[str] = (),
         **hub: Any,
     ) -> AdaptivePipeline:
         """Loads a policy and its model.
@@ -128,6 +127,7 @@ class AdaptivePipeline:
                 same kind, a loaded diffusers pipeline, or a :class:`Backbone`. The last two stay on their device.
             max_lanes: how many pictures are made at once.
             trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
+            plugins: modules to import first; see the class.
             **hub: ``revision``, ``cache_dir``, ``token``, ``force_download``, ``local_files_only``, for a hub id.
 
         Raises:
@@ -136,8 +136,11 @@ class AdaptivePipeline:
             UntrustedFileError: for a zip without ``trust``.
             WeightsError: when files are missing, damaged, or not to be had from the hub.
         """
-        method, known = _named(name_or_dir, policy, trust, **hub)
-        settings = EnvSettings.of(**_model({"backbone": "emoji", **known}, backbone), device=device)
+        load_plugins(plugins)
+        method, known = policy_and_model(name_or_dir, policy, trust, **hub)
+        settings = EnvSettings.of(
+            **model_settings({"backbone": EnvSettings.backbone, **known}, backbone), device=device
+        )
         model = settings if backbone is None or isinstance(backbone, str | Path) else backbone
         made = None if model is settings else model if isinstance(model, Backbone) else PipelineBackbone(model)
         name = str(settings.backbone) if made is None else made.name
@@ -293,11 +296,8 @@ class AdaptivePipeline:
         decode_batch: int = 4,
     ) -> tuple[Generator[Made, None, None], Counters]:
         """Finished pictures as they come, and the counters of the engine that makes them."""
-        tracer = TracingDecider(method, self.backbone) if return_trace else None
-        engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=tracer or method.decide)
-        programs = (
-            watched(job, method.program(self.backbone, process, job.prompt, job.seed), tracer, step_end) for job in jobs
-        )
+        engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=method.decide)
+        programs = (traced(job, method, process, self.backbone, step_end, return_trace) for job in jobs)
         stream = engine.stream(programs, max_lanes, decode_batch)
         return (made for _, made in stream), engine.counters
 
@@ -337,7 +337,7 @@ class AdaptivePipeline:
         return None if function is None else StepEnd(self, self.backbone, function, tuple(tensors))
 
     def _prompt(self, text: str) -> Prompt:
-        return emoji_prompt(text) if self.backbone.name == "emoji" else Prompt.of(text)
+        return self.backbone.traits.read_prompt(text)
 
     def _priced(self, price: float | None, target_nfe: float | None) -> Method:
         if price is None and target_nfe is None:
@@ -361,39 +361,6 @@ class AdaptivePipeline:
 
 
 def reads_scores(method: Method) -> bool:
-    """Whether a method reads what scorers say; unknown kinds are taken to."""
-    return not isinstance(method, BaseMethod) or method.needs_scores
-
-
-def _named(name_or_dir: str | Path, policy: Any, trust: bool, **hub: Any) -> tuple[Method, Mapping[str, Any]]:
-    """The policy that is asked for, and the environment that says which model goes with what is named."""
-    name, place = str(name_or_dir), located(name_or_dir, **hub)
-    if place is None and name not in BACKBONES:
-        raise unknown("policy or backbone", name, [*BACKBONES, *shipped()])
-    if place is None and policy is None:
-        raise ConfigError(
-            f"{name!r} is a backbone, and no policy ships for it",
-            f"name one beside it: AdaptivePipeline.from_pretrained({name!r}, policy='fixed:20')",
-        )
-    if place is None:
-        return make_policy(policy, trust), {"backbone": name}
-    if find_policy(place) is not None:
-        return make_policy(place if policy is None else policy, trust), load_config(place).environment
-    if is_zip(place):
-        held = import_zip(place, trust=trust)
-        return make_policy(held if policy is None else policy, trust), held.details.environment
-    model = None if policy is None or place.is_file() else backbone_in(place)
-    if model is None:
-        raise no_policy(name, place)
-    return make_policy(policy, trust), {"backbone": model, "name_or_path": name}
-
-
-def _model(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
-    """A policy's settings of its model, with another in its place."""
-    known = {key: value for key, value in known.items() if key in MODEL_KEYS}
-    if not isinstance(backbone, str | Path):
-        return known
-    if str(backbone) not in BACKBONES:
-        found = backbone_in(Path(backbone).expanduser()) if known["backbone"] == "emoji" else None
-        return {**known, "backbone": found or known["backbone"], "name_or_path": str(backbone)}
-    return known if str(backbone) == known["backbone"] else {"backbone": str(backbone)}
+    """Whether a method reads what scorers say; one that declares nothing, or was trained, is taken to."""
+    traits = Traits.of(method)
+    return traits.learned or bool(traits.scores_used)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
-from addiffusion_env.typed import check_types
+from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
+from addiffusion_env.settings import check_types
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
@@ -33,6 +34,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 """Policies that ship with the package, one folder each."""
 RESULTS_FILE = "results.json"
 """Beside a policy that was measured elsewhere than in its run's report."""
+ABOUT = ("README.md", RESULTS_FILE)
+"""Files that say something about a policy and change nothing that it does."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class PolicyConfig:
             which a policy spends less than on others.
         provenance: how it was made: command, seed, steps, figures.
         results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
+        plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
         identity: ``backbone`` and ``scorers`` -> sha256 of what it was trained and its frontier measured on; empty in
             files from before this was kept.
     """
@@ -63,6 +67,7 @@ class PolicyConfig:
     frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
+    plugins: Sequence[str] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
 
     def space(self) -> spaces.Dict:
@@ -141,6 +146,7 @@ def config_text(config: PolicyConfig) -> str:
         "frontier": [list(pair) for pair in config.frontier],
         "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
+        **({"plugins": list(config.plugins)} if config.plugins else {}),
         **({"identity": dict(config.identity)} if config.identity else {}),
         **({"results": dict(config.results)} if config.results else {}),
     }
@@ -161,10 +167,11 @@ def find_policy(name_or_dir: str | Path) -> Path | None:
 
 
 def load_config(folder: Path) -> PolicyConfig:
-    """Reads a policy's configuration.
+    """Reads a policy's configuration; in its run's folder the plugins of the run are imported before.
 
     Raises:
         WeightsError: when the folder holds no policy, or one of another format.
+        ConfigError: when a plugin of the run cannot be imported; elsewhere, when one is needed that is not imported.
     """
     try:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -179,6 +186,8 @@ def load_config(folder: Path) -> PolicyConfig:
         ) from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
+    if folder.name == "policy":  # a run's folder is the user's own; a policy alone may come from anywhere
+        load_plugins(recorded_plugins(folder.parent), f"plugins of the run {folder.parent}")
     return parse_config({"results": read_results(folder), **raw}, folder)
 
 
@@ -187,7 +196,7 @@ def _instead(name: str) -> str:
     if name in BACKBONES:
         return f"{name} is a backbone, named by backbone={name}; leave policy out for methods without learning"
     if name.endswith(".zip"):
-        return "read it with addiffusion_env.agents.sb3_zip.import_zip, and name the folder of its save_pretrained"
+        return "eval_sb3.py takes a zip as policy=FILE.zip trust=true; or read it with agents.sb3_zip.import_zip"
     meant = closest(name, shipped())
     return (
         f"{f'did you mean {meant!r}? ' if meant else ''}name the folder of a finished run, or {' or '.join(shipped())}"
@@ -203,7 +212,7 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
 
     Raises:
         WeightsError: for another format, or values of the wrong kind.
-        ConfigError: for a setting that there is not.
+        ConfigError: for a setting that there is not, or a plugin that is not imported.
     """
     plain = dict(raw)
     if plain.pop("format", None) != FORMAT:
@@ -218,6 +227,7 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
         raise WeightsError(
             f"{where / CONFIG_FILE} does not describe a policy: {error}".splitlines()[0], "copy the folder again"
         ) from error
+    require_plugins(config.plugins, where)
     return config
 
 
@@ -250,6 +260,18 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         }
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None  # no report, or one of another version: a policy is as good without
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over names and contents of a policy folder's files (a run's ``policy`` folder where there is one).
+
+    What only tells of the policy (:data:`ABOUT`) does not count.
+    """
+    folder = folder / "policy" if (folder / "policy").is_dir() else folder
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in ABOUT):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, PolicyConfig]:

@@ -28,7 +28,7 @@ from addiffusion_env.agents.trust import require_trust
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
-from addiffusion_env.observations.features import FEATURES
+from addiffusion_env.observations import FEATURES
 
 DETAILS_FILE = "addiffusion.json"
 

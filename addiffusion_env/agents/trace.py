@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import EpisodeProgram, Method
+from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.requests import Decide, Evaluate, Outcome, Request, to_pixels
+from addiffusion_env.engine.observers import Decisions, EpisodeObserver, observed, previews_of
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.engine.requests import Evaluate, Outcome, Request
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import Look
@@ -89,62 +90,32 @@ class Trace:
     masks: tuple[np.ndarray, ...]
 
 
-def trace_of(job: Job, episode: Episode, decisions: Sequence[Decision]) -> Trace:
-    """The trace of a finished episode."""
+def trace_of(job: Job, episode: Episode, decisions: Decisions, method: Method, backbone: Backbone) -> Trace:
+    """The trace of a finished episode.
+
+    Args:
+        job: the picture.
+        episode: as it ended.
+        decisions: kept of it.
+        method: that decided; bound to the backbone.
+        backbone: decodes the previews, in one batch.
+    """
+    requests = decisions.requests
+    learned = isinstance(method, LearnedMethod) and requests
+    chances = method.probabilities(requests) if learned else [None] * len(requests)
+    previews = previews_of(backbone, [request.lane for request in requests])
+    made = tuple(
+        Decision(request.lane.sigma, request.lane.nfe, action, chance, *scores_of(request.lane.look), preview)
+        for request, action, chance, preview in zip(requests, decisions.actions, chances, previews, strict=True)
+    )
     lane = episode.lane
     preference, clip_score = scores_of(episode.picture.look)
-    return Trace(job.prompt.text, job.seed, tuple(decisions), lane.nfe, lane.calls, preference, clip_score, lane.masks)
+    return Trace(job.prompt.text, job.seed, made, lane.nfe, lane.calls, preference, clip_score, lane.masks)
 
 
 def scores_of(look: Look | None) -> tuple[float, float]:
     """(preference, CLIP score) of a look at one picture; NaN without one."""
     return (float("nan"),) * 2 if look is None else (float(look.preference[0]), float(look.clip_score[0]))
-
-
-class TracingDecider:
-    """Answers decisions as a method does, and remembers what it saw.
-
-    Args:
-        method: bound to the backbone.
-        backbone: decodes the previews, all lanes' that decide at once in one batch.
-    """
-
-    def __init__(self, method: Method, backbone: Backbone) -> None:
-        self.method = method
-        self.backbone = backbone
-        self._made: dict[int, Decision] = {}
-
-    def __call__(self, requests: Sequence[Decide]) -> list[int]:
-        """One action for each lane that waits for one."""
-        chances: Sequence[np.ndarray | None] = [None] * len(requests)
-        if isinstance(self.method, LearnedMethod):
-            probabilities = list(self.method.probabilities(requests))
-            actions = [int(np.argmax(row)) for row in probabilities]
-            chances = probabilities
-        else:
-            actions = self.method.decide(requests)
-        previews = self._previews(requests)
-        for request, action, chance, preview in zip(requests, actions, chances, previews, strict=True):
-            lane = request.lane
-            self._made[id(request)] = Decision(lane.sigma, lane.nfe, action, chance, *scores_of(lane.look), preview)
-        return actions
-
-    def made(self, request: Decide) -> Decision:
-        """The decision that answered a request; told once."""
-        return self._made.pop(id(request))
-
-    def _previews(self, requests: Sequence[Decide]) -> list[np.ndarray | None]:
-        lanes = [request.lane for request in requests]
-        height, width = self.backbone.capabilities.preview_size
-        under_way = [lane for lane in lanes if lane.x0 is not None and lane.shown is None]
-        decoded = iter(self.backbone.preview(torch.cat([lane.x0 for lane in under_way])) if under_way else ())
-        previews: list[np.ndarray | None] = []
-        for lane in lanes:
-            if lane.shown is not None:
-                previews.append(np.asarray(Image.fromarray(lane.shown.pixels()).resize((width, height))))
-            else:
-                previews.append(None if lane.x0 is None else to_pixels(next(decoded)))
-        return previews
 
 
 @dataclass(frozen=True)
@@ -203,31 +174,30 @@ class StepEnd:
         return replace(outcome, latents=replace(outcome.latents, x=latents.to(outcome.latents.x)))
 
 
-def watched(
-    job: Job, program: EpisodeProgram, decider: TracingDecider | None, step_end: StepEnd | None
-) -> Generator[Request, Any, tuple[Job, Episode, Trace | None]]:
-    """A method's program with its requests and answers looked at on the way.
+class StepCalls(EpisodeObserver):
+    """Calls the user's function after each step of one picture.
 
     Args:
+        step_end: calls it.
         job: the picture.
-        program: of the method.
-        decider: answers its decisions; ``None`` for no trace.
-        step_end: told of its steps; ``None`` for nobody.
-
-    Returns:
-        The job, its episode and its trace.
     """
-    decisions: list[Decision] = []
-    step, answer = 0, None
-    while True:
-        try:
-            request = program.send(answer)
-        except StopIteration as stop:
-            episode: Episode = stop.value
-            return job, episode, None if decider is None else trace_of(job, episode, decisions)
-        answer = yield request
-        if isinstance(request, Decide) and decider is not None:
-            decisions.append(decider.made(request))
-        elif isinstance(request, Evaluate) and request.sigma_next is not None and step_end is not None:
-            answer = step_end(job, step, request, answer)
-            step += 1
+
+    def __init__(self, step_end: StepEnd, job: Job) -> None:
+        self.step_end, self.job, self.step = step_end, job, 0
+
+    def evaluated(self, request: Evaluate, outcome: Outcome) -> Outcome:
+        """Evaluations that move nothing are not told."""
+        if request.sigma_next is None:
+            return outcome
+        self.step += 1
+        return self.step_end(self.job, self.step - 1, request, outcome)
+
+
+def traced(
+    job: Job, method: Method, process: ProcessConfig, backbone: Backbone, step_end: StepEnd | None, keep: bool
+) -> Generator[Request, Any, tuple[Job, Episode, Trace | None]]:
+    """A method's program for a job; returns the job, its episode and, where it is to be kept, its trace."""
+    decisions = Decisions()
+    observers = [*([decisions] if keep else []), *([] if step_end is None else [StepCalls(step_end, job)])]
+    episode = yield from observed(method.program(backbone, process, job.prompt, job.seed), observers)
+    return job, episode, trace_of(job, episode, decisions, method, backbone) if keep else None

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
+from addiffusion_env.config import check_removed
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.typed import check_least, check_types
+from addiffusion_env.settings import Ge, Settings
 
-SEE = "see configs/train.yaml"
 HIGHEST_SEED = 2**32 - 1
 """NumPy's global generator, which SB3 seeds, takes no higher one."""
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Settings):
     """A training's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         run_dir: folder of checkpoints, log, policy and report.
         resume: ``"auto"`` or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
@@ -32,8 +33,7 @@ class TrainingConfig:
         progress_bar: whether there is one.
         env: see :class:`.EnvSettings`.
         ppo: keyword arguments of the algorithm.
-        replay: see :class:`.ReplayConfig`; ``None`` trains on the live environment alone.
-        warm_start: see :class:`.WarmStart`.
+        tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
 
@@ -41,35 +41,34 @@ class TrainingConfig:
         ConfigError: for a value of another type or out of its range.
     """
 
+    see: ClassVar[str] = "see configs/train.yaml"
+
+    plugins: Sequence[str]
     run_dir: str
     resume: str
-    seed: int
+    seed: Annotated[int, Ge(0)]
     device: str
     algorithm: str
     vec_env: str
     lanes: int | str
-    max_faults: int
-    total_timesteps: int
-    checkpoint_every: int
+    max_faults: Annotated[int, Ge(0)]
+    total_timesteps: Annotated[int, Ge(0)]
+    checkpoint_every: Annotated[int, Ge(1)]
     progress_bar: bool
     env: Mapping[str, Any]
     ppo: Mapping[str, Any]
-    replay: Mapping[str, Any] | None
-    warm_start: Mapping[str, Any] | None
+    tabular: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        check_types("", self, SEE)
-        check_least("", self, {"seed": 0, "max_faults": 0, "total_timesteps": 0, "checkpoint_every": 1}, SEE)
+        super().__post_init__()
         if self.seed > HIGHEST_SEED:
             raise ConfigError(f"seed must be at most {HIGHEST_SEED}, got {self.seed}", "use a lower one")
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> TrainingConfig:
-        """Reads a whole configuration; what else is in it is left alone.
-
-        Raises:
-            ConfigError: see the class.
-        """
-        return cls(**{item.name: config[item.name] for item in fields(cls)})
+    def of(cls, given: Mapping[str, Any] | TrainingConfig) -> TrainingConfig:
+        """See :meth:`.Settings.of`; a key that has been removed is refused too."""
+        if isinstance(given, Mapping):
+            check_removed(given)
+        return super().of(given)

@@ -26,7 +26,7 @@ from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed
 from addiffusion_env.backbones.identity import differences as identity_differences
-from addiffusion_env.config import differences
+from addiffusion_env.config import differences, renamed
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import (
     ConfigError,
@@ -38,7 +38,7 @@ from addiffusion_env.errors import (
     unknown,
 )
 from addiffusion_env.files import whole_file, writing_to
-from addiffusion_env.typed import check_arguments
+from addiffusion_env.settings import check_arguments
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
     "ppo": (PPO, AdDiffusionPolicy),
@@ -50,6 +50,7 @@ IDENTITY_FILE = "identity.json"
 """What makes, scores and pays a run's pictures; see :meth:`.Episodes.identity`."""
 
 MAY_CHANGE = (
+    "plugins",
     "run_dir",
     "resume",
     "rollouts",
@@ -93,7 +94,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
     path = folder / "config.json"
     if resume and path.is_file() and checkpoints(folder / "checkpoints"):
         try:
-            old = dict(json.loads(path.read_text(encoding="utf-8")))
+            old = renamed(json.loads(path.read_text(encoding="utf-8")), note=False)
         except (OSError, ValueError, TypeError) as error:
             raise ResumeError(
                 f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start anew"
@@ -278,6 +279,7 @@ def export_policy(
     assert isinstance(space, spaces.Dict)
     described = PolicyConfig(
         environment=config["env"],
+        plugins=tuple(config["plugins"]),
         observation=describe_space(space),
         net_arch=layers(model.policy.net_arch),
         highest_price=high,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.backbones.paths import NoisePath
+from addiffusion_env.backbones.traits import Traits
 from addiffusion_env.errors import CapabilityError, PromptError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_noise
@@ -220,6 +221,7 @@ class Backbone(Identified, ABC):
 
     Attributes:
         name: the registry name.
+        traits: what belongs to its images besides the model: prompts, scorers, judges.
         path: how signal and noise mix; see :mod:`addiffusion_env.backbones.paths`.
         capabilities: what it can do.
         device: where the denoiser runs.
@@ -227,6 +229,7 @@ class Backbone(Identified, ABC):
     """
 
     name: ClassVar[str]
+    traits: ClassVar[Traits] = Traits()
     path: NoisePath
     capabilities: Capabilities
     device: torch.device

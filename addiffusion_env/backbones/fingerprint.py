@@ -42,8 +42,14 @@ def digest_of(value: Any) -> str:
 
 
 def name_of(kind: Any) -> str:
-    """Module and name of a class or function."""
-    return f"{getattr(kind, '__module__', None) or 'builtins'}.{getattr(kind, '__qualname__', kind)}"
+    """Module and name of a class or function; of this package the name alone: its files may be moved.
+
+    >>> name_of(json.JSONDecoder), name_of(digest_of)
+    ('json.decoder.JSONDecoder', 'addiffusion_env.digest_of')
+    """
+    module = getattr(kind, "__module__", None) or "builtins"
+    own = module.partition(".")[0]
+    return f"{own if own == 'addiffusion_env' else module}.{getattr(kind, '__qualname__', kind)}"
 
 
 def weights_digest(module: nn.Module) -> str:

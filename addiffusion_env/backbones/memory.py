@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.hub import WORKS_OFFLINE
 from addiffusion_env.errors import ConfigError, WeightsError
+from addiffusion_env.hub import WORKS_OFFLINE
 
 
 def place(pipe: Any, name: str, device: torch.device, offload: str) -> None:

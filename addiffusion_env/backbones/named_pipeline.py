@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.hub import OnTheHub
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import BACKBONE_OF, PipelineSpec, load_pipeline
 from addiffusion_env.errors import WeightsError
+from addiffusion_env.hub import OnTheHub
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,7 +27,7 @@ class NamedPipeline(OnTheHub, PipelineBackbone):
 
     @classmethod
     def _loaded(cls, load: Load, variant: str | None, offload: str) -> Any:
-        return load_pipeline(cls.spec, load, offload, variant)
+        return load_pipeline(load, variant, offload, cls.spec)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:

@@ -45,8 +45,8 @@ from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, Want
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.paths import rows
-from addiffusion_env.backbones.pipeline_loading import load_any_pipeline
 from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
+from addiffusion_env.backbones.pipelines import load_pipeline
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts.base import Prompt
@@ -156,7 +156,7 @@ class PipelineBackbone(Backbone):
 
     @classmethod
     def _loaded(cls, load: Load, variant: str | None, offload: str) -> Any:
-        return load_any_pipeline(load, variant, offload)
+        return load_pipeline(load, variant, offload)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,13 +13,13 @@ from addiffusion_env.backbones.compiled import buckets_for, check_mode, compiled
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.memory import is_offloaded, place
 from addiffusion_env.errors import ConfigError, nearest, unknown
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import Settings
 
 OFFLOADS = ("none", "model", "sequential")
 
 
 @dataclass(frozen=True)
-class ArgumentOptions:
+class ArgumentOptions(Settings):
     """Options that stand for arguments of a pipeline's call; which of them a backbone has, it says itself.
 
     Attributes:
@@ -27,6 +27,8 @@ class ArgumentOptions:
         max_sequence_length: tokens of Flux's T5.
         distilled_guidance: the scale that FLUX.1-dev reads as an input.
     """
+
+    section: ClassVar[str] = "backbone_options"
 
     image_size: int | None = None
     max_sequence_length: int | None = None
@@ -44,12 +46,12 @@ class ArgumentOptions:
             ConfigError: for a value of another type.
         """
         chosen = {key: options[key] for key in names if options.get(key) is not None}
-        check_types("backbone_options.", cls(**chosen))
+        cls(**chosen)
         return {name: value for key, value in chosen.items() for name in names[key]}
 
 
 @dataclass(frozen=True)
-class PipelineOptions:
+class PipelineOptions(Settings):
     """What every backbone made of a pipeline can be told by name (``Load.options``, ``backbone_options``).
 
     Attributes:
@@ -64,8 +66,13 @@ class PipelineOptions:
         channels_last: keep the weights of convolutions channels-last.
         offload: ``none``; ``model`` keeps one component on the GPU at a time; ``sequential`` one layer.
         vae_tiling: decode large images in tiles.
-        attention_slicing: compute attention in slices: ``True``, ``"max"`` or a number of heads.
     """
+
+    section: ClassVar[str] = "backbone_options"
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "attention_slicing": "call pipe.enable_attention_slicing() on your own pipeline and give it as pipe="
+    }
 
     preview: str | nn.Module | None = None
     truncate_prompts: bool = False
@@ -74,7 +81,6 @@ class PipelineOptions:
     channels_last: bool = False
     offload: str = "none"
     vae_tiling: bool = False
-    attention_slicing: bool | str | int = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], backbone: str, more: Iterable[str] = ()) -> PipelineOptions:
@@ -92,15 +98,17 @@ class PipelineOptions:
         known = [item.name for item in fields(cls)]
         for name in options:
             if name not in known:
-                raise ConfigError(f"the {backbone} backbone has no option {name!r}", nearest(name, [*known, *more]))
-        made = cls(**options)
-        check_types("backbone_options.", made)
-        if isinstance(made.compile, str):
-            check_mode(made.compile)
-        if made.offload not in OFFLOADS:
-            raise unknown("offload", str(made.offload), OFFLOADS)
-        buckets_for(made.compile, made.batch_buckets)
-        return made
+                remedy = cls.retired.get(name) or nearest(name, [*known, *more])
+                raise ConfigError(f"the {backbone} backbone has no option {name!r}", remedy)
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.compile, str):
+            check_mode(self.compile)
+        if self.offload not in OFFLOADS:
+            raise unknown("offload", self.offload, OFFLOADS)
+        buckets_for(self.compile, self.batch_buckets)
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -108,7 +116,7 @@ class PipelineOptions:
         return buckets_for(self.compile, self.batch_buckets)
 
     def prepare(self, pipe: Any) -> None:
-        """Sets a pipeline up, before it is measured: where it lies, tiles, slices.
+        """Sets a pipeline up, before it is measured: where it lies, tiles.
 
         Raises:
             ConfigError: for what the pipeline's parts do not have, or offloading without a GPU.
@@ -121,14 +129,6 @@ class PipelineOptions:
             if not hasattr(vae, "enable_tiling"):
                 raise ConfigError(f"vae_tiling was set, and a {type(vae).__name__} has no tiles", "leave it out")
             vae.enable_tiling()
-        if self.attention_slicing:
-            parts = [part for part in vars(pipe).values() if isinstance(part, nn.Module)]
-            if not any(hasattr(part, "set_attention_slice") for part in parts):
-                raise ConfigError(
-                    f"attention_slicing was set, and no part of a {type(pipe).__name__} can slice its attention",
-                    "leave it out; UNets can",
-                )
-            pipe.enable_attention_slicing("auto" if self.attention_slicing is True else self.attention_slicing)
 
     def compute_forms(self, pipe: Any, denoisers: Sequence[nn.Module], device: torch.device) -> dict[int, Any]:
         """Sets the denoisers up, once they are known.

@@ -1,8 +1,4 @@
-"""Loading whole diffusers pipelines: found, checked for kind and completeness, placed, and set up as asked.
-
-What a folder lacks is said before anything is loaded, with the file's name: diffusers would fail deep inside a
-component with a message about tensors, after minutes of reading the others.
-"""
+"""Loading diffusers pipelines: by hub id, from a folder, or from a single checkpoint file, onto their device."""
 
 from __future__ import annotations
 
@@ -12,10 +8,12 @@ from typing import Any
 
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
-from addiffusion_env.backbones.hub import (
+from addiffusion_env.backbones.memory import place
+from addiffusion_env.backbones.quiet import quiet_loading
+from addiffusion_env.errors import ConfigError, WeightsError
+from addiffusion_env.hub import (
     WORKS_OFFLINE,
     again,
-    check_safetensors,
     file_in,
     hub_file,
     in_a_line,
@@ -23,15 +21,12 @@ from addiffusion_env.backbones.hub import (
     read_json,
     reason_of,
     unavailable,
-    variant_of,
 )
-from addiffusion_env.backbones.memory import place
-from addiffusion_env.backbones.quiet import quiet_loading
-from addiffusion_env.errors import WeightsError
 
 INDEX = "model_index.json"
 NEEDED = (INDEX, "*/*")
 """What is asked of a pipeline's repository: its components; at the top lie single files of the same weights."""
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 BACKBONE_OF = {
     "StableDiffusionPipeline": "sd15",
@@ -64,68 +59,38 @@ class PipelineSpec:
     auto_dtype: str = "float16"
 
 
-def load_pipeline(spec: PipelineSpec, load: Load, offload: str = "none", variant: str | None = None) -> Any:
-    """Loads a pipeline by hub id or from a folder, onto its device.
+def load_pipeline(
+    load: Load, variant: str | None = None, offload: str = "none", spec: PipelineSpec | None = None
+) -> Any:
+    """Loads a text-to-image pipeline onto its device.
 
     Args:
-        spec: which class, and what of it.
-        load: which weights, where and how precise; its options are not read.
-        offload: see :class:`backbones.pipeline_options.PipelineOptions`.
+        load: ``name_or_path`` is a hub id, a folder in diffusers' layout or, without a spec, a single file; device and
+            precision. Its options are not read.
         variant: of the weight files (``"fp16"``), for repositories that have more than one.
+        offload: see :class:`backbones.pipeline_options.PipelineOptions`.
+        spec: the class that it has to be of and what of it is loaded; ``None`` for any class, which
+            ``AutoPipelineForText2Image`` decides where it knows the checkpoint's.
 
     Raises:
+        ConfigError: when nothing is named, or a device or precision is not available.
         WeightsError: when it cannot be had, is of another kind, is incomplete, or does not fit the GPU.
-        ConfigError: for a device or precision that is not to be had.
     """
-    import diffusers
-
+    name = load.name_or_path or (spec.default_id if spec else None)
+    if name is None:
+        raise ConfigError(
+            "backbone=diffusers needs a model and none was named",
+            "give name_or_path= (a hub id, a folder or a .safetensors file), or pipe= with a loaded pipeline",
+        )
     device = resolve_device(load.device)
-    dtype = resolve_dtype(load.dtype, device, spec.auto_dtype)
-    name = load.name_or_path or spec.default_id
-    pipeline_class = getattr(diffusers, spec.kind)
-    folder = find_pipeline(spec, pipeline_class, name, variant)
-    check_folder(folder, spec, variant)
-    skipped = dict.fromkeys(spec.unused)
-    if "safety_checker" in skipped:
-        skipped["requires_safety_checker"] = False  # type: ignore[assignment]
-    try:
-        with quiet_loading():
-            pipe = pipeline_class.from_pretrained(
-                folder, variant=variant, local_files_only=True, **{dtype_keyword(): dtype}, **skipped
-            )
-    except Exception as error:
-        raise WeightsError(
-            f"{name} in {folder} does not load as {spec.kind}: {in_a_line(error)}", again(folder / "*")
-        ) from error
+    settings = {dtype_keyword(): resolve_dtype(load.dtype, device, spec.auto_dtype if spec else "bfloat16")}
+    path = Path(name).expanduser()
+    if path.is_file() and spec is None:
+        pipe = _from_file(path, settings)
+    else:
+        pipe = _from_folder(_folder(name, path, variant, spec), name, {"variant": variant, **settings}, spec)
     place(pipe, name, device, offload)
     return pipe
-
-
-def find_pipeline(spec: PipelineSpec, pipeline_class: Any, name: str, variant: str | None) -> Path:
-    """The folder of a pipeline: ``name`` itself, or its snapshot in the hub's cache, downloaded when it is not there.
-
-    Raises:
-        WeightsError: for a folder that does not exist, a single file, or an id that cannot be had or is of another
-            kind (seen before the weights are downloaded).
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise WeightsError(
-            f"{path} is one file, and the {spec.backbone} backbone loads pipeline folders",
-            f"load it with diffusers.{spec.kind}.from_single_file, and pass that to the backbone's from_pipeline",
-        )
-    if looks_like_path(name):
-        raise WeightsError(
-            f"no such folder: {path} (for the {spec.backbone} backbone)",
-            f"give a pipeline folder, or a hub id such as {spec.default_id}; {WORKS_OFFLINE}",
-        )
-    check_kind(hub_file(name, INDEX, NEEDED), spec)
-    try:
-        return Path(pipeline_class.download(name, variant=variant, **dict.fromkeys(spec.unused)))
-    except Exception as error:
-        raise unavailable(name, NEEDED, reason_of(error)) from error
 
 
 def backbone_in(folder: Path) -> str | None:
@@ -133,16 +98,33 @@ def backbone_in(folder: Path) -> str | None:
     return "diffusers" if (folder / INDEX).is_file() else None
 
 
-def check_kind(index: Path, spec: PipelineSpec) -> dict[str, Any]:
-    """Reads ``model_index.json`` and checks that it describes a pipeline of the wanted class.
+def _folder(name: str, path: Path, variant: str | None, spec: PipelineSpec | None) -> Path:
+    """``path``, or the hub's snapshot of ``name``, downloaded when needed; its class is checked before the weights."""
+    from diffusers import DiffusionPipeline
 
-    Raises:
-        WeightsError: naming the class found, the one expected, and the backbone that would take it.
-    """
-    entries = read_json(index)
-    found = entries.get("_class_name")
-    if found == spec.kind:
-        return entries
+    if path.is_dir():
+        _check_kind(file_in(path, INDEX), spec)
+        return path
+    if path.is_file():
+        assert spec is not None
+        raise WeightsError(
+            f"{path} is one file, and the {spec.backbone} backbone loads pipeline folders",
+            f"load it with diffusers.{spec.kind}.from_single_file, and pass that to the backbone's from_pipeline",
+        )
+    if looks_like_path(name):
+        example = f"a hub id such as {spec.default_id}" if spec else "a single file, or a hub id"
+        raise WeightsError(f"no such file or folder: {path}", f"give a pipeline's folder, {example}; {WORKS_OFFLINE}")
+    _check_kind(hub_file(name, INDEX, NEEDED), spec)
+    try:
+        return Path(DiffusionPipeline.download(name, variant=variant, **_skipped(spec)))
+    except Exception as error:
+        raise unavailable(name, NEEDED, reason_of(error)) from error
+
+
+def _check_kind(index: Path, spec: PipelineSpec | None) -> None:
+    found = read_json(index).get("_class_name")
+    if spec is None or found == spec.kind:
+        return
     other = BACKBONE_OF.get(str(found))
     hint = f"use backbone={other}" if other else f"give a checkpoint such as {spec.default_id}"
     raise WeightsError(
@@ -151,47 +133,70 @@ def check_kind(index: Path, spec: PipelineSpec) -> dict[str, Any]:
     )
 
 
-def check_folder(folder: Path, spec: PipelineSpec, variant: str | None = None) -> None:
-    """Checks that a folder holds a whole pipeline of the wanted class, without loading it.
-
-    Raises:
-        WeightsError: naming what is missing, of another kind, or cut off.
-    """
-    entries = check_kind(file_in(folder, INDEX), spec)
-    for component, entry in entries.items():
-        if component in spec.unused or not (isinstance(entry, list) and len(entry) == 2 and entry[0]):
-            continue
-        check_component(folder / component, str(entry[1]), variant)
+def _skipped(spec: PipelineSpec | None) -> dict[str, Any]:
+    skipped: dict[str, Any] = dict.fromkeys(spec.unused) if spec else {}
+    return {**skipped, "requires_safety_checker": False} if "safety_checker" in skipped else skipped
 
 
-def check_component(folder: Path, kind: str, variant: str | None) -> None:
-    """Checks one component's folder: there, with its weights of the wanted variant, none of them cut off.
+def _from_folder(folder: Path, name: str, settings: dict[str, Any], spec: PipelineSpec | None) -> Any:
+    import diffusers
 
-    Raises:
-        WeightsError: as said.
-    """
-    if not folder.is_dir():
-        raise WeightsError(f"{folder} is missing: no {kind}", again(folder / "*"))
-    if not (folder / "config.json").is_file():
-        if kind.endswith(("Model", "WithProjection")) or kind.startswith(("UNet", "Autoencoder", "FluxTransformer")):
-            raise WeightsError(f"{folder} holds no config.json of a {kind}", again(folder / "config.json"))
-        return  # tokenizers, schedulers, image processors
-    for index in folder.glob("*.index*.json"):
-        if variant_of(index) != variant:
-            continue  # its shards are not read, and a download of one variant leaves them out
-        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
-            if not (folder / shard).is_file():
-                raise WeightsError(f"{folder / shard} is missing, {index.name} lists it", again(folder / shard))
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    chosen = [path for path in weights if variant_of(path) == variant]
-    if not chosen:
-        others = sorted({found for path in weights if (found := variant_of(path))})
-        wanted = f"{variant} weights" if variant else "weights"
-        beside = f", only the variant {' and '.join(others)}" if others else ""
-        remedy = f"set backbone_options.variant={others[0]}" if others else again(folder / "*")
-        if not others and weights:
-            remedy = f"leave backbone_options.variant out: it holds {weights[0].name}; or {remedy}"
-        raise WeightsError(f"{folder} holds no {wanted} of its {kind}{beside}", remedy)
-    for path in chosen:
-        if path.suffix == ".safetensors":
-            check_safetensors(path)
+    index = read_json(folder / INDEX)
+    for component, entry in index.items():  # transformers makes a tokenizer out of nothing
+        used = isinstance(entry, list) and len(entry) == 2 and entry[0] and component not in _skipped(spec)
+        if used and not (folder / component).is_dir():
+            raise WeightsError(f"{folder / component} is missing: no {entry[1]}", again(folder / component / "*"))
+    kind = getattr(diffusers, spec.kind) if spec else diffusers.AutoPipelineForText2Image
+    settings = {**settings, "local_files_only": True}
+    try:
+        with quiet_loading():
+            try:
+                return kind.from_pretrained(folder, **settings, **_skipped(spec))
+            except ValueError as error:
+                # AutoPipeline lists not every text-to-image pipeline.
+                if spec or "AutoPipeline" not in str(error):
+                    raise
+                return diffusers.DiffusionPipeline.from_pretrained(folder, **settings)
+    except Exception as error:
+        damaged = next(filter(_is_damaged, sorted(folder.rglob("*.safetensors"))), None)
+        cause = f"{damaged or name} is damaged" if damaged else f"{name} in {folder} does not load"
+        cause = f"{cause}, as {index.get('_class_name')}: {in_a_line(error)}"
+        variants = sorted({path.name.split(".")[1].split("-")[0] for path in folder.glob("*/*.*.safetensors")})
+        other = f"set backbone_options.variant={variants[0]}" if variants else "leave backbone_options.variant out"
+        chosen = settings.get("variant")
+        hint = f"{other}; or " if not damaged and bool(chosen) != bool(variants) else ""
+        raise WeightsError(cause, hint + again(damaged or folder / "*")) from error
+
+
+def _is_damaged(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            return False
+    except SafetensorError:
+        return True
+
+
+def _from_file(path: Path, settings: dict[str, Any]) -> Any:
+    import diffusers
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+
+    if path.suffix not in SINGLE_FILES:
+        raise WeightsError(
+            f"{path} is no checkpoint: its name ends in {path.suffix or 'nothing'}",
+            f"give one of {', '.join(SINGLE_FILES)}, or a pipeline's folder",
+        )
+    by_hand = f"load it yourself, Pipeline.from_single_file({path.name!r}, config=...), and pass pipe="
+    try:
+        with quiet_loading():
+            checkpoint = load_single_file_checkpoint(str(path))
+            config = fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
+    except Exception as error:
+        raise WeightsError(f"{path} is no checkpoint that diffusers knows: {in_a_line(error)}", by_hand) from error
+    kind = str(read_json(hub_file(config, INDEX)).get("_class_name"))
+    try:
+        with quiet_loading():
+            return getattr(diffusers, kind).from_single_file(str(path), config=config, **settings)
+    except Exception as error:
+        raise WeightsError(f"{path} does not load as {kind}: {in_a_line(error)}", by_hand) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -21,6 +20,7 @@ from addiffusion_env.backbones.previews import resized
 from addiffusion_env.backbones.taps import FeatureTap, tap
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
+from addiffusion_env.lru import LruCache
 
 TEXT_CACHE = 256 * 2**20
 """Most bytes of encoded prompts kept."""
@@ -88,7 +88,7 @@ class StableDiffusionBackbone(Backbone):
         assert isinstance(convention, Discrete)
         self.convention = convention
         self.path = self.convention.path
-        self._texts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._texts: LruCache[Conditioning] = LruCache(TEXTS_KEPT)
         self._negative: Tensor | None = None
         self._encoded_by: tuple[Any, ...] = ()
         for item in fields(parts):
@@ -117,18 +117,16 @@ class StableDiffusionBackbone(Backbone):
         if state != self._encoded_by:  # fine-tuned, an adapter scaled, tokens added, moved
             self._texts.clear()
             self._negative, self._encoded_by = None, state
-        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if missing:
+        known = {text: self._texts.get(text) for text in texts}
+        if missing := [text for text, found in known.items() if found is None]:
             fresh = self.encode_uncached(missing)
+            row = fresh.tensors["text"][0]
+            self._texts.capacity = min(TEXTS_KEPT, TEXT_CACHE // (row.numel() * row.element_size()))
             for index, text in enumerate(missing):
-                self._texts[text] = self._kept(fresh.row(index))
-        found = Conditioning.cat([self._texts[text] for text in texts])
+                self._texts[text] = known[text] = self._kept(fresh.row(index))
         for text in texts:
-            self._texts.move_to_end(text)
-        row = found.tensors["text"][0]
-        while len(self._texts) > min(TEXTS_KEPT, TEXT_CACHE // (row.numel() * row.element_size())):
-            self._texts.popitem(last=False)
-        return found
+            self._texts.get(text)  # used now, and later than those that were encoded first
+        return Conditioning.cat([found for text in texts if (found := known[text]) is not None])
 
     @torch.no_grad()
     def encode_uncached(self, prompts: list[str]) -> Conditioning:

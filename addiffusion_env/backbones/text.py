@@ -10,37 +10,8 @@ from torch import Tensor
 from addiffusion_env.errors import PromptError
 
 # Words that draw nothing: an attention map of "of" says nothing about where to work.
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "and",
-        "or",
-        "to",
-        "with",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "is",
-        "are",
-        "photo",
-        "picture",
-        "image",
-        "painting",
-        "drawing",
-        ",",
-        ".",
-        ";",
-        ":",
-        "!",
-        "?",
-    ]
-)
+_WORDS = "a an the of and or to with in on at by for from is are photo picture image painting drawing , . ; : ! ?"
+STOP_WORDS = frozenset(_WORDS.split())
 
 
 def tokenize(tokenizer: Any, prompts: list[str], max_tokens: int, truncate: bool = False) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import AdDiffusionError, ConfigError
 from addiffusion_env.registry import Registry
 
 if TYPE_CHECKING:
     from addiffusion_env.baselines.base import Method
+    from addiffusion_env.baselines.traits import Traits
 
 BASELINES = Registry(
     "method",
@@ -22,13 +23,9 @@ BASELINES = Registry(
         "threshold_retry": "addiffusion_env.baselines.threshold_retry:ThresholdRetry",
         "interval": "addiffusion_env.baselines.interval:Interval",
         "oracle_stop": "addiffusion_env.baselines.oracle_stop:OracleStop",
-        "lcm": "addiffusion_env.baselines.lcm:LatentConsistency",
-        "turbo": "addiffusion_env.baselines.turbo:SDXLTurbo",
-        "sag": "addiffusion_env.baselines.self_attention:SelfAttentionGuidance",
-        "attend_excite": "addiffusion_env.baselines.attend_excite:AttendAndExcite",
-        "fbcache": "addiffusion_env.baselines.first_block_cache:FirstBlockCache",
-        "policy": "addiffusion_env.baselines.policy:LearnedPolicy",
+        "policy": "addiffusion_env.agents.learned:LearnedMethod",
     },
+    more="addiffusion_lab",
 )
 """Name -> a class whose ``parse`` reads what stands after the colon of a specification."""
 
@@ -38,8 +35,8 @@ def make_method(spec: str) -> Method:
 
     Args:
         spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
-            ``"threshold_retry:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``, ``"lcm:4"``, ``"turbo:1"``,
-            ``"sag:20"``, ``"attend_excite:20"``, ``"fbcache:4,0.1"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``,
+            ``"threshold_retry:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``,
+            ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``,
             and after either ``",shuffled"`` or ``",no_refine"``.
 
     Raises:
@@ -52,3 +49,15 @@ def make_method(spec: str) -> Method:
     if not colon and ":" in kind.usage:
         raise ConfigError(f"method {spec!r} lacks its numbers", f"write {kind.usage}")
     return kind.parse(arguments)
+
+
+def named_traits(name: str) -> Traits:
+    """The traits of a method of which only the name was kept, as in manifests of earlier versions."""
+    from addiffusion_env.baselines.traits import Traits
+
+    bare = name.partition(":")[0]
+    try:
+        kind = BASELINES.load(bare)
+        return kind.traits_of(name) if hasattr(kind, "traits_of") else Traits.of(make_method(name))
+    except AdDiffusionError:
+        return Traits(kind=bare)

@@ -19,7 +19,8 @@ class AlwaysContinue(BaseMethod):
     """
 
     usage: ClassVar[str] = "continue"
-    needs_scores: ClassVar[bool] = False
+    example: ClassVar[tuple[str, str]] = ("emoji", "continue")
+    constant: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, text: str) -> AlwaysContinue:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SCHEDULER
+from addiffusion_env.baselines.traits import ScoresUsed, selected_by
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.engine.requests import Decide, Request
@@ -44,8 +45,8 @@ class Method(Protocol):
         """The specification that makes it (``"fixed:20"``); unique within an evaluation."""
 
     @property
-    def looks(self) -> bool:
-        """Whether it needs previews to decide; blind methods save their cost."""
+    def needs_preview(self) -> bool:
+        """Whether it needs a scored preview at each decision; methods without save its cost."""
 
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """Told once, before :meth:`process`, what it will run on."""
@@ -53,9 +54,7 @@ class Method(Protocol):
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The decision process that it runs under, made from the evaluation's own."""
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """The making of one picture, as a program of the engine."""
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
@@ -73,16 +72,35 @@ class MeetsPrompts(Protocol):
 class BaseMethod:
     """What most methods share: no preparation, the base process, one episode, always continue.
 
+    A subclass declares its traits (:class:`.traits.Traits`) where they differ from those here.
+
     Attributes:
-        usage: how its specification is written, for error messages.
-        looks: see :class:`Method`.
-        needs_scores: whether it reads what scorers say, of previews or of finished pictures; one that does not can be
-            run without any scorer (:class:`addiffusion_env.scorers.look.NoScorers`).
+        usage: how its specification is written; begins with its registered name.
+        needs_preview: see :class:`Method`.
+        selects_by: the scorers by which it keeps one of several finished images, by their part in
+            :class:`.LookScorers`. A method without these and without previews runs without any scorer.
+        constant: whether it spends the same on every prompt.
+        learned: whether it was trained.
+        bound: whether it is a bound to compare with and cannot be used.
+        schedule_steps: length of the fixed schedule that every image is drawn with, or ``None``.
+        curve: shared by methods that are points of one curve; empty for none.
+        attempts: fewest and most images that are drawn for each one that is kept.
+        uses_engine: whether the engine draws its images under its process; ``False`` where a whole diffusers pipeline
+            does.
+        example: (backbone, small specification) that ``check`` runs; FOLDER stands for a folder of tiny weights.
     """
 
     usage: ClassVar[str]
-    looks: ClassVar[bool] = False
-    needs_scores: ClassVar[bool] = True
+    needs_preview: ClassVar[bool] = False
+    selects_by: ClassVar[Sequence[str]] = ()
+    constant: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
+    bound: ClassVar[bool] = False
+    schedule_steps: ClassVar[int | None] = None
+    curve: ClassVar[str] = ""
+    attempts: ClassVar[tuple[int, int]] = (1, 1)
+    uses_engine: ClassVar[bool] = True
+    example: ClassVar[tuple[str, str]] = ("emoji", "")
 
     @classmethod
     def needs(cls) -> str:
@@ -94,6 +112,16 @@ class BaseMethod:
         """The specification that makes it."""
         raise NotImplementedError
 
+    @property
+    def kind(self) -> str:
+        """The kind of comparator that it counts as."""
+        return self.usage.partition(":")[0]
+
+    @property
+    def scores_used(self) -> ScoresUsed:
+        """The scorers that cannot judge it; see :class:`.traits.Traits`."""
+        return selected_by(self.selects_by, self.needs_preview)
+
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """Needs to know nothing."""
 
@@ -101,11 +129,9 @@ class BaseMethod:
         """The base process as it is."""
         return base
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """One plain episode."""
-        return play(backbone, process, prompt, seed, looks=self.looks, keep_strip=keep_strip)
+        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """Always continue."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,6 +34,8 @@ class BestOf(BaseMethod):
     steps: int
 
     usage: ClassVar[str] = "best_of:TRIESxSTEPS"
+    example: ClassVar[tuple[str, str]] = ("emoji", "best_of:2x2")
+    selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
         require_at_least("best_of", "TRIES and STEPS", min(self.tries, self.steps), 1)
@@ -47,16 +50,19 @@ class BestOf(BaseMethod):
         """``best_of:3x6``."""
         return f"best_of:{self.tries}x{self.steps}"
 
+    @property
+    def attempts(self) -> tuple[int, int]:  # type: ignore[override]
+        """All of them, always."""
+        return self.tries, self.tries
+
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """A fixed schedule."""
         return fixed_schedule(base, self.steps)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """All tries, one after the other."""
         tries = []
         for index in range(self.tries):
             drawn = seed + SEED_STRIDE * index
-            tries.append((yield from play(backbone, process, prompt, drawn, looks=False, keep_strip=keep_strip)))
+            tries.append((yield from play(backbone, process, prompt, drawn, looks=False)))
         return best_try(tries)

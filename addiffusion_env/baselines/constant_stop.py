@@ -23,7 +23,9 @@ class ConstantStop(BaseMethod):
     steps: int
 
     usage: ClassVar[str] = "stop:STEPS"
-    needs_scores: ClassVar[bool] = False
+    example: ClassVar[tuple[str, str]] = ("emoji", "stop:1")
+    constant: ClassVar[bool] = True
+    kind: ClassVar[str] = "fixed"  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         require_at_least("stop", "STEPS", self.steps, 0)

@@ -25,7 +25,8 @@ class FixedSteps(BaseMethod):
     solver: str | None = None
 
     usage: ClassVar[str] = "fixed:STEPS[,SPACING[,SOLVER]]"
-    needs_scores: ClassVar[bool] = False
+    example: ClassVar[tuple[str, str]] = ("emoji", "fixed:2,trailing,unipc")
+    constant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least("fixed", "STEPS", self.steps, 1)
@@ -46,6 +47,16 @@ class FixedSteps(BaseMethod):
         """``fixed:20``, and what differs from trailing spacing and the base solver."""
         parts = [str(self.steps), *(part for part in (self.spacing, self.solver) if part is not None)]
         return f"fixed:{','.join(parts)}"
+
+    @property
+    def schedule_steps(self) -> int:  # type: ignore[override]
+        """Its steps."""
+        return self.steps
+
+    @property
+    def curve(self) -> str:  # type: ignore[override]
+        """Schedules of different lengths are points of one curve, on the default spacing and solver."""
+        return "fixed" if (self.spacing, self.solver) == (None, None) else ""
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process's guidance (and solver) on a schedule of its own."""

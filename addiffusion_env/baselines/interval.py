@@ -13,12 +13,17 @@ from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BaseMethod, EpisodeProgram, Method
-from addiffusion_env.baselines.whole import WholePipeline
+from addiffusion_env.baselines.traits import ScoresUsed, Traits
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.requests import Decide
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
+
+
+def _as_other(name: str) -> property:
+    """A trait that is the other method's."""
+    return property(lambda self: getattr(self.method, name, getattr(BaseMethod, name)), doc="As the other method.")
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,26 @@ class Interval(BaseMethod):
     method: Method
 
     usage: ClassVar[str] = "interval:METHOD:NUMBERS"
+    example: ClassVar[tuple[str, str]] = ("emoji", "interval:threshold_retry:1.5,2,2")
+
+    constant, bound, needs_preview, selects_by, attempts = map(  # type: ignore[assignment]
+        _as_other, ("constant", "bound", "needs_preview", "selects_by", "attempts")
+    )
+
+    @property
+    def scores_used(self) -> ScoresUsed:
+        """As the other method."""
+        return Traits.of(self.method).scores_used
+
+    @property
+    def curve(self) -> str:  # type: ignore[override]
+        """The other method's under the interval."""
+        return f"interval:{curve}" if (curve := Traits.of(self.method).curve) else ""
 
     def __post_init__(self) -> None:
         if isinstance(self.method, Interval):
             raise ConfigError("interval: a method was put under the interval twice", "write interval: once")
-        if isinstance(self.method, WholePipeline):
+        if not getattr(self.method, "uses_engine", True):
             raise ConfigError(
                 f"interval: {self.method.name} is a whole pipeline of diffusers, which guides every step or none",
                 f"use {self.method.name} itself",
@@ -60,25 +80,13 @@ class Interval(BaseMethod):
         """The other method's process with the guidance interval of ``base``."""
         return replace(self.method.process(base), guidance_interval=base.guidance_interval)
 
-    @property
-    def looks(self) -> bool:  # type: ignore[override]
-        """As the other method."""
-        return self.method.looks
-
-    @property
-    def needs_scores(self) -> bool:  # type: ignore[override]
-        """As the other method."""
-        return getattr(self.method, "needs_scores", True)
-
     def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
         """As the other method."""
         self.method.bind(backbone, scorers)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """As the other method."""
-        return self.method.program(backbone, process, prompt, seed, keep_strip)
+        return self.method.program(backbone, process, prompt, seed)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """As the other method."""

@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram, read_numbers
-from addiffusion_env.engine.episode import Episode, preview_pixels
+from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.engine.programs import act, finished
 from addiffusion_env.errors import unknown
 from addiffusion_env.prompts.base import Prompt
 
-SCORES = ("preference", "clip_score")
-"""What it may pick by: the scorers behind every look. Claims are decided by judges, which it does not see."""
+SCORES = {"preference": "preference", "clip_score": "clip"}
+"""What it may pick by -> which scorer gives it. Claims are decided by judges, which it does not see."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class OracleStop(BaseMethod):
     score: str = "preference"
 
     usage: ClassVar[str] = "oracle_stop:SCORE"
+    example: ClassVar[tuple[str, str]] = ("emoji", "oracle_stop:clip_score")
+    bound: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -50,29 +52,28 @@ class OracleStop(BaseMethod):
         """``oracle_stop:preference``."""
         return f"oracle_stop:{self.score}"
 
+    @property
+    def selects_by(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Its score's scorer."""
+        return (SCORES[self.score],)
+
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process, one decision a step, without refinement."""
         return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """Every stop of one trajectory, and its end."""
         lane = open_lane(backbone, process, prompt, seed)
         nfe, calls = 0.0, 0
-        strip = []
         tried: list[Episode] = []
         while True:
             landed = lane
             if lane.remaining:
-                if keep_strip and lane.x0 is not None:
-                    strip.append(preview_pixels(backbone, lane))
                 landed = yield from act(backbone, process, lane, Action.STOP)
                 nfe, calls = nfe + landed.nfe - lane.nfe, calls + landed.calls - lane.calls
             picture = yield from finished(landed)
             landed = replace(landed, look=picture.look)
-            blind = (float("nan"),) * len(landed.actions)
-            tried.append(Episode(landed, picture, tuple(strip), blind))
+            tried.append(Episode(landed, picture))
             if not lane.remaining:
                 break
             lane = yield from act(backbone, process, lane, Action.CONTINUE)
@@ -91,4 +92,4 @@ class OracleStop(BaseMethod):
             "chosen_calls": float(chosen.calls),
             "chosen_step": float(chosen.actions.count(Action.CONTINUE)),
         }
-        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.picture, best.strip, best.preferences, costs)
+        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.picture, costs)

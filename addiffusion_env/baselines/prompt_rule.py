@@ -48,7 +48,7 @@ class PromptRule(BaseMethod):
     plain: int
 
     usage: ClassVar[str] = "prompt_rule:STEPS_WITH_COLOUR,STEPS_WITHOUT"
-    needs_scores: ClassVar[bool] = False
+    example: ClassVar[tuple[str, str]] = ("emoji", "prompt_rule:3,2")
 
     def __post_init__(self) -> None:
         require_at_least("prompt_rule", "STEPS", min(self.coloured, self.plain), 1)
@@ -67,9 +67,7 @@ class PromptRule(BaseMethod):
         """The schedule of coloured prompts; :meth:`program` shortens it for the others."""
         return fixed_schedule(base, self.coloured)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """One episode on the schedule that the prompt earns."""
         steps = self.coloured if names_colour(prompt) else self.plain
-        return play(backbone, replace(process, steps=steps), prompt, seed, looks=False, keep_strip=keep_strip)
+        return play(backbone, replace(process, steps=steps), prompt, seed, looks=False)

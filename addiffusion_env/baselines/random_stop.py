@@ -27,7 +27,7 @@ class RandomStop(BaseMethod):
     probability: float
 
     usage: ClassVar[str] = "random:PROBABILITY"
-    needs_scores: ClassVar[bool] = False
+    example: ClassVar[tuple[str, str]] = ("emoji", "random:0.5")
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:

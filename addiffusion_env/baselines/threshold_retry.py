@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,8 @@ class ThresholdRetry(BaseMethod):
     tries: int = 4
 
     usage: ClassVar[str] = "threshold_retry:THRESHOLD[,STEPS[,TRIES]]"
+    example: ClassVar[tuple[str, str]] = ("emoji", "threshold_retry:1.5,2,2")
+    selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
         require_at_least("threshold_retry", "STEPS and TRIES", min(self.steps, self.tries), 1)
@@ -54,16 +57,19 @@ class ThresholdRetry(BaseMethod):
             return f"threshold_retry:{self.threshold:g}"
         return f"threshold_retry:{self.threshold:g},{self.steps},{self.tries}"
 
+    @property
+    def attempts(self) -> tuple[int, int]:  # type: ignore[override]
+        """One where the first is good enough."""
+        return 1, self.tries
+
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """A fixed schedule."""
         return fixed_schedule(base, self.steps)
 
-    def program(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, keep_strip: bool = False
-    ) -> EpisodeProgram:
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
         """Tries until one is liked or none are left."""
         tries: list[Episode] = []
         while not tries or (len(tries) < self.tries and preference_of(tries[-1]) < self.threshold):
             drawn = seed + SEED_STRIDE * len(tries)
-            tries.append((yield from play(backbone, process, prompt, drawn, looks=False, keep_strip=keep_strip)))
+            tries.append((yield from play(backbone, process, prompt, drawn, looks=False)))
         return best_try(tries)

@@ -3,50 +3,70 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
 from addiffusion_env.checks.base import require
 from addiffusion_env.rewards.base import RewardTerm, Transition
-from addiffusion_env.rewards.normalisation import PooledScale
 
 LANES = 4
+SCORES = {
+    "preference": ("preference_before", "preference_after"),
+    "clip": ("clip_before", "clip_after"),
+    "dino": ("dino_similarity",),
+}
+"""Part of the preview scores -> its arrays in a transition."""
 
 
-def settings_have_defaults(term: RewardTerm) -> None:
-    """It takes a transition and a scale, then settings that all have a default; its docstring says what it pays for."""
-    names = list(inspect.signature(term).parameters.values())
-    require(len(names) >= 2, f"it takes {len(names)} arguments", "take (transition, scale, **settings)")
-    bare = [item.name for item in names[2:] if item.default is item.empty]
+def settings_have_defaults(kind: type[RewardTerm]) -> None:
+    """It is a class of terms that can be made without arguments; its docstring says what it pays for."""
+    require(issubclass(kind, RewardTerm), f"{kind.__name__} is no RewardTerm", "derive it from RewardTerm")
+    bare = [item.name for item in inspect.signature(kind).parameters.values() if item.default is item.empty]
     require(not bare, f"settings without a default: {', '.join(bare)}", "give them one")
-    require(bool((term.__doc__ or "").strip()), "there is no docstring", "say what it pays for, and in which unit")
+    require(bool((kind.__doc__ or "").strip()), "there is no docstring", "say what it pays for, and in which unit")
 
 
-def one_finite_number_a_lane(term: RewardTerm) -> None:
+def it_declares_which_scores_it_reads(kind: type[RewardTerm]) -> None:
+    """A score that it pays by is among its ``pays_by``; without ``needs_preview`` it pays nothing for previews."""
+    term, plain = kind(), _transition(False)
+    for part, names in SCORES.items():
+        other = replace(plain, **{name: getattr(plain, name) + 1.0 for name in names})
+        moved = not np.array_equal(term(plain), term(other))
+        require(part in term.pays_by or not moved, f"it pays by {part}", f"add {part!r} to pays_by")
+    if not term.needs_preview:
+        before = {name: np.full(LANES, np.nan) for names in SCORES.values() for name in names}
+        unseen = replace(plain, terminal=np.zeros(LANES, bool))
+        found = term(replace(unseen, **before))
+        require(np.array_equal(term(unseen), found), "it pays for previews", "declare needs_preview = True")
+
+
+def one_finite_number_a_lane(kind: type[RewardTerm]) -> None:
     """B lanes give B finite numbers, also at the first step, which has no picture before it."""
+    term = kind()
     for first in (False, True):
-        found = np.asarray(term(_transition(first), PooledScale()))
+        found = np.asarray(term(_transition(first)))
         require(found.shape == (LANES,), f"{LANES} lanes gave the shape {found.shape}", "one number a lane")
         when = "at the first step" if first else "in the middle"
         require(bool(np.isfinite(found).all()), f"{when} it gives {found}", "give 0 where there is nothing before")
 
 
-def lanes_are_independent(term: RewardTerm) -> None:
+def lanes_are_independent(kind: type[RewardTerm]) -> None:
     """A lane's number does not depend on the other lanes."""
-    whole = np.asarray(term(_transition(False), PooledScale()))
+    term = kind()
+    whole = np.asarray(term(_transition(False)))
     for lane in range(LANES):
         one = Transition(*(getattr(_transition(False), item.name)[lane : lane + 1] for item in fields(Transition)))
-        alone = float(np.asarray(term(one, PooledScale()))[0])
+        alone = float(np.asarray(term(one))[0])
         require(
             abs(alone - whole[lane]) < 1e-9, f"lane {lane} gives {alone} alone, {whole[lane]} beside others", "split"
         )
 
 
-def the_transition_is_left_alone(term: RewardTerm) -> None:
+def the_transition_is_left_alone(kind: type[RewardTerm]) -> None:
     """The transition's arrays are not changed."""
     given, before = _transition(False), _transition(False)
-    term(given, PooledScale())
+    kind()(given)
     for item in fields(Transition):
         same = np.array_equal(getattr(given, item.name), getattr(before, item.name), equal_nan=True)
         require(same, f"transition.{item.name} was changed", "work on a copy")
@@ -54,11 +74,12 @@ def the_transition_is_left_alone(term: RewardTerm) -> None:
 
 REWARD_CONTRACTS = (
     settings_have_defaults,
+    it_declares_which_scores_it_reads,
     one_finite_number_a_lane,
     lanes_are_independent,
     the_transition_is_left_alone,
 )
-"""Subject: a function of the form :class:`RewardTerm`."""
+"""Subject: a subclass of :class:`RewardTerm`."""
 
 
 def _transition(first: bool) -> Transition:

@@ -1,9 +1,8 @@
 """The engine of lanes: many programs in step, ONE denoiser call for all of them, each lane at its own noise level.
 
-A program (:mod:`addiffusion_env.engine.programs`) is written as if its lane were alone. Each tick the engine collects
-what the running programs ask for and answers in batches: previews with one pass of the tiny decoder and of each
-scorer, decisions with one call of the policy, evaluations with one call of the denoiser. Lanes that end make room at
-once (:meth:`Engine.stream`). No lane's picture depends on its neighbours.
+A program (:mod:`addiffusion_env.engine.programs`) is written as if its lane were alone. The engine collects what all
+running programs ask for and answers in batches: previews with one pass of the tiny decoder and of each scorer,
+decisions with one call of the policy, evaluations with one call of the denoiser. Lanes that end make room at once.
 """
 
 from __future__ import annotations
@@ -283,15 +282,15 @@ class Engine:
     def _finished(self, requests: list[Finish]) -> list[Picture | Exception]:
         known = [request.conditioning for request in requests if request.conditioning is not None]
         x = torch.cat([request.x for request in requests])
-        images = self.backbone.decode(x, known if len(known) == len(requests) else None)
-        finite = torch.isfinite(images).flatten(1).all(1)
+        decoded = self.backbone.decode(x, known if len(known) == len(requests) else None)
+        finite = torch.isfinite(decoded).flatten(1).all(1)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        looks = iter(self._looks(images[finite], prompts) if prompts else ())
+        looks = iter(self._looks(decoded[finite], prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
         pictures: list[Picture | Exception] = []
-        for request, image, fine in zip(requests, images, good, strict=True):
+        for request, image, fine in zip(requests, decoded, good, strict=True):
             look = next(looks) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
             pictures.append(Picture(image, look) if isinstance(look, Look) else look)
         return pictures

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from addiffusion_env.backbones.base import Capabilities
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
 from addiffusion_env.scorers.liking import Liking
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import Ge, Settings
 
 MAPS = ("attention", "phrase", "none")
 REGIONS = ("token", "weakest", "union", "whole")
@@ -29,7 +30,7 @@ class Action(IntEnum):
 
 
 @dataclass(frozen=True)
-class RefineConfig:
+class RefineConfig(Settings):
     """What *refine* does at a state.
 
     The region is re-noised up to a level between where the lane is and the start, brought back to where the lane was
@@ -58,22 +59,24 @@ class RefineConfig:
             before.
     """
 
+    section: ClassVar[str] = "refine"
+
     enabled: bool = True
     maps: str = "attention"
     region: str = "token"
     renoise: float = 0.3
-    steps: int | str = 2
+    steps: Annotated[int | str, Ge(1)] = 2
     fraction: float = 0.35
-    blur: float = 1.0
+    blur: Annotated[float, Ge(0)] = 1.0
     accept: str = "always"
     margin: float = 0.0
     liking: Liking = field(default_factory=Liking)
-    return_to: int | None = None
-    limit: int = 4
-    first_step: int = 1
+    return_to: Annotated[int | None, Ge(1)] = None
+    limit: Annotated[int, Ge(0)] = 4
+    first_step: Annotated[int, Ge(1)] = 1
 
     def __post_init__(self) -> None:
-        check_types("refine.", self)
+        super().__post_init__()
         for value, known, kind in (
             (self.maps, MAPS, "refine.maps"),
             (self.region, REGIONS, "refine.region"),
@@ -96,19 +99,12 @@ class RefineConfig:
             )
         if isinstance(self.steps, str) and self.steps != "schedule":
             raise ConfigError(f"refine.steps must be a number or 'schedule', got {self.steps!r}", "use 2, or schedule")
-        if not isinstance(self.steps, str) and self.steps < 1:
-            raise ConfigError(f"refine.steps must be at least 1, got {self.steps}", "raise it")
         if self.return_to is not None and (self.region != "whole" or self.renoise != 1 or self.steps != "schedule"):
             raise ConfigError(
                 f"refine.return_to={self.return_to} needs a new try of the whole picture, got region={self.region}, "
                 f"renoise={self.renoise:g}, steps={self.steps}",
                 "start from refine preset=again, or leave return_to out",
             )
-        if self.return_to is not None and self.return_to < 1:
-            raise ConfigError(f"refine.return_to must be at least 1, got {self.return_to}", "or null: where it was")
-        for name, least in (("limit", 0), ("first_step", 1), ("blur", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"refine.{name} must be at least {least}, got {getattr(self, name)}", "raise it")
 
 
 REFINE_PRESETS: dict[str, RefineConfig] = {
@@ -131,7 +127,7 @@ REFINE_PRESETS: dict[str, RefineConfig] = {
 
 
 @dataclass(frozen=True)
-class ProcessConfig:
+class ProcessConfig(Settings):
     """How a lane moves.
 
     Attributes:
@@ -150,35 +146,28 @@ class ProcessConfig:
         network_calls: rows of network calls of an evaluation, (without guidance, with it); see :class:`Capabilities`.
     """
 
-    steps: int = 20
+    steps: Annotated[int, Ge(1)] = 20
     spacing: str = "trailing"
     solver: str = "ddim"
     guidance_scale: float = 4.0
     guidance_interval: tuple[float, float] | None = None
-    landing_steps: int | str = "auto"
-    decide_every: int = 1
+    landing_steps: Annotated[int | str, Ge(0)] = "auto"
+    decide_every: Annotated[int, Ge(1)] = 1
     decide_at: tuple[int, ...] | None = None
     check_finished: bool = False
     refine: RefineConfig = field(default_factory=RefineConfig)
     network_calls: tuple[int, int] = (1, 2)
 
     def __post_init__(self) -> None:
-        check_types("", self)
+        super().__post_init__()
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise ConfigError(
                 f"guidance_scale must be a number of 0 or more, got {self.guidance_scale}", "1 or less is no guidance"
             )
         # Turbo and Lightning models are called with 0 for "off".
         object.__setattr__(self, "guidance_scale", max(1.0, self.guidance_scale))
-        if self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}", "raise it")
-        if self.decide_every < 1:
-            raise ConfigError(f"decide_every must be at least 1, got {self.decide_every}", "1 decides after every step")
         if isinstance(self.landing_steps, str) and self.landing_steps != "auto":
             raise ConfigError(f"landing_steps must be a number or 'auto', got {self.landing_steps!r}", "use 4, or auto")
-        if not isinstance(self.landing_steps, str) and self.landing_steps < 0:
-            raise ConfigError(f"landing_steps must be 0 or more, got {self.landing_steps}", "use 4, or auto")
-
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]:
             raise ConfigError(
                 f"guidance_interval must be [low, high] with 0 <= low <= high, got {list(self.guidance_interval)}",
@@ -234,6 +223,15 @@ class ProcessConfig:
     def decides(self, step: int) -> bool:
         """Whether the policy is asked when so many steps of the schedule are done."""
         return step % self.decide_every == 0 if self.decide_at is None else step in self.decide_at
+
+    @property
+    def decision_steps(self) -> tuple[int, ...]:
+        """Steps of the schedule where the policy is asked, between its first evaluation and its end.
+
+        >>> ProcessConfig(steps=6, decide_every=2).decision_steps
+        (2, 4)
+        """
+        return tuple(step for step in range(1, self.steps) if self.decides(step))
 
     def cost(self, calls: int) -> tuple[float, int]:
         """(NFE, network calls) of so many network calls: one evaluation as the schedule takes it counts 1 NFE.

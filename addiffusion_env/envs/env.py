@@ -37,13 +37,13 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
 
     >>> import gymnasium as gym, addiffusion_env
-    >>> env = gym.make("AdDiffusion-Emoji-v0", steps=4)
+    >>> env = gym.make("AdDiffusion-Emoji-v1")
     >>> observation, info = env.reset(seed=0)
     >>> sorted((key, value.shape) for key, value in observation.items())
-    [('clip', (256,)), ('quality', (8,)), ('timestep', (128,))]
-    >>> observation, reward, terminated, truncated, info = env.step(1)
+    [('belief', (4,)), ('clip', (256,)), ('price', (1,)), ('quality', (8,)), ('timestep', (128,))]
+    >>> observation, reward, terminated, truncated, info = env.step(0)  # to the first preview, after three evaluations
     >>> terminated, float(info["nfe"]), info["image"].shape
-    (True, 4.0, (64, 64, 3))
+    (False, 2.0, (64, 64, 3))
     """
 
     metadata = {"render_modes": [*RENDER_MODES], "render_fps": 4}  # noqa: RUF012 - Gymnasium's own convention

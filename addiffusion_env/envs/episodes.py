@@ -21,19 +21,19 @@ from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.engine.requests import Picture, Request, to_pixels
 from addiffusion_env.envs.actions import numbers_of
-from addiffusion_env.envs.framing import Framer, Point, column, similarity
+from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.infos import InfoMaker
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.slot import Slot, portable
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
-from addiffusion_env.observations.features import sees_previews
+from addiffusion_env.observations.features import needs_preview
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import failures, make_reward, reward_error
+from addiffusion_env.scorers.look_batch import LookBatch
 
 RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
@@ -51,7 +51,6 @@ class StepResult:
         terminated: (B,) bool, the picture is finished.
         truncated: (B,) bool, an outside limit ended the episode.
         infos: one dict a lane.
-        transition: what the reward was made of: the lanes that were not dropped, in order; ``None`` if all were.
     """
 
     observation: dict[str, np.ndarray]
@@ -59,7 +58,6 @@ class StepResult:
     terminated: np.ndarray
     truncated: np.ndarray
     infos: list[dict[str, Any]]
-    transition: Transition | None
 
 
 class Episodes:
@@ -90,7 +88,7 @@ class Episodes:
         width = self.backbone.capabilities.feature_dim or 0
         self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
         # Finished pictures are always scored; previews only where somebody reads what the scorers say.
-        self.looks = sees_previews(settings.keys()) or self.reward.sees_previews
+        self.looks = needs_preview(settings.keys()) or self.reward.needs_preview
         self.prices = settings.price_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
         self.infos = InfoMaker.of(self.backbone.capabilities, self.process, self.reward.terms)
@@ -148,10 +146,8 @@ class Episodes:
         return prompt, int(options.get("seed", picture_seed)), float(options.get("price", price))
 
     def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
-        """A user's prompt; on the emoji world with the id that the grammar gives it, so that its noise is the same."""
-        if isinstance(prompt, str) and self.backbone.name == "emoji":
-            prompt = emoji_prompt(prompt)
-        return Prompt.of(prompt, prompt_id)
+        """A user's prompt; a text with the id that the backbone's own prompts have, so that its noise is the same."""
+        return Prompt.of(self.backbone.traits.read_prompt(prompt) if isinstance(prompt, str) else prompt, prompt_id)
 
     # ------------------------------------------------------------------ stepping
     def step(self, actions: Any, reset_ended: bool = False) -> StepResult:
@@ -179,7 +175,7 @@ class Episodes:
         ]
         results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
         after = self._compared([slot.moved(result) for slot, result in zip(before, results, strict=True)])
-        after, paid, terms, transition = self._rewarded(going, before, after, chosen)
+        after, paid, terms = self._rewarded(going, before, after, chosen)
         slots = {**dict(zip(resting, fresh, strict=True)), **dict(zip(going, after, strict=True))}
         self.slots = [slots[index] for index in lanes]
         reward = np.zeros(len(lanes))
@@ -190,7 +186,7 @@ class Episodes:
             infos[index] = self.infos.info(after[place], chosen[place], refused[place], own)
         terminated = np.array([slots[index].picture is not None for index in lanes])
         truncated = np.array([self._cut(slots[index]) for index in lanes]) & ~terminated
-        return StepResult(self.observe(), reward, terminated, truncated, [infos[index] for index in lanes], transition)
+        return StepResult(self.observe(), reward, terminated, truncated, [infos[index] for index in lanes])
 
     def ended(self, index: int) -> bool:
         """Whether lane ``index`` has an episode that is over."""
@@ -237,8 +233,8 @@ class Episodes:
     # ------------------------------------------------------------------ reward
     def _rewarded(
         self, indices: Sequence[int], before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]
-    ) -> tuple[list[Slot], np.ndarray, dict[str, np.ndarray], Transition | None]:
-        """The slots, their reward and its terms, and what those were made of; 0 for episodes that were dropped.
+    ) -> tuple[list[Slot], np.ndarray, dict[str, np.ndarray]]:
+        """The slots, their reward and its terms; 0 for episodes that were dropped.
 
         An episode that a term pays NaN or infinity is dropped here.
         """
@@ -246,7 +242,7 @@ class Episodes:
         terms = {name: np.zeros(len(after)) for name in self.reward.terms}
         sound = [row for row, slot in enumerate(slots) if slot.fault is None]
         if not sound:
-            return slots, reward, terms, None
+            return slots, reward, terms
         transition = self._transition(
             [before[row] for row in sound], [slots[row] for row in sound], [actions[row] for row in sound]
         )
@@ -261,24 +257,19 @@ class Episodes:
         reward[rows] = paid[kept]
         for name, values in parts.items():
             terms[name][rows] = values[kept]
-        return slots, reward, terms, transition.rows(kept) if kept else None
+        return slots, reward, terms
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
-        looks, seen = [slot.lane.look for slot in before], [slot.lane.look for slot in after]
-        nothing = float("nan")
         keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
-        return Transition(
-            clip_before=column(looks, "clip_score", nothing),
-            clip_after=column(seen, "clip_score", nothing),
-            preference_before=column(looks, "preference", nothing),
-            preference_after=column(seen, "preference", nothing),
-            dino_similarity=np.array([similarity(slot.lane.look, slot.before) for slot in after]),
+        return Transition.of(
+            LookBatch.of([slot.lane.look for slot in before]),
+            LookBatch.of([slot.lane.look for slot in after]),
             clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             price=np.array([slot.price for slot in after]),
             action=np.array(actions),
             terminal=np.array([slot.picture is not None for slot in after]),
-            reference=np.array([nothing if key is None else self._references.get(key, nothing) for key in keys]),
+            reference=np.array([np.nan if key is None else self._references.get(key, np.nan) for key in keys]),
         )
 
     def _compared(self, slots: Sequence[Slot]) -> list[Slot]:
@@ -322,8 +313,7 @@ class Episodes:
     def frame(self) -> Frame:
         """The decision point of every lane, as arrays."""
         slots = [self._known(index) for index in range(len(self.slots))]
-        points = [Point(slot.lane, slot.before, slot.price) for slot in slots]
-        return self.framer.frame(points)
+        return self.framer.frame(*zip(*((slot.lane, slot.before, slot.price) for slot in slots), strict=True))
 
     def action_masks(self) -> np.ndarray:
         """(B, 3) bool: legal actions of each lane."""
@@ -355,12 +345,11 @@ class Episodes:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
         slots = [None if slot is None else slot.state() for slot in self.slots]
-        return {"slots": slots, "scale": self.reward.scale.state_dict(), "faults": self.engine.faults.count}
+        return {"slots": slots, "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict` on the same settings."""
         self.slots = [None if entry is None else self._slot(entry) for entry in state["slots"]]
-        self.reward.scale.load_state_dict(state["scale"])
         self.engine.faults.count = state["faults"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -370,14 +359,13 @@ class Episodes:
             "slots": portable([None if slot is None else slot.state() for slot in self.slots]),
             # A state has plain values only; what a user's scorer reads of a prompt stays whole here.
             "prompts": [None if slot is None else slot.lane.prompt for slot in self.slots],
-            "scale": self.reward.scale,
             "faults": self.engine.faults,
         }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Makes it anew; weights that this process has loaded already are shared."""
         self.__init__(state["settings"], len(state["slots"]))  # type: ignore[misc]
-        self.reward.scale, self.engine.faults = state["scale"], state["faults"]
+        self.engine.faults = state["faults"]
         for index, (entry, prompt) in enumerate(zip(state["slots"], state["prompts"], strict=True)):
             if entry is not None:
                 slot = self._slot(entry)

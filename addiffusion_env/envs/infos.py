@@ -19,11 +19,11 @@ from addiffusion_env.envs.slot import Slot
 
 def longest_episode(process: ProcessConfig) -> int:
     """Decisions of an episode that takes every step and every refinement."""
-    once = sum(process.decides(step) for step in range(1, process.steps)) + 1
+    once = len(process.decision_steps) + 1
     if not process.refine.enabled:
         return once
     back = process.refine.return_to
-    ahead = 0 if back is None else sum(process.decides(step) for step in range(back + 1, process.steps)) + 1
+    ahead = 0 if back is None else sum(step > back for step in process.decision_steps) + 1
     return once + process.refine.limit * (1 + ahead)
 
 

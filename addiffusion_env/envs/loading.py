@@ -9,10 +9,11 @@ from typing import Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Load
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError
 from addiffusion_env.files import stamp_of
-from addiffusion_env.scorers.look import LookScorers, emoji_scorers
+from addiffusion_env.registry import load_object
+from addiffusion_env.scorers.look import LookScorers
 
 
 @lru_cache(maxsize=8)
@@ -59,16 +60,9 @@ _PIPELINES: list[tuple[object, object, Backbone]] = []
 
 
 @lru_cache(maxsize=8)
-def _scorers(kind: str, device: str, paths: tuple, stamps: tuple) -> LookScorers:
-    if kind == "emoji":
-        from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
-
-        for component in ("clip", "image_reward", "dino"):
-            verify(WEIGHTS, component)
-        return emoji_scorers(WEIGHTS, device)
-    from addiffusion_env.scorers.hub_look import hub_scorers
-
-    return hub_scorers(device, dict(paths))
+def _scorers(loader: str, device: str, paths: tuple, stamps: tuple) -> LookScorers:
+    scorers: LookScorers = load_object(loader).load(device, dict(paths))
+    return scorers
 
 
 def clip_width(backbone: str, paths: Mapping[str, str] | None = None) -> int:
@@ -76,36 +70,25 @@ def clip_width(backbone: str, paths: Mapping[str, str] | None = None) -> int:
 
     Args:
         backbone: its registry name.
-        paths: what to take for the real ones.
+        paths: what to take for its own scorers.
 
     Raises:
         UnknownNameError: for a CLIP that open_clip does not know.
         WeightsError: for a folder that holds none.
     """
-    from addiffusion_env.scorers.clip import embedding_width
-
-    if backbone == "emoji":
-        from addiffusion_env.backbones.emoji.weights import WEIGHTS
-
-        return embedding_width(WEIGHTS / "clip")
-    from addiffusion_env.scorers.hub_look import DEFAULTS
-
-    return embedding_width((paths or {}).get("clip", DEFAULTS["clip"]))
+    return int(load_object(traits_of(backbone).scorers).clip_width(paths or {}))
 
 
 def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> LookScorers:
-    """What looks at this backbone's pictures: the embedded scorers for emoji, the real ones for everything else.
+    """The scorers of a backbone's images, as its traits name them.
 
     Args:
-        backbone: whose pictures.
-        paths: what to take for the real ones; see :attr:`EnvSettings.scorers`.
+        backbone: whose images.
+        paths: what to take for its own scorers; see :attr:`EnvSettings.scorers`.
 
     Raises:
-        ConfigError: for paths beside the emoji world, which has its own scorers, or for an unknown part.
+        ConfigError: for paths that these scorers do not take.
         WeightsError: when a scorer cannot be had.
     """
-    emoji = backbone.name == "emoji"
-    if emoji and paths:
-        raise ConfigError(f"the emoji world has its own scorers, got scorers={dict(paths)}", "leave scorers empty")
     given = tuple(sorted((paths or {}).items()))
-    return _scorers("emoji" if emoji else "hub", str(backbone.device), given, _stamps(*(paths or {}).values()))
+    return _scorers(backbone.traits.scorers, str(backbone.device), given, _stamps(*(paths or {}).values()))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import check_solver_name
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.engine.faults import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_keywords, check_settings, nearest, unknown
 from addiffusion_env.observations.features import OBSERVATION_PRESETS
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.prompts.base import Prompt, PromptList, PromptSource
+from addiffusion_env.registry import load_object
 from addiffusion_env.rewards.composite import PRESET_PRICES
-from addiffusion_env.scorers.hub_look import check_parts
 from addiffusion_env.scorers.liking import Liking
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import Ge, check_types
 
 RENDER_MODES = ("rgb_array", "film", "human")
 """The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
@@ -40,8 +41,8 @@ class EnvSettings:
             ``image`` ...), with ``backbone="diffusers"``.
         scorers: local folders or hub ids of the scorers behind a look at real pictures, by part (``clip``,
             ``image_reward``, ``image_reward_tokenizer``, ``dino``), and under ``preference`` the registry name of the
-            preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world has its own.
-        prompts: a source's registry name, a list of prompts, or a :class:`PromptSource`.
+            preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world takes none.
+        prompts: a source's registry name, a list, or a :class:`PromptSource`; ``None`` is the backbone's own source.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
         steps: evaluations of the full schedule; ``None`` is the backbone's own, as for the next three.
         spacing: name of the timestep spacing.
@@ -78,7 +79,7 @@ class EnvSettings:
     pipe: Any = None
     pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
     scorers: Mapping[str, str] = field(default_factory=dict)
-    prompts: str | Sequence[str | Prompt] | PromptSource = "emoji"
+    prompts: str | Sequence[str | Prompt] | PromptSource | None = None
     prompt_options: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     spacing: str | None = None
@@ -96,7 +97,7 @@ class EnvSettings:
     reference_steps: int | None = None
     max_faults: int = 0
     halve_lanes: bool = False
-    max_decisions: int | None = None
+    max_decisions: Annotated[int | None, Ge(1)] = None
     strict: bool = False
     render_mode: str | None = None
 
@@ -110,9 +111,8 @@ class EnvSettings:
         self._check_pipe()
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise unknown("render_mode", str(self.render_mode), RENDER_MODES)
-        if self.max_decisions is not None and self.max_decisions < 1:
-            raise ConfigError(f"max_decisions must be at least 1, got {self.max_decisions}", "or null for no limit")
-        check_parts(self.scorers)
+        if self.scorers:
+            load_object(traits_of(self.backbone).scorers).check(self.scorers)
         refine_config(self.refine)
         self.price_range()
         self.keys()
@@ -249,16 +249,15 @@ class EnvSettings:
 
     def prompt_source(self) -> PromptSource:
         """Where prompts come from."""
-        if isinstance(self.prompts, str):
-            make = PROMPT_SOURCES.load(self.prompts)
+        prompts = traits_of(self.backbone).prompts if self.prompts is None else self.prompts
+        if isinstance(prompts, str):
+            make = PROMPT_SOURCES.load(prompts)
             known = list(inspect.signature(make).parameters)
             for key in self.prompt_options:
                 if key not in known:
-                    raise ConfigError(f"prompt source {self.prompts!r} has no option {key!r}", nearest(key, known))
+                    raise ConfigError(f"prompt source {prompts!r} has no option {key!r}", nearest(key, known))
             return make(**self.prompt_options)
-        if isinstance(self.prompts, PromptSource):
-            return self.prompts
-        return PromptList(self.prompts)
+        return prompts if isinstance(prompts, PromptSource) else PromptList(prompts)
 
 
 def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfig:

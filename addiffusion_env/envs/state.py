@@ -21,13 +21,11 @@ class Snapshot:
 
     Attributes:
         slots: every lane's place, never changed.
-        scale: the reward's pooled statistics.
         films: cells of the film strips, in mode ``film``.
         over: whether a lane's film is of an episode that has ended.
     """
 
     slots: tuple[Slot | None, ...]
-    scale: dict[str, list[float]]
     films: tuple[tuple[Cell, ...], ...]
     over: tuple[bool, ...]
 
@@ -56,9 +54,7 @@ class Restorable:
         Wrappers keep what is theirs (Gymnasium's ``TimeLimit`` counts on): use the setting ``max_decisions``.
         """
         films = tuple(tuple(cells) for cells in self.view.films)
-        return Snapshot(
-            tuple(self.episodes.slots), self.episodes.reward.scale.state_dict(), films, tuple(self.view.over)
-        )
+        return Snapshot(tuple(self.episodes.slots), films, tuple(self.view.over))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a moment of this environment, or of another one with the same settings.
@@ -72,7 +68,6 @@ class Restorable:
         if len(snapshot.slots) != lanes:
             raise ResumeError(f"the snapshot has {len(snapshot.slots)} lanes, this environment {lanes}", "use as many")
         self.episodes.slots = list(snapshot.slots)
-        self.episodes.reward.scale.load_state_dict(snapshot.scale)
         self.view.films = [list(cells) for cells in snapshot.films]
         self.view.over = list(snapshot.over)
 
@@ -83,7 +78,3 @@ class Restorable:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self.episodes.load_state_dict(state)
-
-    def set_training(self, training: bool) -> None:
-        """Whether the reward's pooled statistics learn."""
-        self.episodes.reward.scale.training = training

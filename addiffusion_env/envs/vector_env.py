@@ -16,7 +16,6 @@ from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
 from addiffusion_env.envs.state import Restorable
 from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ConfigError, EpisodeOverError, unknown
-from addiffusion_env.rewards.base import Transition
 
 Observation = dict[str, np.ndarray]
 
@@ -43,9 +42,6 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
             ``None`` for no limit. ``max_decisions`` is the same, but does not truncate what terminates there anyway.
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`. ``render_mode`` may also be
             ``rgb_array_list`` or ``film_list``: the frames since the last call of ``render``, for each lane.
-
-    Attributes:
-        transition: what the last step's reward was made of, see :class:`StepResult`; ``None`` before the first step.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own convention
@@ -79,7 +75,6 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         self.single_action_space = ActionSpace()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.transition: Transition | None = None
         self.view = View(self.episodes, self.render_mode, int(self.metadata["render_fps"]))
 
     def reset(
@@ -158,7 +153,6 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         """
         resting = [index for index in range(self.num_envs) if self.episodes.ended(index)]
         result = self.episodes.step(actions, reset_ended=self.autoreset_mode == AutoresetMode.NEXT_STEP)
-        self.transition = result.transition
         observation = result.observation
         infos: dict[str, Any] = {}
         truncated = result.truncated | self._at_limit()

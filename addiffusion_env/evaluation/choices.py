@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.agents.hub_policy import is_zip
 from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.make import policy_at
 from addiffusion_env.agents.policy_file import shipped
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.loading import clip_width
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.benchmarks import choose_prompts
+from addiffusion_env.evaluation.eval_config import extras_in
+from addiffusion_env.evaluation.extras import Extra
+from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
 
 
@@ -24,14 +30,16 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     Raises:
         ConfigError: for a policy that does not fit the environment's model.
         UnknownNameError: for a method that does not exist.
+        UntrustedFileError: for a zip of Stable-Baselines3 without ``trust``.
         WeightsError: for a folder without a policy.
     """
-    prices = ["" if price is None else f"@{price}" for price in config["prices"]]
-    runs = [config["policy"], (config["hypotheses"] or {}).get("trained_without")]
-    policies: list[Any] = [make_method(f"policy:{run}{price}") for run in runs if run is not None for price in prices]
+    runs = [] if config["policy"] is None else [config["policy"]]
+    runs += [run for key, kind in extras_in(config).items() for run in kind.runs(config[key])]
+    trust = config["trust"]
+    policies: list[Any] = [policy_at(run, price, trust) for run in runs for price in config["prices"]]
     # A policy brings its own environment, weights included; what is said here goes over it.
     known = policies[0].config.environment if policies else {}
-    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v0"]))
+    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
     source, options = choose_prompts(config, str(settings.backbone))
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
     methods = policies + [make_method(spec) for spec in config["methods"]]
@@ -41,18 +49,41 @@ def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
     return methods, settings
 
 
+def make_extras(config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> list[Extra]:
+    """The extras of a configuration, each with its settings checked.
+
+    Raises:
+        ConfigError: see :class:`.Extra` and :func:`.extras_in`.
+    """
+    return [kind(config, methods, backbone) for kind in extras_in(config).values()]
+
+
+def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
+    """The configuration with the backbone's own prompt source and judges where it names none.
+
+    Raises:
+        ConfigError: for a judge that cannot read the backbone's images.
+        UnknownNameError: for a judge that does not exist.
+    """
+    source = config["prompt_source"] or traits_of(backbone).prompts
+    return {**config, "prompt_source": source, "judges": choose_judges(config["judges"], backbone)}
+
+
 def out_folder(config: Mapping[str, Any]) -> Path:
     """Where records and report go; refused at once when it cannot be made.
 
-    Without ``out``: ``report`` in the policy's run (``hypotheses`` where claims are judged). A policy that ships with
-    the package has no run to write to, so its evaluation goes to ``runs``.
+    Without ``out``: ``report`` in the policy's run, or the folder that an extra names (``hypotheses``). A policy that
+    ships with the package, or in a zip, has no run to write to, so its evaluation goes to ``runs``.
 
     Raises:
         RunFolderError: when it cannot be made.
     """
-    policy, judged = config["policy"], config["hypotheses"] is not None
-    if policy is None or str(policy) in shipped():
-        default = Path("runs", "hypotheses" if judged else "eval" if policy is None else f"eval_{policy}")
+    policy = config["policy"]
+    named = next((kind.folder for kind in extras_in(config).values() if kind.folder), None)
+    if is_zip(policy or ""):
+        default = Path("runs", named or f"eval_{Path(policy).stem}")
+    elif policy is None or str(policy) in shipped():
+        default = Path("runs", named or ("eval" if policy is None else f"eval_{policy}"))
     else:
-        default = Path(policy) / ("hypotheses" if judged else "report")
+        default = Path(policy) / (named or "report")
     return RecordStore(config["out"] or default).folder

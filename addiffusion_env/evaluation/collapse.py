@@ -11,7 +11,9 @@ import numpy as np
 from addiffusion_env.engine.process import Action
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.tables import common, measure
+from addiffusion_env.evaluation.statistics.arrays import scipy_stats
+from addiffusion_env.evaluation.tables import common
+from addiffusion_env.tabular.regret import Regret, regret_of
 
 
 @dataclass(frozen=True)
@@ -57,38 +59,6 @@ class Behaviour:
     nfe_spread: float
     collapsed: bool
     reason: str
-
-
-@dataclass(frozen=True)
-class Regret:
-    """What was left on the table, in utility: preference minus price times NFE, standard deviations.
-
-    The best constant is chosen in hindsight on these very pictures, and the oracle knows the preference of every
-    constant's picture before it chooses, so both flatter the comparator. Correctness, which chose nothing, is beside.
-
-    Attributes:
-        price: of one NFE.
-        utility: of the policy, mean over pictures.
-        best_constant: its name.
-        constant_utility: its mean utility.
-        to_constant: ``constant_utility - utility``: below 0 the policy has beaten it.
-        oracle_utility: mean of the best utility among the constants, picture by picture.
-        to_oracle: ``oracle_utility - utility``.
-        oracle_nfe: mean NFE of the oracle's choices.
-        oracle_correct: share correct among them; NaN without verdicts.
-        pictures: that all of them have made.
-    """
-
-    price: float
-    utility: float
-    best_constant: str
-    constant_utility: float
-    to_constant: float
-    oracle_utility: float
-    to_oracle: float
-    oracle_nfe: float
-    oracle_correct: float
-    pictures: int
 
 
 def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -> Behaviour:
@@ -164,34 +134,19 @@ def entropy(counts: Iterable[int]) -> float:
     >>> entropy([2, 2]), entropy([5])
     (1.0, 0.0)
     """
-    values = np.array([count for count in counts if count > 0], dtype=np.float64)
-    shares = values / values.sum()
-    return float(abs(-(shares * np.log2(shares)).sum()))
+    return float(scipy_stats().entropy(list(counts), base=2))
 
 
-def regret(policy: Sequence[Record], constants: Mapping[str, Sequence[Record]], price: float) -> Regret | None:
-    """What a policy left on the table against constant methods; ``None`` when they share no pictures."""
-    names = list(constants)
-    groups = common([policy, *(constants[name] for name in names)])
-    if not names or not groups[0]:
+def regret_in(policy: Sequence[Record], constants: Mapping[str, Sequence[Record]], price: float) -> Regret | None:
+    """Regret in preference minus price times NFE; ``None`` when policy and constants share no images.
+
+    The oracle knows the preference of every constant's image before it chooses, which flatters it.
+    """
+    groups = common([policy, *constants.values()])
+    if not constants or not groups[0]:
         return None
     utility = np.array([[record.preference - price * record.nfe for record in group] for group in groups])
-    means = utility.mean(1)
-    best = int(means[1:].argmax())
-    chosen = utility[1:].argmax(0)
-    picks = [groups[1 + row][place] for place, row in enumerate(chosen)]
-    verdicts = np.array([measure(record, "correct") for record in picks])
-    known = verdicts[np.isfinite(verdicts)]
-    oracle = float(utility[1:].max(0).mean())
-    return Regret(
-        price=price,
-        utility=float(means[0]),
-        best_constant=names[best],
-        constant_utility=float(means[1 + best]),
-        to_constant=float(means[1 + best] - means[0]),
-        oracle_utility=oracle,
-        to_oracle=float(oracle - means[0]),
-        oracle_nfe=float(np.mean([record.nfe for record in picks])),
-        oracle_correct=float(known.mean()) if len(known) else float("nan"),
-        pictures=len(groups[0]),
-    )
+    nfe = np.array([[record.nfe for record in group] for group in groups[1:]])
+    picked = utility[1:].argmax(0)
+    oracle = utility[1:].max(0), nfe[picked, np.arange(len(picked))]
+    return regret_of(utility[0], dict(zip(constants, utility[1:], strict=True)), oracle, price)

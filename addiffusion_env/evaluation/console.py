@@ -12,11 +12,9 @@ FILE_WIDTH = 120
 
 
 def print_report(report: Report) -> None:
-    """Prints the methods side by side, the verdicts on claims where some were judged, and where the report is."""
+    """Prints the methods side by side, what extras have to show, and where the report is."""
     from rich.console import Console
     from rich.table import Column, Table
-
-    from addiffusion_env.evaluation.hypotheses.render import print_verdicts
 
     console = Console()
     if not console.is_terminal:
@@ -27,6 +25,7 @@ def print_report(report: Report) -> None:
         cells = (means[0], str(row.correct or "-"), *means[1:])
         table.add_row(row.method, *cells, style="bold" if row.method == report.summary.focus else "")
     console.print(table)
-    if report.verdicts:
-        print_verdicts(report.verdicts, console)
+    for found in report.extras.values():
+        if found.show is not None:
+            found.show(console)
     print(f"report: {report.html.resolve()}", flush=True)

@@ -64,8 +64,8 @@ def nfe_range(entry: Plan, stage: Stage) -> tuple[float, float]:
         return (spends, spends)
     process = entry.process
     once = process.nfe_of(stage.backbone.sigmas(process.steps, process.spacing)[:-1])
-    every = once * getattr(entry.method, "tries", 1)
-    return (every, every) if entry.method.name.startswith("best_of") else (once, every)
+    least, most = getattr(entry.method, "attempts", (1, 1))
+    return once * least, once * most
 
 
 def measured_pace(stage: Stage, prompts: Sequence[Prompt], steps: int = 2) -> float:

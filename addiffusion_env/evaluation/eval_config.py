@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.evaluation.extras import EXTRAS, Extra
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
-from addiffusion_env.typed import check_least, check_types
+from addiffusion_env.settings import Ge, Settings
 
 HIGHEST_SEED = 2**63 - 1
 """What a record's column of 64 bits holds."""
-SEE = "see configs/eval.yaml; a list is written [a,b]"
+_AT_NFE = re.compile(r"[0-9]+(\.[0-9]+)?nfe")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """An evaluation's configuration.
 
     Attributes:
+        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
-        prices: of one NFE, 0 or more; ``None`` is the policy's own.
+        trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
+        prices: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier on
+            training prompts spends 5.6 NFE.
         methods: specifications.
         prompts: how many; ``None`` for all of a list.
-        prompt_source: registry name.
-        prompt_options: its keyword arguments; ``None`` is the test split of the grammar.
+        prompt_source: registry name; ``None`` is the backbone's own.
+        prompt_options: its keyword arguments; ``None`` are those of the backbone's test prompts.
         prompt_seed: which prompts.
         benchmark: in the place of the source.
         benchmark_path: its file or folder.
         benchmark_options: of its reader.
-        benchmark_export: whether pictures are also kept as the official scorer reads them.
         seeds: pictures a prompt, 0 or more.
         env: environment settings over the policy's.
         device: as :attr:`.EnvSettings.device`.
         dtype: as :attr:`.EnvSettings.dtype`.
-        judges: registry names of held-out scorers.
+        judges: registry names of held-out scorers; ``None`` are the backbone's own.
         margin: of non-inferiority, a share of pictures.
-        hypotheses: claims to be judged.
         price: of one NFE in standard deviations of preference, for regret.
-        metrics: see :class:`.MetricsConfig`.
-        vlm: see :class:`.VlmConfig`.
         out: folder of records and report.
         max_lanes: pictures in the making at once, or ``"auto"``.
         max_faults: pictures that may be left out.
@@ -57,60 +58,70 @@ class EvaluationConfig:
         ConfigError: for a value of another type or out of its range.
     """
 
+    see: ClassVar[str] = "see configs/eval.yaml; a list is written [a,b]"
+
+    plugins: Sequence[str]
     policy: str | Path | None
-    prices: Sequence[float | None]
+    trust: bool
+    prices: Sequence[float | str | None]
     methods: Sequence[str]
-    prompts: int | None
-    prompt_source: str
+    prompts: Annotated[int | None, Ge(1)]
+    prompt_source: str | None
     prompt_options: Mapping[str, Any] | None
-    prompt_seed: int
+    prompt_seed: Annotated[int, Ge(0)]
     benchmark: str | None
     benchmark_path: str | None
     benchmark_options: Mapping[str, Any] | None
-    benchmark_export: bool
     seeds: Sequence[int]
     env: Mapping[str, Any] | None
     device: str
     dtype: str
-    judges: Sequence[str]
+    judges: Sequence[str] | None
     margin: float
-    hypotheses: Mapping[str, Any] | None
     price: float
-    metrics: Mapping[str, Any] | None
-    vlm: Mapping[str, Any] | None
     out: str | Path | None
     max_lanes: int | str
-    max_faults: int
-    shard_size: int
+    max_faults: Annotated[int, Ge(0)]
+    shard_size: Annotated[int, Ge(1)]
     rollouts: Mapping[str, Any]
-    samples: int
+    samples: Annotated[int, Ge(0)]
     keep_pictures: bool
     films: bool
     progress_bar: bool
 
     def __post_init__(self) -> None:
-        check_types("", self, SEE)
+        super().__post_init__()
         lanes_of(self.max_lanes, "max_lanes")
         if not self.methods and self.policy is None:
             raise ConfigError("methods is empty and there is no policy: nothing to evaluate", "methods=[fixed:8]")
-        least = {"prompts": 1, "prompt_seed": 0, "shard_size": 1, "max_faults": 0, "samples": 0}
-        check_least("", self, least, SEE)
         positive_margin(self.margin)
         for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
             values = getattr(self, name)
-            if not values or any(value is not None and value < 0 for value in values):
+            numbers = [value for value in values if value is not None and not _AT_NFE.fullmatch(str(value))]
+            if not values or any(isinstance(value, str) or value < 0 for value in numbers):
                 raise ConfigError(f"{name} must be one number or more, each at least 0, got {values}", wanted)
         if max(self.seeds) > HIGHEST_SEED:
             raise ConfigError(f"seeds must be at most {HIGHEST_SEED}, got {max(self.seeds)}", "use lower ones")
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> EvaluationConfig:
-        """Reads a whole configuration; what else is in it (a manifest's notes) is left alone.
 
-        Raises:
-            ConfigError: see the class.
-        """
-        return cls(**{item.name: config[item.name] for item in fields(cls)})
+def extras_in(config: Mapping[str, Any]) -> dict[str, type[Extra]]:
+    """The extras that a configuration uses: those whose key is neither ``None`` nor ``False``.
+
+    Raises:
+        ConfigError: for a value of another type.
+        UnknownNameError: for a key that is set and belongs neither to an evaluation nor to a registered extra.
+    """
+    own = {item.name for item in fields(EvaluationConfig)}
+    used = [key for key, value in config.items() if key not in own and value is not None and value is not False]
+    for key in used:
+        if key not in EXTRAS:
+            raise EXTRAS.unknown(key, own)
+    found = {key: EXTRAS.load(key) for key in EXTRAS if key in used}
+    for key, kind in found.items():
+        if not isinstance(config[key], kind.takes):
+            wanted = f"{kind.takes.__name__.lower()} or null"
+            raise ConfigError(f"{key} must be {wanted}, got {config[key]!r:.100}", EvaluationConfig.see)
+    return found
 
 
 def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -14,18 +14,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.observers import Decisions, observed, previews_of
 from addiffusion_env.envs import rendering
-from addiffusion_env.envs.rendering import LETTERS, Cell
+from addiffusion_env.envs.rendering import Cell
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, by_method
 from addiffusion_env.evaluation.runner import Plan, Stage
 from addiffusion_env.evaluation.store import png_bytes, write_atomically
 from addiffusion_env.evaluation.tables import focus_of
-from addiffusion_env.evaluation.traces import Watcher
+from addiffusion_env.evaluation.traces import terms_of
 
 FILMS_FILE = "films.parquet"
 COLUMNS = 8
@@ -82,11 +85,11 @@ def cast_roles(records: Iterable[Record]) -> list[tuple[str, Record]]:
 
 
 def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_dir: Path | str) -> list[Film]:
-    """Makes the films of the report's focus and of all methods that look, unless they are there already."""
+    """Makes the films of the report's focus and of all methods that need previews, unless they are there already."""
     groups = by_method(records)
-    looking = [entry.method.name for entry in plans if entry.method.looks]
-    focus = focus_of([entry.method.name for entry in plans], looking)
-    chosen = [entry for entry in plans if entry.method.name in (focus, *looking)]
+    traits = {entry.method.name: Traits.of(entry.method) for entry in plans}
+    focus = focus_of(traits)
+    chosen = [entry for entry in plans if traits[entry.method.name].needs_preview or entry.method.name == focus]
     cast = [(entry, role, record) for entry in chosen for role, record in cast_roles(groups.get(entry.method.name, []))]
     films = read_films(out_dir)
     if [(film.uid, film.role) for film in films] == [(record.uid, role) for _, role, record in cast]:
@@ -102,25 +105,38 @@ def shoot(plans: Sequence[Plan], records: Sequence[Record], stage: Stage, out_di
 
 def _play(entry: Plan, cast: Sequence[tuple[Plan, str, Record]], stage: Stage) -> list[Film]:
     jobs = {job.uid: job for job in entry.jobs}
-    watcher = Watcher(entry.method)
-    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=watcher.decide)
+    engine = Engine(stage.backbone, stage.scorers, solver=entry.process.solver, decider=entry.method.decide)
     wanted = [jobs[record.uid] for _, _, record in cast]
+    seen = [Decisions() for _ in wanted]
     episodes: list[Episode] = engine.run(
-        [entry.method.program(stage.backbone, entry.process, job.prompt, job.seed, keep_strip=True) for job in wanted]
+        observed(entry.method.program(stage.backbone, entry.process, job.prompt, job.seed), [own])
+        for job, own in zip(wanted, seen, strict=True)
     )
     return [
-        film_of(entry.method.name, role, record.uid, episode, watcher.terms(episode))
-        for (_, role, record), episode in zip(cast, episodes, strict=True)
+        film_of(role, record, episode, own, stage.backbone, terms_of(entry.method, own, episode))
+        for (_, role, record), episode, own in zip(cast, episodes, seen, strict=True)
     ]
 
 
 def film_of(
-    method: str, role: str, uid: str, episode: Episode, terms: Mapping[str, tuple[float, ...]] | None = None
+    role: str,
+    record: Record,
+    episode: Episode,
+    decisions: Decisions,
+    backbone: Backbone,
+    terms: Mapping[str, tuple[float, ...]],
 ) -> Film:
-    """Pairs each action with what it led to: the preview at the next decision, or the finished picture."""
-    frames = (*(png_bytes(pixels) for pixels in episode.strip), png_bytes(episode.picture.pixels()))
-    preferences = (*episode.preferences[1:], float(episode.picture.look.preference[0]))
-    return Film(uid, method, role, frames, tuple(episode.lane.actions), preferences, terms or {})
+    """Pairs each action with what it led to: the preview at the next decision, or the finished picture.
+
+    A method that decides nothing on the way (an oracle, a whole pipeline) has its last action and the finished picture.
+    """
+    lanes = decisions.lanes_of(episode)[1:]
+    actions = episode.lane.actions[-len(lanes) - 1 :]
+    previews = [preview for preview in previews_of(backbone, lanes) if preview is not None]
+    frames = tuple(png_bytes(pixels) for pixels in (*previews, episode.picture.pixels()))
+    looks = [*(lane.look for lane in lanes), episode.picture.look]
+    preferences = tuple(float("nan") if look is None else float(look.preference[0]) for look in looks)
+    return Film(record.uid, record.method, role, frames, tuple(actions), preferences, terms)
 
 
 def read_films(out_dir: Path | str) -> list[Film]:
@@ -151,18 +167,6 @@ def draw_film(film: Film) -> np.ndarray:
     shown = zip(film.frames, film.actions, film.preferences, strict=True)
     cells = [Cell(_pixels(png), action, preference) for png, action, preference in shown]
     return rendering.draw_film(cells, columns=COLUMNS)
-
-
-def with_words(strip: np.ndarray, words: str, width: int = 190) -> np.ndarray:
-    """A strip, (H, W, 3) uint8, with words in a column of ``width`` pixels to its left, cut where it ends."""
-    font, room = ImageFont.load_default(LETTERS + 1), width - 8
-    lines = [""]
-    for word in words.split():
-        longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) <= room else [*lines, word]
-    column = Image.new("RGB", (width, len(strip)), (255, 255, 255))
-    ImageDraw.Draw(column).multiline_text((2, 2), "\n".join(lines), fill=(32, 33, 36), font=font, spacing=3)
-    return np.concatenate([np.asarray(column), strip], axis=1)
 
 
 def _pixels(png: bytes) -> np.ndarray:

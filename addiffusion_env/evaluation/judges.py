@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers import SCORERS
@@ -39,14 +40,24 @@ class Judgement:
     extra: Mapping[str, float]
 
 
-def check_judges(names: Sequence[str], backbone: str) -> None:
-    """Refuses a judge that cannot read a backbone's pictures, before any is made.
+def choose_judges(names: Sequence[str] | None, backbone: str) -> list[str]:
+    """The judges of an evaluation: those named, or a backbone's own.
 
     Raises:
-        ConfigError: when the emoji detector is to judge another world.
+        ConfigError: for a judge that reads the images of one world alone, and not of this backbone's; before any image
+            is made.
+        UnknownNameError: for a name that is no scorer.
     """
-    if "emoji_detector" in names and backbone != "emoji":
-        raise ConfigError(f"the emoji detector cannot judge pictures of {backbone!r}", "set judges=[hps], or judges=[]")
+    traits = traits_of(backbone)
+    chosen = list(traits.judges if names is None else names)
+    for name in chosen:
+        world = getattr(SCORERS.load(name), "world", "any")
+        if world not in ("any", traits.world):
+            raise ConfigError(
+                f"judge {name!r} reads images of the {world} world and cannot judge those of {backbone!r}",
+                f"set judges=[{', '.join(traits.judges)}], or judges=[]",
+            )
+    return chosen
 
 
 def described(looks: LookScorers, judges: Judges) -> dict[str, str]:

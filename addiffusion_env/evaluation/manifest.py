@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,13 +17,15 @@ from addiffusion_env import __version__
 from addiffusion_env.backbones import fingerprint
 from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.backbones.identity import difference_words
+from addiffusion_env.baselines import named_traits
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import whole_file
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import check_types
 
 MANIFEST_FILE = "evaluation.json"
 PACKAGES = (
@@ -41,10 +43,8 @@ PACKAGES = (
     "torchvision",
     "image-reward",
     "torch-fidelity",
-    "torchmetrics",
     "lpips",
     "openai",
-    "google-genai",
 )
 """What numbers may depend on; those that are not installed are left out of the manifest."""
 
@@ -56,16 +56,25 @@ class MethodEntry:
     Attributes:
         name: unique.
         variant: see :func:`addiffusion_env.evaluation.records.variant_of`.
-        looks: whether it needed previews.
         process: its decision process, as plain values.
         fingerprint: of a learned method's files; empty for others and in older manifests.
+        traits: what tells it apart; ``None`` in manifests from before they were kept.
     """
 
     name: str
     variant: str
-    looks: bool
     process: Mapping[str, Any]
     fingerprint: str = ""
+    traits: Traits | None = None
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> MethodEntry:
+        """An entry of ``evaluation.json``; older ones say only whether it needed previews, under ``looks``."""
+        kept = {key: value for key, value in plain.items() if key != "looks"}
+        if kept.get("traits") is not None:
+            return cls(**{**kept, "traits": Traits.read(kept["traits"])})
+        traits = named_traits(kept["name"])
+        return cls(**{**kept, "traits": replace(traits, needs_preview=plain.get("looks", traits.needs_preview))})
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,11 @@ class Manifest:
     prompt_keys: tuple[str, ...] = ()
 
     @property
+    def traits(self) -> dict[str, Traits]:
+        """Method -> its traits, in order."""
+        return {entry.name: entry.traits or named_traits(entry.name) for entry in self.methods}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """By what uids know the prompts, in their order."""
         return self.prompt_keys or self.prompt_ids
@@ -160,9 +174,9 @@ def write_manifest(
             MethodEntry(
                 plan.method.name,
                 plan.variant,
-                bool(plan.method.looks),
                 json.loads(json.dumps(asdict(plan.process))),  # tuples are lists, as they are read again
                 str(getattr(plan.method, "fingerprint", "")),
+                Traits.of(plan.method),
             )
             for plan in plans
         ),
@@ -194,7 +208,7 @@ def read_manifest(out_dir: Path | str) -> Manifest:
         manifest = Manifest(
             **{
                 **raw,
-                "methods": tuple(MethodEntry(**entry) for entry in raw["methods"]),
+                "methods": tuple(MethodEntry.read(entry) for entry in raw["methods"]),
                 "margins": tuple(MarginEntry(**entry) for entry in raw["margins"]),
                 "prompt_ids": tuple(raw["prompt_ids"]),
                 "prompt_keys": tuple(raw.get("prompt_keys", ())),

@@ -65,7 +65,7 @@ def styles(summary: Summary) -> dict[str, Style]:
     found = {summary.focus: Style(RED, "D", "-")}
     for place, name in enumerate(name for name in curve if name != summary.focus):
         found[name] = Style(RED, "d", LINES[1 + place % (len(LINES) - 1)])
-    others = [row.method for row in summary.methods if row.method not in found and not _plain_fixed(row.method)]
+    others = [row.method for row in summary.methods if row.method not in found and not _plain_fixed(row)]
     for place, name in enumerate(others):
         line = LINES[place // len(PALETTE) % len(LINES)]
         found[name] = Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], line)
@@ -120,7 +120,7 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
     figure, axes = pyplot.subplots(figsize=(WIDTH, 3.9))
     axes.margins(y=0.12)  # room for the numbers of steps below their points
     rows = [row for row in summary.methods if _interval(row, quality) is not None]
-    fixed = sorted((row for row in rows if _plain_fixed(row.method)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
+    fixed = sorted((row for row in rows if _plain_fixed(row)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
     fixed = fixed if len(fixed) > 1 else []  # a band has two ends: one schedule is a point like others
     if fixed:
         x = [_interval(row, cost).estimate for row in fixed]  # type: ignore[union-attr]
@@ -128,9 +128,8 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
         axes.fill_between(x, [b.low for b in bands], [b.high for b in bands], color=GREY, alpha=0.15, linewidth=0)
         axes.plot(x, [b.estimate for b in bands], "-o", color=GREY, markersize=4, label="fixed steps (95 % band)")
         for row, at, band in zip(fixed, x, bands, strict=True):
-            steps = row.method.split(":")[1]
             axes.annotate(
-                steps,
+                str(row.traits.schedule_steps),
                 (at, band.estimate),
                 (0, -14),
                 textcoords="offset points",
@@ -155,13 +154,8 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
 
 def _curve(rows: Sequence[MethodRow], focus: str, cost: str) -> list[MethodRow]:
     """The focus method at all its prices, controls left out, from the cheapest."""
-    stem = focus.rpartition("@")[0]
-    same = [
-        row
-        for row in rows
-        if row.method == focus
-        or (stem and row.method.rpartition("@")[0] == stem and "," not in row.method[len(stem) :])
-    ]
+    curve = next((row.traits.curve for row in rows if row.method == focus), "")
+    same = [row for row in rows if row.method == focus or (curve and row.traits.curve == curve)]
     return sorted(same, key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
 
 
@@ -209,8 +203,9 @@ def _point(axes: Any, row: MethodRow, quality: str, cost: str, style: Style) -> 
     )
 
 
-def _plain_fixed(method: str) -> bool:
-    return method.startswith("fixed:") and "," not in method
+def _plain_fixed(row: MethodRow) -> bool:
+    """Whether it is a point of the line of fixed schedules."""
+    return row.traits.schedule_steps is not None and bool(row.traits.curve)
 
 
 def _interval(row: MethodRow, name: str) -> Interval | None:

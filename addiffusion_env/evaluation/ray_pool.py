@@ -15,6 +15,7 @@ from addiffusion_env.agents.factory import ROLLOUTS
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.baselines.base import Method
+from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, LostWorkerError, RayConfig, import_ray
 from addiffusion_env.engine.faults import Fault, FaultCount
 from addiffusion_env.envs.loading import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
@@ -22,7 +23,6 @@ from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Job, Maker, Making, Plan, Shard, Stage, Work, in_turn, plan
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rollouts.crew import Crew, LostWorkerError, RayConfig, Workplace, import_ray
 
 POLL = 1.0
 """Seconds between two looks at the clock of jobs that do not answer."""
@@ -97,7 +97,7 @@ class Made:
     error: AdDiffusionError | None = None
 
 
-class PictureWorker(Workplace):
+class PictureWorker(BaseWorker):
     """Makes and judges pictures: a process with a stage and a plan of its own, equal to the runner's."""
 
     def setup(
@@ -183,9 +183,9 @@ class RayPool:
         prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
         seeds = list(dict.fromkeys(job.seed for job in jobs))
         arguments = (self._methods, self._settings, self._judges, prompts, seeds, work[0][0].identity)
-        crew = Crew(config, PictureWorker, [arguments] * config.workers, self._settings.device)
-        with closing(crew):
-            yield from _Round(crew, chunks, making).shards()
+        pool = ActorPool(config, PictureWorker, [arguments] * config.workers, self._settings.device)
+        with closing(pool):
+            yield from _Round(pool, chunks, making).shards()
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,11 @@ class Running:
 
 
 class _Round:
-    """One evaluation's chunks going through a crew."""
+    """One evaluation's chunks going through a pool."""
 
-    def __init__(self, crew: Crew, chunks: deque[Chunk], making: Making) -> None:
-        self.crew, self.chunks, self.making = crew, chunks, making
-        self.idle = list(range(len(crew.members)))
+    def __init__(self, pool: ActorPool, chunks: deque[Chunk], making: Making) -> None:
+        self.pool, self.chunks, self.making = pool, chunks, making
+        self.idle = list(range(len(pool.actors)))
         self.running: dict[Any, Running] = {}
         self.trouble: AdDiffusionError | None = None
 
@@ -229,15 +229,15 @@ class _Round:
 
     def _give(self, worker: int, chunk: Chunk) -> None:
         waves = -(-len(chunk.uids) // self.making.lanes)
-        until = time.monotonic() + self.crew.config.timeout * waves
+        until = time.monotonic() + self.pool.config.timeout * waves
         told = replace(self.making, faults=FaultCount(self.making.faults.limit), on_fault=None)
-        ref = self.crew.ask(worker, "make", chunk, told)
+        ref = self.pool.ask(worker, "make", chunk, told)
         self.running[ref] = Running(worker, chunk, until)
 
     def _take(self, ref: Any) -> Shard:
         job = self.running.pop(ref)
         try:
-            made: Made = self.crew.answer(job.worker, ref, job.until)
+            made: Made = self.pool.answer(job.worker, ref, job.until)
         except LostWorkerError as error:
             self._lose(job, error)
             return []
@@ -258,12 +258,12 @@ class _Round:
 
     def _lose(self, job: Running, error: LostWorkerError) -> None:
         chunk = replace(job.chunk, losses=job.chunk.losses + 1)
-        if chunk.losses > self.crew.config.patience:
+        if chunk.losses > self.pool.config.patience:
             self.trouble = self.trouble or WorkerError(
                 f"{chunk.losses} Ray workers were lost over the same {len(chunk.uids)} pictures, the last one {error}",
                 "lower max_lanes, raise rollouts.timeout, or look at /tmp/ray/session_latest/logs",
             )
         else:
             self.chunks.appendleft(chunk)
-        self.crew.replace(job.worker, error)
+        self.pool.replace(job.worker, error)
         self.idle.append(job.worker)

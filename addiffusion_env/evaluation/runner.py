@@ -20,9 +20,9 @@ from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.judges import Judgement, Judges
-from addiffusion_env.evaluation.metrics.usage import Meter
 from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
+from addiffusion_env.profiling import Meter
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import LookScorers
 

@@ -49,6 +49,11 @@ class Table:
     rows: tuple[tuple[str | Figure, ...], ...]
     strong: int | None = None
 
+    @property
+    def has_figures(self) -> bool:
+        """Whether a cell holds a figure."""
+        return any(isinstance(cell, Figure) for row in self.rows for cell in row)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -128,7 +133,7 @@ def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
 def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
     left, right = gain.between
     mixture = left if left == right else f"a mixture of {left} and {right}"
-    beyond = "" if gain.covered else " The constant methods do not reach this cost: their nearest end is taken."
+    beyond = "" if gain.reached else " The constant methods do not reach this cost: their dearest one is taken."
     return (
         f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} minus the strongest constant, {mixture} with "
         f"{summary.primary} {gain.frontier:.3f}: {gain.gain.estimate:+.3f} [{gain.gain.low:+.3f}, "
@@ -232,9 +237,8 @@ def _collapse(summary: Summary) -> Section:
         parts.append(
             f"Utility is preference minus {lost.price:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
             f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); "
-            f"oracle over the constants, "
-            f"choosing by preference: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE, "
-            f"{lost.oracle_correct:.3f} correct (regret {lost.to_oracle:+.3f}). {lost.pictures} pictures."
+            f"oracle over the constants: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE (regret "
+            f"{lost.to_oracle:+.3f})."
         )
     return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from addiffusion_env.evaluation.collapse import Behaviour, Regret, behaviour, regret
+from addiffusion_env.baselines.traits import Traits
+from addiffusion_env.evaluation.collapse import Behaviour, behaviour, regret_in
 from addiffusion_env.evaluation.frontier import FrontierGain, gain_over
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record, by_method
@@ -24,8 +25,9 @@ from addiffusion_env.evaluation.statistics import (
     spearman,
     wilcoxon,
 )
-from addiffusion_env.evaluation.tables import column, focus_of, is_constant, paired
+from addiffusion_env.evaluation.tables import column, focus_of, paired
 from addiffusion_env.seeding import stable_hash
+from addiffusion_env.tabular.regret import Regret
 
 LEVEL = 0.95
 
@@ -36,6 +38,7 @@ class MethodRow:
 
     Attributes:
         method: its name.
+        traits: what tells it apart from others.
         pictures: how many.
         prompts: how many.
         nfe, network_calls, preference, clip_score, seconds: means over prompts with 95 % intervals.
@@ -47,6 +50,7 @@ class MethodRow:
     """
 
     method: str
+    traits: Traits
     pictures: int
     prompts: int
     nfe: Interval
@@ -121,7 +125,7 @@ class Summary:
         non_inferiority: of the focus method to the reference, or ``None``.
         difficulty: rank correlation of the focus method's NFE with the prompts' demands; ``None`` where either has
             one value for all prompts.
-        behaviours: name -> how much it varies over prompts, for every method that is not constant by its name.
+        behaviours: name -> how much it varies over prompts, for every method that is not constant.
         regret: of the focus method, or ``None``.
     """
 
@@ -143,24 +147,26 @@ def summarise(records: Sequence[Record], manifest: Manifest) -> Summary:
     """Computes a report's numbers; the same records give the same numbers."""
     groups = by_method(records)
     primary = "correct" if all(any(r.correct is not None for r in group) for group in groups.values()) else "preference"
-    focus = focus_of(list(groups), [entry.name for entry in manifest.methods if entry.looks])
-    reference = reference_of(list(groups))
-    constants = {name: group for name, group in groups.items() if is_constant(name) and name != focus}
+    known = manifest.traits
+    traits = {name: known[name] for name in groups}
+    focus = focus_of(traits)
+    reference = reference_of(traits)
+    constants = {name: group for name, group in groups.items() if traits[name].constant and name != focus}
     chosen = groups[focus]
     margin = manifest.margins[-1].margin
     return Summary(
         primary=primary,
         focus=focus,
         reference=reference,
-        methods=tuple(method_row(name, group) for name, group in groups.items()),
+        methods=tuple(method_row(name, traits[name], group) for name, group in groups.items()),
         tasks=task_rows(groups),
         pairs=pair_rows(focus, groups, primary),
         frontier=gain_over(chosen, constants, primary, generator("frontier", focus)),
         frontier_seconds=gain_over(chosen, constants, primary, generator("frontier", focus), cost="seconds"),
         non_inferiority=_non_inferiority(chosen, groups, reference, focus, primary, margin),
         difficulty=_difficulty(chosen),
-        behaviours={name: behaviour(group) for name, group in groups.items() if not is_constant(name)},
-        regret=regret(chosen, constants, manifest.price),
+        behaviours={name: behaviour(group) for name, group in groups.items() if not traits[name].constant},
+        regret=regret_in(chosen, constants, manifest.price),
     )
 
 
@@ -169,13 +175,16 @@ def generator(*key: str) -> np.random.Generator:
     return np.random.default_rng(stable_hash("report", *key))
 
 
-def reference_of(names: Sequence[str]) -> str | None:
+def reference_of(traits: Mapping[str, Traits]) -> str | None:
     """The fixed schedule with the most steps."""
-    fixed = [name for name in names if name.startswith("fixed:")]
-    return max(fixed, key=lambda name: int(name.split(":")[1].split(",")[0]), default=None)
+    return max(
+        (name for name, own in traits.items() if own.schedule_steps),
+        key=lambda name: traits[name].schedule_steps or 0,
+        default=None,
+    )
 
 
-def method_row(name: str, records: Sequence[Record]) -> MethodRow:
+def method_row(name: str, traits: Traits, records: Sequence[Record]) -> MethodRow:
     """One method's numbers."""
 
     def mean(of: str) -> Interval:
@@ -184,6 +193,7 @@ def method_row(name: str, records: Sequence[Record]) -> MethodRow:
     verdicts = column(records, "correct")
     return MethodRow(
         method=name,
+        traits=traits,
         pictures=len(records),
         prompts=len({record.prompt_id for record in records}),
         nfe=mean("nfe"),

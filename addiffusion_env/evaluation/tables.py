@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import unknown
 from addiffusion_env.evaluation.records import Record
 
 MEASURES = ("nfe", "network_calls", "decisions", "refinements", "preference", "clip_score", "correct", "seconds")
 """The numbers of every record; further scorers are measures by their own names."""
-
-
-CONSTANT = ("fixed:", "stop:", "lcm:", "turbo:", "sag:", "attend_excite:")
-"""How the names of methods begin that do the same for every prompt."""
 
 
 def measure(record: Record, name: str) -> float:
@@ -55,33 +52,26 @@ def paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tupl
     return np.array([one[key] for key in keys]), np.array([two[key] for key in keys])
 
 
-def focus_of(names: Sequence[str], looking: Sequence[str]) -> str:
+def focus_of(traits: Mapping[str, Traits]) -> str:
     """The method that a report is about.
 
     Args:
-        names: all methods, in order; at least one.
-        looking: those that look at previews.
+        traits: of all methods by name, in order; at least one.
 
     Returns:
-        The first policy, else the first that looks, else the first that is not constant, else the first. An oracle
-        is a bound, no method to use: it is chosen when there is nothing else.
+        The first that was trained, else the first that needs previews, else the first that is not constant, else the
+        first. An oracle is a bound, no method to use: it is chosen when there is nothing else.
 
-    >>> focus_of(["fixed:4", "random:0.1", "policy:emoji@0.01"], [])
-    'policy:emoji@0.01'
+    >>> focus_of({"fixed:4": Traits(constant=True), "random:0.1": Traits(), "mine": Traits(learned=True)})
+    'mine'
     """
-    names = [name for name in names if not name.startswith("oracle_stop:")] or list(names)
-    policies = [name for name in names if name.startswith("policy")]
-    varying = [name for name in names if not is_constant(name)]
-    return (policies or [name for name in names if name in looking] or varying or list(names))[0]
+    usable = {name: own for name, own in traits.items() if not own.bound} or traits
+    ranked = sorted(usable, key=lambda name: _rank(usable[name]))  # stable: of equals the first
+    return ranked[0]
 
 
-def is_constant(method: str) -> bool:
-    """Whether a method does the same for every prompt, by its name.
-
-    >>> is_constant("fixed:8"), is_constant("prompt_rule:8,6")
-    (True, False)
-    """
-    return method.startswith(CONSTANT)
+def _rank(traits: Traits) -> int:
+    return 0 if traits.learned else 1 if traits.needs_preview else 3 if traits.constant else 2
 
 
 def common(groups: Sequence[Sequence[Record]]) -> list[list[Record]]:

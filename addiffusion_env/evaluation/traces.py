@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,44 +10,26 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Lane
-from addiffusion_env.engine.requests import Decide
-from addiffusion_env.envs.framing import similarity
+from addiffusion_env.engine.observers import Decisions
 from addiffusion_env.rewards.base import Transition
 from addiffusion_env.rewards.composite import Reward, make_reward
-from addiffusion_env.scorers.look import Look
+from addiffusion_env.scorers.look_batch import LookBatch
 
 
-@dataclass
-class Watcher:
-    """A method's decisions, passed on and remembered.
+def terms_of(method: Method, decisions: Decisions, episode: Episode) -> dict[str, tuple[float, ...]]:
+    """Reward term -> what each action of a finished episode was paid.
 
-    Attributes:
-        method: whose they are.
-        seen: (prompt id, seed) -> the lane at each of its decisions.
+    None for a method that has no reward, or needs no previews: rewards are paid by preview scores.
+
+    Args:
+        method: whose episode it was.
+        decisions: kept of it.
+        episode: as it ended.
     """
-
-    method: Method
-    seen: dict[tuple[str, int], list[Lane]] = field(default_factory=dict)
-
-    def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """As the method decides."""
-        for request in requests:
-            lane = request.lane
-            self.seen.setdefault((lane.prompt.prompt_id, lane.seed), []).append(lane)
-        return self.method.decide(requests)
-
-    def terms(self, episode: Episode) -> dict[str, tuple[float, ...]]:
-        """Reward term -> what each action of a finished episode was paid.
-
-        None for a method that has no reward, or looks at no previews: rewards are paid by looks. Scores are
-        scaled as on a table of tries, by 1: the pooled deviations of live training are the trainer's.
-        """
-        if not isinstance(self.method, LearnedMethod) or not self.method.looks:
-            return {}
-        lane = episode.lane
-        lanes = [*self.seen[lane.prompt.prompt_id, lane.seed], lane]
-        reward = make_reward(self.method.config.environment.get("reward", "default"))
-        return traced(lanes, reward, self.method.price)
+    if not isinstance(method, LearnedMethod) or not method.needs_preview:
+        return {}
+    reward = make_reward(method.config.environment.get("reward", "default"))
+    return traced([*decisions.lanes_of(episode), episode.lane], reward, method.price)
 
 
 def traced(lanes: Sequence[Lane], reward: Reward, price: float) -> dict[str, tuple[float, ...]]:
@@ -61,22 +42,14 @@ def traced(lanes: Sequence[Lane], reward: Reward, price: float) -> dict[str, tup
     """
     before, after = [lane.look for lane in lanes[:-1]], [lane.look for lane in lanes[1:]]
     moves = len(lanes) - 1
-    transition = Transition(
-        clip_before=_column(before, "clip_score"),
-        clip_after=_column(after, "clip_score"),
-        preference_before=_column(before, "preference"),
-        preference_after=_column(after, "preference"),
+    transition = Transition.of(
+        LookBatch.of(before),
+        LookBatch.of(after),
         clip_text=np.stack([look.clip_text[0] for look in after if look is not None]),
-        dino_similarity=np.array([similarity(now, then) for now, then in zip(after, before, strict=True)]),
         nfe=np.diff([lane.nfe for lane in lanes]),
         price=np.full(moves, price),
         action=np.array(lanes[-1].actions),
         terminal=np.arange(moves) == moves - 1,
-        reference=np.full(moves, np.nan),
     )
     _, parts = reward(transition)
     return {name: tuple(np.nan_to_num(values).tolist()) for name, values in parts.items() if np.any(values != 0)}
-
-
-def _column(looks: Sequence[Look | None], name: str) -> np.ndarray:
-    return np.array([float(getattr(look, name)[0]) if look is not None else np.nan for look in looks])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
+from addiffusion_env.observations import FEATURES
 from addiffusion_env.observations.frame import LOG_SNR_RANGE, Frame
 
 TIMESTEP_DIM = 128
@@ -21,6 +23,8 @@ QUALITY = (
     "refinements_used",
 )
 """The eight quality numbers, in order."""
+UTILITY = "utility"
+"""Stands for the scorers behind ``refine.liking``, which depend on its settings."""
 
 
 @dataclass(frozen=True)
@@ -36,121 +40,209 @@ class Widths:
     features: int = 0
 
 
-@dataclass(frozen=True)
 class Feature:
-    """One key of the observation.
+    """One key of the observation: a subclass and its line in :data:`FEATURES`.
 
     Attributes:
-        dim: length.
-        make: (B, dim) float32 in [low, 1] from a frame.
-        low: lower bound; the upper is 1.
-        looks: whether it shows what scorers said of a preview, which must then be decoded.
+        low: lower bound of its numbers; the upper is 1.
+        needs_preview: whether it shows what scorers say of previews, which must then be decoded and scored at each
+            decision.
+        needs_features: whether it needs the denoiser's own features, which not every backbone has.
+        shows: the scorers whose scores it shows, by their part in :class:`.LookScorers`; :data:`UTILITY` stands for
+            those of ``refine.liking``.
     """
 
-    dim: Callable[[Widths], int]
-    make: Callable[[Frame], np.ndarray]
-    low: float = -1.0
-    looks: bool = False
+    low: ClassVar[float] = -1.0
+    needs_preview: ClassVar[bool] = False
+    needs_features: ClassVar[bool] = False
+    shows: ClassVar[tuple[str, ...]] = ()
+
+    def width(self, widths: Widths) -> int:
+        """Its length."""
+        raise NotImplementedError
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """(B, width) in [low, 1] from a frame of B lanes."""
+        raise NotImplementedError
 
 
-def clip(frame: Frame) -> np.ndarray:
-    """Image and text embedding, unit length each, side by side: (B, 2 D)."""
-    return np.concatenate([frame.clip_image, frame.clip_text], axis=1)
+class Clip(Feature):
+    """CLIP embeddings of preview and prompt, unit length each, side by side: (B, 2 D)."""
+
+    needs_preview = True
+    shows = ("clip",)
+
+    def width(self, widths: Widths) -> int:
+        """Two embeddings."""
+        return 2 * widths.clip
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """Image, then text."""
+        return np.concatenate([frame.clip_image, frame.clip_text], axis=1)
 
 
-def timestep(frame: Frame) -> np.ndarray:
+class Timestep(Feature):
     """128 sinusoids of the log-SNR position: (B, 128).
 
     The position u in [0, 1] is linear in log-SNR; frequencies rise geometrically from half a turn over the whole way
     to 32 turns, so that near steps of a 50-step schedule differ and far ones do not alias.
     """
-    low, high = LOG_SNR_RANGE
-    position = (np.clip(frame.log_snr, low, high) - low) / (high - low)
-    frequencies = np.pi * np.geomspace(1, 64, TIMESTEP_DIM // 2)
-    angles = position[:, None] * frequencies
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    def width(self, widths: Widths) -> int:
+        """128."""
+        return TIMESTEP_DIM
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """Sines, then cosines."""
+        low, high = LOG_SNR_RANGE
+        position = (np.clip(frame.log_snr, low, high) - low) / (high - low)
+        frequencies = np.pi * np.geomspace(1, 64, TIMESTEP_DIM // 2)
+        angles = position[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def quality(frame: Frame) -> np.ndarray:
+class Quality(Feature):
     """The eight numbers of :data:`QUALITY`: (B, 8). Scores in standard deviations are squashed by tanh(x / 2)."""
-    return np.stack(
-        [
-            frame.clip_score,
-            frame.clip_score - frame.clip_before,
-            np.tanh(frame.preference / 2),
-            np.tanh((frame.preference - frame.preference_before) / 2),
-            frame.dino_similarity,
-            frame.x0_change,
-            frame.budget,
-            frame.refinements,
-        ],
-        axis=1,
-    )
+
+    needs_preview = True
+    shows = ("preference", "clip", "dino")
+
+    def width(self, widths: Widths) -> int:
+        """8."""
+        return len(QUALITY)
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """In the order of :data:`QUALITY`."""
+        return np.stack(
+            [
+                frame.clip_score,
+                frame.clip_score - frame.clip_before,
+                np.tanh(frame.preference / 2),
+                np.tanh((frame.preference - frame.preference_before) / 2),
+                frame.dino_similarity,
+                frame.x0_change,
+                frame.budget,
+                frame.refinements,
+            ],
+            axis=1,
+        )
 
 
-def price(frame: Frame) -> np.ndarray:
+class Price(Feature):
     """The episode's NFE price over the highest that is drawn: (B, 1) in [0, 1]."""
-    return frame.price[:, None]
+
+    low = 0.0
+
+    def width(self, widths: Widths) -> int:
+        """1."""
+        return 1
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """As the frame has it."""
+        return frame.price[:, None]
 
 
-def tries(frame: Frame) -> np.ndarray:
-    """How much the best finished picture so far is liked, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
-    return np.stack([np.tanh(frame.best_liking / 2), frame.has_best], axis=1)
+class Tries(Feature):
+    """How much the best finished image so far is liked, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
+
+    shows = (UTILITY,)
+
+    def width(self, widths: Widths) -> int:
+        """2."""
+        return 2
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """Liking, then 0 or 1."""
+        return np.stack([np.tanh(frame.best_liking / 2), frame.has_best], axis=1)
 
 
-def belief(frame: Frame) -> np.ndarray:
-    """How far the picture, and the best of earlier tries, is believed to be right: (B, 4).
+class Belief(Feature):
+    """How far the image, and the best of earlier attempts, is believed to be correct: (B, 4).
 
     With a belief as liking, its log-odds x of both as 2 / (1 + exp(-x)) - 1, which tells chances apart in the middle,
-    and as tanh(x / 8), which tells .98 from .999; 0 without a picture.
+    and as tanh(x / 8), which tells .98 from .999; 0 without an image.
     """
-    odds = np.stack([frame.liking, frame.best_liking], axis=1)
-    return np.concatenate([np.tanh(odds / 2), np.tanh(odds / 8)], axis=1)
+
+    needs_preview = True
+    shows = (UTILITY,)
+
+    def width(self, widths: Widths) -> int:
+        """4."""
+        return 4
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """Both in the first way, then both in the second."""
+        odds = np.stack([frame.liking, frame.best_liking], axis=1)
+        return np.concatenate([np.tanh(odds / 2), np.tanh(odds / 8)], axis=1)
 
 
-def checked(frame: Frame) -> np.ndarray:
-    """The same of finished pictures alone, which are looked at anyhow (``check_finished``): no preview is: (B, 4)."""
-    return belief(replace(frame, liking=frame.liking * frame.finished))
+class Checked(Belief):
+    """The same of finished images alone, which are scored anyhow (``check_finished``), and of no preview: (B, 4)."""
+
+    needs_preview = False
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """As :class:`Belief`, with 0 for previews."""
+        return super().make(replace(frame, liking=frame.liking * frame.finished))
 
 
-def phrases(frame: Frame) -> np.ndarray:
+class Phrases(Feature):
     """What the last refinement's phrase maps said: (B, 3) in [0, 1]."""
-    return frame.evidence
+
+    low = 0.0
+
+    def width(self, widths: Widths) -> int:
+        """3."""
+        return 3
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """As the frame has it."""
+        return frame.evidence
 
 
-def features(frame: Frame) -> np.ndarray:
+class DenoiserFeatures(Feature):
     """The denoiser's own view: (B, F), each row standardised over its channels and squashed by tanh(x / 2).
 
-    By itself alone: no running statistics, so that a lane is seen alike in every batch and every process.
+    Each row by itself: no running statistics, so that a lane is seen alike in every batch and every process.
     """
-    spread = frame.features.std(axis=1, keepdims=True)
-    return np.tanh((frame.features - frame.features.mean(axis=1, keepdims=True)) / (2 * np.maximum(spread, 1e-6)))
+
+    needs_features = True
+
+    def width(self, widths: Widths) -> int:
+        """The denoiser's."""
+        return widths.features
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """Standardised, squashed."""
+        spread = frame.features.std(axis=1, keepdims=True)
+        return np.tanh((frame.features - frame.features.mean(axis=1, keepdims=True)) / (2 * np.maximum(spread, 1e-6)))
 
 
-def spent(frame: Frame) -> np.ndarray:
-    """Share of the budget spent, refinements used, relative change of x0: (B, 3) in [0, 1], known without a look."""
-    return np.stack([frame.budget, frame.refinements, frame.x0_change], axis=1)
+class Spent(Feature):
+    """Share of the budget spent, refinements used, relative change of x0: (B, 3) in [0, 1], known without a preview."""
+
+    low = 0.0
+
+    def width(self, widths: Widths) -> int:
+        """3."""
+        return 3
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """In that order."""
+        return np.stack([frame.budget, frame.refinements, frame.x0_change], axis=1)
 
 
-def prompt(frame: Frame) -> np.ndarray:
-    """CLIP embedding of the prompt, unit length: (B, D); encoded once a prompt."""
-    return frame.clip_text
+class PromptEmbedding(Feature):
+    """CLIP embedding of the prompt, unit length: (B, D); encoded once a prompt. It is no score of an image."""
 
+    def width(self, widths: Widths) -> int:
+        """One embedding."""
+        return widths.clip
 
-FEATURES: dict[str, Feature] = {
-    "clip": Feature(lambda widths: 2 * widths.clip, clip, looks=True),
-    "timestep": Feature(lambda widths: TIMESTEP_DIM, timestep),
-    "quality": Feature(lambda widths: len(QUALITY), quality, looks=True),
-    "price": Feature(lambda widths: 1, price, low=0.0),
-    "tries": Feature(lambda widths: 2, tries),
-    "belief": Feature(lambda widths: 4, belief, looks=True),
-    "checked": Feature(lambda widths: 4, checked),
-    "phrases": Feature(lambda widths: 3, phrases, low=0.0),
-    "features": Feature(lambda widths: widths.features, features),
-    "spent": Feature(lambda widths: 3, spent, low=0.0),
-    "prompt": Feature(lambda widths: widths.clip, prompt),
-}
-"""Key -> feature. A new observation is one entry."""
+    def make(self, frame: Frame) -> np.ndarray:
+        """As the frame has it."""
+        return frame.clip_text
+
 
 STANDARD_KEYS = ("clip", "timestep", "quality")
 
@@ -163,10 +255,33 @@ OBSERVATION_PRESETS = {
 ``denoiser_checked`` adds what the scorers said of finished pictures, where the process looks at those."""
 
 
-def sees_previews(keys: Sequence[str]) -> bool:
+def features_of(keys: Sequence[str]) -> dict[str, Feature]:
+    """Key -> feature.
+
+    Raises:
+        UnknownNameError: for an unknown key.
+    """
+    return {key: FEATURES.load(key)() for key in keys}
+
+
+def needs_preview(keys: Sequence[str]) -> bool:
     """Whether an observation of these keys needs a preview to be decoded and scored at each decision.
 
-    >>> sees_previews(["timestep", "quality"]), sees_previews(OBSERVATION_PRESETS["denoiser"])
+    >>> needs_preview(["timestep", "quality"]), needs_preview(OBSERVATION_PRESETS["denoiser"])
     (True, False)
     """
-    return any(FEATURES[key].looks for key in keys)
+    return any(feature.needs_preview for feature in features_of(keys).values())
+
+
+def parts_shown(keys: Sequence[str], utility: Sequence[str]) -> tuple[str, ...]:
+    """The scorers whose scores an observation of these keys shows, by their part in :class:`.LookScorers`.
+
+    Args:
+        keys: of the observation.
+        utility: the scorers behind ``refine.liking``.
+
+    >>> parts_shown(["timestep", "tries"], ("preference", "clip")), parts_shown(OBSERVATION_PRESETS["denoiser"], ())
+    (('preference', 'clip'), ())
+    """
+    parts = [part for feature in features_of(keys).values() for part in feature.shows]
+    return tuple(dict.fromkeys(p for part in parts for p in (utility if part == UTILITY else (part,))))

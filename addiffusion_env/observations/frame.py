@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from addiffusion_env.scorers.look_batch import LookBatch
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -51,6 +53,19 @@ class Frame:
     evidence: np.ndarray
     features: np.ndarray
     finished: np.ndarray
+
+    @classmethod
+    def of(cls, now: LookBatch, before: LookBatch, **others: np.ndarray) -> Frame:
+        """From the looks at a decision and at the one before; ``others`` are the attributes that no look tells."""
+        return cls(
+            clip_image=now.look.clip_image,
+            clip_score=now.score("clip_score"),
+            clip_before=before.score("clip_score"),
+            preference=now.score("preference"),
+            preference_before=before.score("preference"),
+            dino_similarity=now.similarity(before),
+            **others,
+        )
 
 
 LOG_SNR_RANGE = (-4.0, 6.0)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium import spaces
 
-from addiffusion_env.errors import CapabilityError, unknown
-from addiffusion_env.observations.features import FEATURES, STANDARD_KEYS, Widths
+from addiffusion_env.errors import CapabilityError
+from addiffusion_env.observations.features import STANDARD_KEYS, Widths, features_of
 from addiffusion_env.observations.frame import Frame
 
 
@@ -31,21 +31,27 @@ class Observer:
     """
 
     def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS, feature_dim: int = 0) -> None:
-        for key in keys:
-            if key not in FEATURES:
-                raise unknown("observation key", key, FEATURES)
-        if "features" in keys and not feature_dim:
+        self._features = features_of(keys)
+        needy = [key for key, feature in self._features.items() if feature.needs_features]
+        if needy and not feature_dim:
             raise CapabilityError(
-                "the observation key 'features' needs a denoiser with a middle block, and tables that were recorded "
+                f"the observation key {needy[0]!r} needs a denoiser with a middle block, and tables that were recorded "
                 "with it: there is none here",
-                "leave 'features' out of observation_keys, or record the table with features=True",
+                f"leave {needy[0]!r} out of observation_keys, or record the table with features=True",
             )
         self.keys = tuple(keys)
-        self.widths = {key: FEATURES[key].dim(Widths(clip_dim, feature_dim)) for key in self.keys}
+        widths = Widths(clip_dim, feature_dim)
+        self.widths = {key: feature.width(widths) for key, feature in self._features.items()}
         self.space = spaces.Dict(
-            {key: spaces.Box(FEATURES[key].low, 1.0, (self.widths[key],), np.float32) for key in self.keys}
+            {
+                key: spaces.Box(feature.low, 1.0, (self.widths[key],), np.float32)
+                for key, feature in self._features.items()
+            }
         )
 
     def observe(self, frame: Frame) -> dict[str, np.ndarray]:
         """(B, dim) float32 for each key, clipped to the space."""
-        return {key: np.clip(FEATURES[key].make(frame), FEATURES[key].low, 1.0).astype(np.float32) for key in self.keys}
+        return {
+            key: np.clip(feature.make(frame), feature.low, 1.0).astype(np.float32)
+            for key, feature in self._features.items()
+        }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import ClassVar
 
 import numpy as np
 
-from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.scorers.look_batch import LookBatch
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,51 @@ class Transition:
     reference: np.ndarray
 
     @classmethod
-    def cat(cls, parts: Sequence[Transition]) -> Transition:
-        """The lanes of several transitions, one after the other."""
-        names = (item.name for item in fields(cls))
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    def of(
+        cls,
+        before: LookBatch,
+        after: LookBatch,
+        clip_text: np.ndarray,
+        nfe: np.ndarray,
+        price: np.ndarray,
+        action: np.ndarray,
+        terminal: np.ndarray,
+        reference: np.ndarray | None = None,
+    ) -> Transition:
+        """From the looks before and after a step; see the class for the others. ``None`` is no reference."""
+        nothing = float("nan")
+        return cls(
+            clip_before=before.score("clip_score", nothing),
+            clip_after=after.score("clip_score", nothing),
+            preference_before=before.score("preference", nothing),
+            preference_after=after.score("preference", nothing),
+            dino_similarity=after.similarity(before),
+            clip_text=clip_text,
+            nfe=nfe,
+            price=price,
+            action=action,
+            terminal=terminal,
+            reference=np.full(len(nfe), nothing) if reference is None else reference,
+        )
 
     def rows(self, places: Sequence[int]) -> Transition:
         """Some of its lanes, in that order."""
         return Transition(**{item.name: getattr(self, item.name)[list(places)] for item in fields(self)})
 
 
-class RewardTerm(Protocol):
-    """One named term. Plain functions of this form are registered in ``rewards.TERMS``."""
+class RewardTerm:
+    """One named term of a reward: a subclass and its line in ``rewards.TERMS``. A dataclass's fields are its settings.
 
-    def __call__(self, transition: Transition, scale: PooledScale, **settings: Any) -> np.ndarray:
+    Attributes:
+        needs_preview: whether it compares previews, which must then be decoded and scored at each decision; ``False``
+            for a term that reads finished images alone, or no score at all.
+        pays_by: the scorers that it pays by, by their part in :class:`.LookScorers`: they cannot judge a policy that
+            is paid by it.
+    """
+
+    needs_preview: ClassVar[bool] = True
+    pays_by: ClassVar[Sequence[str]] = ("preference", "clip", "dino")
+
+    def __call__(self, transition: Transition) -> np.ndarray:
         """(B,) values in the term's own unit, before its weight."""
+        raise NotImplementedError

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.rewards.base import RewardTerm, Transition
 
 
-def dino_stability(transition: Transition, scale: PooledScale) -> np.ndarray:
+class DinoStability(RewardTerm):
     """DINO cosine between the pictures before and after, in [-1, 1].
 
     As a reward it pays for idling (about +0.75 a step), so presets but ``as_published`` give it weight 0.
     """
-    return transition.dino_similarity
+
+    pays_by = ("dino",)
+
+    def __call__(self, transition: Transition) -> np.ndarray:
+        """As the transition has it."""
+        return transition.dino_similarity

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.rewards.base import RewardTerm, Transition
 
 
-def clip_gain(transition: Transition, scale: PooledScale, gamma: float = 1.0, telescopes: float = 1.0) -> np.ndarray:
-    """Gain of the CLIP cosine over the step, in pooled standard deviations of the cosine."""
-    return _gain(transition.clip_before, transition.clip_after, transition, scale.std("clip"), gamma, telescopes)
+@dataclass(frozen=True)
+class Gain(RewardTerm):
+    """Gain of a score over the step, divided by ``std``; subclasses say which score.
+
+    Attributes:
+        gamma: discount of the potential.
+        telescopes: whether the gains of an episode sum to 0, see :func:`_gain`.
+        std: what one unit is; the score's standard deviation over images for a gain in standard deviations. A
+            constant, so that every process and every restart pays the same.
+    """
+
+    gamma: float = 1.0
+    telescopes: float = 1.0
+    std: float = 1.0
+
+    def _of(self, transition: Transition, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        return _gain(before, after, transition, self.std, self.gamma, self.telescopes)
 
 
-def preference_gain(
-    transition: Transition, scale: PooledScale, gamma: float = 1.0, telescopes: float = 1.0
-) -> np.ndarray:
-    """Gain of the preference score over the step, in pooled standard deviations of the score."""
-    before, after = transition.preference_before, transition.preference_after
-    return _gain(before, after, transition, scale.std("preference"), gamma, telescopes)
+@dataclass(frozen=True)
+class ClipGain(Gain):
+    """Gain of the CLIP cosine over the step, divided by ``std`` (0.1 in the emoji world)."""
+
+    pays_by = ("clip",)
+
+    def __call__(self, transition: Transition) -> np.ndarray:
+        """From the decision before to this one."""
+        return self._of(transition, transition.clip_before, transition.clip_after)
+
+
+@dataclass(frozen=True)
+class PreferenceGain(Gain):
+    """Gain of the preference score, which is in standard deviations already."""
+
+    pays_by = ("preference",)
+
+    def __call__(self, transition: Transition) -> np.ndarray:
+        """From the decision before to this one."""
+        return self._of(transition, transition.preference_before, transition.preference_after)
 
 
 def _gain(

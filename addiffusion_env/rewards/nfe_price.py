@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.rewards.base import RewardTerm, Transition
 
 
-def nfe_price(transition: Transition, scale: PooledScale) -> np.ndarray:
+class NfePrice(RewardTerm):
     """Minus the NFE that the action spent (landing, refinement and re-noising included) times the episode's price."""
-    return -transition.price * transition.nfe
+
+    needs_preview = False
+    pays_by = ()
+
+    def __call__(self, transition: Transition) -> np.ndarray:
+        """0 or less."""
+        return -transition.price * transition.nfe

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.normalisation import PooledScale
+from addiffusion_env.rewards.base import RewardTerm, Transition
 from addiffusion_env.scorers.liking import Liking
 
 
-def terminal_bonus(
-    transition: Transition,
-    scale: PooledScale,
-    centre: float = 0.0,
-    width: float = 0.0,
-    relative: float = 0.0,
-    clip_weight: float = 0.0,
-    clip_centre: float = 0.0,
-    clip_scale: float = 1.0,
-    belief: str | None = None,
-) -> np.ndarray:
+@dataclass(frozen=True)
+class TerminalBonus(RewardTerm):
     """How much the finished, fully decoded picture is liked; 0 before the end.
 
-    Args:
-        transition: the step.
-        scale: unused; the preference scorer is already in standard deviations.
+    Attributes:
         centre: where a saturating bonus is worth one half.
         width: 0 pays the liking itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
             in [0, 1], which behaves like a probability of being right and stops paying for what is good enough.
@@ -33,12 +23,35 @@ def terminal_bonus(
         clip_centre: the same.
         clip_scale: the same.
         belief: the same; with ``centre=0, width=1`` the bonus is the chance of being right that it gives.
+        liking: what these four make.
     """
-    liking = Liking(clip_weight, clip_centre, clip_scale, belief)
-    scores = (transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
-    value = liking(*scores, transition.clip_text)
-    if relative:
-        value = value - transition.reference
-    if width > 0:
-        value = 1 / (1 + np.exp(-(value - centre) / width))
-    return np.where(transition.terminal, value, 0.0)
+
+    centre: float = 0.0
+    width: float = 0.0
+    relative: float = 0.0
+    clip_weight: float = 0.0
+    clip_centre: float = 0.0
+    clip_scale: float = 1.0
+    belief: str | None = None
+    liking: Liking = field(init=False, repr=False)
+
+    needs_preview = False
+
+    def __post_init__(self) -> None:
+        liking = Liking(self.clip_weight, self.clip_centre, self.clip_scale, self.belief)
+        object.__setattr__(self, "liking", liking)
+
+    @property
+    def pays_by(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The scorers that its liking reads."""
+        return self.liking.parts
+
+    def __call__(self, transition: Transition) -> np.ndarray:
+        """The bonus where the episode ends."""
+        scores = (transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
+        value = self.liking(*scores, transition.clip_text)
+        if self.relative:
+            value = value - transition.reference
+        if self.width > 0:
+            value = 1 / (1 + np.exp(-(value - self.centre) / self.width))
+        return np.where(transition.terminal, value, 0.0)

@@ -69,7 +69,13 @@ class Scorer(Identified, ABC):
 
     @abstractmethod
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Scores (B, 3, H, W) pictures in [-1, 1] against ``B`` prompts; returns (B,) float32 on the CPU."""
+        """Scores (B, 3, H, W) pictures in [-1, 1] against ``B`` prompts; returns (B,) float32 on the CPU.
+
+        Raises:
+            ImageRangeError: for pictures of the wrong shape, type or range.
+            PromptError: when there is not one prompt a picture.
+            NumericsError: when a score is not finite.
+        """
 
 
 class Embedder(Identified, ABC):

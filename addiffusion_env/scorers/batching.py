@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
 from addiffusion_env.errors import AdDiffusionError, ConfigError, NumericsError, PromptError, ScorerError
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import check_images
-
-Value = TypeVar("Value")
+from addiffusion_env.scorers.base import Scorer, check_images
 
 CHUNK = 64
 """Pictures a forward pass: enough to fill a GPU with a ViT-L, little enough to fit beside a diffusion model."""
@@ -105,31 +103,23 @@ def named(scorer: str) -> Iterator[str]:
         ) from error
 
 
-class LruCache(Generic[Value]):
-    """A mapping from texts that forgets the least recently used one beyond ``capacity``.
+class ModelScorer(Scorer):
+    """A scorer whose model takes a few images and texts at a time.
 
-    >>> cache = LruCache(2)
-    >>> for key in "aba": cache[key] = key.upper()
-    >>> cache["c"] = "C"
-    >>> cache.get("a"), cache.get("b")
-    ('A', None)
+    Attributes:
+        label: which model this is; empty where there is one only.
+        chunk: images a forward pass.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._items: OrderedDict[str, Value] = OrderedDict()
+    label: str = ""
+    chunk: int = CHUNK
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """See :meth:`.Scorer.score`."""
+        texts = check_pairs(images, prompts)
+        scores = in_chunks(self._score, images, texts, size=self.chunk)
+        return require_finite(scores, f"{self.name} ({self.label})" if self.label else self.name, texts)
 
-    def __setitem__(self, key: str, value: Value) -> None:
-        self._items[key] = value
-        self._items.move_to_end(key)
-        while len(self._items) > self.capacity:
-            self._items.popitem(last=False)
-
-    def get(self, key: str) -> Value | None:
-        """The value of ``key``, which becomes the most recently used, or ``None``."""
-        if key in self._items:
-            self._items.move_to_end(key)
-        return self._items.get(key)
+    @abstractmethod
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """(b, 3, H, W) images in [-1, 1] and ``b`` texts -> (b,) scores, without gradients, on any device."""

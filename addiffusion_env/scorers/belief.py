@@ -6,7 +6,7 @@ scores fall into two groups, right and wrong. A mixture of two linear regression
 mixing weight a logistic regression on the same (a mixture of experts: Jordan and Jacobs 1994, Neural Computation 6),
 finds both groups by expectation maximisation and gives every picture its posterior odds.
 
-Fitted by ``python -m addiffusion_env.rollouts.fit_belief TABLE OUT`` on a table of tries, from scores alone.
+Fitted by ``python -m addiffusion_env.tabular.fit_calibrator TABLE OUT`` on a table of attempts, from scores alone.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Belief:
             return cls(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
             raise WeightsError(
-                f"no belief in {path}: {error}", "fit one: addiffusion_env.rollouts.fit_belief"
+                f"no belief in {path}: {error}", "fit one: addiffusion_env.tabular.fit_calibrator"
             ) from error
 
 

@@ -11,16 +11,15 @@ from torch import nn
 
 from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
+from addiffusion_env.hub import folder_of
+from addiffusion_env.scorers.batching import CHUNK, ModelScorer
 from addiffusion_env.scorers.grounded import GroundedEncoder
-from addiffusion_env.scorers.hub import folder_of, load_transformers
 from addiffusion_env.scorers.preprocess import Preprocess
-from addiffusion_env.scorers.tokens import beside_or_inside, load_transformers_tokenizer, wrap_transformers
+from addiffusion_env.scorers.tokens import Tokenizer, beside_or_inside, load_transformers_tokenizer
+from addiffusion_env.scorers.weights import load_transformers
 
 
-class BlipPreferenceScorer(Scorer):
+class BlipPreferenceScorer(ModelScorer):
     """How well a picture fits its prompt and how clean it is, in standard deviations.
 
     A transformers ``BlipForImageTextRetrieval`` whose matching head was trained on rankings (of two scenes that
@@ -86,24 +85,13 @@ class BlipPreferenceScorer(Scorer):
         if place is None:
             raise WeightsError(f"no tokenizer in {folder} or beside it", "pass tokenizer=FOLDER")
         text = model.config.text_config
-        tokens = wrap_transformers(load_transformers_tokenizer(place), int(text.max_position_embeddings))
+        tokens = Tokenizer(load_transformers_tokenizer(place), int(text.max_position_embeddings))
         size = int(model.config.vision_config.image_size)
         encoder = GroundedEncoder(
             model.vision_model, model.text_encoder, tokens, Preprocess(size=size), device=device, dtype=dtype
         )
         return cls(encoder, model.itm_head, float(mean), float(std), folder.name)
 
-    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations.
-
-        Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            NumericsError: when a score is not finite.
-        """
-        texts = check_pairs(images, prompts)
-        scores = in_chunks(self._standardised, images, texts, size=self.chunk)
-        return require_finite(scores, f"{self.name} ({self.label})", texts)
-
-    def _standardised(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         logits = self.head(self.encoder(images, texts))
         return (logits[:, 1] - logits[:, 0] - self.mean) / self.std

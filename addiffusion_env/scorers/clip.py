@@ -13,24 +13,15 @@ from torch import nn
 
 from addiffusion_env.backbones.fingerprint import versions_of
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
+from addiffusion_env.hub import ask_hub, cached, file_in, looks_like_path, read_json, reason_of, unavailable
+from addiffusion_env.lru import LruCache
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Embedder, Scorer, check_images
-from addiffusion_env.scorers.batching import CHUNK, LruCache, check_pairs, in_chunks, require_finite, texts_of
+from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite, texts_of
 from addiffusion_env.scorers.class_token import keep_class_token
-from addiffusion_env.scorers.hub import (
-    ask_hub,
-    cached,
-    file_in,
-    load_strict,
-    looks_like_path,
-    read_json,
-    read_state_dict,
-    reason_of,
-    some,
-    unavailable,
-)
 from addiffusion_env.scorers.preprocess import Preprocess, side_of
 from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
+from addiffusion_env.scorers.weights import load_strict, read_state_dict, some
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
@@ -168,12 +159,7 @@ class ClipScorer(Scorer, Embedder):
         return require_finite(cosines, f"{self.name} ({self.label})", texts_of(prompts))
 
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) cosines in [-1, 1].
-
-        Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            NumericsError: when a cosine is not finite.
-        """
+        """See :meth:`.Scorer.score`; cosines in [-1, 1]."""
         check_pairs(images, prompts)
         return self.similarity(self.embed_images(images), prompts)
 

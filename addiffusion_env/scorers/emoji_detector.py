@@ -103,6 +103,7 @@ class EmojiDetectorScorer(Scorer):
     """
 
     name: ClassVar[str] = "emoji_detector"
+    world: ClassVar[str] = "emoji"
     unit: ClassVar[str] = "share correct"
     higher_is_better: ClassVar[bool] = True
 

@@ -43,9 +43,10 @@ class GroundedEncoder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         vocabulary, positions = text.config.vocab_size, text.config.max_position_embeddings
-        if tokenizer.pad_id >= vocabulary or tokenizer.length > positions:
+        padding = int(tokenizer.tokenizer.pad_token_id)
+        if padding >= vocabulary or tokenizer.length > positions:
             raise WeightsError(
-                f"the tokenizer pads with id {tokenizer.pad_id} to length {tokenizer.length}, "
+                f"the tokenizer pads with id {padding} to length {tokenizer.length}, "
                 f"the text encoder has {vocabulary} ids and {positions} positions",
                 "use the tokenizer that belongs to the model",
             )

@@ -9,17 +9,16 @@ import torch
 
 from addiffusion_env.errors import ConfigError, nearest, unknown
 from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.clip import ClipScorer
+from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
-from addiffusion_env.scorers.image_reward import REPO, TOKENIZER_REPO, ImageRewardScorer, locate
-from addiffusion_env.scorers.image_reward_package import ImageRewardPackageScorer, import_package
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.tokens import has_tokenizer
+from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO
 
 DEFAULTS = {
     "clip": "ViT-L-14",
-    "image_reward": REPO,
-    "image_reward_tokenizer": TOKENIZER_REPO,
+    "image_reward": IMAGE_REWARD_REPO,
+    "image_reward_tokenizer": BERT_REPO,
     "dino": "facebook/dinov2-small",
     "preference": "image_reward",
 }
@@ -62,12 +61,16 @@ def preference_scorer(given: Mapping[str, str], device: torch.device | str, dtyp
         MissingPackageError: when the package is asked for and cannot be imported.
         WeightsError: when a file cannot be had.
     """
-    name = given.get("image_reward", REPO)
+    from addiffusion_env.scorers.image_reward import ImageRewardScorer, locate
+
+    name = given.get("image_reward", IMAGE_REWARD_REPO)
     if given.get("preference", DEFAULTS["preference"]) == "image_reward_package":
+        from addiffusion_env.scorers.image_reward_package import ImageRewardPackageScorer, import_package
+
         import_package()  # before 1.8 GB are downloaded for it
         weights, config = locate(name, None)
         return ImageRewardPackageScorer.from_pretrained(str(weights), med_config=str(config), device=str(device))
-    reward, tokenizer = Path(name).expanduser(), given.get("image_reward_tokenizer", TOKENIZER_REPO)
+    reward, tokenizer = Path(name).expanduser(), given.get("image_reward_tokenizer", BERT_REPO)
     if "image_reward_tokenizer" not in given and reward.is_dir() and has_tokenizer(reward):
         tokenizer = str(reward)
     return ImageRewardScorer.from_pretrained(name, tokenizer=tokenizer, device=device, dtype=dtype)
@@ -86,3 +89,21 @@ def check_parts(paths: Mapping[str, str]) -> Mapping[str, str]:
     if paths.get("preference", PREFERENCES[0]) not in PREFERENCES:
         raise unknown("preference scorer", str(paths["preference"]), PREFERENCES)
     return paths
+
+
+def clip_width(paths: Mapping[str, str]) -> int:
+    """Width of the CLIP embedding.
+
+    Raises:
+        UnknownNameError: for a CLIP that open_clip does not know.
+        WeightsError: for a folder that holds none.
+    """
+    return embedding_width(paths.get("clip", DEFAULTS["clip"]))
+
+
+class HubScorers:
+    """These scorers as a :class:`.ScorerLoader`."""
+
+    check = staticmethod(check_parts)
+    clip_width = staticmethod(clip_width)
+    load = staticmethod(hub_scorers)

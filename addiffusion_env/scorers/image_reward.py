@@ -16,27 +16,14 @@ import torch
 from torch import nn
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite
+from addiffusion_env.hub import again, cached, file_in, folder_of, hub_file, looks_like_path, read_json
+from addiffusion_env.scorers.batching import CHUNK, ModelScorer
 from addiffusion_env.scorers.grounded import GroundedEncoder
-from addiffusion_env.scorers.hub import (
-    again,
-    cached,
-    file_in,
-    folder_of,
-    hub_file,
-    load_strict,
-    looks_like_path,
-    read_json,
-    read_state_dict,
-)
 from addiffusion_env.scorers.linear_head import linear_head
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer, wrap_transformers
+from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer
+from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO, load_strict, read_state_dict
 
-REPO = "THUDM/ImageReward"
-TOKENIZER_REPO = "bert-base-uncased"
 WEIGHTS_FILE, CONFIG_FILE = "ImageReward.pt", "med_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
@@ -60,7 +47,7 @@ VISION_NAMES = (
 )
 
 
-class ImageRewardScorer(Scorer):
+class ImageRewardScorer(ModelScorer):
     """ImageReward-v1.0: human preference of a picture for a prompt, standardised to about N(0, 1).
 
     Texts beyond 35 tokens are cut, as published. The centre square of a picture is scored.
@@ -83,15 +70,15 @@ class ImageRewardScorer(Scorer):
     @classmethod
     def needs(cls) -> str:
         """Its weights, unless they are in the hub's cache."""
-        return "" if cached(REPO, WEIGHTS_FILE) else f"weights {REPO}"
+        return "" if cached(IMAGE_REWARD_REPO, WEIGHTS_FILE) else f"weights {IMAGE_REWARD_REPO}"
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path = REPO,
+        name_or_path: str | Path = IMAGE_REWARD_REPO,
         *,
         med_config: str | Path | None = None,
-        tokenizer: str | Path = TOKENIZER_REPO,
+        tokenizer: str | Path = BERT_REPO,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> ImageRewardScorer:
@@ -117,17 +104,7 @@ class ImageRewardScorer(Scorer):
         preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD)
         return cls(GroundedEncoder(vision, text, tokens, preprocess, device=device, dtype=dtype), head)
 
-    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations.
-
-        Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            NumericsError: when a score is not finite.
-        """
-        texts = check_pairs(images, prompts)
-        return require_finite(in_chunks(self._standardised, images, texts, size=self.chunk), self.name, texts)
-
-    def _standardised(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         return (self.head(self.encoder(images, texts)).squeeze(1) - MEAN) / STD
 
 
@@ -143,7 +120,9 @@ def locate(name_or_path: str | Path, med_config: str | Path | None) -> tuple[Pat
     elif path.is_file():
         weights = path
     elif looks_like_path(name_or_path):
-        raise WeightsError(f"no such file or folder: {path}", f"give {WEIGHTS_FILE}, its folder, or the hub id {REPO}")
+        raise WeightsError(
+            f"no such file or folder: {path}", f"give {WEIGHTS_FILE}, its folder, or the hub id {IMAGE_REWARD_REPO}"
+        )
     else:
         weights = hub_file(str(name_or_path), WEIGHTS_FILE, (WEIGHTS_FILE, CONFIG_FILE))
     if med_config is not None:
@@ -165,7 +144,7 @@ def part(state: Mapping[str, torch.Tensor], prefix: str, where: str) -> dict[str
     if not found:
         raise WeightsError(
             f"{where} holds no {prefix}* (its first names: {', '.join(list(state)[:3]) or 'none'})",
-            f"this is not ImageReward; the official file is {WEIGHTS_FILE} of {REPO}",
+            f"this is not ImageReward; the official file is {WEIGHTS_FILE} of {IMAGE_REWARD_REPO}",
         )
     return found
 
@@ -207,20 +186,13 @@ def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any],
     key = "encoder.layer.0.crossattention.self.key.weight"
     if key not in weights:
         raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder does not look at pictures")
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-        "hidden_act",
-        "layer_norm_eps",
-        "pad_token_id",
-    )
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"]
     lacking = [name for name in names if name not in med_config]
     if lacking:
-        raise WeightsError(f"{CONFIG_FILE} lacks {', '.join(lacking)}", f"it lies beside {WEIGHTS_FILE} in {REPO}")
+        raise WeightsError(
+            f"{CONFIG_FILE} lacks {', '.join(lacking)}", f"it lies beside {WEIGHTS_FILE} in {IMAGE_REWARD_REPO}"
+        )
     settings = {name: med_config[name] for name in names}
     # encoder_width in the file says 768, but the package overwrites it with the vision transformer's width.
     config = BlipTextConfig(**settings, encoder_hidden_size=weights[key].shape[1], is_decoder=True)
@@ -235,7 +207,7 @@ def bert_tokenizer(folder: Path) -> Tokenizer:
 
     # The hub folder's files do not name their class. Before transformers 5 the plain name is the slow tokenizer.
     tokenizer_class = getattr(transformers, "BertTokenizerFast", transformers.BertTokenizer)
-    tokenizer = load_transformers_tokenizer(folder, tokenizer_class)
+    tokenizer = load_transformers_tokenizer(folder, tokenizer_class.from_pretrained)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
-    return wrap_transformers(tokenizer, MAX_TOKENS)
+    return Tokenizer(tokenizer, MAX_TOKENS)

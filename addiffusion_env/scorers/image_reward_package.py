@@ -8,9 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from addiffusion_env.errors import MissingPackageError
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import check_pairs, in_chunks, require_finite
+from addiffusion_env.scorers.batching import ModelScorer
 
 REMEDY = (
     "use the scorer 'image_reward': the same weights and numbers without the package; or make a separate environment "
@@ -33,13 +31,14 @@ def import_package() -> Any:
     return ImageReward
 
 
-class ImageRewardPackageScorer(Scorer):
+class ImageRewardPackageScorer(ModelScorer):
     """ImageReward-v1.0 through its package: pictures go through PIL one by one, so it is slow; a reference.
 
     Args:
         model: what ``ImageReward.load`` returns.
     """
 
+    chunk = 1
     name: ClassVar[str] = "image_reward_package"
     unit: ClassVar[str] = "standard deviations"
 
@@ -64,12 +63,7 @@ class ImageRewardPackageScorer(Scorer):
         """
         return cls(import_package().load(name_or_path, device=device, med_config=med_config))
 
-    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` prompts -> (B,) standard deviations; rounds pixels to bytes."""
-        texts = check_pairs(images, prompts)
-        return require_finite(in_chunks(self._one, images, texts, size=1), self.name, texts)
-
-    def _one(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         from PIL import Image
 
         pixels = ((images[0].float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()

@@ -8,21 +8,19 @@ the same scores mean more on an easy prompt than on a hard one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from addiffusion_env.backbones.identity import described
-from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.scorers.belief import belief_of
 from addiffusion_env.scorers.look import Look
-from addiffusion_env.typed import check_types
+from addiffusion_env.settings import Gt, Settings
 
 
 @dataclass(frozen=True)
-class Liking:
+class Liking(Settings):
     """``preference + clip_weight * (clip_score - clip_centre) / clip_scale``, in standard deviations of preference.
 
     With a belief it is that belief's log-odds of the picture being right instead.
@@ -34,31 +32,22 @@ class Liking:
         belief: name or file of a :class:`addiffusion_env.scorers.belief.Belief`; ``None`` for the weighted sum.
     """
 
+    section: ClassVar[str] = "liking"
+
     clip_weight: float = 0.0
     clip_centre: float = 0.0
-    clip_scale: float = 1.0
+    clip_scale: Annotated[float, Gt(0)] = 1.0
     belief: str | None = None
 
     def __post_init__(self) -> None:
-        check_types("liking.", self)
-        if not self.clip_scale > 0:
-            raise ConfigError(f"liking.clip_scale must be above 0, got {self.clip_scale}", "CLIP's standard deviation")
+        super().__post_init__()
         if self.belief is not None:
             belief_of(self.belief)  # refuses a name that is not known
 
-    @classmethod
-    def of(cls, settings: Mapping[str, Any] | Liking) -> Liking:
-        """From configuration.
-
-        Raises:
-            ConfigError: for an unknown key, with the nearest one.
-        """
-        if isinstance(settings, Liking):
-            return settings
-        if not isinstance(settings, Mapping):
-            raise ConfigError(f"liking must be a mapping, got {settings!r:.100}", "for example {clip_weight: 0.8}")
-        check_settings("liking has", settings, (item.name for item in fields(cls)))
-        return cls(**settings)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The scorers that it reads, by their part in :class:`.LookScorers`."""
+        return ("preference", "clip") if self.belief is not None or self.clip_weight else ("preference",)
 
     @property
     def identity(self) -> dict[str, Any]:

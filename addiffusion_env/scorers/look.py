@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from addiffusion_env.errors import WeightsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.base import Scorer
 from addiffusion_env.scorers.batching import check_pairs, named, require_finite
@@ -135,20 +134,21 @@ class NoScorers(LookScorers):
         return Look(nothing, nothing, unknown, unknown, nothing)
 
 
-def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> LookScorers:
-    """The emoji world's CLIP, preference scorer and DINO, from the folder that also holds its tokenizer.
+class ScorerLoader(Protocol):
+    """How the scorers of a backbone's images are loaded; its :class:`.Traits` name it.
 
-    Raises:
-        WeightsError: when a part is missing.
+    ``paths`` maps a part to a local folder, a hub id or a registry name in its place; empty for all defaults.
     """
-    from addiffusion_env.scorers.blip_preference import BlipPreferenceScorer
 
-    folder = Path(weights_folder)
-    if not folder.is_dir():
-        raise WeightsError(f"no such folder: {folder}", "the emoji weights come with the package: install it again")
-    tokenizer = folder / "tokenizer"
-    return LookScorers(
-        ClipScorer.from_pretrained(folder / "clip", device=device, tokenizer=tokenizer),
-        BlipPreferenceScorer.from_pretrained(folder / "image_reward", device=device, tokenizer=tokenizer),
-        DinoEmbedder.from_pretrained(folder / "dino", device=device),
-    )
+    def check(self, paths: Mapping[str, str]) -> Mapping[str, str]:
+        """Returns ``paths`` when they can be given; loads nothing.
+
+        Raises:
+            ConfigError: when they cannot.
+        """
+
+    def clip_width(self, paths: Mapping[str, str]) -> int:
+        """Width of the CLIP embedding; loads no weights."""
+
+    def load(self, device: torch.device | str, paths: Mapping[str, str]) -> LookScorers:
+        """Loads them."""

@@ -8,14 +8,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import check_pairs, in_chunks
+from addiffusion_env.scorers.batching import ModelScorer
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV's and PIL's conversion to grey
 
 
-class SharpnessScorer(Scorer):
+class SharpnessScorer(ModelScorer):
     """The focus measure of Pech-Pacheco et al. (2000): the variance of the four-neighbour Laplacian of the grey levels.
 
     Grey levels run from 0 to 255 and borders are mirrored, as in ``cv2.Laplacian(grey, cv2.CV_64F).var()``, so the
@@ -31,13 +29,7 @@ class SharpnessScorer(Scorer):
         """There is nothing to load; here so that every scorer is made the same way."""
         return cls()
 
-    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] -> (B,) variances, at least 0; ``prompts`` are only counted."""
-        check_pairs(images, prompts)
-        return in_chunks(self._variances, images)
-
-    @staticmethod
-    def _variances(images: torch.Tensor) -> torch.Tensor:
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         images = images.float()
         grey = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) * 127.5
         kernel = images.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,10 +17,10 @@ from addiffusion_env.__main__ import main
 from addiffusion_env.agents.hub_policy import HubPolicy, named_policy
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.make import make_policy
-from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, read_results
+from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, folder_digest, read_results
 from addiffusion_env.agents.sb3_zip import DETAILS_FILE, export_zip, import_zip
-from addiffusion_env.baselines.policy import folder_digest
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError, WeightsError
+from addiffusion_env.evaluation.statistics import share_interval
 
 ROOT = Path(__file__).parents[2]
 EMOJI = PRETRAINED / "emoji"
@@ -62,7 +61,7 @@ def test_the_card_says_what_was_measured_and_by_which_command(policy, tmp_path):
     assert results == {name: first[name]["estimate"] for name in ("correct", "nfe", "seconds")}
     for words in (
         f"| {first['method']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
-        "python -m addiffusion_env.evaluation.study",
+        policy.details.results["command"],
         "| {:.6f} | {:.2f} |".format(*policy.details.frontier[1]),
         "- decisions: `600064`",
         '"decide_at"',
@@ -75,14 +74,19 @@ def shown(share):
     return f"{share['estimate']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
 
 
-def test_the_shipped_results_are_those_of_the_results_page():
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for row in read_results(EMOJI)["rows"]:
-        name = row["method"].replace("policy@", "seed-0@")
-        correct = row["correct"]
-        share = shown(correct)
-        nfe, seconds = row["nfe"]["estimate"], row["seconds"]["estimate"]
-        assert re.search(rf"\| {re.escape(f'{name} | {share} | {nfe:.2f}')} \| [\d.]+ \| {seconds:.3f} \|", page)
+def test_the_shipped_results_hold_together():
+    """Every share is a whole number of 1,024 images with Wilson's interval; a higher price spends less."""
+    rows = read_results(EMOJI)["rows"]
+    assert len(rows) > 4
+    for row in rows:
+        share = row["correct"]
+        images = round(share["estimate"] * 1024)
+        interval = share_interval(np.arange(1024) < images, np.random.default_rng(0))
+        found = (interval.estimate, interval.low, interval.high)
+        assert (share["estimate"], share["low"], share["high"]) == pytest.approx(found, abs=5.1e-4), row["method"]
+    prices = [float(row["method"].partition("@")[2]) for row in rows]
+    spent = [row["nfe"]["estimate"] for row in rows]
+    assert prices == sorted(prices) and spent == sorted(spent, reverse=True)
 
 
 def test_what_tells_of_a_policy_is_not_part_of_its_digest(tmp_path):

@@ -15,9 +15,9 @@ from addiffusion_env.agents.policy import MaskableAdDiffusionPolicy
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import backbone_in
-from addiffusion_env.backbones.tiny import stable_diffusion
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError
 from addiffusion_env.evaluation.choices import make_methods
+from addiffusion_lab.tiny_pipelines.folders import stable_diffusion
 
 SHORT = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "device": "cpu", "seed": 0}
 PROCESS = {"steps": 2, "refine": "retry", "price": [0.0, 0.02]}
@@ -100,6 +100,23 @@ def test_a_zip_works_on_trust(tmp_path, emoji_pipe):
     assert "import_zip" in told(HubPolicy.from_pretrained, path).remedy
 
 
+def test_an_evaluation_takes_a_zip_on_trust(tmp_path, monkeypatch):
+    import eval_sb3
+
+    path = export_zip("emoji", tmp_path / "mine.zip")
+    config = {**eval_sb3.defaults(), "policy": str(path), "prices": [None, 0.01], "methods": [], "prompts": 1}
+    with pytest.raises(UntrustedFileError, match="trust=True"):
+        make_methods(config)
+    methods, settings = make_methods({**config, "trust": True})
+    assert [method.name for method in methods] == ["policy:mine@0.015", "policy:mine@0.01"]
+    assert methods[0].fingerprint == methods[1].fingerprint and len(methods[0].fingerprint) == 64
+    assert settings.keys() == make_policy("emoji").settings().keys()
+    monkeypatch.chdir(tmp_path)
+    more = {"trust": True, "prices": [None], "methods": ["fixed:2"], "prompts": 1, "films": False}
+    report = eval_sb3.evaluate({**config, **more, "progress_bar": False})
+    assert report.summary.focus == "policy:mine@0.015" and (tmp_path / "runs/eval_mine/summary.json").is_file()
+
+
 def test_a_zip_that_says_no_environment_is_told_how(tmp_path, maskable):
     maskable.save(tmp_path / "model.zip")
     error = told(AdaptivePipeline.from_pretrained, "emoji", tmp_path / "model.zip", trust=True)
@@ -153,12 +170,13 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_is_loaded(model_f
 
     sd = AdaptivePipeline.from_pretrained(model_folder, policy="fixed:2").backbone
     monkeypatch.setattr(pipeline, "load_scorers", loaded)
-    errors = [told(AdaptivePipeline, sd, "emoji")]
+    errors = [told(AdaptivePipeline, model, "emoji") for model in (sd, sd.pipe)]
     monkeypatch.setattr(pipeline, "load_backbone", loaded)
     errors += [told(AdaptivePipeline.from_pretrained, "emoji", backbone=name) for name in ("sdxl", model_folder)]
-    for error, name in zip(errors, ("diffusers", "sdxl", "diffusers"), strict=True):
+    for error, name in zip(errors, ("diffusers", "diffusers", "sdxl", "diffusers"), strict=True):
         assert f"does not fit the {name} backbone: it was trained on emoji, where 'clip' holds 256" in error.cause
         assert "here it holds 1536" in error.cause
+        assert error.remedy == "use it on emoji, or here a policy without training: policy='fixed:20'"
 
 
 def test_an_evaluation_refuses_it_too():

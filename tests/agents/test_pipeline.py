@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.agents.policy_file import PRETRAINED
 from addiffusion_env.errors import AdDiffusionError
 
 TEXTS = ["a photo of a dog", "a photo of a red cup", "a photo of two cats"]
@@ -53,20 +52,6 @@ def test_stop_and_oracle():
     assert out.actions[0][-1] == 1
     # Of a trained policy's environment the model is kept, not its schedule: the oracle tries every stop of 20 steps.
     assert AdaptivePipeline.from_pretrained("emoji", policy="oracle").method.name == "oracle_stop:preference"
-
-
-@pytest.mark.skipif(not (PRETRAINED / "emoji").is_dir(), reason="no policy ships yet")
-def test_the_shipped_policy_adapts_and_takes_a_price_or_a_target():
-    pipe = AdaptivePipeline.from_pretrained("emoji")
-    texts = [*TEXTS, "a photo of a bus left of a bear", "a photo of a green cup and a purple kite"]
-    seeds = [0] * len(texts)
-    cheap = pipe(texts, seeds=seeds, price=0.0)
-    dear = pipe(texts, seeds=seeds, price=pipe.method.config.highest_price)
-    for out in (cheap, dear):
-        assert len({tuple(actions) for actions in out.actions}) > 1  # not collapsed to one behaviour
-    assert any(one != two for one, two in zip(cheap.actions, dear.actions, strict=True))  # the price is seen
-    aimed = pipe(texts[:1], seeds=[0], target_nfe=7.0)
-    assert len(aimed.images) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.backbones import BACKBONES, tiny
+from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError, PromptError
 from addiffusion_env.scorers.look import NoScorers
+from addiffusion_lab.tiny_pipelines import folders as tiny
 
 WORDS = ("dog", "cat", "cup", "sofa")
 PROCESS = ProcessConfig(steps=6, guidance_scale=2.0, landing_steps=1, refine=REFINE_PRESETS["off"])
@@ -239,7 +240,7 @@ def test_maps_of_a_refinement_are_no_steps(backbone, scorers):
 
 class RefineOnce:
     name = "refine once"
-    looks = False
+    needs_preview = False
 
     def bind(self, backbone, scorers):
         pass
@@ -247,7 +248,7 @@ class RefineOnce:
     def process(self, base):
         return base
 
-    def program(self, backbone, process, prompt, seed, keep_strip=False):
+    def program(self, backbone, process, prompt, seed):
         from addiffusion_env.engine.episode import play
 
         return play(backbone, process, prompt, seed, looks=False)

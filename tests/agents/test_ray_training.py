@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
-from addiffusion_env.agents.factory import make_rollouts, set_training
-from addiffusion_env.rollouts.crew import RayConfig, start_ray
+from addiffusion_env.agents.factory import make_rollouts
+from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -36,13 +36,12 @@ class Attacker(BaseCallback):
     def _on_step(self):
         if self.num_timesteps in self.attacks:
             worker, number = self.attacks.pop(self.num_timesteps)
-            os.kill(self.training_env.unwrapped.crew.members[worker].pid, number)
+            os.kill(self.training_env.unwrapped.pool.actors[worker].pid, number)
         return True
 
 
 def learn(folder, total, workers, attacks=(), timeout=600):
     env = make_rollouts({"kind": "ray", "workers": workers, "timeout": timeout}, "lanes", 4, 0, ENV)
-    set_training(env, True)
     model, state = training.resume_or_make("maskable_ppo", env, PPO, 0, "cpu", folder, True)
     training.attach_logger(model, folder)
     log, attacker = EpisodeLog({}), Attacker(attacks)

@@ -5,24 +5,28 @@ import json
 import numpy as np
 import pytest
 
-from addiffusion_env.agents.replay import (
-    ReplayConfig,
+from addiffusion_env.agents.tabular_training import (
     TableWatch,
+    TabularConfig,
     greedy,
     learn_on_table,
     measured_frontier,
     summary,
 )
+from addiffusion_env.envs.loading import load_backbone
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.observations.observer import Observer
 from addiffusion_env.rewards.composite import make_reward
-from addiffusion_env.rollouts.outcomes import play_table
-from addiffusion_env.rollouts.regret import regret
-from addiffusion_env.rollouts.table import TryTable
-from addiffusion_env.rollouts.walk import Walk
+from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.outcomes import play_table
+from addiffusion_env.tabular.regret import regret
+from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_env.tabular.transitions import Transitions
 
 SETTINGS = EnvSettings.of(
+    steps=4,
+    decide_at=[3],
     refine={"preset": "again", "limit": 4},
     check_finished=True,
     price=[0.0, 0.05],
@@ -32,21 +36,21 @@ SETTINGS = EnvSettings.of(
 PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 4, "learning_rate": 0.003, "gamma": 1.0, "ent_coef": 0.002}
 
 
-def planted(pictures=256, tries=5, seed=0):
-    """Half of all tries are good (preference 2) and half bad (-1); the preview at the first look tells which.
+def planted(pictures=256, attempts=5, seed=0):
+    """Half of all attempts are good (preference 2) and half bad (-1); the preview at the first look tells which.
 
-    A try costs 2 NFE to its first look and 2 more to its end. So the best that can be done at a low price is to drop
-    bad tries at the first look: 4 NFE for the good one and 2 for each bad one before it.
+    An attempt costs 2 NFE to its first look and 2 more to its end. So the best that can be done at a low price is to
+    drop bad attempts at the first look: 4 NFE for the good one and 2 for each bad one before it.
     """
     rng = np.random.default_rng(seed)
-    good = rng.random((pictures, tries)) < 0.5
+    good = rng.random((pictures, attempts)) < 0.5
     worth = np.where(good, 2.0, -1.0)[:, :, None]
     preference = np.repeat(worth, 4, axis=2).astype(np.float32)
-    preference[:, 1:, 3] = np.nan  # a landing from the start is recorded for the first try alone
+    preference[:, 1:, 3] = np.nan  # a landing from the start is recorded for the first attempt alone
     nfe = np.broadcast_to(np.array([2.0, 4.0, 4.0, 4.0], np.float32), preference.shape).copy()
     nfe[:, 1:, 3] = np.nan
-    empty = np.zeros((pictures, tries, 4, 1), np.float32)
-    return TryTable(
+    empty = np.zeros((pictures, attempts, 4, 1), np.float32)
+    return AttemptTable(
         prompts=("p",) * pictures,
         prompt_ids=tuple(f"p{i}" for i in range(pictures)),
         tasks=("t",) * pictures,
@@ -68,19 +72,21 @@ def planted(pictures=256, tries=5, seed=0):
     ), good
 
 
-def walk_on(table):
-    return Walk(table, limit=4, most=20.0, highest_price=0.05, shown_limit=4)
+def mdp_on(table):
+    backbone = load_backbone(SETTINGS)
+    transitions = Transitions.of(backbone, SETTINGS.process(backbone.capabilities, backbone.name))
+    return TabularMDP(table, transitions, most=20.0, highest_price=0.05, shown_limit=4)
 
 
 def test_ppo_finds_the_planted_optimum(tmp_path):
     table, _ = planted()
-    walk = walk_on(table)
-    learner = learn_on_table(walk, SETTINGS, ReplayConfig(total_timesteps=60_000, ppo=PPO), "maskable_ppo", 0, tmp_path)
+    mdp = mdp_on(table)
+    learner = learn_on_table(mdp, SETTINGS, TabularConfig(total_timesteps=60_000, ppo=PPO), "maskable_ppo", 0, tmp_path)
     held_out, good = planted(seed=1)
-    walk = walk_on(held_out)
+    mdp = mdp_on(held_out)
     observer = Observer(1, SETTINGS.keys())
-    outcomes = play_table(walk, greedy(learner.policy), observer, 0.01)
-    first = np.where(good.any(1), good.argmax(1), 4)  # bad tries before the first good one
+    outcomes = play_table(mdp, greedy(learner.policy), observer, 0.01)
+    first = np.where(good.any(1), good.argmax(1), 4)  # bad attempts before the first good one
     np.testing.assert_allclose(outcomes.nfe.mean(), (4 + 2 * first).mean(), rtol=0.05)
     assert outcomes.correct.mean() > good.any(1).mean() - 0.02
     found = regret(held_out, outcomes, make_reward(SETTINGS.reward), 0.01)
@@ -92,23 +98,23 @@ def test_ppo_finds_the_planted_optimum(tmp_path):
 
 def test_same_seed_same_policy(tmp_path):
     table, _ = planted(64)
-    config = ReplayConfig(total_timesteps=4096, ppo=PPO)
-    first, second = (learn_on_table(walk_on(table), SETTINGS, config, "maskable_ppo", 3) for _ in range(2))
+    config = TabularConfig(total_timesteps=4096, ppo=PPO)
+    first, second = (learn_on_table(mdp_on(table), SETTINGS, config, "maskable_ppo", 3) for _ in range(2))
     for key, value in first.policy.state_dict().items():
         assert (value == second.policy.state_dict()[key]).all(), key
 
 
 def test_the_frontier_never_rises_with_price():
     table, _ = planted(64)
-    learner = learn_on_table(walk_on(table), SETTINGS, ReplayConfig(total_timesteps=2048, ppo=PPO), "maskable_ppo", 0)
-    frontier = measured_frontier(learner.policy, walk_on(table), SETTINGS)
+    learner = learn_on_table(mdp_on(table), SETTINGS, TabularConfig(total_timesteps=2048, ppo=PPO), "maskable_ppo", 0)
+    frontier = measured_frontier(learner.policy, mdp_on(table), SETTINGS)
     prices, spent = zip(*frontier, strict=True)
     assert list(prices) == sorted(prices) and list(spent) == sorted(spent, reverse=True)
 
 
 def test_a_constant_policy_shows_as_constant():
     table, _ = planted(32)
-    always = play_table(walk_on(table), lambda seen, legal: np.where(legal[:, 0], 0, 1), Observer(1, ("quality",)), 0.0)
+    always = play_table(mdp_on(table), lambda seen, legal: np.where(legal[:, 0], 0, 1), Observer(1, ("quality",)), 0.0)
     told = summary(always)
     assert told["constant_share"] == 1.0 and told["pattern_entropy"] == 0.0 and told["nfe"] == 4.0
     found = regret(table, always, make_reward(SETTINGS.reward), 0.01)
@@ -117,5 +123,5 @@ def test_a_constant_policy_shows_as_constant():
 
 def test_unknown_settings_are_refused():
     with pytest.raises(ConfigError, match="pictures"):
-        ReplayConfig.of({"picture": 3})
-    assert TableWatch(walk_on(planted(4)[0]), SETTINGS, 5).history == []
+        TabularConfig.of({"picture": 3})
+    assert TableWatch(mdp_on(planted(4)[0]), SETTINGS, 5).history == []

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+import train_sb3
 from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_entropy
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, set_rng_state
-from addiffusion_env.agents.factory import env_state, load_env_state, make_vec_env, reward_scale, set_training
+from addiffusion_env.agents.factory import make_vec_env
 from addiffusion_env.agents.policy_file import load_config, load_policy
-from addiffusion_env.agents.replay import FRONTIER_PRICES
+from addiffusion_env.agents.tabular_training import FRONTIER_PRICES
+from addiffusion_env.config import compose_config
 from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError, RunFolderError, WeightsError
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +133,7 @@ def test_a_changed_configuration_is_not_resumed(tmp_path):
 
 
 def test_of_a_changed_configuration_only_the_changed_keys_are_shown(tmp_path):
-    run = {"lanes": 2, "env": {"steps": 6, "price": [0.0, 0.03], "refine": {"preset": "again"}}, "replay": None}
+    run = {"lanes": 2, "env": {"steps": 6, "price": [0.0, 0.03], "refine": {"preset": "again"}}, "tabular": None}
     training.remember_config(tmp_path, run, resume=True)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/step_000000008.pt").write_bytes(b"")
@@ -180,21 +182,9 @@ def test_an_error_in_training_leaves_a_checkpoint(tmp_path, monkeypatch):
     assert len(checkpoints(tmp_path / "checkpoints")) == 1
 
 
-def test_the_normaliser_goes_on_after_a_resume():
-    env = make_vec_env("lanes", 2, 0, ENV)
-    set_training(env, True)
-    env.reset()
-    for _ in range(3):
-        env.step(np.array([0, 0]))
-    other = make_vec_env("lanes", 2, 5, ENV)
-    load_env_state(other, env_state(env))
-    assert reward_scale(env)["preference"][0] == 6
-    assert reward_scale(other) == reward_scale(env)
-
-
 def test_the_exported_policy_is_the_trained_one(tmp_path):
     model, _ = learn(tmp_path, 8)
-    config = {"env": ENV, "algorithm": "maskable_ppo", "seed": 0, "run_dir": str(tmp_path)}
+    config = {"env": ENV, "plugins": [], "algorithm": "maskable_ppo", "seed": 0, "run_dir": str(tmp_path)}
     folder = training.export_policy(tmp_path / "policy", model, config)
     policy, described = load_policy(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "policy.safetensors"]
@@ -232,17 +222,19 @@ def test_the_script_trains_and_reports(tmp_path):
     assert config.frontier_prompts == "2 prompts of the training source that were held out of training"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["lnaes=3"], "error: the configuration has no key 'lnaes'\n  -> did you mean 'lanes'?"),
-        (["run_dir=/proc/nowhere"], "error: run folder /proc/nowhere cannot be written"),
-    ],
-)
-def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, arguments, message):
-    done = run_script("experiment=smoke", *arguments, cwd=tmp_path)
+def test_the_script_says_what_is_wrong_in_two_lines(tmp_path):
+    done = run_script("experiment=smoke", "lnaes=3", cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: the configuration has no key 'lnaes'\n  -> did you mean 'lanes'?")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_folder_that_cannot_be_written_is_said_before_anything_is_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        train_sb3.main(compose_config(train_sb3.CONFIGS, "train", ["experiment=smoke", "run_dir=/proc/nowhere"]))
+    assert left.value.code == 2 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err.startswith("error: run folder /proc/nowhere cannot be written")
 
 
 @pytest.mark.slow

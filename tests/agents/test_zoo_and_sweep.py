@@ -19,7 +19,7 @@ SMALL = {
     "ppo_lstm": ["n_steps:4", "batch_size:8", "n_envs:2", "n_epochs:1"],
     "dqn": ["learning_starts:4", "batch_size:4", "n_envs:2"],
 }
-REPLAYED = ("replay.ppo.ent_coef", "replay.ppo.learning_rate")
+TABULAR = ("tabular.ppo.ent_coef", "tabular.ppo.learning_rate")
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
@@ -31,19 +31,19 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 def test_every_zoo_file_is_tried_here():
     assert {path.stem for path in ZOO} == set(SMALL)
     for path in ZOO:
-        assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == {"AdDiffusion-Emoji-v0"}
+        assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == {"AdDiffusion-Emoji-v1"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
 def test_the_zoo_trains_by_the_file(path, tmp_path):
     pytest.importorskip("rl_zoo3", reason="needs the extra [zoo]")
-    zoo = ["-m", "rl_zoo3.train", "--algo", path.stem, "--env", "AdDiffusion-Emoji-v0"]
+    zoo = ["-m", "rl_zoo3.train", "--algo", path.stem, "--env", "AdDiffusion-Emoji-v1"]
     zoo += ["--gym-packages", "addiffusion_env", "--conf-file", str(path), "--env-kwargs", "steps:2"]
     out = run(*zoo, "--hyperparams", *SMALL[path.stem], "-n", "8", "--eval-freq", "-1", "-f", str(tmp_path))
     assert f"Loading hyperparameters from: {path}" in out
-    folder = tmp_path / path.stem / "AdDiffusion-Emoji-v0_1"
-    assert (folder / "AdDiffusion-Emoji-v0.zip").is_file()
+    folder = tmp_path / path.stem / "AdDiffusion-Emoji-v1_1"
+    assert (folder / "AdDiffusion-Emoji-v1.zip").is_file()
 
 
 @pytest.mark.slow
@@ -59,17 +59,17 @@ def test_the_sweep_runs_two_trials_and_writes_the_best(tmp_path):
     ]
     table = [
         "pictures=2",
-        "tries=2",
+        "attempts=2",
         "held_out=0",
         "lanes=4",
         "total_timesteps=64",
         "ppo.n_steps=8",
         "ppo.batch_size=32",
     ]
-    small += [f"replay.{item}" for item in table]
+    small += [f"tabular.{item}" for item in table]
     run(str(ROOT / "train_sb3.py"), "experiment=sweep", *small, cwd=tmp_path)
     found = yaml.safe_load((tmp_path / "runs" / "sweep" / "optimization_results.yaml").read_text(encoding="utf-8"))
-    assert set(found["best_params"]) == {"ppo.learning_rate", "ppo.ent_coef", "ppo.n_epochs", *REPLAYED}
+    assert set(found["best_params"]) == {"ppo.learning_rate", "ppo.ent_coef", "ppo.n_epochs", *TABULAR}
     assert math.isfinite(found["best_value"])
     assert all((tmp_path / "runs" / "sweep" / str(trial) / "policy" / "config.json").is_file() for trial in (0, 1))
 

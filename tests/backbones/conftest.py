@@ -18,8 +18,8 @@ import scorer_models
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.tiny import tiny_autoencoder
-from addiffusion_env.backbones.tiny_backbones import BUILDERS, OPTIONS
+from addiffusion_lab.tiny_pipelines.backbones import BUILDERS, OPTIONS
+from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 
 
 @pytest.fixture(scope="module", autouse=True)

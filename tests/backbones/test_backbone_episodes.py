@@ -159,7 +159,7 @@ def test_going_on_from_a_saved_state(settings, name):
 def test_one_ppo_update_and_resume(settings, name, tmp_path):
     from stable_baselines3 import PPO
 
-    from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
+    from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 
     env = AdDiffusionVecEnv(2, **{"backbone": name, **settings(name, steps=2)})
     model = PPO("MultiInputPolicy", env, n_steps=4, batch_size=8, n_epochs=1, seed=0, device="cpu")

@@ -11,8 +11,8 @@ from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, two_lines, wrapped
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.backbones.tiny_pipelines.tasks import image
 from addiffusion_env.errors import ConfigError
+from addiffusion_lab.tiny_pipelines.tasks import image
 
 SD = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 FLUX = {"num_inference_steps": 4, "height": 16, "width": 16, "max_sequence_length": 32}

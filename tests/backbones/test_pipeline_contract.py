@@ -11,12 +11,12 @@ from zoo.test_zoo import counted
 
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.baselines import make_method
-from addiffusion_env.checks.pipelines import Case
 from addiffusion_env.engine.lane import restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.engine.programs import act, advance, finished
 from addiffusion_env.engine.sample import sample
 from addiffusion_env.errors import CapabilityError
+from addiffusion_lab.tiny_pipelines.contract import Case
 
 NOT_JOINED = {
     "omnigen": "other answers for several images",
@@ -51,7 +51,7 @@ def cases():
     return get
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_it_draws_what_the_pipeline_draws(cases, name):
     case = cases(name)
     wanted = [case.drawn(row) for row in range(3)]
@@ -78,7 +78,7 @@ def test_it_draws_what_the_pipeline_draws(cases, name):
         assert case.backbone.measured.difference <= 1e-4
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_an_early_exit_ends_as_the_pipeline_does(cases, name):
     """After one step, from the clean prediction: what the pipeline's own call makes of it when its loop ends there."""
     case = cases(name)
@@ -88,7 +88,7 @@ def test_an_early_exit_ends_as_the_pipeline_does(cases, name):
     torch.testing.assert_close(image, own, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_a_lane_is_a_value(cases, name):
     """Snapshot in the middle, restored in another backbone's hands, it ends as the same image; a resample ends too."""
     case = cases(name)

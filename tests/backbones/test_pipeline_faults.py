@@ -9,9 +9,9 @@ from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, two_lines, wrapped
 from zoo.test_zoo import counted
 
-from addiffusion_env.backbones import tiny
-from addiffusion_env.backbones.tiny_pipelines.stable_diffusion import sd15
 from addiffusion_env.errors import CapabilityError
+from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines.stable_diffusion import sd15
 
 SD = {"num_inference_steps": 4, "height": 16, "width": 16}
 GUIDED = {**SD, "guidance_scale": 3.0}

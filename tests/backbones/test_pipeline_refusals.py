@@ -12,7 +12,6 @@ from zoo import REFUSED, ZOO
 from zoo.compare import OTHER, PROMPT, adaptive_image, two_lines, wrapped
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.backbones import tiny
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS
@@ -20,6 +19,7 @@ from addiffusion_env.engine.programs import act, finished
 from addiffusion_env.errors import CapabilityError, ConfigError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.scorers.look import NoScorers
+from addiffusion_lab.tiny_pipelines import folders as tiny
 
 SD = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 BETAS = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}

@@ -6,8 +6,8 @@ import pytest
 
 from addiffusion_env.backbones.base import check_prompts
 from addiffusion_env.backbones.text import content_positions, tokenize
-from addiffusion_env.backbones.tiny import clip_tokenizer, t5_tokenizer
 from addiffusion_env.errors import PromptError
+from addiffusion_lab.tiny_pipelines.folders import clip_tokenizer, t5_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from addiffusion_env.baselines import BASELINES, make_method
-from addiffusion_env.checks.components import METHOD_EXAMPLES
 from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
 from addiffusion_env.errors import CapabilityError, WeightsError
 
@@ -13,8 +12,8 @@ from addiffusion_env.errors import CapabilityError, WeightsError
 @pytest.fixture(scope="module", params=sorted(BASELINES))
 def case(request, on, weights, scorers):
     """A registered method with the model that it can run on."""
-    assert request.param in METHOD_EXAMPLES, "a new method needs an example there"
-    backbone, spec = METHOD_EXAMPLES[request.param]
+    backbone, spec = BASELINES.load(request.param).example
+    assert spec, f"{request.param} needs an example"
     if "FOLDER" in spec:
         spec = spec.replace("FOLDER", str(weights(request.param)[0]))
     return MethodCase(spec, on(backbone), scorers)

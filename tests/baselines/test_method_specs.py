@@ -40,36 +40,47 @@ def test_a_specification_is_its_methods_name(spec):
 
 
 @pytest.mark.parametrize(
-    ("spec", "error", "words"),
+    ("spec", "error", "sentence"),
     [
-        ("fixd:20", UnknownNameError, "did you mean 'fixed'"),
-        ("fixed", ConfigError, "lacks its numbers"),
-        ("fixed:many", ConfigError, "fixed:STEPS"),
-        ("fixed:0", ConfigError, "at least 1, got 0"),
-        ("fixed:8,trailing,heun", UnknownNameError, "unknown solver 'heun'"),
-        ("stop:-1", ConfigError, "at least 0, got -1"),
+        ("fixd:20", UnknownNameError, "unknown method 'fixd'\n  -> did you mean 'fixed'"),
+        ("fixed", ConfigError, "method 'fixed' lacks its numbers\n  -> write fixed:STEPS"),
+        ("fixed:many", ConfigError, "a method is written 'fixed:STEPS.*', got 'many' after the colon"),
+        ("fixed:0", ConfigError, "fixed: .* must be at least 1, got 0"),
         ("random:1.5", ConfigError, r"in \[0, 1\], got 1.5"),
-        ("prompt_rule:8", ConfigError, "prompt_rule:STEPS_WITH_COLOUR,STEPS_WITHOUT"),
-        ("best_of:3,6", ConfigError, "best_of:TRIESxSTEPS"),
-        ("threshold_retry:nan", ConfigError, "got nan"),
-        ("threshold_retry:0.8,8,0", ConfigError, "at least 1, got 0"),
-        ("oracle_stop:preferense", UnknownNameError, "did you mean 'preference'"),
-        ("lcm:0", ConfigError, "at least 1, got 0"),
-        ("lcm:51", ConfigError, "1 to 50, got 51"),
         ("turbo:5", ConfigError, "1 to 4, got 5"),
-        ("sag:4,-1", ConfigError, "at least 0, got -1"),
-        ("attend_excite:0", ConfigError, "at least 1, got 0"),
         ("interval:sag:20", ConfigError, "guides every step or none"),
-        ("fbcache:4", ConfigError, "fbcache:STEPS,THRESHOLD"),
-        ("fbcache:4,nan", ConfigError, "got nan"),
         ("policy:nowhere@cheap", ConfigError, "price of a policy must be a number"),
-        ("policy:nowhere@-1", ConfigError, "at least 0"),
+        ("policy:nowhere@-1", ConfigError, "price of a policy must be at least 0"),
         ("policy:nowhere", WeightsError, "nowhere"),
     ],
 )
-def test_what_is_wrong_is_said(spec, error, words):
-    with pytest.raises(error, match=words):
+def test_what_is_wrong_is_said(spec, error, sentence):
+    with pytest.raises(error, match=sentence):
         make_method(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "wrong"),
+    [  # of sentences above, or of another registry's
+        ("fixed:8,trailing,heun", UnknownNameError, "heun"),
+        ("stop:-1", ConfigError, "-1"),
+        ("prompt_rule:8", ConfigError, "prompt_rule:"),
+        ("best_of:3,6", ConfigError, "best_of:"),
+        ("threshold_retry:nan", ConfigError, "nan"),
+        ("threshold_retry:0.8,8,0", ConfigError, "0"),
+        ("oracle_stop:preferense", UnknownNameError, "preferense"),
+        ("lcm:0", ConfigError, "0"),
+        ("lcm:51", ConfigError, "51"),
+        ("sag:4,-1", ConfigError, "-1"),
+        ("attend_excite:0", ConfigError, "0"),
+        ("fbcache:4", ConfigError, "fbcache:"),
+        ("fbcache:4,nan", ConfigError, "nan"),
+    ],
+)
+def test_every_method_refuses_what_it_cannot_do(spec, error, wrong):
+    with pytest.raises(error) as caught:
+        make_method(spec)
+    assert type(caught.value) is error and wrong in caught.value.cause and caught.value.remedy
 
 
 def test_a_method_of_one_file_needs_only_a_name():

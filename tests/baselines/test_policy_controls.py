@@ -99,7 +99,6 @@ def test_a_shuffled_policy_sees_the_text_of_the_other_prompt(stage, monkeypatch)
 def test_a_belief_reads_the_other_prompt_too(stage):
     """The shipped policy sees a belief that knows prompts; shown another prompt it believes something else."""
     from addiffusion_env.engine.engine import Engine
-    from addiffusion_env.envs.framing import Point
 
     method = make_method("policy:emoji@0,shuffled")
     entry = plan([method], PROMPTS, [0], stage)[0]
@@ -112,7 +111,7 @@ def test_a_belief_reads_the_other_prompt_too(stage):
     Engine(stage.backbone, stage.scorers, decider=watch).run(
         [method.program(stage.backbone, entry.process, PROMPTS[0], 0)]
     )
-    points = [Point(lane, None, 0.0) for lane in lanes]
-    own, other = method._framer.frame(points), method._misread(points)
+    nothing = [None] * len(lanes)
+    own, other = method._seen(lanes, nothing), method._misread(lanes, nothing)
     assert (own.preference == other.preference).all()
     assert abs(own.liking - other.liking).min() > 1e-3

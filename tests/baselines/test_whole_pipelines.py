@@ -10,13 +10,13 @@ import torch
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.attend_excite import scaled_thresholds, subject_positions
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import NumericsError
 from addiffusion_env.prompts.base import Prompt
 from addiffusion_env.seeding import keyed_generator
+from addiffusion_lab.pipelines.attend_excite import scaled_thresholds, subject_positions
 
 CUP = Prompt.of("a photo of a red cup and a dog")
 

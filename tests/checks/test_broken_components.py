@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,52 +12,79 @@ from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
 from addiffusion_env.backbones.solvers import ddim_step
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import hold, promise, refuses
-from addiffusion_env.checks.metrics import METRIC_CONTRACTS
 from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.checks.scorers import SCORER_CONTRACTS
 from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
 from addiffusion_env.errors import ContractError, PromptError
-from addiffusion_env.evaluation.metrics.paired import psnr
 from addiffusion_env.prompts.base import Prompt, PromptList
+from addiffusion_env.rewards.base import RewardTerm
+from addiffusion_env.rewards.gains import PreferenceGain
+from addiffusion_env.rewards.terminal_bonus import TerminalBonus
 from addiffusion_env.scorers.base import check_images
 from addiffusion_env.scorers.sharpness import SharpnessScorer
+from addiffusion_lab.metrics.contract import METRIC_CONTRACTS
+from addiffusion_lab.metrics.paired import psnr
 
 
-def of_all_lanes(transition, scale):
+class OfAllLanes(RewardTerm):
     """Pays everybody the mean."""
-    return np.full(len(transition.nfe), transition.nfe.mean())
+
+    def __call__(self, transition):
+        return np.full(len(transition.nfe), transition.nfe.mean())
 
 
-def one_number(transition, scale):
+class OneNumber(RewardTerm):
     """Pays one number."""
-    return 1.0
+
+    def __call__(self, transition):
+        return 1.0
 
 
-def nan_at_first(transition, scale):
+class NanAtFirst(RewardTerm):
     """Pays for a gain without a picture before."""
-    return transition.clip_after - transition.clip_before
+
+    def __call__(self, transition):
+        return transition.clip_after - transition.clip_before
 
 
-def in_place(transition, scale):
+class InPlace(RewardTerm):
     """Changes what it was given."""
-    np.multiply(transition.nfe, 2, out=transition.nfe)
-    return transition.nfe.copy() / 2
+
+    def __call__(self, transition):
+        np.multiply(transition.nfe, 2, out=transition.nfe)
+        return transition.nfe.copy() / 2
 
 
-def bare_setting(transition, scale, weight):
+@dataclass(frozen=True)
+class BareSetting(RewardTerm):
     """Has a setting without a default."""
-    return transition.nfe
+
+    weight: float
+
+
+class Hiding(TerminalBonus):
+    """Pays by preference and says that it does not."""
+
+    pays_by = ()
+
+
+class Peeking(PreferenceGain):
+    """Pays for previews and says that it does not."""
+
+    needs_preview = False
 
 
 @pytest.mark.parametrize(
     ("term", "words"),
     [
-        (of_all_lanes, "lane 0 gives"),
-        (one_number, "gave the shape"),
-        (nan_at_first, "at the first step"),
-        (in_place, "was changed|lane 0 gives"),
-        (bare_setting, "settings without a default: weight"),
+        (OfAllLanes, "lane 0 gives"),
+        (OneNumber, "gave the shape"),
+        (NanAtFirst, "at the first step"),
+        (InPlace, "was changed|lane 0 gives"),
+        (BareSetting, "settings without a default: weight"),
+        (Hiding, "it pays by preference"),
+        (Peeking, "it pays for previews"),
     ],
 )
 def test_broken_reward_terms(term, words):

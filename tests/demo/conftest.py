@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
-from addiffusion_env.demo.takes import Studio
+from addiffusion_lab.demo.takes import Studio
 
 
 @pytest.fixture(scope="session")

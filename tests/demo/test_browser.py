@@ -15,7 +15,7 @@ LOADED = "(nodes) => nodes.every((image) => image.complete && image.naturalWidth
 @pytest.fixture(scope="module")
 def served():
     pytest.importorskip("gradio", reason="needs the extra [demo]")
-    from addiffusion_env.demo.app import serve
+    from addiffusion_lab.demo.app import serve
 
     server = serve("emoji", port=0, block=False)
     yield server
@@ -81,7 +81,7 @@ def test_a_hostile_prompt_is_shown_as_text(page):
 
 @pytest.mark.slow
 def test_a_taken_port_is_said(served):
-    from addiffusion_env.demo.app import serve
+    from addiffusion_lab.demo.app import serve
 
     with pytest.raises(ConfigError, match="cannot be used"):
         serve("emoji", port=int(served.url.rstrip("/").rpartition(":")[2]), block=False)
@@ -97,7 +97,7 @@ def test_the_command_line_refuses_an_unknown_policy(capsys):
 @pytest.mark.parametrize("port", [-1, 65_536])
 def test_a_port_that_cannot_be_is_refused_before_anything_is_loaded(port):
     pytest.importorskip("gradio", reason="needs the extra [demo]")
-    from addiffusion_env.demo.app import serve
+    from addiffusion_lab.demo.app import serve
 
     with pytest.raises(ConfigError, match=f"must be from 0 to 65535, got {port}"):
         serve("emoji", port=port, block=False)
@@ -106,7 +106,7 @@ def test_a_port_that_cannot_be_is_refused_before_anything_is_loaded(port):
 def test_without_gradio_the_extra_is_named(monkeypatch):
     import sys
 
-    from addiffusion_env.demo.app import serve
+    from addiffusion_lab.demo.app import serve
 
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingPackageError, match=r"addiffusion-env\[demo\]"):

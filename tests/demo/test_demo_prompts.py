@@ -2,8 +2,12 @@
 
 import pytest
 
-from addiffusion_env.demo.prompts import EMOJI_EXAMPLES, advice, read_prompt, unknown_words
+from addiffusion_env.backbones.traits import traits_of
+from addiffusion_env.emoji.guide import EmojiGuide, unknown_words
 from addiffusion_env.errors import PromptError
+from addiffusion_lab.demo.prompts import guide_of, read_prompt
+
+EMOJI = traits_of("emoji")
 
 
 @pytest.mark.parametrize(
@@ -20,28 +24,28 @@ from addiffusion_env.errors import PromptError
 )
 def test_what_cannot_be_drawn_is_refused_with_a_message(text, message):
     with pytest.raises(PromptError, match=message) as caught:
-        read_prompt(text, "emoji")
+        read_prompt(text, EMOJI)
     assert caught.value.remedy and len(str(caught.value)) < 200
 
 
 def test_spaces_and_line_breaks_do_not_matter():
-    assert read_prompt(" a photo\n of  a\tdog ", "emoji").text == "a photo of a dog"
+    assert read_prompt(" a photo\n of  a\tdog ", EMOJI).text == "a photo of a dog"
 
 
-@pytest.mark.parametrize("text", EMOJI_EXAMPLES)
+@pytest.mark.parametrize("text", EmojiGuide.examples)
 def test_examples_can_be_drawn_and_judged(text):
-    prompt = read_prompt(text, "emoji")
-    assert prompt.requirements is not None and advice(prompt, "emoji") == ""
+    prompt = read_prompt(text, EMOJI)
+    assert prompt.requirements is not None and EmojiGuide.advice(prompt) == ""
 
 
 def test_strange_words_are_named():
-    prompt = read_prompt("a photo of a dragon, a wizard and a dog", "emoji")
-    assert '"dragon", "wizard"' in advice(prompt, "emoji")
-    assert advice(prompt, "sd15") == ""  # other models know other words
+    prompt = read_prompt("a photo of a dragon, a wizard and a dog", EMOJI)
+    assert '"dragon", "wizard"' in guide_of(EMOJI).advice(prompt)
+    assert guide_of(traits_of("sd15")).advice(prompt) == ""  # other models know other words
     assert unknown_words("x" * 300) == ["x" * 24]
 
 
 def test_a_sentence_of_known_words_is_told_its_form():
-    assert "joined by" in advice(read_prompt("a dog on a dog", "emoji"), "emoji") or unknown_words("on")
-    assert "joined by" in advice(read_prompt("five red left dog", "emoji"), "emoji") or unknown_words("five")
-    assert "joined by" in advice(read_prompt("red of the dog", "emoji"), "emoji")
+    assert "joined by" in EmojiGuide.advice(read_prompt("a dog on a dog", EMOJI)) or unknown_words("on")
+    assert "joined by" in EmojiGuide.advice(read_prompt("five red left dog", EMOJI)) or unknown_words("five")
+    assert "joined by" in EmojiGuide.advice(read_prompt("red of the dog", EMOJI))

@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from addiffusion_env.demo import page
-from addiffusion_env.demo.app import showing
-from addiffusion_env.demo.takes import Moment, Take
+from addiffusion_env.emoji.guide import EmojiGuide
+from addiffusion_lab.demo import page
+from addiffusion_lab.demo.app import showing
+from addiffusion_lab.demo.takes import Moment, Take
 
 HOSTILE = '<img src=x onerror=alert(1)> "</q><script>" ${1} {{x}} `y` ../../etc/passwd & \\'
 
@@ -57,7 +58,7 @@ def test_methods_have_plain_names():
 
 
 def test_the_vocabulary_names_every_thing():
-    assert "teddy bear" in page.vocabulary() and "left of" in page.vocabulary()
+    assert "teddy bear" in EmojiGuide.vocabulary() and "left of" in EmojiGuide.vocabulary()
 
 
 def test_a_showing_streams_the_film_and_then_the_comparators(studio):

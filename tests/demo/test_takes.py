@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
-from addiffusion_env.demo.prompts import read_prompt
-from addiffusion_env.demo.takes import Studio
+from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.errors import AdDiffusionError, ConfigError
+from addiffusion_lab.demo.prompts import read_prompt
+from addiffusion_lab.demo.takes import Studio
 
+EMOJI = traits_of("emoji")
 HARD = "a photo of an elephant left of a giraffe"  # with seed 0 the shipped policy tries twice
 
 
 def test_the_policys_last_take_is_the_pipelines_picture(studio):
-    prompt = read_prompt(HARD, "emoji")
+    prompt = read_prompt(HARD, EMOJI)
     takes = list(studio.policy(prompt, 0, 0.015))
     [image] = (out := studio.pipe([HARD], seeds=[0], price=0.015)).images
     last = takes[-1]
@@ -22,7 +24,7 @@ def test_the_policys_last_take_is_the_pipelines_picture(studio):
 
 
 def test_a_take_comes_after_every_decision(studio):
-    takes = list(studio.policy(read_prompt(HARD, "emoji"), 0, 0.015))
+    takes = list(studio.policy(read_prompt(HARD, EMOJI), 0, 0.015))
     assert [len(take.moments) for take in takes] == [*range(1, len(takes)), len(takes) - 1]
     assert [take.picture is None for take in takes] == [True] * (len(takes) - 1) + [False]
     assert np.all(np.diff([take.nfe for take in takes]) >= 0)
@@ -34,7 +36,7 @@ def test_a_take_comes_after_every_decision(studio):
 
 
 def test_price_moves_what_is_spent(studio):
-    prompt = read_prompt("a photo of three bananas", "emoji")
+    prompt = read_prompt("a photo of three bananas", EMOJI)
     spent = [list(studio.policy(prompt, 1, price))[-1].nfe for price in (0.0, studio.highest_price)]
     assert spent[1] <= spent[0]
     with pytest.raises(ConfigError, match="price must be 0 or more"):
@@ -42,7 +44,7 @@ def test_price_moves_what_is_spent(studio):
 
 
 def test_a_fixed_method_is_shown_at_some_of_its_steps(studio):
-    takes = list(studio.fixed("fixed:12", read_prompt("a photo of a dog", "emoji"), 0))
+    takes = list(studio.fixed("fixed:12", read_prompt("a photo of a dog", EMOJI), 0))
     last = takes[-1]
     assert last.nfe == 12 and 6 <= len(last.moments) <= 12
     assert all(moment.probabilities is None and moment.action == 0 for moment in last.moments)
@@ -51,7 +53,7 @@ def test_a_fixed_method_is_shown_at_some_of_its_steps(studio):
 
 
 def test_what_the_grammar_cannot_read_is_not_judged(studio):
-    last = list(studio.fixed("fixed:2", read_prompt("a dragon", "emoji"), 0))[-1]
+    last = list(studio.fixed("fixed:2", read_prompt("a dragon", EMOJI), 0))[-1]
     assert last.correct is None and last.picture is not None
 
 

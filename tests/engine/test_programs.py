@@ -164,7 +164,7 @@ def test_bad_refinements_are_refused(settings, message):
         ({"steps": 0}, "steps must be at least 1"),
         ({"decide_every": 0}, "decide_every must be at least 1"),
         ({"landing_steps": "soon"}, "landing_steps must be a number or 'auto', got 'soon'"),
-        ({"landing_steps": -1}, "0 or more, got -1"),
+        ({"landing_steps": -1}, "at least 0, got -1"),
     ],
 )
 def test_bad_processes_are_refused(settings, message):

@@ -8,7 +8,15 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.errors import AdDiffusionError, ConfigError, EpisodeOverError, IllegalActionError, PromptError
+from addiffusion_env.errors import (
+    AdDiffusionError,
+    ConfigError,
+    EpisodeOverError,
+    IllegalActionError,
+    PromptError,
+    UnexpectedKeywordError,
+    UnknownNameError,
+)
 
 EMOJI = [name for name, settings in ENVIRONMENTS.items() if settings["backbone"] == "emoji"]
 
@@ -176,37 +184,46 @@ def test_a_relative_bonus_compares_with_the_reference_schedule():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"backbone": "emojy"}, "unknown backbone 'emojy'\n  -> did you mean 'emoji'"),
-        ({"stepz": 3}, "no setting 'stepz'\n  -> did you mean 'steps'"),
-        ({"reward": "defalt"}, "unknown reward preset 'defalt'\n  -> did you mean 'default'"),
-        ({"reward": {"nfe_prise": 1}}, "unknown reward term 'nfe_prise'\n  -> did you mean 'nfe_price'"),
-        ({"reward": {"terminal_bonus": {"centr": 1}}}, "did you mean 'centre'"),
-        ({"refine": "retri"}, "unknown refine preset 'retri'\n  -> did you mean 'retry'"),
-        ({"refine": {"blurr": 1}}, "refine has no setting 'blurr'\n  -> did you mean 'blur'"),
-        ({"solver": "ddmi"}, "unknown solver 'ddmi'\n  -> did you mean 'ddim'"),
-        ({"spacing": "trailling"}, "unknown timestep spacing 'trailling'\n  -> did you mean 'trailing'"),
-        ({"prompts": "emojis"}, "unknown prompt source 'emojis'\n  -> did you mean 'emoji'"),
-        ({"render_mode": "rgb"}, "unknown render_mode 'rgb'"),
-        ({"observation_keys": ["clip", "qualty"]}, "unknown observation key 'qualty'\n  -> did you mean 'quality'"),
-        ({"price": [0.3, 0.1]}, "0 <= low <= high"),
-        ({"device": "cuba"}, "unknown device 'cuba'"),
-        ({"dtype": "float8"}, "unknown dtype 'float8'"),
-        ({"dtype": "float16"}, "float16 was asked for on the CPU"),
-        ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
-        ({"prompt_options": {"splt": "test"}}, "has no option 'splt'\n  -> did you mean 'split'"),
-        ({"solver": "euler_flow"}, "euler_flow is for rectified flows"),
-        ({"reward": {"preset": "default", "terminal_bonus": {"relative": 1.0}}}, "set reference_steps"),
-        ({"max_decisions": 0}, "max_decisions must be at least 1"),
-        ({"backbone_options": {"tile": True}}, "no option 'tile'"),
+    ("settings", "error", "wrong"),
+    [  # names: their sentence is that of tests/test_core.py
+        ({"backbone": "emojy"}, UnknownNameError, "'emojy'"),
+        ({"stepz": 3}, UnexpectedKeywordError, "'stepz'"),
+        ({"reward": "defalt"}, UnknownNameError, "'defalt'"),
+        ({"reward": {"nfe_prise": 1}}, UnknownNameError, "'nfe_prise'"),
+        ({"refine": "retri"}, UnknownNameError, "'retri'"),
+        ({"refine": {"blurr": 1}}, ConfigError, "'blurr'"),
+        ({"solver": "ddmi"}, UnknownNameError, "'ddmi'"),
+        ({"spacing": "trailling"}, UnknownNameError, "'trailling'"),
+        ({"prompts": "emojis"}, UnknownNameError, "'emojis'"),
+        ({"render_mode": "rgb"}, UnknownNameError, "'rgb'"),
+        ({"observation_keys": ["clip", "qualty"]}, UnknownNameError, "'qualty'"),
+        ({"dtype": "float8"}, ConfigError, "'float8'"),
+        ({"prompt_options": {"splt": "test"}}, ConfigError, "'splt'"),
+        ({"backbone_options": {"tile": True}}, ConfigError, "'tile'"),
     ],
 )
-def test_bad_settings_are_refused_with_the_nearest_name(settings, message):
-    with pytest.raises(AdDiffusionError) as caught:
+def test_a_mistyped_name_is_refused(settings, error, wrong):
+    with pytest.raises(error) as caught:
         AdDiffusionEnv(**settings)
-    assert message in str(caught.value)
-    assert caught.value.remedy
+    assert type(caught.value) is error and wrong in caught.value.cause and "known: " in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"device": "cuba"}, "unknown device 'cuba'\n  -> use auto, cpu, cuda"),
+        ({"reward": {"terminal_bonus": {"centr": 1}}}, "'terminal_bonus' 'centr'\n  -> did you mean 'centre'"),
+        ({"price": [0.3, 0.1]}, "price must be .* with 0 <= low <= high"),
+        ({"dtype": "float16"}, "float16 was asked for on the CPU"),
+        ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
+        ({"solver": "euler_flow"}, "euler_flow is for rectified flows"),
+        ({"reward": {"preset": "default", "terminal_bonus": {"relative": 1.0}}}, "\n  -> set reference_steps"),
+        ({"max_decisions": 0}, "max_decisions must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, sentence):
+    with pytest.raises(AdDiffusionError, match=sentence):
+        AdDiffusionEnv(**settings)
 
 
 def test_an_unknown_keyword_is_a_type_error_too():

@@ -11,10 +11,10 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 
 from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError, EpisodeOverError, ResumeError
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rollouts.vec_env import AdDiffusionVecEnv
 
 ID = "AdDiffusion-Emoji-v0"
 RICH = {"steps": 3, "refine": "as_published", "price": [0.0, 0.02], "guidance_scale": 1.0, "landing_steps": 0}
@@ -31,7 +31,6 @@ def same(one, other):
 def test_a_copy_goes_on_as_the_environment_does(way, settings):
     env = gym.make(ID, **settings, render_mode="film")
     env.reset(seed=3)
-    env.unwrapped.set_training(True)
     for actions in ((0, 2), (0,), (1, 1)):  # a copy at three moments
         other = COPIES[way](env)
         assert other.unwrapped.episodes.backbone is env.unwrapped.episodes.backbone  # the weights are shared
@@ -47,7 +46,6 @@ def test_a_copy_goes_on_as_the_environment_does(way, settings):
     with pytest.raises(EpisodeOverError, match="after its episode ended"):
         ended.step(0)
     assert same(env.reset(), ended.reset())
-    assert env.unwrapped.episodes.reward.scale == ended.unwrapped.episodes.reward.scale
     assert len(pickle.dumps(env)) < 200_000
 
 
@@ -99,14 +97,12 @@ def test_a_loaded_backbone_does_not_travel_by_name_but_is_shared_by_copies(emoji
 @pytest.mark.parametrize("make", [lambda: AdDiffusionVectorEnv(2, **RICH), lambda: AdDiffusionVecEnv(2, **RICH)])
 def test_a_search_comes_back_to_where_it_was_any_number_of_times(make):
     env = make()
-    env.set_training(True)
     env.reset()
     env.step(np.array([0, 0]))
-    root, scale = env.snapshot(), env.episodes.reward.scale.state_dict()
+    root = env.snapshot()
     values = []
     for plan in ([[0, 0], [1, 1]], [[2, 0], [0, 1]], [[0, 0], [1, 1]]):
         env.restore(root)
-        assert env.episodes.reward.scale.state_dict() == scale
         values.append([env.step(np.array(actions))[1].tolist() for actions in plan])
     assert values[0] == values[2] != values[1]
 

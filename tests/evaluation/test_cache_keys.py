@@ -21,17 +21,16 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import ConfigError, ResumeError
 from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
-from addiffusion_env.evaluation.measured import _pictures, measured_sections
-from addiffusion_env.evaluation.metrics import features
-from addiffusion_env.evaluation.metrics.cache import FeatureCache
-from addiffusion_env.evaluation.metrics.features import load_features
-from addiffusion_env.evaluation.metrics.settings import MetricSettings
-from addiffusion_env.evaluation.study.__main__ import hold
-from addiffusion_env.evaluation.vlm import make_client
-from addiffusion_env.evaluation.vlm.replies import ReplyCache
-from addiffusion_env.rollouts.recorder import Recorder
-from addiffusion_env.rollouts.table import TryTable
 from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_lab.measured import _pictures, metrics_sections
+from addiffusion_lab.metrics import features
+from addiffusion_lab.metrics.cache import FeatureCache
+from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.vlm import make_client
+from addiffusion_lab.vlm.replies import ReplyCache
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ TABLE = {
     "no judge": lambda recorder, other: replace(recorder, judge=None),
     "schedule": lambda recorder, other: replace(recorder, process=replace(recorder.process, guidance_scale=3.0)),
     "solver's spacing": lambda recorder, other: replace(recorder, process=replace(recorder.process, spacing="leading")),
-    "tries": lambda recorder, other: replace(recorder, tries=2),
+    "tries": lambda recorder, other: replace(recorder, attempts=2),
     "features": lambda recorder, other: replace(recorder, features=True),
 }
 
@@ -91,10 +90,10 @@ def test_tables_of_two_models_lie_beside_each_other_and_are_not_joined(recorder,
     second = replace(recorder, backbone=other_emoji).record_shards(pictures, tmp_path)
     assert len(list(tmp_path.glob("tries-*.parquet"))) == 2
     assert not np.allclose(first.preference, second.preference, equal_nan=True)
-    kept = [TryTable.load(path) for path in sorted(tmp_path.glob("*.parquet"))]
+    kept = [AttemptTable.load(path) for path in sorted(tmp_path.glob("*.parquet"))]
     assert {digest_of(table.identity) for table in kept} == {digest_of(t.identity) for t in (first, second)}
     with pytest.raises(ConfigError, match=r"cannot be joined: backbone\.parts\.unet\.weights: [0-9a-f]{12} -> "):
-        TryTable.join(kept)
+        AttemptTable.join(kept)
     again = [(replace(prompts[0], requirements=None), 0)]  # the same id and seed, another question
     recorder.record_shards(again, tmp_path)
     assert len(list(tmp_path.glob("tries-*.parquet"))) == 3
@@ -165,8 +164,7 @@ def test_a_policys_file_keeps_what_its_frontier_was_measured_on():
 def test_a_report_of_what_a_policy_was_before_is_not_what_it_is_now(tmp_path):
     import shutil
 
-    from addiffusion_env.agents.policy_file import PRETRAINED, read_results
-    from addiffusion_env.baselines.policy import folder_digest
+    from addiffusion_env.agents.policy_file import PRETRAINED, folder_digest, read_results
 
     policy, report = shutil.copytree(PRETRAINED / "emoji", tmp_path / "policy"), tmp_path / "report"
     (policy / "results.json").unlink()
@@ -213,7 +211,7 @@ def test_reference_features_are_kept_by_network_and_pictures(change, tmp_path):
         save_file({name: value * 0.9 for name, value in load_file(path).items()}, path)
         change = {"weights": str(folder)}
     other = load_features(MetricSettings(**{"features": "dino", **change}))
-    from addiffusion_env.evaluation.metrics.pictures import Pictures
+    from addiffusion_lab.metrics.pictures import Pictures
 
     pictures = Pictures.of(torch.zeros(2, 3, 64, 64))
     assert FeatureCache.key(pictures, network) != FeatureCache.key(pictures, other)
@@ -248,7 +246,7 @@ def test_a_reply_is_read_for_its_own_question_alone(thing, monkeypatch):
 
 
 def manifest_of(*methods: str, **changes) -> Manifest:
-    entries = tuple(MethodEntry(name, variant, False, {}) for name, variant in (m.split("=") for m in methods))
+    entries = tuple(MethodEntry(name, variant, {}) for name, variant in (m.split("=") for m in methods))
     return Manifest(entries, "emoji", ("p",), "", (0,), (), 0.02, {}, {}, **{"identity": {"backbone": 1}, **changes})
 
 
@@ -269,23 +267,11 @@ def test_what_was_measured_on_other_pictures_is_not_reported(manifest, shown, tm
     row = {**value, "settings": {}, "notes": []}
     kept = {"reference": "b", "methods": {"a": {"psnr": row}}, "pictures": _pictures(measured)}
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
-    assert [section.title for section in measured_sections(tmp_path, manifest)] == ["Metrics"] * shown
+    assert [section.title for section in metrics_sections(tmp_path, manifest)] == ["Metrics"] * shown
     del kept["pictures"]  # of an older version: shown beside a manifest of its age alone
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
-    assert measured_sections(tmp_path, manifest) == []
-    assert len(measured_sections(tmp_path, replace(manifest, identity={}))) == 1
-
-
-def test_a_study_goes_on_only_with_what_began_it(tmp_path):
-    hold(tmp_path / "new", {"backbone": {"weights": "a"}})
-    (tmp_path / "new" / "clock.json").write_text("{}")
-    hold(tmp_path / "new", {"backbone": {"weights": "a"}})
-    with pytest.raises(ResumeError, match=r"recordings of another model, scorer or judge: backbone\.weights: a -> b"):
-        hold(tmp_path / "new", {"backbone": {"weights": "b"}})
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "clock.json").write_text("{}")
-    with pytest.raises(ResumeError, match="do not say of which model"):
-        hold(tmp_path / "old", {"backbone": {"weights": "a"}})
+    assert metrics_sections(tmp_path, manifest) == []
+    assert len(metrics_sections(tmp_path, replace(manifest, identity={}))) == 1
 
 
 def test_the_page_of_caches_names_every_cache():

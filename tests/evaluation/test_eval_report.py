@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from eval_records import record
 
+from addiffusion_env.baselines import named_traits
+from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import ConfigError, RunFolderError
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, read_manifest, write_text
 from addiffusion_env.evaluation.plots import styles
 from addiffusion_env.evaluation.records import digest_of
-from addiffusion_env.evaluation.report import _md, to_html, to_markdown, write_report
+from addiffusion_env.evaluation.rendering import to_html, to_markdown
+from addiffusion_env.evaluation.report import write_report
 from addiffusion_env.evaluation.sections import Figure, Section, Table
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import reference_of, summarise
@@ -42,7 +45,7 @@ def world(count=48):
 def manifest_of(records, margin=0.01):
     ids = tuple(sorted({r.prompt_id for r in records}))
     return Manifest(
-        methods=tuple(MethodEntry(name, name, name.startswith("policy"), {"steps": 8}) for name in NAMES),
+        methods=tuple(MethodEntry(name, name, {"steps": 8}) for name in NAMES),
         backbone="emoji",
         prompt_ids=ids,
         prompts_digest=digest_of(ids),
@@ -130,7 +133,7 @@ def test_no_two_methods_look_alike():
     prices = ("policy:run@0.01", "policy:run@0", "policy:run@0.02", "policy:run@0.03")
     names = (*prices, *(f"threshold_retry:{n}" for n in range(20)), "fixed:4")
     records = [record(name, n, nfe=4 + place, preference=n) for place, name in enumerate(names) for n in range(3)]
-    entries = tuple(MethodEntry(name, name, name in prices, {}) for name in names)
+    entries = tuple(MethodEntry(name, name, {}) for name in names)
     drawn = styles(summarise(records, replace(manifest_of(records), methods=entries)))
     assert set(drawn) == set(names) - {"fixed:4"}  # which is a point of the grey line
     assert len({(style.colour, style.marker, style.line) for style in drawn.values()}) == len(drawn)
@@ -150,11 +153,16 @@ def test_without_verdicts_preference_is_primary_and_said_so():
 
 
 def test_who_a_report_is_about():
-    assert focus_of(["fixed:4", "random:0.1"], []) == "random:0.1"
-    assert focus_of(["fixed:4", "rule", "looker"], ["looker"]) == "looker"
-    assert focus_of(["fixed:4"], []) == "fixed:4"
-    assert reference_of(["fixed:4", "fixed:50,leading", "stop:60"]) == "fixed:50,leading"
-    assert reference_of(["stop:6"]) is None
+    def named(*names):
+        return {name: named_traits(name) for name in names}
+
+    assert focus_of(named("fixed:4", "random:0.1")) == "random:0.1"
+    assert focus_of({**named("fixed:4", "prompt_rule:8,6"), "mine": Traits(needs_preview=True)}) == "mine"
+    assert focus_of(named("oracle_stop:preference", "fixed:4")) == "fixed:4"
+    assert focus_of(named("oracle_stop:preference")) == "oracle_stop:preference"
+    assert focus_of(named("random:0.1", "policy:x@0.02", "policy:x@0.01")) == "policy:x@0.02"
+    assert reference_of(named("fixed:4", "fixed:50,leading", "stop:60", "best_of:90x2")) == "fixed:50,leading"
+    assert reference_of(named("stop:6")) is None
 
 
 def test_markup_in_texts_is_shown_not_obeyed():
@@ -165,7 +173,6 @@ def test_markup_in_texts_is_shown_not_obeyed():
     text = to_markdown("t", [section])
     assert "| h\\|h |" in text
     assert "**\\*x\\***" in text
-    assert _md("a\nb") == "a b"
 
 
 def test_a_folder_without_an_evaluation_is_refused(tmp_path):

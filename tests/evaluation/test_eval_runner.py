@@ -31,7 +31,7 @@ class StopWhenLiked(BaseMethod):
 
     usage = "liked:"
     name = "liked"
-    looks = True
+    needs_preview = True
 
     def decide(self, requests):
         return [
@@ -194,6 +194,13 @@ def test_films_show_what_was_done(whole, methods, prompts, stage):
         assert film.preferences[-1] == pytest.approx(by_uid[film.uid].preference, abs=0.01)
         assert draw_film(film).shape == (122, 96 * len(film.frames), 3)
     assert read_films(folder) == films
+    bounds = [make_method(spec) for spec in ("oracle_stop:preference", "best_of:2x2")]
+    for method in bounds:  # no decision of the oracle's own; of several attempts the one that was kept
+        planned = plan([method], prompts[:1], [0], stage)
+        [record_, *_] = evaluate([method], prompts[:1], [0], stage, folder / method.kind)
+        [film, *_] = shoot(planned, [record_], stage, folder / method.kind)
+        assert len(film.frames) == len(film.actions) == len(film.preferences)
+        assert film.preferences[-1] == pytest.approx(record_.preference, abs=0.01)
     assert [role for role, _ in cast_roles([record(prompt=1), record(prompt=2)])] == ["best", "median"]
     costly = [record(prompt=n, preference=-n, nfe=4 + (n == 1)) for n in range(9)]
     assert [(role, r.prompt_id[-1]) for role, r in cast_roles(costly)][3] == ("costliest", "1")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from addiffusion_env.config import compose_config
 from addiffusion_env.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -42,20 +43,30 @@ def test_a_run_prints_its_table_resumes_and_leaves_nothing_else(tmp_path, monkey
     assert stamps == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "here" / "records").iterdir()}
 
 
+def test_a_mistyped_key_costs_two_lines_and_exit_code_two(tmp_path):
+    done = run("prompts=1", "metods=[fixed:2]", cwd=tmp_path)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert "no key 'metods'" in done.stderr and "\n  -> did you mean 'methods'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("metods=[fixed:2]", ("no key 'metods'", "did you mean 'methods'")),
         ("out=/proc/nowhere", ("/proc/nowhere", "->")),
         ("policy=runs/none", ("no policy in runs/none: there is no such folder", "or emoji")),
     ],
 )
-def test_a_mistake_costs_two_lines_and_exit_code_two(argument, words, tmp_path):
-    done = run("prompts=1", argument, cwd=tmp_path)
-    assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr
+def test_a_mistaken_value_costs_two_lines_and_exit_code_two(argument, words, tmp_path, monkeypatch, capsys):
+    import eval_sb3
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        eval_sb3.main(compose_config(eval_sb3.CONFIGS, "eval", ["prompts=1", argument]))
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and not list(tmp_path.iterdir())
+    for word in ("error: ", *words):
+        assert word in said
 
 
 @pytest.fixture

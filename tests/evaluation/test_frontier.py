@@ -39,7 +39,7 @@ def test_a_mixture_of_constants_gains_nothing():
     assert found.cost == 6
     assert found.between == ("fixed:4", "fixed:8")
     assert found.gain.low < 0 < found.gain.high
-    assert found.covered
+    assert found.reached
 
 
 def test_a_planted_gain_is_found_and_a_costly_method_is_held_against_the_best():
@@ -50,7 +50,7 @@ def test_a_planted_gain_is_found_and_a_costly_method_is_held_against_the_best():
     assert found.gain.estimate == pytest.approx(0.95 - found.frontier)
     costly = [record("good", n, nfe=30, correct=True) for n in range(400)]
     beyond = gain_over(costly, fixed, "correct", np.random.default_rng(1))
-    assert not beyond.covered
+    assert not beyond.reached
     assert beyond.between == ("fixed:8", "fixed:8")
     assert gain_over(better, {}, "correct", np.random.default_rng(1)) is None
     by_seconds = gain_over(better, fixed, "correct", np.random.default_rng(1), cost="seconds")

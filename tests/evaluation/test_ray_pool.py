@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from addiffusion_env.baselines import make_method
+from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
 from addiffusion_env.evaluation import ray_pool
@@ -14,7 +15,6 @@ from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.ray_pool import PictureWorker, RayPool, maker, prepare
 from addiffusion_env.evaluation.runner import Stage, carry_out, in_turn, plan
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.rollouts.crew import RayConfig, start_ray
 
 ray = pytest.importorskip("ray")
 
@@ -63,7 +63,7 @@ class DyingPool(RayPool):
         def give_and_kill(self, worker, chunk):
             give(self, worker, chunk)
             if not killed:
-                killed.append(self.crew.members[worker].pid)
+                killed.append(self.pool.actors[worker].pid)
                 os.kill(killed[0], signal.SIGKILL)
 
         ray_pool._Round._give = give_and_kill
@@ -84,7 +84,7 @@ def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, stage, 
     pictures = RecordStore(tmp_path / "records").pictures(uids)
     assert pictures == RecordStore(plain[1] / "records").pictures(uids) and len(pictures) == len(uids)
     monkeypatch.undo()
-    monkeypatch.setattr(ray_pool, "Crew", None)  # nothing is left to make: nobody is hired
+    monkeypatch.setattr(ray_pool, "ActorPool", None)  # nothing is left to make: nobody is hired
     assert run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}) == found
 
 

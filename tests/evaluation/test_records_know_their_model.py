@@ -18,8 +18,6 @@ from addiffusion_env.agents.policy_file import PRETRAINED
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.backbones.identity import differences
-from addiffusion_env.backbones.tiny import tiny_autoencoder
-from addiffusion_env.backbones.tiny_backbones import BUILDERS
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
@@ -35,6 +33,8 @@ from addiffusion_env.scorers.belief import BELIEFS
 from addiffusion_env.scorers.liking import Liking
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer
+from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
+from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 
 SCORER = """
 from addiffusion_env.scorers.sharpness import SharpnessScorer

@@ -31,7 +31,7 @@ def manifest_of(records, samples=12):
     names = list(dict.fromkeys(r.method for r in records))
     ids = tuple(dict.fromkeys(r.prompt_id for r in records))
     return Manifest(
-        methods=tuple(MethodEntry(name, name, name.startswith("policy"), {"steps": 8}) for name in names),
+        methods=tuple(MethodEntry(name, name, {"steps": 8}) for name in names),
         backbone="emoji",
         prompt_ids=ids,
         prompts_digest=digest_of(ids),

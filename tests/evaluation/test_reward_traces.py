@@ -4,10 +4,11 @@ import pytest
 
 from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.observers import Decisions, observed
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.evaluation.films import Film
 from addiffusion_env.evaluation.runner import Stage, plan
-from addiffusion_env.evaluation.traces import Watcher
+from addiffusion_env.evaluation.traces import terms_of
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 
 PROMPT = emoji_prompt("a photo of an elephant left of a giraffe")
@@ -15,19 +16,20 @@ PROMPT = emoji_prompt("a photo of an elephant left of a giraffe")
 
 @pytest.fixture
 def watched(emoji, scorers):
-    """(method, watcher, episode) of the shipped policy on one prompt."""
+    """(method, its decisions, episode) of the shipped policy on one prompt."""
     method = make_method("policy:emoji@0.01")
     stage = Stage(emoji, scorers, method.settings().process(emoji.capabilities, emoji.name))
     entry = plan([method], [PROMPT], [3], stage)[0]
-    watcher = Watcher(method)
-    engine = Engine(emoji, scorers, decider=watcher.decide)
-    (episode,) = engine.run([method.program(emoji, entry.process, PROMPT, 3)])
-    return method, watcher, episode
+    decisions = Decisions()
+    engine = Engine(emoji, scorers, decider=method.decide)
+    (episode,) = engine.run([observed(method.program(emoji, entry.process, PROMPT, 3), [decisions])])
+    return method, decisions, episode
 
 
 def test_a_trace_is_what_the_environment_pays(watched):
-    method, watcher, episode = watched
-    terms = watcher.terms(episode)
+    method, decisions, episode = watched
+    assert decisions.actions == list(episode.lane.actions)
+    terms = terms_of(method, decisions, episode)
     env = AdDiffusionEnv(**method.config.environment)
     env.reset(seed=0, options={"prompt": PROMPT.text, "prompt_id": PROMPT.prompt_id, "seed": 3, "price": 0.01})
     total = 0.0
@@ -42,8 +44,8 @@ def test_a_trace_is_what_the_environment_pays(watched):
 
 
 def test_a_method_that_has_no_reward_has_no_trace(watched):
-    _, _, episode = watched
-    assert Watcher(make_method("fixed:2")).terms(episode) == {}
+    _, decisions, episode = watched
+    assert terms_of(make_method("fixed:2"), decisions, episode) == {}
 
 
 def test_traces_are_drawn():

@@ -16,9 +16,10 @@ import time
 import traceback
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import OmegaConf
+
+from addiffusion_env.config import compose_config
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -31,8 +32,8 @@ OVERRIDES = {
         "total_timesteps=12",
         "checkpoint_every=4",
         "ppo={n_steps: 2, batch_size: 4, n_epochs: 1}",
-        "replay={pictures: 1, tries: 2, held_out: 1, lanes: 2, total_timesteps: 16}",
-        "replay.ppo={n_steps: 8, batch_size: 16, n_epochs: 1}",
+        "tabular={pictures: 1, attempts: 2, held_out: 1, lanes: 2, total_timesteps: 16}",
+        "tabular.ppo={n_steps: 8, batch_size: 16, n_epochs: 1}",
         "device=cpu",
         "progress_bar=false",
     ],
@@ -50,8 +51,7 @@ OVERRIDES = {
 
 
 def configured(kind: str) -> dict:
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(kind, overrides=OVERRIDES[kind]), resolve=True)
+    config = OmegaConf.to_container(compose_config(ROOT / "configs", kind, OVERRIDES[kind]), resolve=True)
     import eval_sb3
 
     return config if kind == "train" else {key: config[key] for key in eval_sb3.defaults()}
@@ -69,7 +69,7 @@ def prepare() -> None:
         "eval_sb3",
         "train_sb3",
         "addiffusion_env.agents.callbacks",
-        "addiffusion_env.agents.replay",
+        "addiffusion_env.agents.tabular_training",
         "addiffusion_env.evaluation.benchmarks",
         "addiffusion_env.evaluation.report",
     ):

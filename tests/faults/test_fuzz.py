@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from addiffusion_env.agents.policy_file import load_config
-from addiffusion_env.agents.replay import ReplayConfig
+from addiffusion_env.agents.tabular_training import TabularConfig
 from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.config import check_overrides
 from addiffusion_env.engine.lanes import lanes_of
@@ -89,9 +89,9 @@ def test_processes(given_: dict[str, Any]) -> None:
 
 
 @fuzz
-@given(some(ReplayConfig))
+@given(some(TabularConfig))
 def test_replay(given_: dict[str, Any]) -> None:
-    answers(ReplayConfig.of, given_)
+    answers(TabularConfig.of, given_)
 
 
 @fuzz

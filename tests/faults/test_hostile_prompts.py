@@ -13,14 +13,14 @@ from PIL import Image
 
 from addiffusion_env.envs.rendering import render_frame
 from addiffusion_env.errors import PromptError
-from addiffusion_env.evaluation.films import Film, draw_film
+from addiffusion_env.evaluation.films import Film
 from addiffusion_env.evaluation.records import Record, uid_of
-from addiffusion_env.evaluation.report import to_html, to_markdown
+from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_env.evaluation.sections import Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.prompts.benchmarks.export import export
 from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_lab.benchmarks.export import export
 
 HOSTILE = [
     "<script>alert('x')</script><img src=x onerror=alert(1)>",
@@ -99,7 +99,7 @@ def written(records: list[Record]) -> list[Section]:
     from addiffusion_env.evaluation.summary import summarise
 
     manifest = Manifest(
-        methods=tuple(MethodEntry(name, name, name == "policy:x", {"steps": 2}) for name in ("policy:x", "fixed:2")),
+        methods=tuple(MethodEntry(name, name, {"steps": 2}) for name in ("policy:x", "fixed:2")),
         backbone="emoji",
         prompt_ids=tuple(f"p{number}" for number in range(len(HOSTILE))),
         prompts_digest="0",
@@ -150,10 +150,13 @@ def test_records_keep_hostile_prompts_as_they_are(records: list[Record], tmp_pat
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_frames_and_films_draw_hostile_prompts(number: int) -> None:
-    frame = render_frame(np.zeros((64, 64, 3), np.uint8), [0, 2, 1], 3.5, HOSTILE[number])
-    assert frame.shape == (296, 256, 3) and (frame[256:] != frame[-1, -1]).any()
-    assert draw_film(film("u", HOSTILE[number])).ndim == 3
+def test_frames_draw_hostile_prompts(number: int) -> None:
+    """Whatever the words are, they are drawn where words belong, and change nothing else."""
+    image, text = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), HOSTILE[number]
+    frame, plain = (render_frame(image, [0, 2, 1], 3.5, words) for words in (text, ""))
+    np.testing.assert_array_equal(frame[:270], plain[:270])  # preview and action squares
+    assert (frame[270:] != plain[270:]).any()
+    np.testing.assert_array_equal(frame, render_frame(image, [0, 2, 1], 3.5, text[:40]))  # cut to the frame
 
 
 def test_a_prompt_file_of_hostile_lines_gives_them_as_text(tmp_path) -> None:

@@ -55,13 +55,12 @@ def nursery():
 
 
 def end_of_training(folder: Path) -> dict:
-    """All that a run leaves for a later command: the policy, its configuration, the last checkpoint, the scale."""
+    """All that a run leaves for a later command: the policy, its configuration, the last checkpoint."""
     run = folder / "run"
     state = read_latest(run / "checkpoints")
     return {
         "weights": {name: value.tolist() for name, value in load_file(run / "policy/policy.safetensors").items()},
         "policy": json.loads((run / "policy/config.json").read_text()),
-        "scale": json.loads((run / "normalisation.json").read_text()),
         "step": state["step"],
         "optimiser": str(state["model"]["parameters"]["policy.optimizer"]["state"]),
         "lanes": str(state["env"]),

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from addiffusion_env.errors import CapabilityError, UnknownNameError
-from addiffusion_env.observations.features import FEATURES, OBSERVATION_PRESETS, QUALITY, sees_previews, timestep
+from addiffusion_env.checks.base import hold
+from addiffusion_env.checks.observations import OBSERVATION_CONTRACTS
+from addiffusion_env.errors import CapabilityError, ContractError, UnknownNameError
+from addiffusion_env.observations import FEATURES
+from addiffusion_env.observations.features import OBSERVATION_PRESETS, QUALITY, Belief, Spent, Timestep, needs_preview
 from addiffusion_env.observations.frame import Frame
 from addiffusion_env.observations.observer import Observer
 
@@ -53,7 +56,7 @@ def test_everything_lies_in_its_space(extreme):
 
 def test_quality_names_its_numbers():
     one = frame(width=4)
-    quality = FEATURES["quality"].make(one)
+    quality = FEATURES.load("quality")().make(one)
     np.testing.assert_allclose(quality[:, QUALITY.index("preference")], np.tanh(one.preference / 2))
     np.testing.assert_allclose(quality[:, QUALITY.index("clip_change")], one.clip_score - one.clip_before)
     np.testing.assert_allclose(quality[:, QUALITY.index("budget_spent")], one.budget)
@@ -63,7 +66,7 @@ def test_neighbouring_steps_of_a_long_schedule_differ():
     def at(value):
         from dataclasses import replace
 
-        return timestep(replace(frame(1), log_snr=np.array([value])))
+        return Timestep().make(replace(frame(1), log_snr=np.array([value])))
 
     assert np.abs(at(0.0) - at(0.1)).max() > 0.2
     np.testing.assert_allclose(at(99.0), at(6.0))
@@ -78,24 +81,69 @@ def test_the_denoisers_features_are_seen_row_by_row():
     from dataclasses import replace
 
     whole = frame(4, width=8, extreme=50.0)
-    seen = FEATURES["features"].make(whole)
+    seen = FEATURES.load("features")().make(whole)
     assert np.abs(seen).max() < 1 and seen.std() > 0.2
     one = replace(whole, features=whole.features[2:3])
-    np.testing.assert_allclose(FEATURES["features"].make(one), seen[2:3])
+    np.testing.assert_allclose(FEATURES.load("features")().make(one), seen[2:3])
     unseen = replace(whole, features=np.zeros((4, 12)))
-    np.testing.assert_array_equal(FEATURES["features"].make(unseen), 0)  # before the first evaluation
+    np.testing.assert_array_equal(FEATURES.load("features")().make(unseen), 0)  # before the first evaluation
 
 
 def test_what_is_checked_are_finished_pictures():
     whole = frame(4, width=8)
-    seen, believed = FEATURES["checked"].make(whole), FEATURES["belief"].make(whole)
+    seen, believed = FEATURES.load("checked")().make(whole), FEATURES.load("belief")().make(whole)
     finished = whole.finished > 0
     np.testing.assert_array_equal(seen[finished], believed[finished])
     np.testing.assert_array_equal(seen[~finished][:, [0, 2]], 0)  # no preview of its own
     np.testing.assert_array_equal(seen[:, [1, 3]], believed[:, [1, 3]])  # the best of earlier tries is finished
-    assert not sees_previews(OBSERVATION_PRESETS["denoiser_checked"])
+    assert not needs_preview(OBSERVATION_PRESETS["denoiser_checked"])
 
 
 def test_features_need_a_denoiser_that_has_them():
     with pytest.raises(CapabilityError, match="there is none here"):
         Observer(8, OBSERVATION_PRESETS["denoiser"])
+
+
+@pytest.mark.parametrize("key", FEATURES)
+def test_a_key_keeps_its_promises(key):
+    assert len(hold(OBSERVATION_CONTRACTS, FEATURES.load(key))) == len(OBSERVATION_CONTRACTS)
+
+
+class Hidden(Belief):
+    """Shows what is believed of previews and says that it does not."""
+
+    needs_preview = False
+
+
+class Nameless(Belief):
+    """Shows scores and does not say which."""
+
+    shows = ()
+
+
+class Pooled(Spent):
+    """Standardised over the batch."""
+
+    def make(self, frame):
+        return super().make(frame) - super().make(frame).min(axis=0)
+
+
+class Short(Spent):
+    """One number of the three that it promises."""
+
+    def make(self, frame):
+        return super().make(frame)[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Hidden, "it shows scores of previews"),
+        (Nameless, "it shows utility"),
+        (Pooled, "lane . is seen otherwise alone"),
+        (Short, r"its shape is \(4, 1\), it says \(4, 3\)"),
+    ],
+)
+def test_broken_keys_are_found_out(kind, words):
+    with pytest.raises(ContractError, match=words):
+        hold(OBSERVATION_CONTRACTS, kind)

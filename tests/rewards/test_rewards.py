@@ -1,17 +1,19 @@
 """Reward terms against closed forms; shaping that cannot pay for idling; presets."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
 from addiffusion_env.checks.base import hold
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
-from addiffusion_env.errors import AdDiffusionError
+from addiffusion_env.errors import AdDiffusionError, ConfigError
 from addiffusion_env.rewards import TERMS
 from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import PRESETS, Reward, TermConfig, make_reward
-from addiffusion_env.rewards.gains import preference_gain
-from addiffusion_env.rewards.normalisation import Moments, PooledScale
-from addiffusion_env.rewards.terminal_bonus import terminal_bonus
+from addiffusion_env.rewards.composite import PRESETS, TermConfig, make_reward
+from addiffusion_env.rewards.gains import PreferenceGain
+from addiffusion_env.rewards.terminal_bonus import TerminalBonus
 
 NAN = float("nan")
 
@@ -47,33 +49,31 @@ def test_a_term_keeps_its_promises(name):
 
 @pytest.mark.parametrize("scores", [[1.0], [0.5, 2.0], [-1.0, 3.0, 0.2, 0.2, 0.2], [2.0] * 30])
 def test_shaping_telescopes_to_nothing(scores):
-    total = sum(float(preference_gain(step, PooledScale())[0]) for step in episode(scores))
+    total = sum(float(PreferenceGain()(step)[0]) for step in episode(scores))
     assert total == pytest.approx(0)
 
 
 def test_discounted_shaping_telescopes_too():
     gamma, scores = 0.9, [1.0, -2.0, 0.5, 3.0]
-    total = sum(
-        gamma**t * float(preference_gain(s, PooledScale(), gamma=gamma)[0]) for t, s in enumerate(episode(scores))
-    )
+    total = sum(gamma**t * float(PreferenceGain(gamma=gamma)(s)[0]) for t, s in enumerate(episode(scores)))
     assert total == pytest.approx(0)
 
 
 def test_the_published_gain_pays_for_the_final_score():
-    total = sum(float(preference_gain(s, PooledScale(), telescopes=0.0)[0]) for s in episode([1.0, 2.0, 4.0]))
+    total = sum(float(PreferenceGain(telescopes=0.0)(s)[0]) for s in episode([1.0, 2.0, 4.0]))
     assert total == pytest.approx(3.0)
 
 
 def test_terminal_bonus_saturates_and_waits_for_the_end():
     two = transition((0, 0), (0.3, 0.3), (False, True), (1, 1), (0, 0), (NAN, NAN), (0, 0))
-    np.testing.assert_allclose(terminal_bonus(two, PooledScale()), [0, 0.3])
-    np.testing.assert_allclose(terminal_bonus(two, PooledScale(), centre=0.3, width=0.5), [0, 0.5])
+    np.testing.assert_allclose(TerminalBonus()(two), [0, 0.3])
+    np.testing.assert_allclose(TerminalBonus(centre=0.3, width=0.5)(two), [0, 0.5])
     high = transition((0,), (50.0,), (True,))
-    assert terminal_bonus(high, PooledScale(), width=0.4)[0] == pytest.approx(1)
+    assert TerminalBonus(width=0.4)(high)[0] == pytest.approx(1)
 
 
 def test_relative_bonus():
-    assert terminal_bonus(transition((0,), (1.5,), (True,), reference=(1.0,)), PooledScale(), relative=1)[0] == 0.5
+    assert TerminalBonus(relative=1)(transition((0,), (1.5,), (True,), reference=(1.0,)))[0] == 0.5
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -115,24 +115,18 @@ def test_bad_rewards(reward, message):
         make_reward(reward)
 
 
-def test_moments_equal_numpy():
-    rng = np.random.default_rng(0)
-    chunks = [rng.normal(3, 2, size) for size in (5, 1, 40, 7)]
-    moments = Moments()
-    for chunk in chunks:
-        moments.update(np.append(chunk, np.nan))
-    whole = np.concatenate(chunks)
-    assert (moments.mean, moments.var) == pytest.approx((whole.mean(), whole.var()))
+def test_gains_are_counted_in_a_fixed_standard_deviation():
+    step = transition((1.0,), (1.5,))
+    reward = make_reward("as_published")
+    assert reward(step)[1]["clip_gain"][0] == pytest.approx(5.0)
+    assert reward(step)[1]["preference_gain"][0] == pytest.approx(0.5)
 
 
-def test_pooled_scale_learns_in_training_only_and_has_a_floor():
-    scale = PooledScale(floor=0.5, warmup=4)
-    scale.update("clip", np.array([0.1, 0.1, 0.1, 0.1]))
-    assert scale.std("clip") == 1.0
-    scale.training = True
-    scale.update("clip", np.array([0.1, 0.1, 0.1, 0.1]))
-    assert scale.std("clip") == 0.5
-    again = PooledScale(floor=0.5, warmup=4)
-    again.load_state_dict(scale.state_dict())
-    assert again.std("clip") == 0.5
-    assert Reward(PRESETS["default"], again).scale is again
+def test_a_function_is_no_term(monkeypatch):
+    """Terms of earlier versions were functions."""
+    user = types.ModuleType("users_terms")
+    user.old = lambda transition, scale, fee=0.1: np.zeros(len(transition.action))
+    monkeypatch.setitem(sys.modules, "users_terms", user)
+    monkeypatch.setitem(TERMS._entries, "old", "users_terms:old")
+    with pytest.raises(ConfigError, match=r"reward term 'old' is registered as <function .* expected a subclass"):
+        make_reward({"old": 1.0})

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from addiffusion_env.backbones.emoji.weights import WEIGHTS
+from addiffusion_env.emoji.scorers import emoji_scorers
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rollouts import fit_belief as command
 from addiffusion_env.scorers.belief import MOST, Belief, belief_of
 from addiffusion_env.scorers.liking import Liking
-from addiffusion_env.scorers.look import emoji_scorers
+from addiffusion_env.tabular import fit_calibrator as command
 
 PROMPTS, TRIES = 400, 5
 
@@ -88,5 +88,5 @@ def test_the_shipped_belief_trusts_a_dog_more_than_a_layout():
 def test_the_command_says_what_is_missing(tmp_path):
     with pytest.raises(SystemExit):
         command.main([str(tmp_path), str(tmp_path / "out.safetensors")])
-    with pytest.raises(AdDiffusionError, match="no table of tries"):
+    with pytest.raises(AdDiffusionError, match="no table of attempts"):
         command.read_tables(tmp_path)

@@ -37,10 +37,10 @@ def plain(clip_folder):
 
 
 @torch.no_grad()
-def test_score_is_open_clips_cosine(clip, plain, images):
+def test_score_is_open_clips_cosine(clip, plain, make_images):
     import open_clip
 
-    pictures = images(4)
+    pictures = make_images(4)
     prepared = ((pictures + 1) / 2 - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.25]).view(
         3, 1, 1
     )
@@ -53,12 +53,12 @@ def test_score_is_open_clips_cosine(clip, plain, images):
     assert cosine.std() > 1e-3, "scores that never differ would prove nothing"
 
 
-def test_similarity_of_kept_embeddings_is_the_score(clip, images):
-    pictures = images(4)
+def test_similarity_of_kept_embeddings_is_the_score(clip, make_images):
+    pictures = make_images(4)
     assert torch.equal(clip.similarity(clip.embed_images(pictures), PROMPTS), clip.score(pictures, PROMPTS))
 
 
-def test_only_the_pooled_token_of_the_last_block_is_computed(clip, plain, images):
+def test_only_the_pooled_token_of_the_last_block_is_computed(clip, plain, make_images):
     """The saving is in place, and a copy of the scorer uses its own weights, not the original's."""
     last = clip.model.visual.transformer.resblocks[-1]
     assert isinstance(last, ClassTokenBlock)
@@ -67,8 +67,8 @@ def test_only_the_pooled_token_of_the_last_block_is_computed(clip, plain, images
     with torch.no_grad():
         for weight in clip.model.parameters():
             weight.zero_()
-        wanted = F.normalize(plain.encode_image(clip.preprocess(images(2), "cpu", torch.float32)))
-    assert torch.allclose(copied.embed_images(images(2)), wanted, atol=1e-5)
+        wanted = F.normalize(plain.encode_image(clip.preprocess(make_images(2), "cpu", torch.float32)))
+    assert torch.allclose(copied.embed_images(make_images(2)), wanted, atol=1e-5)
 
 
 def test_models_of_another_layout_are_left_alone():
@@ -80,8 +80,8 @@ def test_models_of_another_layout_are_left_alone():
     assert not keep_class_token(open_clip.CLIP(**single))
 
 
-def test_a_picture_does_not_depend_on_its_neighbours_nor_on_chunks(clip, images):
-    pictures = images(4)
+def test_a_picture_does_not_depend_on_its_neighbours_nor_on_chunks(clip, make_images):
+    pictures = make_images(4)
     whole = clip.score(pictures, PROMPTS)
     alone = torch.cat([clip.score(pictures[i : i + 1], PROMPTS[i : i + 1]) for i in range(4)])
     assert torch.allclose(whole, alone, atol=1e-4)
@@ -100,16 +100,16 @@ def test_a_text_is_encoded_once(clip, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_inside(clip_folder, clip, images, dtype):
+def test_half_precision_stays_inside(clip_folder, clip, make_images, dtype):
     half = ClipScorer.from_pretrained(clip_folder, dtype=dtype)
-    embedded = half.embed_images(images(3))
+    embedded = half.embed_images(make_images(3))
     assert embedded.dtype == half.embed_texts(PROMPTS).dtype == torch.float32
     assert torch.allclose(embedded.norm(dim=1), torch.ones(3), atol=1e-6)
-    assert torch.allclose(embedded, clip.embed_images(images(3)), atol=0.05)
+    assert torch.allclose(embedded, clip.embed_images(make_images(3)), atol=0.05)
 
 
-def test_no_gradients_and_no_views_of_inference_tensors(clip, images):
-    score = clip.score(images(1).requires_grad_(), PROMPTS[:1])
+def test_no_gradients_and_no_views_of_inference_tensors(clip, make_images):
+    score = clip.score(make_images(1).requires_grad_(), PROMPTS[:1])
     assert not score.requires_grad
     (score * torch.ones(1, requires_grad=True)).sum().backward()  # usable as a constant in a loss
 
@@ -120,10 +120,10 @@ def test_an_empty_batch(clip):
     assert clip.score(empty, []).shape == (0,)
 
 
-def test_nan_weights_are_named(clip, images):
+def test_nan_weights_are_named(clip, make_images):
     clip.model.visual.proj.data.fill_(torch.nan)
     with pytest.raises(NumericsError, match=r"clip \(tiny-clip\).*'a dog'"):
-        clip.score(images(1), PROMPTS[:1])
+        clip.score(make_images(1), PROMPTS[:1])
 
 
 def test_label_and_preprocessing_come_from_the_folder(clip):
@@ -172,7 +172,7 @@ def test_openai_weights_need_quick_gelu_and_others_do_not():
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_named_model_gets_the_activation_of_its_tag(clip_folder, tmp_path, monkeypatch, images, recwarn, quick):
+def test_a_named_model_gets_the_activation_of_its_tag(clip_folder, tmp_path, monkeypatch, make_images, recwarn, quick):
     import open_clip
     from open_clip import pretrained as tags
     from safetensors.torch import load_file
@@ -184,9 +184,11 @@ def test_a_named_model_gets_the_activation_of_its_tag(clip_folder, tmp_path, mon
     clip = ClipScorer.from_pretrained(name, "here")
     wanted = open_clip.CLIP(**TINY_CLIP, quick_gelu=quick)
     wanted.load_state_dict(load_file(weights))
-    pixels = clip.preprocess(images(2), "cpu", torch.float32)
+    pixels = clip.preprocess(make_images(2), "cpu", torch.float32)
     with torch.no_grad():
-        assert torch.allclose(clip.embed_images(images(2)), F.normalize(wanted.eval().encode_image(pixels)), atol=1e-5)
+        assert torch.allclose(
+            clip.embed_images(make_images(2)), F.normalize(wanted.eval().encode_image(pixels)), atol=1e-5
+        )
     assert clip.label == f"{name}/here"
     assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
 
@@ -206,12 +208,12 @@ def tagged(clip_folder, tmp_path, monkeypatch):
     return weights
 
 
-def test_a_file_of_a_tag_scores_as_the_tag_when_it_is_told(tagged, images, recwarn):
+def test_a_file_of_a_tag_scores_as_the_tag_when_it_is_told(tagged, make_images, recwarn):
     by_tag, by_file = (
         ClipScorer.from_pretrained("tiny-tagged", "special"),
         ClipScorer.from_pretrained("tiny-tagged", tagged, tag="special"),
     )
-    wide = images(2, 48)[..., :20, :]
+    wide = make_images(2, 48)[..., :20, :]
     assert by_file.preprocess == by_tag.preprocess
     assert by_tag.preprocess == Preprocess(32, mode="squash")
     assert by_file.label == "tiny-tagged/open_clip_model as special"
@@ -219,12 +221,12 @@ def test_a_file_of_a_tag_scores_as_the_tag_when_it_is_told(tagged, images, recwa
     assert not [warning for warning in recwarn if "tag" in str(warning.message)]
 
 
-def test_a_file_without_its_tag_is_warned_of_what_it_loses(tagged, images):
+def test_a_file_without_its_tag_is_warned_of_what_it_loses(tagged, make_images):
     with pytest.warns(UserWarning, match=r"others: special \(mean, std, resize_mode, quick_gelu\)\n.*pass tag=TAG"):
         plain = ClipScorer.from_pretrained("tiny-tagged", tagged)
     assert torch.equal(
-        plain.score(images(2), PROMPTS[:2]),
-        ClipScorer.from_pretrained("tiny-tagged", "plain").score(images(2), PROMPTS[:2]),
+        plain.score(make_images(2), PROMPTS[:2]),
+        ClipScorer.from_pretrained("tiny-tagged", "plain").score(make_images(2), PROMPTS[:2]),
     )
 
 

@@ -12,10 +12,10 @@ from addiffusion_env.scorers.preprocess import Preprocess
 
 
 @torch.no_grad()
-def test_equals_transformers_class_token(dino_folder, images):
+def test_equals_transformers_class_token(dino_folder, make_images):
     from transformers import Dinov2Model
 
-    pictures = images(3, 32)
+    pictures = make_images(3, 32)
     dino = DinoEmbedder.from_pretrained(dino_folder)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     pixels = (((pictures + 1) / 2 - mean) / std)[..., 2:30, 2:30]
@@ -29,9 +29,9 @@ def test_the_shipped_model_reads_pictures_as_they_are(scorers):
     assert scorers.dino.dim == 96
 
 
-def test_rows_are_unit_and_do_not_depend_on_neighbours(dino_folder, images):
+def test_rows_are_unit_and_do_not_depend_on_neighbours(dino_folder, make_images):
     dino = DinoEmbedder.from_pretrained(dino_folder)
-    pictures = images(5, 32)
+    pictures = make_images(5, 32)
     whole = dino.embed_images(pictures)
     assert torch.allclose(whole.norm(dim=1), torch.ones(5), atol=1e-6)
     dino.chunk = 2
@@ -50,8 +50,8 @@ def test_similarity_is_one_for_equals_and_falls_with_change(scorers, pairs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_inside(dino_folder, images, dtype):
-    embedded = DinoEmbedder.from_pretrained(dino_folder, dtype=dtype).embed_images(images(2, 32))
+def test_half_precision_stays_inside(dino_folder, make_images, dtype):
+    embedded = DinoEmbedder.from_pretrained(dino_folder, dtype=dtype).embed_images(make_images(2, 32))
     assert embedded.dtype == torch.float32
     assert torch.allclose(embedded.norm(dim=1), torch.ones(2), atol=1e-6)
 

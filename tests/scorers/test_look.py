@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from addiffusion_env.emoji.scorers import emoji_scorers
 from addiffusion_env.errors import MissingPackageError, NumericsError, PromptError, UnknownNameError, WeightsError
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.hub_look import hub_scorers
-from addiffusion_env.scorers.look import Look, LookScorers, emoji_scorers
+from addiffusion_env.scorers.look import Look, LookScorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 
 
@@ -67,9 +68,9 @@ def test_rows_are_copies(scorers, batch):
     assert look.preference[0] == before
 
 
-def test_without_dino_its_width_is_zero(clip_folder, images):
+def test_without_dino_its_width_is_zero(clip_folder, make_images):
     scorers = LookScorers(ClipScorer.from_pretrained(clip_folder), SharpnessScorer(), None)
-    look = scorers.look(images(2), ["a dog", "a cat"])
+    look = scorers.look(make_images(2), ["a dog", "a cat"])
     assert look.dino.shape == (2, 0)
     assert scorers.dino_dim == 0
     assert Look.cat([look, look]).dino.shape == (4, 0)

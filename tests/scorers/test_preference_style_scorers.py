@@ -35,13 +35,13 @@ def hps_file(tmp_path_factory, clip_folder):
 
 
 @torch.no_grad()
-def test_hps_is_the_raw_cosine_with_black_bars(hps_file, images):
+def test_hps_is_the_raw_cosine_with_black_bars(hps_file, make_images):
     import open_clip
 
     hps = HpsScorer.from_pretrained(hps_file, architecture="tiny-hps")
     model = open_clip.CLIP(**TINY_CLIP)
     model.load_state_dict(torch.load(hps_file)["state_dict"])
-    wide = images(2, 32)[..., 8:24, :]  # 16 high, 32 wide
+    wide = make_images(2, 32)[..., 8:24, :]  # 16 high, 32 wide
     bars = F.pad((wide + 1) / 2, (0, 0, 8, 8))
     pixels = (bars - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     tokens = open_clip.SimpleTokenizer(context_length=16)([prompt.text for prompt in PROMPTS])
@@ -70,17 +70,17 @@ def head_file(tmp_path):
     return tmp_path / "head.pth"
 
 
-def test_aesthetic_is_the_linear_head_of_the_unit_embedding(head_file, clip_folder, images):
+def test_aesthetic_is_the_linear_head_of_the_unit_embedding(head_file, clip_folder, make_images):
     clip = ClipScorer.from_pretrained(clip_folder)
     scorer = AestheticScorer.from_pretrained(head_file, clip=clip)
-    wanted = clip.embed_images(images(2))
+    wanted = clip.embed_images(make_images(2))
     assert torch.allclose(wanted.norm(dim=1), torch.ones(2), atol=1e-6)
     state = torch.load(head_file)
     for position in (0, 2, 4, 6, 7):
         wanted = F.linear(wanted, state[f"layers.{position}.weight"], state[f"layers.{position}.bias"])
-    scores = scorer.score(images(2), PROMPTS)
+    scores = scorer.score(make_images(2), PROMPTS)
     assert torch.allclose(scores, wanted[:, 0], atol=1e-5)
-    assert torch.equal(scores, scorer.score(images(2), PROMPTS[::-1])), "the prompt must not matter"
+    assert torch.equal(scores, scorer.score(make_images(2), PROMPTS[::-1])), "the prompt must not matter"
 
 
 def test_aesthetic_head_must_fit_its_clip_and_be_there(tmp_path, clip_folder):
@@ -88,11 +88,11 @@ def test_aesthetic_head_must_fit_its_clip_and_be_there(tmp_path, clip_folder):
     with pytest.raises(WeightsError, match=r"curl -L .*sac%2Blogos"):
         AestheticScorer.from_pretrained(tmp_path / "absent.pth", clip=clip)
     torch.save(random_weights(head_state((768, 12, 8, 8, 4, 1)), "", torch.Generator()), tmp_path / "head.pth")
-    with pytest.raises(WeightsError, match=r"\(12, 768\), expected \(_, 16\)"):
+    with pytest.raises(WeightsError, match=r"of another shape: 0\.weight \(12, 768\) instead of \(12, 16\)"):
         AestheticScorer.from_pretrained(tmp_path / "head.pth", clip=clip)
     # A head with activations between its layers numbers them differently and would be scored wrongly.
     torch.save({f"layers.{i}.{k}": torch.zeros(1) for i in (0, 3) for k in ("weight", "bias")}, tmp_path / "relu.pth")
-    with pytest.raises(WeightsError, match="as its head, expected"):
+    with pytest.raises(WeightsError, match=r"missing: 2\.bias.*unexpected: 3\.bias, 3\.weight"):
         AestheticScorer.from_pretrained(tmp_path / "relu.pth", clip=clip)
 
 
@@ -105,16 +105,16 @@ def test_sharpness_of_a_chequerboard_has_a_closed_form():
     assert SharpnessScorer().score(flat, PROMPTS[:1]).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_sharpness_equals_scipys_mirrored_laplacian(images):
+def test_sharpness_equals_scipys_mirrored_laplacian(make_images):
     ndimage = pytest.importorskip("scipy.ndimage")
-    pictures = images(2, 24)
+    pictures = make_images(2, 24)
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     grey = (((pictures + 1) * 127.5) * weights).sum(1).double().numpy()
     wanted = [ndimage.laplace(picture, mode="mirror").var() for picture in grey]
     assert SharpnessScorer().score(pictures, PROMPTS).tolist() == pytest.approx(wanted, rel=1e-3)
 
 
-def test_sharpness_falls_with_blur(images):
+def test_sharpness_falls_with_blur(make_images):
     sharp = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     blurred = F.avg_pool2d(sharp, 3, stride=1, padding=1)
     scores = SharpnessScorer().score(torch.cat([sharp, blurred]), PROMPTS)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, NumericsError, PromptError
+from addiffusion_env.lru import LruCache
 from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.batching import LruCache, check_pairs, in_chunks, require_finite
+from addiffusion_env.scorers.batching import check_pairs, in_chunks, require_finite
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 64])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.scorers import hub
+from addiffusion_env.scorers import weights
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.dino import DinoEmbedder
 from addiffusion_env.scorers.hps import HpsScorer
@@ -35,7 +35,7 @@ def test_offline_names_the_cache_the_command_and_what_works(offline, bert_folder
     message = str(caught.value)
     assert command in message
     assert str(offline) in message
-    assert "AdDiffusion-Emoji-v0" in message
+    assert "AdDiffusion-Emoji-v1" in message
 
 
 def test_an_open_clip_tag_that_cannot_be_fetched_names_its_repository(monkeypatch):
@@ -60,7 +60,7 @@ def test_a_truncated_file_is_named(tmp_path):
     for name in ("weights.safetensors", "weights.pt"):
         (tmp_path / name).write_bytes(b"\x00" * 40)
         with pytest.raises(WeightsError, match=name) as caught:
-            hub.read_state_dict(tmp_path / name)
+            weights.read_state_dict(tmp_path / name)
         assert f"copy {tmp_path / name} again" in caught.value.remedy
 
 
@@ -69,7 +69,7 @@ def test_a_truncated_download_names_the_command_that_fetches_it(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x00" * 40)
     with pytest.raises(WeightsError, match=r"hf download THUDM/ImageReward ImageReward\.pt --force-download"):
-        hub.read_state_dict(path)
+        weights.read_state_dict(path)
 
 
 def test_a_torch_file_is_not_executed(tmp_path):
@@ -79,25 +79,25 @@ def test_a_torch_file_is_not_executed(tmp_path):
 
     torch.save({"weight": Payload()}, tmp_path / "weights.pt")
     with pytest.raises(WeightsError, match="cannot read"):
-        hub.read_state_dict(tmp_path / "weights.pt")
+        weights.read_state_dict(tmp_path / "weights.pt")
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_file_without_tensors_is_refused(tmp_path):
     torch.save({"step": 3}, tmp_path / "weights.pt")
     with pytest.raises(WeightsError, match="no state dict"):
-        hub.read_state_dict(tmp_path / "weights.pt")
+        weights.read_state_dict(tmp_path / "weights.pt")
 
 
 def test_load_strict_names_what_is_missing_foreign_and_misshapen():
     module = nn.Linear(3, 2)
     with pytest.raises(WeightsError) as caught:
-        hub.load_strict(module, {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}, "file.pt")
+        weights.load_strict(module, {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}, "file.pt")
     message = str(caught.value)
     for part in ("file.pt", "missing: bias", "unexpected: extra", "weight (2, 4) instead of (2, 3)"):
         assert part in message
     state = {"weight": torch.ones(2, 3), "bias": torch.ones(2), "ids": torch.zeros(1)}
-    hub.load_strict(module, state, "file.pt", ignore=lambda name: name == "ids")
+    weights.load_strict(module, state, "file.pt", ignore=lambda name: name == "ids")
     assert module.weight.eq(1).all()
 
 

@@ -22,10 +22,10 @@ def through_pil(image, transform):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 96), (100, 60), (20, 28)])
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-def test_equals_open_clips_pil_transform_on_bytes(images, height, width, mode):
+def test_equals_open_clips_pil_transform_on_bytes(make_images, height, width, mode):
     from open_clip.transform import image_transform
 
-    picture = torch.nn.functional.interpolate(images(1, 64), size=(height, width), mode="bilinear")
+    picture = torch.nn.functional.interpolate(make_images(1, 64), size=(height, width), mode="bilinear")
     picture = ((picture + 1) * 127.5).round() / 127.5 - 1
     published = image_transform(32, is_train=False, resize_mode=mode)
     wanted = through_pil(picture[0], published)
@@ -35,8 +35,8 @@ def test_equals_open_clips_pil_transform_on_bytes(images, height, width, mode):
     assert (got - wanted).abs().max() < 1e-5
 
 
-def test_pictures_of_the_right_size_pass_unchanged_without_mean_and_std(images):
-    pictures = images(2, 64)
+def test_pictures_of_the_right_size_pass_unchanged_without_mean_and_std(make_images):
+    pictures = make_images(2, 64)
     assert torch.equal(Preprocess(64)(pictures, "cpu", torch.float32), pictures)
 
 
@@ -62,8 +62,8 @@ def test_resizing_equals_pillow_to_the_byte(interpolation):
         assert torch.equal(got[0].round().byte(), wanted), (before, after)
 
 
-def test_resizing_rounds_as_saving_does_and_takes_any_number_of_pictures(images):
-    pictures = images(11, 24).bfloat16()
+def test_resizing_rounds_as_saving_does_and_takes_any_number_of_pictures(make_images):
+    pictures = make_images(11, 24).bfloat16()
     saved = torch.from_numpy(np.stack([to_pixels(picture.float()) for picture in pictures])).permute(0, 3, 1, 2)
     resized = resize_bytes(pictures, (10, 13), "bicubic")
     assert resized.shape == (11, 3, 10, 13)

@@ -12,9 +12,14 @@ from addiffusion_env.scorers.tokens import (
     Tokenizer,
     choose_tokenizer,
     load_transformers_tokenizer,
-    wrap_open_clip,
-    wrap_transformers,
 )
+
+
+def bert(folder):
+    from transformers import BertTokenizer
+
+    return load_transformers_tokenizer(folder, BertTokenizer.from_pretrained)
+
 
 TEXTS = ["a dog", "a photo of a red cup above a blue book", "", "word " * 100]
 
@@ -24,47 +29,50 @@ def test_open_clip_ids_are_open_clips_own():
     import open_clip
 
     own = open_clip.SimpleTokenizer(context_length=77)
-    assert torch.equal(wrap_open_clip(own, 77)(TEXTS), own(TEXTS))
+    assert torch.equal(Tokenizer(own, 77)(TEXTS), own(TEXTS))
 
 
 @pytest.mark.filterwarnings("ignore:a scorer reads")
 def test_bert_ids_are_transformers_own(bert_folder):
     from transformers import BertTokenizer
 
-    own = load_transformers_tokenizer(bert_folder, BertTokenizer)
+    own = load_transformers_tokenizer(bert_folder, BertTokenizer.from_pretrained)
     wanted = own(TEXTS, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
-    tokenizer = wrap_transformers(own, 35)
+    tokenizer = Tokenizer(own, 35)
     assert torch.equal(tokenizer(TEXTS), wanted.input_ids)
     ids, mask = tokenizer.trimmed(TEXTS)
     assert torch.equal(mask, wanted.attention_mask)
     assert torch.equal(ids, wanted.input_ids)
 
 
-def spelled(length=6):
-    """Ids 1 ... 9 for start, digits and end; 0 pads."""
-    return Tokenizer(lambda text: [8, *map(int, text), 9], length, 0)
+def test_trimmed_pads_to_the_longest_only(bert_folder):
+    tokenizer = Tokenizer(bert(bert_folder), 35)
+    ids, mask = tokenizer.trimmed(["a", "a b c"])
+    assert ids.shape == (2, 5) and mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
 
 
-def test_trimmed_pads_to_the_longest_only():
-    ids, mask = spelled().trimmed(["1", "123"])
-    assert ids.tolist() == [[8, 1, 9, 0, 0], [8, 1, 2, 3, 9]]
-    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+@pytest.mark.parametrize("library", ["open_clip", "transformers"])
+def test_a_long_text_keeps_its_end_token_and_warns_once(bert_folder, library):
+    import open_clip
 
-
-def test_a_long_text_keeps_its_end_token_and_warns_once():
-    tokenizer = spelled()
-    with pytest.warns(UserWarning, match="reads 6 tokens and '1234567'.* has 9"):
-        assert tokenizer(["1234567"]).tolist() == [[8, 1, 2, 3, 4, 9]]
+    own = bert(bert_folder) if library == "transformers" else open_clip.SimpleTokenizer()
+    tokenizer = Tokenizer(own, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tokenizer(["7654321"]).tolist() == [[8, 7, 6, 5, 4, 9]]
+        short = tokenizer(["a b c d"])[0]
+    with pytest.warns(UserWarning, match="reads 6 tokens and 'a b c d e'.* has more"):
+        long = tokenizer(["a b c d e"])[0]
+    assert torch.equal(long, short) and len(long) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer(["a b c d e f"])
 
 
 def test_emoji_texts_end_in_the_token_that_also_pads(emoji_weights):
     own = load_transformers_tokenizer(emoji_weights / "tokenizer")
     text = "a photo of two red dogs"
     wanted = own([text], padding="max_length", max_length=32, return_tensors="pt").input_ids
-    tokenizer = wrap_transformers(own, 32)
+    tokenizer = Tokenizer(own, 32)
     assert torch.equal(tokenizer([text]), wanted)
     ids, mask = tokenizer.trimmed([text, "a dog"])
     # The mask that the scorer was trained with: everything up to the first end token.
@@ -95,7 +103,7 @@ def test_open_clips_vocabulary_takes_open_clips_tokenizer_whatever_lies_in_the_f
     [
         ({"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}, "no tokenizer in .* and its config names timm/ViT-B-16-SigLIP"),
         ({"vocab_size": 916}, "no tokenizer in .* and its vocabulary of 916 is its own"),
-        ({"tokenizer_kwargs": {"clean": "scrub"}}, r"SimpleTokenizer cannot be made with .*Invalid clean function"),
+        ({"tokenizer_kwargs": {"clean": "scrub"}}, r"SimpleTokenizer fails with .*Invalid clean function"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_had_is_named(tmp_path, text, message):

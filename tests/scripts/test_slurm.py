@@ -13,6 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from addiffusion_env.config import store_environments
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ray.slurm"
 
@@ -134,6 +136,7 @@ def test_it_is_not_queued_again_for_ever(desk):
 
 def test_the_launcher_queues_again_and_warns_in_time():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    store_environments()
     with initialize_config_dir(str((ROOT / "configs").resolve()), version_base="1.3"):
         config = compose("train", overrides=["hydra/launcher=slurm"], return_hydra_config=True)
     launcher = OmegaConf.to_container(config.hydra.launcher)
@@ -165,7 +168,7 @@ def test_a_sweep_of_processes_is_its_dry_run(tmp_path):
     """Two small trainings by the launcher's local twin: the same pickling, folders and signals, without SLURM."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ["-m", "hydra/launcher=submitit_local", "seed=0,1", f"run_dir={tmp_path}/run_${{seed}}"]
-    small = ["experiment=smoke", "progress_bar=false", "replay=null", "report=null", "total_timesteps=32"]
+    small = ["experiment=smoke", "progress_bar=false", "tabular=null", "report=null", "total_timesteps=32"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_sb3.py"), *sweep, *small, f"hydra.sweep.dir={tmp_path}/sweep"],
         cwd=ROOT,
@@ -194,7 +197,7 @@ def test_a_real_ray_is_started_saved_at_the_limit_and_resumed(desk):
         "OMP_NUM_THREADS": "1",
     }
     run = folder / "run"
-    small = ["experiment=smoke", "replay=null", "report=null", "total_timesteps=160", "lanes=4", f"run_dir={run}"]
+    small = ["experiment=smoke", "tabular=null", "report=null", "total_timesteps=160", "lanes=4", f"run_dir={run}"]
     command = ["bash", str(SCRIPT), "train_sb3.py", *small, "ppo.n_steps=8", "checkpoint_every=32"]
     log = folder / "log"
 

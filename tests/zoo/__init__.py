@@ -1,5 +1,5 @@
 """The tiny pipelines that tests run over; they live in the package, where the command that writes docs needs them."""
 
-from addiffusion_env.backbones.tiny_pipelines import REFUSED, ZOO
+from addiffusion_lab.tiny_pipelines import REFUSED, ZOO
 
 __all__ = ["REFUSED", "ZOO"]

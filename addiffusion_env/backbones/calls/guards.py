@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.hub import in_a_line
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
+from addiffusion_env.hub import in_a_line
 
 
 @contextmanager

@@ -9,7 +9,6 @@ that take their batch apart (perturbed-attention guidance) depend on it.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
 from addiffusion_env.backbones.calls.trees import entries, rebuilt
+from addiffusion_env.lru import LruCache
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class Digests:
     KEPT = 4096
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, int], tuple[Tensor, Any]] = OrderedDict()
+        self._known: LruCache[tuple[Tensor, Any]] = LruCache(self.KEPT)
 
     def __call__(self, value: Any) -> Any:
         """The key of a constant."""
@@ -297,8 +297,6 @@ class Digests:
         if known is None or known[0] is not value:
             # The tensor is kept, so that its id is not another's.
             known = self._known[key] = (value, self._read(value))
-            while len(self._known) > self.KEPT:
-                self._known.popitem(last=False)
         return known[1]
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.fingerprint import adapters_in, sampled
 from addiffusion_env.backbones.memory import alone
+from addiffusion_env.lru import LruCache
 
 TEXTS_KEPT = 1024
 """Most results of ``encode_prompt`` kept."""
@@ -26,7 +26,7 @@ class TextCache:
 
     def __init__(self, pipe: Any, digests: Digests) -> None:
         self.pipe, self.digests = pipe, digests
-        self._texts: OrderedDict[Any, Any] = OrderedDict()
+        self._texts: LruCache[Any] = LruCache(TEXTS_KEPT)
 
     def overrides(self) -> dict[str, Any]:
         """Attributes of a copy of the pipeline that encodes through this cache."""
@@ -37,15 +37,12 @@ class TextCache:
         @functools.wraps(encode)
         def encoded(*args: Any, **kwargs: Any) -> Any:
             key = (encoder_state(self.pipe), self.digests((args, kwargs)))
-            if key in self._texts:
-                self._texts.move_to_end(key)
-                return self._texts[key][0]
+            if (known := self._texts.get(key)) is not None:
+                return known[0]
             with alone(self.pipe):
                 found = encode(*args, **kwargs)
             # The arguments stay alive with their result: some are known by their id.
             self._texts[key] = (found, args, kwargs)
-            while len(self._texts) > TEXTS_KEPT:
-                self._texts.popitem(last=False)
             return found
 
         return encoded

@@ -9,6 +9,7 @@ from addiffusion_env.backbones.devices import resolve_device, resolve_dtype
 from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
 from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts
+from addiffusion_env.backbones.traits import Traits
 from addiffusion_env.errors import ConfigError, nearest
 
 OPTIONS = ("truncate_prompts",)
@@ -17,10 +18,20 @@ OPTIONS = ("truncate_prompts",)
 class EmojiBackbone(StableDiffusionBackbone):
     """Emoji world: 64x64 pictures of up to four emoji, SD 1.5's classes in small, no download.
 
-    Trained from scratch by ``python -m addiffusion_env.backbones.emoji.train``; ``weights/manifest.json`` says how.
+    Trained from scratch by ``python -m addiffusion_lab.emoji_training``; ``weights/manifest.json`` says how.
     """
 
     name = "emoji"
+    traits = Traits(
+        prompts="emoji",
+        prompt_reader="addiffusion_env.prompts.emoji_grammar:emoji_prompt",
+        scorers="addiffusion_env.emoji.scorers:EmojiScorers",
+        preference="blip_preference",
+        judges=("emoji_detector",),
+        world="emoji",
+        embedded=True,
+        guide="addiffusion_env.emoji.guide:EmojiGuide",
+    )
 
     @classmethod
     def from_pretrained(cls, load: Load | None = None) -> EmojiBackbone:

@@ -72,7 +72,7 @@ COMPONENTS: Mapping[str, Component] = {
     ),
     "sprites": Component(
         "",
-        "addiffusion_env.backbones.emoji.renderer.Renderer",
+        "addiffusion_lab.emoji_training.renderer.Renderer",
         "renderer.build_sprites: 32x32 pixels, from Noto Color Emoji (images Apache-2.0, font OFL-1.1)",
         licence="Apache-2.0 AND OFL-1.1",
         folder="../assets",
@@ -119,7 +119,7 @@ def _remedy(folder: Path, component: str) -> str:
     stage = COMPONENTS[component].stage if component in COMPONENTS else ""
     if not stage:
         return again
-    return f"{again}, or train it again: python -m addiffusion_env.backbones.emoji.train {stage} --out {folder}"
+    return f"{again}, or train it again: python -m addiffusion_lab.emoji_training {stage} --out {folder}"
 
 
 def _check_file(path: Path, expected: Mapping[str, Any], remedy: str) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.statistics.arrays import (
     binary,
     checked,
@@ -47,41 +44,6 @@ def paired_interval(
 ) -> Interval:
     """Mean of ``first - second`` over prompts with its bootstrap interval: prompts are resampled as pairs."""
     return mean_interval(differences(first, second), rng, level, resamples)
-
-
-def cluster_interval(
-    values: np.ndarray,
-    prompts: Sequence[str],
-    rng: np.random.Generator,
-    level: float = 0.95,
-    resamples: int = 5000,
-) -> Interval:
-    """The mean over pictures with an interval that resamples whole prompts: pictures of one prompt stay together.
-
-    With as many seeds for every prompt it is the mean over prompts; otherwise prompts with more pictures weigh more.
-    Resampling pictures instead would take the seeds of a prompt for independent evidence.
-
-    Args:
-        values: (N,) one a picture; differences for paired methods.
-        prompts: (N,) the prompt id of each picture.
-        rng: draws the resamples.
-        level: confidence.
-        resamples: of prompts.
-
-    Returns:
-        The interval; its ``n`` counts prompts.
-
-    Raises:
-        ConfigError: when there is not one prompt id a value.
-    """
-    values = checked(values)
-    if len(prompts) != len(values):
-        raise ConfigError(f"got {len(values)} values of {len(prompts)} prompts", "name each picture's prompt")
-    index = np.unique(np.asarray(prompts), return_inverse=True)[1]
-    sums, sizes = np.bincount(index, values), np.bincount(index).astype(np.float64)
-    weights = resampled(len(sizes), rng, resamples)
-    low, high = np.quantile((weights @ sums) / (weights @ sizes), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high), level, len(sizes))
 
 
 def share_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0.95) -> Interval:

@@ -28,7 +28,7 @@ def wilcoxon(first: np.ndarray, second: np.ndarray) -> Significance:
     """Wilcoxon's signed-rank test; prompts without a difference are ranked, then dropped (Pratt 1959).
 
     An early stop leaves many exact zeros; dropping them before ranking would make few differences look like many.
-    A large p is no evidence of equality: use :func:`equivalent` for that.
+    A large p is no evidence of equality: use :func:`non_inferior` for that.
     """
     found_differences = np.round(differences(first, second), ROUND)
     if not found_differences.any():
@@ -56,14 +56,6 @@ def non_inferior(first: np.ndarray, second: np.ndarray, margin: float, alpha: fl
     first, second = pair(first, second)
     margin = positive_margin(margin)
     p = _worse_by(first, second, margin)
-    return MarginTest(_margin_interval(first, second, alpha), margin, p, p < alpha)
-
-
-def equivalent(first: np.ndarray, second: np.ndarray, margin: float, alpha: float = 0.05) -> MarginTest:
-    """Whether the means differ by less than ``margin`` either way (two one-sided paired tests; Schuirmann 1987)."""
-    first, second = pair(first, second)
-    margin = positive_margin(margin)
-    p = max(_worse_by(first, second, margin), _worse_by(second, first, margin))
     return MarginTest(_margin_interval(first, second, alpha), margin, p, p < alpha)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from addiffusion_env.evaluation.statistics.arrays import positive_margin
+
 ROUND = 12
 """Decimals to which paired differences are rounded before they are ranked, so that equal ones are tied."""
 
@@ -76,3 +78,32 @@ class Adjusted:
     p: float
     adjusted: float
     rejected: bool
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The largest deficit that does not matter, and when it was set: one that is chosen after the data proves nothing.
+
+    Attributes:
+        value: in the measure's units, above 0.
+        measure: which measure it is for (``"correct"``).
+        set_at: when the evaluation's manifest first had it; UTC, ISO 8601.
+        records_before: records that were there then; above 0 it may have been chosen with knowledge.
+    """
+
+    value: float
+    measure: str
+    set_at: str
+    records_before: int
+
+    def __post_init__(self) -> None:
+        positive_margin(self.value)
+
+    @property
+    def before_data(self) -> bool:
+        """Whether it was fixed before any image was judged."""
+        return self.records_before == 0
+
+    def __str__(self) -> str:
+        when = "before any record" if self.before_data else f"after {self.records_before} records"
+        return f"{self.value:g} in {self.measure}, in evaluation.json since {self.set_at}, {when}"

@@ -55,7 +55,7 @@ def test_provenance_is_complete_and_true() -> None:
 
 
 def test_remedies_name_real_stages() -> None:
-    from addiffusion_env.backbones.emoji.train import STAGES
+    from addiffusion_lab.emoji_training import STAGES
 
     assert {component.stage.split(" ")[0] for component in COMPONENTS.values()} - {""} <= set(STAGES)
 
@@ -70,7 +70,7 @@ def test_missing_file(copied: Path) -> None:
     with pytest.raises(WeightsError, match="is missing, expected a file of 531502 bytes") as caught:
         verify(copied, "preview")
     assert PREVIEW_FILE in caught.value.cause
-    assert f"python -m addiffusion_env.backbones.emoji.train preview --out {copied.resolve()}" in caught.value.remedy
+    assert f"python -m addiffusion_lab.emoji_training preview --out {copied.resolve()}" in caught.value.remedy
     assert verify(copied, "scheduler").is_dir()  # its neighbours still load
 
 

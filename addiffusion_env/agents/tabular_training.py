@@ -1,0 +1,330 @@
+"""Training on a stop-and-retry table: a warm start that has seen hundreds of thousands of decisions.
+
+The table holds what every attempt of some training pictures would show and give (:mod:`addiffusion_env.tabular.table`).
+PPO on it is PPO on the environment, only that its pictures are drawn from a finite set; what it has learned is carried
+into the model that goes on with the live environment.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecMonitor
+
+from addiffusion_env.agents.callbacks import pattern_entropy
+from addiffusion_env.agents.training import make_model
+from addiffusion_env.engine.faults import FaultCount
+from addiffusion_env.envs.framing import Framer
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, PromptError
+from addiffusion_env.files import whole_file
+from addiffusion_env.observations import FEATURES
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.seeding import stable_hash
+from addiffusion_env.settings import Ge, Settings
+from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table
+from addiffusion_env.tabular.recorder import Recorder, check_recordable
+from addiffusion_env.tabular.regret import regret
+from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_env.tabular.tabular_env import TabularVecEnv
+from addiffusion_env.tabular.transitions import Transitions
+
+FRONTIER_PRICES = 8
+"""Prices at which a policy's NFE is measured for ``target_nfe``."""
+
+
+@dataclass(frozen=True)
+class TabularConfig(Settings):
+    """How long, and on what.
+
+    Attributes:
+        pictures: of the training source that are recorded.
+        prompt_seed: which ones.
+        attempts: of each; one more than the refinements that an episode may take is all that can be met.
+        lanes: episodes at once on the table.
+        total_timesteps: decisions.
+        ppo: keyword arguments of the algorithm on the table.
+        watch_every: updates between two looks at collapse and regret, in TensorBoard under ``table/``.
+        held_out: further prompts of the training source, recorded when training is done to measure what the policy
+            spends on prompts that it was not trained on; 0 measures that on the recorded ones, which flatters it.
+    """
+
+    section: ClassVar[str] = "tabular"
+
+    pictures: Annotated[int, Ge(1)] = 256
+    prompt_seed: int = 101
+    attempts: Annotated[int, Ge(1)] = 5
+    lanes: Annotated[int, Ge(1)] = 128
+    total_timesteps: int = 300_000
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    watch_every: Annotated[int, Ge(1)] = 10
+    held_out: Annotated[int, Ge(0)] = 64
+
+
+def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) -> TabularMDP:
+    """The decision process of an environment on a table of its attempts.
+
+    Args:
+        table: recorded with the environment's process.
+        settings: of the environment.
+        refine: whether *refine* is ever legal.
+
+    Raises:
+        ConfigError: for a process that is not a table of attempts, or another one than the table's.
+    """
+    backbone = load_backbone(settings)
+    process = settings.process(backbone.capabilities, backbone.name)
+    check_recordable(process)
+    if table.steps != process.decision_steps:
+        raise ConfigError(
+            f"the table was recorded with decisions at steps {list(table.steps)}, the environment has them at "
+            f"{list(process.decision_steps)}",
+            "give it the settings that the table was recorded with",
+        )
+    highest = settings.price_range()[1]
+    most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).most
+    limit = min(process.refine.limit, table.attempts - 1)
+    recorded = replace(process.refine, limit=limit, enabled=process.refine.enabled and refine)
+    transitions = Transitions.of(backbone, replace(process, refine=recorded))
+    return TabularMDP(table, transitions, most, highest, process.refine.limit, process.refine.liking)
+
+
+def record_table(settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int) -> AttemptTable:
+    """Records the pictures of a run, or reads those that are recorded.
+
+    Raises:
+        ConfigError: for a process that is not a table of attempts.
+        RunFolderError: when a shard cannot be written.
+    """
+    prompts = settings.prompt_source().take(tabular.pictures, seed=tabular.prompt_seed)
+    return _record(prompts, settings, tabular, folder, lanes)
+
+
+def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Container[str] = ()) -> list[Prompt]:
+    """Prompts of the training source that are not on the table; at most ``tabular.held_out``, always the same ones.
+
+    Args:
+        settings: of the environment that was trained on.
+        tabular: of its table.
+        seen: ids of prompts that live episodes had, which are left out too.
+
+    Returns:
+        Fewer than asked for where the source holds no more; none where it cannot even fill the table.
+    """
+    source = settings.prompt_source()
+    trained = {prompt.prompt_id for prompt in source.take(tabular.pictures, seed=tabular.prompt_seed)}
+    try:
+        wider = source.take(tabular.pictures + tabular.held_out, seed=tabular.prompt_seed)
+    except PromptError:  # a grammar that is exhausted; lists give what they have
+        return []
+    unseen = [prompt for prompt in wider if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
+    # A list's wider draw may hold more than were asked for, in the order of its file: kind by kind, perhaps.
+    drawn = sorted(unseen, key=lambda prompt: stable_hash("held out", prompt.prompt_id))[: tabular.held_out]
+    chosen = {prompt.prompt_id for prompt in drawn}
+    return [prompt for prompt in unseen if prompt.prompt_id in chosen]
+
+
+def record_held_out(
+    settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int, seen: Container[str] = ()
+) -> AttemptTable | None:
+    """Records :func:`held_out_prompts`; ``None``, with a warning unless none were asked for, where there are none.
+
+    Raises:
+        RunFolderError: when a shard cannot be written.
+    """
+    prompts = held_out_prompts(settings, tabular, seen) if tabular.held_out else []
+    if len(prompts) < tabular.held_out:
+        warnings.warn(
+            f"tabular.held_out={tabular.held_out}: the training source holds {len(prompts)} prompts that were not "
+            f"trained on; what target_nfe goes by is measured on {'those' if prompts else 'the training prompts'}",
+            stacklevel=2,
+        )
+    return _record(prompts, settings, tabular, folder, lanes) if prompts else None
+
+
+def _record(
+    prompts: Sequence[Prompt], settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int
+) -> AttemptTable:
+    backbone = load_backbone(settings)
+    process = settings.process(backbone.capabilities, backbone.name)
+    scorers = load_scorers(backbone, settings.scorers)
+    faults, keys = FaultCount(settings.max_faults), settings.keys()
+    recorder = Recorder(
+        backbone,
+        scorers,
+        process,
+        tabular.attempts,
+        halve=settings.halve_lanes,
+        faults=faults,
+        features=any(FEATURES.load(key).needs_features for key in keys),
+    )
+
+    def note(done: int) -> None:
+        print(f"recorded {done} of {len(prompts)} pictures, {tabular.attempts} attempts each", flush=True)
+
+    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
+
+
+def greedy(policy: BasePolicy) -> Decider:
+    """The most probable legal action, as :class:`agents.learned.LearnedMethod` decides."""
+
+    @torch.no_grad()
+    def decide(observation: dict[str, np.ndarray], legal: np.ndarray) -> np.ndarray:
+        tensors = {key: torch.as_tensor(value, device=policy.device) for key, value in observation.items()}
+        probabilities = policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[attr-defined,operator]
+        return np.where(legal, probabilities, -1.0).argmax(1)
+
+    return decide
+
+
+def measured_frontier(policy: BasePolicy, mdp: TabularMDP, settings: EnvSettings) -> list[tuple[float, float]]:
+    """(price, mean NFE) of a policy on a table, by rising price; NFE never rises with price."""
+    low, high = settings.price_range()
+    observer = mdp.table.observer(settings.keys())
+    prices = np.linspace(low, high, FRONTIER_PRICES) if low < high else np.array([low])
+    spent = [float(play_table(mdp, greedy(policy), observer, price).nfe.mean()) for price in prices]
+    return [(float(price), float(nfe)) for price, nfe in zip(prices, np.minimum.accumulate(spent), strict=True)]
+
+
+def held_out_frontier(
+    policy: BasePolicy,
+    mdp: TabularMDP,
+    settings: EnvSettings,
+    tabular: TabularConfig,
+    folder: Path,
+    lanes: int,
+    seen: Container[str] = (),
+) -> tuple[list[tuple[float, float]], str]:
+    """:func:`measured_frontier` on prompts that the policy was not trained on, and which those are, in words.
+
+    Args:
+        policy: trained on ``mdp``.
+        mdp: the decision process on the training table; measured on where no prompt is held out.
+        settings: of the environment.
+        tabular: how many are held out.
+        folder: of the run; the table goes to ``held_out`` in it.
+        lanes: pictures in the making at once.
+        seen: ids of prompts that live episodes had.
+
+    Raises:
+        RunFolderError: when the table cannot be written.
+    """
+    table = record_held_out(settings, tabular, folder / "held_out", lanes, seen)
+    if table is None:
+        return measured_frontier(policy, mdp, settings), f"{len(mdp.table)} training prompts"
+    return measured_frontier(policy, make_mdp(table, settings), settings), held_out_words(table)
+
+
+def held_out_words(table: AttemptTable) -> str:
+    """What :attr:`~.PolicyConfig.frontier_prompts` says of a table of held-out prompts."""
+    return f"{len(table)} prompts of the training source that were held out of training"
+
+
+def learn_on_table(
+    mdp: TabularMDP,
+    settings: EnvSettings,
+    tabular: TabularConfig,
+    algorithm: str,
+    seed: int,
+    folder: Path | None = None,
+    device: str = "auto",
+) -> BaseAlgorithm:
+    """Runs the algorithm on a table.
+
+    Args:
+        mdp: the decision process on what was recorded.
+        settings: of the environment.
+        tabular: how long.
+        algorithm: name in :data:`agents.training.ALGORITHMS`.
+        seed: of the networks and of the draws.
+        folder: TensorBoard files go to ``tensorboard/table`` in it, the watch's figures to ``table.json``; ``None``
+            for neither.
+        device: of the policy network.
+
+    Returns:
+        The agent; its policy fits the live environment of the same settings.
+    """
+    env = VecMonitor(TabularVecEnv(mdp, settings, tabular.lanes, seed))
+    learner = make_model(algorithm, env, tabular.ppo, seed, device)
+    watch = TableWatch(mdp, settings, tabular.watch_every)
+    if folder is not None:
+        learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
+    learner.learn(tabular.total_timesteps, callback=watch)
+    if folder is not None:
+        with whole_file(folder / "table.json") as file:
+            file.write(json.dumps(watch.history, indent=1).encode())
+    return learner
+
+
+class TableWatch(BaseCallback):
+    """Watches a policy on its table: what it spends and gets at the middle price, whether it collapses, its regret.
+
+    Args:
+        mdp: the decision process on the table.
+        settings: of the environment.
+        every: updates between two looks.
+
+    Attributes:
+        history: what each look found, and after how many decisions.
+    """
+
+    def __init__(self, mdp: TabularMDP, settings: EnvSettings, every: int) -> None:
+        super().__init__()
+        self.mdp, self.settings, self.every = mdp, settings, every
+        self.observer = mdp.table.observer(settings.keys())
+        self.reward = make_reward(settings.reward)
+        self.rollouts = 0
+        self.history: list[dict[str, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.rollouts += 1
+        if self.rollouts % self.every == 1:
+            self.look()
+
+    def _on_training_end(self) -> None:
+        self.look()
+        self.logger.dump(self.num_timesteps)
+
+    def look(self) -> None:
+        """Plays every picture greedily at the middle price and records what that gave."""
+        price = float(np.mean(self.settings.price_range()))
+        outcomes = play_table(self.mdp, greedy(self.model.policy), self.observer, price)
+        found = regret(self.mdp.table, outcomes, self.reward, price)
+        figures = {
+            **summary(outcomes),
+            "utility": found.utility,
+            "regret_to_constant": found.to_constant,
+            "regret_to_oracle": found.to_oracle,
+        }
+        for name, value in figures.items():
+            self.logger.record(f"table/{name}", value)
+        self.history.append({"decisions": float(self.num_timesteps), **figures})
+
+
+def summary(outcomes: Outcomes) -> dict[str, float]:
+    """Means of a policy's outcomes, and how much it does the same for every picture."""
+    kinds = Counter(outcomes.actions)
+    return {
+        "nfe": float(outcomes.nfe.mean()),
+        "preference": float(outcomes.preference.mean()),
+        "pattern_entropy": pattern_entropy(list(outcomes.actions)),
+        "constant_share": kinds.most_common(1)[0][1] / len(outcomes.actions),
+    }

@@ -1,0 +1,379 @@
+"""A pool of Ray actors: started, asked, and replaced when they die or hang. Knows nothing of what they do."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from addiffusion_env.errors import ConfigError, MissingPackageError, WorkerError
+from addiffusion_env.plugins import load_plugins, loaded_plugins
+from addiffusion_env.settings import Gt, Settings
+
+PATIENT = 30.0
+"""Seconds without a worker after which it is said what it may be waiting for."""
+
+POLL = 0.01
+"""Seconds that an answer past its deadline is still waited for, so that one that is there is taken."""
+
+START_ATTEMPTS = 3
+"""How often a Ray of one's own is started: on a busy machine the first start may time out."""
+
+
+@dataclass(frozen=True)
+class RayConfig(Settings):
+    """How many workers, and what each is given; ``configs/rollouts/ray.yaml``.
+
+    Attributes:
+        workers: actors.
+        lanes: in all, shared as evenly as can be; ``None`` leaves it to the caller.
+        cpus: cores (and torch threads) of a worker; ``None`` shares the cluster's cores.
+        gpus: of a worker, a fraction for several on one; ``None`` shares the cluster's, at most one each.
+        timeout: seconds after which a worker that has not answered has hung.
+        start_timeout: seconds for a worker to start and load its weights.
+        patience: how often in a row a worker may be lost before that is an error.
+        address: of a running Ray cluster; ``None`` is ``$RAY_ADDRESS``, and without one a Ray of this process's own.
+        object_store_mb: memory for objects in flight, for a Ray of one's own.
+    """
+
+    section: ClassVar[str] = "rollouts"
+    retired: ClassVar[Mapping[str, str]] = {
+        "thumbnails": "leave it out: workers send images of at most 64 pixels a side"
+    }
+
+    workers: Annotated[int, Gt(0)] = 2
+    lanes: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    timeout: Annotated[float, Gt(0)] = 600.0
+    start_timeout: Annotated[float, Gt(0)] = 900.0
+    patience: Annotated[int, Gt(0)] = 3
+    address: str | None = None
+    object_store_mb: Annotated[int, Gt(0)] = 200
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | RayConfig) -> RayConfig:
+        """From configuration, whose key ``kind`` is the reader's own; see :meth:`.Settings.of`."""
+        kept = {key: value for key, value in given.items() if key != "kind"} if isinstance(given, Mapping) else given
+        return super().of(kept)
+
+    def shares(self, lanes: int) -> list[range]:
+        """Which lanes each worker holds: consecutive ones, at most one more than any other.
+
+        Raises:
+            ConfigError: when a worker would have none.
+
+        >>> RayConfig(workers=2).shares(5)
+        [range(0, 3), range(3, 5)]
+        """
+        if lanes < self.workers:
+            raise ConfigError(
+                f"{lanes} lanes cannot be shared by {self.workers} workers", "lower rollouts.workers or raise lanes"
+            )
+        size, more = divmod(lanes, self.workers)
+        starts = [index * size + min(index, more) for index in range(self.workers + 1)]
+        return [range(*pair) for pair in zip(starts[:-1], starts[1:], strict=True)]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker is given.
+
+    Attributes:
+        cpus: cores that Ray sets aside; below 1 when there are fewer than workers.
+        gpus: the same of GPUs.
+        threads: of torch.
+    """
+
+    cpus: float
+    gpus: float
+    threads: int
+
+
+class LostWorkerError(Exception):
+    """A worker did not answer.
+
+    Args:
+        cause: ``died`` or ``hung``.
+        detail: what Ray said.
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+
+@dataclass
+class Actor:
+    """One actor.
+
+    Attributes:
+        handle: Ray's.
+        pid: of its process; ``None`` until it has started.
+        node: Ray's id of its machine.
+        losses: how often it was lost since its last answer.
+    """
+
+    handle: Any
+    pid: int | None = None
+    node: str = ""
+    losses: int = 0
+
+
+class BaseWorker:
+    """What every actor's class derives from: it says where it runs.
+
+    Attributes:
+        setup: makes what it works on; its first argument is the number of torch's threads.
+    """
+
+    setup: Callable[..., None]
+
+    def where(self) -> tuple[int, str]:
+        """Its process id and Ray's id of its machine."""
+        import ray
+
+        return os.getpid(), ray.get_runtime_context().get_node_id()
+
+    def start(self, plugins: Sequence[str], *arguments: Any) -> None:
+        """Imports the plugins of the process that starts it, then sets it up."""
+        load_plugins(plugins)
+        self.setup(*arguments)
+
+
+def import_ray() -> Any:
+    """The package ``ray``.
+
+    Raises:
+        MissingPackageError: when it cannot be imported.
+    """
+    # Read at import: nothing is reported to anybody unless the user says so, and workers are no background work
+    # (Ray's own default is nice 15: beside any other load they would hardly run).
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError(
+            f"rollouts=ray needs the package ray, which cannot be imported: {error}",
+            "pip install 'addiffusion-env[ray]'",
+        ) from error
+    return ray
+
+
+def start_ray(config: RayConfig) -> bool:
+    """Connects to a cluster or starts a Ray of one's own; returns whether it was started here.
+
+    Raises:
+        MissingPackageError: without the package.
+        WorkerError: when there is no cluster at the address, or Ray does not start.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return False
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            raise WorkerError(
+                f"no Ray cluster at {address}: {error}",
+                "start one (with a token: set RAY_AUTH_MODE=token), or leave rollouts.address and RAY_ADDRESS empty",
+            ) from error
+        return True
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",  # never somebody else's that happens to run here
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                object_store_memory=config.object_store_mb * 2**20,
+                log_to_driver=False,
+            )
+            break
+        except Exception as error:  # Ray's own words; it gives its processes half a minute, whatever else runs
+            if "timed out" not in str(error) or attempt == START_ATTEMPTS - 1:
+                raise WorkerError(f"Ray does not start: {error}", "look at /tmp/ray/session_latest/logs") from error
+            ray.shutdown()
+    return True
+
+
+def resources_of(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> Resources:
+    """Divides a cluster among the workers.
+
+    Args:
+        config: what was asked for.
+        resources: Ray's ``CPU`` and ``GPU`` of the whole cluster.
+        device: of the environment; ``cpu`` needs no GPU.
+
+    >>> resources_of(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
+    Resources(cpus=8.0, gpus=0.5, threads=8)
+    >>> resources_of(RayConfig(workers=4), {"CPU": 2})
+    Resources(cpus=0.5, gpus=0.0, threads=1)
+    """
+    cpus = config.cpus
+    if cpus is None:
+        cpus = resources.get("CPU", 1.0) / config.workers
+        cpus = float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 1000) / 1000
+    gpus = config.gpus
+    if gpus is None:
+        gpus = 0.0 if device == "cpu" else min(1.0, resources.get("GPU", 0.0) / config.workers)
+        gpus = math.floor(gpus * 1000) / 1000
+    return Resources(cpus, gpus, max(1, int(cpus)))
+
+
+class ActorPool:
+    """Actors of one class, each set up with arguments of its own.
+
+    Args:
+        config: how many, and what each is given.
+        kind: a subclass of :class:`BaseWorker` with ``setup(threads, *arguments)``; what that raises is raised here.
+        arguments: for each worker's ``setup``.
+        device: see :func:`resources_of`.
+
+    Raises:
+        MissingPackageError: without Ray.
+        WorkerError: when a worker is lost again and again while it starts.
+    """
+
+    def __init__(
+        self, config: RayConfig, kind: type[BaseWorker], arguments: Sequence[tuple[Any, ...]], device: str = "auto"
+    ) -> None:
+        self.config = config
+        self._ours = start_ray(config)
+        self._ray = import_ray()
+        self.resources = resources_of(config, self._ray.cluster_resources(), device)
+        self._actor = self._ray.remote(kind)
+        self._arguments = list(arguments)
+        self.actors: list[Actor] = []
+        try:
+            self.actors = [Actor(self._make()) for _ in self._arguments]
+            started = [self._set_up(actor, index) for index, actor in enumerate(self.actors)]
+            for index, refs in enumerate(started):
+                try:
+                    self._settle(self.actors[index], refs)
+                except LostWorkerError as error:
+                    self.replace(index, error)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self) -> Any:
+        # Ray restarts nothing by itself: a new actor must be set up, and its lanes begun, before it is asked again.
+        options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
+        return self._actor.options(**options, scheduling_strategy="SPREAD").remote()
+
+    def _set_up(self, actor: Actor, index: int) -> tuple[Any, Any]:
+        arguments = self._arguments[index]
+        started = actor.handle.start.remote(loaded_plugins(), self.resources.threads, *arguments)
+        return actor.handle.where.remote(), started
+
+    def _settle(self, actor: Actor, refs: tuple[Any, Any]) -> None:
+        until = time.monotonic() + self.config.start_timeout
+        if not self._ray.wait([refs[0]], timeout=min(PATIENT, self.config.start_timeout))[0]:
+            self._warn_waiting()
+        actor.pid, actor.node = self._take(refs[0], until)
+        self._take(refs[1], until)
+
+    def _warn_waiting(self) -> None:
+        """Says why a worker may not have started: Ray waits without a word for cores that others hold."""
+        wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        free = self._ray.available_resources()
+        needs = ", ".join(f"{need:g} {name} ({free.get(name, 0.0):g} free)" for name, need in wanted.items() if need)
+        warnings.warn(
+            f"a Ray worker has not started after {PATIENT:g} s; each needs {needs}. Waiting until "
+            f"rollouts.start_timeout={self.config.start_timeout:g} s: end what holds them, or lower rollouts.cpus, "
+            "rollouts.gpus or rollouts.workers",
+            stacklevel=4,
+        )
+
+    def ask(self, index: int, method: str, *arguments: Any) -> Any:
+        """Calls a worker's method; returns Ray's reference to the answer."""
+        return getattr(self.actors[index].handle, method).remote(*arguments)
+
+    def answer(self, index: int, ref: Any, until: float) -> Any:
+        """Waits for a worker's answer.
+
+        Args:
+            index: which worker.
+            ref: from :meth:`ask`.
+            until: the deadline, on the clock of ``time.monotonic``.
+
+        Raises:
+            LostWorkerError: when the worker died, or has not answered by then.
+            Exception: what the method raised, as it was raised there.
+        """
+        value = self._take(ref, until)
+        self.actors[index].losses = 0
+        return value
+
+    def _take(self, ref: Any, until: float) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(ref, timeout=max(POLL, until - time.monotonic()))
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
+        except errors.GetTimeoutError as error:
+            raise LostWorkerError("hung", str(error)) from error
+        except errors.RayError as error:  # its process, its machine or its answer is gone
+            raise LostWorkerError("died", str(error).splitlines()[0]) from error
+
+    def replace(self, index: int, error: LostWorkerError) -> None:
+        """Ends a lost worker and starts another in its place, set up alike.
+
+        Raises:
+            WorkerError: when the worker was lost more often in a row than ``patience`` allows.
+        """
+        while True:
+            old = self.actors[index]
+            self._end(old, error)
+            if old.losses >= self.config.patience:
+                raise WorkerError(
+                    f"Ray worker {index} was lost {old.losses + 1} times in a row, at last it {error}",
+                    "its log is in /tmp/ray/session_latest/logs; a time-out that is too short is rollouts.timeout",
+                )
+            actor = Actor(self._make(), losses=old.losses + 1)
+            self.actors[index] = actor
+            try:
+                return self._settle(actor, self._set_up(actor, index))
+            except LostWorkerError as again:
+                error = again
+
+    def _end(self, actor: Actor, error: LostWorkerError) -> None:
+        """Makes sure that a lost worker's process is gone: under SIGSTOP it ignores SIGTERM and keeps its cores."""
+        self._ray.kill(actor.handle, no_restart=True)
+        if error.cause != "hung" or actor.pid is None:
+            return
+        if actor.node == self._ray.get_runtime_context().get_node_id():
+            _kill(actor.pid)
+            return
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(actor.node, soft=False)
+        task = self._ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there)
+        with suppress(self._ray.exceptions.RayError):  # when the machine is gone, the process is too
+            self._ray.get(task.remote(actor.pid), timeout=self.config.start_timeout)
+
+    def close(self) -> None:
+        """Ends every worker, and Ray where it was started here."""
+        if not self._ray.is_initialized():
+            return
+        for actor in self.actors:
+            self._ray.kill(actor.handle, no_restart=True)
+        self.actors = []
+        if self._ours:
+            self._ray.shutdown()
+
+
+def _kill(pid: int) -> None:
+    """SIGKILL on this machine; a process that is gone already is no error."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,296 @@
+"""SB3's vectorised environment over Ray actors: lanes on several devices or machines, replaced when they are lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from addiffusion_env.distributed.actor_pool import ActorPool, LostWorkerError, RayConfig
+from addiffusion_env.distributed.lane_worker import Begun, LaneWorker, Stepped
+from addiffusion_env.engine.faults import FaultCount
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
+from addiffusion_env.rewards.composite import make_reward
+
+Observation = dict[str, np.ndarray]
+
+
+@dataclass
+class Losses:
+    """The workers that were lost so far.
+
+    Attributes:
+        deaths: workers whose process, machine or connection was gone.
+        hangs: workers that did not answer in time.
+        lost_episodes: episodes that were cut off by that and reported as truncated.
+    """
+
+    deaths: int = 0
+    hangs: int = 0
+    lost_episodes: int = 0
+
+
+class RayVecEnv(VecEnv):
+    """``num_envs`` lanes, shared by Ray actors; each holds one vector environment on its own device.
+
+    Observations, rewards and infos come back from a step; latents stay with the actor (a checkpoint asks for them).
+    Lane ``i`` plays the same episodes whatever the number of workers; its numbers agree to rounding, as batches of
+    another size round otherwise.
+
+    A worker that dies or does not answer within ``timeout`` seconds is replaced. Its lanes' episodes end as truncated:
+    reward 0, ``terminal_observation`` the last one seen, ``info["worker_lost"]`` the cause. Each lane goes on with its
+    next episode.
+
+    Args:
+        num_envs: number of lanes, over all workers.
+        seed: lane i is seeded with ``seed + i`` at the first reset.
+        rollouts: how many workers, and what each is given.
+        **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`; the backbone by name.
+
+    Attributes:
+        losses: workers that were lost so far.
+        dropped: episodes that were dropped by themselves, of all workers; see ``max_faults``.
+
+    Raises:
+        ConfigError: for bad settings, or fewer lanes than workers.
+        MissingPackageError: without Ray.
+        WorkerError: when a worker is lost more often in a row than ``rollouts.patience``.
+    """
+
+    def __init__(self, num_envs: int, seed: int = 0, rollouts: RayConfig | None = None, **settings: Any) -> None:
+        config = RayConfig() if rollouts is None else rollouts
+        checked = EnvSettings.of("num_envs", "seed", "rollouts", **settings)
+        if not isinstance(checked.backbone, str):
+            raise ConfigError("Ray workers load their own weights, got a loaded backbone", "name it: backbone=emoji")
+        self._terms = tuple(make_reward(checked.reward).terms)
+        self.shares = config.shares(num_envs)
+        self.losses = Losses()
+        self.dropped = FaultCount(checked.max_faults)
+        arguments = [(settings, len(share)) for share in self.shares]
+        self.pool = ActorPool(config, LaneWorker, arguments, checked.device)
+        self._lost: dict[int, LostWorkerError] = {}
+        super().__init__(num_envs, *self._answer(0, self.pool.ask(0, "spaces")))
+        self._first_seed: int | None = seed
+        self._lane_seeds = np.zeros(num_envs, dtype=np.int64)
+        self._episodes = np.full(num_envs, -1, dtype=np.int64)
+        self._observation: Observation = {}
+        self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+        self._masks = np.ones((num_envs, 3), dtype=bool)
+        self._asked: dict[int, Any] = {}
+        self._until = 0.0
+
+    # ------------------------------------------------------------------ episodes
+    def reset(self) -> Observation:  # type: ignore[override]
+        """Begins an episode in every lane; the first time from the seed, later going on, with ``set_options``'s."""
+        for lane, seed in enumerate(self._seeds):
+            if seed is None and self._first_seed is not None:
+                seed = self._first_seed + lane
+            if seed is not None:
+                self._lane_seeds[lane], self._episodes[lane] = seed, -1
+        self._first_seed = None
+        self._reset_seeds()
+        options = list(self._options)
+        self._reset_options()
+        self._episodes += 1
+        workers = range(len(self.shares))
+        asked = [self._ask_begin(worker, options) for worker in workers]
+        begun = [self._begin(worker, options, ref) for worker, ref in zip(workers, asked, strict=True)]
+        self._lost.clear()
+        self._observation = _stack([part.observation for part in begun])
+        self._masks = np.concatenate([part.masks for part in begun])
+        self._infos = [info for part in begun for info in part.infos]
+        self.reset_infos = list(self._infos)
+        return dict(self._observation)
+
+    def _places(self, worker: int) -> list[tuple[int, int]]:
+        return [(int(self._lane_seeds[lane]), int(self._episodes[lane])) for lane in self.shares[worker]]
+
+    def _ask_begin(self, worker: int, options: Sequence[Mapping[str, Any]]) -> Any:
+        share = self.shares[worker]
+        return self.pool.ask(worker, "begin", self._places(worker), options[share.start : share.stop])
+
+    def _begin(self, worker: int, options: Sequence[Mapping[str, Any]], ref: Any = None) -> Begun:
+        """Begins a worker's lanes, on as many new workers as that takes."""
+        while True:
+            try:
+                ref = self._ask_begin(worker, options) if ref is None else ref
+                return self.pool.answer(worker, ref, time.monotonic() + self.pool.config.timeout)
+            except LostWorkerError as error:
+                self._count(error, 0)
+                self.pool.replace(worker, error)
+                ref = None
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Sends each worker its actions."""
+        self._until = time.monotonic() + self.pool.config.timeout
+        self._asked = {
+            worker: self.pool.ask(worker, "step", np.asarray(actions)[share.start : share.stop])
+            for worker, share in enumerate(self.shares)
+            if worker not in self._lost
+        }
+
+    def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
+        """Waits for every worker, and replaces those that are lost."""
+        stepped: dict[int, Stepped] = {}
+        for worker, ref in self._asked.items():
+            try:
+                stepped[worker] = self.pool.answer(worker, ref, self._until)
+            except LostWorkerError as error:
+                self._lost[worker] = error
+        self._asked = {}
+        self._count_faults(stepped)
+        parts: list[Stepped] = [stepped.get(worker) or self._recover(worker) for worker in range(len(self.shares))]
+        self._lost.clear()
+        self._observation = _stack([part.observation for part in parts])
+        self._masks = np.concatenate([part.masks for part in parts])
+        reward, done = (np.concatenate([getattr(part, name) for part in parts]) for name in ("reward", "done"))
+        infos = [info for part in parts for info in part.infos]
+        self._infos = list(infos)
+        for part, share in zip(parts, self.shares, strict=True):
+            for place, info in part.fresh.items():
+                self.reset_infos[share.start + place] = self._infos[share.start + place] = info
+        for worker in stepped:
+            lanes = slice(self.shares[worker].start, self.shares[worker].stop)
+            self._episodes[lanes] += done[lanes]
+        return dict(self._observation), reward, done, infos
+
+    def _count_faults(self, stepped: Mapping[int, Stepped]) -> None:
+        """Counts the episodes that workers dropped; each counts its own, and the limit is on all of them together."""
+        for part in stepped.values():
+            for info in part.infos:
+                if info["fault"]:
+                    self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or look at the prompt"))
+
+    def _recover(self, worker: int) -> Stepped:
+        """Replaces a lost worker; its lanes' episodes are truncated and their next ones begun."""
+        error, share = self._lost[worker], self.shares[worker]
+        self._count(error, len(share))
+        self.pool.replace(worker, error)
+        self._episodes[share.start : share.stop] += 1
+        begun = self._begin(worker, [{}] * self.num_envs)
+        infos = [
+            {
+                **self._infos[lane],
+                "reward_terms": dict.fromkeys(self._terms, 0.0),
+                "worker_lost": error.cause,
+                "terminal_observation": {key: value[lane] for key, value in self._observation.items()},
+                "TimeLimit.truncated": True,
+            }
+            for lane in share
+        ]
+        fresh = dict(enumerate(begun.infos))
+        nothing, done = np.zeros(len(share), np.float32), np.ones(len(share), dtype=bool)
+        return Stepped(begun.observation, nothing, done, infos, fresh, begun.masks)
+
+    def _count(self, error: LostWorkerError, episodes: int) -> None:
+        self.losses.deaths += error.cause == "died"
+        self.losses.hangs += error.cause == "hung"
+        self.losses.lost_episodes += episodes
+
+    def _answer(self, worker: int, ref: Any) -> Any:
+        """A worker's answer outside of a step, where nothing can be truncated: that is left to the next step.
+
+        Raises:
+            WorkerError: when the worker is lost.
+        """
+        try:
+            return self.pool.answer(worker, ref, time.monotonic() + self.pool.config.timeout)
+        except LostWorkerError as error:
+            self._lost[worker] = error
+            raise WorkerError(
+                f"Ray worker {worker} {error}", "step the environments: it is replaced and its lanes begin anew"
+            ) from error
+
+    # ------------------------------------------------------------------ what training asks for
+    def action_masks(self) -> np.ndarray:
+        """(num_envs, 3) bool: legal actions of each lane."""
+        return self._masks
+
+    def state_dict(self) -> dict[str, Any]:
+        """All lanes, as :meth:`addiffusion_env.envs.episodes.Episodes.state_dict` has them, and the losses so far.
+
+        It fits any number of workers, and :class:`AdDiffusionVecEnv` too. The lanes of a worker that is lost just now
+        stand at the beginning of their episode.
+        """
+        asked = [self.pool.ask(worker, "state") for worker in range(len(self.shares))]
+        slots: list[Any] = []
+        for worker, ref in enumerate(asked):
+            try:
+                slots += self._answer(worker, ref)
+            except WorkerError:
+                slots += [{"seed": seed, "episode": episode, "lane": None} for seed, episode in self._places(worker)]
+        return {"slots": slots, "faults": self.dropped.count, "losses": asdict(self.losses)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`, or that of :class:`AdDiffusionVecEnv`.
+
+        Raises:
+            ResumeError: when it has another number of lanes.
+            WorkerError: when a worker is lost.
+        """
+        slots = state["slots"]
+        if len(slots) != self.num_envs:
+            raise ResumeError(f"the state has {len(slots)} lanes, this environment {self.num_envs}", "use as many")
+        asked = [
+            self.pool.ask(worker, "load", slots[share.start : share.stop]) for worker, share in enumerate(self.shares)
+        ]
+        self._masks = np.concatenate([self._answer(worker, ref) for worker, ref in enumerate(asked)])
+        for lane, slot in enumerate(slots):
+            if slot is not None:
+                self._lane_seeds[lane], self._episodes[lane] = slot["seed"], slot["episode"]
+        self._first_seed = None
+        self.losses = Losses(**state.get("losses", {}))
+        self.dropped.count = state["faults"]
+
+    # ------------------------------------------------------------------ SB3's plumbing
+    def close(self) -> None:
+        """Ends the workers."""
+        self.pool.close()
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether the lanes' environments have an attribute or a method."""
+        return callable(getattr(AdDiffusionVecEnv, attr_name, None)) or super().has_attr(attr_name)
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Each lane's share of its worker's attribute: the lanes of a worker have one environment."""
+        return self._by_lane(self._ask_all("get", attr_name), indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Sets the attribute in every worker."""
+        self._ask_all("set", attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Calls a method in every worker, and repeats its result for the lanes there.
+
+        ``action_masks`` gives each lane its row, as it came with the last step.
+        """
+        if method_name == "action_masks":
+            return [self._masks[lane] for lane in self._get_indices(indices)]
+        return self._by_lane(self._ask_all("call", method_name, args, kwargs), indices)
+
+    def _ask_all(self, *call: Any) -> list[Any]:
+        asked = [self.pool.ask(worker, *call) for worker in range(len(self.shares))]
+        return [self._answer(worker, ref) for worker, ref in enumerate(asked)]
+
+    def _by_lane(self, values: Sequence[Any], indices: Any) -> list[Any]:
+        repeated = [value for value, share in zip(values, self.shares, strict=True) for _ in share]
+        return [repeated[lane] for lane in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """Lanes are never wrapped one by one."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One frame a lane."""
+        return [frame for frames in self._ask_all("images") for frame in frames]
+
+
+def _stack(parts: Sequence[Observation]) -> Observation:
+    """Observations of several workers as one, writable."""
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

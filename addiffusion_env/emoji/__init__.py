@@ -1,0 +1,1 @@
+"""The emoji world: what belongs to its images besides the model. Loaded by name from its backbone's traits."""

@@ -1,0 +1,120 @@
+"""SB3's vectorised environment: one model for all lanes, one denoiser call a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from addiffusion_env.envs.actions import ActionSpace
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.state import Restorable
+from addiffusion_env.envs.view import View
+from addiffusion_env.errors import ConfigError
+
+
+class SharedVecEnv(VecEnv):
+    """Base of SB3 environments whose lanes share one object, which stands for each of them."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The object's attribute, once for each lane."""
+        value = getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Sets the attribute on the object."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Calls a method once; ``action_masks`` gives each lane its row, others their result to all."""
+        result = getattr(self, method_name)(*args, **kwargs)
+        by_lane = method_name == "action_masks"
+        return [result[index] if by_lane else result for index in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """Lanes are never wrapped one by one."""
+        return [False for _ in self._get_indices(indices)]
+
+
+class AdDiffusionVecEnv(Restorable, SharedVecEnv):
+    """``num_envs`` lanes as SB3 wants them: same-step reset, ``terminal_observation``, ``TimeLimit.truncated``.
+
+    What SB3's ``DummyVecEnv`` over as many :class:`addiffusion_env.envs.env.AdDiffusionEnv` gives, infos included.
+
+    Args:
+        num_envs: number of lanes.
+        seed: lane i is seeded with ``seed + i`` at the first reset.
+        **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
+    """
+
+    spec = None
+
+    def __init__(self, num_envs: int, seed: int = 0, **settings: Any) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"num_envs must be at least 1, got {num_envs}", "use 8")
+        self.settings = EnvSettings.of("num_envs", "seed", **settings)
+        self.episodes = Episodes(self.settings, num_envs)
+        self.render_mode = self.settings.render_mode
+        self.view = View(self.episodes, self.render_mode, AdDiffusionEnv.metadata["render_fps"])
+        super().__init__(num_envs, self.episodes.observer.space, ActionSpace())
+        self._first_seed: int | None = seed
+        self._actions = np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]
+        """Begins an episode in every lane; the first time from the seed, later going on, with ``set_options``'s."""
+        for lane, (seed, options) in enumerate(zip(self._seeds, self._options, strict=True)):
+            if seed is None and self._first_seed is not None:
+                seed = self._first_seed + lane
+            self.reset_infos[lane] = self.episodes.begin(lane, seed, options)
+        self._first_seed = None
+        self._reset_seeds()
+        self._reset_options()
+        self.view.reset()
+        return self.episodes.observe()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Remembers the actions; the work is done in :meth:`step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
+        """Takes one action in every lane."""
+        result = self.episodes.step(self._actions)
+        done = result.terminated | result.truncated
+        for lane, info in enumerate(result.infos):
+            self.view.stepped(lane, bool(done[lane]))
+            info["TimeLimit.truncated"] = bool(result.truncated[lane])
+            if done[lane]:
+                info["terminal_observation"] = {key: value[lane].copy() for key, value in result.observation.items()}
+                self.reset_infos[lane] = self.episodes.begin(lane)
+        self.view.show()
+        observation = self.episodes.observe() if done.any() else result.observation
+        return observation, result.reward.astype(np.float32), done, result.infos
+
+    def action_masks(self) -> np.ndarray:
+        """(num_envs, 3) bool: legal actions of each lane."""
+        return self.episodes.action_masks()
+
+    # ------------------------------------------------------------------ SB3's plumbing
+    @property
+    def lanes(self) -> AdDiffusionVecEnv:
+        """The environment that the lanes share: this one."""
+        return self
+
+    def close(self) -> None:
+        """Closes the window of mode ``human``; the weights are shared by the process."""
+        self.view.close()
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Calls a method: ``action_masks`` and ``render`` give each lane its own, others are called once for all."""
+        if method_name == "render":  # SB3's render() asks for the lanes' by this name
+            frames = list(self.get_images()) or [None] * self.num_envs
+            return [frames[index] for index in self._get_indices(indices)]
+        return super().env_method(method_name, *args, indices=indices, **kwargs)
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One frame a lane."""
+        return [] if self.render_mode in (None, "human") else list(self.view.frames())

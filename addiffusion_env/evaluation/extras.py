@@ -1,0 +1,80 @@
+"""Optional parts of an evaluation: what is checked, run and reported beside the records. Plugins register them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from addiffusion_env.registry import Registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from addiffusion_env.baselines.base import Method
+    from addiffusion_env.evaluation.manifest import Manifest
+    from addiffusion_env.evaluation.records import Record
+    from addiffusion_env.evaluation.sections import Section
+    from addiffusion_env.prompts.base import Prompt
+
+EXTRAS = Registry("setting of an evaluation", more="addiffusion_lab")
+"""Key of ``configs/eval.yaml`` -> a subclass of :class:`Extra`. Empty until a plugin registers some."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What an extra adds to the report.
+
+    Attributes:
+        sections: of ``report.html`` and ``report.md``, in order.
+        results: stored in ``summary.json`` under the extra's key; ``None`` stores nothing.
+        show: prints results on a console after the evaluation; ``None`` prints nothing.
+    """
+
+    sections: Sequence[Section] = ()
+    results: Any = None
+    show: Callable[[Console], None] | None = None
+
+
+class Extra:
+    """One optional part of an evaluation. An instance is made only when its key is set.
+
+    Subclasses override what they need. :meth:`report` reads the folder alone, so that a report can be written again.
+
+    Attributes:
+        needs_images: whether every image must be kept as PNG.
+        first: whether its sections stand before all others; else they stand before the last one.
+        takes: type of the value under its key.
+        folder: default name of the output folder when this extra is used; empty keeps the usual one.
+    """
+
+    needs_images: ClassVar[bool] = False
+    first: ClassVar[bool] = False
+    folder: ClassVar[str] = ""
+    takes: ClassVar[type] = Mapping
+
+    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+        """Checks the settings before any model is loaded or image drawn.
+
+        Args:
+            config: the evaluation's whole configuration.
+            methods: of the evaluation.
+            backbone: registry name.
+
+        Raises:
+            ConfigError: for settings that cannot be carried out.
+        """
+
+    @staticmethod
+    def runs(given: Any) -> Sequence[str]:
+        """Further policies to evaluate at each of ``prices``: folders or names, from the value under the key."""
+        return ()
+
+    def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
+        """Does its work on a finished evaluation: its folder holds the records and, if needed, the images."""
+
+    @classmethod
+    def report(cls, records: Sequence[Record], manifest: Manifest, folder: Path) -> Reported:
+        """What the report says, from what is in the folder; an extra that was not used reports nothing."""
+        return Reported()

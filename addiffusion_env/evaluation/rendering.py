@@ -1,0 +1,51 @@
+"""Sections of a report as GitHub Markdown and as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+from PIL import Image
+
+from addiffusion_env.evaluation.sections import Figure, Section, Table
+from addiffusion_env.pages import markdown, markdown_table, render
+
+PLOTS_FOLDER = "plots"
+LEAST_SHOWN = 720
+"""Pixels below which no plot is shrunk: its smallest letters are then 10 pixels high."""
+
+
+def to_markdown(title: str, written: Sequence[Section]) -> str:
+    """Sections as GitHub Markdown; figures are files in ``plots``."""
+
+    def image(figure: Figure) -> Markup:
+        return Markup(f"![{markdown(figure.caption)}]({PLOTS_FOLDER}/{figure.file})")
+
+    def cell(content: str | Figure, strong: bool) -> str:
+        if isinstance(content, Figure):
+            return f"{image(content)} {markdown(content.caption)}"
+        text = markdown(content)
+        return f"**{text}**" if strong and text else text
+
+    def table(part: Table) -> Markup:
+        rows = [[cell(content, number == part.strong) for content in row] for number, row in enumerate(part.rows)]
+        return Markup(markdown_table([markdown(name) for name in part.head], rows))
+
+    return render("report.md", {"image": image, "table": table}, title=title, sections=written)
+
+
+def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) -> str:
+    """Sections as one HTML file: style and figures inside, every text escaped, no script, nothing fetched.
+
+    A screen that is narrower than :data:`LEAST_SHOWN` pixels scrolls a plot instead of shrinking it.
+    """
+
+    def embedded(figure: Figure) -> dict[str, str | int]:
+        with Image.open(io.BytesIO(drawn[figure.stem])) as picture:
+            kind, width = str(picture.format).lower(), picture.width
+        source = f"data:image/{kind};base64,{base64.b64encode(drawn[figure.stem]).decode()}"
+        return {"source": source, "width": width, "shown": figure.width or width}
+
+    return render("report.html", {"image": embedded}, title=title, sections=written, least_shown=LEAST_SHOWN)

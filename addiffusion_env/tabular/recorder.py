@@ -1,0 +1,273 @@
+"""Records the stop-and-retry table with the engine; killed at any moment it goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described, identity_of
+from addiffusion_env.engine.engine import Engine
+from addiffusion_env.engine.faults import Fault, FaultCount
+from addiffusion_env.engine.lane import Lane, open_lane
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.engine.programs import act, finished, landing_way, seen
+from addiffusion_env.engine.requests import Picture, Request
+from addiffusion_env.errors import ConfigError, ResumeError
+from addiffusion_env.observations.frame import LOG_SNR_RANGE
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import Look, LookScorers
+from addiffusion_env.tabular.table import AttemptTable
+
+Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], Sequence[bool | None]]
+"""Pictures and their prompts -> verdicts."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known at one place of an attempt.
+
+    Attributes:
+        lane: the lane there; its NFE counts from the episode's beginning.
+        look: what the scorers said.
+        picture: the finished picture, where there is one.
+    """
+
+    lane: Lane
+    look: Look
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Records tables of one process.
+
+    Attributes:
+        backbone: the model.
+        scorers: what looks.
+        process: with more than one attempt, one with ``refine.return_to`` and ``check_finished``.
+        attempts: T, attempts of every picture; 1 records a plain stop table.
+        judge: gives finished pictures their verdict; ``None`` leaves it unknown.
+        halve: make model calls for half as many pictures when the device's memory runs out.
+        faults: pictures that may be left out because their lane alone failed; none by default.
+        features: whether the denoiser's own features are kept, for observations that read them.
+    """
+
+    backbone: Backbone
+    scorers: LookScorers
+    process: ProcessConfig
+    attempts: int
+    judge: Judge | None = None
+    halve: bool = False
+    faults: FaultCount = field(default_factory=FaultCount)
+    features: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ConfigError(f"attempts must be at least 1, got {self.attempts}", "use 4")
+        if self.attempts > 1:
+            check_recordable(self.process)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a table depends on apart from its pictures: tables of another one are not read."""
+        process = asdict(self.process)
+        for name in ("liking", "limit", "margin", "first_step"):  # what is recorded does not depend on these
+            process["refine"].pop(name)
+        return identity_of(
+            backbone=self.backbone,
+            scorers=self.scorers,
+            judge=self.judge,
+            process=process,
+            tries=self.attempts,
+            features=self.features,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of :attr:`identity`, for file names."""
+        return digest_of(self.identity)[:12]
+
+    def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> AttemptTable:
+        """Records (prompt, seed) pairs; those that fail by themselves are left out, see ``faults``."""
+        engine = Engine(self.backbone, self.scorers, solver=self.process.solver, halve=self.halve, faults=self.faults)
+        found = engine.run((self.program(*picture) for picture in pictures), lanes)
+        whole = [row for row, attempts in enumerate(found) if not isinstance(attempts, Fault)]
+        return self._table([pictures[row] for row in whole], [found[row] for row in whole])
+
+    def record_shards(
+        self, pictures: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
+    ) -> AttemptTable:
+        """The same in shards of ``shard`` pictures under ``folder``; shards that are there are read, not made again.
+
+        Args:
+            pictures: (prompt, seed) pairs.
+            folder: made when missing.
+            lanes: pictures in the making at once.
+            shard: pictures a file: what a kill loses at most.
+            note: called with the number of pictures that are there after each shard.
+
+        Raises:
+            RunFolderError: when a shard cannot be written.
+        """
+        parts, fingerprint = [], self.fingerprint
+        for first in range(0, len(pictures), shard):
+            chunk = pictures[first : first + shard]
+            ids = json.dumps([[described(prompt), seed] for prompt, seed in chunk])
+            name = f"tries-{fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
+            parts.append(self._shard(chunk, folder / name, lanes))
+            if note is not None:
+                note(first + len(chunk))
+        return AttemptTable.join(parts)
+
+    def _shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> AttemptTable:
+        if path.is_file():
+            try:
+                return AttemptTable.load(path)
+            except ResumeError as error:
+                warnings.warn(f"{error}", stacklevel=2)
+        table = self.record(chunk, lanes)
+        table.save(path)
+        return table
+
+    def program(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
+        """All attempts of one picture: T lists of Q places."""
+        lane = open_lane(self.backbone, self.process, prompt, seed)
+        early = yield from self._landed(lane)
+        lane = yield from self._looked(act(self.backbone, self.process, lane, Action.CONTINUE))
+        attempts = []
+        for number in range(self.attempts):
+            base = lane
+            steps = [Place(lane, _look(lane))]
+            while True:
+                lane = yield from act(self.backbone, self.process, lane, Action.CONTINUE)
+                if not lane.remaining:
+                    break
+                lane = yield from seen(lane)
+                steps.append(Place(lane, _look(lane)))
+            picture = yield from finished(lane)
+            end = Place(lane, picture.look, picture)
+            landings = []
+            for step in steps:
+                landings.append((yield from self._landed(step.lane, end)))
+            attempts.append([*steps, end, *landings, early if number == 0 else None])
+            if number + 1 < self.attempts:
+                # Any state of an attempt leads to the same next one: fresh noise, the same steps of the schedule.
+                lane = yield from self._looked(act(self.backbone, self.process, base, Action.REFINE))
+        return attempts
+
+    def _looked(self, moving: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
+        lane = yield from moving
+        return (yield from seen(lane)) if lane.look is None else lane
+
+    def _landed(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
+        """Where *stop* leads; the schedule's end when the landing is the rest of the schedule."""
+        if end is not None and np.array_equal(landing_way(self.backbone, self.process, lane), lane.rest):
+            return end
+        landed = yield from act(self.backbone, self.process, lane, Action.STOP)
+        picture = yield from finished(landed)
+        return Place(landed, picture.look, picture)
+
+    def _table(self, pictures: Sequence[tuple[Prompt, int]], found: Sequence[list[list[Place | None]]]) -> AttemptTable:
+        steps = self.process.decision_steps
+        shape = (len(pictures), self.attempts, 2 * len(steps) + 2)
+        numbers = {
+            name: np.full(shape, np.nan, np.float32)
+            for name in ("clip_score", "preference", "change", "nfe", "calls", "correct")
+        }
+        clip = np.zeros((*shape, self.scorers.clip_dim), np.float32)
+        dino = np.zeros((*shape, self.scorers.dino_dim), np.float32)
+        width = (self.backbone.capabilities.feature_dim or 0) if self.features else 0
+        features = np.zeros((*shape, width), np.float32)
+        sigma = np.full(shape[2], np.nan)
+        done: list[tuple[tuple[int, int, int], Place]] = []
+        for row, attempts in enumerate(found):
+            for number, places in enumerate(attempts):
+                begun = self._spent_before(places)
+                for q, place in enumerate(places):
+                    if place is None:
+                        continue
+                    at = (row, number, q)
+                    clip[at], dino[at] = place.look.clip_image[0], place.look.dino[0]
+                    if width and place.lane.features is not None:
+                        features[at] = place.lane.features[0].float().cpu().numpy()
+                    numbers["clip_score"][at] = place.look.clip_score[0]
+                    numbers["preference"][at] = place.look.preference[0]
+                    numbers["change"][at] = place.lane.change
+                    numbers["nfe"][at] = place.lane.nfe - begun[0]
+                    numbers["calls"][at] = place.lane.calls - begun[1]
+                    sigma[q] = place.lane.sigma
+                    if place.picture is not None:
+                        done.append((at, place))
+        self._verdicts(done, numbers["correct"])
+        prompts = [prompt for prompt, _ in pictures]
+        first = float(self.backbone.sigmas(self.process.steps, self.process.spacing)[0])
+        levels = torch.from_numpy(np.append(sigma, first))
+        log_snr = self.backbone.path.half_log_snr(levels).clamp(*LOG_SNR_RANGE).numpy()
+        return AttemptTable(
+            prompts=tuple(prompt.text for prompt in prompts),
+            prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
+            tasks=tuple(prompt.task for prompt in prompts),
+            demands=np.array([prompt.demands for prompt in prompts]),
+            seeds=np.array([seed for _, seed in pictures]),
+            steps=tuple(steps),
+            log_snr=log_snr[:-1],
+            start_log_snr=np.array(log_snr[-1]),
+            clip_image=clip,
+            clip_text=self.scorers.clip.embed_texts(prompts).numpy(),
+            dino=dino,
+            features=features,
+            identity=self.identity,
+            **numbers,
+        )
+
+    def _spent_before(self, places: Sequence[Place | None]) -> tuple[float, int]:
+        """(NFE, calls) of the lane when this attempt began: each attempt begins with the schedule's own first steps."""
+        first = places[0]
+        assert first is not None
+        way = self.backbone.sigmas(self.process.steps, self.process.spacing)[: first.lane.step]
+        calls = self.process.calls_of(way)
+        return first.lane.nfe - self.process.cost(calls)[0], first.lane.calls - calls
+
+    def _verdicts(self, done: Sequence[tuple[tuple[int, int, int], Place]], correct: np.ndarray) -> None:
+        if self.judge is None or not done:
+            return
+        pictures = [place.picture.image for _, place in done if place.picture is not None]
+        verdicts = self.judge(pictures, [place.lane.prompt for _, place in done])
+        for (at, _), verdict in zip(done, verdicts, strict=True):
+            correct[at] = np.nan if verdict is None else float(verdict)
+
+
+def check_recordable(process: ProcessConfig) -> None:
+    """Refuses a process whose episodes are not a table of attempts.
+
+    Raises:
+        ConfigError: saying what is missing.
+    """
+    refine, first = process.refine, next(iter(process.decision_steps), 1)
+    if not process.check_finished or refine.accept != "best" or refine.return_to != first:
+        raise ConfigError(
+            f"a table of attempts needs check_finished, refine.accept=best and refine.return_to={first} (the first "
+            f"step where the policy is asked), got check_finished={process.check_finished}, accept={refine.accept}, "
+            f"return_to={refine.return_to}",
+            "use refine preset=again with these, or train with tabular=null",
+        )
+    if process.solver != "ddim":
+        raise ConfigError(
+            f"a table of attempts needs a solver without memory, got {process.solver}",
+            "use ddim, or train with tabular=null",
+        )
+
+
+def _look(lane: Lane) -> Look:
+    assert lane.look is not None
+    return lane.look

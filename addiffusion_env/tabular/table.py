@@ -1,0 +1,259 @@
+"""The stop-and-retry table: everything that an episode could have seen and made, recorded once for each picture.
+
+A process whose refinement begins another attempt (``refine.return_to``) moves on a small tree: attempts, and in each of
+them the steps where the policy is asked, the picture at the schedule's end, and the picture that *stop* lands in from
+each step. All noise is keyed by (prompt, seed), so that these are *the* pictures that any policy would meet; an episode
+read from the table is the episode that the engine would play (``tests/tabular/test_tabular_mdp.py``). A million
+decisions then cost minutes on one core.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from addiffusion_env.backbones.identity import difference_words
+from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
+from addiffusion_env.files import whole_file
+from addiffusion_env.observations.observer import Observer
+
+NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
+VECTORS = ("clip_image", "dino", "features")
+ARRAYS = ("clip_text", *VECTORS, *NUMBERS)
+TEXTS = ("prompts", "prompt_ids", "tasks")
+
+
+@dataclass(frozen=True, eq=False)
+class AttemptTable:
+    """``P`` pictures, ``T`` attempts of each, ``Q`` places in an attempt.
+
+    With ``K`` steps where the policy is asked, place ``k < K`` is a step, place ``K`` the picture at the end of the
+    schedule, place ``K + 1 + k`` the picture that *stop* at step ``k`` lands in, and place ``2 K + 1`` the one that
+    *stop* lands in before the first evaluation, recorded for the first attempt alone.
+
+    Attributes:
+        prompts: P texts.
+        prompt_ids: P ids.
+        tasks: P tasks.
+        demands: (P,) demands of each prompt.
+        seeds: (P,) the picture's seed.
+        steps: the K steps of the schedule where the policy is asked.
+        log_snr: (Q,) half log-SNR at each place, as observations show it.
+        start_log_snr: () the same before the first evaluation.
+        clip_image: (P, T, Q, D) float32 unit embeddings.
+        clip_text: (P, D) float32.
+        dino: (P, T, Q, D2) float32 unit embeddings; D2 is 0 without a DINO model.
+        features: (P, T, Q, F) float32 of the denoiser's middle block at the last evaluation, in its own scale; F is 0
+            where they were not recorded.
+        clip_score: (P, T, Q) float32.
+        preference: (P, T, Q) float32, standard deviations.
+        change: (P, T, Q) float32 relative change of x0 at the last evaluation.
+        nfe: (P, T, Q) float32 spent since the attempt began.
+        calls: (P, T, Q) float32 network calls since the attempt began.
+        correct: (P, T, Q) float32, the judge's verdict of finished pictures, 0 or 1; NaN for previews and without a
+            judge. For evaluation alone: nothing that trains reads it.
+        identity: of what recorded it (:attr:`.Recorder.identity`); empty in files from before it was kept.
+    """
+
+    prompts: tuple[str, ...]
+    prompt_ids: tuple[str, ...]
+    tasks: tuple[str, ...]
+    demands: np.ndarray
+    seeds: np.ndarray
+    steps: tuple[int, ...]
+    log_snr: np.ndarray
+    start_log_snr: np.ndarray
+    clip_image: np.ndarray
+    clip_text: np.ndarray
+    dino: np.ndarray
+    features: np.ndarray
+    clip_score: np.ndarray
+    preference: np.ndarray
+    change: np.ndarray
+    nfe: np.ndarray
+    calls: np.ndarray
+    correct: np.ndarray
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def attempts(self) -> int:
+        """T."""
+        return int(self.preference.shape[1])
+
+    @property
+    def finish(self) -> int:
+        """The place of the picture at the schedule's end: K."""
+        return len(self.steps)
+
+    def observer(self, keys: Sequence[str]) -> Observer:
+        """What makes observations of these keys from the table.
+
+        Raises:
+            CapabilityError: for the denoiser's features where none were recorded.
+        """
+        return Observer(self.clip_text.shape[1], keys, self.features.shape[-1])
+
+    def rows(self, index: Sequence[int] | np.ndarray) -> AttemptTable:
+        """The table of some of the pictures."""
+        at = [int(i) for i in index]
+        kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "demands", "seeds")}
+        texts: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in at) for name in TEXTS}
+        return replace(self, **kept, **texts)
+
+    @staticmethod
+    def join(parts: Sequence[AttemptTable]) -> AttemptTable:
+        """Several tables of one process as one.
+
+        Raises:
+            ConfigError: for none, or tables of different steps or numbers of attempts, or of another model or scorer.
+        """
+        if not parts:
+            raise ConfigError("there is no table to join", "record at least one picture")
+        shapes = {(part.steps, part.attempts, part.features.shape[-1]) for part in parts}
+        if len(shapes) > 1:
+            raise ConfigError(f"tables of different processes cannot be joined: {sorted(shapes)}", "record them alike")
+        for part in parts:
+            if part.identity != parts[0].identity:
+                raise ConfigError(
+                    "tables that other models, scorers or processes recorded cannot be joined: "
+                    f"{difference_words(parts[0].identity, part.identity)}",
+                    "keep those of one recording in a folder",
+                )
+        kept: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "demands", "seeds")
+        }
+        texts: dict[str, Any] = {
+            name: tuple(item for part in parts for item in getattr(part, name))
+            for name in ("prompts", "prompt_ids", "tasks")
+        }
+        return replace(parts[0], **kept, **texts)
+
+    def save(self, path: Path) -> None:
+        """Writes one Parquet file, a row a place that was recorded, whole or not at all.
+
+        In the file attempts are called tries, as in those of earlier versions, which are still read.
+
+        Raises:
+            RunFolderError: when it cannot be written.
+        """
+        import pyarrow.parquet as pq
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as file:
+                pq.write_table(self._to_arrow(), file, compression="zstd", write_page_checksum=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {path}: {error}", "free space, or choose another folder") from error
+
+    def _to_arrow(self) -> Any:
+        import pyarrow as pa
+
+        row, number, place = np.nonzero(np.isfinite(self.nfe))
+        at = (row, number, place)
+        texts = {name: pa.array([getattr(self, name)[i] for i in row]) for name in TEXTS}
+        numbers = {name: pa.array(getattr(self, name)[at]) for name in NUMBERS}
+        vectors = {name: _vectors(getattr(self, name)[at]) for name in VECTORS}
+        columns = {
+            "picture": pa.array(row),
+            "try": pa.array(number),
+            "place": pa.array(place),
+            "kind": pa.array([self.kind(int(q)) for q in place]),
+            **texts,
+            "demands": pa.array(self.demands[row]),
+            "seeds": pa.array(self.seeds[row]),
+            **numbers,
+            **vectors,
+            "clip_text": _vectors(self.clip_text[row]),
+        }
+        head = {
+            "steps": list(self.steps),
+            "log_snr": np.asarray(self.log_snr, float).tolist(),
+            "start_log_snr": float(self.start_log_snr),
+            "tries": self.attempts,
+            "identity": dict(self.identity),
+        }
+        return pa.table(columns).replace_schema_metadata({"table of tries": json.dumps(head)})
+
+    @classmethod
+    def load(cls, path: Path) -> AttemptTable:
+        """Reads what :meth:`save` wrote; runs no code of the file's.
+
+        Raises:
+            ResumeError: for a file that is damaged or something else.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            found = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+            head = json.loads(found.schema.metadata[b"table of tries"])
+            return cls._from_arrow(found, head)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+            raise ResumeError(
+                f"{path} is not a table of attempts: {error}", "delete it: it is recorded again"
+            ) from error
+
+    @classmethod
+    def _from_arrow(cls, found: Any, head: dict[str, Any]) -> AttemptTable:
+        columns = {name: found.column(name) for name in found.column_names}
+        at = tuple(columns[name].to_numpy() for name in ("picture", "try", "place"))
+        pictures = int(at[0].max()) + 1
+        shape = (pictures, int(head["tries"]), 2 * len(head["steps"]) + 2)
+        _, first = np.unique(at[0], return_index=True)
+
+        def spread(name: str) -> np.ndarray:
+            values = np.full(shape, np.nan, np.float32)
+            values[at] = columns[name].to_numpy()
+            return values
+
+        def vectors(name: str) -> np.ndarray:
+            rows = np.array(columns[name].to_pylist(), np.float32).reshape(len(at[0]), -1)
+            values = np.zeros((*shape, rows.shape[1]), np.float32)
+            values[at] = rows
+            return values
+
+        texts: dict[str, Any] = {name: tuple(columns[name].take(first).to_pylist()) for name in TEXTS}
+        arrays: dict[str, Any] = {name: vectors(name) for name in ("clip_image", "dino")}
+        # Files from before features were kept have no column of them.
+        arrays["features"] = vectors("features") if "features" in columns else np.zeros((*shape, 0), np.float32)
+        arrays.update((name, spread(name)) for name in NUMBERS)
+        clip_text = np.array(columns["clip_text"].take(first).to_pylist(), np.float32)
+        return cls(
+            **texts,
+            demands=columns["demands"].to_numpy()[first],
+            seeds=columns["seeds"].to_numpy()[first],
+            steps=tuple(head["steps"]),
+            log_snr=np.array(head["log_snr"], dtype=np.float64),
+            start_log_snr=np.array(head["start_log_snr"]),
+            clip_text=clip_text.reshape(pictures, -1),
+            identity=head.get("identity", {}),
+            **arrays,
+        )
+
+    def kind(self, place: int) -> str:
+        """``step 3``, ``end``, ``landed from 3`` or ``landed from the start``."""
+        if place < self.finish:
+            return f"step {self.steps[place]}"
+        if place == self.finish:
+            return "end"
+        from_step = place - self.finish - 1
+        return f"landed from {self.steps[from_step]}" if from_step < self.finish else "landed from the start"
+
+
+def _vectors(values: np.ndarray) -> Any:
+    """(N, D) as a column of lists."""
+    import pyarrow as pa
+
+    return (
+        pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        if values.shape[1]
+        else (pa.array([[] for _ in values], pa.list_(pa.float32())))
+    )

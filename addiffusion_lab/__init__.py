@@ -1,0 +1,59 @@
+"""What a study of AdDiffusion needs and a user of it never imports.
+
+The claims H1 to H4, image metrics, the VLM judge, public benchmarks, whole-pipeline baselines, tiny pipelines, the
+training of the emoji world's networks, the demo in the browser and the benchmark of speed. Nothing in
+``addiffusion_env`` imports it. Importing it registers names; what they stand for is imported when it is used.
+"""
+
+from addiffusion_env.baselines import BASELINES
+from addiffusion_env.catalogue import LISTINGS
+from addiffusion_env.checks import FINDERS, TINY
+from addiffusion_env.evaluation.extras import EXTRAS
+from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
+
+_PROMPTS = {
+    "coco": "addiffusion_lab.benchmarks.coco:CocoPrompts",
+    "drawbench": "addiffusion_lab.benchmarks.drawbench:DrawBenchPrompts",
+    "geneval": "addiffusion_lab.benchmarks.geneval:GenEvalPrompts",
+    "hpdv2": "addiffusion_lab.benchmarks.hpdv2:HPDv2Prompts",
+    "imagereward": "addiffusion_lab.benchmarks.imagereward:ImageRewardPrompts",
+    "parti": "addiffusion_lab.benchmarks.parti:PartiPrompts",
+    "t2i_compbench": "addiffusion_lab.benchmarks.t2i_compbench:T2ICompBenchPrompts",
+}
+
+for _registry, _names in (
+    (
+        BASELINES,
+        {
+            "lcm": "addiffusion_lab.pipelines.lcm:LatentConsistency",
+            "turbo": "addiffusion_lab.pipelines.turbo:SDXLTurbo",
+            "sag": "addiffusion_lab.pipelines.self_attention:SelfAttentionGuidance",
+            "attend_excite": "addiffusion_lab.pipelines.attend_excite:AttendAndExcite",
+            "fbcache": "addiffusion_lab.pipelines.first_block_cache:FirstBlockCache",
+        },
+    ),
+    (BENCHMARKS, _PROMPTS),
+    (PROMPT_SOURCES, _PROMPTS),
+    (
+        EXTRAS,
+        {
+            "metrics": "addiffusion_lab.extras:Metrics",
+            "vlm": "addiffusion_lab.extras:VlmJudge",
+            "hypotheses": "addiffusion_lab.extras:Hypotheses",
+            "benchmark_export": "addiffusion_lab.extras:BenchmarkExport",
+        },
+    ),
+    (
+        LISTINGS,
+        {
+            "benchmarks": "addiffusion_lab.listings:benchmarks",
+            "metrics": "addiffusion_lab.listings:metrics",
+            "judges": "addiffusion_lab.listings:judges",
+        },
+    ),
+    (FINDERS, {"metric": "addiffusion_lab.listings:find_metric"}),
+    (TINY, {"tiny pipelines": "addiffusion_lab.tiny_pipelines.backbones:TINY"}),
+):
+    for _name, _target in _names.items():
+        if _name not in _registry:  # a reload registers nothing twice
+            _registry.add(_name, _target)

@@ -1,0 +1,159 @@
+"""Arms in turn, round by round."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from addiffusion_env.backbones.devices import instruction_set
+from addiffusion_env.profiling import Clock, peak_bytes, reset_peak
+from addiffusion_lab.bench import ARMS
+from addiffusion_lab.bench.adaptive import by_method
+from addiffusion_lab.bench.bed import Arm, Bed
+from addiffusion_lab.bench.denoiser import BareDenoiser
+from addiffusion_lab.bench.meter import STAGES, Stages
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What an arm did at one number of lanes; medians over rounds.
+
+    Attributes:
+        arm: its name.
+        backbone: which model.
+        lanes: pictures at once.
+        steps: of the schedule.
+        lane_steps: evaluations of single lanes a second (a guided evaluation counts one).
+        ms: milliseconds a lane-step.
+        of_bare: lane-steps a second over those of the bare loop in the same round; ``None`` when it was not run.
+        images: pictures a second; ``None`` for an arm that makes none.
+        shares: share of the time in ``denoise``, ``look``, ``decode`` and ``python``, adding up to 1; ``None`` where
+            the calls are not this package's.
+        peak: highest memory in MiB, weights included (resident on a CPU, all of the arm's processes); ``None`` where
+            the system does not say.
+        rounds: how many were timed.
+    """
+
+    arm: str
+    backbone: str
+    lanes: int
+    steps: int
+    lane_steps: float
+    ms: float
+    of_bare: float | None
+    images: float | None
+    shares: dict[str, float] | None
+    peak: float | None
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One timed round of one arm.
+
+    Attributes:
+        seconds: of all of it.
+        lane_steps: done in it.
+        images: finished in it.
+        stages: seconds by part; all 0 for an arm whose calls are not timed.
+        peak: highest memory, MiB.
+    """
+
+    seconds: float
+    lane_steps: float
+    images: int
+    stages: dict[str, float]
+    peak: float | None
+
+
+def make_arms(bed: Bed, names: Sequence[str], methods: Sequence[str]) -> list[Arm]:
+    """The arms, made one after another.
+
+    Raises:
+        UnknownNameError: for an unknown arm or method.
+    """
+    # Another process cannot make a model that has no name.
+    wanted = [name for name in names if name != "subproc" or bed.settings is not None]
+    makers: list[Callable[[Bed], Arm]] = [ARMS.load(name) for name in wanted]
+    return [*(make(bed) for make in makers), *(by_method(bed, spec) for spec in methods)]
+
+
+def measure(bed: Bed, names: Sequence[str], methods: Sequence[str], rounds: int, clock: str) -> list[ArmResult]:
+    """Runs every arm once to warm up and ``rounds`` times in turn.
+
+    Args:
+        bed: the setting.
+        names: of :data:`ARMS`.
+        methods: specifications of methods to run through the pipeline.
+        rounds: timed rounds.
+        clock: ``wall`` or ``cpu``; see :class:`addiffusion_env.profiling.Clock`.
+    """
+    arms = make_arms(bed, names, methods)
+    found: dict[str, list[Round]] = {arm.name: [] for arm in arms}
+    watch = Clock(clock, bed.backbone.device)
+    try:
+        for turn in range(rounds + 1):
+            for arm in arms:
+                timed = one_round(bed, arm, watch)
+                if turn:
+                    found[arm.name].append(timed)
+    finally:
+        for arm in arms:
+            arm.close()
+    bare = found.get(BareDenoiser.name)
+    return [result(bed, name, own, bare) for name, own in found.items()]
+
+
+def one_round(bed: Bed, arm: Arm, clock: Clock) -> Round:
+    """One round of one arm, timed."""
+    device, stages = bed.backbone.device, Stages(bed, clock)
+    reset_peak(device)
+    with stages.timed() if arm.own_calls else nullcontext(), torch.no_grad():
+        began = clock(arm.pids)
+        done = arm.round()
+        seconds = clock(arm.pids) - began
+    peak = peak_bytes(device, arm.pids)
+    mib = None if peak is None else peak / 2**20
+    return Round(seconds, done.lane_steps, done.images, stages.seconds, mib)
+
+
+def result(bed: Bed, name: str, rounds: Sequence[Round], bare: Sequence[Round] | None) -> ArmResult:
+    """The medians of an arm's rounds."""
+    speeds = [one.lane_steps / one.seconds for one in rounds]
+    speed = statistics.median(speeds)
+    limits = None if bare is None else [one.lane_steps / one.seconds for one in bare]
+    images = [one.images / one.seconds for one in rounds]
+    peaks = [one.peak for one in rounds if one.peak is not None]
+    return ArmResult(
+        arm=name,
+        backbone=bed.backbone.name,
+        lanes=bed.lanes,
+        steps=bed.steps,
+        lane_steps=speed,
+        ms=1000 / speed,
+        of_bare=None if limits is None else statistics.median(a / b for a, b in zip(speeds, limits, strict=True)),
+        images=statistics.median(images) if any(images) else None,
+        shares=shares_of(rounds),
+        peak=max(peaks) if peaks else None,
+        rounds=len(rounds),
+    )
+
+
+def shares_of(rounds: Sequence[Round]) -> dict[str, float] | None:
+    """The share of all rounds' time in each part, Python being what is left."""
+    total = sum(one.seconds for one in rounds)
+    shares = {stage: sum(one.stages[stage] for one in rounds) / total for stage in STAGES}
+    return {**shares, "python": max(0.0, 1 - sum(shares.values()))} if any(shares.values()) else None
+
+
+def device_in_words(device: torch.device) -> str:
+    """The GPU's name, or the processor with its instruction set and torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    return f"{cpu} CPU ({instruction_set()}), {torch.get_num_threads()} threads"

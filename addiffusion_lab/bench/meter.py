@@ -1,0 +1,53 @@
+"""Which part of a round its seconds go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from addiffusion_env.profiling import Clock
+from addiffusion_lab.bench.bed import Bed
+
+STAGES = ("denoise", "look", "decode")
+"""Parts that are timed by themselves; what is left of a round is Python: programs, solver, policy, observations."""
+
+
+class Stages:
+    """Seconds of one round by part.
+
+    Attributes:
+        seconds: of each of :data:`STAGES`.
+    """
+
+    def __init__(self, bed: Bed, clock: Clock) -> None:
+        self.bed, self.clock = bed, clock
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Within it the calls of denoiser, previewer, scorers and decoder are timed."""
+        calls = [
+            (self.bed.backbone, "predict", "denoise"),
+            (self.bed.backbone, "preview", "look"),
+            (self.bed.scorers, "look", "look"),
+            (self.bed.backbone, "decode", "decode"),
+        ]
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        for owner, name, stage in calls:
+            setattr(owner, name, self._timing(getattr(owner, name), stage))
+        try:
+            yield
+        finally:
+            for owner, name, _ in calls:
+                delattr(owner, name)  # the class's own shows again
+
+    def _timing(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = self.clock()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds[stage] += self.clock() - began
+
+        return timed

@@ -1,0 +1,47 @@
+"""A process for each lane, as Stable-Baselines3 runs environments in parallel: as many copies of the weights."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_lab.bench.bed import Arm, Bed, Done
+
+
+def make_env(settings: dict[str, Any]) -> AdDiffusionEnv:
+    """An environment in its own process, on one thread: as many processes as lanes share the machine."""
+    torch.set_num_threads(1)
+    return AdDiffusionEnv(**settings)
+
+
+class Subprocesses(Arm):
+    """Stable-Baselines3's ``SubprocVecEnv`` over scalar environments: a process and a copy of the weights a lane."""
+
+    name = "SubprocVecEnv, one a lane, look every 1"
+    own_calls = False
+
+    def __init__(self, bed: Bed) -> None:
+        assert bed.settings is not None
+        self.bed = bed
+        # More than two a core only wait for one another, and each takes its gigabyte.
+        self.lanes = min(bed.lanes, 2 * (os.cpu_count() or 1))
+        self.env = SubprocVecEnv([partial(make_env, dict(bed.settings)) for _ in range(self.lanes)])
+        self.pids = tuple(process.pid for process in self.env.processes)
+        self.env.reset()
+
+    def round(self) -> Done:
+        """One episode a lane, always continued."""
+        images = 0
+        for _ in range(self.bed.steps):
+            images += int(self.env.step(np.zeros(self.lanes, dtype=np.int64))[2].sum())
+        return Done(self.lanes * self.bed.steps, images)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self.env.close()

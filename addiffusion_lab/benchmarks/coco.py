@@ -1,0 +1,186 @@
+"""COCO-30K: captions of MS-COCO 2014's validation pictures, one a picture, as a fixed, seeded subset."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from addiffusion_env.errors import ConfigError, PromptError
+from addiffusion_env.prompts.base import Prompt, text_id
+from addiffusion_env.seeding import stable_hash
+from addiffusion_lab.benchmarks.base import Benchmark, World
+from addiffusion_lab.benchmarks.origin import About, Document, HubOrigin, Origin, PathOrigin, clean
+
+ANNOTATIONS = "captions_val2014.json"
+METADATA = "metadata.csv"
+CAPTION_COLUMNS = ("text", "caption", "prompt")
+NAME_COLUMNS = ("file_name", "filename", "image")
+_NUMBER = re.compile(r"(\d+)\.(?:jpg|jpeg|png)$", re.IGNORECASE)
+
+
+class Caption(NamedTuple):
+    """One caption of one picture: the picture's number or name, the text, and where it was read."""
+
+    image: str
+    text: str
+    place: str
+
+
+class CocoPrompts(Benchmark):
+    """COCO-30K's captions, from any of the three forms in which they are handed round.
+
+    - ``captions_val2014.json``, COCO's own annotations (40,504 pictures, five captions each): ``count`` pictures are
+      drawn, and one caption of each. The draw is a hash of seed and numbers, no generator's stream: the same on every
+      machine and version, and a smaller subset is part of a larger one.
+    - ``metadata.csv`` (``file_name,text``; BK-SDM's list of 30,000): taken as it is, a subset drawn likewise.
+    - the hub's table (``caption``), in its order.
+
+    "COCO-30K" in papers means different lists, and their FIDs are not comparable. So the list's hash is recorded
+    (``digest``; also in each evaluation's manifest): compare it before you compare numbers. Captions are alike here and
+    there, so an id also holds the picture's number.
+
+    Args:
+        path: see :class:`Benchmark`. In a folder with both files, ``metadata.csv`` is read: a list beats a draw.
+        world: see :class:`Benchmark`.
+        partial: accept fewer pictures than ``count``.
+        count: how many captions.
+        subset_seed: which subset.
+
+    Raises:
+        ConfigError: for a ``count`` below 1. For the rest see :class:`Benchmark`.
+    """
+
+    about: ClassVar[About] = About(
+        name="coco",
+        title="COCO-30K",
+        folder="coco",
+        files=(f"{METADATA} or {ANNOTATIONS}",),
+        url=(
+            "https://netspresso-research-code-release.s3.us-east-2.amazonaws.com/data/mscoco_val2014_30k/metadata.csv "
+            "or http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+        ),
+        licence="CC BY 4.0",
+        counts={"caption": 30_000},
+        places=("", "annotations"),
+        hub="sayakpaul/coco-30-val-2014",
+    )
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        world: World = "any",
+        partial: bool = False,
+        count: int = 30_000,
+        subset_seed: int = 0,
+    ) -> None:
+        if count < 1:
+            raise ConfigError(f"count must be at least 1, got {count}", "use 30000")
+        self.count, self.subset_seed = count, subset_seed
+        super().__init__(path, world, partial)
+
+    def read(self, origin: Origin) -> Iterable[Prompt]:
+        """The subset, in the order of the file's pictures."""
+        found = list(_captions(origin, self.subset_seed))
+        ranked = sorted(range(len(found)), key=lambda place: stable_hash("coco", self.subset_seed, found[place].image))
+        for place in sorted(ranked[: self.count]):
+            image, text, where = found[place]
+            prompt = clean(text, where)
+            yield Prompt(
+                prompt,
+                text_id(f"{image}\x1f{prompt}", self.about.name),
+                task="caption",
+                metadata={"index": place, "image": image},
+            )
+
+    def counts(self, origin: Origin) -> dict[str, int]:
+        """As many as were asked for."""
+        del origin
+        return {"caption": self.count}
+
+
+def _captions(origin: Origin, seed: int) -> Iterator[Caption]:
+    """One caption a picture; every picture once."""
+    if isinstance(origin, HubOrigin):
+        for number, (place, row) in enumerate(origin.rows(("caption",))):
+            yield Caption(f"row {number}", row["caption"], place)
+        return
+    document = _document(origin)
+    annotated = document.text.lstrip().startswith("{")
+    seen: set[str] = set()
+    for caption in _annotated(document, seed) if annotated else _listed(document):
+        if caption.image in seen:
+            raise PromptError(
+                f"{caption.place}: the picture {caption.image!r:.80} is there twice", "list one caption a picture"
+            )
+        seen.add(caption.image)
+        yield caption
+
+
+def _document(origin: PathOrigin) -> Document:
+    if not origin.single and origin.find(METADATA) is None:
+        if origin.find(ANNOTATIONS) is None:
+            raise PromptError(f"no {METADATA} or {ANNOTATIONS} of COCO in {origin}", origin.about.remedy)
+        return origin.document(ANNOTATIONS)
+    return origin.document(METADATA)
+
+
+def _annotated(document: Document, seed: int) -> Iterator[Caption]:
+    """COCO's annotations: of each picture the caption whose number hashes lowest, pictures by number."""
+    content = document.json()
+    annotations = content.get("annotations")
+    if not isinstance(annotations, list):
+        raise PromptError(f"{document.name}: the list 'annotations' is missing", f"give {ANNOTATIONS} as published")
+    pictures: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+    for number, item in enumerate(annotations, start=1):
+        numbers = [item.get(key) for key in ("image_id", "id")] if isinstance(item, dict) else []
+        if not numbers or any(type(value) is not int for value in numbers) or "caption" not in item:
+            raise PromptError(
+                f"{document.name}, annotation {number}: expected whole numbers image_id and id and a caption",
+                f"give {ANNOTATIONS} as published",
+            )
+        pictures[item["image_id"]].append((item["id"], item["caption"]))
+    for image, captions in sorted(pictures.items()):
+        key, text = min(captions, key=lambda pair: stable_hash("coco caption", seed, pair[0]))
+        yield Caption(str(image), text, f"{document.name}, annotation id {key}")
+
+
+def _listed(document: Document) -> Iterator[Caption]:
+    """A CSV list with a head: a caption, and the picture's file name where there is one."""
+    rows = csv.reader(io.StringIO(document.text, newline=""), strict=True)
+    columns: tuple[int, int | None] | None = None
+    try:
+        for row in rows:
+            place = document.place(rows.line_num)
+            if columns is None:
+                columns = _columns(row, place)
+            elif any(field.strip() for field in row):
+                yield _caption(row, columns, place)
+    except csv.Error as error:
+        raise PromptError(f"{document.place(rows.line_num)}: not CSV: {error}", "take the file as published") from error
+
+
+def _columns(header: list[str], place: str) -> tuple[int, int | None]:
+    names = [name.strip().lower() for name in header]
+    text = next((names.index(name) for name in CAPTION_COLUMNS if name in names), None)
+    if text is None:
+        raise PromptError(
+            f"{place}: expected a column {' or '.join(CAPTION_COLUMNS)}, got {', '.join(names)!r:.200}",
+            f"give {METADATA} with the head file_name,text",
+        )
+    return text, next((names.index(name) for name in NAME_COLUMNS if name in names), None)
+
+
+def _caption(row: list[str], columns: tuple[int, int | None], place: str) -> Caption:
+    text, name = columns
+    if len(row) <= max(text, name or 0):
+        raise PromptError(f"{place}: expected {1 + max(text, name or 0)} fields, got {len(row)}", "quote commas")
+    if name is None:
+        return Caption(place.rpartition(" ")[2], row[text], place)
+    match = _NUMBER.search(row[name])
+    # COCO_val2014_000000000164.jpg is picture 164 of the annotations.
+    return Caption(str(int(match[1][-18:])) if match else row[name], row[text], place)

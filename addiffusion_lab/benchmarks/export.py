@@ -1,0 +1,254 @@
+"""Pictures in the folders that the official scorers read: GenEval's and T2I-CompBench's.
+
+Both scorers are other people's code with traps of their own, so what is written is checked here: a scorer skips or
+misreads a file of the wrong name without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from addiffusion_env.errors import ConfigError, PromptError, RunFolderError, unknown
+from addiffusion_env.evaluation.manifest import read_manifest
+from addiffusion_env.evaluation.records import uid_of
+from addiffusion_env.evaluation.runner import RECORDS_FOLDER
+from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.prompts.base import Prompt
+
+Pictures = Sequence[tuple[Prompt, Sequence[bytes]]]
+"""Each prompt with its pictures as PNG files, one a seed, in the order of the seeds."""
+
+OFFICIAL_FOLDER = "official"
+"""Of the exports, in the evaluation's folder."""
+
+MAX_NAME_BYTES = 255
+"""The longest file name of common file systems."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OFFICIAL_COPIES = {"geneval": 4, "t2i_compbench": 10}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: the root, for the official scorer.
+        prompts: how many.
+        pictures: how many.
+        command: how the official scorer is run on it, in a checkout of its repository.
+        notes: where the export is not what published numbers were made from; empty when it is.
+    """
+
+    folder: Path
+    prompts: int
+    pictures: int
+    command: str
+    notes: tuple[str, ...]
+
+
+def export(benchmark: str, pictures: Iterable[tuple[Prompt, Sequence[bytes]]], folder: Path | str) -> Exported:
+    """Writes pictures in a benchmark's official layout. Doing it again writes the same files over.
+
+    Args:
+        benchmark: ``geneval`` or ``t2i_compbench``.
+        pictures: prompts that the benchmark's reader made, each with its PNG files; equally many each.
+        folder: the root; made when missing. It may hold an earlier export of the same pictures, nothing else: the
+            scorers read whatever they find.
+
+    Raises:
+        UnknownNameError: for a benchmark without an official layout.
+        ConfigError: for no pictures, unequal numbers of them, or files that are no PNG.
+        PromptError: for a prompt of another source, or one that the layout cannot hold; names it.
+        RunFolderError: when the folder holds other files or cannot be written.
+    """
+    if benchmark not in LAYOUTS:
+        raise unknown("official layout", benchmark, LAYOUTS)
+    given = [(prompt, list(files)) for prompt, files in pictures]
+    copies = _copies(given)
+    root = Path(folder)
+    planned: dict[Path, bytes] = {}
+    for name, data in LAYOUTS[benchmark](given, copies):
+        if name in planned:
+            raise PromptError(f"two pictures would be {name}", "export each prompt of one list once")
+        planned[name] = data
+    _refuse_strangers(root, planned)
+    for name, data in planned.items():
+        _write(root / name, data)
+    usual = _OFFICIAL_COPIES[benchmark]
+    notes = () if copies == usual else (f"{copies} pictures a prompt, published numbers are of {usual}",)
+    return Exported(root, len(given), len(given) * copies, _COMMANDS[benchmark].format(folder=root), notes)
+
+
+def geneval_files(given: Pictures, copies: int) -> Iterator[tuple[Path, bytes]]:
+    """``NNNNN/metadata.jsonl``, the entry as it was, and ``NNNNN/samples/0000.png``; NNNNN is the published place.
+
+    ``metadata.jsonl`` is one JSON object, in ASCII: the scorer opens it in the machine's own encoding.
+    """
+    del copies
+    for prompt, files in given:
+        entry = prompt.metadata.get("entry")
+        if entry is None:
+            raise _stranger(prompt, "geneval")
+        folder = Path(f"{_index(prompt, 'geneval'):05d}")
+        yield folder / "metadata.jsonl", json.dumps(entry).encode()
+        for number, data in enumerate(files):
+            yield folder / "samples" / f"{number:04d}.png", data
+
+
+def t2i_compbench_files(given: Pictures, copies: int) -> Iterator[tuple[Path, bytes]]:
+    """``<category>/samples/{prompt}_{000000}.png``; the number is place x copies + copy, as the scorers count."""
+    for prompt, files in given:
+        for number, data in enumerate(files):
+            name = t2i_compbench_name(prompt.metadata.get("original", prompt.text), _index(prompt), copies, number)
+            yield Path(prompt.task) / "samples" / name, data
+
+
+def t2i_compbench_name(text: str, index: int, copies: int, copy: int) -> str:
+    """The file name of one picture; the scorers read the prompt back from it.
+
+    Args:
+        text: the prompt.
+        index: its place in its list, from 0.
+        copies: pictures a prompt.
+        copy: which of them, from 0.
+
+    Raises:
+        PromptError: for a prompt that cannot be read back: one with an underscore (they cut there), a path separator
+            or a control character, or one that is too long for a file name.
+
+    >>> t2i_compbench_name("a green bench and a blue bowl", 2, 10, 3)
+    'a green bench and a blue bowl_000023.png'
+    """
+    name = f"{text}_{index * copies + copy:06d}.png"
+    if bad := next((char for char in text if char in "_/\\" or not char.isprintable()), ""):
+        raise PromptError(
+            f"prompt {text!r:.80} holds {bad!r}, so T2I-CompBench's scorers cannot read it back from a file name",
+            "leave it out of the export",
+        )
+    if (size := len(name.encode())) > MAX_NAME_BYTES:
+        raise PromptError(
+            f"prompt {text!r:.80} makes a file name of {size} bytes, at most {MAX_NAME_BYTES} fit",
+            "leave it out of the export",
+        )
+    return name
+
+
+Layout = Callable[[Pictures, int], Iterator[tuple[Path, bytes]]]
+LAYOUTS: dict[str, Layout] = {"geneval": geneval_files, "t2i_compbench": t2i_compbench_files}
+"""Benchmark -> (path below the root, content) of every file."""
+
+_COMMANDS = {
+    "geneval": 'python evaluation/evaluate_images.py "{folder}" --outfile results.jsonl --model-path OBJECT_DETECTOR',
+    "t2i_compbench": 'BLIPvqa_eval/BLIP_vqa.py --out_dir="{folder}/CATEGORY" (and the others, by category)',
+}
+
+
+def _copies(given: Pictures) -> int:
+    """Pictures a prompt, the same for all."""
+    numbers = Counter(len(files) for _, files in given)
+    if not numbers or 0 in numbers:
+        raise ConfigError("there are no pictures to export", "keep them: keep_pictures=true")
+    if len(numbers) > 1:
+        raise ConfigError(
+            f"prompts have between {min(numbers)} and {max(numbers)} pictures, the scorers want equally many",
+            "finish the run first",
+        )
+    for prompt, files in given:
+        if not all(data.startswith(_PNG) for data in files):
+            raise ConfigError(f"a picture of {prompt.prompt_id} is no PNG file", "the scorers skip other formats")
+    return next(iter(numbers))
+
+
+def _index(prompt: Prompt, benchmark: str = "t2i_compbench") -> int:
+    index = prompt.metadata.get("index")
+    plain = Path(prompt.task).name == prompt.task  # it names a folder
+    if not (isinstance(index, int) and index >= 0 and plain and prompt.prompt_id.startswith(f"{benchmark}-")):
+        raise _stranger(prompt, benchmark)
+    return index
+
+
+def _stranger(prompt: Prompt, benchmark: str) -> PromptError:
+    return PromptError(
+        f"prompt {prompt.prompt_id!r:.80} is none of {benchmark}", f"make the pictures with benchmark={benchmark}"
+    )
+
+
+def _refuse_strangers(root: Path, planned: dict[Path, bytes]) -> None:
+    if not root.exists():
+        return
+    try:
+        found = sorted(path.relative_to(root) for path in root.rglob("*") if not path.is_dir())
+    except OSError as error:
+        raise RunFolderError(f"cannot read {root}: {error.strerror}", "choose another folder") from error
+    if others := [path for path in found if path not in planned]:
+        raise RunFolderError(
+            f"{root} holds {len(others)} other files, {others[0]} for one: the scorer would count them",
+            "choose an empty folder",
+        )
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes beside the target, then renames: an interrupted export leaves no half picture for the scorer."""
+    part = path.with_name(f".{os.getpid()}.part")  # short: the target's own name may be as long as names can be
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror}", "free space, or choose another folder"
+        ) from error
+
+
+def check_export(benchmark: str | None) -> None:
+    """Refuses, before any image is drawn, to export prompts that have no official layout.
+
+    Raises:
+        UnknownNameError: when ``benchmark`` has none.
+    """
+    if benchmark not in LAYOUTS:
+        raise unknown("official layout", str(benchmark), LAYOUTS)
+
+
+def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -> list[Exported]:
+    """Writes every method's pictures to ``<out_dir>/official/<place>-<method>``, seeds in the evaluation's order.
+
+    Args:
+        out_dir: of a finished evaluation that kept its pictures.
+        benchmark: see :func:`export`, also for further errors.
+        prompts: those of the evaluation.
+
+    Raises:
+        ConfigError: when pictures are missing.
+        RunFolderError: when the evaluation cannot be read, or the export not be written.
+    """
+    folder = Path(out_dir)
+    manifest = read_manifest(folder)
+    store = RecordStore(folder / RECORDS_FOLDER)
+    written = []
+    for place, method in enumerate(manifest.methods):
+        uids = {
+            prompt_id: [uid_of(method.variant, key, seed) for seed in manifest.seeds]
+            for prompt_id, key in zip(manifest.prompt_ids, manifest.keys, strict=True)
+        }
+        found = store.pictures(uid for group in uids.values() for uid in group)
+        wanted = sum(map(len, uids.values()))
+        if len(found) < wanted:
+            raise ConfigError(
+                f"{wanted - len(found)} of {wanted} pictures of {method.name} were not kept",
+                "choose another out=, or delete the records: they are made again, and kept",
+            )
+        pictures = [(prompt, [found[uid] for uid in uids[prompt.prompt_id]]) for prompt in prompts]
+        # Names of methods hold colons and paths.
+        name = "".join(char if char.isalnum() or char in "-." else "-" for char in method.name)[-100:]
+        written.append(export(benchmark, pictures, folder / OFFICIAL_FOLDER / f"{place:02d}-{name}"))
+    return written

@@ -1,0 +1,176 @@
+"""What is claimed, of whom, and what a verdict says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.evaluation.statistics import Interval, Margin
+from addiffusion_lab.claims.pictures import PictureTable
+
+Outcome = Literal["supported", "not supported", "inconclusive"]
+
+NO_JUDGE = "none: NFE and demands"
+"""The judge of a claim about spending."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Which methods the claims are about, and how strictly they are judged. All of it is fixed before the run.
+
+    Attributes:
+        policy: the policy's method, as records name it.
+        curve: the same policy at other prices; with it claims are judged along its whole frontier.
+        reference: the full schedule of H1.
+        checked: further references of H1, each of which must hold: methods that check finished images and try again,
+            other solvers. A policy that does so is not to be compared with a single attempt alone.
+        nfe_limit: most mean NFE that H1 allows the policy: 30 of 50 steps; 7 on the emoji world.
+        kinds: kinds of method that H2 holds the policy against, by what stands before the colon. Constant stops count
+            as ``fixed``. All must be there.
+        nfe_points: NFE at which H2 and H4 compare, between the curve's ends; without any, the curve's own mean NFE.
+        shuffled: H3's control: the policy run on other prompts' features; ``None`` when it was not run.
+        no_refine: H4's comparator: the policy without refinement, at one or more prices.
+        refine_controls: H4's further comparators, name -> methods: ``{"random mask": ("policy:masked@0.01",)}``.
+        least_prompts: fewer than so many prompts decide nothing.
+        least_correlation: a rank correlation below this one does not matter (H3).
+        alpha: of each family: one-sided for H1, two-sided for the others.
+        resamples: of prompts, and permutations.
+        seed: of both.
+    """
+
+    policy: str
+    curve: tuple[str, ...] = ()
+    reference: str = "fixed:50"
+    checked: tuple[str, ...] = ()
+    nfe_limit: float = 30.0
+    kinds: tuple[str, ...] = ("fixed", "prompt_rule", "best_of", "threshold_retry")
+    nfe_points: tuple[float, ...] = ()
+    shuffled: str | None = None
+    no_refine: tuple[str, ...] = ()
+    refine_controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    least_prompts: int = 20
+    least_correlation: float = 0.1
+    alpha: float = 0.05
+    resamples: int = 5000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 0.5:
+            raise ConfigError(f"alpha must lie in (0, .5), got {self.alpha}", "use 0.05")
+        if not self.nfe_limit > 0:
+            raise ConfigError(f"nfe_limit must be above 0, got {self.nfe_limit}", "use 30, or 7 on the emoji world")
+        if self.resamples < 99:
+            raise ConfigError(f"resamples must be at least 99, got {self.resamples}", "use 5000")
+        if self.least_prompts < 2:
+            raise ConfigError(f"least_prompts must be at least 2, got {self.least_prompts}", "use 20")
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The policy at all its prices, each once."""
+        return tuple(dict.fromkeys((self.policy, *self.curve)))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Everything that one verdict is made from.
+
+    Attributes:
+        table: the records.
+        claims: see :class:`Claims`.
+        judge: the measure that decides.
+        margin: for that measure, or ``None`` when none was set.
+        rng: draws resamples and permutations.
+    """
+
+    table: PictureTable
+    claims: Claims
+    judge: str
+    margin: Margin | None
+    rng: np.random.Generator
+
+    @property
+    def relevant(self) -> float:
+        """The smallest difference that matters: the margin, or 0 when none was set."""
+        return self.margin.value if self.margin is not None else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One test of a verdict's family.
+
+    Attributes:
+        comparator: what the policy was held against, and where.
+        effect: the policy minus it, with its interval.
+        p: of this test alone.
+        holm: adjusted over the family.
+        cost: mean cost at which it was made; NaN where there is none.
+        reached: whether the comparator was run at that cost or above; if not, nothing can be claimed.
+    """
+
+    comparator: str
+    effect: Interval
+    p: float
+    holm: float
+    cost: float = float("nan")
+    reached: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of a claim.
+
+    Attributes:
+        hypothesis: its registry name.
+        claim: what was claimed, in one sentence.
+        verdict: ``supported``: shown. ``not supported``: an effect that matters is ruled out.
+            ``inconclusive``: neither, which is no evidence either way.
+        effect: of the comparison that decides (the weakest of the family), with its interval; ``None`` without data.
+        p: of the whole claim, Holm-adjusted within its family; NaN without data.
+        n: prompts.
+        comparator: of the comparison that decides.
+        judge: the measure, or :data:`NO_JUDGE`.
+        margin: with its provenance, where the claim has one.
+        reason: one sentence.
+        comparisons: the whole family.
+        prompts_needed: prompts with which a claim that is inconclusive for lack of them would be decided with power
+            .8, if the truth were no deficit (H1) or a gain of one margin (H2, H4); ``None`` where that cannot be said.
+        independent: whether the judge was neither optimised nor selected by; others are shown and decide nothing.
+        decides: whether this is the verdict that counts: that of the first independent judge.
+    """
+
+    hypothesis: str
+    claim: str
+    verdict: Outcome
+    effect: Interval | None
+    p: float
+    n: int
+    comparator: str
+    judge: str
+    margin: Margin | None
+    reason: str
+    comparisons: tuple[Comparison, ...] = ()
+    prompts_needed: int | None = None
+    independent: bool = True
+    decides: bool = True
+
+
+def unanswered(name: str, claim: str, case: Case, comparator: str, reason: str, n: int = 0) -> Verdict:
+    """The verdict without the data that it takes."""
+    return Verdict(name, claim, "inconclusive", None, float("nan"), n, comparator, case.judge, case.margin, reason)
+
+
+def missing(case: Case, names: Mapping[str, str] | tuple[str, ...]) -> str:
+    """The first of some methods that has no records, in words; empty when all are there."""
+    gone = [name for name in names if name not in case.table.methods]
+    return f"there are no records of {gone[0]}" if gone else ""
+
+
+def too_few(n: int, case: Case) -> str:
+    """Why so few prompts decide nothing, or nothing when they are enough."""
+    least = case.claims.least_prompts
+    whose = "" if case.judge == NO_JUDGE else f" judged by {case.judge}"
+    return f"{n} prompts{whose} in common, fewer than the {least} that decide" if n < least else ""

@@ -1,0 +1,123 @@
+"""Who has used which scorer: what a policy was paid by, or a method selects by, cannot decide a claim alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from addiffusion_env.backbones.traits import traits_of
+from addiffusion_env.baselines.traits import Traits
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.evaluation.manifest import Manifest
+
+MEASURE_OF = {"emoji_detector": "correct", "clip": "clip_score", "blip_preference": "preference"}
+"""Judges whose column in the records has another name than they have."""
+
+_HELD_OUT = ("hps", "image_reward", "aesthetic")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One scorer in one method's hands.
+
+    Attributes:
+        scorer: the model behind it (``"blip_preference"``, ``"image_reward"``, ``"clip"``, ``"dino"``).
+        method: who uses it.
+        how: in words: ``"its reward term terminal_bonus pays by it"``.
+    """
+
+    scorer: str
+    method: str
+    how: str
+
+
+@dataclass(frozen=True)
+class JudgeRoles:
+    """Judges, by their measures.
+
+    Attributes:
+        independent: that no method has used, in the order given; the first one decides.
+        conflicted: measure -> why it does not.
+    """
+
+    independent: tuple[str, ...]
+    conflicted: Mapping[str, str]
+
+
+def uses_of(traits: Mapping[str, Traits], backbone: str) -> tuple[Use, ...]:
+    """What each method was optimised, or selects, by.
+
+    Args:
+        traits: of the methods, by name.
+        backbone: whose images: says which model stands behind ``preference``.
+    """
+    found = (Use(_model(part, backbone), name, how) for name, own in traits.items() for part, how in own.scores_used)
+    return tuple(dict.fromkeys(found))
+
+
+def uses_in(manifest: Manifest) -> tuple[Use, ...]:
+    """The same, from an evaluation's manifest."""
+    return uses_of(manifest.traits, manifest.backbone)
+
+
+def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRoles:
+    """Tells judges that may decide from those that may only be shown.
+
+    Args:
+        judges: names of judges or measures, the one that decides first.
+        uses: from :func:`uses_of`.
+        backbone: whose pictures.
+
+    Raises:
+        ConfigError: when none may decide, naming each conflict and a judge to add.
+    """
+    by_model: dict[str, list[Use]] = {}
+    for use in uses:
+        by_model.setdefault(use.scorer, []).append(use)
+    independent: list[str] = []
+    conflicted: dict[str, str] = {}
+    for name in dict.fromkeys(judges):
+        measure = MEASURE_OF.get(name, name)
+        own = _behind(name, uses, backbone)
+        against = [use for model in own for use in by_model.get(model, ())]
+        if against:
+            conflicted[measure] = "; ".join(dict.fromkeys(f"{use.method}: {use.how}" for use in against))
+        else:
+            independent.append(measure)
+    if not independent:
+        raise _no_judge(conflicted, by_model, backbone)
+    return JudgeRoles(tuple(dict.fromkeys(independent)), conflicted)
+
+
+def _no_judge(conflicted: Mapping[str, str], used: Mapping[str, Any], backbone: str) -> ConfigError:
+    held_out = (*traits_of(backbone).judges, *_HELD_OUT)
+    spare = next((name for name in held_out if name not in used), "a VLM judge")
+    if not conflicted:
+        return ConfigError("no judge was named, so nothing can decide a claim", f"add a held-out one: judges=[{spare}]")
+    reasons = " | ".join(f"{judge} ({why})" for judge, why in conflicted.items())
+    return ConfigError(
+        f"no judge is independent of what it is to judge: {reasons}",
+        f"a scorer that was optimised or selected by decides nothing alone; add a held-out judge: judges=[{spare}]",
+    )
+
+
+def _model(part: str, backbone: str) -> str:
+    """The model behind a part of the preview scores."""
+    if part != "preference":
+        return part
+    return traits_of(backbone).preference
+
+
+def _same(name: str) -> str:
+    return "image_reward" if name == "image_reward_package" else name  # one model, two implementations
+
+
+def _behind(judge: str, uses: Sequence[Use], backbone: str) -> tuple[str, ...]:
+    """The models behind a judge; ``preference`` is whatever the methods of this evaluation see under that name."""
+    if judge == "clip_score":
+        return ("clip",)
+    if judge == "preference":
+        seen = {use.scorer for use in uses} - {"clip", "dino"}
+        return tuple(sorted(seen)) or (_model("preference", backbone),)
+    return (_same(judge),)

@@ -1,0 +1,97 @@
+"""H1: the policy is not inferior to its references, at a mean NFE within the limit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from addiffusion_env.evaluation.statistics import (
+    Margin,
+    MarginTest,
+    at_most,
+    non_inferior,
+)
+from addiffusion_lab.claims.base import (
+    Case,
+    Comparison,
+    Outcome,
+    Verdict,
+    missing,
+    too_few,
+    unanswered,
+)
+from addiffusion_lab.claims.power import prompts_for_non_inferiority
+
+
+def judge(case: Case) -> Verdict:
+    """Supported when it is not inferior to any reference, and its mean NFE lies below the limit.
+
+    An intersection-union test: each part at alpha, and the largest p counts. Quality is paired by prompt and seed; the
+    limit is tested too, since the NFE are a sample as well. Without the references that check finished images (see
+    :attr:`.Claims.checked`) the reason says so. A margin that was set after images had been judged supports nothing.
+    """
+    claims = case.claims
+    references = (claims.reference, *claims.checked)
+    shown = ", ".join(references)
+    claim = (
+        f"{claims.policy} is not inferior to {shown} with {claims.nfe_limit:g} NFE or fewer in the mean, "
+        f"judged by {case.judge}"
+    )
+    why = missing(case, (claims.policy, *references))
+    if not why and case.margin is None:
+        why = f"no margin was set for {case.judge}: fix one in config before the run"
+    if why:
+        return unanswered("H1", claim, case, shown, why)
+    means = case.table.means((claims.policy, *references), (case.judge, "nfe"))
+    if why := too_few(len(means), case):
+        return unanswered("H1", claim, case, shown, why, len(means))
+    assert case.margin is not None
+    first, *others = means.values[case.judge]
+    tests = [non_inferior(first, other, case.margin.value, claims.alpha) for other in others]
+    nfe = at_most(means.values["nfe"][0], claims.nfe_limit, claims.alpha)
+    decided = [_decided(test, nfe, case.margin, name) for test, name in zip(tests, references, strict=True)]
+    order = ("not supported", "inconclusive", "supported")
+    weakest = min(range(len(tests)), key=lambda place: (order.index(decided[place][0]), -tests[place].p))
+    (outcome, reason), quality = decided[weakest], tests[weakest]
+    needed, gap = None, first - others[weakest]
+    if outcome == "inconclusive" and not quality.holds and np.ptp(gap) > 0:
+        needed = prompts_for_non_inferiority(float(gap.std(ddof=1)), case.margin.value, alpha=claims.alpha)
+    if not claims.checked:
+        reason += "; no reference that checks finished images was run"
+    return Verdict(
+        hypothesis="H1",
+        claim=claim,
+        verdict=outcome,
+        effect=quality.difference,
+        p=max(nfe.p, *(test.p for test in tests)),
+        n=len(means),
+        comparator=references[weakest],
+        judge=case.judge,
+        margin=case.margin,
+        reason=reason,
+        comparisons=(
+            *(
+                Comparison(f"quality against {name}", test.difference, test.p, test.p)
+                for name, test in zip(references, tests, strict=True)
+            ),
+            Comparison(f"mean NFE against the limit of {claims.nfe_limit:g}", nfe.difference, nfe.p, nfe.p),
+        ),
+        prompts_needed=needed,
+    )
+
+
+def _decided(quality: MarginTest, nfe: MarginTest, margin: Margin, reference: str) -> tuple[Outcome, str]:
+    found, spent = quality.difference, nfe.difference
+    bounds = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    cost = f"{spent.estimate:.2f} NFE [{spent.low:.2f}, {spent.high:.2f}]"
+    if found.high < -quality.margin:
+        return "not supported", f"it is worse than {reference} by more than {margin.value:g}: {bounds}"
+    if spent.low > nfe.margin:
+        return "not supported", f"it spends {cost}, above the limit of {nfe.margin:g}"
+    if quality.holds and nfe.holds and not margin.before_data:
+        late = f"the margin of {margin.value:g} was set after {margin.records_before} records were there"
+        return "inconclusive", f"{late}, so that it may have been chosen to fit: {bounds}"
+    if quality.holds and nfe.holds:
+        return "supported", f"{bounds} against {reference}, no less than -{margin.value:g}, with {cost}"
+    if quality.holds:
+        return "inconclusive", f"within the margin, but {cost} is not shown to be below {nfe.margin:g}"
+    return "inconclusive", f"the interval {bounds} reaches over the margin of {margin.value:g}"

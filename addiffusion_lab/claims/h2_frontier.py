@@ -1,0 +1,34 @@
+"""H2: the policy is better than every comparator at equal cost, along its whole curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from addiffusion_lab.claims.base import Case, Verdict, missing, unanswered
+from addiffusion_lab.claims.equal_cost import judge_groups, kind_of
+
+
+def judge(case: Case) -> Verdict:
+    """Above the frontier of every kind of comparator at equal mean NFE, at every point of the policy's curve.
+
+    Each kind may be mixed with fixed steps, so that it has a frontier at every NFE. One family: all comparisons.
+    """
+    return _judge(case, "H2", "nfe", case.claims.kinds)
+
+
+def judge_seconds(case: Case) -> Verdict:
+    """Above the frontier of fixed steps at equal mean seconds. Looks cost time and no NFE, so this may well differ."""
+    return _judge(case, "H2_seconds", "seconds", ("fixed",))
+
+
+def _judge(case: Case, name: str, cost: str, kinds: Sequence[str]) -> Verdict:
+    unit = "NFE" if cost == "nfe" else cost
+    claim = f"{case.claims.policy} is better than {', '.join(kinds)} at equal mean {unit}, judged by {case.judge}"
+    if why := missing(case, case.claims.points):
+        return unanswered(name, claim, case, ", ".join(kinds), why)
+    of_kind = {kind: [method for method in case.table.methods if kind_of(method) == kind] for kind in kinds}
+    for kind, members in of_kind.items():
+        if not members:
+            reason = f"no method of kind {kind!r} was run, and the claim is about every kind"
+            return unanswered(name, claim, case, kind, reason)
+    return judge_groups(case, name, claim, ", ".join(kinds), of_kind, cost)

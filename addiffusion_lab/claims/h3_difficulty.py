@@ -1,0 +1,98 @@
+"""H3: the policy spends more on prompts that ask for more, because of what it sees of the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from addiffusion_env.evaluation.statistics import Interval, holm, spearman
+from addiffusion_lab.claims.base import (
+    NO_JUDGE,
+    Case,
+    Comparison,
+    Outcome,
+    Verdict,
+    missing,
+    too_few,
+    unanswered,
+)
+from addiffusion_lab.claims.correlation import rank_correlation_gap, spearman_interval
+from addiffusion_lab.claims.equal_cost import kind_of
+
+
+def judge(case: Case) -> Verdict:
+    """Supported when Spearman's correlation of NFE with demands is above 0 and above that of a shuffled control.
+
+    The first p is that of a permutation test, the second of a bootstrap over prompts that ranks each resample anew;
+    Holm over the two, and both must hold. The control is the same policy shown other prompts' features: pictures that
+    are hard to draw cost it more as well, so the correlation alone would not show that the prompt was read. Rules that
+    see the prompt alone (``prompt_rule``) are set beside; they decide nothing, since they follow demands by design.
+    """
+    claims = case.claims
+    case = replace(case, judge=NO_JUDGE, margin=None)
+    claim = f"{claims.policy} spends more NFE on prompts that ask for more, and more so than on shuffled prompts"
+    control = claims.shuffled or "a shuffled-prompt control"
+    why = missing(case, (claims.policy, control))
+    if why:
+        return unanswered("H3", claim, case, control, why)
+    means = case.table.means((claims.policy, control), ("nfe",))
+    if why := too_few(len(means), case):
+        return unanswered("H3", claim, case, control, why, len(means))
+    demands = case.table.demands[means.prompts]
+    if not np.ptp(demands):
+        why = f"all {len(means)} prompts have the same number of demands, {demands[0]:g}"
+        return unanswered("H3", claim, case, control, why, len(means))
+    spent, shuffled = means.values["nfe"]
+    level = 1 - claims.alpha
+    test = spearman(demands, spent, case.rng, claims.resamples)
+    own = spearman_interval(spent, demands, case.rng, level, claims.resamples)
+    gap, gap_p = rank_correlation_gap(spent, demands, shuffled, case.rng, level, claims.resamples)
+    adjusted = holm({"own": test.p, "gap": gap_p}, claims.alpha)
+    family = (
+        Comparison("no correlation", own, test.p, adjusted["own"].adjusted),
+        Comparison(f"the correlation of {control}", gap, gap_p, adjusted["gap"].adjusted),
+    )
+    outcome, reason = _decided(own, gap, family, case, control)
+    return Verdict(
+        hypothesis="H3",
+        claim=claim,
+        verdict=outcome,
+        effect=own,
+        p=max(row.holm for row in family),
+        n=len(means),
+        comparator=control,
+        judge=NO_JUDGE,
+        margin=None,
+        reason=reason,
+        comparisons=(*family, *_rules(case)),
+    )
+
+
+def _decided(
+    own: Interval, gap: Interval, family: tuple[Comparison, ...], case: Case, control: str
+) -> tuple[Outcome, str]:
+    rho = f"rank correlation {own.estimate:+.3f} [{own.low:+.3f}, {own.high:+.3f}]"
+    above = f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] above {control}"
+    if all(row.holm < case.claims.alpha and row.effect.estimate > 0 for row in family):
+        return "supported", f"{rho}, {above}"
+    if own.high < case.claims.least_correlation:
+        return "not supported", f"{rho}: one of {case.claims.least_correlation:g} is ruled out"
+    if gap.high < case.claims.least_correlation:
+        return "not supported", f"{rho}, but {above}: shuffled prompts do as well"
+    return "inconclusive", f"{rho}, {above}"
+
+
+def _rules(case: Case) -> tuple[Comparison, ...]:
+    """The policy's correlation minus that of each rule that sees the prompt alone; not in the family."""
+    rows = []
+    for rule in (name for name in case.table.methods if kind_of(name) == "prompt_rule"):
+        means = case.table.means((case.claims.policy, rule), ("nfe",))
+        if len(means) >= case.claims.least_prompts:
+            demands = case.table.demands[means.prompts]
+            policy, fixed = means.values["nfe"]
+            gap, p = rank_correlation_gap(
+                policy, demands, fixed, case.rng, 1 - case.claims.alpha, case.claims.resamples
+            )
+            rows.append(Comparison(f"the correlation of {rule} (beside)", gap, p, float(np.nan)))
+    return tuple(rows)

@@ -1,0 +1,154 @@
+"""Writes the page of results from finished evaluations; nothing is drawn and no policy is run.
+
+python eval_sb3.py experiment=study                         about three hours on two cores
+python -m addiffusion_lab.claims.page runs/hypotheses       docs/results.md and its figures
+python -m addiffusion_lab.claims.page runs/hypotheses runs/seed1/hypotheses   the claims of further training seeds too
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_config
+from addiffusion_env.config import friendly
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.evaluation.manifest import Manifest, read_manifest, write_text
+from addiffusion_env.evaluation.plots import figures, save_figures
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.rendering import PLOTS_FOLDER, to_markdown
+from addiffusion_env.evaluation.runner import RECORDS_FOLDER
+from addiffusion_env.evaluation.sections import Section, Table, sections
+from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.summary import Summary, summarise
+from addiffusion_lab.claims.base import Verdict
+from addiffusion_lab.claims.decide import deciding
+from addiffusion_lab.claims.detector import DetectorAccuracy, detector_accuracy, detector_section
+from addiffusion_lab.claims.render import HEAD, hypotheses_section, verdict_table
+from addiffusion_lab.claims.setup import judge_evaluation
+
+TITLE = "Results on the emoji world"
+LESSONS = Path(__file__).parent / "lessons.md"
+
+
+def write_page(folders: Sequence[Path], out: Path, detector: Sequence[DetectorAccuracy] = ()) -> Path:
+    """Writes ``results.md``, ``plots`` and ``results.json``, which a policy's card shows, to a folder.
+
+    Args:
+        folders: of evaluations with claims; the first one is the page's, of the others only verdicts are shown.
+        out: the folder.
+        detector: the judge's own accuracy.
+
+    Raises:
+        ConfigError: for an evaluation without claims.
+        RunFolderError: for a folder without an evaluation.
+    """
+    manifest, records, verdicts = judged(folders[0])
+    summary = summarise(records, manifest)
+    drawn = figures(records, summary, [])
+    report = sections(records, summary, manifest, [], drawn)
+    written = [Section("How this page came about", tuple(provenance(manifest))), hypotheses_section(verdicts)]
+    if len(folders) > 1:
+        rows = [
+            (folder.parent.name, *row) for folder in folders for row in verdict_table(deciding(judged(folder)[2])).rows
+        ]
+        written.append(Section("Every training seed", (Table(("run", *HEAD), tuple(rows)),)))
+    if detector:
+        written.append(detector_section(detector))
+    written += [section for section in report if any(not isinstance(part, str) for part in section.parts)]
+    save_figures(drawn, out / PLOTS_FOLDER)
+    write_text(out / "results.json", json.dumps(card_results(summary, manifest), indent=1))
+    return write_text(out / "results.md", to_markdown(TITLE, written) + "\n" + LESSONS.read_text(encoding="utf-8"))
+
+
+def judged(folder: Path) -> tuple[Manifest, list[Record], tuple[Verdict, ...]]:
+    """An evaluation with its verdicts.
+
+    Raises:
+        ConfigError: when it was run without claims.
+        RunFolderError: when there is none.
+    """
+    manifest = read_manifest(folder)
+    settings = manifest.settings.get("hypotheses")
+    if settings is None:
+        raise ConfigError(f"the evaluation in {folder} judges no claims", "run eval_sb3.py experiment=study")
+    records = manifest.select(RecordStore(folder / RECORDS_FOLDER).read())
+    return manifest, records, judge_evaluation(records, manifest, settings)
+
+
+def provenance(manifest: Manifest) -> list[str]:
+    """Prompts, judge, machine, versions and how the cost per NFE of each claim was chosen, in sentences."""
+    settings, versions = manifest.settings, manifest.versions
+    packages = ", ".join(
+        f"{name} {versions[name]}" for name in ("addiffusion-env", "torch", "diffusers") if name in versions
+    )
+    lines = [
+        f"Drawn by eval_sb3.py and written by python -m addiffusion_lab.claims.page: {packages}; "
+        f"{versions.get('machine', 'an unknown machine')}.",
+        f"{len(manifest.prompt_ids)} prompts of {settings.get('benchmark') or settings.get('prompt_source')} "
+        f"(prompt_seed {settings.get('prompt_seed')}), seeds {list(manifest.seeds)}; held-out judges: "
+        f"{', '.join(settings.get('judges') or ['none'])}.",
+    ]
+    rules = [price for price in settings.get("prices") or () if isinstance(price, str)]
+    if rules:
+        config = _policy(str(settings["policy"]))
+        measured = config.frontier_prompts if config is not None else "training prompts"
+        lines.append(
+            f"The cost per NFE that decides was fixed before any image was drawn: where the policy's frontier on "
+            f"{measured} spends {rules[0].removesuffix('nfe')} NFE."
+        )
+    return lines
+
+
+def card_results(summary: Summary, manifest: Manifest) -> dict[str, Any]:
+    """What the policy's card shows, as :func:`.read_results` reads it: the policy at each cost per NFE."""
+    traits = manifest.traits
+    stem = traits[summary.focus].curve
+    rows = [
+        row for row in summary.methods if row.method == summary.focus or (stem and traits[row.method].curve == stem)
+    ]
+    return {
+        "about": f"{len(manifest.prompt_ids)} prompts of {manifest.settings.get('prompt_source')}, seeds "
+        f"{list(manifest.seeds)}, judged by {', '.join(manifest.settings.get('judges') or ['none'])}. Seconds are wall "
+        "clock.",
+        "command": "python eval_sb3.py experiment=study",
+        "rows": [
+            {
+                "method": f"policy@{row.method.rpartition('@')[2]}",
+                "correct": None if row.correct is None else _rounded(row.correct, 3),
+                "nfe": _rounded(row.nfe, 2),
+                "seconds": _rounded(row.seconds, 3),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _rounded(interval: Any, digits: int) -> dict[str, float]:
+    return {name: round(getattr(interval, name), digits) for name in ("estimate", "low", "high")}
+
+
+def _policy(run: str) -> PolicyConfig | None:
+    folder = find_policy(run)
+    return None if folder is None else load_config(folder)
+
+
+@friendly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line and writes the page."""
+    parser = argparse.ArgumentParser(prog="python -m addiffusion_lab.claims.page", description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", help="of evaluations with claims, the page's first")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument(
+        "--scenes", type=int, default=1024, help="on which the detector's accuracy is measured; 0: none"
+    )
+    options = parser.parse_args(arguments)
+    found = detector_accuracy(options.scenes) if options.scenes else ()
+    print(f"written: {write_page(options.folders, options.out, found)}")
+
+
+if __name__ == "__main__":
+    main()

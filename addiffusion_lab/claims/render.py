@@ -1,0 +1,101 @@
+"""Verdicts as a printed table and as a section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+from typing import TYPE_CHECKING
+
+from addiffusion_env.evaluation.sections import Figure, Section, Table
+from addiffusion_lab.claims.base import Comparison, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HEAD = ("claim", "verdict", "effect", "p (Holm)", "prompts", "against", "judge", "why")
+_COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
+
+
+def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
+    """Prints the verdicts that decide as a table, the reason of each under it, then margins."""
+    from rich.console import Console
+    from rich.table import Column
+    from rich.table import Table as Printed
+
+    console = console or Console()
+    shown = [verdict for verdict in verdicts if verdict.decides]
+    wrapped = ("effect", "against", "judge")
+    table = Printed(*(Column(head, no_wrap=head not in wrapped) for head in HEAD[:-1]))
+    for verdict in shown:
+        cells = _cells(verdict)
+        table.add_row(cells[0], f"[{_COLOURS[verdict.verdict]}]{cells[1]}[/]", *cells[2:-1])
+    console.print(table)
+    for verdict in shown:
+        console.print(f"{verdict.hypothesis}: {_reason(verdict)}.", markup=False, highlight=False, soft_wrap=True)
+    for words in _margins(verdicts):
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """One row a verdict, those that decide and those beside."""
+    return Table(HEAD, tuple(_cells(verdict) for verdict in verdicts))
+
+
+def hypotheses_section(verdicts: Sequence[Verdict]) -> Section:
+    """The report's section: verdicts, margins and every comparison behind them."""
+    deciding = [verdict for verdict in verdicts if verdict.decides]
+    beside = [verdict for verdict in verdicts if not verdict.decides]
+    parts: list[str | Table | Figure] = [
+        "Supported: shown at the stated level. Not supported: an effect that matters is ruled out. Inconclusive: "
+        "neither, which is no evidence either way. The prompt is the unit, paired by prompt and seed. H1 is a "
+        "one-sided test at alpha with an interval of level 1 - 2 alpha, the others are two-sided with intervals of "
+        "level 1 - alpha; p is adjusted by Holm within each claim, and every comparison of a claim must hold. The "
+        "first judge that no method was optimised or selected by decides.",
+        verdict_table(deciding),
+        *(f"{verdict.hypothesis}: {verdict.claim}." for verdict in deciding),
+        *_margins(verdicts),
+    ]
+    if beside:
+        parts += ["Other judges, which decide nothing:", verdict_table(beside)]
+    rows = tuple(_comparison_cells(verdict, row) for verdict in deciding for row in verdict.comparisons)
+    if rows:
+        head = ("claim", "held against", "effect", "p", "p (Holm)", "comparator run there")
+        parts += ["Every comparison behind them:", Table(head, rows)]
+    return Section("Hypotheses", tuple(parts))
+
+
+def _cells(verdict: Verdict) -> tuple[str, ...]:
+    effect = verdict.effect
+    shown = "-" if effect is None else f"{effect.estimate:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
+    return (
+        verdict.hypothesis,
+        verdict.verdict,
+        shown,
+        _p(verdict.p),
+        str(verdict.n),
+        verdict.comparator,
+        verdict.judge,
+        _reason(verdict),
+    )
+
+
+def _reason(verdict: Verdict) -> str:
+    if verdict.prompts_needed is None:
+        return verdict.reason
+    return f"{verdict.reason}; about {verdict.prompts_needed} prompts would decide it"
+
+
+def _comparison_cells(verdict: Verdict, row: Comparison) -> tuple[str, ...]:
+    effect = f"{row.effect.estimate:+.3f} [{row.effect.low:+.3f}, {row.effect.high:+.3f}]"
+    return (verdict.hypothesis, row.comparator, effect, _p(row.p), _p(row.holm), "yes" if row.reached else "no")
+
+
+def _margins(verdicts: Sequence[Verdict]) -> list[str]:
+    known = dict.fromkeys(str(verdict.margin) for verdict in verdicts if verdict.margin is not None)
+    return [f"Margin: {words}." for words in known]
+
+
+def _p(value: float) -> str:
+    if isnan(value):
+        return "-"
+    return "< .0001" if value < 1e-4 else f"{value:.4f}"

@@ -1,0 +1,125 @@
+"""From an evaluation's manifest and configuration to its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from addiffusion_env.agents.learned import run_name
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.baselines.traits import Traits
+from addiffusion_env.errors import ConfigError, check_settings
+from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.statistics import Margin
+from addiffusion_lab.claims import HYPOTHESES
+from addiffusion_lab.claims.base import Claims, Verdict
+from addiffusion_lab.claims.conflicts import settle, uses_in, uses_of
+from addiffusion_lab.claims.decide import decide
+
+
+def judge_evaluation(
+    records: Sequence[Record],
+    manifest: Manifest,
+    settings: Mapping[str, Any],
+    names: Sequence[str] = tuple(HYPOTHESES),
+) -> tuple[Verdict, ...]:
+    """Judges the claims of an evaluation.
+
+    Args:
+        records: those that the manifest selects.
+        manifest: methods, judges, margin history and the policy's folder.
+        settings: keyword arguments of :class:`Claims`; ``policy`` and ``curve`` may be left out.
+        names: registry names of the claims.
+
+    Returns:
+        See :func:`~addiffusion_lab.claims.decide.decide`.
+
+    Raises:
+        ConfigError: when no judge is independent, no policy was evaluated, or a setting does not exist.
+    """
+    judges = tuple(manifest.settings.get("judges") or ())
+    uses = uses_in(manifest)
+    deciding = settle(judges, uses, manifest.backbone).independent[0]
+    claims = claims_of(manifest.traits, settings)
+    return decide(records, claims, judges, [margin_in(manifest, deciding)], uses, names)
+
+
+def check_claims(methods: Sequence[Method], backbone: str, settings: Mapping[str, Any]) -> Claims:
+    """Refuses claims that could not be judged, before any model is loaded or picture made.
+
+    Args:
+        methods: of the evaluation.
+        backbone: whose pictures.
+        settings: its configuration.
+
+    Raises:
+        ConfigError: when every judge was optimised or selected by, no policy is evaluated, or a setting does not exist.
+    """
+    traits = {method.name: Traits.of(method) for method in methods}
+    claims = claims_of(traits, settings["hypotheses"])
+    settle(tuple(settings.get("judges") or ()), uses_of(traits, backbone), backbone)
+    return claims
+
+
+def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Claims:
+    """Claims from configuration: the policy is the first learned method, its curve the same one at other prices.
+
+    Args:
+        traits: of all methods, by name; they say which are points of one curve, and which are controls of another.
+        settings: keyword arguments of :class:`Claims`, lists in place of tuples; and ``trained_without``, the run of
+            a policy that was trained without refinement: H4's comparator, in place of the policy with refine masked,
+            which is set beside it.
+
+    Raises:
+        ConfigError: for a setting that does not exist, or when no policy was evaluated.
+
+    >>> names = ("fixed:8", "policy:a@0.01", "policy:a@0.02", "policy:b@0.01")
+    >>> claims_of({name: named_traits(name) for name in names}, {}).points
+    ('policy:a@0.01', 'policy:a@0.02')
+    """
+    known = ("trained_without", *(item.name for item in fields(Claims)))
+    check_settings("hypotheses have", settings, known)
+    given = {key: _frozen(value) for key, value in settings.items() if value is not None}
+    without = given.pop("trained_without", None)
+    trained = tuple(name for name, own in traits.items() if without and own.curve == f"policy:{run_name(without)}")
+    others = {given.get("shuffled"), *given.get("no_refine", ()), *trained}
+    others |= {name for members in given.get("refine_controls", {}).values() for name in members}
+    priced = {name: own.curve for name, own in traits.items() if own.learned and own.curve and name not in others}
+    policy = given.pop("policy", None) or next(iter(priced), None)
+    if policy is None:
+        raise ConfigError("hypotheses are about a policy, and none was evaluated", "set policy=runs/emoji")
+    curve = tuple(name for name, stem in priced.items() if stem == priced.get(policy) and name != policy)
+    masked = tuple(filter(None, (_control(traits, at, "no_refine") for at in (policy, *curve))))
+    found: dict[str, Any] = {"curve": curve, "no_refine": trained or masked}
+    if trained and masked:
+        found["refine_controls"] = {"the policy with refine masked": masked}
+    if shuffled := _control(traits, policy, "shuffled"):
+        found["shuffled"] = shuffled
+    return Claims(policy=policy, **{**found, **given})
+
+
+def _control(traits: Mapping[str, Traits], method: str, control: str) -> str:
+    """The method that is another one under a single control; empty when it was not run."""
+    wanted = (method, (control,))
+    return next((name for name, own in traits.items() if (own.control_of, tuple(own.controls)) == wanted), "")
+
+
+def margin_in(manifest: Manifest, measure: str) -> Margin:
+    """The margin that counts, as old as its earliest entry with this value, even when another stood in between.
+
+    Args:
+        manifest: of the evaluation.
+        measure: whose units it is in: that of the judge that decides.
+    """
+    value = manifest.margins[-1].margin
+    first = min((entry for entry in manifest.margins if entry.margin == value), key=lambda entry: entry.records_before)
+    return Margin(value, measure, first.set_at, first.records_before)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,176 @@
+"""The page itself, with Gradio: controls on top, the showing below, streamed after every decision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from addiffusion_env.agents.pipeline import AdaptivePipeline
+from addiffusion_env.errors import AdDiffusionError, ConfigError, MissingPackageError
+from addiffusion_lab.demo import page
+from addiffusion_lab.demo.prompts import MOST_CHARACTERS, guide_of, read_prompt
+from addiffusion_lab.demo.takes import Studio, Take, comparators
+
+HOST = "127.0.0.1"
+"""This machine alone; ``share`` is the way out."""
+
+MOST_SEED = 2**31 - 1
+HIGHEST_PORT = 65_535
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server.
+
+    Attributes:
+        url: where the page is.
+        blocks: Gradio's object; its ``close`` ends the server.
+    """
+
+    url: str
+    blocks: Any
+
+
+def showing(studio: Studio, text: str | None, seed: float | None, price: float) -> Iterator[str]:
+    """The page's answer to a press of the button, as HTML that grows with every decision.
+
+    Whatever cannot be drawn becomes a message; nothing is raised.
+
+    Args:
+        studio: with the policy.
+        text: as typed.
+        seed: of the picture, a whole number from 0 to 2^31 - 1.
+        price: of one NFE.
+    """
+    try:
+        prompt = read_prompt(text, studio.traits)
+        number = _seed(seed)
+        note = guide_of(studio.traits).advice(prompt)
+        takes = [Take("policy")]
+        yield page.stage(prompt.text, note, takes)
+        for take in studio.policy(prompt, number, price):
+            takes = [take]
+            yield page.stage(prompt.text, note, takes, comparators(take.nfe) if take.picture is not None else ())
+        names = comparators(takes[0].nfe)
+        for place, name in enumerate(names):
+            done = list(takes)
+            for take in studio.fixed(name, prompt, number):
+                takes = [*done, take]
+                yield page.stage(prompt.text, note, takes, names[place + 1 :])
+    except AdDiffusionError as error:
+        # A visitor has no settings to set; and of what is not drawn there is nothing else to say.
+        yield page.message(error.cause, error.remedy.partition(", or set ")[0])
+
+
+def _seed(seed: float | None) -> int:
+    if seed is None or not 0 <= seed <= MOST_SEED or int(seed) != seed:
+        raise ConfigError(f"The seed must be a whole number from 0 to {MOST_SEED}, got {seed}.", "0 is a good one.")
+    return int(seed)
+
+
+def build(studio: Studio) -> Any:
+    """The page as Gradio's ``Blocks``.
+
+    Raises:
+        MissingPackageError: without Gradio.
+    """
+    gradio = _gradio()
+    guide = guide_of(studio.traits)
+    examples, vocabulary = guide.examples, guide.vocabulary()
+    highest = studio.highest_price
+
+    def answer(text: str, seed: float, price: float) -> Iterator[str]:
+        yield from showing(studio, text, seed, price)
+
+    with gradio.Blocks(title="AdDiffusion", analytics_enabled=False) as blocks:
+        gradio.HTML(f"<h1>AdDiffusion</h1>{page.legend()}", elem_id="intro", padding=False)
+        with gradio.Row():
+            # The length is checked on the server too; what is typed here cannot even be sent.
+            text = gradio.Textbox(
+                examples[1], label="Prompt", scale=5, lines=1, max_lines=3, max_length=MOST_CHARACTERS, elem_id="prompt"
+            )
+            seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, scale=1, elem_id="seed")
+            price = gradio.Slider(
+                0,
+                highest or 1,
+                value=studio.method.price,
+                step=(highest or 1) / 30,
+                label="Price per NFE",
+                info="Higher spends less.",
+                scale=3,
+                visible=highest > 0,
+                elem_id="price",
+            )
+            button = gradio.Button("Draw", variant="primary", scale=1, min_width=90, elem_id="draw")
+        gradio.Examples([[example] for example in examples], [text], label="Examples")
+        stage = gradio.HTML(page.empty(), elem_id="stage", padding=False)
+        if vocabulary:
+            with gradio.Accordion("What can be drawn?", open=False):
+                gradio.HTML(vocabulary, padding=False)
+        # What is asked for while a picture is drawn is drawn next; Gradio's own default drops it.
+        gradio.on(
+            [button.click, text.submit],
+            answer,
+            [text, seed, price],
+            stage,
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+    return blocks
+
+
+def serve(
+    policy: str = "emoji", device: str = "auto", port: int = 7860, share: bool = False, block: bool = True
+) -> Served:
+    """Loads a policy and serves the page.
+
+    Args:
+        policy: ``"emoji"`` or a run's folder.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        port: on this machine; 0 takes any free one.
+        share: also through a public address of Gradio's, for 72 hours.
+        block: wait until the server is ended (Ctrl-C).
+
+    Raises:
+        MissingPackageError: without Gradio.
+        ConfigError: when the port is taken, or there is no such port.
+        AdDiffusionError: when the policy or its model cannot be loaded.
+    """
+    gradio = _gradio()
+    if not 0 <= port <= HIGHEST_PORT:
+        raise ConfigError(f"--port must be from 0 to {HIGHEST_PORT}, got {port}", "0 takes any free one")
+    studio = Studio(AdaptivePipeline.from_pretrained(policy, device=device))
+    for _ in studio.fixed("fixed:2", read_prompt("a photo of a dog", studio.traits), 0):
+        pass  # warms up, so that the first visitor's seconds are like the others'
+    blocks = build(studio)
+    theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        _, url, _ = blocks.launch(
+            server_name=HOST,
+            server_port=port or None,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=theme,
+            css=page.stylesheet(),
+            footer_links=[],
+        )
+    except OSError as error:
+        raise ConfigError(f"port {port} on {HOST} cannot be used: {error}", "choose another --port, or 0") from error
+    print(f"the demo is at {url}  (Ctrl-C ends it)", flush=True)
+    if block:
+        blocks.block_thread()
+    return Served(url, blocks)
+
+
+def _gradio() -> Any:
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the demo needs gradio, which cannot be imported: {error}", "pip install 'addiffusion-env[demo]'"
+        ) from error
+    return gradio

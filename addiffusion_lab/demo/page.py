@@ -1,0 +1,120 @@
+"""The page's images and words as HTML. Everything that a visitor typed is escaped."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.rendering import ACTION_COLOURS, overlay_mask
+from addiffusion_env.pages import environment
+from addiffusion_lab.demo.takes import Take
+
+HERE = Path(__file__).parent
+
+SMALLEST = 128
+"""Small images are enlarged by a whole factor to at least this many pixels before they are sent."""
+
+MEANINGS = {
+    Action.CONTINUE: "take one more step",
+    Action.STOP: "finish now, in a few evaluations",
+    Action.REFINE: "draw a region, or all of it, again",
+}
+
+TITLES = {"policy": "Policy"}
+
+
+def escape(text: str) -> str:
+    """Text for HTML; braces, dollars and backticks too, which Gradio's templates would read.
+
+    >>> escape("<b>${x}</b>")
+    '&lt;b&gt;&#36;&#123;x&#125;&lt;/b&gt;'
+    """
+    escaped = html.escape(text, quote=True)
+    for character in "{}$`":
+        escaped = escaped.replace(character, f"&#{ord(character)};")
+    return escaped
+
+
+def picture(pixels: np.ndarray, description: str, mask: np.ndarray | None = None) -> Markup:
+    """An image element with the pixels in it: (h, w, 3) uint8."""
+    factor = max(1, -(-SMALLEST // min(pixels.shape[:2])))
+    large = np.kron(pixels, np.ones((factor, factor, 1), np.uint8)) if factor > 1 else pixels
+    buffer = io.BytesIO()
+    Image.fromarray(large if mask is None else overlay_mask(large, mask)).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Markup(f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">')
+
+
+def title(name: str) -> str:
+    """How a method is called on the page.
+
+    >>> title("fixed:6"), title("fixed:1"), title("policy")
+    ('6 fixed steps', '1 fixed step', 'Policy')
+    """
+    kind, _, steps = name.partition(":")
+    if kind == "fixed":
+        return f"{steps} fixed step{'' if steps == '1' else 's'}"
+    return TITLES.get(name, name)
+
+
+def legend() -> str:
+    """One line that says what the three actions mean."""
+    return str(_macros().legend())
+
+
+def message(cause: str, remedy: str = "", kind: str = "error") -> str:
+    """A box with something to tell: an ``error`` or a ``note``."""
+    return str(_macros().message(cause, remedy, kind))
+
+
+def stage(prompt: str, note: str, takes: Sequence[Take], waiting: Sequence[str] = ()) -> str:
+    """The whole of a showing: the policy's film, then a card for each method.
+
+    Args:
+        prompt: the visitor's text.
+        note: what to tell about it; empty for nothing.
+        takes: the policy's first.
+        waiting: names of the methods still to come.
+    """
+    return str(_macros().stage(prompt, note, takes, waiting))
+
+
+def empty() -> str:
+    """What stands where the showing will be."""
+    return str(_macros().empty())
+
+
+def film(take: Take) -> str:
+    """A row of cells, a decision each: the preview, the probability of each action, the one that was chosen."""
+    return str(_macros().film(take))
+
+
+def card(take: Take) -> str:
+    """A method's image with what it cost, whether it is right, and how it came about in small."""
+    return str(_macros().card(take))
+
+
+def stylesheet() -> str:
+    """The page's CSS; action colours are those of films and plots."""
+    rules = [(HERE / "demo.css").read_text(encoding="utf-8")]
+    for action in Action:
+        colour, name = ",".join(map(str, ACTION_COLOURS[action])), action.name.lower()
+        rules.append(f".ad-{name} {{ background: rgb({colour}); }}")
+        rules.append(f".ad-chose-{name} {{ border-top-color: rgb({colour}) !important; }}")
+    return "\n".join(rules)
+
+
+@functools.lru_cache(maxsize=1)
+def _macros() -> Any:
+    filters = {"picture": picture, "title": title, "name": lambda action: Action(action).name.lower()}
+    return environment(escape, filters, HERE, meanings=MEANINGS).get_template("demo.html").module

@@ -1,0 +1,26 @@
+"""Makes every model of the emoji world again.
+
+``python -m addiffusion_lab.emoji_training STAGE --out FOLDER``; ``--help`` lists the stages and their settings.
+"""
+
+from __future__ import annotations
+
+from addiffusion_env.registry import Registry
+
+_HERE = "addiffusion_lab.emoji_training"
+
+# In an order that can be run from an empty folder: each stage needs at most what those above it wrote.
+STAGES = Registry(
+    "training stage",
+    {
+        "tokenizer": f"{_HERE}.tokenizer:train_tokenizer",
+        "vae": f"{_HERE}.autoencoder:train_vae",
+        "vae_decoder": f"{_HERE}.autoencoder:train_vae_decoder",
+        "preview": f"{_HERE}.autoencoder:train_preview",
+        "unet": f"{_HERE}.latent_diffusion:train_unet",
+        "clip": f"{_HERE}.contrastive:train_clip",
+        "dino": f"{_HERE}.distillation:train_dino",
+        "detector": f"{_HERE}.detection:train_detector",
+        "preference": f"{_HERE}.preference:train_preference",
+    },
+)

@@ -1,0 +1,105 @@
+"""What a training stage is told, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.errors import ConfigError
+from addiffusion_lab.emoji_training import STAGES
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one stage; :func:`stage_config` fills in the stage's own defaults.
+
+    Attributes:
+        out: folder of weights; earlier stages are read from it, this one is written to it.
+        seconds: how long to train; exactly one of ``seconds`` and ``steps`` is set.
+        steps: how many optimiser steps to take.
+        batch: pictures a step.
+        scenes: scenes drawn before training starts; backgrounds and augmentation are new at every step.
+        lr: peak learning rate.
+        seed: of scenes, initial weights and augmentation.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` ... On CUDA the networks run in bfloat16.
+        workers: processes that draw scenes; the scenes do not depend on it.
+        variant: the detector's architecture, ``"a"`` or ``"b"``.
+        resume: ``unet`` goes on from its checkpoint in ``out``.
+        anneal: lower the rate to zero at the end; off for a ``unet`` run that is to be resumed.
+        compile: ``unet`` runs through ``torch.compile``: pays from some minutes of training on.
+        log_every: steps between two printed lines; 0 prints none.
+    """
+
+    out: Path
+    seconds: float | None = None
+    steps: int | None = None
+    batch: int = 256
+    scenes: int = 100_000
+    lr: float = 4e-4
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 1
+    variant: str = "a"
+    resume: bool = False
+    anneal: bool = True
+    compile: bool = False
+    log_every: int = 200
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.steps is None):
+            got = f"seconds={self.seconds}, steps={self.steps}"
+            raise ConfigError(f"a stage needs exactly one budget, got {got}", "give --seconds or --steps")
+        for name in ("seconds", "steps", "batch", "scenes", "lr", "workers"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}", f"raise --{name}")
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a stage ended.
+
+    Attributes:
+        folder: what was written.
+        steps: optimiser steps taken in this run.
+        loss: of the last step.
+        metrics: the stage's own measures, by name (``"psnr"`` in dB, shares in [0, 1] ...).
+    """
+
+    folder: Path
+    steps: int
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+# Batch, scenes and seconds of the unet and the seconds of vae, vae_decoder, clip and preference are those of the
+# shipped weights, on one H100; the rest was not recorded and is sized for the same hardware.
+STAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "tokenizer": {"steps": 1},
+    "vae": {"seconds": 130.0, "batch": 256},
+    "vae_decoder": {"seconds": 150.0, "batch": 256},
+    "preview": {"seconds": 60.0, "batch": 256},
+    "unet": {"seconds": 800.0, "batch": 1024, "scenes": 600_000, "lr": 8e-4},
+    "clip": {"seconds": 200.0, "batch": 1024, "scenes": 300_000},
+    "dino": {"seconds": 100.0, "batch": 512},
+    "detector": {"seconds": 100.0, "batch": 512},
+    "preference": {"seconds": 100.0, "batch": 256, "scenes": 200_000, "lr": 8e-4},
+}
+
+
+def stage_config(stage: str, out: str | Path, **overrides: Any) -> TrainConfig:
+    """The settings of a stage: its defaults, with ``overrides`` (those that are not ``None``) on top.
+
+    Raises:
+        UnknownNameError: for a stage that does not exist.
+        ConfigError: for a value out of range, or two budgets.
+    """
+    STAGES[stage]  # refuses an unknown name
+    given = {name: value for name, value in overrides.items() if value is not None}
+    defaults = dict(STAGE_DEFAULTS[stage])
+    if "steps" in given or "seconds" in given:
+        defaults.pop("steps", None)
+        defaults.pop("seconds", None)
+    return TrainConfig(**(defaults | given), out=Path(out))

@@ -1,0 +1,106 @@
+"""What the lab adds to an evaluation: claims, metrics, a VLM judge and the official layouts of benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from addiffusion_env.baselines.base import Method
+from addiffusion_env.evaluation.extras import Extra, Reported
+from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.records import Record
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_lab.benchmarks.export import check_export, export_run
+from addiffusion_lab.claims.render import hypotheses_section, print_verdicts
+from addiffusion_lab.claims.setup import check_claims, judge_evaluation
+from addiffusion_lab.measured import (
+    MetricsConfig,
+    VlmConfig,
+    judge_by_vlm,
+    measure_metrics,
+    metrics_sections,
+    vlm_sections,
+)
+from addiffusion_lab.vlm import make_client
+
+
+class Hypotheses(Extra):
+    """H1 to H4, each supported, not supported or inconclusive."""
+
+    first, folder = True, "hypotheses"
+
+    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+        """Refuses claims that could not be judged."""
+        check_claims(methods, backbone, config)
+
+    @staticmethod
+    def runs(given: Mapping[str, Any]) -> Sequence[str]:
+        """The policy that was trained without refinement, if one is named."""
+        without = given.get("trained_without")
+        return () if without is None else (str(without),)
+
+    @classmethod
+    def report(cls, records: Sequence[Record], manifest: Manifest, folder: Path) -> Reported:
+        """The verdicts, where claims were to be judged."""
+        settings = manifest.settings.get("hypotheses")
+        if settings is None:
+            return Reported()
+        verdicts = judge_evaluation(records, manifest, settings)
+        return Reported((hypotheses_section(verdicts),), verdicts, partial(print_verdicts, verdicts))
+
+
+class Metrics(Extra):
+    """FID, KID, PSNR and LPIPS of every method's images against a reference."""
+
+    needs_images = True
+
+    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+        """Reads the settings."""
+        self.config = MetricsConfig.read(config["metrics"], [method.name for method in methods])
+
+    def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
+        """Measures them; they are stored in ``metrics.json``."""
+        measure_metrics(folder, self.config)
+
+    @classmethod
+    def report(cls, records: Sequence[Record], manifest: Manifest, folder: Path) -> Reported:
+        """The stored ones."""
+        return Reported(metrics_sections(folder, manifest))
+
+
+class VlmJudge(Extra):
+    """A vision-language model compares the policy's images with those of other methods."""
+
+    needs_images = True
+
+    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+        """Reads the settings and looks for the service's key."""
+        self.config = VlmConfig.read(config["vlm"], [method.name for method in methods])
+        make_client(self.config.judge, **(self.config.client or {}))
+
+    def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
+        """Asks for the comparisons that are missing; they are stored in ``vlm.json``."""
+        judge_by_vlm(folder, self.config, prompts)
+
+    @classmethod
+    def report(cls, records: Sequence[Record], manifest: Manifest, folder: Path) -> Reported:
+        """The stored ones."""
+        return Reported(vlm_sections(folder, manifest))
+
+
+class BenchmarkExport(Extra):
+    """Images in the folders that a benchmark's official scorer reads."""
+
+    needs_images, takes = True, bool
+
+    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+        """Refuses a benchmark without an official layout."""
+        self.benchmark = config["benchmark"]
+        check_export(self.benchmark)
+
+    def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
+        """Writes them and prints how the official scorer is run."""
+        for done in export_run(folder, self.benchmark, prompts):
+            print(f"{done.pictures} images in {done.folder}; score them with: {done.command}", *done.notes, sep="\n  ")

@@ -1,0 +1,77 @@
+"""Reference features on the disk: read once, kept under the content of the pictures and the network's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from addiffusion_env.errors import RunFolderError
+from addiffusion_env.files import whole_file
+from addiffusion_lab.metrics.network import FeatureNetwork
+from addiffusion_lab.metrics.pictures import Pictures
+
+
+class FeatureCache:
+    """(n, dim) features of whole reference sets, one ``.npy`` file each, written whole or not at all.
+
+    Features are kept rather than means and covariances: FID and KID both follow from them, at 4 bytes a number
+    (41,000 pictures x 2048: 336 MB).
+
+    Args:
+        folder: made when missing; ``None`` keeps nothing.
+    """
+
+    def __init__(self, folder: Path | str | None) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+
+    def features(self, pictures: Pictures, network: FeatureNetwork, batch: int = 32) -> np.ndarray:
+        """The features of ``pictures``: from the cache, or computed and then kept.
+
+        A new ``pictures`` object is read in any case, for its hash: a folder that has changed is another reference.
+
+        Raises:
+            RunFolderError: when the cache cannot be written.
+            NumericsError: when the network gives NaN or infinity.
+        """
+        if self.folder is not None and network.identity not in pictures.known:
+            path = self.folder / f"{self.key(pictures, network)}.npy"
+            kept = _read(path, (len(pictures), network.dim))
+            if kept is None:
+                _write(path, network.features(pictures, batch))
+            else:
+                pictures.known[network.identity] = kept
+        return network.features(pictures, batch)
+
+    @staticmethod
+    def key(pictures: Pictures, network: FeatureNetwork) -> str:
+        """64 hex digits of the pictures' content, in order, and of the network."""
+        return hashlib.sha256(f"{pictures.digest()}\x1f{network.identity}".encode()).hexdigest()
+
+
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        warnings.warn(f"cached features {path} cannot be read ({error}): computed again", stacklevel=4)
+        return None
+    if found.shape != shape or found.dtype != np.float32:
+        warnings.warn(f"cached features {path} are {found.dtype} {found.shape}, not {shape}: again", stacklevel=4)
+        return None
+    return found
+
+
+def _write(path: Path, features: np.ndarray) -> None:
+    """Two evaluations may fill one cache at the same time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            np.save(file, features, allow_pickle=False)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot keep reference features in {path.parent}: {error.strerror or error}", "set another cache folder"
+        ) from error

@@ -1,0 +1,91 @@
+"""The networks whose features FID and KID compare, loaded by name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import identity_of
+from addiffusion_env.errors import WeightsError
+from addiffusion_env.scorers.base import Embedder
+from addiffusion_lab.metrics import FEATURES
+from addiffusion_lab.metrics.network import FeatureNetwork
+from addiffusion_lab.metrics.packages import (
+    INCEPTION_URL,
+    backend_name,
+    find_weights,
+    load_package,
+    read_tensors,
+)
+from addiffusion_lab.metrics.settings import MetricSettings
+
+
+def load_features(settings: MetricSettings) -> FeatureNetwork:
+    """The network that ``settings`` name.
+
+    Raises:
+        UnknownNameError: for a name that is not in ``FEATURES``.
+        WeightsError: when its weights are missing or of another model.
+        MissingPackageError: when its package is not installed.
+    """
+    if isinstance(settings.features, FeatureNetwork):
+        return settings.features
+    network: FeatureNetwork = FEATURES.load(settings.features)(settings)
+    return network
+
+
+def inception(settings: MetricSettings) -> FeatureNetwork:
+    """Inception-v3's 2048-wide average pool (Heusel et al., 2017, arXiv 1706.08500), on torch-fidelity's resizing."""
+    path = find_weights(settings.weights, INCEPTION_URL)
+    read_tensors(path)  # the packages unpickle whatever the file holds: refuse what is no state dict first
+    options = {"name": "inception-v3-compat", "features_list": ["2048"], "feature_extractor_weights_path": str(path)}
+    module = load_package("torch_fidelity.feature_extractor_inceptionv3")
+    try:
+        model = module.FeatureExtractorInceptionV3(**options).to(settings.device).eval()
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path} holds no Inception-v3 of the original FID: {' '.join(str(error).split())[:200]}",
+            f"download {INCEPTION_URL}",
+        ) from error
+
+    def embed(pixels: torch.Tensor) -> torch.Tensor:
+        output = model(pixels.to(settings.device))
+        return output[0] if isinstance(output, tuple) else output
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    how = f"TensorFlow 1 bilinear of {backend_name('torch-fidelity')} on {torch.device(settings.device).type}"
+    return FeatureNetwork("inception", f"inception-v3-compat 2048, {how}, sha256 {digest}", 2048, embed)
+
+
+def dino(settings: MetricSettings) -> FeatureNetwork:
+    """DINOv2 class tokens; without ``weights`` those of the emoji world."""
+    from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
+    from addiffusion_env.scorers.dino import DinoEmbedder
+
+    folder = verify(WEIGHTS, "dino") if settings.weights is None else Path(settings.weights)
+    return of_embedder("dino", DinoEmbedder.from_pretrained(folder, device=settings.device), folder)
+
+
+def clip(settings: MetricSettings) -> FeatureNetwork:
+    """CLIP image embeddings; without ``weights`` those of the emoji world."""
+    from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
+    from addiffusion_env.scorers.clip import ClipScorer
+
+    folder = verify(WEIGHTS, "clip") if settings.weights is None else Path(settings.weights)
+    return of_embedder("clip", ClipScorer.from_pretrained(folder, device=settings.device), folder)
+
+
+def of_embedder(name: str, embedder: Embedder, folder: Path) -> FeatureNetwork:
+    """A feature network of any embedder (unit vectors, so distances are small), loaded from ``folder``.
+
+    Its identity is the embedder's and the versions of the packages that it is made of.
+    """
+
+    def embed(pixels: torch.Tensor) -> torch.Tensor:
+        return embedder.embed_images(pixels.float() / 127.5 - 1)
+
+    digest = digest_of(identity_of(embedder=embedder))
+    return FeatureNetwork(name, f"{name} {folder.name}, unit vectors, sha256 {digest}", embedder.dim, embed)

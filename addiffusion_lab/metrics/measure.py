@@ -1,0 +1,54 @@
+"""Several metrics of one set of pictures in one call; their feature networks run once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+from addiffusion_lab.metrics import METRICS
+from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.pictures import Pictures, PicturesLike
+from addiffusion_lab.metrics.results import MetricResult, SmallSampleWarning
+from addiffusion_lab.metrics.settings import MetricSettings
+
+OF_FEATURES = ("fid", "kid")
+
+
+def image_metrics(
+    pictures: PicturesLike,
+    reference: PicturesLike,
+    metrics: Sequence[str] = ("psnr", "lpips"),
+    settings: MetricSettings | None = None,
+) -> dict[str, MetricResult]:
+    """Computes ``metrics`` of ``pictures`` against ``reference``.
+
+    Args:
+        pictures: what a method made: a tensor, an array, paths or a folder; see :data:`PicturesLike`.
+        reference: for ``fid`` and ``kid`` any set (real pictures, or the full schedule's); for ``psnr`` and ``lpips``
+            the pictures of the same prompts and seeds in the same order. Pass a ``Pictures`` object to judge many
+            methods against it: its features are computed once.
+        metrics: names of ``METRICS``.
+        settings: everything else; ``None``: the defaults of :class:`MetricSettings`.
+
+    Returns:
+        Name -> result, in the order asked for.
+
+    Raises:
+        UnknownNameError: for a name that is no metric, before anything is computed.
+        ConfigError, ImageRangeError: for pictures that cannot be read or paired.
+        WeightsError, MissingPackageError: when a network cannot be loaded.
+
+    Warns:
+        SmallSampleWarning: each note of FID and KID about sample size or lossy files.
+    """
+    settings = settings or MetricSettings()
+    functions = {name: METRICS.load(name) for name in metrics}
+    made, wanted = Pictures.of(pictures), Pictures.of(reference)
+    if any(name in OF_FEATURES for name in functions):
+        settings = replace(settings, features=load_features(settings))
+    found = {name: function(made, wanted, settings) for name, function in functions.items()}
+    for name in found:
+        for note in found[name].notes if name in OF_FEATURES else ():
+            warnings.warn(f"{name}: {note}", SmallSampleWarning, stacklevel=2)
+    return found

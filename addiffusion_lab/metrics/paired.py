@@ -1,0 +1,146 @@
+"""PSNR and LPIPS: how far each picture is from the reference picture of the same prompt and seed.
+
+Both say whether a method draws what the reference draws, not whether it draws well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from addiffusion_env.errors import ConfigError, ImageRangeError, WeightsError
+from addiffusion_lab.metrics.packages import (
+    LPIPS_URLS,
+    backend_name,
+    find_weights,
+    load_package,
+    read_tensors,
+)
+from addiffusion_lab.metrics.pictures import Pictures
+from addiffusion_lab.metrics.results import MetricResult
+from addiffusion_lab.metrics.settings import MetricSettings
+
+PEAK = 255.0
+PSNR_CAP = 100.0
+"""Decibels that identical images (infinite PSNR) count, so that a mean exists."""
+LPIPS_LEAST = 32
+"""Pixels a side below which the last layers of the trunks see nothing."""
+
+
+def psnr(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> MetricResult:
+    """Peak signal-to-noise ratio, ``10 log10(255^2 / MSE)`` of each pair over all pixels and channels; the mean.
+
+    The mean is taken over decibels, a picture a value, so that it can be paired by prompt.
+
+    Raises:
+        ConfigError: when the numbers of pictures differ.
+        ImageRangeError: when the sizes of a pair differ.
+    """
+    values = [_decibels(first, second) for first, second in _pairs(pictures, reference)]
+    identical = sum(math.isinf(value) for value in values)
+    values = [min(value, PSNR_CAP) for value in values]
+    note = f"{identical} of {len(values)} pictures are identical to their reference and count {PSNR_CAP:g} dB"
+    return MetricResult(
+        name="psnr",
+        value=float(np.mean(values)),
+        n=len(values),
+        backend="addiffusion-env",
+        settings={"peak": PEAK, "cap": PSNR_CAP, "identical": identical},
+        higher_is_better=True,
+        values=tuple(values),
+        notes=(note,) if identical else (),
+    )
+
+
+def lpips(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> MetricResult:
+    """Learned perceptual distance of each pair (Zhang et al., 2018, arXiv 1801.03924), version 0.1; the mean.
+
+    Pictures are compared at their own size: LPIPS of other resolutions is not comparable.
+
+    Raises:
+        ConfigError: when the numbers of pictures differ.
+        ImageRangeError: when the sizes of a pair differ, or are below 32 pixels.
+        WeightsError: when the trunk's weights are missing or of another network.
+        MissingPackageError: without the package ``lpips``.
+    """
+    path = find_weights(settings.lpips_weights, LPIPS_URLS[settings.lpips_network])
+    model = _lpips_model(settings.lpips_network, path, settings.device)
+    values: list[float] = []
+    with torch.no_grad():
+        for first, second in _pairs(pictures, reference):
+            if min(first.shape[:2]) < LPIPS_LEAST:
+                raise ImageRangeError(
+                    f"LPIPS needs {LPIPS_LEAST} pixels a side, got {first.shape[0]}x{first.shape[1]}", "use psnr"
+                )
+            values.append(float(model(*(_signed(pixels).to(settings.device) for pixels in (first, second)))))
+    return MetricResult(
+        name="lpips",
+        value=float(np.mean(values)),
+        n=len(values),
+        backend=backend_name("lpips"),
+        settings={
+            "network": settings.lpips_network,
+            "version": "0.1",
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        },
+        values=tuple(values),
+    )
+
+
+def _lpips_model(network: str, path: Path, device: str) -> Any:
+    package = load_package("lpips")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # it builds its trunk by torchvision's old arguments
+        # The trunk starts at random and is filled below: the package itself would only download it.
+        model = package.LPIPS(net=network, pnet_rand=True, verbose=False)
+    source = read_tensors(path)
+    # Its slices keep torchvision's numbers: slice2.3.weight is features.3.weight.
+    wanted = {key: f"features.{key.split('.', 1)[1]}" for key in model.net.state_dict()}
+    missing = [name for name in wanted.values() if name not in source]
+    if missing:
+        raise WeightsError(
+            f"{path} is not torchvision's {network}: it lacks {len(missing)} tensors, first {missing[0]}",
+            f"download {LPIPS_URLS[network]}",
+        )
+    try:
+        model.net.load_state_dict({key: source[name] for key, name in wanted.items()})
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path} is not torchvision's {network}: {' '.join(str(error).split())[:200]}",
+            f"download {LPIPS_URLS[network]}",
+        ) from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _pairs(pictures: Pictures, reference: Pictures) -> Any:
+    if len(pictures) != len(reference):
+        raise ConfigError(
+            f"{len(pictures)} pictures but {len(reference)} references", "pair them: same prompts and seeds, one order"
+        )
+    return (_same_size(*pair) for pair in zip(pictures, reference, strict=True))
+
+
+def _same_size(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if first.shape != second.shape:
+        raise ImageRangeError(
+            f"a picture is {first.shape} but its reference is {second.shape}", "make both at the same size"
+        )
+    return first, second
+
+
+def _decibels(first: np.ndarray, second: np.ndarray) -> float:
+    error = float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(PEAK**2 / error)
+
+
+def _signed(pixels: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1

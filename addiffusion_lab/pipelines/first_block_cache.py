@@ -1,0 +1,143 @@
+"""First-Block cache: where a transformer's first block says what it said a step ago, the others are not asked.
+
+Of ParaAttention (https://github.com/chengzeyi/ParaAttention), after TeaCache (arXiv:2411.19108), by diffusers' hooks.
+diffusers' caches are for transformers; for UNets it has none, so DeepCache (arXiv:2312.00858) is not among the methods.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.flux import FluxBackbone, packed, unpacked
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.errors import CapabilityError
+from addiffusion_env.hub import cached
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import LookScorers
+from addiffusion_lab.pipelines.whole import Made, WholePipeline, call_inputs, counted, is_kind, kind_of, silent
+
+
+@dataclass
+class FirstBlockCache(WholePipeline):
+    """Flux's own schedule with First-Block cache (ParaAttention, after arXiv:2411.19108), by diffusers' hooks.
+
+    Every step calls the network; where the first block's residual has changed by less than the threshold, the call
+    ends there and the other blocks' last residual is added. Such a call counts the share of blocks that it ran as
+    NFE, and a whole one in ``network_calls``; the record's ``skipped_calls`` says how many there were.
+
+    Attributes:
+        steps: of the schedule.
+        threshold: relative mean absolute change of the first block's residual; 0 never skips.
+    """
+
+    steps: int
+    threshold: float
+
+    usage: ClassVar[str] = "fbcache:STEPS,THRESHOLD"
+    example: ClassVar[tuple[str, str]] = ("flux", "fbcache:3,0.1")
+
+    def __post_init__(self) -> None:
+        require_at_least("fbcache", "STEPS", self.steps, 1)
+        require_at_least("fbcache", "THRESHOLD", self.threshold, 0)
+
+    @classmethod
+    def parse(cls, text: str) -> FirstBlockCache:
+        """``"20,0.1"``."""
+        return cls(*read_numbers(cls, text, (int, float), ","))
+
+    @classmethod
+    def needs(cls) -> str:
+        """A transformer's weights, unless they are cached."""
+        repo = FluxBackbone.spec.default_id
+        return "" if cached(repo) else f"backbone=flux, a transformer ({repo})"
+
+    @property
+    def name(self) -> str:
+        """``fbcache:20,0.1``."""
+        return f"fbcache:{self.steps},{self.threshold:g}"
+
+    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+        """Checks the backbone.
+
+        Raises:
+            CapabilityError: unless it is a transformer whose blocks diffusers can cache.
+        """
+        flux_pipeline(self.name, backbone)
+        super().bind(backbone, scorers)
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """A fixed schedule."""
+        return fixed_schedule(base, self.steps)
+
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+        """Runs ``FluxPipeline`` with the cache on, and takes it off again."""
+        pipe = own_copy(flux_pipeline(self.name, backbone))
+        network = pipe.transformer
+        blocks = [*network.transformer_blocks, *network.single_transformer_blocks]
+        inputs = call_inputs(pipe, backbone, process, prompt, seed)
+        inputs["latents"] = packed(inputs["latents"])
+        with first_block_cache(network, self.threshold), counted(network) as calls, counted_runs(blocks[-1]) as whole:
+            tokens = pipe(**inputs).images
+        latents = unpacked(tokens.float(), *backbone.capabilities.latent_shape[1:])
+        skipped = calls.rows - whole[0]
+        costs = {"skipped_calls": float(skipped)}
+        return Made(backbone.decode(latents)[0], whole[0] + skipped / len(blocks), calls.rows, costs)
+
+
+def flux_pipeline(method: str, backbone: Backbone) -> Any:
+    """The backbone's pipeline, when diffusers can cache its transformer's blocks.
+
+    Raises:
+        CapabilityError: for another one.
+    """
+    if not isinstance(backbone, PipelineBackbone) or not is_kind(backbone.pipe, "FluxPipeline"):
+        raise CapabilityError(
+            f"{method} caches the blocks of Flux's transformer, and this backbone is {kind_of(backbone)}: diffusers "
+            "has no cache for UNets (DeepCache is not part of it)",
+            "use backbone=flux",
+        )
+    return backbone.pipe
+
+
+def own_copy(pipe: Any) -> Any:
+    """The same components with a scheduler of its own, without progress bars."""
+    made = copy.copy(pipe)
+    made.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
+    return silent(made)
+
+
+@contextmanager
+def first_block_cache(transformer: Any, threshold: float) -> Iterator[None]:
+    """Within it the transformer caches, from an empty cache; afterwards it computes as before."""
+    from diffusers import FirstBlockCacheConfig
+
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+    try:
+        yield
+    finally:
+        transformer.disable_cache()
+
+
+@contextmanager
+def counted_runs(block: nn.Module) -> Iterator[list[int]]:
+    """Within it the runs of a block that are not skipped are counted, into a list of one."""
+    runs = [0]
+
+    def count(*_: Any) -> None:
+        runs[0] += 1
+
+    # The cache's hook stands in the block's own place and is always called; a layer inside is not when it skips.
+    handle = next(block.children()).register_forward_hook(count)
+    try:
+        yield runs
+    finally:
+        handle.remove()

@@ -1,0 +1,286 @@
+"""Methods that run a diffusers pipeline from noise to picture: no decisions, no lanes, one picture at a time.
+
+They share prompts, seeds, starting noise, scorers, judges and records with the methods that the engine plays. What
+they spend is measured from outside: network calls by a hook on the denoiser, seconds by the clock.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from addiffusion_env.backbones.base import Backbone, Load
+from addiffusion_env.backbones.calls.conventions import Discrete
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
+from addiffusion_env.backbones.quiet import quiet_loading
+from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
+from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram
+from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.engine.requests import Picture
+from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError, WeightsError
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.scorers.look import LookScorers
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one run of a pipeline gave and cost.
+
+    Attributes:
+        image: (3, H, W) float32 in [-1, 1].
+        nfe: evaluations, one as the process takes it (guided or not) being 1.
+        calls: rows that went forward through the denoiser.
+        costs: further figures for the record, by name (``gradient_calls``).
+    """
+
+    image: Tensor
+    nfe: float
+    calls: int
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+
+class WholePipeline(BaseMethod):
+    """A method that says how to make one picture (:meth:`make`); everything else is here."""
+
+    uses_engine: ClassVar[bool] = False
+    _scorers: LookScorers | None = None
+    _bound: Backbone | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pipeline that was bound, so that other weights of its own get records of their own; "" without."""
+        pipe = getattr(self, "_pipe", None)
+        return "" if pipe is None else digest_of(described(pipe))
+
+    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+        """Remembers the scorers, which look at every finished picture; subclasses check the backbone first."""
+        self._scorers, self._bound = scorers, backbone
+
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+        """Makes one picture."""
+        raise NotImplementedError
+
+    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
+        """A program that asks the engine for nothing: the pipeline runs when it starts.
+
+        Its lane is a receipt: costs and one *continue*; the latents in it are the starting noise.
+
+        Raises:
+            NumericsError: when the pipeline draws NaN or infinity, naming method and prompt.
+            DeviceMemoryError: when the device's memory does not hold it.
+        """
+        assert self._scorers is not None, "bind() first"
+        lane = open_lane(backbone, process, prompt, seed)
+        begun = time.perf_counter()
+        try:
+            made = self.make(backbone, process, prompt, seed)
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{backbone.device} ran out of memory in {self.name}", "set backbone_options.offload=model"
+            ) from error
+        if not bool(torch.isfinite(made.image).all()):
+            raise NumericsError(
+                f"{self.name} drew NaN or infinity for prompt {prompt.text[:60]!r}", "use dtype=float32 or bfloat16"
+            )
+        look = self._scorers.look(made.image[None], [prompt])
+        seconds = time.perf_counter() - begun
+        lane = replace(
+            lane,
+            rest=lane.rest[-1:],
+            step=process.steps,
+            nfe=made.nfe,
+            calls=made.calls,
+            look=look,
+            actions=(int(Action.CONTINUE),),
+        )
+        return BilledEpisode(lane, Picture(made.image, look), made.costs, seconds)
+        yield  # never reached: it makes this a program
+
+
+@dataclass
+class Tally:
+    """How many rows a module was called on."""
+
+    rows: int = 0
+
+
+@contextmanager
+def counted(module: nn.Module) -> Iterator[Tally]:
+    """Within it every row that goes forward through a module is counted, whoever calls it."""
+    tally = Tally()
+
+    def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        tally.rows += len(first)  # type: ignore[arg-type]
+
+    handle = module.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield tally
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def own_processors(unet: Any) -> Iterator[None]:
+    """Puts a UNet's attention processors back, also when a pipeline that replaces them breaks off."""
+    before = unet.attn_processors
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+def unet_parts(method: str, backbone: Backbone) -> Any:
+    """What holds the components of a Stable Diffusion 1.x or 2.x backbone by their names in the pipeline.
+
+    Raises:
+        CapabilityError: for another backbone.
+    """
+    if isinstance(backbone, StableDiffusionBackbone):
+        return backbone.parts
+    if (
+        isinstance(backbone, PipelineBackbone)
+        and is_kind(backbone.pipe, "StableDiffusionPipeline")
+        and isinstance(backbone.convention, Discrete)  # DDIM steps need the training levels
+    ):
+        return backbone.pipe
+    raise CapabilityError(
+        f"{method} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {kind_of(backbone)}",
+        "use backbone=emoji, sd15 or sd21",
+    )
+
+
+def is_kind(pipe: Any, kind: str) -> bool:
+    """Whether a pipeline is of a class of diffusers, or of one made from it."""
+    return kind in [known.__name__ for known in type(pipe).__mro__]
+
+
+def kind_of(backbone: Backbone) -> str:
+    """A backbone's name and, of one made of a pipeline, that one's class."""
+    made = f" ({type(backbone.pipe).__name__})" if isinstance(backbone, PipelineBackbone) else ""
+    return f"{backbone.name!r}{made}"
+
+
+def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any:
+    """A diffusers pipeline of Stable Diffusion's components with a deterministic DDIM scheduler of its own.
+
+    Args:
+        kind: its class.
+        backbone: its components are shared, not copied.
+        process: its spacing and number of steps are used.
+    """
+    parts = unet_parts(kind.__name__, backbone)
+    with quiet_loading():  # it says every time that diffusers mends this pipeline no more
+        pipe = kind(
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            unet=parts.unet,
+            scheduler=ddim_scheduler(backbone, parts.scheduler, process),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    return silent(pipe)
+
+
+def ddim_scheduler(backbone: Any, given: Any, process: ProcessConfig) -> Any:
+    """A DDIM scheduler of diffusers' with the engine's levels, predictions and landing: a table's methods share them.
+
+    By itself it would take them from the checkpoint's config, which keeps what its class of scheduler does not
+    read and not what was edited in it; and it would step by ``T // n`` timesteps, which misses the next one and the
+    landing where n does not divide T.
+    """
+    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+    convention = backbone.convention
+    scheduler: Any = DDIMScheduler.from_config(
+        given.config, prediction_type=convention.parametrisation, clip_sample=False, thresholding=False
+    )
+    scheduler.alphas_cumprod = given.alphas_cumprod.cpu()
+    levels = torch.from_numpy(backbone.sigmas(process.steps, process.spacing))
+    times = convention.schedule.timestep_at(levels[:-1]).round().long()
+
+    def set_timesteps(steps: int, device: Any = None) -> None:
+        scheduler.num_inference_steps, scheduler.timesteps = steps, times.to(device)
+
+    def step(model_output: Tensor, timestep: Tensor, sample: Tensor) -> DDIMSchedulerOutput:
+        place = int((scheduler.timesteps == timestep).nonzero()[0])
+        sigma, onward = levels[place : place + 1], levels[place + 1 : place + 2]
+        x0 = convention.clean(sample, model_output, sigma)
+        noise = backbone.path.noise_of(sample, x0, sigma)
+        return DDIMSchedulerOutput(backbone.path.mix(x0, noise, onward), x0)
+
+    scheduler.set_timesteps, scheduler.step = set_timesteps, step
+    return scheduler
+
+
+def call_inputs(pipe: Any, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> dict[str, Any]:
+    """What a pipeline is called with: the engine's prompt, noise, schedule and size, and the backbone's own arguments.
+
+    Raises:
+        CapabilityError: for an argument of the backbone's pipeline that this one does not have.
+    """
+    given: dict[str, Any] = {}
+    if isinstance(backbone, PipelineBackbone):
+        given = {**backbone.arguments.given, **prompt.arguments}
+        for name in given:
+            if name not in inspect.signature(type(pipe).__call__).parameters:
+                raise CapabilityError(
+                    f"{name} was given to the pipeline, and a {type(pipe).__name__} has no such argument",
+                    "leave it out",
+                )
+    noise = open_lane(backbone, process, prompt, seed).latents.x
+    height, width = backbone.capabilities.image_size
+    return {
+        **given,
+        "prompt": prompt.text,
+        "latents": noise.to(pipe.dtype),
+        "num_inference_steps": process.steps,
+        "height": height,
+        "width": width,
+        "output_type": "latent",
+    }
+
+
+def silent(pipe: Any) -> Any:
+    """The pipeline, without progress bars."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str) -> Any:
+    """Loads a pipeline with weights of its own, on a backbone's device and in its precision, frozen.
+
+    Args:
+        spec: which class of pipeline.
+        weights: hub id or folder.
+        backbone: the evaluation's own.
+        needs: what the method needs, for the error: "lcm needs ...".
+
+    Raises:
+        WeightsError: when they cannot be had, naming them, the command that fetches them and how to name others.
+    """
+    assert isinstance(backbone, PipelineBackbone)
+    offload = backbone.options.offload
+    load = Load(weights, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
+    try:
+        pipe = load_pipeline(load, offload=offload, spec=spec)
+    except WeightsError as error:
+        raise WeightsError(error.cause, f"{needs}, in a folder or from the hub: {error.remedy}") from error
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return silent(pipe)

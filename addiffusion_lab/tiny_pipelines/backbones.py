@@ -1,0 +1,82 @@
+"""Registered backbones on tiny random weights: what `python -m addiffusion_env check NAME` and the tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.base import Backbone, Load
+from addiffusion_lab.tiny_pipelines import ZOO
+from addiffusion_lab.tiny_pipelines.folders import (
+    flux,
+    latent_consistency,
+    saved,
+    sdxl_turbo,
+    stable_diffusion,
+    stable_diffusion_xl,
+    tiny_autoencoder,
+)
+
+
+def of_tiny_pipelines(name: str) -> Callable[[Path], Any]:
+    """A function that saves one of :mod:`backbones.tiny_pipelines`."""
+
+    def build(folder: Path) -> Any:
+        return saved(ZOO[name](), folder)
+
+    return build
+
+
+BUILDERS: dict[str, Callable[[Path], Any]] = {
+    "sd15": stable_diffusion,
+    "sd21": lambda folder: stable_diffusion(folder, "v_prediction"),
+    "sdxl": stable_diffusion_xl,
+    "flux": flux,
+    "sd35": of_tiny_pipelines("sd3"),
+    "flux2_klein": of_tiny_pipelines("flux2_klein"),
+    "z_image": of_tiny_pipelines("z_image"),
+    "qwen_image": of_tiny_pipelines("qwen_image"),
+    "diffusers": stable_diffusion,  # or any other
+    "lcm": latent_consistency,
+    "turbo": sdxl_turbo,
+}
+"""Name of a backbone, or of a method with weights of its own -> what saves a tiny pipeline to a folder."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "flux": {"image_size": 16, "max_sequence_length": 24},
+    **{name: {"image_size": 16, "preview": "linear"} for name in ("sd35", "z_image", "qwen_image")},
+    "flux2_klein": {
+        "image_size": 16,
+        "preview": "linear",
+        "pipeline_kwargs": {"text_encoder_out_layers": (1, 2, 3), "max_sequence_length": 160},
+    },
+}
+"""Backbone -> options that its tiny pipeline needs."""
+
+
+def tiny_backbone(name: str, folder: Path) -> Backbone:
+    """A hub backbone on tiny random weights, with a tiny random decoder for its previews; on the CPU.
+
+    Args:
+        name: a registered backbone that is made of a pipeline.
+        folder: where the weights are written.
+    """
+    BUILDERS[name](folder / "pipeline")
+    torch.manual_seed(5)
+    tiny_autoencoder(16 if name == "flux" else 4).save_pretrained(folder / "preview")
+    options = {"preview": str(folder / "preview"), **OPTIONS.get(name, {})}
+    backbone: Backbone = BACKBONES.load(name).from_pretrained(
+        Load(str(folder / "pipeline"), device="cpu", dtype="float32", options=options)
+    )
+    return backbone
+
+
+TINY: dict[str, Callable[[Path], Any]] = {
+    name: partial(tiny_backbone, name) if name in BACKBONES else build for name, build in BUILDERS.items()
+}
+"""What ``check`` runs on; see :data:`addiffusion_env.checks.TINY`."""

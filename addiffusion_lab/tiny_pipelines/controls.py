@@ -1,0 +1,170 @@
+"""Pipelines with a second network or an adapter beside the denoiser: ControlNet, T2I-Adapter, IP-Adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from addiffusion_lab.tiny_pipelines.builder import Builder
+from addiffusion_lab.tiny_pipelines.diffusion_transformers import (
+    CFG,
+    QWEN_IMAGE_SIZES,
+    Z_IMAGE_SIZES,
+    parts_z_image,
+    qwen_image,
+)
+from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, flux
+from addiffusion_lab.tiny_pipelines.stable_diffusion import (
+    SD3_SIZES,
+    UNET,
+    parts_15,
+    parts_xl,
+    sd3,
+    sd15,
+    sdxl,
+)
+from addiffusion_lab.tiny_pipelines.tasks import flux_transformer, image
+
+
+def unet_controlnets(unet: Any, count: int = 1) -> Any:
+    """One ControlNet of a UNet's sizes, or a list of several."""
+    from diffusers import ControlNetModel
+
+    settings: dict[str, Any] = {"conditioning_embedding_out_channels": (8, 8), "load_weights_from_unet": False}
+    networks = [ControlNetModel.from_unet(unet, **settings) for _ in range(count)]
+    return networks if count > 1 else networks[0]
+
+
+def sd15_controlnet(count: int = 1) -> Any:
+    """Stable Diffusion 1.5 with one ControlNet or several."""
+    from diffusers import StableDiffusionControlNetPipeline
+
+    components = parts_15()
+    networks = unet_controlnets(components["unet"], count)
+    return StableDiffusionControlNetPipeline(controlnet=networks, requires_safety_checker=False, **components)
+
+
+def sdxl_controlnet() -> Any:
+    """Stable Diffusion XL with a ControlNet."""
+    from diffusers import StableDiffusionXLControlNetPipeline
+
+    components = parts_xl()
+    return StableDiffusionXLControlNetPipeline(controlnet=unet_controlnets(components["unet"]), **components)
+
+
+def sd3_controlnet() -> Any:
+    """Stable Diffusion 3.5 with a ControlNet."""
+    from diffusers import SD3ControlNetModel
+
+    return sd3("StableDiffusion3ControlNetPipeline", controlnet=SD3ControlNetModel(**{**SD3_SIZES, "num_layers": 1}))
+
+
+def flux_controlnet() -> Any:
+    """Flux.1-dev with a ControlNet."""
+    from diffusers import FluxControlNetModel
+
+    network = FluxControlNetModel(
+        in_channels=16, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True, **SIZES
+    )
+    return flux("FluxControlNetPipeline", controlnet=network)
+
+
+def qwen_image_controlnet() -> Any:
+    """Qwen-Image with a ControlNet."""
+    from diffusers import QwenImageControlNetModel
+
+    network = QwenImageControlNetModel(**{**QWEN_IMAGE_SIZES, "num_layers": 1})
+    return qwen_image("QwenImageControlNetPipeline", controlnet=network)
+
+
+def z_image_controlnet() -> Any:
+    """Z-Image with a ControlNet, which shares layers with the transformer."""
+    from diffusers import ZImageControlNetModel, ZImageControlNetPipeline
+
+    sizes = {key: Z_IMAGE_SIZES[key] for key in ("dim", "n_refiner_layers", "n_heads", "n_kv_heads")}
+    network = ZImageControlNetModel(
+        control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=16, **sizes
+    )
+    return ZImageControlNetPipeline(controlnet=network, **parts_z_image())
+
+
+def sdxl_adapter() -> Any:
+    """Stable Diffusion XL with a T2I-Adapter, which is called once, before the steps."""
+    from diffusers import T2IAdapter
+
+    adapter = T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
+    return sdxl("StableDiffusionXLAdapterPipeline", adapter=adapter)
+
+
+def sd15_ip_adapter() -> Any:
+    """Stable Diffusion 1.5 with an IP-Adapter: an image prompt in every cross-attention."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
+    size = {"height": 16, "width": 16}
+    pipe = sd15()
+    pipe.register_modules(
+        image_encoder=CLIPVisionModelWithProjection(vision),
+        feature_extractor=CLIPImageProcessor(size=size, crop_size=size),
+    )
+    widths = [processor_width(pipe.unet, name) for name in pipe.unet.attn_processors if "attn2" in name]
+    keys = [(f"{2 * index + 1}.to_{half}_ip.weight", width) for index, width in enumerate(widths) for half in "kv"]
+    tokens = 4
+    adapter = {
+        "image_proj": {
+            "proj.weight": torch.randn(16 * tokens, 16),
+            "proj.bias": torch.zeros(16 * tokens),
+            "norm.weight": torch.ones(16),
+            "norm.bias": torch.zeros(16),
+        },
+        "ip_adapter": {key: torch.randn(width, 16) for key, width in keys},
+    }
+    pipe.load_ip_adapter(adapter, subfolder="", weight_name="", image_encoder_folder=None)
+    return pipe
+
+
+def processor_width(unet: Any, name: str) -> int:
+    """Channels of the attention layer whose processor has this name."""
+    width: int = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+    return width
+
+
+CONTROL: dict[str, Any] = {"task": "controlnet"}
+WITH_UNET: dict[str, Any] = {"denoisers": ("controlnet", "unet"), **CONTROL}
+WITH_TRANSFORMER: dict[str, Any] = {"denoisers": ("controlnet", "transformer"), **CONTROL}
+BUILDERS = {
+    "sd15_controlnet": Builder(sd15_controlnet, (2, 2), {**CFG, "image": image()}, **WITH_UNET),
+    "sd15_controlnet_guess": Builder(
+        sd15_controlnet, (1, 2), {**CFG, "image": image(), "guess_mode": True}, **WITH_UNET
+    ),
+    "sd15_controlnets": Builder(
+        lambda: sd15_controlnet(2),
+        (2, 2),
+        {**CFG, "image": [image(), image(1)], "controlnet_conditioning_scale": [1.0, 0.5]},
+        **WITH_UNET,
+    ),
+    "sdxl_controlnet": Builder(sdxl_controlnet, (2, 2), {**CFG, "image": image()}, **WITH_UNET),
+    "sd3_controlnet": Builder(sd3_controlnet, (2, 2), {**CFG, **TEXT, "control_image": image()}, **WITH_TRANSFORMER),
+    "flux_controlnet": Builder(flux_controlnet, (1, 1), {**CFG, **TEXT, "control_image": image()}, **WITH_TRANSFORMER),
+    "qwen_image_controlnet": Builder(
+        qwen_image_controlnet,
+        (1, 1, 1),
+        {"true_cfg_scale": 3.0, "negative_prompt": "a cat", "control_image": image()},
+        guidance="true_cfg_scale",
+        **WITH_TRANSFORMER,
+    ),
+    "z_image_controlnet": Builder(
+        z_image_controlnet, (2, 2), {**CFG, "max_sequence_length": 64, "control_image": image()}, **WITH_TRANSFORMER
+    ),
+    "flux_control": Builder(
+        lambda: flux("FluxControlPipeline", transformer=flux_transformer(32)),
+        (1,),
+        {**CFG, **TEXT, "control_image": image()},
+        **CONTROL,
+    ),
+    "sdxl_adapter": Builder(sdxl_adapter, (2,), {**CFG, "image": image()}, **CONTROL, **UNET),
+    "sd15_ip_adapter": Builder(sd15_ip_adapter, (2,), {**CFG, "ip_adapter_image": image()}, **UNET),
+}

@@ -1,0 +1,321 @@
+"""PixArt, Lumina, CogView, Hunyuan-DiT, AuraFlow, Sana, Bria, Z-Image and Qwen-Image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts
+from addiffusion_lab.tiny_pipelines.builder import Builder
+from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, scheduler
+
+CFG: dict[str, Any] = {"guidance_scale": 3.0}
+NOISE = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+
+
+Z_IMAGE_SIZES: dict[str, Any] = {
+    "dim": 32,
+    "n_layers": 1,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": 16,
+    "axes_dims": [4, 4, 8],
+    "axes_lens": [256, 32, 32],
+}
+QWEN_IMAGE_SIZES: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (8, 4, 4),
+}
+
+
+def parts_z_image() -> dict[str, Any]:
+    """Components of Z-Image."""
+    from diffusers import ZImageTransformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    return {
+        "scheduler": scheduler(shift=3.0),
+        "vae": parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
+        "text_encoder": parts.qwen3(tokenizer),
+        "tokenizer": tokenizer,
+        "transformer": ZImageTransformer2DModel(**Z_IMAGE_SIZES),
+    }
+
+
+def z_image(cls: str = "ZImagePipeline") -> Any:
+    """A pipeline with the components of Z-Image, whose transformer takes lists."""
+    import diffusers
+
+    return getattr(diffusers, cls)(**parts_z_image())
+
+
+def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
+    """PixArt: a transformer with cross-attention on T5 that also predicts the variance."""
+    import diffusers
+    from diffusers import DDIMScheduler, PixArtTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return getattr(diffusers, cls)(
+        tokenizer=tokenizer,
+        text_encoder=parts.t5(tokenizer),
+        vae=parts.autoencoder(),
+        transformer=PixArtTransformer2DModel(
+            sample_size=8,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            cross_attention_dim=16,
+            caption_channels=32,
+            **conditions,
+        ),
+        scheduler=DDIMScheduler(),
+    )
+
+
+def lumina() -> Any:
+    """Lumina-Next: guidance on three of four channels, negated answers."""
+    from diffusers import LuminaNextDiT2DModel, LuminaPipeline
+
+    tokenizer = parts.gemma_tokenizer()
+    return LuminaPipeline(
+        transformer=LuminaNextDiT2DModel(
+            sample_size=8,
+            hidden_size=16,
+            num_layers=2,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            cross_attention_dim=16,
+        ),
+        scheduler=scheduler(),
+        vae=parts.autoencoder(levels=4, scaling_factor=0.13025),
+        text_encoder=parts.gemma(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def lumina2() -> Any:
+    """Lumina 2: norm-rescaled guidance by a second call, negated answers."""
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+
+    tokenizer = parts.gemma_tokenizer()
+    return Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 4, 8),
+            axes_lens=(128, 32, 32),
+            cap_feat_dim=16,
+        ),
+        scheduler=scheduler(shift=6.0),
+        vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=parts.gemma2(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def cogview3() -> Any:
+    """CogView 3 Plus: joint attention on T5, diffusion with noise as the answer."""
+    from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return CogView3PlusPipeline(
+        tokenizer=tokenizer,
+        text_encoder=parts.t5(tokenizer),
+        vae=parts.autoencoder(scaling_factor=0.13025),
+        transformer=CogView3PlusTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=32,
+            time_embed_dim=8,
+            condition_dim=4,
+            pos_embed_max_size=8,
+            sample_size=8,
+        ),
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
+    )
+
+
+def cogview4() -> Any:
+    """CogView 4: the transformer hears the time before the shift."""
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel
+
+    tokenizer = parts.qwen_tokenizer("[gMASK]", "<sop>", starts_with=("[gMASK]", "<sop>"), padding_side="left")
+    return CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=parts.glm(tokenizer),
+        vae=parts.autoencoder(),
+        transformer=CogView4Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=8,
+            condition_dim=4,
+            sample_size=8,
+            rope_axes_dim=(32, 32),
+        ),
+        scheduler=scheduler(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+        ),
+    )
+
+
+def parts_qwen_image() -> dict[str, Any]:
+    """Components of Qwen-Image."""
+    from diffusers import QwenImageTransformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    return {
+        "scheduler": scheduler(use_dynamic_shifting=True),
+        "vae": parts.qwen_autoencoder(),
+        "text_encoder": parts.qwen25_vl(tokenizer),
+        "tokenizer": tokenizer,
+        "transformer": QwenImageTransformer2DModel(**QWEN_IMAGE_SIZES),
+    }
+
+
+def qwen_image(cls: str = "QwenImagePipeline", **changes: Any) -> Any:
+    """A pipeline with the components of Qwen-Image; guidance by a second call, rescaled to the prompt's norm."""
+    import diffusers
+
+    return getattr(diffusers, cls)(**parts_qwen_image(), **changes)
+
+
+def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
+    """Hunyuan-DiT: cross-attention on BERT and T5 side by side, rotary tables shared by all rows."""
+    import diffusers
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel
+
+    tokenizer, tokenizer_2 = parts.bert_tokenizer(), tiny.t5_tokenizer()
+    return getattr(diffusers, cls)(
+        vae=parts.autoencoder(scaling_factor=0.13025),
+        text_encoder=parts.bert(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=parts.t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        transformer=HunyuanDiT2DModel(
+            sample_size=8,
+            in_channels=4,
+            patch_size=2,
+            num_layers=4,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            hidden_size=16,
+            cross_attention_dim=16,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=4,
+        ),
+        scheduler=DDPMScheduler(**NOISE, prediction_type="v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def bria() -> Any:
+    """Bria 3.2: Flux's joint attention with guidance in one call; latents packed four to a token."""
+    from diffusers import BriaPipeline, BriaTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return BriaPipeline(
+        transformer=BriaTransformer2DModel(in_channels=16, axes_dims_rope=[4, 4, 8], **SIZES),
+        scheduler=scheduler(),
+        vae=parts.autoencoder(shift_factor=0.0),
+        text_encoder=parts.t5(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def aura_flow() -> Any:
+    """AuraFlow."""
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=parts.t5(tokenizer, unified=True),
+        vae=parts.autoencoder(scaling_factor=0.13025),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=8,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pos_embed_max_size=64,
+        ),
+        scheduler=scheduler(shift=1.73),
+    )
+
+
+def sana(cls: str = "SanaPipeline", steps: Any = None, **changes: Any) -> Any:
+    """Sana: linear attention, cross-attention on Gemma 2, a deep autoencoder."""
+    import diffusers
+    from diffusers import SanaTransformer2DModel
+
+    tokenizer = parts.gemma_tokenizer()
+    return getattr(diffusers, cls)(
+        tokenizer=tokenizer,
+        text_encoder=parts.gemma2(tokenizer),
+        vae=parts.deep_autoencoder(),
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=8,
+            **changes,
+        ),
+        scheduler=steps or scheduler(shift=3.0),
+    )
+
+
+PIXART: dict[str, Any] = {**CFG, **TEXT, "clean_caption": False, "use_resolution_binning": False}
+SANA: dict[str, Any] = {
+    **CFG,
+    "max_sequence_length": 64,
+    "use_resolution_binning": False,
+    "complex_human_instruction": None,
+}
+QWEN: dict[str, Any] = {"guidance": "true_cfg_scale"}
+BUILDERS = {
+    "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),
+    "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline", use_additional_conditions=False), (2,), PIXART),
+    "pixart_sigma": Builder(lambda: pixart(use_additional_conditions=False), (2,), PIXART, fast=True),
+    "lumina": Builder(lumina, (2,), {**CFG, "clean_caption": False}, (64, 64)),
+    "lumina2": Builder(lumina2, (1, 1), {**CFG, "max_sequence_length": 128}, (64, 64), fast=True),
+    "cogview3": Builder(cogview3, (2,), {**CFG, **TEXT}),
+    "cogview4": Builder(cogview4, (1, 1), CFG, fast=True),
+    "qwen_image": Builder(qwen_image, (1,), {"true_cfg_scale": 1.0}, **QWEN),
+    "qwen_image_cfg": Builder(
+        qwen_image, (1, 1), {"true_cfg_scale": 3.0, "negative_prompt": "a cat"}, fast=True, **QWEN
+    ),
+    "hunyuan_dit": Builder(hunyuan_dit, (2,), {**CFG, "use_resolution_binning": False}),
+    "bria": Builder(bria, (2,), {**CFG, **TEXT}, (16, 16)),
+    "aura_flow": Builder(aura_flow, (2,), {**CFG, **TEXT}),
+    "sana": Builder(sana, (2,), SANA, (32, 32)),
+}

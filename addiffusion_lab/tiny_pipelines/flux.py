@@ -1,0 +1,129 @@
+"""Flux.1, Flux.2 and Chroma."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts
+from addiffusion_lab.tiny_pipelines.builder import Builder
+from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
+
+SIZES: dict[str, Any] = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+}
+
+
+def scheduler(**settings: Any) -> Any:
+    """The scheduler of flow matching."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def parts_flux(in_channels: int = 16, guidance_embeds: bool = True) -> dict[str, Any]:
+    """Components of Flux.1; ``in_channels`` of the transformer are four a latent channel."""
+    from diffusers import FluxTransformer2DModel
+
+    tokenizer, text_encoder = clip(32)
+    tokenizer_2 = tiny.t5_tokenizer()
+    return {
+        "scheduler": scheduler(use_dynamic_shifting=True),
+        "vae": parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "text_encoder_2": parts.t5(tokenizer_2),
+        "tokenizer_2": tokenizer_2,
+        "transformer": FluxTransformer2DModel(
+            in_channels=in_channels,
+            out_channels=16,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance_embeds,
+            **SIZES,
+        ),
+    }
+
+
+def flux(cls: str = "FluxPipeline", **changes: Any) -> Any:
+    """A pipeline with the components of Flux.1-dev."""
+    import diffusers
+
+    return getattr(diffusers, cls)(**{**parts_flux(), **changes})
+
+
+def flux2_transformer(joint: int, guidance_embeds: bool) -> Any:
+    """A Flux.2 transformer."""
+    from diffusers import Flux2Transformer2DModel
+
+    sizes = {**SIZES, "joint_attention_dim": joint}
+    return Flux2Transformer2DModel(
+        in_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds, **sizes
+    )
+
+
+def flux2() -> Any:
+    """Flux.2-dev: text from three layers of a Mistral 3."""
+    from diffusers import Flux2Pipeline
+
+    tokenizer = parts.qwen_tokenizer()
+    return Flux2Pipeline(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.flux2_autoencoder(),
+        text_encoder=parts.mistral3(tokenizer),
+        tokenizer=tokenizer,
+        transformer=flux2_transformer(48, guidance_embeds=True),
+    )
+
+
+def flux2_klein(cls: str = "Flux2KleinPipeline") -> Any:
+    """Flux.2-klein: text from three layers of a Qwen 3, guidance by a second call."""
+    import diffusers
+
+    tokenizer = parts.qwen_tokenizer()
+    return getattr(diffusers, cls)(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.flux2_autoencoder(),
+        text_encoder=parts.qwen3(tokenizer),
+        tokenizer=tokenizer,
+        transformer=flux2_transformer(48, guidance_embeds=False),
+    )
+
+
+def chroma(cls: str = "ChromaPipeline") -> Any:
+    """Chroma: Flux without CLIP, guidance by a second call."""
+    import diffusers
+    from diffusers import ChromaTransformer2DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return getattr(diffusers, cls)(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=parts.t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=ChromaTransformer2DModel(
+            in_channels=16,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+            **SIZES,
+        ),
+    )
+
+
+TEXT = {"max_sequence_length": 32}
+CHAT = {"max_sequence_length": 160, "text_encoder_out_layers": (1, 2, 3)}
+BUILDERS = {
+    "flux": Builder(flux, (1,), {"guidance_scale": 3.5, **TEXT}, fast=True),
+    "flux_true_cfg": Builder(
+        flux, (1, 1), {"true_cfg_scale": 3.0, "negative_prompt": "a cat", **TEXT}, guidance="true_cfg_scale"
+    ),
+    "flux2": Builder(flux2, (1,), {"guidance_scale": 3.0, **CHAT}),
+    "flux2_klein": Builder(flux2_klein, (1, 1), {"guidance_scale": 3.0, **CHAT}, fast=True),
+    "chroma": Builder(chroma, (1, 1), {"guidance_scale": 3.0, **TEXT}),
+}

@@ -1,0 +1,279 @@
+"""Pipelines whose prompts are read by a language model: Krea 2, Nucleus, FIBO, Ovis, PRX, OmniGen, ERNIE and more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from addiffusion_lab.tiny_pipelines import parts
+from addiffusion_lab.tiny_pipelines.builder import Builder
+from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
+from addiffusion_lab.tiny_pipelines.flux import SIZES, scheduler
+
+
+def krea2() -> Any:
+    """Krea 2: several layers of a Qwen 3 VL a token; guidance adds one."""
+    from diffusers import Krea2Pipeline, Krea2Transformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    return Krea2Pipeline(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.qwen_autoencoder(),
+        text_encoder=parts.qwen3_vl(tokenizer).model,
+        tokenizer=tokenizer,
+        transformer=Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            timestep_embed_dim=8,
+            text_hidden_dim=16,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=1,
+            text_intermediate_size=32,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        text_encoder_select_layers=(1, 3),
+    )
+
+
+def nucleus_moe() -> Any:
+    """Nucleus-Image: a mixture of experts, guidance rescaled to the prompt's norm, negated answers."""
+    from diffusers import NucleusMoEImagePipeline, NucleusMoEImageTransformer2DModel
+
+    processor = parts.qwen3_vl_processor()
+    return NucleusMoEImagePipeline(
+        transformer=NucleusMoEImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            dense_moe_strategy="leave_first_three_blocks_dense",
+            num_experts=2,
+            moe_intermediate_dim=32,
+        ),
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.qwen_autoencoder(),
+        text_encoder=parts.qwen3_vl(processor.tokenizer),
+        processor=processor,
+    )
+
+
+def bria_fibo() -> Any:
+    """Bria FIBO: the last layers of a SmolLM 3, one a block."""
+    from diffusers import AutoencoderKLWan, BriaFiboPipeline, BriaFiboTransformer2DModel
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    tokenizer = parts.qwen_tokenizer()
+    # An empty prompt is the token 128000.
+    encoder = parts.decoder(SmolLM3Config, tokenizer, layers=2)
+    encoder.vocab_size = 128001
+    return BriaFiboPipeline(
+        transformer=BriaFiboTransformer2DModel(in_channels=4, axes_dims_rope=[4, 4, 8], text_encoder_dim=16, **SIZES),
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLWan(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, False, False, False],
+            latents_mean=[0.1] * 4,
+            latents_std=[1.5] * 4,
+        ),
+        text_encoder=SmolLM3ForCausalLM(encoder),
+        tokenizer=tokenizer,
+    )
+
+
+def bria_fibo2() -> Any:
+    """Bria FIBO 2: text in cross-attention and as gist tokens."""
+    from diffusers import BriaFibo2Pipeline, BriaFibo2Transformer2DModel
+
+    processor = parts.qwen3_vl_processor()
+    return BriaFibo2Pipeline(
+        transformer=BriaFibo2Transformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=6,
+            n_refiner_layers=1,
+            n_heads=2,
+            cap_feat_dim=48,
+            injection_layer_ids=(1, 2, 3, 4, 5),
+            perceiver_num_layers=1,
+            min_num_gist_tokens=8,
+            max_num_gist_tokens=16,
+            gist_step=4,
+            gist_min_text_len=16,
+            gist_max_text_len=64,
+            axes_dims=(4, 4, 8),
+            axes_lens=(256, 32, 32),
+        ),
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.flux2_autoencoder(),
+        text_encoder=parts.qwen3_vl(processor.tokenizer, layers=36),
+        processor=processor,
+    )
+
+
+def ovis() -> Any:
+    """Ovis-Image."""
+    from diffusers import OvisImagePipeline, OvisImageTransformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    sizes = {**SIZES, "joint_attention_dim": 16}
+    return OvisImagePipeline(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=parts.qwen3(tokenizer).model,
+        tokenizer=tokenizer,
+        transformer=OvisImageTransformer2DModel(in_channels=16, out_channels=16, axes_dims_rope=(4, 4, 8), **sizes),
+    )
+
+
+def prx(pixels: bool = False) -> Any:
+    """PRX in latents, or in pixels, where the answer is the image itself."""
+    from diffusers import PRXPipeline, PRXPixelPipeline, PRXTransformer2DModel
+    from transformers import T5GemmaConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    tokenizer = parts.gemma_tokenizer()
+    tokenizer.model_max_length = 64
+    module = parts.decoder(dict, tokenizer, query_pre_attn_scalar=8)
+    common: dict[str, Any] = {
+        "scheduler": scheduler(shift=3.0),
+        "text_encoder": T5GemmaEncoder(T5GemmaConfig(encoder=module, decoder=module).encoder),  # type: ignore[arg-type]
+        "tokenizer": tokenizer,
+        "transformer": PRXTransformer2DModel(
+            in_channels=3 if pixels else 4,
+            context_in_dim=16,
+            hidden_size=32,
+            num_heads=2,
+            depth=2,
+            axes_dim=[8, 8],
+            bottleneck_size=8 if pixels else None,
+            resolution_embeds=pixels,
+        ),
+        "default_sample_size": 16,
+    }
+    if pixels:
+        return PRXPixelPipeline(prompt_max_tokens=64, **common)
+    return PRXPipeline(vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159), **common)
+
+
+def omnigen() -> Any:
+    """OmniGen: one transformer reads prompt and image; its rotary table is that of the first row."""
+    from diffusers import OmniGenPipeline, OmniGenTransformer2DModel
+
+    tokenizer = parts.qwen_tokenizer("<|user|>", "<|assistant|>", "<|diffusion|>", "<|end|>", "<img>", "</img>")
+    return OmniGenPipeline(
+        transformer=OmniGenTransformer2DModel(
+            hidden_size=16,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=32,
+            num_layers=2,
+            pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=1024,
+            original_max_position_embeddings=128,
+            rope_scaling={"long_factor": [1.0] * 4, "short_factor": [1.0] * 4},
+            pos_embed_max_size=16,
+            time_step_dim=8,
+        ),
+        scheduler=scheduler(invert_sigmas=True),
+        vae=parts.autoencoder(levels=4, scaling_factor=0.13025),
+        tokenizer=tokenizer,
+    )
+
+
+def ernie_image() -> Any:
+    """ERNIE-Image: prompts of their own lengths."""
+    from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    return ErnieImagePipeline(
+        transformer=ErnieImageTransformer2DModel(
+            hidden_size=32,
+            num_attention_heads=2,
+            num_layers=2,
+            ffn_hidden_size=32,
+            in_channels=16,
+            out_channels=16,
+            text_in_dim=16,
+            rope_axes_dim=(4, 4, 8),
+        ),
+        vae=parts.flux2_autoencoder(),
+        text_encoder=parts.mistral3(tokenizer).model,
+        tokenizer=tokenizer,
+        scheduler=scheduler(shift=3.0),
+    )
+
+
+def longcat() -> Any:
+    """LongCat-Image: the prompt's call and the negative one have different arguments; norm-rescaled guidance."""
+    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    tokenizer = parts.qwen_tokenizer("<|image_pad|>", "<|video_pad|>")
+    sizes = {**SIZES, "joint_attention_dim": 16}
+    return LongCatImagePipeline(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=parts.qwen25_vl(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=Qwen2VLProcessor(
+            Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT_TEMPLATE
+        ),
+        transformer=LongCatImageTransformer2DModel(
+            in_channels=64, pooled_projection_dim=16, axes_dims_rope=[4, 4, 8], **sizes
+        ),
+    )
+
+
+def ideogram4() -> Any:
+    """Ideogram 4: guidance by a second network, a schedule of guidance, negated answers."""
+    from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel
+
+    tokenizer = parts.qwen_tokenizer()
+    sizes: dict[str, Any] = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "adaln_dim": 8,
+        "llm_features_dim": 13 * 16,
+        "mrope_section": (4, 2, 2),
+    }
+    return Ideogram4Pipeline(
+        scheduler=scheduler(),
+        vae=parts.flux2_autoencoder(),
+        text_encoder=parts.qwen3_vl(tokenizer, layers=36).model,
+        tokenizer=tokenizer,
+        transformer=Ideogram4Transformer2DModel(**sizes),
+        unconditional_transformer=Ideogram4Transformer2DModel(**sizes),
+    )
+
+
+IDEOGRAM: dict[str, Any] = {"guidance_schedule": None, **CFG, "max_sequence_length": 64}
+PRX = {**CFG, "use_resolution_binning": False}
+BUILDERS = {
+    "krea2": Builder(krea2, (1, 1), {**CFG, "max_sequence_length": 64}),
+    "nucleus_moe": Builder(nucleus_moe, (1, 1), {**CFG, "return_index": -1}),
+    "bria_fibo": Builder(bria_fibo, (2,), CFG, (32, 32)),
+    "bria_fibo2": Builder(bria_fibo2, (1, 1), CFG),
+    "ovis": Builder(ovis, (1, 1), {**CFG, "max_sequence_length": 64}),
+    "prx": Builder(prx, (2,), PRX),
+    "prx_pixel": Builder(lambda: prx(pixels=True), (2,), PRX),
+    "omnigen": Builder(omnigen, (2,), CFG, (64, 64)),
+    "ernie_image": Builder(ernie_image, (2,), CFG),
+    "longcat": Builder(longcat, (1, 1), {**CFG, "enable_prompt_rewrite": False}),
+    "ideogram4": Builder(ideogram4, (1, 1), IDEOGRAM, denoisers=("transformer", "unconditional_transformer")),
+}

@@ -1,0 +1,328 @@
+"""``docs/pipelines.md``: what is measured of every tiny pipeline, and what is refused, as tables."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from addiffusion_env.backbones.calls.conventions import Discrete
+from addiffusion_env.backbones.calls.preview_decoder import fit_colours
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.backbones.quiet import quiet_loading
+from addiffusion_env.errors import AdDiffusionError, unknown
+from addiffusion_env.pages import markdown_table
+from addiffusion_lab.tiny_pipelines import REFUSED, ZOO
+from addiffusion_lab.tiny_pipelines.contract import (
+    Case,
+    guidance_formula,
+    joined_lengths,
+    network_rows,
+    sign,
+    times_heard,
+)
+
+AGREEMENT = ("pipeline", "class", "alone", "joined", "early exit", "prompt", "calls × rows", "joins")
+CONVENTIONS = ("pipeline", "time heard", "sign", "guidance", "scheduler", "latents")
+LOOKS = ("pipeline", "preview", "regions of refine", "steps", "guidance")
+INEXACT = ("alone", "joined", "early exit", "prompt", "preview")
+"""Columns whose last digit may be another on another machine."""
+
+TITLES = {
+    "text-to-image": "Text to image",
+    "image-to-image": "Image to image",
+    "inpainting": "Inpainting",
+    "controlnet": "ControlNet and adapters",
+}
+COMMAND = "python -m addiffusion_env check --pipelines --out docs/pipelines.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one pipeline.
+
+    Attributes:
+        name: in :data:`addiffusion_lab.tiny_pipelines.ZOO`.
+        task: of the pipeline.
+        cells: column -> text, for all three tables.
+    """
+
+    name: str
+    task: str
+    cells: dict[str, str]
+
+
+def measure_row(name: str) -> Row:
+    """Measures one tiny pipeline.
+
+    Raises:
+        CapabilityError: for one that cannot be driven.
+    """
+    with quiet_loading(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = Case(name)
+        wanted = [case.drawn(row) for row in range(3)]
+        _, image, exit_image = case.early_exit()
+        joined = [_difference(*pair) for pair in zip(case.joined(), wanted, strict=True)]
+        cells = {
+            "pipeline": f"`{name}`",
+            "class": type(case.pipe).__name__.removesuffix("Pipeline"),
+            "alone": figure(_difference(case.alone()[1], wanted[0])),
+            "joined": figure(max(joined)),
+            "early exit": figure(_difference(image, exit_image)),
+            "prompt": figure(_difference(wanted[0], case.drawn(1, seed=0))),
+            "calls × rows": calls_of(network_rows(case)),
+            "joins": joins_of(case),
+            "time heard": time_of(times_heard(case)),
+            "sign": sign(case),
+            "scheduler": scheduler_of(case),
+            "latents": latents_of(case),
+            "preview": preview_of(case),
+            "regions of refine": regions_of(case),
+            "steps": str(_default(case, "num_inference_steps")),
+            "guidance": guidance_formula(case),
+            "guidance default": guidance_of(case),
+        }
+    return Row(name, case.builder.task, cells)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def figure(value: float) -> str:
+    """One digit: ``0``, ``3e-7``, ``0.4``."""
+    return "0" if value == 0 else f"{value:.1g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def calls_of(rows: Sequence[tuple[str, int]]) -> str:
+    """``2 × 1``: two network calls of one row each; with the components' names where there are several."""
+    groups: list[tuple[str, int, int]] = []
+    for name, count in rows:
+        if groups and groups[-1][0] == name and groups[-1][2] == count:
+            groups[-1] = (name, groups[-1][1] + 1, count)
+        else:
+            groups.append((name, 1, count))
+    named = len({name for name, _, _ in groups}) > 1
+    return ", ".join(f"{name + ' ' if named else ''}{calls} × {count}" for name, calls, count in groups)
+
+
+def joins_of(case: Case) -> str:
+    """Whether calls are joined; for those that are not, why."""
+    found = joined_lengths(case)
+    return f"no: {case.not_joined.partition(' (')[0].partition(' at once')[0]}" if found == "no" else found
+
+
+def time_of(heard: Sequence[float]) -> str:
+    """First and last time that the denoiser hears."""
+    return f"{heard[0]:.4g} → {heard[-1]:.4g}" if heard else "none"
+
+
+def scheduler_of(case: Case) -> str:
+    """The scheduler's class and what its numbers mean."""
+    convention = case.backbone.convention
+    name = type(case.pipe.scheduler).__name__.removesuffix("Scheduler").removesuffix("Discrete")
+    if isinstance(convention, Discrete):
+        return f"{name}: {convention.parametrisation}"
+    return f"{name}: {type(convention).__name__.lower()}"
+
+
+def latents_of(case: Case) -> str:
+    """The pipeline's own shape, and that of the engine where it is another."""
+    layout = case.backbone.measured.layout
+    inner, outer = ("×".join(map(str, shape)) for shape in (layout.inner, layout.shape))
+    if not layout.spatial:
+        return f"{inner} (layout unknown)"
+    return inner if layout.order is None and inner == outer else f"{inner} → {outer}"
+
+
+def preview_of(case: Case) -> str:
+    """What previews are made by; a fit with its error as a share of the colours' spread."""
+    looks, measured = case.backbone.looks, case.backbone.measured
+    if not looks.possible:
+        return "none"
+    if measured.decoder is None:
+        return "latents are pixels"
+    if looks.known is not None:
+        return looks.known.rpartition("/")[2]
+    fitted = fit_colours(measured, case.backbone.decode)
+    return f"fitted ({fitted.error / max(fitted.spread, 1e-9):.1g})"
+
+
+def regions_of(case: Case) -> str:
+    """How refine finds the region that it draws again."""
+    can = case.backbone.capabilities
+    if not can.masks:
+        return "whole image"
+    return "attention, phrases" if can.attention_grid is not None else "phrases"
+
+
+def _default(case: Case, name: str) -> Any:
+    parameter = inspect.signature(type(case.pipe).__call__).parameters.get(name)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def guidance_of(case: Case) -> str:
+    """The defaults of the guidance arguments of the class's call."""
+    short = {"guidance_scale": "", "true_cfg_scale": "true_cfg ", "distilled_guidance_scale": "distilled "}
+    found = [f"{label}{_default(case, name):g}" for name, label in short.items() if _default(case, name) is not None]
+    return ", ".join(found) or "none"
+
+
+def measure_refused(name: str) -> tuple[str, str, str]:
+    """(name, class, the error's two lines) of a pipeline that is refused."""
+    builder = REFUSED[name]
+    given = {key: value for key, value in builder.arguments("a dog").items() if key not in ("prompt", "output_type")}
+    with quiet_loading(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = builder()
+        try:
+            PipelineBackbone(pipe, given)
+        except AdDiffusionError as error:
+            said = " ".join(str(error).replace("->", "→").split())
+            return f"`{name}`", type(pipe).__name__.removesuffix("Pipeline"), said
+    return f"`{name}`", type(pipe).__name__.removesuffix("Pipeline"), "not refused"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that may hold bars."""
+    return markdown_table(columns, ([cell.replace("|", "/") for cell in row] for row in rows)) + "\n"
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """All tables of the measured pipelines."""
+    parts = [AGREEMENT_TEXT]
+    for task, title in TITLES.items():
+        if chosen := [row for row in rows if row.task == task]:
+            parts.append(f"### {title}\n\n{table(AGREEMENT, (_cells(row, AGREEMENT) for row in chosen))}")
+    parts.append(CONVENTIONS_TEXT + table(CONVENTIONS, (_cells(row, CONVENTIONS) for row in rows)))
+    looks = ([*_cells(row, LOOKS[:-1]), row.cells["guidance default"]] for row in rows)
+    parts.append(LOOKS_TEXT + table(LOOKS, looks))
+    return "\n".join(parts)
+
+
+def _cells(row: Row, columns: Sequence[str]) -> list[str]:
+    return [row.cells[column] for column in columns]
+
+
+def page(rows: Sequence[Row], refused: Iterable[Sequence[str]]) -> str:
+    """The whole page."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "transformers", "torch"))
+    stamp = f"Written by `{COMMAND}` on {datetime.date.today()} with {versions}.\n"
+    classes = len({row.cells["class"] for row in rows})
+    intro = INTRODUCTION.format(stamp=stamp, rows=len(rows), classes=classes)
+    return "\n".join([intro, tables(rows), REFUSED_TEXT + table(("pipeline", "class", "what is said"), refused)])
+
+
+def measure_all(name: str | None = None, say: Callable[[str], None] | None = None) -> str:
+    """Measures every tiny pipeline and returns the page; with a name the tables of that one.
+
+    Args:
+        name: of one pipeline; ``None`` for all.
+        say: told each pipeline as its turn comes; ``None`` writes to the standard error stream.
+
+    Raises:
+        UnknownNameError: for a name that is not among the tiny pipelines.
+    """
+    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    if name is not None and name not in ZOO:
+        raise unknown("tiny pipeline", name, ZOO)
+    rows = []
+    for at, chosen in enumerate([name] if name else ZOO, 1):
+        say(f"{at}/{1 if name else len(ZOO)} {chosen}")
+        rows.append(measure_row(chosen))
+    return tables(rows) if name else page(rows, [measure_refused(other) for other in REFUSED])
+
+
+INTRODUCTION = """# Any diffusers pipeline
+
+{stamp}
+Whatever text-to-image pipeline of diffusers you have loaded is a backbone, and so is a class of your own that is
+written like one. There is no code for any architecture. The pipeline's own `__call__` runs; at each call of its
+denoiser and of `scheduler.step` it waits, so that images at different steps, with different prompts, share one network
+call. Prompt templates, packing, guidance, time scales, safety checker and decoding stay the pipeline's.
+
+```python
+from addiffusion_env import AdaptivePipeline
+from addiffusion_lab.tiny_pipelines import ZOO
+
+pipe = ZOO["sd15"]()  # yours: AutoPipelineForText2Image.from_pretrained(...)
+draw = AdaptivePipeline(pipe, "continue")
+result = draw(["a red cup", "two dogs"], num_inference_steps=3, height=16, width=16)
+print(len(result.images))
+```
+
+The policy `"continue"` takes every step with a copy of the pipeline's own scheduler: the image is the one that the
+pipeline draws from the same `generator`. Every argument of the pipeline's `__call__` can be given, one value for all or
+one for each prompt. An environment takes them as `pipeline_kwargs`:
+
+*Not run: its default scorers need weights.*
+
+```python
+import gymnasium as gym
+
+settings = {{"height": 512, "width": 512, "negative_prompt": "blurry"}}
+env = gym.make("AdDiffusion-Diffusers-v0", pipe=pipe, pipeline_kwargs=settings)
+```
+
+`gym.make("AdDiffusion-Diffusers-v0", name_or_path=...)` loads a hub id, a folder or a single file.
+
+When a pipeline is wrapped, its first steps are run a few times: with one image and with two, to learn which axes of the
+network's inputs count images; alone and joined, at different levels and with prompts of different length, to see
+whether joining changes anything. What differs by more than 1e-4 (3e-2 in half precision) is not joined: each image then
+has its own network calls, and one warning says so.
+
+The tables below are measured on {rows} tiny pipelines of {classes} classes with random weights, in float32 on a CPU.
+They show that the numbers agree, and what each class does. They say nothing about image quality, speed, or how a
+trained network behaves, and the sizes and noise levels are those of the tiny configurations.
+"""
+AGREEMENT_TEXT = """## Agreement
+
+Largest difference of a pixel, in [-1, 1], from the image of the pipeline's own call.
+
+- **alone**: one image by itself.
+- **joined**: three images of different prompts in one batch, each one step behind the one before.
+- **early exit**: one step, then the clean prediction; compared with the pipeline's own call ending its loop there.
+- **prompt**: for scale, how far another prompt moves a pixel.
+- **calls × rows**: calls of the denoiser in one step, and rows (images times branches of guidance) in each.
+- **joins**: which images share a call: those with prompts of *any* length, those whose prompts have *one length* in
+  tokens (the pipeline does not pad), or none.
+"""
+CONVENTIONS_TEXT = """## Conventions
+
+None of this has to be known to use a pipeline. It is what a hand-written loop would have to get right.
+
+- **time heard**: what the denoiser is given as time, in the first and in the last step of the tiny run.
+- **sign**: whether the network's answer reaches the scheduler as it is, negated, or converted (from clean latents, by
+  preconditioning).
+- **guidance**: with scale g, answer c to the prompt and u without it: *g* is `u + g (c - u)`; *1 + g* is
+  `c + g (c - u)`, where 0 is no guidance; *rescaled* gives the result the norm of c, so that it is not linear in the
+  answers; *read by the network*: a number among its inputs. Found by letting the network answer 1 in one row and 0 in
+  the others.
+- **scheduler**: the tiny pipeline's, and what its numbers mean.
+- **latents**: the shape in the pipeline's loop → as the engine holds it.
+
+"""
+LOOKS_TEXT = """## Previews, regions, defaults
+
+- **preview**: the tiny decoder that is known for this autoencoder, or a least-squares map from latents to colours,
+  with its error as a share of the colours' spread (random decoders are hard to fit).
+- **regions of refine**: how the region to draw again is found: cross or joint *attention*, differences between
+  *phrases* (evaluations without one of them), or only the *whole image*.
+- **steps**, **guidance**: defaults of the class's `__call__`.
+
+"""
+REFUSED_TEXT = """## What is refused
+
+Pipelines without a prompt, without a denoising loop over their scheduler's timesteps, of two stages in one call, of
+video or sound; those with a cache switched on in their denoiser, which mixes the images of a batch; and arguments that
+the pipeline does not have. Each gives an error of two lines: the cause, and what to do.
+
+"""

@@ -1,0 +1,250 @@
+"""Tokenizers, text encoders and autoencoders that several tiny pipelines share; nothing is downloaded."""
+
+from __future__ import annotations
+
+import string
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+
+from addiffusion_lab.tiny_pipelines import folders as tiny
+
+WORDS = (
+    *tiny.WORDS,
+    *("system", "user", "assistant", "image", "prompt", "describe", "by", "detailing", "color", "shape", "size"),
+    *("texture", "quantity", "text", "spatial", "relationships", "objects", "background", "you", "are", "an", "that"),
+    *("to", "in", "with", "for", "is", "it", "as", "generate", "designed", "detailed", "descriptions", "description"),
+    *("superior", "degree", "alignment", "based", "on", "textual", "prompts", "or", "from", "following", "think"),
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
+
+def vocabulary(letters: list[str], specials: tuple[str, ...]) -> dict[str, Any]:
+    """Vocabulary and merges of a byte-pair encoding in which each of ``WORDS`` is one token, capitalised or not."""
+    tokens, merges = [*specials, *letters], []
+    for word in dict.fromkeys(form for plain in WORDS for form in (plain, plain.capitalize())):
+        for end in range(1, len(word)):
+            if (pair := (word[:end], word[end])) not in merges:
+                merges.append(pair)
+                tokens.append(word[: end + 1])
+    return {"vocab": {token: index for index, token in enumerate(dict.fromkeys(tokens))}, "merges": merges}
+
+
+def begin(tokenizer: Any, *tokens: str) -> Any:
+    """Makes a tokenizer put ``tokens`` before each text, and returns it."""
+    if tokens:
+        ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing([*tokens, "$A"], special_tokens=ids)
+    return tokenizer
+
+
+def clip_tokenizer() -> Any:
+    """A CLIP tokenizer that knows letters."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tiny.clip_tokenizer(Path(folder))
+
+
+def qwen_tokenizer(
+    *specials: str, starts_with: tuple[str, ...] = (), tokenizer_class: Any = None, **settings: Any
+) -> Any:
+    """A byte-level tokenizer with a chat template; ``starts_with`` are ``specials`` that it puts before each text."""
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = (tokenizer_class or Qwen2Tokenizer)(
+        **vocabulary(sorted(ByteLevel.alphabet()), (*CHAT_TOKENS, *specials)),
+        extra_special_tokens=[*CHAT_TOKENS[1:3], *specials],
+        **settings,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return begin(tokenizer, *starts_with)
+
+
+def gemma_tokenizer() -> Any:
+    """A tokenizer of Gemma's kind: spaces are letters, and each text begins with a token of its own."""
+    from transformers import GemmaTokenizer
+
+    specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    letters = [*string.ascii_letters, *string.digits, *string.punctuation, "▁", "\n"]
+    return begin(GemmaTokenizer(**vocabulary(letters, specials)), "<bos>")
+
+
+def bert_tokenizer() -> Any:
+    """A BERT tokenizer that knows ``WORDS`` and letters."""
+    from transformers import BertTokenizer
+
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters))
+    return BertTokenizer({token: index for index, token in enumerate(dict.fromkeys(tokens))})
+
+
+def bert(tokenizer: Any, width: int = 16) -> Any:
+    """A BERT with two layers."""
+    from transformers import BertConfig, BertModel
+
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    return BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
+
+
+def decoder(config: Any, tokenizer: Any, width: int = 16, layers: int = 3, **settings: Any) -> Any:
+    """A configuration of a small decoder-only language model; ``config`` is its class."""
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    return config(vocab_size=len(tokenizer), **{**sizes, **heads, **ends, **settings})
+
+
+def qwen3(tokenizer: Any, width: int = 16, **settings: Any) -> Any:
+    """A Qwen 3 with three layers."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(decoder(Qwen3Config, tokenizer, width, **settings))
+
+
+def gemma(tokenizer: Any, width: int = 16) -> Any:
+    """A Gemma with three layers."""
+    from transformers import GemmaConfig, GemmaModel
+
+    return GemmaModel(decoder(GemmaConfig, tokenizer, width))
+
+
+def gemma2(tokenizer: Any, width: int = 16) -> Any:
+    """A Gemma 2 with three layers."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    return Gemma2Model(decoder(Gemma2Config, tokenizer, width, query_pre_attn_scalar=8))
+
+
+def glm(tokenizer: Any, width: int = 16) -> Any:
+    """A GLM with three layers."""
+    from transformers import GlmConfig, GlmModel
+
+    return GlmModel(decoder(GlmConfig, tokenizer, width))
+
+
+def mistral3(tokenizer: Any, width: int = 16) -> Any:
+    """A Mistral 3 with three layers and a small vision tower."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    text = {**decoder(dict, tokenizer, width), "model_type": "mistral"}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config={**vision, "head_dim": 8, "model_type": "pixtral"})
+    )
+
+
+def qwen25_vl(tokenizer: Any, width: int = 16) -> Any:
+    """A Qwen 2.5 VL with three layers and a small vision tower."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = decoder(dict, tokenizer, width, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]})
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+
+
+def qwen3_vl(tokenizer: Any, width: int = 16, layers: int = 3) -> Any:
+    """A Qwen 3 VL with three layers and a small vision tower."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config=decoder(dict, tokenizer, width, layers, rope_parameters=rope),
+            vision_config={**vision, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        )
+    )
+
+
+def qwen3_vl_processor() -> Any:
+    """The processor of Qwen 3 VL around ``qwen_tokenizer``."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    tokenizer = qwen_tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    return Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+
+
+def t5(tokenizer: Any, width: int = 32, unified: bool = False) -> Any:
+    """A T5 or (``unified``) UMT5 encoder with two layers."""
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    kinds: tuple[Any, Any] = (UMT5Config, UMT5EncoderModel) if unified else (T5Config, T5EncoderModel)
+    sizes: dict[str, Any] = {"d_model": width, "d_kv": 8, "d_ff": width, "num_layers": 2, "num_heads": 2}
+    config, model = kinds
+    return model(config(vocab_size=len(tokenizer), **sizes))
+
+
+def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> Any:
+    """An ``AutoencoderKL`` that multiplies the latents' sides by 2 for each level after the first."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        force_upcast=False,
+        **settings,
+    )
+
+
+def qwen_autoencoder(latent_channels: int = 4) -> Any:
+    """An ``AutoencoderKLQwenImage`` that multiplies the latents' sides by 2."""
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=latent_channels,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1] * latent_channels,
+        latents_std=[1.5] * latent_channels,
+    )
+
+
+def flux2_autoencoder(latent_channels: int = 4) -> Any:
+    """An ``AutoencoderKLFlux2`` that multiplies the latents' sides by 2."""
+    from diffusers import AutoencoderKLFlux2
+
+    return AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+    )
+
+
+def deep_autoencoder(latent_channels: int = 4) -> Any:
+    """An ``AutoencoderDC`` that multiplies the latents' sides by 2."""
+    from diffusers import AutoencoderDC
+
+    return AutoencoderDC(
+        latent_channels=latent_channels,
+        attention_head_dim=4,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        scaling_factor=0.41407,
+    )

@@ -1,0 +1,168 @@
+"""Pipelines that are no backbone: priors, two stages in one call, videos, sound, class labels, no prompt at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts
+from addiffusion_lab.tiny_pipelines.builder import Builder
+from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
+from addiffusion_lab.tiny_pipelines.flux import TEXT, scheduler
+from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, clip
+from addiffusion_lab.tiny_pipelines.unets import kandinsky22, kandinsky22_inputs
+
+
+def parts_prior() -> dict[str, Any]:
+    """Components of the prior of Kandinsky 2.2."""
+    from diffusers import PriorTransformer, UnCLIPScheduler
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    tokenizer, text_encoder = clip(projection=True)
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {"height": 16, "width": 16}
+    return {
+        "prior": PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1),
+        "image_encoder": CLIPVisionModelWithProjection(
+            CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
+        ),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "scheduler": UnCLIPScheduler(
+            variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
+        ),
+        "image_processor": CLIPImageProcessor(size=size, crop_size=size),
+    }
+
+
+def kandinsky22_prior() -> Any:
+    """The prior of Kandinsky 2.2: a prompt's image embedding."""
+    from diffusers import KandinskyV22PriorPipeline
+
+    return KandinskyV22PriorPipeline(**parts_prior())
+
+
+def kandinsky22_combined() -> Any:
+    """Prior and decoder of Kandinsky 2.2 in one call: two loops, two schedulers."""
+    from diffusers import KandinskyV22CombinedPipeline
+
+    stage = kandinsky22().components
+    return KandinskyV22CombinedPipeline(**stage, **{f"prior_{name}": part for name, part in parts_prior().items()})
+
+
+def wan() -> Any:
+    """Wan 2.1: a video."""
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=parts.t5(tokenizer, unified=True),
+        vae=AutoencoderKLWan(base_dim=8, dim_mult=[1, 1], z_dim=16, num_res_blocks=1, temperal_downsample=[False]),
+        scheduler=scheduler(),
+        transformer=WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            text_dim=32,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=1,
+            rope_max_seq_len=32,
+        ),
+    )
+
+
+def stable_audio() -> Any:
+    """Stable Audio: sound."""
+    from diffusers import (
+        AutoencoderOobleck,
+        EDMDPMSolverMultistepScheduler,
+        StableAudioDiTModel,
+        StableAudioPipeline,
+        StableAudioProjectionModel,
+    )
+
+    tokenizer = tiny.t5_tokenizer()
+    tokenizer.model_max_length = 32
+    return StableAudioPipeline(
+        vae=AutoencoderOobleck(
+            encoder_hidden_size=6,
+            downsampling_ratios=[1, 2],
+            decoder_channels=3,
+            decoder_input_channels=3,
+            channel_multiples=[1, 2],
+            sampling_rate=4,
+        ),
+        text_encoder=parts.t5(tokenizer),
+        projection_model=StableAudioProjectionModel(
+            text_encoder_dim=32, conditioning_dim=32, min_value=0, max_value=32
+        ),
+        tokenizer=tokenizer,
+        transformer=StableAudioDiTModel(
+            sample_size=4,
+            in_channels=3,
+            out_channels=3,
+            num_layers=1,
+            attention_head_dim=4,
+            num_key_value_attention_heads=2,
+            cross_attention_dim=32,
+            global_states_input_dim=64,
+            cross_attention_input_dim=32,
+        ),
+        scheduler=EDMDPMSolverMultistepScheduler(
+            solver_order=2, prediction_type="v_prediction", sigma_schedule="exponential"
+        ),
+    )
+
+
+def dit() -> Any:
+    """DiT: class labels instead of prompts."""
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    return DiTPipeline(
+        transformer=DiTTransformer2DModel(
+            sample_size=8,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            num_embeds_ada_norm=1000,
+        ),
+        vae=parts.autoencoder(),
+        scheduler=DDIMScheduler(),
+    )
+
+
+def ddpm() -> Any:
+    """An unconditional DDPM: no prompt."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+
+
+def nothing(prompt: str) -> dict[str, Any]:
+    """No keywords: the pipeline takes no prompt."""
+    return {}
+
+
+BUILDERS = {
+    "kandinsky22_prior": Builder(kandinsky22_prior, (2,), CFG, sized=False, denoisers=("prior",)),
+    "kandinsky22_decoder": Builder(kandinsky22, (2,), CFG, (64, 64), inputs=kandinsky22_inputs, **UNET),
+    "kandinsky22_combined": Builder(
+        kandinsky22_combined, (2,), {**CFG, "prior_num_inference_steps": 2}, (64, 64), **UNET
+    ),
+    "wan": Builder(wan, (1, 1), {**CFG, **TEXT, "num_frames": 5}, task="text-to-video"),
+    "stable_audio": Builder(stable_audio, (2,), {**CFG, "audio_end_in_s": 0.5}, sized=False, task="text-to-audio"),
+    "dit": Builder(dit, (2,), {**CFG, "class_labels": [1]}, sized=False, inputs=nothing, task="class-to-image"),
+    "ddpm": Builder(ddpm, (1,), guidance=None, sized=False, inputs=nothing, task="unconditional", **UNET),
+}

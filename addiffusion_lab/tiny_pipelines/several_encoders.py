@@ -1,0 +1,268 @@
+"""HiDream, HunyuanImage, Kandinsky 5, Cosmos, GLM-Image, Qwen-Image 2.1 and Sana-Sprint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts
+from addiffusion_lab.tiny_pipelines.builder import Builder
+from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, SANA, sana
+from addiffusion_lab.tiny_pipelines.flux import TEXT, scheduler
+from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
+
+
+def hidream() -> Any:
+    """HiDream: a mixture of experts; the layers of its Llama are stacked before the batch; negated answers."""
+    from diffusers import HiDreamImagePipeline, HiDreamImageTransformer2DModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer, text_encoder = clip(projection=True)
+    tokenizer_2, text_encoder_2 = clip(projection=True)
+    tokenizer_3, tokenizer_4 = tiny.t5_tokenizer(), parts.qwen_tokenizer()
+    pipe = HiDreamImagePipeline(
+        scheduler=scheduler(shift=3.0),
+        vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=parts.t5(tokenizer_3),
+        tokenizer_3=tokenizer_3,
+        text_encoder_4=LlamaForCausalLM(parts.decoder(LlamaConfig, tokenizer_4, attn_implementation="eager")),
+        tokenizer_4=tokenizer_4,
+        transformer=HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            caption_channels=[32, 16],
+            text_emb_dim=32,
+            axes_dims_rope=(8, 4, 4),
+            max_resolution=(16, 16),
+            llama_layers=[0, 1],
+            force_inference_output=True,
+        ),
+    )
+    pipe.default_sample_size = 8  # type: ignore[attr-defined]
+    return pipe
+
+
+def hunyuan_image() -> Any:
+    """HunyuanImage 2.1: guidance by a guider with a momentum."""
+    from diffusers import AutoencoderKLHunyuanImage, HunyuanImagePipeline, HunyuanImageTransformer2DModel
+    from diffusers.guiders import AdaptiveProjectedMixGuidance
+    from transformers import ByT5Tokenizer
+
+    tokenizer, tokenizer_2 = parts.qwen_tokenizer(), ByT5Tokenizer(extra_ids=0)
+    pipe = HunyuanImagePipeline(
+        scheduler=scheduler(shift=5.0),
+        vae=AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=2,
+            sample_size=16,
+            scaling_factor=0.75,
+        ),
+        text_encoder=parts.qwen25_vl(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=parts.t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        transformer=HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=16,
+            text_embed_2_dim=32,
+            rope_axes_dim=(8, 8),
+        ),
+        guider=AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1),
+    )
+    pipe.tokenizer_max_length = 96  # type: ignore[attr-defined]
+    return pipe
+
+
+def kandinsky5() -> Any:
+    """Kandinsky 5: latents with their channels last; rotary positions that all rows share."""
+    from diffusers import Kandinsky5T2IPipeline, Kandinsky5Transformer3DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    tokenizer = parts.qwen_tokenizer("<|image_pad|>", "<|video_pad|>")
+    tokenizer_2, text_encoder_2 = clip()
+    pipe = Kandinsky5T2IPipeline(
+        transformer=Kandinsky5Transformer3DModel(
+            in_visual_dim=4,
+            in_text_dim=16,
+            in_text_dim2=16,
+            time_dim=16,
+            out_visual_dim=4,
+            model_dim=32,
+            ff_dim=32,
+            num_text_blocks=1,
+            num_visual_blocks=2,
+            axes_dims=(4, 6, 6),
+            attention_type="regular",
+        ),
+        vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=parts.qwen25_vl(tokenizer),
+        tokenizer=Qwen2VLProcessor(
+            Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT_TEMPLATE
+        ),
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        scheduler=scheduler(shift=5.0),
+    )
+    pipe.resolutions = [(64, 64)]  # type: ignore[attr-defined]
+    return pipe
+
+
+class AllSafe(torch.nn.Module):
+    """Stands in for Cosmos' guardrail, whose weights are not in any package."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def check_text_safety(self, prompt: str) -> bool:
+        """Lets every prompt pass."""
+        return True
+
+    def check_video_safety(self, frames: Any) -> Any:
+        """Lets every image pass."""
+        return frames
+
+
+def cosmos2() -> Any:
+    """Cosmos Predict 2: one frame of a video, noise levels up to 80, an answer that the pipeline turns into x0."""
+    from diffusers import AutoencoderKLWan, Cosmos2TextToImagePipeline, CosmosTransformer3DModel
+
+    tokenizer = tiny.t5_tokenizer()
+    return Cosmos2TextToImagePipeline(
+        text_encoder=parts.t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=CosmosTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            mlp_ratio=2,
+            text_embed_dim=32,
+            adaln_lora_dim=4,
+            max_size=(4, 32, 32),
+            rope_scale=(2.0, 1.0, 1.0),
+            extra_pos_embed_type="learnable",
+        ),
+        vae=AutoencoderKLWan(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1] * 4,
+            latents_std=[1.5] * 4,
+        ),
+        scheduler=scheduler(use_karras_sigmas=True),
+        safety_checker=AllSafe(),
+    )
+
+
+def glm_image() -> Any:
+    """The decoder of GLM-Image: it takes the tokens of the image, and reads quoted text only."""
+    from diffusers import GlmImagePipeline, GlmImageTransformer2DModel
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    return GlmImagePipeline(
+        tokenizer=tokenizer,
+        processor=None,
+        text_encoder=parts.t5(tokenizer),
+        vision_language_encoder=None,
+        vae=parts.autoencoder(latents_mean=[0.1] * 4, latents_std=[1.5] * 4),
+        transformer=GlmImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=32,
+            time_embed_dim=8,
+            condition_dim=4,
+            prior_vq_quantizer_codebook_size=32,
+        ),
+        scheduler=scheduler(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+        ),
+    )
+
+
+def glm_image_inputs(prompt: str) -> dict[str, Any]:
+    """The prompt in quotes, and the same tokens for all prompts."""
+    return {"prompt": f'a sign "{prompt}"', "prior_token_ids": torch.arange(16)[None]}
+
+
+def qwen_image21() -> Any:
+    """Qwen-Image 2.1: a latent pixel is a token; the text's keys and values are kept from step to step."""
+    from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
+
+    processor = parts.qwen3_vl_processor()
+    return QwenImage21Pipeline(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=8,
+            decoder_base_dim=8,
+            z_dim=8,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, False, False, False],
+            latents_mean=[0.1] * 8,
+            latents_std=[1.5] * 8,
+        ),
+        text_encoder=parts.qwen3_vl(processor.tokenizer),
+        processor=processor,
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=8,
+            out_channels=8,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            context_in_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+
+
+def sana_sprint() -> Any:
+    """Sana-Sprint: a consistency model on the circle, with the guidance as an input."""
+    from diffusers import SCMScheduler
+
+    return sana(
+        "SanaSprintPipeline",
+        SCMScheduler(prediction_type="trigflow", sigma_data=0.5),
+        guidance_embeds=True,
+        qk_norm="rms_norm_across_heads",
+    )
+
+
+QWEN21 = {"true_cfg_scale": 3.0, "negative_prompt": "a cat"}
+BUILDERS = {
+    "hidream": Builder(hidream, (2,), {**CFG, **TEXT}, fast=True),
+    "hunyuan_image": Builder(hunyuan_image, (1, 1), guidance=None),
+    "kandinsky5": Builder(kandinsky5, (1, 1), {**CFG, "max_sequence_length": 96}, (64, 64)),
+    "cosmos2": Builder(cosmos2, (1, 1), {**CFG, "negative_prompt": "a cat", "max_sequence_length": 64}),
+    "glm_image": Builder(glm_image, (1, 1), CFG, inputs=glm_image_inputs),
+    "qwen_image21": Builder(qwen_image21, (1, 1), QWEN21, (64, 64), guidance="true_cfg_scale"),
+    "qwen_image21_no_cache": Builder(
+        qwen_image21, (1, 1), {**QWEN21, "use_kv_cache": False}, (64, 64), guidance="true_cfg_scale"
+    ),
+    "sana_sprint": Builder(sana_sprint, (1,), {**SANA, "num_inference_steps": 2}, (32, 32)),
+}

@@ -1,0 +1,104 @@
+"""Pipelines that start from an image: image-to-image, inpainting, editing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from addiffusion_lab.tiny_pipelines.builder import Builder
+from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, qwen_image, z_image
+from addiffusion_lab.tiny_pipelines.flux import CHAT, SIZES, TEXT, chroma, flux, flux2_klein
+from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, sd3, sd15, sdxl
+
+
+def image(seed: int = 0, size: int = 16) -> Image.Image:
+    """A random image."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def mask(size: int = 16) -> Image.Image:
+    """A mask of an image's left half."""
+    pixels = np.zeros((size, size), dtype=np.uint8)
+    pixels[:, : size // 2] = 255
+    return Image.fromarray(pixels)
+
+
+def flux_transformer(in_channels: int) -> Any:
+    """A Flux transformer with other inputs than outputs."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=in_channels,
+        out_channels=16,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+        **SIZES,
+    )
+
+
+IMG2IMG: dict[str, Any] = {"task": "image-to-image", "sized": False}
+INPAINT: dict[str, Any] = {"task": "inpainting"}
+FROM: dict[str, Any] = {"image": image(), "strength": 0.75, "num_inference_steps": 4}
+PART: dict[str, Any] = {**FROM, "mask_image": mask()}
+UNET_9: dict[str, Any] = {"in_channels": 9}
+BUILDERS = {
+    "sd15_img2img": Builder(lambda: sd15("StableDiffusionImg2ImgPipeline"), (2,), {**CFG, **FROM}, **IMG2IMG, **UNET),
+    "sd15_pix2pix": Builder(  # guided by prompt and image: three branches in one call, eight channels
+        lambda: sd15("StableDiffusionInstructPix2PixPipeline", unet={"in_channels": 8}),
+        (3,),
+        {**CFG, "image": image(), "image_guidance_scale": 1.5},
+        **IMG2IMG,
+        **UNET,
+    ),
+    "sdxl_img2img": Builder(lambda: sdxl("StableDiffusionXLImg2ImgPipeline"), (2,), {**CFG, **FROM}, **IMG2IMG, **UNET),
+    "sd3_img2img": Builder(
+        lambda: sd3("StableDiffusion3Img2ImgPipeline"), (2,), {**CFG, **FROM, **TEXT}, task="image-to-image"
+    ),
+    "flux_img2img": Builder(lambda: flux("FluxImg2ImgPipeline"), (1,), {**CFG, **FROM, **TEXT}, task="image-to-image"),
+    "flux_kontext": Builder(
+        lambda: flux("FluxKontextPipeline"),
+        (1,),
+        {**CFG, **TEXT, "image": image(), "max_area": 256, "_auto_resize": False},
+        task="image-to-image",
+    ),
+    "flux2_klein_edit": Builder(flux2_klein, (1, 1), {**CFG, **CHAT, "image": image(size=64)}, task="image-to-image"),
+    "flux2_klein_kv": Builder(
+        lambda: flux2_klein("Flux2KleinKVPipeline"),
+        (1,),
+        {**CHAT, "image": image(size=64)},
+        guidance=None,
+        task="image-to-image",
+    ),
+    "chroma_img2img": Builder(
+        lambda: chroma("ChromaImg2ImgPipeline"), (1, 1), {**CFG, **FROM, **TEXT}, task="image-to-image"
+    ),
+    "z_image_img2img": Builder(
+        lambda: z_image("ZImageImg2ImgPipeline"),
+        (2,),
+        {**CFG, **FROM, "max_sequence_length": 64},
+        task="image-to-image",
+    ),
+    "qwen_image_img2img": Builder(
+        lambda: qwen_image("QwenImageImg2ImgPipeline"),
+        (1, 1),
+        {**FROM, "true_cfg_scale": 3.0, "negative_prompt": "a cat"},
+        guidance="true_cfg_scale",
+        task="image-to-image",
+    ),
+    "sd15_inpaint": Builder(lambda: sd15("StableDiffusionInpaintPipeline"), (2,), {**CFG, **PART}, **INPAINT, **UNET),
+    "sd15_inpaint_9": Builder(
+        lambda: sd15("StableDiffusionInpaintPipeline", unet=UNET_9), (2,), {**CFG, **PART}, **INPAINT, **UNET
+    ),
+    "sdxl_inpaint": Builder(lambda: sdxl("StableDiffusionXLInpaintPipeline"), (2,), {**CFG, **PART}, **INPAINT, **UNET),
+    "sd3_inpaint": Builder(lambda: sd3("StableDiffusion3InpaintPipeline"), (2,), {**CFG, **PART, **TEXT}, **INPAINT),
+    "flux_inpaint": Builder(lambda: flux("FluxInpaintPipeline"), (1,), {**CFG, **PART, **TEXT}, **INPAINT),
+    "flux_fill": Builder(
+        lambda: flux("FluxFillPipeline", transformer=flux_transformer(48)),
+        (1,),
+        {**CFG, **TEXT, "image": image(), "mask_image": mask()},
+        **INPAINT,
+    ),
+}

@@ -1,0 +1,235 @@
+"""One question of texts and images in, one reply out, over OpenAI's chat completions; failures told apart."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from addiffusion_env.errors import ConfigError, MissingPackageError
+from addiffusion_lab.vlm.retries import AttemptError, retry_after
+from addiffusion_lab.vlm.services import Service
+
+Part: TypeAlias = "str | bytes"
+"""A text, or a PNG file."""
+
+HIDDEN = "[key]"
+_FILTERED = ("content_filter", "content_policy_violation")  # the image is refused, not the account
+_REASONING = re.compile(r"o\d|gpt-5")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a service said.
+
+    Attributes:
+        text: of the reply; empty when it refused to answer.
+        input_tokens: as the service counted them, images included; 0 where it did not say.
+        output_tokens: likewise, thinking included.
+        model: the model that the service says has answered.
+        refusal: why there is no text, in the service's words; empty otherwise.
+    """
+
+    text: str
+    input_tokens: int
+    output_tokens: int
+    model: str
+    refusal: str = ""
+
+
+class VlmClient:
+    """One model of one service. Safe to use from several threads.
+
+    Keys come from environment variables only, so that no configuration, manifest or log can hold one. The variable
+    that is read by default is never sent to another ``base_url``. The SDK's own retries are off: every attempt has to
+    pass the money limit of :class:`~addiffusion_lab.vlm.costs.Ledger`.
+
+    Args:
+        service: of :data:`~addiffusion_lab.vlm.services.SERVICES`.
+        model: a name that stays with one set of weights.
+        base_url: of another server that speaks the same protocol; ``None``: the service's own.
+        key_variable: environment variable that holds the key; ``None``: the service's usual ones, or no key for a
+            server of your own.
+        timeout: seconds without an answer after which an attempt counts as failed.
+        max_output_tokens: longest reply, thinking included; bounds what a call may cost. ``None``: the service's.
+        reasoning_effort: how much a reasoning model thinks (``"none"``, ``"low"``, ``"medium"``, ``"high"``);
+            ``None``: the model's default.
+
+    Attributes:
+        identity: service, host (when not the service's own) and model: names the judge in results and cache keys.
+        settings: what else may change a reply: temperature, longest reply, path of another server, effort if given.
+
+    Raises:
+        ConfigError: for a model that is not pinned, or a missing key.
+        MissingPackageError: when the package openai is not installed.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        model: str,
+        *,
+        base_url: str | None = None,
+        key_variable: str | None = None,
+        timeout: float = 60.0,
+        max_output_tokens: int | None = None,
+        reasoning_effort: str | None = None,
+    ) -> None:
+        self.service, self.model = service, model
+        self.max_output_tokens = service.max_output_tokens if max_output_tokens is None else int(max_output_tokens)
+        self.reasoning_effort = reasoning_effort
+        if base_url is None and not service.is_pinned(model):
+            raise ConfigError(
+                f"{service.name} model {model!r} is not pinned: the service may change what it means",
+                f"name a snapshot, for example {service.name}:{service.example}",
+            )
+        if not timeout > 0 or self.max_output_tokens < 1:
+            raise ConfigError(
+                f"timeout and max_output_tokens must be above 0, got {timeout} and {max_output_tokens}",
+                f"leave them at 60 and {service.max_output_tokens}",
+            )
+        address = urlsplit(base_url or "")
+        host = "" if base_url is None else f"@{address.netloc.rpartition('@')[2]}"
+        # Two servers may sit behind one gateway. The usual path is left out, which keeps older cached replies valid.
+        path = address.path.rstrip("/")
+        self.identity = f"{service.name}{host}:{model}"
+        self.settings: Mapping[str, str | int | float | None] = {
+            "temperature": 0,
+            "max_output_tokens": self.max_output_tokens,
+            **({} if path in ("", "/v1") else {"path": path}),
+            **({} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}),
+        }
+        self._key = self._find_key(base_url, key_variable)
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingPackageError(
+                f"the judge needs the package openai, which cannot be imported: {error}",
+                "pip install 'addiffusion-env[vlm]'",
+            ) from error
+        self._package: Any = openai
+        self._client: Any = openai.OpenAI(
+            api_key=self._key, base_url=base_url or service.home, timeout=float(timeout), max_retries=0
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.identity})"
+
+    def image_tokens(self, width: int, height: int) -> int:
+        """Input tokens that an image counts, for estimates."""
+        return self.service.image_tokens(width, height)
+
+    def ask(self, parts: Sequence[Part]) -> Reply:
+        """Asks once, at temperature 0. Images are sent whole (``detail=high``).
+
+        Raises:
+            AttemptError: for anything that is not a reply.
+        """
+        # Reasoning models refuse a temperature and the old name of the limit, which all other servers know.
+        options: dict[str, Any] = {"max_tokens": self.max_output_tokens, "temperature": 0}
+        if _REASONING.match(self.model):
+            options = {"max_completion_tokens": self.max_output_tokens}
+        if self.reasoning_effort is not None:
+            options["reasoning_effort"] = self.reasoning_effort
+        messages = [{"role": "user", "content": [_part(part) for part in parts]}]
+        try:
+            answer = self._client.chat.completions.create(model=self.model, messages=messages, **options)
+        except self._package.APITimeoutError as error:
+            raise AttemptError("no answer in time", retry=True, billed=True) from error
+        except self._package.APIStatusError as error:
+            if error.code in _FILTERED:
+                return Reply("", 0, 0, self.model, refusal=str(error.code))
+            raise self._refused(error) from None  # its text may quote the key
+        except self._package.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise AttemptError(self._hide(f"no connection: {cause}"), retry=True, billed=True) from None
+        except (ValueError, TypeError, AttributeError) as error:  # no JSON, or of other types than it reads
+            raise AttemptError(self._hide(f"malformed reply: {error}"), retry=True, billed=True) from None
+        return self._read(answer)
+
+    def _refused(self, error: Any) -> AttemptError:
+        status = int(error.status_code)
+        # Out of money is a 429 too, but waiting does not help.
+        retry = (status in (408, 409, 429) and error.code != "insufficient_quota") or status >= 500
+        wait = retry_after(error.response.headers)
+        if wait is None and (delay := re.search(r"'retryDelay': '([\d.]+)s'", str(error.body))):
+            wait = float(delay[1])  # Google says it in the body
+        return AttemptError(self._hide(f"HTTP {status}: {error.message}"), retry=retry, wait=wait)
+
+    def _read(self, answer: Any) -> Reply:
+        try:  # a gateway's error page passes the package as a string, a missing field as None
+            choice, usage = answer.choices[0], answer.usage
+            message = choice.message
+            text, refusal = _said(None if message is None else message.content)
+            filtered = str(choice.finish_reason) if str(choice.finish_reason).startswith("content_filter") else ""
+            given, written, total = (
+                _count(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+            )
+            return Reply(
+                text=text,
+                input_tokens=given,
+                # Gemini counts its thinking in the total only. A text without tokens was not counted at all.
+                output_tokens=max(written, total - given) if written or not text else 0,
+                model=str(answer.model or self.model),
+                refusal=str((message and message.refusal) or refusal or filtered),
+            )
+        except (AttributeError, TypeError, IndexError, ValueError) as error:
+            raise AttemptError(self._hide(f"malformed reply: {error}"), retry=True, billed=True) from None
+
+    def _hide(self, text: object) -> str:
+        """``text`` on one line, short, without the key: some services quote it in their errors."""
+        return " ".join(str(text).replace(self._key, HIDDEN).split())[:300]
+
+    def _find_key(self, base_url: str | None, key_variable: str | None) -> str:
+        if base_url is not None and key_variable is None:
+            return "none-needed"  # the package insists on one; local servers read none
+        names = (key_variable,) if key_variable is not None else self.service.key_variables
+        found = next((key for name in names if (key := os.environ.get(name, "").strip())), None)
+        if found is None:
+            raise ConfigError(
+                f"no key for {self.service.name}: the environment variable {' or '.join(names)} is not set",
+                f"export {names[0]}=..., or set base_url to a server of your own",
+            )
+        return found
+
+
+def _count(usage: object, name: str) -> int:
+    """A field of a service's usage; 0 where there is none or it is no count, which does not invalidate a reply."""
+    found = getattr(usage, name, None)
+    return int(found) if isinstance(found, (int, float)) and 0 <= found < float("inf") else 0
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    url = f"data:image/png;base64,{base64.b64encode(part).decode()}"
+    return {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+
+
+def _said(content: Any) -> tuple[str, str]:
+    """Text and refusal of a message's content: a text, nothing, or a list of parts (Mistral, some gateways).
+
+    Parts of other types (``thinking``, ``reasoning``) are not what the model answers.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise TypeError(f"content is of type {type(content).__name__}")
+    texts, refusals = [], []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif not isinstance(part, Mapping):
+            raise TypeError(f"a part of the content is of type {type(part).__name__}")
+        elif part.get("type", "text") in ("text", "output_text") and not part.get("thought"):
+            texts.append(str(part.get("text") or ""))
+        elif part.get("type") == "refusal":
+            refusals.append(str(part.get("refusal") or "refusal"))
+    return "".join(texts), "".join(refusals)

@@ -1,0 +1,132 @@
+"""What a run may cost at most, and what it has cost: prices, estimates, and a limit that is kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_lab.vlm.client import Reply, VlmClient
+
+PRICES_OF = "2026-03"
+"""When the prices below were last compared with public lists. Providers change them: pass ``price`` to be sure."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What tokens cost.
+
+    Attributes:
+        input: US dollars a million input tokens.
+        output: US dollars a million output tokens.
+    """
+
+    input: float
+    output: float
+
+    def __post_init__(self) -> None:
+        """Refuses what is no price; 0 is one, for servers of one's own."""
+        if not (self.input >= 0 and self.output >= 0):
+            raise ConfigError(f"prices must be 0 or more, got {self.input} and {self.output}", "0 for a local server")
+
+    def of(self, input_tokens: float, output_tokens: float) -> float:
+        """US dollars for that many tokens."""
+        return (input_tokens * self.input + output_tokens * self.output) / 1e6
+
+
+PRICES: Mapping[str, Price] = {
+    "openai:gpt-4o-2024-08-06": Price(2.50, 10.00),
+    "openai:gpt-4o-2024-11-20": Price(2.50, 10.00),
+    "openai:gpt-4.1-2025-04-14": Price(2.00, 8.00),
+    "gemini:gemini-2.5-flash": Price(0.30, 2.50),
+    "gemini:gemini-2.5-pro": Price(1.25, 10.00),
+}
+"""Known judges; any other needs a ``price`` of its own."""
+
+
+def price_of(client: VlmClient, price: Price | None) -> Price:
+    """``price``, or the listed one of the client's model.
+
+    Raises:
+        UnknownNameError: for a model that is not listed when no price is given: it would not be free.
+    """
+    if price is not None:
+        return price
+    if client.identity not in PRICES:
+        error = unknown("price of judge", client.identity, PRICES)
+        raise type(error)(error.cause, f"pass price=Price(input=..., output=...) in dollars a million; {error.remedy}")
+    return PRICES[client.identity]
+
+
+class OverBudgetError(Exception):
+    """The next attempt might exceed the limit; caught by the judge, which then stops asking."""
+
+
+class Ledger:
+    """What has been spent and what is under way, for several threads. The limit is never exceeded knowingly.
+
+    Each attempt first reserves the most that it may cost, and settles for what it did. An attempt that failed after the
+    service was reached stays on the books at its most: nobody knows what was charged. Tokens of pictures are estimated
+    until the service has counted some; from then on the estimates are raised to its count.
+
+    Args:
+        client: estimates the tokens of pictures.
+        price: of tokens.
+        max_cost: US dollars that a run may cost.
+    """
+
+    def __init__(self, client: VlmClient, price: Price, max_cost: float) -> None:
+        if not max_cost >= 0:
+            raise ConfigError(f"max_cost must be 0 or more dollars, got {max_cost}", "say what the run may cost")
+        self.client = client
+        self.price = price
+        self.max_cost = float(max_cost)
+        self.spent = 0.0
+        self._open: list[float] = []  # what attempts under way may cost
+        self._factor = 1.0  # how much more than estimated the service counts, at its worst so far
+        self._exhausted = False
+        self._settled = threading.Condition()
+
+    def input_tokens(self, text_length: int, width: int, height: int) -> float:
+        """Estimate of one question: two pictures, and a token every three characters (English has one every four)."""
+        return text_length / 3 + 2 * self.client.image_tokens(width, height)
+
+    def most(self, input_tokens: float) -> float:
+        """US dollars that a question of that many estimated tokens may cost, its longest reply included."""
+        return self.price.of(input_tokens * self._factor, self.client.max_output_tokens)
+
+    def reserve(self, input_tokens: float) -> float:
+        """Sets money aside for one attempt; returns how much. Waits while attempts under way may leave enough.
+
+        Raises:
+            OverBudgetError: when the limit might be exceeded, and from then on.
+        """
+        with self._settled:
+            while not self._exhausted:
+                amount = self.most(input_tokens)
+                if self.spent + sum(self._open) + amount <= self.max_cost:
+                    self._open.append(amount)
+                    return amount
+                if self._open:
+                    self._settled.wait()
+                else:
+                    self._exhausted = True
+            raise OverBudgetError
+
+    def settle(self, reserved: float, estimated: float, reply: Reply) -> None:
+        """Books what a reply has cost, what the service did not count at its most, and learns from how it counts."""
+        with self._settled:
+            self._open.remove(reserved)
+            counted = reply.output_tokens or (reply.input_tokens and not reply.text)  # a refusal may have no output
+            output = reply.output_tokens if counted else self.client.max_output_tokens
+            self.spent += self.price.of(reply.input_tokens or estimated * self._factor, output)
+            self._factor = max(self._factor, reply.input_tokens / estimated)
+            self._settled.notify_all()
+
+    def fail(self, reserved: float, billed: bool) -> None:
+        """Books a failed attempt: at its most when it may have been charged, else not at all."""
+        with self._settled:
+            self._open.remove(reserved)
+            self.spent += reserved if billed else 0.0
+            self._settled.notify_all()

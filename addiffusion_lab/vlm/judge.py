@@ -1,0 +1,208 @@
+"""The pairwise judge: same prompt, two pictures, both orders; a disagreement is a tie."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from addiffusion_env.errors import ConfigError, ImageRangeError
+from addiffusion_env.evaluation.statistics import mean_interval
+from addiffusion_env.evaluation.store import png_bytes
+from addiffusion_env.prompts.base import Prompt
+from addiffusion_lab.metrics.pictures import Pictures, PicturesLike, content_hash, pixels_of
+from addiffusion_lab.vlm.client import Reply, VlmClient
+from addiffusion_lab.vlm.costs import PRICES_OF, Ledger, OverBudgetError, Price, price_of
+from addiffusion_lab.vlm.question import CLOSING, OPENING, question, read_vote, template_digest
+from addiffusion_lab.vlm.replies import ReplyCache
+from addiffusion_lab.vlm.retries import AttemptError, RetryPolicy, with_retries
+from addiffusion_lab.vlm.verdicts import JudgeReport, PairVerdict, position_bias, verdict_of, win_rate
+
+
+def compare(
+    a: PicturesLike,
+    b: PicturesLike,
+    prompts: Sequence[Prompt | str],
+    client: VlmClient,
+    *,
+    max_cost: float,
+    price: Price | None = None,
+    cache: Path | str | None = None,
+    retries: RetryPolicy | None = None,
+    workers: int = 4,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> JudgeReport:
+    """Has a VLM compare the pictures of two methods, pair by pair, in both orders.
+
+    Pictures that are equal to the byte are a tie that nobody is asked about. The same call again, with the same
+    ``cache``, pays only for what is missing.
+
+    Args:
+        a: pictures of one method; see :data:`PicturesLike`.
+        b: of another, for the same prompts and seeds in the same order.
+        prompts: one a pair; pairs of one prompt id are averaged before anything is counted over prompts.
+        client: the judge; see :func:`addiffusion_lab.vlm.make_client`.
+        max_cost: US dollars that this run may cost; it stops before the first question that might exceed them.
+        price: of the judge's tokens; ``None``: the listed one.
+        cache: folder of replies; ``None`` keeps none.
+        retries: how often to ask again; ``None``: the defaults of :class:`RetryPolicy`.
+        workers: questions under way at once.
+        seed: of the bootstrap.
+        say: told the estimate before anything is asked.
+
+    Raises:
+        ConfigError: when the numbers of pictures and prompts differ, or for a ``max_cost`` or ``workers`` that is none.
+        ImageRangeError: when the pictures of a pair differ in size.
+        UnknownNameError: for a judge without a listed price when none is given.
+        VlmServiceError: when the service refuses, or fails after all retries; replies so far are in the cache.
+        RunFolderError: when the cache cannot be written.
+    """
+    pairs = _pairs(Pictures.of(a), Pictures.of(b), [Prompt.of(prompt) for prompt in prompts])
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}", "use 4")
+    mean_interval(np.zeros(1), np.random.default_rng(0))  # a missing scipy is told before money is spent
+    ledger = Ledger(client, price_of(client, price), max_cost)
+    desk = _Desk(client, ReplyCache(cache), ledger, retries or RetryPolicy())
+    missing = [tokens for pair in pairs for tokens in desk.missing(pair)]
+    estimate = sum(ledger.most(tokens) for tokens in missing)
+    source = f"prices of {PRICES_OF}" if price is None else "the prices given"
+    say(
+        f"{client.identity}: {len(pairs)} pairs in both orders, {len(missing)} questions to ask, "
+        f"at most ${estimate:.2f} by {source}; limit ${max_cost:.2f}"
+    )
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(desk.judge, pair) for pair in pairs]
+        try:
+            verdicts = tuple(future.result() for future in futures)
+        except BaseException:  # also Ctrl-C: let no further question go out
+            desk.closed.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return JudgeReport(
+        judge=client.identity,
+        served=tuple(sorted(desk.served)),
+        template=template_digest(),
+        verdicts=verdicts,
+        win_rate=win_rate(verdicts, seed),
+        position=position_bias(verdicts),
+        asked=desk.asked,
+        cached=desk.cached,
+        retries=desk.repeated,
+        cost=ledger.spent,
+        estimate=estimate,
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two pictures of one prompt; read when they are needed, so that thousands do not lie in memory."""
+
+    prompt: Prompt
+    a: object
+    b: object
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both as (H, W, 3) uint8."""
+        first, second = pixels_of(self.a), pixels_of(self.b)  # type: ignore[arg-type]
+        if first.shape != second.shape:
+            raise ImageRangeError(
+                f"the pictures of {self.prompt.text!r} are {first.shape} and {second.shape}",
+                "make both at the same size: a judge sees resolution",
+            )
+        return first, second
+
+
+def _pairs(a: Pictures, b: Pictures, prompts: Sequence[Prompt]) -> list[_Pair]:
+    if not len(a) == len(b) == len(prompts):
+        raise ConfigError(
+            f"{len(a)} and {len(b)} pictures for {len(prompts)} prompts", "pass as many of each, in the same order"
+        )
+    return [_Pair(prompt, *items) for prompt, *items in zip(prompts, a.items, b.items, strict=True)]
+
+
+@dataclass
+class _Desk:
+    """Where questions are asked, by several threads."""
+
+    client: VlmClient
+    cache: ReplyCache
+    ledger: Ledger
+    policy: RetryPolicy
+    closed: threading.Event = field(default_factory=threading.Event)
+    asked: int = 0
+    cached: int = 0
+    repeated: int = 0
+    served: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def missing(self, pair: _Pair) -> list[float]:
+        """Estimated input tokens of each question on ``pair`` that has no cached reply."""
+        first, second = pair.read()
+        hashes = content_hash(first), content_hash(second)
+        if hashes[0] == hashes[1]:
+            return []
+        keys = [self.cache.key(self.client, pair.prompt.text, *order) for order in (hashes, hashes[::-1])]
+        return [self._tokens(pair.prompt, first) for key in keys if self.cache.read(key) is None]
+
+    def judge(self, pair: _Pair) -> PairVerdict:
+        """The verdict on ``pair``, from both orders."""
+        shown = pair.read()
+        name = pair.prompt.prompt_id
+        if np.array_equal(*shown):
+            return PairVerdict(name, "tie")
+        try:
+            forth, back = self._reply(pair.prompt, *shown), self._reply(pair.prompt, *shown[::-1])
+        except OverBudgetError:
+            return PairVerdict(name, "unasked")
+        except BaseException:
+            self.closed.set()  # what befell this question will befall the others
+            raise
+        return verdict_of(name, (read_vote(forth.text), read_vote(back.text)), (forth.text, back.text))
+
+    def _reply(self, prompt: Prompt, first: np.ndarray, second: np.ndarray) -> Reply:
+        key = self.cache.key(self.client, prompt.text, content_hash(first), content_hash(second))
+        reply = self.cache.read(key)
+        if reply is not None:
+            self._count(cached=1, served=reply.model)
+            return reply
+        parts = question(prompt.text, png_bytes(first), png_bytes(second))
+        tokens = self._tokens(prompt, first)
+
+        def attempt() -> Reply:
+            reserved = self.ledger.reserve(tokens)
+            if self.closed.is_set():
+                self.ledger.fail(reserved, billed=False)
+                raise OverBudgetError
+            try:
+                found = self.client.ask(parts)
+            except AttemptError as trouble:
+                self.ledger.fail(reserved, trouble.billed)
+                raise
+            except BaseException:
+                self.ledger.fail(reserved, billed=True)
+                raise
+            self.ledger.settle(reserved, tokens, found)
+            return found
+
+        reply = with_retries(
+            attempt, self.policy, self.client.identity, lambda: self._count(repeated=1), sleep=self.closed.wait
+        )
+        self.cache.write(key, self.client, prompt.text, reply)
+        self._count(asked=1, served=reply.model)
+        return reply
+
+    def _tokens(self, prompt: Prompt, picture: np.ndarray) -> float:
+        height, width = picture.shape[:2]
+        return self.ledger.input_tokens(len(OPENING) + len(CLOSING) + len(prompt.text) + 60, width, height)
+
+    def _count(self, asked: int = 0, cached: int = 0, repeated: int = 0, served: str = "") -> None:
+        with self._lock:
+            self.asked += asked
+            self.cached += cached
+            self.repeated += repeated
+            self.served |= {served} - {""}

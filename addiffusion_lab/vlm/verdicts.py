@@ -1,0 +1,195 @@
+"""What a pairwise judge found: verdicts a pair, and over all of them the win rate, its biases and its failures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from addiffusion_env.evaluation.statistics import Interval, mean_interval
+from addiffusion_lab.vlm.question import Vote
+
+Outcome: TypeAlias = Literal["a", "b", "tie", "unparsed", "unasked"]
+
+SCORES = {"a": 1.0, "tie": 0.5, "b": 0.0}
+_SHOWN: dict[str, tuple[Outcome, Outcome]] = {
+    "first": ("a", "b"),
+    "second": ("b", "a"),
+    "tie": ("tie", "tie"),
+    "unparsed": ("unparsed", "unparsed"),
+}
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """The verdict on one pair of pictures.
+
+    Attributes:
+        prompt_id: of their prompt.
+        outcome: ``a`` or ``b`` when both orders agree on it; ``tie`` when both say so, when they disagree, or when the
+            pictures are the same; ``unparsed`` when a reply held no verdict; ``unasked`` when the money ran out.
+        votes: of the order a, b and of the order b, a; empty when nobody was asked.
+        texts: the replies.
+    """
+
+    prompt_id: str
+    outcome: Outcome
+    votes: tuple[Vote, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether both orders gave verdicts, and different ones."""
+        return len(self.votes) == 2 and _outcome(*self.votes)[1]
+
+    @property
+    def flips(self) -> bool:
+        """Whether both orders chose the same place: two opposite verdicts on one pair."""
+        return self.votes in (("first", "first"), ("second", "second"))
+
+
+def verdict_of(prompt_id: str, votes: tuple[Vote, Vote], texts: tuple[str, str]) -> PairVerdict:
+    """The verdict that two votes make: of the order a, b and of the order b, a."""
+    return PairVerdict(prompt_id, _outcome(*votes)[0], votes, texts)
+
+
+def _outcome(forth: Vote, back: Vote) -> tuple[Outcome, bool]:
+    """Outcome, and whether the orders disagree."""
+    one, other = _SHOWN[forth][0], _SHOWN[back][1]
+    if "unparsed" in (one, other):
+        return "unparsed", False
+    return (one, False) if one == other else ("tie", True)
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """Whether a judge prefers a place. Every pair is shown both ways, so without bias half the choices are first.
+
+    Attributes:
+        first: replies that chose the picture shown first.
+        second: replies that chose the picture shown second.
+    """
+
+    first: int
+    second: int
+
+    @property
+    def share(self) -> float:
+        """Of the choices, how many are for the first place; .5 without bias, NaN without choices."""
+        total = self.first + self.second
+        return self.first / total if total else math.nan
+
+    @property
+    def z(self) -> float:
+        """Standard scores from .5 (normal approximation); beyond 2 either way the judge is biased."""
+        total = self.first + self.second
+        return (self.first - self.second) / math.sqrt(total) if total else 0.0
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What a judge found on all pairs.
+
+    Attributes:
+        judge: service and model, as asked for.
+        served: the models that the service says have answered; more than one is a reason for doubt.
+        template: digest of the wording.
+        verdicts: in the order of the pairs.
+        win_rate: of ``a``, ties counting half: mean over prompts, bootstrap interval; ``None`` without verdicts.
+        position: of all replies.
+        asked: replies that were paid for now.
+        cached: replies that were on the disk.
+        retries: attempts that had to be repeated.
+        cost: US dollars that this run has cost, uncertain attempts at their most.
+        estimate: US dollars that it could have cost at most, as told before it began.
+    """
+
+    judge: str
+    served: tuple[str, ...]
+    template: str
+    verdicts: tuple[PairVerdict, ...]
+    win_rate: Interval | None
+    position: PositionBias
+    asked: int
+    cached: int
+    retries: int
+    cost: float
+    estimate: float
+
+    def count(self, outcome: Outcome) -> int:
+        """Pairs with that outcome."""
+        return sum(verdict.outcome == outcome for verdict in self.verdicts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every pair was judged: the money did not run out."""
+        return not self.count("unasked")
+
+    @property
+    def disagreements(self) -> int:
+        """Pairs on which the two orders disagree; they count as ties."""
+        return sum(verdict.disagrees for verdict in self.verdicts)
+
+    @property
+    def flips(self) -> int:
+        """Pairs on which both orders chose the same place."""
+        return sum(verdict.flips for verdict in self.verdicts)
+
+    @property
+    def parse_failures(self) -> int:
+        """Replies without a verdict."""
+        return sum(vote == "unparsed" for verdict in self.verdicts for vote in verdict.votes)
+
+    @property
+    def replies(self) -> int:
+        """Replies in all."""
+        return sum(len(verdict.votes) for verdict in self.verdicts)
+
+    def scores(self) -> dict[str, float]:
+        """Prompt id -> mean of 1 for ``a``, 0 for ``b`` and .5 for a tie; without pairs that have no verdict.
+
+        ``non_inferior(np.array(list(scores().values())), np.full(n, .5), margin)`` tests ``a`` against ``b``.
+        """
+        return scores_of(self.verdicts)
+
+    def __str__(self) -> str:
+        place = f"{self.position.share:.0%} for the first place (z {self.position.z:+.1f})"
+        rate = "no verdicts" if self.win_rate is None else f"win rate {self.win_rate}"
+        counts = f"{self.count('a')} won, {self.count('tie')} tied, {self.count('b')} lost"
+        lines = [
+            f"{self.judge}: {rate} over {len(self.scores())} prompts; {counts}",
+            f"  {self.disagreements} ties by disagreement, {self.flips} of them flips; {place}",
+            f"  {self.parse_failures} of {self.replies} replies unparsed, {self.count('unparsed')} pairs left out",
+            f"  {self.asked} asked, {self.cached} cached, {self.retries} retries, ${self.cost:.4f}",
+        ]
+        if not self.complete:
+            lines.append(
+                f"  stopped by max_cost: {self.count('unasked')} of {len(self.verdicts)} pairs were not judged"
+            )
+        if len(self.served) > 1:
+            lines.append(f"  served by several models: {', '.join(self.served)}")
+        return "\n".join(lines)
+
+
+def scores_of(verdicts: Sequence[PairVerdict]) -> dict[str, float]:
+    """See :meth:`JudgeReport.scores`."""
+    found: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        if verdict.outcome in SCORES:
+            found.setdefault(verdict.prompt_id, []).append(SCORES[verdict.outcome])
+    return {prompt_id: float(np.mean(values)) for prompt_id, values in found.items()}
+
+
+def win_rate(verdicts: Sequence[PairVerdict], seed: int) -> Interval | None:
+    """The win rate of ``a`` over prompts, its seeds averaged first; ``None`` without any verdict."""
+    values = np.array(list(scores_of(verdicts).values()))
+    return mean_interval(values, np.random.default_rng(seed)) if len(values) else None
+
+
+def position_bias(verdicts: Sequence[PairVerdict]) -> PositionBias:
+    """Counts which places all votes chose."""
+    votes = [vote for verdict in verdicts for vote in verdict.votes]
+    return PositionBias(votes.count("first"), votes.count("second"))

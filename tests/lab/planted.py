@@ -1,0 +1,139 @@
+"""Tables of synthetic pictures with planted effects, made in numpy: thousands a second."""
+
+from functools import cache
+
+import numpy as np
+from eval_records import record
+from scipy.stats import norm
+
+from addiffusion_env.evaluation.statistics import Margin
+from addiffusion_lab.claims.base import Case, Claims
+from addiffusion_lab.claims.pictures import PictureTable
+
+POLICY, CONTROL, PLAIN = "policy:emoji@0.01", "policy:emoji@0.01,shuffled", "policy:emoji@0.01,no_refine"
+
+
+def margin(value=0.1, records_before=0, measure="correct"):
+    return Margin(value, measure, "2026-11-01T00:00:00+00:00", records_before)
+
+
+def table(correct, nfe, demands=None):
+    """One picture a prompt: mappings method -> (P,) values."""
+    methods = tuple(nfe)
+    prompts = len(next(iter(nfe.values())))
+    columns = {
+        "correct": np.array([np.asarray(correct.get(name, np.ones(prompts)), float) for name in methods]),
+        "nfe": np.array([np.asarray(nfe[name], float) for name in methods]),
+    }
+    columns["seconds"] = columns["nfe"] / 10
+    return PictureTable(
+        methods=methods,
+        prompt_ids=tuple(f"p{n:05d}" for n in range(prompts)),
+        demands=np.ones(prompts) if demands is None else np.asarray(demands, float),
+        prompt=np.arange(prompts),
+        columns=columns,
+    )
+
+
+MARGIN = margin()
+
+
+def case(pictures, seed=0, judge="correct", limit=MARGIN, **claims):
+    settings = {"policy": POLICY, "nfe_limit": 7.0, "resamples": 499, **claims}
+    return Case(pictures, Claims(**settings), judge, limit, np.random.default_rng(seed))
+
+
+def against_reference(draw, prompts, only_policy, only_reference, nfe=6.0):
+    """H1: the shares of prompts that only one of the two gets right; NFE scattered over four around ``nfe``."""
+    place = draw.random(prompts)
+    policy = (place < only_policy) | (place > 0.3)
+    reference = ((place >= only_policy) & (place < only_policy + only_reference)) | (place > 0.3)
+    spent = nfe + draw.integers(-2, 3, prompts)
+    return table({POLICY: policy, "fixed:50": reference}, {POLICY: spent, "fixed:50": np.full(prompts, 50.0)})
+
+
+def against_frontier(draw, prompts, gain, retry=None):
+    """H2: fixed:4 right on .6, fixed:8 on .8; the policy takes 4 or 8 NFE at random and is right on .7 + ``gain``.
+
+    Args:
+        draw: generator.
+        prompts: how many.
+        gain: of the policy over the mixture at its own 6 NFE.
+        retry: share correct of the other kinds of comparator, at 6 NFE; without it there are none.
+    """
+    place = draw.random(prompts)  # a prompt's difficulty, shared by all methods
+    fixed = {4: place < 0.6, 8: place < 0.8}
+    dear = draw.random(prompts) < 0.5
+    own = np.where(draw.random(prompts) < 0.5, place, draw.random(prompts))  # it shares half of what is difficult
+    correct = {
+        POLICY: own < 0.7 + gain,
+        "fixed:4": fixed[4],
+        "fixed:8": fixed[8],
+    }
+    nfe = {POLICY: np.where(dear, 8.0, 4.0), "fixed:4": np.full(prompts, 4.0), "fixed:8": np.full(prompts, 8.0)}
+    if retry is not None:
+        for name, share in {"prompt_rule:8,4": 0.7, "best_of:2x3": 0.7, "threshold_retry:0.5": retry}.items():
+            correct[name] = draw.random(prompts) < share
+            nfe[name] = np.where(draw.random(prompts) < 0.5, 8.0, 4.0)
+    return table(correct, nfe)
+
+
+def at_a_corner(draw, prompts, gain):
+    """H2 where the frontier bends: fixed:4, 6 and 8 right on .5, .75 and .85; the policy costs 6 NFE in the mean."""
+    place = draw.random(prompts)
+    correct = {f"fixed:{steps}": place < share for steps, share in ((4, 0.5), (6, 0.75), (8, 0.85))}
+    nfe = {f"fixed:{steps}": np.full(prompts, float(steps)) for steps in (4, 6, 8)}
+    own = np.where(draw.random(prompts) < 0.5, place, draw.random(prompts))
+    spent = np.where(draw.random(prompts) < 0.5, 8.0, 4.0)
+    return table({POLICY: own < 0.75 + gain, **correct}, {POLICY: spent, **nfe})
+
+
+def records(pictures):
+    """A table's records by method, one picture a prompt."""
+    return {
+        method: [
+            synthetic(method, number, nfe, correct)
+            for number, (nfe, correct) in enumerate(
+                zip(pictures.columns["nfe"][row], pictures.columns["correct"][row] > 0.5, strict=True)
+            )
+        ]
+        for row, method in enumerate(pictures.methods)
+    }
+
+
+@cache
+def synthetic(method, number, nfe, correct):
+    """One record, made once: simulations draw the same ones again and again."""
+    return record(method, number, nfe=float(nfe), correct=bool(correct))
+
+
+def with_refinement(draw, prompts, gain):
+    """H4: no refinement spends 5 NFE and is right on .7; refinement spends 7, where 8 fixed steps bring .8."""
+    place = draw.random(prompts)
+    line = 0.7 + 0.1 * 2 / 3 + gain
+    return table(
+        {PLAIN: place < 0.7, "fixed:8": draw.random(prompts) < 0.8, POLICY: draw.random(prompts) < line},
+        {
+            PLAIN: draw.integers(4, 7, prompts),
+            "fixed:8": np.full(prompts, 8.0),
+            POLICY: draw.integers(6, 9, prompts),
+        },
+    )
+
+
+def by_demands(draw, prompts, own, control):
+    """H3: NFE that follow demands with about these rank correlations, rounded to whole evaluations."""
+    demands = draw.integers(1, 5, prompts).astype(float)
+    standard = (demands - 2.5) / np.sqrt(1.25)
+
+    def spent(correlation):
+        noise = draw.normal(size=prompts)
+        return np.round(10 + 4 * (correlation * standard + np.sqrt(1 - correlation**2) * noise))
+
+    return table({}, {POLICY: spent(own), CONTROL: spent(control)}, demands)
+
+
+def prompts_for_correlation(correlation, alpha=0.05, power=0.8):
+    """Prompts with which a rank correlation is found: Fisher's z with Bonett and Wright's (2000) variance."""
+    both = norm.ppf(1 - alpha / 2) + norm.ppf(power)
+    return int(np.ceil((both / np.arctanh(abs(correlation))) ** 2 * (1 + correlation**2 / 2) + 3))

@@ -1,0 +1,57 @@
+"""A small table of attempts, recorded once."""
+
+import pytest
+
+from addiffusion_env.agents.tabular_training import make_mdp
+from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_env.tabular.recorder import Recorder
+
+ATTEMPTS = 3
+SETTINGS = {
+    "backbone": "emoji",
+    "steps": 4,
+    "landing_steps": 1,
+    "guidance_interval": [3.0, 9.0],
+    "decide_at": [2, 3],
+    "check_finished": True,
+    "refine": {
+        "preset": "again",
+        "return_to": 2,
+        "limit": ATTEMPTS - 1,
+        "liking": {"belief": "emoji"},
+    },
+    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, "belief": "emoji"}},
+    "price": [0.0, 0.03],
+    "observation_keys": ["clip", "timestep", "quality", "price", "tries", "belief"],
+}
+
+
+@pytest.fixture(scope="session")
+def tabular_settings():
+    return EnvSettings.of(**SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    return [(prompt, 5) for prompt in EmojiPrompts(split="train").take(4, seed=3)]
+
+
+@pytest.fixture(scope="session")
+def recorder(tabular_settings):
+    backbone = load_backbone(tabular_settings)
+    process = tabular_settings.process(backbone.capabilities, backbone.name)
+    judge = lambda images, prompts: [float(image.mean()) > 0 for image in images]  # noqa: E731
+    scorers = load_scorers(backbone, tabular_settings.scorers)
+    return Recorder(backbone, scorers, process, ATTEMPTS, judge, features=True)
+
+
+@pytest.fixture(scope="session")
+def table(recorder, pictures):
+    return recorder.record(pictures, lanes=1)
+
+
+@pytest.fixture(scope="session")
+def mdp(table, tabular_settings):
+    return make_mdp(table, tabular_settings)

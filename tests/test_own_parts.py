@@ -1,0 +1,209 @@
+"""A method, a reward term and an observation of one's own: a class, a line of registration, and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import addiffusion_env  # noqa: F401 (registers the environments)
+from addiffusion_env import AdaptivePipeline
+from addiffusion_env.__main__ import main
+from addiffusion_env.agents.learned import scores_used
+from addiffusion_env.baselines import BASELINES, make_method, named_traits
+from addiffusion_env.baselines.traits import Traits
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.evaluation.manifest import read_manifest
+from addiffusion_env.observations import FEATURES
+from addiffusion_env.plugins import load_plugins
+from addiffusion_env.rewards import TERMS
+from addiffusion_lab.claims.conflicts import uses_of
+
+ROOT = Path(__file__).parent.parent
+PLUGIN = '''
+"""Stops once a preview is good enough; pays for it by a fee; shows how sharp x0 has become."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from addiffusion_env.baselines import BASELINES
+from addiffusion_env.baselines.base import BaseMethod, read_numbers
+from addiffusion_env.engine.process import REFINE_PRESETS, Action
+from addiffusion_env.observations import FEATURES
+from addiffusion_env.observations.features import Feature
+from addiffusion_env.rewards import TERMS
+from addiffusion_env.rewards.base import RewardTerm
+
+
+@dataclass(frozen=True)
+class GoodEnough(BaseMethod):
+    """Stops at the first preview whose preference is above a threshold."""
+
+    threshold: float
+
+    usage: ClassVar[str] = "good_enough:THRESHOLD"
+    example: ClassVar[tuple[str, str]] = ("emoji", "good_enough:-9")
+    needs_preview: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, text):
+        """``"0.5"``."""
+        return cls(*read_numbers(cls, text, (float,), ","))
+
+    @property
+    def name(self):
+        """``good_enough:0.5``."""
+        return f"good_enough:{self.threshold:g}"
+
+    def process(self, base):
+        """Without refinement."""
+        return replace(base, refine=REFINE_PRESETS["off"])
+
+    def decide(self, requests):
+        """Stop or continue."""
+        looks = [request.lane.look for request in requests]
+        good = [look is not None and float(look.preference[0]) > self.threshold for look in looks]
+        return [int(Action.STOP if yes else Action.CONTINUE) for yes in good]
+
+
+@dataclass(frozen=True)
+class DecisionFee(RewardTerm):
+    """Minus a fee for each decision that goes on."""
+
+    fee: float = 0.5
+
+    needs_preview = False
+    pays_by = ()
+
+    def __call__(self, transition):
+        """The fee, or 0."""
+        return np.where(transition.action == Action.CONTINUE, -self.fee, 0.0)
+
+
+class Halfway(Feature):
+    """Whether more than half of the budget is spent: (B, 1) in [0, 1]."""
+
+    low = 0.0
+
+    def width(self, widths):
+        """1."""
+        return 1
+
+    def make(self, frame):
+        """0 or 1."""
+        return (frame.budget > 0.5)[:, None]
+
+
+BASELINES.add("good_enough", "{name}:GoodEnough")
+TERMS.add("decision_fee", "{name}:DecisionFee")
+FEATURES.add("halfway", "{name}:Halfway")
+'''
+TINY = (
+    "lanes=2 total_timesteps=8 checkpoint_every=8 progress_bar=false env.refine.limit=1 "
+    "tabular.pictures=2 tabular.attempts=2 tabular.held_out=0 tabular.lanes=4 tabular.total_timesteps=32 "
+    "tabular.ppo.n_steps=4 tabular.ppo.batch_size=8 tabular.ppo.n_epochs=1 "
+    "ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
+    "+env.observation_keys=[timestep,halfway,price] +env.reward.decision_fee.weight=1.0 "
+    "report.prompts=1 +report.films=false report.methods=[fixed:2,good_enough:-9]"
+)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A module in an otherwise empty working directory; what it registers is forgotten afterwards."""
+    name = "parts_of_mine"
+    (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    for registry in (BASELINES, TERMS, FEATURES):
+        monkeypatch.setattr(registry, "_entries", dict(registry.items()))
+    yield name
+    sys.modules.pop(name, None)
+
+
+def run(script, *arguments):
+    """A script in a process of its own, in the working directory; its output."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_they_work_everywhere_in_python(plugin, capsys):
+    load_plugins([plugin])
+    method = make_method("good_enough:-9")
+    assert Traits.of(method) == named_traits("good_enough:-9")
+    assert {use.scorer for use in uses_of({method.name: Traits.of(method)}, "emoji")} == {
+        "blip_preference",
+        "clip",
+        "dino",
+    }
+
+    settings = {
+        "reward": {"decision_fee": {"weight": 2.0, "fee": 0.5}},
+        "observation_keys": ["halfway", "timestep"],
+        "refine": "off",
+    }
+    env = gym.make("AdDiffusion-Emoji-v1", steps=4, decide_at=None, check_finished=False, **settings)
+    first, _ = env.reset(seed=0)
+    assert first["halfway"].tolist() == [0.0]
+    seen = [env.step(0) for _ in range(3)]
+    assert [reward for _, reward, *_ in seen] == [-1.0] * 3
+    assert seen[-1][0]["halfway"].tolist() == [1.0] and env.observation_space.contains(seen[-1][0])
+    assert env.unwrapped.episodes.engine.counters.looks == 0  # neither needs a preview, so none is decoded
+    assert scores_used(EnvSettings.of(**settings)) == ()  # and any scorer may judge a policy
+
+    pipe = AdaptivePipeline.from_pretrained("emoji", policy="good_enough:-9", plugins=[plugin])
+    made = pipe("a photo of a dog", seeds=0)
+    assert made.actions == [[0, 1]] and made.nfe[0] < 20  # the first preview is good enough
+
+    main(["list", "--plugins", plugin])
+    listed = capsys.readouterr().out
+    for words in ("good_enough:THRESHOLD", "Stops at the first preview whose", "decision_fee", "halfway"):
+        assert words in listed
+    for name, promise in (
+        ("good_enough", "A picture is a function of its prompt and seed"),
+        ("decision_fee", "A score that it pays by is among its"),
+        ("halfway", "What is seen of a lane does not depend on the other lanes"),
+    ):
+        main(["check", name, "--plugins", plugin])
+        assert promise in capsys.readouterr().out
+
+
+def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
+    run("train_sb3.py", f"plugins=[{plugin}]", "run_dir=run", *TINY.split())
+    assert json.loads((tmp_path / "run/config.json").read_text())["plugins"] == [plugin]
+    policy = json.loads((tmp_path / "run/policy/config.json").read_text())
+    assert policy["plugins"] == [plugin] and set(policy["observation"]) == {"timestep", "halfway", "price"}
+    manifest = read_manifest(tmp_path / "run/report")
+    assert plugin in manifest.settings["plugins"]
+    assert [own.needs_preview for own in manifest.traits.values()] == [False, False, True]
+    assert summary_of("run/report")[2]["method"] == "good_enough:-9"
+    assert (tmp_path / "run/report/report.html").is_file()
+
+    # The run's folder is enough for what comes after.
+    run("train_sb3.py", "run_dir=run", *TINY.split(), "total_timesteps=16", "report=null")
+    policy = json.loads((tmp_path / "run/policy/config.json").read_text())
+    assert policy["provenance"]["decisions"] == 16 and policy["plugins"] == [plugin]
+    run("eval_sb3.py", "policy=run", "methods=[good_enough:-9]", "prompts=1", "out=beside", "films=false")
+    assert np.isfinite([row["nfe"]["estimate"] for row in summary_of("beside")]).all()
+    pipe = AdaptivePipeline.from_pretrained("run")
+    assert pipe("a photo of a dog", seeds=0).nfe[0] > 0
+
+
+def test_an_evaluation_alone_takes_them(plugin):
+    arguments = ("methods=[fixed:2,good_enough:-9]", "prompts=1", "out=out", "films=false", "progress_bar=false")
+    run("eval_sb3.py", f"plugins=[{plugin}]", *arguments)
+    assert [row["method"] for row in summary_of("out")] == ["fixed:2", "good_enough:-9"]
+
+
+def summary_of(folder):
+    return json.loads((Path(folder) / "summary.json").read_text())["methods"]
