@@ -32,7 +32,7 @@ def evaluate(config: dict[str, Any]) -> Report:
     from tqdm import tqdm
 
     from addiffusion_env.backbones.devices import resolve_device
-    from addiffusion_env.envs.loading import load_backbone, load_scorers
+    from addiffusion_env.envs.settings import load_backbone, load_scorers
     from addiffusion_env.evaluation.benchmarks import take_prompts
     from addiffusion_env.evaluation.choices import make_extras, make_methods, out_folder, with_defaults
     from addiffusion_env.evaluation.console import print_report

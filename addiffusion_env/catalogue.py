@@ -58,7 +58,7 @@ def first_line(thing: Any) -> str:
 
 def _environments() -> Iterator[Entry]:
     from addiffusion_env import ENVIRONMENTS
-    from addiffusion_env.backbones.traits import traits_of
+    from addiffusion_env.backbones import traits_of
     from addiffusion_env.scorers import SCORERS
 
     backbones = {entry.name: entry for entry in _backbones()}
@@ -117,7 +117,7 @@ def _keys() -> Iterator[Entry]:
 
 
 def _reward_presets() -> Iterator[Entry]:
-    from addiffusion_env.rewards.composite import PRESET_PRICES, PRESETS
+    from addiffusion_env.rewards import PRESET_PRICES, PRESETS
 
     for name, terms in PRESETS.items():
         weights = " + ".join(f"{config.weight:g} {term}" for term, config in terms.items() if config.weight)

@@ -1,16 +1,23 @@
-"""Files that are there whole or not at all, whatever moment a process is killed at."""
+"""Files: written whole or not at all, found in folders, fetched from the hub.
+
+Everything that a backbone, a scorer or a policy loads passes through here, so that "the weights are not there" reads
+the same for all of them: which id, where it was looked for, why it cannot be had, the command that fetches it, and the
+environment that works without.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
-from addiffusion_env.errors import AdDiffusionError, RunFolderError
+from addiffusion_env.errors import AdDiffusionError, RunFolderError, WeightsError
 
 
 def stamp_of(path: Path | str) -> tuple[tuple[str, int, int], ...]:
@@ -76,3 +83,248 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise RunFolderError(
             f"cannot write to {folder}: {error.strerror or error}", "free space, or choose another folder"
         ) from error
+
+
+WORKS_OFFLINE = "AdDiffusion-Emoji-v1 needs no download and works now"
+
+# Class names, since huggingface_hub has moved these classes between modules from one minor version to the next.
+REASONS = {
+    "GatedRepoError": "its licence has not been accepted from this account (gated repository)",
+    "RepositoryNotFoundError": "the hub has no such repository, or a private one",
+    "RevisionNotFoundError": "the repository has no such revision",
+    "HFValidationError": "that is no id of a repository, which reads owner/name",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set",
+    "SSLError": "the hub's certificate is not accepted (a proxy between, or a wrong clock)",
+    "ProxyError": "the proxy cannot be reached",
+    "ConnectError": "no network",
+    "ConnectionError": "no network",
+    "TimeoutException": "the hub does not answer in time",
+    "gaierror": "no network",
+    "RemoteEntryNotFoundError": "the repository has no such file",
+    "EntryNotFoundError": "the repository has no such file",
+    "LocalEntryNotFoundError": "local_files_only is set",  # unless the hub was asked, which stands among the causes
+}
+
+
+def cache_folder() -> Path:
+    """The hub's cache: ``HF_HUB_CACHE``, or ``~/.cache/huggingface/hub``."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from or during, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a download failed, in a few words: the most telling of an error and its causes."""
+    from huggingface_hub import constants
+
+    # Each by its nearest class that is known: what is not cached is also an EntryNotFoundError.
+    lines = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes(error)]
+    found = {next((name for name in line if name in REASONS), "") for line in lines}
+    if constants.HF_HUB_OFFLINE and "HFValidationError" not in found:
+        return REASONS["OfflineModeIsEnabled"]
+    # In this order: "not cached" is often only the consequence of one of the others.
+    return next((reason for name, reason in REASONS.items() if name in found), in_a_line(error))
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def again(path: Path) -> str:
+    """How to get a damaged or missing file anew: by the hub's command when it lies in the hub's cache.
+
+    Args:
+        path: the file; ``folder / "*"`` for all files of a folder.
+
+    >>> again(Path("/hub/models--openai--clip/snapshots/1f3e/vae/config.json")).split(";")[0]
+    'run `hf download openai/clip vae/config.json --force-download`'
+    >>> again(Path("/hub/models--openai--clip/snapshots/1f3e/vae/*")).split(";")[0]
+    "run `hf download openai/clip --include 'vae/*' --force-download`"
+    >>> again(Path("/data/clip/config.json")).split(";")[0]
+    'copy /data/clip/config.json again from where it came'
+    """
+    parts = path.parts
+    for index, part in enumerate(parts):
+        if part.startswith("models--") and parts[index + 1 : index + 2] == ("snapshots",):
+            repo_id = part.removeprefix("models--").replace("--", "/")
+            file = "/".join(parts[index + 3 :])  # below the revision
+            chosen = f"--include '{file}'" if "*" in file else file
+            return f"run `hf download {repo_id} {chosen} --force-download`; {WORKS_OFFLINE}"
+    return f"copy {path} again from where it came; {WORKS_OFFLINE}"
+
+
+def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path | None = None) -> WeightsError:
+    """The error for weights that are neither in the cache nor downloadable.
+
+    Args:
+        repo_id: hub id, for example ``"THUDM/ImageReward"``.
+        files: all that is needed of it, names or patterns; empty for the whole repository.
+        reason: what the attempt ended with, in a few words.
+        looked_in: the cache that was searched; by default the hub's.
+    """
+    folder = looked_in or repo_folder(repo_id)
+    asked = [f"--include '{file}'" for file in files] if "*" in "".join(files) else list(files)
+    command = " ".join(["hf download", repo_id, *asked])
+    remedy = f"on a machine with network run `{command}`"
+    if reason == REASONS["GatedRepoError"]:
+        remedy = f"accept the licence at https://huggingface.co/{repo_id}, run `hf auth login`; {remedy}"
+    elif reason == REASONS["OfflineModeIsEnabled"]:
+        remedy = f"unset it, or {remedy}"
+    elif reason == REASONS["HFValidationError"]:
+        remedy = "mend the path or the id"
+    return WeightsError(
+        f"{repo_id} is neither a folder here nor complete in {folder}, and cannot be fetched: {reason}",
+        f"{remedy}; {WORKS_OFFLINE}",
+    )
+
+
+def repo_folder(repo_id: str) -> Path:
+    """Where the hub's cache keeps a repository."""
+    return cache_folder() / f"models--{repo_id.replace('/', '--')}"
+
+
+def cached(repo_id: str, file: str = "model_index.json") -> bool:
+    """Whether the hub's cache on this machine holds a snapshot of a repository with a certain file in it."""
+    return any(repo_folder(repo_id).glob(f"snapshots/*/{file}"))
+
+
+class OnTheHub:
+    """Something whose weights are one repository on the hub, named by its spec's ``default_id``."""
+
+    spec: ClassVar[Any]
+
+    @classmethod
+    def needs(cls) -> str:
+        """The weights, unless they are in the hub's cache."""
+        return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
+
+
+def ask_hub(repo_id: str, files: Sequence[str] = ()) -> None:
+    """Asks the hub once for a repository, before a download that would try for half a minute a file without network.
+
+    Args:
+        repo_id: hub id.
+        files: see :func:`unavailable`.
+
+    Raises:
+        WeightsError: when the hub does not answer, or has no such repository.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(repo_id, timeout=10)
+    except Exception as error:
+        raise unavailable(repo_id, files, reason_of(error)) from error
+
+
+def hub_file(repo_id: str, filename: str, needed: Sequence[str] = ()) -> Path:
+    """The local path of one file of a hub repository, downloaded when it is not cached.
+
+    Args:
+        repo_id: hub id.
+        filename: in the repository.
+        needed: all files or patterns that its reader will ask the repository for, when that is more than this one.
+
+    Raises:
+        WeightsError: naming the id, the cache that was searched and the command that fetches what is needed.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    files = needed or [filename]
+    # A machine without network ends in a subclass of OSError or in the HTTP library's own error, by hub version.
+    try:
+        there = isinstance(try_to_load_from_cache(repo_id, filename), str)
+    except Exception as error:  # of an id that is none
+        raise unavailable(repo_id, files, reason_of(error)) from error
+    if not there:
+        ask_hub(repo_id, files)
+    try:
+        return Path(hf_hub_download(repo_id, filename))
+    except Exception as error:
+        raise unavailable(repo_id, files, reason_of(error)) from error
+
+
+def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
+    """The local snapshot of a hub repository, downloaded when it is not cached.
+
+    Args:
+        repo_id: hub id, for example ``"facebook/dinov2-small"``.
+        patterns: file name patterns to fetch; empty for all files.
+
+    Raises:
+        WeightsError: as :func:`hub_file`.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns) or None))
+    except Exception as error:
+        raise unavailable(repo_id, patterns, reason_of(error)) from error
+
+
+def looks_like_path(name_or_path: str | Path) -> bool:
+    r"""Whether ``name_or_path`` can only be a path: hub ids hold one slash at most and do not begin like one.
+
+    >>> [looks_like_path(x) for x in ("facebook/dinov2-small", "gpt2", "./clip", "/data/clip", "a/b/c")]
+    [False, False, True, True, True]
+    >>> [looks_like_path(x) for x in (r"C:\models\sd15", r"models\sd15", "D:/sd15", "fixed:3")]  # Windows
+    [True, True, True, False]
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1:
+        return True
+    return "\\" in text or re.match(r"[A-Za-z]:/", text) is not None
+
+
+def folder_of(name_or_path: str | Path, patterns: Sequence[str] = ()) -> Path:
+    """The local folder of a model: ``name_or_path`` itself when it is one, else its hub snapshot.
+
+    Raises:
+        WeightsError: when it is a path and no such folder exists, or a hub id that cannot be had.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if looks_like_path(name_or_path):
+        raise WeightsError(
+            f"no such folder: {path}", f"give a model folder or a hub id of the form 'owner/name'; {WORKS_OFFLINE}"
+        )
+    return hub_folder(str(name_or_path), patterns)
+
+
+def file_in(folder: Path, *names: str) -> Path:
+    """The first of ``names`` that exists in ``folder``.
+
+    Raises:
+        WeightsError: when none does; the folder's files are listed.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    found = ", ".join(sorted(os.listdir(folder))[:8]) if folder.is_dir() else "no such folder"
+    raise WeightsError(f"{folder} holds none of {', '.join(names)} (it holds: {found})", "point to the model's folder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        WeightsError: when the file is missing or is not one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {error}", again(path)) from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} holds a {type(value).__name__}, expected a JSON object", "check which file it is")
+    return value

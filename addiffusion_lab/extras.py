@@ -11,7 +11,7 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.evaluation.extras import Extra, Reported
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_lab.benchmarks.export import check_export, export_run
 from addiffusion_lab.claims.render import hypotheses_section, print_verdicts
 from addiffusion_lab.claims.setup import check_claims, judge_evaluation

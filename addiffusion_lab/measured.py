@@ -19,7 +19,7 @@ from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Section, Table
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.evaluation.tables import focus_of
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.settings import Ge, Settings
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.measure import OF_FEATURES, image_metrics

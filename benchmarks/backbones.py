@@ -23,9 +23,9 @@ from full_size import FULL, build
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.devices import resolve_device, resolve_dtype
-from addiffusion_env.backbones.emoji.weights import WEIGHTS
-from addiffusion_env.emoji.scorers import emoji_scorers
+from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.envs import episodes
+from addiffusion_env.scorers.emoji import emoji_scorers
 from addiffusion_lab.bench.arguments import add_arguments
 from addiffusion_lab.bench.bed import Bed
 from addiffusion_lab.bench.cli import run_bed

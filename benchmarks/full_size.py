@@ -171,9 +171,10 @@ def sd35() -> Any:
 
 def z_image() -> Any:
     """Z-Image-Turbo: 6.2 billion parameters in the transformer, 4 in the Qwen3 that reads the prompt."""
-    from addiffusion_lab.tiny_pipelines import parts
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen3Config, Qwen3Model
+
+    from addiffusion_lab.tiny_pipelines import parts
 
     return ZImagePipeline(
         vae=AutoencoderKL(**VAE, **WIDE, scaling_factor=0.3611, shift_factor=0.1159),

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
 from diffusers import UNet2DConditionModel
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
-from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
+from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
 
 
 class Instant(UNet2DConditionModel):

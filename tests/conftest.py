@@ -13,9 +13,8 @@ import torch
 import addiffusion_lab  # noqa: F401 (registers what the tests of registered names walk through)
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.envs.loading import load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers
 

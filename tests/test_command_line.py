@@ -13,8 +13,7 @@ from addiffusion_env.checks.components import find
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
-from addiffusion_env.rewards import TERMS
-from addiffusion_env.rewards.composite import PRESETS
+from addiffusion_env.rewards import PRESETS, TERMS
 from addiffusion_env.scorers import SCORERS
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.vlm import SERVICES

@@ -20,8 +20,7 @@ from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
 from addiffusion_env.registry import Registry
-from addiffusion_env.rewards import TERMS
-from addiffusion_env.rewards.composite import PRESETS, make_reward
+from addiffusion_env.rewards import PRESETS, TERMS, make_reward
 from addiffusion_env.rewards.terminal_bonus import TerminalBonus
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.seeding import keyed_noise, stable_hash

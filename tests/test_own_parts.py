@@ -39,7 +39,7 @@ from addiffusion_env.engine.process import REFINE_PRESETS, Action
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.observations.features import Feature
 from addiffusion_env.rewards import TERMS
-from addiffusion_env.rewards.base import RewardTerm
+from addiffusion_env.rewards import RewardTerm
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, check_settings, unknown
 from addiffusion_env.plugins import load_plugins, loaded_plugins
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rewards import make_reward
 
 KINDS = ("lanes", "dummy", "subproc")
 ROLLOUTS = ("local", "ray")

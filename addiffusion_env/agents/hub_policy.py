@@ -28,7 +28,7 @@ from addiffusion_env.agents.policy_file import (
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import INDEX, backbone_in
 from addiffusion_env.errors import ConfigError, WeightsError, check_keywords
-from addiffusion_env.hub import looks_like_path, reason_of, repo_folder, unavailable
+from addiffusion_env.files import looks_like_path, reason_of, repo_folder, unavailable
 
 CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INDEX)

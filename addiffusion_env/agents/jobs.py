@@ -9,7 +9,7 @@ from typing import Any
 
 from addiffusion_env.agents.trace import Job
 from addiffusion_env.errors import ConfigError, PromptError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 Prompts = str | Prompt | Iterable["str | Prompt"]
 Seeds = int | Iterable[int] | None

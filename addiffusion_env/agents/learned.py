@@ -19,19 +19,16 @@ from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.baselines.traits import PARTS, ScoresUsed, Traits
 from addiffusion_env.engine.episode import Episode, play
-from addiffusion_env.engine.lane import Lane
+from addiffusion_env.engine.lane import Decide, Lane, Request
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.engine.programs import legal_actions
-from addiffusion_env.engine.requests import Decide, Request
-from addiffusion_env.envs.framing import Framer
 from addiffusion_env.envs.settings import EnvSettings, refine_config
+from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, unknown
-from addiffusion_env.observations import FEATURES
-from addiffusion_env.observations.features import needs_preview, parts_shown
-from addiffusion_env.observations.frame import Frame
-from addiffusion_env.observations.observer import Observer
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.observations import FEATURES, Frame
+from addiffusion_env.observations.features import Observer, needs_preview, parts_shown
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.rewards import make_reward
 from addiffusion_env.scorers.look import Look, LookScorers
 from addiffusion_env.seeding import stable_hash
 

@@ -14,9 +14,8 @@ from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, located, named_
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
 from addiffusion_env.agents.sb3_zip import import_zip, of_model
-from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones import BACKBONES, traits_of
 from addiffusion_env.backbones.pipelines import backbone_in
-from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.errors import ConfigError, unknown

@@ -24,11 +24,10 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.envs.loading import clip_width, load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, clip_width, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.plugins import load_plugins
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers, NoScorers
 
 

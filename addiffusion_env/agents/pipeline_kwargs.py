@@ -16,7 +16,7 @@ from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 PER_PROMPT = (
     "image",

@@ -25,15 +25,14 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.callbacks import pattern_entropy
 from addiffusion_env.agents.training import make_model
-from addiffusion_env.engine.faults import FaultCount
-from addiffusion_env.envs.framing import Framer
-from addiffusion_env.envs.loading import load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.engine.lane import FaultCount
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
+from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.files import whole_file
 from addiffusion_env.observations import FEATURES
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.rewards import make_reward
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.settings import Ge, Settings
 from addiffusion_env.tabular.mdp import TabularMDP

@@ -13,11 +13,11 @@ from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.lane import Evaluate, Outcome, Request
 from addiffusion_env.engine.observers import Decisions, EpisodeObserver, observed, previews_of
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.engine.requests import Evaluate, Outcome, Request
 from addiffusion_env.errors import ConfigError, unknown
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import Look
 
 StepCallback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | None"]

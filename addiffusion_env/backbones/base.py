@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from addiffusion_env.backbones import Traits
 from addiffusion_env.backbones.identity import Identified
-from addiffusion_env.backbones.paths import NoisePath
-from addiffusion_env.backbones.traits import Traits
+from addiffusion_env.backbones.schedules import NoisePath
 from addiffusion_env.errors import CapabilityError, PromptError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.seeding import keyed_noise
 
 
@@ -116,7 +116,7 @@ class Latents:
 
     Attributes:
         x: (B, C, H, W) noisy latents.
-        sigma: (B,) float64 on the CPU, the noise level of each; see :mod:`addiffusion_env.backbones.paths`.
+        sigma: (B,) float64 on the CPU, the noise level of each; see :mod:`addiffusion_env.backbones.schedules`.
         history: what the solver remembers of each.
     """
 
@@ -222,7 +222,7 @@ class Backbone(Identified, ABC):
     Attributes:
         name: the registry name.
         traits: what belongs to its images besides the model: prompts, scorers, judges.
-        path: how signal and noise mix; see :mod:`addiffusion_env.backbones.paths`.
+        path: how signal and noise mix; see :mod:`addiffusion_env.backbones.schedules`.
         capabilities: what it can do.
         device: where the denoiser runs.
         decoder_name: what decodes its images and in which precision, for error messages.

@@ -1,6 +1,9 @@
-"""Which device and precision to run on."""
+"""Devices and precisions, and loading without libraries' messages."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -64,3 +67,21 @@ def dtype_keyword() -> str:
     from packaging.version import Version
 
     return "dtype" if Version(__version__) >= Version("0.42") else "torch_dtype"
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Within the context, transformers draws no bars and diffusers only reports errors; both are put back after."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    level = diffusers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

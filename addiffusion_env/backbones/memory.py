@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from addiffusion_env.errors import ConfigError, WeightsError
-from addiffusion_env.hub import WORKS_OFFLINE
+from addiffusion_env.files import WORKS_OFFLINE
 
 
 def place(pipe: Any, name: str, device: torch.device, offload: str) -> None:

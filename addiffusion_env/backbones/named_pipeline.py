@@ -9,7 +9,7 @@ from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import BACKBONE_OF, PipelineSpec, load_pipeline
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.hub import OnTheHub
+from addiffusion_env.files import OnTheHub
 
 if TYPE_CHECKING:
     from typing_extensions import Self

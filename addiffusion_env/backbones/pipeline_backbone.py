@@ -25,7 +25,6 @@ from addiffusion_env.backbones.base import (
     check_prompts,
 )
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
@@ -42,14 +41,15 @@ from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, Wanted
+from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
-from addiffusion_env.backbones.paths import rows
 from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
 from addiffusion_env.backbones.pipelines import load_pipeline
+from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.seeding import keyed_generator
 
 if TYPE_CHECKING:

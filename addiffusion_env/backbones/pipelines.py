@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.devices import dtype_keyword, resolve_device, resolve_dtype
+from addiffusion_env.backbones.devices import dtype_keyword, quiet_loading, resolve_device, resolve_dtype
 from addiffusion_env.backbones.memory import place
-from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import ConfigError, WeightsError
-from addiffusion_env.hub import (
+from addiffusion_env.files import (
     WORKS_OFFLINE,
     again,
     file_in,

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.devices import dtype_keyword
-from addiffusion_env.backbones.quiet import quiet_loading
+from addiffusion_env.backbones.devices import dtype_keyword, quiet_loading
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.hub import again, file_in, folder_of, in_a_line, read_json
+from addiffusion_env.files import again, file_in, folder_of, in_a_line, read_json
 
 PREVIEW_SIDE = 224
 """Pixels a side that CLIP, ImageReward and DINOv2 read: nothing larger is decoded for a look."""

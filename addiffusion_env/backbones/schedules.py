@@ -1,12 +1,31 @@
-"""Noise schedules: the timesteps of variance-preserving models with their levels and back, and rectified flow's times.
+"""Noise levels: how signal and noise mix, where a schedule's levels lie, and the way of an early exit.
+
+A path writes the noisy latents at level sigma as ``x = alpha(sigma) * x0 + std(sigma) * noise``:
+
+========================  ===================  =============================  ==========================
+path                      sigma                alpha(sigma)                   std(sigma)
+========================  ===================  =============================  ==========================
+variance preserving (SD)  std / alpha, in      1 / sqrt(1 + sigma^2)          sigma / sqrt(1 + sigma^2)
+                          [0, 14.6] on SD 1.5
+rectified flow (Flux)     time, in [0, 1]      1 - sigma                      sigma
+========================  ===================  =============================  ==========================
+
+``sigma`` of the variance-preserving path is that of Karras et al. 2022 (arXiv:2206.00364), as in k-diffusion and
+diffusers' Euler schedulers. All functions take and return float64 tensors of any shape.
 
 The spacings are those of diffusers (``timestep_spacing`` of DDIMScheduler; table 2 of arXiv:2305.08891), plus Align
 Your Steps (arXiv:2404.14507). Timesteps are the model's own integers; between them sigma is interpolated
 log-linearly, so that a landing may stand at any level.
+
+Stopping a long schedule early and returning the predicted x0 gives the conditional mean: blurred, and worse than a
+short schedule of the same cost, which spends its steps down to the end. So a stop buys m more evaluations, spaced
+evenly over what is left. m = 0 is the bare jump, kept as an ablation.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -15,6 +34,66 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.errors import ConfigError, unknown
+
+
+class NoisePath(ABC):
+    """Signal and noise scales as functions of sigma; see the module's table."""
+
+    name: str
+
+    @abstractmethod
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """Scale of the clean latents."""
+
+    @abstractmethod
+    def std(self, sigma: Tensor) -> Tensor:
+        """Scale of the noise."""
+
+    def half_log_snr(self, sigma: Tensor) -> Tensor:
+        """Lambda = log(alpha / std), DPM-Solver's time (arXiv:2206.00927, section 3); +inf at sigma 0."""
+        return torch.log(self.alpha(sigma)) - torch.log(self.std(sigma))
+
+    def mix(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Noises clean latents: (B, C, H, W), (B, C, H, W), (B,) -> (B, C, H, W)."""
+        return rows(self.alpha(sigma), x0) * x0 + rows(self.std(sigma), x0) * noise
+
+    def noise_of(self, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        """The noise that ``x`` holds when its clean latents are ``x0``; ``sigma`` must be above 0."""
+        return (x - rows(self.alpha(sigma), x) * x0) / rows(self.std(sigma), x)
+
+
+class VariancePreserving(NoisePath):
+    """The path of DDPM, SD 1.x, SD 2.x and SDXL."""
+
+    name = "variance_preserving"
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """``1 / sqrt(1 + sigma^2)``."""
+        return torch.rsqrt(1 + sigma**2)
+
+    def std(self, sigma: Tensor) -> Tensor:
+        """``sigma / sqrt(1 + sigma^2)``."""
+        return sigma * torch.rsqrt(1 + sigma**2)
+
+
+class RectifiedFlow(NoisePath):
+    """The straight path of rectified flow: Flux, SD 3."""
+
+    name = "rectified_flow"
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """``1 - sigma``."""
+        return 1 - sigma
+
+    def std(self, sigma: Tensor) -> Tensor:
+        """``sigma`` itself."""
+        return sigma
+
+
+def rows(scale: Tensor, like: Tensor) -> Tensor:
+    """Shapes a (B,) float64 scale to multiply (B, C, H, W) latents, in their dtype and on their device."""
+    return scale.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
 
 # Ten-step timesteps published with Align Your Steps and kept by diffusers (AysSchedules), and where the last step ends.
 AYS_SD15 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
@@ -159,3 +238,64 @@ def check_schedule(steps: int, most: int, spacing: str, known: Collection[str]) 
         raise unknown("timestep spacing", spacing, known)
     if not 1 <= steps <= most:
         raise ConfigError(f"steps must be 1 to {most}, got {steps}", "choose a number in that range")
+
+
+AUTO_LANDING_STEPS = 6
+"""``landing_steps="auto"`` makes no step longer than a six-step schedule would; see :func:`landing_evaluations`."""
+
+
+def landing_evaluations(landing_steps: int | str, position: float, remaining: int) -> int:
+    """How many evaluations a stop spends.
+
+    Args:
+        landing_steps: a number, or ``"auto"``: enough that no landing step is longer than that of a schedule of
+            :data:`AUTO_LANDING_STEPS` steps, and never more than simply going on would cost.
+        position: where the lane is, 1 at the start and 0 at the end, in units of the schedule's own time.
+        remaining: how many steps the schedule has left.
+
+    Returns:
+        A number in [0, remaining].
+
+    Raises:
+        ConfigError: for a negative number or another word.
+    """
+    if isinstance(landing_steps, str):
+        if landing_steps != "auto":
+            raise ConfigError(
+                f"landing_steps must be a number or 'auto', got {landing_steps!r}", "use 0, 1, 2 ... or 'auto'"
+            )
+        return min(remaining, max(1, math.ceil(position * AUTO_LANDING_STEPS - 1e-6)))
+    if isinstance(landing_steps, bool) or landing_steps < 0:
+        raise ConfigError(f"landing_steps must be 0 or more, got {landing_steps!r}", "use 0, 1, 2 ... or 'auto'")
+    return min(int(landing_steps), remaining)
+
+
+def respace(rest: np.ndarray, evaluations: int, positions: np.ndarray | None = None) -> np.ndarray:
+    """Re-spaces the rest of a schedule into fewer steps, evenly in the model's own time.
+
+    Args:
+        rest: (r + 1,) noise levels from where the lane is to the end, falling.
+        evaluations: m, from 0 to r.
+        positions: (r + 1,) the model's time at each of ``rest``, falling to 0; ``None`` takes the schedule's index.
+
+    Returns:
+        (m + 1,) noise levels with the same first and last entries; for m = 0 the first alone. Between grid points
+        sigma is interpolated log-linearly (a last level of 0 counts as its predecessor's continuation).
+
+    >>> respace(np.array([8.0, 4.0, 2.0, 1.0, 0.0]), 2).tolist()
+    [8.0, 2.0, 0.0]
+    """
+    remaining = len(rest) - 1
+    if not 0 <= evaluations <= remaining:
+        raise ConfigError(
+            f"cannot land in {evaluations} evaluations with {remaining} steps left", f"use 0 to {remaining}"
+        )
+    if evaluations == 0:
+        return rest[:1].copy()
+    time = np.arange(remaining, -1, -1.0) if positions is None else np.asarray(positions, dtype=np.float64)
+    places = np.linspace(time[0], time[-1], evaluations + 1)
+    # log(0) has no place on a line: extend the last positive gap by one step, then put the true end back.
+    positive = np.where(rest > 0, rest, rest[-2] ** 2 / rest[-3] if remaining > 1 else rest[0] / 2)
+    grid = np.exp(np.interp(places, time[::-1], np.log(positive)[::-1]))  # np.interp wants rising places
+    grid[0], grid[-1] = rest[0], rest[-1]
+    return grid

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention
 from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Prediction, check_prompts
-from addiffusion_env.backbones.calls.conventions import Discrete, convention_of
+from addiffusion_env.backbones.conventions import Discrete, convention_of
 from addiffusion_env.backbones.fingerprint import sampled
-from addiffusion_env.backbones.paths import rows
+from addiffusion_env.backbones.hooks import AttentionStore, FeatureTap, captured_cross_attention, tap
 from addiffusion_env.backbones.previews import resized
-from addiffusion_env.backbones.taps import FeatureTap, tap
+from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.lru import LruCache

@@ -10,10 +10,10 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.baselines.traits import ScoresUsed, selected_by
 from addiffusion_env.engine.episode import Episode, play
+from addiffusion_env.engine.lane import Decide, Request
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
-from addiffusion_env.engine.requests import Decide, Request
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers
 
 EpisodeProgram = Generator[Request, Any, Episode]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from addiffusion_env.baselines.base import BaseMethod, read_numbers, require_at_least
+from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
-from addiffusion_env.engine.requests import Decide
 from addiffusion_env.errors import ConfigError
 
 

@@ -14,10 +14,10 @@ from typing import ClassVar
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import BaseMethod, EpisodeProgram, Method
 from addiffusion_env.baselines.traits import ScoresUsed, Traits
+from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.engine.requests import Decide
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers
 
 

@@ -12,7 +12,7 @@ from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.engine.programs import act, finished
 from addiffusion_env.errors import unknown
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 SCORES = {"preference": "preference", "clip_score": "clip"}
 """What it may pick by -> which scorer gives it. Claims are decided by judges, which it does not see."""

@@ -16,7 +16,7 @@ from addiffusion_env.baselines.base import (
 )
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Scene, parse
 from addiffusion_env.prompts.emoji_vocabulary import COLORS
 

@@ -18,7 +18,7 @@ from addiffusion_env.baselines.base import (
 from addiffusion_env.baselines.tries import best_try, preference_of
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
-from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones import BACKBONES, traits_of
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.backbones.traits import traits_of
 from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.checks import FINDERS, TINY
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
@@ -23,8 +22,7 @@ from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.checks.scorers import SCORER_CONTRACTS
 from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
-from addiffusion_env.envs.loading import load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import PROMPT_SOURCES

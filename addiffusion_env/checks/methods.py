@@ -19,7 +19,7 @@ from addiffusion_env.checks.base import require
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.evaluation.runner import Stage, evaluate
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.look import LookScorers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from addiffusion_env.checks.base import require
-from addiffusion_env.prompts.base import PromptSource
+from addiffusion_env.prompts import PromptSource
 
 SOME = 16
 

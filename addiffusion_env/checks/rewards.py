@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from addiffusion_env.checks.base import require
-from addiffusion_env.rewards.base import RewardTerm, Transition
+from addiffusion_env.rewards import RewardTerm, Transition
 
 LANES = 4
 SCORES = {

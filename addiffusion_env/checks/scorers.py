@@ -8,9 +8,9 @@ import torch
 
 from addiffusion_env.checks.base import identity_is_held, refuses, require
 from addiffusion_env.errors import ImageRangeError, PromptError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
-from addiffusion_env.scorers.base import Embedder, Scorer
+from addiffusion_env.scorers import Embedder, Scorer
 
 TEXTS = ("a photo of a dog", "a photo of a red cup and a blue clock", "a photo of two cats")
 SIDE = 64

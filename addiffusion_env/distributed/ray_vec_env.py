@@ -12,11 +12,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from addiffusion_env.distributed.actor_pool import ActorPool, LostWorkerError, RayConfig
 from addiffusion_env.distributed.lane_worker import Begun, LaneWorker, Stepped
-from addiffusion_env.engine.faults import FaultCount
+from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.rewards import make_reward
 
 Observation = dict[str, np.ndarray]
 

@@ -17,10 +17,20 @@ import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
-from addiffusion_env.engine.faults import LANE_ERRORS, FaultCount
-from addiffusion_env.engine.requests import Decide, Evaluate, Finish, Outcome, Peek, Picture, Program, Request
+from addiffusion_env.engine.lane import (
+    LANE_ERRORS,
+    Decide,
+    Evaluate,
+    FaultCount,
+    Finish,
+    Outcome,
+    Peek,
+    Picture,
+    Program,
+    Request,
+)
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import Look, LookScorers
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
@@ -132,7 +142,7 @@ class Engine:
     """Runs programs in step.
 
     A lane that fails by itself (NaN, a scorer that raises) is dropped, its neighbours go on: see
-    :mod:`addiffusion_env.engine.faults`. With ``halve`` a call that the device's memory does not hold is made again in
+    :mod:`addiffusion_env.engine.lane`. With ``halve`` a call that the device's memory does not hold is made again in
     halves, and so are the calls after it.
 
     Attributes:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.engine.lane import Lane, open_lane
+from addiffusion_env.engine.lane import Decide, Lane, Picture, Request, open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.programs import turn
-from addiffusion_env.engine.requests import Decide, Picture, Request
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""A lane: one image being made, as a value."""
+"""One image in the making: its state, what it asks of the engine, and how failures are counted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,10 +13,156 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import HISTORY_TENSORS, Backbone, Conditioning, History, Latents
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.engine.requests import Picture
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import Look
 from addiffusion_env.seeding import keyed_noise
+
+LANE_ERRORS = (NumericsError, ImageRangeError, ScorerError)
+"""Errors that are one lane's own: NaN from a denoiser, decoder or scorer, and a scorer that raises. Any other error
+(a wrong configuration, missing weights, a prompt that does not fit) ends the run, whatever the limit."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a dropped lane has instead of a result.
+
+    Attributes:
+        error: why it was dropped.
+    """
+
+    error: AdDiffusionError
+
+
+@dataclass
+class FaultCount:
+    """How many lanes were dropped, and how many may be.
+
+    Attributes:
+        limit: lanes that may be dropped; 0 raises the first error.
+        count: lanes that were.
+    """
+
+    limit: int = 0
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 0:
+            raise ConfigError(f"max_faults must be a number from 0, got {self.limit!r}", "0 stops at the first")
+
+    def drop(self, error: AdDiffusionError) -> Fault:
+        """Counts a lane that failed with one of :data:`LANE_ERRORS` and warns.
+
+        Raises:
+            AdDiffusionError: ``error``, once more than ``limit`` lanes have failed.
+        """
+        self.count += 1
+        if self.limit == 0:
+            raise error
+        if self.count > self.limit:
+            before = f"{error.cause} ({self.limit} pictures were dropped before this one, max_faults={self.limit})"
+            raise type(error)(before, error.remedy) from error
+        warnings.warn(f"picture dropped ({self.count} of at most {self.limit}): {error.cause}", stacklevel=2)
+        return Fault(error)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the denoiser for one lane, and take a solver step.
+
+    Attributes:
+        latents: a batch of one.
+        conditioning: a batch of one.
+        sigma_next: where to step to; ``None`` to stay and only hear the prediction.
+        guidance_scale: 1 asks for the text-only prediction (one network call).
+        capture: whether attention maps are wanted.
+        who: the prompt, for error messages.
+        last: whether the schedule ends with this step: solvers take it in first order.
+    """
+
+    latents: Latents
+    conditioning: Conditioning
+    sigma_next: float | None
+    guidance_scale: float
+    capture: bool
+    who: str
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to :class:`Evaluate`; every tensor is a batch of one.
+
+    Attributes:
+        latents: after the step.
+        x0: the (guided) clean prediction.
+        calls: network calls: 2 for a guided evaluation, 1 for another.
+        attention: (1, tokens, h, w) or ``None``.
+        features: (1, F) of the denoiser's middle block, or ``None``.
+    """
+
+    latents: Latents
+    x0: Tensor
+    calls: int
+    attention: Tensor | None
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Peek:
+    """Decode a cheap preview of clean latents (1, C, H, W) and show it to the scorers; answered by a :class:`Look`."""
+
+    x0: Tensor
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Decode landed latents (1, C, H, W) in full and show them to the scorers; answered by a :class:`Picture`."""
+
+    x: Tensor
+    prompt: Prompt
+    conditioning: Conditioning | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture.
+
+    Attributes:
+        image: (3, H, W) float32 in [-1, 1].
+        look: what the scorers said of it.
+    """
+
+    image: Tensor
+    look: Look
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return to_pixels(self.image)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [-1, 1] -> (H, W, 3) uint8."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Ask the policy for an action; answered by an ``int``.
+
+    Attributes:
+        lane: the lane (:class:`addiffusion_env.engine.lane.Lane`) that waits; its look is fresh.
+        before: its look at the decision before, or ``None``.
+    """
+
+    lane: Any
+    before: Look | None
+
+
+Request: TypeAlias = Evaluate | Peek | Finish | Decide
+Program: TypeAlias = Generator[Request, Any, Any]
+"""A lane's work, written as if it were alone: it yields requests and is sent their answers."""
 
 
 @dataclass(frozen=True)

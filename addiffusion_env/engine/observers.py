@@ -11,8 +11,7 @@ from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.lane import Lane
-from addiffusion_env.engine.requests import Decide, Evaluate, Outcome, Request, to_pixels
+from addiffusion_env.engine.lane import Decide, Evaluate, Lane, Outcome, Request, to_pixels
 
 
 class EpisodeObserver:

@@ -13,7 +13,7 @@ import numpy as np
 from addiffusion_env.backbones.base import Capabilities
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
-from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.scorers.utility import Liking
 from addiffusion_env.settings import Ge, Settings
 
 MAPS = ("attention", "phrase", "none")
@@ -51,7 +51,7 @@ class RefineConfig(Settings):
             the one before; or ``best``: go on with the result, and give at the end the best-liked of all pictures that
             were finished on the way (with :attr:`ProcessConfig.check_finished`).
         margin: in standard deviations of preference; may be negative.
-        liking: what "best-liked" means; see :class:`addiffusion_env.scorers.liking.Liking`.
+        liking: what "best-liked" means; see :class:`addiffusion_env.scorers.utility.Liking`.
         return_to: step of the schedule where a refinement of the whole picture leaves the lane, so that a new try is
             judged as early as the first one was; ``None`` for where it was.
         limit: most refinements in an episode.
@@ -137,7 +137,7 @@ class ProcessConfig(Settings):
         guidance_scale: classifier-free guidance; 1 or less is none, as in diffusers.
         guidance_interval: ``(low, high)`` noise levels: evaluations at ``low < sigma <= high`` are guided, others take
             the prompt alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). ``None`` guides all.
-        landing_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.landing`.
+        landing_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.schedules`.
         decide_every: evaluations that one *continue* takes.
         decide_at: steps of the schedule where the policy is asked, instead; *continue* goes on to the next of them.
         check_finished: show the policy the finished picture before the episode ends, however it was finished: *stop*

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Latents
-from addiffusion_env.backbones.landing import landing_evaluations, respace
-from addiffusion_env.engine.lane import Lane, moved
+from addiffusion_env.backbones.schedules import landing_evaluations, respace
+from addiffusion_env.engine.lane import Evaluate, Finish, Lane, Outcome, Peek, Picture, Request, moved
 from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
-from addiffusion_env.engine.requests import Evaluate, Finish, Outcome, Peek, Picture, Request
-from addiffusion_env.regions.masks import attention_mask, phrase_masks
-from addiffusion_env.regions.phrases import evidence_of, phrases_of, without
-from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.engine.regions import attention_mask, evidence_of, phrase_masks, phrases_of, without
+from addiffusion_env.scorers.utility import Liking
 
 LaneProgram = Generator[Request, Any, Lane]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 
 @torch.no_grad()

@@ -7,11 +7,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from addiffusion_env.envs.actions import ActionSpace
 from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
+from addiffusion_env.envs.slot import ActionSpace
 from addiffusion_env.envs.state import Restorable
-from addiffusion_env.envs.view import View
 
 Observation = dict[str, np.ndarray]
 

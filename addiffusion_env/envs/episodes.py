@@ -15,25 +15,17 @@ import numpy as np
 
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.faults import Fault, FaultCount
-from addiffusion_env.engine.lane import Lane, open_lane
+from addiffusion_env.engine.lane import Fault, FaultCount, Lane, Picture, Request, open_lane, to_pixels
 from addiffusion_env.engine.process import Action
 from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
-from addiffusion_env.engine.requests import Picture, Request, to_pixels
-from addiffusion_env.envs.actions import numbers_of
-from addiffusion_env.envs.framing import Framer
-from addiffusion_env.envs.infos import InfoMaker
-from addiffusion_env.envs.loading import load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.envs.slot import Slot, portable
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
+from addiffusion_env.envs.slot import Framer, InfoMaker, Slot, numbers_of, portable
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
-from addiffusion_env.observations.features import needs_preview
-from addiffusion_env.observations.frame import Frame
-from addiffusion_env.observations.observer import Observer
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import failures, make_reward, reward_error
-from addiffusion_env.scorers.look_batch import LookBatch
+from addiffusion_env.observations import Frame
+from addiffusion_env.observations.features import Observer, needs_preview
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
+from addiffusion_env.scorers.utility import LookBatch
 
 RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
 
@@ -154,7 +146,7 @@ class Episodes:
         """Takes one action on every lane.
 
         Args:
-            actions: (B,); see :func:`addiffusion_env.envs.actions.numbers_of`.
+            actions: (B,); see :func:`addiffusion_env.envs.slot.numbers_of`.
             reset_ended: a lane that has ended begins its next episode instead, for reward 0; its action is not read.
 
         Raises:

@@ -1,14 +1,19 @@
-"""What an episode looks like: the preview over a strip of the actions taken, and film strips of whole episodes."""
+"""How episodes are shown: frames, film strips, a window."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.slot import longest_episode
+from addiffusion_env.errors import ConfigError, MissingPackageError
 
 ACTION_COLOURS = {0: (70, 130, 200), 1: (200, 60, 60), 2: (240, 170, 30)}
 """Continue blue, stop red, refine amber: the same in frames, film strips and plots."""
@@ -125,3 +130,163 @@ def tiled(frames: Sequence[np.ndarray]) -> np.ndarray:
 def _enlarged(pixels: np.ndarray, size: int, mask: np.ndarray | None) -> Image.Image:
     large = Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
     return large if mask is None else Image.fromarray(overlay_mask(np.asarray(large), mask))
+
+
+DRIVERS = ("SDL_VIDEODRIVER", "SDL_VIDEO_DRIVER")
+"""Environment variables by which a user picks SDL's output; with one set, what it names is taken as it is."""
+
+
+class Window:
+    """Shows frames, the newest in place of the one before.
+
+    Args:
+        title: of the window.
+        fps: most frames a second; showing waits for its turn.
+
+    Raises:
+        MissingPackageError: without pygame.
+        ConfigError: where there is no screen.
+    """
+
+    def __init__(self, title: str, fps: int) -> None:
+        self._pygame = _pygame()
+        self._fps = fps
+        self._screen: Any = None
+        _open_display(self._pygame)
+        self._pygame.display.set_caption(title)
+        self._clock = self._pygame.time.Clock()
+
+    def show(self, frame: np.ndarray) -> None:
+        """Draws a frame, (H, W, 3) uint8; the window takes the size of the first."""
+        pygame = self._pygame
+        if self._screen is None or self._screen.get_size() != frame.shape[1::-1]:
+            self._screen = pygame.display.set_mode(frame.shape[1::-1])
+        self._screen.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
+        pygame.event.pump()  # lets the system move and repaint the window
+        pygame.display.flip()
+        self._clock.tick(self._fps)
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8: what the window shows."""
+        return self._pygame.surfarray.array3d(self._screen).swapaxes(0, 1)
+
+    def close(self) -> None:
+        """Closes it; safe to call twice."""
+        self._pygame.display.quit()
+
+
+def _pygame() -> Any:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        import pygame
+    except ImportError as error:
+        raise MissingPackageError(
+            "render_mode='human' needs pygame, which is not installed",
+            "pip install 'addiffusion-env[render]', or use render_mode='rgb_array'",
+        ) from error
+    return pygame
+
+
+def _open_display(pygame: Any) -> None:
+    remedy = "use render_mode='rgb_array' or 'film', or set DISPLAY to a screen (xvfb-run makes one)"
+    try:
+        pygame.display.init()
+    except pygame.error as error:
+        raise ConfigError(f"render_mode='human' needs a screen: {error}", remedy) from error
+    # Without a screen SDL falls back to drawing into memory, where nobody would see it.
+    unseen = pygame.display.get_driver() in ("offscreen", "dummy")
+    if unseen and not any(os.environ.get(name) for name in DRIVERS):
+        pygame.display.quit()
+        raise ConfigError("render_mode='human' needs a screen, and none was found", remedy)
+
+
+MOST_CELLS = 60
+"""Cells of the largest film strip; of a longer episode it shows the end."""
+
+
+class View:
+    """What :meth:`render` of an environment gives, by its render mode.
+
+    Args:
+        episodes: what is shown.
+        mode: one of :data:`addiffusion_env.envs.settings.RENDER_MODES`, or ``None``: then nothing is kept or drawn.
+            A mode's name with ``_list`` collects the frames of every reset and step until they are asked for, as
+            Gymnasium's ``RenderCollection`` does.
+        fps: of the window.
+
+    Attributes:
+        films: cells of each lane's film strip.
+        over: whether that is of an episode that has ended.
+    """
+
+    def __init__(self, episodes: Episodes, mode: str | None, fps: int) -> None:
+        self.episodes = episodes
+        self.mode = None if mode is None else mode.removesuffix("_list")
+        self.collected: list[list[np.ndarray]] | None = None if mode == self.mode else []
+        self.fps = fps
+        self.window: Window | None = None
+        self._room = min(MOST_CELLS, longest_episode(episodes.process))
+        self.films: list[list[Cell]] = [[] for _ in episodes.slots]
+        self.over = [False for _ in episodes.slots]
+
+    def reset(self, lanes: Iterable[int] | None = None) -> None:
+        """Told after a reset of some lanes; ``None`` for all of them."""
+        if lanes is None and self.collected is not None:
+            self.collected = []
+        for index in range(len(self.films)) if lanes is None else lanes:
+            self.films[index] = []
+            self.over[index] = False
+        self.show()
+
+    def stepped(self, index: int, over: bool) -> None:
+        """Told after lane ``index`` took an action, before its next episode begins: keeps a film's next cell."""
+        if self.mode != "film":
+            return
+        if self.over[index]:  # the film of an episode stays until the next one has something to show
+            self.films[index] = []
+        self.over[index] = over
+        lane = self.episodes.lane(index)
+        preference = float("nan") if lane.look is None else float(lane.look.preference[0])
+        self.films[index].append(Cell(self.episodes.pixels(index), lane.actions[-1], preference, lane.refine_mask))
+
+    def frames(self) -> list[np.ndarray]:
+        """One picture a lane, all of one size: (296, 256, 3) uint8, or a film strip in mode ``film``."""
+        if self.mode == "film":
+            return [draw_film(cells, self._room) for cells in self.films]
+        lanes = [self.episodes.lane(index) for index in range(len(self.films))]
+        return [
+            render_frame(self.episodes.pixels(index), lane.actions, lane.nfe, lane.prompt.text, lane.refine_mask)
+            for index, lane in enumerate(lanes)
+        ]
+
+    def render(self) -> list[Any]:
+        """What one call of ``render`` gives each lane: a frame, or the list of those collected since the last call."""
+        if self.collected is None:
+            return list(self.frames())
+        frames, self.collected = self.collected, []
+        return [list(lane) for lane in zip(*frames, strict=True)] or [[] for _ in self.films]
+
+    def show(self) -> None:
+        """Told at the end of every reset and step: draws to the window in mode ``human``, collects in ``_list`` modes.
+
+        Raises:
+            MissingPackageError: without pygame.
+            ConfigError: where there is no screen.
+        """
+        if self.collected is not None:
+            self.collected.append(self.frames())
+        if self.mode != "human":
+            return
+        if self.window is None:
+            self.window = Window("AdDiffusion", self.fps)
+        self.window.show(tiled(self.frames()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the window, which belongs to its process."""
+        return {**self.__dict__, "window": None}
+
+    def close(self) -> None:
+        """Closes the window, if there is one."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None

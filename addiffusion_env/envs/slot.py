@@ -1,26 +1,250 @@
-"""One lane's place in an environment: its picture, and which episode it is."""
+"""One episode of an environment: its actions, its state, what the policy sees of it and what its info holds.
+
+So that any buffer can hold it: replay buffers make their arrays from the first info that they see. Numbers with a
+fraction are np.float64, which is a float, and which TorchRL's reader can read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 
-from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.engine.faults import Fault
+from addiffusion_env.backbones.base import Backbone, Capabilities
 from addiffusion_env.engine.lane import (
+    Fault,
     Lane,
+    Picture,
     look_state,
     picture_state,
     restore_lane,
     restore_look,
     restore_picture,
 )
-from addiffusion_env.engine.requests import Picture
-from addiffusion_env.errors import AdDiffusionError
-from addiffusion_env.scorers.look import Look
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.errors import AdDiffusionError, IllegalActionError
+from addiffusion_env.observations import LOG_SNR_RANGE, Frame
+from addiffusion_env.scorers.look import Look, LookScorers
+from addiffusion_env.scorers.utility import LookBatch
+
+
+class ActionSpace(spaces.Discrete):
+    """``Discrete(3)``; ``sample(mask=)`` also takes what :meth:`AdDiffusionEnv.action_masks` gives.
+
+    >>> import numpy as np
+    >>> space = ActionSpace()
+    >>> space == spaces.Discrete(3), int(space.sample(mask=np.array([False, False, True])))
+    (True, 2)
+    """
+
+    def __init__(self, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(len(Action), seed=seed)
+
+    def sample(self, mask: Any = None, probability: Any = None) -> np.int64:
+        """Draws an action.
+
+        Args:
+            mask: (3,) which may be drawn, bool or int8.
+            probability: (3,) float64 that sum to 1.
+        """
+        return super().sample(None if mask is None else _int8(mask), probability)
+
+
+class BatchedActionSpace(spaces.MultiDiscrete):
+    """``num_envs`` of them; ``sample(mask=)`` also takes (num_envs, 3) masks in one array.
+
+    Args:
+        num_envs: lanes.
+    """
+
+    def __init__(self, num_envs: int, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__([len(Action)] * num_envs, seed=seed)
+
+    def sample(self, mask: Any = None, probability: Any = None) -> np.ndarray:
+        """Draws (num_envs,) actions.
+
+        Args:
+            mask: for each lane which may be drawn, bool or int8: (num_envs, 3), or Gymnasium's tuple.
+            probability: for each lane, as a tuple.
+        """
+        return super().sample(None if mask is None else tuple(_int8(row) for row in mask), probability)
+
+
+@batch_space.register(ActionSpace)
+def _batched(space: ActionSpace, n: int = 1) -> BatchedActionSpace:
+    """SyncVectorEnv's action space too takes masks in one array."""
+    return BatchedActionSpace(n, seed=deepcopy(space.np_random))
+
+
+def _int8(mask: Any) -> np.ndarray:
+    """Gymnasium's type of a mask."""
+    array = np.asarray(mask)
+    return array.astype(np.int8) if array.dtype == bool else array
+
+
+def numbers_of(actions: Any, lanes: int) -> list[int]:
+    """One number a lane of what a client sent: a number, a list, an array or tensor of (lanes,) or (lanes, 1).
+
+    Raises:
+        IllegalActionError: for another count or shape, or what are no whole numbers.
+    """
+    if isinstance(actions, torch.Tensor):
+        actions = actions.detach().cpu()
+    elif isinstance(actions, Sequence) and any(isinstance(action, torch.Tensor) for action in actions):
+        actions = [int(action) for action in actions]
+    try:
+        given = np.asarray(actions)
+    except ValueError:  # rows of different lengths
+        given = np.asarray(actions, dtype=object)
+    if given.shape not in ((lanes,), (lanes, 1)) and not (lanes == 1 and given.shape == ()):
+        counted = f"{given.shape[0]} actions" if given.ndim == 1 else f"actions of shape {given.shape}"
+        raise IllegalActionError(f"got {counted} for {lanes} lanes", f"send an array of shape ({lanes},)")
+    whole = given.dtype.kind in "biu" or (
+        given.dtype.kind == "f" and bool((np.isfinite(given) & (given == np.trunc(given))).all())
+    )
+    if not whole:
+        raise IllegalActionError(f"actions must be whole numbers, got {actions!r:.60}", "continue 0, stop 1, refine 2")
+    return [int(action) for action in given.reshape(-1)]
+
+
+@dataclass(frozen=True)
+class Framer:
+    """Makes frames for one backbone, process and set of scorers.
+
+    Attributes:
+        backbone: for its noise path.
+        process: for the size of the budget.
+        scorers: for the prompts' embeddings.
+        highest_price: the price that is shown as 1.
+    """
+
+    backbone: Backbone
+    process: ProcessConfig
+    scorers: LookScorers
+    highest_price: float
+
+    def frame(self, lanes: Sequence[Lane], before: Sequence[Look | None], prices: Sequence[float]) -> Frame:
+        """The decision points of ``B`` lanes as arrays, batch first.
+
+        Args:
+            lanes: each with the look at what is seen now.
+            before: each lane's look at the decision before, or ``None``.
+            prices: of one NFE, for each lane.
+        """
+        width, liking = self.scorers.clip_dim, self.process.refine.liking
+        sigma = torch.tensor([lane.sigma for lane in lanes], dtype=torch.float64)
+        none = np.zeros(3, np.float32)
+        unfelt = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
+        now = LookBatch.of([lane.look for lane in lanes], width)
+        best = LookBatch.of([None if lane.best is None else lane.best.look for lane in lanes])
+        return Frame.of(
+            now,
+            LookBatch.of(before),
+            clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),
+            x0_change=np.array([lane.change for lane in lanes]),
+            log_snr=self.backbone.path.half_log_snr(sigma).clamp(*LOG_SNR_RANGE).numpy(),
+            budget=np.array([lane.nfe for lane in lanes]) / self.most,
+            refinements=np.array([lane.refinements for lane in lanes]) / max(1, self.process.refine.limit),
+            price=np.array(prices) / max(self.highest_price, 1e-12),
+            liking=now.liked(liking),
+            best_liking=best.liked(liking),
+            has_best=best.known.astype(np.float64),
+            evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),
+            features=torch.cat([unfelt if lane.features is None else lane.features for lane in lanes]).cpu().numpy(),
+            finished=np.array([float(lane.shown is not None) for lane in lanes]),
+        )
+
+    @cached_property
+    def most(self) -> float:
+        """NFE of an episode that takes every step and every refinement at its dearest."""
+        refine = self.process.refine
+        way = self.backbone.sigmas(self.process.steps, self.process.spacing)[:-1]
+        again = self.process.nfe_of(way) if isinstance(refine.steps, str) else float(refine.steps)
+        maps = {"none": 0, "attention": 1, "phrase": 2}[refine.maps]  # three phrases and the whole: two evaluations
+        return self.process.nfe_of(way) + (refine.limit * (maps + again) if refine.enabled else 0)
+
+
+def longest_episode(process: ProcessConfig) -> int:
+    """Decisions of an episode that takes every step and every refinement."""
+    once = len(process.decision_steps) + 1
+    if not process.refine.enabled:
+        return once
+    back = process.refine.return_to
+    ahead = 0 if back is None else sum(step > back for step in process.decision_steps) + 1
+    return once + process.refine.limit * (1 + ahead)
+
+
+@dataclass(frozen=True)
+class InfoMaker:
+    """Makes the infos of an environment.
+
+    Attributes:
+        image_size: (H, W) of a finished picture.
+        mask_size: (h, w) of a refined region; ``None`` where *refine* draws no region anew.
+        longest: decisions of the longest episode.
+        terms: of the reward, by name.
+    """
+
+    image_size: tuple[int, int]
+    mask_size: tuple[int, int] | None
+    longest: int
+    terms: tuple[str, ...]
+
+    @classmethod
+    def of(cls, capabilities: Capabilities, process: ProcessConfig, terms: Iterable[str]) -> InfoMaker:
+        """For a backbone, a decision process and the terms of a reward."""
+        regions = process.refine.enabled and process.refine.region != "whole"
+        masks = capabilities.latent_shape[-2:] if regions else None
+        return cls(capabilities.image_size, masks, longest_episode(process), tuple(terms))
+
+    def info(
+        self, slot: Slot, action: int = -1, illegal: bool = False, paid: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
+        """One lane's info.
+
+        Args:
+            slot: where it is.
+            action: that led there; -1 after a reset.
+            illegal: whether another one was asked for.
+            paid: name -> value of each reward term; ``None`` pays nothing.
+        """
+        lane, look, picture = slot.lane, slot.lane.look, slot.picture
+        trace = np.full(self.longest, -1, dtype=np.int8)
+        trace[: len(lane.actions)] = lane.actions
+        info: dict[str, Any] = {
+            "prompt": lane.prompt.text,
+            "prompt_id": lane.prompt.prompt_id,
+            "task": lane.prompt.task,
+            "seed": lane.seed,
+            "sigma": np.float64(lane.sigma),
+            "step": lane.step,
+            "nfe": np.float64(lane.nfe),
+            "network_calls": lane.calls,
+            "refinements": lane.refinements,
+            "price": np.float64(slot.price),
+            # Zero and a flag, not NaN: Gymnasium's checker compares infos, and NaN is equal to nothing.
+            "has_look": look is not None,
+            "clip_score": np.float64(0 if look is None else look.clip_score[0]),
+            "preference": np.float64(0 if look is None else look.preference[0]),
+            "action": action,
+            "illegal_action": illegal,
+            "action_trace": trace,
+            "reward_terms": {name: 0.0 if paid is None else float(paid[name]) for name in self.terms},
+            "fault": "" if slot.fault is None else slot.fault.error.cause,
+            "has_image": picture is not None,
+            "image": np.zeros((*self.image_size, 3), np.uint8) if picture is None else picture.pixels(),
+        }
+        if self.mask_size is not None:
+            mask = lane.refine_mask
+            info["refine_mask"] = np.zeros(self.mask_size, np.float32) if mask is None else mask.copy()
+        return info
 
 
 def portable(state: Any) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.rendering import Cell
+from addiffusion_env.envs.rendering import Cell, View
 from addiffusion_env.envs.slot import Slot
-from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ResumeError
-from addiffusion_env.prompts.base import PromptList
+from addiffusion_env.prompts import PromptList
 
 
 @dataclass(frozen=True, eq=False)

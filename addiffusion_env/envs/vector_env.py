@@ -10,11 +10,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from addiffusion_env.envs.actions import ActionSpace
 from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
+from addiffusion_env.envs.slot import ActionSpace
 from addiffusion_env.envs.state import Restorable
-from addiffusion_env.envs.view import View
 from addiffusion_env.errors import ConfigError, EpisodeOverError, unknown
 
 Observation = dict[str, np.ndarray]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import Any
 
-from addiffusion_env.backbones.traits import traits_of
-from addiffusion_env.prompts import BENCHMARKS
-from addiffusion_env.prompts.base import Prompt, PromptSource
+from addiffusion_env.backbones import traits_of
+from addiffusion_env.prompts import BENCHMARKS, Prompt, PromptSource
 
 GRAMMAR_PROMPTS = 128
 """How many prompts an evaluation takes of a source without an end."""

@@ -12,11 +12,10 @@ from addiffusion_env.agents.hub_policy import is_zip
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.make import policy_at
 from addiffusion_env.agents.policy_file import shipped
-from addiffusion_env.backbones.traits import traits_of
+from addiffusion_env.backbones import traits_of
 from addiffusion_env.baselines import make_method
 from addiffusion_env.baselines.base import Method
-from addiffusion_env.envs.loading import clip_width
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, clip_width
 from addiffusion_env.evaluation.benchmarks import choose_prompts
 from addiffusion_env.evaluation.eval_config import extras_in
 from addiffusion_env.evaluation.extras import Extra

@@ -10,7 +10,7 @@ from addiffusion_env.baselines.fixed import FixedSteps
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.evaluation.runner import Plan, Stage
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 
 @dataclass(frozen=True)

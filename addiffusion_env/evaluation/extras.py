@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from addiffusion_env.evaluation.manifest import Manifest
     from addiffusion_env.evaluation.records import Record
     from addiffusion_env.evaluation.sections import Section
-    from addiffusion_env.prompts.base import Prompt
+    from addiffusion_env.prompts import Prompt
 
 EXTRAS = Registry("setting of an evaluation", more="addiffusion_lab")
 """Key of ``configs/eval.yaml`` -> a subclass of :class:`Extra`. Empty until a plugin registers some."""

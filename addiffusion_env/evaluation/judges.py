@@ -9,12 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from addiffusion_env.backbones.traits import traits_of
+from addiffusion_env.backbones import traits_of
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers import SCORERS
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import named, require_finite
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers import SCORERS, Scorer, named, require_finite
 from addiffusion_env.scorers.look import LookScorers
 
 

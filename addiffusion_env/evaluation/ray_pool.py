@@ -16,13 +16,12 @@ from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, LostWorkerError, RayConfig, import_ray
-from addiffusion_env.engine.faults import Fault, FaultCount
-from addiffusion_env.envs.loading import load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.engine.lane import Fault, FaultCount
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Job, Maker, Making, Plan, Shard, Stage, Work, in_turn, plan
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 POLL = 1.0
 """Seconds between two looks at the clock of jobs that do not answer."""

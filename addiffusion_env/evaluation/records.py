@@ -14,7 +14,7 @@ from addiffusion_env.backbones import fingerprint
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from addiffusion_env.backbones.identity import identity_of
 from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.faults import LANE_ERRORS, Fault, FaultCount
+from addiffusion_env.engine.lane import LANE_ERRORS, Fault, FaultCount
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
@@ -23,7 +23,7 @@ from addiffusion_env.evaluation.judges import Judgement, Judges
 from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.profiling import Meter
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers
 
 RECORDS_FOLDER = "records"

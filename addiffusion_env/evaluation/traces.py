@@ -11,9 +11,8 @@ from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.observers import Decisions
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import Reward, make_reward
-from addiffusion_env.scorers.look_batch import LookBatch
+from addiffusion_env.rewards import Reward, Transition, make_reward
+from addiffusion_env.scorers.utility import LookBatch
 
 
 def terms_of(method: Method, decisions: Decisions, episode: Episode) -> dict[str, tuple[float, ...]]:

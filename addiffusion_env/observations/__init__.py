@@ -1,6 +1,13 @@
-"""What the policy sees: from frames to Dict observations. A new observation is one class and one line here."""
+"""What a policy sees: frames, and the named parts of an observation. A new one is one class and one line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
 
 from addiffusion_env.registry import Registry
+from addiffusion_env.scorers.utility import LookBatch
 
 FEATURES = Registry(
     "observation key",
@@ -19,3 +26,66 @@ FEATURES = Registry(
     },
 )
 """Key -> a subclass of :class:`~addiffusion_env.observations.features.Feature`."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One decision point of ``B`` lanes. Where a lane has no picture yet, picture features are 0.
+
+    Attributes:
+        clip_image: (B, D) unit CLIP embedding of the preview.
+        clip_text: (B, D) unit CLIP embedding of the prompt.
+        clip_score: (B,) their cosine.
+        clip_before: (B,) the cosine at the decision before.
+        preference: (B,) preference score of the preview, in standard deviations.
+        preference_before: (B,) the same at the decision before.
+        dino_similarity: (B,) cosine of the preview's DINO embedding to that of the decision before; 0 without one.
+        x0_change: (B,) relative change of x0 at the last evaluation.
+        log_snr: (B,) half log-SNR where the lane is, clipped to :data:`LOG_SNR_RANGE`.
+        budget: (B,) NFE spent over the NFE of the full schedule with every refinement, in [0, 1].
+        refinements: (B,) refinements over their limit, in [0, 1].
+        price: (B,) the NFE price over the highest that is drawn, in [0, 1].
+        liking: (B,) how much the preview or finished picture is liked (:class:`scorers.liking.Liking`); 0 without one.
+        best_liking: (B,) of the best finished picture of earlier tries; 0 without one.
+        has_best: (B,) whether there is one, 0 or 1.
+        evidence: (B, 3) what phrase maps said (:func:`regions.phrases.evidence_of`), in [0, 1]; 0 where none were made.
+        features: (B, F) pooled output of the denoiser's middle block at the last evaluation, in its own scale; 0 before
+            the first, and F is 0 where nobody kept them.
+        finished: (B,) whether what is seen is a finished picture that waits to be taken or tried again, 0 or 1.
+    """
+
+    clip_image: np.ndarray
+    clip_text: np.ndarray
+    clip_score: np.ndarray
+    clip_before: np.ndarray
+    preference: np.ndarray
+    preference_before: np.ndarray
+    dino_similarity: np.ndarray
+    x0_change: np.ndarray
+    log_snr: np.ndarray
+    budget: np.ndarray
+    refinements: np.ndarray
+    price: np.ndarray
+    liking: np.ndarray
+    best_liking: np.ndarray
+    has_best: np.ndarray
+    evidence: np.ndarray
+    features: np.ndarray
+    finished: np.ndarray
+
+    @classmethod
+    def of(cls, now: LookBatch, before: LookBatch, **others: np.ndarray) -> Frame:
+        """From the looks at a decision and at the one before; ``others`` are the attributes that no look tells."""
+        return cls(
+            clip_image=now.look.clip_image,
+            clip_score=now.score("clip_score"),
+            clip_before=before.score("clip_score"),
+            preference=now.score("preference"),
+            preference_before=before.score("preference"),
+            dino_similarity=now.similarity(before),
+            **others,
+        )
+
+
+LOG_SNR_RANGE = (-4.0, 6.0)
+"""Half log-SNR from pure noise (-2.7 on SD 1.5) to its last step (3.5); beyond it lanes have landed."""

@@ -1,4 +1,4 @@
-"""Observation keys: for each its length and how it is made from a :class:`Frame`. Everything lies in [-1, 1]."""
+"""The parts of an observation, and its space and arrays in one object so that they cannot drift apart."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from gymnasium import spaces
 
-from addiffusion_env.observations import FEATURES
-from addiffusion_env.observations.frame import LOG_SNR_RANGE, Frame
+from addiffusion_env.errors import CapabilityError
+from addiffusion_env.observations import FEATURES, LOG_SNR_RANGE, Frame
 
 TIMESTEP_DIM = 128
 QUALITY = (
@@ -285,3 +286,48 @@ def parts_shown(keys: Sequence[str], utility: Sequence[str]) -> tuple[str, ...]:
     """
     parts = [part for feature in features_of(keys).values() for part in feature.shows]
     return tuple(dict.fromkeys(p for part in parts for p in (utility if part == UTILITY else (part,))))
+
+
+class Observer:
+    """Makes Dict observations.
+
+    Args:
+        clip_dim: width of the CLIP embedding (768 for ViT-L/14: the three standard keys then hold 1672 numbers).
+        keys: which features, in order.
+        feature_dim: width of the denoiser's own features; 0 where there are none.
+
+    Attributes:
+        keys: see above.
+        widths: key -> length.
+        space: the observation space.
+
+    Raises:
+        UnknownNameError: for an unknown key.
+        CapabilityError: for the denoiser's features where there are none.
+    """
+
+    def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS, feature_dim: int = 0) -> None:
+        self._features = features_of(keys)
+        needy = [key for key, feature in self._features.items() if feature.needs_features]
+        if needy and not feature_dim:
+            raise CapabilityError(
+                f"the observation key {needy[0]!r} needs a denoiser with a middle block, and tables that were recorded "
+                "with it: there is none here",
+                f"leave {needy[0]!r} out of observation_keys, or record the table with features=True",
+            )
+        self.keys = tuple(keys)
+        widths = Widths(clip_dim, feature_dim)
+        self.widths = {key: feature.width(widths) for key, feature in self._features.items()}
+        self.space = spaces.Dict(
+            {
+                key: spaces.Box(feature.low, 1.0, (self.widths[key],), np.float32)
+                for key, feature in self._features.items()
+            }
+        )
+
+    def observe(self, frame: Frame) -> dict[str, np.ndarray]:
+        """(B, dim) float32 for each key, clipped to the space."""
+        return {
+            key: np.clip(feature.make(frame), feature.low, 1.0).astype(np.float32)
+            for key, feature in self._features.items()
+        }

@@ -1,8 +1,16 @@
-"""Where prompts come from: a grammar with exact requirements, files, and public benchmarks."""
+"""What a prompt is, and where prompts come from. A new source is one file and one line here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from addiffusion_env.errors import PromptError
 from addiffusion_env.registry import Registry
+from addiffusion_env.seeding import stable_hash
 
 BENCHMARKS = Registry("benchmark", more="addiffusion_lab")
 """Public prompt lists, each also a prompt source; :mod:`addiffusion_lab` registers some."""
@@ -15,3 +23,103 @@ PROMPT_SOURCES = Registry(
     },
     more="addiffusion_lab",
 )
+
+
+def text_id(text: str, prefix: str = "text") -> str:
+    """A stable id for a prompt that has none of its own.
+
+    >>> text_id("a dog") == text_id("a dog"), text_id("a dog") == text_id("a cat")
+    (True, False)
+    """
+    return f"{prefix}-{stable_hash('prompt', text):016x}"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and what is known about it.
+
+    Attributes:
+        text: what the text encoder reads.
+        prompt_id: stable identity; noise is keyed by it, records are joined on it.
+        task: the kind of prompt, for per-task tables (``"position"``, a PartiPrompts category ...).
+        phrases: the parts of ``text`` that each name one thing to draw, in order; empty when unknown.
+        demands: how many separate things the prompt asks for (objects, colours, counts, relations): its complexity.
+        requirements: machine-readable form of the prompt for a rule-based judge, or ``None``.
+        metadata: whatever else the source's file says.
+        arguments: further arguments of the pipeline's call for this prompt (``negative_prompt``, ``image`` ...).
+    """
+
+    text: str
+    prompt_id: str
+    task: str = "prompt"
+    phrases: tuple[str, ...] = ()
+    demands: int = 0
+    requirements: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prompt: Prompt | str, prompt_id: str | None = None) -> Prompt:
+        """Wraps a plain string; passes a :class:`Prompt` through (with another id, when one is given).
+
+        Raises:
+            PromptError: when ``prompt`` is neither, or text that no UTF-8 file can hold.
+        """
+        if isinstance(prompt, str):
+            if any("\ud800" <= char <= "\udfff" for char in prompt):
+                raise PromptError(f"prompt {prompt[:60]!r} holds half a surrogate pair", "decode it as UTF-8")
+            return cls(prompt, prompt_id or text_id(prompt))
+        if not isinstance(prompt, Prompt):
+            raise PromptError(f"a prompt must be a string or a Prompt, got {type(prompt).__name__}", "pass its text")
+        if prompt_id is None or prompt_id == prompt.prompt_id:
+            return prompt
+        return replace(prompt, prompt_id=prompt_id)
+
+
+@runtime_checkable
+class PromptSource(Protocol):
+    """Where the prompts of an environment come from."""
+
+    name: str
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """Draws one prompt; all randomness comes from ``rng``."""
+
+    def take(self, count: int, seed: int = 0) -> list[Prompt]:
+        """The fixed list of ``count`` prompts that belongs to ``seed``: the same in every process."""
+
+
+class PromptList:
+    """A :class:`PromptSource` over a fixed list, in order.
+
+    Args:
+        prompts: the prompts; at least one.
+        name: for messages and records.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt | str], name: str = "list") -> None:
+        if isinstance(prompts, str) or len(prompts) == 0:
+            raise PromptError(
+                f"prompt list {name!r} needs at least one prompt, got {prompts!r}", "pass a list of prompts"
+            )
+        self.name = name
+        self.prompts = [Prompt.of(prompt) for prompt in prompts]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """Draws one prompt uniformly."""
+        return self.prompts[int(rng.integers(len(self.prompts)))]
+
+    def take(self, count: int, seed: int = 0) -> list[Prompt]:
+        """The first ``count`` prompts (``seed`` 0) or a seeded subset without replacement, in file order."""
+        if count >= len(self.prompts):
+            return list(self.prompts)
+        if seed == 0:
+            return self.prompts[:count]
+        chosen = np.random.default_rng(seed).choice(len(self.prompts), count, replace=False)
+        return [self.prompts[index] for index in sorted(chosen)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts.base import Prompt, PromptList
+from addiffusion_env.prompts import Prompt, PromptList
 
 
 class TextFilePrompts(PromptList):

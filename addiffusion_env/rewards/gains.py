@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from addiffusion_env.rewards.base import RewardTerm, Transition
+from addiffusion_env.rewards import RewardTerm, Transition
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from addiffusion_env.rewards.base import RewardTerm, Transition
+from addiffusion_env.rewards import RewardTerm, Transition
 
 
 class NfePrice(RewardTerm):

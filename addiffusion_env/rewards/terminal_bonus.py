@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from addiffusion_env.rewards.base import RewardTerm, Transition
-from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.rewards import RewardTerm, Transition
+from addiffusion_env.scorers.utility import Liking
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TerminalBonus(RewardTerm):
         width: 0 pays the liking itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
             in [0, 1], which behaves like a probability of being right and stops paying for what is good enough.
         relative: 1 subtracts the reference schedule's preference (same prompt, same seed) first.
-        clip_weight: see :class:`addiffusion_env.scorers.liking.Liking`; with weight 0 liking is preference.
+        clip_weight: see :class:`addiffusion_env.scorers.utility.Liking`; with weight 0 liking is preference.
         clip_centre: the same.
         clip_scale: the same.
         belief: the same; with ``centre=0, width=1`` the bonus is the chance of being right that it gives.

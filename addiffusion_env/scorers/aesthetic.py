@@ -10,13 +10,11 @@ import torch
 from torch import nn
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.hub import WORKS_OFFLINE
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import check_pairs, require_finite
+from addiffusion_env.files import WORKS_OFFLINE
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers import Scorer, check_pairs, read_state_dict, require_finite
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.linear_head import linear_head
-from addiffusion_env.scorers.weights import read_state_dict
 
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_URL = (

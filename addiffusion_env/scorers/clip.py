@@ -13,15 +13,74 @@ from torch import nn
 
 from addiffusion_env.backbones.fingerprint import versions_of
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
-from addiffusion_env.hub import ask_hub, cached, file_in, looks_like_path, read_json, reason_of, unavailable
+from addiffusion_env.files import ask_hub, cached, file_in, looks_like_path, read_json, reason_of, unavailable
 from addiffusion_env.lru import LruCache
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Embedder, Scorer, check_images
-from addiffusion_env.scorers.batching import CHUNK, check_pairs, in_chunks, require_finite, texts_of
-from addiffusion_env.scorers.class_token import keep_class_token
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers import (
+    CHUNK,
+    Embedder,
+    Scorer,
+    check_images,
+    check_pairs,
+    in_chunks,
+    load_strict,
+    read_state_dict,
+    require_finite,
+    some,
+    texts_of,
+)
 from addiffusion_env.scorers.preprocess import Preprocess, side_of
 from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
-from addiffusion_env.scorers.weights import load_strict, read_state_dict, some
+
+
+class ClassTokenBlock(nn.Module):
+    """open_clip's ``ResidualAttentionBlock``, computed at the class token only.
+
+    The class token's query against all keys and values gives its row of the full attention, so what comes out is the
+    block's own first token to rounding; the other queries and the MLP on the other tokens are left out.
+
+    Args:
+        block: the block whose weights are used.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor, *unused: Any, **masks: Any) -> torch.Tensor:
+        """(B, T, width) tokens -> (B, 1, width): the class token; vision blocks have no masks."""
+        block = self.block
+        keys = block.ln_1(x)
+        token = x[:, :1] + block.ls_1(block.attn(keys[:, :1], keys, keys, need_weights=False)[0])
+        return token + block.ls_2(block.mlp(block.ln_2(token)))
+
+
+def keep_class_token(model: Any) -> bool:
+    """Makes the last block of ``model.visual`` compute its class token only, which is all that is pooled.
+
+    In a 4-layer model that saves a quarter of the picture encoder's time, in ViT-L/14 about 3 %.
+
+    Args:
+        model: an open_clip model; changed in place when its layout is the one known here.
+
+    Returns:
+        Whether it was: open_clip's ``VisionTransformer`` of plain blocks, batch first, pooled at the class token.
+    """
+    visual = getattr(model, "visual", None)
+    blocks: Any = getattr(getattr(visual, "transformer", None), "resblocks", ())
+    # The first block must stay as it is: open_clip asks it for the weights' type.
+    if len(blocks) < 2 or type(blocks[-1]).__name__ != "ResidualAttentionBlock":
+        return False
+    plain = (
+        getattr(visual, "pool_type", None) == "tok"
+        and getattr(visual, "attn_pool", True) is None
+        and not getattr(visual, "output_tokens", True)
+        and getattr(blocks[-1].attn, "batch_first", False)
+    )
+    if plain:
+        blocks[-1] = ClassTokenBlock(blocks[-1])
+    return plain
+
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")

@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.hub import again, folder_of, in_a_line
-from addiffusion_env.scorers.base import Embedder, check_images
-from addiffusion_env.scorers.batching import CHUNK, in_chunks
+from addiffusion_env.files import again, folder_of, in_a_line
+from addiffusion_env.scorers import CHUNK, Embedder, check_images, in_chunks, load_transformers
 from addiffusion_env.scorers.preprocess import Preprocess
-from addiffusion_env.scorers.weights import load_transformers
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 

@@ -12,13 +12,13 @@ from typing import ClassVar
 
 import torch
 
+from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.backbones.emoji.detector import Detection, Detector, detect, load_detector
-from addiffusion_env.backbones.emoji.weights import WEIGHTS
 from addiffusion_env.errors import ImageRangeError, PromptError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Group, Scene
 from addiffusion_env.prompts.emoji_vocabulary import IMAGE_SIZE, RELATIONS, color_name
-from addiffusion_env.scorers.base import Scorer, check_images
+from addiffusion_env.scorers import Scorer, check_images
 
 MARGIN = 6.0
 """Pixels by which one centre must be left of (above ...) another for the relation to hold."""

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 
 from addiffusion_env.errors import WeightsError, unknown
-from addiffusion_env.hub import cached, hub_file, looks_like_path
+from addiffusion_env.files import cached, hub_file, looks_like_path
+from addiffusion_env.scorers import load_strict, read_state_dict
 from addiffusion_env.scorers.clip import ClipScorer, build
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
-from addiffusion_env.scorers.weights import load_strict, read_state_dict
 
 REPO = "xswu/HPSv2"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}

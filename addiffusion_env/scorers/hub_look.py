@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 
 from addiffusion_env.errors import ConfigError, nearest, unknown
-from addiffusion_env.scorers.base import Scorer
+from addiffusion_env.scorers import BERT_REPO, IMAGE_REWARD_REPO, Scorer
 from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.tokens import has_tokenizer
-from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO
 
 DEFAULTS = {
     "clip": "ViT-L-14",

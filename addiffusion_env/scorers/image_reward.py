@@ -16,13 +16,11 @@ import torch
 from torch import nn
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.hub import again, cached, file_in, folder_of, hub_file, looks_like_path, read_json
-from addiffusion_env.scorers.batching import CHUNK, ModelScorer
-from addiffusion_env.scorers.grounded import GroundedEncoder
+from addiffusion_env.files import again, cached, file_in, folder_of, hub_file, looks_like_path, read_json
+from addiffusion_env.scorers import BERT_REPO, CHUNK, IMAGE_REWARD_REPO, ModelScorer, load_strict, read_state_dict
 from addiffusion_env.scorers.linear_head import linear_head
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from addiffusion_env.scorers.tokens import Tokenizer, load_transformers_tokenizer
-from addiffusion_env.scorers.weights import BERT_REPO, IMAGE_REWARD_REPO, load_strict, read_state_dict
+from addiffusion_env.scorers.tokens import GroundedEncoder, Tokenizer, load_transformers_tokenizer
 
 WEIGHTS_FILE, CONFIG_FILE = "ImageReward.pt", "med_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")

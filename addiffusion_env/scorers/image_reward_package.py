@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from addiffusion_env.errors import MissingPackageError
-from addiffusion_env.scorers.batching import ModelScorer
+from addiffusion_env.scorers import ModelScorer
 
 REMEDY = (
     "use the scorer 'image_reward': the same weights and numbers without the package; or make a separate environment "

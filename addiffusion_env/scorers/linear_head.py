@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.scorers.weights import load_strict
+from addiffusion_env.scorers import load_strict
 
 # Positions of the linear layers in the published nn.Sequential; the others are dropout, which scoring leaves out.
 POSITIONS = (0, 2, 4, 6, 7)

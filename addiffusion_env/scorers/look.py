@@ -9,9 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.base import Scorer
-from addiffusion_env.scorers.batching import check_pairs, named, require_finite
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers import Scorer, check_pairs, named, require_finite
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.dino import DinoEmbedder
 

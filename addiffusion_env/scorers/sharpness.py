@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from addiffusion_env.scorers.batching import ModelScorer
+from addiffusion_env.scorers import ModelScorer
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV's and PIL's conversion to grey
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.scorers.belief import Belief
+from addiffusion_env.scorers.utility import Belief
 from addiffusion_env.tabular.table import AttemptTable
 
 

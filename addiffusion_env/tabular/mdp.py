@@ -7,11 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from addiffusion_env.observations.frame import Frame
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.observations import Frame
+from addiffusion_env.rewards import Transition
 from addiffusion_env.scorers.look import Look
-from addiffusion_env.scorers.look_batch import LookBatch
+from addiffusion_env.scorers.utility import Liking, LookBatch
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.transitions import START, Transitions
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from addiffusion_env.observations.observer import Observer
+from addiffusion_env.observations.features import Observer
 from addiffusion_env.tabular.mdp import States, TabularMDP
 
 Decider = Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]

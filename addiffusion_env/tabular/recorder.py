@@ -17,14 +17,12 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.faults import Fault, FaultCount
-from addiffusion_env.engine.lane import Lane, open_lane
+from addiffusion_env.engine.lane import Fault, FaultCount, Lane, Picture, Request, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.engine.programs import act, finished, landing_way, seen
-from addiffusion_env.engine.requests import Picture, Request
 from addiffusion_env.errors import ConfigError, ResumeError
-from addiffusion_env.observations.frame import LOG_SNR_RANGE
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.observations import LOG_SNR_RANGE
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import Look, LookScorers
 from addiffusion_env.tabular.table import AttemptTable
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import Reward
+from addiffusion_env.rewards import Reward, Transition
 from addiffusion_env.scorers.look import Look
-from addiffusion_env.scorers.look_batch import LookBatch
+from addiffusion_env.scorers.utility import LookBatch
 from addiffusion_env.tabular.outcomes import Outcomes
 from addiffusion_env.tabular.table import AttemptTable
 

@@ -20,7 +20,7 @@ import numpy as np
 from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
 from addiffusion_env.files import whole_file
-from addiffusion_env.observations.observer import Observer
+from addiffusion_env.observations.features import Observer
 
 NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
 VECTORS = ("clip_image", "dino", "features")

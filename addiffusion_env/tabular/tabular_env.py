@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.engine.process import Action
-from addiffusion_env.envs.actions import ActionSpace
 from addiffusion_env.envs.sb3_env import SharedVecEnv
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.slot import ActionSpace
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.rewards.composite import failures, make_reward, reward_error
+from addiffusion_env.rewards import failures, make_reward, reward_error
 from addiffusion_env.tabular.mdp import States, TabularMDP
 
 

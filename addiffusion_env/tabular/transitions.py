@@ -24,7 +24,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.engine.programs import legal_actions, turn
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import NoScorers
 
 START = -1

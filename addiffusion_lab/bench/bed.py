@@ -13,9 +13,8 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Conditioning
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
-from addiffusion_env.envs.loading import load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.look import LookScorers
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from addiffusion_env.errors import ConfigError, PromptError, unknown
-from addiffusion_env.prompts.base import Prompt, PromptList, text_id
-from addiffusion_env.prompts.emoji_scene import Scene
+from addiffusion_env.prompts import Prompt, PromptList, text_id
+from addiffusion_env.prompts.emoji_vocabulary import Scene
 from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.benchmarks.emoji_world import readable_scene, to_emoji
 from addiffusion_lab.benchmarks.origin import About, Origin, open_origin

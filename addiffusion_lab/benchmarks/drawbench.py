@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_lab.benchmarks.base import Benchmark, PromptNumbering
 from addiffusion_lab.benchmarks.origin import About, HubOrigin, Origin, clean
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import parse, scene_prompt
-from addiffusion_env.prompts.emoji_scene import Group, Scene, contradiction, task_of
-from addiffusion_env.prompts.emoji_vocabulary import CLASSES, NUMBERS, RELATIONS, color_name
+from addiffusion_env.prompts.emoji_vocabulary import (
+    CLASSES,
+    NUMBERS,
+    RELATIONS,
+    Group,
+    Scene,
+    color_name,
+    contradiction,
+    task_of,
+)
 
 MAX_READABLE = 200
 """Characters above which a text cannot be a prompt of the grammar; keeps hostile texts from its regular expressions."""

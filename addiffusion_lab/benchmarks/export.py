@@ -19,7 +19,7 @@ from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.evaluation.records import uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 Pictures = Sequence[tuple[Prompt, Sequence[bytes]]]
 """Each prompt with its pictures as PNG files, one a seed, in the order of the seeds."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from addiffusion_env.errors import PromptError, unknown
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_lab.benchmarks.base import Benchmark, PromptNumbering, World, filled_lines
 from addiffusion_lab.benchmarks.origin import About, HubOrigin, Origin, PathOrigin, clean
 

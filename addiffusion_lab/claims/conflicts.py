@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from addiffusion_env.backbones.traits import traits_of
+from addiffusion_env.backbones import traits_of
 from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import Manifest

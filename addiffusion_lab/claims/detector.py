@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from addiffusion_env.backbones.emoji.detector import Detection
-from addiffusion_env.envs.loading import load_backbone
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.evaluation.sections import Section, Table
 from addiffusion_env.evaluation.statistics import Interval, share_interval
 from addiffusion_env.prompts.emoji_grammar import sample_scenes, scene_prompt

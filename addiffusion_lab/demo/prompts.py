@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
-from addiffusion_env.backbones.traits import Traits
+from addiffusion_env.backbones import Traits
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.registry import load_object
 
 MOST_CHARACTERS = 400

@@ -12,14 +12,13 @@ import numpy as np
 
 from addiffusion_env.agents.learned import LearnedMethod
 from addiffusion_env.agents.pipeline import AdaptivePipeline
-from addiffusion_env.backbones.traits import Traits
+from addiffusion_env.backbones import Traits
 from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Lane, open_lane
+from addiffusion_env.engine.lane import Decide, Lane, Picture, open_lane, to_pixels
 from addiffusion_env.engine.programs import turn
-from addiffusion_env.engine.requests import Decide, Picture, to_pixels
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.look import Look
 

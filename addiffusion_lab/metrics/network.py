@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from addiffusion_env.scorers.batching import require_finite
+from addiffusion_env.scorers import require_finite
 from addiffusion_lab.metrics.pictures import Pictures
 
 

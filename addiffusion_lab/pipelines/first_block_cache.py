@@ -20,8 +20,8 @@ from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError
-from addiffusion_env.hub import cached
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.files import cached
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_lab.pipelines.whole import Made, WholePipeline, call_inputs, counted, is_kind, kind_of, silent
 

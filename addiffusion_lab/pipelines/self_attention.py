@@ -8,7 +8,7 @@ from typing import ClassVar
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_lab.pipelines.whole import (
     Made,

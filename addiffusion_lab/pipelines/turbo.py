@@ -10,8 +10,8 @@ from addiffusion_env.backbones.pipelines import PipelineSpec
 from addiffusion_env.baselines.base import fixed_schedule, read_numbers
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError, ConfigError, WeightsError
-from addiffusion_env.hub import cached
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.files import cached
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.seeding import keyed_generator, keyed_noise
 from addiffusion_lab.pipelines.whole import Made, WholePipeline, counted, load_beside

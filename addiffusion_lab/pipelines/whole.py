@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.base import Backbone, Load
-from addiffusion_env.backbones.calls.conventions import Discrete
+from addiffusion_env.backbones.conventions import Discrete
+from addiffusion_env.backbones.devices import quiet_loading
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
-from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
 from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram
-from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.lane import Picture, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.engine.requests import Picture
 from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError, WeightsError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import LookScorers
 
 

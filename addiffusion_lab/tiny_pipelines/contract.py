@@ -31,7 +31,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.engine.programs import advance, ask, finished, land
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import NoScorers
 from addiffusion_lab.tiny_pipelines import ZOO
 

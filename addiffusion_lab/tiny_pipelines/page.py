@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from addiffusion_env.backbones.calls.conventions import Discrete
 from addiffusion_env.backbones.calls.preview_decoder import fit_colours
+from addiffusion_env.backbones.conventions import Discrete
+from addiffusion_env.backbones.devices import quiet_loading
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.backbones.quiet import quiet_loading
 from addiffusion_env.errors import AdDiffusionError, unknown
 from addiffusion_env.pages import markdown_table
 from addiffusion_lab.tiny_pipelines import REFUSED, ZOO

@@ -13,7 +13,7 @@ import numpy as np
 from addiffusion_env.errors import ConfigError, ImageRangeError
 from addiffusion_env.evaluation.statistics import mean_interval
 from addiffusion_env.evaluation.store import png_bytes
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_lab.metrics.pictures import Pictures, PicturesLike, content_hash, pixels_of
 from addiffusion_lab.vlm.client import Reply, VlmClient
 from addiffusion_lab.vlm.costs import PRICES_OF, Ledger, OverBudgetError, Price, price_of

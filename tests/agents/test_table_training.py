@@ -13,11 +13,10 @@ from addiffusion_env.agents.tabular_training import (
     measured_frontier,
     summary,
 )
-from addiffusion_env.envs.loading import load_backbone
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.observations.observer import Observer
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.observations.features import Observer
+from addiffusion_env.rewards import make_reward
 from addiffusion_env.tabular.mdp import TabularMDP
 from addiffusion_env.tabular.outcomes import play_table
 from addiffusion_env.tabular.regret import regret

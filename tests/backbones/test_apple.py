@@ -16,16 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend_mps import MPS, PretendMps, mark, send
 
 from addiffusion_env.backbones.base import Load
-from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
-from addiffusion_env.backbones.emoji.weights import WEIGHTS
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.emoji.scorers import emoji_scorers
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.programs import turn
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
+from addiffusion_env.scorers.emoji import emoji_scorers
 
 PROMPT = emoji_prompt("a photo of a red cup left of a dog")
 WAYS = [("dpmpp_2m", "weakest"), ("ddim", "as_published"), ("unipc", "retry")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from addiffusion_env.backbones.attention import (
+from addiffusion_env.backbones.hooks import (
     AttentionStore,
     captured_cross_attention,
     captured_joint_attention,

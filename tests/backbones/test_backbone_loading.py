@@ -16,7 +16,7 @@ from addiffusion_env.agents.hub_policy import named_policy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.hub import reason_of
+from addiffusion_env.files import reason_of
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
 DEFAULT_IDS = {

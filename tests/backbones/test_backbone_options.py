@@ -11,10 +11,9 @@ import torch
 from tiny_models import predicted
 
 from addiffusion_env.backbones import stable_diffusion
-from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
+from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.memory import check_memory, place
-from addiffusion_env.envs.loading import load_backbone
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.errors import AdDiffusionError, ConfigError, PromptError, UnknownNameError, WeightsError
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")

@@ -16,14 +16,11 @@ from torch import nn
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.calls.text_cache import TextCache, encoder_state
-from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
-from addiffusion_env.backbones.emoji.weights import WEIGHTS
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.fingerprint import fingerprint, versions_of, weights_digest
 from addiffusion_env.backbones.identity import Identified, described, differences, networks_in, packages
-from addiffusion_env.envs.loading import load_backbone
-from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.scorers.belief import BELIEFS, belief_of
-from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.envs.settings import EnvSettings, load_backbone
+from addiffusion_env.scorers.utility import BELIEFS, Liking, belief_of
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -263,7 +260,7 @@ def test_weights_that_are_written_anew_are_loaded_anew(tmp_path):
     """A notebook that trains, evaluates, trains again and evaluates again, always the same folder."""
     from safetensors.torch import load_file, save_file
 
-    from addiffusion_env.backbones.emoji.weights import write_manifest
+    from addiffusion_env.backbones.emoji import write_manifest
 
     folder = shutil.copytree(WEIGHTS, tmp_path / "weights")
     settings = EnvSettings(name_or_path=str(folder))

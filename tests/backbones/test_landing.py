@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from addiffusion_env.backbones.landing import AUTO_LANDING_STEPS, landing_evaluations, respace
+from addiffusion_env.backbones.schedules import AUTO_LANDING_STEPS, landing_evaluations, respace
 from addiffusion_env.errors import ConfigError
 
 GRID = np.array([14.6, 9.0, 5.0, 3.0, 1.5, 0.6, 0.2, 0.0])

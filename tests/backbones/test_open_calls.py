@@ -13,7 +13,7 @@ from zoo import ZOO
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 SETTINGS = {"num_inference_steps": 3, "height": 16, "width": 16}
 CONTEXTS = {

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from addiffusion_env.backbones.paths import RectifiedFlow, VariancePreserving, rows
+from addiffusion_env.backbones.schedules import RectifiedFlow, VariancePreserving, rows
 
 VP, FLOW = VariancePreserving(), RectifiedFlow()
 LEVELS = torch.tensor([0.05, 0.3, 0.7, 0.95], dtype=torch.float64)

@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 
-from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
+from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.flux import packed, unpacked
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionParts
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.programs import advance
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_lab.tiny_pipelines.folders import flux_transformer
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")

@@ -17,7 +17,7 @@ from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.engine.programs import act, finished
 from addiffusion_env.errors import CapabilityError, ConfigError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import NoScorers
 from addiffusion_lab.tiny_pipelines import folders as tiny
 

@@ -9,9 +9,9 @@ from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, check_same, difference, two_lines, wrapped
 
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.faults import FaultCount
+from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.errors import CapabilityError, NumericsError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.look import NoScorers
 
 GUIDED = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-
 from addiffusion_env.checks.pipelines import Case
 
 

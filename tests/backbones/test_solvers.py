@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from addiffusion_env.backbones.base import History, Latents
-from addiffusion_env.backbones.paths import RectifiedFlow, VariancePreserving
-from addiffusion_env.backbones.schedules import DiscreteSchedule
+from addiffusion_env.backbones.schedules import DiscreteSchedule, RectifiedFlow, VariancePreserving
 from addiffusion_env.backbones.solvers import SOLVERS, ddim_step, dpmpp_2m_step, euler_flow_step, unipc_step
 
 SHAPE = (3, 4, 4, 4)

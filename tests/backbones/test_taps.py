@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.taps import FeatureTap, tap
+from addiffusion_env.backbones.hooks import FeatureTap, tap
 
 
 def evaluation(backbone, count, only=slice(None)):

@@ -6,11 +6,9 @@ import gymnasium as gym
 import pytest
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.backbones.traits import Traits, traits_of
+from addiffusion_env.backbones import BACKBONES, Traits, traits_of
 from addiffusion_env.catalogue import catalogue
-from addiffusion_env.envs.loading import clip_width, load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, clip_width, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.benchmarks import choose_prompts
 from addiffusion_env.evaluation.choices import with_defaults
@@ -20,11 +18,11 @@ from addiffusion_env.scorers import SCORERS
 from addiffusion_lab.demo.prompts import guide_of, read_prompt
 
 MODULE = """
-from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
-from addiffusion_env.backbones.traits import Traits
-from addiffusion_env.emoji.scorers import EmojiScorers
+from addiffusion_env.backbones.emoji import EmojiBackbone
+from addiffusion_env.backbones import Traits
+from addiffusion_env.scorers.emoji import EmojiScorers
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts.base import Prompt, PromptList
+from addiffusion_env.prompts import Prompt, PromptList
 
 def source(kind="shout"):
     return PromptList([reader(f"a {kind} {n}") for n in range(3)])

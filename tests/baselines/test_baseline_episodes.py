@@ -13,7 +13,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 
 BASE = ProcessConfig(steps=6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.backbones.emoji.backbone import EmojiBackbone
+from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.solvers import ddim_step
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import hold, promise, refuses
@@ -17,11 +17,11 @@ from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.checks.scorers import SCORER_CONTRACTS
 from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
 from addiffusion_env.errors import ContractError, PromptError
-from addiffusion_env.prompts.base import Prompt, PromptList
-from addiffusion_env.rewards.base import RewardTerm
+from addiffusion_env.prompts import Prompt, PromptList
+from addiffusion_env.rewards import RewardTerm
 from addiffusion_env.rewards.gains import PreferenceGain
 from addiffusion_env.rewards.terminal_bonus import TerminalBonus
-from addiffusion_env.scorers.base import check_images
+from addiffusion_env.scorers import check_images
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 from addiffusion_lab.metrics.contract import METRIC_CONTRACTS
 from addiffusion_lab.metrics.paired import psnr

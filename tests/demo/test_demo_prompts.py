@@ -2,8 +2,8 @@
 
 import pytest
 
-from addiffusion_env.backbones.traits import traits_of
-from addiffusion_env.emoji.guide import EmojiGuide, unknown_words
+from addiffusion_env.backbones import traits_of
+from addiffusion_env.backbones.emoji.guide import EmojiGuide, unknown_words
 from addiffusion_env.errors import PromptError
 from addiffusion_lab.demo.prompts import guide_of, read_prompt
 

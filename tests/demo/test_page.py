@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from addiffusion_env.emoji.guide import EmojiGuide
+from addiffusion_env.backbones.emoji.guide import EmojiGuide
 from addiffusion_lab.demo import page
 from addiffusion_lab.demo.app import showing
 from addiffusion_lab.demo.takes import Moment, Take

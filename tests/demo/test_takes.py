@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
-from addiffusion_env.backbones.traits import traits_of
+from addiffusion_env.backbones import traits_of
 from addiffusion_env.errors import AdDiffusionError, ConfigError
 from addiffusion_lab.demo.prompts import read_prompt
 from addiffusion_lab.demo.takes import Studio

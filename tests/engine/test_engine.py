@@ -6,8 +6,8 @@ import torch
 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.lane import Evaluate
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
-from addiffusion_env.engine.requests import Evaluate
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 
 PROCESS = ProcessConfig(steps=4, refine=RefineConfig(maps="none", region="whole", renoise=1.0))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gymnasium.vector.utils import batch_space
 
-from addiffusion_env.envs.actions import ActionSpace, BatchedActionSpace, numbers_of
 from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.slot import ActionSpace, BatchedActionSpace, numbers_of
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import IllegalActionError
 

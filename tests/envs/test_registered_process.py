@@ -13,7 +13,7 @@ from addiffusion_env.config import compose_config
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.choices import make_methods
-from addiffusion_env.rewards.composite import PRESETS, make_reward
+from addiffusion_env.rewards import PRESETS, make_reward
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = EnvSettings.of(**ENVIRONMENTS["AdDiffusion-Emoji-v1"])

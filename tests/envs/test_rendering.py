@@ -11,10 +11,9 @@ from gymnasium.wrappers.vector import RecordVideo as RecordVectorVideo
 
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.envs.rendering import ACTION_COLOURS, Cell, draw_film, overlay_mask, tiled
+from addiffusion_env.envs.rendering import ACTION_COLOURS, Cell, draw_film, longest_episode, overlay_mask, tiled
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
-from addiffusion_env.envs.view import longest_episode
 from addiffusion_env.errors import ConfigError, MissingPackageError, UnknownNameError
 
 PROMPT = {"prompt": "a photo of a red cup left of a dog"}

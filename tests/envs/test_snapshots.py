@@ -14,7 +14,7 @@ from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError, EpisodeOverError, ResumeError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 ID = "AdDiffusion-Emoji-v0"
 RICH = {"steps": 3, "refine": "as_published", "price": [0.0, 0.02], "guidance_scale": 1.0, "landing_steps": 0}

@@ -21,7 +21,7 @@ from addiffusion_env.evaluation.films import cast_roles, draw_film, read_films, 
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Stage, evaluate, plan
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 
 METHODS = ("fixed:2", "best_of:2x1", "random:0.4")
 
@@ -213,7 +213,7 @@ sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
 from addiffusion_env.baselines import make_method
-from addiffusion_env.envs.loading import load_backbone, load_scorers
+from addiffusion_env.envs.settings import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.evaluation.judges import Judges

@@ -27,12 +27,11 @@ from addiffusion_env.evaluation.records import SCHEMA, uid_of
 from addiffusion_env.evaluation.report import write_report
 from addiffusion_env.evaluation.runner import Stage, carry_out, plan, to_make
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.text_file import TextFilePrompts
-from addiffusion_env.scorers.belief import BELIEFS
-from addiffusion_env.scorers.liking import Liking
 from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer
+from addiffusion_env.scorers.utility import BELIEFS, Liking
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 

@@ -59,8 +59,7 @@ def configured(kind: str) -> dict:
 
 def prepare() -> None:
     """Everything that takes seconds and is no part of what is tested."""
-    from addiffusion_env.envs.loading import load_backbone, load_scorers
-    from addiffusion_env.envs.settings import EnvSettings
+    from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 
     for module in (
         "matplotlib.pyplot",

@@ -17,7 +17,7 @@ from addiffusion_env.agents.training import make_model
 from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
-from addiffusion_env.engine.faults import Fault, FaultCount
+from addiffusion_env.engine.lane import Fault, FaultCount
 from addiffusion_env.engine.lanes import AUTO_LANES, lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
@@ -25,8 +25,7 @@ from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, DeviceMemoryError, NumericsError, ScorerError
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import Stage, evaluate
-from addiffusion_env.rewards import TERMS
-from addiffusion_env.rewards.base import RewardTerm
+from addiffusion_env.rewards import TERMS, RewardTerm
 
 PROCESS = ProcessConfig(steps=2, refine=ProcessConfig().refine)
 TEXTS = ["a photo of a dog", "a photo of two cats", "a photo of a green apple"]
@@ -93,7 +92,7 @@ def broken(prediction):
 
 
 def test_a_prompt_that_does_not_fit_is_no_fault_of_its_lane(emoji, scorers, prompts):
-    from addiffusion_env.prompts.base import Prompt
+    from addiffusion_env.prompts import Prompt
 
     engine = Engine(emoji, scorers, faults=FaultCount(9))
     with pytest.raises(AdDiffusionError, match="token"):

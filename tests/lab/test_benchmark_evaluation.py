@@ -16,7 +16,7 @@ from addiffusion_env.evaluation.benchmarks import choose_prompts, take_prompts
 from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.evaluation.records import prompt_key, uid_of
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.prompts.base import Prompt, PromptList
+from addiffusion_env.prompts import Prompt, PromptList
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_lab.benchmarks.export import check_export, export_run
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts

@@ -13,7 +13,7 @@ from PIL import Image
 from test_benchmark_geneval import ENTRIES, write
 
 from addiffusion_env.errors import ConfigError, PromptError, RunFolderError, UnknownNameError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_lab.benchmarks.export import MAX_NAME_BYTES, export, t2i_compbench_name
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
 from addiffusion_lab.benchmarks.t2i_compbench import T2ICompBenchPrompts

@@ -10,7 +10,7 @@ import pytest
 
 from addiffusion_env.errors import PromptError
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes
-from addiffusion_env.prompts.emoji_scene import Group
+from addiffusion_env.prompts.emoji_vocabulary import Group
 from addiffusion_lab.benchmarks.emoji_world import make_scene, wording
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts, demands, emoji_scene, phrases
 

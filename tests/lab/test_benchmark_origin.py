@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.errors import ConfigError, MissingPackageError, PromptError, UnknownNameError
-from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
-from addiffusion_env.prompts.base import Prompt, PromptSource
+from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES, Prompt, PromptSource
 from addiffusion_lab.benchmarks.base import PromptNumbering, check_counts, share_out
 from addiffusion_lab.benchmarks.coco import CocoPrompts
 from addiffusion_lab.benchmarks.drawbench import DrawBenchPrompts

@@ -8,7 +8,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
-from addiffusion_env.observations.observer import Observer
+from addiffusion_env.observations.features import Observer
 
 CLIP = 8
 

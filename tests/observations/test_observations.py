@@ -6,10 +6,16 @@ import pytest
 from addiffusion_env.checks.base import hold
 from addiffusion_env.checks.observations import OBSERVATION_CONTRACTS
 from addiffusion_env.errors import CapabilityError, ContractError, UnknownNameError
-from addiffusion_env.observations import FEATURES
-from addiffusion_env.observations.features import OBSERVATION_PRESETS, QUALITY, Belief, Spent, Timestep, needs_preview
-from addiffusion_env.observations.frame import Frame
-from addiffusion_env.observations.observer import Observer
+from addiffusion_env.observations import FEATURES, Frame
+from addiffusion_env.observations.features import (
+    OBSERVATION_PRESETS,
+    QUALITY,
+    Belief,
+    Observer,
+    Spent,
+    Timestep,
+    needs_preview,
+)
 
 
 def frame(size=4, width=768, seed=0, extreme=1.0, features=12):

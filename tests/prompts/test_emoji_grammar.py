@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.errors import PromptError, UnknownNameError
-from addiffusion_env.prompts import PROMPT_SOURCES
-from addiffusion_env.prompts.base import PromptSource
+from addiffusion_env.prompts import PROMPT_SOURCES, PromptSource
 from addiffusion_env.prompts.emoji_grammar import (
     EmojiPrompts,
     Group,

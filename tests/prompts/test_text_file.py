@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts import PROMPT_SOURCES
-from addiffusion_env.prompts.base import PromptSource, text_id
+from addiffusion_env.prompts import PROMPT_SOURCES, PromptSource, text_id
 from addiffusion_env.prompts.text_file import TextFilePrompts
 
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.regions.masks import attention_mask, gaussian_blur, soft_masks, strongest
-from addiffusion_env.regions.phrases import phrases_of, without
+from addiffusion_env.engine.regions import attention_mask, gaussian_blur, phrases_of, soft_masks, strongest, without
+from addiffusion_env.prompts import Prompt
 
 
 def test_blur_keeps_constants_and_mass():

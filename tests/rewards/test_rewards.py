@@ -9,9 +9,7 @@ import pytest
 from addiffusion_env.checks.base import hold
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError
-from addiffusion_env.rewards import TERMS
-from addiffusion_env.rewards.base import Transition
-from addiffusion_env.rewards.composite import PRESETS, TermConfig, make_reward
+from addiffusion_env.rewards import PRESETS, TERMS, TermConfig, Transition, make_reward
 from addiffusion_env.rewards.gains import PreferenceGain
 from addiffusion_env.rewards.terminal_bonus import TerminalBonus
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scorer_models import MED_CONFIG, TINY_CLIP, head_state, pictures, random_weights, text_state, vision_state
 
-from addiffusion_env.emoji.scorers import emoji_scorers
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers.emoji import emoji_scorers
 
 HERE = Path(__file__).parent
 EMOJI_WEIGHTS = HERE.parents[1] / "addiffusion_env" / "backbones" / "emoji" / "weights"

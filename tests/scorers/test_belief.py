@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from addiffusion_env.backbones.emoji.weights import WEIGHTS
-from addiffusion_env.emoji.scorers import emoji_scorers
+from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError, WeightsError
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.belief import MOST, Belief, belief_of
-from addiffusion_env.scorers.liking import Liking
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers.emoji import emoji_scorers
+from addiffusion_env.scorers.utility import MOST, Belief, Liking, belief_of
 from addiffusion_env.tabular import fit_calibrator as command
 
 PROMPTS, TRIES = 400, 5

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from addiffusion_env.errors import NumericsError, WeightsError
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.blip_preference import BlipPreferenceScorer
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers.emoji import BlipPreferenceScorer
 
 
 @torch.no_grad()

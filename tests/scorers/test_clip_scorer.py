@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from scorer_models import TINY_CLIP
 
 from addiffusion_env.errors import ConfigError, NumericsError, UnknownNameError, WeightsError
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.class_token import ClassTokenBlock, keep_class_token
-from addiffusion_env.scorers.clip import ClipScorer, needs_quick_gelu
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers.clip import ClassTokenBlock, ClipScorer, keep_class_token, needs_quick_gelu
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 PROMPTS = [Prompt.of(text) for text in ("a dog", "a red cup", "two books", "a dog")]

@@ -11,7 +11,7 @@ from references import TEXTS, as_tensor, every_picture
 from scorer_models import MED_CONFIG
 
 from addiffusion_env.errors import MissingPackageError, WeightsError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_reward import ImageRewardScorer
 from addiffusion_env.scorers.image_reward_package import ImageRewardPackageScorer, import_package
 

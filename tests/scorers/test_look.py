@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.emoji.scorers import emoji_scorers
 from addiffusion_env.errors import MissingPackageError, NumericsError, PromptError, UnknownNameError, WeightsError
 from addiffusion_env.scorers.clip import ClipScorer
+from addiffusion_env.scorers.emoji import emoji_scorers
 from addiffusion_env.scorers.hub_look import hub_scorers
 from addiffusion_env.scorers.look import Look, LookScorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer

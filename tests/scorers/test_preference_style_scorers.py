@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scorer_models import TINY_CLIP, head_state, random_weights
 
 from addiffusion_env.errors import UnknownNameError, WeightsError
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.aesthetic import AestheticScorer
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.hps import HpsScorer

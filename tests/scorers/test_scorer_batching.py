@@ -7,8 +7,8 @@ import torch
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, NumericsError, PromptError
 from addiffusion_env.lru import LruCache
-from addiffusion_env.prompts.base import Prompt
-from addiffusion_env.scorers.batching import check_pairs, in_chunks, require_finite
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers import check_pairs, in_chunks, require_finite
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 64])

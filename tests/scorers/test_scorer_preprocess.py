@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.engine.requests import to_pixels
+from addiffusion_env.engine.lane import to_pixels
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from addiffusion_env.scorers.resample import resize_bytes
+from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, resize_bytes
 
 
 def through_pil(image, transform):

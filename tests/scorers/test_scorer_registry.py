@@ -10,8 +10,7 @@ import pytest
 from addiffusion_env.checks.components import find
 from addiffusion_env.checks.scorers import SCORER_CONTRACTS
 from addiffusion_env.errors import UnknownNameError
-from addiffusion_env.scorers import SCORERS
-from addiffusion_env.scorers.base import Embedder, Scorer
+from addiffusion_env.scorers import SCORERS, Embedder, Scorer
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))

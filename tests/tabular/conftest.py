@@ -3,8 +3,7 @@
 import pytest
 
 from addiffusion_env.agents.tabular_training import make_mdp
-from addiffusion_env.envs.loading import load_backbone, load_scorers
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.tabular.recorder import Recorder
 

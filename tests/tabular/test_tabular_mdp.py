@@ -10,8 +10,8 @@ import rounding
 from addiffusion_env.agents.tabular_training import make_mdp
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import CapabilityError, ConfigError, NumericsError, ResumeError
-from addiffusion_env.observations.observer import Observer
-from addiffusion_env.rewards.composite import make_reward
+from addiffusion_env.observations.features import Observer
+from addiffusion_env.rewards import make_reward
 from addiffusion_env.tabular.mdp import States
 from addiffusion_env.tabular.outcomes import play_table
 from addiffusion_env.tabular.recorder import check_recordable

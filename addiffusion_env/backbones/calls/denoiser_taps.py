@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.attention import AttentionStore, captured_cross_attention, captured_joint_attention
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.measured import Measured
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
-from addiffusion_env.backbones.taps import FeatureTap, tap
+from addiffusion_env.backbones.hooks import (
+    AttentionStore,
+    FeatureTap,
+    captured_cross_attention,
+    captured_joint_attention,
+    tap,
+)
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
 

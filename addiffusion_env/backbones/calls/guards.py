@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError
-from addiffusion_env.hub import in_a_line
+from addiffusion_env.files import in_a_line
 
 
 @contextmanager

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.conventions import Convention, check_plan, convention_of
 from addiffusion_env.backbones.calls.joining import Digests
 from addiffusion_env.backbones.calls.open_call import AtStep, OpenCall
 from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler_values
+from addiffusion_env.backbones.conventions import Convention, check_plan, convention_of
 
 LEVELS_KEPT = 4096
 """Most levels of a plan whose place in it is kept."""

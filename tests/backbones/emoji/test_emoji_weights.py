@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from addiffusion_env.backbones.emoji.weights import (
+from addiffusion_env.backbones.emoji import (
     COMPONENTS,
     MANIFEST,
     WEIGHTS,

@@ -27,8 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.paths import NoisePath, RectifiedFlow, VariancePreserving, rows
-from addiffusion_env.backbones.schedules import DiscreteSchedule
+from addiffusion_env.backbones.schedules import DiscreteSchedule, NoisePath, RectifiedFlow, VariancePreserving, rows
 from addiffusion_env.errors import CapabilityError, ConfigError
 
 LOWEST_ALPHA = 2.0**-24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from addiffusion_env.prompts.base import Prompt
+from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, NUMBERS, RELATIONS, vocabulary_words
 
 

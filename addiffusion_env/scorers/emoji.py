@@ -1,22 +1,23 @@
-"""The emoji world's preference scorer: ImageReward's idea in BLIP's image-text-matching format, standardised."""
+"""The emoji world's scorers of previews and finished images, which come with the package."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.emoji.weights import WEIGHTS, verify
-from addiffusion_env.errors import WeightsError
-from addiffusion_env.hub import folder_of
-from addiffusion_env.scorers.batching import CHUNK, ModelScorer
-from addiffusion_env.scorers.grounded import GroundedEncoder
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
+from addiffusion_env.errors import ConfigError, WeightsError
+from addiffusion_env.files import folder_of
+from addiffusion_env.scorers import CHUNK, ModelScorer, load_transformers
+from addiffusion_env.scorers.clip import ClipScorer, embedding_width
+from addiffusion_env.scorers.dino import DinoEmbedder
+from addiffusion_env.scorers.look import LookScorers
 from addiffusion_env.scorers.preprocess import Preprocess
-from addiffusion_env.scorers.tokens import Tokenizer, beside_or_inside, load_transformers_tokenizer
-from addiffusion_env.scorers.weights import load_transformers
+from addiffusion_env.scorers.tokens import GroundedEncoder, Tokenizer, beside_or_inside, load_transformers_tokenizer
 
 
 class BlipPreferenceScorer(ModelScorer):
@@ -95,3 +96,52 @@ class BlipPreferenceScorer(ModelScorer):
     def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         logits = self.head(self.encoder(images, texts))
         return (logits[:, 1] - logits[:, 0] - self.mean) / self.std
+
+
+def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> LookScorers:
+    """CLIP, preference scorer and DINO from the folder that also holds their tokenizer.
+
+    Raises:
+        WeightsError: when a part is missing.
+    """
+    folder = Path(weights_folder)
+    if not folder.is_dir():
+        raise WeightsError(f"no such folder: {folder}", "the emoji weights come with the package: install it again")
+    tokenizer = folder / "tokenizer"
+    return LookScorers(
+        ClipScorer.from_pretrained(folder / "clip", device=device, tokenizer=tokenizer),
+        BlipPreferenceScorer.from_pretrained(folder / "image_reward", device=device, tokenizer=tokenizer),
+        DinoEmbedder.from_pretrained(folder / "dino", device=device),
+    )
+
+
+class EmojiScorers:
+    """The :class:`.ScorerLoader` of the shipped weights, each file checked by its sha256."""
+
+    @staticmethod
+    def check(paths: Mapping[str, str]) -> Mapping[str, str]:
+        """Nothing can be given in the place of the shipped scorers.
+
+        Raises:
+            ConfigError: for anything that is given.
+        """
+        if paths:
+            raise ConfigError(f"the emoji world has its own scorers, got scorers={dict(paths)}", "leave scorers empty")
+        return paths
+
+    @staticmethod
+    def clip_width(paths: Mapping[str, str]) -> int:
+        """Width of the CLIP embedding, from its configuration."""
+        return embedding_width(WEIGHTS / "clip")
+
+    @classmethod
+    def load(cls, device: torch.device | str, paths: Mapping[str, str]) -> LookScorers:
+        """Loads them.
+
+        Raises:
+            WeightsError: for a missing or corrupted file.
+        """
+        cls.check(paths)
+        for component in ("clip", "image_reward", "dino"):
+            verify(WEIGHTS, component)
+        return emoji_scorers(WEIGHTS, device)

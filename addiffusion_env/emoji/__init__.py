@@ -1,1 +1,0 @@
-"""The emoji world: what belongs to its images besides the model. Loaded by name from its backbone's traits."""

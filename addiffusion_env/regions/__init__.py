@@ -1,1 +1,0 @@
-"""Where to refine: phrases, maps and masks."""
