@@ -148,9 +148,14 @@ def renamed(config: Mapping[str, Any], note: bool = True) -> dict[str, Any]:
     return found
 
 
-@functools.cache  # once a process is enough
+_noted: set[str] = set()
+
+
 def _note_renamed(old: str, new: str) -> None:
-    print(f"note: the key {old} is called {new} now; a later version will refuse the old name", file=sys.stderr)
+    """Says it once a process."""
+    if old not in _noted:
+        _noted.add(old)
+        print(f"note: the key {old} is called {new} now; a later version will refuse the old name", file=sys.stderr)
 
 
 def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:

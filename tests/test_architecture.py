@@ -9,11 +9,10 @@ PKG = ROOT / "addiffusion_env"
 LAB = ROOT / "addiffusion_lab"
 LAYERS = [  # lowest first; a module may import its own folder or anything in a lower layer
     {"errors"},
-    {"registry", "config", "seeding", "files", "hub", "lru", "pages", "settings", "plugins", "profiling"},
+    {"registry", "config", "seeding", "files", "lru", "pages", "settings", "plugins", "profiling"},
     {"prompts"},
     {"backbones"},
-    {"regions", "scorers"},
-    {"emoji"},
+    {"scorers"},
     {"observations", "rewards"},
     {"engine"},
     {"envs"},

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from addiffusion_env import errors
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.config import _note_renamed, check_overrides, compose_config, friendly, renamed, renamed_overrides
+from addiffusion_env.config import _noted, check_overrides, compose_config, friendly, renamed, renamed_overrides
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
@@ -96,7 +96,7 @@ def test_mistyped_overrides_get_the_nearest_name(override, message):
 
 
 def test_a_key_under_its_former_name_is_understood(capsys):
-    _note_renamed.cache_clear()
+    _noted.clear()
     given = ["replay.tries=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
     now = ["tabular.attempts=3", "tabular=null", "~tabular.ppo", "+env.max_decisions=3", "lanes=2"]
     assert renamed_overrides(given) == now

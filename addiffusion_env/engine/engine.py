@@ -281,10 +281,10 @@ class Engine:
 
     def _peeked(self, requests: list[Peek]) -> list[Look | Exception]:
         images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
-        looks = self._looks(images, [request.prompt for request in requests])
+        scores = self._looks(images, [request.prompt for request in requests])
         self.counters.looks += len(requests)
         self.counters.look_batches += 1
-        return looks
+        return scores
 
     def _finish(self, tasks: Sequence[Task]) -> None:
         self._answer("decoding finished pictures of", tasks, self._finished)
@@ -296,12 +296,12 @@ class Engine:
         finite = torch.isfinite(decoded).flatten(1).all(1)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        looks = iter(self._looks(decoded[finite], prompts) if prompts else ())
+        scores = iter(self._looks(decoded[finite], prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
         pictures: list[Picture | Exception] = []
         for request, image, fine in zip(requests, decoded, good, strict=True):
-            look = next(looks) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
+            look = next(scores) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
             pictures.append(Picture(image, look) if isinstance(look, Look) else look)
         return pictures
 
@@ -315,8 +315,8 @@ class Engine:
     def _looks(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Look | Exception]:
         """A look at each picture, or the error that it met: a batch that fails is looked at one by one."""
         try:
-            looks = self.scorers.look(images, prompts)
-            return [looks.row(row) for row in range(len(prompts))]
+            scores = self.scorers.look(images, prompts)
+            return [scores.row(row) for row in range(len(prompts))]
         except LANE_ERRORS as error:
             if self.faults.limit == 0:
                 raise  # all the same which lane it was, and the batch's own message says more

@@ -184,7 +184,7 @@ class Lane:
         change: relative change of x0 at the last evaluation, ``|x0' - x0| / |x0|``; 0 before there are two.
         actions: the actions taken so far.
         masks: the masks of its refinements, (h, w) each, for film strips.
-        evidence: (3,) what the phrase maps of the last refinement said (:func:`regions.phrases.evidence_of`); ``None``
+        evidence: (3,) what the phrase maps of the last refinement said (:func:`engine.regions.evidence_of`); ``None``
             where none were made.
         shown: the finished picture that waits to be taken or tried again (``check_finished``); ``None`` before.
         best: the best-liked finished picture of earlier tries (``refine.accept=best``).

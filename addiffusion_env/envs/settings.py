@@ -56,7 +56,7 @@ class EnvSettings:
         decide_at: steps where the policy is asked, instead; those behind the end of a shorter schedule are left out.
         check_finished: whether the finished picture is looked at before it is given away.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
-        reward: a preset's name, or a mapping of terms; see :func:`rewards.composite.make_reward`.
+        reward: a preset's name, or a mapping of terms; see :func:`rewards.make_reward`.
         price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
             the reward preset's own.
         observation_keys: ``None`` is clip, timestep, quality, and price when it varies; ``"denoiser"`` is features,

@@ -48,7 +48,7 @@ class Frame:
         liking: (B,) how much the preview or finished picture is liked (:class:`scorers.liking.Liking`); 0 without one.
         best_liking: (B,) of the best finished picture of earlier tries; 0 without one.
         has_best: (B,) whether there is one, 0 or 1.
-        evidence: (B, 3) what phrase maps said (:func:`regions.phrases.evidence_of`), in [0, 1]; 0 where none were made.
+        evidence: (B, 3) what phrase maps said (:func:`engine.regions.evidence_of`), in [0, 1]; 0 where none were made.
         features: (B, F) pooled output of the denoiser's middle block at the last evaluation, in its own scale; 0 before
             the first, and F is 0 where nobody kept them.
         finished: (B,) whether what is seen is a finished picture that waits to be taken or tried again, 0 or 1.

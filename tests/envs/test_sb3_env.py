@@ -127,7 +127,7 @@ def test_a_state_of_an_earlier_version_is_read():
     state = env_state(env)
     load_env_state(other, {**state, "lanes": {**state["lanes"], "scale": {"clip": [6.0, 0.2, 0.01]}}})
     assert other.env_method("action_masks")[0].tolist() == [True, True, False]
-    assert other.venv.episodes.lane(0).prompt == env.venv.episodes.lane(0).prompt
+    assert other.venv.episodes.lane(0).prompt.text == env.venv.episodes.lane(0).prompt.text
 
 
 def test_lanes_and_dummy_draw_the_same_episodes():

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from addiffusion_env import scorers
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.scorers import weights
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.dino import DinoEmbedder
 from addiffusion_env.scorers.hps import HpsScorer
@@ -60,7 +60,7 @@ def test_a_truncated_file_is_named(tmp_path):
     for name in ("weights.safetensors", "weights.pt"):
         (tmp_path / name).write_bytes(b"\x00" * 40)
         with pytest.raises(WeightsError, match=name) as caught:
-            weights.read_state_dict(tmp_path / name)
+            scorers.read_state_dict(tmp_path / name)
         assert f"copy {tmp_path / name} again" in caught.value.remedy
 
 
@@ -69,7 +69,7 @@ def test_a_truncated_download_names_the_command_that_fetches_it(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x00" * 40)
     with pytest.raises(WeightsError, match=r"hf download THUDM/ImageReward ImageReward\.pt --force-download"):
-        weights.read_state_dict(path)
+        scorers.read_state_dict(path)
 
 
 def test_a_torch_file_is_not_executed(tmp_path):
@@ -79,25 +79,25 @@ def test_a_torch_file_is_not_executed(tmp_path):
 
     torch.save({"weight": Payload()}, tmp_path / "weights.pt")
     with pytest.raises(WeightsError, match="cannot read"):
-        weights.read_state_dict(tmp_path / "weights.pt")
+        scorers.read_state_dict(tmp_path / "weights.pt")
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_file_without_tensors_is_refused(tmp_path):
     torch.save({"step": 3}, tmp_path / "weights.pt")
     with pytest.raises(WeightsError, match="no state dict"):
-        weights.read_state_dict(tmp_path / "weights.pt")
+        scorers.read_state_dict(tmp_path / "weights.pt")
 
 
 def test_load_strict_names_what_is_missing_foreign_and_misshapen():
     module = nn.Linear(3, 2)
     with pytest.raises(WeightsError) as caught:
-        weights.load_strict(module, {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}, "file.pt")
+        scorers.load_strict(module, {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}, "file.pt")
     message = str(caught.value)
     for part in ("file.pt", "missing: bias", "unexpected: extra", "weight (2, 4) instead of (2, 3)"):
         assert part in message
     state = {"weight": torch.ones(2, 3), "bias": torch.ones(2), "ids": torch.zeros(1)}
-    weights.load_strict(module, state, "file.pt", ignore=lambda name: name == "ids")
+    scorers.load_strict(module, state, "file.pt", ignore=lambda name: name == "ids")
     assert module.weight.eq(1).all()
 
 
