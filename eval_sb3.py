@@ -1,10 +1,10 @@
-"""Evaluates a policy beside methods without learning: pictures -> judges -> records -> report.
+"""Evaluates a policy beside samplers without learning: images -> judges -> records -> report.
 
-python eval_sb3.py                                   methods without learning, on 128 test prompts
+python eval_sb3.py                                   samplers without learning, on 128 test prompts
 python eval_sb3.py policy=runs/emoji                 a trained policy beside them
 python eval_sb3.py benchmark=geneval backbone=emoji  on a public benchmark; benchmark_path= says where its files are
 python eval_sb3.py experiment=hypotheses             H1 to H4, each supported, not supported or inconclusive
-python eval_sb3.py policy=runs/emoji prompts=1024 'methods=[fixed:8,fixed:20,"prompt_rule:8,6",best_of:3x6]'
+python eval_sb3.py policy=runs/emoji prompts=1024 'samplers=[fixed:8,fixed:20,"prompt_rule:8,6",best_of:3x6]'
 python eval_sb3.py rollouts=ray rollouts.workers=4     in four Ray actors, here or on a cluster
 Run the same command again to go on after an interruption.
 """
@@ -34,57 +34,63 @@ def evaluate(config: dict[str, Any]) -> Report:
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.settings import load_backbone, load_scorers
     from addiffusion_env.evaluation.benchmarks import take_prompts
-    from addiffusion_env.evaluation.choices import make_extras, make_methods, out_folder, with_defaults
+    from addiffusion_env.evaluation.choices import make_extras, make_samplers, out_folder, with_defaults
     from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
-    from addiffusion_env.evaluation.films import shoot
+    from addiffusion_env.evaluation.filmstrips import render_filmstrips
     from addiffusion_env.evaluation.judges import Judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
     from addiffusion_env.evaluation.ray_pool import prepare
     from addiffusion_env.evaluation.report import write_report
-    from addiffusion_env.evaluation.runner import Stage, carry_out, to_make
+    from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, to_make
     from addiffusion_env.evaluation.samples import sample_uids
 
     EvaluationConfig.of(config)
     config = with_plugins(config, [config["policy"]])
-    methods, settings = make_methods(config)
+    samplers, settings = make_samplers(config)
     folder = out_folder(config)  # after the policy was found: a mistyped one leaves no folder behind
     config = with_defaults(config, str(settings.backbone))
-    extras = make_extras(config, methods, str(settings.backbone))
+    extras = make_extras(config, samplers, str(settings.backbone))
     judges = Judges.of(config["judges"], resolve_device(settings.device))
     prompts, config = take_prompts(settings.prompt_source(), config)
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
-    stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, judges)
-    plans, make = prepare(methods, prompts, config["seeds"], stage, config["rollouts"], settings, config["judges"])
+    context = EvaluationContext(backbone, load_scorers(backbone, settings.scorers), process, judges)
+    plans, make = prepare(samplers, prompts, config["seeds"], context, config["rollouts"], settings, config["judges"])
     others = others_in(folder, plans)
     write_manifest(
-        folder, plans, backbone.name, config, config["margin"], config["price"], described(stage.scorers, judges)
+        folder,
+        plans,
+        backbone.name,
+        config,
+        config["margin"],
+        config["cost_per_nfe"],
+        described(context.scorers, judges),
     )
-    keep = config["keep_pictures"] or any(extra.needs_images for extra in extras)
+    keep = config["keep_images"] or any(extra.needs_images for extra in extras)
     waiting = to_make(folder, plans, config["shard_size"])
-    print(plan_cost(plans, stage, waiting, config["max_lanes"]), *filter(None, [others]), sep="\n", flush=True)
+    print(plan_cost(plans, context, waiting, config["max_lanes"]), *filter(None, [others]), sep="\n", flush=True)
 
     total = sum(len(entry.jobs) for entry in plans)
     dropped: list[str] = []
-    with tqdm(total=total, unit="picture", disable=None if config["progress_bar"] else True) as bar:
+    with tqdm(total=total, unit="image", disable=None if config["progress_bar"] else True) as bar:
         records = carry_out(
             plans,
-            stage,
+            context,
             folder,
             max_lanes=config["max_lanes"],
             shard_size=config["shard_size"],
-            keep_pictures=keep or sample_uids(plans, config["samples"]),
+            keep_images=keep or sample_uids(plans, config["samples"]),
             max_faults=config["max_faults"],
             on_records=lambda made: bar.update(len(made)),
             make=make,
             on_fault=lambda job, fault: dropped.append(f"{job.prompt.text!r}, seed {job.seed}: {fault.error.cause}"),
         )
     if dropped:
-        print(f"{len(dropped)} of {total} pictures were left out; the next run tries them again:", *dropped, sep="\n  ")
-    if config["films"]:
-        shoot(plans, records, stage, folder)
+        print(f"{len(dropped)} of {total} images were left out; the next run tries them again:", *dropped, sep="\n  ")
+    if config["filmstrips"]:
+        render_filmstrips(plans, records, context, folder)
     for extra in extras:
         extra.run(folder, prompts)
     report = write_report(folder)
@@ -103,15 +109,15 @@ def check_report(changes: Mapping[str, Any] | None) -> None:
 
     Raises:
         ConfigError: for an unknown key or a wrong value.
-        UnknownNameError: for a method that does not exist.
+        UnknownNameError: for a sampler that does not exist.
     """
-    from addiffusion_env.baselines import make_method
     from addiffusion_env.evaluation.eval_config import changed, extras_in
+    from addiffusion_env.samplers import make_sampler
 
     config = with_plugins(changed(defaults(), changes))
     extras_in(config)
-    for method in config["methods"]:
-        make_method(method)
+    for sampler in config["samplers"]:
+        make_sampler(sampler)
 
 
 def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, **more: Any) -> Report:

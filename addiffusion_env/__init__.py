@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     # The first process of the emoji world, kept for those who have results on it.
-    "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 8, "spacing": "coarse_fine", "refine": "restart"},
+    "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 8, "spacing": "coarse_fine", "refine": "resample"},
     # The process that `make train` trains on, that the shipped policy was trained on and that the results are about.
     "AdDiffusion-Emoji-v1": {
         "backbone": "emoji",
@@ -24,28 +24,28 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "guidance_scale": 4.0,
         # One guided evaluation of six, the second: it decides what is drawn, the others cost half.
         "guidance_interval": [3.0, 7.0],
-        "landing_steps": 2,
+        "early_exit_steps": 2,
         # An earlier preview says nothing, and each costs a third of an evaluation in seconds.
         "decide_at": [3, 4],
         "check_finished": True,
         # A low score is answered by another attempt from fresh noise; the attempt of the highest utility is kept.
-        "refine": {"preset": "again", "limit": 4, "liking": {"belief": "emoji"}},
+        "refine": {"preset": "resample_keep_best", "limit": 4, "utility": {"calibrator": "emoji"}},
         # The probability of being correct, its log-odds halved so that .99 and .999 still differ.
-        "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "belief": "emoji"}},
+        "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
         # Of one NFE, drawn per episode and shown to the policy.
-        "price": [0.0, 0.03],
-        "observation_keys": ["clip", "timestep", "quality", "price", "belief"],
+        "cost_per_nfe": [0.0, 0.03],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "calibrator"],
     },
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SDXL-v0": {"backbone": "sdxl", "steps": 50, "refine": "as_published"},
     "AdDiffusion-FluxSchnell-v0": {"backbone": "flux", "steps": 4, "refine": "as_published"},
-    "AdDiffusion-SD35-v0": {"backbone": "sd35", "steps": 40, "refine": "restart"},
-    "AdDiffusion-Flux2Klein-v0": {"backbone": "flux2_klein", "steps": 4, "refine": "restart"},
-    "AdDiffusion-ZImageTurbo-v0": {"backbone": "z_image", "steps": 8, "refine": "restart"},
-    "AdDiffusion-QwenImage-v0": {"backbone": "qwen_image", "steps": 50, "refine": "restart"},
+    "AdDiffusion-SD35-v0": {"backbone": "sd35", "steps": 40, "refine": "resample"},
+    "AdDiffusion-Flux2Klein-v0": {"backbone": "flux2_klein", "steps": 4, "refine": "resample"},
+    "AdDiffusion-ZImageTurbo-v0": {"backbone": "z_image", "steps": 8, "refine": "resample"},
+    "AdDiffusion-QwenImage-v0": {"backbone": "qwen_image", "steps": 50, "refine": "resample"},
     # Any pipeline: pipe= or name_or_path=. Its own steps, guidance and scheduler are the default.
-    "AdDiffusion-Diffusers-v0": {"backbone": "diffusers", "refine": "restart"},
+    "AdDiffusion-Diffusers-v0": {"backbone": "diffusers", "refine": "resample"},
 }
 """Environment id -> its settings. A new id is one line."""
 

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="everything that is registered, and whether it runs here")
     checking = verbs.add_parser("check", help="hold what bears a name to the contracts of its kind")
-    checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v1, sd15, clip, nfe_price or fixed:8")
+    checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v1, sd15, clip, nfe_cost or fixed:8")
     checking.add_argument("--pipelines", action="store_true", help="measure every tiny diffusers pipeline, or NAME")
     checking.add_argument("--out", type=Path, help="with --pipelines: the Markdown file to write")
     for verb in (listing, checking):

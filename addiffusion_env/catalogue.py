@@ -20,7 +20,7 @@ class Entry:
     """One registered thing.
 
     Attributes:
-        name: how it is named in configurations; a method's is its usage.
+        name: how it is named in configurations; a sampler's is its usage.
         says: what it is, in one line.
         needs: what this machine lacks to run it, in a few words; empty when it runs.
     """
@@ -42,7 +42,7 @@ def catalogue() -> dict[str, list[Entry]]:
         "reward presets": list(_reward_presets()),
         "refine presets": list(_refine_presets()),
         "solvers": list(_solvers()),
-        "methods": list(_methods()),
+        "samplers": list(_samplers()),
         "judges": list(_judges()),
     }
     for kind in LISTINGS:
@@ -88,11 +88,11 @@ def _scorers() -> Iterator[Entry]:
     return _classes(SCORERS)
 
 
-def _methods() -> Iterator[Entry]:
-    from addiffusion_env.baselines import BASELINES
+def _samplers() -> Iterator[Entry]:
+    from addiffusion_env.samplers import SAMPLERS
 
-    for name in BASELINES:
-        kind = BASELINES.load(name)
+    for name in SAMPLERS:
+        kind = SAMPLERS.load(name)
         yield Entry(kind.usage, first_line(kind), kind.needs())
 
 
@@ -117,11 +117,11 @@ def _keys() -> Iterator[Entry]:
 
 
 def _reward_presets() -> Iterator[Entry]:
-    from addiffusion_env.rewards import PRESET_PRICES, PRESETS
+    from addiffusion_env.rewards import PRESET_COSTS, PRESETS
 
     for name, terms in PRESETS.items():
         weights = " + ".join(f"{config.weight:g} {term}" for term, config in terms.items() if config.weight)
-        yield Entry(name, f"{weights}, at a price of {PRESET_PRICES[name]:g} an NFE")
+        yield Entry(name, f"{weights}, at a cost per NFE of {PRESET_COSTS[name]:g} an NFE")
 
 
 def _refine_presets() -> Iterator[Entry]:

@@ -62,7 +62,7 @@ class PromptError(AdDiffusionError, ValueError):
 
 
 class ImageRangeError(AdDiffusionError, ValueError):
-    """A picture of the wrong shape, type or range."""
+    """An image of the wrong shape, type or range."""
 
 
 class NumericsError(AdDiffusionError, ArithmeticError):

@@ -26,8 +26,8 @@ def markdown(text: str) -> str:
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table; cells are taken as Markdown.
 
-    >>> print(markdown_table(("method", "NFE"), [("fixed:8", 8)]))
-    | method | NFE |
+    >>> print(markdown_table(("sampler", "NFE"), [("fixed:8", 8)]))
+    | sampler | NFE |
     | --- | --- |
     | fixed:8 | 8 |
     """

@@ -49,7 +49,7 @@ class Clock:
 
 
 class Meter:
-    """Measures from its making, or its last :meth:`restart`, to each :meth:`read`.
+    """Measures from its making, or its last :meth:`resample`, to each :meth:`read`.
 
     The peaks of the process and of the device are reset, so two meters of one device at a time disturb each other.
 

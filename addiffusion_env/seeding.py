@@ -1,6 +1,6 @@
 """One (prompt id, seed) -> named, independent streams of noise, the same in any lane, batch, worker and device.
 
-Noise is always drawn on the CPU from a generator keyed by a hash, and then moved: a picture is a function of its
+Noise is always drawn on the CPU from a generator keyed by a hash, and then moved: an image is a function of its
 prompt, its seed and the actions taken, never of its place in a batch or of what was drawn before it.
 """
 
@@ -19,11 +19,11 @@ def stable_hash(*parts: object) -> int:
 
 
 def keyed_generator(prompt_id: str, seed: int, stream: str = "initial") -> torch.Generator:
-    """The CPU generator of one stream of one picture.
+    """The CPU generator of one stream of one image.
 
     Args:
         prompt_id: identity of the prompt, for example ``"emoji-4f1c..."``.
-        seed: the picture's seed; the same prompt with another seed is another picture.
+        seed: the image's seed; the same prompt with another seed is another image.
         stream: what the noise is for: ``"initial"``, ``"refine-0"``, ``"refine-1"`` ...
     """
     generator = torch.Generator(device="cpu")
@@ -32,7 +32,7 @@ def keyed_generator(prompt_id: str, seed: int, stream: str = "initial") -> torch
 
 
 def keyed_noise(prompt_id: str, seed: int, shape: Sequence[int], stream: str = "initial") -> torch.Tensor:
-    """Standard normal noise of ``shape`` (C, H, W) for one picture; float32 on the CPU.
+    """Standard normal noise of ``shape`` (C, H, W) for one image; float32 on the CPU.
 
     The same on every processor to 1e-6: torch's logarithms and cosines differ in their last digit by instruction set.
 

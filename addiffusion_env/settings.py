@@ -139,7 +139,7 @@ def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str,
     """Refuses keyword arguments whose values are not of the types that a function declares.
 
     Args:
-        what: whose they are, for the error: ``"reward term 'nfe_price'"``.
+        what: whose they are, for the error: ``"reward term 'nfe_cost'"``.
         function: with type hints that can be resolved.
         given: names of its parameters and their values.
 

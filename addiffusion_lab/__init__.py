@@ -5,11 +5,11 @@ training of the emoji world's networks, the demo in the browser and the benchmar
 ``addiffusion_env`` imports it. Importing it registers names; what they stand for is imported when it is used.
 """
 
-from addiffusion_env.baselines import BASELINES
 from addiffusion_env.catalogue import LISTINGS
 from addiffusion_env.checks import FINDERS, TINY
 from addiffusion_env.evaluation.extras import EXTRAS
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
+from addiffusion_env.samplers import SAMPLERS
 
 _PROMPTS = {
     "coco": "addiffusion_lab.benchmarks.coco:CocoPrompts",
@@ -23,7 +23,7 @@ _PROMPTS = {
 
 for _registry, _names in (
     (
-        BASELINES,
+        SAMPLERS,
         {
             "lcm": "addiffusion_lab.pipelines.lcm:LatentConsistency",
             "turbo": "addiffusion_lab.pipelines.turbo:SDXLTurbo",

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.evaluation.extras import Extra, Reported
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.base import Sampler
 from addiffusion_lab.benchmarks.export import check_export, export_run
 from addiffusion_lab.claims.render import hypotheses_section, print_verdicts
 from addiffusion_lab.claims.setup import check_claims, judge_evaluation
@@ -31,9 +31,9 @@ class Hypotheses(Extra):
 
     first, folder = True, "hypotheses"
 
-    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+    def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
         """Refuses claims that could not be judged."""
-        check_claims(methods, backbone, config)
+        check_claims(samplers, backbone, config)
 
     @staticmethod
     def runs(given: Mapping[str, Any]) -> Sequence[str]:
@@ -52,13 +52,13 @@ class Hypotheses(Extra):
 
 
 class Metrics(Extra):
-    """FID, KID, PSNR and LPIPS of every method's images against a reference."""
+    """FID, KID, PSNR and LPIPS of every sampler's images against a reference."""
 
     needs_images = True
 
-    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+    def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
         """Reads the settings."""
-        self.config = MetricsConfig.read(config["metrics"], [method.name for method in methods])
+        self.config = MetricsConfig.read(config["metrics"], [sampler.name for sampler in samplers])
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         """Measures them; they are stored in ``metrics.json``."""
@@ -71,13 +71,13 @@ class Metrics(Extra):
 
 
 class VlmJudge(Extra):
-    """A vision-language model compares the policy's images with those of other methods."""
+    """A vision-language model compares the policy's images with those of other samplers."""
 
     needs_images = True
 
-    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+    def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
         """Reads the settings and looks for the service's key."""
-        self.config = VlmConfig.read(config["vlm"], [method.name for method in methods])
+        self.config = VlmConfig.read(config["vlm"], [sampler.name for sampler in samplers])
         make_client(self.config.judge, **(self.config.client or {}))
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
@@ -95,7 +95,7 @@ class BenchmarkExport(Extra):
 
     needs_images, takes = True, bool
 
-    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+    def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
         """Refuses a benchmark without an official layout."""
         self.benchmark = config["benchmark"]
         check_export(self.benchmark)
@@ -103,4 +103,4 @@ class BenchmarkExport(Extra):
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         """Writes them and prints how the official scorer is run."""
         for done in export_run(folder, self.benchmark, prompts):
-            print(f"{done.pictures} images in {done.folder}; score them with: {done.command}", *done.notes, sep="\n  ")
+            print(f"{done.images} images in {done.folder}; score them with: {done.command}", *done.notes, sep="\n  ")

@@ -1,4 +1,4 @@
-"""Metrics and a VLM judge over the pictures that an evaluation kept: measured once, kept in a file, told in the report.
+"""Metrics and a VLM judge over the images that an evaluation kept: measured once, kept in a file, told in the report.
 
 Both are off by default: most metrics need weights that are not in the package, a VLM judge costs money.
 """
@@ -22,8 +22,8 @@ from addiffusion_env.evaluation.tables import focus_of
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.settings import Ge, Settings
 from addiffusion_lab.metrics import METRICS
+from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.measure import OF_FEATURES, image_metrics
-from addiffusion_lab.metrics.pictures import Pictures
 from addiffusion_lab.metrics.results import MetricResult
 from addiffusion_lab.metrics.settings import MetricSettings
 from addiffusion_lab.vlm import make_client
@@ -35,11 +35,11 @@ METRICS_FILE, VLM_FILE, VLM_CACHE = "metrics.json", "vlm.json", "vlm_replies"
 
 @dataclass(frozen=True)
 class MetricsConfig(Settings):
-    """Metrics of every method's pictures against a reference.
+    """Metrics of every sampler's images against a reference.
 
     Attributes:
         names: of :data:`~addiffusion_lab.metrics.METRICS`.
-        reference: a method of the evaluation, or a folder of pictures, which only ``fid`` and ``kid`` can use.
+        reference: a sampler of the evaluation, or a folder of images, which only ``fid`` and ``kid`` can use.
         settings: see :class:`~addiffusion_lab.metrics.settings.MetricSettings`.
     """
 
@@ -50,8 +50,8 @@ class MetricsConfig(Settings):
     settings: MetricSettings = field(default_factory=MetricSettings)
 
     @classmethod
-    def read(cls, given: Mapping[str, Any], methods: Sequence[str]) -> MetricsConfig:
-        """Reads it from configuration, before any picture is made.
+    def read(cls, given: Mapping[str, Any], samplers: Sequence[str]) -> MetricsConfig:
+        """Reads it from configuration, before any image is made.
 
         Raises:
             ConfigError: for a setting that does not exist, no metric, or a folder as the reference of pairs.
@@ -63,26 +63,26 @@ class MetricsConfig(Settings):
             METRICS[name]
         if not names:
             raise ConfigError("metrics are asked for, and none is named", f"metrics.names=[{', '.join(METRICS)}]")
-        if reference not in methods and not Path(reference).is_dir():
-            raise unknown("reference method (or folder of pictures)", reference, methods)
+        if reference not in samplers and not Path(reference).is_dir():
+            raise unknown("reference sampler (or folder of images)", reference, samplers)
         pairs = [name for name in names if name not in OF_FEATURES]
-        if reference not in methods and pairs:
+        if reference not in samplers and pairs:
             raise ConfigError(
-                f"{pairs[0]} pairs pictures by prompt and seed, and {reference} is a folder",
-                "name a method of this evaluation as metrics.reference",
+                f"{pairs[0]} pairs images by prompt and seed, and {reference} is a folder",
+                "name a sampler of this evaluation as metrics.reference",
             )
         return made
 
 
 @dataclass(frozen=True)
 class VlmConfig(Settings):
-    """A VLM judge of the policy's pictures against those of other methods.
+    """A VLM judge of the policy's images against those of other samplers.
 
     Attributes:
         judge: ``"service:model"``, see :func:`~addiffusion_lab.vlm.make_client`.
-        against: the other methods.
+        against: the other samplers.
         max_cost: US dollars for all of it.
-        price: of a million input and output tokens; ``None``: the listed one.
+        cost_per_nfe: of a million input and output tokens; ``None``: the listed one.
         workers: questions under way at once.
         client: further options of the client: ``base_url``, ``key_variable``, ``timeout``, ``max_output_tokens``.
     """
@@ -93,45 +93,45 @@ class VlmConfig(Settings):
     judge: str
     against: Sequence[str]
     max_cost: Annotated[float, Ge(0)]
-    price: Price | None = None
+    cost_per_nfe: Price | None = None
     workers: Annotated[int, Ge(1)] = 4
     client: Mapping[str, Any] | None = None
 
     @classmethod
-    def read(cls, given: Mapping[str, Any], methods: Sequence[str]) -> VlmConfig:
-        """Reads it from configuration, before any picture is made.
+    def read(cls, given: Mapping[str, Any], samplers: Sequence[str]) -> VlmConfig:
+        """Reads it from configuration, before any image is made.
 
         Raises:
             ConfigError: for a setting that does not exist, or one of ``judge``, ``against``, ``max_cost`` missing.
-            UnknownNameError: for a method that is not evaluated.
+            UnknownNameError: for a sampler that is not evaluated.
         """
-        price = given.get("price")
-        made = cls.of({**given, "price": None if price is None else Price(**price)})
+        cost_per_nfe = given.get("cost_per_nfe")
+        made = cls.of({**given, "cost_per_nfe": None if cost_per_nfe is None else Price(**cost_per_nfe)})
         if not made.against:
-            raise ConfigError("vlm.against names no method to compare with", cls.see)
+            raise ConfigError("vlm.against names no sampler to compare with", cls.see)
         for name in made.against:
-            if name not in methods:
-                raise unknown("method to compare with", name, methods)
+            if name not in samplers:
+                raise unknown("sampler to compare with", name, samplers)
         return made
 
 
 def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dict[str, MetricResult]]:
-    """Metrics of every method of a finished evaluation; they are kept in ``metrics.json``.
+    """Metrics of every sampler of a finished evaluation; they are kept in ``metrics.json``.
 
     Returns:
-        Method -> metric -> result; the reference method has none of its own.
+        Sampler -> metric -> result; the reference sampler has none of its own.
 
     Raises:
-        ConfigError: when pictures were not kept.
+        ConfigError: when images were not kept.
         WeightsError, MissingPackageError: when a metric's network cannot be loaded.
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    _, pictures = _kept(folder, manifest, [entry.name for entry in manifest.methods])
-    reference = Pictures.of(pictures.pop(config.reference, config.reference))
-    found = {name: image_metrics(own, reference, config.names, config.settings) for name, own in pictures.items()}
+    _, images = _kept(folder, manifest, [entry.name for entry in manifest.samplers])
+    reference = Images.of(images.pop(config.reference, config.reference))
+    found = {name: image_metrics(own, reference, config.names, config.settings) for name, own in images.items()}
     plain = {name: {key: asdict(value) for key, value in results.items()} for name, results in found.items()}
-    kept = {"reference": config.reference, "methods": plain, "pictures": _pictures(manifest)}
+    kept = {"reference": config.reference, "samplers": plain, "images": _images(manifest)}
     write_text(folder / METRICS_FILE, json.dumps(kept, indent=1))
     return found
 
@@ -139,18 +139,18 @@ def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dic
 def judge_by_vlm(
     out_dir: Path | str, config: VlmConfig, prompts: Sequence[Prompt], say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
-    """Has a VLM compare the policy's pictures with those of other methods; verdicts are kept in ``vlm.json``.
+    """Has a VLM compare the policy's images with those of other samplers; verdicts are kept in ``vlm.json``.
 
     Replies are kept in ``vlm_replies``: the same call again pays only for what is missing.
 
     Args:
-        out_dir: of a finished evaluation that kept its pictures.
+        out_dir: of a finished evaluation that kept its images.
         config: the judge.
         prompts: those of the evaluation.
         say: told the estimate before anything is asked, and what was found.
 
     Raises:
-        ConfigError: when pictures were not kept.
+        ConfigError: when images were not kept.
         VlmServiceError: when the service refuses or fails; replies so far are kept.
     """
     folder = Path(out_dir)
@@ -160,14 +160,14 @@ def judge_by_vlm(
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     rows, left = [], config.max_cost
     for name in config.against:
-        prompt_ids, pictures = _kept(folder, manifest, [focus, name])
+        prompt_ids, images = _kept(folder, manifest, [focus, name])
         report = compare(
-            pictures[focus],
-            pictures[name],
+            images[focus],
+            images[name],
             [by_id[prompt_id] for prompt_id in prompt_ids],
             client,
             max_cost=left,
-            price=config.price,
+            cost_per_nfe=config.cost_per_nfe,
             cache=folder / VLM_CACHE,
             workers=config.workers,
             say=say,
@@ -192,7 +192,7 @@ def judge_by_vlm(
                 "replies": report.replies,
                 "unasked": report.count("unasked"),
                 "cost": report.cost,
-                "pictures": {key: _pictures(manifest)[key] for key in (focus, name)},
+                "images": {key: _images(manifest)[key] for key in (focus, name)},
             }
         )
         write_text(folder / VLM_FILE, json.dumps(rows, indent=1))
@@ -200,13 +200,13 @@ def judge_by_vlm(
 
 
 def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[str], dict[str, list[bytes]]]:
-    """The pictures that all of some methods have: the prompt ids, and each method's PNG files in the same order.
+    """The images that all of some samplers have: the prompt ids, and each sampler's PNG files in the same order.
 
-    Pictures that an evaluation left out because a lane failed are left out here too.
+    Images that an evaluation left out because a lane failed are left out here too.
     """
     store = RecordStore(folder / RECORDS_FOLDER)
     recorded = {record.uid for record in store.read()}
-    variants = {entry.name: entry.variant for entry in manifest.methods}
+    variants = {entry.name: entry.variant for entry in manifest.samplers}
     rows = [
         (prompt_id, {name: uid_of(variants[name], key, seed) for name in names})
         for prompt_id, key in zip(manifest.prompt_ids, manifest.keys, strict=True)
@@ -214,10 +214,10 @@ def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[
     ]
     rows = [(prompt_id, uids) for prompt_id, uids in rows if recorded.issuperset(uids.values())]
     wanted = [uid for _, uids in rows for uid in uids.values()]
-    found = store.pictures(wanted)
+    found = store.images(wanted)
     if len(found) < len(wanted):
         raise ConfigError(
-            f"{len(wanted) - len(found)} of {len(wanted)} pictures were not kept",
+            f"{len(wanted) - len(found)} of {len(wanted)} images were not kept",
             "choose another out=, or delete the records: they are made again, and kept",
         )
     return [prompt_id for prompt_id, _ in rows], {name: [found[uids[name]] for _, uids in rows] for name in names}
@@ -240,16 +240,16 @@ def vlm_sections(out_dir: Path | str, manifest: Manifest) -> list[Section]:
 
 
 def _concerns(found: Mapping[str, Any], manifest: Manifest) -> bool:
-    """Whether something was measured on an evaluation's pictures; files from before this was kept do not say."""
-    pictures = found.get("pictures")
-    return not manifest.identity if pictures is None else pictures.items() <= _pictures(manifest).items()
+    """Whether something was measured on an evaluation's images; files from before this was kept do not say."""
+    images = found.get("images")
+    return not manifest.identity if images is None else images.items() <= _images(manifest).items()
 
 
-def _pictures(manifest: Manifest) -> dict[str, str]:
-    """Method -> sha1 over the uids of its pictures."""
+def _images(manifest: Manifest) -> dict[str, str]:
+    """Sampler -> sha1 over the uids of its images."""
     return {
-        method.name: digest_of(uid_of(method.variant, key, seed) for key in manifest.keys for seed in manifest.seeds)
-        for method in manifest.methods
+        sampler.name: digest_of(uid_of(sampler.variant, key, seed) for key in manifest.keys for seed in manifest.seeds)
+        for sampler in manifest.samplers
     }
 
 
@@ -265,15 +265,15 @@ def _read(path: Path) -> Any:
 def _metrics_section(found: Mapping[str, Any]) -> Section:
     rows: list[tuple[str, ...]] = []
     notes: dict[str, Any] = {}
-    for method, results in found["methods"].items():
+    for sampler, results in found["samplers"].items():
         for result in results.values():
             spread = "" if result["spread"] is None else f" ± {result['spread']:.3g}"
             arrow = "higher" if result["higher_is_better"] else "lower"
-            rows.append((method, result["name"], f"{result['value']:.4g}{spread}", arrow, str(result["n"])))
+            rows.append((sampler, result["name"], f"{result['value']:.4g}{spread}", arrow, str(result["n"])))
             settings = ", ".join(f"{key}={value}" for key, value in result["settings"].items() if key != "identical")
             notes[f"{result['name']}: {result['backend']}; {settings}."] = None
-            notes.update(dict.fromkeys(f"{method}, {result['name']}: {note}." for note in result["notes"]))
-    head = ("method", "metric", "value", "better", "pictures")
+            notes.update(dict.fromkeys(f"{sampler}, {result['name']}: {note}." for note in result["notes"]))
+    head = ("sampler", "metric", "value", "better", "images")
     words = f"Against {found['reference']}. They describe and decide no claim; numbers of other backends differ."
     return Section("Metrics", (words, Table(head, tuple(rows)), *notes))
 

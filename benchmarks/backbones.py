@@ -1,10 +1,10 @@
 """``python -m addiffusion_env bench`` on full-size models with random weights: no download.
 
     python benchmarks/backbones.py                 # full size: needs a GPU
-    python benchmarks/backbones.py --size tiny     # 16x16 pictures: runs anywhere
+    python benchmarks/backbones.py --size tiny     # 16x16 images: runs anywhere
     python benchmarks/backbones.py --backbones sd35 z_image --dtype bfloat16 --lanes 1 8 --arms pipeline any_pipeline
 
-Looks are scored by the emoji world's three small models: those of real pictures would have to be downloaded.
+Looks are scored by the emoji world's three small models: those of real images would have to be downloaded.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.envs import episodes
 from addiffusion_env.scorers.emoji import emoji_scorers
 from addiffusion_lab.bench.arguments import add_arguments
-from addiffusion_lab.bench.bed import Bed
-from addiffusion_lab.bench.cli import run_bed
+from addiffusion_lab.bench.cli import run_setup
+from addiffusion_lab.bench.setup import BenchmarkSetup
 
 TRANSFORMERS = ("flux", "sd35", "z_image")
 TINY: dict[str, dict[str, Any]] = {name: {"image_size": 16} for name in TRANSFORMERS}
 
 
-def make_bed(name: str, chosen: argparse.Namespace, device: torch.device) -> Bed:
+def make_setup(name: str, chosen: argparse.Namespace, device: torch.device) -> BenchmarkSetup:
     """The bed of a backbone with random weights."""
     dtype = resolve_dtype(chosen.dtype, device, BACKBONES.load(name).spec.auto_dtype)
     pipe, preview = build(name, chosen.size, device, dtype)
@@ -45,7 +45,7 @@ def make_bed(name: str, chosen: argparse.Namespace, device: torch.device) -> Bed
     backbone = BACKBONES.load(name).from_pipeline(pipe, preview=preview, **options)
     lanes = chosen.lanes[0]
     steps = chosen.steps or min(8, backbone.capabilities.default_steps)
-    return Bed(backbone, emoji_scorers(WEIGHTS, device), lanes, steps, chosen.look_every, 2 * lanes)
+    return BenchmarkSetup(backbone, emoji_scorers(WEIGHTS, device), lanes, steps, chosen.preview_every, 2 * lanes)
 
 
 def main() -> None:
@@ -63,11 +63,11 @@ def main() -> None:
     device = resolve_device(chosen.device)
     path: Path | None = chosen.json
     for name in chosen.backbones:
-        bed = make_bed(name, chosen, device)
+        setup = make_setup(name, chosen, device)
         chosen.json = None if path is None else path.with_name(f"{path.stem}-{name}{path.suffix}")
-        with mock.patch.object(episodes, "load_scorers", return_value=bed.scorers):
-            run_bed(bed, chosen, chosen.methods)
-        del bed
+        with mock.patch.object(episodes, "load_scorers", return_value=setup.scorers):
+            run_setup(setup, chosen, chosen.samplers)
+        del setup
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -193,7 +193,7 @@ def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tup
 
     Args:
         name: a key of :data:`FULL`.
-        size: ``full``, or ``tiny`` for 16x16 pictures.
+        size: ``full``, or ``tiny`` for 16x16 images.
         device: where the weights are made, so that 12 billion of them never pass through host memory.
         dtype: their precision.
     """

@@ -71,10 +71,10 @@ def measure(lanes: int, workers: int, rounds: int, steps: int) -> Overhead:
     here.reset()
     there.reset()
     ratios, times = [], {"local": [], "ray": []}
-    for turn in range(rounds + 1):
+    for env_step in range(rounds + 1):
         both: list[tuple[str, Any]] = [("local", here), ("ray", there)]
-        taken = {name: timed(lambda env=env: play(env, steps)) for name, env in both[:: 1 if turn % 2 else -1]}
-        if turn:
+        taken = {name: timed(lambda env=env: play(env, steps)) for name, env in both[:: 1 if env_step % 2 else -1]}
+        if env_step:
             ratios.append(taken["local"] / taken["ray"])
             for name, seconds in taken.items():
                 times[name].append(seconds)

@@ -2,7 +2,7 @@
 
 python benchmarks/soak.py --episodes 10000
 
-Each episode stops at its first decision, with a bare jump to x0 (``landing_steps=0``): the shortest that the process
+Each episode stops at its first decision, with a bare jump to x0 (``early_exit_steps=0``): the shortest that the process
 allows, with everything that an episode does (prompt, noise, denoiser, decoder, scorers, reward, reset) in it once.
 Exits with 1 when a check fails.
 """
@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-SETTINGS = {"steps": 2, "landing_steps": 0, "guidance_scale": 1.0, "refine": "off"}
+SETTINGS = {"steps": 2, "early_exit_steps": 0, "guidance_scale": 1.0, "refine": "off"}
 
 
 def resident() -> float:
@@ -53,9 +53,9 @@ def soak(episodes: int, lanes: int, seed: int, warm_up: float) -> dict[str, floa
         for lane in np.flatnonzero(terminated | truncated):
             expected = np.random.default_rng([seed + int(lane), ended[int(lane)]])
             prompt = env.episodes.source.sample(expected)
-            picture_seed = int(expected.integers(2**31))
+            image_seed = int(expected.integers(2**31))
             last = infos["final_info"]
-            wrong += (last["prompt_id"][lane], int(last["seed"][lane])) != (prompt.prompt_id, picture_seed)
+            wrong += (last["prompt_id"][lane], int(last["seed"][lane])) != (prompt.prompt_id, image_seed)
             wrong += not (terminated[lane] and last["image"][lane].shape == (64, 64, 3))
             ended[int(lane)] += 1
         if number % max(1, rounds // 20) == 0 or number == rounds - 1:

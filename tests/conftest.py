@@ -16,7 +16,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers
 
 # The doctest collector would import every conftest.py under one and the same module name.
 collect_ignore_glob = ["conftest.py", "*/conftest.py", "*/*/conftest.py"]
@@ -31,12 +31,12 @@ def emoji() -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def scorers(emoji: Backbone) -> LookScorers:
+def scorers(emoji: Backbone) -> ImageScorers:
     return load_scorers(emoji)
 
 
 @pytest.fixture
-def engine(emoji: Backbone, scorers: LookScorers) -> Engine:
+def engine(emoji: Backbone, scorers: ImageScorers) -> Engine:
     return Engine(emoji, scorers)
 
 

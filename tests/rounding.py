@@ -4,7 +4,7 @@ A float32 kernel sums in another order for another shape of batch, thread count 
 can have one shape (one lane beside one lane) the tests ask for equality; where they cannot, scores may differ by what
 follows, and a test of something made of scores allows that times the slope of what is made.
 
-The largest differences over batches of 1, 2 and 4 lanes of the emoji world (12 tries and their landings) under
+The largest differences over batches of 1, 2 and 4 lanes of the emoji world (12 tries and their early exits) under
 ``ATEN_CPU_CAPABILITY`` default, avx2 and avx512 were 5.7e-6 in CLIP cosines and 5.5e-5 in preferences: the chain of
 denoiser calls multiplies 1e-7 so far. Allowed is about four times as much.
 """
@@ -17,25 +17,25 @@ import pytest
 CLIP_SCORE = 2e-5
 PREFERENCE = 2e-4
 SEEN = PREFERENCE
-"""Of observations without a belief: scores stand in them with a slope of 1 or less, and so do latents and features."""
+"""Of observations without a calibrator: scores stand in them with a slope of 1 or less, and so do latents and features."""
 REWARD = PREFERENCE
 """Of the default reward: ``sigmoid(p / 0.4)`` has slopes of at most 0.625, gains count a twentieth."""
 
 
-def of_belief(belief, preference, clip_score, clip_text, step=1e-4):
-    """What log-odds of scores may differ by: the belief's slopes there times the scores' own tolerances.
+def of_calibrator(calibrator, preference, clip_score, clip_text, step=1e-4):
+    """What log-odds of scores may differ by: the calibrator's slopes there times the scores' own tolerances.
 
-    The emoji world's belief has slopes of up to 371 a unit of cosine: a correlation of .01 is much among pictures.
+    The emoji world's calibrator has slopes of up to 371 a unit of cosine: a correlation of .01 is much among images.
     """
     scores = preference.astype(np.float64), clip_score.astype(np.float64)
-    here = belief(*scores, clip_text)
-    by_preference = np.abs(belief(scores[0] + step, scores[1], clip_text) - here) / step
-    by_clip = np.abs(belief(scores[0], scores[1] + step, clip_text) - here) / step
+    here = calibrator(*scores, clip_text)
+    by_preference = np.abs(calibrator(scores[0] + step, scores[1], clip_text) - here) / step
+    by_clip = np.abs(calibrator(scores[0], scores[1] + step, clip_text) - here) / step
     return by_preference * PREFERENCE + by_clip * CLIP_SCORE
 
 
 def assert_records_alike(ours, theirs):
-    """Records of the same pictures from batches of other sizes: equal but for what is measured; scores to rounding."""
+    """Records of the same images from batches of other sizes: equal but for what is measured; scores to rounding."""
     assert [_exact(record) for record in ours] == [_exact(record) for record in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert one.preference == pytest.approx(other.preference, abs=PREFERENCE)

@@ -16,7 +16,7 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
     {"observations", "rewards"},
     {"engine"},
     {"envs"},
-    {"baselines"},
+    {"samplers"},
     {"distributed", "tabular"},
     {"agents"},
     {"evaluation"},
@@ -25,7 +25,7 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 ONLY_IN = {  # third-party name -> the only places that may import it
-    "diffusers": {"backbones", "baselines", "bench"},
+    "diffusers": {"backbones", "samplers", "bench"},
     "transformers": {"backbones", "scorers"},
     "open_clip": {"backbones", "scorers"},
     "gymnasium": {"__init__", "__main__", "observations", "envs", "agents", "checks"},

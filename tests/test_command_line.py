@@ -8,12 +8,12 @@ from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.__main__ import main
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.baselines import BASELINES
 from addiffusion_env.checks.components import find
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import PRESETS, TERMS
+from addiffusion_env.samplers import SAMPLERS
 from addiffusion_env.scorers import SCORERS
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.vlm import SERVICES
@@ -49,7 +49,7 @@ def test_list_describes_everything_that_is_registered(capsys):
     for kind, names in kinds.items():
         assert list(found[kind]) == list(names), kind
     assert [*found["prompt sources"], *found["benchmarks"]] == list(PROMPT_SOURCES)
-    assert [usage.split(":")[0] for usage in found["methods"]] == list(BASELINES)
+    assert [usage.split(":")[0] for usage in found["samplers"]] == list(SAMPLERS)
     assert set(found["judges"]) == {"emoji_detector", *(f"{name}:MODEL" for name in SERVICES)}
     for kind, entries in found.items():
         for name, (runs, line) in entries.items():
@@ -66,7 +66,7 @@ def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
     found = listed(capsys)
-    lacking = {name.split(":")[0] for name, (runs, _) in found["methods"].items() if not runs}
+    lacking = {name.split(":")[0] for name, (runs, _) in found["samplers"].items() if not runs}
     assert lacking == {"lcm", "turbo", "fbcache"}
     assert [name for name, (runs, _) in found["backbones"].items() if runs] == ["emoji"]
     assert not any(runs for runs, _ in found["benchmarks"].values())
@@ -77,12 +77,12 @@ def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     (tmp_path / "parti").mkdir()
     monkeypatch.setenv("OPENAI_API_KEY", "a key")
     found = listed(capsys)
-    assert found["methods"]["turbo:STEPS[,WEIGHTS]"][0] and found["judges"]["openai:MODEL"][0]
+    assert found["samplers"]["turbo:STEPS[,WEIGHTS]"][0] and found["judges"]["openai:MODEL"][0]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v1", "nfe_price", "unipc", "psnr", "fid", "text_file", "fixed:2"],
+    ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v1", "nfe_cost", "unipc", "psnr", "fid", "text_file", "fixed:2"],
 )
 def test_check_says_what_holds(name, capsys):
     main(["check", name])
@@ -100,12 +100,12 @@ def test_check_takes_all_that_bear_a_name(capsys):
     ("name", "words"),
     [
         ("AdDiffusion-Emojy-v0", "did you mean 'AdDiffusion-Emoji-v0'"),
-        ("nfe_prize", "did you mean 'nfe_price'"),
+        ("nfe_prize", "did you mean 'nfe_cost'"),
         ("sd16", "did you mean 'sd15'"),
         ("fixd:8", "did you mean 'fixed'"),
         ("lpips", "no weights at"),
         ("hps", "xswu/HPSv2"),
-        ("fixed:many", "a method is written"),
+        ("fixed:many", "a sampler is written"),
         ("fixed:0", "STEPS must be at least 1"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_package_that_is_not_there(capsys):
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):
     path = tmp_path / "bench.json"
-    arms = ["--arms", "bare", "vector", "--methods", "fixed:2"]
+    arms = ["--arms", "bare", "vector", "--samplers", "fixed:2"]
     main(["bench", "--lanes", "1", "--steps", "2", "--rounds", "1", "--images", "1", *arms, "--json", str(path)])
     assert "of bare" in capsys.readouterr().out
     found = json.loads(path.read_text())

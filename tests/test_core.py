@@ -97,7 +97,7 @@ def test_mistyped_overrides_get_the_nearest_name(override, message):
 
 def test_a_key_under_its_former_name_is_understood(capsys):
     _noted.clear()
-    given = ["replay.tries=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
+    given = ["replay.attempts=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
     now = ["tabular.attempts=3", "tabular=null", "~tabular.ppo", "+env.max_decisions=3", "lanes=2"]
     assert renamed_overrides(given) == now
     assert "note: the key replay is called tabular now" in capsys.readouterr().err
@@ -146,7 +146,7 @@ def test_every_backbone_has_a_training_configuration(path):
     config = composed("train", f"backbone={path.stem}")
     settings = EnvSettings.of(**config["env"])
     assert settings.backbone == path.stem
-    assert settings.price_range()[0] < settings.price_range()[1]
+    assert settings.cost_range()[0] < settings.cost_range()[1]
     assert config["run_dir"] == f"runs/{path.stem}"
 
 
@@ -155,25 +155,25 @@ def test_a_reward_that_is_asked_for_brings_what_belongs_to_it(backbone):
     asked = ["reward=as_published", f"backbone={backbone}"]
     settings = EnvSettings.of(**composed("train", *asked)["env"])
     refine, published = refine_config(settings.refine), REFINE_PRESETS["as_published"]
-    assert replace(refine, first_step=1, liking=published.liking) == published
-    assert make_reward(settings.reward).terms["nfe_price"] == PRESETS["as_published"]["nfe_price"]
+    assert replace(refine, first_step=1, utility=published.utility) == published
+    assert make_reward(settings.reward).terms["nfe_cost"] == PRESETS["as_published"]["nfe_cost"]
     bonus = make_reward(settings.reward).terms["terminal_bonus"]
     plain = {name: item.default for name, item in inspect.signature(TerminalBonus).parameters.items()}
     assert bonus.weight == 1 and all(plain[name] == value for name, value in bonus.settings.items())
-    assert settings.price_range() == (0.014, 0.014)
-    own = composed("train", *asked, "env.price=0.5", "env.refine.preset=retry", "env.refine.limit=1")["env"]
-    assert (own["price"], own["refine"]["preset"], own["refine"]["limit"]) == (0.5, "retry", 1)
+    assert settings.cost_range() == (0.014, 0.014)
+    own = composed("train", *asked, "env.cost_per_nfe=0.5", "env.refine.preset=retry", "env.refine.limit=1")["env"]
+    assert (own["cost_per_nfe"], own["refine"]["preset"], own["refine"]["limit"]) == (0.5, "resample_short", 1)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_evaluation_composes_from_known_names(path):
-    from addiffusion_env.baselines import make_method
     from addiffusion_env.evaluation.judges import choose_judges
+    from addiffusion_env.samplers import make_sampler
 
     check_overrides(CONFIGS, "eval", [f"evaluation={path.stem}"])
     config = composed("eval", f"evaluation={path.stem}")
     assert EnvSettings.of(**config["env"]).backbone == path.stem
-    assert [make_method(spec) for spec in config["methods"]]
+    assert [make_sampler(spec) for spec in config["samplers"]]
     assert choose_judges(config["judges"], path.stem) == ["hps"]
 
 

@@ -21,10 +21,10 @@ import pytest
 
 from addiffusion_env.__main__ import main
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.baselines import BASELINES
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
+from addiffusion_env.samplers import SAMPLERS
 from addiffusion_env.scorers import SCORERS
 from addiffusion_lab.metrics import METRICS
 
@@ -36,14 +36,14 @@ FENCE = re.compile(
     r"(?:^\*(?P<note>[^*\n]+)\*\n\n)?^```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
     re.M | re.S,
 )
-REGISTRIES = (BACKBONES, BASELINES, METRICS, BENCHMARKS, PROMPT_SOURCES, TERMS, FEATURES, SCORERS)
+REGISTRIES = (BACKBONES, SAMPLERS, METRICS, BENCHMARKS, PROMPT_SOURCES, TERMS, FEATURES, SCORERS)
 POLICY = ROOT / "addiffusion_env" / "agents" / "pretrained" / "emoji"
 
 SWEEP = "hydra.sweeper.n_trials=2 lanes=2 total_timesteps=32 env.refine.limit=1 ppo.n_steps=4 ppo.batch_size=8 "
-SWEEP += "tabular.pictures=2 tabular.held_out=0 "
+SWEEP += "tabular.images=2 tabular.held_out=0 "
 SWEEP += "tabular.attempts=2 tabular.lanes=4 tabular.total_timesteps=64 tabular.ppo.n_steps=8 tabular.ppo.batch_size=32"
 ZOO = "-n 8 --env-kwargs steps:2 --hyperparams n_steps:4 batch_size:8 n_envs:2 n_epochs:1 --eval-freq -1 -f zoo"
-SMALL = "prompts=2 methods=[fixed:2,fixed:4] films=false progress_bar=false"
+SMALL = "prompts=2 samplers=[fixed:2,fixed:4] filmstrips=false progress_bar=false"
 REDUCED = {
     "python train_sb3.py experiment=sweep": SWEEP,
     "python train_sb3.py": "experiment=smoke",

@@ -1,4 +1,4 @@
-"""A method, a reward term and an observation of one's own: a class, a line of registration, and nothing else."""
+"""A sampler, a reward term and an observation of one's own: a class, a line of registration, and nothing else."""
 
 import json
 import os
@@ -14,13 +14,13 @@ import addiffusion_env  # noqa: F401 (registers the environments)
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.__main__ import main
 from addiffusion_env.agents.learned import scores_used
-from addiffusion_env.baselines import BASELINES, make_method, named_traits
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.plugins import load_plugins
 from addiffusion_env.rewards import TERMS
+from addiffusion_env.samplers import SAMPLERS, make_sampler, named_traits
+from addiffusion_env.samplers.traits import Traits
 from addiffusion_lab.claims.conflicts import uses_of
 
 ROOT = Path(__file__).parent.parent
@@ -33,8 +33,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from addiffusion_env.baselines import BASELINES
-from addiffusion_env.baselines.base import BaseMethod, read_numbers
+from addiffusion_env.samplers import BASELINES
+from addiffusion_env.samplers.base import BaseMethod, read_numbers
 from addiffusion_env.engine.process import REFINE_PRESETS, Action
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.observations.features import Feature
@@ -107,11 +107,11 @@ FEATURES.add("halfway", "{name}:Halfway")
 '''
 TINY = (
     "lanes=2 total_timesteps=8 checkpoint_every=8 progress_bar=false env.refine.limit=1 "
-    "tabular.pictures=2 tabular.attempts=2 tabular.held_out=0 tabular.lanes=4 tabular.total_timesteps=32 "
+    "tabular.images=2 tabular.attempts=2 tabular.held_out=0 tabular.lanes=4 tabular.total_timesteps=32 "
     "tabular.ppo.n_steps=4 tabular.ppo.batch_size=8 tabular.ppo.n_epochs=1 "
     "ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
-    "+env.observation_keys=[timestep,halfway,price] +env.reward.decision_fee.weight=1.0 "
-    "report.prompts=1 +report.films=false report.methods=[fixed:2,good_enough:-9]"
+    "+env.observation_keys=[timestep,halfway,cost per NFE] +env.reward.decision_fee.weight=1.0 "
+    "report.prompts=1 +report.filmstrips=false report.samplers=[fixed:2,good_enough:-9]"
 )
 
 
@@ -122,7 +122,7 @@ def plugin(tmp_path, monkeypatch):
     (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-    for registry in (BASELINES, TERMS, FEATURES):
+    for registry in (SAMPLERS, TERMS, FEATURES):
         monkeypatch.setattr(registry, "_entries", dict(registry.items()))
     yield name
     sys.modules.pop(name, None)
@@ -139,9 +139,9 @@ def run(script, *arguments):
 
 def test_they_work_everywhere_in_python(plugin, capsys):
     load_plugins([plugin])
-    method = make_method("good_enough:-9")
-    assert Traits.of(method) == named_traits("good_enough:-9")
-    assert {use.scorer for use in uses_of({method.name: Traits.of(method)}, "emoji")} == {
+    sampler = make_sampler("good_enough:-9")
+    assert Traits.of(sampler) == named_traits("good_enough:-9")
+    assert {use.scorer for use in uses_of({sampler.name: Traits.of(sampler)}, "emoji")} == {
         "blip_preference",
         "clip",
         "dino",
@@ -170,7 +170,7 @@ def test_they_work_everywhere_in_python(plugin, capsys):
     for words in ("good_enough:THRESHOLD", "Stops at the first preview whose", "decision_fee", "halfway"):
         assert words in listed
     for name, promise in (
-        ("good_enough", "A picture is a function of its prompt and seed"),
+        ("good_enough", "An image is a function of its prompt and seed"),
         ("decision_fee", "A score that it pays by is among its"),
         ("halfway", "What is seen of a lane does not depend on the other lanes"),
     ):
@@ -182,28 +182,28 @@ def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
     run("train_sb3.py", f"plugins=[{plugin}]", "run_dir=run", *TINY.split())
     assert json.loads((tmp_path / "run/config.json").read_text())["plugins"] == [plugin]
     policy = json.loads((tmp_path / "run/policy/config.json").read_text())
-    assert policy["plugins"] == [plugin] and set(policy["observation"]) == {"timestep", "halfway", "price"}
+    assert policy["plugins"] == [plugin] and set(policy["observation"]) == {"timestep", "halfway", "cost_per_nfe"}
     manifest = read_manifest(tmp_path / "run/report")
     assert plugin in manifest.settings["plugins"]
     assert [own.needs_preview for own in manifest.traits.values()] == [False, False, True]
-    assert summary_of("run/report")[2]["method"] == "good_enough:-9"
+    assert summary_of("run/report")[2]["sampler"] == "good_enough:-9"
     assert (tmp_path / "run/report/report.html").is_file()
 
     # The run's folder is enough for what comes after.
     run("train_sb3.py", "run_dir=run", *TINY.split(), "total_timesteps=16", "report=null")
     policy = json.loads((tmp_path / "run/policy/config.json").read_text())
     assert policy["provenance"]["decisions"] == 16 and policy["plugins"] == [plugin]
-    run("eval_sb3.py", "policy=run", "methods=[good_enough:-9]", "prompts=1", "out=beside", "films=false")
+    run("eval_sb3.py", "policy=run", "samplers=[good_enough:-9]", "prompts=1", "out=beside", "filmstrips=false")
     assert np.isfinite([row["nfe"]["estimate"] for row in summary_of("beside")]).all()
     pipe = AdaptivePipeline.from_pretrained("run")
     assert pipe("a photo of a dog", seeds=0).nfe[0] > 0
 
 
 def test_an_evaluation_alone_takes_them(plugin):
-    arguments = ("methods=[fixed:2,good_enough:-9]", "prompts=1", "out=out", "films=false", "progress_bar=false")
+    arguments = ("samplers=[fixed:2,good_enough:-9]", "prompts=1", "out=out", "filmstrips=false", "progress_bar=false")
     run("eval_sb3.py", f"plugins=[{plugin}]", *arguments)
-    assert [row["method"] for row in summary_of("out")] == ["fixed:2", "good_enough:-9"]
+    assert [row["sampler"] for row in summary_of("out")] == ["fixed:2", "good_enough:-9"]
 
 
 def summary_of(folder):
-    return json.loads((Path(folder) / "summary.json").read_text())["methods"]
+    return json.loads((Path(folder) / "summary.json").read_text())["samplers"]

@@ -28,8 +28,8 @@ OTHER_OPENS = {"os.open", "Image.open"}  # these read no text
 
 def opens_text_without_encoding(call):
     called = ast.unparse(call.func)
-    method = called.rpartition(".")[2] if "." in called else ""
-    if called != "open" and (method not in TEXT_METHODS or called in OTHER_OPENS):
+    sampler = called.rpartition(".")[2] if "." in called else ""
+    if called != "open" and (sampler not in TEXT_METHODS or called in OTHER_OPENS):
         return False
     written = ast.unparse(call)
     return "encoding=" not in written and "b'" not in written  # "rb" and "wb" need none

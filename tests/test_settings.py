@@ -22,7 +22,7 @@ class Settings:
     size: int | str = "auto"
     pair: tuple[int, float] = (1, 0.5)
     seeds: Sequence[int] = (0,)
-    prices: Sequence[float | None] = (None,)
+    costs_per_nfe: Sequence[float | None] = (None,)
     options: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, int] | None = None
     anything: Any = None
@@ -45,7 +45,7 @@ class Settings:
         ({"seeds": 0}, "job.seeds must be a list of int, got 0"),
         ({"seeds": "0"}, "job.seeds must be a list of int, got '0'"),
         ({"seeds": [0, "1"]}, "job.seeds must be a list of int, got [0, '1']"),
-        ({"prices": ["cheap"]}, "job.prices must be a list of float or null, got ['cheap']"),
+        ({"costs_per_nfe": ["cheap"]}, "job.costs_per_nfe must be a list of float or null, got ['cheap']"),
         ({"options": [1]}, "job.options must be mapping, got [1]"),
         ({"options": {1: 2}}, "job.options must be mapping, got {1: 2}"),
         ({"extra": {"a": "b"}}, "job.extra must be mapping or null, got {'a': 'b'}"),
@@ -62,7 +62,7 @@ def test_a_value_of_another_type_is_refused_by_name(changes, sentence):
 
 def test_numbers_of_numpy_and_any_sequence_pass():
     check_types("", Settings())
-    check_types("", Settings(count=np.int64(3), rate=np.float32(1), seeds=[np.int32(1)], prices=[1, None, 0.5]))
+    check_types("", Settings(count=np.int64(3), rate=np.float32(1), seeds=[np.int32(1)], costs_per_nfe=[1, None, 0.5]))
     check_types("", Settings(rate=1, pair=[2, 3], options={"a": object()}, extra={"b": 1}, anything=object()))
 
 
@@ -76,7 +76,7 @@ def test_a_long_value_is_cut():
 class Recording(Base):
     section: ClassVar[str] = "recording"
     see: ClassVar[str] = "see the docs"
-    retired: ClassVar[dict[str, str]] = {"pictures": "write images"}
+    retired: ClassVar[dict[str, str]] = {"images": "write images"}
 
     folder: str
     images: Annotated[int | str | None, Ge(1)] = None
@@ -96,7 +96,7 @@ def test_settings_are_read_from_a_mapping_or_taken_as_they_are():
         ({"folder": "x", "scale": 0}, "recording.scale must be above 0, got 0", "see the docs"),
         ({"folder": "x", "images": 1.5}, "recording.images must be int or str or null, got 1.5", "see the docs"),
         ({"images": 1}, "recording needs recording.folder", "see the docs"),
-        ({"folder": "x", "pictures": 1}, "recording.pictures has been removed", "write images"),
+        ({"folder": "x", "images": 1}, "recording.images has been removed", "write images"),
         ({"floder": "x"}, "recording has no setting 'floder'", "did you mean 'folder'? known: folder, images, scale"),
         ("x", "recording must be a mapping, got 'x'", "see the docs"),
     ],

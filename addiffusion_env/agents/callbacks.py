@@ -16,17 +16,17 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Image, TensorBoardOutputFormat
 
 from addiffusion_env.agents.checkpoints import Snapshot
-from addiffusion_env.agents.figures import picture_grid, timelines
+from addiffusion_env.agents.figures import image_grid, timelines
 from addiffusion_env.engine.process import Action
 from addiffusion_env.errors import RunFolderError
 
 
 class EpisodeLog(BaseCallback):
-    """Logs what episodes did: ``env/nfe``, ``env/quality``, shares of actions, pictures, timelines, hyperparameters.
+    """Logs what episodes did: ``env/nfe``, ``env/quality``, shares of actions, images, timelines, hyperparameters.
 
     Args:
         hyperparameters: shown in TensorBoard's HPARAMS tab beside the last return and NFE.
-        pictures: how many of the last pictures the image grid shows.
+        images: how many of the last images the image grid shows.
         window: how many of the last episodes the means are over.
 
     Attributes:
@@ -34,11 +34,11 @@ class EpisodeLog(BaseCallback):
         prompt_ids: every prompt that an episode had, also before a resume.
     """
 
-    def __init__(self, hyperparameters: dict[str, Any], pictures: int = 16, window: int = 200) -> None:
+    def __init__(self, hyperparameters: dict[str, Any], images: int = 16, window: int = 200) -> None:
         super().__init__()
         self.hyperparameters = hyperparameters
         self.episodes: deque[dict[str, Any]] = deque(maxlen=window)
-        self.pictures: deque[tuple[np.ndarray, dict[str, Any]]] = deque(maxlen=pictures)
+        self.images: deque[tuple[np.ndarray, dict[str, Any]]] = deque(maxlen=images)
         self.terms: Counter[str] = Counter()
         self.decisions = 0
         self.faults = 0
@@ -74,11 +74,11 @@ class EpisodeLog(BaseCallback):
                 "calls": info["network_calls"],
                 "actions": actions,
                 "task": info["task"],
-                "price": float(info["price"]),
+                "cost_per_nfe": float(info["cost_per_nfe"]),
             }
             self.episodes.append(episode)
             if "image" in info:  # remote workers may keep theirs
-                self.pictures.append((info["image"], episode))
+                self.images.append((info["image"], episode))
         return True
 
     def _on_rollout_end(self) -> None:
@@ -103,26 +103,26 @@ class EpisodeLog(BaseCallback):
         self._write_histogram_and_images()
 
     def frontier(self, bins: int = 4) -> list[tuple[float, float]]:
-        """(price, mean NFE) of the last episodes, in equal shares by price; NFE never rises with price.
+        """(cost per NFE, mean NFE) of the last episodes, in equal shares by cost per NFE; NFE never rises with cost per NFE.
 
         What ``target_nfe`` is looked up in. Empty while fewer than ten episodes a bin have been seen.
         """
-        ordered = sorted((episode["price"], episode["nfe"]) for episode in self.episodes)
+        ordered = sorted((episode["cost_per_nfe"], episode["nfe"]) for episode in self.episodes)
         if len(ordered) < 10 * bins:
             return []
         parts = [np.array(part) for part in np.array_split(np.array(ordered), bins)]
-        prices = [float(part[:, 0].mean()) for part in parts]
+        costs_per_nfe = [float(part[:, 0].mean()) for part in parts]
         spent = np.minimum.accumulate([float(part[:, 1].mean()) for part in parts])
-        return [(price, float(nfe)) for price, nfe in zip(prices, spent, strict=True)]
+        return [(cost_per_nfe, float(nfe)) for cost_per_nfe, nfe in zip(costs_per_nfe, spent, strict=True)]
 
     def _write_histogram_and_images(self) -> None:
         exclude = ("stdout", "log", "json", "csv")
-        shown = list(self.pictures)
+        shown = list(self.images)
         if shown:
-            grid = picture_grid([picture for picture, _ in shown], [episode["nfe"] for _, episode in shown])
-            self.logger.record("pictures/grid", Image(grid, "HWC"), exclude=exclude)
+            grid = image_grid([image for image, _ in shown], [episode["nfe"] for _, episode in shown])
+            self.logger.record("images/grid", Image(grid, "HWC"), exclude=exclude)
         strips = timelines([episode["actions"] for episode in list(self.episodes)[-32:]])
-        self.logger.record("pictures/action_timelines", Image(strips, "HWC"), exclude=exclude)
+        self.logger.record("images/action_timelines", Image(strips, "HWC"), exclude=exclude)
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat):
                 spent = np.array([episode["nfe"] for episode in self.episodes])

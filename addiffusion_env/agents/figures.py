@@ -1,4 +1,4 @@
-"""Small pictures for TensorBoard, drawn without a plotting library."""
+"""Small images for TensorBoard, drawn without a plotting library."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ CELL = 96
 CAPTION = 14
 
 
-def picture_grid(pictures: Sequence[np.ndarray], nfe: Sequence[float], columns: int = 8) -> np.ndarray:
-    """Finished pictures in a grid, each with its NFE below: (H, W, 3) uint8."""
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+def image_grid(images: Sequence[np.ndarray], nfe: Sequence[float], columns: int = 8) -> np.ndarray:
+    """Finished images in a grid, each with its NFE below: (H, W, 3) uint8."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     grid = Image.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), (24, 24, 28))
     draw = ImageDraw.Draw(grid)
-    for index, (picture, spent) in enumerate(zip(pictures, nfe, strict=True)):
+    for index, (image, spent) in enumerate(zip(images, nfe, strict=True)):
         left, top = (index % columns) * CELL, (index // columns) * (CELL + CAPTION)
-        grid.paste(Image.fromarray(picture).resize((CELL - 2, CELL - 2)), (left + 1, top + 1))
+        grid.paste(Image.fromarray(image).resize((CELL - 2, CELL - 2)), (left + 1, top + 1))
         draw.text((left + 4, top + CELL), f"NFE {spent:g}", fill=(235, 235, 235))
     return np.asarray(grid)
 

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.model_card import policy_card
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import (
@@ -49,7 +49,7 @@ class HubPolicy(
     ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` are huggingface_hub's own.
 
     >>> policy = HubPolicy.from_pretrained("emoji")
-    >>> policy.details.default_price
+    >>> policy.details.default_cost_per_nfe
     0.015
 
     Args:
@@ -62,14 +62,14 @@ class HubPolicy(
         self.details = details
 
     @classmethod
-    def of(cls, method: LearnedMethod) -> HubPolicy:
-        """The policy of a method, without its price."""
-        return cls(method.policy, method.config)
+    def of(cls, sampler: PolicySampler) -> HubPolicy:
+        """The policy of a sampler, without its cost per NFE."""
+        return cls(sampler.policy, sampler.config)
 
-    def method(self, price: float | None = None) -> LearnedMethod:
-        """The policy as a method, at a price of one NFE or at its own."""
-        chosen = self.details.default_price if price is None else float(price)
-        return LearnedMethod(self.network, self.details, chosen, f"policy@{chosen:g}")
+    def sampler(self, cost_per_nfe: float | None = None) -> PolicySampler:
+        """The policy as a sampler, at a cost per NFE or at its own."""
+        chosen = self.details.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
+        return PolicySampler(self.network, self.details, chosen, f"policy@{chosen:g}")
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> HubPolicy:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""From what a caller gives (prompts, seeds, how many pictures each) to one job a picture, lazily."""
+"""From what a caller gives (prompts, seeds, how many images each) to one job an image, lazily."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def listed(prompts: Prompts) -> list[str | Prompt]:
 def make_jobs(
     prompts: Prompts, seeds: Seeds, images_per_prompt: int, read: Callable[[str], Prompt] = Prompt.of
 ) -> Iterator[Job]:
-    """One job a picture, prompt by prompt; checked at once as far as the lengths are known, otherwise on the way.
+    """One job an image, prompt by prompt; checked at once as far as the lengths are known, otherwise on the way.
 
     Args:
         prompts: one, or any iterable of them; consumed one by one.
-        seeds: one a picture (prompt by prompt); a number ``s``, for pictures ``s``, ``s + 1``, ... of every prompt;
+        seeds: one an image (prompt by prompt); a number ``s``, for images ``s``, ``s + 1``, ... of every prompt;
             ``None`` is 0.
-        images_per_prompt: pictures of each prompt.
+        images_per_prompt: images of each prompt.
         read: makes a prompt of a text.
 
     Raises:
         PromptError: for an empty list, or a prompt that is no text.
-        ConfigError: for fewer than one picture a prompt, seeds that are no whole numbers, or not one seed a picture.
+        ConfigError: for fewer than one image a prompt, seeds that are no whole numbers, or not one seed an image.
 
     >>> [(job.index, job.prompt.text, job.seed) for job in make_jobs(["a", "b"], 7, 2)]
     [(0, 'a', 7), (1, 'a', 8), (2, 'b', 7), (3, 'b', 8)]
@@ -76,17 +76,15 @@ def _jobs(
         for _ in range(images_per_prompt):
             seed = next(seeds, None)
             if seed is None:
-                raise ConfigError(
-                    f"the seeds ended after {index} pictures, and the prompts go on", "give one a picture"
-                )
+                raise ConfigError(f"the seeds ended after {index} images, and the prompts go on", "give one an image")
             yield Job(index, prompt, _seed(seed))
             index += 1
 
 
 def _check_count(seeds: int, prompts: int, images_per_prompt: int) -> None:
     if seeds != prompts * images_per_prompt:
-        each = f" of {images_per_prompt} pictures each" if images_per_prompt > 1 else ""
-        raise ConfigError(f"{seeds} seeds for {prompts} prompts{each}", "give one seed a picture, or one number")
+        each = f" of {images_per_prompt} images each" if images_per_prompt > 1 else ""
+        raise ConfigError(f"{seeds} seeds for {prompts} prompts{each}", "give one seed an image, or one number")
 
 
 def _seed(seed: Any) -> int:

@@ -1,4 +1,4 @@
-"""A trained policy as a method: it plays episodes like any baseline."""
+"""A trained policy as a sampler: it plays episodes like any baseline."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
-from addiffusion_env.baselines.traits import PARTS, ScoresUsed, Traits
+from addiffusion_env.engine.coroutines import legal_actions
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.lane import Decide, Lane, Request
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
-from addiffusion_env.engine.programs import legal_actions
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, unknown
@@ -29,7 +28,8 @@ from addiffusion_env.observations import FEATURES, Frame
 from addiffusion_env.observations.features import Observer, needs_preview, parts_shown
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import make_reward
-from addiffusion_env.scorers.look import Look, LookScorers
+from addiffusion_env.samplers.traits import PARTS, ScoresUsed, Traits
+from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 from addiffusion_env.seeding import stable_hash
 
 CONTROLS = ("shuffled", "no_refine")
@@ -37,20 +37,20 @@ CONTROLS = ("shuffled", "no_refine")
 
 
 @dataclass
-class LearnedMethod:
-    """A trained policy of a run's folder (or a shipped one), at its own price of one NFE or at another.
+class PolicySampler:
+    """A trained policy of a run's folder (or a shipped one), at its own cost per NFE or at another.
 
     Two controls take something from it and leave the rest as it is. With ``shuffled``
     (``policy:runs/emoji@0.01,shuffled``) it is shown the text embedding of another prompt of the evaluation's list,
-    also in a belief that reads it; preference and CLIP score are still those of the right prompt, so it can tell a bad
-    picture. What it spends then, it does not spend because of what it
+    also in a calibrator that reads it; preference and CLIP score are still those of the right prompt, so it can tell a bad
+    image. What it spends then, it does not spend because of what it
     reads. With ``no_refine`` refine is masked, as if its episodes had no refinements left to take; it was trained with
     them, so it may miss them more than a policy that was trained without.
 
     Attributes:
         policy: the network.
         config: what it was trained on.
-        price: of one NFE; what moves it along the frontier.
+        cost_per_nfe: of one NFE; what moves it along the frontier.
         name: for records.
         fingerprint: of its files, so that a policy trained again under the same name gets records of its own; of a
             shuffled one also of the prompts that it is shown instead.
@@ -60,7 +60,7 @@ class LearnedMethod:
 
     policy: ActorCriticPolicy
     config: PolicyConfig
-    price: float
+    cost_per_nfe: float
     name: str = "policy"
     fingerprint: str = ""
     shuffled: bool = False
@@ -72,9 +72,9 @@ class LearnedMethod:
     learned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.config.check_price(self.price)
+        self.config.check_cost_per_nfe(self.cost_per_nfe)
         self._shown: dict[str, Prompt] = {}
-        self._scorers: LookScorers | None = None
+        self._scorers: ImageScorers | None = None
         self._observer: Observer | None = None
         self._framer: Framer | None = None
         self._process: ProcessConfig | None = None
@@ -85,27 +85,27 @@ class LearnedMethod:
         return ""
 
     @classmethod
-    def parse(cls, text: str) -> LearnedMethod:
-        """Loads the policy of a run's folder, at a price of its own or the one given.
+    def parse(cls, text: str) -> PolicySampler:
+        """Loads the policy of a run's folder, at a cost per NFE of its own or the one given.
 
-        The price ``5.6nfe`` is the one at which the policy's frontier on training prompts spends 5.6 NFE.
+        The cost per NFE ``5.6nfe`` is the one at which the policy's frontier on training prompts spends 5.6 NFE.
 
-        It is named after the run's folder and its price, and carries a ``fingerprint`` of the files, so that the
+        It is named after the run's folder and its cost per NFE, and carries a ``fingerprint`` of the files, so that the
         records of a policy that was trained again under the same name are not taken for the new one's.
 
         Raises:
             WeightsError: when the folder holds no policy.
-            ConfigError: when the price is not a number of at least 0, or a control is there twice.
+            ConfigError: when the cost per NFE is not a number of at least 0, or a control is there twice.
             UnknownNameError: for another control.
         """
         text, controls = _controls(text)
-        folder, at, price = text.rpartition("@")
+        folder, at, cost_per_nfe = text.rpartition("@")
         if not at:
-            folder, price = text, ""
-        method = cls.from_run(folder, price=_price(price, folder))
-        method.name = ",".join((f"policy:{run_name(folder)}@{method.price:g}", *controls))
-        method.shuffled, method.no_refine = (control in controls for control in CONTROLS)
-        return method
+            folder, cost_per_nfe = text, ""
+        sampler = cls.from_run(folder, cost_per_nfe=_cost_per_nfe(cost_per_nfe, folder))
+        sampler.name = ",".join((f"policy:{run_name(folder)}@{sampler.cost_per_nfe:g}", *controls))
+        sampler.shuffled, sampler.no_refine = (control in controls for control in CONTROLS)
+        return sampler
 
     @classmethod
     def traits_of(cls, name: str) -> Traits:
@@ -117,7 +117,7 @@ class LearnedMethod:
 
     @property
     def curve(self) -> str:
-        """The same policy at other prices; none for controls."""
+        """The same policy at other costs per NFE; none for controls."""
         return "" if self.controls else self.name.rpartition("@")[0]
 
     @property
@@ -127,7 +127,7 @@ class LearnedMethod:
 
     @property
     def control_of(self) -> str:
-        """The policy without controls at the same price; empty where it is that."""
+        """The policy without controls at the same cost per NFE; empty where it is that."""
         return self.name.removesuffix("," + ",".join(self.controls)) if self.controls else ""
 
     @property
@@ -140,21 +140,21 @@ class LearnedMethod:
         """Whether it needs previews: not when it reads the denoiser's features instead."""
         return needs_preview(list(self.config.observation))
 
-    def price_for(self, target_nfe: float, backbone: Backbone, scorers: LookScorers) -> float:
-        """See :meth:`PolicyConfig.price_for`; warns when the frontier was measured on others than these."""
+    def cost_per_nfe_for(self, target_nfe: float, backbone: Backbone, scorers: ImageScorers) -> float:
+        """See :meth:`PolicyConfig.cost_per_nfe_for`; warns when the frontier was measured on others than these."""
         parts = {"backbone": backbone, "scorers": scorers}
         measured = self.config.identity.items()
         changed = [name for name, digest in measured if digest != digest_of(described(parts[name]))]
         if changed:
             warnings.warn(
                 f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "
-                "settings or kind of device): it may spend more or less than target_nfe here\n  -> give price= instead",
+                "settings or kind of device): it may spend more or less than target_nfe here\n  -> give cost_per_nfe= instead",
                 stacklevel=4,
             )
-        return self.config.price_for(float(target_nfe))
+        return self.config.cost_per_nfe_for(float(target_nfe))
 
     @classmethod
-    def from_run(cls, folder: Path | str, price: float | None = None, name: str | None = None) -> LearnedMethod:
+    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> PolicySampler:
         """Loads a policy by a shipped name, a policy's folder or a run's.
 
         Raises:
@@ -162,16 +162,16 @@ class LearnedMethod:
         """
         found = find_policy(folder) or Path(folder)
         policy, config = load_policy(found)
-        chosen = config.default_price if price is None else float(price)
+        chosen = config.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
         return cls(policy, config, chosen, name or f"policy@{chosen:g}", fingerprint=folder_digest(found))
 
     @property
     def expected_nfe(self) -> float | None:
-        """Mean NFE that its frontier says at its price; ``None`` where nobody measured it, or a control is at work."""
+        """Mean NFE that its frontier says at its cost per NFE; ``None`` where nobody measured it, or a control is at work."""
         if not self.config.frontier or self.no_refine:
             return None
-        prices, nfe = zip(*sorted(self.config.frontier), strict=True)
-        return float(np.interp(self.price, prices, nfe))
+        costs_per_nfe, nfe = zip(*sorted(self.config.frontier), strict=True)
+        return float(np.interp(self.cost_per_nfe, costs_per_nfe, nfe))
 
     def settings(self) -> EnvSettings:
         """The environment that the policy was trained on."""
@@ -209,17 +209,17 @@ class LearnedMethod:
                     else "pass scorers= with the CLIP that it was trained with",
                 )
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Makes the policy ready to decide on a backbone's lanes."""
         settings = self.settings()
         self._process = settings.process(backbone.capabilities, backbone.name)
         # Also a policy that may not refine sees its budget as the one that it was trained on.
-        self._framer = Framer(backbone, self._process, scorers, self.config.highest_price)
+        self._framer = Framer(backbone, self._process, scorers, self.config.highest_cost_per_nfe)
         width = backbone.capabilities.feature_dim or 0
         self._observer = Observer(scorers.clip_dim, list(self.config.observation), width)
         self._scorers = scorers
 
-    def meet(self, prompts: Sequence[Prompt]) -> None:
+    def setup(self, prompts: Sequence[Prompt]) -> None:
         """Told the evaluation's prompts; a shuffled policy deals their embeddings to one another.
 
         Prompts stand in a circle, in an order drawn by hash; each is shown the text of its neighbour. So none keeps
@@ -237,7 +237,7 @@ class LearnedMethod:
         dealt = stable_hash(*(prompt.prompt_id for prompt in circle))
         self.fingerprint = f"{self.fingerprint.partition('+')[0]}+shuffled {dealt:x}"
 
-    def program(
+    def coroutine(
         self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int
     ) -> Generator[Request, Any, Episode]:
         """One episode."""
@@ -254,13 +254,13 @@ class LearnedMethod:
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
-    def _seen(self, lanes: Sequence[Lane], before: Sequence[Look | None]) -> Frame:
+    def _seen(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
         """What the policy is shown."""
         assert self._framer is not None, "bind() first"
-        return self._framer.frame(lanes, before, [self.price] * len(lanes))
+        return self._framer.frame(lanes, before, [self.cost_per_nfe] * len(lanes))
 
-    def _misread(self, lanes: Sequence[Lane], before: Sequence[Look | None]) -> Frame:
-        """What is seen with the text embedding of another prompt, also in a liking that reads it."""
+    def _misread(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
+        """What is seen with the text embedding of another prompt, also in a utility that reads it."""
         assert self._scorers is not None, "bind() first"
         others = [self._shown[lane.prompt.prompt_id] for lane in lanes]
         texts = self._scorers.clip.embed_texts(others).numpy()
@@ -287,9 +287,9 @@ def scores_used(settings: EnvSettings) -> ScoresUsed:
     if refine.enabled and refine.accept == "score":
         pairs.append(("preference", "it keeps a refinement by it"))
     if refine.enabled and refine.accept == "best":
-        pairs += [(part, "it keeps the attempt that scores best by it") for part in refine.liking.parts]
+        pairs += [(part, "it keeps the attempt that scores best by it") for part in refine.utility.parts]
     used = {part for part, _ in pairs}
-    seen = parts_shown(settings.keys(), refine.liking.parts)
+    seen = parts_shown(settings.keys(), refine.utility.parts)
     pairs += [(part, "it sees it while it decides") for part in seen if part not in used]
     return tuple(dict.fromkeys(pairs))
 
@@ -318,25 +318,25 @@ def _controls(text: str) -> tuple[str, tuple[str, ...]]:
     return head, tuple(control for control in CONTROLS if control in given)
 
 
-def _price(text: str, folder: str) -> float | None:
+def _cost_per_nfe(text: str, folder: str) -> float | None:
     if not text:
         return None
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?nfe", text):
         config = load_config(find_policy(folder) or Path(folder))
-        return round(config.price_for(float(text.removesuffix("nfe"))), 6)
+        return round(config.cost_per_nfe_for(float(text.removesuffix("nfe"))), 6)
     try:
-        price = float(text)
+        cost_per_nfe = float(text)
     except ValueError as error:
         raise ConfigError(
-            f"the price of a policy must be a number, got {text!r}", "write policy:FOLDER@0.01"
+            f"the cost per NFE of a policy must be a number, got {text!r}", "write policy:FOLDER@0.01"
         ) from error
-    if not price >= 0:
-        raise ConfigError(f"the price of a policy must be at least 0, got {text!r}", "write policy:FOLDER@0.01")
-    return price
+    if not cost_per_nfe >= 0:
+        raise ConfigError(f"the cost per NFE of a policy must be at least 0, got {text!r}", "write policy:FOLDER@0.01")
+    return cost_per_nfe
 
 
 def _with_text(lane: Lane, text: np.ndarray) -> Lane:
     """A lane whose looks carry the (1, D) text embedding of another prompt."""
-    look = None if lane.look is None else replace(lane.look, clip_text=text)
-    best = None if lane.best is None else replace(lane.best, look=replace(lane.best.look, clip_text=text))
-    return replace(lane, look=look, best=best)
+    scores = None if lane.scores is None else replace(lane.scores, clip_text=text)
+    best = None if lane.best is None else replace(lane.best, scores=replace(lane.best.scores, clip_text=text))
+    return replace(lane, scores=scores, best=best)

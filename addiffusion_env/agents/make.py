@@ -1,4 +1,4 @@
-"""A method of whatever a caller names or holds: a specification, a trained policy, a model of Stable-Baselines3."""
+"""A sampler of whatever a caller names or holds: a specification, a trained policy, a model of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, located, named_policy, no_policy
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
 from addiffusion_env.agents.sb3_zip import import_zip, of_model
 from addiffusion_env.backbones import BACKBONES, traits_of
 from addiffusion_env.backbones.pipelines import backbone_in
-from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.errors import ConfigError, unknown
+from addiffusion_env.samplers import make_sampler
+from addiffusion_env.samplers.base import Sampler
 
 MODEL_KEYS = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
 """What of a policy's environment says which model it ran on."""
 
 NAMED = {"oracle": "oracle_stop:preference"}
-"""Short names of methods without learning."""
+"""Short names of samplers without learning."""
 
 
-def make_policy(policy: str | Path | Method | HubPolicy | BaseAlgorithm, trust: bool = False) -> Method:
-    """A method from a specification, the name of a trained policy, or what is one already.
+def make_policy(policy: str | Path | Sampler | HubPolicy | BaseAlgorithm, trust: bool = False) -> Sampler:
+    """A sampler from a specification, the name of a trained policy, or what is one already.
 
     Args:
-        policy: ``"fixed:20"``, ``"stop:12"``, ``"oracle"`` ...; ``"emoji"``, a folder or a hub id; a method; a model of
+        policy: ``"fixed:20"``, ``"stop:12"``, ``"oracle"`` ...; ``"emoji"``, a folder or a hub id; a sampler; a model of
             Stable-Baselines3, or its zip.
         trust: that a zip may be unpickled, which can run any code.
 
@@ -42,42 +42,44 @@ def make_policy(policy: str | Path | Method | HubPolicy | BaseAlgorithm, trust: 
         WeightsError: for a folder or hub id without a policy.
     """
     if isinstance(policy, HubPolicy):
-        return policy.method()
+        return policy.sampler()
     if isinstance(policy, BaseAlgorithm):
-        return of_model(policy).method()
+        return of_model(policy).sampler()
     if not isinstance(policy, str | Path):
-        if not isinstance(policy, Method):
-            raise ConfigError(f"a policy is named or a Method, got {type(policy).__name__}", "policy='fixed:20'")
+        if not isinstance(policy, Sampler):
+            raise ConfigError(f"a policy is named or a Sampler, got {type(policy).__name__}", "policy='fixed:20'")
         return policy
     if is_zip(policy):
-        return import_zip(policy, trust=trust).method()
+        return import_zip(policy, trust=trust).sampler()
     text = NAMED.get(str(policy), str(policy))
     specified = ":" in text[2:]  # further left it stands behind a drive's letter
     folder = None if specified and find_policy(text) is None else named_policy(policy)
-    return make_method(text) if folder is None else LearnedMethod.from_run(folder)
+    return make_sampler(text) if folder is None else PolicySampler.from_run(folder)
 
 
-def policy_at(run: str | Path, price: float | None = None, trust: bool = False) -> Method:
+def policy_at(run: str | Path, cost_per_nfe: float | None = None, trust: bool = False) -> Sampler:
     """A trained policy as evaluations name it, ``policy:RUN@PRICE``, with a fingerprint of its files.
 
     Args:
         run: a run's or policy's folder, a shipped policy's name, or a zip of Stable-Baselines3.
-        price: of one NFE; ``None`` is the policy's own.
+        cost_per_nfe: of one NFE; ``None`` is the policy's own.
         trust: that a zip may be unpickled, which can run any code.
 
     Raises:
         UntrustedFileError: for a zip without ``trust``.
-        ConfigError: for a zip that does not say which environment it was trained on, or a price below 0.
+        ConfigError: for a zip that does not say which environment it was trained on, or a cost per NFE below 0.
         WeightsError: for what holds no policy.
     """
     if not is_zip(run):
-        return make_method(f"policy:{run}" if price is None else f"policy:{run}@{price}")
-    method = import_zip(run, trust=trust).method(price)
+        return make_sampler(f"policy:{run}" if cost_per_nfe is None else f"policy:{run}@{cost_per_nfe}")
+    sampler = import_zip(run, trust=trust).sampler(cost_per_nfe)
     fingerprint = hashlib.sha256(Path(run).read_bytes()).hexdigest()
-    return replace(method, name=f"policy:{Path(run).stem}@{method.price:g}", fingerprint=fingerprint)
+    return replace(sampler, name=f"policy:{Path(run).stem}@{sampler.cost_per_nfe:g}", fingerprint=fingerprint)
 
 
-def policy_and_model(name_or_dir: str | Path, policy: Any, trust: bool, **hub: Any) -> tuple[Method, Mapping[str, Any]]:
+def policy_and_model(
+    name_or_dir: str | Path, policy: Any, trust: bool, **hub: Any
+) -> tuple[Sampler, Mapping[str, Any]]:
     """The policy that is asked for, and the environment that says which model goes with what is named."""
     name, place = str(name_or_dir), located(name_or_dir, **hub)
     if place is None and name not in BACKBONES:

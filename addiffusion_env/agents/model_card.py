@@ -27,7 +27,7 @@ def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
     known: dict[str, Any] = {**data.to_dict(), "model_name": f"addiffusion-{backbone}"}
     if results:
         known["eval_results"] = eval_results(results)
-    frontier = [(f"{price:.4g}", f"{nfe:.2f}") for price, nfe in details.frontier]
+    frontier = [(f"{cost_per_nfe:.4g}", f"{nfe:.2f}") for cost_per_nfe, nfe in details.frontier]
     return ModelCard.from_template(
         ModelCardData(**known),
         template_path=str(TEMPLATES / "policy_card.md"),
@@ -35,7 +35,7 @@ def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
         details=details,
         results=results,
         measured=measured(results["rows"]) if results else "",
-        frontier=markdown_table(("price", "mean NFE"), frontier) if frontier else "",
+        frontier=markdown_table(("cost_per_nfe", "mean NFE"), frontier) if frontier else "",
         environment=json.dumps(dict(details.environment), indent=2),
     )
 
@@ -43,8 +43,8 @@ def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
 def measured(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a table, with 95 % intervals where they were computed."""
     shown = [name for name in COLUMNS if any(row.get(name) for row in rows)]
-    body = [(row["method"], *(figure(row.get(name)) for name in shown)) for row in rows]
-    return markdown_table(("method", *(COLUMNS[name] for name in shown)), body)
+    body = [(row["sampler"], *(figure(row.get(name)) for name in shown)) for row in rows]
+    return markdown_table(("sampler", *(COLUMNS[name] for name in shown)), body)
 
 
 def figure(value: Mapping[str, Any] | None) -> str:
@@ -69,7 +69,7 @@ def eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
             dataset_type=results.get("dataset", "prompts"),
             dataset_name=results["about"].split(".")[0],
             metric_type=name,
-            metric_name=f"{COLUMNS[name]} ({first['method']})",
+            metric_name=f"{COLUMNS[name]} ({first['sampler']})",
             metric_value=first[name]["estimate"],
             source_name=results["command"],
             source_url="https://pypi.org/project/addiffusion-env/",

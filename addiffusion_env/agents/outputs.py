@@ -1,4 +1,4 @@
-"""What pipelines give back: pictures in the caller's format, what they cost, and how they came about."""
+"""What pipelines give back: images in the caller's format, what they cost, and how they came about."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 @dataclass(frozen=True, eq=False)
 class PipelineOutput:
-    """What a call made: ``N`` pictures, prompt by prompt.
+    """What a call made: ``N`` images, prompt by prompt.
 
     Attributes:
         images: N PIL images; or float32 in [0, 1], an array (N, H, W, 3) for ``"np"``, a tensor (N, 3, H, W) on the CPU
             for ``"pt"``.
-        nfe: (N,) evaluations that each picture took.
-        actions: the actions taken for each picture: 0 continue, 1 stop, 2 refine.
+        nfe: (N,) evaluations that each image took.
+        actions: the actions taken for each image: 0 continue, 1 stop, 2 refine.
         trace: how each came about, where ``return_trace`` asked for it.
         utilisation: busy lanes over lanes, averaged over the denoiser calls, in [0, 1].
     """
@@ -40,11 +40,11 @@ class PipelineOutput:
 
 
 @dataclass(frozen=True, eq=False)
-class StreamedPicture:
-    """One picture of a stream.
+class StreamedImage:
+    """One image of a stream.
 
     Attributes:
-        index: its place in the order of the prompts (and of the pictures of each).
+        index: its place in the order of the prompts (and of the images of each).
         prompt: its text.
         seed: its seed.
         image: a PIL image; or float32 in [0, 1], (H, W, 3) for ``"np"`` and (3, H, W) for ``"pt"``.
@@ -66,34 +66,34 @@ Made = tuple[Job, Episode, Trace | None]
 """What the engine's programs return: the job, its episode, its trace."""
 
 
-class PictureStream(Iterator[StreamedPicture]):
-    """Pictures as they are made; an iterator with an account of how busy the lanes were.
+class ImageStream(Iterator[StreamedImage]):
+    """Images as they are made; an iterator with an account of how busy the lanes were.
 
     Args:
-        made: finished pictures, as they come.
+        made: finished images, as they come.
         counters: of the engine that makes them.
         output_type: one of :data:`OUTPUT_TYPES`.
-        ordered: whether a picture waits for those before it.
+        ordered: whether an image waits for those before it.
     """
 
     def __init__(self, made: Generator[Made, None, None], counters: Counters, output_type: str, ordered: bool) -> None:
         self._made = made
-        self._pictures = in_order(made) if ordered else made
+        self._images = in_order(made) if ordered else made
         self._output_type = output_type
         self.counters = counters
 
-    def __next__(self) -> StreamedPicture:
-        job, episode, trace = next(self._pictures)
+    def __next__(self) -> StreamedImage:
+        job, episode, trace = next(self._images)
         [image] = convert([episode], self._output_type)
         lane = episode.lane
-        return StreamedPicture(job.index, job.prompt.text, job.seed, image, float(lane.nfe), list(lane.actions), trace)
+        return StreamedImage(job.index, job.prompt.text, job.seed, image, float(lane.nfe), list(lane.actions), trace)
 
     @property
     def utilisation(self) -> float:
         """Busy lanes over lanes so far, averaged over the denoiser calls, in [0, 1]; 0 before the first.
 
         While prompts wait every lane is busy (``counters.queued_utilisation``); what is lost is lost at the end, where
-        the last pictures take unequally long.
+        the last images take unequally long.
         """
         return self.counters.utilisation
 
@@ -103,7 +103,7 @@ class PictureStream(Iterator[StreamedPicture]):
 
 
 def in_order(made: Iterator[Made]) -> Generator[Made, None, None]:
-    """Pictures by their place; one that is ready early waits for those before it."""
+    """Images by their place; one that is ready early waits for those before it."""
     waiting: dict[int, Made] = {}
     following = 0
     for entry in made:
@@ -114,7 +114,7 @@ def in_order(made: Iterator[Made]) -> Generator[Made, None, None]:
 
 
 def collect(made: Sequence[Made], output_type: str, utilisation: float) -> PipelineOutput:
-    """The output of a whole call, from its pictures in order."""
+    """The output of a whole call, from its images in order."""
     episodes = [episode for _, episode, _ in made]
     traces = [trace for _, _, trace in made if trace is not None]
     return PipelineOutput(
@@ -138,9 +138,9 @@ def check_output_type(output_type: str) -> str:
 
 
 def convert(episodes: Sequence[Episode], output_type: str) -> Any:
-    """The pictures of episodes in one of :data:`OUTPUT_TYPES`; all formats hold the same 8-bit colours."""
-    pixels = np.stack([episode.picture.pixels() for episode in episodes])
+    """The images of episodes in one of :data:`OUTPUT_TYPES`; all formats hold the same 8-bit colours."""
+    pixels = np.stack([episode.image.pixels() for episode in episodes])
     if output_type == "pil":
-        return [Image.fromarray(picture) for picture in pixels]
+        return [Image.fromarray(image) for image in pixels]
     scaled = pixels.astype(np.float32) / 255
     return scaled if output_type == "np" else torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()

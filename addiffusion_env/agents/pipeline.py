@@ -1,4 +1,4 @@
-"""`AdaptivePipeline`: prompts in, pictures out, each with as many evaluations as its policy saw fit."""
+"""`AdaptivePipeline`: prompts in, images out, each with as many evaluations as its policy saw fit."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tqdm.auto import tqdm
 
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
-from addiffusion_env.agents.outputs import Made, PictureStream, PipelineOutput, check_output_type, collect, in_order
+from addiffusion_env.agents.outputs import ImageStream, Made, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.baselines.base import Method
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.engine.engine import Counters, Engine
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, clip_width, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.plugins import load_plugins
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers, NoScorers
+from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.traits import Traits
+from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 
 
 class AdaptivePipeline:
@@ -46,20 +46,20 @@ class AdaptivePipeline:
 
     Args:
         model: any text-to-image pipeline of diffusers, or a :class:`Backbone`.
-        policy: a method; a specification of one without learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the
+        policy: a sampler; a specification of one without learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the
             name, folder or hub id of a trained policy; or a model of Stable-Baselines3, or its zip.
         process: the decision process of a policy without learning; ``None`` is the model's own schedule without
             refinement. A trained policy brings its own.
-        scorers: what looks at previews and finished pictures; ``None`` is the model's own, or none at all for methods
+        scorers: what looks at previews and finished images; ``None`` is the model's own, or none at all for samplers
             that read no score.
-        max_lanes: how many pictures are made at once.
+        max_lanes: how many images are made at once.
         trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
         plugins: modules to import first: what registers the samplers, observations ... that the policy needs. Those of
             a run's folder are imported without being named; those of another policy never are.
 
     Attributes:
         backbone: the model.
-        method: what decides.
+        sampler: what decides.
         process: what its actions do.
         scorers: what it sees.
         max_lanes: see above.
@@ -73,29 +73,29 @@ class AdaptivePipeline:
     def __init__(
         self,
         model: Any,
-        policy: str | Path | Method | HubPolicy | BaseAlgorithm,
+        policy: str | Path | Sampler | HubPolicy | BaseAlgorithm,
         process: ProcessConfig | None = None,
-        scorers: LookScorers | None = None,
+        scorers: ImageScorers | None = None,
         max_lanes: int = 16,
         trust: bool = False,
         plugins: Sequence[str] = (),
     ) -> None:
         load_plugins(plugins)
         self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
-        self.method = make_policy(policy, trust)
-        if process is not None and isinstance(self.method, LearnedMethod):
+        self.sampler = make_policy(policy, trust)
+        if process is not None and isinstance(self.sampler, PolicySampler):
             raise ConfigError(
-                f"policy {self.method.name!r} knows only the process that it was trained on, and process= was given",
+                f"policy {self.sampler.name!r} knows only the process that it was trained on, and process= was given",
                 "leave process= out",
             )
-        if isinstance(self.method, LearnedMethod):  # before gigabytes of scorers are loaded
+        if isinstance(self.sampler, PolicySampler):  # before gigabytes of scorers are loaded
             can, name = self.backbone.capabilities, self.backbone.name
             width = scorers.clip_dim if scorers else clip_width(name)
-            self.method.check_fits(name, width, can.feature_dim or 0)
-            self.method.settings().process(can, name)
-        self.scorers = scorers or (load_scorers(self.backbone) if reads_scores(self.method) else NoScorers())
+            self.sampler.check_fits(name, width, can.feature_dim or 0)
+            self.sampler.settings().process(can, name)
+        self.scorers = scorers or (load_scorers(self.backbone) if reads_scores(self.sampler) else NoScorers())
         self.max_lanes = max_lanes
-        self.method.bind(self.backbone, self.scorers)
+        self.sampler.bind(self.backbone, self.scorers)
         self._base = process
         self._progress_bar_config = dict(getattr(model, "_progress_bar_config", None) or {"disable": None})
         self.process = self._own_process()
@@ -104,7 +104,7 @@ class AdaptivePipeline:
     def from_pretrained(
         cls,
         name_or_dir: str | Path,
-        policy: str | Path | Method | HubPolicy | BaseAlgorithm | None = None,
+        policy: str | Path | Sampler | HubPolicy | BaseAlgorithm | None = None,
         device: str = "auto",
         *,
         backbone: str | Any | None = None,
@@ -124,7 +124,7 @@ class AdaptivePipeline:
             device: ``auto``, ``cpu``, ``cuda``, ``mps`` ...
             backbone: the model in place of the policy's own: a registry name, a folder or hub id of a checkpoint of the
                 same kind, a loaded diffusers pipeline, or a :class:`Backbone`. The last two stay on their device.
-            max_lanes: how many pictures are made at once.
+            max_lanes: how many images are made at once.
             trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
             plugins: modules to import first; see the class.
             **hub: ``revision``, ``cache_dir``, ``token``, ``force_download``, ``local_files_only``, for a hub id.
@@ -136,25 +136,25 @@ class AdaptivePipeline:
             WeightsError: when files are missing, damaged, or not to be had from the hub.
         """
         load_plugins(plugins)
-        method, known = policy_and_model(name_or_dir, policy, trust, **hub)
+        sampler, known = policy_and_model(name_or_dir, policy, trust, **hub)
         settings = EnvSettings.of(
             **model_settings({"backbone": EnvSettings.backbone, **known}, backbone), device=device
         )
         model = settings if backbone is None or isinstance(backbone, str | Path) else backbone
         made = None if model is settings else model if isinstance(model, Backbone) else PipelineBackbone(model)
         name = str(settings.backbone) if made is None else made.name
-        if isinstance(method, LearnedMethod):  # before gigabytes of model and scorers are loaded
-            method.check_fits(name, clip_width(name, settings.scorers if name == settings.backbone else None))
+        if isinstance(sampler, PolicySampler):  # before gigabytes of model and scorers are loaded
+            sampler.check_fits(name, clip_width(name, settings.scorers if name == settings.backbone else None))
         made = made or load_backbone(settings)
-        own = bool(settings.scorers) and name == settings.backbone and reads_scores(method)
+        own = bool(settings.scorers) and name == settings.backbone and reads_scores(sampler)
         scorers = load_scorers(made, settings.scorers) if own else None
-        return cls(made, method, scorers=scorers, max_lanes=max_lanes)
+        return cls(made, sampler, scorers=scorers, max_lanes=max_lanes)
 
     def __call__(
         self,
         prompts: Prompts,
         seeds: Seeds = None,
-        price: float | None = None,
+        cost_per_nfe: float | None = None,
         target_nfe: float | None = None,
         output_type: str = "pil",
         *,
@@ -164,17 +164,17 @@ class AdaptivePipeline:
         return_trace: bool = False,
         **pipeline_kwargs: Any,
     ) -> PipelineOutput:
-        """Makes pictures of one prompt or of a list.
+        """Makes images of one prompt or of a list.
 
         Args:
             prompts: one, or N of them.
-            seeds: one a picture, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
-                prompt's pictures; 0 when not given. A picture is a function of its prompt and seed, not of the list.
-            price: of one NFE: higher spends less. Only learned policies have one.
-            target_nfe: the mean NFE to aim at instead; the policy's measured frontier says at which price.
+            seeds: one an image, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
+                prompt's images; 0 when not given. An image is a function of its prompt and seed, not of the list.
+            cost_per_nfe: of one NFE: higher spends less. Only learned policies have one.
+            target_nfe: the mean NFE to aim at instead; the policy's measured frontier says at which cost per NFE.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
-            num_images_per_prompt: k; the pictures of a prompt stand together.
-            callback_on_step_end: ``callback(pipe, step, timestep, callback_kwargs) -> dict``, called once a picture and
+            num_images_per_prompt: k; the images of a prompt stand together.
+            callback_on_step_end: ``callback(pipe, step, timestep, callback_kwargs) -> dict``, called once an image and
                 step; see :class:`addiffusion_env.agents.trace.StepEnd`.
             callback_on_step_end_tensor_inputs: what it is given: ``latents``, ``x0``.
             return_trace: keep every decision with its preview and probabilities.
@@ -185,7 +185,7 @@ class AdaptivePipeline:
 
         Raises:
             PromptError: for no prompt, or one that does not fit the text window.
-            ConfigError: for another number of seeds than pictures, price and target together, a price for a policy
+            ConfigError: for another number of seeds than images, cost per NFE and target together, a cost per NFE for a policy
                 that has none, or an argument that the pipeline does not have or that would not take effect.
             UnknownNameError: for another output type.
         """
@@ -196,13 +196,13 @@ class AdaptivePipeline:
         if pipeline_kwargs:
             known = [self._prompt(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
             process, texts[:] = with_pipeline_kwargs(
-                self.backbone, self.method, process, known, num_images_per_prompt, pipeline_kwargs
+                self.backbone, self.sampler, process, known, num_images_per_prompt, pipeline_kwargs
             )
         jobs = list(make_jobs(texts, seeds, num_images_per_prompt, self._prompt))
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         lanes = min(self.max_lanes, len(jobs))
-        method = self._priced(price, target_nfe)
-        made, counters = self._run(jobs, method, process, step_end, return_trace, lanes)
+        sampler = self._with_cost(cost_per_nfe, target_nfe)
+        made, counters = self._run(jobs, sampler, process, step_end, return_trace, lanes)
         finished = list(in_order(self._with_progress(made, len(jobs))))
         return collect(finished, output_type, counters.utilisation)
 
@@ -210,7 +210,7 @@ class AdaptivePipeline:
         self,
         prompts: Prompts,
         seeds: Seeds = None,
-        price: float | None = None,
+        cost_per_nfe: float | None = None,
         target_nfe: float | None = None,
         output_type: str = "pil",
         *,
@@ -221,28 +221,28 @@ class AdaptivePipeline:
         ordered: bool = False,
         max_lanes: int | None = None,
         decode_batch: int = 4,
-    ) -> PictureStream:
-        """Makes pictures of any number of prompts, and gives each as it is ready.
+    ) -> ImageStream:
+        """Makes images of any number of prompts, and gives each as it is ready.
 
-        Every denoiser call serves all lanes, whatever each is about (a step, a landing, a refinement); a lane that is
+        Every denoiser call serves all lanes, whatever each is about (a step, an early exit, a refinement); a lane that is
         done takes the next prompt before the next call. Arguments that :meth:`__call__` has mean the same.
 
         Args:
             prompts: any iterable, also an endless one: a prompt is taken when there is a lane for it.
             seeds: as for a call; an iterable is consumed along with the prompts.
-            price: see :meth:`__call__`.
+            cost_per_nfe: see :meth:`__call__`.
             target_nfe: see :meth:`__call__`.
             output_type: see :meth:`__call__`.
             num_images_per_prompt: see :meth:`__call__`.
             callback_on_step_end: see :meth:`__call__`.
             callback_on_step_end_tensor_inputs: see :meth:`__call__`.
             return_trace: see :meth:`__call__`.
-            ordered: in the prompts' order, not as they come; pictures that are ready early wait in memory.
-            max_lanes: pictures in the making at once; ``None`` is the pipeline's own.
-            decode_batch: finished pictures that are decoded together, outside the lanes.
+            ordered: in the prompts' order, not as they come; images that are ready early wait in memory.
+            max_lanes: images in the making at once; ``None`` is the pipeline's own.
+            decode_batch: finished images that are decoded together, outside the lanes.
 
         Returns:
-            An iterator of :class:`StreamedPicture`; its ``utilisation`` says how busy the lanes were.
+            An iterator of :class:`StreamedImage`; its ``utilisation`` says how busy the lanes were.
 
         Raises:
             ConfigError: as :meth:`__call__`; what is only seen on the way (a prompt that is too long, seeds that end
@@ -253,9 +253,9 @@ class AdaptivePipeline:
         jobs = make_jobs(prompts, seeds, num_images_per_prompt, self._prompt)
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         lanes = self.max_lanes if max_lanes is None else max_lanes
-        method = self._priced(price, target_nfe)
-        made, counters = self._run(jobs, method, self.process, step_end, return_trace, lanes, decode_batch)
-        return PictureStream(made, counters, output_type, ordered)
+        sampler = self._with_cost(cost_per_nfe, target_nfe)
+        made, counters = self._run(jobs, sampler, self.process, step_end, return_trace, lanes, decode_batch)
+        return ImageStream(made, counters, output_type, ordered)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the policy (weights, configuration, model card); the model is named in it, not copied.
@@ -280,24 +280,24 @@ class AdaptivePipeline:
         return self._trained().push_to_hub(repo_id, **options)
 
     def _trained(self) -> HubPolicy:
-        if not isinstance(self.method, LearnedMethod):
-            raise ConfigError(f"policy {self.method.name!r} has no weights to save", "name it where you load: policy=")
-        return HubPolicy.of(self.method)
+        if not isinstance(self.sampler, PolicySampler):
+            raise ConfigError(f"policy {self.sampler.name!r} has no weights to save", "name it where you load: policy=")
+        return HubPolicy.of(self.sampler)
 
     def _run(
         self,
         jobs: Iterable[Job],
-        method: Method,
+        sampler: Sampler,
         process: ProcessConfig,
         step_end: StepEnd | None,
         return_trace: bool,
         max_lanes: int,
         decode_batch: int = 4,
     ) -> tuple[Generator[Made, None, None], Counters]:
-        """Finished pictures as they come, and the counters of the engine that makes them."""
-        engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=method.decide)
-        programs = (traced(job, method, process, self.backbone, step_end, return_trace) for job in jobs)
-        stream = engine.stream(programs, max_lanes, decode_batch)
+        """Finished images as they come, and the counters of the engine that makes them."""
+        engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
+        coroutines = (traced(job, sampler, process, self.backbone, step_end, return_trace) for job in jobs)
+        stream = engine.stream(coroutines, max_lanes, decode_batch)
         return (made for _, made in stream), engine.counters
 
     def to(self, *args: Any, **kwargs: Any) -> AdaptivePipeline:
@@ -322,13 +322,13 @@ class AdaptivePipeline:
         before = self.backbone.capabilities
         self.backbone.refresh()
         if self.backbone.capabilities is not before:
-            self.method.bind(self.backbone, self.scorers)
+            self.sampler.bind(self.backbone, self.scorers)
             self.process = self._own_process()
 
     def _own_process(self) -> ProcessConfig:
         own = EnvSettings(refine="off")
         capabilities, name = self.backbone.capabilities, self.backbone.name
-        made = self.method.process(self._base or own.process(capabilities, name))
+        made = self.sampler.process(self._base or own.process(capabilities, name))
         made.check(capabilities, name)
         return made
 
@@ -338,28 +338,37 @@ class AdaptivePipeline:
     def _prompt(self, text: str) -> Prompt:
         return self.backbone.traits.read_prompt(text)
 
-    def _priced(self, price: float | None, target_nfe: float | None) -> Method:
-        if price is None and target_nfe is None:
-            return self.method
-        if price is not None and target_nfe is not None:
-            raise ConfigError("both price and target_nfe were given", "give one of them")
-        if not isinstance(self.method, LearnedMethod):
-            raise ConfigError(f"policy {self.method.name!r} has no price", "leave out price and target_nfe")
-        if "price" not in self.method.config.observation:
-            raise ConfigError(f"policy {self.method.name!r} was trained at one price", "leave out price and target_nfe")
+    def _with_cost(self, cost_per_nfe: float | None, target_nfe: float | None) -> Sampler:
+        if cost_per_nfe is None and target_nfe is None:
+            return self.sampler
+        if cost_per_nfe is not None and target_nfe is not None:
+            raise ConfigError("both cost per NFE and target_nfe were given", "give one of them")
+        if not isinstance(self.sampler, PolicySampler):
+            raise ConfigError(
+                f"policy {self.sampler.name!r} has no cost per NFE", "leave out cost per NFE and target_nfe"
+            )
+        if "cost_per_nfe" not in self.sampler.config.observation:
+            raise ConfigError(
+                f"policy {self.sampler.name!r} was trained at one cost per NFE", "leave out cost per NFE and target_nfe"
+            )
         if target_nfe is not None and not target_nfe > 0:
             raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
-        chosen = price if price is not None else self.method.price_for(target_nfe or 0, self.backbone, self.scorers)
+        chosen = (
+            cost_per_nfe
+            if cost_per_nfe is not None
+            else self.sampler.cost_per_nfe_for(target_nfe or 0, self.backbone, self.scorers)
+        )
         if not np.isfinite(chosen) or chosen < 0:
             raise ConfigError(
-                f"price must be 0 or more, got {chosen}", f"up to {self.method.config.highest_price:g} was trained"
+                f"cost_per_nfe must be 0 or more, got {chosen}",
+                f"up to {self.sampler.config.highest_cost_per_nfe:g} was trained",
             )
-        method = replace(self.method, price=float(chosen))
-        method.bind(self.backbone, self.scorers)
-        return method
+        sampler = replace(self.sampler, cost_per_nfe=float(chosen))
+        sampler.bind(self.backbone, self.scorers)
+        return sampler
 
 
-def reads_scores(method: Method) -> bool:
-    """Whether a method reads what scorers say; one that declares nothing, or was trained, is taken to."""
-    traits = Traits.of(method)
+def reads_scores(sampler: Sampler) -> bool:
+    """Whether a sampler reads what scorers say; one that declares nothing, or was trained, is taken to."""
+    traits = Traits.of(sampler)
     return traits.learned or bool(traits.scores_used)

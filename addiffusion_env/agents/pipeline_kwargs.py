@@ -13,10 +13,10 @@ import torch
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.base import Sampler
 
 PER_PROMPT = (
     "image",
@@ -51,7 +51,7 @@ def belongs_to_prompt(name: str) -> bool:
 
 def with_pipeline_kwargs(
     backbone: Backbone,
-    method: Method,
+    sampler: Sampler,
     process: ProcessConfig,
     prompts: Sequence[Prompt],
     images_per_prompt: int,
@@ -64,7 +64,7 @@ def with_pipeline_kwargs(
 
     Args:
         backbone: the model.
-        method: the policy.
+        sampler: the policy.
         process: the policy's own process.
         prompts: of the call.
         images_per_prompt: images of each prompt.
@@ -93,7 +93,7 @@ def with_pipeline_kwargs(
         if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
             raise ConfigError(f"{guidance.name} must be one number, got {scale!r:.60}", "call once for each scale")
         changes["guidance_scale"] = guidance.scale(float(scale))
-    process = _changed(backbone, method, process, changes, guidance.name)
+    process = _changed(backbone, sampler, process, changes, guidance.name)
     for name in STEPPED:
         if arguments.get(name) not in (None, 0) and process.solver != SCHEDULER:
             raise ConfigError(
@@ -115,15 +115,15 @@ def with_pipeline_kwargs(
 
 
 def _changed(
-    backbone: Backbone, method: Method, process: ProcessConfig, changes: Mapping[str, Any], guidance: str | None
+    backbone: Backbone, sampler: Sampler, process: ProcessConfig, changes: Mapping[str, Any], guidance: str | None
 ) -> ProcessConfig:
     """The process with other steps or guidance, if the policy leaves them free."""
-    changed = method.process(replace(process, **changes))
+    changed = sampler.process(replace(process, **changes))
     for name, value in changes.items():
         if getattr(changed, name) != value:
             argument = "num_inference_steps" if name == "steps" else guidance
             raise ConfigError(
-                f"{argument} would not take effect: policy {method.name!r} sets {name}={getattr(changed, name)}",
+                f"{argument} would not take effect: policy {sampler.name!r} sets {name}={getattr(changed, name)}",
                 "use policy 'continue', or write it into the policy's name (fixed:30)",
             )
     changed.check(backbone.capabilities, backbone.name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from addiffusion_env.errors import ConfigError, unknown
 
 NET_ARCH = {"pi": [64, 64], "vf": [64, 64]}
-PROJECTION = {"clip": 32, "timestep": 32, "quality": 32, "price": 8}
+PROJECTION = {"clip": 32, "timestep": 32, "quality": 32, "cost_per_nfe": 8}
 """Width of each key's projection. CLIP's hundreds of numbers get no more room than the eight of ``quality``."""
 
 
@@ -22,7 +22,7 @@ class KeyProjection(BaseFeaturesExtractor):
     """Linear -> LayerNorm -> SiLU for each key, concatenated; what has more than one dimension is flattened first.
 
     Args:
-        observation_space: a Dict, not nested, of Boxes of any shape (frame stacks, rendered pictures), or of anything
+        observation_space: a Dict, not nested, of Boxes of any shape (frame stacks, rendered images), or of anything
             else that SB3 turns into numbers: Discrete, MultiDiscrete, MultiBinary.
         widths: key -> width of its projection; keys that are not named get 32.
 

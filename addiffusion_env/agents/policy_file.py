@@ -46,9 +46,9 @@ class PolicyConfig:
         environment: the environment's settings that it was trained on.
         observation: key -> (low, length) of the observation.
         net_arch: widths of the hidden layers for policy and value.
-        highest_price: the NFE price that is shown as 1.
-        default_price: used when neither a price nor a target is given.
-        frontier: (price, mean NFE) pairs, falling in NFE, for ``target_nfe``.
+        highest_cost_per_nfe: the cost per NFE that is shown as 1.
+        default_cost_per_nfe: used when neither a cost per NFE nor a target is given.
+        frontier: (cost per NFE, mean NFE) pairs, falling in NFE, for ``target_nfe``.
         frontier_prompts: what they were measured on, in words; files that do not say it used training prompts, on
             which a policy spends less than on others.
         provenance: how it was made: command, seed, steps, figures.
@@ -61,8 +61,8 @@ class PolicyConfig:
     environment: Mapping[str, Any]
     observation: Mapping[str, tuple[float, int]]
     net_arch: Mapping[str, list[int]]
-    highest_price: float
-    default_price: float
+    highest_cost_per_nfe: float
+    default_cost_per_nfe: float
     frontier: tuple[tuple[float, float], ...] = ()
     frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -77,28 +77,28 @@ class PolicyConfig:
         }
         return spaces.Dict(boxes)
 
-    def check_price(self, price: float) -> None:
-        """Warns of a price outside of what was trained, where nothing is known of what the policy does."""
-        if "price" not in self.observation:
+    def check_cost_per_nfe(self, cost_per_nfe: float) -> None:
+        """Warns of a cost per NFE outside of what was trained, where nothing is known of what the policy does."""
+        if "cost_per_nfe" not in self.observation:
             return
-        low, high = EnvSettings.of(**self.environment).price_range()
-        if not low <= price <= high:
+        low, high = EnvSettings.of(**self.environment).cost_range()
+        if not low <= cost_per_nfe <= high:
             warnings.warn(
-                f"price={price:g} lies outside of what the policy was trained at, {low:g} to {high:g}; the nearest is "
-                f"{min(max(price, low), high):g}",
+                f"cost per NFE={cost_per_nfe:g} lies outside of what the policy was trained at, {low:g} to {high:g}; the nearest is "
+                f"{min(max(cost_per_nfe, low), high):g}",
                 stacklevel=3,
             )
 
-    def price_for(self, target_nfe: float) -> float:
-        """The price at which the policy spent ``target_nfe`` on average, interpolated on the frontier.
+    def cost_per_nfe_for(self, target_nfe: float) -> float:
+        """The cost per NFE at which the policy spent ``target_nfe`` on average, interpolated on the frontier.
 
-        A target outside of the frontier is warned of: the price is then that of the frontier's nearest end.
+        A target outside of the frontier is warned of: the cost per NFE is then that of the frontier's nearest end.
 
         Raises:
             ConfigError: when no frontier was measured.
         """
         if not self.frontier:
-            raise ConfigError("this policy has no measured frontier for target_nfe", "give price= instead")
+            raise ConfigError("this policy has no measured frontier for target_nfe", "give cost_per_nfe= instead")
         ordered = sorted(self.frontier, key=lambda pair: pair[1])
         least, most = ordered[0][1], ordered[-1][1]
         if not least <= target_nfe <= most:
@@ -107,7 +107,7 @@ class PolicyConfig:
                 f"{most:.2f} NFE; the nearest is {min(max(target_nfe, least), most):.2f}",
                 stacklevel=3,
             )
-        return float(np.interp(target_nfe, [nfe for _, nfe in ordered], [price for price, _ in ordered]))
+        return float(np.interp(target_nfe, [nfe for _, nfe in ordered], [cost_per_nfe for cost_per_nfe, _ in ordered]))
 
 
 def describe_space(space: spaces.Dict) -> dict[str, tuple[float, int]]:
@@ -141,8 +141,8 @@ def config_text(config: PolicyConfig) -> str:
         "environment": dict(config.environment),
         "observation": {key: list(value) for key, value in config.observation.items()},
         "net_arch": {key: list(value) for key, value in config.net_arch.items()},
-        "highest_price": config.highest_price,
-        "default_price": config.default_price,
+        "highest_cost_per_nfe": config.highest_cost_per_nfe,
+        "default_cost_per_nfe": config.default_cost_per_nfe,
         "frontier": [list(pair) for pair in config.frontier],
         "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
@@ -194,7 +194,7 @@ def load_config(folder: Path) -> PolicyConfig:
 def _instead(name: str) -> str:
     """What to name in the place of something that is no policy."""
     if name in BACKBONES:
-        return f"{name} is a backbone, named by backbone={name}; leave policy out for methods without learning"
+        return f"{name} is a backbone, named by backbone={name}; leave policy out for samplers without learning"
     if name.endswith(".zip"):
         return "eval_sb3.py takes a zip as policy=FILE.zip trust=true; or read it with agents.sb3_zip.import_zip"
     meant = closest(name, shipped())
@@ -220,7 +220,7 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
     check_settings(f"the policy in {where} has", plain, (item.name for item in fields(PolicyConfig)))
     try:
         plain["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in plain["observation"].items()}
-        plain["frontier"] = tuple((float(price), float(nfe)) for price, nfe in plain["frontier"])
+        plain["frontier"] = tuple((float(cost_per_nfe), float(nfe)) for cost_per_nfe, nfe in plain["frontier"])
         config = PolicyConfig(**plain)
         check_types("", config)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError) as error:
@@ -236,7 +236,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
     Returns:
         ``about`` (prompts, seeds and judge in a sentence), ``command``, and ``rows``, the policy's own first:
-        ``method`` and, each as ``{"estimate", "low", "high"}``, ``correct``, ``nfe``, ``preference`` and ``seconds``
+        ``sampler`` and, each as ``{"estimate", "low", "high"}``, ``correct``, ``nfe``, ``preference`` and ``seconds``
         where they were measured. ``None`` when there is nothing, it cannot be read, or it is of another policy.
     """
     report = folder.parent / "report"
@@ -245,18 +245,18 @@ def read_results(folder: Path) -> dict[str, Any] | None:
             return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
         evaluation = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))
-        prints = {entry["name"]: entry.get("fingerprint") for entry in evaluation.get("methods", ())}
+        prints = {entry["name"]: entry.get("fingerprint") for entry in evaluation.get("samplers", ())}
         measured = prints.get(summary["focus"])
         if measured and measured != folder_digest(folder):
             return None  # the report is of what this policy was before it was trained on
         settings = evaluation["settings"]
-        rows = sorted(summary["methods"], key=lambda row: row["method"] != summary["focus"])
+        rows = sorted(summary["samplers"], key=lambda row: row["sampler"] != summary["focus"])
         judges = ", ".join(settings["judges"] or []) or "no judge"
         return {
             "about": f"{rows[0]['prompts']} prompts of {settings['benchmark'] or settings['prompt_source']}, seeds "
             f"{settings['seeds']}, judged by {judges}. Seconds are wall clock.",
             "command": f"python eval_sb3.py policy={settings['policy']} prompts={rows[0]['prompts']}",
-            "rows": [{key: row[key] for key in ("method", "correct", "nfe", "preference", "seconds")} for row in rows],
+            "rows": [{key: row[key] for key in ("sampler", "correct", "nfe", "preference", "seconds")} for row in rows],
         }
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None  # no report, or one of another version: a policy is as good without

@@ -170,12 +170,12 @@ def _details(
 def _described(
     environment: Mapping[str, Any], data: Mapping[str, Any], arch: dict[str, list[int]], origin: Mapping[str, Any]
 ) -> PolicyConfig:
-    low, high = EnvSettings.of(**environment).price_range()
+    low, high = EnvSettings.of(**environment).cost_range()
     return PolicyConfig(
         environment=dict(environment),
         observation=describe_space(data["observation_space"]),
         net_arch=arch,
-        highest_price=high,
-        default_price=(low + high) / 2,
+        highest_cost_per_nfe=high,
+        default_cost_per_nfe=(low + high) / 2,
         provenance={**origin, "decisions": int(data.get("num_timesteps", 0))},
     )

@@ -1,7 +1,7 @@
 """Training on a stop-and-retry table: a warm start that has seen hundreds of thousands of decisions.
 
-The table holds what every attempt of some training pictures would show and give (:mod:`addiffusion_env.tabular.table`).
-PPO on it is PPO on the environment, only that its pictures are drawn from a finite set; what it has learned is carried
+The table holds what every attempt of some training images would show and give (:mod:`addiffusion_env.tabular.table`).
+PPO on it is PPO on the environment, only that its images are drawn from a finite set; what it has learned is carried
 into the model that goes on with the live environment.
 """
 
@@ -43,7 +43,7 @@ from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
 from addiffusion_env.tabular.transitions import Transitions
 
-FRONTIER_PRICES = 8
+FRONTIER_COSTS = 8
 """Prices at which a policy's NFE is measured for ``target_nfe``."""
 
 
@@ -52,7 +52,7 @@ class TabularConfig(Settings):
     """How long, and on what.
 
     Attributes:
-        pictures: of the training source that are recorded.
+        images: of the training source that are recorded.
         prompt_seed: which ones.
         attempts: of each; one more than the refinements that an episode may take is all that can be met.
         lanes: episodes at once on the table.
@@ -65,7 +65,7 @@ class TabularConfig(Settings):
 
     section: ClassVar[str] = "tabular"
 
-    pictures: Annotated[int, Ge(1)] = 256
+    images: Annotated[int, Ge(1)] = 256
     prompt_seed: int = 101
     attempts: Annotated[int, Ge(1)] = 5
     lanes: Annotated[int, Ge(1)] = 128
@@ -95,22 +95,22 @@ def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) ->
             f"{list(process.decision_steps)}",
             "give it the settings that the table was recorded with",
         )
-    highest = settings.price_range()[1]
+    highest = settings.cost_range()[1]
     most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).most
     limit = min(process.refine.limit, table.attempts - 1)
     recorded = replace(process.refine, limit=limit, enabled=process.refine.enabled and refine)
     transitions = Transitions.of(backbone, replace(process, refine=recorded))
-    return TabularMDP(table, transitions, most, highest, process.refine.limit, process.refine.liking)
+    return TabularMDP(table, transitions, most, highest, process.refine.limit, process.refine.utility)
 
 
 def record_table(settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int) -> AttemptTable:
-    """Records the pictures of a run, or reads those that are recorded.
+    """Records the images of a run, or reads those that are recorded.
 
     Raises:
         ConfigError: for a process that is not a table of attempts.
         RunFolderError: when a shard cannot be written.
     """
-    prompts = settings.prompt_source().take(tabular.pictures, seed=tabular.prompt_seed)
+    prompts = settings.prompt_source().take(tabular.images, seed=tabular.prompt_seed)
     return _record(prompts, settings, tabular, folder, lanes)
 
 
@@ -126,9 +126,9 @@ def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Contai
         Fewer than asked for where the source holds no more; none where it cannot even fill the table.
     """
     source = settings.prompt_source()
-    trained = {prompt.prompt_id for prompt in source.take(tabular.pictures, seed=tabular.prompt_seed)}
+    trained = {prompt.prompt_id for prompt in source.take(tabular.images, seed=tabular.prompt_seed)}
     try:
-        wider = source.take(tabular.pictures + tabular.held_out, seed=tabular.prompt_seed)
+        wider = source.take(tabular.images + tabular.held_out, seed=tabular.prompt_seed)
     except PromptError:  # a grammar that is exhausted; lists give what they have
         return []
     unseen = [prompt for prompt in wider if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
@@ -174,13 +174,13 @@ def _record(
     )
 
     def note(done: int) -> None:
-        print(f"recorded {done} of {len(prompts)} pictures, {tabular.attempts} attempts each", flush=True)
+        print(f"recorded {done} of {len(prompts)} images, {tabular.attempts} attempts each", flush=True)
 
     return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
 
 
 def greedy(policy: BasePolicy) -> Decider:
-    """The most probable legal action, as :class:`agents.learned.LearnedMethod` decides."""
+    """The most probable legal action, as :class:`agents.learned.PolicySampler` decides."""
 
     @torch.no_grad()
     def decide(observation: dict[str, np.ndarray], legal: np.ndarray) -> np.ndarray:
@@ -192,12 +192,17 @@ def greedy(policy: BasePolicy) -> Decider:
 
 
 def measured_frontier(policy: BasePolicy, mdp: TabularMDP, settings: EnvSettings) -> list[tuple[float, float]]:
-    """(price, mean NFE) of a policy on a table, by rising price; NFE never rises with price."""
-    low, high = settings.price_range()
+    """(cost per NFE, mean NFE) of a policy on a table, by rising cost per NFE; NFE never rises with cost per NFE."""
+    low, high = settings.cost_range()
     observer = mdp.table.observer(settings.keys())
-    prices = np.linspace(low, high, FRONTIER_PRICES) if low < high else np.array([low])
-    spent = [float(play_table(mdp, greedy(policy), observer, price).nfe.mean()) for price in prices]
-    return [(float(price), float(nfe)) for price, nfe in zip(prices, np.minimum.accumulate(spent), strict=True)]
+    costs_per_nfe = np.linspace(low, high, FRONTIER_COSTS) if low < high else np.array([low])
+    spent = [
+        float(play_table(mdp, greedy(policy), observer, cost_per_nfe).nfe.mean()) for cost_per_nfe in costs_per_nfe
+    ]
+    return [
+        (float(cost_per_nfe), float(nfe))
+        for cost_per_nfe, nfe in zip(costs_per_nfe, np.minimum.accumulate(spent), strict=True)
+    ]
 
 
 def held_out_frontier(
@@ -217,7 +222,7 @@ def held_out_frontier(
         settings: of the environment.
         tabular: how many are held out.
         folder: of the run; the table goes to ``held_out`` in it.
-        lanes: pictures in the making at once.
+        lanes: images in the making at once.
         seen: ids of prompts that live episodes had.
 
     Raises:
@@ -271,7 +276,7 @@ def learn_on_table(
 
 
 class TableWatch(BaseCallback):
-    """Watches a policy on its table: what it spends and gets at the middle price, whether it collapses, its regret.
+    """Watches a policy on its table: what it spends and gets at the middle cost per NFE, whether it collapses, its regret.
 
     Args:
         mdp: the decision process on the table.
@@ -296,17 +301,17 @@ class TableWatch(BaseCallback):
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
         if self.rollouts % self.every == 1:
-            self.look()
+            self.scores()
 
     def _on_training_end(self) -> None:
-        self.look()
+        self.scores()
         self.logger.dump(self.num_timesteps)
 
-    def look(self) -> None:
-        """Plays every picture greedily at the middle price and records what that gave."""
-        price = float(np.mean(self.settings.price_range()))
-        outcomes = play_table(self.mdp, greedy(self.model.policy), self.observer, price)
-        found = regret(self.mdp.table, outcomes, self.reward, price)
+    def scores(self) -> None:
+        """Plays every image greedily at the middle cost per NFE and records what that gave."""
+        cost_per_nfe = float(np.mean(self.settings.cost_range()))
+        outcomes = play_table(self.mdp, greedy(self.model.policy), self.observer, cost_per_nfe)
+        found = regret(self.mdp.table, outcomes, self.reward, cost_per_nfe)
         figures = {
             **summary(outcomes),
             "utility": found.utility,
@@ -319,7 +324,7 @@ class TableWatch(BaseCallback):
 
 
 def summary(outcomes: Outcomes) -> dict[str, float]:
-    """Means of a policy's outcomes, and how much it does the same for every picture."""
+    """Means of a policy's outcomes, and how much it does the same for every image."""
     kinds = Counter(outcomes.actions)
     return {
         "nfe": float(outcomes.nfe.mean()),

@@ -1,4 +1,4 @@
-"""What happened on the way to a picture: every decision with what the policy saw, and callbacks after every step."""
+"""What happened on the way to an image: every decision with what the policy saw, and callbacks after every step."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Evaluate, Outcome, Request
 from addiffusion_env.engine.observers import Decisions, EpisodeObserver, observed, previews_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import Look
+from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.scorers.image_scores import ImageScores
 
 StepCallback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | None"]
 """``callback(pipe, step, timestep, callback_kwargs)``, as diffusers has it; see :class:`StepEnd`."""
@@ -28,12 +28,12 @@ CALLBACK_TENSORS = ("latents", "x0")
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make.
+    """One image to make.
 
     Attributes:
-        index: its place among the pictures of a call, prompt by prompt.
+        index: its place among the images of a call, prompt by prompt.
         prompt: what is drawn.
-        seed: the picture's seed.
+        seed: the image's seed.
     """
 
     index: int
@@ -52,7 +52,7 @@ class Decision:
         probabilities: (3,) float64, of the policy over the legal actions; ``None`` for a policy without learning.
         preference: of the preview, in standard deviations; NaN where nobody looked.
         clip_score: of the preview, a cosine; NaN where nobody looked.
-        preview: (h, w, 3) uint8, what the picture would be, or the finished one where that is judged; ``None`` before
+        preview: (h, w, 3) uint8, what the image would be, or the finished one where that is judged; ``None`` before
             the first evaluation.
     """
 
@@ -67,17 +67,17 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """How one picture came about.
+    """How one image came about.
 
     Attributes:
         prompt: its text.
         seed: its seed.
-        decisions: in order; empty for methods that decide nothing on the way (``oracle``, whole pipelines).
+        decisions: in order; empty for samplers that decide nothing on the way (``oracle``, whole pipelines).
         nfe: evaluations in all.
         network_calls: in all; a guided evaluation takes two.
-        preference: of the finished picture; NaN where the method needs no scorers and none were given.
-        clip_score: of the finished picture; NaN likewise.
-        masks: (h, w) float each, in [0, 1]: the regions of its refinements; none for those of the whole picture.
+        preference: of the finished image; NaN where the sampler needs no scorers and none were given.
+        clip_score: of the finished image; NaN likewise.
+        masks: (h, w) float each, in [0, 1]: the regions of its refinements; none for those of the whole image.
     """
 
     prompt: str
@@ -90,43 +90,43 @@ class Trace:
     masks: tuple[np.ndarray, ...]
 
 
-def trace_of(job: Job, episode: Episode, decisions: Decisions, method: Method, backbone: Backbone) -> Trace:
+def trace_of(job: Job, episode: Episode, decisions: Decisions, sampler: Sampler, backbone: Backbone) -> Trace:
     """The trace of a finished episode.
 
     Args:
-        job: the picture.
+        job: the image.
         episode: as it ended.
         decisions: kept of it.
-        method: that decided; bound to the backbone.
+        sampler: that decided; bound to the backbone.
         backbone: decodes the previews, in one batch.
     """
     requests = decisions.requests
-    learned = isinstance(method, LearnedMethod) and requests
-    chances = method.probabilities(requests) if learned else [None] * len(requests)
+    learned = isinstance(sampler, PolicySampler) and requests
+    chances = sampler.probabilities(requests) if learned else [None] * len(requests)
     previews = previews_of(backbone, [request.lane for request in requests])
     made = tuple(
-        Decision(request.lane.sigma, request.lane.nfe, action, chance, *scores_of(request.lane.look), preview)
+        Decision(request.lane.sigma, request.lane.nfe, action, chance, *scores_of(request.lane.scores), preview)
         for request, action, chance, preview in zip(requests, decisions.actions, chances, previews, strict=True)
     )
     lane = episode.lane
-    preference, clip_score = scores_of(episode.picture.look)
+    preference, clip_score = scores_of(episode.image.scores)
     return Trace(job.prompt.text, job.seed, made, lane.nfe, lane.calls, preference, clip_score, lane.masks)
 
 
-def scores_of(look: Look | None) -> tuple[float, float]:
-    """(preference, CLIP score) of a look at one picture; NaN without one."""
-    return (float("nan"),) * 2 if look is None else (float(look.preference[0]), float(look.clip_score[0]))
+def scores_of(scores: ImageScores | None) -> tuple[float, float]:
+    """(preference, CLIP score) of a look at one image; NaN without one."""
+    return (float("nan"),) * 2 if scores is None else (float(scores.preference[0]), float(scores.clip_score[0]))
 
 
 @dataclass(frozen=True)
 class StepEnd:
     """Calls the user's function after every evaluation that moves a lane, as diffusers' pipelines do.
 
-    The engine works on many pictures at once, so the function is called once a picture and step: ``step`` counts that
-    picture's evaluations from 0 (landing and refinement included), ``timestep`` is the network's own time at which it
-    was evaluated, and the tensors in ``callback_kwargs`` are batches of one. It also holds ``index`` (the picture's
+    The engine works on many images at once, so the function is called once an image and step: ``step`` counts that
+    image's evaluations from 0 (early exit and refinement included), ``timestep`` is the network's own time at which it
+    was evaluated, and the tensors in ``callback_kwargs`` are batches of one. It also holds ``index`` (the image's
     place in the call), ``prompt`` and ``seed``. What comes back under ``latents`` takes the place of the lane's.
-    Evaluations that move nothing (attention and phrase maps of a refinement) are not told. Methods that run a whole
+    Evaluations that move nothing (attention and phrase maps of a refinement) are not told. Samplers that run a whole
     diffusers pipeline (``lcm``, ``turbo``, ``sag``, ``attend_excite``, ``fbcache``) call nothing.
 
     Attributes:
@@ -169,17 +169,17 @@ class StepEnd:
             shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise ConfigError(
                 f"callback_on_step_end returned latents of shape {shape}, expected {tuple(outcome.latents.x.shape)}",
-                "each call is about one picture",
+                "each call is about one image",
             )
         return replace(outcome, latents=replace(outcome.latents, x=latents.to(outcome.latents.x)))
 
 
 class StepCalls(EpisodeObserver):
-    """Calls the user's function after each step of one picture.
+    """Calls the user's function after each step of one image.
 
     Args:
         step_end: calls it.
-        job: the picture.
+        job: the image.
     """
 
     def __init__(self, step_end: StepEnd, job: Job) -> None:
@@ -194,10 +194,10 @@ class StepCalls(EpisodeObserver):
 
 
 def traced(
-    job: Job, method: Method, process: ProcessConfig, backbone: Backbone, step_end: StepEnd | None, keep: bool
+    job: Job, sampler: Sampler, process: ProcessConfig, backbone: Backbone, step_end: StepEnd | None, keep: bool
 ) -> Generator[Request, Any, tuple[Job, Episode, Trace | None]]:
-    """A method's program for a job; returns the job, its episode and, where it is to be kept, its trace."""
+    """A sampler's program for a job; returns the job, its episode and, where it is to be kept, its trace."""
     decisions = Decisions()
     observers = [*([decisions] if keep else []), *([] if step_end is None else [StepCalls(step_end, job)])]
-    episode = yield from observed(method.program(backbone, process, job.prompt, job.seed), observers)
-    return job, episode, trace_of(job, episode, decisions, method, backbone) if keep else None
+    episode = yield from observed(sampler.coroutine(backbone, process, job.prompt, job.seed), observers)
+    return job, episode, trace_of(job, episode, decisions, sampler, backbone) if keep else None

@@ -47,7 +47,7 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
 """Config name -> (algorithm, policy class)."""
 
 IDENTITY_FILE = "identity.json"
-"""What makes, scores and pays a run's pictures; see :meth:`.Episodes.identity`."""
+"""What makes, scores and pays a run's images; see :meth:`.Episodes.identity`."""
 
 MAY_CHANGE = (
     "plugins",
@@ -114,7 +114,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
 
 
 def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, Any]:
-    """Saves what makes, scores and pays a run's pictures beside its configuration, and holds a resumed run to it.
+    """Saves what makes, scores and pays a run's images beside its configuration, and holds a resumed run to it.
 
     The configuration names files; this knows what is in them. Other packages and another kind of device are only
     warned of.
@@ -257,17 +257,17 @@ def export_policy(
     frontier_prompts: str = PolicyConfig.frontier_prompts,
     identity: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Saves the trained policy in the plain format, with what it was trained on and its (price, mean NFE) frontier.
+    """Saves the trained policy in the plain format, with what it was trained on and its (cost per NFE, mean NFE) frontier.
 
     Args:
         folder: made when missing.
         model: the agent.
         config: of the training.
-        frontier: (price, mean NFE) pairs.
+        frontier: (cost per NFE, mean NFE) pairs.
         frontier_prompts: what the frontier was measured on, in words.
         identity: of the environment (:meth:`.Episodes.identity`) on which the frontier was measured.
     """
-    low, high = EnvSettings.of(**config["env"]).price_range()
+    low, high = EnvSettings.of(**config["env"]).cost_range()
     provenance = {
         "algorithm": config["algorithm"],
         "decisions": model.num_timesteps,
@@ -282,8 +282,8 @@ def export_policy(
         plugins=tuple(config["plugins"]),
         observation=describe_space(space),
         net_arch=layers(model.policy.net_arch),
-        highest_price=high,
-        default_price=(low + high) / 2,
+        highest_cost_per_nfe=high,
+        default_cost_per_nfe=(low + high) / 2,
         frontier=tuple(frontier),
         frontier_prompts=frontier_prompts,
         provenance=provenance,

@@ -38,7 +38,7 @@ class Traits:
         test_options: keyword arguments of that source for the prompts of an evaluation, which no training draws.
         prompt_reader: ``"module:attribute"`` of a function that makes a :class:`.Prompt` of a user's text.
         scorers: ``"module:attribute"`` of the scorers of previews and finished images: a
-            :class:`addiffusion_env.scorers.look.ScorerLoader`.
+            :class:`addiffusion_env.scorers.image_scores.ScorerLoader`.
         preference: registry name of the preference scorer among them, for messages and conflicts of interest.
         judges: registry names of the held-out judges of an evaluation that names none.
         world: whose words benchmarks write their prompts in: ``"any"`` leaves them as published.
@@ -50,7 +50,7 @@ class Traits:
     prompts: str = "emoji"
     test_options: Mapping[str, Any] = field(default_factory=lambda: {"split": "test"})
     prompt_reader: str = "addiffusion_env.prompts:Prompt.of"
-    scorers: str = "addiffusion_env.scorers.hub_look:HubScorers"
+    scorers: str = "addiffusion_env.scorers.hub_image_scores:HubScorers"
     preference: str = "image_reward"
     judges: tuple[str, ...] = ("hps",)
     world: str = "any"

@@ -1,7 +1,7 @@
 """The contract of a backbone: a text-to-image model that can be driven one evaluation at a time.
 
-A backbone holds weights and nothing else. What belongs to pictures in the making travels as values, batch first:
-:class:`Latents` (where each picture is on its way), :class:`Conditioning` (its encoded prompt), :class:`Prediction`
+A backbone holds weights and nothing else. What belongs to images in the making travels as values, batch first:
+:class:`Latents` (where each image is on its way), :class:`Conditioning` (its encoded prompt), :class:`Prediction`
 (what the denoiser says). So lanes can be snapshot, split, joined and run at different noise levels in one call.
 """
 
@@ -29,8 +29,8 @@ class Capabilities:
     """What a backbone can do; environments ask here instead of testing names.
 
     Attributes:
-        latent_shape: (C, H, W) of one picture's latents.
-        image_size: (height, width) of a decoded picture, in pixels.
+        latent_shape: (C, H, W) of one image's latents.
+        image_size: (height, width) of a decoded image, in pixels.
         preview_size: (height, width) of a preview.
         guidance: whether classifier-free guidance applies (two network calls an evaluation).
         attention_grid: (h, w) of the captured text-to-image attention maps; ``None`` when there are none.
@@ -95,7 +95,7 @@ class History:
         return History(x0, sigma, self.x0, self.sigma)
 
     def row(self, index: int) -> History:
-        """Of one picture, as a batch of one."""
+        """Of one image, as a batch of one."""
         at = slice(index, index + 1)
         return History(self.x0[at], self.sigma[at], self.older_x0[at], self.older_sigma[at], self.scheduler[at])
 
@@ -112,7 +112,7 @@ HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "s
 
 @dataclass(frozen=True)
 class Latents:
-    """Where a batch of pictures is.
+    """Where a batch of images is.
 
     Attributes:
         x: (B, C, H, W) noisy latents.
@@ -133,7 +133,7 @@ class Latents:
         return len(self.x)
 
     def row(self, index: int) -> Latents:
-        """One picture, as a batch of one."""
+        """One image, as a batch of one."""
         at = slice(index, index + 1)
         return Latents(self.x[at], self.sigma[at], self.history.row(index))
 
@@ -185,7 +185,7 @@ class Prediction:
             layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless asked for. Rows that did
             not ask hold zeros.
         features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
-            the picture; ``None`` when the model has none.
+            the image; ``None`` when the model has none.
         steps: for each row what the pipeline's own scheduler is given; empty where the backbone has none.
     """
 

@@ -78,7 +78,7 @@ def compiled(denoiser: Any, mode: bool | str, device: torch.device) -> Any:
     if lacks:
         warnings.warn(
             f"compile={mode} was asked for and {device.type} has {lacks}\n  -> the denoiser runs uncompiled, with the "
-            "same pictures; install it, or set backbone_options.compile=false",
+            "same images; install it, or set backbone_options.compile=false",
             UserWarning,
             stacklevel=2,
         )

@@ -137,9 +137,11 @@ def joint_attention(attn: Any, image: Tensor, text: Tensor, rotary: Any) -> Tens
     key = torch.cat([text_key, image_key], dim=2)
     tokens = text.shape[1]
     if rotary is not None:
-        turn: Callable[..., Any] = apply_rotary_emb  # annotated as returning a tuple, which it does for other models
-        query = turn(query, tuple(angles[tokens:] for angles in rotary))
-        key = turn(key, rotary)
+        env_step: Callable[..., Any] = (
+            apply_rotary_emb  # annotated as returning a tuple, which it does for other models
+        )
+        query = env_step(query, tuple(angles[tokens:] for angles in rotary))
+        key = env_step(key, rotary)
     total = query.new_zeros((len(query), query.shape[2], tokens), dtype=torch.float32)
     # Head by head: at 1024 pixels the scores of all 24 heads would take 1.7 GB a row.
     for head in range(query.shape[1]):
@@ -178,7 +180,7 @@ def captured_joint_attention(denoiser: Any, store: AttentionStore) -> Iterator[N
         yield
 
 
-class FeatureTap:
+class FeatureHook:
     """Keeps the pooled output of one module of a denoiser from its last call.
 
     It is a forward hook that stays: one that came and went would not be seen by ``torch.compile``, which traces the
@@ -203,11 +205,11 @@ class FeatureTap:
         return None if pooled is None else pooled[:rows].clone()
 
 
-def tap(module: nn.Module) -> FeatureTap:
+def hook(module: nn.Module) -> FeatureHook:
     """The module's tap: the one that it has, or a new one. Backbones that share a denoiser share it."""
     for hook in module._forward_hooks.values():
-        if isinstance(hook, FeatureTap):
+        if isinstance(hook, FeatureHook):
             return hook
-    made = FeatureTap()
+    made = FeatureHook()
     module.register_forward_hook(made)
     return made

@@ -25,7 +25,7 @@ from addiffusion_env.backbones.base import (
     check_prompts,
 )
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
-from addiffusion_env.backbones.calls.denoiser_taps import DenoiserTaps, attention_grid
+from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks, attention_grid
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import (
@@ -112,7 +112,7 @@ class PipelineBackbone(Backbone):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
         self.path = self.convention.path
         self.device, self.decoder_name = torch.device(self.measured.device), self.measured.decoder_name
-        self.network = DenoiserTaps(self.evaluator, self.measured)
+        self.network = DenoiserHooks(self.evaluator, self.measured)
         networks = self.evaluator.networks
         networks.buckets = self.options.buckets
         denoisers = [getattr(self.pipe, name) for name in networks.network_calls]

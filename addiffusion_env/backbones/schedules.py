@@ -15,7 +15,7 @@ diffusers' Euler schedulers. All functions take and return float64 tensors of an
 
 The spacings are those of diffusers (``timestep_spacing`` of DDIMScheduler; table 2 of arXiv:2305.08891), plus Align
 Your Steps (arXiv:2404.14507). Timesteps are the model's own integers; between them sigma is interpolated
-log-linearly, so that a landing may stand at any level.
+log-linearly, so that an early exit may stand at any level.
 
 Stopping a long schedule early and returning the predicted x0 gives the conditional mean: blurred, and worse than a
 short schedule of the same cost, which spends its steps down to the end. So a stop buys m more evaluations, spaced
@@ -240,16 +240,16 @@ def check_schedule(steps: int, most: int, spacing: str, known: Collection[str]) 
         raise ConfigError(f"steps must be 1 to {most}, got {steps}", "choose a number in that range")
 
 
-AUTO_LANDING_STEPS = 6
-"""``landing_steps="auto"`` makes no step longer than a six-step schedule would; see :func:`landing_evaluations`."""
+AUTO_EARLY_EXIT_STEPS = 6
+"""``early_exit_steps="auto"`` makes no step longer than a six-step schedule would; see :func:`early_exit_evaluations`."""
 
 
-def landing_evaluations(landing_steps: int | str, position: float, remaining: int) -> int:
+def early_exit_evaluations(early_exit_steps: int | str, position: float, remaining: int) -> int:
     """How many evaluations a stop spends.
 
     Args:
-        landing_steps: a number, or ``"auto"``: enough that no landing step is longer than that of a schedule of
-            :data:`AUTO_LANDING_STEPS` steps, and never more than simply going on would cost.
+        early_exit_steps: a number, or ``"auto"``: enough that no early exit step is longer than that of a schedule of
+            :data:`AUTO_EARLY_EXIT_STEPS` steps, and never more than simply going on would cost.
         position: where the lane is, 1 at the start and 0 at the end, in units of the schedule's own time.
         remaining: how many steps the schedule has left.
 
@@ -259,15 +259,15 @@ def landing_evaluations(landing_steps: int | str, position: float, remaining: in
     Raises:
         ConfigError: for a negative number or another word.
     """
-    if isinstance(landing_steps, str):
-        if landing_steps != "auto":
+    if isinstance(early_exit_steps, str):
+        if early_exit_steps != "auto":
             raise ConfigError(
-                f"landing_steps must be a number or 'auto', got {landing_steps!r}", "use 0, 1, 2 ... or 'auto'"
+                f"early_exit_steps must be a number or 'auto', got {early_exit_steps!r}", "use 0, 1, 2 ... or 'auto'"
             )
-        return min(remaining, max(1, math.ceil(position * AUTO_LANDING_STEPS - 1e-6)))
-    if isinstance(landing_steps, bool) or landing_steps < 0:
-        raise ConfigError(f"landing_steps must be 0 or more, got {landing_steps!r}", "use 0, 1, 2 ... or 'auto'")
-    return min(int(landing_steps), remaining)
+        return min(remaining, max(1, math.ceil(position * AUTO_EARLY_EXIT_STEPS - 1e-6)))
+    if isinstance(early_exit_steps, bool) or early_exit_steps < 0:
+        raise ConfigError(f"early_exit_steps must be 0 or more, got {early_exit_steps!r}", "use 0, 1, 2 ... or 'auto'")
+    return min(int(early_exit_steps), remaining)
 
 
 def respace(rest: np.ndarray, evaluations: int, positions: np.ndarray | None = None) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning, Prediction, check_prompts
 from addiffusion_env.backbones.conventions import Discrete, convention_of
 from addiffusion_env.backbones.fingerprint import sampled
-from addiffusion_env.backbones.hooks import AttentionStore, FeatureTap, captured_cross_attention, tap
+from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_cross_attention, hook
 from addiffusion_env.backbones.previews import resized
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.text import content_positions, tokenize
@@ -70,7 +70,7 @@ class StableDiffusionBackbone(Backbone):
         vae: the full autoencoder.
         previewer: decodes cheap images.
         dtype: precision of the UNet; latents and solver steps are float32 in any case.
-        tap: keeps the UNet's own features.
+        hook: keeps the UNet's own features.
     """
 
     not_identity = ("_texts", "_negative", "_encoded_by", "tap")
@@ -78,7 +78,7 @@ class StableDiffusionBackbone(Backbone):
     def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
         self.parts = parts
         self.denoiser, self.vae, self.previewer = parts.unet, parts.vae, parts.preview
-        self.tap: FeatureTap = tap(parts.unet.mid_block)
+        self.hook: FeatureHook = hook(parts.unet.mid_block)
         self.capabilities = replace(capabilities, feature_dim=int(parts.unet.config.block_out_channels[-1]))
         self.truncate_prompts = truncate_prompts
         self.device = next(parts.unet.parameters()).device
@@ -100,7 +100,7 @@ class StableDiffusionBackbone(Backbone):
         return self.convention.respaced(steps, spacing)
 
     def timesteps(self, sigma: Tensor) -> Tensor:
-        """The training timestep of each noise level; a fraction between two of them where a landing put it."""
+        """The training timestep of each noise level; a fraction between two of them where an early exit put it."""
         times = self.convention.schedule.timestep_at(sigma)
         # Whole timesteps as integers, as every diffusers pipeline passes them; the embedding is the same.
         return times.long() if bool((times == times.round()).all()) else times.float()
@@ -167,7 +167,7 @@ class StableDiffusionBackbone(Backbone):
         # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: the same line as in the noise.
         x0[at] = negative + rows(guidance_scale[guided], x) * (own[at] - negative)
         calls = 1 + (guidance_scale != 1).long()
-        return Prediction(x0, calls, self._maps(store, size), self.tap.take(size))
+        return Prediction(x0, calls, self._maps(store, size), self.hook.take(size))
 
     def _store(self, capture: Tensor | None) -> AttentionStore | None:
         if capture is None or not bool(capture.any()):

@@ -10,7 +10,7 @@ from torch import Tensor
 from addiffusion_env.errors import PromptError
 
 # Words that draw nothing: an attention map of "of" says nothing about where to work.
-_WORDS = "a an the of and or to with in on at by for from is are photo picture image painting drawing , . ; : ! ?"
+_WORDS = "a an the of and or to with in on at by for from is are photo image image painting drawing , . ; : ! ?"
 STOP_WORDS = frozenset(_WORDS.split())
 
 

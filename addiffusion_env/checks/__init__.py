@@ -12,5 +12,5 @@ FINDERS = Registry("kind of component", more="addiffusion_lab")
 the package are in :mod:`.components`; a plugin adds its own kinds."""
 
 TINY = Registry("collection of tiny models", more="addiffusion_lab")
-"""A name -> a mapping from backbones to functions that make them with tiny random weights in a folder, and from methods
+"""A name -> a mapping from backbones to functions that make them with tiny random weights in a folder, and from samplers
 with weights of their own to functions that save tiny ones to a folder; ``check`` runs on these."""

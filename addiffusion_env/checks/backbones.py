@@ -111,8 +111,8 @@ def attention_is_a_share(backbone: Backbone) -> None:
     require(low >= 0 and total <= 1 + 1e-2, f"shares run from {low} and add up to {total}", "softmax over tokens")
 
 
-def pictures_are_in_range(backbone: Backbone) -> None:
-    """Previews and decoded pictures are (B, 3, height, width) float32 in [-1, 1], of the sizes said."""
+def images_are_in_range(backbone: Backbone) -> None:
+    """Previews and decoded images are (B, 3, height, width) float32 in [-1, 1], of the sizes said."""
     x0 = _noisy(backbone)[0]
     sizes = {"preview": backbone.capabilities.preview_size, "decode": backbone.capabilities.image_size}
     for name, size in sizes.items():
@@ -139,7 +139,7 @@ BACKBONE_CONTRACTS = (
     guidance_moves_the_prediction,
     the_denoisers_features_are_rows,
     attention_is_a_share,
-    pictures_are_in_range,
+    images_are_in_range,
     records_know_it,
 )
 """Subject: a loaded :class:`Backbone`."""

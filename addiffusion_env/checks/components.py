@@ -12,11 +12,10 @@ from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.backbones import BACKBONES, traits_of
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.checks import FINDERS, TINY
 from addiffusion_env.checks.backbones import BACKBONE_CONTRACTS
 from addiffusion_env.checks.base import each
-from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
+from addiffusion_env.checks.methods import SAMPLER_CONTRACTS, SamplerCase
 from addiffusion_env.checks.observations import OBSERVATION_CONTRACTS
 from addiffusion_env.checks.prompts import PROMPT_CONTRACTS
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
@@ -27,8 +26,9 @@ from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.rewards import TERMS
+from addiffusion_env.samplers import SAMPLERS, make_sampler
 from addiffusion_env.scorers import SCORERS
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers
 
 EMOJI_SCORERS = {"clip": "clip", "blip_preference": "preference", "dino": "dino"}
 """Scorer -> which of the emoji world's it is: same classes, weights in the package."""
@@ -54,15 +54,15 @@ def find(name: str) -> list[Found]:
 
     Args:
         name: of an environment, backbone, solver, scorer, reward term, observation key, prompt source, benchmark,
-            metric or method; a method may be a whole specification (``"fixed:8"``).
+            metric or sampler; a sampler may be a whole specification (``"fixed:8"``).
 
     Raises:
         UnknownNameError: for a name of none of them, with the nearest one.
     """
-    finders = (_environment, _backbone, _scorer, _term, _key, _source, _solver, *map(FINDERS.load, FINDERS), _method)
+    finders = (_environment, _backbone, _scorer, _term, _key, _source, _solver, *map(FINDERS.load, FINDERS), _sampler)
     found = [one for finder in finders if (one := finder(name)) is not None]
     if not found:
-        registries = (ENVIRONMENTS, BACKBONES, SCORERS, TERMS, FEATURES, PROMPT_SOURCES, SOLVERS, BASELINES)
+        registries = (ENVIRONMENTS, BACKBONES, SCORERS, TERMS, FEATURES, PROMPT_SOURCES, SOLVERS, SAMPLERS)
         raise unknown("name", name, dict.fromkeys(known for registry in registries for known in registry))
     return found
 
@@ -72,7 +72,7 @@ def tiny_models() -> dict[str, Callable[[Path], Any]]:
     return {name: build for collection in TINY for name, build in TINY.load(collection).items()}
 
 
-def emoji_world() -> tuple[Backbone, LookScorers]:
+def emoji_world() -> tuple[Backbone, ImageScorers]:
     """The embedded backbone and its scorers."""
     backbone = load_backbone(EnvSettings())
     return backbone, load_scorers(backbone)
@@ -147,20 +147,20 @@ def _solver(name: str) -> Found | None:
     return Found("solver", "", lambda: each(SOLVER_CONTRACTS, SOLVERS.load(name))) if name in SOLVERS else None
 
 
-def _method(name: str) -> Found | None:
+def _sampler(name: str) -> Found | None:
     bare, colon, _ = name.partition(":")
-    if bare not in BASELINES:
+    if bare not in SAMPLERS:
         return None
-    backbone, spec = getattr(BASELINES.load(bare), "example", ("emoji", ""))
+    backbone, spec = getattr(SAMPLERS.load(bare), "example", ("emoji", ""))
     spec = name if colon else spec
     embedded = traits_of(backbone).embedded
     on = "the emoji world" if embedded else f"tiny random weights of {backbone}"
 
     def run() -> Iterator[str]:
         if not spec:
-            raise ConfigError(f"method {bare!r} cannot be guessed", f"write it whole: {BASELINES.load(bare).usage}")
+            raise ConfigError(f"sampler {bare!r} cannot be guessed", f"write it whole: {SAMPLERS.load(bare).usage}")
         if colon:
-            make_method(name)  # a specification that cannot be read is said before a model is loaded
+            make_sampler(name)  # a specification that cannot be read is said before a model is loaded
         with tempfile.TemporaryDirectory() as folder:
             model, scorers = emoji_world()
             if not embedded:
@@ -168,6 +168,6 @@ def _method(name: str) -> Found | None:
             weights = Path(folder) / "own"
             if "FOLDER" in spec:
                 tiny_models()[bare](weights)
-            yield from each(METHOD_CONTRACTS, MethodCase(spec.replace("FOLDER", str(weights)), model, scorers))
+            yield from each(SAMPLER_CONTRACTS, SamplerCase(spec.replace("FOLDER", str(weights)), model, scorers))
 
-    return Found("method", f"{spec or name} on {on}", run)
+    return Found("sampler", f"{spec or name} on {on}", run)

@@ -1,4 +1,4 @@
-"""What every method promises, learned or not."""
+"""What every sampler promises, learned or not."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ import numpy as np
 import torch
 
 from addiffusion_env.backbones.base import Backbone, Capabilities
-from addiffusion_env.baselines import BASELINES, make_method
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.checks.base import require
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.evaluation.runner import EvaluationContext, evaluate
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers import SAMPLERS, make_sampler
+from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.scorers.image_scores import ImageScorers
 
 TEXTS = ("a photo of a dog", "a photo of a red cup and a blue clock")
 
 
 @dataclass(frozen=True)
-class MethodCase:
-    """A method and what it runs on.
+class SamplerCase:
+    """A sampler and what it runs on.
 
     Attributes:
         spec: its specification, for example ``"fixed:20"``.
         backbone: a loaded model.
-        scorers: what looks at its pictures.
+        scorers: what looks at its images.
     """
 
     spec: str
     backbone: Backbone
-    scorers: LookScorers
+    scorers: ImageScorers
 
     @property
-    def stage(self) -> Stage:
+    def context(self) -> EvaluationContext:
         """Three steps, the backbone's own solver, guidance where it has any."""
-        return Stage(self.backbone, self.scorers, _process(self.backbone.capabilities))
+        return EvaluationContext(self.backbone, self.scorers, _process(self.backbone.capabilities))
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -51,50 +51,50 @@ class MethodCase:
         return [emoji_prompt(text) for text in TEXTS]
 
     def records(self, prompts: Sequence[Prompt], lanes: int) -> list[Record]:
-        """Makes one picture a prompt, ``lanes`` at a time."""
+        """Makes one image a prompt, ``lanes`` at a time."""
         with tempfile.TemporaryDirectory() as folder:
-            return evaluate([make_method(self.spec)], list(prompts), [0], self.stage, Path(folder), max_lanes=lanes)
+            return evaluate([make_sampler(self.spec)], list(prompts), [0], self.context, Path(folder), max_lanes=lanes)
 
     @cached_property
     def together(self) -> list[Record]:
-        """Both pictures, made at once."""
+        """Both images, made at once."""
         return self.records(self.prompts, lanes=2)
 
 
-def it_says_what_it_is(case: MethodCase) -> None:
+def it_says_what_it_is(case: SamplerCase) -> None:
     """Its usage begins with its name, its docstring with a sentence, and needs() is a string."""
     bare = case.spec.partition(":")[0]
-    kind = BASELINES.load(bare)
-    require(isinstance(make_method(case.spec), Method), f"{kind.__name__} makes no Method", "derive it from BaseMethod")
+    kind = SAMPLERS.load(bare)
+    require(
+        isinstance(make_sampler(case.spec), Sampler), f"{kind.__name__} makes no Sampler", "derive it from BaseMethod"
+    )
     require(kind.usage.split(":")[0] == bare, f"its usage is {kind.usage!r}", f"write {bare}:ARGUMENTS")
     first = (kind.__doc__ or "").strip().splitlines()[0:1]
     require(bool(first) and first[0].endswith("."), f"its docstring begins {first}", "with one sentence on one line")
     require(isinstance(kind.needs(), str), "needs() gives no string", "say in words what this machine lacks")
 
 
-def cost_is_counted(case: MethodCase) -> None:
-    """Every picture has a cost: NFE above 0, at least as many network calls, seconds, a decision."""
+def cost_is_counted(case: SamplerCase) -> None:
+    """Every image has a cost: NFE above 0, at least as many network calls, seconds, a decision."""
     for record in case.together:
-        require(record.nfe > 0, f"a picture took {record.nfe} NFE", "count every evaluation")
+        require(record.nfe > 0, f"an image took {record.nfe} NFE", "count every evaluation")
         require(record.network_calls >= record.nfe, f"{record.network_calls} calls for {record.nfe} NFE", "count calls")
         figures = [record.seconds, record.preference, *record.extra.values()]
         require(bool(np.isfinite(figures).all()), f"figures are not finite: {figures}", "report finite ones")
         require(record.seconds > 0 and record.decisions >= 1, "no time or no decision", "report both")
 
 
-def a_picture_is_its_own(case: MethodCase) -> None:
-    """A picture is a function of its prompt and seed, whatever else is made beside it."""
+def a_image_is_its_own(case: SamplerCase) -> None:
+    """An image is a function of its prompt and seed, whatever else is made beside it."""
     alone = case.records(case.prompts[::-1], lanes=1)[::-1]
     for one, other in zip(case.together, alone, strict=True):
         require(_facts(one) == _facts(other), f"{_facts(one)} became {_facts(other)}", "key noise by prompt and seed")
         apart = abs(one.preference - other.preference)
         require(apart <= 2e-3, f"its preference moved by {apart:.2g}", "key noise by prompt and seed")
-    require(
-        case.together[0].preference != case.together[1].preference, "two prompts gave one picture", "read the prompt"
-    )
+    require(case.together[0].preference != case.together[1].preference, "two prompts gave one image", "read the prompt")
 
 
-def the_model_is_left_alone(case: MethodCase) -> None:
+def the_model_is_left_alone(case: SamplerCase) -> None:
     """The model's hooks, attention processors and predictions are afterwards what they were."""
     module: Any = case.backbone.denoiser  # type: ignore[attr-defined]
     before = (_hooks(module), getattr(module, "attn_processors", None), _predicted(case))
@@ -106,8 +106,8 @@ def the_model_is_left_alone(case: MethodCase) -> None:
     require(apart <= 1e-5, f"the model's prediction moved by {apart:.2g}", "undo what was patched")
 
 
-METHOD_CONTRACTS = (it_says_what_it_is, cost_is_counted, a_picture_is_its_own, the_model_is_left_alone)
-"""Subject: a :class:`MethodCase`."""
+SAMPLER_CONTRACTS = (it_says_what_it_is, cost_is_counted, a_image_is_its_own, the_model_is_left_alone)
+"""Subject: a :class:`SamplerCase`."""
 
 
 def _process(capabilities: Capabilities) -> ProcessConfig:
@@ -130,7 +130,7 @@ def _hooks(module: Any) -> int:
     return sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in module.modules())
 
 
-def _predicted(case: MethodCase) -> torch.Tensor:
+def _predicted(case: SamplerCase) -> torch.Tensor:
     shape = case.backbone.capabilities.latent_shape
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(case.backbone.device)
     one = torch.ones(1, dtype=torch.float64)

@@ -16,10 +16,10 @@ SCORES = {
     "preference": ("preference", "preference_before"),
     "clip": ("clip_image", "clip_score", "clip_before"),
     "dino": ("dino_similarity",),
-    UTILITY: ("liking", "best_liking"),
+    UTILITY: ("utility", "best_utility"),
 }
 """Part of the preview scores -> its arrays in a frame."""
-OF_PREVIEWS = (*SCORES["preference"], *SCORES["clip"], *SCORES["dino"], "liking")
+OF_PREVIEWS = (*SCORES["preference"], *SCORES["clip"], *SCORES["dino"], "utility")
 """Arrays that are of the preview, where a lane's image is not finished."""
 
 

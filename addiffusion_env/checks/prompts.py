@@ -17,7 +17,7 @@ def it_is_a_source(source: PromptSource) -> None:
     for prompt in source.take(SOME):
         require(bool(prompt.text.strip()), f"prompt {prompt.prompt_id!r} is empty", "leave it out")
         require(bool(prompt.prompt_id), f"{prompt.text!r} has no id", "noise and records are keyed by it")
-        require(prompt.demands >= 0, f"{prompt.text!r} demands {prompt.demands} things", "count from 0")
+        require(prompt.constraints >= 0, f"{prompt.text!r} constraints {prompt.constraints} things", "count from 0")
 
 
 def ids_are_unique(source: PromptSource) -> None:

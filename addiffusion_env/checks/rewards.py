@@ -42,7 +42,7 @@ def it_declares_which_scores_it_reads(kind: type[RewardTerm]) -> None:
 
 
 def one_finite_number_a_lane(kind: type[RewardTerm]) -> None:
-    """B lanes give B finite numbers, also at the first step, which has no picture before it."""
+    """B lanes give B finite numbers, also at the first step, which has no image before it."""
     term = kind()
     for first in (False, True):
         found = np.asarray(term(_transition(first)))
@@ -95,7 +95,7 @@ def _transition(first: bool) -> Transition:
         preference_after=after[1],
         dino_similarity=np.zeros(LANES) if first else rng.uniform(0, 1, LANES),
         nfe=np.array([1.0, 2.5, 4.0, 0.5]),
-        price=np.full(LANES, 0.01),
+        cost_per_nfe=np.full(LANES, 0.01),
         action=np.array([0, 2, 1, 0]),
         terminal=np.array([False, False, True, True]),
         reference=np.full(LANES, np.nan),

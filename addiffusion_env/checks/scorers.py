@@ -29,73 +29,73 @@ def it_says_what_it_is(scorer: Scorer | Embedder) -> None:
 
 
 def numbers_are_finite(scorer: Scorer | Embedder) -> None:
-    """B pictures give B finite float32 numbers, or B unit vectors, on the CPU."""
-    found = _of(scorer, _pictures(), _prompts())
+    """B images give B finite float32 numbers, or B unit vectors, on the CPU."""
+    found = _of(scorer, _images(), _prompts())
     rows = (len(TEXTS),) if isinstance(scorer, Scorer) else (len(TEXTS), scorer.dim)
-    require(tuple(found.shape) == rows, f"the result is {tuple(found.shape)}, expected {rows}", "one row a picture")
+    require(tuple(found.shape) == rows, f"the result is {tuple(found.shape)}, expected {rows}", "one row an image")
     require(found.dtype == torch.float32 and found.device.type == "cpu", f"{found.dtype} on {found.device}", "convert")
     require(bool(torch.isfinite(found).all()), f"not all numbers are finite: {found}", "refuse what cannot be scored")
     if isinstance(scorer, Embedder):
-        lengths = scorer.embed_images(_pictures()).norm(dim=1)
+        lengths = scorer.embed_images(_images()).norm(dim=1)
         require(
             bool(((lengths - 1).abs() < 1e-3).all()), f"vectors are {lengths.tolist()} long", "divide by the length"
         )
 
 
-def a_picture_is_scored_alone(scorer: Scorer | Embedder) -> None:
-    """A picture's number does not depend on what else is scored with it, nor on the order."""
-    pictures, prompts = _pictures(), _prompts()
-    together = _of(scorer, pictures, prompts)
-    backwards = _of(scorer, pictures.flip(0), prompts[::-1]).flip(0)
-    alone = torch.cat([_of(scorer, pictures[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
+def a_image_is_scored_alone(scorer: Scorer | Embedder) -> None:
+    """An image's number does not depend on what else is scored with it, nor on the order."""
+    images, prompts = _images(), _prompts()
+    together = _of(scorer, images, prompts)
+    backwards = _of(scorer, images.flip(0), prompts[::-1]).flip(0)
+    alone = torch.cat([_of(scorer, images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
     for other, how in ((backwards, "in another order"), (alone, "one by one")):
         apart = float((together - other).abs().max()) / max(1e-6, float(together.abs().max()))
         require(apart < 2e-3, f"numbers {how} differ by {apart:.2g} of their size", "let rows be independent")
 
 
 def no_gradients_are_kept(scorer: Scorer | Embedder) -> None:
-    """Scoring keeps no graph and leaves the pictures as they were."""
-    pictures = _pictures()
-    before = pictures.clone()
-    found = _of(scorer, pictures.requires_grad_(True), _prompts())
+    """Scoring keeps no graph and leaves the images as they were."""
+    images = _images()
+    before = images.clone()
+    found = _of(scorer, images.requires_grad_(True), _prompts())
     require(not found.requires_grad, "the result carries a graph", "score under torch.no_grad()")
-    require(torch.equal(pictures.detach(), before), "the pictures were changed", "work on a copy")
+    require(torch.equal(images.detach(), before), "the images were changed", "work on a copy")
 
 
-def bad_pictures_are_refused(scorer: Scorer | Embedder) -> None:
+def bad_images_are_refused(scorer: Scorer | Embedder) -> None:
     """Bytes, values outside [-1, 1], missing batch or another number of prompts are refused."""
-    pictures, prompts = _pictures(), _prompts()
-    for bad, what in ((pictures.byte(), "byte pictures"), (pictures * 255, "values of 255"), (pictures[0], "no batch")):
+    images, prompts = _images(), _prompts()
+    for bad, what in ((images.byte(), "byte images"), (images * 255, "values of 255"), (images[0], "no batch")):
         refuses(ImageRangeError, partial(_of, scorer, bad, prompts), what)
     if isinstance(scorer, Scorer):
-        refuses(PromptError, lambda: scorer.score(pictures, prompts[:1]), "three pictures with one prompt")
+        refuses(PromptError, lambda: scorer.score(images, prompts[:1]), "three images with one prompt")
 
 
 def records_know_it(scorer: Scorer | Embedder) -> None:
     """Its identity is plain, stays as it is used, and changes with its weights."""
-    identity_is_held(scorer, lambda: _of(scorer, _pictures(), _prompts()))
+    identity_is_held(scorer, lambda: _of(scorer, _images(), _prompts()))
 
 
 SCORER_CONTRACTS = (
     it_says_what_it_is,
     numbers_are_finite,
-    a_picture_is_scored_alone,
+    a_image_is_scored_alone,
     no_gradients_are_kept,
-    bad_pictures_are_refused,
+    bad_images_are_refused,
     records_know_it,
 )
 """Subject: a loaded :class:`Scorer` or :class:`Embedder`."""
 
 
-def _of(scorer: Scorer | Embedder, pictures: torch.Tensor, prompts: list[Prompt]) -> torch.Tensor:
-    return scorer.score(pictures, prompts) if isinstance(scorer, Scorer) else scorer.embed_images(pictures)
+def _of(scorer: Scorer | Embedder, images: torch.Tensor, prompts: list[Prompt]) -> torch.Tensor:
+    return scorer.score(images, prompts) if isinstance(scorer, Scorer) else scorer.embed_images(images)
 
 
 def _prompts() -> list[Prompt]:
     return [emoji_prompt(text) for text in TEXTS]
 
 
-def _pictures() -> torch.Tensor:
-    """(3, 3, 64, 64) smooth random pictures in [-1, 1]."""
+def _images() -> torch.Tensor:
+    """(3, 3, 64, 64) smooth random images in [-1, 1]."""
     coarse = torch.rand(len(TEXTS), 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bilinear").clamp(-1, 1)

@@ -293,9 +293,9 @@ class ActorPool:
             stacklevel=4,
         )
 
-    def ask(self, index: int, method: str, *arguments: Any) -> Any:
-        """Calls a worker's method; returns Ray's reference to the answer."""
-        return getattr(self.actors[index].handle, method).remote(*arguments)
+    def ask(self, index: int, sampler: str, *arguments: Any) -> Any:
+        """Calls a worker's sampler; returns Ray's reference to the answer."""
+        return getattr(self.actors[index].handle, sampler).remote(*arguments)
 
     def answer(self, index: int, ref: Any, until: float) -> Any:
         """Waits for a worker's answer.
@@ -307,7 +307,7 @@ class ActorPool:
 
         Raises:
             LostWorkerError: when the worker died, or has not answered by then.
-            Exception: what the method raised, as it was raised there.
+            Exception: what the sampler raised, as it was raised there.
         """
         value = self._take(ref, until)
         self.actors[index].losses = 0

@@ -97,7 +97,7 @@ class LaneWorker(BaseWorker):
         return Stepped(observation, reward, done, infos, fresh, self.env.action_masks())
 
     def _lighter(self, info: dict[str, Any]) -> dict[str, Any]:
-        """An info with a thumbnail in the place of its picture, and no word of a lost worker."""
+        """An info with a thumbnail in the place of its image, and no word of a lost worker."""
         return {**info, "image": thumbnail(info["image"]), "worker_lost": ""}
 
     def state(self) -> list[Any]:
@@ -122,12 +122,12 @@ class LaneWorker(BaseWorker):
         setattr(self.env, name, value)
 
     def call(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        """Calls a method of the vector environment."""
+        """Calls a sampler of the vector environment."""
         return getattr(self.env, name)(*arguments, **named)
 
 
 def thumbnail(pixels: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
-    """(h, w, 3) uint8, made smaller so that no side is longer than ``side``; smaller pictures stay as they are."""
+    """(h, w, 3) uint8, made smaller so that no side is longer than ``side``; smaller images stay as they are."""
     if max(pixels.shape[:2]) <= side:
         return pixels
     small = Image.fromarray(pixels)

@@ -254,7 +254,7 @@ class RayVecEnv(VecEnv):
         self.pool.close()
 
     def has_attr(self, attr_name: str) -> bool:
-        """Whether the lanes' environments have an attribute or a method."""
+        """Whether the lanes' environments have an attribute or a sampler."""
         return callable(getattr(AdDiffusionVecEnv, attr_name, None)) or super().has_attr(attr_name)
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
@@ -266,7 +266,7 @@ class RayVecEnv(VecEnv):
         self._ask_all("set", attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a method in every worker, and repeats its result for the lanes there.
+        """Calls a sampler in every worker, and repeats its result for the lanes there.
 
         ``action_masks`` gives each lane its row, as it came with the last step.
         """

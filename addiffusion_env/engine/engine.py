@@ -1,6 +1,6 @@
 """The engine of lanes: many programs in step, ONE denoiser call for all of them, each lane at its own noise level.
 
-A program (:mod:`addiffusion_env.engine.programs`) is written as if its lane were alone. The engine collects what all
+A program (:mod:`addiffusion_env.engine.coroutines`) is written as if its lane were alone. The engine collects what all
 running programs ask for and answers in batches: previews with one pass of the tiny decoder and of each scorer,
 decisions with one call of the policy, evaluations with one call of the denoiser. Lanes that end make room at once.
 """
@@ -19,19 +19,19 @@ from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine.lane import (
     LANE_ERRORS,
+    Coroutine,
     Decide,
     Evaluate,
     FaultCount,
     Finish,
+    GeneratedImage,
     Outcome,
-    Peek,
-    Picture,
-    Program,
     Request,
+    ScorePreview,
 )
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import Look, LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
@@ -45,8 +45,8 @@ class Counters:
         denoiser_rows: rows in them, a guided evaluation counting two: network calls.
         evaluations: evaluations asked for by lanes.
         looks: previews decoded and scored.
-        look_batches: in how many batches.
-        decodes: pictures decoded in full.
+        score_batches: in how many batches.
+        decodes: images decoded in full.
         decode_batches: in how many batches.
         busy: lane-ticks spent on an evaluation.
         capacity: lane-ticks there was room for.
@@ -58,7 +58,7 @@ class Counters:
     denoiser_rows: int = 0
     evaluations: int = 0
     looks: int = 0
-    look_batches: int = 0
+    score_batches: int = 0
     decodes: int = 0
     decode_batches: int = 0
     busy: int = 0
@@ -86,7 +86,7 @@ class Task:
     """A program in flight; ``result`` is what it returned, or the :class:`Fault` that it was dropped for."""
 
     index: int
-    program: Program
+    coroutine: Coroutine
     waiting: Request | None = None
     done: bool = False
     result: Any = None
@@ -94,7 +94,7 @@ class Task:
     def resume(self, answer: Any) -> None:
         """Sends the answer in and runs to the next request or the end."""
         try:
-            self.waiting = self.program.send(answer)
+            self.waiting = self.coroutine.send(answer)
         except StopIteration as stop:
             self.waiting, self.done, self.result = None, True, stop.value
 
@@ -103,12 +103,12 @@ class Queue:
     """Work for free lanes: first what was in a lane before, then new programs, begun one at a time.
 
     Args:
-        programs: consumed lazily.
+        coroutines: consumed lazily.
         resume: sends an answer into a task, here the ``None`` that begins it.
     """
 
-    def __init__(self, programs: Iterable[Program], resume: Callable[[Task, Any], None]) -> None:
-        self._source = enumerate(programs)
+    def __init__(self, coroutines: Iterable[Coroutine], resume: Callable[[Task, Any], None]) -> None:
+        self._source = enumerate(coroutines)
         self._resume = resume
         self._back: deque[Task] = deque()
         self._more = True
@@ -147,7 +147,7 @@ class Engine:
 
     Attributes:
         backbone: the model.
-        scorers: what looks at previews and finished pictures.
+        scorers: what looks at previews and finished images.
         solver: name in :data:`backbones.solvers.SOLVERS`.
         decider: answers :class:`Decide` requests; only needed by programs that ask.
         max_batch: most lanes in one call of the denoiser, the decoders and the scorers; ``None`` for no limit.
@@ -157,7 +157,7 @@ class Engine:
     """
 
     backbone: Backbone
-    scorers: LookScorers
+    scorers: ImageScorers
     solver: str = "ddim"
     decider: Decider | None = None
     max_batch: int | None = None
@@ -169,11 +169,11 @@ class Engine:
         check_solver(self.solver, self.backbone.path)
         self._step = None if self.solver == SCHEDULER else SOLVERS.load(self.solver)
 
-    def run(self, programs: Iterable[Program], max_lanes: int | None = None) -> list[Any]:
+    def run(self, coroutines: Iterable[Coroutine], max_lanes: int | None = None) -> list[Any]:
         """Runs programs to their ends; returns their results in order, a :class:`Fault` for each one dropped.
 
         Args:
-            programs: begun when there is a lane for them.
+            coroutines: begun when there is a lane for them.
             max_lanes: most in flight at once; ``None`` runs all of them in step.
 
         Raises:
@@ -181,22 +181,24 @@ class Engine:
             DeviceMemoryError: when memory runs out, with ``halve`` for a single lane.
         """
         if max_lanes is None:
-            programs = list(programs)
-            max_lanes = max(1, len(programs))
-        results = dict(self.stream(programs, max_lanes))
+            coroutines = list(coroutines)
+            max_lanes = max(1, len(coroutines))
+        results = dict(self.stream(coroutines, max_lanes))
         return [results[index] for index in range(len(results))]
 
-    def stream(self, programs: Iterable[Program], max_lanes: int, decode_batch: int = 1) -> Iterator[tuple[int, Any]]:
-        """Keeps up to ``max_lanes`` programs in flight; yields (position in ``programs``, result) as they end.
+    def stream(
+        self, coroutines: Iterable[Coroutine], max_lanes: int, decode_batch: int = 1
+    ) -> Iterator[tuple[int, Any]]:
+        """Keeps up to ``max_lanes`` programs in flight; yields (position in ``coroutines``, result) as they end.
 
         A lane that ends is filled with the next program before the next denoiser call. A program that waits for the
-        full decoder leaves its lane, too; one that goes on afterwards (a finished picture that is tried again) gets
+        full decoder leaves its lane, too; one that goes on afterwards (a finished image that is tried again) gets
         the next free lane.
 
         Args:
-            programs: consumed lazily: one is begun when there is a lane for it.
+            coroutines: consumed lazily: one is begun when there is a lane for it.
             max_lanes: most programs in one denoiser call.
-            decode_batch: pictures that are decoded together. They wait for each other only while lanes are busy: once
+            decode_batch: images that are decoded together. They wait for each other only while lanes are busy: once
                 lanes stand empty for want of programs, all are decoded at once.
 
         Raises:
@@ -205,21 +207,21 @@ class Engine:
         for name, value in (("max_lanes", max_lanes), ("decode_batch", decode_batch)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}", "use 8")
-        queue = Queue(programs, self._resume)
+        queue = Queue(coroutines, self._resume)
         lanes: list[Task] = []
-        landed: list[Task] = []
+        exited: list[Task] = []
         while True:
             lanes += queue.take(max_lanes - len(lanes))
             self._look_and_decide(lanes)
             ended = [task for task in lanes if task.done]
-            landed += [task for task in lanes if isinstance(task.waiting, Finish)]
+            exited += [task for task in lanes if isinstance(task.waiting, Finish)]
             lanes = [task for task in lanes if isinstance(task.waiting, Evaluate)]
             idle = len(lanes) < max_lanes and queue.empty
-            if landed and (len(landed) >= decode_batch or idle):
-                self._finish(landed)
-                ended += [task for task in landed if task.done]
-                queue.put_back(task for task in landed if not task.done)
-                landed = []
+            if exited and (len(exited) >= decode_batch or idle):
+                self._finish(exited)
+                ended += [task for task in exited if task.done]
+                queue.put_back(task for task in exited if not task.done)
+                exited = []
             for task in ended:
                 yield task.index, task.result
             if len(lanes) < max_lanes and not queue.empty:
@@ -231,10 +233,10 @@ class Engine:
     def _look_and_decide(self, tasks: Sequence[Task]) -> None:
         """Answers looks and decisions until every task has ended or waits for the denoiser or the full decoder."""
         while True:
-            groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (Peek, Decide)}
+            groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (ScorePreview, Decide)}
             if not any(groups.values()):
                 return
-            self._peek(groups[Peek])
+            self._score_previews(groups[ScorePreview])
             self._decide(groups[Decide])
 
     def _resume(self, task: Task, answer: Any) -> None:
@@ -244,7 +246,7 @@ class Engine:
                 raise answer
             task.resume(answer)
         except LANE_ERRORS as error:
-            task.program.close()
+            task.coroutine.close()
             task.waiting, task.done, task.result = None, True, self.faults.drop(error)
 
     def _answer(self, doing: str, tasks: Sequence[Task], work: Callable[[list[Any]], Sequence[Any]]) -> None:
@@ -276,55 +278,55 @@ class Engine:
                 stacklevel=2,
             )
 
-    def _peek(self, tasks: Sequence[Task]) -> None:
-        self._answer("looking at previews of", tasks, self._peeked)
+    def _score_previews(self, tasks: Sequence[Task]) -> None:
+        self._answer("looking at previews of", tasks, self._previews_scored)
 
-    def _peeked(self, requests: list[Peek]) -> list[Look | Exception]:
+    def _previews_scored(self, requests: list[ScorePreview]) -> list[ImageScores | Exception]:
         images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
-        scores = self._looks(images, [request.prompt for request in requests])
+        scores = self._scores_of(images, [request.prompt for request in requests])
         self.counters.looks += len(requests)
-        self.counters.look_batches += 1
+        self.counters.score_batches += 1
         return scores
 
     def _finish(self, tasks: Sequence[Task]) -> None:
-        self._answer("decoding finished pictures of", tasks, self._finished)
+        self._answer("decoding finished images of", tasks, self._finished)
 
-    def _finished(self, requests: list[Finish]) -> list[Picture | Exception]:
+    def _finished(self, requests: list[Finish]) -> list[GeneratedImage | Exception]:
         known = [request.conditioning for request in requests if request.conditioning is not None]
         x = torch.cat([request.x for request in requests])
         decoded = self.backbone.decode(x, known if len(known) == len(requests) else None)
         finite = torch.isfinite(decoded).flatten(1).all(1)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        scores = iter(self._looks(decoded[finite], prompts) if prompts else ())
+        scores = iter(self._scores_of(decoded[finite], prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
-        pictures: list[Picture | Exception] = []
+        images: list[GeneratedImage | Exception] = []
         for request, image, fine in zip(requests, decoded, good, strict=True):
-            look = next(scores) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
-            pictures.append(Picture(image, look) if isinstance(look, Look) else look)
-        return pictures
+            scores = next(scores) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
+            images.append(GeneratedImage(image, scores) if isinstance(scores, ImageScores) else scores)
+        return images
 
-    def _not_decoded(self, request: Finish, bad: int, pictures: int) -> NumericsError:
+    def _not_decoded(self, request: Finish, bad: int, images: int) -> NumericsError:
         return NumericsError(
-            f"the decoder ({self.backbone.decoder_name}) returned NaN or infinity for {bad} of {pictures} pictures, "
+            f"the decoder ({self.backbone.decoder_name}) returned NaN or infinity for {bad} of {images} images, "
             f"here for prompt {request.prompt.text[:60]!r}",
             "decode in float32 (pipe.vae.to(torch.float32), or vae.config.force_upcast), or use another autoencoder",
         )
 
-    def _looks(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Look | Exception]:
-        """A look at each picture, or the error that it met: a batch that fails is looked at one by one."""
+    def _scores_of(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[ImageScores | Exception]:
+        """A look at each image, or the error that it met: a batch that fails is looked at one by one."""
         try:
-            scores = self.scorers.look(images, prompts)
+            scores = self.scorers.scores(images, prompts)
             return [scores.row(row) for row in range(len(prompts))]
         except LANE_ERRORS as error:
             if self.faults.limit == 0:
                 raise  # all the same which lane it was, and the batch's own message says more
             if len(prompts) == 1:
                 return [error]
-        found: list[Look | Exception] = []
+        found: list[ImageScores | Exception] = []
         for row, prompt in enumerate(prompts):
-            found += self._looks(images[row : row + 1], [prompt])
+            found += self._scores_of(images[row : row + 1], [prompt])
         return found
 
     def _decide(self, tasks: Sequence[Task]) -> None:

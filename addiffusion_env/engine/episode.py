@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.engine.lane import Decide, Lane, Picture, Request, open_lane
+from addiffusion_env.engine.coroutines import env_step
+from addiffusion_env.engine.lane import Decide, GeneratedImage, Lane, Request, open_lane
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.engine.programs import turn
 from addiffusion_env.prompts import Prompt
 
 
@@ -19,11 +19,11 @@ class Episode:
 
     Attributes:
         lane: where the lane ended; its ``actions``, ``nfe``, ``calls``, ``refinements`` and ``masks`` are the trace.
-        picture: the finished picture and its scores.
+        image: the finished image and its scores.
     """
 
     lane: Lane
-    picture: Picture
+    image: GeneratedImage
 
 
 def play(
@@ -35,14 +35,14 @@ def play(
         backbone: the model.
         process: what the actions do.
         prompt: what to draw.
-        seed: the picture's seed.
+        seed: the image's seed.
         looks: whether the policy needs to see previews; policies that are blind save their cost.
     """
     lane = open_lane(backbone, process, prompt, seed)
     before = None
-    picture: Picture | None = None
-    while picture is None:
+    image: GeneratedImage | None = None
+    while image is None:
         action = yield Decide(lane, before)
-        before = lane.look
-        lane, picture = yield from turn(backbone, process, lane, action, looks)
-    return Episode(lane, picture)
+        before = lane.scores
+        lane, image = yield from env_step(backbone, process, lane, action, looks)
+    return Episode(lane, image)

@@ -15,7 +15,7 @@ from addiffusion_env.backbones.base import HISTORY_TENSORS, Backbone, Conditioni
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import Look
+from addiffusion_env.scorers.image_scores import ImageScores
 from addiffusion_env.seeding import keyed_noise
 
 LANE_ERRORS = (NumericsError, ImageRangeError, ScorerError)
@@ -60,9 +60,9 @@ class FaultCount:
         if self.limit == 0:
             raise error
         if self.count > self.limit:
-            before = f"{error.cause} ({self.limit} pictures were dropped before this one, max_faults={self.limit})"
+            before = f"{error.cause} ({self.limit} images were dropped before this one, max_faults={self.limit})"
             raise type(error)(before, error.remedy) from error
-        warnings.warn(f"picture dropped ({self.count} of at most {self.limit}): {error.cause}", stacklevel=2)
+        warnings.warn(f"image dropped ({self.count} of at most {self.limit}): {error.cause}", stacklevel=2)
         return Fault(error)
 
 
@@ -109,8 +109,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Peek:
-    """Decode a cheap preview of clean latents (1, C, H, W) and show it to the scorers; answered by a :class:`Look`."""
+class ScorePreview:
+    """Decode a cheap preview of clean latents (1, C, H, W) and show it to the scorers; answered by a :class:`ImageScores`."""
 
     x0: Tensor
     prompt: Prompt
@@ -118,7 +118,7 @@ class Peek:
 
 @dataclass(frozen=True)
 class Finish:
-    """Decode landed latents (1, C, H, W) in full and show them to the scorers; answered by a :class:`Picture`."""
+    """Decode landed latents (1, C, H, W) in full and show them to the scorers; answered by a :class:`GeneratedImage`."""
 
     x: Tensor
     prompt: Prompt
@@ -126,16 +126,16 @@ class Finish:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A finished picture.
+class GeneratedImage:
+    """A finished image.
 
     Attributes:
-        image: (3, H, W) float32 in [-1, 1].
-        look: what the scorers said of it.
+        tensor: (3, H, W) float32 in [-1, 1].
+        scores: what the scorers said of it.
     """
 
-    image: Tensor
-    look: Look
+    tensor: Tensor
+    scores: ImageScores
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -157,11 +157,11 @@ class Decide:
     """
 
     lane: Any
-    before: Look | None
+    before: ImageScores | None
 
 
-Request: TypeAlias = Evaluate | Peek | Finish | Decide
-Program: TypeAlias = Generator[Request, Any, Any]
+Request: TypeAlias = Evaluate | ScorePreview | Finish | Decide
+Coroutine: TypeAlias = Generator[Request, Any, Any]
 """A lane's work, written as if it were alone: it yields requests and is sent their answers."""
 
 
@@ -171,23 +171,23 @@ class Lane:
 
     Attributes:
         prompt: what is drawn.
-        seed: the picture's seed; with the prompt's id it fixes every draw of noise.
+        seed: the image's seed; with the prompt's id it fixes every draw of noise.
         conditioning: the encoded prompt, a batch of one.
         latents: where it is, a batch of one.
         rest: (r + 1,) noise levels still ahead, ``rest[0]`` being where it is.
         step: evaluations of the schedule done.
-        nfe: evaluations spent in all, landing and refinement included; a text-only call counts half.
+        nfe: evaluations spent in all, early exit and refinement included; a text-only call counts half.
         calls: network calls spent in all.
         refinements: how many were tried.
         x0: (1, C, H, W) the last clean prediction; ``None`` before the first evaluation.
-        look: what the scorers said of it; ``None`` when nobody has looked.
+        scores: what the scorers said of it; ``None`` when nobody has looked.
         change: relative change of x0 at the last evaluation, ``|x0' - x0| / |x0|``; 0 before there are two.
         actions: the actions taken so far.
-        masks: the masks of its refinements, (h, w) each, for film strips.
+        masks: the masks of its refinements, (h, w) each, for filmstrips.
         evidence: (3,) what the phrase maps of the last refinement said (:func:`engine.regions.evidence_of`); ``None``
             where none were made.
-        shown: the finished picture that waits to be taken or tried again (``check_finished``); ``None`` before.
-        best: the best-liked finished picture of earlier tries (``refine.accept=best``).
+        shown: the finished image that waits to be taken or tried again (``check_finished``); ``None`` before.
+        best: the best-liked finished image of earlier tries (``refine.accept=best``).
         features: (1, F) of the denoiser's middle block at the last evaluation; ``None`` where it has none.
         levels: (m + 1,) noise levels of the whole schedule; ``None`` is the backbone's for any prompt.
     """
@@ -202,13 +202,13 @@ class Lane:
     calls: int = 0
     refinements: int = 0
     x0: Tensor | None = None
-    look: Look | None = None
+    scores: ImageScores | None = None
     change: float = 0.0
     actions: tuple[int, ...] = ()
     masks: tuple[np.ndarray, ...] = ()
     evidence: np.ndarray | None = None
-    shown: Picture | None = None
-    best: Picture | None = None
+    shown: GeneratedImage | None = None
+    best: GeneratedImage | None = None
     features: Tensor | None = None
     levels: np.ndarray | None = None
 
@@ -226,12 +226,12 @@ class Lane:
     def refine_mask(self) -> np.ndarray | None:
         """(h, w) in [0, 1] at the latents' resolution: the region that the last action drew again.
 
-        ``None`` when the last action was no refinement, or one of the whole picture.
+        ``None`` when the last action was no refinement, or one of the whole image.
         """
         return self.masks[-1] if self.masks and self.actions[-1] == Action.REFINE else None
 
     def noise(self, stream: str) -> Tensor:
-        """(1, C, H, W) noise of this picture's own stream."""
+        """(1, C, H, W) noise of this image's own stream."""
         like = self.latents.x
         return keyed_noise(self.prompt.prompt_id, self.seed, like.shape[1:], stream)[None].to(like.device)
 
@@ -244,7 +244,7 @@ class Lane:
                 self.prompt.prompt_id,
                 self.prompt.task,
                 list(self.prompt.phrases),
-                self.prompt.demands,
+                self.prompt.constraints,
             ],
             "seed": self.seed,
             "latents": [self.latents.x, self.latents.sigma, *(getattr(past, name) for name in HISTORY_TENSORS)],
@@ -252,19 +252,19 @@ class Lane:
             "rest": torch.from_numpy(np.array(self.rest)),
             "counts": [self.step, self.nfe, self.calls, self.refinements, self.change],
             "x0": self.x0,
-            "look": look_state(self.look),
+            "look": scores_state(self.scores),
             "actions": list(self.actions),
             "masks": [torch.from_numpy(np.array(mask)) for mask in self.masks],
             "evidence": None if self.evidence is None else torch.from_numpy(self.evidence),
-            "shown": picture_state(self.shown),
-            "best": picture_state(self.best),
+            "shown": image_state(self.shown),
+            "best": image_state(self.best),
             "features": self.features,
             "levels": None if self.levels is None else torch.from_numpy(np.array(self.levels)),
         }
 
 
 def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Lane:
-    """Starts a picture from plain noise, as every diffusers pipeline does.
+    """Starts an image from plain noise, as every diffusers pipeline does.
 
     Raises:
         PromptError: when the prompt does not fit the text window.
@@ -275,7 +275,7 @@ def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: 
 
 def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
     """Makes the lane that :meth:`Lane.state` described; the prompt is encoded anew."""
-    text, prompt_id, task, phrases, demands = state["prompt"]
+    text, prompt_id, task, phrases, constraints = state["prompt"]
     x, sigma, x0, past, *older = state["latents"]
     # States saved before histories held two predictions go on with the one that they have.
     older_x0, older_sigma = older or (torch.zeros_like(x0), torch.full_like(past, float("nan")))
@@ -284,7 +284,7 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
     history = History(x0.to(device), past.cpu(), older_x0.to(device), older_sigma.cpu(), (own,))
     step, nfe, calls, refinements, change = state["counts"]
     return Lane(
-        prompt=Prompt(text, prompt_id, task, tuple(phrases), demands),
+        prompt=Prompt(text, prompt_id, task, tuple(phrases), constraints),
         seed=state["seed"],
         conditioning=backbone.encode([text]),
         latents=Latents(x.to(device), sigma.cpu(), history),
@@ -294,13 +294,13 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
         calls=calls,
         refinements=refinements,
         x0=None if state["x0"] is None else state["x0"].to(backbone.device),
-        look=restore_look(state["look"]),
+        scores=restore_scores(state["look"]),
         change=change,
         actions=tuple(state["actions"]),
         masks=tuple(mask.numpy() for mask in state["masks"]),
         evidence=None if state.get("evidence") is None else state["evidence"].numpy(),
-        shown=restore_picture(state.get("shown")),
-        best=restore_picture(state.get("best")),
+        shown=restore_image(state.get("shown")),
+        best=restore_image(state.get("best")),
         features=None if state.get("features") is None else state["features"].to(backbone.device),
         levels=None if state.get("levels") is None else state["levels"].numpy(),
     )
@@ -316,32 +316,34 @@ def moved(lane: Lane, latents: Latents, rest: np.ndarray, x0: Tensor, spent: tup
         latents=latents,
         rest=rest,
         x0=x0,
-        look=None,
+        scores=None,
         change=change,
         nfe=lane.nfe + spent[0],
         calls=lane.calls + spent[1],
     )
 
 
-def look_state(look: Look | None) -> dict[str, Tensor] | None:
+def scores_state(scores: ImageScores | None) -> dict[str, Tensor] | None:
     """A look as named tensors."""
-    return None if look is None else {item.name: torch.from_numpy(getattr(look, item.name)) for item in fields(look)}
+    return (
+        None if scores is None else {item.name: torch.from_numpy(getattr(scores, item.name)) for item in fields(scores)}
+    )
 
 
-def picture_state(picture: Picture | None) -> dict[str, Any] | None:
-    """A finished picture as named tensors."""
-    return None if picture is None else {"image": picture.image, "look": look_state(picture.look)}
+def image_state(image: GeneratedImage | None) -> dict[str, Any] | None:
+    """A finished image as named tensors."""
+    return None if image is None else {"image": image.tensor, "look": scores_state(image.scores)}
 
 
-def restore_picture(state: Mapping[str, Any] | None) -> Picture | None:
-    """The picture that :func:`picture_state` described."""
+def restore_image(state: Mapping[str, Any] | None) -> GeneratedImage | None:
+    """The image that :func:`image_state` described."""
     if state is None:
         return None
-    look = restore_look(state["look"])
-    assert look is not None
-    return Picture(state["image"], look)
+    scores = restore_scores(state["look"])
+    assert scores is not None
+    return GeneratedImage(state["image"], scores)
 
 
-def restore_look(state: Mapping[str, Tensor] | None) -> Look | None:
-    """The look that :func:`look_state` described."""
-    return None if state is None else Look(**{name: value.numpy() for name, value in state.items()})
+def restore_scores(state: Mapping[str, Tensor] | None) -> ImageScores | None:
+    """The look that :func:`scores_state` described."""
+    return None if state is None else ImageScores(**{name: value.numpy() for name, value in state.items()})

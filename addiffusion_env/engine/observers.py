@@ -48,13 +48,13 @@ class Decisions(EpisodeObserver):
 
 
 def observed(
-    program: Generator[Request, Any, Episode], observers: Sequence[EpisodeObserver]
+    coroutine: Generator[Request, Any, Episode], observers: Sequence[EpisodeObserver]
 ) -> Generator[Request, Any, Episode]:
-    """A method's program, with observers told of its decisions and evaluations."""
+    """A sampler's program, with observers told of its decisions and evaluations."""
     answer = None
     while True:
         try:
-            request = program.send(answer)
+            request = coroutine.send(answer)
         except StopIteration as stop:
             episode: Episode = stop.value
             return episode

@@ -13,7 +13,7 @@ import numpy as np
 from addiffusion_env.backbones.base import Capabilities
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import CapabilityError, ConfigError, unknown
-from addiffusion_env.scorers.utility import Liking
+from addiffusion_env.scorers.utility import Utility
 from addiffusion_env.settings import Ge, Settings
 
 MAPS = ("attention", "phrase", "none")
@@ -40,22 +40,22 @@ class RefineConfig(Settings):
         enabled: whether the action is ever legal.
         maps: where the region comes from: ``attention`` of the prompt's content tokens (one evaluation), ``phrase``
             differences |x0(prompt) - x0(prompt without the phrase)| (half an evaluation a phrase and one half more),
-            ``none`` for the whole picture.
+            ``none`` for the whole image.
         region: ``token`` (all content tokens), ``weakest`` (the phrase with the least effect), ``union`` (all
             phrases) or ``whole``.
         renoise: how far back, as a share of the way to the start: 0 stays, 1 is fresh noise.
         steps: k, evaluations from there back to the lane's level; ``"schedule"`` retraces the schedule's own steps.
-        fraction: share of the picture's cells that a region covers before blurring, in (0, 1].
+        fraction: share of the image's cells that a region covers before blurring, in (0, 1].
         blur: standard deviation of the Gaussian blur of the mask, in latent cells.
         accept: ``always``; ``score``: keep the result only when its preview's preference is at least ``margin`` above
-            the one before; or ``best``: go on with the result, and give at the end the best-liked of all pictures that
+            the one before; or ``best``: go on with the result, and give at the end the best-liked of all images that
             were finished on the way (with :attr:`ProcessConfig.check_finished`).
         margin: in standard deviations of preference; may be negative.
-        liking: what "best-liked" means; see :class:`addiffusion_env.scorers.utility.Liking`.
-        return_to: step of the schedule where a refinement of the whole picture leaves the lane, so that a new try is
+        utility: what "best-liked" means; see :class:`addiffusion_env.scorers.utility.Utility`.
+        return_to: step of the schedule where a refinement of the whole image leaves the lane, so that a new try is
             judged as early as the first one was; ``None`` for where it was.
         limit: most refinements in an episode.
-        first_step: first step of the schedule at which the action is legal; at least 1, since there is no picture
+        first_step: first step of the schedule at which the action is legal; at least 1, since there is no image
             before.
     """
 
@@ -70,7 +70,7 @@ class RefineConfig(Settings):
     blur: Annotated[float, Ge(0)] = 1.0
     accept: str = "always"
     margin: float = 0.0
-    liking: Liking = field(default_factory=Liking)
+    utility: Utility = field(default_factory=Utility)
     return_to: Annotated[int | None, Ge(1)] = None
     limit: Annotated[int, Ge(0)] = 4
     first_step: Annotated[int, Ge(1)] = 1
@@ -95,13 +95,13 @@ class RefineConfig(Settings):
             )
         if not 0 < self.fraction <= 1:
             raise ConfigError(
-                f"refine.fraction must be in (0, 1], got {self.fraction}", "0.35 covers a third of the picture"
+                f"refine.fraction must be in (0, 1], got {self.fraction}", "0.35 covers a third of the image"
             )
         if isinstance(self.steps, str) and self.steps != "schedule":
             raise ConfigError(f"refine.steps must be a number or 'schedule', got {self.steps!r}", "use 2, or schedule")
         if self.return_to is not None and (self.region != "whole" or self.renoise != 1 or self.steps != "schedule"):
             raise ConfigError(
-                f"refine.return_to={self.return_to} needs a new try of the whole picture, got region={self.region}, "
+                f"refine.return_to={self.return_to} needs a new try of the whole image, got region={self.region}, "
                 f"renoise={self.renoise:g}, steps={self.steps}",
                 "start from refine preset=again, or leave return_to out",
             )
@@ -111,14 +111,14 @@ REFINE_PRESETS: dict[str, RefineConfig] = {
     # As the proposal has it: content tokens' cross-attention, blurred, k = 2.
     "as_published": RefineConfig(),
     # Trying again in earnest: fresh noise, and every step that the lane had done so far once more.
-    "restart": RefineConfig(maps="none", region="whole", renoise=1.0, steps="schedule", accept="always"),
+    "resample": RefineConfig(maps="none", region="whole", renoise=1.0, steps="schedule", accept="always"),
     # The same, but the new try is looked at from the third step on, wherever the old one was dropped, and the best of
     # all finished tries is given.
-    "again": RefineConfig(
+    "resample_keep_best": RefineConfig(
         maps="none", region="whole", renoise=1.0, steps="schedule", accept="best", return_to=3, limit=6
     ),
-    # Trying again in short: the whole picture from fresh noise, two evaluations back to where it was.
-    "retry": RefineConfig(maps="none", region="whole", renoise=1.0, accept="always"),
+    # Trying again in short: the whole image from fresh noise, two evaluations back to where it was.
+    "resample_short": RefineConfig(maps="none", region="whole", renoise=1.0, accept="always"),
     # The region of the phrase that shows least, re-noised half-way, kept when it scores better.
     "weakest": RefineConfig(maps="phrase", region="weakest", renoise=0.5, accept="score"),
     "union": RefineConfig(maps="phrase", region="union", renoise=1.0, accept="score"),
@@ -137,10 +137,10 @@ class ProcessConfig(Settings):
         guidance_scale: classifier-free guidance; 1 or less is none, as in diffusers.
         guidance_interval: ``(low, high)`` noise levels: evaluations at ``low < sigma <= high`` are guided, others take
             the prompt alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). ``None`` guides all.
-        landing_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.schedules`.
+        early_exit_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.schedules`.
         decide_every: evaluations that one *continue* takes.
         decide_at: steps of the schedule where the policy is asked, instead; *continue* goes on to the next of them.
-        check_finished: show the policy the finished picture before the episode ends, however it was finished: *stop*
+        check_finished: show the policy the finished image before the episode ends, however it was finished: *stop*
             takes it, *refine* tries again, *continue* is not legal.
         refine: what *refine* does.
         network_calls: rows of network calls of an evaluation, (without guidance, with it); see :class:`Capabilities`.
@@ -151,7 +151,7 @@ class ProcessConfig(Settings):
     solver: str = "ddim"
     guidance_scale: float = 4.0
     guidance_interval: tuple[float, float] | None = None
-    landing_steps: Annotated[int | str, Ge(0)] = "auto"
+    early_exit_steps: Annotated[int | str, Ge(0)] = "auto"
     decide_every: Annotated[int, Ge(1)] = 1
     decide_at: tuple[int, ...] | None = None
     check_finished: bool = False
@@ -166,8 +166,10 @@ class ProcessConfig(Settings):
             )
         # Turbo and Lightning models are called with 0 for "off".
         object.__setattr__(self, "guidance_scale", max(1.0, self.guidance_scale))
-        if isinstance(self.landing_steps, str) and self.landing_steps != "auto":
-            raise ConfigError(f"landing_steps must be a number or 'auto', got {self.landing_steps!r}", "use 4, or auto")
+        if isinstance(self.early_exit_steps, str) and self.early_exit_steps != "auto":
+            raise ConfigError(
+                f"early_exit_steps must be a number or 'auto', got {self.early_exit_steps!r}", "use 4, or auto"
+            )
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]:
             raise ConfigError(
                 f"guidance_interval must be [low, high] with 0 <= low <= high, got {list(self.guidance_interval)}",
@@ -177,7 +179,7 @@ class ProcessConfig(Settings):
             self._check_decisions(self.decide_at)
         if self.refine.accept == "best" and not self.check_finished:
             raise ConfigError(
-                "refine.accept=best chooses among finished pictures, and check_finished is false",
+                "refine.accept=best chooses among finished images, and check_finished is false",
                 "set check_finished=true, or refine.accept=always",
             )
         if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self.steps:

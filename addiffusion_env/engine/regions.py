@@ -58,7 +58,7 @@ def attention_mask(
 
     Args:
         attention: (tokens, h, w) share of each cell's attention that goes to each token.
-        positions: the content tokens; with none, the whole picture is the region.
+        positions: the content tokens; with none, the whole image is the region.
         fraction: share of cells kept.
         blur: standard deviation in latent cells.
         size: (H, W) of the latents.
@@ -85,7 +85,7 @@ SPLIT = re.compile(
     r"\s*(?:,|\band\b|\bwith\b|\bnext to\b|\b(?:to the )?(?:left|right) of\b|\bon top of\b|\bin front of\b|\bbehind\b"
     r"|\babove\b|\bbelow\b|\bunder\b|\bon\b|\bin\b|\bnear\b)\s*"
 )
-OPENING = re.compile(r"^(?:an?|the)?\s*(?:photo|picture|image|painting|drawing|illustration) of\s+", re.IGNORECASE)
+OPENING = re.compile(r"^(?:an?|the)?\s*(?:photo|image|image|painting|drawing|illustration) of\s+", re.IGNORECASE)
 
 
 def phrases_of(prompt: Prompt) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def without(text: str, phrase: str) -> str:
 
 
 def evidence_of(maps: Tensor) -> np.ndarray:
-    """What phrase maps say of a picture in the making, as three numbers in [0, 1].
+    """What phrase maps say of an image in the making, as three numbers in [0, 1].
 
     Args:
         maps: (P, H, W) effect of each phrase on each cell, not negative.

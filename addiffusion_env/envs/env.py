@@ -1,4 +1,4 @@
-"""The scalar environment: one picture an episode."""
+"""The scalar environment: one image an episode."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     """The denoising loop of a text-to-image model as a Markov decision process.
 
     At each decision the agent may *continue* (0: a standard step), *stop* (1: land in a few evaluations and end) or
-    *refine* (2: re-denoise a region). The episode terminates with the finished picture; ``max_decisions`` truncates.
+    *refine* (2: re-denoise a region). The episode terminates with the finished image; ``max_decisions`` truncates.
 
     Observation: ``Dict(clip, timestep, quality)``, float32 in [-1, 1]; see
-    :mod:`addiffusion_env.observations.features`. With a price range there is a fourth key, ``price``.
+    :mod:`addiffusion_env.observations.features`. With a cost per NFE range there is a fourth key, ``cost_per_nfe``.
 
     ``info`` holds the same keys, shapes and types from reset to the end, so that any buffer can keep it: prompt,
-    prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, price; clip_score and preference of what was
-    last looked at (0 while ``has_look`` is false); the last action (-1 after a reset), illegal_action, reward_terms
+    prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, cost per NFE; clip_score and preference of what was
+    last looked at (0 while ``has_scores`` is false); the last action (-1 after a reset), illegal_action, reward_terms
     (name -> float); action_trace, the actions so far, int8, -1 behind them; image, (H, W, 3) uint8, zeros until the
-    episode has ended with a picture (``has_image``); fault, why the episode was dropped, or ""; where *refine* may
+    episode has ended with an image (``has_image``); fault, why the episode was dropped, or ""; where *refine* may
     redraw a region also refine_mask, (h, w) float32 in [0, 1] at the latents' resolution, zeros unless the last action
     did so.
 
@@ -40,7 +40,7 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     >>> env = gym.make("AdDiffusion-Emoji-v1")
     >>> observation, info = env.reset(seed=0)
     >>> sorted((key, value.shape) for key, value in observation.items())
-    [('belief', (4,)), ('clip', (256,)), ('price', (1,)), ('quality', (8,)), ('timestep', (128,))]
+    [('calibrator', (4,)), ('clip', (256,)), ('cost_per_nfe', (1,)), ('quality', (8,)), ('timestep', (128,))]
     >>> observation, reward, terminated, truncated, info = env.step(0)  # to the first preview, after three evaluations
     >>> terminated, float(info["nfe"]), info["image"].shape
     (False, 2.0, (64, 64, 3))
@@ -63,8 +63,8 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
 
         Args:
             seed: the environment's seed: fixes this episode's prompt and noise, and those of the episodes after it.
-            options: ``prompt`` (text) and ``prompt_id`` choose the prompt, ``seed`` the picture's noise, ``price``
-                the NFE price.
+            options: ``prompt`` (text) and ``prompt_id`` choose the prompt, ``seed`` the image's noise, ``cost_per_nfe``
+                the cost per NFE.
         """
         super().reset(seed=seed)
         if seed is None and self.episodes.slots[0] is None:
@@ -95,7 +95,7 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     def action_masks(self) -> np.ndarray:
         """(3,) bool: which actions are legal now; what sb3-contrib's MaskablePPO reads.
 
-        ``action_space.sample(mask=...)`` takes it. Gymnasium's wrappers hand on no method: behind them it is
+        ``action_space.sample(mask=...)`` takes it. Gymnasium's wrappers hand on no sampler: behind them it is
         ``env.get_wrapper_attr("action_masks")()``.
         """
         return self.episodes.action_masks()[0]
@@ -104,7 +104,7 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
         """What the render mode says.
 
         Returns:
-            ``rgb_array``: the preview over the action strip, a refined region marked, (296, 256, 3) uint8. ``film``:
+            ``rgb_array``: the preview over the action strip, a refined region marked, (296, 256, 3) uint8. ``filmstrip``:
             the strip of the episode so far, a cell of 122 by 96 a decision, of one size throughout. ``None`` in mode
             ``human``, whose window follows ``reset`` and ``step`` by itself, and without a mode.
         """

@@ -1,8 +1,8 @@
 """Lanes as episodes: prompts drawn, actions taken, looks, rewards, observations. Knows nothing of Gymnasium's API.
 
 The scalar environment is a batch of one over this, the vector environment a batch of n; so they agree by
-construction. Everything random is keyed: the j-th episode of a lane with seed s draws its prompt, its picture's seed
-and its price from ``(s, j)``, whatever the other lanes do.
+construction. Everything random is keyed: the j-th episode of a lane with seed s draws its prompt, its image's seed
+and its cost per NFE from ``(s, j)``, whatever the other lanes do.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Fault, FaultCount, Lane, Picture, Request, open_lane, to_pixels
+from addiffusion_env.engine.lane import Fault, FaultCount, GeneratedImage, Lane, Request, open_lane, to_pixels
 from addiffusion_env.engine.process import Action
-from addiffusion_env.engine.programs import advance, finished, legal_actions, turn
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer, InfoMaker, Slot, numbers_of, portable
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
@@ -25,9 +25,9 @@ from addiffusion_env.observations import Frame
 from addiffusion_env.observations.features import Observer, needs_preview
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
-from addiffusion_env.scorers.utility import LookBatch
+from addiffusion_env.scorers.utility import ImageScoresBatch
 
-RESET_OPTIONS = ("prompt", "prompt_id", "seed", "price")
+RESET_OPTIONS = ("prompt", "prompt_id", "seed", "cost_per_nfe")
 
 REFERENCE_CACHE = 100_000
 """Reference scores kept, one number a (prompt, seed)."""
@@ -40,7 +40,7 @@ class StepResult:
     Attributes:
         observation: key -> (B, dim) float32.
         reward: (B,) float64.
-        terminated: (B,) bool, the picture is finished.
+        terminated: (B,) bool, the image is finished.
         truncated: (B,) bool, an outside limit ended the episode.
         infos: one dict a lane.
     """
@@ -79,10 +79,10 @@ class Episodes:
         self.source = settings.prompt_source()
         width = self.backbone.capabilities.feature_dim or 0
         self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
-        # Finished pictures are always scored; previews only where somebody reads what the scorers say.
+        # Finished images are always scored; previews only where somebody reads what the scorers say.
         self.looks = needs_preview(settings.keys()) or self.reward.needs_preview
-        self.prices = settings.price_range()
-        self.framer = Framer(self.backbone, self.process, self.scorers, self.prices[1])
+        self.costs_per_nfe = settings.cost_range()
+        self.framer = Framer(self.backbone, self.process, self.scorers, self.costs_per_nfe[1])
         self.infos = InfoMaker.of(self.backbone.capabilities, self.process, self.reward.terms)
         self.slots: list[Slot | None] = [None] * num_lanes
         self._references: dict[tuple[str, int], float] = {}
@@ -104,7 +104,7 @@ class Episodes:
         Args:
             index: which lane.
             seed: a new seed for the lane (its episodes count from ``first`` again); ``None`` goes on.
-            options: may name ``prompt``, ``prompt_id``, ``seed`` (the picture's) and ``price``.
+            options: may name ``prompt``, ``prompt_id``, ``seed`` (the image's) and ``cost_per_nfe``.
             first: which of the seed's episodes begins.
 
         Raises:
@@ -120,8 +120,8 @@ class Episodes:
         return self.infos.info(slot)
 
     def _open(self, seed: int, episode: int, options: Mapping[str, Any]) -> Slot:
-        prompt, picture_seed, price = self._draw(seed, episode, options)
-        return Slot(seed, episode, open_lane(self.backbone, self.process, prompt, picture_seed), None, price)
+        prompt, image_seed, cost_per_nfe = self._draw(seed, episode, options)
+        return Slot(seed, episode, open_lane(self.backbone, self.process, prompt, image_seed), None, cost_per_nfe)
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
         for key in options:
@@ -131,11 +131,11 @@ class Episodes:
             raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
         rng = np.random.default_rng([seed, episode])
         prompt = self.source.sample(rng)
-        picture_seed = int(rng.integers(2**31))
-        price = float(rng.uniform(*self.prices))
+        image_seed = int(rng.integers(2**31))
+        cost_per_nfe = float(rng.uniform(*self.costs_per_nfe))
         if options.get("prompt") is not None:
             prompt = self._own(options["prompt"], options.get("prompt_id"))
-        return prompt, int(options.get("seed", picture_seed)), float(options.get("price", price))
+        return prompt, int(options.get("seed", image_seed)), float(options.get("cost_per_nfe", cost_per_nfe))
 
     def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
         """A user's prompt; a text with the id that the backbone's own prompts have, so that its noise is the same."""
@@ -162,10 +162,10 @@ class Episodes:
         chosen, refused = self._legal(going, before, [numbers[index] for index in going])
         fresh = [self._open(slot.seed, slot.episode + 1, {}) for slot in map(self._known, resting)]
         turns = [
-            turn(self.backbone, self.process, slot.lane, action, self.looks)
+            env_step(self.backbone, self.process, slot.lane, action, self.looks)
             for slot, action in zip(before, chosen, strict=True)
         ]
-        results: list[tuple[Lane, Picture | None] | Fault] = self.engine.run(turns)
+        results: list[tuple[Lane, GeneratedImage | None] | Fault] = self.engine.run(turns)
         after = self._compared([slot.moved(result) for slot, result in zip(before, results, strict=True)])
         after, paid, terms = self._rewarded(going, before, after, chosen)
         slots = {**dict(zip(resting, fresh, strict=True)), **dict(zip(going, after, strict=True))}
@@ -176,14 +176,14 @@ class Episodes:
         for place, index in enumerate(going):
             own = {name: values[place] for name, values in terms.items()}
             infos[index] = self.infos.info(after[place], chosen[place], refused[place], own)
-        terminated = np.array([slots[index].picture is not None for index in lanes])
+        terminated = np.array([slots[index].image is not None for index in lanes])
         truncated = np.array([self._cut(slots[index]) for index in lanes]) & ~terminated
         return StepResult(self.observe(), reward, terminated, truncated, [infos[index] for index in lanes])
 
     def ended(self, index: int) -> bool:
         """Whether lane ``index`` has an episode that is over."""
         slot = self.slots[index]
-        return slot is not None and (slot.picture is not None or self._cut(slot))
+        return slot is not None and (slot.image is not None or self._cut(slot))
 
     def _cut(self, slot: Slot) -> bool:
         """Whether an episode was ended from outside: dropped, or at its limit of decisions."""
@@ -216,7 +216,7 @@ class Episodes:
                     f"{slot.lane.refinements} refinements done",
                     "look at action_masks(), or set strict=False to continue instead",
                 )
-            # A finished picture cannot be continued: it is taken.
+            # A finished image cannot be continued: it is taken.
             instead = Action.CONTINUE if legal[Action.CONTINUE] else Action.STOP
             chosen.append(int(instead) if masked else value)
             refused.append(masked)
@@ -252,46 +252,46 @@ class Episodes:
         return slots, reward, terms
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
-        keys = [_key(slot.lane) if slot.picture is not None else None for slot in after]
+        keys = [_key(slot.lane) if slot.image is not None else None for slot in after]
         return Transition.of(
-            LookBatch.of([slot.lane.look for slot in before]),
-            LookBatch.of([slot.lane.look for slot in after]),
+            ImageScoresBatch.of([slot.lane.scores for slot in before]),
+            ImageScoresBatch.of([slot.lane.scores for slot in after]),
             clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
-            price=np.array([slot.price for slot in after]),
+            cost_per_nfe=np.array([slot.cost_per_nfe for slot in after]),
             action=np.array(actions),
-            terminal=np.array([slot.picture is not None for slot in after]),
+            terminal=np.array([slot.image is not None for slot in after]),
             reference=np.array([np.nan if key is None else self._references.get(key, np.nan) for key in keys]),
         )
 
     def _compared(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Makes the reference schedule's pictures of episodes that have ended, which are not charged for them.
+        """Makes the reference schedule's images of episodes that have ended, which are not charged for them.
 
         An episode whose reference fails cannot be paid: it is dropped.
         """
         steps = self.settings.reference_steps
         if steps is None:
             return list(slots)
-        ended = {_key(slot.lane): slot.lane for slot in slots if slot.picture is not None}
+        ended = {_key(slot.lane): slot.lane for slot in slots if slot.image is not None}
         if ended and (made_by := digest_of(self.backbone.identity)) != self._referred_to:
             self._references, self._referred_to = {}, made_by  # the model was changed meanwhile
         missing = [key for key in ended if key not in self._references]
         process = replace(self.process, steps=steps)
         made = self.engine.run([self._reference_run(process, ended[key]) for key in missing])
         failed: dict[tuple[str, int], Fault] = {}
-        for key, picture in zip(missing, made, strict=True):
-            if isinstance(picture, Fault):
-                failed[key] = picture
+        for key, image in zip(missing, made, strict=True):
+            if isinstance(image, Fault):
+                failed[key] = image
                 continue
             if len(self._references) >= REFERENCE_CACHE:
                 self._references.pop(next(iter(self._references)))
-            self._references[key] = float(picture.look.preference[0])
+            self._references[key] = float(image.scores.preference[0])
         return [
-            replace(slot, picture=None, fault=failed[_key(slot.lane)]) if _key(slot.lane) in failed else slot
+            replace(slot, image=None, fault=failed[_key(slot.lane)]) if _key(slot.lane) in failed else slot
             for slot in slots
         ]
 
-    def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, Picture]:
+    def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, GeneratedImage]:
         fresh = open_lane(self.backbone, process, lane.prompt, lane.seed)
         while fresh.remaining:
             fresh = yield from advance(process, fresh)
@@ -305,7 +305,7 @@ class Episodes:
     def frame(self) -> Frame:
         """The decision point of every lane, as arrays."""
         slots = [self._known(index) for index in range(len(self.slots))]
-        return self.framer.frame(*zip(*((slot.lane, slot.before, slot.price) for slot in slots), strict=True))
+        return self.framer.frame(*zip(*((slot.lane, slot.before, slot.cost_per_nfe) for slot in slots), strict=True))
 
     def action_masks(self) -> np.ndarray:
         """(B, 3) bool: legal actions of each lane."""
@@ -320,10 +320,10 @@ class Episodes:
         return self._known(index).lane
 
     def pixels(self, index: int) -> np.ndarray:
-        """(h, w, 3) uint8: the finished picture of a lane, else its preview, else its noise through the preview."""
+        """(h, w, 3) uint8: the finished image of a lane, else its preview, else its noise through the preview."""
         slot = self._known(index)
-        if slot.picture is not None:
-            return slot.picture.pixels()
+        if slot.image is not None:
+            return slot.image.pixels()
         x0 = slot.lane.latents.x if slot.lane.x0 is None else slot.lane.x0
         return to_pixels(self.backbone.preview(x0)[0])
 

@@ -1,4 +1,4 @@
-"""How episodes are shown: frames, film strips, a window."""
+"""How episodes are shown: frames, filmstrips, a window."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from addiffusion_env.envs.slot import longest_episode
 from addiffusion_env.errors import ConfigError, MissingPackageError
 
 ACTION_COLOURS = {0: (70, 130, 200), 1: (200, 60, 60), 2: (240, 170, 30)}
-"""Continue blue, stop red, refine amber: the same in frames, film strips and plots."""
+"""Continue blue, stop red, refine amber: the same in frames, filmstrips and plots."""
 
 FRAME_SIZE = 256
 STRIP_HEIGHT = 40
 CELL, BAR, CAPTION, COLUMNS = 96, 12, 14, 10
 LETTERS = 12
-"""Pixels of a film strip's letters."""
+"""Pixels of a filmstrip's letters."""
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One frame of a film strip.
+    """One frame of a filmstrip.
 
     Attributes:
-        pixels: (h, w, 3) uint8, the preview that the action led to, or the finished picture.
+        pixels: (h, w, 3) uint8, the preview that the action led to, or the finished image.
         action: that led to it.
-        preference: of the picture, in standard deviations; NaN where nobody looked.
+        preference: of the image, in standard deviations; NaN where nobody looked.
         mask: (h', w') what a refinement drew again, in [0, 1]; ``None`` for every other action.
     """
 
@@ -44,7 +44,7 @@ class Cell:
 
 
 def overlay_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture with a region marked: tinted in refine's amber by the mask's strength, outlined where it is a half.
+    """An image with a region marked: tinted in refine's amber by the mask's strength, outlined where it is a half.
 
     Args:
         pixels: (h, w, 3) uint8.
@@ -92,8 +92,8 @@ def render_frame(
     return np.asarray(frame)
 
 
-def draw_film(cells: Sequence[Cell], room: int | None = None, columns: int = COLUMNS) -> np.ndarray:
-    """A film strip as one picture: cells in rows, a bar in the action's colour under each.
+def draw_filmstrip(cells: Sequence[Cell], room: int | None = None, columns: int = COLUMNS) -> np.ndarray:
+    """A filmstrip as one image: cells in rows, a bar in the action's colour under each.
 
     Args:
         cells: in order.
@@ -188,7 +188,7 @@ def _pygame() -> Any:
 
 
 def _open_display(pygame: Any) -> None:
-    remedy = "use render_mode='rgb_array' or 'film', or set DISPLAY to a screen (xvfb-run makes one)"
+    remedy = "use render_mode='rgb_array' or 'filmstrip', or set DISPLAY to a screen (xvfb-run makes one)"
     try:
         pygame.display.init()
     except pygame.error as error:
@@ -201,7 +201,7 @@ def _open_display(pygame: Any) -> None:
 
 
 MOST_CELLS = 60
-"""Cells of the largest film strip; of a longer episode it shows the end."""
+"""Cells of the largest filmstrip; of a longer episode it shows the end."""
 
 
 class View:
@@ -215,7 +215,7 @@ class View:
         fps: of the window.
 
     Attributes:
-        films: cells of each lane's film strip.
+        filmstrips: cells of each lane's filmstrip.
         over: whether that is of an episode that has ended.
     """
 
@@ -226,34 +226,34 @@ class View:
         self.fps = fps
         self.window: Window | None = None
         self._room = min(MOST_CELLS, longest_episode(episodes.process))
-        self.films: list[list[Cell]] = [[] for _ in episodes.slots]
+        self.filmstrips: list[list[Cell]] = [[] for _ in episodes.slots]
         self.over = [False for _ in episodes.slots]
 
     def reset(self, lanes: Iterable[int] | None = None) -> None:
         """Told after a reset of some lanes; ``None`` for all of them."""
         if lanes is None and self.collected is not None:
             self.collected = []
-        for index in range(len(self.films)) if lanes is None else lanes:
-            self.films[index] = []
+        for index in range(len(self.filmstrips)) if lanes is None else lanes:
+            self.filmstrips[index] = []
             self.over[index] = False
         self.show()
 
     def stepped(self, index: int, over: bool) -> None:
-        """Told after lane ``index`` took an action, before its next episode begins: keeps a film's next cell."""
-        if self.mode != "film":
+        """Told after lane ``index`` took an action, before its next episode begins: keeps a filmstrip's next cell."""
+        if self.mode != "filmstrip":
             return
-        if self.over[index]:  # the film of an episode stays until the next one has something to show
-            self.films[index] = []
+        if self.over[index]:  # the filmstrip of an episode stays until the next one has something to show
+            self.filmstrips[index] = []
         self.over[index] = over
         lane = self.episodes.lane(index)
-        preference = float("nan") if lane.look is None else float(lane.look.preference[0])
-        self.films[index].append(Cell(self.episodes.pixels(index), lane.actions[-1], preference, lane.refine_mask))
+        preference = float("nan") if lane.scores is None else float(lane.scores.preference[0])
+        self.filmstrips[index].append(Cell(self.episodes.pixels(index), lane.actions[-1], preference, lane.refine_mask))
 
     def frames(self) -> list[np.ndarray]:
-        """One picture a lane, all of one size: (296, 256, 3) uint8, or a film strip in mode ``film``."""
-        if self.mode == "film":
-            return [draw_film(cells, self._room) for cells in self.films]
-        lanes = [self.episodes.lane(index) for index in range(len(self.films))]
+        """One image a lane, all of one size: (296, 256, 3) uint8, or a filmstrip in mode ``filmstrip``."""
+        if self.mode == "filmstrip":
+            return [draw_filmstrip(cells, self._room) for cells in self.filmstrips]
+        lanes = [self.episodes.lane(index) for index in range(len(self.filmstrips))]
         return [
             render_frame(self.episodes.pixels(index), lane.actions, lane.nfe, lane.prompt.text, lane.refine_mask)
             for index, lane in enumerate(lanes)
@@ -264,7 +264,7 @@ class View:
         if self.collected is None:
             return list(self.frames())
         frames, self.collected = self.collected, []
-        return [list(lane) for lane in zip(*frames, strict=True)] or [[] for _ in self.films]
+        return [list(lane) for lane in zip(*frames, strict=True)] or [[] for _ in self.filmstrips]
 
     def show(self) -> None:
         """Told at the end of every reset and step: draws to the window in mode ``human``, collects in ``_list`` modes.

@@ -30,7 +30,7 @@ class SharedVecEnv(VecEnv):
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a method once; ``action_masks`` gives each lane its row, others their result to all."""
+        """Calls a sampler once; ``action_masks`` gives each lane its row, others their result to all."""
         result = getattr(self, method_name)(*args, **kwargs)
         by_lane = method_name == "action_masks"
         return [result[index] if by_lane else result for index in self._get_indices(indices)]
@@ -109,7 +109,7 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         self.view.close()
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a method: ``action_masks`` and ``render`` give each lane its own, others are called once for all."""
+        """Calls a sampler: ``action_masks`` and ``render`` give each lane its own, others are called once for all."""
         if method_name == "render":  # SB3's render() asks for the lanes' by this name
             frames = list(self.get_images()) or [None] * self.num_envs
             return [frames[index] for index in self._get_indices(indices)]

@@ -19,13 +19,13 @@ from addiffusion_env.files import stamp_of
 from addiffusion_env.observations.features import OBSERVATION_PRESETS
 from addiffusion_env.prompts import PROMPT_SOURCES, Prompt, PromptList, PromptSource
 from addiffusion_env.registry import load_object
-from addiffusion_env.rewards import PRESET_PRICES
-from addiffusion_env.scorers.look import LookScorers
-from addiffusion_env.scorers.utility import Liking
+from addiffusion_env.rewards import PRESET_COSTS
+from addiffusion_env.scorers.image_scores import ImageScorers
+from addiffusion_env.scorers.utility import Utility
 from addiffusion_env.settings import Ge, check_types
 
-RENDER_MODES = ("rgb_array", "film", "human")
-"""The preview in a frame, a film strip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
+RENDER_MODES = ("rgb_array", "filmstrip", "human")
+"""The preview in a frame, a filmstrip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class EnvSettings:
         pipe: a loaded diffusers pipeline, for ``backbone="diffusers"``; it stays where it is, its weights are shared.
         pipeline_kwargs: arguments of the pipeline's own ``__call__`` for every image (``negative_prompt``, ``height``,
             ``image`` ...), with ``backbone="diffusers"``.
-        scorers: local folders or hub ids of the scorers behind a look at real pictures, by part (``clip``,
+        scorers: local folders or hub ids of the scorers behind a look at real images, by part (``clip``,
             ``image_reward``, ``image_reward_tokenizer``, ``dino``), and under ``preference`` the registry name of the
-            preference scorer; see :mod:`addiffusion_env.scorers.hub_look`. The emoji world takes none.
+            preference scorer; see :mod:`addiffusion_env.scorers.hub_image_scores`. The emoji world takes none.
         prompts: a source's registry name, a list, or a :class:`PromptSource`; ``None`` is the backbone's own source.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
         steps: evaluations of the full schedule; ``None`` is the backbone's own, as for the next three.
@@ -51,18 +51,18 @@ class EnvSettings:
         solver: name of the solver.
         guidance_scale: classifier-free guidance; 1 is none.
         guidance_interval: ``[low, high]`` noise levels between which guidance is on; ``None`` guides everywhere.
-        landing_steps: evaluations that *stop* spends, or ``"auto"``; see :class:`ProcessConfig`.
+        early_exit_steps: evaluations that *stop* spends, or ``"auto"``; see :class:`ProcessConfig`.
         decide_every: evaluations that one *continue* takes.
         decide_at: steps where the policy is asked, instead; those behind the end of a shorter schedule are left out.
-        check_finished: whether the finished picture is looked at before it is given away.
+        check_finished: whether the finished image is looked at before it is given away.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
         reward: a preset's name, or a mapping of terms; see :func:`rewards.make_reward`.
-        price: NFE price, or ``[low, high]`` to draw it per episode and show it under the key ``price``; ``None`` is
+        cost_per_nfe: cost per NFE, or ``[low, high]`` to draw it per episode and show it under the key ``cost_per_nfe``; ``None`` is
             the reward preset's own.
-        observation_keys: ``None`` is clip, timestep, quality, and price when it varies; ``"denoiser"`` is features,
-            prompt, timestep, spent, and price when it varies: nothing that needs a preview; ``"denoiser_checked"`` adds
-            tries and checked, what scorers said of finished pictures; or a list of keys of
-            :data:`observations.features.FEATURES`: ``tries`` (the best finished picture so far) and ``phrases`` (what
+        observation_keys: ``None`` is clip, timestep, quality, and cost per NFE when it varies; ``"denoiser"`` is features,
+            prompt, timestep, spent, and cost per NFE when it varies: nothing that needs a preview; ``"denoiser_checked"`` adds
+            tries and checked, what scorers said of finished images; or a list of keys of
+            :data:`observations.features.FEATURES`: ``attempts`` (the best finished image so far) and ``phrases`` (what
             phrase maps said) are there to be asked for.
         reference_steps: steps of the reference schedule that a relative terminal bonus compares with.
         max_faults: episodes that may be dropped, truncated with ``info["fault"]``, because their lane alone failed
@@ -88,13 +88,13 @@ class EnvSettings:
     solver: str | None = None
     guidance_scale: float | None = None
     guidance_interval: Sequence[float] | None = None
-    landing_steps: int | str = "auto"
+    early_exit_steps: int | str = "auto"
     decide_every: int = 1
     decide_at: Sequence[int] | None = None
     check_finished: bool = False
     refine: str | Mapping[str, Any] | RefineConfig = "as_published"
     reward: str | Mapping[str, Any] = "default"
-    price: float | Sequence[float] | None = None
+    cost_per_nfe: float | Sequence[float] | None = None
     observation_keys: str | Sequence[str] | None = None
     reference_steps: int | None = None
     max_faults: int = 0
@@ -116,7 +116,7 @@ class EnvSettings:
         if self.scorers:
             load_object(traits_of(self.backbone).scorers).check(self.scorers)
         refine_config(self.refine)
-        self.price_range()
+        self.cost_range()
         self.keys()
 
     @classmethod
@@ -171,24 +171,26 @@ class EnvSettings:
             options["pipeline_kwargs"] = self.pipeline_kwargs
         return Load(self.name_or_path, self.device, self.dtype, options)
 
-    def price_range(self) -> tuple[float, float]:
-        """Lowest and highest NFE price; equal when it is fixed.
+    def cost_range(self) -> tuple[float, float]:
+        """Lowest and highest cost per NFE; equal when it is fixed.
 
         Raises:
             ConfigError: unless 0 <= low <= high.
         """
-        if self.price is None:
+        if self.cost_per_nfe is None:
             preset = self.reward if isinstance(self.reward, str) else self.reward.get("preset")
-            price: float | Sequence[float] = PRESET_PRICES.get(str(preset), 0.0)
+            cost_per_nfe: float | Sequence[float] = PRESET_COSTS.get(str(preset), 0.0)
         else:
-            price = self.price
-        ends = [price, price] if isinstance(price, int | float) else list(price)
+            cost_per_nfe = self.cost_per_nfe
+        ends = [cost_per_nfe, cost_per_nfe] if isinstance(cost_per_nfe, int | float) else list(cost_per_nfe)
         if len(ends) != 2 or not 0 <= ends[0] <= ends[1]:
-            raise ConfigError(f"price must be a number or [low, high] with 0 <= low <= high, got {price!r}", "use 0.01")
+            raise ConfigError(
+                f"cost_per_nfe must be a number or [low, high] with 0 <= low <= high, got {cost_per_nfe!r}", "use 0.01"
+            )
         return float(ends[0]), float(ends[1])
 
     def keys(self) -> tuple[str, ...]:
-        """The observation keys: those listed, or those of a preset and ``price`` when it varies.
+        """The observation keys: those listed, or those of a preset and ``cost_per_nfe`` when it varies.
 
         Raises:
             UnknownNameError: for an unknown preset.
@@ -198,8 +200,8 @@ class EnvSettings:
             return tuple(asked)
         if asked not in OBSERVATION_PRESETS:
             raise unknown("observation preset", asked, OBSERVATION_PRESETS)
-        low, high = self.price_range()
-        return (*OBSERVATION_PRESETS[asked], "price") if low < high else OBSERVATION_PRESETS[asked]
+        low, high = self.cost_range()
+        return (*OBSERVATION_PRESETS[asked], "cost_per_nfe") if low < high else OBSERVATION_PRESETS[asked]
 
     def process(self, capabilities: Capabilities, name: str) -> ProcessConfig:
         """The decision process on a backbone, its defaults filled in.
@@ -215,7 +217,7 @@ class EnvSettings:
             solver=self.solver or capabilities.default_solver,
             guidance_scale=capabilities.default_guidance if self.guidance_scale is None else self.guidance_scale,
             guidance_interval=self._interval(),
-            landing_steps=self.landing_steps,
+            early_exit_steps=self.early_exit_steps,
             decide_every=self.decide_every,
             decide_at=decide_at,
             check_finished=self.check_finished,
@@ -282,8 +284,8 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
     changes = dict(refine)
     base = refine_config(str(changes.pop("preset", "as_published")))
     check_settings("refine has", changes, (item.name for item in fields(base)))
-    if "liking" in changes:
-        changes["liking"] = Liking.of(changes["liking"])
+    if "utility" in changes:
+        changes["utility"] = Utility.of(changes["utility"])
     return replace(base, **changes)
 
 
@@ -331,8 +333,8 @@ _PIPELINES: list[tuple[object, object, Backbone]] = []
 
 
 @lru_cache(maxsize=8)
-def _scorers(loader: str, device: str, paths: tuple, stamps: tuple) -> LookScorers:
-    scorers: LookScorers = load_object(loader).load(device, dict(paths))
+def _scorers(loader: str, device: str, paths: tuple, stamps: tuple) -> ImageScorers:
+    scorers: ImageScorers = load_object(loader).load(device, dict(paths))
     return scorers
 
 
@@ -350,7 +352,7 @@ def clip_width(backbone: str, paths: Mapping[str, str] | None = None) -> int:
     return int(load_object(traits_of(backbone).scorers).clip_width(paths or {}))
 
 
-def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> LookScorers:
+def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> ImageScorers:
     """The scorers of a backbone's images, as its traits name them.
 
     Args:

@@ -20,19 +20,19 @@ from gymnasium.vector.utils import batch_space
 from addiffusion_env.backbones.base import Backbone, Capabilities
 from addiffusion_env.engine.lane import (
     Fault,
+    GeneratedImage,
     Lane,
-    Picture,
-    look_state,
-    picture_state,
+    image_state,
+    restore_image,
     restore_lane,
-    restore_look,
-    restore_picture,
+    restore_scores,
+    scores_state,
 )
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, IllegalActionError
 from addiffusion_env.observations import LOG_SNR_RANGE, Frame
-from addiffusion_env.scorers.look import Look, LookScorers
-from addiffusion_env.scorers.utility import LookBatch
+from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
+from addiffusion_env.scorers.utility import ImageScoresBatch
 
 
 class ActionSpace(spaces.Discrete):
@@ -122,39 +122,41 @@ class Framer:
         backbone: for its noise path.
         process: for the size of the budget.
         scorers: for the prompts' embeddings.
-        highest_price: the price that is shown as 1.
+        highest_cost_per_nfe: the cost per NFE that is shown as 1.
     """
 
     backbone: Backbone
     process: ProcessConfig
-    scorers: LookScorers
-    highest_price: float
+    scorers: ImageScorers
+    highest_cost_per_nfe: float
 
-    def frame(self, lanes: Sequence[Lane], before: Sequence[Look | None], prices: Sequence[float]) -> Frame:
+    def frame(
+        self, lanes: Sequence[Lane], before: Sequence[ImageScores | None], costs_per_nfe: Sequence[float]
+    ) -> Frame:
         """The decision points of ``B`` lanes as arrays, batch first.
 
         Args:
             lanes: each with the look at what is seen now.
             before: each lane's look at the decision before, or ``None``.
-            prices: of one NFE, for each lane.
+            costs_per_nfe: of one NFE, for each lane.
         """
-        width, liking = self.scorers.clip_dim, self.process.refine.liking
+        width, utility = self.scorers.clip_dim, self.process.refine.utility
         sigma = torch.tensor([lane.sigma for lane in lanes], dtype=torch.float64)
         none = np.zeros(3, np.float32)
         unfelt = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
-        now = LookBatch.of([lane.look for lane in lanes], width)
-        best = LookBatch.of([None if lane.best is None else lane.best.look for lane in lanes])
+        now = ImageScoresBatch.of([lane.scores for lane in lanes], width)
+        best = ImageScoresBatch.of([None if lane.best is None else lane.best.scores for lane in lanes])
         return Frame.of(
             now,
-            LookBatch.of(before),
+            ImageScoresBatch.of(before),
             clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),
             x0_change=np.array([lane.change for lane in lanes]),
             log_snr=self.backbone.path.half_log_snr(sigma).clamp(*LOG_SNR_RANGE).numpy(),
             budget=np.array([lane.nfe for lane in lanes]) / self.most,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, self.process.refine.limit),
-            price=np.array(prices) / max(self.highest_price, 1e-12),
-            liking=now.liked(liking),
-            best_liking=best.liked(liking),
+            cost_per_nfe=np.array(costs_per_nfe) / max(self.highest_cost_per_nfe, 1e-12),
+            utility=now.liked(utility),
+            best_utility=best.liked(utility),
             has_best=best.known.astype(np.float64),
             evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),
             features=torch.cat([unfelt if lane.features is None else lane.features for lane in lanes]).cpu().numpy(),
@@ -186,7 +188,7 @@ class InfoMaker:
     """Makes the infos of an environment.
 
     Attributes:
-        image_size: (H, W) of a finished picture.
+        image_size: (H, W) of a finished image.
         mask_size: (h, w) of a refined region; ``None`` where *refine* draws no region anew.
         longest: decisions of the longest episode.
         terms: of the reward, by name.
@@ -215,7 +217,7 @@ class InfoMaker:
             illegal: whether another one was asked for.
             paid: name -> value of each reward term; ``None`` pays nothing.
         """
-        lane, look, picture = slot.lane, slot.lane.look, slot.picture
+        lane, scores, image = slot.lane, slot.lane.scores, slot.image
         trace = np.full(self.longest, -1, dtype=np.int8)
         trace[: len(lane.actions)] = lane.actions
         info: dict[str, Any] = {
@@ -228,18 +230,18 @@ class InfoMaker:
             "nfe": np.float64(lane.nfe),
             "network_calls": lane.calls,
             "refinements": lane.refinements,
-            "price": np.float64(slot.price),
+            "cost_per_nfe": np.float64(slot.cost_per_nfe),
             # Zero and a flag, not NaN: Gymnasium's checker compares infos, and NaN is equal to nothing.
-            "has_look": look is not None,
-            "clip_score": np.float64(0 if look is None else look.clip_score[0]),
-            "preference": np.float64(0 if look is None else look.preference[0]),
+            "has_scores": scores is not None,
+            "clip_score": np.float64(0 if scores is None else scores.clip_score[0]),
+            "preference": np.float64(0 if scores is None else scores.preference[0]),
             "action": action,
             "illegal_action": illegal,
             "action_trace": trace,
             "reward_terms": {name: 0.0 if paid is None else float(paid[name]) for name in self.terms},
             "fault": "" if slot.fault is None else slot.fault.error.cause,
-            "has_image": picture is not None,
-            "image": np.zeros((*self.image_size, 3), np.uint8) if picture is None else picture.pixels(),
+            "has_image": image is not None,
+            "image": np.zeros((*self.image_size, 3), np.uint8) if image is None else image.pixels(),
         }
         if self.mask_size is not None:
             mask = lane.refine_mask
@@ -263,40 +265,40 @@ class Slot:
     Attributes:
         seed: the lane's seed.
         episode: how many episodes it has begun, less one.
-        lane: the picture in the making.
+        lane: the image in the making.
         before: its look at the decision before.
-        price: of one NFE in this episode.
+        cost_per_nfe: of one NFE in this episode.
         decisions: taken in this episode.
-        picture: the finished picture, once there is one.
+        image: the finished image, once there is one.
         fault: why the episode was dropped, once it was; the lane is then where it was before the action that failed.
     """
 
     seed: int
     episode: int
     lane: Lane
-    before: Look | None
-    price: float
+    before: ImageScores | None
+    cost_per_nfe: float
     decisions: int = 0
-    picture: Picture | None = None
+    image: GeneratedImage | None = None
     fault: Fault | None = None
 
-    def moved(self, result: tuple[Lane, Picture | None] | Fault) -> Slot:
+    def moved(self, result: tuple[Lane, GeneratedImage | None] | Fault) -> Slot:
         """The slot after its action, or where it was with the fault that it met."""
         if isinstance(result, Fault):
             return replace(self, decisions=self.decisions + 1, fault=result)
-        lane, picture = result
-        return replace(self, lane=lane, before=self.lane.look, decisions=self.decisions + 1, picture=picture)
+        lane, image = result
+        return replace(self, lane=lane, before=self.lane.scores, decisions=self.decisions + 1, image=image)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, from which :meth:`restored` makes the same slot."""
         return {
             "seed": self.seed,
             "episode": self.episode,
-            "price": self.price,
+            "cost_per_nfe": self.cost_per_nfe,
             "decisions": self.decisions,
-            "before": look_state(self.before),
+            "before": scores_state(self.before),
             "lane": self.lane.state(),
-            "picture": picture_state(self.picture),
+            "image": image_state(self.image),
             "fault": None if self.fault is None else [self.fault.error.cause, self.fault.error.remedy],
         }
 
@@ -308,9 +310,9 @@ class Slot:
             seed=state["seed"],
             episode=state["episode"],
             lane=restore_lane(backbone, state["lane"]),
-            before=restore_look(state["before"]),
-            price=state["price"],
+            before=restore_scores(state["before"]),
+            cost_per_nfe=state["cost_per_nfe"],
             decisions=state["decisions"],
-            picture=restore_picture(state.get("picture")),
+            image=restore_image(state.get("image")),
             fault=None if fault is None else Fault(AdDiffusionError(*fault)),
         )

@@ -20,12 +20,12 @@ class Snapshot:
 
     Attributes:
         slots: every lane's place, never changed.
-        films: cells of the film strips, in mode ``film``.
-        over: whether a lane's film is of an episode that has ended.
+        filmstrips: cells of the filmstrips, in mode ``filmstrip``.
+        over: whether a lane's filmstrip is of an episode that has ended.
     """
 
     slots: tuple[Slot | None, ...]
-    films: tuple[tuple[Cell, ...], ...]
+    filmstrips: tuple[tuple[Cell, ...], ...]
     over: tuple[bool, ...]
 
 
@@ -36,7 +36,7 @@ class Restorable:
     view: View
 
     def identity(self) -> dict[str, Any]:
-        """What makes, scores and pays the pictures, and which prompts they are of; see :func:`.identity_of`."""
+        """What makes, scores and pays the images, and which prompts they are of; see :func:`.identity_of`."""
         made = self.episodes
         prompts = made.source.prompts if isinstance(made.source, PromptList) else made.source.name
         return identity_of(
@@ -52,8 +52,8 @@ class Restorable:
 
         Wrappers keep what is theirs (Gymnasium's ``TimeLimit`` counts on): use the setting ``max_decisions``.
         """
-        films = tuple(tuple(cells) for cells in self.view.films)
-        return Snapshot(tuple(self.episodes.slots), films, tuple(self.view.over))
+        filmstrips = tuple(tuple(cells) for cells in self.view.filmstrips)
+        return Snapshot(tuple(self.episodes.slots), filmstrips, tuple(self.view.over))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a moment of this environment, or of another one with the same settings.
@@ -67,7 +67,7 @@ class Restorable:
         if len(snapshot.slots) != lanes:
             raise ResumeError(f"the snapshot has {len(snapshot.slots)} lanes, this environment {lanes}", "use as many")
         self.episodes.slots = list(snapshot.slots)
-        self.view.films = [list(cells) for cells in snapshot.films]
+        self.view.filmstrips = [list(cells) for cells in snapshot.filmstrips]
         self.view.over = list(snapshot.over)
 
     def state_dict(self) -> dict[str, Any]:

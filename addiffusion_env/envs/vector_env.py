@@ -181,10 +181,10 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         return self.episodes.action_masks()
 
     def render(self) -> tuple[Any, ...] | None:
-        """One picture a lane, all of one size, as the scalar environment gives; ``None`` in mode ``human`` or without.
+        """One image a lane, all of one size, as the scalar environment gives; ``None`` in mode ``human`` or without.
 
-        In a mode that ends in ``_list``, the pictures of each lane since the last call. A lane that has begun its next
-        episode in this step shows that one's start; its film strip is still the old one's, whole.
+        In a mode that ends in ``_list``, the images of each lane since the last call. A lane that has begun its next
+        episode in this step shows that one's start; its filmstrip is still the old one's, whole.
         """
         if self.render_mode in (None, "human"):
             return None

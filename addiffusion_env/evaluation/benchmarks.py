@@ -18,7 +18,7 @@ def choose_prompts(config: Mapping[str, Any], backbone: str) -> tuple[str, dict[
     Args:
         config: with ``benchmark``, ``benchmark_path`` and ``benchmark_options``; without a benchmark ``prompt_source``
             and ``prompt_options`` count, or the backbone's own source and its test prompts.
-        backbone: of the pictures; a benchmark's prompts are written in the words of its world.
+        backbone: of the images; a benchmark's prompts are written in the words of its world.
 
     Raises:
         UnknownNameError: for a benchmark that does not exist.

@@ -1,4 +1,4 @@
-"""From the configuration of an evaluation to its methods, its environment and its folder."""
+"""From the configuration of an evaluation to its samplers, its environment and its folder."""
 
 from __future__ import annotations
 
@@ -9,52 +9,54 @@ from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.agents.hub_policy import is_zip
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import policy_at
 from addiffusion_env.agents.policy_file import shipped
 from addiffusion_env.backbones import traits_of
-from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.envs.settings import EnvSettings, clip_width
 from addiffusion_env.evaluation.benchmarks import choose_prompts
 from addiffusion_env.evaluation.eval_config import extras_in
 from addiffusion_env.evaluation.extras import Extra
 from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.samplers import make_sampler
+from addiffusion_env.samplers.base import Sampler
 
 
-def make_methods(config: Mapping[str, Any]) -> tuple[list[Method], EnvSettings]:
-    """The methods of a configuration, the policy first, and the environment that they share.
+def make_samplers(config: Mapping[str, Any]) -> tuple[list[Sampler], EnvSettings]:
+    """The samplers of a configuration, the policy first, and the environment that they share.
 
     Raises:
         ConfigError: for a policy that does not fit the environment's model.
-        UnknownNameError: for a method that does not exist.
+        UnknownNameError: for a sampler that does not exist.
         UntrustedFileError: for a zip of Stable-Baselines3 without ``trust``.
         WeightsError: for a folder without a policy.
     """
     runs = [] if config["policy"] is None else [config["policy"]]
     runs += [run for key, kind in extras_in(config).items() for run in kind.runs(config[key])]
     trust = config["trust"]
-    policies: list[Any] = [policy_at(run, price, trust) for run in runs for price in config["prices"]]
+    policies: list[Any] = [
+        policy_at(run, cost_per_nfe, trust) for run in runs for cost_per_nfe in config["costs_per_nfe"]
+    ]
     # A policy brings its own environment, weights included; what is said here goes over it.
     known = policies[0].config.environment if policies else {}
     settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
     source, options = choose_prompts(config, str(settings.backbone))
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
-    methods = policies + [make_method(spec) for spec in config["methods"]]
-    for method in methods:
-        if isinstance(method, LearnedMethod):
-            method.check_fits(str(settings.backbone), clip_width(str(settings.backbone), settings.scorers))
-    return methods, settings
+    samplers = policies + [make_sampler(spec) for spec in config["samplers"]]
+    for sampler in samplers:
+        if isinstance(sampler, PolicySampler):
+            sampler.check_fits(str(settings.backbone), clip_width(str(settings.backbone), settings.scorers))
+    return samplers, settings
 
 
-def make_extras(config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> list[Extra]:
+def make_extras(config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> list[Extra]:
     """The extras of a configuration, each with its settings checked.
 
     Raises:
         ConfigError: see :class:`.Extra` and :func:`.extras_in`.
     """
-    return [kind(config, methods, backbone) for kind in extras_in(config).values()]
+    return [kind(config, samplers, backbone) for kind in extras_in(config).values()]
 
 
 def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ class CollapseLimits:
     """From where on behaviour counts as collapsed.
 
     Attributes:
-        constant_share: this share of pictures, or more, treated exactly alike.
-        behaviour_entropy: this entropy of behaviours over pictures, or less, in bits.
+        constant_share: this share of images, or more, treated exactly alike.
+        behaviour_entropy: this entropy of behaviours over images, or less, in bits.
     """
 
     constant_share: float = 0.95
@@ -35,22 +35,22 @@ class CollapseLimits:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How much a method's actions vary from prompt to prompt.
+    """How much a sampler's actions vary from prompt to prompt.
 
     Attributes:
-        pictures: how many were looked at.
+        images: how many were looked at.
         action_shares: of continue, stop and refine in all actions; sums to 1.
-        step_entropy: bits: the entropy over pictures of the action at each decision, averaged over decisions by how
-            many pictures were still in the making. 0 when every picture is treated alike.
+        step_entropy: bits: the entropy over images of the action at each decision, averaged over decisions by how
+            many images were still in the making. 0 when every image is treated alike.
         behaviours: how many different (actions, NFE) there were.
-        behaviour_entropy: bits: the entropy of these over pictures.
+        behaviour_entropy: bits: the entropy of these over images.
         constant_share: share of the commonest.
-        nfe_spread: standard deviation of NFE over pictures.
+        nfe_spread: standard deviation of NFE over images.
         collapsed: see :class:`CollapseLimits`.
         reason: in words.
     """
 
-    pictures: int
+    images: int
     action_shares: tuple[float, float, float]
     step_entropy: float
     behaviours: int
@@ -62,13 +62,13 @@ class Behaviour:
 
 
 def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -> Behaviour:
-    """Measures how much a method's behaviour depends on the picture.
+    """Measures how much a sampler's behaviour depends on the image.
 
     Raises:
         ConfigError: without records.
     """
     if not records:
-        raise ConfigError("behaviour of a method without records", "evaluate it first")
+        raise ConfigError("behaviour of a sampler without records", "evaluate it first")
     limits = limits or CollapseLimits()
     kinds = Counter((record.actions, record.nfe) for record in records)
     commonest, times = kinds.most_common(1)[0]
@@ -79,7 +79,7 @@ def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -
     spread = entropy(kinds.values())
     collapsed, reason = _verdict(share, spread, commonest, limits)
     return Behaviour(
-        pictures=len(records),
+        images=len(records),
         action_shares=(taken[0] / total, taken[1] / total, taken[2] / total),
         step_entropy=step,
         behaviours=len(kinds),
@@ -94,12 +94,12 @@ def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -
 def _verdict(
     share: float, spread: float, commonest: tuple[tuple[int, ...], float], limits: CollapseLimits
 ) -> tuple[bool, str]:
-    words = f"{share:.0%} of pictures are treated alike ({describe(commonest[0])}, {commonest[1]:g} NFE)"
+    words = f"{share:.0%} of images are treated alike ({describe(commonest[0])}, {commonest[1]:g} NFE)"
     if share >= limits.constant_share:
         return True, f"{words}; from {limits.constant_share:.0%} on that is a constant"
     if spread <= limits.behaviour_entropy:
         return True, f"{words}, and behaviour varies by {spread:.3f} bits, at most {limits.behaviour_entropy:g}"
-    return False, f"{words}; behaviour varies by {spread:.2f} bits over pictures"
+    return False, f"{words}; behaviour varies by {spread:.2f} bits over images"
 
 
 def describe(actions: Sequence[int]) -> str:
@@ -118,7 +118,7 @@ def describe(actions: Sequence[int]) -> str:
 
 
 def step_entropy(sequences: Sequence[Sequence[int]]) -> float:
-    """Bits a decision: entropy over pictures of the action at each decision, weighted by pictures that got there."""
+    """Bits a decision: entropy over images of the action at each decision, weighted by images that got there."""
     longest = max((len(actions) for actions in sequences), default=0)
     bits, weight = 0.0, 0
     for decision in range(longest):
@@ -137,16 +137,18 @@ def entropy(counts: Iterable[int]) -> float:
     return float(scipy_stats().entropy(list(counts), base=2))
 
 
-def regret_in(policy: Sequence[Record], constants: Mapping[str, Sequence[Record]], price: float) -> Regret | None:
-    """Regret in preference minus price times NFE; ``None`` when policy and constants share no images.
+def regret_in(
+    policy: Sequence[Record], constants: Mapping[str, Sequence[Record]], cost_per_nfe: float
+) -> Regret | None:
+    """Regret in preference minus cost per NFE times NFE; ``None`` when policy and constants share no images.
 
     The oracle knows the preference of every constant's image before it chooses, which flatters it.
     """
     groups = common([policy, *constants.values()])
     if not constants or not groups[0]:
         return None
-    utility = np.array([[record.preference - price * record.nfe for record in group] for group in groups])
+    utility = np.array([[record.preference - cost_per_nfe * record.nfe for record in group] for group in groups])
     nfe = np.array([[record.nfe for record in group] for group in groups[1:]])
     picked = utility[1:].argmax(0)
     oracle = utility[1:].max(0), nfe[picked, np.arange(len(picked))]
-    return regret_of(utility[0], dict(zip(constants, utility[1:], strict=True)), oracle, price)
+    return regret_of(utility[0], dict(zip(constants, utility[1:], strict=True)), oracle, cost_per_nfe)

@@ -12,18 +12,18 @@ FILE_WIDTH = 120
 
 
 def print_report(report: Report) -> None:
-    """Prints the methods side by side, what extras have to show, and where the report is."""
+    """Prints the samplers side by side, what extras have to show, and where the report is."""
     from rich.console import Console
     from rich.table import Column, Table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, FILE_WIDTH))
-    table = Table(*(Column(head, no_wrap=True) for head in ("method", "mean NFE", "correct", "preference", "seconds")))
-    for row in report.summary.methods:
+    table = Table(*(Column(head, no_wrap=True) for head in ("sampler", "mean NFE", "correct", "preference", "seconds")))
+    for row in report.summary.samplers:
         means = [f"{value.estimate:.2f}" for value in (row.nfe, row.preference, row.seconds)]
         cells = (means[0], str(row.correct or "-"), *means[1:])
-        table.add_row(row.method, *cells, style="bold" if row.method == report.summary.focus else "")
+        table.add_row(row.sampler, *cells, style="bold" if row.sampler == report.summary.focus else "")
     console.print(table)
     for found in report.extras.values():
         if found.show is not None:

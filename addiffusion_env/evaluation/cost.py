@@ -1,4 +1,4 @@
-"""What an evaluation will cost, told before it starts: pictures, evaluations, minutes on this machine."""
+"""What an evaluation will cost, told before it starts: images, evaluations, minutes on this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from addiffusion_env.baselines.fixed import FixedSteps
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lanes import lanes_of
-from addiffusion_env.evaluation.runner import Plan, Stage
+from addiffusion_env.evaluation.runner import EvaluationContext, Plan
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.fixed import FixedSteps
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,21 @@ class PlanCost:
     """What is still to be made of a plan.
 
     Attributes:
-        pictures: of all methods.
-        to_make: pictures that are not recorded yet.
-        least: NFE of these when no method tries twice.
-        most: NFE when every method makes all its tries. A policy counts what it spent on training prompts in both.
+        images: of all samplers.
+        to_make: images that are not recorded yet.
+        least: NFE of these when no sampler tries twice.
+        most: NFE when every sampler makes all its tries. A policy counts what it spent on training prompts in both.
         pace: seconds a guided evaluation takes with all lanes full, measured just now; NaN when it was not.
     """
 
-    pictures: int
+    images: int
     to_make: int
     least: float
     most: float
     pace: float
 
     def __str__(self) -> str:
-        count = f"{self.pictures} pictures, {self.to_make} of them to be made"
+        count = f"{self.images} images, {self.to_make} of them to be made"
         if not self.to_make:
             return f"plan: {count}"
         few, many = (nfe * self.pace / 60 for nfe in (self.least, self.most))
@@ -41,42 +41,44 @@ class PlanCost:
         return f"plan: {count}; {nfe} NFE, {time_words} at {1000 * self.pace:.0f} ms an evaluation (measured now)"
 
 
-def plan_cost(plans: Sequence[Plan], stage: Stage, waiting: Sequence[int], max_lanes: int | str) -> PlanCost:
+def plan_cost(
+    plans: Sequence[Plan], context: EvaluationContext, waiting: Sequence[int], max_lanes: int | str
+) -> PlanCost:
     """Counts what a plan has still to do, and measures how fast this machine does it.
 
     Args:
         plans: of :func:`addiffusion_env.evaluation.runner.plan`.
-        stage: what they run on.
-        waiting: pictures of each that must be made, by :func:`addiffusion_env.evaluation.runner.to_make`.
+        context: what they run on.
+        waiting: images of each that must be made, by :func:`addiffusion_env.evaluation.runner.to_make`.
         max_lanes: in the making at once.
     """
-    ranges = [nfe_range(entry, stage) for entry in plans]
+    ranges = [nfe_range(entry, context) for entry in plans]
     least, most = (sum(n * pair[end] for n, pair in zip(waiting, ranges, strict=True)) for end in (0, 1))
     prompts = [job.prompt for job in plans[0].jobs[: lanes_of(max_lanes, "max_lanes")[0]]]
-    pace = measured_pace(stage, prompts) if any(waiting) else float("nan")
+    pace = measured_pace(context, prompts) if any(waiting) else float("nan")
     return PlanCost(sum(len(entry.jobs) for entry in plans), sum(waiting), least, most, pace)
 
 
-def nfe_range(entry: Plan, stage: Stage) -> tuple[float, float]:
-    """(least, most) NFE of one picture of a method: one try and all of them; what a policy says that it spends."""
-    spends = getattr(entry.method, "expected_nfe", None)
+def nfe_range(entry: Plan, context: EvaluationContext) -> tuple[float, float]:
+    """(least, most) NFE of one image of a sampler: one try and all of them; what a policy says that it spends."""
+    spends = getattr(entry.sampler, "expected_nfe", None)
     if spends is not None:
         return (spends, spends)
     process = entry.process
-    once = process.nfe_of(stage.backbone.sigmas(process.steps, process.spacing)[:-1])
-    least, most = getattr(entry.method, "attempts", (1, 1))
+    once = process.nfe_of(context.backbone.sigmas(process.steps, process.spacing)[:-1])
+    least, most = getattr(entry.sampler, "attempt_counts", (1, 1))
     return once * least, once * most
 
 
-def measured_pace(stage: Stage, prompts: Sequence[Prompt], steps: int = 2) -> float:
+def measured_pace(context: EvaluationContext, prompts: Sequence[Prompt], steps: int = 2) -> float:
     """Seconds that a guided evaluation takes, all prompts in step: ``steps`` each, after one round to warm up."""
-    method = FixedSteps(steps)
-    process = method.process(stage.process)
-    engine = Engine(stage.backbone, stage.scorers, solver=process.solver, decider=method.decide)
+    sampler = FixedSteps(steps)
+    process = sampler.process(context.process)
+    engine = Engine(context.backbone, context.scorers, solver=process.solver, decider=sampler.decide)
 
     def seconds() -> float:
         begun = time.perf_counter()
-        engine.run(method.program(stage.backbone, process, prompt, 0) for prompt in prompts)
+        engine.run(sampler.coroutine(context.backbone, process, prompt, 0) for prompt in prompts)
         return time.perf_counter() - begun
 
     seconds()

@@ -25,11 +25,11 @@ class EvaluationConfig(Settings):
 
     Attributes:
         plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
-        policy: a run's folder or a shipped policy's name; ``None`` compares methods without learning.
+        policy: a run's folder or a shipped policy's name; ``None`` compares samplers without learning.
         trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
-        prices: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier on
+        costs_per_nfe: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier on
             training prompts spends 5.6 NFE.
-        methods: specifications.
+        samplers: specifications.
         prompts: how many; ``None`` for all of a list.
         prompt_source: registry name; ``None`` is the backbone's own.
         prompt_options: its keyword arguments; ``None`` are those of the backbone's test prompts.
@@ -37,21 +37,21 @@ class EvaluationConfig(Settings):
         benchmark: in the place of the source.
         benchmark_path: its file or folder.
         benchmark_options: of its reader.
-        seeds: pictures a prompt, 0 or more.
+        seeds: images a prompt, 0 or more.
         env: environment settings over the policy's.
         device: as :attr:`.EnvSettings.device`.
         dtype: as :attr:`.EnvSettings.dtype`.
         judges: registry names of held-out scorers; ``None`` are the backbone's own.
-        margin: of non-inferiority, a share of pictures.
-        price: of one NFE in standard deviations of preference, for regret.
+        margin: of non-inferiority, a share of images.
+        cost_per_nfe: of one NFE in standard deviations of preference, for regret.
         out: folder of records and report.
-        max_lanes: pictures in the making at once, or ``"auto"``.
-        max_faults: pictures that may be left out.
-        shard_size: pictures a file of records.
+        max_lanes: images in the making at once, or ``"auto"``.
+        max_faults: images that may be left out.
+        shard_size: images a file of records.
         rollouts: ``kind: local`` or ``kind: ray`` and its settings.
-        samples: prompts whose pictures of all methods are kept and shown side by side.
-        keep_pictures: as PNG.
-        films: whether film strips are made.
+        samples: prompts whose images of all samplers are kept and shown side by side.
+        keep_images: as PNG.
+        filmstrips: whether filmstrips are made.
         progress_bar: whether there is one.
 
     Raises:
@@ -63,8 +63,8 @@ class EvaluationConfig(Settings):
     plugins: Sequence[str]
     policy: str | Path | None
     trust: bool
-    prices: Sequence[float | str | None]
-    methods: Sequence[str]
+    costs_per_nfe: Sequence[float | str | None]
+    samplers: Sequence[str]
     prompts: Annotated[int | None, Ge(1)]
     prompt_source: str | None
     prompt_options: Mapping[str, Any] | None
@@ -78,24 +78,24 @@ class EvaluationConfig(Settings):
     dtype: str
     judges: Sequence[str] | None
     margin: float
-    price: float
+    cost_per_nfe: float
     out: str | Path | None
     max_lanes: int | str
     max_faults: Annotated[int, Ge(0)]
     shard_size: Annotated[int, Ge(1)]
     rollouts: Mapping[str, Any]
     samples: Annotated[int, Ge(0)]
-    keep_pictures: bool
-    films: bool
+    keep_images: bool
+    filmstrips: bool
     progress_bar: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
         lanes_of(self.max_lanes, "max_lanes")
-        if not self.methods and self.policy is None:
-            raise ConfigError("methods is empty and there is no policy: nothing to evaluate", "methods=[fixed:8]")
+        if not self.samplers and self.policy is None:
+            raise ConfigError("samplers is empty and there is no policy: nothing to evaluate", "samplers=[fixed:8]")
         positive_margin(self.margin)
-        for name, wanted in (("seeds", "[0] is one picture a prompt"), ("prices", "[null] is the policy's own")):
+        for name, wanted in (("seeds", "[0] is one image a prompt"), ("costs_per_nfe", "[null] is the policy's own")):
             values = getattr(self, name)
             numbers = [value for value in values if value is not None and not _AT_NFE.fullmatch(str(value))]
             if not values or any(isinstance(value, str) or value < 0 for value in numbers):

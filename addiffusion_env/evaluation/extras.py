@@ -12,11 +12,11 @@ from addiffusion_env.registry import Registry
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from addiffusion_env.baselines.base import Method
     from addiffusion_env.evaluation.manifest import Manifest
     from addiffusion_env.evaluation.records import Record
     from addiffusion_env.evaluation.sections import Section
     from addiffusion_env.prompts import Prompt
+    from addiffusion_env.samplers.base import Sampler
 
 EXTRAS = Registry("setting of an evaluation", more="addiffusion_lab")
 """Key of ``configs/eval.yaml`` -> a subclass of :class:`Extra`. Empty until a plugin registers some."""
@@ -54,12 +54,12 @@ class Extra:
     folder: ClassVar[str] = ""
     takes: ClassVar[type] = Mapping
 
-    def __init__(self, config: Mapping[str, Any], methods: Sequence[Method], backbone: str) -> None:
+    def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
         """Checks the settings before any model is loaded or image drawn.
 
         Args:
             config: the evaluation's whole configuration.
-            methods: of the evaluation.
+            samplers: of the evaluation.
             backbone: registry name.
 
         Raises:
@@ -68,7 +68,7 @@ class Extra:
 
     @staticmethod
     def runs(given: Any) -> Sequence[str]:
-        """Further policies to evaluate at each of ``prices``: folders or names, from the value under the key."""
+        """Further policies to evaluate at each of ``costs_per_nfe``: folders or names, from the value under the key."""
         return ()
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:

@@ -1,6 +1,6 @@
-"""Quality of a method above a frontier of others at the same mean cost: the one estimator of reports and claims.
+"""Quality of a sampler above a frontier of others at the same mean cost: the one estimator of reports and claims.
 
-Two methods, mixed at random over prompts, make a method at any cost between theirs. So a method is held against the
+Two samplers, mixed at random over prompts, make a sampler at any cost between theirs. So a sampler is held against the
 upper hull of (mean cost, mean quality): the strongest mixture there is. The hull is chosen on the very prompts that it
 is judged on, which favours the others.
 """
@@ -17,20 +17,20 @@ from addiffusion_env.evaluation.statistics import Interval, bootstrap_p, resampl
 from addiffusion_env.evaluation.tables import common, per_prompt
 
 _CHUNK = 500  # resamples at once: bounds memory at chunk x prompts
-_NEAR = 3.0  # standard errors of the difference in cost within which two methods may cost the same
+_NEAR = 3.0  # standard errors of the difference in cost within which two samplers may cost the same
 
 
 @dataclass(frozen=True)
 class FrontierGain:
-    """A method against a frontier at its own mean cost.
+    """A sampler against a frontier at its own mean cost.
 
     Attributes:
         gain: mean quality above the frontier, with a paired bootstrap interval over prompts that also covers the
             sampling error of both costs.
-        cost: the method's mean cost.
+        cost: the sampler's mean cost.
         frontier: the frontier's quality at that cost.
-        between: the two methods of the mixture (the same twice beyond an end).
-        reached: whether the frontier reaches this cost; beyond its dearest method that one is used. Below its cheapest,
+        between: the two samplers of the mixture (the same twice beyond an end).
+        reached: whether the frontier reaches this cost; beyond its dearest sampler that one is used. Below its cheapest,
             that one is used at its own, higher cost.
         p: two-sided bootstrap p of the null hypothesis that the gain is 0.
     """
@@ -45,11 +45,11 @@ class FrontierGain:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """A method and the members of a frontier on P prompts.
+    """A sampler and the members of a frontier on P prompts.
 
     Attributes:
-        quality: (P,) of the method.
-        cost: (P,) of the method.
+        quality: (P,) of the sampler.
+        cost: (P,) of the sampler.
         names: of the M members.
         qualities: (M, P).
         costs: (M, P).
@@ -83,7 +83,7 @@ def _turns_up(a: int, b: int, c: int, x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def mixture(costs: np.ndarray, at: float) -> np.ndarray:
-    """(K,) weights of the two methods whose mean costs lie around ``at``, so that together they cost it.
+    """(K,) weights of the two samplers whose mean costs lie around ``at``, so that together they cost it.
 
     Beyond an end, that end alone.
 
@@ -102,7 +102,7 @@ def mixture(costs: np.ndarray, at: float) -> np.ndarray:
 def gains(
     pairings: Sequence[Pairing], rng: np.random.Generator, level: float = 0.95, resamples: int = 5000
 ) -> list[FrontierGain]:
-    """Each method above its frontier at its own mean cost; all of them see the same resamples of prompts.
+    """Each sampler above its frontier at its own mean cost; all of them see the same resamples of prompts.
 
     Args:
         pairings: on the same P prompts.
@@ -138,11 +138,11 @@ def gains(
 
 
 def _lines(pairing: Pairing) -> np.ndarray:
-    """(L, P) each prompt's share of the gain over each line of the frontier that may hold at the method's cost.
+    """(L, P) each prompt's share of the gain over each line of the frontier that may hold at the sampler's cost.
 
-    Between two methods of the hull the line's slope converts a prompt's surplus of cost into quality. The frontier
-    bends at its methods. Where the method costs what one of them does, give or take sampling error, the data cannot
-    say which side of the bend it is on, and taking the side that the sample shows flatters the method (7.7 % false
+    Between two samplers of the hull the line's slope converts a prompt's surplus of cost into quality. The frontier
+    bends at its samplers. Where the sampler costs what one of them does, give or take sampling error, the data cannot
+    say which side of the bend it is on, and taking the side that the sample shows flatters the sampler (7.7 % false
     alarms instead of 2.5). Then both lines are tried, and the comparison with the lowest bound counts.
     """
     mean_c, mean_q = pairing.costs.mean(1), pairing.qualities.mean(1)
@@ -163,7 +163,7 @@ def _lines(pairing: Pairing) -> np.ndarray:
 
 
 def gain_over(
-    method: Sequence[Record],
+    sampler: Sequence[Record],
     constants: Mapping[str, Sequence[Record]],
     quality: str,
     rng: np.random.Generator,
@@ -171,11 +171,11 @@ def gain_over(
     level: float = 0.95,
     resamples: int = 5000,
 ) -> FrontierGain | None:
-    """A method's quality above the frontier of constant methods at equal mean cost.
+    """A sampler's quality above the frontier of constant samplers at equal mean cost.
 
     Args:
-        method: its records.
-        constants: name -> records of the constant methods.
+        sampler: its records.
+        constants: name -> records of the constant samplers.
         quality: the measure to compare (``"correct"``).
         rng: draws the resamples.
         cost: the measure to equalise (``"nfe"`` or ``"seconds"``).
@@ -183,10 +183,10 @@ def gain_over(
         resamples: of prompts.
 
     Returns:
-        ``None`` when there are no constant methods or no common prompts with a known quality.
+        ``None`` when there are no constant samplers or no common prompts with a known quality.
     """
     names = list(constants)
-    groups = common([method, *(constants[name] for name in names)])
+    groups = common([sampler, *(constants[name] for name in names)])
     qualities, costs = _matrix(groups, quality), _matrix(groups, cost)
     known = np.isfinite(qualities).all(0) & np.isfinite(costs).all(0)
     if not names or not known.any():
@@ -196,7 +196,7 @@ def gain_over(
 
 
 def _matrix(groups: Sequence[Sequence[Record]], name: str) -> np.ndarray:
-    """(methods, prompts), NaN where unknown."""
+    """(samplers, prompts), NaN where unknown."""
     columns = [per_prompt(group, name) for group in groups]
     keys = sorted({record.prompt_id for group in groups for record in group})
     return np.array([[values.get(key, np.nan) for key in keys] for values in columns])

@@ -1,4 +1,4 @@
-"""Held-out judges of finished pictures: they enter no reward, so they decide claims."""
+"""Held-out judges of finished images: they enter no reward, so they decide claims."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from addiffusion_env.backbones import traits_of
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers import SCORERS, Scorer, named, require_finite
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers
 
 
 class VerdictJudge(Protocol):
-    """Says whether pictures show what their prompts require; each verdict has ``correct`` and ``reason``."""
+    """Says whether images show what their prompts require; each verdict has ``correct`` and ``reason``."""
 
     def verdicts(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Sequence[Any]:
-        """Judges (B, 3, H, W) pictures in [-1, 1] by ``B`` prompts that all have requirements."""
+        """Judges (B, 3, H, W) images in [-1, 1] by ``B`` prompts that all have requirements."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judges say of one picture.
+    """What the judges say of one image.
 
     Attributes:
         correct: the verdict; ``None`` where nobody can say.
@@ -58,9 +58,9 @@ def choose_judges(names: Sequence[str] | None, backbone: str) -> list[str]:
     return chosen
 
 
-def described(looks: LookScorers, judges: Judges) -> dict[str, str]:
+def described(image_scores: ImageScorers, judges: Judges) -> dict[str, str]:
     """Measure -> the model behind it and its scale, in words: CLIP scores of other models or scales do not compare."""
-    scorers: dict[str, Any] = {"clip_score": looks.clip, "preference": looks.preference, **judges.scorers}
+    scorers: dict[str, Any] = {"clip_score": image_scores.clip, "preference": image_scores.preference, **judges.scorers}
     if judges.verdict is not None:
         scorers["correct"] = judges.verdict
     return {measure: _words(scorer) for measure, scorer in scorers.items()}
@@ -78,7 +78,7 @@ class Judges:
     Attributes:
         verdict: the rule-based judge, or ``None``.
         scorers: further scorers, by name.
-        batch: most pictures at once.
+        batch: most images at once.
     """
 
     verdict: VerdictJudge | None = None
@@ -91,7 +91,7 @@ class Judges:
 
         Raises:
             UnknownNameError: for a name that is no scorer.
-            ConfigError: for one that gives no score, such as ``dino``, which compares pictures.
+            ConfigError: for one that gives no score, such as ``dino``, which compares images.
             WeightsError: when weights are missing.
         """
         verdict: VerdictJudge | None = None
@@ -100,7 +100,7 @@ class Judges:
             kind = SCORERS.load(name)
             if not hasattr(kind, "score") and not hasattr(kind, "verdicts"):
                 raise ConfigError(
-                    f"{name!r} gives pictures no score, so it cannot judge", "set judges=[hps], or judges=[]"
+                    f"{name!r} gives images no score, so it cannot judge", "set judges=[hps], or judges=[]"
                 )
             make = kind.from_pretrained
             judge = make(device=device) if "device" in signature(make).parameters else make()
@@ -111,7 +111,7 @@ class Judges:
         return cls(verdict, scorers)
 
     def judge(self, images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[Judgement]:
-        """Judges (3, H, W) pictures in [-1, 1], in batches.
+        """Judges (3, H, W) images in [-1, 1], in batches.
 
         Raises:
             NumericsError: when a scorer gives NaN or infinity, naming it and the prompt.
@@ -125,7 +125,7 @@ class Judges:
         return found
 
     def verdicts(self, images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[bool | None]:
-        """Whether each picture is right; ``None`` where nobody can say."""
+        """Whether each image is right; ``None`` where nobody can say."""
         return [found.correct for found in self.judge(images, prompts)]
 
     def _judge(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Judgement]:

@@ -1,4 +1,4 @@
-"""What an evaluation is: methods, prompts, seeds, margin, settings and versions, beside its records."""
+"""What an evaluation is: samplers, prompts, seeds, margin, settings and versions, beside its records."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from addiffusion_env import __version__
 from addiffusion_env.backbones import fingerprint
 from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.backbones.identity import difference_words
-from addiffusion_env.baselines import named_traits
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import whole_file
+from addiffusion_env.samplers import named_traits
+from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.settings import check_types
 
 MANIFEST_FILE = "evaluation.json"
@@ -50,14 +50,14 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class MethodEntry:
-    """One method of an evaluation.
+class SamplerEntry:
+    """One sampler of an evaluation.
 
     Attributes:
         name: unique.
         variant: see :func:`addiffusion_env.evaluation.records.variant_of`.
         process: its decision process, as plain values.
-        fingerprint: of a learned method's files; empty for others and in older manifests.
+        fingerprint: of a learned sampler's files; empty for others and in older manifests.
         traits: what tells it apart; ``None`` in manifests from before they were kept.
     """
 
@@ -68,7 +68,7 @@ class MethodEntry:
     traits: Traits | None = None
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> MethodEntry:
+    def read(cls, plain: Mapping[str, Any]) -> SamplerEntry:
         """An entry of ``evaluation.json``; older ones say only whether it needed previews, under ``looks``."""
         kept = {key: value for key, value in plain.items() if key != "looks"}
         if kept.get("traits") is not None:
@@ -97,28 +97,28 @@ class Manifest:
     """What an evaluation is.
 
     Attributes:
-        methods: in order.
+        samplers: in order.
         backbone: its name.
         prompt_ids: in order.
         prompts_digest: sha1 of them: two evaluations with the same one drew the same prompts.
-        seeds: shared by all methods.
+        seeds: shared by all samplers.
         margins: every margin that was set for this folder, oldest first; the last one counts.
-        price: of one NFE, for regret.
+        cost_per_nfe: of one NFE, for regret.
         settings: the resolved configuration.
         versions: of the packages that matter.
         scorers: measure -> which model it comes from and on what scale, in words.
-        identity: of what makes and judges the pictures; see :func:`.identity_of`. Empty in manifests from before it
+        identity: of what makes and judges the images; see :func:`.identity_of`. Empty in manifests from before it
             was kept.
         prompt_keys: of the prompts, in order; see :func:`.prompt_key`. Empty where uids were made of ids alone.
     """
 
-    methods: tuple[MethodEntry, ...]
+    samplers: tuple[SamplerEntry, ...]
     backbone: str
     prompt_ids: tuple[str, ...]
     prompts_digest: str
     seeds: tuple[int, ...]
     margins: tuple[MarginEntry, ...]
-    price: float
+    cost_per_nfe: float
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     scorers: Mapping[str, str] = field(default_factory=dict)
@@ -127,8 +127,8 @@ class Manifest:
 
     @property
     def traits(self) -> dict[str, Traits]:
-        """Method -> its traits, in order."""
-        return {entry.name: entry.traits or named_traits(entry.name) for entry in self.methods}
+        """Sampler -> its traits, in order."""
+        return {entry.name: entry.traits or named_traits(entry.name) for entry in self.samplers}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -136,10 +136,10 @@ class Manifest:
         return self.prompt_keys or self.prompt_ids
 
     def select(self, records: Iterable[Record]) -> list[Record]:
-        """The records of this evaluation, by method, prompt and seed in its order; others in the folder are left."""
+        """The records of this evaluation, by sampler, prompt and seed in its order; others in the folder are left."""
         found = {record.uid: record for record in records}
         uids = (
-            uid_of(method.variant, key, seed) for method in self.methods for key in self.keys for seed in self.seeds
+            uid_of(sampler.variant, key, seed) for sampler in self.samplers for key in self.keys for seed in self.seeds
         )
         return [found[uid] for uid in uids if uid in found]
 
@@ -150,7 +150,7 @@ def write_manifest(
     backbone: str,
     settings: Mapping[str, Any],
     margin: float,
-    price: float,
+    cost_per_nfe: float,
     scorers: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Writes ``evaluation.json`` before anything is made, keeping the history of margins that it finds.
@@ -170,13 +170,13 @@ def write_manifest(
     prompts = {job.prompt.prompt_id: job.prompt for job in jobs}
     prompt_ids = tuple(prompts)
     manifest = Manifest(
-        methods=tuple(
-            MethodEntry(
-                plan.method.name,
+        samplers=tuple(
+            SamplerEntry(
+                plan.sampler.name,
                 plan.variant,
                 json.loads(json.dumps(asdict(plan.process))),  # tuples are lists, as they are read again
-                str(getattr(plan.method, "fingerprint", "")),
-                Traits.of(plan.method),
+                str(getattr(plan.sampler, "fingerprint", "")),
+                Traits.of(plan.sampler),
             )
             for plan in plans
         ),
@@ -185,7 +185,7 @@ def write_manifest(
         prompts_digest=digest_of(prompt_ids),
         seeds=tuple(dict.fromkeys(job.seed for job in jobs)),
         margins=margins,
-        price=float(price),
+        cost_per_nfe=float(cost_per_nfe),
         settings=dict(settings),
         versions=versions(),
         scorers=dict(scorers or {}),
@@ -208,17 +208,17 @@ def read_manifest(out_dir: Path | str) -> Manifest:
         manifest = Manifest(
             **{
                 **raw,
-                "methods": tuple(MethodEntry.read(entry) for entry in raw["methods"]),
+                "samplers": tuple(SamplerEntry.read(entry) for entry in raw["samplers"]),
                 "margins": tuple(MarginEntry(**entry) for entry in raw["margins"]),
                 "prompt_ids": tuple(raw["prompt_ids"]),
                 "prompt_keys": tuple(raw.get("prompt_keys", ())),
                 "seeds": tuple(raw["seeds"]),
             }
         )
-        for part in (manifest, *manifest.methods, *manifest.margins):
+        for part in (manifest, *manifest.samplers, *manifest.margins):
             check_types("", part)
-        if not manifest.methods or not manifest.margins:
-            raise ValueError("it names no method or no margin")
+        if not manifest.samplers or not manifest.margins:
+            raise ValueError("it names no sampler or no margin")
         if manifest.prompt_keys and len(manifest.prompt_keys) != len(manifest.prompt_ids):
             raise ValueError(f"{len(manifest.prompt_keys)} keys for {len(manifest.prompt_ids)} prompts")
         return manifest
@@ -231,22 +231,22 @@ def read_manifest(out_dir: Path | str) -> Manifest:
 
 
 def others_in(out_dir: Path | str, plans: Sequence[Plan]) -> str:
-    """What a folder holds of the same methods by another identity, in a sentence; empty for nothing.
+    """What a folder holds of the same samplers by another identity, in a sentence; empty for nothing.
 
     Such records stay and are not reported: what is asked for now is made beside them. Call it before
     :func:`write_manifest`, which replaces the last evaluation's identity.
     """
-    names, variants = {plan.method.name for plan in plans}, {plan.variant for plan in plans}
+    names, variants = {plan.sampler.name for plan in plans}, {plan.variant for plan in plans}
     here = fingerprint.digest_of(plans[0].identity)
     found = [
         record
         for record in RecordStore(Path(out_dir) / RECORDS_FOLDER).read()
-        if record.method in names and record.variant not in variants and record.identity != here
+        if record.sampler in names and record.variant not in variants and record.identity != here
     ]
     if not found:
         return ""
     unknown = sum(record.identity is None for record in found)
-    words = f"{out_dir} also holds {len(found)} records of these methods by another model, scorer or judge"
+    words = f"{out_dir} also holds {len(found)} records of these samplers by another model, scorer or judge"
     if unknown:
         words += f" ({unknown} of an older version do not say by which)"
     with contextlib.suppress(RunFolderError):

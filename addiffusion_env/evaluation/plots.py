@@ -17,26 +17,26 @@ import numpy as np
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS
 from addiffusion_env.errors import MissingPackageError
-from addiffusion_env.evaluation.films import Film, draw_film
-from addiffusion_env.evaluation.records import Record, by_method
+from addiffusion_env.evaluation.filmstrips import Filmstrip, draw_filmstrip
+from addiffusion_env.evaluation.records import Record, by_sampler
 from addiffusion_env.evaluation.statistics import Interval
 from addiffusion_env.evaluation.store import png_bytes
-from addiffusion_env.evaluation.summary import MethodRow, Summary
+from addiffusion_env.evaluation.summary import SamplerRow, Summary
 
 BLUE, RED, GREY, GRID = "#3b78c4", "#c8413b", "#5f6368", "#e3e5e8"
 PALETTE = ("#2e8b57", "#8e5bb5", "#d9822b", "#0f8b8d", "#b5485d", "#7a6a53", "#5c6bc0", "#9aa11f")
 LABELS = {
     "correct": "share correct (detector)",
     "preference": "preference (standard deviations)",
-    "nfe": "mean NFE (guided evaluations a picture)",
-    "seconds": "mean seconds a picture (wall clock)",
+    "nfe": "mean NFE (guided evaluations an image)",
+    "seconds": "mean seconds an image (wall clock)",
 }
 WIDTH, DPI = 8.0, 130
 """Inches, and pixels an inch: 1040 pixels, the width of the report's text."""
 FONT, SMALL = 9, 8
 """Points: of axes, and of what is least. At 130 pixels an inch 8 points are 14 pixels."""
 NAME = 60
-"""Characters of a method's name in a legend; longer ones lose their middle."""
+"""Characters of a sampler's name in a legend; longer ones lose their middle."""
 TIMELINE_ROWS = 64
 MARKERS = "so^vPX*"
 LINES = ("-", "--", ":", "-.")
@@ -46,7 +46,7 @@ WIDE = 6.0
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn, the same in every figure.
+    """How a sampler is drawn, the same in every figure.
 
     Attributes:
         colour: of its points and lines.
@@ -60,32 +60,35 @@ class Style:
 
 
 def styles(summary: Summary) -> dict[str, Style]:
-    """Method -> style: the focus method and its prices red diamonds, no two others alike up to 56 of them."""
-    curve = [row.method for row in _curve(summary.methods, summary.focus, "nfe")]
+    """Sampler -> style: the focus sampler and its costs per NFE red diamonds, no two others alike up to 56 of them."""
+    curve = [row.sampler for row in _curve(summary.samplers, summary.focus, "nfe")]
     found = {summary.focus: Style(RED, "D", "-")}
     for place, name in enumerate(name for name in curve if name != summary.focus):
         found[name] = Style(RED, "d", LINES[1 + place % (len(LINES) - 1)])
-    others = [row.method for row in summary.methods if row.method not in found and not _plain_fixed(row)]
+    others = [row.sampler for row in summary.samplers if row.sampler not in found and not _plain_fixed(row)]
     for place, name in enumerate(others):
         line = LINES[place // len(PALETTE) % len(LINES)]
         found[name] = Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], line)
     return found
 
 
-def figures(records: Sequence[Record], summary: Summary, films: Sequence[Film]) -> dict[str, bytes]:
+def figures(records: Sequence[Record], summary: Summary, filmstrips: Sequence[Filmstrip]) -> dict[str, bytes]:
     """Every figure of a report: file stem -> PNG file. What would show a single value is left out.
 
     Raises:
         MissingPackageError: without matplotlib.
     """
     pyplot = load_pyplot()
-    found = {stem: png_of(pyplot, figure) for stem, figure in plots(pyplot, records, summary, films).items()}
-    return {**found, **{f"film_{number:02d}": png_bytes(draw_film(film)) for number, film in enumerate(films)}}
+    found = {stem: png_of(pyplot, figure) for stem, figure in plots(pyplot, records, summary, filmstrips).items()}
+    return {
+        **found,
+        **{f"film_{number:02d}": png_bytes(draw_filmstrip(filmstrip)) for number, filmstrip in enumerate(filmstrips)},
+    }
 
 
-def plots(pyplot: Any, records: Sequence[Record], summary: Summary, films: Sequence[Film]) -> dict[str, Any]:
+def plots(pyplot: Any, records: Sequence[Record], summary: Summary, filmstrips: Sequence[Filmstrip]) -> dict[str, Any]:
     """The matplotlib figures of a report by file stem."""
-    groups = by_method(records)
+    groups = by_sampler(records)
     focus = groups[summary.focus]
     qualities = dict.fromkeys((summary.primary, "preference"))
     wanted = {
@@ -95,16 +98,16 @@ def plots(pyplot: Any, records: Sequence[Record], summary: Summary, films: Seque
     found = {
         stem: frontier(pyplot, summary, *axes)
         for stem, axes in wanted.items()
-        if _differ(_interval(row, axes[1]) for row in summary.methods)
+        if _differ(_interval(row, axes[1]) for row in summary.samplers)
     }
     if _differ(record.nfe for record in focus):
         found["nfe_by_task"] = nfe_by_task(pyplot, focus, summary.focus)
     varying = {name: made for name, made in groups.items() if _differ(record.nfe for record in made)}
-    if varying and _differ(record.demands for record in records):
-        found["nfe_by_demands"] = nfe_by_demands(pyplot, varying, summary)
+    if varying and _differ(record.constraints for record in records):
+        found["nfe_by_constraints"] = nfe_by_constraints(pyplot, varying, summary)
     if _differ(record.actions for record in focus):
         found["timelines"] = timelines(pyplot, focus)
-    paid = [film for film in films if film.method == summary.focus and film.terms]
+    paid = [filmstrip for filmstrip in filmstrips if filmstrip.sampler == summary.focus and filmstrip.terms]
     if paid:
         found["reward_terms"] = reward_terms(pyplot, paid)
     return found
@@ -116,10 +119,10 @@ def _differ(values: Iterable[Any]) -> bool:
 
 
 def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
-    """Quality against cost with 95 % intervals both ways; fixed schedules are joined, and so are a policy's prices."""
+    """Quality against cost with 95 % intervals both ways; fixed schedules are joined, and so are a policy's costs per NFE."""
     figure, axes = pyplot.subplots(figsize=(WIDTH, 3.9))
     axes.margins(y=0.12)  # room for the numbers of steps below their points
-    rows = [row for row in summary.methods if _interval(row, quality) is not None]
+    rows = [row for row in summary.samplers if _interval(row, quality) is not None]
     fixed = sorted((row for row in rows if _plain_fixed(row)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
     fixed = fixed if len(fixed) > 1 else []  # a band has two ends: one schedule is a point like others
     if fixed:
@@ -143,7 +146,7 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
     axes.plot([x.estimate for x, _ in line], [y.estimate for _, y in line], "-", color=RED, linewidth=1)
     drawn = styles(summary)
     for row in [*curve, *(row for row in others if row not in curve)]:
-        _point(axes, row, quality, cost, drawn.get(row.method, Style(GREY, "o", "-")))
+        _point(axes, row, quality, cost, drawn.get(row.sampler, Style(GREY, "o", "-")))
     _spread_costs(axes, [_interval(row, cost).estimate for row in rows])  # type: ignore[union-attr]
     axes.set_xlabel(LABELS[cost])
     axes.set_ylabel(LABELS[quality])
@@ -152,10 +155,10 @@ def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
     return figure
 
 
-def _curve(rows: Sequence[MethodRow], focus: str, cost: str) -> list[MethodRow]:
-    """The focus method at all its prices, controls left out, from the cheapest."""
-    curve = next((row.traits.curve for row in rows if row.method == focus), "")
-    same = [row for row in rows if row.method == focus or (curve and row.traits.curve == curve)]
+def _curve(rows: Sequence[SamplerRow], focus: str, cost: str) -> list[SamplerRow]:
+    """The focus sampler at all its costs per NFE, controls left out, from the cheapest."""
+    curve = next((row.traits.curve for row in rows if row.sampler == focus), "")
+    same = [row for row in rows if row.sampler == focus or (curve and row.traits.curve == curve)]
     return sorted(same, key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
 
 
@@ -186,7 +189,7 @@ def legend_below(figure: Any, axes: Any) -> None:
     figure.legend(handles, names, fontsize=SMALL, frameon=False, loc="outside lower center", ncols=columns)
 
 
-def _point(axes: Any, row: MethodRow, quality: str, cost: str, style: Style) -> None:
+def _point(axes: Any, row: SamplerRow, quality: str, cost: str, style: Style) -> None:
     across, up = _interval(row, cost), _interval(row, quality)
     assert across is not None and up is not None
     axes.errorbar(
@@ -199,16 +202,16 @@ def _point(axes: Any, row: MethodRow, quality: str, cost: str, style: Style) -> 
         markersize=7 if style.marker == "D" else 5,
         elinewidth=1,
         capsize=2,
-        label=row.method,
+        label=row.sampler,
     )
 
 
-def _plain_fixed(row: MethodRow) -> bool:
+def _plain_fixed(row: SamplerRow) -> bool:
     """Whether it is a point of the line of fixed schedules."""
     return row.traits.schedule_steps is not None and bool(row.traits.curve)
 
 
-def _interval(row: MethodRow, name: str) -> Interval | None:
+def _interval(row: SamplerRow, name: str) -> Interval | None:
     return getattr(row, name)
 
 
@@ -236,21 +239,21 @@ def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> Any:
     for axes in grid[-2] if len(tasks) % columns else ():
         axes.xaxis.set_tick_params(labelbottom=True)  # where nothing is below
     figure.supxlabel(f"NFE of {_shortened(title)}", fontsize=FONT)
-    figure.supylabel("share of pictures", fontsize=FONT)
+    figure.supylabel("share of images", fontsize=FONT)
     return figure
 
 
-def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> Any:
-    """Mean NFE against how many things the prompt asks for, for every method that spends more on some."""
+def nfe_by_constraints(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> Any:
+    """Mean NFE against how many things the prompt asks for, for every sampler that spends more on some."""
     figure, axes = pyplot.subplots(figsize=(WIDTH, 3.2))
     drawn = styles(summary)
     for name, made in groups.items():
-        demands = sorted({record.demands for record in made})
-        spent = [[record.nfe for record in made if record.demands == value] for value in demands]
+        constraints = sorted({record.constraints for record in made})
+        spent = [[record.nfe for record in made if record.constraints == value] for value in constraints]
         error = [1.96 * float(np.std(values)) / np.sqrt(len(values)) for values in spent]
         style = drawn.get(name, Style(GREY, "o", "-"))
         axes.errorbar(
-            demands,
+            constraints,
             [float(np.mean(v)) for v in spent],
             yerr=error,
             fmt=style.marker + style.line,
@@ -261,7 +264,7 @@ def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary:
             label=name,
         )
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("demands of the prompt")
+    axes.set_xlabel("constraints of the prompt")
     axes.set_ylabel("mean NFE")
     axes.grid(color=GRID)
     legend_below(figure, axes)
@@ -269,9 +272,9 @@ def nfe_by_demands(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary:
 
 
 def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
-    """One line a picture, one cell a decision in its action's colour; by kind of prompt, then by NFE.
+    """One line an image, one cell a decision in its action's colour; by kind of prompt, then by NFE.
 
-    Of more than :data:`TIMELINE_ROWS` pictures as many are shown, evenly spaced in that order.
+    Of more than :data:`TIMELINE_ROWS` images as many are shown, evenly spaced in that order.
     """
     ordered = sorted(records, key=lambda record: (record.task, record.nfe, record.uid))
     shown = np.linspace(0, len(ordered) - 1, min(TIMELINE_ROWS, len(ordered))).round().astype(int)
@@ -305,21 +308,21 @@ def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
     return figure
 
 
-def reward_terms(pyplot: Any, films: Sequence[Film]) -> Any:
-    """What each decision of some films was paid: bars a term, stacked; the line is the sum so far."""
-    figure, grid = pyplot.subplots(1, len(films), figsize=(WIDTH, 2.9), sharey=True, squeeze=False)
-    names = list(dict.fromkeys(name for film in films for name in film.terms))
+def reward_terms(pyplot: Any, filmstrips: Sequence[Filmstrip]) -> Any:
+    """What each decision of some filmstrips was paid: bars a term, stacked; the line is the sum so far."""
+    figure, grid = pyplot.subplots(1, len(filmstrips), figsize=(WIDTH, 2.9), sharey=True, squeeze=False)
+    names = list(dict.fromkeys(name for filmstrip in filmstrips for name in filmstrip.terms))
     colours = dict(zip(names, (GREY, BLUE, *PALETTE) * (1 + len(names) // 10), strict=False))
-    for axes, film in zip(grid.flat, films, strict=True):
-        at = np.arange(len(film.actions)) + 1
+    for axes, filmstrip in zip(grid.flat, filmstrips, strict=True):
+        at = np.arange(len(filmstrip.actions)) + 1
         above, below = np.zeros(len(at)), np.zeros(len(at))
         for name in names:
-            values = np.array(film.terms.get(name, np.zeros(len(at))))
+            values = np.array(filmstrip.terms.get(name, np.zeros(len(at))))
             axes.bar(at, values, bottom=np.where(values >= 0, above, below), color=colours[name], width=0.7)
             above, below = above + np.maximum(values, 0), below + np.minimum(values, 0)
         axes.plot(at, np.cumsum(above + below), "-o", color=RED, markersize=3, linewidth=1)
         axes.axhline(0, color=GREY, linewidth=0.6)
-        axes.set_title(film.role, fontsize=SMALL)
+        axes.set_title(filmstrip.role, fontsize=SMALL)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color=GRID)
         axes.set_axisbelow(True)

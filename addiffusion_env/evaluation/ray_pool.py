@@ -1,4 +1,4 @@
-"""An evaluation's pictures made by a pool of Ray actors; planning, skipping and recording stay with the runner."""
+"""An evaluation's images made by a pool of Ray actors; planning, skipping and recording stay with the runner."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import torch
 from addiffusion_env.agents.factory import ROLLOUTS
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.identity import difference_words
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, LostWorkerError, RayConfig, import_ray
 from addiffusion_env.engine.lane import Fault, FaultCount
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.runner import Job, Maker, Making, Plan, Shard, Stage, Work, in_turn, plan
+from addiffusion_env.evaluation.runner import EvaluationContext, Job, Maker, Making, Plan, Shard, Work, in_turn, plan
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.base import Sampler
 
 POLL = 1.0
 """Seconds between two looks at the clock of jobs that do not answer."""
 
 
 def maker(
-    rollouts: Mapping[str, Any], methods: Sequence[Method], settings: EnvSettings, judges: Sequence[str]
+    rollouts: Mapping[str, Any], samplers: Sequence[Sampler], settings: EnvSettings, judges: Sequence[str]
 ) -> Maker:
-    """Who makes an evaluation's pictures.
+    """Who makes an evaluation's images.
 
     Args:
-        rollouts: ``kind: local`` for one method after the other in this process, ``kind: ray`` for a pool of actors,
+        rollouts: ``kind: local`` for one sampler after the other in this process, ``kind: ray`` for a pool of actors,
             with the fields of :class:`RayConfig`.
-        methods: not yet bound: they are copied here, and bound again in every actor.
+        samplers: not yet bound: they are copied here, and bound again in every actor.
         settings: what an actor loads its backbone and scorers from.
-        judges: registry names; every actor judges its own pictures.
+        judges: registry names; every actor judges its own images.
 
     Raises:
         UnknownNameError: for another kind.
@@ -49,34 +49,34 @@ def maker(
         return in_turn
     if rollouts["kind"] != "ray":
         raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
-    return RayPool(RayConfig.of(rollouts), methods, settings, judges)
+    return RayPool(RayConfig.of(rollouts), samplers, settings, judges)
 
 
 def prepare(
-    methods: Sequence[Method],
+    samplers: Sequence[Sampler],
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
-    stage: Stage,
+    context: EvaluationContext,
     rollouts: Mapping[str, Any],
     settings: EnvSettings,
     judges: Sequence[str],
 ) -> tuple[list[Plan], Maker]:
     """The plan of an evaluation and who carries it out; see :func:`plan` and :func:`maker`."""
-    make = maker(rollouts, methods, settings, judges)  # before planning binds the methods
-    return plan(methods, prompts, seeds, stage), make
+    make = maker(rollouts, samplers, settings, judges)  # before planning binds the samplers
+    return plan(samplers, prompts, seeds, context), make
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Jobs that go to a worker together: the pictures of a shard.
+    """Jobs that go to a worker together: the images of a shard.
 
     Attributes:
-        method: place of the method.
+        sampler: place of the sampler.
         uids: of its jobs.
         losses: workers that were lost over it.
     """
 
-    method: int
+    sampler: int
     uids: tuple[str, ...]
     losses: int = 0
 
@@ -87,7 +87,7 @@ class Made:
 
     Attributes:
         shard: what was finished.
-        dropped: (job, why) of each picture that was left out.
+        dropped: (job, why) of each image that was left out.
         error: what ended it early, or ``None``.
     """
 
@@ -96,13 +96,13 @@ class Made:
     error: AdDiffusionError | None = None
 
 
-class PictureWorker(BaseWorker):
-    """Makes and judges pictures: a process with a stage and a plan of its own, equal to the runner's."""
+class ImageWorker(BaseWorker):
+    """Makes and judges images: a process with a stage and a plan of its own, equal to the runner's."""
 
     def setup(
         self,
         threads: int,
-        methods: bytes,
+        samplers: bytes,
         settings: EnvSettings,
         judges: Sequence[str],
         prompts: Sequence[Prompt],
@@ -119,24 +119,24 @@ class PictureWorker(BaseWorker):
         backbone = load_backbone(settings)
         process = settings.process(backbone.capabilities, backbone.name)
         held_out = Judges.of(judges, resolve_device(settings.device))
-        self.stage = Stage(backbone, load_scorers(backbone, settings.scorers), process, held_out)
-        self.plans = plan(import_ray().cloudpickle.loads(methods), prompts, seeds, self.stage)
+        self.context = EvaluationContext(backbone, load_scorers(backbone, settings.scorers), process, held_out)
+        self.plans = plan(import_ray().cloudpickle.loads(samplers), prompts, seeds, self.context)
         own = self.plans[0].identity
         if own != identity:
             raise WorkerError(
-                f"a Ray worker would make other pictures than were planned here: {difference_words(identity, own)}",
+                f"a Ray worker would make other images than were planned here: {difference_words(identity, own)}",
                 "give all machines the same weights and packages, and set device= and dtype=",
             )
         self.jobs = [{job.uid: job for job in entry.jobs} for entry in self.plans]
 
     def make(self, chunk: Chunk, making: Making) -> Made:
-        """Makes a chunk's pictures; an error keeps what was finished before it."""
-        jobs = [self.jobs[chunk.method][uid] for uid in chunk.uids]
+        """Makes a chunk's images; an error keeps what was finished before it."""
+        jobs = [self.jobs[chunk.sampler][uid] for uid in chunk.uids]
         dropped: list[tuple[Job, Fault]] = []
         making = replace(making, on_fault=lambda job, fault: dropped.append((job, fault)))
         shard: Shard = []
         try:
-            for part in in_turn([(self.plans[chunk.method], [jobs])], self.stage, making):
+            for part in in_turn([(self.plans[chunk.sampler], [jobs])], self.context, making):
                 shard += part
         except AdDiffusionError as error:
             return Made(shard, tuple(dropped), error)
@@ -151,7 +151,7 @@ class RayPool:
 
     Args:
         config: how many actors, and what each is given.
-        methods: not yet bound.
+        samplers: not yet bound.
         settings: what an actor loads its backbone and scorers from.
         judges: registry names.
 
@@ -160,13 +160,13 @@ class RayPool:
     """
 
     def __init__(
-        self, config: RayConfig, methods: Sequence[Method], settings: EnvSettings, judges: Sequence[str]
+        self, config: RayConfig, samplers: Sequence[Sampler], settings: EnvSettings, judges: Sequence[str]
     ) -> None:
         self.config = config
-        self._methods: bytes = import_ray().cloudpickle.dumps(list(methods))
+        self._samplers: bytes = import_ray().cloudpickle.dumps(list(samplers))
         self._settings, self._judges = settings, list(judges)
 
-    def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+    def __call__(self, work: Work, context: EvaluationContext, making: Making) -> Iterator[Shard]:
         """See :class:`Maker`; every worker has ``making.lanes`` and a stage of its own.
 
         Raises:
@@ -181,8 +181,8 @@ class RayPool:
         jobs = work[0][0].jobs
         prompts = list({job.prompt.prompt_id: job.prompt for job in jobs}.values())
         seeds = list(dict.fromkeys(job.seed for job in jobs))
-        arguments = (self._methods, self._settings, self._judges, prompts, seeds, work[0][0].identity)
-        pool = ActorPool(config, PictureWorker, [arguments] * config.workers, self._settings.device)
+        arguments = (self._samplers, self._settings, self._judges, prompts, seeds, work[0][0].identity)
+        pool = ActorPool(config, ImageWorker, [arguments] * config.workers, self._settings.device)
         with closing(pool):
             yield from _Round(pool, chunks, making).shards()
 
@@ -247,7 +247,7 @@ class _Round:
         return made.shard
 
     def _drop(self, job: Job, fault: Fault) -> None:
-        """Counts a picture that a worker left out: the limit is on those of all workers."""
+        """Counts an image that a worker left out: the limit is on those of all workers."""
         try:
             self.making.faults.drop(fault.error)
         except AdDiffusionError as error:
@@ -259,7 +259,7 @@ class _Round:
         chunk = replace(job.chunk, losses=job.chunk.losses + 1)
         if chunk.losses > self.pool.config.patience:
             self.trouble = self.trouble or WorkerError(
-                f"{chunk.losses} Ray workers were lost over the same {len(chunk.uids)} pictures, the last one {error}",
+                f"{chunk.losses} Ray workers were lost over the same {len(chunk.uids)} images, the last one {error}",
                 "lower max_lanes, raise rollouts.timeout, or look at /tmp/ray/session_latest/logs",
             )
         else:

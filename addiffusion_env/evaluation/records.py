@@ -12,41 +12,41 @@ import pyarrow as pa
 
 from addiffusion_env.backbones import fingerprint
 from addiffusion_env.backbones.identity import described
-from addiffusion_env.baselines.base import Method
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.base import Sampler
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of one method.
+    """One image of one sampler.
 
     Attributes:
-        uid: sha1 of variant, prompt and seed: the same picture has the same uid in every run.
-        variant: sha1 of method, process and identity: what changes when any setting or weight does; see
+        uid: sha1 of variant, prompt and seed: the same image has the same uid in every run.
+        variant: sha1 of sampler, process and identity: what changes when any setting or weight does; see
             :func:`variant_of`.
-        method: the method's name.
+        sampler: the sampler's name.
         backbone: the backbone's name.
         prompt: its text.
         prompt_id: its stable id.
         task: the kind of prompt.
-        demands: how many separate things it asks for.
-        seed: the picture's seed.
-        nfe: evaluations spent in all, every try, landing and refinement included.
+        constraints: how many separate things it asks for.
+        seed: the image's seed.
+        nfe: evaluations spent in all, every try, early exit and refinement included.
         network_calls: network calls spent in all.
         decisions: how many actions the kept try took.
         actions: these actions: 0 continue, 1 stop, 2 refine.
         refinements: how many were tried in it.
-        preference: of the finished picture, standard deviations.
-        clip_score: of the finished picture, raw cosine.
+        preference: of the finished image, standard deviations.
+        clip_score: of the finished image, raw cosine.
         correct: the rule-based judge's verdict; ``None`` where the prompt has no requirements.
         reason: why, in the judge's words; empty where it did not judge.
         extra: further held-out scorers, by name.
-        seconds: this picture's share of the wall-clock: its network calls times the seconds a network call took,
-            averaged over the method's run so far. Scorers' looks and the policy's decisions are in; judging, encoding
-            and writing are not. Means over a method are honest totals; single values know nothing but the calls. A
-            method that runs a pipeline of its own, picture by picture, measures each picture's own wall-clock.
-        peak_memory: bytes held at most while this picture's shard was made, by all lanes together: on a GPU those of
+        seconds: this image's share of the wall-clock: its network calls times the seconds a network call took,
+            averaged over the sampler's run so far. Scorers' looks and the policy's decisions are in; judging, encoding
+            and writing are not. Means over a sampler are honest totals; single values know nothing but the calls. A
+            sampler that runs a pipeline of its own, image by image, measures each image's own wall-clock.
+        peak_memory: bytes held at most while this image's shard was made, by all lanes together: on a GPU those of
             tensors, else of the whole process; ``None`` where the system does not tell, or nobody measured.
         identity: sha256 of what made and judged it (:func:`.identity_of`), which the manifest of its evaluation
             spells out; ``None`` in records from before it was kept, of which nobody knows the weights.
@@ -54,12 +54,12 @@ class Record:
 
     uid: str
     variant: str
-    method: str
+    sampler: str
     backbone: str
     prompt: str
     prompt_id: str
     task: str
-    demands: int
+    constraints: int
     seed: int
     nfe: float
     network_calls: int
@@ -80,12 +80,12 @@ SCHEMA = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
         pa.field("variant", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
+        pa.field("sampler", pa.string(), nullable=False),
         pa.field("backbone", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
-        pa.field("demands", pa.int32(), nullable=False),
+        pa.field("constraints", pa.int32(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("nfe", pa.float64(), nullable=False),
         pa.field("network_calls", pa.int64(), nullable=False),
@@ -133,33 +133,33 @@ def from_table(table: pa.Table) -> list[Record]:
     ]
 
 
-def variant_of(method: Method, backbone: str, process: ProcessConfig, identity: str = "") -> str:
-    """40 hex digits that change whenever the method, the process or what makes and judges the pictures does.
+def variant_of(sampler: Sampler, backbone: str, process: ProcessConfig, identity: str = "") -> str:
+    """40 hex digits that change whenever the sampler, the process or what makes and judges the images does.
 
     Args:
-        method: known by its ``fingerprint``, where it carries one, as learned methods do; else by its class and public
+        sampler: known by its ``fingerprint``, where it carries one, as learned samplers do; else by its class and public
             attributes, modules by their weights.
         backbone: its name.
         process: with the content of the files that it names.
         identity: digest of :func:`.identity_of`.
     """
-    own = getattr(method, "fingerprint", "") or {
-        "class": fingerprint.name_of(type(method)),
-        **described({key: value for key, value in getattr(method, "__dict__", {}).items() if key[0] != "_"}),
+    own = getattr(sampler, "fingerprint", "") or {
+        "class": fingerprint.name_of(type(sampler)),
+        **described({key: value for key, value in getattr(sampler, "__dict__", {}).items() if key[0] != "_"}),
     }
-    settings = {"method": method.name, "fingerprint": own, "backbone": backbone, "identity": identity}
+    settings = {"sampler": sampler.name, "fingerprint": own, "backbone": backbone, "identity": identity}
     return _sha1(json.dumps({**settings, "process": described(process)}, sort_keys=True))
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """64 hex digits of a prompt's id and of all else that shapes a picture or its verdict: lists are mended."""
+    """64 hex digits of a prompt's id and of all else that shapes an image or its verdict: lists are mended."""
     return fingerprint.digest_of(
         described([prompt.prompt_id, prompt.text, prompt.phrases, prompt.requirements, prompt.arguments])
     )
 
 
 def uid_of(variant: str, prompt: str, seed: int) -> str:
-    """40 hex digits that name one picture; the prompt by its key.
+    """40 hex digits that name one image; the prompt by its key.
 
     >>> uid_of("v", "p", 0) == uid_of("v", "p", 0) != uid_of("v", "p", 1)
     True
@@ -176,11 +176,11 @@ def _sha1(text: str) -> str:
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def by_method(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records grouped by method, in order of first appearance."""
+def by_sampler(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records grouped by sampler, in order of first appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record.method, []).append(record)
+        groups.setdefault(record.sampler, []).append(record)
     return groups
 
 

@@ -43,8 +43,8 @@ def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) 
     """
 
     def embedded(figure: Figure) -> dict[str, str | int]:
-        with Image.open(io.BytesIO(drawn[figure.stem])) as picture:
-            kind, width = str(picture.format).lower(), picture.width
+        with Image.open(io.BytesIO(drawn[figure.stem])) as image:
+            kind, width = str(image.format).lower(), image.width
         source = f"data:image/{kind};base64,{base64.b64encode(drawn[figure.stem]).decode()}"
         return {"source": source, "width": width, "shown": figure.width or width}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.extras import EXTRAS, Reported
-from addiffusion_env.evaluation.films import read_films
+from addiffusion_env.evaluation.filmstrips import read_filmstrips
 from addiffusion_env.evaluation.manifest import read_manifest, write_text
 from addiffusion_env.evaluation.plots import figures, save_figures
 from addiffusion_env.evaluation.rendering import PLOTS_FOLDER, to_html, to_markdown
@@ -44,7 +44,7 @@ class Report:
 
 
 def write_report(out_dir: Path | str) -> Report:
-    """Reads a folder's manifest, records and films; writes its report. The same records give the same report.
+    """Reads a folder's manifest, records and filmstrips; writes its report. The same records give the same report.
 
     Args:
         out_dir: of an evaluation.
@@ -60,9 +60,9 @@ def write_report(out_dir: Path | str) -> Report:
     if not records:
         raise RunFolderError(f"{folder} holds no record of its evaluation", "run eval_sb3.py with this out= again")
     summary = summarise(records, manifest)
-    films = read_films(folder)
-    drawn = figures(records, summary, films)
-    written = sections(records, summary, manifest, films, drawn)
+    filmstrips = read_filmstrips(folder)
+    drawn = figures(records, summary, filmstrips)
+    written = sections(records, summary, manifest, filmstrips, drawn)
     side_by_side, thumbnails = sample_section(records, manifest, folder)
     if side_by_side is not None:
         written.insert(1, side_by_side)

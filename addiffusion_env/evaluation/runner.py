@@ -1,4 +1,4 @@
-"""Methods x prompts x seeds -> records, shard by shard; in a shard a lane that ends takes the next prompt at once."""
+"""Samplers x prompts x seeds -> records, shard by shard; in a shard a lane that ends takes the next prompt at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import identity_of
-from addiffusion_env.baselines.base import BilledEpisode, MeetsPrompts, Method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import LANE_ERRORS, Fault, FaultCount
@@ -24,31 +23,32 @@ from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, varia
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.profiling import Meter
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.base import BilledEpisode, NeedsPrompts, Sampler
+from addiffusion_env.scorers.image_scores import ImageScorers
 
 RECORDS_FOLDER = "records"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What every method of an evaluation runs on.
+class EvaluationContext:
+    """What every sampler of an evaluation runs on.
 
     Attributes:
         backbone: the model.
-        scorers: what methods see of their pictures.
-        process: the base process; each method makes its own from it.
-        judges: held-out judges of the finished pictures.
+        scorers: what samplers see of their images.
+        process: the base process; each sampler makes its own from it.
+        judges: held-out judges of the finished images.
     """
 
     backbone: Backbone
-    scorers: LookScorers
+    scorers: ImageScorers
     process: ProcessConfig
     judges: Judges = field(default_factory=Judges)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make."""
+    """One image to make."""
 
     uid: str
     prompt: Prompt
@@ -57,17 +57,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """One method's pictures.
+    """One sampler's images.
 
     Attributes:
-        method: bound to the stage's backbone.
+        sampler: bound to the stage's backbone.
         process: what it runs under.
         variant: see :func:`variant_of`.
         jobs: prompts in order, the seeds of each together.
         identity: of what makes and judges them; see :func:`.identity_of`.
     """
 
-    method: Method
+    sampler: Sampler
     process: ProcessConfig
     variant: str
     jobs: tuple[Job, ...]
@@ -75,10 +75,10 @@ class Plan:
 
 
 Shard = list[tuple[Record, bytes | None]]
-"""Records in the order they were finished, each with its picture as a PNG file where pictures are kept."""
+"""Records in the order they were finished, each with its image as a PNG file where images are kept."""
 
 Work = Sequence[tuple[Plan, Sequence[Sequence[Job]]]]
-"""Plans, each with the groups of its jobs that are to be done; a group's pictures are made together."""
+"""Plans, each with the groups of its jobs that are to be done; a group's images are made together."""
 
 
 @dataclass(frozen=True)
@@ -86,42 +86,44 @@ class Making:
     """How work is done.
 
     Attributes:
-        lanes: pictures in the making at once.
-        halve: make model calls for half as many pictures when the device's memory runs out.
-        keep_pictures: whether records come with their pictures; or the uids of those that do.
-        faults: pictures that may be left out, and how many were.
+        lanes: images in the making at once.
+        halve: make model calls for half as many images when the device's memory runs out.
+        keep_images: whether records come with their images; or the uids of those that do.
+        faults: images that may be left out, and how many were.
         on_fault: told of each.
     """
 
     lanes: int
     halve: bool = False
-    keep_pictures: bool | frozenset[str] = False
+    keep_images: bool | frozenset[str] = False
     faults: FaultCount = field(default_factory=FaultCount)
     on_fault: Callable[[Job, Fault], None] | None = None
 
 
 class Maker(Protocol):
-    """A way of doing the work: one method after the other (:func:`in_turn`), or in a pool of Ray actors."""
+    """A way of doing the work: one sampler after the other (:func:`in_turn`), or in a pool of Ray actors."""
 
-    def __call__(self, work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
+    def __call__(self, work: Work, context: EvaluationContext, making: Making) -> Iterator[Shard]:
         """Yields what came of each group when it is done, what is finished also before an error; may be empty."""
 
 
-def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[int], stage: Stage) -> list[Plan]:
+def plan(
+    samplers: Sequence[Sampler], prompts: Sequence[Prompt], seeds: Sequence[int], context: EvaluationContext
+) -> list[Plan]:
     """What an evaluation will make.
 
     Args:
-        methods: with different names.
+        samplers: with different names.
         prompts: with different ids.
-        seeds: each makes one picture a prompt; shared by all methods, so differences are paired.
-        stage: the model, its scorers and judges; every method is bound to it.
+        seeds: each makes one image a prompt; shared by all samplers, so differences are paired.
+        context: the model, its scorers and judges; every sampler is bound to it.
 
     Raises:
-        ConfigError: for two methods of one name, two prompts of one id, a seed twice, or nothing to do.
-        CapabilityError: when the backbone cannot do what a method asks.
+        ConfigError: for two samplers of one name, two prompts of one id, a seed twice, or nothing to do.
+        CapabilityError: when the backbone cannot do what a sampler asks.
     """
     for what, names in (
-        ("method", [method.name for method in methods]),
+        ("sampler", [sampler.name for sampler in samplers]),
         ("prompt", [prompt.prompt_id for prompt in prompts]),
         ("seed", [str(seed) for seed in seeds]),
     ):
@@ -131,51 +133,51 @@ def plan(methods: Sequence[Method], prompts: Sequence[Prompt], seeds: Sequence[i
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigError(f"{what} {twice!r} is there more than once", "records are told apart by it: name it once")
     # In one order, whatever is recorded already: a text that is encoded in another batch is rounded otherwise.
-    stage.scorers.clip.embed_texts(prompts)
-    identity, plans = identity_of(backbone=stage.backbone, scorers=stage.scorers, judges=stage.judges), []
+    context.scorers.clip.embed_texts(prompts)
+    identity, plans = identity_of(backbone=context.backbone, scorers=context.scorers, judges=context.judges), []
     digest, keys = digest_of(identity), [prompt_key(prompt) for prompt in prompts]
-    for method in methods:
-        method.bind(stage.backbone, stage.scorers)
-        if isinstance(method, MeetsPrompts):
-            method.meet(prompts)
-        process = method.process(stage.process)
-        process.check(stage.backbone.capabilities, stage.backbone.name)
-        variant = variant_of(method, stage.backbone.name, process, digest)
+    for sampler in samplers:
+        sampler.bind(context.backbone, context.scorers)
+        if isinstance(sampler, NeedsPrompts):
+            sampler.setup(prompts)
+        process = sampler.process(context.process)
+        process.check(context.backbone.capabilities, context.backbone.name)
+        variant = variant_of(sampler, context.backbone.name, process, digest)
         jobs = tuple(
             Job(uid_of(variant, key, seed), prompt, int(seed))
             for key, prompt in zip(keys, prompts, strict=True)
             for seed in seeds
         )
-        plans.append(Plan(method, process, variant, jobs, identity))
+        plans.append(Plan(sampler, process, variant, jobs, identity))
     return plans
 
 
 def evaluate(
-    methods: Sequence[Method],
+    samplers: Sequence[Sampler],
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
-    stage: Stage,
+    context: EvaluationContext,
     out_dir: Path | str,
     *,
     max_lanes: int | str = 8,
     shard_size: int = 32,
-    keep_pictures: bool | frozenset[str] = False,
+    keep_images: bool | frozenset[str] = False,
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
 ) -> list[Record]:
-    """Makes, judges and records every picture of methods x prompts x seeds that is not recorded yet.
+    """Makes, judges and records every image of samplers x prompts x seeds that is not recorded yet.
 
     The whole of :func:`plan` and :func:`carry_out`; see there for arguments, result and errors.
     """
-    plans = plan(methods, prompts, seeds, stage)
+    plans = plan(samplers, prompts, seeds, context)
     return carry_out(
         plans,
-        stage,
+        context,
         out_dir,
         max_lanes=max_lanes,
         shard_size=shard_size,
-        keep_pictures=keep_pictures,
+        keep_images=keep_images,
         max_faults=max_faults,
         on_records=on_records,
         on_fault=on_fault,
@@ -184,50 +186,50 @@ def evaluate(
 
 def carry_out(
     plans: Sequence[Plan],
-    stage: Stage,
+    context: EvaluationContext,
     out_dir: Path | str,
     *,
     max_lanes: int | str = 8,
     shard_size: int = 32,
-    keep_pictures: bool | frozenset[str] = False,
+    keep_images: bool | frozenset[str] = False,
     max_faults: int = 0,
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
     make: Maker | None = None,
 ) -> list[Record]:
-    """Makes, judges and records every planned picture that is not recorded yet.
+    """Makes, judges and records every planned image that is not recorded yet.
 
-    Methods run one after the other, so that each one's seconds are its own. Pictures depend on prompt, seed and
-    method alone: records are the same whatever ``max_lanes``, but for rounding and what is measured (``seconds``,
+    Samplers run one after the other, so that each one's seconds are its own. Images depend on prompt, seed and
+    sampler alone: records are the same whatever ``max_lanes``, but for rounding and what is measured (``seconds``,
     ``peak_memory``). With the same settings they are the same to the last bit, also after a kill, on one processor (its
     instruction set), with one number of threads and the same versions of torch, diffusers and transformers.
 
     Args:
         plans: from :func:`plan`.
-        stage: the model, its scorers and judges.
+        context: the model, its scorers and judges.
         out_dir: the run's folder; records go to ``records`` in it.
-        max_lanes: pictures in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
-        shard_size: pictures a shard, made and written together: what a kill loses at most. Lanes run dry at the end
+        max_lanes: images in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
+        shard_size: images a shard, made and written together: what a kill loses at most. Lanes run dry at the end
             of a shard, so it should be a multiple of ``max_lanes``.
-        keep_pictures: keep every picture as PNG, or those of these uids.
-        max_faults: pictures that may be left out, over all methods, because NaN or a scorer that raises befell them
+        keep_images: keep every image as PNG, or those of these uids.
+        max_faults: images that may be left out, over all samplers, because NaN or a scorer that raises befell them
             alone; 0 raises the first such error. They are tried again by the next run.
         on_records: told of the records that are there already, and of each new shard.
-        on_fault: told of each picture that is left out.
+        on_fault: told of each image that is left out.
         make: who does the work; ``None`` is :func:`in_turn`.
 
     Returns:
-        The records by method, prompt and seed, in the order given; without those left out.
+        The records by sampler, prompt and seed, in the order given; without those left out.
 
     Raises:
         ConfigError: for ``max_lanes`` or ``shard_size`` below 1.
         RunFolderError: when records cannot be written.
-        NumericsError, ScorerError: when more pictures fail than ``max_faults``; what was finished before is recorded.
+        NumericsError, ScorerError: when more images fail than ``max_faults``; what was finished before is recorded.
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, got {shard_size}", "use 32")
     lanes, halve = lanes_of(max_lanes, "max_lanes")
-    making = Making(lanes, halve, keep_pictures, FaultCount(max_faults), on_fault)
+    making = Making(lanes, halve, keep_images, FaultCount(max_faults), on_fault)
     store = RecordStore(Path(out_dir) / RECORDS_FOLDER)
     store.set_aside_damaged()
     found = {record.uid: record for record in store.read()}
@@ -238,9 +240,9 @@ def carry_out(
         waiting = {job.uid for group in groups for job in group}
         if on_records is not None and len(waiting) < len(entry.jobs):
             on_records([found[job.uid] for job in entry.jobs if job.uid not in waiting])
-    for made in (make or in_turn)(work, stage, making):
+    for made in (make or in_turn)(work, context, making):
         if not made:
-            continue  # every picture of the shard was left out
+            continue  # every image of the shard was left out
         records = [record for record, _ in made]
         store.write(records, {record.uid: png for record, png in made if png is not None})
         found.update((record.uid, record) for record in records)
@@ -250,34 +252,34 @@ def carry_out(
 
 
 def to_make(out_dir: Path | str, plans: Sequence[Plan], shard_size: int) -> list[int]:
-    """How many pictures of each plan :func:`carry_out` would make: those that are not recorded, by whole shards."""
+    """How many images of each plan :func:`carry_out` would make: those that are not recorded, by whole shards."""
     found = {record.uid: record for record in RecordStore(Path(out_dir) / RECORDS_FOLDER).read()}
     return [sum(map(len, _waiting(entry, found, shard_size))) for entry in plans]
 
 
 def _waiting(entry: Plan, found: Mapping[str, Record], shard_size: int) -> list[tuple[Job, ...]]:
-    """The groups of a method's jobs that must be made: those of which a record is missing.
+    """The groups of a sampler's jobs that must be made: those of which a record is missing.
 
-    Groups are cut from the plan, not from what is missing, and made whole: the pictures that share a batch are then
+    Groups are cut from the plan, not from what is missing, and made whole: the images that share a batch are then
     the same after an interruption, and so is every bit of their records.
     """
     groups = [entry.jobs[first : first + shard_size] for first in range(0, len(entry.jobs), shard_size)]
     return [group for group in groups if not all(job.uid in found for job in group)]
 
 
-def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
-    """One method after the other, in this process."""
+def in_turn(work: Work, context: EvaluationContext, making: Making) -> Iterator[Shard]:
+    """One sampler after the other, in this process."""
     for entry, groups in work:
         engine = Engine(
-            stage.backbone,
-            stage.scorers,
+            context.backbone,
+            context.scorers,
             solver=entry.process.solver,
-            decider=entry.method.decide,
+            decider=entry.sampler.decide,
             halve=making.halve,
             faults=making.faults,
         )
-        kept = making.keep_pictures
-        for made in _make(entry, groups, stage, engine, making.lanes, making.on_fault):
+        kept = making.keep_images
+        for made in _make(entry, groups, context, engine, making.lanes, making.on_fault):
             keeps = [kept is True or (kept and record.uid in kept) for record, _ in made]
             yield [(record, png_bytes(pixels) if k else None) for (record, pixels), k in zip(made, keeps, strict=True)]
 
@@ -285,20 +287,20 @@ def in_turn(work: Work, stage: Stage, making: Making) -> Iterator[Shard]:
 def _make(
     entry: Plan,
     groups: Sequence[Sequence[Job]],
-    stage: Stage,
+    context: EvaluationContext,
     engine: Engine,
     max_lanes: int,
     on_fault: Callable[[Job, Fault], None] | None,
 ) -> Iterator[list[tuple[Record, np.ndarray]]]:
-    """Makes groups of a method's pictures; yields each when it is done, and what there is of it before an error."""
+    """Makes groups of a sampler's images; yields each when it is done, and what there is of it before an error."""
     elapsed = 0.0
     for group in groups:
-        programs = (entry.method.program(stage.backbone, entry.process, job.prompt, job.seed) for job in group)
+        coroutines = (entry.sampler.coroutine(context.backbone, entry.process, job.prompt, job.seed) for job in group)
         made: list[tuple[Job, Episode]] = []
         trouble: BaseException | None = None
-        meter = Meter(stage.backbone.device)
+        meter = Meter(context.backbone.device)
         try:
-            for place, ended in engine.stream(programs, max_lanes):
+            for place, ended in engine.stream(coroutines, max_lanes):
                 if not isinstance(ended, Fault):
                     made.append((group[place], ended))
                 elif on_fault is not None:
@@ -309,7 +311,7 @@ def _make(
         elapsed += usage.seconds
         if made:
             rate = elapsed / max(1, engine.counters.denoiser_rows)
-            yield _judged(entry, made, stage, rate, usage.peak_bytes, engine.faults, on_fault)
+            yield _judged(entry, made, context, rate, usage.peak_bytes, engine.faults, on_fault)
         if trouble is not None:
             raise trouble
 
@@ -317,35 +319,37 @@ def _make(
 def _judged(
     entry: Plan,
     made: Sequence[tuple[Job, Episode]],
-    stage: Stage,
+    context: EvaluationContext,
     rate: float,
     peak: int | None,
     faults: FaultCount,
     on_fault: Callable[[Job, Fault], None] | None,
 ) -> list[tuple[Record, np.ndarray]]:
-    """Finished episodes as records and (h, w, 3) uint8 pictures.
+    """Finished episodes as records and (h, w, 3) uint8 images.
 
-    Where the judges fail on a shard they judge its pictures one by one, and those that they fail on are left out.
+    Where the judges fail on a shard they judge its images one by one, and those that they fail on are left out.
 
     Args:
         entry: whose they are.
         made: jobs and what came of them.
-        stage: with the judges.
+        context: with the judges.
         rate: seconds that a network call took.
         peak: bytes held at most while they were made.
         faults: how many may be left out.
         on_fault: told of those that are.
     """
     try:
-        judgements = stage.judges.judge([episode.picture.image for _, episode in made], [job.prompt for job, _ in made])
+        judgements = context.judges.judge(
+            [episode.image.tensor for _, episode in made], [job.prompt for job, _ in made]
+        )
     except LANE_ERRORS as error:
         if faults.limit and len(made) > 1:
-            return [row for one in made for row in _judged(entry, [one], stage, rate, peak, faults, on_fault)]
+            return [row for one in made for row in _judged(entry, [one], context, rate, peak, faults, on_fault)]
         fault = faults.drop(error)
         if on_fault is not None:
             on_fault(made[0][0], fault)
         return []
-    name = stage.backbone.name
+    name = context.backbone.name
     rows = []
     for (job, episode), judgement in zip(made, judgements, strict=True):
         seconds = episode.lane.calls * rate
@@ -353,7 +357,7 @@ def _judged(
             judgement = replace(judgement, extra={**judgement.extra, **episode.costs})
             seconds = seconds if episode.seconds is None else episode.seconds
         record = record_of(entry, job, episode, judgement, name, seconds, peak)
-        rows.append((record, episode.picture.pixels()))
+        rows.append((record, episode.image.pixels()))
     return rows
 
 
@@ -367,24 +371,24 @@ def record_of(
     peak_memory: int | None = None,
 ) -> Record:
     """The record of one finished episode."""
-    lane, look = episode.lane, episode.picture.look
+    lane, scores = episode.lane, episode.image.scores
     return Record(
         uid=job.uid,
         variant=entry.variant,
-        method=entry.method.name,
+        sampler=entry.sampler.name,
         backbone=backbone,
         prompt=job.prompt.text,
         prompt_id=job.prompt.prompt_id,
         task=job.prompt.task,
-        demands=job.prompt.demands,
+        constraints=job.prompt.constraints,
         seed=job.seed,
         nfe=float(lane.nfe),
         network_calls=int(lane.calls),
         decisions=len(lane.actions),
         actions=tuple(lane.actions),
         refinements=lane.refinements,
-        preference=float(look.preference[0]),
-        clip_score=float(look.clip_score[0]),
+        preference=float(scores.preference[0]),
+        clip_score=float(scores.clip_score[0]),
         correct=judgement.correct,
         reason=judgement.reason,
         extra=judgement.extra,

@@ -1,4 +1,4 @@
-"""Images of all methods side by side: a fixed sample of prompts, chosen before anything is made."""
+"""Images of all samplers side by side: a fixed sample of prompts, chosen before anything is made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from addiffusion_env.evaluation.store import RecordStore
 SAMPLES = 12
 """Prompts in the sample of an evaluation that does not say."""
 THUMBNAIL, SHOWN = 192, 128
-"""Pixels of a thumbnail's longer side at most, and as how many it is shown; smaller pictures stay as they are."""
+"""Pixels of a thumbnail's longer side at most, and as how many it is shown; smaller images stay as they are."""
 
 
 def sample_prompts(tasks: Mapping[str, str], count: int) -> list[str]:
@@ -43,7 +43,7 @@ def sample_prompts(tasks: Mapping[str, str], count: int) -> list[str]:
 
 
 def sample_uids(plans: Sequence[Plan], count: int) -> frozenset[str]:
-    """The pictures that are kept for the report: every method's, of the sample's prompts, with the first seed."""
+    """The images that are kept for the report: every sampler's, of the sample's prompts, with the first seed."""
     jobs = plans[0].jobs
     chosen = set(sample_prompts({job.prompt.prompt_id: job.prompt.task for job in jobs}, count))
     return frozenset(
@@ -54,23 +54,23 @@ def sample_uids(plans: Sequence[Plan], count: int) -> frozenset[str]:
 def sample_section(
     records: Sequence[Record], manifest: Manifest, folder: Path
 ) -> tuple[Section | None, dict[str, bytes]]:
-    """The section of pictures side by side, a row a prompt and a column a method, and its thumbnails by stem.
+    """The section of images side by side, a row a prompt and a column a sampler, and its thumbnails by stem.
 
-    ``None`` where no picture of the sample was kept: by ``samples=0``, or a version that did not.
+    ``None`` where no image of the sample was kept: by ``samples=0``, or a version that did not.
     """
-    by_key = {(record.method, record.prompt_id): record for record in records if record.seed == manifest.seeds[0]}
+    by_key = {(record.sampler, record.prompt_id): record for record in records if record.seed == manifest.seeds[0]}
     tasks = {record.prompt_id: record.task for record in by_key.values()}
     tasks = {prompt_id: tasks[prompt_id] for prompt_id in manifest.prompt_ids if prompt_id in tasks}
     chosen = sample_prompts(tasks, int(manifest.settings.get("samples", SAMPLES)))
-    shown = (by_key.get((entry.name, prompt_id)) for prompt_id in chosen for entry in manifest.methods)
-    kept = RecordStore(folder / RECORDS_FOLDER).pictures(record.uid for record in shown if record)
+    shown = (by_key.get((entry.name, prompt_id)) for prompt_id in chosen for entry in manifest.samplers)
+    kept = RecordStore(folder / RECORDS_FOLDER).images(record.uid for record in shown if record)
     if not kept:
         return None, {}
     drawn: dict[str, bytes] = {}
     rows = []
     for row, prompt_id in enumerate(chosen):
         cells: list[str | Figure] = []
-        for column, entry in enumerate(manifest.methods):
+        for column, entry in enumerate(manifest.samplers):
             record = by_key.get((entry.name, prompt_id))
             if record is None or record.uid not in kept:
                 cells.append("left out" if record is None else "not kept")
@@ -84,27 +84,27 @@ def sample_section(
         rows.append((f"{kind}{cut(text)}", *cells))
     words = (
         f"The first prompts of each kind in the evaluation's order, seed {manifest.seeds[0]}: chosen before anything "
-        "was made. Under each picture its NFE"
+        "was made. Under each image its NFE"
     )
     judged_any = any(record.correct is not None for record in records)
     words += "; \N{CHECK MARK} and \N{BALLOT X} are the judge's verdict." if judged_any else "."
-    table = Table(("prompt", *(entry.name for entry in manifest.methods)), tuple(rows))
+    table = Table(("prompt", *(entry.name for entry in manifest.samplers)), tuple(rows))
     return Section("Images of the same prompts", (words, table)), drawn
 
 
 def thumbnail(png: bytes) -> tuple[str, bytes]:
-    """A picture small enough for a report: (suffix, file).
+    """An image small enough for a report: (suffix, file).
 
     Args:
         png: a PNG file. It is returned as it is when its longer side is at most :data:`THUMBNAIL`.
 
     Returns:
-        ``.png`` or, of a larger picture, ``.jpg`` scaled down to that.
+        ``.png`` or, of a larger image, ``.jpg`` scaled down to that.
     """
-    with Image.open(io.BytesIO(png)) as picture:
-        if max(picture.size) <= THUMBNAIL:
+    with Image.open(io.BytesIO(png)) as image:
+        if max(image.size) <= THUMBNAIL:
             return ".png", png
-        small = picture.convert("RGB")
+        small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85, optimize=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from addiffusion_env.backbones.identity import networks_in
-from addiffusion_env.evaluation.films import Film
+from addiffusion_env.evaluation.filmstrips import Filmstrip
 from addiffusion_env.evaluation.frontier import FrontierGain
-from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
+from addiffusion_env.evaluation.manifest import Manifest, SamplerEntry
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.evaluation.statistics import Interval
-from addiffusion_env.evaluation.summary import MethodRow, Summary, TaskRow
+from addiffusion_env.evaluation.summary import SamplerRow, Summary, TaskRow
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ class Section:
 
 
 def sections(
-    records: Sequence[Record], summary: Summary, manifest: Manifest, films: Sequence[Film], drawn: Container[str]
+    records: Sequence[Record],
+    summary: Summary,
+    manifest: Manifest,
+    filmstrips: Sequence[Filmstrip],
+    drawn: Container[str],
 ) -> list[Section]:
     """The sections of a report, in order; of figures those whose stems are ``drawn``."""
     return [
@@ -74,38 +78,38 @@ def sections(
         _spending(records, summary, drawn),
         _tasks(summary),
         _collapse(summary),
-        _film_section(records, films, summary.focus),
+        _filmstrip_section(records, filmstrips, summary.focus),
         _settings(summary, manifest),
     ]
 
 
 def _comparison(summary: Summary, manifest: Manifest) -> Section:
     prompts, seeds = len(manifest.prompt_ids), len(manifest.seeds)
-    names = [row.method for row in summary.methods]
-    # Some methods have figures of their own: what an oracle chose, how many gradients were taken.
-    extra = tuple(dict.fromkeys(name for row in summary.methods for name in row.extra))
-    heads = ("method", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "GiB", "pictures")
-    table = Table(heads, tuple(_method_cells(row, extra) for row in summary.methods), names.index(summary.focus))
+    names = [row.sampler for row in summary.samplers]
+    # Some samplers have figures of their own: what an oracle chose, how many gradients were taken.
+    extra = tuple(dict.fromkeys(name for row in summary.samplers for name in row.extra))
+    heads = ("sampler", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "GiB", "images")
+    table = Table(heads, tuple(_sampler_cells(row, extra) for row in summary.samplers), names.index(summary.focus))
     return Section(
         "Side by side",
         (
             f"{prompts} prompts, {seeds} seed{'s' if seeds != 1 else ''} each, backbone {manifest.backbone}. "
             "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. "
-            "One guided evaluation counts 1 NFE; every try, landing and refinement is in. "
+            "One guided evaluation counts 1 NFE; every try, early exit and refinement is in. "
             "Correctness is judged by rules from a "
-            "detector that no reward has seen; preference is what some methods select by, so it decides nothing alone. "
-            "Seconds are wall clock, judging left out: a method's time over its pictures, with lanes batched, but one "
-            "picture at a time for methods that run a diffusers pipeline of their own; of a batch each picture has the "
-            "share of its network calls. Memory is the most held at once while a method ran, all lanes.",
+            "detector that no reward has seen; preference is what some samplers select by, so it decides nothing alone. "
+            "Seconds are wall clock, judging left out: a sampler's time over its images, with lanes batched, but one "
+            "image at a time for samplers that run a diffusers pipeline of their own; of a batch each image has the "
+            "share of its network calls. Memory is the most held at once while a sampler ran, all lanes.",
             table,
             *(f"{measure}: {words}." for measure, words in manifest.scorers.items()),
         ),
     )
 
 
-def _method_cells(row: MethodRow, extra: Sequence[str]) -> tuple[str, ...]:
+def _sampler_cells(row: SamplerRow, extra: Sequence[str]) -> tuple[str, ...]:
     return (
-        row.method,
+        row.sampler,
         _short(row.nfe, 2),
         "-" if row.correct is None else str(row.correct),
         _short(row.preference, 2, signed=True),
@@ -113,7 +117,7 @@ def _method_cells(row: MethodRow, extra: Sequence[str]) -> tuple[str, ...]:
         *(_short(row.extra[name], 3) if name in row.extra else "-" for name in extra),
         f"{row.seconds.estimate:.2f}",
         "-" if row.peak_memory is None else f"{row.peak_memory / 2**30:.2f}",
-        str(row.pictures),
+        str(row.images),
     )
 
 
@@ -125,15 +129,15 @@ def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
         if gain is not None:
             parts.append(_gain_words(summary, gain, cost))
     parts.append(Figure("frontier_preference", "The same by preference (not held out)."))
-    parts.append(Figure("frontier_seconds", "Quality against wall-clock seconds a picture on this machine."))
+    parts.append(Figure("frontier_seconds", "Quality against wall-clock seconds an image on this machine."))
     shown = tuple(part for part in parts if not isinstance(part, Figure) or part.stem in drawn)
-    return Section("Quality against cost", shown or ("Nothing to compare: one method, or one cost for all.",))
+    return Section("Quality against cost", shown or ("Nothing to compare: one sampler, or one cost for all.",))
 
 
 def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
     left, right = gain.between
     mixture = left if left == right else f"a mixture of {left} and {right}"
-    beyond = "" if gain.reached else " The constant methods do not reach this cost: their dearest one is taken."
+    beyond = "" if gain.reached else " The constant samplers do not reach this cost: their dearest one is taken."
     return (
         f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} minus the strongest constant, {mixture} with "
         f"{summary.primary} {gain.frontier:.3f}: {gain.gain.estimate:+.3f} [{gain.gain.low:+.3f}, "
@@ -144,7 +148,7 @@ def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
 def _differences(summary: Summary) -> Section:
     rows = tuple(
         (
-            row.method,
+            row.sampler,
             _signed(row.quality, 3),
             _signed(row.preference, 2),
             _signed(row.nfe, 2),
@@ -156,7 +160,7 @@ def _differences(summary: Summary) -> Section:
     )
     head = ("against", summary.primary, "preference", "NFE", "seconds", "p (Wilcoxon)", "p (Holm)")
     parts: list[str | Table | Figure] = [
-        f"{summary.focus} minus each other method, paired by prompt and seed: mean and 95 % bootstrap interval. "
+        f"{summary.focus} minus each other sampler, paired by prompt and seed: mean and 95 % bootstrap interval. "
         "* is below .05 after Holm's adjustment over this table. A large p is no evidence of equality.",
         Table(head, rows),
     ]
@@ -172,40 +176,42 @@ def _differences(summary: Summary) -> Section:
 
 
 def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]) -> Section:
-    focus = next(record for record in records if record.method == summary.focus)
+    focus = next(record for record in records if record.sampler == summary.focus)
     parts: list[str | Table | Figure] = []
     if "nfe_by_task" in drawn:
         parts.append(Figure("nfe_by_task", f"NFE of {summary.focus} by kind of prompt; red is the mean."))
     else:
-        parts.append(f"Every picture of {summary.focus} took {focus.nfe:g} NFE.")
-    if "nfe_by_demands" in drawn:
+        parts.append(f"Every image of {summary.focus} took {focus.nfe:g} NFE.")
+    if "nfe_by_constraints" in drawn:
         words = (
-            "Mean NFE by the number of things that the prompt asks for, 95 % bars; methods that spend alike are out."
+            "Mean NFE by the number of things that the prompt asks for, 95 % bars; samplers that spend alike are out."
         )
-        parts.append(Figure("nfe_by_demands", words))
+        parts.append(Figure("nfe_by_constraints", words))
     if (rho := summary.difficulty) is not None:
         parts.append(
-            f"Rank correlation of NFE with demands: {rho.statistic:+.3f} over {rho.n} prompts, "
+            f"Rank correlation of NFE with constraints: {rho.statistic:+.3f} over {rho.n} prompts, "
             f"permutation p {_p(rho.p)}."
         )
-    elif len({record.demands for record in records}) == 1:
-        known = f"asks for {focus.demands} things" if focus.demands else "comes without a count of what it asks for"
-        parts.append(f"Whether NFE follow demands cannot be told: every prompt {known}.")
+    elif len({record.constraints for record in records}) == 1:
+        known = (
+            f"asks for {focus.constraints} things" if focus.constraints else "comes without a count of what it asks for"
+        )
+        parts.append(f"Whether NFE follow constraints cannot be told: every prompt {known}.")
     if "timelines" in drawn:
-        words = "One line a picture, a cell a decision, by kind of prompt and NFE"
+        words = "One line an image, a cell a decision, by kind of prompt and NFE"
         parts.append(Figure("timelines", f"{words}; evenly spaced among all where there are more."))
     return Section("Where the NFE go", tuple(parts))
 
 
 def _tasks(summary: Summary) -> Section:
-    cells = {(row.task, row.method): row for row in summary.tasks}
+    cells = {(row.task, row.sampler): row for row in summary.tasks}
     tasks = sorted({row.task for row in summary.tasks})
-    pictures = {task: max(row.pictures for row in summary.tasks if row.task == task) for task in tasks}
-    names = [row.method for row in summary.methods]
+    images = {task: max(row.images for row in summary.tasks if row.task == task) for task in tasks}
+    names = [row.sampler for row in summary.samplers]
     rows = tuple((name, *(_task_cell(cells.get((task, name))) for task in tasks)) for name in names)
-    table = Table(("method", *(f"{task} ({pictures[task]})" for task in tasks)), rows, names.index(summary.focus))
+    table = Table(("sampler", *(f"{task} ({images[task]})" for task in tasks)), rows, names.index(summary.focus))
     shown = "Share correct" if summary.primary == "correct" else "Preference"
-    return Section("By task", (f"{shown} and mean NFE for each kind of prompt, pictures in brackets.", table))
+    return Section("By task", (f"{shown} and mean NFE for each kind of prompt, images in brackets.", table))
 
 
 def _task_cell(row: TaskRow | None) -> str:
@@ -229,45 +235,45 @@ def _collapse(summary: Summary) -> Section:
         )
         for name, found in summary.behaviours.items()
     )
-    head = ("method", "verdict", "constant share", "bits a decision", "bits of behaviour", "NFE spread")
+    head = ("sampler", "verdict", "constant share", "bits a decision", "bits of behaviour", "NFE spread")
     parts: list[str | Table | Figure] = []
     if rows:
         parts.append(Table((*head, "continue / stop / refine", "why"), rows))
     if (lost := summary.regret) is not None:
         parts.append(
-            f"Utility is preference minus {lost.price:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
+            f"Utility is preference minus {lost.cost_per_nfe:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
             f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); "
             f"oracle over the constants: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE (regret "
             f"{lost.to_oracle:+.3f})."
         )
-    return Section("Collapse watch", tuple(parts) or ("All methods are constant by their definition.",))
+    return Section("Collapse watch", tuple(parts) or ("All samplers are constant by their definition.",))
 
 
-def _film_section(records: Sequence[Record], films: Sequence[Film], focus: str) -> Section:
+def _filmstrip_section(records: Sequence[Record], filmstrips: Sequence[Filmstrip], focus: str) -> Section:
     by_uid = {record.uid: record for record in records}
     rows = []
-    for number, film in enumerate(films):
-        record = by_uid.get(film.uid)
+    for number, filmstrip in enumerate(filmstrips):
+        record = by_uid.get(filmstrip.uid)
         if record is None:
             continue
-        changed = "" if record.actions == film.actions else " (made again with other actions: not reproducible)"
-        words = f"{film.method}, {film.role}: {cut(record.prompt)!r}, seed {record.seed}{changed}"
+        changed = "" if record.actions == filmstrip.actions else " (made again with other actions: not reproducible)"
+        words = f"{filmstrip.sampler}, {filmstrip.role}: {cut(record.prompt)!r}, seed {record.seed}{changed}"
         told = f"{judged(record)}; preference {record.preference:+.2f}"
         rows.append((words, Figure(f"film_{number:02d}", told)))
     if not rows:
         return Section("Film strips", ("None were made.",))
     parts: list[str | Table | Figure] = [
-        "The picture after each action, the finished one last; bars in the action's colour, preference where seen.",
-        Table(("prompt", "film strip"), tuple(rows)),
+        "The image after each action, the finished one last; bars in the action's colour, preference where seen.",
+        Table(("prompt", "filmstrip"), tuple(rows)),
     ]
-    if any(film.method == focus and film.terms for film in films):
-        caption = "Reward of each decision, by term; the red line is the sum so far. One panel a film."
+    if any(filmstrip.sampler == focus and filmstrip.terms for filmstrip in filmstrips):
+        caption = "Reward of each decision, by term; the red line is the sum so far. One panel a filmstrip."
         parts.append(Figure("reward_terms", f"{focus}: {caption}"))
     return Section("Film strips", tuple(parts))
 
 
 def judged(record: Record) -> str:
-    """What a picture cost and what the judge said of it."""
+    """What an image cost and what the judge said of it."""
     if record.correct is None:
         return f"{record.nfe:g} NFE"
     mark, why = ("\N{CHECK MARK}", "") if record.correct else ("\N{BALLOT X}", f": {cut(record.reason)}")
@@ -287,7 +293,7 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
     )  # fmt: skip
     processes = tuple(
         (entry.name, _settings_words({k: v for k, v in entry.process.items() if k != "refine"}), _refine_words(entry))
-        for entry in manifest.methods
+        for entry in manifest.samplers
     )
     settings = tuple((key, cut(str(value), 2000)) for key, value in manifest.settings.items())
     return Section(
@@ -296,7 +302,7 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
             f"Prompts: {len(manifest.prompt_ids)}, sha1 of their ids {manifest.prompts_digest}; "
             f"seeds {', '.join(map(str, manifest.seeds))}. The margin of non-inferiority was set:",
             Table(("margin", "set at", "when"), margins),
-            Table(("method", "process", "refine"), processes),
+            Table(("sampler", "process", "refine"), processes),
             Table(("setting", "value"), settings),
             _models(manifest),
             Table(("package", "version"), tuple(manifest.versions.items())),
@@ -305,9 +311,9 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
 
 
 def _models(manifest: Manifest) -> str | Table:
-    """The weights of every network that made, scored or judged the pictures."""
+    """The weights of every network that made, scored or judged the images."""
     if not manifest.identity:
-        return "Which weights made and judged these pictures is not known: an older version recorded them."
+        return "Which weights made and judged these images is not known: an older version recorded them."
     head = ("network", "class", "precision", "sha256 of its weights", "adapters")
     rows = tuple(
         (
@@ -322,7 +328,7 @@ def _models(manifest: Manifest) -> str | Table:
     return Table(head, rows)
 
 
-def _refine_words(entry: MethodEntry) -> str:
+def _refine_words(entry: SamplerEntry) -> str:
     refine = entry.process.get("refine", {})
     return _settings_words(refine) if refine.get("enabled") else "off"
 

@@ -19,13 +19,13 @@ from addiffusion_env.evaluation.records import SCHEMA, Record, completed, digest
 from addiffusion_env.files import whole_file
 
 _SHARD = re.compile(r"records-(\d+)-[0-9a-f]+\.parquet")
-_PICTURES = pa.schema([pa.field("uid", pa.string(), nullable=False), pa.field("png", pa.binary(), nullable=False)])
+_IMAGES = pa.schema([pa.field("uid", pa.string(), nullable=False), pa.field("png", pa.binary(), nullable=False)])
 
 
 class RecordStore:
     """The records of an evaluation, under ``<folder>/records-NNNNN-*.parquet``.
 
-    Pictures, when kept, lie beside them in shards of the same number. A record that exists has its picture.
+    Images, when kept, lie beside them in shards of the same number. A record that exists has its image.
 
     Args:
         folder: made when missing.
@@ -41,12 +41,12 @@ class RecordStore:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
-    def write(self, records: Sequence[Record], pictures: Mapping[str, bytes] | None = None) -> Path:
+    def write(self, records: Sequence[Record], images: Mapping[str, bytes] | None = None) -> Path:
         """Adds a shard; returns its path. On return it is on the disk.
 
         Args:
             records: at least one.
-            pictures: uid -> PNG file.
+            images: uid -> PNG file.
 
         Raises:
             RunFolderError: when the disk is full or the folder cannot be written; no partial shard is left to read.
@@ -55,11 +55,11 @@ class RecordStore:
         stem = f"{number:05d}-{digest_of(record.uid for record in records)[:8]}.parquet"
         path = self.folder / f"records-{stem}"
         try:
-            if pictures:
-                rows = [{"uid": uid, "png": png} for uid, png in pictures.items()]
+            if images:
+                rows = [{"uid": uid, "png": png} for uid, png in images.items()]
                 # PNG is compressed already.
                 write_atomically(
-                    pa.Table.from_pylist(rows, _PICTURES), self.folder / f"pictures-{stem}", compression="none"
+                    pa.Table.from_pylist(rows, _IMAGES), self.folder / f"images-{stem}", compression="none"
                 )
             write_atomically(to_table(records), path, compression="zstd")
         except OSError as error:
@@ -67,23 +67,23 @@ class RecordStore:
         return path
 
     def read(self) -> list[Record]:
-        """Every record that can be read, the newest of each uid, by method, prompt id and seed.
+        """Every record that can be read, the newest of each uid, by sampler, prompt id and seed.
 
-        A shard that cannot be read is reported by a warning and left out, so its pictures are made again.
+        A shard that cannot be read is reported by a warning and left out, so its images are made again.
         """
         found: dict[str, Record] = {}
         for path in self.shards():
             table = _read(path, SCHEMA)
             if table is not None:
                 found.update((record.uid, record) for record in from_table(table))
-        return sorted(found.values(), key=lambda record: (record.method, record.prompt_id, record.seed))
+        return sorted(found.values(), key=lambda record: (record.sampler, record.prompt_id, record.seed))
 
-    def pictures(self, uids: Iterable[str]) -> dict[str, bytes]:
-        """A mapping uid -> PNG file, for those of ``uids`` whose picture was kept."""
+    def images(self, uids: Iterable[str]) -> dict[str, bytes]:
+        """A mapping uid -> PNG file, for those of ``uids`` whose image was kept."""
         wanted = set(uids)
         found: dict[str, bytes] = {}
-        for path in sorted(self.folder.glob("pictures-*.parquet")):
-            table = _read(path, _PICTURES)
+        for path in sorted(self.folder.glob("images-*.parquet")):
+            table = _read(path, _IMAGES)
             for row in [] if table is None else table.to_pylist():
                 if row["uid"] in wanted:
                     found[row["uid"]] = row["png"]
@@ -104,7 +104,7 @@ class RecordStore:
                 target = path.with_name(path.name + ".damaged")
                 os.replace(path, target)
                 warnings.warn(
-                    f"record shard {path} is damaged: set aside as {target.name}; its pictures are made again",
+                    f"record shard {path} is damaged: set aside as {target.name}; its images are made again",
                     stacklevel=2,
                 )
                 moved.append(target)
@@ -133,12 +133,12 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
         table = completed(table) if schema is SCHEMA else table
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name that is no text
         warnings.warn(
-            f"shard {path} cannot be read ({str(error).splitlines()[0]}): its pictures are made again", stacklevel=3
+            f"shard {path} cannot be read ({str(error).splitlines()[0]}): its images are made again", stacklevel=3
         )
         return None
     if not table.schema.equals(schema):
         warnings.warn(
-            f"shard {path} has other columns than this version writes: its pictures are made again", stacklevel=3
+            f"shard {path} has other columns than this version writes: its images are made again", stacklevel=3
         )
         return None
     return table

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.evaluation.collapse import Behaviour, behaviour, regret_in
 from addiffusion_env.evaluation.frontier import FrontierGain, gain_over
 from addiffusion_env.evaluation.manifest import Manifest
-from addiffusion_env.evaluation.records import Record, by_method
+from addiffusion_env.evaluation.records import Record, by_sampler
 from addiffusion_env.evaluation.statistics import (
     Adjusted,
     Interval,
@@ -26,6 +25,7 @@ from addiffusion_env.evaluation.statistics import (
     wilcoxon,
 )
 from addiffusion_env.evaluation.tables import column, focus_of, paired
+from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.tabular.regret import Regret
 
@@ -33,25 +33,25 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class MethodRow:
-    """One method's line in the table.
+class SamplerRow:
+    """One sampler's line in the table.
 
     Attributes:
-        method: its name.
+        sampler: its name.
         traits: what tells it apart from others.
-        pictures: how many.
+        images: how many.
         prompts: how many.
         nfe, network_calls, preference, clip_score, seconds: means over prompts with 95 % intervals.
-        correct: share of pictures that show what was asked; ``None`` without verdicts.
+        correct: share of images that show what was asked; ``None`` without verdicts.
         extra: further held-out scorers.
-        stop_share: share of pictures that were stopped early.
-        refine_share: share of pictures that were refined.
+        stop_share: share of images that were stopped early.
+        refine_share: share of images that were refined.
         peak_memory: bytes held at most while any of them was made; ``None`` where nobody measured.
     """
 
-    method: str
+    sampler: str
     traits: Traits
-    pictures: int
+    images: int
     prompts: int
     nfe: Interval
     network_calls: Interval
@@ -67,20 +67,20 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One method on one kind of prompt.
+    """One sampler on one kind of prompt.
 
     Attributes:
         task: the kind.
-        method: the method's name.
-        pictures: how many.
+        sampler: the sampler's name.
+        images: how many.
         nfe: mean.
         correct: share, or ``None``.
         preference: mean, standard deviations.
     """
 
     task: str
-    method: str
-    pictures: int
+    sampler: str
+    images: int
     nfe: float
     correct: float | None
     preference: float
@@ -88,10 +88,10 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class PairRow:
-    """The focus method minus another, prompt by prompt.
+    """The focus sampler minus another, prompt by prompt.
 
     Attributes:
-        method: the other.
+        sampler: the other.
         quality: difference in the primary measure.
         preference: difference in preference, standard deviations.
         nfe: difference in NFE.
@@ -100,7 +100,7 @@ class PairRow:
         holm: its p-value within the family of all these rows.
     """
 
-    method: str
+    sampler: str
     quality: Interval
     preference: Interval
     nfe: Interval
@@ -115,24 +115,24 @@ class Summary:
 
     Attributes:
         primary: the measure that decides: ``correct``, or ``preference`` where nobody can give verdicts.
-        focus: the method that the others are compared with.
-        reference: the method of the longest fixed schedule, or ``None``.
-        methods: one row a method.
-        tasks: one row a task and method.
-        pairs: the focus method against each other one.
-        frontier: the focus method over the fixed-step frontier at equal NFE, or ``None``.
+        focus: the sampler that the others are compared with.
+        reference: the sampler of the longest fixed schedule, or ``None``.
+        samplers: one row a sampler.
+        tasks: one row a task and sampler.
+        pairs: the focus sampler against each other one.
+        frontier: the focus sampler over the fixed-step frontier at equal NFE, or ``None``.
         frontier_seconds: the same at equal seconds.
-        non_inferiority: of the focus method to the reference, or ``None``.
-        difficulty: rank correlation of the focus method's NFE with the prompts' demands; ``None`` where either has
+        non_inferiority: of the focus sampler to the reference, or ``None``.
+        difficulty: rank correlation of the focus sampler's NFE with the prompts' constraints; ``None`` where either has
             one value for all prompts.
-        behaviours: name -> how much it varies over prompts, for every method that is not constant.
-        regret: of the focus method, or ``None``.
+        behaviours: name -> how much it varies over prompts, for every sampler that is not constant.
+        regret: of the focus sampler, or ``None``.
     """
 
     primary: str
     focus: str
     reference: str | None
-    methods: tuple[MethodRow, ...]
+    samplers: tuple[SamplerRow, ...]
     tasks: tuple[TaskRow, ...]
     pairs: tuple[PairRow, ...]
     frontier: FrontierGain | None
@@ -145,7 +145,7 @@ class Summary:
 
 def summarise(records: Sequence[Record], manifest: Manifest) -> Summary:
     """Computes a report's numbers; the same records give the same numbers."""
-    groups = by_method(records)
+    groups = by_sampler(records)
     primary = "correct" if all(any(r.correct is not None for r in group) for group in groups.values()) else "preference"
     known = manifest.traits
     traits = {name: known[name] for name in groups}
@@ -158,7 +158,7 @@ def summarise(records: Sequence[Record], manifest: Manifest) -> Summary:
         primary=primary,
         focus=focus,
         reference=reference,
-        methods=tuple(method_row(name, traits[name], group) for name, group in groups.items()),
+        samplers=tuple(sampler_row(name, traits[name], group) for name, group in groups.items()),
         tasks=task_rows(groups),
         pairs=pair_rows(focus, groups, primary),
         frontier=gain_over(chosen, constants, primary, generator("frontier", focus)),
@@ -166,7 +166,7 @@ def summarise(records: Sequence[Record], manifest: Manifest) -> Summary:
         non_inferiority=_non_inferiority(chosen, groups, reference, focus, primary, margin),
         difficulty=_difficulty(chosen),
         behaviours={name: behaviour(group) for name, group in groups.items() if not traits[name].constant},
-        regret=regret_in(chosen, constants, manifest.price),
+        regret=regret_in(chosen, constants, manifest.cost_per_nfe),
     )
 
 
@@ -184,17 +184,17 @@ def reference_of(traits: Mapping[str, Traits]) -> str | None:
     )
 
 
-def method_row(name: str, traits: Traits, records: Sequence[Record]) -> MethodRow:
-    """One method's numbers."""
+def sampler_row(name: str, traits: Traits, records: Sequence[Record]) -> SamplerRow:
+    """One sampler's numbers."""
 
     def mean(of: str) -> Interval:
         return mean_interval(column(records, of), generator(name, of), LEVEL)
 
     verdicts = column(records, "correct")
-    return MethodRow(
-        method=name,
+    return SamplerRow(
+        sampler=name,
         traits=traits,
-        pictures=len(records),
+        images=len(records),
         prompts=len({record.prompt_id for record in records}),
         nfe=mean("nfe"),
         network_calls=mean("network_calls"),
@@ -210,7 +210,7 @@ def method_row(name: str, traits: Traits, records: Sequence[Record]) -> MethodRo
 
 
 def task_rows(groups: Mapping[str, Sequence[Record]]) -> tuple[TaskRow, ...]:
-    """Every method on every kind of prompt."""
+    """Every sampler on every kind of prompt."""
     tasks = sorted({record.task for group in groups.values() for record in group})
     rows = []
     for task in tasks:
@@ -226,7 +226,7 @@ def task_rows(groups: Mapping[str, Sequence[Record]]) -> tuple[TaskRow, ...]:
 
 
 def pair_rows(focus: str, groups: Mapping[str, Sequence[Record]], primary: str) -> tuple[PairRow, ...]:
-    """The focus method against every other one, as one family of tests."""
+    """The focus sampler against every other one, as one family of tests."""
     others = [name for name in groups if name != focus and len(paired(groups[focus], groups[name], primary)[0])]
     tests = {name: wilcoxon(*paired(groups[focus], groups[name], primary)) for name in others}
     adjusted = holm({name: test.p for name, test in tests.items()})
@@ -236,7 +236,7 @@ def pair_rows(focus: str, groups: Mapping[str, Sequence[Record]], primary: str) 
 
     return tuple(
         PairRow(
-            method=name,
+            sampler=name,
             quality=difference(name, primary),
             preference=difference(name, "preference"),
             nfe=difference(name, "nfe"),
@@ -263,7 +263,7 @@ def _non_inferiority(
 
 
 def _difficulty(records: Sequence[Record]) -> Significance | None:
-    demands = {record.prompt_id: record.demands for record in records}
-    keys = sorted(demands)
-    asked, spent = np.array([demands[key] for key in keys]), column(records, "nfe")
+    constraints = {record.prompt_id: record.constraints for record in records}
+    keys = sorted(constraints)
+    asked, spent = np.array([constraints[key] for key in keys]), column(records, "nfe")
     return spearman(asked, spent, generator("difficulty")) if np.ptp(asked) and np.ptp(spent) else None

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import unknown
 from addiffusion_env.evaluation.records import Record
+from addiffusion_env.samplers.traits import Traits
 
 MEASURES = ("nfe", "network_calls", "decisions", "refinements", "preference", "clip_score", "correct", "seconds")
 """The numbers of every record; further scorers are measures by their own names."""
@@ -45,7 +45,7 @@ def column(records: Iterable[Record], name: str) -> np.ndarray:
 
 
 def paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) and (P,): a measure of two methods, prompt by prompt, over the (prompt, seed) pairs that both have."""
+    """(P,) and (P,): a measure of two samplers, prompt by prompt, over the (prompt, seed) pairs that both have."""
     joined = common([first, second])
     one, two = per_prompt(joined[0], name), per_prompt(joined[1], name)
     keys = sorted(one.keys() & two.keys())
@@ -53,14 +53,14 @@ def paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tupl
 
 
 def focus_of(traits: Mapping[str, Traits]) -> str:
-    """The method that a report is about.
+    """The sampler that a report is about.
 
     Args:
-        traits: of all methods by name, in order; at least one.
+        traits: of all samplers by name, in order; at least one.
 
     Returns:
         The first that was trained, else the first that needs previews, else the first that is not constant, else the
-        first. An oracle is a bound, no method to use: it is chosen when there is nothing else.
+        first. An oracle is a bound, no sampler to use: it is chosen when there is nothing else.
 
     >>> focus_of({"fixed:4": Traits(constant=True), "random:0.1": Traits(), "mine": Traits(learned=True)})
     'mine'

@@ -6,47 +6,47 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from addiffusion_env.agents.learned import LearnedMethod
-from addiffusion_env.baselines.base import Method
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.observers import Decisions
 from addiffusion_env.rewards import Reward, Transition, make_reward
-from addiffusion_env.scorers.utility import LookBatch
+from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.scorers.utility import ImageScoresBatch
 
 
-def terms_of(method: Method, decisions: Decisions, episode: Episode) -> dict[str, tuple[float, ...]]:
+def terms_of(sampler: Sampler, decisions: Decisions, episode: Episode) -> dict[str, tuple[float, ...]]:
     """Reward term -> what each action of a finished episode was paid.
 
-    None for a method that has no reward, or needs no previews: rewards are paid by preview scores.
+    None for a sampler that has no reward, or needs no previews: rewards are paid by preview scores.
 
     Args:
-        method: whose episode it was.
+        sampler: whose episode it was.
         decisions: kept of it.
         episode: as it ended.
     """
-    if not isinstance(method, LearnedMethod) or not method.needs_preview:
+    if not isinstance(sampler, PolicySampler) or not sampler.needs_preview:
         return {}
-    reward = make_reward(method.config.environment.get("reward", "default"))
-    return traced([*decisions.lanes_of(episode), episode.lane], reward, method.price)
+    reward = make_reward(sampler.config.environment.get("reward", "default"))
+    return traced([*decisions.lanes_of(episode), episode.lane], reward, sampler.cost_per_nfe)
 
 
-def traced(lanes: Sequence[Lane], reward: Reward, price: float) -> dict[str, tuple[float, ...]]:
+def traced(lanes: Sequence[Lane], reward: Reward, cost_per_nfe: float) -> dict[str, tuple[float, ...]]:
     """Reward term -> (D,) values of the D moves between D + 1 lanes, the last of which has ended.
 
     Args:
         lanes: one at each decision, each with its look, and the finished one.
         reward: whose terms.
-        price: of one NFE.
+        cost_per_nfe: of one NFE.
     """
-    before, after = [lane.look for lane in lanes[:-1]], [lane.look for lane in lanes[1:]]
+    before, after = [lane.scores for lane in lanes[:-1]], [lane.scores for lane in lanes[1:]]
     moves = len(lanes) - 1
     transition = Transition.of(
-        LookBatch.of(before),
-        LookBatch.of(after),
-        clip_text=np.stack([look.clip_text[0] for look in after if look is not None]),
+        ImageScoresBatch.of(before),
+        ImageScoresBatch.of(after),
+        clip_text=np.stack([scores.clip_text[0] for scores in after if scores is not None]),
         nfe=np.diff([lane.nfe for lane in lanes]),
-        price=np.full(moves, price),
+        cost_per_nfe=np.full(moves, cost_per_nfe),
         action=np.array(lanes[-1].actions),
         terminal=np.arange(moves) == moves - 1,
     )

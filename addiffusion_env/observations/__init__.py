@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from addiffusion_env.registry import Registry
-from addiffusion_env.scorers.utility import LookBatch
+from addiffusion_env.scorers.utility import ImageScoresBatch
 
 FEATURES = Registry(
     "observation key",
@@ -15,9 +15,9 @@ FEATURES = Registry(
         "clip": "addiffusion_env.observations.features:Clip",
         "timestep": "addiffusion_env.observations.features:Timestep",
         "quality": "addiffusion_env.observations.features:Quality",
-        "price": "addiffusion_env.observations.features:Price",
-        "tries": "addiffusion_env.observations.features:Tries",
-        "belief": "addiffusion_env.observations.features:Belief",
+        "cost_per_nfe": "addiffusion_env.observations.features:CostPerNfe",
+        "attempts": "addiffusion_env.observations.features:Attempts",
+        "correctness": "addiffusion_env.observations.features:Correctness",
         "checked": "addiffusion_env.observations.features:Checked",
         "phrases": "addiffusion_env.observations.features:Phrases",
         "features": "addiffusion_env.observations.features:DenoiserFeatures",
@@ -30,7 +30,7 @@ FEATURES = Registry(
 
 @dataclass(frozen=True)
 class Frame:
-    """One decision point of ``B`` lanes. Where a lane has no picture yet, picture features are 0.
+    """One decision point of ``B`` lanes. Where a lane has no image yet, image features are 0.
 
     Attributes:
         clip_image: (B, D) unit CLIP embedding of the preview.
@@ -44,14 +44,14 @@ class Frame:
         log_snr: (B,) half log-SNR where the lane is, clipped to :data:`LOG_SNR_RANGE`.
         budget: (B,) NFE spent over the NFE of the full schedule with every refinement, in [0, 1].
         refinements: (B,) refinements over their limit, in [0, 1].
-        price: (B,) the NFE price over the highest that is drawn, in [0, 1].
-        liking: (B,) how much the preview or finished picture is liked (:class:`scorers.liking.Liking`); 0 without one.
-        best_liking: (B,) of the best finished picture of earlier tries; 0 without one.
+        cost_per_nfe: (B,) the cost per NFE over the highest that is drawn, in [0, 1].
+        utility: (B,) how much the preview or finished image is liked (:class:`scorers.utility.Utility`); 0 without one.
+        best_utility: (B,) of the best finished image of earlier tries; 0 without one.
         has_best: (B,) whether there is one, 0 or 1.
         evidence: (B, 3) what phrase maps said (:func:`engine.regions.evidence_of`), in [0, 1]; 0 where none were made.
         features: (B, F) pooled output of the denoiser's middle block at the last evaluation, in its own scale; 0 before
             the first, and F is 0 where nobody kept them.
-        finished: (B,) whether what is seen is a finished picture that waits to be taken or tried again, 0 or 1.
+        finished: (B,) whether what is seen is a finished image that waits to be taken or tried again, 0 or 1.
     """
 
     clip_image: np.ndarray
@@ -65,19 +65,19 @@ class Frame:
     log_snr: np.ndarray
     budget: np.ndarray
     refinements: np.ndarray
-    price: np.ndarray
-    liking: np.ndarray
-    best_liking: np.ndarray
+    cost_per_nfe: np.ndarray
+    utility: np.ndarray
+    best_utility: np.ndarray
     has_best: np.ndarray
     evidence: np.ndarray
     features: np.ndarray
     finished: np.ndarray
 
     @classmethod
-    def of(cls, now: LookBatch, before: LookBatch, **others: np.ndarray) -> Frame:
+    def of(cls, now: ImageScoresBatch, before: ImageScoresBatch, **others: np.ndarray) -> Frame:
         """From the looks at a decision and at the one before; ``others`` are the attributes that no look tells."""
         return cls(
-            clip_image=now.look.clip_image,
+            clip_image=now.scores.clip_image,
             clip_score=now.score("clip_score"),
             clip_before=before.score("clip_score"),
             preference=now.score("preference"),

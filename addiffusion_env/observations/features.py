@@ -25,7 +25,7 @@ QUALITY = (
 )
 """The eight quality numbers, in order."""
 UTILITY = "utility"
-"""Stands for the scorers behind ``refine.liking``, which depend on its settings."""
+"""Stands for the scorers behind ``refine.utility``, which depend on its settings."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Feature:
         needs_preview: whether it shows what scorers say of previews, which must then be decoded and scored at each
             decision.
         needs_features: whether it needs the denoiser's own features, which not every backbone has.
-        shows: the scorers whose scores it shows, by their part in :class:`.LookScorers`; :data:`UTILITY` stands for
-            those of ``refine.liking``.
+        shows: the scorers whose scores it shows, by their part in :class:`.ImageScorers`; :data:`UTILITY` stands for
+            those of ``refine.utility``.
     """
 
     low: ClassVar[float] = -1.0
@@ -129,8 +129,8 @@ class Quality(Feature):
         )
 
 
-class Price(Feature):
-    """The episode's NFE price over the highest that is drawn: (B, 1) in [0, 1]."""
+class CostPerNfe(Feature):
+    """The episode's cost per NFE over the highest that is drawn: (B, 1) in [0, 1]."""
 
     low = 0.0
 
@@ -140,10 +140,10 @@ class Price(Feature):
 
     def make(self, frame: Frame) -> np.ndarray:
         """As the frame has it."""
-        return frame.price[:, None]
+        return frame.cost_per_nfe[:, None]
 
 
-class Tries(Feature):
+class Attempts(Feature):
     """How much the best finished image so far is liked, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
 
     shows = (UTILITY,)
@@ -153,14 +153,14 @@ class Tries(Feature):
         return 2
 
     def make(self, frame: Frame) -> np.ndarray:
-        """Liking, then 0 or 1."""
-        return np.stack([np.tanh(frame.best_liking / 2), frame.has_best], axis=1)
+        """Utility, then 0 or 1."""
+        return np.stack([np.tanh(frame.best_utility / 2), frame.has_best], axis=1)
 
 
-class Belief(Feature):
+class Correctness(Feature):
     """How far the image, and the best of earlier attempts, is believed to be correct: (B, 4).
 
-    With a belief as liking, its log-odds x of both as 2 / (1 + exp(-x)) - 1, which tells chances apart in the middle,
+    With a calibrator as utility, its log-odds x of both as 2 / (1 + exp(-x)) - 1, which tells chances apart in the middle,
     and as tanh(x / 8), which tells .98 from .999; 0 without an image.
     """
 
@@ -173,18 +173,18 @@ class Belief(Feature):
 
     def make(self, frame: Frame) -> np.ndarray:
         """Both in the first way, then both in the second."""
-        odds = np.stack([frame.liking, frame.best_liking], axis=1)
+        odds = np.stack([frame.utility, frame.best_utility], axis=1)
         return np.concatenate([np.tanh(odds / 2), np.tanh(odds / 8)], axis=1)
 
 
-class Checked(Belief):
+class Checked(Correctness):
     """The same of finished images alone, which are scored anyhow (``check_finished``), and of no preview: (B, 4)."""
 
     needs_preview = False
 
     def make(self, frame: Frame) -> np.ndarray:
-        """As :class:`Belief`, with 0 for previews."""
-        return super().make(replace(frame, liking=frame.liking * frame.finished))
+        """As :class:`Correctness`, with 0 for previews."""
+        return super().make(replace(frame, utility=frame.utility * frame.finished))
 
 
 class Phrases(Feature):
@@ -250,10 +250,10 @@ STANDARD_KEYS = ("clip", "timestep", "quality")
 OBSERVATION_PRESETS = {
     "standard": STANDARD_KEYS,
     "denoiser": ("features", "prompt", "timestep", "spent"),
-    "denoiser_checked": ("features", "prompt", "timestep", "spent", "tries", "checked"),
+    "denoiser_checked": ("features", "prompt", "timestep", "spent", "attempts", "checked"),
 }
 """Name -> keys. ``denoiser`` needs no preview and no scorer: what the denoiser computes anyway, and the prompt.
-``denoiser_checked`` adds what the scorers said of finished pictures, where the process looks at those."""
+``denoiser_checked`` adds what the scorers said of finished images, where the process looks at those."""
 
 
 def features_of(keys: Sequence[str]) -> dict[str, Feature]:
@@ -275,13 +275,13 @@ def needs_preview(keys: Sequence[str]) -> bool:
 
 
 def parts_shown(keys: Sequence[str], utility: Sequence[str]) -> tuple[str, ...]:
-    """The scorers whose scores an observation of these keys shows, by their part in :class:`.LookScorers`.
+    """The scorers whose scores an observation of these keys shows, by their part in :class:`.ImageScorers`.
 
     Args:
         keys: of the observation.
-        utility: the scorers behind ``refine.liking``.
+        utility: the scorers behind ``refine.utility``.
 
-    >>> parts_shown(["timestep", "tries"], ("preference", "clip")), parts_shown(OBSERVATION_PRESETS["denoiser"], ())
+    >>> parts_shown(["timestep", "attempts"], ("preference", "clip")), parts_shown(OBSERVATION_PRESETS["denoiser"], ())
     (('preference', 'clip'), ())
     """
     parts = [part for feature in features_of(keys).values() for part in feature.shows]

@@ -43,7 +43,7 @@ class Prompt:
         prompt_id: stable identity; noise is keyed by it, records are joined on it.
         task: the kind of prompt, for per-task tables (``"position"``, a PartiPrompts category ...).
         phrases: the parts of ``text`` that each name one thing to draw, in order; empty when unknown.
-        demands: how many separate things the prompt asks for (objects, colours, counts, relations): its complexity.
+        constraints: how many separate things the prompt asks for (objects, colours, counts, relations): its complexity.
         requirements: machine-readable form of the prompt for a rule-based judge, or ``None``.
         metadata: whatever else the source's file says.
         arguments: further arguments of the pipeline's call for this prompt (``negative_prompt``, ``image`` ...).
@@ -53,7 +53,7 @@ class Prompt:
     prompt_id: str
     task: str = "prompt"
     phrases: tuple[str, ...] = ()
-    demands: int = 0
+    constraints: int = 0
     requirements: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)

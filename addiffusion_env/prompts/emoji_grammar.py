@@ -175,7 +175,7 @@ def caption(groups: Sequence[Group], relation: int | None, rng: np.random.Genera
     wording = rng.random()
     if wording < 0.8:
         return "a photo of " + body
-    return "a picture of " + body if wording < 0.88 else body
+    return "an image of " + body if wording < 0.88 else body
 
 
 def _noun_phrase(group: Group, rng: np.random.Generator) -> str:
@@ -202,7 +202,7 @@ def sample_scenes(count: int, seed: int, task: str | None = None) -> tuple[list[
 
 # ------------------------------------------------------------------------------------------------ reading prompts
 
-_LEADER = re.compile(r"^\s*(?:a\s+(?:photo|picture)\s+of\s+)?", re.IGNORECASE)
+_LEADER = re.compile(r"^\s*(?:a\s+(?:photo|image)\s+of\s+)?", re.IGNORECASE)
 _RELATION = re.compile(r"\s+(?:to\s+the\s+)?(?P<side>left|right)\s+of\s+|\s+(?P<level>above|below)\s+", re.IGNORECASE)
 _CONJUNCTION = re.compile(r"\s*,\s*and\s+|\s+and\s+|\s*,\s*", re.IGNORECASE)
 _COUNTS = {"a": 1, "an": 1} | {word: count for count, word in enumerate(NUMBERS) if count}
@@ -253,7 +253,7 @@ def parse(text: str) -> Scene | None:
 
 
 def scene_key(scene: Scene) -> str:
-    """A key that two scenes share exactly when their prompts ask for the same pictures.
+    """A key that two scenes share exactly when their prompts ask for the same images.
 
     Wording does not enter it, nor the order of a list, and a relation equals its converse: "a cat left of a dog" is "a
     dog to the right of a cat".
@@ -275,9 +275,9 @@ def split_of(scene: Scene) -> Literal["train", "test"]:
 
 
 def scene_prompt(scene: Scene) -> Prompt:
-    """The :class:`Prompt` of a scene: its noun phrases, its demands, and the scene itself as requirements."""
+    """The :class:`Prompt` of a scene: its noun phrases, its constraints, and the scene itself as requirements."""
     phrases, _ = _read(scene.text)
-    return Prompt(scene.text, text_id(scene.text, "emoji"), scene.task, phrases, scene.demands, scene)
+    return Prompt(scene.text, text_id(scene.text, "emoji"), scene.task, phrases, scene.constraints, scene)
 
 
 def emoji_prompt(text: str) -> Prompt:

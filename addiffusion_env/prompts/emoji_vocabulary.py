@@ -13,7 +13,7 @@ from typing import NamedTuple
 from addiffusion_env.errors import PromptError, unknown
 
 IMAGE_SIZE = 64
-"""Height and width of a picture, pixels."""
+"""Height and width of an image, pixels."""
 
 MAX_OBJECTS = 4
 """The most sprites that a scene holds."""
@@ -135,7 +135,7 @@ def color_name(color: int) -> str:
 
 def vocabulary_words() -> list[str]:
     """Every word that the grammar can write, sorted: each becomes one token of the tokenizer."""
-    words = {*COLORS, *NUMBERS, "a", "an", "photo", "picture", "image", "of", "and", "to", "the", ",", "."}
+    words = {*COLORS, *NUMBERS, "a", "an", "photo", "image", "of", "and", "to", "the", ",", "."}
     words.update(["left", "right", "above", "below"])
     for item in CLASSES:
         words.update(item.name.split(), item.plural.split(), item.plain_plural.split())
@@ -186,11 +186,11 @@ class Scene:
 
     @property
     def object_count(self) -> int:
-        """How many objects the picture should show."""
+        """How many objects the image should show."""
         return sum(group.count for group in self.groups)
 
     @property
-    def demands(self) -> int:
+    def constraints(self) -> int:
         """Separate things asked for: one a class, a colour, a count above one, a relation."""
         extras = sum((group.color > 0) + (group.count > 1) for group in self.groups)
         return len(self.groups) + extras + (self.relation is not None)

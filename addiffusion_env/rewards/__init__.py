@@ -11,7 +11,7 @@ import numpy as np
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
 from addiffusion_env.registry import Registry
-from addiffusion_env.scorers.utility import LookBatch
+from addiffusion_env.scorers.utility import ImageScoresBatch
 from addiffusion_env.settings import check_arguments
 
 TERMS = Registry(
@@ -20,7 +20,7 @@ TERMS = Registry(
         "clip_gain": "addiffusion_env.rewards.gains:ClipGain",
         "preference_gain": "addiffusion_env.rewards.gains:PreferenceGain",
         "dino_stability": "addiffusion_env.rewards.dino_stability:DinoStability",
-        "nfe_price": "addiffusion_env.rewards.nfe_price:NfePrice",
+        "nfe_cost": "addiffusion_env.rewards.nfe_cost:NfeCost",
         "terminal_bonus": "addiffusion_env.rewards.terminal_bonus:TerminalBonus",
     },
 )
@@ -28,19 +28,19 @@ TERMS = Registry(
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of ``B`` lanes, as the reward sees it. At a terminal row "after" is the finished picture.
+    """One step of ``B`` lanes, as the reward sees it. At a terminal row "after" is the finished image.
 
     Attributes:
-        clip_before: (B,) CLIP cosine of the preview before the action; NaN when there was no picture yet.
+        clip_before: (B,) CLIP cosine of the preview before the action; NaN when there was no image yet.
         clip_after: (B,) after it; NaN where nobody looked (no term with a weight reads previews).
-        preference_before: (B,) preference before, in standard deviations; NaN when there was no picture yet.
+        preference_before: (B,) preference before, in standard deviations; NaN when there was no image yet.
         preference_after: (B,) after it; NaN likewise.
-        dino_similarity: (B,) cosine between the DINO embeddings before and after, 0 without a picture before.
+        dino_similarity: (B,) cosine between the DINO embeddings before and after, 0 without an image before.
         clip_text: (B, D) unit CLIP embeddings of the prompts.
         nfe: (B,) evaluations that the action spent.
-        price: (B,) price of one NFE in this episode.
+        cost_per_nfe: (B,) cost per NFE in this episode.
         action: (B,) what was done.
-        terminal: (B,) bool, the picture is finished.
+        terminal: (B,) bool, the image is finished.
         reference: (B,) preference of the same prompt and seed at the reference schedule; NaN when not asked for.
     """
 
@@ -51,7 +51,7 @@ class Transition:
     dino_similarity: np.ndarray
     clip_text: np.ndarray
     nfe: np.ndarray
-    price: np.ndarray
+    cost_per_nfe: np.ndarray
     action: np.ndarray
     terminal: np.ndarray
     reference: np.ndarray
@@ -59,11 +59,11 @@ class Transition:
     @classmethod
     def of(
         cls,
-        before: LookBatch,
-        after: LookBatch,
+        before: ImageScoresBatch,
+        after: ImageScoresBatch,
         clip_text: np.ndarray,
         nfe: np.ndarray,
-        price: np.ndarray,
+        cost_per_nfe: np.ndarray,
         action: np.ndarray,
         terminal: np.ndarray,
         reference: np.ndarray | None = None,
@@ -78,7 +78,7 @@ class Transition:
             dino_similarity=after.similarity(before),
             clip_text=clip_text,
             nfe=nfe,
-            price=price,
+            cost_per_nfe=cost_per_nfe,
             action=action,
             terminal=terminal,
             reference=np.full(len(nfe), nothing) if reference is None else reference,
@@ -95,7 +95,7 @@ class RewardTerm:
     Attributes:
         needs_preview: whether it compares previews, which must then be decoded and scored at each decision; ``False``
             for a term that reads finished images alone, or no score at all.
-        pays_by: the scorers that it pays by, by their part in :class:`.LookScorers`: they cannot judge a policy that
+        pays_by: the scorers that it pays by, by their part in :class:`.ImageScorers`: they cannot judge a policy that
             is paid by it.
     """
 
@@ -121,27 +121,27 @@ class TermConfig:
 
 
 PRESETS: dict[str, dict[str, TermConfig]] = {
-    # Pays for the landed picture, saturating like a probability of being right; shaping telescopes to nothing.
+    # Pays for the landed image, saturating like a probability of being right; shaping telescopes to nothing.
     "default": {
         "terminal_bonus": TermConfig(1.0, {"centre": 0.0, "width": 0.4}),
-        "nfe_price": TermConfig(1.0),
+        "nfe_cost": TermConfig(1.0),
         "preference_gain": TermConfig(0.05),
         "clip_gain": TermConfig(0.0),
         "dino_stability": TermConfig(0.0),
     },
-    # The published sum, kept for comparison: gains at every step, pay for stability, a price too small to matter. Its
+    # The published sum, kept for comparison: gains at every step, pay for stability, a cost per NFE too small to matter. Its
     # CLIP gain counts in standard deviations: .095 over previews and finished images of 32 emoji prompts.
     "as_published": {
         "clip_gain": TermConfig(1.0, {"telescopes": 0.0, "std": 0.1}),
         "preference_gain": TermConfig(1.0, {"telescopes": 0.0}),
         "dino_stability": TermConfig(0.75),
-        "nfe_price": TermConfig(1.0),
+        "nfe_cost": TermConfig(1.0),
         "terminal_bonus": TermConfig(1.0),
     },
 }
 
-PRESET_PRICES = {"default": 0.01, "as_published": 0.014}
-"""The NFE price that goes with a preset when none is given."""
+PRESET_COSTS = {"default": 0.01, "as_published": 0.014}
+"""The cost per NFE that goes with a preset when none is given."""
 
 
 class Reward:
@@ -161,7 +161,7 @@ class Reward:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Terms with their weights and settings, the code of a user's own, and the content of the beliefs they name."""
+        """Terms with their weights and settings, the code of a user's own, and the content of the calibrators they name."""
         return described({"terms": self.terms, "classes": self._terms})
 
     @property
@@ -171,7 +171,7 @@ class Reward:
 
     @property
     def pays_by(self) -> list[tuple[str, str]]:
-        """(term, scorer) of each scorer that a term with a weight pays by, by its part in :class:`.LookScorers`."""
+        """(term, scorer) of each scorer that a term with a weight pays by, by its part in :class:`.ImageScorers`."""
         return [
             (name, part) for name, config in self.terms.items() if config.weight for part in self._terms[name].pays_by
         ]
@@ -233,7 +233,7 @@ def reward_error(name: str, value: float, where: str, prompt: str) -> NumericsEr
     Args:
         name: of the term.
         value: of it, weighted.
-        where: which lane or picture.
+        where: which lane or image.
         prompt: of its episode.
     """
     return NumericsError(

@@ -1,4 +1,4 @@
-"""Stability of the picture's content between decisions."""
+"""Stability of the image's content between decisions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from addiffusion_env.rewards import RewardTerm, Transition
 
 
 class DinoStability(RewardTerm):
-    """DINO cosine between the pictures before and after, in [-1, 1].
+    """DINO cosine between the images before and after, in [-1, 1].
 
     As a reward it pays for idling (about +0.75 a step), so presets but ``as_published`` give it weight 0.
     """

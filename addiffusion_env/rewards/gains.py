@@ -55,9 +55,9 @@ def _gain(
 ) -> np.ndarray:
     """``gamma Phi(s') - Phi(s)`` with the potential Phi = score / std (Ng, Harada and Russell 1999, theorem 1).
 
-    Phi is 0 where there is no picture yet and, when it ``telescopes``, 0 at the end, so that a whole episode sums to
+    Phi is 0 where there is no image yet and, when it ``telescopes``, 0 at the end, so that a whole episode sums to
     0 at gamma 1: shaping then cannot pay for idling, and the optimum is that of the other terms. With
-    ``telescopes=0`` the gain into the finished picture is paid as well, and nothing is paid before a first picture
+    ``telescopes=0`` the gain into the finished image is paid as well, and nothing is paid before a first image
     (the literal sum of the published design).
     """
     potential = np.nan_to_num(before) / std

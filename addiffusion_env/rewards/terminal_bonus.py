@@ -1,4 +1,4 @@
-"""What the finished picture is worth."""
+"""What the finished image is worth."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from addiffusion_env.rewards import RewardTerm, Transition
-from addiffusion_env.scorers.utility import Liking
+from addiffusion_env.scorers.utility import Utility
 
 
 @dataclass(frozen=True)
 class TerminalBonus(RewardTerm):
-    """How much the finished, fully decoded picture is liked; 0 before the end.
+    """How much the finished, fully decoded image is liked; 0 before the end.
 
     Attributes:
         centre: where a saturating bonus is worth one half.
-        width: 0 pays the liking itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
+        width: 0 pays the utility itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
             in [0, 1], which behaves like a probability of being right and stops paying for what is good enough.
         relative: 1 subtracts the reference schedule's preference (same prompt, same seed) first.
-        clip_weight: see :class:`addiffusion_env.scorers.utility.Liking`; with weight 0 liking is preference.
+        clip_weight: see :class:`addiffusion_env.scorers.utility.Utility`; with weight 0 utility is preference.
         clip_centre: the same.
         clip_scale: the same.
-        belief: the same; with ``centre=0, width=1`` the bonus is the chance of being right that it gives.
-        liking: what these four make.
+        calibrator: the same; with ``centre=0, width=1`` the bonus is the chance of being right that it gives.
+        utility: what these four make.
     """
 
     centre: float = 0.0
@@ -32,24 +32,24 @@ class TerminalBonus(RewardTerm):
     clip_weight: float = 0.0
     clip_centre: float = 0.0
     clip_scale: float = 1.0
-    belief: str | None = None
-    liking: Liking = field(init=False, repr=False)
+    calibrator: str | None = None
+    utility: Utility = field(init=False, repr=False)
 
     needs_preview = False
 
     def __post_init__(self) -> None:
-        liking = Liking(self.clip_weight, self.clip_centre, self.clip_scale, self.belief)
-        object.__setattr__(self, "liking", liking)
+        utility = Utility(self.clip_weight, self.clip_centre, self.clip_scale, self.calibrator)
+        object.__setattr__(self, "utility", utility)
 
     @property
     def pays_by(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The scorers that its liking reads."""
-        return self.liking.parts
+        """The scorers that its utility reads."""
+        return self.utility.parts
 
     def __call__(self, transition: Transition) -> np.ndarray:
         """The bonus where the episode ends."""
         scores = (transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
-        value = self.liking(*scores, transition.clip_text)
+        value = self.utility(*scores, transition.clip_text)
         if self.relative:
             value = value - transition.reference
         if self.width > 0:

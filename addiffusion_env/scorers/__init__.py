@@ -43,7 +43,7 @@ SCORERS = Registry(
         "emoji_detector": "addiffusion_env.scorers.emoji_detector:EmojiDetectorScorer",
     },
 )
-"""Name -> class. All have ``from_pretrained``; ``dino`` embeds pictures for similarity, the others score them."""
+"""Name -> class. All have ``from_pretrained``; ``dino`` embeds images for similarity, the others score them."""
 
 
 _FLATTEN = "lay them over a background of your choice: the packages behind the scorers disagree about alpha"
@@ -52,7 +52,7 @@ COLOURS = {
     2: ("grey with alpha", _FLATTEN),
     4: ("RGB with alpha", _FLATTEN),
 }
-"""Numbers of channels that pictures have in other places -> what they are, and how to make three of them."""
+"""Numbers of channels that images have in other places -> what they are, and how to make three of them."""
 
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
@@ -63,26 +63,26 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
     """
     if images.ndim == 4 and images.shape[1] in COLOURS:
         kind, remedy = COLOURS[images.shape[1]]
-        raise ImageRangeError(f"pictures must be (B, 3, H, W), got {tuple(images.shape)}: {kind}", remedy)
+        raise ImageRangeError(f"images must be (B, 3, H, W), got {tuple(images.shape)}: {kind}", remedy)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ImageRangeError(
-            f"pictures must be (B, 3, H, W), got {tuple(images.shape)}", "add the batch dimension, channels first"
+            f"images must be (B, 3, H, W), got {tuple(images.shape)}", "add the batch dimension, channels first"
         )
     if not images.is_floating_point():
         raise ImageRangeError(
-            f"pictures must be floats in [-1, 1], got {images.dtype}", "convert: images.float() / 127.5 - 1"
+            f"images must be floats in [-1, 1], got {images.dtype}", "convert: images.float() / 127.5 - 1"
         )
     if images.numel():
         low, high = (float(value) for value in images.detach().aminmax())
         if not (low >= -1.01 and high <= 1.01):  # also true for NaN
             raise ImageRangeError(
-                f"pictures must lie in [-1, 1], got [{low:.3g}, {high:.3g}]", "scale: images / 127.5 - 1 for bytes"
+                f"images must lie in [-1, 1], got [{low:.3g}, {high:.3g}]", "scale: images / 127.5 - 1 for bytes"
             )
     return images
 
 
 class Scorer(Identified, ABC):
-    """Scores pictures against prompts.
+    """Scores images against prompts.
 
     Scores are kept under its ``identity``, which describes what it holds; see :class:`.Identified`.
 
@@ -103,17 +103,17 @@ class Scorer(Identified, ABC):
 
     @abstractmethod
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Scores (B, 3, H, W) pictures in [-1, 1] against ``B`` prompts; returns (B,) float32 on the CPU.
+        """Scores (B, 3, H, W) images in [-1, 1] against ``B`` prompts; returns (B,) float32 on the CPU.
 
         Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            PromptError: when there is not one prompt a picture.
+            ImageRangeError: for images of the wrong shape, type or range.
+            PromptError: when there is not one prompt an image.
             NumericsError: when a score is not finite.
         """
 
 
 class Embedder(Identified, ABC):
-    """Maps pictures (and, for two-tower models, texts) to unit vectors.
+    """Maps images (and, for two-tower models, texts) to unit vectors.
 
     Attributes:
         dim: length of the vectors.
@@ -128,11 +128,11 @@ class Embedder(Identified, ABC):
 
     @abstractmethod
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] -> (B, dim) float32 unit vectors on the CPU."""
+        """(B, 3, H, W) images in [-1, 1] -> (B, dim) float32 unit vectors on the CPU."""
 
 
 CHUNK = 64
-"""Pictures a forward pass: enough to fill a GPU with a ViT-L, little enough to fit beside a diffusion model."""
+"""Images a forward pass: enough to fill a GPU with a ViT-L, little enough to fit beside a diffusion model."""
 
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:
@@ -142,20 +142,20 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str]:
         PromptError: for a single string instead of a list, or an entry that is neither.
     """
     if isinstance(prompts, (str, Prompt)):
-        raise PromptError(f"prompts must be a sequence, one a picture, got {prompts!r}", "wrap it in a list")
+        raise PromptError(f"prompts must be a sequence, one an image, got {prompts!r}", "wrap it in a list")
     return [Prompt.of(prompt).text for prompt in prompts]
 
 
 def check_pairs(images: torch.Tensor, prompts: Sequence[Prompt]) -> list[str]:
-    """Checks ``images`` (see :func:`check_images`) and that there is one prompt a picture; returns the texts.
+    """Checks ``images`` (see :func:`check_images`) and that there is one prompt an image; returns the texts.
 
     Raises:
-        ImageRangeError: for pictures of the wrong shape, type or range.
+        ImageRangeError: for images of the wrong shape, type or range.
         PromptError: when the numbers differ.
     """
     texts = texts_of(prompts)
     if len(texts) != len(check_images(images)):
-        raise PromptError(f"{len(images)} pictures but {len(texts)} prompts", "pass one prompt for each picture")
+        raise PromptError(f"{len(images)} images but {len(texts)} prompts", "pass one prompt for each image")
     return texts
 
 
@@ -194,9 +194,9 @@ def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> t
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise NumericsError(
-            f"{scorer} gave a value that is not finite for {int(wrong.sum())} of {len(values)} pictures, "
+            f"{scorer} gave a value that is not finite for {int(wrong.sum())} of {len(values)} images, "
             f"first for {texts[row]!r}",
-            "score in float32 (half precision can overflow), and check the pictures",
+            "score in float32 (half precision can overflow), and check the images",
         )
     return values
 

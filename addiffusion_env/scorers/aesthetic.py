@@ -24,13 +24,13 @@ HEAD_PATH = Path("~/.cache/addiffusion") / HEAD_FILE
 
 
 class AestheticScorer(Scorer):
-    """How much people liked pictures like this one, on a scale of about 1 to 10 (SAC, LOGOS and AVA ratings).
+    """How much people liked images like this one, on a scale of about 1 to 10 (SAC, LOGOS and AVA ratings).
 
     The head reads the L2-normalised embedding of OpenAI's ViT-L/14; feeding it the raw one is the classic error and
     gives numbers far outside the scale.
 
     Args:
-        clip: the picture encoder, unit embeddings.
+        clip: the image encoder, unit embeddings.
         head: (B, clip.dim) -> (B, 1).
     """
 
@@ -77,7 +77,7 @@ class AestheticScorer(Scorer):
         return cls(clip, linear_head(state, "", str(path), clip.dim))
 
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] -> (B,) ratings; ``prompts`` are only counted."""
+        """(B, 3, H, W) images in [-1, 1] -> (B,) ratings; ``prompts`` are only counted."""
         texts = check_pairs(images, prompts)
         return require_finite(self.rate(self.clip.embed_images(images)), self.name, texts)
 

@@ -1,4 +1,4 @@
-"""CLIP through open_clip: unit embeddings of pictures and texts, and their raw cosine."""
+"""CLIP through open_clip: unit embeddings of images and texts, and their raw cosine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ClassTokenBlock(nn.Module):
 def keep_class_token(model: Any) -> bool:
     """Makes the last block of ``model.visual`` compute its class token only, which is all that is pooled.
 
-    In a 4-layer model that saves a quarter of the picture encoder's time, in ViT-L/14 about 3 %.
+    In a 4-layer model that saves a quarter of the image encoder's time, in ViT-L/14 about 3 %.
 
     Args:
         model: an open_clip model; changed in place when its layout is the one known here.
@@ -89,23 +89,23 @@ REMEMBERED_TEXTS = 4096
 
 
 class ClipScorer(Scorer, Embedder):
-    """The cosine of a CLIP model's picture and text embeddings, raw: not clipped, not times 100, no prefix.
+    """The cosine of a CLIP model's image and text embeddings, raw: not clipped, not times 100, no prefix.
 
     CLIPScore is printed in three scales over many backbones (Hessel et al. 2021: 2.5 max(cos, 0); torchmetrics:
     100 cos); none compares with another, so :attr:`label` says which model this is and the unit is always the cosine.
 
     Text embeddings are remembered by text, for as long as model and tokenizer stay the same: in an episode the prompt
-    stays and only the pictures change.
+    stays and only the images change.
 
     Args:
         model: an open_clip model (``encode_image``, ``encode_text``); taken over: moved, frozen, and its last vision
             block cut to what is pooled (see :mod:`.class_token`).
         tokenizer: texts -> ids of the model's context length.
-        preprocess: pictures in [-1, 1] -> the model's input.
+        preprocess: images in [-1, 1] -> the model's input.
         label: which model this is.
         device: where the model runs.
         dtype: its precision; results are float32 in any case.
-        chunk: pictures, or texts, a forward pass.
+        chunk: images, or texts, a forward pass.
 
     Attributes:
         dim: length of the embeddings.
@@ -155,7 +155,7 @@ class ClipScorer(Scorer, Embedder):
         Args:
             name_or_path: a name of ``open_clip.list_models()``, or a folder in open_clip's local-dir format
                 (``open_clip_config.json`` and weights). A config without the ``"model_cfg"`` wrapper says nothing of
-                preprocessing: such a model reads pictures in [-1, 1] as they are.
+                preprocessing: such a model reads images in [-1, 1] as they are.
             pretrained: for a name: a pretrained tag of it, or a weights file; not used for a folder.
             tag: for a weights file: the pretrained tag that it was downloaded as. It then gets that tag's activation
                 (QuickGELU) and preprocessing, as by the tag itself. Without it a file gets the settings of the named
@@ -191,7 +191,7 @@ class ClipScorer(Scorer, Embedder):
         return cls(model, tokens, preprocess, label, device=device, dtype=dtype)
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] of any size -> (B, dim) float32 unit vectors on the CPU."""
+        """(B, 3, H, W) images in [-1, 1] of any size -> (B, dim) float32 unit vectors on the CPU."""
         return in_chunks(self._encode_images, check_images(images), size=self.chunk, width=(self.dim,))
 
     def embed_texts(self, prompts: Sequence[Prompt]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""DINOv2 embeddings: how alike two pictures look, whatever their prompt."""
+"""DINOv2 embeddings: how alike two images look, whatever their prompt."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class DinoEmbedder(Embedder):
 
     Args:
         model: a transformers ``Dinov2Model``.
-        preprocess: pictures in [-1, 1] -> the model's input.
+        preprocess: images in [-1, 1] -> the model's input.
         label: which model this is.
         device: where the model runs.
         dtype: its precision; results are float32 in any case.
-        chunk: pictures a forward pass.
+        chunk: images a forward pass.
 
     Attributes:
         dim: length of the embeddings: 96 for the emoji world's, 384 for dinov2-small.
@@ -63,8 +63,8 @@ class DinoEmbedder(Embedder):
     ) -> DinoEmbedder:
         """Loads a ``Dinov2Model`` from a local folder or the hub.
 
-        Pictures are prepared as ``preprocessor_config.json`` says (DINOv2: shortest side 256, centre 224, ImageNet
-        mean and std), resized as Pillow does; a folder without that file reads pictures in [-1, 1] as they are, at its
+        Images are prepared as ``preprocessor_config.json`` says (DINOv2: shortest side 256, centre 224, ImageNet
+        mean and std), resized as Pillow does; a folder without that file reads images in [-1, 1] as they are, at its
         config's size.
 
         Raises:
@@ -80,7 +80,7 @@ class DinoEmbedder(Embedder):
         return cls(model, preprocess, label, device=device, dtype=dtype)
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] of any size -> (B, dim) float32 unit vectors on the CPU."""
+        """(B, 3, H, W) images in [-1, 1] of any size -> (B, dim) float32 unit vectors on the CPU."""
         return in_chunks(self._encode, check_images(images), size=self.chunk, width=(self.dim,))
 
     @staticmethod

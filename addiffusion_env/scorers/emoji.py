@@ -15,26 +15,26 @@ from addiffusion_env.files import folder_of
 from addiffusion_env.scorers import CHUNK, ModelScorer, load_transformers
 from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.preprocess import Preprocess
 from addiffusion_env.scorers.tokens import GroundedEncoder, Tokenizer, beside_or_inside, load_transformers_tokenizer
 
 
 class BlipPreferenceScorer(ModelScorer):
-    """How well a picture fits its prompt and how clean it is, in standard deviations.
+    """How well an image fits its prompt and how clean it is, in standard deviations.
 
     A transformers ``BlipForImageTextRetrieval`` whose matching head was trained on rankings (of two scenes that
-    contradict each other and their two prompts the matching pairs win; a clean picture beats its degraded self). The
+    contradict each other and their two prompts the matching pairs win; a clean image beats its degraded self). The
     score is ``(logit 1 - logit 0 - score_mean) / score_std``, where mean and standard deviation, over true and
-    contradicting pairs, come from the model's config: 0 is undecided, +1 is a picture that clearly fits.
+    contradicting pairs, come from the model's config: 0 is undecided, +1 is an image that clearly fits.
 
     Args:
-        encoder: picture and text -> feature.
+        encoder: image and text -> feature.
         head: (B, encoder.width) -> (B, 2) logits of "does not match" and "matches".
         mean: subtracted from the difference of the logits.
         std: divides it; above 0.
         label: which model this is.
-        chunk: pictures a forward pass.
+        chunk: images a forward pass.
     """
 
     name: ClassVar[str] = "blip_preference"
@@ -98,7 +98,7 @@ class BlipPreferenceScorer(ModelScorer):
         return (logits[:, 1] - logits[:, 0] - self.mean) / self.std
 
 
-def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> LookScorers:
+def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> ImageScorers:
     """CLIP, preference scorer and DINO from the folder that also holds their tokenizer.
 
     Raises:
@@ -108,7 +108,7 @@ def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> L
     if not folder.is_dir():
         raise WeightsError(f"no such folder: {folder}", "the emoji weights come with the package: install it again")
     tokenizer = folder / "tokenizer"
-    return LookScorers(
+    return ImageScorers(
         ClipScorer.from_pretrained(folder / "clip", device=device, tokenizer=tokenizer),
         BlipPreferenceScorer.from_pretrained(folder / "image_reward", device=device, tokenizer=tokenizer),
         DinoEmbedder.from_pretrained(folder / "dino", device=device),
@@ -135,7 +135,7 @@ class EmojiScorers:
         return embedding_width(WEIGHTS / "clip")
 
     @classmethod
-    def load(cls, device: torch.device | str, paths: Mapping[str, str]) -> LookScorers:
+    def load(cls, device: torch.device | str, paths: Mapping[str, str]) -> ImageScorers:
         """Loads them.
 
         Raises:

@@ -26,7 +26,7 @@ MARGIN = 6.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows what its prompt asks for, and why not.
+    """Whether an image shows what its prompt asks for, and why not.
 
     Attributes:
         correct: each group is there with its exact count and colour, nothing else is, and the relation holds.
@@ -75,28 +75,28 @@ def _judge_relation(found: Sequence[Detection], scene: Scene) -> str:
 
 
 def partial(found: Sequence[Detection], scene: Scene) -> float:
-    """The share of a prompt's demands that are met, in [0, 1]; 0.15 less for each object too many.
+    """The share of a prompt's constraints that are met, in [0, 1]; 0.15 less for each object too many.
 
     Every object is one demand, its colour (when asked for) another, the relation one more. An object of the right class
     in excess takes back one that is right.
     """
-    met, demands = 0, 0
+    met, constraints = 0, 0
     for group in scene.groups:
         same = [item for item in found if item.cls == group.cls]
-        demands += group.count
+        constraints += group.count
         met += max(0, min(len(same), group.count) - max(0, len(same) - group.count))
         if group.color:
-            demands += group.count
+            constraints += group.count
             met += min(group.count, sum(item.color == group.color for item in same))
     if scene.relation is not None:
-        demands += 1
+        constraints += 1
         met += judge(found, scene).correct
     extras = max(0, len(found) - scene.object_count)
-    return max(0.0, met / demands - 0.15 * extras)
+    return max(0.0, met / constraints - 0.15 * extras)
 
 
 class EmojiDetectorScorer(Scorer):
-    """1 for a picture that shows exactly what its prompt asks for, else 0.
+    """1 for an image that shows exactly what its prompt asks for, else 0.
 
     Args:
         detector: a trained detector, in evaluation mode.
@@ -120,24 +120,24 @@ class EmojiDetectorScorer(Scorer):
         return cls(load_detector(WEIGHTS if path is None else path, device=device))
 
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, 64, 64) pictures in [-1, 1] -> (B,) float32 of 0 and 1.
+        """(B, 3, 64, 64) images in [-1, 1] -> (B,) float32 of 0 and 1.
 
         Raises:
-            ImageRangeError: for pictures of another shape, size or range.
+            ImageRangeError: for images of another shape, size or range.
             PromptError: for another number of prompts, or one without a :class:`Scene` as its requirements.
         """
         return torch.tensor([float(verdict.correct) for verdict in self.verdicts(images, prompts)], dtype=torch.float32)
 
     def verdicts(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Verdict]:
-        """Judges each picture by its prompt; raises as :meth:`score` does."""
+        """Judges each image by its prompt; raises as :meth:`score` does."""
         if check_images(images).shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
             height, width = images.shape[2:]
             raise ImageRangeError(
-                f"the emoji detector reads {IMAGE_SIZE}x{IMAGE_SIZE} pictures, got {height}x{width}",
-                "score the emoji backbone's own pictures",
+                f"the emoji detector reads {IMAGE_SIZE}x{IMAGE_SIZE} images, got {height}x{width}",
+                "score the emoji backbone's own images",
             )
         if len(images) != len(prompts):
-            raise PromptError(f"{len(images)} pictures but {len(prompts)} prompts", "pass one prompt a picture")
+            raise PromptError(f"{len(images)} images but {len(prompts)} prompts", "pass one prompt an image")
         scenes = [_scene_of(prompt) for prompt in prompts]
         return [judge(found, scene) for found, scene in zip(detect(self.detector, images), scenes, strict=True)]
 

@@ -74,7 +74,7 @@ class HpsScorer(ClipScorer):
         model = build(config)
         load_strict(model, state, str(file))
         # The authors resize the longer side and fill with black (their ResizeMaxSize), unlike CLIP's centre crop, and
-        # they resize tensors of floats, not PIL pictures.
+        # they resize tensors of floats, not PIL images.
         size = int(config["vision_cfg"]["image_size"])
         preprocess = Preprocess(size=size, mean=CLIP_MEAN, std=CLIP_STD, mode="longest", eight_bit=False)
         tokens = choose_tokenizer(tokenizer, config, None, architecture)

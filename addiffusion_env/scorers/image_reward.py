@@ -46,14 +46,14 @@ VISION_NAMES = (
 
 
 class ImageRewardScorer(ModelScorer):
-    """ImageReward-v1.0: human preference of a picture for a prompt, standardised to about N(0, 1).
+    """ImageReward-v1.0: human preference of an image for a prompt, standardised to about N(0, 1).
 
-    Texts beyond 35 tokens are cut, as published. The centre square of a picture is scored.
+    Texts beyond 35 tokens are cut, as published. The centre square of an image is scored.
 
     Args:
-        encoder: picture and text -> feature.
+        encoder: image and text -> feature.
         head: (B, encoder.width) -> (B, 1) raw reward.
-        chunk: pictures a forward pass.
+        chunk: images a forward pass.
     """
 
     name: ClassVar[str] = "image_reward"
@@ -183,7 +183,7 @@ def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any],
     weights = part(state, TEXT, where)
     key = "encoder.layer.0.crossattention.self.key.weight"
     if key not in weights:
-        raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder does not look at pictures")
+        raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder does not look at images")
     names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     names += ["max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"]
     lacking = [name for name in names if name not in med_config]

@@ -32,7 +32,7 @@ def import_package() -> Any:
 
 
 class ImageRewardPackageScorer(ModelScorer):
-    """ImageReward-v1.0 through its package: pictures go through PIL one by one, so it is slow; a reference.
+    """ImageReward-v1.0 through its package: images go through PIL one by one, so it is slow; a reference.
 
     Args:
         model: what ``ImageReward.load`` returns.

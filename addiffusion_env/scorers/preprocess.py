@@ -1,6 +1,6 @@
-"""Pictures in [-1, 1] to what a vision model reads, on tensors: resize, crop, normalise, on the pictures' device.
+"""Images in [-1, 1] to what a vision model reads, on tensors: resize, crop, normalise, on the images' device.
 
-The published pipelines resize PIL pictures. Pillow resizes the rows, then the columns, and rounds to bytes after each.
+The published pipelines resize PIL images. Pillow resizes the rows, then the columns, and rounds to bytes after each.
 Interpolating floats in one go, as torch does, gives other pixels: where noise shrinks, one in seven is a level off;
 where it grows, some are 20 levels off, because nothing clips the overshoot between the two passes.
 """
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from addiffusion_env.errors import WeightsError
 
 PRECISION = 22
-"""Bits after the binary point of Pillow's weights for 8-bit pictures (``PRECISION_BITS`` in its ``Resample.c``)."""
+"""Bits after the binary point of Pillow's weights for 8-bit images (``PRECISION_BITS`` in its ``Resample.c``)."""
 
-TOGETHER = 8  # pictures a pass: in float64, 1024 pixels a side, 8 of them are 200 MB
+TOGETHER = 8  # images a pass: in float64, 1024 pixels a side, 8 of them are 200 MB
 
 
 def _bilinear(x: torch.Tensor) -> torch.Tensor:
@@ -63,11 +63,11 @@ def weights(before: int, after: int, interpolation: str) -> torch.Tensor:
 def resize_bytes(images: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """(B, 3, H, W) floats in [-1, 1] -> (B, 3, *size) float32 in [-1, 1], on the grid of 8-bit pixels.
 
-    Equal to the byte to ``PIL.Image.resize`` of the picture saved as PNG. Without float64 (Apple's GPUs) a pixel may
+    Equal to the byte to ``PIL.Image.resize`` of the image saved as PNG. Without float64 (Apple's GPUs) a pixel may
     fall one level beside it.
 
     Args:
-        images: pictures; rounded to bytes first.
+        images: images; rounded to bytes first.
         size: height and width.
         interpolation: one of :data:`FILTERS`.
     """
@@ -102,23 +102,23 @@ PREPROCESS_YOURSELF = "construct the scorer with a Preprocess of your own, or ta
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How one vision model wants its pictures.
+    """How one vision model wants its images.
 
-    Pictures that are resized are rounded to bytes on the way, as in the published pipelines, which read files: a score
-    in an episode is that of the picture saved as PNG (see :mod:`.resample`). One of the right size is not rounded.
+    Images that are resized are rounded to bytes on the way, as in the published pipelines, which read files: a score
+    in an episode is that of the image saved as PNG (see :mod:`.resample`). One of the right size is not rounded.
 
     Attributes:
-        size: side of the square that the model reads, in pixels; ``None`` for pictures as they are after resizing.
-        mean: per channel, of pixels in [0, 1]. 0.5 with std 0.5 leaves pictures in [-1, 1] as they are.
+        size: side of the square that the model reads, in pixels; ``None`` for images as they are after resizing.
+        mean: per channel, of pixels in [0, 1]. 0.5 with std 0.5 leaves images in [-1, 1] as they are.
         std: per channel, of pixels in [0, 1].
         resize: length to which ``mode`` resizes; ``None`` for ``size``. DINOv2 resizes to 256 and crops to 224.
         mode: ``"shortest"``: the shorter side becomes ``resize``, the middle is kept; ``"longest"``: the longer side
-            does, bars fill the rest; ``"squash"``: both do; ``"none"``: pictures keep their size.
+            does, bars fill the rest; ``"squash"``: both do; ``"none"``: images keep their size.
         interpolation: ``"bicubic"`` or ``"bilinear"``, always with antialiasing.
         fill: what bars are filled with, in [-1, 1]: black.
         floor_margins: an odd margin is cut on the right and below, as transformers does, else by Python's ``round``,
             as torchvision does.
-        eight_bit: resize as Pillow resizes 8-bit pictures; else as torch interpolates floats, which overshoot.
+        eight_bit: resize as Pillow resizes 8-bit images; else as torch interpolates floats, which overshoot.
     """
 
     size: int | None
@@ -185,8 +185,8 @@ class Preprocess:
         )
 
     def __call__(self, images: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] -> (B, 3, size, size) of ``dtype`` on ``device``."""
-        # Resizing in half precision would band; 64-pixel pictures and float32 cost nothing beside the model.
+        """(B, 3, H, W) images in [-1, 1] -> (B, 3, size, size) of ``dtype`` on ``device``."""
+        # Resizing in half precision would band; 64-pixel images and float32 cost nothing beside the model.
         images = self._crop(self._resize(images.to(device=device, dtype=torch.float32)))
         if any(value != 0.5 for value in (*self.mean, *self.std)):
             mean, std = (images.new_tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
@@ -202,7 +202,7 @@ class Preprocess:
         return F.interpolate(images, size=wanted, mode=self.interpolation, antialias=True)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after resizing a picture of ``height`` and ``width``."""
+        """Height and width after resizing an image of ``height`` and ``width``."""
         target = self.resize or self.size
         if self.mode == "none" or target is None:
             return height, width

@@ -1,4 +1,4 @@
-"""Variance of the Laplacian: how much fine detail a picture has. Needs no weights and does not read the prompt."""
+"""Variance of the Laplacian: how much fine detail an image has. Needs no weights and does not read the prompt."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class SharpnessScorer(ModelScorer):
     """The focus measure of Pech-Pacheco et al. (2000): the variance of the four-neighbour Laplacian of the grey levels.
 
     Grey levels run from 0 to 255 and borders are mirrored, as in ``cv2.Laplacian(grey, cv2.CV_64F).var()``, so the
-    usual thresholds apply; ``cv2.cvtColor`` rounds grey levels to bytes, which adds about 1.5 to a smooth picture's. It
-    measures detail, not beauty: noise is sharp, and it depends on the picture's size.
+    usual thresholds apply; ``cv2.cvtColor`` rounds grey levels to bytes, which adds about 1.5 to a smooth image's. It
+    measures detail, not beauty: noise is sharp, and it depends on the image's size.
     """
 
     name: ClassVar[str] = "sharpness"

@@ -165,7 +165,7 @@ def _made(make: Any, *args: Any, **settings: Any) -> Any:
 class GroundedEncoder:
     """Text encoder with cross-attention to a vision transformer (Li et al., 2022, arXiv 2201.12086, figure 2).
 
-    The text attends to the picture in every layer, so nothing of it can be computed ahead but its ids. Attention is
+    The text attends to the image in every layer, so nothing of it can be computed ahead but its ids. Attention is
     bidirectional and padding is masked; therefore texts are padded only to the longest of the batch, which leaves the
     first token's feature as it is with full padding and saves most of the text encoder's time.
 
@@ -173,7 +173,7 @@ class GroundedEncoder:
         vision: a transformers ``BlipVisionModel``.
         text: a transformers ``BlipTextModel`` with cross-attention.
         tokenizer: texts -> ids.
-        preprocess: pictures in [-1, 1] -> what ``vision`` reads.
+        preprocess: images in [-1, 1] -> what ``vision`` reads.
         device: where both run.
         dtype: their precision.
 
@@ -208,9 +208,9 @@ class GroundedEncoder:
         self.width = int(text.config.hidden_size)
 
     def __call__(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [-1, 1] and ``B`` texts -> (B, width) float32 features on the encoder's device."""
+        """(B, 3, H, W) images in [-1, 1] and ``B`` texts -> (B, width) float32 features on the encoder's device."""
         ids, mask = (value.to(self.device) for value in self.tokenizer.trimmed(texts))
         seen = self.vision(pixel_values=self.preprocess(images, self.device, self.dtype)).last_hidden_state
-        # No mask over the picture: all of its tokens count, and an all-ones mask changes nothing.
+        # No mask over the image: all of its tokens count, and an all-ones mask changes nothing.
         read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         return read[:, 0].float()

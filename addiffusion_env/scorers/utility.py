@@ -1,16 +1,16 @@
 """The utility of a finished image: its preference, with it CLIP's score, or a calibrator's log-odds.
 
 A score means different things for different prompts: the same preference that all but proves "a photo of a dog" right
-says little of "a bus left of a bear", which goes wrong more often. Among finished pictures of training prompts the
+says little of "a bus left of a bear", which goes wrong more often. Among finished images of training prompts the
 scores fall into two groups, right and wrong. A mixture of two linear regressions on the prompt's CLIP embedding, its
 mixing weight a logistic regression on the same (a mixture of experts: Jordan and Jacobs 1994, Neural Computation 6),
-finds both groups by expectation maximisation and gives every picture its posterior odds.
+finds both groups by expectation maximisation and gives every image its posterior odds.
 
 Fitted by ``python -m addiffusion_env.tabular.fit_calibrator TABLE OUT`` on a table of attempts, from scores alone.
 
 Neither score is enough where tries are to be told apart. On 320 emoji prompts, five tries each, preference alone says
-which finished picture is right with AUC .88, CLIP alone .67, both together .92 (the detector as judge, which is used
-for nothing else): preference knows relations, CLIP knows classes and counts. A :class:`.belief.Belief` also knows that
+which finished image is right with AUC .88, CLIP alone .67, both together .92 (the detector as judge, which is used
+for nothing else): preference knows relations, CLIP knows classes and counts. A :class:`.calibrator.Calibrator` also knows that
 the same scores mean more on an easy prompt than on a hard one.
 """
 
@@ -27,18 +27,18 @@ import numpy as np
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.files import stamp_of, whole_file
-from addiffusion_env.scorers.look import Look
+from addiffusion_env.scorers.image_scores import ImageScores
 from addiffusion_env.settings import Gt, Settings
 
-BELIEFS = Path(__file__).parent / "beliefs"
-"""Fitted beliefs that ship with the package: ``<name>.safetensors``."""
+CALIBRATORS = Path(__file__).parent / "calibrators"
+"""Fitted calibrators that ship with the package: ``<name>.safetensors``."""
 
 MOST = 12.0
 """Log-odds are clipped here: beyond it a mixture says nothing any more."""
 
 
 @dataclass(frozen=True, eq=False)
-class Belief:
+class Calibrator:
     """A fitted mixture; ``D`` is the width of the prompt's CLIP embedding, ``K`` the number of directions kept of it.
 
     Attributes:
@@ -64,16 +64,16 @@ class Belief:
         directions: int = 64,
         ridge: float = 150.0,
         rounds: int = 60,
-    ) -> Belief:
+    ) -> Calibrator:
         """Expectation maximisation from a split at the middle of the scores.
 
         Args:
-            preference: (P, T) of T finished pictures of each of P prompts.
+            preference: (P, T) of T finished images of each of P prompts.
             clip_score: (P, T).
             clip_text: (P, D) CLIP embeddings of the prompts.
             directions: K; on 512 emoji prompts the likelihood of held-out prompts (four folds) is best at 64, with a
                 ridge of 150, among 0 to 127 and 1 to 150.
-            ridge: pictures' worth of pull towards coefficients of 0.
+            ridge: images' worth of pull towards coefficients of 0.
             rounds: of expectation and maximisation.
 
         Raises:
@@ -81,15 +81,15 @@ class Belief:
         """
         if len(preference) <= directions:
             raise ConfigError(
-                f"a belief of {directions} directions needs more prompts than that, got {len(preference)}",
-                "record more pictures, or lower directions",
+                f"a calibrator of {directions} directions needs more prompts than that, got {len(preference)}",
+                "record more images, or lower directions",
             )
         centre = clip_text.mean(0).astype(np.float64)
         _, spread, rows = np.linalg.svd(clip_text - centre, full_matrices=False)
         basis = rows[:directions].T / (spread[:directions] / np.sqrt(len(clip_text)))
         scores = np.stack([preference, clip_score], axis=-1).reshape(-1, 2).astype(np.float64)
         inputs = np.repeat(_inputs(clip_text, centre, basis), preference.shape[1], axis=0)
-        # Sum of both scores in standard deviations: above its middle a picture counts as right to begin with.
+        # Sum of both scores in standard deviations: above its middle an image counts as right to begin with.
         total = (scores / scores.std(0)).sum(1)
         right = 1 / (1 + np.exp(-4 * (total - np.median(total)) / total.std() - 1))
         pull = ridge * np.eye(inputs.shape[1])
@@ -131,7 +131,7 @@ class Belief:
             file.write(save({item.name: np.ascontiguousarray(getattr(self, item.name)) for item in fields(self)}))
 
     @classmethod
-    def load(cls, path: Path) -> Belief:
+    def load(cls, path: Path) -> Calibrator:
         """Reads what :meth:`save` wrote; runs no code of the file's.
 
         Raises:
@@ -144,29 +144,29 @@ class Belief:
             return cls(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
             raise WeightsError(
-                f"no belief in {path}: {error}", "fit one: addiffusion_env.tabular.fit_calibrator"
+                f"no calibrator in {path}: {error}", "fit one: addiffusion_env.tabular.fit_calibrator"
             ) from error
 
 
-def belief_of(name: str) -> Belief:
-    """A belief by the name it ships under, or from a ``.safetensors`` file; read again when the file has changed.
+def calibrator_of(name: str) -> Calibrator:
+    """A calibrator by the name it ships under, or from a ``.safetensors`` file; read again when the file has changed.
 
     Raises:
         UnknownNameError: for a name that does not ship.
         WeightsError: for a file that holds none.
     """
-    shipped = {path.stem: path for path in BELIEFS.glob("*.safetensors")}
+    shipped = {path.stem: path for path in CALIBRATORS.glob("*.safetensors")}
     if name in shipped:
         return _read(shipped[name], stamp_of(shipped[name]))
     if not name.endswith(".safetensors"):
-        raise unknown("belief", name, shipped)
+        raise unknown("calibrator", name, shipped)
     return _read(Path(name), stamp_of(name))
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, stamp: tuple) -> Belief:
+def _read(path: Path, stamp: tuple) -> Calibrator:
     del stamp  # of the key alone
-    return Belief.load(path)
+    return Calibrator.load(path)
 
 
 def _inputs(clip_text: np.ndarray, centre: np.ndarray, basis: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ def _regressions(
         mean = np.linalg.solve(weighted @ inputs + pull, weighted @ scores)
         error = scores - inputs @ mean
         covariance = (error.T * weight) @ error / max(weight.sum(), 1e-9)
-        floor = 1e-3 * np.diag(scores.var(0))  # a group of one picture has no width
+        floor = 1e-3 * np.diag(scores.var(0))  # a group of one image has no width
         means.append(mean)
         precisions.append(np.linalg.inv(covariance + floor))
     return np.stack(means), np.stack(precisions)
@@ -201,92 +201,92 @@ def _logistic(inputs: np.ndarray, right: np.ndarray, start: np.ndarray, pull: np
 
 
 @dataclass(frozen=True)
-class Liking(Settings):
+class Utility(Settings):
     """``preference + clip_weight * (clip_score - clip_centre) / clip_scale``, in standard deviations of preference.
 
-    With a belief it is that belief's log-odds of the picture being right instead.
+    With a calibrator it is that calibrator's log-odds of the image being right instead.
 
     Attributes:
         clip_weight: 0 is preference alone.
-        clip_centre: CLIP score that counts as 0: the mean over finished pictures of training prompts.
+        clip_centre: CLIP score that counts as 0: the mean over finished images of training prompts.
         clip_scale: its standard deviation there; above 0.
-        belief: name or file of a :class:`addiffusion_env.scorers.utility.Belief`; ``None`` for the weighted sum.
+        calibrator: name or file of a :class:`addiffusion_env.scorers.utility.Calibrator`; ``None`` for the weighted sum.
     """
 
-    section: ClassVar[str] = "liking"
+    section: ClassVar[str] = "utility"
 
     clip_weight: float = 0.0
     clip_centre: float = 0.0
     clip_scale: Annotated[float, Gt(0)] = 1.0
-    belief: str | None = None
+    calibrator: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.belief is not None:
-            belief_of(self.belief)  # refuses a name that is not known
+        if self.calibrator is not None:
+            calibrator_of(self.calibrator)  # refuses a name that is not known
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The scorers that it reads, by their part in :class:`.LookScorers`."""
-        return ("preference", "clip") if self.belief is not None or self.clip_weight else ("preference",)
+        """The scorers that it reads, by their part in :class:`.ImageScorers`."""
+        return ("preference", "clip") if self.calibrator is not None or self.clip_weight else ("preference",)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings, and the content of the belief that they name."""
-        belief = None if self.belief is None else described(belief_of(self.belief))
-        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "belief": belief}
+        """The settings, and the content of the calibrator that they name."""
+        calibrator = None if self.calibrator is None else described(calibrator_of(self.calibrator))
+        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "calibrator": calibrator}
 
     def __call__(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
-        """(B, ...) scores of pictures of B prompts, (B, D) embeddings of the prompts -> (B, ...) liking."""
-        if self.belief is not None:
-            return belief_of(self.belief)(preference, clip_score, clip_text)
+        """(B, ...) scores of images of B prompts, (B, D) embeddings of the prompts -> (B, ...) utility."""
+        if self.calibrator is not None:
+            return calibrator_of(self.calibrator)(preference, clip_score, clip_text)
         if self.clip_weight == 0:
             return preference
         return preference + self.clip_weight * (clip_score - self.clip_centre) / self.clip_scale
 
-    def at(self, look: Look) -> float:
-        """Of a look at one picture."""
-        return float(self(look.preference, look.clip_score, look.clip_text)[0])
+    def at(self, scores: ImageScores) -> float:
+        """Of a look at one image."""
+        return float(self(scores.preference, scores.clip_score, scores.clip_text)[0])
 
 
 @dataclass(frozen=True, eq=False)
-class LookBatch:
+class ImageScoresBatch:
     """Looks at the images of ``B`` lanes.
 
     Attributes:
-        look: B rows; those of lanes without a look hold zeros.
+        scores: B rows; those of lanes without a look hold zeros.
         known: (B,) bool, which lanes have a look.
     """
 
-    look: Look
+    scores: ImageScores
     known: np.ndarray
 
     @classmethod
-    def of(cls, looks: Sequence[Look | None], clip_dim: int = 0) -> LookBatch:
+    def of(cls, scores: Sequence[ImageScores | None], clip_dim: int = 0) -> ImageScoresBatch:
         """Joins looks of one row each; where all are ``None``, CLIP embeddings are ``clip_dim`` wide and DINO's 0."""
-        found = next((look for look in looks if look is not None), None)
+        found = next((scores for scores in scores if scores is not None), None)
         if found is None:
             clip, score = np.zeros((1, clip_dim), np.float32), np.zeros(1, np.float32)
-            blank = Look(clip, clip, score, score, np.zeros((1, 0), np.float32))
+            blank = ImageScores(clip, clip, score, score, np.zeros((1, 0), np.float32))
         else:
-            blank = Look(*(np.zeros_like(getattr(found, item.name)) for item in fields(Look)))
-        known = np.array([look is not None for look in looks])
-        return cls(Look.cat([blank if look is None else look for look in looks]), known)
+            blank = ImageScores(*(np.zeros_like(getattr(found, item.name)) for item in fields(ImageScores)))
+        known = np.array([scores is not None for scores in scores])
+        return cls(ImageScores.cat([blank if scores is None else scores for scores in scores]), known)
 
     def score(self, name: str, absent: float = 0.0) -> np.ndarray:
         """(B,) float64 scores: ``clip_score`` or ``preference``; ``absent`` where there is no look."""
-        return np.where(self.known, getattr(self.look, name).astype(np.float64), absent)
+        return np.where(self.known, getattr(self.scores, name).astype(np.float64), absent)
 
-    def similarity(self, other: LookBatch) -> np.ndarray:
+    def similarity(self, other: ImageScoresBatch) -> np.ndarray:
         """(B,) cosine of the DINO embeddings of two looks at each lane; 0 where one is missing."""
         both = self.known & other.known
         found = np.zeros(len(both))
-        found[both] = (self.look.dino[both] * other.look.dino[both]).sum(1) if both.any() else 0.0
+        found[both] = (self.scores.dino[both] * other.scores.dino[both]).sum(1) if both.any() else 0.0
         return found
 
-    def liked(self, liking: Liking) -> np.ndarray:
+    def liked(self, utility: Utility) -> np.ndarray:
         """(B,) float64 how much each image is liked; 0 where there is no look."""
         if not self.known.any():
             return np.zeros(len(self.known))
-        value = liking(self.look.preference, self.look.clip_score, self.look.clip_text)
+        value = utility(self.scores.preference, self.scores.clip_score, self.scores.clip_text)
         return np.where(self.known, value, 0.0)

@@ -1,6 +1,6 @@
-"""Fits a belief to the finished pictures of a table of attempts; no verdict is read.
+"""Fits a calibrator to the finished images of a table of attempts; no verdict is read.
 
-python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table addiffusion_env/scorers/beliefs/emoji.safetensors
+python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table addiffusion_env/scorers/calibrators/emoji.safetensors
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.scorers.utility import Belief
+from addiffusion_env.scorers.utility import Calibrator
 from addiffusion_env.tabular.table import AttemptTable
 
 
-def fit_belief(table: AttemptTable) -> Belief:
-    """From the pictures at the schedule's end, every attempt of every prompt."""
+def fit_calibrator(table: AttemptTable) -> Calibrator:
+    """From the images at the schedule's end, every attempt of every prompt."""
     end = table.finish
-    return Belief.fit(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
+    return Calibrator.fit(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
 
 
 def read_tables(folder: Path) -> AttemptTable:
@@ -38,21 +38,19 @@ def read_tables(folder: Path) -> AttemptTable:
 
 @friendly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads, fits, writes and says how sure the belief is of what it saw."""
+    """Reads, fits, writes and says how sure the calibrator is of what it saw."""
     parser = argparse.ArgumentParser(prog="python -m addiffusion_env.tabular.fit_calibrator", description=__doc__)
     parser.add_argument("table", type=Path, help="folder of Parquet files that training recorded")
     parser.add_argument("out", type=Path, help="file to write, .safetensors")
     chosen = parser.parse_args(arguments)
     table = read_tables(chosen.table)
-    belief = fit_belief(table)
+    calibrator = fit_calibrator(table)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    belief.save(chosen.out)
+    calibrator.save(chosen.out)
     end = table.finish
-    chance = 1 / (1 + np.exp(-belief(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)))
+    chance = 1 / (1 + np.exp(-calibrator(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)))
     print(f"{len(table)} prompts, {table.attempts} attempts each: right with chance {chance.mean():.3f} on average")
-    print(
-        f"surer than .95 either way of {np.mean(abs(chance - 0.5) > 0.45):.3f} of the pictures; written: {chosen.out}"
-    )
+    print(f"surer than .95 either way of {np.mean(abs(chance - 0.5) > 0.45):.3f} of the images; written: {chosen.out}")
 
 
 if __name__ == "__main__":

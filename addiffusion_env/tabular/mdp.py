@@ -9,8 +9,8 @@ import numpy as np
 
 from addiffusion_env.observations import Frame
 from addiffusion_env.rewards import Transition
-from addiffusion_env.scorers.look import Look
-from addiffusion_env.scorers.utility import Liking, LookBatch
+from addiffusion_env.scorers.image_scores import ImageScores
+from addiffusion_env.scorers.utility import ImageScoresBatch, Utility
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.transitions import START, Transitions
 
@@ -20,15 +20,15 @@ class States:
     """Where ``B`` episodes are. Never changed in place.
 
     Attributes:
-        row: (B,) which picture of the table.
+        row: (B,) which image of the table.
         order: (B, T) which recorded attempt is met first, second ...
         attempt: (B,) which of them the lane is in, from 0.
         place: (B,) where in the attempt; -1 before the first evaluation.
         before: (B, 2) recorded attempt and place of the decision before; place -1 for none.
         spent: (B,) NFE of earlier attempts.
         calls: (B,) network calls of earlier attempts.
-        best: (B, 2) recorded attempt and place of the best finished picture of earlier attempts; place -1 for none.
-        price: (B,) of one NFE.
+        best: (B, 2) recorded attempt and place of the best finished image of earlier attempts; place -1 for none.
+        cost_per_nfe: (B,) of one NFE.
     """
 
     row: np.ndarray
@@ -39,15 +39,17 @@ class States:
     spent: np.ndarray
     calls: np.ndarray
     best: np.ndarray
-    price: np.ndarray
+    cost_per_nfe: np.ndarray
 
     @classmethod
-    def start(cls, row: np.ndarray, order: np.ndarray, price: np.ndarray) -> States:
+    def start(cls, row: np.ndarray, order: np.ndarray, cost_per_nfe: np.ndarray) -> States:
         """Episodes at their beginning."""
         size = len(row)
         none = np.full((size, 2), START)
         zero = np.zeros(size)
-        return cls(row, order, np.zeros(size, int), np.full(size, START), none, zero, zero.copy(), none.copy(), price)
+        return cls(
+            row, order, np.zeros(size, int), np.full(size, START), none, zero, zero.copy(), none.copy(), cost_per_nfe
+        )
 
     def __len__(self) -> int:
         return len(self.row)
@@ -67,13 +69,13 @@ class TabularStep:
     Attributes:
         states: where they are now; ended ones stay at their last place.
         ended: (B,) bool.
-        picture: (B, 2) recorded attempt and place of an ended episode's picture.
+        image: (B, 2) recorded attempt and place of an ended episode's image.
         nfe: (B,) NFE that the step spent.
     """
 
     states: States
     ended: np.ndarray
-    picture: np.ndarray
+    image: np.ndarray
     nfe: np.ndarray
 
 
@@ -85,22 +87,22 @@ class TabularMDP:
         table: the recorded attempts.
         transitions: of the process, with no more refinements than attempts were recorded.
         most: NFE that counts as a whole budget, as observations show it.
-        highest_price: the price that observations show as 1.
+        highest_cost_per_nfe: the cost per NFE that observations show as 1.
         shown_limit: the refinements that observations count by: the limit of the process.
-        liking: what the best of several pictures is chosen by.
+        utility: what the best of several images is chosen by.
     """
 
     table: AttemptTable
     transitions: Transitions
     most: float
-    highest_price: float
+    highest_cost_per_nfe: float
     shown_limit: int
-    liking: Liking = field(default_factory=Liking)
+    utility: Utility = field(default_factory=Utility)
 
     @cached_property
     def liked(self) -> np.ndarray:
-        """(P, T, Q) how much each picture is liked."""
-        return self.liking(self.table.preference, self.table.clip_score, self.table.clip_text)
+        """(P, T, Q) how much each image is liked."""
+        return self.utility(self.table.preference, self.table.clip_score, self.table.clip_text)
 
     def recorded(self, states: States) -> np.ndarray:
         """(B,) the recorded attempt that each lane is in."""
@@ -128,7 +130,7 @@ class TabularMDP:
         )
         old_nfe, here = self.nfe(states), np.stack([self.recorded(states), states.place], axis=1)
         again = attempt > states.attempt
-        # A landing from the very beginning is recorded once: a draw like any other.
+        # An early exit from the very beginning is recorded once: a draw like any other.
         order = states.order.copy()
         order[(states.place == START) & (place > self.table.finish)] = np.arange(order.shape[1])
         ahead = replace(
@@ -145,7 +147,7 @@ class TabularMDP:
         return TabularStep(ahead, ended, np.where(ended[:, None], made, START), self.nfe(ahead) - old_nfe)
 
     def _better(self, row: np.ndarray, kept: np.ndarray, new: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """(B, 2): the better-liked of two finished pictures in lanes of ``where``, the earlier of equals."""
+        """(B, 2): the better-liked of two finished images in lanes of ``where``, the earlier of equals."""
         old_liked = self._at(self.liked, row, kept[:, 0], kept[:, 1], missing=-np.inf)
         new_liked = self._at(self.liked, row, new[:, 0], new[:, 1], missing=-np.inf)
         return np.where((where & (new_liked > old_liked))[:, None], new, kept)
@@ -159,30 +161,30 @@ class TabularMDP:
         absent = (place < 0).reshape(-1, *[1] * (found.ndim - 1))
         return np.where(absent, missing, found)
 
-    def _looks(self, row: np.ndarray, at: np.ndarray) -> LookBatch:
-        """The looks at (B, 2) recorded attempts and places of some pictures."""
+    def _scores_of(self, row: np.ndarray, at: np.ndarray) -> ImageScoresBatch:
+        """The looks at (B, 2) recorded attempts and places of some images."""
         table, where = self.table, (row, at[:, 0], np.maximum(at[:, 1], 0))
         known = at[:, 1] >= 0
         vectors = (np.where(known[:, None], values[where], 0.0) for values in (table.clip_image, table.dino))
         scores = (np.where(known, values[where], 0.0) for values in (table.clip_score, table.preference))
         clip_image, dino = vectors
-        return LookBatch(Look(clip_image, table.clip_text[row], *scores, dino), known)
+        return ImageScoresBatch(ImageScores(clip_image, table.clip_text[row], *scores, dino), known)
 
     def frame(self, states: States) -> Frame:
         """The decision points, as :class:`envs.framing.Framer` makes them of lanes."""
         table, row, attempt, place = self.table, states.row, self.recorded(states), states.place
         now = (row, attempt, place)
         return Frame.of(
-            self._looks(row, np.stack([attempt, place], axis=1)),
-            self._looks(row, states.before),
+            self._scores_of(row, np.stack([attempt, place], axis=1)),
+            self._scores_of(row, states.before),
             clip_text=table.clip_text[row],
             x0_change=self._at(table.change, *now),
             log_snr=np.where(place >= 0, table.log_snr[np.maximum(place, 0)], table.start_log_snr),
             budget=self.nfe(states) / self.most,
             refinements=states.attempt / max(1, self.shown_limit),
-            price=states.price / max(self.highest_price, 1e-12),
-            liking=self._at(self.liked, *now),
-            best_liking=self._at(self.liked, row, states.best[:, 0], states.best[:, 1]),
+            cost_per_nfe=states.cost_per_nfe / max(self.highest_cost_per_nfe, 1e-12),
+            utility=self._at(self.liked, *now),
+            best_utility=self._at(self.liked, row, states.best[:, 0], states.best[:, 1]),
             has_best=(states.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(states), 3)),
             features=self._at(table.features, *now),
@@ -194,11 +196,11 @@ class TabularMDP:
         after = step.states
         reached = np.stack([self.recorded(after), after.place], axis=1)
         return Transition.of(
-            self._looks(states.row, after.before),
-            self._looks(states.row, np.where(step.ended[:, None], step.picture, reached)),
+            self._scores_of(states.row, after.before),
+            self._scores_of(states.row, np.where(step.ended[:, None], step.image, reached)),
             clip_text=self.table.clip_text[states.row],
             nfe=step.nfe,
-            price=states.price,
+            cost_per_nfe=states.cost_per_nfe,
             action=actions,
             terminal=step.ended,
         )

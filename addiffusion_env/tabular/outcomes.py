@@ -1,4 +1,4 @@
-"""What a policy gets out of a table: every picture's episode, played with the recorded attempts in their own order."""
+"""What a policy gets out of a table: every image's episode, played with the recorded attempts in their own order."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Decider = Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """One episode a picture.
+    """One episode an image.
 
     Attributes:
         nfe: (P,) spent.
         calls: (P,) network calls.
-        looks: (P,) previews that were looked at; the finished pictures come on top.
-        finishes: (P,) finished pictures that were decoded and looked at.
-        preference: (P,) of the picture given.
-        clip_score: (P,) of the picture given.
+        looks: (P,) previews that were looked at; the finished images come on top.
+        finishes: (P,) finished images that were decoded and looked at.
+        preference: (P,) of the image given.
+        clip_score: (P,) of the image given.
         correct: (P,) the judge's verdict on it; NaN without one.
         actions: P tuples of actions.
     """
@@ -39,22 +39,22 @@ class Outcomes:
     actions: tuple[tuple[int, ...], ...]
 
 
-def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, price: float) -> Outcomes:
-    """Plays every picture of a table once, exactly as the engine would.
+def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, cost_per_nfe: float) -> Outcomes:
+    """Plays every image of a table once, exactly as the engine would.
 
     Args:
         mdp: the decision process on the table.
         decide: the policy.
         observer: makes its observations.
-        price: of one NFE, shown to the policy.
+        cost_per_nfe: of one NFE, shown to the policy.
     """
     table, size = mdp.table, len(mdp.table)
     everyone = np.arange(size)
     order = np.tile(np.arange(table.attempts), (size, 1))
-    states = States.start(everyone, order, np.full(size, float(price)))
+    states = States.start(everyone, order, np.full(size, float(cost_per_nfe)))
     going = np.ones(size, dtype=bool)
     looks, finishes = np.zeros(size), np.zeros(size)
-    picture = np.zeros((size, 2), dtype=int)
+    image = np.zeros((size, 2), dtype=int)
     actions: list[list[int]] = [[] for _ in range(size)]
     while going.any():
         chosen = decide(observer.observe(mdp.frame(states)), mdp.masks(states))
@@ -67,10 +67,10 @@ def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, price: floa
         looks += going & new & ~made
         finishes += going & new & made
         ended = going & step.ended
-        picture[ended] = step.picture[ended]
+        image[ended] = step.image[ended]
         states = states.merged(step.states, going)
         going &= ~step.ended
-    at = (everyone, picture[:, 0], picture[:, 1])
+    at = (everyone, image[:, 0], image[:, 1])
     return Outcomes(
         nfe=mdp.nfe(states),
         calls=mdp.network_calls(states),

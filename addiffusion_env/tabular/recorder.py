@@ -16,18 +16,18 @@ import torch
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described, identity_of
+from addiffusion_env.engine.coroutines import act, early_exit_path, finished, seen
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Fault, FaultCount, Lane, Picture, Request, open_lane
+from addiffusion_env.engine.lane import Fault, FaultCount, GeneratedImage, Lane, Request, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.engine.programs import act, finished, landing_way, seen
 from addiffusion_env.errors import ConfigError, ResumeError
 from addiffusion_env.observations import LOG_SNR_RANGE
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import Look, LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 from addiffusion_env.tabular.table import AttemptTable
 
 Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], Sequence[bool | None]]
-"""Pictures and their prompts -> verdicts."""
+"""Images and their prompts -> verdicts."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Place:
 
     Attributes:
         lane: the lane there; its NFE counts from the episode's beginning.
-        look: what the scorers said.
-        picture: the finished picture, where there is one.
+        scores: what the scorers said.
+        image: the finished image, where there is one.
     """
 
     lane: Lane
-    look: Look
-    picture: Picture | None = None
+    scores: ImageScores
+    image: GeneratedImage | None = None
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Recorder:
         backbone: the model.
         scorers: what looks.
         process: with more than one attempt, one with ``refine.return_to`` and ``check_finished``.
-        attempts: T, attempts of every picture; 1 records a plain stop table.
-        judge: gives finished pictures their verdict; ``None`` leaves it unknown.
-        halve: make model calls for half as many pictures when the device's memory runs out.
-        faults: pictures that may be left out because their lane alone failed; none by default.
+        attempts: T, attempts of every image; 1 records a plain stop table.
+        judge: gives finished images their verdict; ``None`` leaves it unknown.
+        halve: make model calls for half as many images when the device's memory runs out.
+        faults: images that may be left out because their lane alone failed; none by default.
         features: whether the denoiser's own features are kept, for observations that read them.
     """
 
     backbone: Backbone
-    scorers: LookScorers
+    scorers: ImageScorers
     process: ProcessConfig
     attempts: int
     judge: Judge | None = None
@@ -77,9 +77,9 @@ class Recorder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a table depends on apart from its pictures: tables of another one are not read."""
+        """What a table depends on apart from its images: tables of another one are not read."""
         process = asdict(self.process)
-        for name in ("liking", "limit", "margin", "first_step"):  # what is recorded does not depend on these
+        for name in ("utility", "limit", "margin", "first_step"):  # what is recorded does not depend on these
             process["refine"].pop(name)
         return identity_of(
             backbone=self.backbone,
@@ -95,31 +95,31 @@ class Recorder:
         """12 hex digits of :attr:`identity`, for file names."""
         return digest_of(self.identity)[:12]
 
-    def record(self, pictures: Sequence[tuple[Prompt, int]], lanes: int = 16) -> AttemptTable:
+    def record(self, images: Sequence[tuple[Prompt, int]], lanes: int = 16) -> AttemptTable:
         """Records (prompt, seed) pairs; those that fail by themselves are left out, see ``faults``."""
         engine = Engine(self.backbone, self.scorers, solver=self.process.solver, halve=self.halve, faults=self.faults)
-        found = engine.run((self.program(*picture) for picture in pictures), lanes)
+        found = engine.run((self.coroutine(*image) for image in images), lanes)
         whole = [row for row, attempts in enumerate(found) if not isinstance(attempts, Fault)]
-        return self._table([pictures[row] for row in whole], [found[row] for row in whole])
+        return self._table([images[row] for row in whole], [found[row] for row in whole])
 
     def record_shards(
-        self, pictures: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
+        self, images: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
     ) -> AttemptTable:
-        """The same in shards of ``shard`` pictures under ``folder``; shards that are there are read, not made again.
+        """The same in shards of ``shard`` images under ``folder``; shards that are there are read, not made again.
 
         Args:
-            pictures: (prompt, seed) pairs.
+            images: (prompt, seed) pairs.
             folder: made when missing.
-            lanes: pictures in the making at once.
-            shard: pictures a file: what a kill loses at most.
-            note: called with the number of pictures that are there after each shard.
+            lanes: images in the making at once.
+            shard: images a file: what a kill loses at most.
+            note: called with the number of images that are there after each shard.
 
         Raises:
             RunFolderError: when a shard cannot be written.
         """
         parts, fingerprint = [], self.fingerprint
-        for first in range(0, len(pictures), shard):
-            chunk = pictures[first : first + shard]
+        for first in range(0, len(images), shard):
+            chunk = images[first : first + shard]
             ids = json.dumps([[described(prompt), seed] for prompt, seed in chunk])
             name = f"tries-{fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
             parts.append(self._shard(chunk, folder / name, lanes))
@@ -137,47 +137,47 @@ class Recorder:
         table.save(path)
         return table
 
-    def program(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
-        """All attempts of one picture: T lists of Q places."""
+    def coroutine(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
+        """All attempts of one image: T lists of Q places."""
         lane = open_lane(self.backbone, self.process, prompt, seed)
-        early = yield from self._landed(lane)
-        lane = yield from self._looked(act(self.backbone, self.process, lane, Action.CONTINUE))
+        early = yield from self._exited(lane)
+        lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
         attempts = []
         for number in range(self.attempts):
             base = lane
-            steps = [Place(lane, _look(lane))]
+            steps = [Place(lane, _scores(lane))]
             while True:
                 lane = yield from act(self.backbone, self.process, lane, Action.CONTINUE)
                 if not lane.remaining:
                     break
                 lane = yield from seen(lane)
-                steps.append(Place(lane, _look(lane)))
-            picture = yield from finished(lane)
-            end = Place(lane, picture.look, picture)
-            landings = []
+                steps.append(Place(lane, _scores(lane)))
+            image = yield from finished(lane)
+            end = Place(lane, image.scores, image)
+            early_exits = []
             for step in steps:
-                landings.append((yield from self._landed(step.lane, end)))
-            attempts.append([*steps, end, *landings, early if number == 0 else None])
+                early_exits.append((yield from self._exited(step.lane, end)))
+            attempts.append([*steps, end, *early_exits, early if number == 0 else None])
             if number + 1 < self.attempts:
                 # Any state of an attempt leads to the same next one: fresh noise, the same steps of the schedule.
-                lane = yield from self._looked(act(self.backbone, self.process, base, Action.REFINE))
+                lane = yield from self._scored(act(self.backbone, self.process, base, Action.REFINE))
         return attempts
 
-    def _looked(self, moving: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
+    def _scored(self, moving: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
         lane = yield from moving
-        return (yield from seen(lane)) if lane.look is None else lane
+        return (yield from seen(lane)) if lane.scores is None else lane
 
-    def _landed(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
-        """Where *stop* leads; the schedule's end when the landing is the rest of the schedule."""
-        if end is not None and np.array_equal(landing_way(self.backbone, self.process, lane), lane.rest):
+    def _exited(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
+        """Where *stop* leads; the schedule's end when the early exit is the rest of the schedule."""
+        if end is not None and np.array_equal(early_exit_path(self.backbone, self.process, lane), lane.rest):
             return end
-        landed = yield from act(self.backbone, self.process, lane, Action.STOP)
-        picture = yield from finished(landed)
-        return Place(landed, picture.look, picture)
+        exited = yield from act(self.backbone, self.process, lane, Action.STOP)
+        image = yield from finished(exited)
+        return Place(exited, image.scores, image)
 
-    def _table(self, pictures: Sequence[tuple[Prompt, int]], found: Sequence[list[list[Place | None]]]) -> AttemptTable:
+    def _table(self, images: Sequence[tuple[Prompt, int]], found: Sequence[list[list[Place | None]]]) -> AttemptTable:
         steps = self.process.decision_steps
-        shape = (len(pictures), self.attempts, 2 * len(steps) + 2)
+        shape = (len(images), self.attempts, 2 * len(steps) + 2)
         numbers = {
             name: np.full(shape, np.nan, np.float32)
             for name in ("clip_score", "preference", "change", "nfe", "calls", "correct")
@@ -195,19 +195,19 @@ class Recorder:
                     if place is None:
                         continue
                     at = (row, number, q)
-                    clip[at], dino[at] = place.look.clip_image[0], place.look.dino[0]
+                    clip[at], dino[at] = place.scores.clip_image[0], place.scores.dino[0]
                     if width and place.lane.features is not None:
                         features[at] = place.lane.features[0].float().cpu().numpy()
-                    numbers["clip_score"][at] = place.look.clip_score[0]
-                    numbers["preference"][at] = place.look.preference[0]
+                    numbers["clip_score"][at] = place.scores.clip_score[0]
+                    numbers["preference"][at] = place.scores.preference[0]
                     numbers["change"][at] = place.lane.change
                     numbers["nfe"][at] = place.lane.nfe - begun[0]
                     numbers["calls"][at] = place.lane.calls - begun[1]
                     sigma[q] = place.lane.sigma
-                    if place.picture is not None:
+                    if place.image is not None:
                         done.append((at, place))
         self._verdicts(done, numbers["correct"])
-        prompts = [prompt for prompt, _ in pictures]
+        prompts = [prompt for prompt, _ in images]
         first = float(self.backbone.sigmas(self.process.steps, self.process.spacing)[0])
         levels = torch.from_numpy(np.append(sigma, first))
         log_snr = self.backbone.path.half_log_snr(levels).clamp(*LOG_SNR_RANGE).numpy()
@@ -215,8 +215,8 @@ class Recorder:
             prompts=tuple(prompt.text for prompt in prompts),
             prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
             tasks=tuple(prompt.task for prompt in prompts),
-            demands=np.array([prompt.demands for prompt in prompts]),
-            seeds=np.array([seed for _, seed in pictures]),
+            constraints=np.array([prompt.constraints for prompt in prompts]),
+            seeds=np.array([seed for _, seed in images]),
             steps=tuple(steps),
             log_snr=log_snr[:-1],
             start_log_snr=np.array(log_snr[-1]),
@@ -239,8 +239,8 @@ class Recorder:
     def _verdicts(self, done: Sequence[tuple[tuple[int, int, int], Place]], correct: np.ndarray) -> None:
         if self.judge is None or not done:
             return
-        pictures = [place.picture.image for _, place in done if place.picture is not None]
-        verdicts = self.judge(pictures, [place.lane.prompt for _, place in done])
+        images = [place.image.tensor for _, place in done if place.image is not None]
+        verdicts = self.judge(images, [place.lane.prompt for _, place in done])
         for (at, _), verdict in zip(done, verdicts, strict=True):
             correct[at] = np.nan if verdict is None else float(verdict)
 
@@ -266,6 +266,6 @@ def check_recordable(process: ProcessConfig) -> None:
         )
 
 
-def _look(lane: Lane) -> Look:
-    assert lane.look is not None
-    return lane.look
+def _scores(lane: Lane) -> ImageScores:
+    assert lane.scores is not None
+    return lane.scores

@@ -1,8 +1,8 @@
-"""The stop-and-retry table: everything that an episode could have seen and made, recorded once for each picture.
+"""The stop-and-retry table: everything that an episode could have seen and made, recorded once for each image.
 
 A process whose refinement begins another attempt (``refine.return_to``) moves on a small tree: attempts, and in each of
-them the steps where the policy is asked, the picture at the schedule's end, and the picture that *stop* lands in from
-each step. All noise is keyed by (prompt, seed), so that these are *the* pictures that any policy would meet; an episode
+them the steps where the policy is asked, the image at the schedule's end, and the image that *stop* lands in from
+each step. All noise is keyed by (prompt, seed), so that these are *the* images that any policy would meet; an episode
 read from the table is the episode that the engine would play (``tests/tabular/test_tabular_mdp.py``). A million
 decisions then cost minutes on one core.
 """
@@ -30,18 +30,18 @@ TEXTS = ("prompts", "prompt_ids", "tasks")
 
 @dataclass(frozen=True, eq=False)
 class AttemptTable:
-    """``P`` pictures, ``T`` attempts of each, ``Q`` places in an attempt.
+    """``P`` images, ``T`` attempts of each, ``Q`` places in an attempt.
 
-    With ``K`` steps where the policy is asked, place ``k < K`` is a step, place ``K`` the picture at the end of the
-    schedule, place ``K + 1 + k`` the picture that *stop* at step ``k`` lands in, and place ``2 K + 1`` the one that
+    With ``K`` steps where the policy is asked, place ``k < K`` is a step, place ``K`` the image at the end of the
+    schedule, place ``K + 1 + k`` the image that *stop* at step ``k`` lands in, and place ``2 K + 1`` the one that
     *stop* lands in before the first evaluation, recorded for the first attempt alone.
 
     Attributes:
         prompts: P texts.
         prompt_ids: P ids.
         tasks: P tasks.
-        demands: (P,) demands of each prompt.
-        seeds: (P,) the picture's seed.
+        constraints: (P,) constraints of each prompt.
+        seeds: (P,) the image's seed.
         steps: the K steps of the schedule where the policy is asked.
         log_snr: (Q,) half log-SNR at each place, as observations show it.
         start_log_snr: () the same before the first evaluation.
@@ -55,7 +55,7 @@ class AttemptTable:
         change: (P, T, Q) float32 relative change of x0 at the last evaluation.
         nfe: (P, T, Q) float32 spent since the attempt began.
         calls: (P, T, Q) float32 network calls since the attempt began.
-        correct: (P, T, Q) float32, the judge's verdict of finished pictures, 0 or 1; NaN for previews and without a
+        correct: (P, T, Q) float32, the judge's verdict of finished images, 0 or 1; NaN for previews and without a
             judge. For evaluation alone: nothing that trains reads it.
         identity: of what recorded it (:attr:`.Recorder.identity`); empty in files from before it was kept.
     """
@@ -63,7 +63,7 @@ class AttemptTable:
     prompts: tuple[str, ...]
     prompt_ids: tuple[str, ...]
     tasks: tuple[str, ...]
-    demands: np.ndarray
+    constraints: np.ndarray
     seeds: np.ndarray
     steps: tuple[int, ...]
     log_snr: np.ndarray
@@ -90,7 +90,7 @@ class AttemptTable:
 
     @property
     def finish(self) -> int:
-        """The place of the picture at the schedule's end: K."""
+        """The place of the image at the schedule's end: K."""
         return len(self.steps)
 
     def observer(self, keys: Sequence[str]) -> Observer:
@@ -102,9 +102,9 @@ class AttemptTable:
         return Observer(self.clip_text.shape[1], keys, self.features.shape[-1])
 
     def rows(self, index: Sequence[int] | np.ndarray) -> AttemptTable:
-        """The table of some of the pictures."""
+        """The table of some of the images."""
         at = [int(i) for i in index]
-        kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "demands", "seeds")}
+        kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "constraints", "seeds")}
         texts: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in at) for name in TEXTS}
         return replace(self, **kept, **texts)
 
@@ -116,7 +116,7 @@ class AttemptTable:
             ConfigError: for none, or tables of different steps or numbers of attempts, or of another model or scorer.
         """
         if not parts:
-            raise ConfigError("there is no table to join", "record at least one picture")
+            raise ConfigError("there is no table to join", "record at least one image")
         shapes = {(part.steps, part.attempts, part.features.shape[-1]) for part in parts}
         if len(shapes) > 1:
             raise ConfigError(f"tables of different processes cannot be joined: {sorted(shapes)}", "record them alike")
@@ -128,7 +128,7 @@ class AttemptTable:
                     "keep those of one recording in a folder",
                 )
         kept: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "demands", "seeds")
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "constraints", "seeds")
         }
         texts: dict[str, Any] = {
             name: tuple(item for part in parts for item in getattr(part, name))
@@ -162,12 +162,12 @@ class AttemptTable:
         numbers = {name: pa.array(getattr(self, name)[at]) for name in NUMBERS}
         vectors = {name: _vectors(getattr(self, name)[at]) for name in VECTORS}
         columns = {
-            "picture": pa.array(row),
+            "image": pa.array(row),
             "try": pa.array(number),
             "place": pa.array(place),
             "kind": pa.array([self.kind(int(q)) for q in place]),
             **texts,
-            "demands": pa.array(self.demands[row]),
+            "constraints": pa.array(self.constraints[row]),
             "seeds": pa.array(self.seeds[row]),
             **numbers,
             **vectors,
@@ -204,9 +204,9 @@ class AttemptTable:
     @classmethod
     def _from_arrow(cls, found: Any, head: dict[str, Any]) -> AttemptTable:
         columns = {name: found.column(name) for name in found.column_names}
-        at = tuple(columns[name].to_numpy() for name in ("picture", "try", "place"))
-        pictures = int(at[0].max()) + 1
-        shape = (pictures, int(head["tries"]), 2 * len(head["steps"]) + 2)
+        at = tuple(columns[name].to_numpy() for name in ("image", "try", "place"))
+        images = int(at[0].max()) + 1
+        shape = (images, int(head["tries"]), 2 * len(head["steps"]) + 2)
         _, first = np.unique(at[0], return_index=True)
 
         def spread(name: str) -> np.ndarray:
@@ -228,18 +228,18 @@ class AttemptTable:
         clip_text = np.array(columns["clip_text"].take(first).to_pylist(), np.float32)
         return cls(
             **texts,
-            demands=columns["demands"].to_numpy()[first],
+            constraints=columns["constraints"].to_numpy()[first],
             seeds=columns["seeds"].to_numpy()[first],
             steps=tuple(head["steps"]),
             log_snr=np.array(head["log_snr"], dtype=np.float64),
             start_log_snr=np.array(head["start_log_snr"]),
-            clip_text=clip_text.reshape(pictures, -1),
+            clip_text=clip_text.reshape(images, -1),
             identity=head.get("identity", {}),
             **arrays,
         )
 
     def kind(self, place: int) -> str:
-        """``step 3``, ``end``, ``landed from 3`` or ``landed from the start``."""
+        """``step 3``, ``end``, ``exited from 3`` or ``exited from the start``."""
         if place < self.finish:
             return f"step {self.steps[place]}"
         if place == self.finish:

@@ -16,16 +16,16 @@ from addiffusion_env.tabular.mdp import States, TabularMDP
 
 
 class TabularVecEnv(SharedVecEnv):
-    """A table as SB3's :class:`~stable_baselines3.common.vec_env.VecEnv`; each lane plays a picture drawn from it.
+    """A table as SB3's :class:`~stable_baselines3.common.vec_env.VecEnv`; each lane plays an image drawn from it.
 
-    The recorded attempts of a picture are exchangeable draws, so each episode meets them in an order of its own.
+    The recorded attempts of an image are exchangeable draws, so each episode meets them in an order of its own.
     Illegal actions continue instead, as in the environment, or accept where nothing can be continued.
 
     Args:
         mdp: the decision process on a table.
-        settings: of the environment: reward, prices, observation keys.
+        settings: of the environment: reward, costs per NFE, observation keys.
         num_envs: lanes.
-        seed: of pictures, orders and prices.
+        seed: of images, orders and costs per NFE.
     """
 
     def __init__(self, mdp: TabularMDP, settings: EnvSettings, num_envs: int, seed: int = 0) -> None:
@@ -36,7 +36,7 @@ class TabularVecEnv(SharedVecEnv):
         self.mdp, self.table, self.settings = mdp, mdp.table, settings
         self.observer = mdp.table.observer(settings.keys())
         self.reward = make_reward(settings.reward)
-        self.prices = settings.price_range()
+        self.costs_per_nfe = settings.cost_range()
         self.render_mode = None
         self._rng = np.random.default_rng([seed, 911])
         self._actions = np.zeros(num_envs, dtype=np.int64)
@@ -46,7 +46,7 @@ class TabularVecEnv(SharedVecEnv):
     def _fresh(self, size: int) -> States:
         row = self._rng.integers(len(self.table), size=size)
         order = np.argsort(self._rng.random((size, self.table.attempts)), axis=1)
-        return States.start(row, order, self._rng.uniform(*self.prices, size=size))
+        return States.start(row, order, self._rng.uniform(*self.costs_per_nfe, size=size))
 
     def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]
         """Begins an episode in every lane."""
@@ -73,12 +73,12 @@ class TabularVecEnv(SharedVecEnv):
             last = self._observe(step.states)
             nfe, refinements = self.mdp.nfe(step.states), step.states.attempt
             for lane in done:
-                attempt, place = step.picture[lane]
+                attempt, place = step.image[lane]
                 infos[lane] = {
                     "terminal_observation": {key: value[lane] for key, value in last.items()},
                     "TimeLimit.truncated": False,
                     "nfe": float(nfe[lane]),
-                    "price": float(states.price[lane]),
+                    "cost_per_nfe": float(states.cost_per_nfe[lane]),
                     "refinements": int(refinements[lane]),
                     "preference": float(self.table.preference[states.row[lane], attempt, place]),
                 }

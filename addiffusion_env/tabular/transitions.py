@@ -1,6 +1,6 @@
 """What each action does at each place of a table, read off the engine: legality and moves are written there alone.
 
-:func:`addiffusion_env.engine.programs.turn` is carried out once with each legal action from each state of a decision
+:func:`addiffusion_env.engine.coroutines.turn` is carried out once with each legal action from each state of a decision
 process, by the real engine on a stand-in for the model whose images are blank. The states are few: a place
 (:class:`.AttemptTable`) in an attempt. An action that the engine learns is known here at once; only what it shows must
 be recorded.
@@ -20,21 +20,21 @@ import numpy as np
 import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents, Prediction
+from addiffusion_env.engine.coroutines import env_step, legal_actions
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.engine.programs import legal_actions, turn
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import NoScorers
+from addiffusion_env.scorers.image_scores import NoScorers
 
 START = -1
 """The place before the first evaluation; the last index of every array."""
 
 
-def landing_place(place: int, steps: int) -> int:
+def early_exit_place(place: int, steps: int) -> int:
     """The place that *stop* leads to from a place before the end, with ``steps`` steps where the policy is asked.
 
-    >>> [landing_place(place, 3) for place in (0, 2, START)]
+    >>> [early_exit_place(place, 3) for place in (0, 2, START)]
     [4, 6, 7]
     """
     return steps + 1 + place if place != START else 2 * steps + 1
@@ -77,7 +77,7 @@ class Transitions:
         new = list(states)
         while new:
             moves = [(state, int(a)) for state in new for a in np.flatnonzero(legal_actions(states[state], process))]
-            results = engine.run([turn(blank, process, states[state], action) for state, action in moves])
+            results = engine.run([env_step(blank, process, states[state], action) for state, action in moves])
             new = []
             for (state, action), (lane, image) in zip(moves, results, strict=True):
                 place = _place(state[1], states[state], action, lane, steps)
@@ -96,7 +96,7 @@ def _place(before: int, lane: Lane, action: int, after: Lane, steps: tuple[int, 
         return before
     if after.remaining:
         return steps.index(after.step)
-    return landing_place(before, len(steps)) if action == Action.STOP else len(steps)
+    return early_exit_place(before, len(steps)) if action == Action.STOP else len(steps)
 
 
 class _BlankBackbone:

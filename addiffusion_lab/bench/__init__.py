@@ -19,6 +19,6 @@ ARMS = Registry(
         "any_pipeline": "addiffusion_lab.bench.any_pipeline:AnyPipeline",
     },
 )
-"""Name -> what makes the arm of a bed. Methods (``fixed:50``, ``policy:emoji``) come beside them."""
+"""Name -> what makes the arm of a bed. Samplers (``fixed:50``, ``policy:emoji``) come beside them."""
 
 CLOCKS = ("wall", "cpu")

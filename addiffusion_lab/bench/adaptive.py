@@ -1,20 +1,20 @@
-"""`AdaptivePipeline` on a queue of prompts: always continuing, or by any method's specification."""
+"""`AdaptivePipeline` on a queue of prompts: always continuing, or by any sampler's specification."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.pipeline import AdaptivePipeline
-from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_lab.bench.bed import Arm, Bed, Done
+from addiffusion_env.samplers import make_sampler
+from addiffusion_env.samplers.base import BaseSampler
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
 
 
 @dataclass(frozen=True)
-class Continue(BaseMethod):
+class Continue(BaseSampler):
     """Looks at previews as a learned policy does, and always goes on: what looking costs by itself.
 
     Attributes:
@@ -36,14 +36,14 @@ class Continue(BaseMethod):
 
 
 class Adaptive(Arm):
-    """A method's pictures through the pipeline, ``bed.lanes`` at once."""
+    """A sampler's images through the pipeline, ``setup.lanes`` at once."""
 
-    def __init__(self, bed: Bed, method: Any, name: str, images: int) -> None:
-        self.name, self.bed, self.images = name, bed, images
+    def __init__(self, setup: BenchmarkSetup, sampler: Any, name: str, images: int) -> None:
+        self.name, self.setup, self.images = name, setup, images
         # A trained policy knows only the process that it was trained on.
-        process = None if isinstance(method, LearnedMethod) else bed.process
-        self.pipe = AdaptivePipeline(bed.backbone, method, process, bed.scorers, max_lanes=bed.lanes)
-        self.texts = [prompt.text for prompt in bed.prompts(images)]
+        process = None if isinstance(sampler, PolicySampler) else setup.process
+        self.pipe = AdaptivePipeline(setup.backbone, sampler, process, setup.scorers, max_lanes=setup.lanes)
+        self.texts = [prompt.text for prompt in setup.prompts(images)]
 
     def round(self) -> Done:
         """The whole queue."""
@@ -51,16 +51,16 @@ class Adaptive(Arm):
         return Done(float(out.nfe.sum()), len(self.texts))
 
 
-def always_continue(bed: Bed) -> Adaptive:
-    """The all-continue policy with a look every ``bed.look_every`` evaluations, one picture a lane."""
-    method = Continue(bed.look_every)
-    return Adaptive(bed, method, method.name, bed.lanes)
+def always_continue(setup: BenchmarkSetup) -> Adaptive:
+    """The all-continue policy with a look every ``setup.preview_every`` evaluations, one image a lane."""
+    sampler = Continue(setup.preview_every)
+    return Adaptive(setup, sampler, sampler.name, setup.lanes)
 
 
-def by_method(bed: Bed, spec: str) -> Adaptive:
-    """A method by its specification; ``policy:emoji`` is the policy that ships with the package.
+def by_sampler(setup: BenchmarkSetup, spec: str) -> Adaptive:
+    """A sampler by its specification; ``policy:emoji`` is the policy that ships with the package.
 
     Raises:
-        UnknownNameError: for an unknown method.
+        UnknownNameError: for an unknown sampler.
     """
-    return Adaptive(bed, make_method(spec), f"AdaptivePipeline, {spec}", bed.images)
+    return Adaptive(setup, make_sampler(spec), f"AdaptivePipeline, {spec}", setup.images)

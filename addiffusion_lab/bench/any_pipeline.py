@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_lab.bench.bed import Arm, Bed, Done
 from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
 
 
 class AnyPipeline(Arm):
     """``AdaptivePipeline(pipe, "continue")``: the pipeline's own scheduler, no previews; one image a lane.
 
-    Hold it against the method ``fixed:N``, which makes as many evaluations on the bed's own backbone.
+    Hold it against the sampler ``fixed:N``, which makes as many evaluations on the bed's own backbone.
     """
 
     name = "AdaptivePipeline around the diffusers pipeline, continue"
     own_calls = False
 
-    def __init__(self, bed: Bed) -> None:
-        own = isinstance(bed.backbone, PipelineBackbone)
-        backbone = bed.backbone if own else PipelineBackbone(pipeline_of(bed.backbone), preview="none")
-        self.bed, self.pipe = bed, AdaptivePipeline(backbone, "continue", max_lanes=bed.lanes)
+    def __init__(self, setup: BenchmarkSetup) -> None:
+        own = isinstance(setup.backbone, PipelineBackbone)
+        backbone = setup.backbone if own else PipelineBackbone(pipeline_of(setup.backbone), preview="none")
+        self.setup, self.pipe = setup, AdaptivePipeline(backbone, "continue", max_lanes=setup.lanes)
         self.pipe.set_progress_bar_config(disable=True)
-        self.texts = [prompt.text for prompt in bed.prompts(bed.lanes)]
+        self.texts = [prompt.text for prompt in setup.prompts(setup.lanes)]
 
     def round(self) -> Done:
         """One image a lane."""
-        out = self.pipe(self.texts, output_type="np", num_inference_steps=self.bed.steps)
+        out = self.pipe(self.texts, output_type="np", num_inference_steps=self.setup.steps)
         return Done(float(out.nfe.sum()), len(self.texts))

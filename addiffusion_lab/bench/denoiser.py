@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from addiffusion_lab.bench.bed import Arm, Bed, Done, mixed_batch
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done, mixed_batch
 
 
 class BareDenoiser(Arm):
@@ -10,12 +10,12 @@ class BareDenoiser(Arm):
 
     name = "bare denoiser loop"
 
-    def __init__(self, bed: Bed) -> None:
-        self.bed, self.batch = bed, mixed_batch(bed)
+    def __init__(self, setup: BenchmarkSetup) -> None:
+        self.setup, self.batch = setup, mixed_batch(setup)
 
     def round(self) -> Done:
         """One evaluation of every lane for each step of the schedule."""
         batch = self.batch
-        for _ in range(self.bed.steps):
-            self.bed.backbone.predict(batch.x, batch.sigma, batch.conditioning, batch.scale)
-        return Done(self.bed.lanes * self.bed.steps, 0)
+        for _ in range(self.setup.steps):
+            self.setup.backbone.predict(batch.x, batch.sigma, batch.conditioning, batch.scale)
+        return Done(self.setup.lanes * self.setup.steps, 0)

@@ -1,4 +1,4 @@
-"""diffusers' own pipeline on the same weights: all pictures in one batch, in step, decoded at the end."""
+"""diffusers' own pipeline on the same weights: all images in one batch, in step, decoded at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
-from addiffusion_lab.bench.bed import Arm, Bed, Done
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
 
 WITHOUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -36,21 +36,21 @@ class DiffusersPipeline(Arm):
     name = "diffusers pipeline"
     own_calls = False
 
-    def __init__(self, bed: Bed) -> None:
-        self.bed, self.pipe = bed, pipeline_of(bed.backbone)
-        texts = [prompt.text for prompt in bed.prompts(bed.lanes)]
-        if isinstance(bed.backbone, PipelineBackbone):
-            self.settings = {**bed.backbone.arguments.given, "prompt": texts}
+    def __init__(self, setup: BenchmarkSetup) -> None:
+        self.setup, self.pipe = setup, pipeline_of(setup.backbone)
+        texts = [prompt.text for prompt in setup.prompts(setup.lanes)]
+        if isinstance(setup.backbone, PipelineBackbone):
+            self.settings = {**setup.backbone.arguments.given, "prompt": texts}
         else:
-            tensors = bed.backbone.encode(texts).tensors
+            tensors = setup.backbone.encode(texts).tensors
             self.settings = {"prompt_embeds": tensors["text"], "negative_prompt_embeds": tensors["negative"]}
 
     def round(self) -> Done:
-        """One batch of pictures, from the pipeline's own noise."""
-        bed, capabilities = self.bed, self.bed.backbone.capabilities
-        settings = {**self.settings, "num_inference_steps": bed.steps, "output_type": "pt"}
-        if not isinstance(bed.backbone, PipelineBackbone):
+        """One batch of images, from the pipeline's own noise."""
+        setup, capabilities = self.setup, self.setup.backbone.capabilities
+        settings = {**self.settings, "num_inference_steps": setup.steps, "output_type": "pt"}
+        if not isinstance(setup.backbone, PipelineBackbone):
             settings |= dict(zip(("height", "width"), capabilities.image_size, strict=True))
             settings["guidance_scale"] = capabilities.default_guidance
         self.pipe(**settings)
-        return Done(bed.lanes * bed.steps, bed.lanes)
+        return Done(setup.lanes * setup.steps, setup.lanes)

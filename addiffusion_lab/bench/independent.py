@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_lab.bench.bed import Arm, Bed, Done
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
 
 TIMED_LANES = 4
 """Lanes that are timed in this process: they run one after another, so that more of them cost as much each."""
@@ -14,11 +14,11 @@ TIMED_LANES = 4
 class Independent(Arm):
     """Scalar environments, each evaluating its one lane; ``decide_every`` evaluations between looks."""
 
-    def __init__(self, bed: Bed, decide_every: int) -> None:
-        self.bed, self.decide_every = bed, decide_every
+    def __init__(self, setup: BenchmarkSetup, decide_every: int) -> None:
+        self.setup, self.decide_every = setup, decide_every
         self.name = f"independent, one a lane, look every {decide_every}"
         self.envs = [
-            AdDiffusionEnv(**bed.environment(decide_every=decide_every)) for _ in range(min(bed.lanes, TIMED_LANES))
+            AdDiffusionEnv(**setup.environment(decide_every=decide_every)) for _ in range(min(setup.lanes, TIMED_LANES))
         ]
 
     def round(self) -> Done:
@@ -28,14 +28,14 @@ class Independent(Arm):
             over = False
             while not over:
                 _, _, over, _, _ = env.step(np.int64(0))
-        return Done(len(self.envs) * self.bed.steps, len(self.envs))
+        return Done(len(self.envs) * self.setup.steps, len(self.envs))
 
 
-def looking_always(bed: Bed) -> Independent:
+def looking_always(setup: BenchmarkSetup) -> Independent:
     """With a look after every evaluation."""
-    return Independent(bed, 1)
+    return Independent(setup, 1)
 
 
-def looking_seldom(bed: Bed) -> Independent:
-    """With a look every ``bed.look_every`` evaluations."""
-    return Independent(bed, bed.look_every)
+def looking_seldom(setup: BenchmarkSetup) -> Independent:
+    """With a look every ``setup.preview_every`` evaluations."""
+    return Independent(setup, setup.preview_every)

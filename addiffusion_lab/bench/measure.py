@@ -13,10 +13,10 @@ import torch
 from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.profiling import Clock, peak_bytes, reset_peak
 from addiffusion_lab.bench import ARMS
-from addiffusion_lab.bench.adaptive import by_method
-from addiffusion_lab.bench.bed import Arm, Bed
+from addiffusion_lab.bench.adaptive import by_sampler
 from addiffusion_lab.bench.denoiser import BareDenoiser
 from addiffusion_lab.bench.meter import STAGES, Stages
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class ArmResult:
     Attributes:
         arm: its name.
         backbone: which model.
-        lanes: pictures at once.
+        lanes: images at once.
         steps: of the schedule.
         lane_steps: evaluations of single lanes a second (a guided evaluation counts one).
         ms: milliseconds a lane-step.
         of_bare: lane-steps a second over those of the bare loop in the same round; ``None`` when it was not run.
-        images: pictures a second; ``None`` for an arm that makes none.
-        shares: share of the time in ``denoise``, ``look``, ``decode`` and ``python``, adding up to 1; ``None`` where
+        images: images a second; ``None`` for an arm that makes none.
+        shares: share of the time in ``denoise``, ``scores``, ``decode`` and ``python``, adding up to 1; ``None`` where
             the calls are not this package's.
         peak: highest memory in MiB, weights included (resident on a CPU, all of the arm's processes); ``None`` where
             the system does not say.
@@ -71,47 +71,49 @@ class Round:
     peak: float | None
 
 
-def make_arms(bed: Bed, names: Sequence[str], methods: Sequence[str]) -> list[Arm]:
+def make_arms(setup: BenchmarkSetup, names: Sequence[str], samplers: Sequence[str]) -> list[Arm]:
     """The arms, made one after another.
 
     Raises:
-        UnknownNameError: for an unknown arm or method.
+        UnknownNameError: for an unknown arm or sampler.
     """
     # Another process cannot make a model that has no name.
-    wanted = [name for name in names if name != "subproc" or bed.settings is not None]
-    makers: list[Callable[[Bed], Arm]] = [ARMS.load(name) for name in wanted]
-    return [*(make(bed) for make in makers), *(by_method(bed, spec) for spec in methods)]
+    wanted = [name for name in names if name != "subproc" or setup.settings is not None]
+    makers: list[Callable[[BenchmarkSetup], Arm]] = [ARMS.load(name) for name in wanted]
+    return [*(make(setup) for make in makers), *(by_sampler(setup, spec) for spec in samplers)]
 
 
-def measure(bed: Bed, names: Sequence[str], methods: Sequence[str], rounds: int, clock: str) -> list[ArmResult]:
+def measure(
+    setup: BenchmarkSetup, names: Sequence[str], samplers: Sequence[str], rounds: int, clock: str
+) -> list[ArmResult]:
     """Runs every arm once to warm up and ``rounds`` times in turn.
 
     Args:
-        bed: the setting.
+        setup: the setting.
         names: of :data:`ARMS`.
-        methods: specifications of methods to run through the pipeline.
+        samplers: specifications of samplers to run through the pipeline.
         rounds: timed rounds.
         clock: ``wall`` or ``cpu``; see :class:`addiffusion_env.profiling.Clock`.
     """
-    arms = make_arms(bed, names, methods)
+    arms = make_arms(setup, names, samplers)
     found: dict[str, list[Round]] = {arm.name: [] for arm in arms}
-    watch = Clock(clock, bed.backbone.device)
+    watch = Clock(clock, setup.backbone.device)
     try:
-        for turn in range(rounds + 1):
+        for env_step in range(rounds + 1):
             for arm in arms:
-                timed = one_round(bed, arm, watch)
-                if turn:
+                timed = one_round(setup, arm, watch)
+                if env_step:
                     found[arm.name].append(timed)
     finally:
         for arm in arms:
             arm.close()
     bare = found.get(BareDenoiser.name)
-    return [result(bed, name, own, bare) for name, own in found.items()]
+    return [result(setup, name, own, bare) for name, own in found.items()]
 
 
-def one_round(bed: Bed, arm: Arm, clock: Clock) -> Round:
+def one_round(setup: BenchmarkSetup, arm: Arm, clock: Clock) -> Round:
     """One round of one arm, timed."""
-    device, stages = bed.backbone.device, Stages(bed, clock)
+    device, stages = setup.backbone.device, Stages(setup, clock)
     reset_peak(device)
     with stages.timed() if arm.own_calls else nullcontext(), torch.no_grad():
         began = clock(arm.pids)
@@ -122,7 +124,7 @@ def one_round(bed: Bed, arm: Arm, clock: Clock) -> Round:
     return Round(seconds, done.lane_steps, done.images, stages.seconds, mib)
 
 
-def result(bed: Bed, name: str, rounds: Sequence[Round], bare: Sequence[Round] | None) -> ArmResult:
+def result(setup: BenchmarkSetup, name: str, rounds: Sequence[Round], bare: Sequence[Round] | None) -> ArmResult:
     """The medians of an arm's rounds."""
     speeds = [one.lane_steps / one.seconds for one in rounds]
     speed = statistics.median(speeds)
@@ -131,9 +133,9 @@ def result(bed: Bed, name: str, rounds: Sequence[Round], bare: Sequence[Round] |
     peaks = [one.peak for one in rounds if one.peak is not None]
     return ArmResult(
         arm=name,
-        backbone=bed.backbone.name,
-        lanes=bed.lanes,
-        steps=bed.steps,
+        backbone=setup.backbone.name,
+        lanes=setup.lanes,
+        steps=setup.steps,
         lane_steps=speed,
         ms=1000 / speed,
         of_bare=None if limits is None else statistics.median(a / b for a, b in zip(speeds, limits, strict=True)),

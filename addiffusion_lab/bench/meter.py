@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from addiffusion_env.profiling import Clock
-from addiffusion_lab.bench.bed import Bed
+from addiffusion_lab.bench.setup import BenchmarkSetup
 
 STAGES = ("denoise", "look", "decode")
 """Parts that are timed by themselves; what is left of a round is Python: programs, solver, policy, observations."""
@@ -20,18 +20,18 @@ class Stages:
         seconds: of each of :data:`STAGES`.
     """
 
-    def __init__(self, bed: Bed, clock: Clock) -> None:
-        self.bed, self.clock = bed, clock
+    def __init__(self, setup: BenchmarkSetup, clock: Clock) -> None:
+        self.setup, self.clock = setup, clock
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Within it the calls of denoiser, previewer, scorers and decoder are timed."""
         calls = [
-            (self.bed.backbone, "predict", "denoise"),
-            (self.bed.backbone, "preview", "look"),
-            (self.bed.scorers, "look", "look"),
-            (self.bed.backbone, "decode", "decode"),
+            (self.setup.backbone, "predict", "denoise"),
+            (self.setup.backbone, "preview", "look"),
+            (self.setup.scorers, "look", "look"),
+            (self.setup.backbone, "decode", "decode"),
         ]
         self.seconds = dict.fromkeys(STAGES, 0.0)
         for owner, name, stage in calls:

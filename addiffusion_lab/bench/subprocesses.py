@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_lab.bench.bed import Arm, Bed, Done
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
 
 
 def make_env(settings: dict[str, Any]) -> AdDiffusionEnv:
@@ -26,21 +26,21 @@ class Subprocesses(Arm):
     name = "SubprocVecEnv, one a lane, look every 1"
     own_calls = False
 
-    def __init__(self, bed: Bed) -> None:
-        assert bed.settings is not None
-        self.bed = bed
+    def __init__(self, setup: BenchmarkSetup) -> None:
+        assert setup.settings is not None
+        self.setup = setup
         # More than two a core only wait for one another, and each takes its gigabyte.
-        self.lanes = min(bed.lanes, 2 * (os.cpu_count() or 1))
-        self.env = SubprocVecEnv([partial(make_env, dict(bed.settings)) for _ in range(self.lanes)])
+        self.lanes = min(setup.lanes, 2 * (os.cpu_count() or 1))
+        self.env = SubprocVecEnv([partial(make_env, dict(setup.settings)) for _ in range(self.lanes)])
         self.pids = tuple(process.pid for process in self.env.processes)
         self.env.reset()
 
     def round(self) -> Done:
         """One episode a lane, always continued."""
         images = 0
-        for _ in range(self.bed.steps):
+        for _ in range(self.setup.steps):
             images += int(self.env.step(np.zeros(self.lanes, dtype=np.int64))[2].sum())
-        return Done(self.lanes * self.bed.steps, images)
+        return Done(self.lanes * self.setup.steps, images)
 
     def close(self) -> None:
         """Ends the processes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
-from addiffusion_lab.bench.bed import Arm, Bed, Done
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
 
 
 class VectorEnvironment(Arm):
@@ -13,14 +13,14 @@ class VectorEnvironment(Arm):
 
     name = "vector env, look every 1"
 
-    def __init__(self, bed: Bed) -> None:
-        self.bed = bed
-        self.env = AdDiffusionVectorEnv(bed.lanes, **bed.environment())
+    def __init__(self, setup: BenchmarkSetup) -> None:
+        self.setup = setup
+        self.env = AdDiffusionVectorEnv(setup.lanes, **setup.environment())
         self.env.reset(seed=0)
 
     def round(self) -> Done:
         """One episode a lane, always continued."""
         images = 0
-        for _ in range(self.bed.steps):
-            images += int(self.env.step(np.zeros(self.bed.lanes, dtype=int))[2].sum())
-        return Done(self.bed.lanes * self.bed.steps, images)
+        for _ in range(self.setup.steps):
+            images += int(self.env.step(np.zeros(self.setup.lanes, dtype=int))[2].sum())
+        return Done(self.setup.lanes * self.setup.steps, images)

@@ -1,4 +1,4 @@
-"""COCO-30K: captions of MS-COCO 2014's validation pictures, one a picture, as a fixed, seeded subset."""
+"""COCO-30K: captions of MS-COCO 2014's validation images, one an image, as a fixed, seeded subset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"(\d+)\.(?:jpg|jpeg|png)$", re.IGNORECASE)
 
 
 class Caption(NamedTuple):
-    """One caption of one picture: the picture's number or name, the text, and where it was read."""
+    """One caption of one image: the image's number or name, the text, and where it was read."""
 
     image: str
     text: str
@@ -34,7 +34,7 @@ class Caption(NamedTuple):
 class CocoPrompts(Benchmark):
     """COCO-30K's captions, from any of the three forms in which they are handed round.
 
-    - ``captions_val2014.json``, COCO's own annotations (40,504 pictures, five captions each): ``count`` pictures are
+    - ``captions_val2014.json``, COCO's own annotations (40,504 images, five captions each): ``count`` images are
       drawn, and one caption of each. The draw is a hash of seed and numbers, no generator's stream: the same on every
       machine and version, and a smaller subset is part of a larger one.
     - ``metadata.csv`` (``file_name,text``; BK-SDM's list of 30,000): taken as it is, a subset drawn likewise.
@@ -42,12 +42,12 @@ class CocoPrompts(Benchmark):
 
     "COCO-30K" in papers means different lists, and their FIDs are not comparable. So the list's hash is recorded
     (``digest``; also in each evaluation's manifest): compare it before you compare numbers. Captions are alike here and
-    there, so an id also holds the picture's number.
+    there, so an id also holds the image's number.
 
     Args:
         path: see :class:`Benchmark`. In a folder with both files, ``metadata.csv`` is read: a list beats a draw.
         world: see :class:`Benchmark`.
-        partial: accept fewer pictures than ``count``.
+        partial: accept fewer images than ``count``.
         count: how many captions.
         subset_seed: which subset.
 
@@ -84,7 +84,7 @@ class CocoPrompts(Benchmark):
         super().__init__(path, world, partial)
 
     def read(self, origin: Origin) -> Iterable[Prompt]:
-        """The subset, in the order of the file's pictures."""
+        """The subset, in the order of the file's images."""
         found = list(_captions(origin, self.subset_seed))
         ranked = sorted(range(len(found)), key=lambda place: stable_hash("coco", self.subset_seed, found[place].image))
         for place in sorted(ranked[: self.count]):
@@ -104,7 +104,7 @@ class CocoPrompts(Benchmark):
 
 
 def _captions(origin: Origin, seed: int) -> Iterator[Caption]:
-    """One caption a picture; every picture once."""
+    """One caption an image; every image once."""
     if isinstance(origin, HubOrigin):
         for number, (place, row) in enumerate(origin.rows(("caption",))):
             yield Caption(f"row {number}", row["caption"], place)
@@ -115,7 +115,7 @@ def _captions(origin: Origin, seed: int) -> Iterator[Caption]:
     for caption in _annotated(document, seed) if annotated else _listed(document):
         if caption.image in seen:
             raise PromptError(
-                f"{caption.place}: the picture {caption.image!r:.80} is there twice", "list one caption a picture"
+                f"{caption.place}: the image {caption.image!r:.80} is there twice", "list one caption an image"
             )
         seen.add(caption.image)
         yield caption
@@ -130,12 +130,12 @@ def _document(origin: PathOrigin) -> Document:
 
 
 def _annotated(document: Document, seed: int) -> Iterator[Caption]:
-    """COCO's annotations: of each picture the caption whose number hashes lowest, pictures by number."""
+    """COCO's annotations: of each image the caption whose number hashes lowest, images by number."""
     content = document.json()
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
         raise PromptError(f"{document.name}: the list 'annotations' is missing", f"give {ANNOTATIONS} as published")
-    pictures: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+    images: dict[int, list[tuple[int, Any]]] = defaultdict(list)
     for number, item in enumerate(annotations, start=1):
         numbers = [item.get(key) for key in ("image_id", "id")] if isinstance(item, dict) else []
         if not numbers or any(type(value) is not int for value in numbers) or "caption" not in item:
@@ -143,14 +143,14 @@ def _annotated(document: Document, seed: int) -> Iterator[Caption]:
                 f"{document.name}, annotation {number}: expected whole numbers image_id and id and a caption",
                 f"give {ANNOTATIONS} as published",
             )
-        pictures[item["image_id"]].append((item["id"], item["caption"]))
-    for image, captions in sorted(pictures.items()):
+        images[item["image_id"]].append((item["id"], item["caption"]))
+    for image, captions in sorted(images.items()):
         key, text = min(captions, key=lambda pair: stable_hash("coco caption", seed, pair[0]))
         yield Caption(str(image), text, f"{document.name}, annotation id {key}")
 
 
 def _listed(document: Document) -> Iterator[Caption]:
-    """A CSV list with a head: a caption, and the picture's file name where there is one."""
+    """A CSV list with a head: a caption, and the image's file name where there is one."""
     rows = csv.reader(io.StringIO(document.text, newline=""), strict=True)
     columns: tuple[int, int | None] | None = None
     try:
@@ -182,5 +182,5 @@ def _caption(row: list[str], columns: tuple[int, int | None], place: str) -> Cap
     if name is None:
         return Caption(place.rpartition(" ")[2], row[text], place)
     match = _NUMBER.search(row[name])
-    # COCO_val2014_000000000164.jpg is picture 164 of the annotations.
+    # COCO_val2014_000000000164.jpg is image 164 of the annotations.
     return Caption(str(int(match[1][-18:])) if match else row[name], row[text], place)

@@ -77,7 +77,7 @@ def to_emoji(prompt: Prompt, scene: Scene | None) -> Prompt | None:
         prompt.prompt_id,
         prompt.task,
         told.phrases,
-        told.demands,
+        told.constraints,
         scene,
         {"original": prompt.text, **prompt.metadata},
     )

@@ -1,4 +1,4 @@
-"""Pictures in the folders that the official scorers read: GenEval's and T2I-CompBench's.
+"""Images in the folders that the official scorers read: GenEval's and T2I-CompBench's.
 
 Both scorers are other people's code with traps of their own, so what is written is checked here: a scorer skips or
 misreads a file of the wrong name without a word.
@@ -21,8 +21,8 @@ from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
 
-Pictures = Sequence[tuple[Prompt, Sequence[bytes]]]
-"""Each prompt with its pictures as PNG files, one a seed, in the order of the seeds."""
+Images = Sequence[tuple[Prompt, Sequence[bytes]]]
+"""Each prompt with its images as PNG files, one a seed, in the order of the seeds."""
 
 OFFICIAL_FOLDER = "official"
 """Of the exports, in the evaluation's folder."""
@@ -41,52 +41,52 @@ class Exported:
     Attributes:
         folder: the root, for the official scorer.
         prompts: how many.
-        pictures: how many.
+        images: how many.
         command: how the official scorer is run on it, in a checkout of its repository.
         notes: where the export is not what published numbers were made from; empty when it is.
     """
 
     folder: Path
     prompts: int
-    pictures: int
+    images: int
     command: str
     notes: tuple[str, ...]
 
 
-def export(benchmark: str, pictures: Iterable[tuple[Prompt, Sequence[bytes]]], folder: Path | str) -> Exported:
-    """Writes pictures in a benchmark's official layout. Doing it again writes the same files over.
+def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], folder: Path | str) -> Exported:
+    """Writes images in a benchmark's official layout. Doing it again writes the same files over.
 
     Args:
         benchmark: ``geneval`` or ``t2i_compbench``.
-        pictures: prompts that the benchmark's reader made, each with its PNG files; equally many each.
-        folder: the root; made when missing. It may hold an earlier export of the same pictures, nothing else: the
+        images: prompts that the benchmark's reader made, each with its PNG files; equally many each.
+        folder: the root; made when missing. It may hold an earlier export of the same images, nothing else: the
             scorers read whatever they find.
 
     Raises:
         UnknownNameError: for a benchmark without an official layout.
-        ConfigError: for no pictures, unequal numbers of them, or files that are no PNG.
+        ConfigError: for no images, unequal numbers of them, or files that are no PNG.
         PromptError: for a prompt of another source, or one that the layout cannot hold; names it.
         RunFolderError: when the folder holds other files or cannot be written.
     """
     if benchmark not in LAYOUTS:
         raise unknown("official layout", benchmark, LAYOUTS)
-    given = [(prompt, list(files)) for prompt, files in pictures]
+    given = [(prompt, list(files)) for prompt, files in images]
     copies = _copies(given)
     root = Path(folder)
     planned: dict[Path, bytes] = {}
     for name, data in LAYOUTS[benchmark](given, copies):
         if name in planned:
-            raise PromptError(f"two pictures would be {name}", "export each prompt of one list once")
+            raise PromptError(f"two images would be {name}", "export each prompt of one list once")
         planned[name] = data
     _refuse_strangers(root, planned)
     for name, data in planned.items():
         _write(root / name, data)
     usual = _OFFICIAL_COPIES[benchmark]
-    notes = () if copies == usual else (f"{copies} pictures a prompt, published numbers are of {usual}",)
+    notes = () if copies == usual else (f"{copies} images a prompt, published numbers are of {usual}",)
     return Exported(root, len(given), len(given) * copies, _COMMANDS[benchmark].format(folder=root), notes)
 
 
-def geneval_files(given: Pictures, copies: int) -> Iterator[tuple[Path, bytes]]:
+def geneval_files(given: Images, copies: int) -> Iterator[tuple[Path, bytes]]:
     """``NNNNN/metadata.jsonl``, the entry as it was, and ``NNNNN/samples/0000.png``; NNNNN is the published place.
 
     ``metadata.jsonl`` is one JSON object, in ASCII: the scorer opens it in the machine's own encoding.
@@ -102,7 +102,7 @@ def geneval_files(given: Pictures, copies: int) -> Iterator[tuple[Path, bytes]]:
             yield folder / "samples" / f"{number:04d}.png", data
 
 
-def t2i_compbench_files(given: Pictures, copies: int) -> Iterator[tuple[Path, bytes]]:
+def t2i_compbench_files(given: Images, copies: int) -> Iterator[tuple[Path, bytes]]:
     """``<category>/samples/{prompt}_{000000}.png``; the number is place x copies + copy, as the scorers count."""
     for prompt, files in given:
         for number, data in enumerate(files):
@@ -111,12 +111,12 @@ def t2i_compbench_files(given: Pictures, copies: int) -> Iterator[tuple[Path, by
 
 
 def t2i_compbench_name(text: str, index: int, copies: int, copy: int) -> str:
-    """The file name of one picture; the scorers read the prompt back from it.
+    """The file name of one image; the scorers read the prompt back from it.
 
     Args:
         text: the prompt.
         index: its place in its list, from 0.
-        copies: pictures a prompt.
+        copies: images a prompt.
         copy: which of them, from 0.
 
     Raises:
@@ -140,7 +140,7 @@ def t2i_compbench_name(text: str, index: int, copies: int, copy: int) -> str:
     return name
 
 
-Layout = Callable[[Pictures, int], Iterator[tuple[Path, bytes]]]
+Layout = Callable[[Images, int], Iterator[tuple[Path, bytes]]]
 LAYOUTS: dict[str, Layout] = {"geneval": geneval_files, "t2i_compbench": t2i_compbench_files}
 """Benchmark -> (path below the root, content) of every file."""
 
@@ -150,19 +150,19 @@ _COMMANDS = {
 }
 
 
-def _copies(given: Pictures) -> int:
-    """Pictures a prompt, the same for all."""
+def _copies(given: Images) -> int:
+    """Images a prompt, the same for all."""
     numbers = Counter(len(files) for _, files in given)
     if not numbers or 0 in numbers:
-        raise ConfigError("there are no pictures to export", "keep them: keep_pictures=true")
+        raise ConfigError("there are no images to export", "keep them: keep_images=true")
     if len(numbers) > 1:
         raise ConfigError(
-            f"prompts have between {min(numbers)} and {max(numbers)} pictures, the scorers want equally many",
+            f"prompts have between {min(numbers)} and {max(numbers)} images, the scorers want equally many",
             "finish the run first",
         )
     for prompt, files in given:
         if not all(data.startswith(_PNG) for data in files):
-            raise ConfigError(f"a picture of {prompt.prompt_id} is no PNG file", "the scorers skip other formats")
+            raise ConfigError(f"an image of {prompt.prompt_id} is no PNG file", "the scorers skip other formats")
     return next(iter(numbers))
 
 
@@ -176,7 +176,7 @@ def _index(prompt: Prompt, benchmark: str = "t2i_compbench") -> int:
 
 def _stranger(prompt: Prompt, benchmark: str) -> PromptError:
     return PromptError(
-        f"prompt {prompt.prompt_id!r:.80} is none of {benchmark}", f"make the pictures with benchmark={benchmark}"
+        f"prompt {prompt.prompt_id!r:.80} is none of {benchmark}", f"make the images with benchmark={benchmark}"
     )
 
 
@@ -195,7 +195,7 @@ def _refuse_strangers(root: Path, planned: dict[Path, bytes]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Writes beside the target, then renames: an interrupted export leaves no half picture for the scorer."""
+    """Writes beside the target, then renames: an interrupted export leaves no half image for the scorer."""
     part = path.with_name(f".{os.getpid()}.part")  # short: the target's own name may be as long as names can be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,35 +220,35 @@ def check_export(benchmark: str | None) -> None:
 
 
 def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -> list[Exported]:
-    """Writes every method's pictures to ``<out_dir>/official/<place>-<method>``, seeds in the evaluation's order.
+    """Writes every sampler's images to ``<out_dir>/official/<place>-<sampler>``, seeds in the evaluation's order.
 
     Args:
-        out_dir: of a finished evaluation that kept its pictures.
+        out_dir: of a finished evaluation that kept its images.
         benchmark: see :func:`export`, also for further errors.
         prompts: those of the evaluation.
 
     Raises:
-        ConfigError: when pictures are missing.
+        ConfigError: when images are missing.
         RunFolderError: when the evaluation cannot be read, or the export not be written.
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
     store = RecordStore(folder / RECORDS_FOLDER)
     written = []
-    for place, method in enumerate(manifest.methods):
+    for place, sampler in enumerate(manifest.samplers):
         uids = {
-            prompt_id: [uid_of(method.variant, key, seed) for seed in manifest.seeds]
+            prompt_id: [uid_of(sampler.variant, key, seed) for seed in manifest.seeds]
             for prompt_id, key in zip(manifest.prompt_ids, manifest.keys, strict=True)
         }
-        found = store.pictures(uid for group in uids.values() for uid in group)
+        found = store.images(uid for group in uids.values() for uid in group)
         wanted = sum(map(len, uids.values()))
         if len(found) < wanted:
             raise ConfigError(
-                f"{wanted - len(found)} of {wanted} pictures of {method.name} were not kept",
+                f"{wanted - len(found)} of {wanted} images of {sampler.name} were not kept",
                 "choose another out=, or delete the records: they are made again, and kept",
             )
-        pictures = [(prompt, [found[uid] for uid in uids[prompt.prompt_id]]) for prompt in prompts]
-        # Names of methods hold colons and paths.
-        name = "".join(char if char.isalnum() or char in "-." else "-" for char in method.name)[-100:]
-        written.append(export(benchmark, pictures, folder / OFFICIAL_FOLDER / f"{place:02d}-{name}"))
+        images = [(prompt, [found[uid] for uid in uids[prompt.prompt_id]]) for prompt in prompts]
+        # Names of samplers hold colons and paths.
+        name = "".join(char if char.isalnum() or char in "-." else "-" for char in sampler.name)[-100:]
+        written.append(export(benchmark, images, folder / OFFICIAL_FOLDER / f"{place:02d}-{name}"))
     return written

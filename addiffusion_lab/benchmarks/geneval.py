@@ -1,4 +1,4 @@
-"""GenEval (Ghosh et al. 2023): 553 prompts on objects, counts, colours and positions, with machine-readable demands."""
+"""GenEval (Ghosh et al. 2023): 553 prompts on objects, counts, colours and positions, with machine-readable constraints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GenEvalPrompts(Benchmark):
     reads it back (see :mod:`addiffusion_lab.benchmarks.export`).
 
     With ``world="emoji"`` the prompts of the 67 classes that the emoji world draws carry a :class:`Scene`, so its
-    detector judges them. Its rule is stricter than GenEval's: nothing that was not asked for may be in the picture, and
+    detector judges them. Its rule is stricter than GenEval's: nothing that was not asked for may be in the image, and
     a count must be met exactly in every task. See :class:`Benchmark` for arguments and errors.
     """
 
@@ -59,7 +59,7 @@ class GenEvalPrompts(Benchmark):
                 number(prompt),
                 task=clean(entry["tag"], document.place(line)),
                 phrases=phrases(prompt, len(entry["include"])),
-                demands=demands(entry),
+                constraints=constraints(entry),
                 metadata={"index": index, "entry": entry},
             )
 
@@ -125,7 +125,7 @@ def phrases(text: str, count: int) -> tuple[str, ...]:
     return parts if len(parts) == count and all(parts) else ()
 
 
-def demands(entry: Mapping[str, Any]) -> int:
+def constraints(entry: Mapping[str, Any]) -> int:
     """How many separate things an entry asks for: one a class, a colour, a count above one, a position."""
     return sum(1 + ("color" in item) + (item["count"] > 1) + ("position" in item) for item in entry["include"])
 

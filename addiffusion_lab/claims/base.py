@@ -10,31 +10,31 @@ import numpy as np
 
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.statistics import Interval, Margin
-from addiffusion_lab.claims.pictures import PictureTable
+from addiffusion_lab.claims.images import ImageTable
 
 Outcome = Literal["supported", "not supported", "inconclusive"]
 
-NO_JUDGE = "none: NFE and demands"
+NO_JUDGE = "none: NFE and constraints"
 """The judge of a claim about spending."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Which methods the claims are about, and how strictly they are judged. All of it is fixed before the run.
+    """Which samplers the claims are about, and how strictly they are judged. All of it is fixed before the run.
 
     Attributes:
-        policy: the policy's method, as records name it.
-        curve: the same policy at other prices; with it claims are judged along its whole frontier.
+        policy: the policy's sampler, as records name it.
+        curve: the same policy at other costs per NFE; with it claims are judged along its whole frontier.
         reference: the full schedule of H1.
-        checked: further references of H1, each of which must hold: methods that check finished images and try again,
+        checked: further references of H1, each of which must hold: samplers that check finished images and try again,
             other solvers. A policy that does so is not to be compared with a single attempt alone.
         nfe_limit: most mean NFE that H1 allows the policy: 30 of 50 steps; 7 on the emoji world.
-        kinds: kinds of method that H2 holds the policy against, by what stands before the colon. Constant stops count
+        kinds: kinds of sampler that H2 holds the policy against, by what stands before the colon. Constant stops count
             as ``fixed``. All must be there.
         nfe_points: NFE at which H2 and H4 compare, between the curve's ends; without any, the curve's own mean NFE.
         shuffled: H3's control: the policy run on other prompts' features; ``None`` when it was not run.
-        no_refine: H4's comparator: the policy without refinement, at one or more prices.
-        refine_controls: H4's further comparators, name -> methods: ``{"random mask": ("policy:masked@0.01",)}``.
+        no_refine: H4's comparator: the policy without refinement, at one or more costs per NFE.
+        refine_controls: H4's further comparators, name -> samplers: ``{"random mask": ("policy:masked@0.01",)}``.
         least_prompts: fewer than so many prompts decide nothing.
         least_correlation: a rank correlation below this one does not matter (H3).
         alpha: of each family: one-sided for H1, two-sided for the others.
@@ -47,7 +47,7 @@ class Claims:
     reference: str = "fixed:50"
     checked: tuple[str, ...] = ()
     nfe_limit: float = 30.0
-    kinds: tuple[str, ...] = ("fixed", "prompt_rule", "best_of", "threshold_retry")
+    kinds: tuple[str, ...] = ("fixed", "prompt_rule", "best_of", "threshold_resample")
     nfe_points: tuple[float, ...] = ()
     shuffled: str | None = None
     no_refine: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Claims:
 
     @property
     def points(self) -> tuple[str, ...]:
-        """The policy at all its prices, each once."""
+        """The policy at all its costs per NFE, each once."""
         return tuple(dict.fromkeys((self.policy, *self.curve)))
 
 
@@ -86,7 +86,7 @@ class Case:
         rng: draws resamples and permutations.
     """
 
-    table: PictureTable
+    table: ImageTable
     claims: Claims
     judge: str
     margin: Margin | None
@@ -164,8 +164,8 @@ def unanswered(name: str, claim: str, case: Case, comparator: str, reason: str, 
 
 
 def missing(case: Case, names: Mapping[str, str] | tuple[str, ...]) -> str:
-    """The first of some methods that has no records, in words; empty when all are there."""
-    gone = [name for name in names if name not in case.table.methods]
+    """The first of some samplers that has no records, in words; empty when all are there."""
+    gone = [name for name in names if name not in case.table.samplers]
     return f"there are no records of {gone[0]}" if gone else ""
 
 

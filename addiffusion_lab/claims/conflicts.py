@@ -1,4 +1,4 @@
-"""Who has used which scorer: what a policy was paid by, or a method selects by, cannot decide a claim alone."""
+"""Who has used which scorer: what a policy was paid by, or a sampler selects by, cannot decide a claim alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from addiffusion_env.backbones import traits_of
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.samplers.traits import Traits
 
 MEASURE_OF = {"emoji_detector": "correct", "clip": "clip_score", "blip_preference": "preference"}
 """Judges whose column in the records has another name than they have."""
@@ -19,16 +19,16 @@ _HELD_OUT = ("hps", "image_reward", "aesthetic")
 
 @dataclass(frozen=True)
 class Use:
-    """One scorer in one method's hands.
+    """One scorer in one sampler's hands.
 
     Attributes:
         scorer: the model behind it (``"blip_preference"``, ``"image_reward"``, ``"clip"``, ``"dino"``).
-        method: who uses it.
+        sampler: who uses it.
         how: in words: ``"its reward term terminal_bonus pays by it"``.
     """
 
     scorer: str
-    method: str
+    sampler: str
     how: str
 
 
@@ -37,7 +37,7 @@ class JudgeRoles:
     """Judges, by their measures.
 
     Attributes:
-        independent: that no method has used, in the order given; the first one decides.
+        independent: that no sampler has used, in the order given; the first one decides.
         conflicted: measure -> why it does not.
     """
 
@@ -46,10 +46,10 @@ class JudgeRoles:
 
 
 def uses_of(traits: Mapping[str, Traits], backbone: str) -> tuple[Use, ...]:
-    """What each method was optimised, or selects, by.
+    """What each sampler was optimised, or selects, by.
 
     Args:
-        traits: of the methods, by name.
+        traits: of the samplers, by name.
         backbone: whose images: says which model stands behind ``preference``.
     """
     found = (Use(_model(part, backbone), name, how) for name, own in traits.items() for part, how in own.scores_used)
@@ -67,7 +67,7 @@ def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRo
     Args:
         judges: names of judges or measures, the one that decides first.
         uses: from :func:`uses_of`.
-        backbone: whose pictures.
+        backbone: whose images.
 
     Raises:
         ConfigError: when none may decide, naming each conflict and a judge to add.
@@ -82,7 +82,7 @@ def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRo
         own = _behind(name, uses, backbone)
         against = [use for model in own for use in by_model.get(model, ())]
         if against:
-            conflicted[measure] = "; ".join(dict.fromkeys(f"{use.method}: {use.how}" for use in against))
+            conflicted[measure] = "; ".join(dict.fromkeys(f"{use.sampler}: {use.how}" for use in against))
         else:
             independent.append(measure)
     if not independent:
@@ -114,7 +114,7 @@ def _same(name: str) -> str:
 
 
 def _behind(judge: str, uses: Sequence[Use], backbone: str) -> tuple[str, ...]:
-    """The models behind a judge; ``preference`` is whatever the methods of this evaluation see under that name."""
+    """The models behind a judge; ``preference`` is whatever the samplers of this evaluation see under that name."""
     if judge == "clip_score":
         return ("clip",)
     if judge == "preference":

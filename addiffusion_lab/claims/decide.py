@@ -13,7 +13,7 @@ from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import NO_JUDGE, Case, Claims, Verdict
 from addiffusion_lab.claims.conflicts import MEASURE_OF, Use, settle
-from addiffusion_lab.claims.pictures import PictureTable
+from addiffusion_lab.claims.images import ImageTable
 
 
 def decide(
@@ -30,7 +30,7 @@ def decide(
     with a conflict are set beside it, and said to be.
 
     Args:
-        records: of all methods.
+        records: of all samplers.
         claims: what is claimed of whom.
         judges: names of judges or measures (``"emoji_detector"``, ``"hps"``), fixed before the run.
         margins: one a measure; measures without one have no H1.
@@ -48,7 +48,7 @@ def decide(
     functions = {name: HYPOTHESES.load(name) for name in names}
     roles = settle(judges, uses, backbone)
     measures = [*roles.independent, *roles.conflicted]
-    table = PictureTable.of(records, (*measures, "nfe", "seconds"))
+    table = ImageTable.of(records, (*measures, "nfe", "seconds"))
     by_measure = {MEASURE_OF.get(margin.measure, margin.measure): margin for margin in margins}
     found: list[Verdict] = []
     for name, function in functions.items():

@@ -1,8 +1,8 @@
 """The policy against groups of comparators at equal mean cost: what H2 and H4 share.
 
-A group's frontier is the upper hull of its methods in (mean cost, mean quality): the strongest mixture that it can
+A group's frontier is the upper hull of its samplers in (mean cost, mean quality): the strongest mixture that it can
 make at any cost. The hull is chosen on the very prompts it is judged on, which favours the comparators. Along the
-policy's own curve neighbouring prices are mixed, none is chosen by the data.
+policy's own curve neighbouring costs per NFE are mixed, none is chosen by the data.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from addiffusion_env.baselines import named_traits
 from addiffusion_env.evaluation.frontier import Pairing, gains, mixture
 from addiffusion_env.evaluation.statistics import holm
+from addiffusion_env.samplers import named_traits
 from addiffusion_lab.claims.base import Case, Comparison, Outcome, Verdict, unanswered
-from addiffusion_lab.claims.pictures import Means
+from addiffusion_lab.claims.images import Means
 from addiffusion_lab.claims.power import prompts_for_difference, spread_of
 
 
@@ -41,13 +41,13 @@ class Weighed:
     prompts_needed: int | None
 
 
-def kind_of(method: str) -> str:
-    """A method's kind of comparator: a constant stop counts as a fixed number of steps.
+def kind_of(sampler: str) -> str:
+    """A sampler's kind of comparator: a constant stop counts as a fixed number of steps.
 
-    >>> kind_of("stop:6"), kind_of("threshold_retry:-0.52")
-    ('fixed', 'threshold_retry')
+    >>> kind_of("stop:6"), kind_of("threshold_resample:-0.52")
+    ('fixed', 'threshold_resample')
     """
-    return named_traits(method).kind
+    return named_traits(sampler).kind
 
 
 def judge_groups(
@@ -60,10 +60,10 @@ def judge_groups(
         name: the hypothesis.
         claim: in words.
         comparator: what an unanswered verdict names.
-        groups: name -> methods with records.
+        groups: name -> samplers with records.
         cost: the measure to equalise.
     """
-    fixed = [method for method in case.table.methods if kind_of(method) == "fixed"]
+    fixed = [sampler for sampler in case.table.samplers if kind_of(sampler) == "fixed"]
     found = weigh(case, {group: tuple(dict.fromkeys((*members, *fixed))) for group, members in groups.items()}, cost)
     if isinstance(found, str):
         return unanswered(name, claim, case, comparator, found)
@@ -88,7 +88,7 @@ def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") ->
 
     Args:
         case: its policy and curve must have records.
-        groups: name -> methods with records.
+        groups: name -> samplers with records.
         cost: the measure to equalise.
 
     Returns:
@@ -98,7 +98,7 @@ def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") ->
     rivals = list(dict.fromkeys(name for members in groups.values() for name in members))
     means = case.table.means([*curve, *rivals], [case.judge, cost])
     if (least := case.claims.least_prompts) > len(means):
-        return f"{len(means)} prompts have both {case.judge} and {cost} for all methods, fewer than {least}"
+        return f"{len(means)} prompts have both {case.judge} and {cost} for all samplers, fewer than {least}"
     rows = {name: [len(curve) + rivals.index(member) for member in members] for name, members in groups.items()}
     points = _points(means.values[cost][: len(curve)].mean(1), case, cost)
     if not points:
@@ -113,7 +113,7 @@ def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") ->
 
 
 def _points(own: np.ndarray, case: Case, cost: str) -> list[np.ndarray]:
-    """(K,) weights of the K prices of the curve for each point to compare at: one price, or two neighbours' mixture."""
+    """(K,) weights of the K costs per NFE of the curve for each point to compare at: one cost per NFE, or two neighbours' mixture."""
     if cost != "nfe" or not case.claims.nfe_points:
         return list(np.eye(len(own)))
     inside = [at for at in case.claims.nfe_points if own.min() <= at <= own.max()]

@@ -26,9 +26,9 @@ def _judge(case: Case, name: str, cost: str, kinds: Sequence[str]) -> Verdict:
     claim = f"{case.claims.policy} is better than {', '.join(kinds)} at equal mean {unit}, judged by {case.judge}"
     if why := missing(case, case.claims.points):
         return unanswered(name, claim, case, ", ".join(kinds), why)
-    of_kind = {kind: [method for method in case.table.methods if kind_of(method) == kind] for kind in kinds}
+    of_kind = {kind: [sampler for sampler in case.table.samplers if kind_of(sampler) == kind] for kind in kinds}
     for kind, members in of_kind.items():
         if not members:
-            reason = f"no method of kind {kind!r} was run, and the claim is about every kind"
+            reason = f"no sampler of kind {kind!r} was run, and the claim is about every kind"
             return unanswered(name, claim, case, kind, reason)
     return judge_groups(case, name, claim, ", ".join(kinds), of_kind, cost)

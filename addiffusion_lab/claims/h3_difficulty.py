@@ -22,12 +22,12 @@ from addiffusion_lab.claims.equal_cost import kind_of
 
 
 def judge(case: Case) -> Verdict:
-    """Supported when Spearman's correlation of NFE with demands is above 0 and above that of a shuffled control.
+    """Supported when Spearman's correlation of NFE with constraints is above 0 and above that of a shuffled control.
 
     The first p is that of a permutation test, the second of a bootstrap over prompts that ranks each resample anew;
-    Holm over the two, and both must hold. The control is the same policy shown other prompts' features: pictures that
+    Holm over the two, and both must hold. The control is the same policy shown other prompts' features: images that
     are hard to draw cost it more as well, so the correlation alone would not show that the prompt was read. Rules that
-    see the prompt alone (``prompt_rule``) are set beside; they decide nothing, since they follow demands by design.
+    see the prompt alone (``prompt_rule``) are set beside; they decide nothing, since they follow constraints by design.
     """
     claims = case.claims
     case = replace(case, judge=NO_JUDGE, margin=None)
@@ -39,15 +39,15 @@ def judge(case: Case) -> Verdict:
     means = case.table.means((claims.policy, control), ("nfe",))
     if why := too_few(len(means), case):
         return unanswered("H3", claim, case, control, why, len(means))
-    demands = case.table.demands[means.prompts]
-    if not np.ptp(demands):
-        why = f"all {len(means)} prompts have the same number of demands, {demands[0]:g}"
+    constraints = case.table.constraints[means.prompts]
+    if not np.ptp(constraints):
+        why = f"all {len(means)} prompts have the same number of constraints, {constraints[0]:g}"
         return unanswered("H3", claim, case, control, why, len(means))
     spent, shuffled = means.values["nfe"]
     level = 1 - claims.alpha
-    test = spearman(demands, spent, case.rng, claims.resamples)
-    own = spearman_interval(spent, demands, case.rng, level, claims.resamples)
-    gap, gap_p = rank_correlation_gap(spent, demands, shuffled, case.rng, level, claims.resamples)
+    test = spearman(constraints, spent, case.rng, claims.resamples)
+    own = spearman_interval(spent, constraints, case.rng, level, claims.resamples)
+    gap, gap_p = rank_correlation_gap(spent, constraints, shuffled, case.rng, level, claims.resamples)
     adjusted = holm({"own": test.p, "gap": gap_p}, claims.alpha)
     family = (
         Comparison("no correlation", own, test.p, adjusted["own"].adjusted),
@@ -86,13 +86,13 @@ def _decided(
 def _rules(case: Case) -> tuple[Comparison, ...]:
     """The policy's correlation minus that of each rule that sees the prompt alone; not in the family."""
     rows = []
-    for rule in (name for name in case.table.methods if kind_of(name) == "prompt_rule"):
+    for rule in (name for name in case.table.samplers if kind_of(name) == "prompt_rule"):
         means = case.table.means((case.claims.policy, rule), ("nfe",))
         if len(means) >= case.claims.least_prompts:
-            demands = case.table.demands[means.prompts]
+            constraints = case.table.constraints[means.prompts]
             policy, fixed = means.values["nfe"]
             gap, p = rank_correlation_gap(
-                policy, demands, fixed, case.rng, 1 - case.claims.alpha, case.claims.resamples
+                policy, constraints, fixed, case.rng, 1 - case.claims.alpha, case.claims.resamples
             )
             rows.append(Comparison(f"the correlation of {rule} (beside)", gap, p, float(np.nan)))
     return tuple(rows)

@@ -92,7 +92,7 @@ def provenance(manifest: Manifest) -> list[str]:
         f"(prompt_seed {settings.get('prompt_seed')}), seeds {list(manifest.seeds)}; held-out judges: "
         f"{', '.join(settings.get('judges') or ['none'])}.",
     ]
-    rules = [price for price in settings.get("prices") or () if isinstance(price, str)]
+    rules = [cost_per_nfe for cost_per_nfe in settings.get("costs_per_nfe") or () if isinstance(cost_per_nfe, str)]
     if rules:
         config = _policy(str(settings["policy"]))
         measured = config.frontier_prompts if config is not None else "training prompts"
@@ -108,7 +108,7 @@ def card_results(summary: Summary, manifest: Manifest) -> dict[str, Any]:
     traits = manifest.traits
     stem = traits[summary.focus].curve
     rows = [
-        row for row in summary.methods if row.method == summary.focus or (stem and traits[row.method].curve == stem)
+        row for row in summary.samplers if row.sampler == summary.focus or (stem and traits[row.sampler].curve == stem)
     ]
     return {
         "about": f"{len(manifest.prompt_ids)} prompts of {manifest.settings.get('prompt_source')}, seeds "
@@ -117,7 +117,7 @@ def card_results(summary: Summary, manifest: Manifest) -> dict[str, Any]:
         "command": "python eval_sb3.py experiment=study",
         "rows": [
             {
-                "method": f"policy@{row.method.rpartition('@')[2]}",
+                "sampler": f"policy@{row.sampler.rpartition('@')[2]}",
                 "correct": None if row.correct is None else _rounded(row.correct, 3),
                 "nfe": _rounded(row.nfe, 2),
                 "seconds": _rounded(row.seconds, 3),

@@ -30,7 +30,7 @@ def prompts_for_non_inferiority(
     room = positive_margin(margin) + difference
     if not room > 0:
         raise ConfigError(
-            f"a method that is {-difference:g} worse cannot be shown non-inferior within {margin:g}",
+            f"a sampler that is {-difference:g} worse cannot be shown non-inferior within {margin:g}",
             "plan for a smaller deficit, or choose another margin before the run",
         )
     return _normal_prompts(spread, room, 1 - alpha, power)

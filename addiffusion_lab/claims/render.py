@@ -50,7 +50,7 @@ def hypotheses_section(verdicts: Sequence[Verdict]) -> Section:
         "neither, which is no evidence either way. The prompt is the unit, paired by prompt and seed. H1 is a "
         "one-sided test at alpha with an interval of level 1 - 2 alpha, the others are two-sided with intervals of "
         "level 1 - alpha; p is adjusted by Holm within each claim, and every comparison of a claim must hold. The "
-        "first judge that no method was optimised or selected by decides.",
+        "first judge that no sampler was optimised or selected by decides.",
         verdict_table(deciding),
         *(f"{verdict.hypothesis}: {verdict.claim}." for verdict in deciding),
         *_margins(verdicts),

@@ -7,12 +7,12 @@ from dataclasses import fields
 from typing import Any
 
 from addiffusion_env.agents.learned import run_name
-from addiffusion_env.baselines.base import Method
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.evaluation.statistics import Margin
+from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.traits import Traits
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import Claims, Verdict
 from addiffusion_lab.claims.conflicts import settle, uses_in, uses_of
@@ -29,7 +29,7 @@ def judge_evaluation(
 
     Args:
         records: those that the manifest selects.
-        manifest: methods, judges, margin history and the policy's folder.
+        manifest: samplers, judges, margin history and the policy's folder.
         settings: keyword arguments of :class:`Claims`; ``policy`` and ``curve`` may be left out.
         names: registry names of the claims.
 
@@ -46,28 +46,28 @@ def judge_evaluation(
     return decide(records, claims, judges, [margin_in(manifest, deciding)], uses, names)
 
 
-def check_claims(methods: Sequence[Method], backbone: str, settings: Mapping[str, Any]) -> Claims:
-    """Refuses claims that could not be judged, before any model is loaded or picture made.
+def check_claims(samplers: Sequence[Sampler], backbone: str, settings: Mapping[str, Any]) -> Claims:
+    """Refuses claims that could not be judged, before any model is loaded or image made.
 
     Args:
-        methods: of the evaluation.
-        backbone: whose pictures.
+        samplers: of the evaluation.
+        backbone: whose images.
         settings: its configuration.
 
     Raises:
         ConfigError: when every judge was optimised or selected by, no policy is evaluated, or a setting does not exist.
     """
-    traits = {method.name: Traits.of(method) for method in methods}
+    traits = {sampler.name: Traits.of(sampler) for sampler in samplers}
     claims = claims_of(traits, settings["hypotheses"])
     settle(tuple(settings.get("judges") or ()), uses_of(traits, backbone), backbone)
     return claims
 
 
 def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Claims:
-    """Claims from configuration: the policy is the first learned method, its curve the same one at other prices.
+    """Claims from configuration: the policy is the first learned sampler, its curve the same one at other costs per NFE.
 
     Args:
-        traits: of all methods, by name; they say which are points of one curve, and which are controls of another.
+        traits: of all samplers, by name; they say which are points of one curve, and which are controls of another.
         settings: keyword arguments of :class:`Claims`, lists in place of tuples; and ``trained_without``, the run of
             a policy that was trained without refinement: H4's comparator, in place of the policy with refine masked,
             which is set beside it.
@@ -86,11 +86,11 @@ def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Clai
     trained = tuple(name for name, own in traits.items() if without and own.curve == f"policy:{run_name(without)}")
     others = {given.get("shuffled"), *given.get("no_refine", ()), *trained}
     others |= {name for members in given.get("refine_controls", {}).values() for name in members}
-    priced = {name: own.curve for name, own in traits.items() if own.learned and own.curve and name not in others}
-    policy = given.pop("policy", None) or next(iter(priced), None)
+    with_cost = {name: own.curve for name, own in traits.items() if own.learned and own.curve and name not in others}
+    policy = given.pop("policy", None) or next(iter(with_cost), None)
     if policy is None:
         raise ConfigError("hypotheses are about a policy, and none was evaluated", "set policy=runs/emoji")
-    curve = tuple(name for name, stem in priced.items() if stem == priced.get(policy) and name != policy)
+    curve = tuple(name for name, stem in with_cost.items() if stem == with_cost.get(policy) and name != policy)
     masked = tuple(filter(None, (_control(traits, at, "no_refine") for at in (policy, *curve))))
     found: dict[str, Any] = {"curve": curve, "no_refine": trained or masked}
     if trained and masked:
@@ -100,9 +100,9 @@ def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Clai
     return Claims(policy=policy, **{**found, **given})
 
 
-def _control(traits: Mapping[str, Traits], method: str, control: str) -> str:
-    """The method that is another one under a single control; empty when it was not run."""
-    wanted = (method, (control,))
+def _control(traits: Mapping[str, Traits], sampler: str, control: str) -> str:
+    """The sampler that is another one under a single control; empty when it was not run."""
+    wanted = (sampler, (control,))
     return next((name for name, own in traits.items() if (own.control_of, tuple(own.controls)) == wanted), "")
 
 

@@ -33,7 +33,7 @@ class Served:
     blocks: Any
 
 
-def showing(studio: Studio, text: str | None, seed: float | None, price: float) -> Iterator[str]:
+def showing(studio: Studio, text: str | None, seed: float | None, cost_per_nfe: float) -> Iterator[str]:
     """The page's answer to a press of the button, as HTML that grows with every decision.
 
     Whatever cannot be drawn becomes a message; nothing is raised.
@@ -41,8 +41,8 @@ def showing(studio: Studio, text: str | None, seed: float | None, price: float) 
     Args:
         studio: with the policy.
         text: as typed.
-        seed: of the picture, a whole number from 0 to 2^31 - 1.
-        price: of one NFE.
+        seed: of the image, a whole number from 0 to 2^31 - 1.
+        cost_per_nfe: of one NFE.
     """
     try:
         prompt = read_prompt(text, studio.traits)
@@ -50,9 +50,9 @@ def showing(studio: Studio, text: str | None, seed: float | None, price: float) 
         note = guide_of(studio.traits).advice(prompt)
         takes = [Take("policy")]
         yield page.stage(prompt.text, note, takes)
-        for take in studio.policy(prompt, number, price):
+        for take in studio.policy(prompt, number, cost_per_nfe):
             takes = [take]
-            yield page.stage(prompt.text, note, takes, comparators(take.nfe) if take.picture is not None else ())
+            yield page.stage(prompt.text, note, takes, comparators(take.nfe) if take.image is not None else ())
         names = comparators(takes[0].nfe)
         for place, name in enumerate(names):
             done = list(takes)
@@ -79,10 +79,10 @@ def build(studio: Studio) -> Any:
     gradio = _gradio()
     guide = guide_of(studio.traits)
     examples, vocabulary = guide.examples, guide.vocabulary()
-    highest = studio.highest_price
+    highest = studio.highest_cost_per_nfe
 
-    def answer(text: str, seed: float, price: float) -> Iterator[str]:
-        yield from showing(studio, text, seed, price)
+    def answer(text: str, seed: float, cost_per_nfe: float) -> Iterator[str]:
+        yield from showing(studio, text, seed, cost_per_nfe)
 
     with gradio.Blocks(title="AdDiffusion", analytics_enabled=False) as blocks:
         gradio.HTML(f"<h1>AdDiffusion</h1>{page.legend()}", elem_id="intro", padding=False)
@@ -92,16 +92,16 @@ def build(studio: Studio) -> Any:
                 examples[1], label="Prompt", scale=5, lines=1, max_lines=3, max_length=MOST_CHARACTERS, elem_id="prompt"
             )
             seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, scale=1, elem_id="seed")
-            price = gradio.Slider(
+            cost_per_nfe = gradio.Slider(
                 0,
                 highest or 1,
-                value=studio.method.price,
+                value=studio.sampler.cost_per_nfe,
                 step=(highest or 1) / 30,
-                label="Price per NFE",
+                label="Cost per NFE per NFE",
                 info="Higher spends less.",
                 scale=3,
                 visible=highest > 0,
-                elem_id="price",
+                elem_id="cost_per_nfe",
             )
             button = gradio.Button("Draw", variant="primary", scale=1, min_width=90, elem_id="draw")
         gradio.Examples([[example] for example in examples], [text], label="Examples")
@@ -109,11 +109,11 @@ def build(studio: Studio) -> Any:
         if vocabulary:
             with gradio.Accordion("What can be drawn?", open=False):
                 gradio.HTML(vocabulary, padding=False)
-        # What is asked for while a picture is drawn is drawn next; Gradio's own default drops it.
+        # What is asked for while an image is drawn is drawn next; Gradio's own default drops it.
         gradio.on(
             [button.click, text.submit],
             answer,
-            [text, seed, price],
+            [text, seed, cost_per_nfe],
             stage,
             show_progress="hidden",
             trigger_mode="always_last",

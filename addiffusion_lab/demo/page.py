@@ -45,7 +45,7 @@ def escape(text: str) -> str:
     return escaped
 
 
-def picture(pixels: np.ndarray, description: str, mask: np.ndarray | None = None) -> Markup:
+def image(pixels: np.ndarray, description: str, mask: np.ndarray | None = None) -> Markup:
     """An image element with the pixels in it: (h, w, 3) uint8."""
     factor = max(1, -(-SMALLEST // min(pixels.shape[:2])))
     large = np.kron(pixels, np.ones((factor, factor, 1), np.uint8)) if factor > 1 else pixels
@@ -56,7 +56,7 @@ def picture(pixels: np.ndarray, description: str, mask: np.ndarray | None = None
 
 
 def title(name: str) -> str:
-    """How a method is called on the page.
+    """How a sampler is called on the page.
 
     >>> title("fixed:6"), title("fixed:1"), title("policy")
     ('6 fixed steps', '1 fixed step', 'Policy')
@@ -78,13 +78,13 @@ def message(cause: str, remedy: str = "", kind: str = "error") -> str:
 
 
 def stage(prompt: str, note: str, takes: Sequence[Take], waiting: Sequence[str] = ()) -> str:
-    """The whole of a showing: the policy's film, then a card for each method.
+    """The whole of a showing: the policy's filmstrip, then a card for each sampler.
 
     Args:
         prompt: the visitor's text.
         note: what to tell about it; empty for nothing.
         takes: the policy's first.
-        waiting: names of the methods still to come.
+        waiting: names of the samplers still to come.
     """
     return str(_macros().stage(prompt, note, takes, waiting))
 
@@ -94,18 +94,18 @@ def empty() -> str:
     return str(_macros().empty())
 
 
-def film(take: Take) -> str:
+def filmstrip(take: Take) -> str:
     """A row of cells, a decision each: the preview, the probability of each action, the one that was chosen."""
-    return str(_macros().film(take))
+    return str(_macros().filmstrip(take))
 
 
 def card(take: Take) -> str:
-    """A method's image with what it cost, whether it is right, and how it came about in small."""
+    """A sampler's image with what it cost, whether it is right, and how it came about in small."""
     return str(_macros().card(take))
 
 
 def stylesheet() -> str:
-    """The page's CSS; action colours are those of films and plots."""
+    """The page's CSS; action colours are those of filmstrips and plots."""
     rules = [(HERE / "demo.css").read_text(encoding="utf-8")]
     for action in Action:
         colour, name = ",".join(map(str, ACTION_COLOURS[action])), action.name.lower()
@@ -116,5 +116,5 @@ def stylesheet() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _macros() -> Any:
-    filters = {"picture": picture, "title": title, "name": lambda action: Action(action).name.lower()}
+    filters = {"image": image, "title": title, "name": lambda action: Action(action).name.lower()}
     return environment(escape, filters, HERE, meanings=MEANINGS).get_template("demo.html").module

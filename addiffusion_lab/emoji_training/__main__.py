@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of weights to read from and write to")
     parser.add_argument("--seconds", type=float, help="budget of time")
     parser.add_argument("--steps", type=int, help="budget of optimiser steps, instead of --seconds")
-    parser.add_argument("--batch", type=int, help="pictures a step")
+    parser.add_argument("--batch", type=int, help="images a step")
     parser.add_argument("--scenes", type=int, help="scenes drawn before training")
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--seed", type=int, help="of scenes, initial weights and augmentation")

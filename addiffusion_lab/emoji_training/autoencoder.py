@@ -1,4 +1,4 @@
-"""Stages vae, vae_decoder and preview: pictures to latents (stride 4, four channels) and back."""
+"""Stages vae, vae_decoder and preview: images to latents (stride 4, four channels) and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from addiffusion_lab.emoji_training.run import Run, earlier, save_diffuser
 KL_WEIGHT = 2e-6
 """Of the KL term: the latents are hardly squeezed, only kept near unit scale."""
 
-_EVALUATED = 2048  # pictures that scale and PSNR are measured on
+_EVALUATED = 2048  # images that scale and PSNR are measured on
 
 
 def train_vae(config: TrainConfig) -> TrainReport:
@@ -93,7 +93,7 @@ def _measure(run: Run, vae: Any, images: torch.Tensor, rescale: bool) -> float:
         squared += float((vae.decode(latents[-1]).sample - part).pow(2).sum())
     if rescale:
         vae.register_to_config(scaling_factor=float(1 / torch.cat(latents).std()))
-    return -10 * math.log10(squared / images.numel() / 4)  # pictures span 2, so the peak squared is 4
+    return -10 * math.log10(squared / images.numel() / 4)  # images span 2, so the peak squared is 4
 
 
 def train_preview(config: TrainConfig) -> TrainReport:

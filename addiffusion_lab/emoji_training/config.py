@@ -19,7 +19,7 @@ class TrainConfig:
         out: folder of weights; earlier stages are read from it, this one is written to it.
         seconds: how long to train; exactly one of ``seconds`` and ``steps`` is set.
         steps: how many optimiser steps to take.
-        batch: pictures a step.
+        batch: images a step.
         scenes: scenes drawn before training starts; backgrounds and augmentation are new at every step.
         lr: peak learning rate.
         seed: of scenes, initial weights and augmentation.

@@ -1,4 +1,4 @@
-"""Training data: banks of drawn scenes, token ids, and what half-done samplers do to pictures."""
+"""Training data: banks of drawn scenes, token ids, and what half-done samplers do to images."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Soft blur, noise and brightness, by a drawn amount a picture: what a decoder or half-done sampler does to it.
+    """Soft blur, noise and brightness, by a drawn amount an image: what a decoder or half-done sampler does to it.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        generator: on the pictures' device.
+        generator: on the images' device.
         strength: of the noise; at 1 its standard deviation is up to .06.
     """
 
@@ -114,7 +114,7 @@ def _blur(images: torch.Tensor) -> torch.Tensor:
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A worse copy of each picture: blended with its 16x16 self by a drawn amount, and noisy half of the time."""
+    """A worse copy of each image: blended with its 16x16 self by a drawn amount, and noisy half of the time."""
     size = images.shape[-2:]
     coarse = F.interpolate(F.interpolate(images, scale_factor=0.25, mode="area"), size=size, mode="bilinear")
     shape = (len(images), 1, 1, 1)

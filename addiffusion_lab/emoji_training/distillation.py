@@ -1,6 +1,6 @@
-"""Stage dino: picture features without labels, by self-distillation (Caron et al., 2021, arXiv:2104.14294).
+"""Stage dino: image features without labels, by self-distillation (Caron et al., 2021, arXiv:2104.14294).
 
-A student's view of a picture must predict the teacher's view of another crop of it, over 1,024 prototypes; the teacher
+A student's view of an image must predict the teacher's view of another crop of it, over 1,024 prototypes; the teacher
 is the student's moving average, its output centred and sharpened so that it cannot collapse.
 """
 

@@ -1,8 +1,8 @@
-"""Stage preference: a BLIP in small that ranks pictures of a prompt, ImageReward's part (Xu et al., 2023).
+"""Stage preference: a BLIP in small that ranks images of a prompt, ImageReward's part (Xu et al., 2023).
 
 It is ranked on hard negatives of its own prompts. For each scene a contradicting twin is drawn (a relation turned
-round; a colour, count or class changed): of the four pairings of two pictures and two prompts the matching ones must
-score higher, and a clean picture must beat its degraded self. No detector is involved, so the detector stays free to
+round; a colour, count or class changed): of the four pairings of two images and two prompts the matching ones must
+score higher, and a clean image must beat its degraded self. No detector is involved, so the detector stays free to
 judge.
 """
 
@@ -160,10 +160,10 @@ def ranking_loss(
     """Mean logistic loss of the four comparisons that a scene and its twin give.
 
     Args:
-        matched: (B,) score of the scene's picture under its prompt.
-        crossed: (B,) of the scene's picture under the twin's prompt.
-        twin_matched: (B,) of the twin's picture under the twin's prompt.
-        twin_crossed: (B,) of the twin's picture under the scene's prompt.
+        matched: (B,) score of the scene's image under its prompt.
+        crossed: (B,) of the scene's image under the twin's prompt.
+        twin_matched: (B,) of the twin's image under the twin's prompt.
+        twin_crossed: (B,) of the twin's image under the scene's prompt.
     """
     margins = (matched - crossed, twin_matched - twin_crossed, matched - twin_crossed, twin_matched - crossed)
     return torch.stack([F.softplus(-margin).mean() for margin in margins]).mean()
@@ -185,33 +185,33 @@ def train_preference(config: TrainConfig) -> TrainReport:
         chosen = run.pick(len(bank.tokens))
         own, other = bank.tokens[chosen], bank.twin_tokens[chosen]
         clean, twins = run.render(bank.layouts[chosen]), run.render(bank.twin_layouts[chosen])
-        picture, twin_picture = (augment(clean_or_twin, run.generator, 0.5) for clean_or_twin in (clean, twins))
+        image, twin_image = (augment(clean_or_twin, run.generator, 0.5) for clean_or_twin in (clean, twins))
         worse = degrade(clean, run.generator)
-        pictures = torch.cat([picture, picture, twin_picture, twin_picture, worse])
+        images = torch.cat([image, image, twin_image, twin_image, worse])
         with run.autocast():
-            scores = raw_score(model, pictures, torch.cat([own, other, other, own, own]))
+            scores = raw_score(model, images, torch.cat([own, other, other, own, own]))
         matched, crossed, twin_matched, twin_crossed, degraded = scores.split(config.batch)
         ranking = ranking_loss(matched, crossed, twin_matched, twin_crossed)
         fidelity = F.softplus(degraded - matched).mean()
         loss = ranking + 0.5 * fidelity + 1e-3 * scores.pow(2).mean()
         accuracy = (matched > twin_crossed).float().mean()
-        run.update(optimizer, loss, model.parameters(), picture_accuracy=accuracy)
+        run.update(optimizer, loss, model.parameters(), image_accuracy=accuracy)
     mean, std = _standardisation(run, model.eval(), bank)
     model.config.score_mean, model.config.score_std = mean, std
     folder = config.out / "image_reward"
     save_transformer(model, folder)
-    return run.report(folder, picture_accuracy=float(accuracy), score_mean=mean, score_std=std)
+    return run.report(folder, image_accuracy=float(accuracy), score_mean=mean, score_std=std)
 
 
 @torch.no_grad()
 def _standardisation(run: Run, model: Any, bank: PairBank) -> tuple[float, float]:
-    """Mean and standard deviation of the raw score, half on matching pairs and half on twins' pictures."""
+    """Mean and standard deviation of the raw score, half on matching pairs and half on twins' images."""
     tokens = bank.tokens[:_STANDARDISED]
-    pictures = [run.render(layouts[:_STANDARDISED]) for layouts in (bank.layouts, bank.twin_layouts)]
+    images = [run.render(layouts[:_STANDARDISED]) for layouts in (bank.layouts, bank.twin_layouts)]
     scores = torch.cat(
         [
             raw_score(model, part, ids)
-            for group in pictures
+            for group in images
             for part, ids in zip(group.split(256), tokens.split(256), strict=True)
         ]
     )

@@ -1,4 +1,4 @@
-"""Draws layouts of emoji sprites as pictures, batched, on any device."""
+"""Draws layouts of emoji sprites as images, batched, on any device."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Renderer:
 
     Args:
         sprites: (classes, S, S, 4) uint8 RGBA; the shipped ones when ``None``.
-        device: where pictures are drawn.
+        device: where images are drawn.
 
     Attributes:
         atlas: (classes, 11, 4, S, S) premultiplied RGBA in [0, 1]; colour 0 is the sprite's own.
@@ -114,7 +114,7 @@ class Renderer:
             generator: draws the backgrounds; on the renderer's device.
 
         Returns:
-            (B, 3, 64, 64) float32 pictures in [-1, 1].
+            (B, 3, 64, 64) float32 images in [-1, 1].
         """
         rows = torch.as_tensor(layouts, device=self.device, dtype=torch.float32)
         image = self._draw_backgrounds(len(rows), generator)
@@ -128,7 +128,7 @@ class Renderer:
         return image.clamp(0, 1) * 2 - 1
 
     def _draw_backgrounds(self, count: int, generator: torch.Generator | None) -> torch.Tensor:
-        """A random gradient a picture, its brightness jittered by up to 6 %; (B, 3, 64, 64) in [0, 1]."""
+        """A random gradient an image, its brightness jittered by up to 6 %; (B, 3, 64, 64) in [0, 1]."""
         chosen = torch.randint(len(self._backgrounds), (count,), device=self.device, generator=generator)
         top, bottom = (ends.view(count, 3, 1, 1) for ends in self._backgrounds[chosen].unbind(1))
         brightness = 1 + 0.12 * (torch.rand(count, 1, 1, 1, device=self.device, generator=generator) - 0.5)

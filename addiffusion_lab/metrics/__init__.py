@@ -1,4 +1,4 @@
-"""Metrics of finished pictures against reference pictures, by name. Listing them imports nothing heavy.
+"""Metrics of finished images against reference images, by name. Listing them imports nothing heavy.
 
 ``fid`` and ``kid`` compare two sets; ``psnr`` and ``lpips`` compare pairs. See :mod:`.measure` for the one call that
 computes several, and
@@ -18,7 +18,7 @@ METRICS = Registry(
         "lpips": "addiffusion_lab.metrics.paired:lpips",
     },
 )
-"""Name -> function ``(pictures, reference, settings) -> MetricResult``; see
+"""Name -> function ``(images, reference, settings) -> MetricResult``; see
 :class:`addiffusion_lab.metrics.settings.MetricSettings`."""
 
 FEATURES = Registry(

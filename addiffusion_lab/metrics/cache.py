@@ -1,4 +1,4 @@
-"""Reference features on the disk: read once, kept under the content of the pictures and the network's identity."""
+"""Reference features on the disk: read once, kept under the content of the images and the network's identity."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.files import whole_file
+from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.network import FeatureNetwork
-from addiffusion_lab.metrics.pictures import Pictures
 
 
 class FeatureCache:
     """(n, dim) features of whole reference sets, one ``.npy`` file each, written whole or not at all.
 
     Features are kept rather than means and covariances: FID and KID both follow from them, at 4 bytes a number
-    (41,000 pictures x 2048: 336 MB).
+    (41,000 images x 2048: 336 MB).
 
     Args:
         folder: made when missing; ``None`` keeps nothing.
@@ -27,28 +27,28 @@ class FeatureCache:
     def __init__(self, folder: Path | str | None) -> None:
         self.folder = None if folder is None else Path(folder).expanduser()
 
-    def features(self, pictures: Pictures, network: FeatureNetwork, batch: int = 32) -> np.ndarray:
-        """The features of ``pictures``: from the cache, or computed and then kept.
+    def features(self, images: Images, network: FeatureNetwork, batch: int = 32) -> np.ndarray:
+        """The features of ``images``: from the cache, or computed and then kept.
 
-        A new ``pictures`` object is read in any case, for its hash: a folder that has changed is another reference.
+        A new ``images`` object is read in any case, for its hash: a folder that has changed is another reference.
 
         Raises:
             RunFolderError: when the cache cannot be written.
             NumericsError: when the network gives NaN or infinity.
         """
-        if self.folder is not None and network.identity not in pictures.known:
-            path = self.folder / f"{self.key(pictures, network)}.npy"
-            kept = _read(path, (len(pictures), network.dim))
+        if self.folder is not None and network.identity not in images.known:
+            path = self.folder / f"{self.key(images, network)}.npy"
+            kept = _read(path, (len(images), network.dim))
             if kept is None:
-                _write(path, network.features(pictures, batch))
+                _write(path, network.features(images, batch))
             else:
-                pictures.known[network.identity] = kept
-        return network.features(pictures, batch)
+                images.known[network.identity] = kept
+        return network.features(images, batch)
 
     @staticmethod
-    def key(pictures: Pictures, network: FeatureNetwork) -> str:
-        """64 hex digits of the pictures' content, in order, and of the network."""
-        return hashlib.sha256(f"{pictures.digest()}\x1f{network.identity}".encode()).hexdigest()
+    def key(images: Images, network: FeatureNetwork) -> str:
+        """64 hex digits of the images' content, in order, and of the network."""
+        return hashlib.sha256(f"{images.digest()}\x1f{network.identity}".encode()).hexdigest()
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""What every metric of finished pictures promises."""
+"""What every metric of finished images promises."""
 
 from __future__ import annotations
 
@@ -7,47 +7,45 @@ from collections.abc import Callable
 import numpy as np
 
 from addiffusion_env.checks.base import require
-from addiffusion_lab.metrics.pictures import Pictures
+from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.results import MetricResult
 from addiffusion_lab.metrics.settings import MetricSettings
 
-Metric = Callable[[Pictures, Pictures, MetricSettings], MetricResult]
+Metric = Callable[[Images, Images, MetricSettings], MetricResult]
 SETTINGS = MetricSettings(features="dino", kid_subsets=4, kid_subset_size=8)
 """The emoji world's DINO instead of Inception, whose weights are not in the package."""
 
 
 def the_result_says_what_it_is(metric: Metric) -> None:
-    """The result has a name, a finite value, the number of pictures and the package that computed it."""
-    found = metric(_pictures(0), _pictures(1), SETTINGS)
+    """The result has a name, a finite value, the number of images and the package that computed it."""
+    found = metric(_images(0), _images(1), SETTINGS)
     require(isinstance(found, MetricResult), f"it gives a {type(found).__name__}", "return a MetricResult")
     require(bool(found.name and found.backend), f"name {found.name!r}, backend {found.backend!r}", "fill in both")
     require(bool(np.isfinite(found.value)), f"the value is {found.value}", "return a finite one, or refuse")
-    require(found.n == len(_pictures(0)), f"n is {found.n}", "count the pictures judged")
-    require(
-        len(found.values) in (0, found.n), f"{len(found.values)} values for {found.n} pictures", "one each, or none"
-    )
+    require(found.n == len(_images(0)), f"n is {found.n}", "count the images judged")
+    require(len(found.values) in (0, found.n), f"{len(found.values)} values for {found.n} images", "one each, or none")
     require(bool((metric.__doc__ or "").strip()), "there is no docstring", "give formula and source")
 
 
-def equal_pictures_are_best(metric: Metric) -> None:
-    """Pictures compared with themselves are better than compared with others."""
-    same, other = (metric(_pictures(0), _pictures(seed), SETTINGS) for seed in (0, 1))
+def equal_images_are_best(metric: Metric) -> None:
+    """Images compared with themselves are better than compared with others."""
+    same, other = (metric(_images(0), _images(seed), SETTINGS) for seed in (0, 1))
     better = same.value > other.value if same.higher_is_better else same.value < other.value
     require(better, f"themselves {same.value}, others {other.value}", "check higher_is_better")
 
 
 def it_is_deterministic(metric: Metric) -> None:
-    """The same pictures give the same number."""
-    first, second = (metric(_pictures(0), _pictures(1), SETTINGS).value for _ in range(2))
+    """The same images give the same number."""
+    first, second = (metric(_images(0), _images(1), SETTINGS).value for _ in range(2))
     require(first == second, f"{first} became {second}", "draw from settings.seed")
 
 
-METRIC_CONTRACTS = (the_result_says_what_it_is, equal_pictures_are_best, it_is_deterministic)
-"""Subject: a function ``(pictures, reference, settings) -> MetricResult``."""
+METRIC_CONTRACTS = (the_result_says_what_it_is, equal_images_are_best, it_is_deterministic)
+"""Subject: a function ``(images, reference, settings) -> MetricResult``."""
 
 
-def _pictures(seed: int) -> Pictures:
-    """Twelve random pictures of 64x64 pixels."""
+def _images(seed: int) -> Images:
+    """Twelve random images of 64x64 pixels."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
-    return Pictures.of(coarse.repeat(8, axis=1).repeat(8, axis=2))
+    return Images.of(coarse.repeat(8, axis=1).repeat(8, axis=2))

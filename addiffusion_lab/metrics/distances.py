@@ -1,7 +1,7 @@
-"""FID and KID: how far apart two sets of pictures are, as distributions of a network's features.
+"""FID and KID: how far apart two sets of images are, as distributions of a network's features.
 
-Neither has a value a picture, so neither can be paired by prompt: they describe, and decide no claim. FID is biased
-upwards on few pictures, by an amount that depends on the model judged (Chong & Forsyth, 2020, arXiv 1911.07023);
+Neither has a value an image, so neither can be paired by prompt: they describe, and decide no claim. FID is biased
+upwards on few images, by an amount that depends on the model judged (Chong & Forsyth, 2020, arXiv 1911.07023);
 KID is not.
 """
 
@@ -13,51 +13,51 @@ import torch
 from addiffusion_env.errors import ConfigError
 from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.network import FeatureNetwork
 from addiffusion_lab.metrics.packages import backend_name, load_package
-from addiffusion_lab.metrics.pictures import Pictures
 from addiffusion_lab.metrics.results import MetricResult, Setting
 from addiffusion_lab.metrics.settings import MetricSettings
 
 BACKEND = "torch-fidelity"
 FID_ENOUGH = 10_000
-"""Pictures of each set below which a FID is not comparable with published ones."""
+"""Images of each set below which a FID is not comparable with published ones."""
 
 
-def fid(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> MetricResult:
+def fid(images: Images, reference: Images, settings: MetricSettings) -> MetricResult:
     """Fréchet distance of Gaussians fitted to both sets' features (Heusel et al., 2017, arXiv 1706.08500, eq. 6).
 
     Raises:
-        ConfigError: for fewer than 2 pictures in a set.
+        ConfigError: for fewer than 2 images in a set.
         WeightsError, MissingPackageError: when the network cannot be loaded.
     """
-    network, first, second = _both(pictures, reference, settings)
+    network, first, second = _both(images, reference, settings)
     return MetricResult(
         name=_name("fid", network),
         value=frechet_distance(first, second),
         n=len(first),
         backend=backend_name(BACKEND),
         settings=_shown(network, len(second)),
-        notes=(*_sample_notes(len(first), len(second), network.dim), *_format_notes(pictures, reference)),
+        notes=(*_sample_notes(len(first), len(second), network.dim), *_format_notes(images, reference)),
     )
 
 
-def kid(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> MetricResult:
+def kid(images: Images, reference: Images, settings: MetricSettings) -> MetricResult:
     """Squared maximum mean discrepancy with kernel (x.y / d + 1)^3, unbiased (Bińkowski et al., 2018, 1801.01401).
 
     Its mean may be slightly negative for equal distributions.
 
     Raises:
-        ConfigError: for fewer than 2 pictures in a set.
+        ConfigError: for fewer than 2 images in a set.
         WeightsError, MissingPackageError: when the network cannot be loaded.
     """
-    network, first, second = _both(pictures, reference, settings)
+    network, first, second = _both(images, reference, settings)
     size = min(settings.kid_subset_size, len(first), len(second))
     mean, spread = kernel_distance(first, second, settings.kid_subsets, size, settings.seed)
     notes: tuple[str, ...] = ()
     if size < settings.kid_subset_size:
         wanted = settings.kid_subset_size
-        notes = (f"subsets of {size} pictures, not {wanted}: the smaller set has no more, so the spread means little",)
+        notes = (f"subsets of {size} images, not {wanted}: the smaller set has no more, so the spread means little",)
     return MetricResult(
         name=_name("kid", network),
         value=mean,
@@ -65,7 +65,7 @@ def kid(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> Me
         backend=backend_name(BACKEND),
         settings=_shown(network, len(second)) | {"subsets": settings.kid_subsets, "subset_size": size},
         spread=spread,
-        notes=(*notes, *_format_notes(pictures, reference)),
+        notes=(*notes, *_format_notes(images, reference)),
     )
 
 
@@ -89,20 +89,18 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, subsets: int, size: i
     return float(found[module.KEY_METRIC_KID_MEAN]), float(found[module.KEY_METRIC_KID_STD])
 
 
-def _both(
-    pictures: Pictures, reference: Pictures, settings: MetricSettings
-) -> tuple[FeatureNetwork, np.ndarray, np.ndarray]:
+def _both(images: Images, reference: Images, settings: MetricSettings) -> tuple[FeatureNetwork, np.ndarray, np.ndarray]:
     load_package("torch_fidelity")  # before the hours that features may take
     network = load_features(settings)
     second = FeatureCache(settings.cache).features(reference, network, settings.batch)
-    return network, network.features(pictures, settings.batch), second
+    return network, network.features(images, settings.batch), second
 
 
 def _checked(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64: the package computes in the precision that it is given."""
     for rows in (first, second):
         if rows.ndim != 2 or len(rows) < 2:
-            raise ConfigError(f"a distribution needs 2 or more pictures, got features of {rows.shape}", "make more")
+            raise ConfigError(f"a distribution needs 2 or more images, got features of {rows.shape}", "make more")
     return first.astype(np.float64), second.astype(np.float64)
 
 
@@ -116,19 +114,19 @@ def _shown(network: FeatureNetwork, n_reference: int) -> dict[str, Setting]:
 
 def _sample_notes(n: int, n_reference: int, dim: int) -> tuple[str, ...]:
     notes = [
-        f"{count} {what} pictures: FID needs {FID_ENOUGH} or more to be compared with published numbers"
+        f"{count} {what} images: FID needs {FID_ENOUGH} or more to be compared with published numbers"
         for what, count in (("made", n), ("reference", n_reference))
         if count < FID_ENOUGH
     ]
     if min(n, n_reference) <= dim:
-        notes.append(f"no more pictures than features ({dim}): a covariance is singular, the FID mostly bias; use KID")
+        notes.append(f"no more images than features ({dim}): a covariance is singular, the FID mostly bias; use KID")
     return tuple(notes)
 
 
-def _format_notes(pictures: Pictures, reference: Pictures) -> tuple[str, ...]:
-    found = {"made": pictures.lossy(), "reference": reference.lossy()}
+def _format_notes(images: Images, reference: Images) -> tuple[str, ...]:
+    found = {"made": images.lossy(), "reference": reference.lossy()}
     return tuple(
-        f"{count} {what} pictures were saved with loss, which moves the number: save PNG on both sides"
+        f"{count} {what} images were saved with loss, which moves the number: save PNG on both sides"
         for what, count in found.items()
         if count
     )

@@ -1,4 +1,4 @@
-"""Several metrics of one set of pictures in one call; their feature networks run once."""
+"""Several metrics of one set of images in one call; their feature networks run once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.features import load_features
-from addiffusion_lab.metrics.pictures import Pictures, PicturesLike
+from addiffusion_lab.metrics.images import Images, ImagesLike
 from addiffusion_lab.metrics.results import MetricResult, SmallSampleWarning
 from addiffusion_lab.metrics.settings import MetricSettings
 
@@ -16,18 +16,18 @@ OF_FEATURES = ("fid", "kid")
 
 
 def image_metrics(
-    pictures: PicturesLike,
-    reference: PicturesLike,
+    images: ImagesLike,
+    reference: ImagesLike,
     metrics: Sequence[str] = ("psnr", "lpips"),
     settings: MetricSettings | None = None,
 ) -> dict[str, MetricResult]:
-    """Computes ``metrics`` of ``pictures`` against ``reference``.
+    """Computes ``metrics`` of ``images`` against ``reference``.
 
     Args:
-        pictures: what a method made: a tensor, an array, paths or a folder; see :data:`PicturesLike`.
-        reference: for ``fid`` and ``kid`` any set (real pictures, or the full schedule's); for ``psnr`` and ``lpips``
-            the pictures of the same prompts and seeds in the same order. Pass a ``Pictures`` object to judge many
-            methods against it: its features are computed once.
+        images: what a sampler made: a tensor, an array, paths or a folder; see :data:`ImagesLike`.
+        reference: for ``fid`` and ``kid`` any set (real images, or the full schedule's); for ``psnr`` and ``lpips``
+            the images of the same prompts and seeds in the same order. Pass a ``Images`` object to judge many
+            samplers against it: its features are computed once.
         metrics: names of ``METRICS``.
         settings: everything else; ``None``: the defaults of :class:`MetricSettings`.
 
@@ -36,7 +36,7 @@ def image_metrics(
 
     Raises:
         UnknownNameError: for a name that is no metric, before anything is computed.
-        ConfigError, ImageRangeError: for pictures that cannot be read or paired.
+        ConfigError, ImageRangeError: for images that cannot be read or paired.
         WeightsError, MissingPackageError: when a network cannot be loaded.
 
     Warns:
@@ -44,7 +44,7 @@ def image_metrics(
     """
     settings = settings or MetricSettings()
     functions = {name: METRICS.load(name) for name in metrics}
-    made, wanted = Pictures.of(pictures), Pictures.of(reference)
+    made, wanted = Images.of(images), Images.of(reference)
     if any(name in OF_FEATURES for name in functions):
         settings = replace(settings, features=load_features(settings))
     found = {name: function(made, wanted, settings) for name, function in functions.items()}

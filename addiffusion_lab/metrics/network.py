@@ -1,4 +1,4 @@
-"""What FID and KID need of a network: pictures in, vectors out, and a name that changes whenever the vectors do."""
+"""What FID and KID need of a network: images in, vectors out, and a name that changes whenever the vectors do."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from addiffusion_env.scorers import require_finite
-from addiffusion_lab.metrics.pictures import Pictures
+from addiffusion_lab.metrics.images import Images
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network and its preparation of pictures.
+    """A network and its preparation of images.
 
     Attributes:
         name: short, for results: ``"inception"`` means Inception-v3's 2048-wide pool of the original FID, no other.
-        identity: changes whenever the features of a picture may: weights and resizing are in it. Keys the cache.
+        identity: changes whenever the features of an image may: weights and resizing are in it. Keys the cache.
         dim: length of the features.
         embed: (b, 3, H, W) uint8 on the CPU -> (b, dim) floats on any device.
     """
@@ -28,15 +28,15 @@ class FeatureNetwork:
     dim: int
     embed: Callable[[torch.Tensor], torch.Tensor]
 
-    def features(self, pictures: Pictures, batch: int = 32) -> np.ndarray:
-        """(n, dim) float32, one row a picture; computed once for one ``pictures`` object, which keeps them.
+    def features(self, images: Images, batch: int = 32) -> np.ndarray:
+        """(n, dim) float32, one row an image; computed once for one ``images`` object, which keeps them.
 
         Raises:
             NumericsError: when the network gives NaN or infinity.
         """
-        if self.identity not in pictures.known:
+        if self.identity not in images.known:
             with torch.no_grad():
-                rows = torch.cat([self.embed(pixels).float().cpu() for pixels in pictures.batches(batch)])
-            labels = [f"picture {number}" for number in range(len(rows))]
-            pictures.known[self.identity] = require_finite(rows, f"feature network {self.name}", labels).numpy()
-        return pictures.known[self.identity]
+                rows = torch.cat([self.embed(pixels).float().cpu() for pixels in images.batches(batch)])
+            labels = [f"image {number}" for number in range(len(rows))]
+            images.known[self.identity] = require_finite(rows, f"feature network {self.name}", labels).numpy()
+        return images.known[self.identity]

@@ -1,6 +1,6 @@
-"""PSNR and LPIPS: how far each picture is from the reference picture of the same prompt and seed.
+"""PSNR and LPIPS: how far each image is from the reference image of the same prompt and seed.
 
-Both say whether a method draws what the reference draws, not whether it draws well.
+Both say whether a sampler draws what the reference draws, not whether it draws well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, WeightsError
+from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.packages import (
     LPIPS_URLS,
     backend_name,
@@ -24,7 +25,6 @@ from addiffusion_lab.metrics.packages import (
     load_package,
     read_tensors,
 )
-from addiffusion_lab.metrics.pictures import Pictures
 from addiffusion_lab.metrics.results import MetricResult
 from addiffusion_lab.metrics.settings import MetricSettings
 
@@ -35,19 +35,19 @@ LPIPS_LEAST = 32
 """Pixels a side below which the last layers of the trunks see nothing."""
 
 
-def psnr(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> MetricResult:
+def psnr(images: Images, reference: Images, settings: MetricSettings) -> MetricResult:
     """Peak signal-to-noise ratio, ``10 log10(255^2 / MSE)`` of each pair over all pixels and channels; the mean.
 
-    The mean is taken over decibels, a picture a value, so that it can be paired by prompt.
+    The mean is taken over decibels, an image a value, so that it can be paired by prompt.
 
     Raises:
-        ConfigError: when the numbers of pictures differ.
+        ConfigError: when the numbers of images differ.
         ImageRangeError: when the sizes of a pair differ.
     """
-    values = [_decibels(first, second) for first, second in _pairs(pictures, reference)]
+    values = [_decibels(first, second) for first, second in _pairs(images, reference)]
     identical = sum(math.isinf(value) for value in values)
     values = [min(value, PSNR_CAP) for value in values]
-    note = f"{identical} of {len(values)} pictures are identical to their reference and count {PSNR_CAP:g} dB"
+    note = f"{identical} of {len(values)} images are identical to their reference and count {PSNR_CAP:g} dB"
     return MetricResult(
         name="psnr",
         value=float(np.mean(values)),
@@ -60,13 +60,13 @@ def psnr(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> M
     )
 
 
-def lpips(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> MetricResult:
+def lpips(images: Images, reference: Images, settings: MetricSettings) -> MetricResult:
     """Learned perceptual distance of each pair (Zhang et al., 2018, arXiv 1801.03924), version 0.1; the mean.
 
-    Pictures are compared at their own size: LPIPS of other resolutions is not comparable.
+    Images are compared at their own size: LPIPS of other resolutions is not comparable.
 
     Raises:
-        ConfigError: when the numbers of pictures differ.
+        ConfigError: when the numbers of images differ.
         ImageRangeError: when the sizes of a pair differ, or are below 32 pixels.
         WeightsError: when the trunk's weights are missing or of another network.
         MissingPackageError: without the package ``lpips``.
@@ -75,7 +75,7 @@ def lpips(pictures: Pictures, reference: Pictures, settings: MetricSettings) -> 
     model = _lpips_model(settings.lpips_network, path, settings.device)
     values: list[float] = []
     with torch.no_grad():
-        for first, second in _pairs(pictures, reference):
+        for first, second in _pairs(images, reference):
             if min(first.shape[:2]) < LPIPS_LEAST:
                 raise ImageRangeError(
                     f"LPIPS needs {LPIPS_LEAST} pixels a side, got {first.shape[0]}x{first.shape[1]}", "use psnr"
@@ -120,18 +120,18 @@ def _lpips_model(network: str, path: Path, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def _pairs(pictures: Pictures, reference: Pictures) -> Any:
-    if len(pictures) != len(reference):
+def _pairs(images: Images, reference: Images) -> Any:
+    if len(images) != len(reference):
         raise ConfigError(
-            f"{len(pictures)} pictures but {len(reference)} references", "pair them: same prompts and seeds, one order"
+            f"{len(images)} images but {len(reference)} references", "pair them: same prompts and seeds, one order"
         )
-    return (_same_size(*pair) for pair in zip(pictures, reference, strict=True))
+    return (_same_size(*pair) for pair in zip(images, reference, strict=True))
 
 
 def _same_size(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if first.shape != second.shape:
         raise ImageRangeError(
-            f"a picture is {first.shape} but its reference is {second.shape}", "make both at the same size"
+            f"an image is {first.shape} but its reference is {second.shape}", "make both at the same size"
         )
     return first, second
 

@@ -9,7 +9,7 @@ Setting = str | int | float
 
 
 class SmallSampleWarning(UserWarning):
-    """A metric was computed on too few pictures for its number to be compared with published ones."""
+    """A metric was computed on too few images for its number to be compared with published ones."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class MetricResult:
     Attributes:
         name: the metric; with another network than Inception, ``fid`` is named ``fid[network]``.
         value: the number. FID and KID: 0 or more for equal distributions, lower is closer. PSNR: decibels, higher is
-            closer. LPIPS: 0 for equal pictures, lower is closer.
-        n: pictures judged.
+            closer. LPIPS: 0 for equal images, lower is closer.
+        n: images judged.
         backend: which package computed it, with its version; backends differ, so it belongs in the column head.
         settings: what else the number depends on: network, sha256 of its weights, size of the reference ...
         higher_is_better: the direction.
-        values: (n,) one number a picture, in order, for paired metrics; empty for those of whole sets.
+        values: (n,) one number an image, in order, for paired metrics; empty for those of whole sets.
         spread: standard deviation over KID's subsets; ``None`` for the others. Subsets overlap: no standard error.
         notes: reasons for caution, in words.
     """

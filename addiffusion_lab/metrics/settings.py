@@ -25,8 +25,8 @@ class MetricSettings(Settings):
         lpips_network: ``alex`` (the authors' advice for evaluation), ``vgg`` or ``squeeze``.
         lpips_weights: torchvision's file of that network; ``None``: the one that torch.hub keeps.
         kid_subsets: how many are drawn.
-        kid_subset_size: pictures of each set in each; the smaller set limits it.
-        batch: pictures a forward pass.
+        kid_subset_size: images of each set in each; the smaller set limits it.
+        batch: images a forward pass.
         device: where networks run.
         seed: of KID's subsets.
     """

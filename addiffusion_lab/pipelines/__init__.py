@@ -1,1 +1,1 @@
-"""Methods that run a diffusers pipeline as a whole: LCM, SDXL Turbo, SAG, Attend-and-Excite, first-block cache."""
+"""Samplers that run a diffusers pipeline as a whole: LCM, SDXL Turbo, SAG, Attend-and-Excite, first-block cache."""

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.regions import phrases_of
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     Made,
     WholePipeline,
@@ -63,7 +63,7 @@ class AttendAndExcite(WholePipeline):
         """``attend_excite:20``."""
         return f"attend_excite:{self.steps}"
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Checks the backbone.
 
         Raises:

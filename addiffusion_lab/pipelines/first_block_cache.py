@@ -1,7 +1,7 @@
 """First-Block cache: where a transformer's first block says what it said a step ago, the others are not asked.
 
 Of ParaAttention (https://github.com/chengzeyi/ParaAttention), after TeaCache (arXiv:2411.19108), by diffusers' hooks.
-diffusers' caches are for transformers; for UNets it has none, so DeepCache (arXiv:2312.00858) is not among the methods.
+diffusers' caches are for transformers; for UNets it has none, so DeepCache (arXiv:2312.00858) is not among the samplers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import nn
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.flux import FluxBackbone, packed, unpacked
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.files import cached
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import Made, WholePipeline, call_inputs, counted, is_kind, kind_of, silent
 
 
@@ -65,7 +65,7 @@ class FirstBlockCache(WholePipeline):
         """``fbcache:20,0.1``."""
         return f"fbcache:{self.steps},{self.threshold:g}"
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Checks the backbone.
 
         Raises:
@@ -93,7 +93,7 @@ class FirstBlockCache(WholePipeline):
         return Made(backbone.decode(latents)[0], whole[0] + skipped / len(blocks), calls.rows, costs)
 
 
-def flux_pipeline(method: str, backbone: Backbone) -> Any:
+def flux_pipeline(sampler: str, backbone: Backbone) -> Any:
     """The backbone's pipeline, when diffusers can cache its transformer's blocks.
 
     Raises:
@@ -101,7 +101,7 @@ def flux_pipeline(method: str, backbone: Backbone) -> Any:
     """
     if not isinstance(backbone, PipelineBackbone) or not is_kind(backbone.pipe, "FluxPipeline"):
         raise CapabilityError(
-            f"{method} caches the blocks of Flux's transformer, and this backbone is {kind_of(backbone)}: diffusers "
+            f"{sampler} caches the blocks of Flux's transformer, and this backbone is {kind_of(backbone)}: diffusers "
             "has no cache for UNets (DeepCache is not part of it)",
             "use backbone=flux",
         )

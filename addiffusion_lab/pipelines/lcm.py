@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipelines import PipelineSpec
-from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError, ConfigError
 from addiffusion_env.files import cached
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.seeding import keyed_generator
 from addiffusion_lab.pipelines.whole import Made, WholePipeline, counted, load_beside
 
@@ -31,7 +31,7 @@ MOST_STEPS = 50
 class LatentConsistency(WholePipeline):
     """A consistency-distilled SD 1.5 (arXiv:2310.04378) with diffusers' ``LCMScheduler``: one network call a step.
 
-    The weights are its own, loaded beside those of the sd15 backbone and run at that backbone's picture size, from
+    The weights are its own, loaded beside those of the sd15 backbone and run at that backbone's image size, from
     its noise. Guidance is an input of the network, at the pipeline's own scale of 8.5; a call is 1 NFE.
 
     Attributes:
@@ -67,7 +67,7 @@ class LatentConsistency(WholePipeline):
         """``lcm:4``, and the weights where they are not the usual ones."""
         return f"lcm:{self.steps}" if self.weights == SPEC.default_id else f"lcm:{self.steps},{self.weights}"
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Loads the weights.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Self-Attention Guidance (Hong et al. 2022, arXiv:2210.00939): steers away from a blurred version of the picture."""
+"""Self-Attention Guidance (Hong et al. 2022, arXiv:2210.00939): steers away from a blurred version of the image."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     Made,
     WholePipeline,
@@ -54,7 +54,7 @@ class SelfAttentionGuidance(WholePipeline):
         """``sag:20``, and the scale where it is not 0.75."""
         return f"sag:{self.steps}" if self.scale == 0.75 else f"sag:{self.steps},{self.scale:g}"
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Checks the backbone.
 
         Raises:

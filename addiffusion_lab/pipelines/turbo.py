@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipelines import PipelineSpec
-from addiffusion_env.baselines.base import fixed_schedule, read_numbers
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError, ConfigError, WeightsError
 from addiffusion_env.files import cached
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.base import fixed_schedule, read_numbers
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.seeding import keyed_generator, keyed_noise
 from addiffusion_lab.pipelines.whole import Made, WholePipeline, counted, load_beside
 
@@ -61,7 +61,7 @@ class SDXLTurbo(WholePipeline):
         """``turbo:1``, and the weights where they are not the usual ones."""
         return f"turbo:{self.steps}" if self.weights == SPEC.default_id else f"turbo:{self.steps},{self.weights}"
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Loads the weights.
 
         Raises:

@@ -1,6 +1,6 @@
-"""Methods that run a diffusers pipeline from noise to picture: no decisions, no lanes, one picture at a time.
+"""Samplers that run a diffusers pipeline from noise to image: no decisions, no lanes, one image at a time.
 
-They share prompts, seeds, starting noise, scorers, judges and records with the methods that the engine plays. What
+They share prompts, seeds, starting noise, scorers, judges and records with the samplers that the engine plays. What
 they spend is measured from outside: network calls by a hook on the denoiser, seconds by the clock.
 """
 
@@ -24,12 +24,12 @@ from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
-from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram
-from addiffusion_env.engine.lane import Picture, open_lane
+from addiffusion_env.engine.lane import GeneratedImage, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError, WeightsError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine
+from addiffusion_env.scorers.image_scores import ImageScorers
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Made:
     costs: Mapping[str, float] = field(default_factory=dict)
 
 
-class WholePipeline(BaseMethod):
-    """A method that says how to make one picture (:meth:`make`); everything else is here."""
+class WholePipeline(BaseSampler):
+    """A sampler that says how to make one image (:meth:`make`); everything else is here."""
 
     uses_engine: ClassVar[bool] = False
-    _scorers: LookScorers | None = None
+    _scorers: ImageScorers | None = None
     _bound: Backbone | None = None
 
     @property
@@ -62,21 +62,21 @@ class WholePipeline(BaseMethod):
         pipe = getattr(self, "_pipe", None)
         return "" if pipe is None else digest_of(described(pipe))
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
-        """Remembers the scorers, which look at every finished picture; subclasses check the backbone first."""
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
+        """Remembers the scorers, which look at every finished image; subclasses check the backbone first."""
         self._scorers, self._bound = scorers, backbone
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
-        """Makes one picture."""
+        """Makes one image."""
         raise NotImplementedError
 
-    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
         """A program that asks the engine for nothing: the pipeline runs when it starts.
 
         Its lane is a receipt: costs and one *continue*; the latents in it are the starting noise.
 
         Raises:
-            NumericsError: when the pipeline draws NaN or infinity, naming method and prompt.
+            NumericsError: when the pipeline draws NaN or infinity, naming sampler and prompt.
             DeviceMemoryError: when the device's memory does not hold it.
         """
         assert self._scorers is not None, "bind() first"
@@ -92,7 +92,7 @@ class WholePipeline(BaseMethod):
             raise NumericsError(
                 f"{self.name} drew NaN or infinity for prompt {prompt.text[:60]!r}", "use dtype=float32 or bfloat16"
             )
-        look = self._scorers.look(made.image[None], [prompt])
+        scores = self._scorers.scores(made.image[None], [prompt])
         seconds = time.perf_counter() - begun
         lane = replace(
             lane,
@@ -100,10 +100,10 @@ class WholePipeline(BaseMethod):
             step=process.steps,
             nfe=made.nfe,
             calls=made.calls,
-            look=look,
+            scores=scores,
             actions=(int(Action.CONTINUE),),
         )
-        return BilledEpisode(lane, Picture(made.image, look), made.costs, seconds)
+        return BilledEpisode(lane, GeneratedImage(made.image, scores), made.costs, seconds)
         yield  # never reached: it makes this a program
 
 
@@ -140,7 +140,7 @@ def own_processors(unet: Any) -> Iterator[None]:
         unet.set_attn_processor(before)
 
 
-def unet_parts(method: str, backbone: Backbone) -> Any:
+def unet_parts(sampler: str, backbone: Backbone) -> Any:
     """What holds the components of a Stable Diffusion 1.x or 2.x backbone by their names in the pipeline.
 
     Raises:
@@ -155,7 +155,7 @@ def unet_parts(method: str, backbone: Backbone) -> Any:
     ):
         return backbone.pipe
     raise CapabilityError(
-        f"{method} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {kind_of(backbone)}",
+        f"{sampler} works in the UNet of Stable Diffusion 1.x and 2.x, this backbone is {kind_of(backbone)}",
         "use backbone=emoji, sd15 or sd21",
     )
 
@@ -195,11 +195,11 @@ def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any
 
 
 def ddim_scheduler(backbone: Any, given: Any, process: ProcessConfig) -> Any:
-    """A DDIM scheduler of diffusers' with the engine's levels, predictions and landing: a table's methods share them.
+    """A DDIM scheduler of diffusers' with the engine's levels, predictions and early exit: a table's samplers share them.
 
     By itself it would take them from the checkpoint's config, which keeps what its class of scheduler does not
     read and not what was edited in it; and it would step by ``T // n`` timesteps, which misses the next one and the
-    landing where n does not divide T.
+    early exit where n does not divide T.
     """
     from diffusers import DDIMScheduler
     from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -267,7 +267,7 @@ def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str
         spec: which class of pipeline.
         weights: hub id or folder.
         backbone: the evaluation's own.
-        needs: what the method needs, for the error: "lcm needs ...".
+        needs: what the sampler needs, for the error: "lcm needs ...".
 
     Raises:
         WeightsError: when they cannot be had, naming them, the command that fetches them and how to name others.

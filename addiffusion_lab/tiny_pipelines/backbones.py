@@ -45,7 +45,7 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
     "lcm": latent_consistency,
     "turbo": sdxl_turbo,
 }
-"""Name of a backbone, or of a method with weights of its own -> what saves a tiny pipeline to a folder."""
+"""Name of a backbone, or of a sampler with weights of its own -> what saves a tiny pipeline to a folder."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "flux": {"image_size": 16, "max_sequence_length": 24},

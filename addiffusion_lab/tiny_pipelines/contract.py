@@ -27,12 +27,12 @@ from addiffusion_env.backbones.calls.requests import CallRequest
 from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER
+from addiffusion_env.engine.coroutines import advance, ask, exit_early, finished
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
-from addiffusion_env.engine.programs import advance, ask, finished, land
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import NoScorers
+from addiffusion_env.scorers.image_scores import NoScorers
 from addiffusion_lab.tiny_pipelines import ZOO
 
 TEXTS = ("a red cup left of the dog", "a photo of the cat on a sofa", "two dogs")
@@ -85,15 +85,15 @@ class Case:
             torch.manual_seed(0)  # as Builder.draw: one pipeline encodes its image with torch's own generator
             return open_lane(self.backbone, self.process, self.prompt(row), 0)
 
-    def program(self, row: int, delay: int = 0) -> Any:
+    def coroutine(self, row: int, delay: int = 0) -> Any:
         """One image, begun after ``delay`` evaluations that move nothing."""
         lane = self.lane(row)
         for _ in range(delay):
             yield ask(self.process, lane, lane.latents, None)
         while lane.remaining:
             lane = yield from advance(self.process, lane)
-        picture = yield from finished(lane)
-        return lane, picture.image[None]
+        image = yield from finished(lane)
+        return lane, image.tensor[None]
 
     @property
     def not_joined(self) -> str:
@@ -103,12 +103,12 @@ class Case:
 
     def alone(self) -> tuple[Lane, Tensor]:
         """The first image by itself: the lane at its end, and (1, 3, H, W)."""
-        found: tuple[Lane, Tensor] = self.engine.run([self.program(0)])[0]
+        found: tuple[Lane, Tensor] = self.engine.run([self.coroutine(0)])[0]
         return found
 
     def joined(self) -> list[Tensor]:
         """Three images of different prompts in step, each one evaluation behind the one before."""
-        return [image for _, image in self.engine.run([self.program(row, delay=row) for row in range(3)])]
+        return [image for _, image in self.engine.run([self.coroutine(row, delay=row) for row in range(3)])]
 
     def early_exit(self) -> tuple[Lane, Tensor, Tensor]:
         """The first image, left after one step at its clean prediction.
@@ -116,13 +116,13 @@ class Case:
         Returns:
             The lane at its end, its image, and the image that the pipeline's own call makes when its loop ends there.
         """
-        process = replace(self.process, landing_steps=0)
+        process = replace(self.process, early_exit_steps=0)
 
         def stopped() -> Any:
             lane = yield from advance(process, self.lane(0))
-            lane = yield from land(self.backbone, process, lane)
-            picture = yield from finished(lane)
-            return lane, picture.image[None]
+            lane = yield from exit_early(self.backbone, process, lane)
+            image = yield from finished(lane)
+            return lane, image.tensor[None]
 
         lane, tensor = self.engine.run([stopped()])[0]
         assert lane.x0 is not None

@@ -1,7 +1,7 @@
 """Tiny pipelines with random weights in the real classes and the hub's folder format, built offline in milliseconds.
 
 What `python -m addiffusion_env check sd15` runs the backbones' contracts on, and what the tests use.
-Latents are 8x8 and pictures 16x16, so that a whole episode on a CPU takes a second; everything else (two text
+Latents are 8x8 and images 16x16, so that a whole episode on a CPU takes a second; everything else (two text
 encoders, joint attention, packing, schedulers) is as in the models whose classes these are.
 """
 
@@ -219,7 +219,7 @@ def flux(folder: Path, **scheduler: Any) -> Any:
         transformer=flux_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
     )
-    # FluxPipeline's own default is a picture of 128 latents a side.
+    # FluxPipeline's own default is an image of 128 latents a side.
     pipe.default_sample_size = 8  # type: ignore[attr-defined]
     return saved(pipe, folder)
 

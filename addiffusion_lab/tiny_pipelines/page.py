@@ -31,7 +31,7 @@ from addiffusion_lab.tiny_pipelines.contract import (
 
 AGREEMENT = ("pipeline", "class", "alone", "joined", "early exit", "prompt", "calls × rows", "joins")
 CONVENTIONS = ("pipeline", "time heard", "sign", "guidance", "scheduler", "latents")
-LOOKS = ("pipeline", "preview", "regions of refine", "steps", "guidance")
+PREVIEW_COLUMNS = ("pipeline", "preview", "regions of refine", "steps", "guidance")
 INEXACT = ("alone", "joined", "early exit", "prompt", "preview")
 """Columns whose last digit may be another on another machine."""
 
@@ -203,8 +203,8 @@ def tables(rows: Sequence[Row]) -> str:
         if chosen := [row for row in rows if row.task == task]:
             parts.append(f"### {title}\n\n{table(AGREEMENT, (_cells(row, AGREEMENT) for row in chosen))}")
     parts.append(CONVENTIONS_TEXT + table(CONVENTIONS, (_cells(row, CONVENTIONS) for row in rows)))
-    looks = ([*_cells(row, LOOKS[:-1]), row.cells["guidance default"]] for row in rows)
-    parts.append(LOOKS_TEXT + table(LOOKS, looks))
+    looks = ([*_cells(row, PREVIEW_COLUMNS[:-1]), row.cells["guidance default"]] for row in rows)
+    parts.append(PREVIEW_TEXT + table(PREVIEW_COLUMNS, looks))
     return "\n".join(parts)
 
 
@@ -310,7 +310,7 @@ None of this has to be known to use a pipeline. It is what a hand-written loop w
 - **latents**: the shape in the pipeline's loop → as the engine holds it.
 
 """
-LOOKS_TEXT = """## Previews, regions, defaults
+PREVIEW_TEXT = """## Previews, regions, defaults
 
 - **preview**: the tiny decoder that is known for this autoencoder, or a least-squares map from latents to colours,
   with its error as a share of the colours' spread (random decoders are hard to fit).

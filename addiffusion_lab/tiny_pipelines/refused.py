@@ -47,8 +47,8 @@ def kandinsky22_combined() -> Any:
     """Prior and decoder of Kandinsky 2.2 in one call: two loops, two schedulers."""
     from diffusers import KandinskyV22CombinedPipeline
 
-    stage = kandinsky22().components
-    return KandinskyV22CombinedPipeline(**stage, **{f"prior_{name}": part for name, part in parts_prior().items()})
+    context = kandinsky22().components
+    return KandinskyV22CombinedPipeline(**context, **{f"prior_{name}": part for name, part in parts_prior().items()})
 
 
 def wan() -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_lab.vlm.client import Reply, VlmClient
 
-PRICES_OF = "2026-03"
-"""When the prices below were last compared with public lists. Providers change them: pass ``price`` to be sure."""
+COSTS_OF = "2026-03"
+"""When the prices below were last compared with public lists. Providers change them: pass ``cost_per_nfe`` to be sure."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,28 @@ class Price:
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
-PRICES: Mapping[str, Price] = {
+COSTS_PER_NFE: Mapping[str, Price] = {
     "openai:gpt-4o-2024-08-06": Price(2.50, 10.00),
     "openai:gpt-4o-2024-11-20": Price(2.50, 10.00),
     "openai:gpt-4.1-2025-04-14": Price(2.00, 8.00),
     "gemini:gemini-2.5-flash": Price(0.30, 2.50),
     "gemini:gemini-2.5-pro": Price(1.25, 10.00),
 }
-"""Known judges; any other needs a ``price`` of its own."""
+"""Known judges; any other needs a ``cost_per_nfe`` of its own."""
 
 
-def price_of(client: VlmClient, price: Price | None) -> Price:
-    """``price``, or the listed one of the client's model.
+def cost_per_nfe_of(client: VlmClient, price: Price | None) -> Price:
+    """``cost_per_nfe``, or the listed one of the client's model.
 
     Raises:
         UnknownNameError: for a model that is not listed when no price is given: it would not be free.
     """
     if price is not None:
         return price
-    if client.identity not in PRICES:
-        error = unknown("price of judge", client.identity, PRICES)
+    if client.identity not in COSTS_PER_NFE:
+        error = unknown("price of judge", client.identity, COSTS_PER_NFE)
         raise type(error)(error.cause, f"pass price=Price(input=..., output=...) in dollars a million; {error.remedy}")
-    return PRICES[client.identity]
+    return COSTS_PER_NFE[client.identity]
 
 
 class OverBudgetError(Exception):
@@ -67,11 +67,11 @@ class Ledger:
     """What has been spent and what is under way, for several threads. The limit is never exceeded knowingly.
 
     Each attempt first reserves the most that it may cost, and settles for what it did. An attempt that failed after the
-    service was reached stays on the books at its most: nobody knows what was charged. Tokens of pictures are estimated
+    service was reached stays on the books at its most: nobody knows what was charged. Tokens of images are estimated
     until the service has counted some; from then on the estimates are raised to its count.
 
     Args:
-        client: estimates the tokens of pictures.
+        client: estimates the tokens of images.
         price: of tokens.
         max_cost: US dollars that a run may cost.
     """
@@ -89,7 +89,7 @@ class Ledger:
         self._settled = threading.Condition()
 
     def input_tokens(self, text_length: int, width: int, height: int) -> float:
-        """Estimate of one question: two pictures, and a token every three characters (English has one every four)."""
+        """Estimate of one question: two images, and a token every three characters (English has one every four)."""
         return text_length / 3 + 2 * self.client.image_tokens(width, height)
 
     def most(self, input_tokens: float) -> float:

@@ -1,4 +1,4 @@
-"""The pairwise judge: same prompt, two pictures, both orders; a disagreement is a tie."""
+"""The pairwise judge: same prompt, two images, both orders; a disagreement is a tie."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from addiffusion_env.errors import ConfigError, ImageRangeError
 from addiffusion_env.evaluation.statistics import mean_interval
 from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.prompts import Prompt
-from addiffusion_lab.metrics.pictures import Pictures, PicturesLike, content_hash, pixels_of
+from addiffusion_lab.metrics.images import Images, ImagesLike, content_hash, pixels_of
 from addiffusion_lab.vlm.client import Reply, VlmClient
-from addiffusion_lab.vlm.costs import PRICES_OF, Ledger, OverBudgetError, Price, price_of
+from addiffusion_lab.vlm.costs import COSTS_OF, Ledger, OverBudgetError, Price, cost_per_nfe_of
 from addiffusion_lab.vlm.question import CLOSING, OPENING, question, read_vote, template_digest
 from addiffusion_lab.vlm.replies import ReplyCache
 from addiffusion_lab.vlm.retries import AttemptError, RetryPolicy, with_retries
@@ -24,8 +24,8 @@ from addiffusion_lab.vlm.verdicts import JudgeReport, PairVerdict, position_bias
 
 
 def compare(
-    a: PicturesLike,
-    b: PicturesLike,
+    a: ImagesLike,
+    b: ImagesLike,
     prompts: Sequence[Prompt | str],
     client: VlmClient,
     *,
@@ -37,13 +37,13 @@ def compare(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> JudgeReport:
-    """Has a VLM compare the pictures of two methods, pair by pair, in both orders.
+    """Has a VLM compare the images of two samplers, pair by pair, in both orders.
 
-    Pictures that are equal to the byte are a tie that nobody is asked about. The same call again, with the same
+    Images that are equal to the byte are a tie that nobody is asked about. The same call again, with the same
     ``cache``, pays only for what is missing.
 
     Args:
-        a: pictures of one method; see :data:`PicturesLike`.
+        a: images of one sampler; see :data:`ImagesLike`.
         b: of another, for the same prompts and seeds in the same order.
         prompts: one a pair; pairs of one prompt id are averaged before anything is counted over prompts.
         client: the judge; see :func:`addiffusion_lab.vlm.make_client`.
@@ -56,43 +56,43 @@ def compare(
         say: told the estimate before anything is asked.
 
     Raises:
-        ConfigError: when the numbers of pictures and prompts differ, or for a ``max_cost`` or ``workers`` that is none.
-        ImageRangeError: when the pictures of a pair differ in size.
+        ConfigError: when the numbers of images and prompts differ, or for a ``max_cost`` or ``workers`` that is none.
+        ImageRangeError: when the images of a pair differ in size.
         UnknownNameError: for a judge without a listed price when none is given.
         VlmServiceError: when the service refuses, or fails after all retries; replies so far are in the cache.
         RunFolderError: when the cache cannot be written.
     """
-    pairs = _pairs(Pictures.of(a), Pictures.of(b), [Prompt.of(prompt) for prompt in prompts])
+    pairs = _pairs(Images.of(a), Images.of(b), [Prompt.of(prompt) for prompt in prompts])
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}", "use 4")
     mean_interval(np.zeros(1), np.random.default_rng(0))  # a missing scipy is told before money is spent
-    ledger = Ledger(client, price_of(client, price), max_cost)
-    desk = _Desk(client, ReplyCache(cache), ledger, retries or RetryPolicy())
-    missing = [tokens for pair in pairs for tokens in desk.missing(pair)]
+    ledger = Ledger(client, cost_per_nfe_of(client, price), max_cost)
+    session = _Session(client, ReplyCache(cache), ledger, retries or RetryPolicy())
+    missing = [tokens for pair in pairs for tokens in session.missing(pair)]
     estimate = sum(ledger.most(tokens) for tokens in missing)
-    source = f"prices of {PRICES_OF}" if price is None else "the prices given"
+    source = f"prices of {COSTS_OF}" if price is None else "the prices given"
     say(
         f"{client.identity}: {len(pairs)} pairs in both orders, {len(missing)} questions to ask, "
         f"at most ${estimate:.2f} by {source}; limit ${max_cost:.2f}"
     )
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(desk.judge, pair) for pair in pairs]
+        futures = [pool.submit(session.judge, pair) for pair in pairs]
         try:
             verdicts = tuple(future.result() for future in futures)
         except BaseException:  # also Ctrl-C: let no further question go out
-            desk.closed.set()
+            session.closed.set()
             pool.shutdown(cancel_futures=True)
             raise
     return JudgeReport(
         judge=client.identity,
-        served=tuple(sorted(desk.served)),
+        served=tuple(sorted(session.served)),
         template=template_digest(),
         verdicts=verdicts,
         win_rate=win_rate(verdicts, seed),
         position=position_bias(verdicts),
-        asked=desk.asked,
-        cached=desk.cached,
-        retries=desk.repeated,
+        asked=session.asked,
+        cached=session.cached,
+        retries=session.repeated,
         cost=ledger.spent,
         estimate=estimate,
     )
@@ -100,7 +100,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two pictures of one prompt; read when they are needed, so that thousands do not lie in memory."""
+    """Two images of one prompt; read when they are needed, so that thousands do not lie in memory."""
 
     prompt: Prompt
     a: object
@@ -111,22 +111,22 @@ class _Pair:
         first, second = pixels_of(self.a), pixels_of(self.b)  # type: ignore[arg-type]
         if first.shape != second.shape:
             raise ImageRangeError(
-                f"the pictures of {self.prompt.text!r} are {first.shape} and {second.shape}",
+                f"the images of {self.prompt.text!r} are {first.shape} and {second.shape}",
                 "make both at the same size: a judge sees resolution",
             )
         return first, second
 
 
-def _pairs(a: Pictures, b: Pictures, prompts: Sequence[Prompt]) -> list[_Pair]:
+def _pairs(a: Images, b: Images, prompts: Sequence[Prompt]) -> list[_Pair]:
     if not len(a) == len(b) == len(prompts):
         raise ConfigError(
-            f"{len(a)} and {len(b)} pictures for {len(prompts)} prompts", "pass as many of each, in the same order"
+            f"{len(a)} and {len(b)} images for {len(prompts)} prompts", "pass as many of each, in the same order"
         )
     return [_Pair(prompt, *items) for prompt, *items in zip(prompts, a.items, b.items, strict=True)]
 
 
 @dataclass
-class _Desk:
+class _Session:
     """Where questions are asked, by several threads."""
 
     client: VlmClient
@@ -196,8 +196,8 @@ class _Desk:
         self._count(asked=1, served=reply.model)
         return reply
 
-    def _tokens(self, prompt: Prompt, picture: np.ndarray) -> float:
-        height, width = picture.shape[:2]
+    def _tokens(self, prompt: Prompt, image: np.ndarray) -> float:
+        height, width = image.shape[:2]
         return self.ledger.input_tokens(len(OPENING) + len(CLOSING) + len(prompt.text) + 60, width, height)
 
     def _count(self, asked: int = 0, cached: int = 0, repeated: int = 0, served: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from addiffusion_lab.vlm.client import Part
 
 Vote: TypeAlias = Literal["first", "second", "tie", "unparsed"]
-"""What one reply says of the picture shown first and the one shown second."""
+"""What one reply says of the image shown first and the one shown second."""
 
 OPENING = (
     "You will see two images that were made for the same text prompt. Compare how well each shows what the prompt asks "
@@ -30,7 +30,7 @@ _VERDICT = re.compile(r"VERDICT\W*(FIRST|SECOND|TIE)\b", re.IGNORECASE)
 
 
 def question(prompt: str, first: bytes, second: bytes) -> tuple[Part, ...]:
-    """The parts of one request: neutral labels, no method's name, pictures as PNG files."""
+    """The parts of one request: neutral labels, no sampler's name, images as PNG files."""
     # JSON quotes the prompt, so that one with quotes or line breaks of its own stays in its place.
     asked = f"The prompt: {json.dumps(prompt, ensure_ascii=False)}"
     return (f"{OPENING}\n\n{asked}\n\nFirst image:", first, "Second image:", second, CLOSING)

@@ -27,7 +27,7 @@ class ReplyCache:
 
     @staticmethod
     def key(client: VlmClient, prompt: str, first: str, second: str) -> str:
-        """64 hex digits of judge, its settings, wording, prompt and the content hashes of both pictures, in order."""
+        """64 hex digits of judge, its settings, wording, prompt and the content hashes of both images, in order."""
         asked = [client.identity, sorted(client.settings.items()), template_digest(), prompt, first, second]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 

@@ -25,12 +25,12 @@ _SHOWN: dict[str, tuple[Outcome, Outcome]] = {
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """The verdict on one pair of pictures.
+    """The verdict on one pair of images.
 
     Attributes:
         prompt_id: of their prompt.
         outcome: ``a`` or ``b`` when both orders agree on it; ``tie`` when both say so, when they disagree, or when the
-            pictures are the same; ``unparsed`` when a reply held no verdict; ``unasked`` when the money ran out.
+            images are the same; ``unparsed`` when a reply held no verdict; ``unasked`` when the money ran out.
         votes: of the order a, b and of the order b, a; empty when nobody was asked.
         texts: the replies.
     """
@@ -69,8 +69,8 @@ class PositionBias:
     """Whether a judge prefers a place. Every pair is shown both ways, so without bias half the choices are first.
 
     Attributes:
-        first: replies that chose the picture shown first.
-        second: replies that chose the picture shown second.
+        first: replies that chose the image shown first.
+        second: replies that chose the image shown second.
     """
 
     first: int

@@ -36,8 +36,8 @@ def ids(prompts):
 
 
 def test_held_out_prompts_are_of_the_training_split_and_not_on_the_table():
-    settings, tabular = EnvSettings.of(prompt_options={"split": "train"}), TabularConfig(pictures=96, held_out=64)
-    trained = settings.prompt_source().take(tabular.pictures, seed=tabular.prompt_seed)
+    settings, tabular = EnvSettings.of(prompt_options={"split": "train"}), TabularConfig(images=96, held_out=64)
+    trained = settings.prompt_source().take(tabular.images, seed=tabular.prompt_seed)
     found = held_out_prompts(settings, tabular)
     assert len(set(ids(found))) == 64 and not set(ids(found)) & set(ids(trained))
     assert {split_of(parse(prompt.text)) for prompt in found} == {"train"}
@@ -52,20 +52,20 @@ def test_a_file_gives_what_it_has(tmp_path, held_out, expected):
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"a photo of {n} dogs" for n in range(20)))
     settings = EnvSettings.of(prompts="text_file", prompt_options={"path": str(path)})
-    tabular = TabularConfig(pictures=6, held_out=held_out)
+    tabular = TabularConfig(images=6, held_out=held_out)
     trained = settings.prompt_source().take(6, seed=tabular.prompt_seed)
     found = held_out_prompts(settings, tabular)
     assert len(set(ids(found))) == expected and not set(ids(found)) & set(ids(trained))
-    assert held_out_prompts(settings, TabularConfig(pictures=20, held_out=5)) == []
+    assert held_out_prompts(settings, TabularConfig(images=20, held_out=5)) == []
 
 
 def test_a_grammar_without_further_prompts_gives_none():
     settings = EnvSettings.of(prompt_options={"split": "train", "tasks": ["single_object"]})
-    assert held_out_prompts(settings, TabularConfig(pictures=32, held_out=5000)) == []
+    assert held_out_prompts(settings, TabularConfig(images=32, held_out=5000)) == []
 
 
 def test_prompts_of_live_episodes_are_remembered_over_a_resume():
-    env = make_vec_env("lanes", 2, 0, {"steps": 2, "price": 0.01})
+    env = make_vec_env("lanes", 2, 0, {"steps": 2, "cost_per_nfe": 0.01})
     model = make_model("maskable_ppo", env, {"n_steps": 2, "batch_size": 4, "n_epochs": 1}, 0, "cpu")
     log = EpisodeLog({})
     log.restore({"episodes": [], "prompt_ids": ["met-before"]})
@@ -84,7 +84,7 @@ def test_prompts_of_live_episodes_are_remembered_over_a_resume():
 def test_the_frontier_is_that_of_the_held_out_table(tmp_path):
     policy, config = load_policy(EMOJI)
     environment = {**config.environment, "refine": {**config.environment["refine"], "limit": 1}}
-    settings, tabular = EnvSettings.of(**environment), TabularConfig(pictures=1, attempts=2, held_out=2)
+    settings, tabular = EnvSettings.of(**environment), TabularConfig(images=1, attempts=2, held_out=2)
     trained = record_table(settings, tabular, tmp_path / "table", 2)
     frontier, words = held_out_frontier(policy, make_mdp(trained, settings), settings, tabular, tmp_path, 2)
     [path] = (tmp_path / "held_out").glob("*.parquet")
@@ -92,7 +92,7 @@ def test_the_frontier_is_that_of_the_held_out_table(tmp_path):
     assert len(table) == 2 and not set(table.prompt_ids) & set(trained.prompt_ids)
     assert words == "2 prompts of the training source that were held out of training"
     assert frontier == measured_frontier(policy, make_mdp(table, settings), settings)
-    off = TabularConfig(pictures=1, attempts=2, held_out=0)
+    off = TabularConfig(images=1, attempts=2, held_out=0)
     on_table = held_out_frontier(policy, make_mdp(trained, settings), settings, off, tmp_path / "none", 2)
     assert on_table == (measured_frontier(policy, make_mdp(trained, settings), settings), "1 training prompts")
     assert not (tmp_path / "none").exists()
@@ -108,12 +108,12 @@ def test_the_shipped_policy_spends_on_test_prompts_what_its_frontier_says():
     config = load_config(EMOJI)
     assert "held out" in config.frontier_prompts
     rows = config.results["rows"]
-    prices = [float(row["method"].partition("@")[2]) for row in rows]
+    costs_per_nfe = [float(row["sampler"].partition("@")[2]) for row in rows]
     spent = [row["nfe"]["estimate"] for row in rows]
-    told = np.interp(prices, *zip(*config.frontier, strict=True))
+    told = np.interp(costs_per_nfe, *zip(*config.frontier, strict=True))
     np.testing.assert_allclose(told, spent, rtol=0.1)
     for target in np.arange(4.5, 7.6, 0.25):  # all that the policy can reach
-        at = np.interp(config.price_for(target), prices, spent)
+        at = np.interp(config.cost_per_nfe_for(target), costs_per_nfe, spent)
         assert at == pytest.approx(target, rel=0.1)
 
 
@@ -128,6 +128,6 @@ def test_the_card_says_on_which_prompts_also_of_older_policies(tmp_path):
     raw = json.loads((EMOJI / "config.json").read_text(encoding="utf-8"))
     del raw["frontier_prompts"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(raw))
-    HubPolicy.from_pretrained(tmp_path / "old").save_pretrained(tmp_path / "again")
-    card = ModelCard.load(tmp_path / "again" / "README.md").text
+    HubPolicy.from_pretrained(tmp_path / "old").save_pretrained(tmp_path / "resample_keep_best")
+    card = ModelCard.load(tmp_path / "resample_keep_best" / "README.md").text
     assert "the mean NFE spent at it, on training prompts (`target_nfe` interpolates here)" in card

@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.__main__ import main
 from addiffusion_env.agents.hub_policy import HubPolicy, named_policy
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PRETRAINED, find_policy, folder_digest, read_results
 from addiffusion_env.agents.sb3_zip import DETAILS_FILE, export_zip, import_zip
@@ -60,7 +60,7 @@ def test_the_card_says_what_was_measured_and_by_which_command(policy, tmp_path):
     first = policy.details.results["rows"][0]
     assert results == {name: first[name]["estimate"] for name in ("correct", "nfe", "seconds")}
     for words in (
-        f"| {first['method']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
+        f"| {first['sampler']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
         policy.details.results["command"],
         "| {:.6f} | {:.2f} |".format(*policy.details.frontier[1]),
         "- decisions: `600064`",
@@ -75,7 +75,7 @@ def shown(share):
 
 
 def test_the_shipped_results_hold_together():
-    """Every share is a whole number of 1,024 images with Wilson's interval; a higher price spends less."""
+    """Every share is a whole number of 1,024 images with Wilson's interval; a higher cost per NFE spends less."""
     rows = read_results(EMOJI)["rows"]
     assert len(rows) > 4
     for row in rows:
@@ -83,10 +83,10 @@ def test_the_shipped_results_hold_together():
         images = round(share["estimate"] * 1024)
         interval = share_interval(np.arange(1024) < images, np.random.default_rng(0))
         found = (interval.estimate, interval.low, interval.high)
-        assert (share["estimate"], share["low"], share["high"]) == pytest.approx(found, abs=5.1e-4), row["method"]
-    prices = [float(row["method"].partition("@")[2]) for row in rows]
+        assert (share["estimate"], share["low"], share["high"]) == pytest.approx(found, abs=5.1e-4), row["sampler"]
+    costs_per_nfe = [float(row["sampler"].partition("@")[2]) for row in rows]
     spent = [row["nfe"]["estimate"] for row in rows]
-    assert prices == sorted(prices) and spent == sorted(spent, reverse=True)
+    assert costs_per_nfe == sorted(costs_per_nfe) and spent == sorted(spent, reverse=True)
 
 
 def test_what_tells_of_a_policy_is_not_part_of_its_digest(tmp_path):
@@ -114,12 +114,12 @@ def test_results_of_a_runs_report_come_along(tmp_path):
     report.mkdir()
     figure = {"estimate": 0.5, "low": 0.4, "high": 0.6, "level": 0.95, "n": 64}
     row = {"prompts": 64, "correct": figure, "nfe": figure, "preference": figure, "seconds": figure}
-    methods = [{"method": "fixed:4", **row}, {"method": "policy:x@0.01", **row}]
-    (report / "summary.json").write_text(json.dumps({"methods": methods, "focus": "policy:x@0.01"}))
+    samplers = [{"sampler": "fixed:4", **row}, {"sampler": "policy:x@0.01", **row}]
+    (report / "summary.json").write_text(json.dumps({"samplers": samplers, "focus": "policy:x@0.01"}))
     settings = {"policy": "runs/x", "benchmark": None, "prompt_source": "emoji", "seeds": [0], "judges": ["d"]}
     (report / "evaluation.json").write_text(json.dumps({"settings": settings}))
     found = HubPolicy.from_pretrained(tmp_path).details.results
-    assert [line["method"] for line in found["rows"]] == ["policy:x@0.01", "fixed:4"]
+    assert [line["sampler"] for line in found["rows"]] == ["policy:x@0.01", "fixed:4"]
     assert found["command"] == "python eval_sb3.py policy=runs/x prompts=64"
     assert found["about"] == "64 prompts of emoji, seeds [0], judged by d. Seconds are wall clock."
 
@@ -160,7 +160,7 @@ def test_pushed_and_downloaded_over_http(policy, tmp_path, monkeypatch):
             policy.push_to_hub("someone/emoji-policy")
     # What was downloaded is there without network.
     offline = AdaptivePipeline.from_pretrained("someone/emoji-policy", cache_dir=tmp_path)
-    assert isinstance(offline.method, LearnedMethod) and offline.backbone.name == "emoji"
+    assert isinstance(offline.sampler, PolicySampler) and offline.backbone.name == "emoji"
 
 
 def test_offline_a_hub_id_says_where_it_looked(tmp_path):
@@ -177,7 +177,7 @@ def test_offline_a_hub_id_says_where_it_looked(tmp_path):
     [
         ("./none", "no such folder: ./none"),
         ("/none/at/all", "no such folder: /none/at/all"),
-        ("fixd:3", "unknown method 'fixd'\n  -> did you mean 'fixed'"),
+        ("fixd:3", "unknown sampler 'fixd'\n  -> did you mean 'fixed'"),
         ("fixed", "lacks its numbers"),
     ],
 )
@@ -236,7 +236,7 @@ def test_the_zip_comes_back_as_the_policy(exported, policy, tmp_path):
         import_zip(plain, trust=True)
     told = import_zip(plain, environment=policy.details.environment, trust=True)
     same(told, policy)
-    assert told.details.observation == policy.details.observation and told.details.highest_price == 0.03
+    assert told.details.observation == policy.details.observation and told.details.highest_cost_per_nfe == 0.03
 
 
 def test_a_zip_is_read_only_on_trust(exported):

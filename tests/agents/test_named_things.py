@@ -9,18 +9,18 @@ from stable_baselines3 import DQN, PPO
 from addiffusion_env import AdaptivePipeline, AdDiffusionEnv, AdDiffusionVecEnv
 from addiffusion_env.agents import pipeline
 from addiffusion_env.agents.hub_policy import HubPolicy
-from addiffusion_env.agents.learned import LearnedMethod
+from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy import MaskableAdDiffusionPolicy
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import backbone_in
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UntrustedFileError
-from addiffusion_env.evaluation.choices import make_methods
+from addiffusion_env.evaluation.choices import make_samplers
 from addiffusion_lab.tiny_pipelines.folders import stable_diffusion
 
 SHORT = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "device": "cpu", "seed": 0}
-PROCESS = {"steps": 2, "refine": "retry", "price": [0.0, 0.02]}
+PROCESS = {"steps": 2, "refine": "resample_short", "cost_per_nfe": [0.0, 0.02]}
 DOG = ["a photo of a dog"]
 
 
@@ -104,15 +104,15 @@ def test_an_evaluation_takes_a_zip_on_trust(tmp_path, monkeypatch):
     import eval_sb3
 
     path = export_zip("emoji", tmp_path / "mine.zip")
-    config = {**eval_sb3.defaults(), "policy": str(path), "prices": [None, 0.01], "methods": [], "prompts": 1}
+    config = {**eval_sb3.defaults(), "policy": str(path), "costs_per_nfe": [None, 0.01], "samplers": [], "prompts": 1}
     with pytest.raises(UntrustedFileError, match="trust=True"):
-        make_methods(config)
-    methods, settings = make_methods({**config, "trust": True})
-    assert [method.name for method in methods] == ["policy:mine@0.015", "policy:mine@0.01"]
-    assert methods[0].fingerprint == methods[1].fingerprint and len(methods[0].fingerprint) == 64
+        make_samplers(config)
+    samplers, settings = make_samplers({**config, "trust": True})
+    assert [sampler.name for sampler in samplers] == ["policy:mine@0.015", "policy:mine@0.01"]
+    assert samplers[0].fingerprint == samplers[1].fingerprint and len(samplers[0].fingerprint) == 64
     assert settings.keys() == make_policy("emoji").settings().keys()
     monkeypatch.chdir(tmp_path)
-    more = {"trust": True, "prices": [None], "methods": ["fixed:2"], "prompts": 1, "films": False}
+    more = {"trust": True, "costs_per_nfe": [None], "samplers": ["fixed:2"], "prompts": 1, "filmstrips": False}
     report = eval_sb3.evaluate({**config, **more, "progress_bar": False})
     assert report.summary.focus == "policy:mine@0.015" and (tmp_path / "runs/eval_mine/summary.json").is_file()
 
@@ -128,9 +128,9 @@ def test_a_model_in_memory_decides_as_it_predicts(policy, vec_env):
     env = AdDiffusionEnv(**PROCESS) if policy == "MultiInputPolicy" else vec_env
     model = (PPO if policy == "MultiInputPolicy" else MaskablePPO)(policy, env, **SHORT)
     pipe = AdaptivePipeline.from_pretrained("emoji", policy=model)
-    assert (pipe.process.steps, pipe.process.refine.renoise, pipe.method.config.highest_price) == (2, 1.0, 0.02)
+    assert (pipe.process.steps, pipe.process.refine.renoise, pipe.sampler.config.highest_cost_per_nfe) == (2, 1.0, 0.02)
     alone = AdDiffusionEnv(**PROCESS)
-    observation, _ = alone.reset(seed=0, options={"prompt": DOG[0], "seed": 0, "price": 0.01})
+    observation, _ = alone.reset(seed=0, options={"prompt": DOG[0], "seed": 0, "cost_per_nfe": 0.01})
     masks = {} if policy == "MultiInputPolicy" else {"action_masks": alone.action_masks()}
     action, _ = model.predict(observation, deterministic=True, **masks)
     assert pipe(DOG, seeds=0).actions[0][0] == int(action)
@@ -157,7 +157,7 @@ def test_what_cannot_decide_from_one_observation_is_refused(tmp_path):
 def test_a_model_in_memory_is_saved_as_a_policy(maskable, tmp_path):
     AdaptivePipeline.from_pretrained("emoji", policy=maskable).save_pretrained(tmp_path)
     again = AdaptivePipeline.from_pretrained(tmp_path)
-    assert again.method.settings().steps == 2 and again.method.config.provenance["algorithm"] == "MaskablePPO"
+    assert again.sampler.settings().steps == 2 and again.sampler.config.provenance["algorithm"] == "MaskablePPO"
 
 
 # ---- what does not fit, and what was not trained
@@ -183,23 +183,23 @@ def test_an_evaluation_refuses_it_too():
     import eval_sb3
 
     config = {**eval_sb3.defaults(), "policy": "emoji", "env": {"backbone": "sd15"}}
-    assert "does not fit the sd15 backbone" in told(make_methods, config).cause
+    assert "does not fit the sd15 backbone" in told(make_samplers, config).cause
 
 
 @pytest.mark.parametrize(
-    ("wanted", "nearest"), [({"target_nfe": 1000}, "7.64"), ({"target_nfe": 1}, "4.19"), ({"price": 5}, "0.03")]
+    ("wanted", "nearest"), [({"target_nfe": 1000}, "7.64"), ({"target_nfe": 1}, "4.19"), ({"cost_per_nfe": 5}, "0.03")]
 )
 def test_what_was_not_trained_is_warned_of_with_the_nearest_that_was(emoji_pipe, wanted, nearest):
     with pytest.warns(UserWarning, match=f"the nearest is {nearest}$"):
         emoji_pipe(DOG, **wanted)
 
 
-def test_an_evaluation_warns_of_a_price_too(recwarn):
+def test_an_evaluation_warns_of_a_cost_too(recwarn):
     make_policy("policy:emoji@0.03")
     assert not recwarn
     with pytest.warns(UserWarning, match=r"trained at, 0 to 0\.03; the nearest is 0\.03$"):
-        method = make_policy("policy:emoji@0.5")
-    assert isinstance(method, LearnedMethod) and method.price == 0.5
+        sampler = make_policy("policy:emoji@0.5")
+    assert isinstance(sampler, PolicySampler) and sampler.cost_per_nfe == 0.5
 
 
 @pytest.mark.parametrize("seed", [torch.tensor(3), np.array(3), np.int64(3)])

@@ -1,4 +1,4 @@
-"""AdaptivePipeline's surface: lists in, pictures out, each a function of its prompt and seed."""
+"""AdaptivePipeline's surface: lists in, images out, each a function of its prompt and seed."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_pil_and_numpy(pipe):
     assert array.actions == [[0, 0, 0]] * 2
 
 
-def test_a_picture_does_not_depend_on_the_list(pipe):
+def test_a_image_does_not_depend_on_the_list(pipe):
     together = pipe(TEXTS, seeds=[5, 6, 7], output_type="np")
     alone = pipe([TEXTS[1]], seeds=[6], output_type="np")
     np.testing.assert_allclose(together.images[1], alone.images[0], atol=1 / 255 + 1e-6)
@@ -40,7 +40,7 @@ def test_tensors_hold_the_same_colours(pipe):
     np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
 
 
-def test_one_prompt_and_several_pictures_of_each(pipe):
+def test_one_prompt_and_several_images_of_each(pipe):
     two = pipe(TEXTS[0], seeds=5, num_images_per_prompt=2, output_type="np").images
     listed = pipe([TEXTS[0]] * 2, seeds=[5, 6], output_type="np").images
     np.testing.assert_array_equal(two, listed)
@@ -51,7 +51,7 @@ def test_stop_and_oracle():
     out = AdaptivePipeline.from_pretrained("emoji", policy="stop:2")(TEXTS[:1])
     assert out.actions[0][-1] == 1
     # Of a trained policy's environment the model is kept, not its schedule: the oracle tries every stop of 20 steps.
-    assert AdaptivePipeline.from_pretrained("emoji", policy="oracle").method.name == "oracle_stop:preference"
+    assert AdaptivePipeline.from_pretrained("emoji", policy="oracle").sampler.name == "oracle_stop:preference"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_stop_and_oracle():
         ({"prompts": ["a dog"], "seeds": [torch.Generator()]}, "got Generator\n  -> noise is keyed"),
         (
             {"prompts": ["a dog"], "seeds": [1, 2], "num_images_per_prompt": 3},
-            "2 seeds for 1 prompts of 3 pictures each",
+            "2 seeds for 1 prompts of 3 images each",
         ),
         ({"prompts": ["a dog"], "num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
         (
@@ -73,8 +73,8 @@ def test_stop_and_oracle():
         ({"prompts": []}, "no prompts"),
         ({"prompts": ["a dog"], "seeds": [1, 2]}, "2 seeds for 1 prompts"),
         ({"prompts": ["a dog"], "output_type": "tensor"}, "unknown output_type 'tensor'"),
-        ({"prompts": ["a dog"], "price": 0.1}, "has no price"),
-        ({"prompts": ["a dog"], "price": 0.1, "target_nfe": 8}, "both price and target_nfe"),
+        ({"prompts": ["a dog"], "cost_per_nfe": 0.1}, "has no cost per NFE"),
+        ({"prompts": ["a dog"], "cost_per_nfe": 0.1, "target_nfe": 8}, "both cost per NFE and target_nfe"),
         ({"prompts": ["a dog and " * 30]}, "the text window holds 32"),
     ],
 )
@@ -86,5 +86,5 @@ def test_bad_calls(pipe, arguments, message):
 def test_unknown_policy_or_backbone():
     with pytest.raises(AdDiffusionError, match="unknown policy or backbone 'emojy'\n  -> did you mean 'emoji'"):
         AdaptivePipeline.from_pretrained("emojy")
-    with pytest.raises(AdDiffusionError, match="unknown method 'fixd'\n  -> did you mean 'fixed'"):
+    with pytest.raises(AdDiffusionError, match="unknown sampler 'fixd'\n  -> did you mean 'fixed'"):
         AdaptivePipeline.from_pretrained("emoji", policy="fixd:3")

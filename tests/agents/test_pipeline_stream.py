@@ -11,11 +11,11 @@ from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, CapabilityError, ConfigError, PromptError
-from addiffusion_env.scorers.look import NoScorers
+from addiffusion_env.scorers.image_scores import NoScorers
 from addiffusion_lab.tiny_pipelines import folders as tiny
 
 WORDS = ("dog", "cat", "cup", "sofa")
-PROCESS = ProcessConfig(steps=6, guidance_scale=2.0, landing_steps=1, refine=REFINE_PRESETS["off"])
+PROCESS = ProcessConfig(steps=6, guidance_scale=2.0, early_exit_steps=1, refine=REFINE_PRESETS["off"])
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +97,13 @@ def test_another_model_for_a_policy(loaded, emoji):
 def test_lanes_stay_busy_on_a_queue_of_ten_times_the_lanes(pipe):
     stream = pipe.stream(texts(80), max_lanes=8)
     made = list(stream)
-    assert sorted(picture.index for picture in made) == list(range(80))
-    assert len({picture.nfe for picture in made}) > 2  # lanes end at different times
+    assert sorted(image.index for image in made) == list(range(80))
+    assert len({image.nfe for image in made}) > 2  # lanes end at different times
     counters = stream.counters
     assert counters.queued_utilisation > 0.95 and counters.queued_capacity > 0.75 * counters.capacity
-    # The rest is the end of the queue, where pictures of one to six evaluations run out.
+    # The rest is the end of the queue, where images of one to six evaluations run out.
     assert stream.utilisation == counters.evaluations / (8 * counters.denoiser_batches) > 0.8
-    assert counters.evaluations == sum(picture.nfe for picture in made)
+    assert counters.evaluations == sum(image.nfe for image in made)
     assert counters.decodes == 80 and counters.decode_batches <= 25  # fours, apart from the end of the queue
 
 
@@ -112,16 +112,16 @@ def test_equal_schedules_leave_no_lane_idle(backbone):
     assert len(list(stream)) == 40 and stream.utilisation == 1
 
 
-def test_a_streamed_picture_is_the_called_one_whatever_its_neighbours(pipe):
+def test_a_streamed_image_is_the_called_one_whatever_its_neighbours(pipe):
     prompts = texts(9)
     called = pipe(prompts, seeds=range(9), output_type="np")
     for ordered, lanes in ((True, 2), (False, 5)):
         made = list(pipe.stream(prompts, seeds=range(9), output_type="np", ordered=ordered, max_lanes=lanes))
-        order = [picture.index for picture in made]
+        order = [image.index for image in made]
         assert order == sorted(order) if ordered else order != sorted(order)
-        for picture in made:
-            assert picture.actions == called.actions[picture.index] and picture.seed == picture.index
-            np.testing.assert_allclose(picture.image, called.images[picture.index], atol=1 / 255 + 1e-6)
+        for image in made:
+            assert image.actions == called.actions[image.index] and image.seed == image.index
+            np.testing.assert_allclose(image.tensor, called.images[image.index], atol=1 / 255 + 1e-6)
 
 
 def test_prompts_and_seeds_are_taken_when_there_is_a_lane(pipe):
@@ -129,7 +129,7 @@ def test_prompts_and_seeds_are_taken_when_there_is_a_lane(pipe):
     prompts = (taken.append(number) or f"a photo of {number}" for number in itertools.count())
     stream = pipe.stream(prompts, seeds=itertools.count(), max_lanes=3, ordered=True)
     first = list(itertools.islice(stream, 4))
-    assert [picture.seed for picture in first] == [0, 1, 2, 3]
+    assert [image.seed for image in first] == [0, 1, 2, 3]
     assert len(taken) < 20
     stream.close()
     assert list(stream) == []
@@ -137,9 +137,9 @@ def test_prompts_and_seeds_are_taken_when_there_is_a_lane(pipe):
 
 def test_what_is_wrong_on_the_way_is_said_by_the_iterator(pipe):
     stream = pipe.stream(iter(texts(3)), seeds=iter([1, 2]))
-    with pytest.raises(ConfigError, match="the seeds ended after 2 pictures"):
+    with pytest.raises(ConfigError, match="the seeds ended after 2 images"):
         list(stream)
-    assert [picture.seed for picture in pipe.stream(iter(texts(2)), seeds=np.array([4, 5]), ordered=True)] == [4, 5]
+    assert [image.seed for image in pipe.stream(iter(texts(2)), seeds=np.array([4, 5]), ordered=True)] == [4, 5]
     with pytest.raises(PromptError):
         list(pipe.stream(iter(["a dog", "word " * 100])))
     with pytest.raises(ConfigError, match="max_lanes must be at least 1, got 0"):
@@ -181,7 +181,7 @@ def test_a_trained_policy_is_traced_with_its_probabilities():
 # ---- callbacks
 
 
-def test_a_callback_is_told_every_step_of_every_picture(pipe, backbone):
+def test_a_callback_is_told_every_step_of_every_image(pipe, backbone):
     told = []
 
     def callback(told_pipe, step, timestep, kwargs):
@@ -230,10 +230,10 @@ def test_what_a_callback_may_not_return(pipe, answer, message):
 def test_maps_of_a_refinement_are_no_steps(backbone, scorers):
     steps = []
     refine = replace(REFINE_PRESETS["union"], accept="always")
-    process = ProcessConfig(steps=4, guidance_scale=2.0, landing_steps=1, refine=refine)
+    process = ProcessConfig(steps=4, guidance_scale=2.0, early_exit_steps=1, refine=refine)
     pipe = AdaptivePipeline(backbone, RefineOnce(), process, scorers=scorers)
     out = pipe("a dog and a cat", callback_on_step_end=lambda _, step, *__: steps.append(step), return_trace=True)
-    # Three evaluations to the stop with its landing, two of the refinement; its maps are paid for and not told.
+    # Three evaluations to the stop with its early exit, two of the refinement; its maps are paid for and not told.
     assert steps == list(range(len(steps))) and len(steps) < out.nfe[0]
     assert len(out.trace[0].masks) == 1
 
@@ -248,7 +248,7 @@ class RefineOnce:
     def process(self, base):
         return base
 
-    def program(self, backbone, process, prompt, seed):
+    def coroutine(self, backbone, process, prompt, seed):
         from addiffusion_env.engine.episode import play
 
         return play(backbone, process, prompt, seed, looks=False)

@@ -15,7 +15,7 @@ from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-ENV = {"steps": 2, "refine": "retry", "price": 0.01}
+ENV = {"steps": 2, "refine": "resample_short", "cost_per_nfe": 0.01}
 PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
 
 

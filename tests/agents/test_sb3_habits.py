@@ -17,7 +17,7 @@ from addiffusion_env import AdDiffusionVecEnv
 from addiffusion_env.agents.policy import AdDiffusionPolicy, KeyProjection, MaskableAdDiffusionPolicy
 from addiffusion_env.errors import ConfigError, UnknownNameError
 
-TINY = {"steps": 2, "refine": "retry"}
+TINY = {"steps": 2, "refine": "resample_short"}
 ON_POLICY = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "seed": 0}
 OFF_POLICY = {"learning_starts": 4, "batch_size": 4, "buffer_size": 64, "train_freq": 2, "seed": 0}
 ALGORITHMS = {
@@ -98,7 +98,7 @@ def test_a_checkpoint_goes_on_and_is_evaluated(env, tmp_path):
     assert len(returns) == 3 and all(1 <= length <= 16 for length in lengths)
 
 
-@pytest.mark.parametrize("wrapper", ["frame stack", "pictures"])
+@pytest.mark.parametrize("wrapper", ["frame stack", "images"])
 def test_the_policy_takes_boxes_of_any_shape(wrapper):
     scalar = gym.make("AdDiffusion-Emoji-v0", render_mode="rgb_array", **TINY)
     if wrapper == "frame stack":

@@ -1,4 +1,4 @@
-"""The policy that ships with the package: how often it is right, at what cost, and what price and target do.
+"""The policy that ships with the package: how often it is right, at what cost, and what cost per NFE and target do.
 
 The bounds follow from its results on 1,024 test prompts (``pretrained/emoji/results.json``: right on .954 to .961, in
 intervals that begin at .939) and from what another instruction set changes on the 64 prompts here.
@@ -47,6 +47,6 @@ def test_it_spends_by_what_it_sees(aimed):
     assert min(aimed.nfe) <= 3 and max(aimed.nfe) >= 9
 
 
-def test_a_price_of_zero_spends_more(pipe, aimed):
-    free = pipe(PROMPTS[:10], seeds=[0] * 10, price=0.0).nfe
+def test_a_cost_of_zero_spends_more(pipe, aimed):
+    free = pipe(PROMPTS[:10], seeds=[0] * 10, cost_per_nfe=0.0).nfe
     assert np.sum(free) >= 1.15 * np.sum(aimed.nfe[:10])

@@ -26,40 +26,40 @@ from addiffusion_env.tabular.transitions import Transitions
 SETTINGS = EnvSettings.of(
     steps=4,
     decide_at=[3],
-    refine={"preset": "again", "limit": 4},
+    refine={"preset": "resample_keep_best", "limit": 4},
     check_finished=True,
-    price=[0.0, 0.05],
-    reward={"terminal_bonus": 1.0, "nfe_price": 1.0},
-    observation_keys=["quality", "timestep", "price", "tries"],
+    cost_per_nfe=[0.0, 0.05],
+    reward={"terminal_bonus": 1.0, "nfe_cost": 1.0},
+    observation_keys=["quality", "timestep", "cost_per_nfe", "attempts"],
 )
 PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 4, "learning_rate": 0.003, "gamma": 1.0, "ent_coef": 0.002}
 
 
-def planted(pictures=256, attempts=5, seed=0):
+def planted(images=256, attempts=5, seed=0):
     """Half of all attempts are good (preference 2) and half bad (-1); the preview at the first look tells which.
 
-    An attempt costs 2 NFE to its first look and 2 more to its end. So the best that can be done at a low price is to
+    An attempt costs 2 NFE to its first look and 2 more to its end. So the best that can be done at a low cost per NFE is to
     drop bad attempts at the first look: 4 NFE for the good one and 2 for each bad one before it.
     """
     rng = np.random.default_rng(seed)
-    good = rng.random((pictures, attempts)) < 0.5
+    good = rng.random((images, attempts)) < 0.5
     worth = np.where(good, 2.0, -1.0)[:, :, None]
     preference = np.repeat(worth, 4, axis=2).astype(np.float32)
-    preference[:, 1:, 3] = np.nan  # a landing from the start is recorded for the first attempt alone
+    preference[:, 1:, 3] = np.nan  # an early exit from the start is recorded for the first attempt alone
     nfe = np.broadcast_to(np.array([2.0, 4.0, 4.0, 4.0], np.float32), preference.shape).copy()
     nfe[:, 1:, 3] = np.nan
-    empty = np.zeros((pictures, attempts, 4, 1), np.float32)
+    empty = np.zeros((images, attempts, 4, 1), np.float32)
     return AttemptTable(
-        prompts=("p",) * pictures,
-        prompt_ids=tuple(f"p{i}" for i in range(pictures)),
-        tasks=("t",) * pictures,
-        demands=np.ones(pictures),
-        seeds=np.zeros(pictures),
+        prompts=("p",) * images,
+        prompt_ids=tuple(f"p{i}" for i in range(images)),
+        tasks=("t",) * images,
+        constraints=np.ones(images),
+        seeds=np.zeros(images),
         steps=(3,),
         log_snr=np.array([-1.0, 5.0, 5.0, 5.0]),
         start_log_snr=np.array(-3.0),
         clip_image=empty,
-        clip_text=np.zeros((pictures, 1), np.float32),
+        clip_text=np.zeros((images, 1), np.float32),
         dino=empty,
         features=empty,
         clip_score=np.zeros_like(preference),
@@ -74,7 +74,7 @@ def planted(pictures=256, attempts=5, seed=0):
 def mdp_on(table):
     backbone = load_backbone(SETTINGS)
     transitions = Transitions.of(backbone, SETTINGS.process(backbone.capabilities, backbone.name))
-    return TabularMDP(table, transitions, most=20.0, highest_price=0.05, shown_limit=4)
+    return TabularMDP(table, transitions, most=20.0, highest_cost_per_nfe=0.05, shown_limit=4)
 
 
 def test_ppo_finds_the_planted_optimum(tmp_path):
@@ -103,12 +103,12 @@ def test_same_seed_same_policy(tmp_path):
         assert (value == second.policy.state_dict()[key]).all(), key
 
 
-def test_the_frontier_never_rises_with_price():
+def test_the_frontier_never_rises_with_cost():
     table, _ = planted(64)
     learner = learn_on_table(mdp_on(table), SETTINGS, TabularConfig(total_timesteps=2048, ppo=PPO), "maskable_ppo", 0)
     frontier = measured_frontier(learner.policy, mdp_on(table), SETTINGS)
-    prices, spent = zip(*frontier, strict=True)
-    assert list(prices) == sorted(prices) and list(spent) == sorted(spent, reverse=True)
+    costs_per_nfe, spent = zip(*frontier, strict=True)
+    assert list(costs_per_nfe) == sorted(costs_per_nfe) and list(spent) == sorted(spent, reverse=True)
 
 
 def test_a_constant_policy_shows_as_constant():
@@ -121,6 +121,6 @@ def test_a_constant_policy_shows_as_constant():
 
 
 def test_unknown_settings_are_refused():
-    with pytest.raises(ConfigError, match="pictures"):
-        TabularConfig.of({"picture": 3})
+    with pytest.raises(ConfigError, match="images"):
+        TabularConfig.of({"image": 3})
     assert TableWatch(mdp_on(planted(4)[0]), SETTINGS, 5).history == []

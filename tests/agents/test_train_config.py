@@ -60,9 +60,9 @@ def test_the_settings_that_ship_suit_their_algorithm():
     check_algorithm("ppo", {"learning_rate": lambda left: left, "policy_kwargs": {"net_arch": [8]}, "target_kl": None})
 
 
-def test_a_table_needs_pictures():
-    with pytest.raises(ConfigError, match=r"tabular\.pictures must be at least 1, got 0"):
-        TabularConfig.of({"pictures": 0})
+def test_a_table_needs_images():
+    with pytest.raises(ConfigError, match=r"tabular\.images must be at least 1, got 0"):
+        TabularConfig.of({"images": 0})
 
 
 def test_a_key_of_an_earlier_version_is_refused():

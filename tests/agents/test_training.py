@@ -18,12 +18,12 @@ from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, pattern_e
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, set_rng_state
 from addiffusion_env.agents.factory import make_vec_env
 from addiffusion_env.agents.policy_file import load_config, load_policy
-from addiffusion_env.agents.tabular_training import FRONTIER_PRICES
+from addiffusion_env.agents.tabular_training import FRONTIER_COSTS
 from addiffusion_env.config import compose_config
 from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError, RunFolderError, WeightsError
 
 ROOT = Path(__file__).parents[2]
-ENV = {"steps": 2, "refine": {"preset": "retry"}, "price": 0.01}
+ENV = {"steps": 2, "refine": {"preset": "resample_short"}, "cost_per_nfe": 0.01}
 PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
 
 
@@ -91,9 +91,9 @@ def test_tensorboard_has_the_names(tmp_path):
         "env/pattern_entropy",
     }
     assert wanted <= scalars
-    assert {"reward/terminal_bonus", "reward/nfe_price"} <= scalars
+    assert {"reward/terminal_bonus", "reward/nfe_cost"} <= scalars
     assert events.Tags()["histograms"] == ["env/nfe_histogram"]
-    assert {"pictures/grid", "pictures/action_timelines"} <= set(events.Tags()["images"])
+    assert {"images/grid", "images/action_timelines"} <= set(events.Tags()["images"])
 
 
 def test_a_damaged_checkpoint_is_skipped(tmp_path):
@@ -133,11 +133,15 @@ def test_a_changed_configuration_is_not_resumed(tmp_path):
 
 
 def test_of_a_changed_configuration_only_the_changed_keys_are_shown(tmp_path):
-    run = {"lanes": 2, "env": {"steps": 6, "price": [0.0, 0.03], "refine": {"preset": "again"}}, "tabular": None}
+    run = {
+        "lanes": 2,
+        "env": {"steps": 6, "cost_per_nfe": [0.0, 0.03], "refine": {"preset": "resample_keep_best"}},
+        "tabular": None,
+    }
     training.remember_config(tmp_path, run, resume=True)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/step_000000008.pt").write_bytes(b"")
-    changed = {**run, "env": {**run["env"], "steps": 5, "refine": {"preset": "again", "limit": 2}}}
+    changed = {**run, "env": {**run["env"], "steps": 5, "refine": {"preset": "resample_keep_best", "limit": 2}}}
     with pytest.raises(ResumeError) as caught:
         training.remember_config(tmp_path, changed, resume=True)
     assert "configuration (env.steps: 6 -> 5; env.refine.limit: (none) -> 2)" in caught.value.cause
@@ -218,7 +222,7 @@ def test_the_script_trains_and_reports(tmp_path):
     assert (tmp_path / "run/policy/policy.safetensors").is_file()
     assert "<h2>Images of the same prompts</h2>" in (tmp_path / "run/report/report.html").read_text(encoding="utf-8")
     config = load_config(tmp_path / "run/policy")
-    assert len(config.frontier) == FRONTIER_PRICES
+    assert len(config.frontier) == FRONTIER_COSTS
     assert config.frontier_prompts == "2 prompts of the training source that were held out of training"
 
 
@@ -243,13 +247,13 @@ def test_one_pipeline_a_process_trains(tmp_path):
     assert model.num_timesteps == 8
 
 
-def test_frontier_falls_with_price():
+def test_frontier_falls_with_cost():
     log = EpisodeLog({})
     assert log.frontier() == []
     rng = np.random.default_rng(0)
-    for price in rng.uniform(0, 0.03, 160):
-        log.episodes.append({"price": float(price), "nfe": float(12 - 200 * price + rng.normal())})
+    for cost_per_nfe in rng.uniform(0, 0.03, 160):
+        log.episodes.append({"cost_per_nfe": float(cost_per_nfe), "nfe": float(12 - 200 * cost_per_nfe + rng.normal())})
     frontier = log.frontier()
-    assert [price for price, _ in frontier] == sorted(price for price, _ in frontier)
+    assert [cost_per_nfe for cost_per_nfe, _ in frontier] == sorted(cost_per_nfe for cost_per_nfe, _ in frontier)
     assert [nfe for _, nfe in frontier] == sorted((nfe for _, nfe in frontier), reverse=True)
     assert frontier[0][1] == pytest.approx(12 - 200 * frontier[0][0], abs=0.6)

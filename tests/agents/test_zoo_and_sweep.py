@@ -58,7 +58,7 @@ def test_the_sweep_runs_two_trials_and_writes_the_best(tmp_path):
         "hydra.sweeper.n_trials=2",
     ]
     table = [
-        "pictures=2",
+        "images=2",
         "attempts=2",
         "held_out=0",
         "lanes=4",

@@ -103,6 +103,6 @@ def scorer_paths(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_scorers(scorer_paths):
-    from addiffusion_env.scorers.hub_look import hub_scorers
+    from addiffusion_env.scorers.hub_image_scores import hub_scorers
 
     return hub_scorers("cpu", scorer_paths)

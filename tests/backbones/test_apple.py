@@ -18,16 +18,16 @@ from pretend_mps import MPS, PretendMps, mark, send
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.solvers import SOLVERS
+from addiffusion_env.engine.coroutines import env_step
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.engine.programs import turn
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.emoji import emoji_scorers
 
 PROMPT = emoji_prompt("a photo of a red cup left of a dog")
-WAYS = [("dpmpp_2m", "weakest"), ("ddim", "as_published"), ("unipc", "retry")]
+WAYS = [("dpmpp_2m", "weakest"), ("ddim", "as_published"), ("unipc", "resample_short")]
 SLOW = [pytest.param(*way, marks=pytest.mark.slow) for way in WAYS[1:]]
 
 
@@ -47,19 +47,19 @@ def apple():
 
 
 def play(backbone, scorers, solver, refine):
-    process = ProcessConfig(steps=2, solver=solver, landing_steps=1, refine=refine_config(refine))
+    process = ProcessConfig(steps=2, solver=solver, early_exit_steps=1, refine=refine_config(refine))
     engine = Engine(backbone, scorers, solver=solver)
-    lane, picture = open_lane(backbone, process, PROMPT, 0), None
+    lane, image = open_lane(backbone, process, PROMPT, 0), None
     for action in (0, 2, 1):
-        [(lane, picture)] = engine.run([turn(backbone, process, lane, action)])
-    return lane, picture
+        [(lane, image)] = engine.run([env_step(backbone, process, lane, action)])
+    return lane, image
 
 
 @pytest.mark.parametrize(("solver", "refine"), [WAYS[0], *SLOW])
 def test_a_lane_on_mps_equals_one_on_the_cpu(apple, emoji, scorers, solver, refine):
     with PretendMps() as device:
-        lane, picture = play(*apple, solver, refine)
-        pixels = picture.pixels()
+        lane, image = play(*apple, solver, refine)
+        pixels = image.pixels()
     assert device.operations > 500
     assert lane.refinements == 1 and lane.remaining == 0
     expected_lane, expected = play(emoji, scorers, solver, refine)

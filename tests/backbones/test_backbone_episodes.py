@@ -1,4 +1,4 @@
-"""Every architecture under the same environments: observation, refinement, landing, vector env, learning, resuming."""
+"""Every architecture under the same environments: observation, refinement, early exit, vector env, learning, resuming."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_continuing_to_the_end(settings, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stopping_lands_in_fewer_evaluations(settings, name):
-    env = make(name, settings, landing_steps=2)
+    env = make(name, settings, early_exit_steps=2)
     terminated, _, info = play(env, [Action.CONTINUE, Action.STOP])
     assert terminated
     assert info["nfe"] == 3
@@ -93,8 +93,8 @@ def test_stopping_lands_in_fewer_evaluations(settings, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("preset", "price"), [("as_published", 3), ("retry", 2), ("weakest", 3.5)])
-def test_refining(settings, name, preset, price):
+@pytest.mark.parametrize(("preset", "cost_per_nfe"), [("as_published", 3), ("resample_short", 2), ("weakest", 3.5)])
+def test_refining(settings, name, preset, cost_per_nfe):
     env = make(name, settings, refine=preset)
     env.reset(seed=0, options={"prompt": PROMPTS[0]})
     env.step(Action.CONTINUE)
@@ -103,7 +103,7 @@ def test_refining(settings, name, preset, price):
     *_, info = env.step(Action.REFINE)
     lane = env.episodes.lane(0)
     # One evaluation for the maps (or half a phrase, which without guidance is a whole one) and two for the region.
-    expected = 5 if (name, preset) == ("flux", "weakest") else price
+    expected = 5 if (name, preset) == ("flux", "weakest") else cost_per_nfe
     assert info["nfe"] == 2 + expected
     assert info["refinements"] == 1
     assert lane.sigma == sigma
@@ -123,8 +123,8 @@ def test_refining(settings, name, preset, price):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vector_env_equals_scalar_envs_row_by_row(settings, name):
-    lanes = gym.make_vec(IDS[name], num_envs=3, **settings(name, landing_steps=2))
-    single = [make(name, settings, landing_steps=2) for _ in range(3)]
+    lanes = gym.make_vec(IDS[name], num_envs=3, **settings(name, early_exit_steps=2))
+    single = [make(name, settings, early_exit_steps=2) for _ in range(3)]
     together, _ = lanes.reset(seed=7)
     alone = [env.reset(seed=7 + row)[0] for row, env in enumerate(single)]
     for actions in ([0, 0, 1], [2, 0, 0], [1, 0, 0]):

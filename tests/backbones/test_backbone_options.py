@@ -188,7 +188,7 @@ def test_options_change_how_not_what(tiny):
     torch.testing.assert_close(other.decode(x0), plain.decode(x0), atol=1e-4, rtol=1e-4)
 
 
-def test_large_pictures_are_decoded_in_tiles(tiny, monkeypatch):
+def test_large_images_are_decoded_in_tiles(tiny, monkeypatch):
     backbone = tiny("sd15").load(vae_tiling=True, image_size=32)  # a tile has 16 pixels
     vae = backbone.pipe.vae
     tiled, sizes = vae.tiled_decode, []
@@ -230,7 +230,7 @@ def test_the_compiled_network_is_called_except_for_capturing(tiny, monkeypatch):
     assert calls == [4, 1]
 
 
-def test_other_sizes_of_picture(tiny):
+def test_other_sizes_of_image(tiny):
     backbone = tiny("sdxl").wrap(image_size=24)
     assert backbone.capabilities.latent_shape == (4, 12, 12)
     sizes = []

@@ -11,7 +11,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import full_size
 
-from addiffusion_env.backbones.calls.denoiser_taps import attention_grid
+from addiffusion_env.backbones.calls.denoiser_hooks import attention_grid
 
 EXPECTED = {
     # parameters in millions, latents, attention grid

@@ -20,7 +20,7 @@ from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.fingerprint import fingerprint, versions_of, weights_digest
 from addiffusion_env.backbones.identity import Identified, described, differences, networks_in, packages
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
-from addiffusion_env.scorers.utility import BELIEFS, Liking, belief_of
+from addiffusion_env.scorers.utility import CALIBRATORS, Utility, calibrator_of
 
 NAMES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -205,7 +205,7 @@ def test_the_emoji_worlds_texts_do_not_outlive_their_encoder(change):
     assert [line.partition(":")[0] for line in differences(state, emoji.identity)] == ["parts.text_encoder.weights"]
 
 
-def test_a_textual_inversion_is_read_after_the_first_picture(tiny):
+def test_a_textual_inversion_is_read_after_the_first_image(tiny):
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(tiny("sd15").folder, safety_checker=None)
@@ -275,18 +275,18 @@ def test_weights_that_are_written_anew_are_loaded_anew(tmp_path):
     assert first.identity == type(first).from_pretrained(Load()).identity  # what ships, under another path
 
 
-def test_a_belief_that_is_fitted_anew_is_another_one(tmp_path):
+def test_a_calibrator_that_is_fitted_anew_is_another_one(tmp_path):
     path = tmp_path / "mine.safetensors"
-    shutil.copy(BELIEFS / "emoji.safetensors", path)
-    first, liking = belief_of(str(path)), Liking(belief=str(path))
-    known = described(liking)
-    assert belief_of(str(path)) is first
-    assert described(Liking(belief="emoji"))["belief"] == known["belief"]
+    shutil.copy(CALIBRATORS / "emoji.safetensors", path)
+    first, utility = calibrator_of(str(path)), Utility(calibrator=str(path))
+    known = described(utility)
+    assert calibrator_of(str(path)) is first
+    assert described(Utility(calibrator="emoji"))["calibrator"] == known["calibrator"]
     from dataclasses import replace
 
     replace(first, prior=first.prior * 2).save(path)
-    assert np.array_equal(belief_of(str(path)).prior, first.prior * 2)
-    assert described(liking) != known
+    assert np.array_equal(calibrator_of(str(path)).prior, first.prior * 2)
+    assert described(utility) != known
 
 
 def test_clips_texts_do_not_outlive_its_model(scorers, prompts):

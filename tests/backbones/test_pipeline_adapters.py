@@ -195,7 +195,7 @@ def test_an_early_exit_of_inpainting_keeps_what_is_not_masked(name):
     pipe, given = ZOO[name](), settings(name, strength=1.0, num_inference_steps=4)
     adaptive = wrapped(pipe, given)
     check_same(pipe, given, adaptive)
-    process = replace(adaptive.process, landing_steps=0)
+    process = replace(adaptive.process, early_exit_steps=0)
     stopped = AdaptivePipeline(adaptive.backbone, "stop:2", process=process)
     decoded = []
     pipe.vae.decoder.register_forward_pre_hook(lambda module, args: decoded.append(args[0]))

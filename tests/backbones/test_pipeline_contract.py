@@ -10,12 +10,12 @@ from zoo import REFUSED, ZOO
 from zoo.test_zoo import counted
 
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.baselines import make_method
+from addiffusion_env.engine.coroutines import act, advance, finished
 from addiffusion_env.engine.lane import restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS
-from addiffusion_env.engine.programs import act, advance, finished
 from addiffusion_env.engine.sample import sample
 from addiffusion_env.errors import CapabilityError
+from addiffusion_env.samplers import make_sampler
 from addiffusion_lab.tiny_pipelines.contract import Case
 
 NOT_JOINED = {
@@ -107,7 +107,7 @@ def test_a_lane_is_a_value(cases, name):
     once, twice = case.engine.run([rest(lane)])[0], case.engine.run([rest(restored)])[0]
     if name != MOMENTUM:
         torch.testing.assert_close(once, twice, atol=1e-6, rtol=1e-6)
-    again = replace(case.process, refine=REFINE_PRESETS["restart"])
+    again = replace(case.process, refine=REFINE_PRESETS["resample"])
 
     def resampled():
         lane = yield from advance(again, case.lane(0))
@@ -128,10 +128,10 @@ def test_a_pipeline_without_prompts_is_refused():
 
 def test_continue_is_the_pipelines_own_number_of_steps():
     case = Case("sd15")
-    method = make_method("continue")
-    assert method.name == "continue"
-    assert method.process(case.process).steps == case.process.steps
-    assert method.process(case.process).refine == REFINE_PRESETS["off"]
+    sampler = make_sampler("continue")
+    assert sampler.name == "continue"
+    assert sampler.process(case.process).steps == case.process.steps
+    assert sampler.process(case.process).refine == REFINE_PRESETS["off"]
 
 
 def test_at_least_42_text_to_image_classes():

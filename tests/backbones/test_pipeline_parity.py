@@ -10,10 +10,10 @@ import torch
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.flux import packed, unpacked
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionParts
+from addiffusion_env.engine.coroutines import advance
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.engine.programs import advance
 from addiffusion_env.prompts import Prompt
 from addiffusion_lab.tiny_pipelines.folders import flux_transformer
 

@@ -12,13 +12,13 @@ from zoo import REFUSED, ZOO
 from zoo.compare import OTHER, PROMPT, adaptive_image, two_lines, wrapped
 
 from addiffusion_env import AdaptivePipeline
+from addiffusion_env.engine.coroutines import act, finished
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS
-from addiffusion_env.engine.programs import act, finished
 from addiffusion_env.errors import CapabilityError, ConfigError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import NoScorers
+from addiffusion_env.scorers.image_scores import NoScorers
 from addiffusion_lab.tiny_pipelines import folders as tiny
 
 SD = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
@@ -80,9 +80,9 @@ def test_pndm_goes_on_after_a_refinement():
     pipe = ZOO["sd15"]()
     pipe.scheduler = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True)
     adaptive = wrapped(pipe, {**SD, "num_inference_steps": 6})
-    backbone, process = adaptive.backbone, replace(adaptive.process, refine=REFINE_PRESETS["retry"])
+    backbone, process = adaptive.backbone, replace(adaptive.process, refine=REFINE_PRESETS["resample_short"])
 
-    def program():
+    def coroutine():
         lane = open_lane(backbone, process, Prompt.of(PROMPT), 0)
         for action in (0, 0, 2):
             lane = yield from act(backbone, process, lane, action)
@@ -91,7 +91,7 @@ def test_pndm_goes_on_after_a_refinement():
         return lane, (yield from finished(lane)).image
 
     with pytest.warns(UserWarning, match="a PNDMScheduler cannot enter its plan in the middle") as warned:
-        lane, image = Engine(backbone, NoScorers(), solver="scheduler").run([program()])[0]
+        lane, image = Engine(backbone, NoScorers(), solver="scheduler").run([coroutine()])[0]
     assert lane.refinements == 1 and image.isfinite().all() and image.std() > 0.01
     assert any("solver=ddim" in str(item.message) for item in warned)
 

@@ -99,7 +99,7 @@ def kept():
 
 def check_early_exit(adaptive):
     """Stopped after two steps and landed in two evaluations."""
-    process = replace(adaptive.process, landing_steps=2)
+    process = replace(adaptive.process, early_exit_steps=2)
     stopped = AdaptivePipeline(adaptive.backbone, "stop:2", process=process)
     output = stopped([PROMPT, OTHER], output_type="pt")
     assert output.images.isfinite().all() and difference(*output.images) > 0.005

@@ -12,7 +12,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.errors import CapabilityError, NumericsError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import NoScorers
+from addiffusion_env.scorers.image_scores import NoScorers
 
 GUIDED = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 FLUX = {"num_inference_steps": 4, "height": 16, "width": 16, "max_sequence_length": 32}
@@ -61,13 +61,13 @@ def test_a_patched_forward_is_refused(inside):
     pipe = ZOO["sd15"]()
     module = pipe.unet.down_blocks[0] if inside else pipe.unet
     module.forward = module.forward
-    with pytest.raises(CapabilityError, match=r"forward method of unet.* has been replaced") as error:
+    with pytest.raises(CapabilityError, match=r"forward sampler of unet.* has been replaced") as error:
         wrapped(pipe, GUIDED)
     two_lines(error.value)
 
 
 def test_hooks_without_state_are_followed():
-    """Layerwise casting and offloading of groups replace methods, too."""
+    """Layerwise casting and offloading of groups replace samplers, too."""
     pipe = ZOO["sd15"]()
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     pipe.vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
@@ -122,13 +122,13 @@ def test_an_image_that_is_not_finite_costs_one_lane(value):
     layer._forward_pre_hooks.clear()
     pipe.vae.decoder.conv_out = Spoiled(layer, value, lambda row: bool((row - bad).abs().max() < 1e-4))
     backbone = adaptive.backbone
-    engine = Engine(backbone, NoScorers(), solver="scheduler", decider=adaptive.method.decide, faults=FaultCount(1))
-    programs = [adaptive.method.program(backbone, adaptive.process, Prompt.of(text), 0) for text in texts]
-    with pytest.warns(UserWarning, match="picture dropped"):
-        first, second, third = (found for _, found in sorted(engine.stream(programs, 3, 3)))
+    engine = Engine(backbone, NoScorers(), solver="scheduler", decider=adaptive.sampler.decide, faults=FaultCount(1))
+    coroutines = [adaptive.sampler.coroutine(backbone, adaptive.process, Prompt.of(text), 0) for text in texts]
+    with pytest.warns(UserWarning, match="image dropped"):
+        first, second, third = (found for _, found in sorted(engine.stream(coroutines, 3, 3)))
     assert isinstance(second.error, NumericsError) and "float32" in two_lines(second.error)
     for episode, image in ((first, wanted[0]), (third, wanted[2])):
-        assert difference(episode.picture.image / 2 + 0.5, image) <= ROUNDING
+        assert difference(episode.image.tensor / 2 + 0.5, image) <= ROUNDING
 
 
 def test_a_pipeline_that_was_left_alone_is_measured_once():

@@ -68,10 +68,10 @@ def test_the_map_is_affine_a_cell(tiny, name):
 def test_previews_have_their_size_and_range(tiny, name, kind):
     backbone = tiny(name).wrap(**({} if kind == "tiny" else {"preview": "linear"}))
     x0 = 3 * torch.randn(3, *backbone.capabilities.latent_shape)
-    picture = backbone.preview(x0)
-    assert picture.shape == (3, 3, *backbone.capabilities.preview_size)
-    assert picture.dtype == torch.float32
-    assert -1 <= float(picture.min()) < float(picture.max()) <= 1
+    image = backbone.preview(x0)
+    assert image.shape == (3, 3, *backbone.capabilities.preview_size)
+    assert image.dtype == torch.float32
+    assert -1 <= float(image.min()) < float(image.max()) <= 1
 
 
 def test_no_more_is_decoded_than_the_scorers_read(tiny, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from addiffusion_env.backbones.hooks import FeatureTap, tap
+from addiffusion_env.backbones.hooks import FeatureHook, hook
 
 
 def evaluation(backbone, count, only=slice(None)):
@@ -47,9 +47,9 @@ def test_features_are_the_mean_of_the_middle_block(tiny):
 
 def test_backbones_of_one_pipeline_share_one_tap(tiny):
     first, second = tiny("sd15").wrap(), tiny("sd15").wrap()
-    assert first.network.tap is second.network.tap
+    assert first.network.hook is second.network.hook
     hooks = first.denoiser.mid_block._forward_hooks.values()
-    assert sum(isinstance(hook, FeatureTap) for hook in hooks) == 1
+    assert sum(isinstance(hook, FeatureHook) for hook in hooks) == 1
 
 
 @pytest.mark.slow
@@ -62,5 +62,5 @@ def test_a_compiled_denoiser_gives_them_too(tiny):
 
 
 def test_a_block_that_did_not_run_gives_none():
-    made = tap(nn.Conv2d(3, 5, 1))
+    made = hook(nn.Conv2d(3, 5, 1))
     assert made.take(2) is None

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, each built once a session, for methods that need more than the emoji world."""
+"""Tiny random models of every family, each built once a session, for samplers that need more than the emoji world."""
 
 from __future__ import annotations
 

@@ -1,23 +1,23 @@
-"""``interval:``: the other method, guided where the process is, at the cost that this has."""
+"""``interval:``: the other sampler, guided where the process is, at the cost that this has."""
 
 import pytest
 
-from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import UnknownNameError
+from addiffusion_env.samplers import make_sampler
 
 
 def test_guided_inside_the_interval_alone(emoji, scorers, prompts):
     base = ProcessConfig(steps=20, guidance_interval=(3.0, 7.0), decide_at=(2,), check_finished=True)
     spent = {}
     for spec in ("fixed:6", "interval:fixed:6"):
-        method = make_method(spec)
-        method.bind(emoji, scorers)
-        process = method.process(base)
+        sampler = make_sampler(spec)
+        sampler.bind(emoji, scorers)
+        process = sampler.process(base)
         assert process.decide_at is None and not process.check_finished and process.steps == 6
-        engine = Engine(emoji, scorers, decider=method.decide)
-        [episode] = engine.run([method.program(emoji, process, prompts[0], 0)])
+        engine = Engine(emoji, scorers, decider=sampler.decide)
+        [episode] = engine.run([sampler.coroutine(emoji, process, prompts[0], 0)])
         assert episode.lane.calls == engine.counters.denoiser_rows
         spent[spec] = episode.lane.nfe
     # Of sigma 14.6, 5.9, 2.9, 1.6, 0.93, 0.49 the second alone is inside.
@@ -26,4 +26,4 @@ def test_guided_inside_the_interval_alone(emoji, scorers, prompts):
 
 def test_what_it_wraps_is_checked():
     with pytest.raises(UnknownNameError, match="fixed"):
-        make_method("interval:fixd:6")
+        make_sampler("interval:fixd:6")

@@ -1,4 +1,4 @@
-"""Methods that run a diffusers pipeline: equal to it, and to the engine where nothing is added; costs counted."""
+"""Samplers that run a diffusers pipeline: equal to it, and to the engine where nothing is added; costs counted."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from addiffusion_env.backbones import BACKBONES
-from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import NumericsError
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers import make_sampler
 from addiffusion_env.seeding import keyed_generator
 from addiffusion_lab.pipelines.attend_excite import scaled_thresholds, subject_positions
 
@@ -27,11 +27,11 @@ def base_of(backbone):
 
 
 def make(spec, backbone, scorers, prompts, seed=0):
-    method = make_method(spec)
-    method.bind(backbone, scorers)
-    process = method.process(base_of(backbone))
-    engine = Engine(backbone, scorers, solver=process.solver, decider=method.decide)
-    return engine.run([method.program(backbone, process, prompt, seed) for prompt in prompts])
+    sampler = make_sampler(spec)
+    sampler.bind(backbone, scorers)
+    process = sampler.process(base_of(backbone))
+    engine = Engine(backbone, scorers, solver=process.solver, decider=sampler.decide)
+    return engine.run([sampler.coroutine(backbone, process, prompt, seed) for prompt in prompts])
 
 
 def noise_of(backbone, prompt, seed=0):
@@ -45,7 +45,7 @@ def own_ddim(pipe):
 
 
 def counted_by_hand(module, monkeypatch):
-    """Rows of every forward pass, written down by the forward method itself."""
+    """Rows of every forward pass, written down by the forward sampler itself."""
     rows, forward = [], module.forward
 
     def noted(x, *args, **kwargs):
@@ -60,7 +60,7 @@ def test_sag_without_its_guidance_is_ddim(emoji, scorers, prompts):
     plain = make("fixed:5", emoji, scorers, prompts[:2])
     without = make("sag:5,0", emoji, scorers, prompts[:2])
     for one, other in zip(plain, without, strict=True):
-        torch.testing.assert_close(one.picture.image, other.picture.image, atol=1e-4, rtol=0)
+        torch.testing.assert_close(one.image.tensor, other.image.tensor, atol=1e-4, rtol=0)
         assert (one.lane.nfe, one.lane.calls) == (other.lane.nfe, other.lane.calls) == (5, 10)
 
 
@@ -80,13 +80,13 @@ def edited_to_v(config):
     return scheduler
 
 
-def landing_on_zero(config):
+def exit_at_zero(config):
     from diffusers import DDIMScheduler
 
     return DDIMScheduler.from_config(config, set_alpha_to_one=True)
 
 
-@pytest.mark.parametrize("scheduler", [euler_of_sd15, edited_to_v, landing_on_zero])
+@pytest.mark.parametrize("scheduler", [euler_of_sd15, edited_to_v, exit_at_zero])
 def test_pipelines_land_and_predict_as_the_engine_does(weights, scorers, scheduler):
     """Seven steps do not divide a thousand levels, and the last one lands all the same."""
     from diffusers import StableDiffusionPipeline
@@ -99,7 +99,7 @@ def test_pipelines_land_and_predict_as_the_engine_does(weights, scorers, schedul
     [plain], [without] = make("fixed:7", backbone, scorers, [CUP]), make("sag:7,0", backbone, scorers, [CUP])
     # StableDiffusionSAGPipeline reads whole timesteps only, and Euler's lie between them.
     rounding = 2e-3 if scheduler is euler_of_sd15 else 1e-4
-    torch.testing.assert_close(without.picture.image, plain.picture.image, atol=rounding, rtol=0)
+    torch.testing.assert_close(without.image.tensor, plain.image.tensor, atol=rounding, rtol=0)
     zero = scheduler is not edited_to_v
     assert (backbone.convention.schedule.final_sigma == 0) is zero
     assert backbone.convention.parametrisation == ("epsilon" if zero else "v_prediction")
@@ -123,9 +123,9 @@ def test_sag_is_the_pipeline_and_costs_half_as_much_again(tiny_backbone, weights
         sag_scale=0.75,
         output_type="pt",
     ).images[0]
-    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-4, rtol=0)
+    torch.testing.assert_close(episode.image.tensor, theirs * 2 - 1, atol=1e-4, rtol=0)
     [plain] = make("fixed:4", backbone, scorers, [CUP])
-    assert (plain.picture.image - episode.picture.image).abs().max() > 1e-3
+    assert (plain.image.tensor - episode.image.tensor).abs().max() > 1e-3
 
 
 def test_attend_and_excite_is_the_pipeline_and_counts_gradients_apart(tiny_backbone, weights, scorers, monkeypatch):
@@ -154,7 +154,7 @@ def test_attend_and_excite_is_the_pipeline_and_counts_gradients_apart(tiny_backb
         attn_res=backbone.capabilities.attention_grid,
         output_type="pt",
     ).images[0]
-    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-3, rtol=0)
+    torch.testing.assert_close(episode.image.tensor, theirs * 2 - 1, atol=1e-3, rtol=0)
 
 
 def test_subjects_are_the_last_words_of_phrases(emoji, prompts):
@@ -167,17 +167,17 @@ def test_subjects_are_the_last_words_of_phrases(emoji, prompts):
     assert subject_positions(emoji, tokenizer, unfound) == list(emoji.encode([unfound.text]).content[0])
 
 
-def test_weights_of_a_methods_own_follow_the_backbone_that_it_is_bound_to(tiny_backbone, weights, scorers):
+def test_weights_of_a_samplers_own_follow_the_backbone_that_it_is_bound_to(tiny_backbone, weights, scorers):
     backbone, (folder, _) = tiny_backbone("sd15"), weights("lcm")
-    method = make_method(f"lcm:1,{folder}")
-    method.bind(backbone, scorers)
-    pipe, known = method._pipe, method.fingerprint
-    method.bind(backbone, scorers)
-    assert method._pipe is pipe and method.fingerprint == known
+    sampler = make_sampler(f"lcm:1,{folder}")
+    sampler.bind(backbone, scorers)
+    pipe, known = sampler._pipe, sampler.fingerprint
+    sampler.bind(backbone, scorers)
+    assert sampler._pipe is pipe and sampler.fingerprint == known
     half = copy.copy(backbone)
     half.measured = replace(backbone.measured, dtype=torch.bfloat16)
-    method.bind(half, scorers)
-    assert method._pipe.unet.dtype == torch.bfloat16 and method.fingerprint != known
+    sampler.bind(half, scorers)
+    assert sampler._pipe.unet.dtype == torch.bfloat16 and sampler.fingerprint != known
 
 
 def test_lcm_is_the_pipeline_at_one_call_a_step(tiny_backbone, weights, scorers):
@@ -191,7 +191,7 @@ def test_lcm_is_the_pipeline_at_one_call_a_step(tiny_backbone, weights, scorers)
         num_inference_steps=3,
         output_type="pt",
     ).images[0]
-    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-4, rtol=0)
+    torch.testing.assert_close(episode.image.tensor, theirs * 2 - 1, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -207,14 +207,14 @@ def test_turbo_takes_euler_ancestral_steps_without_guidance(tiny_backbone, weigh
         guidance_scale=0.0,
         output_type="pt",
     ).images[0]
-    torch.testing.assert_close(episode.picture.image, theirs * 2 - 1, atol=1e-4, rtol=0)
+    torch.testing.assert_close(episode.image.tensor, theirs * 2 - 1, atol=1e-4, rtol=0)
 
 
 def test_a_cache_that_never_skips_is_the_plain_schedule(tiny_backbone, scorers):
     backbone = tiny_backbone("flux")
     [plain] = make("fixed:4", backbone, scorers, [CUP])
     [cached] = make("fbcache:4,0", backbone, scorers, [CUP])
-    torch.testing.assert_close(plain.picture.image, cached.picture.image, atol=1e-4, rtol=0)
+    torch.testing.assert_close(plain.image.tensor, cached.image.tensor, atol=1e-4, rtol=0)
     assert (cached.lane.nfe, cached.lane.calls, cached.costs["skipped_calls"]) == (4, 4, 0)
 
 
@@ -225,8 +225,8 @@ def test_a_cache_that_always_skips_runs_one_block_of_three(tiny_backbone, scorer
     for cached in again:
         assert cached.costs["skipped_calls"] == 3 and cached.lane.calls == 4
         assert cached.lane.nfe == pytest.approx(1 + 3 / 3)
-        assert (plain.picture.image - cached.picture.image).abs().max() > 1e-4
-    assert torch.equal(again[0].picture.image, again[1].picture.image)
+        assert (plain.image.tensor - cached.image.tensor).abs().max() > 1e-4
+    assert torch.equal(again[0].image.tensor, again[1].image.tensor)
     assert not backbone.denoiser.is_cache_enabled
 
 

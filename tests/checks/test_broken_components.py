@@ -42,7 +42,7 @@ class OneNumber(RewardTerm):
 
 
 class NanAtFirst(RewardTerm):
-    """Pays for a gain without a picture before."""
+    """Pays for a gain without an image before."""
 
     def __call__(self, transition):
         return transition.clip_after - transition.clip_before
@@ -133,7 +133,7 @@ class Gullible(SharpnessScorer):
         (Unitless(), "has no unit"),
         (Relative(), "one by one|in another order"),
         (Double(), "float64"),
-        (Gullible(), "three pictures with one prompt was accepted"),
+        (Gullible(), "three images with one prompt was accepted"),
     ],
 )
 def test_broken_scorers(scorer, words):
@@ -203,16 +203,16 @@ def test_an_honest_identity_holds_and_the_weights_are_put_back():
 
 
 class Broken(EmojiBackbone):
-    """The emoji world with one method spoilt."""
+    """The emoji world with one sampler spoilt."""
 
-    def __init__(self, whole, method, spoil):
+    def __init__(self, whole, sampler, spoil):
         self.__dict__.update(whole.__dict__)
-        honest = getattr(whole, method)
-        setattr(self, method, lambda *args, **kwargs: spoil(honest(*args, **kwargs)))
+        honest = getattr(whole, sampler)
+        setattr(self, sampler, lambda *args, **kwargs: spoil(honest(*args, **kwargs)))
 
 
 @pytest.mark.parametrize(
-    ("method", "spoil", "words"),
+    ("sampler", "spoil", "words"),
     [
         ("sigmas", lambda found: found[::-1], "let them fall"),
         ("timestep_position", lambda found: 1 - found, "it gives 0"),
@@ -224,9 +224,9 @@ class Broken(EmojiBackbone):
         ("preview", lambda found: found.half(), "float16"),
     ],
 )
-def test_broken_backbones(method, spoil, words, emoji):
+def test_broken_backbones(sampler, spoil, words, emoji):
     with pytest.raises(ContractError, match=words):
-        hold(BACKBONE_CONTRACTS, Broken(emoji, method, spoil))
+        hold(BACKBONE_CONTRACTS, Broken(emoji, sampler, spoil))
 
 
 class Restless(PromptList):
@@ -268,9 +268,9 @@ def test_an_honest_source_holds():
     ],
 )
 def test_broken_metrics(changes, words):
-    def spoilt(pictures, reference, settings):
+    def spoilt(images, reference, settings):
         """PSNR, spoilt."""
-        return replace(psnr(pictures, reference, settings), **changes)
+        return replace(psnr(images, reference, settings), **changes)
 
     with pytest.raises(ContractError, match=words):
         hold(METRIC_CONTRACTS, spoilt)

@@ -18,10 +18,10 @@ def correctness(emoji, scorers, prompts, steps, spacing, lanes=32):
     process = ProcessConfig(steps=steps, spacing=spacing, guidance_scale=4.0, refine=NO_REFINE)
     engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
     detector = EmojiDetectorScorer.from_pretrained()
-    programs = (play(emoji, process, prompt, seed=0, looks=False) for prompt in prompts)
+    coroutines = (play(emoji, process, prompt, seed=0, looks=False) for prompt in prompts)
     right = np.zeros(len(prompts))
-    for index, episode in engine.stream(programs, max_lanes=lanes):
-        right[index] = float(detector.score(episode.picture.image[None], [prompts[index]])[0])
+    for index, episode in engine.stream(coroutines, max_lanes=lanes):
+        right[index] = float(detector.score(episode.image.tensor[None], [prompts[index]])[0])
     return float(right.mean())
 
 
@@ -41,7 +41,7 @@ def test_a_smaller_sample_is_in_keeping(emoji, scorers):
     assert correctness(emoji, scorers, prompts, 6, "trailing") >= 0.8
 
 
-def test_pictures_of_other_prompts_are_judged_wrong(emoji, scorers):
+def test_images_of_other_prompts_are_judged_wrong(emoji, scorers):
     prompts = EmojiPrompts(split="all", tasks=["two_object"]).take(8, seed=5)
     shuffled = [
         type(p)(q.text, p.prompt_id, p.task, requirements=p.requirements)

@@ -1,4 +1,4 @@
-"""The demo in a real browser: a prompt typed, the button pressed, the film and the figures awaited."""
+"""The demo in a real browser: a prompt typed, the button pressed, the filmstrip and the figures awaited."""
 
 import re
 import shutil
@@ -42,15 +42,15 @@ def page(served):
 def test_a_prompt_is_drawn_in_the_browser(page, served, tmp_path):
     page.fill("#prompt textarea", "a photo of an elephant left of a giraffe")
     page.click("#draw")
-    page.wait_for_selector('#stage .ad-card[data-method="fixed:50"]:not(.ad-working)', timeout=300_000)
+    page.wait_for_selector('#stage .ad-card[data-sampler="fixed:50"]:not(.ad-working)', timeout=300_000)
     stage = page.locator("#stage")
     figures = [text for text in stage.locator(".ad-card .ad-nfe").all_inner_texts()]
     assert figures[0] == "5 NFE" and figures[2] == "50 NFE"  # as the pipeline gives for this prompt and seed
     assert all(
         re.fullmatch(r"\d+\.\d\d s", text) for text in stage.locator(".ad-cost span:last-child").all_inner_texts()
     )
-    assert stage.locator(".ad-film .ad-cell").count() == 5
-    assert "as asked" in stage.locator('[data-method="policy"]').inner_text()
+    assert stage.locator(".ad-filmstrip .ad-cell").count() == 5
+    assert "as asked" in stage.locator('[data-sampler="policy"]').inner_text()
     assert stage.locator("img").count() >= 5 and stage.locator("img").evaluate_all(LOADED)
     shot = page.screenshot(path=str(tmp_path / "demo.png"), full_page=True)
     assert len(shot) > 20_000
@@ -65,7 +65,7 @@ def test_what_is_asked_for_meanwhile_is_drawn_next(page):
         page.click("#draw")
         page.wait_for_timeout(500)
     page.wait_for_function("document.querySelector('#stage q')?.innerText.includes('cups')", timeout=300_000)
-    page.wait_for_selector('#stage .ad-card[data-method="fixed:50"]:not(.ad-working)', timeout=300_000)
+    page.wait_for_selector('#stage .ad-card[data-sampler="fixed:50"]:not(.ad-working)', timeout=300_000)
 
 
 @pytest.mark.slow

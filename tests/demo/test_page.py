@@ -40,16 +40,16 @@ def test_hostile_text_comes_back_as_text():
     assert not set("${}`") & set(re.sub(r"&#\d+;", "", shown))  # nothing for a template to read
 
 
-def test_a_film_has_a_cell_a_decision_and_the_chosen_one_marked():
+def test_a_filmstrip_has_a_cell_a_decision_and_the_chosen_one_marked():
     moment = Moment(3, 2.0, np.zeros((8, 8, 3), np.uint8), 2, np.array([0.25, 0.05, 0.7]), 0.1, np.ones((4, 4)))
     done = Take("policy", (moment,), 4.5, 0.25, np.zeros((8, 8, 3), np.uint8), 0.5, True, "correct")
-    text = page.film(done)
+    text = page.filmstrip(done)
     assert text.count('class="ad-cell') == 2 and "step 3" in text and "finished &middot; 4.5 NFE" in text
     assert re.search(r'ad-bar ad-chosen"><span>refine</span>.*?width:70%.*?0\.70', text)
     assert "4.5 NFE" in page.card(done) and "0.25 s" in page.card(done) and "as asked" in page.card(done)
 
 
-def test_methods_have_plain_names():
+def test_samplers_have_plain_names():
     assert [page.title(name) for name in ("policy", "fixed:1", "fixed:50")] == [
         "Policy",
         "1 fixed step",
@@ -61,18 +61,18 @@ def test_the_vocabulary_names_every_thing():
     assert "teddy bear" in EmojiGuide.vocabulary() and "left of" in EmojiGuide.vocabulary()
 
 
-def test_a_showing_streams_the_film_and_then_the_comparators(studio):
+def test_a_showing_streams_the_filmstrip_and_then_the_comparators(studio):
     stages = list(showing(studio, "a photo of a dog", 0, 0.015))
     assert len(stages) > 10
-    assert "data-method=" in stages[0] and "fixed" not in stages[0]
+    assert "data-sampler=" in stages[0] and "fixed" not in stages[0]
     last = parsed(stages[-1])
-    methods = [attrs["data-method"] for _, attrs in last.found if "data-method" in attrs]
-    assert methods[0] == "policy" and methods[2] == "fixed:50" and re.fullmatch(r"fixed:\d+", methods[1])
+    samplers = [attrs["data-sampler"] for _, attrs in last.found if "data-sampler" in attrs]
+    assert samplers[0] == "policy" and samplers[2] == "fixed:50" and re.fullmatch(r"fixed:\d+", samplers[1])
     assert "50 NFE" in last.text and "waits" not in last.text and "drawing" not in last.text
 
 
 @pytest.mark.parametrize(
-    ("text", "seed", "price", "told"),
+    ("text", "seed", "cost_per_nfe", "told"),
     [
         ("", 0, 0.01, "There is no prompt"),
         ("<b>" * 40_000, 0, 0.01, "120,000 characters"),
@@ -80,12 +80,12 @@ def test_a_showing_streams_the_film_and_then_the_comparators(studio):
         ("a dog", None, 0.01, "seed must be a whole number"),
         ("a dog", -1, 0.01, "seed must be a whole number"),
         ("a dog", 2**40, 0.01, "seed must be a whole number"),
-        ("a dog", 0, -1.0, "price must be 0 or more"),
+        ("a dog", 0, -1.0, "cost_per_nfe must be 0 or more"),
         ("<img src=x onerror=alert(1)> {{constructor}} ${1+1} ../../etc/passwd", 0, 0.01, "text window holds 32"),
     ],
 )
-def test_what_cannot_be_shown_is_a_message(studio, text, seed, price, told):
-    last = parsed(list(showing(studio, text, seed, price))[-1])
+def test_what_cannot_be_shown_is_a_message(studio, text, seed, cost_per_nfe, told):
+    last = parsed(list(showing(studio, text, seed, cost_per_nfe))[-1])
     assert told in last.text and {tag for tag, _ in last.found} == {"div"}
     assert len(last.text) < 600
     assert "truncate_prompts" not in last.text and "draws something" not in last.text

@@ -23,7 +23,7 @@ from addiffusion_env.errors import AdDiffusionError, ConfigError, ResumeError, W
 
 ray = pytest.importorskip("ray")
 
-SETTINGS = {"steps": 2, "refine": "retry", "price": [0.0, 0.05]}
+SETTINGS = {"steps": 2, "refine": "resample_short", "cost_per_nfe": [0.0, 0.05]}
 LANES = 4
 ACTIONS = np.array([[0, 1, 2, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 2, 0, 0]])
 
@@ -51,7 +51,17 @@ def play(env, actions=ACTIONS):
 
 def facts(rows):
     """What must be equal to the last bit: prompts, seeds, actions, costs, ends."""
-    names = ("prompt_id", "seed", "step", "nfe", "network_calls", "refinements", "price", "action", "action_trace")
+    names = (
+        "prompt_id",
+        "seed",
+        "step",
+        "nfe",
+        "network_calls",
+        "refinements",
+        "cost_per_nfe",
+        "action",
+        "action_trace",
+    )
     return [[{name: np.asarray(info[name]).tolist() for name in names} for info in row[3]] for row in rows]
 
 
@@ -104,7 +114,7 @@ def test_four_workers_give_what_one_gives(local):
     env.close()
 
 
-def test_masks_methods_and_attributes(pair):
+def test_masks_samplers_and_attributes(pair):
     pair.seed(3)
     pair.reset()
     assert pair.has_attr("action_masks") and not pair.has_attr("nonsense")
@@ -238,9 +248,9 @@ def test_a_worker_that_waits_for_cores_says_so(pair, monkeypatch):
 
 def test_options_reach_the_workers(pair):
     pair.seed(3)
-    pair.set_options([{"prompt": "a photo of a dog"}, {}, {}, {"prompt": "a photo of two cats", "price": 0.04}])
+    pair.set_options([{"prompt": "a photo of a dog"}, {}, {}, {"prompt": "a photo of two cats", "cost_per_nfe": 0.04}])
     pair.reset()
-    told = [(info["prompt"], info["price"], info["worker_lost"]) for info in pair.reset_infos]
+    told = [(info["prompt"], info["cost_per_nfe"], info["worker_lost"]) for info in pair.reset_infos]
     assert told[0][0] == "a photo of a dog" and told[3] == ("a photo of two cats", 0.04, "")
     keys = pair.reset_infos[0].keys()
     assert all(info.keys() == keys for info in pair.reset_infos)

@@ -18,12 +18,12 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 
 PROCESS = ProcessConfig(
-    steps=4, landing_steps=1, refine=RefineConfig(maps="none", region="whole", renoise=1.0, steps=2)
+    steps=4, early_exit_steps=1, refine=RefineConfig(maps="none", region="whole", renoise=1.0, steps=2)
 )
 SCRIPT = ((0, 0, 0, 0), (1,), (0, 1), (0, 2, 1), (0, 0, 1), (0, 0, 0, 1))
 """Actions of the prompts in turn: all the way, stopped at once, after one step, refined and stopped, ..."""
 
-NFE = (4, 1, 2, 4, 3, 4)  # a landing is one evaluation, a refinement two
+NFE = (4, 1, 2, 4, 3, 4)  # an early exit is one evaluation, a refinement two
 
 
 @contextmanager
@@ -67,9 +67,9 @@ def test_a_queue_costs_no_more_calls_than_its_longest_chains(emoji, scorers, fre
     engine = Engine(
         emoji, scorers, decider=lambda asked: [script[r.lane.prompt.text][len(r.lane.actions)] for r in asked]
     )
-    programs = (play(emoji, PROCESS, prompt, seed=0) for prompt in fresh_prompts)
+    coroutines = (play(emoji, PROCESS, prompt, seed=0) for prompt in fresh_prompts)
     with counted(emoji, scorers) as (calls, rows):
-        results = engine.run(programs, max_lanes=3)
+        results = engine.run(coroutines, max_lanes=3)
     assert tuple(episode.lane.nfe for episode in results) == NFE
     # Three lanes back-filled at once: 4 then 4; 1 then 4; 2 then 3. Eight ticks in all.
     assert engine.counters.denoiser_batches == calls["denoiser"] == 8
@@ -77,7 +77,7 @@ def test_a_queue_costs_no_more_calls_than_its_longest_chains(emoji, scorers, fre
     # One look a decision but the first and the last of each episode; one a refinement's outcome.
     looks = sum(len(actions) - 1 for actions in SCRIPT)
     assert engine.counters.looks == rows["preview"] == looks
-    assert engine.counters.look_batches == calls["preview"]
+    assert engine.counters.score_batches == calls["preview"]
     assert engine.counters.decodes == rows["vae"] == len(SCRIPT)
     assert rows["clip"] == rows["dino"] == looks + len(SCRIPT)
     assert calls["clip"] == calls["dino"] == calls["preview"] + calls["vae"]
@@ -99,7 +99,7 @@ def test_looks_come_as_often_as_decisions(emoji, every, looks):
 
 
 def test_the_denoisers_own_features_cost_no_call_at_all(emoji):
-    blind = {"observation_keys": "denoiser", "reward": {"terminal_bonus": 1.0, "nfe_price": 1.0}}
+    blind = {"observation_keys": "denoiser", "reward": {"terminal_bonus": 1.0, "nfe_cost": 1.0}}
     episodes = Episodes(EnvSettings.of(steps=4, refine="off", **blind), 2)
     for index in range(2):
         episodes.begin(index, index)

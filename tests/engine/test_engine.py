@@ -1,4 +1,4 @@
-"""Lanes in one batch: the same pictures as alone, at mixed noise levels, with back-fill."""
+"""Lanes in one batch: the same images as alone, at mixed noise levels, with back-fill."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def scripted(scripts):
 
 def episodes(engine, emoji, prompts, scripts, max_lanes):
     engine.decider = scripted(scripts)
-    programs = [play(emoji, PROCESS, prompt, seed=3, looks=False) for prompt in prompts]
-    found = dict(engine.stream(iter(programs), max_lanes=max_lanes))
+    coroutines = [play(emoji, PROCESS, prompt, seed=3, looks=False) for prompt in prompts]
+    found = dict(engine.stream(iter(coroutines), max_lanes=max_lanes))
     return [found[index] for index in range(len(prompts))]
 
 
@@ -42,7 +42,7 @@ def test_a_lane_does_not_depend_on_its_neighbours(emoji, scorers, prompts, scrip
         alone = episodes(Engine(emoji, scorers), emoji, [prompts[index]], scripts, max_lanes=1)[0]
         for other in (together[index], queued[index]):
             assert other.lane.actions == alone.lane.actions
-            torch.testing.assert_close(other.picture.image, alone.picture.image, atol=1e-4, rtol=0)
+            torch.testing.assert_close(other.image.tensor, alone.image.tensor, atol=1e-4, rtol=0)
             torch.testing.assert_close(other.lane.latents.x, alone.lane.latents.x, atol=1e-4, rtol=0)
 
 
@@ -65,7 +65,7 @@ def test_counts_of_calls(emoji, scorers, prompts, scripts):
 
 def test_nfe_of_each_action(emoji, scorers, prompts, scripts):
     done = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=7)
-    # steps=4, auto landing: never more than what is left; a whole-picture refinement costs k = 2.
+    # steps=4, auto early exit: never more than what is left; a whole-image refinement costs k = 2.
     assert [episode.lane.nfe for episode in done] == [4, 4, 4, 6, 4, 6, 4]
 
 
@@ -74,31 +74,31 @@ def test_max_batch_only_changes_the_chunks(emoji, scorers, prompts, scripts):
     halved = Engine(emoji, scorers, max_batch=2)
     parts = episodes(halved, emoji, prompts[:3], scripts, max_lanes=3)
     for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a.picture.image, b.picture.image, atol=1e-4, rtol=0)
+        torch.testing.assert_close(a.image.tensor, b.image.tensor, atol=1e-4, rtol=0)
 
 
 def test_decodes_wait_for_each_other_only_while_lanes_are_busy(emoji, scorers, prompts, scripts):
     played = {}
     for batch in (1, 4):
         engine = Engine(emoji, scorers, decider=scripted(scripts))
-        programs = (play(emoji, PROCESS, prompt, seed=3, looks=False) for prompt in prompts * 2)
-        played[batch] = dict(engine.stream(programs, max_lanes=2, decode_batch=batch)), engine.counters
+        coroutines = (play(emoji, PROCESS, prompt, seed=3, looks=False) for prompt in prompts * 2)
+        played[batch] = dict(engine.stream(coroutines, max_lanes=2, decode_batch=batch)), engine.counters
     (one, alone), (four, together) = played[1], played[4]
     assert alone.decodes == together.decodes == len(one) == len(four) == 14
-    # 14 pictures in fours while there is a queue; the last ones as lanes run empty.
+    # 14 images in fours while there is a queue; the last ones as lanes run empty.
     assert together.decode_batches <= 5 < alone.decode_batches
     assert together.utilisation >= alone.utilisation
     for index in one:
-        torch.testing.assert_close(one[index].picture.image, four[index].picture.image, atol=1e-4, rtol=0)
+        torch.testing.assert_close(one[index].image.tensor, four[index].image.tensor, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_picture_that_is_tried_again_comes_back_to_a_lane(emoji, scorers, prompts, batch):
-    process = ProcessConfig(steps=3, decide_at=(2,), check_finished=True, refine=REFINE_PRESETS["retry"])
+def test_a_image_that_is_tried_again_comes_back_to_a_lane(emoji, scorers, prompts, batch):
+    process = ProcessConfig(steps=3, decide_at=(2,), check_finished=True, refine=REFINE_PRESETS["resample_short"])
     scripts = {p.text: [0, 0, 2, 1] if i % 2 else [0, 0, 1] for i, p in enumerate(prompts)}
     engine = Engine(emoji, scorers, decider=scripted(scripts))
-    programs = (play(emoji, process, prompt, seed=3) for prompt in prompts)
-    found = dict(engine.stream(programs, max_lanes=2, decode_batch=batch))
+    coroutines = (play(emoji, process, prompt, seed=3) for prompt in prompts)
+    found = dict(engine.stream(coroutines, max_lanes=2, decode_batch=batch))
     assert [list(found[i].lane.actions) for i in range(len(prompts))] == [scripts[p.text] for p in prompts]
     assert engine.counters.evaluations == sum(episode.lane.nfe for episode in found.values())
 
@@ -106,12 +106,12 @@ def test_a_picture_that_is_tried_again_comes_back_to_a_lane(emoji, scorers, prom
 def test_programs_are_begun_when_there_is_a_lane(emoji, scorers, prompts, scripts):
     begun = []
 
-    def programs():
+    def coroutines():
         for prompt in prompts:
             begun.append(prompt.text)
             yield play(emoji, PROCESS, prompt, seed=3, looks=False)
 
-    stream = Engine(emoji, scorers, decider=scripted(scripts)).stream(programs(), max_lanes=2)
+    stream = Engine(emoji, scorers, decider=scripted(scripts)).stream(coroutines(), max_lanes=2)
     next(stream)
     assert len(begun) <= 3
     stream.close()
@@ -130,26 +130,26 @@ def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, m
         return replace(found, x0=x0)
 
     monkeypatch.setattr(emoji, "predict", broken)
-    programs = [play(emoji, PROCESS, prompt, 0, looks=False) for prompt in prompts[:3]]
+    coroutines = [play(emoji, PROCESS, prompt, 0, looks=False) for prompt in prompts[:3]]
     with pytest.raises(NumericsError, match=r"1 of 3 lanes, here at sigma 14\.6.*red cup"):
-        engine.run(programs)
+        engine.run(coroutines)
 
 
 @pytest.mark.parametrize(
-    ("method", "doing"),
+    ("sampler", "doing"),
     [("predict", "evaluating the denoiser"), ("preview", "looking at previews"), ("decode", "decoding finished")],
 )
-def test_running_out_of_memory_says_what_to_turn_down(emoji, scorers, prompts, monkeypatch, method, doing):
+def test_running_out_of_memory_says_what_to_turn_down(emoji, scorers, prompts, monkeypatch, sampler, doing):
     def full(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(emoji, method, full)
+    monkeypatch.setattr(emoji, sampler, full)
     engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
-    programs = [play(emoji, PROCESS, prompt, 0, looks=True) for prompt in prompts[:3]]
+    coroutines = [play(emoji, PROCESS, prompt, 0, looks=True) for prompt in prompts[:3]]
     with pytest.raises(
         DeviceMemoryError, match=f"cpu ran out of memory {doing}.*: 3 lanes of backbone 'emoji'"
     ) as caught:
-        engine.run(programs)
+        engine.run(coroutines)
     for remedy in ("fewer lanes", "vae_tiling", "offload"):
         assert remedy in caught.value.remedy
 

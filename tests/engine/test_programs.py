@@ -1,4 +1,4 @@
-"""What the actions do to a lane: landing, refinement in each of its forms, what they cost."""
+"""What the actions do to a lane: early exit, refinement in each of its forms, what they cost."""
 
 from dataclasses import replace
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from addiffusion_env.engine.coroutines import act, advance, env_step, legal_actions, refine_way, seen
 from addiffusion_env.engine.lane import open_lane, restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig, RefineConfig
-from addiffusion_env.engine.programs import act, advance, legal_actions, refine_way, seen, turn
 from addiffusion_env.errors import AdDiffusionError, ConfigError
 
-RETRY = ProcessConfig(steps=4, refine=REFINE_PRESETS["retry"])
+RETRY = ProcessConfig(steps=4, refine=REFINE_PRESETS["resample_short"])
 
 
 def moved(engine, emoji, process, prompt, steps, seed=0):
@@ -37,27 +37,27 @@ def test_decide_every_holds_continue(engine, emoji, prompts):
     assert (after.nfe, end.nfe, end.remaining) == (3, 4, 0)
 
 
-@pytest.mark.parametrize(("landing", "nfe"), [(0, 2), (1, 3), (2, 4), (9, 6), ("auto", 6)])
-def test_stop_lands_in_so_many_evaluations(engine, emoji, prompts, landing, nfe):
-    process = replace(RETRY, steps=6, landing_steps=landing)
+@pytest.mark.parametrize(("early_exit", "nfe"), [(0, 2), (1, 3), (2, 4), (9, 6), ("auto", 6)])
+def test_stop_lands_in_so_many_evaluations(engine, emoji, prompts, early_exit, nfe):
+    process = replace(RETRY, steps=6, early_exit_steps=early_exit)
     lane = moved(engine, emoji, process, prompts[0], 2)
-    [landed] = engine.run([act(emoji, process, lane, Action.STOP)])
-    assert landed.remaining == 0
-    assert landed.nfe == nfe
-    if landing == 0:  # the bare jump: the predicted x0 itself
-        assert torch.equal(landed.latents.x, lane.x0)
+    [exited] = engine.run([act(emoji, process, lane, Action.STOP)])
+    assert exited.remaining == 0
+    assert exited.nfe == nfe
+    if early_exit == 0:  # the bare jump: the predicted x0 itself
+        assert torch.equal(exited.latents.x, lane.x0)
 
 
 def test_a_jump_before_any_prediction_pays_for_one(engine, emoji, prompts):
-    process = replace(RETRY, landing_steps=0)
-    [landed] = engine.run([act(emoji, process, open_lane(emoji, process, prompts[0], 0), Action.STOP)])
-    assert (landed.nfe, landed.remaining) == (1, 0)
+    process = replace(RETRY, early_exit_steps=0)
+    [exited] = engine.run([act(emoji, process, open_lane(emoji, process, prompts[0], 0), Action.STOP)])
+    assert (exited.nfe, exited.remaining) == (1, 0)
 
 
 def test_masks(engine, emoji, prompts):
     process = replace(RETRY, refine=replace(RETRY.refine, limit=1, first_step=2))
     lane = open_lane(emoji, process, prompts[0], 0)
-    assert legal_actions(lane, process).tolist() == [True, True, False]  # no picture yet
+    assert legal_actions(lane, process).tolist() == [True, True, False]  # no image yet
     lane = moved(engine, emoji, process, prompts[0], 1)
     assert legal_actions(lane, process).tolist() == [True, True, False]  # before first_step
     lane = moved(engine, emoji, process, prompts[0], 2)
@@ -67,7 +67,9 @@ def test_masks(engine, emoji, prompts):
 
 
 # region evaluations + k: none + 2; attention 1 + 2; phrases (1 + P) / 2 + 2 with P = 2 phrases.
-@pytest.mark.parametrize(("preset", "nfe"), [("retry", 2), ("as_published", 3), ("weakest", 3.5), ("union", 3.5)])
+@pytest.mark.parametrize(
+    ("preset", "nfe"), [("resample_short", 2), ("as_published", 3), ("weakest", 3.5), ("union", 3.5)]
+)
 def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, preset, nfe):
     process = replace(RETRY, refine=REFINE_PRESETS[preset])
     lane = moved(engine, emoji, process, prompts[1], 2)
@@ -77,15 +79,15 @@ def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, pre
     assert after.nfe - lane.nfe == nfe
     assert after.calls - lane.calls == engine.counters.denoiser_rows - rows
     assert (after.sigma, after.step, after.refinements) == (lane.sigma, lane.step, 1)
-    assert len(after.masks) == (0 if preset == "retry" else 1)
+    assert len(after.masks) == (0 if preset == "resample_short" else 1)
 
 
 def test_a_masked_refinement_leaves_the_outside_alone(engine, emoji, prompts, monkeypatch):
-    from addiffusion_env.engine import programs
+    from addiffusion_env.engine import coroutines
 
     left = torch.zeros(1, 1, 16, 16)
     left[..., :8] = 1
-    monkeypatch.setattr(programs, "attention_mask", lambda *args: left)
+    monkeypatch.setattr(coroutines, "attention_mask", lambda *args: left)
     process = replace(RETRY, refine=RefineConfig(renoise=1.0))
     lane = moved(engine, emoji, process, prompts[1], 2)
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
@@ -130,7 +132,7 @@ def test_a_lane_survives_its_state(engine, emoji, prompts):
     [a], [b] = engine.run([advance(RETRY, lane)]), engine.run([advance(RETRY, again)])
     assert torch.equal(a.latents.x, b.latents.x)
     assert (a.nfe, a.change, a.step) == (b.nfe, b.change, b.step)
-    np.testing.assert_array_equal(lane.look.preference, again.look.preference)
+    np.testing.assert_array_equal(lane.scores.preference, again.scores.preference)
 
 
 def test_a_state_saved_with_one_prediction_is_still_read(engine, emoji, prompts):
@@ -163,8 +165,8 @@ def test_bad_refinements_are_refused(settings, message):
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"decide_every": 0}, "decide_every must be at least 1"),
-        ({"landing_steps": "soon"}, "landing_steps must be a number or 'auto', got 'soon'"),
-        ({"landing_steps": -1}, "at least 0, got -1"),
+        ({"early_exit_steps": "soon"}, "early_exit_steps must be a number or 'auto', got 'soon'"),
+        ({"early_exit_steps": -1}, "at least 0, got -1"),
     ],
 )
 def test_bad_processes_are_refused(settings, message):
@@ -174,40 +176,40 @@ def test_bad_processes_are_refused(settings, message):
 
 CHECKED = ProcessConfig(
     steps=4,
-    landing_steps=1,
+    early_exit_steps=1,
     guidance_interval=(3.0, 9.0),
     decide_at=(2, 3),
     check_finished=True,
-    refine=replace(REFINE_PRESETS["again"], return_to=2, limit=2),
+    refine=replace(REFINE_PRESETS["resample_keep_best"], return_to=2, limit=2),
 )
 
 
 def walked(engine, emoji, prompt, actions):
-    """The lane and picture after some decisions of the checked process, and how many evaluations there were."""
-    lane, picture = open_lane(emoji, CHECKED, prompt, 0), None
+    """The lane and image after some decisions of the checked process, and how many evaluations there were."""
+    lane, image = open_lane(emoji, CHECKED, prompt, 0), None
     for action in actions:
-        assert picture is None and legal_actions(lane, CHECKED)[action]
-        [(lane, picture)] = engine.run([turn(emoji, CHECKED, lane, action)])
-    return lane, picture
+        assert image is None and legal_actions(lane, CHECKED)[action]
+        [(lane, image)] = engine.run([env_step(emoji, CHECKED, lane, action)])
+    return lane, image
 
 
 def test_continue_goes_on_to_the_next_decision(engine, emoji, prompts):
-    lane, picture = walked(engine, emoji, prompts[0], [Action.CONTINUE])
-    assert (lane.step, picture) == (2, None) and lane.look is not None
-    lane, picture = walked(engine, emoji, prompts[0], [Action.CONTINUE, Action.CONTINUE])
-    assert (lane.step, picture) == (3, None)
+    lane, image = walked(engine, emoji, prompts[0], [Action.CONTINUE])
+    assert (lane.step, image) == (2, None) and lane.scores is not None
+    lane, image = walked(engine, emoji, prompts[0], [Action.CONTINUE, Action.CONTINUE])
+    assert (lane.step, image) == (3, None)
     # sigma 14.6 and those below 3 are text-only: half an evaluation each.
     assert lane.nfe == CHECKED.nfe_of(emoji.sigmas(4, "trailing")[:3]) == 2.0 and lane.calls == 4
 
 
 @pytest.mark.parametrize("actions", [[0, 0, 0], [0, 1], [1]], ids=["gone on", "landed", "landed at once"])
-def test_a_finished_picture_waits_to_be_taken(engine, emoji, prompts, actions):
-    lane, picture = walked(engine, emoji, prompts[0], actions)
-    assert picture is None and lane.shown is not None and lane.remaining == 0
+def test_a_finished_image_waits_to_be_taken(engine, emoji, prompts, actions):
+    lane, image = walked(engine, emoji, prompts[0], actions)
+    assert image is None and lane.shown is not None and lane.remaining == 0
     assert legal_actions(lane, CHECKED).tolist() == [False, True, True]
     spent = lane.nfe
-    taken, picture = walked(engine, emoji, prompts[0], [*actions, Action.STOP])
-    assert torch.equal(picture.image, lane.shown.image) and taken.nfe == spent
+    taken, image = walked(engine, emoji, prompts[0], [*actions, Action.STOP])
+    assert torch.equal(image.tensor, lane.shown.image) and taken.nfe == spent
     assert taken.actions == (*actions, Action.STOP)
 
 
@@ -219,18 +221,18 @@ def test_trying_again_comes_back_early_and_the_best_liked_is_given(engine, emoji
     second, _ = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0])
     assert not torch.allclose(second.shown.image, first.shown.image, atol=0.05)
     _, given = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0, Action.STOP])
-    liking = CHECKED.refine.liking
-    best = max((first.shown, second.shown), key=lambda picture: liking.at(picture.look))
+    utility = CHECKED.refine.utility
+    best = max((first.shown, second.shown), key=lambda image: utility.at(image.scores))
     assert torch.equal(given.image, best.image)
 
 
 def test_the_last_try_is_not_asked_about(engine, emoji, prompts):
     once = [0, 0, 0]
-    lane, picture = walked(engine, emoji, prompts[0], [*once, 2, 0, 0, 2, 0, 0])
-    assert picture is not None and lane.refinements == 2
+    lane, image = walked(engine, emoji, prompts[0], [*once, 2, 0, 0, 2, 0, 0])
+    assert image is not None and lane.refinements == 2
 
 
-def test_a_waiting_picture_survives_its_state(engine, emoji, prompts):
+def test_a_waiting_image_survives_its_state(engine, emoji, prompts):
     lane, _ = walked(engine, emoji, prompts[0], [0, 0, 0, Action.REFINE, 0, 0])
     back = restore_lane(emoji, lane.state())
     assert torch.equal(back.shown.image, lane.shown.image) and torch.equal(back.best.image, lane.best.image)
@@ -253,5 +255,5 @@ def test_impossible_processes_are_refused(changes, words):
 
 
 def test_coming_back_needs_a_whole_new_try():
-    with pytest.raises(ConfigError, match="new try of the whole picture"):
+    with pytest.raises(ConfigError, match="new try of the whole image"):
         RefineConfig(return_to=2)

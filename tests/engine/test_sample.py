@@ -2,10 +2,10 @@
 
 import torch
 
+from addiffusion_env.engine.coroutines import advance, finished
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
-from addiffusion_env.engine.programs import advance, finished
 from addiffusion_env.engine.sample import sample
 
 
@@ -19,13 +19,13 @@ def test_the_loop_draws_what_the_engine_draws(emoji, scorers, prompts):
         refine=REFINE_PRESETS["off"],
     )
 
-    def program(prompt):
+    def coroutine(prompt):
         lane = open_lane(emoji, process, prompt, 7)
         while lane.remaining:
             lane = yield from advance(process, lane)
         return (yield from finished(lane)).image
 
-    by_engine = Engine(emoji, scorers, process.solver).run([program(prompt) for prompt in prompts[:3]])
+    by_engine = Engine(emoji, scorers, process.solver).run([coroutine(prompt) for prompt in prompts[:3]])
     looped = sample(emoji, prompts[:3], steps=4, seed=7)
     torch.testing.assert_close(looped, torch.stack(by_engine), atol=1e-5, rtol=1e-5)
     assert (looped[0] - sample(emoji, prompts[:1], steps=4, seed=8)[0]).abs().max() > 0.1

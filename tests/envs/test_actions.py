@@ -11,7 +11,7 @@ from addiffusion_env.envs.slot import ActionSpace, BatchedActionSpace, numbers_o
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import IllegalActionError
 
-TINY = {"steps": 2, "refine": "off", "landing_steps": 0, "guidance_scale": 1.0}
+TINY = {"steps": 2, "refine": "off", "early_exit_steps": 0, "guidance_scale": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from addiffusion_env.errors import ConfigError, EpisodeOverError, UnknownNameErr
 ID = "AdDiffusion-Emoji-v0"
 SETTINGS = {"steps": 3, "refine": "as_published", "max_decisions": 3, "guidance_scale": 1.0}
 MODES = ["next_step", "same_step", "disabled"]
-TINY = {"steps": 2, "refine": "off", "landing_steps": 0, "guidance_scale": 1.0}
+TINY = {"steps": 2, "refine": "off", "early_exit_steps": 0, "guidance_scale": 1.0}
 
 
 def made(mode, lanes=2, **settings):
@@ -179,8 +179,8 @@ WRAPPERS = {
 }
 OBSERVATION = {name for name in WRAPPERS if name.endswith("Observation")}
 OTHERS = {  # for other spaces, or tested elsewhere with the packages that they need
-    "GrayscaleObservation": "pictures",
-    "ResizeObservation": "pictures",
+    "GrayscaleObservation": "images",
+    "ResizeObservation": "images",
     "ClipAction": "Box actions",
     "RescaleAction": "Box actions",
     "RecordVideo": "below",
@@ -269,7 +269,7 @@ def test_a_reader_like_rllibs_records_the_decisions_that_were_played():
 
 
 @pytest.mark.parametrize("mode", ["next_step", "disabled"])
-def test_videos_show_the_finished_picture(mode, tmp_path):
+def test_videos_show_the_finished_image(mode, tmp_path):
     env = made(mode, render_mode="rgb_array")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # same_step warns that the last frame is missing

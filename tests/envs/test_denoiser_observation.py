@@ -1,4 +1,4 @@
-"""The observation that needs no preview: nothing is decoded or scored before the picture is finished."""
+"""The observation that needs no preview: nothing is decoded or scored before the image is finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_no_preview_is_decoded_or_scored_before_the_end():
     np.testing.assert_array_equal(first["features"], 0)
     result = episodes.step([0, 0])
     assert np.abs(result.observation["features"]).max() > 0
-    assert not result.infos[0]["has_look"] and result.infos[0]["clip_score"] == 0
+    assert not result.infos[0]["has_scores"] and result.infos[0]["clip_score"] == 0
     result = episodes.step([1, 1])
     counts = episodes.engine.counters
     assert (counts.looks, counts.decodes) == (0, 2)
@@ -46,7 +46,7 @@ def test_features_survive_a_restart():
     np.testing.assert_array_equal(other.observe()["features"], one.observe()["features"])
 
 
-def test_the_preset_shows_a_price_that_varies():
-    assert EnvSettings.of(observation_keys="denoiser", price=[0, 0.03]).keys()[-1] == "price"
+def test_the_preset_shows_a_cost_that_varies():
+    assert EnvSettings.of(observation_keys="denoiser", cost_per_nfe=[0, 0.03]).keys()[-1] == "cost_per_nfe"
     with pytest.raises(UnknownNameError, match="denoiser"):
         EnvSettings.of(observation_keys="denoizer")

@@ -23,7 +23,7 @@ EMOJI = [name for name, settings in ENVIRONMENTS.items() if settings["backbone"]
 
 @pytest.fixture
 def env():
-    return AdDiffusionEnv(steps=3, refine="retry")
+    return AdDiffusionEnv(steps=3, refine="resample_short")
 
 
 def rollout(env, actions, seed=0, **kwargs):
@@ -55,7 +55,7 @@ def test_observation_is_the_specified_dict(env):
         "quality": (8,),
     }
     assert all(value.dtype == np.float32 for value in observation.values())
-    assert not observation["clip"][:128].any()  # no picture yet
+    assert not observation["clip"][:128].any()  # no image yet
     assert np.linalg.norm(observation["clip"][128:]) == pytest.approx(1, abs=1e-4)  # but a prompt
 
 
@@ -69,10 +69,10 @@ def test_continue_to_the_end(env):
     assert sum(last["reward_terms"].values()) == pytest.approx(trail[-1][1])
 
 
-def test_stop_terminates_with_a_landed_picture(env):
+def test_stop_terminates_with_a_finished_image(env):
     trail = rollout(env, [0, 1])
     assert trail[-1][2] and not trail[-1][3]
-    assert trail[-1][4]["nfe"] == 3  # one step, and a landing in two
+    assert trail[-1][4]["nfe"] == 3  # one step, and an early exit in two
 
 
 def test_refine_spends_and_stays(env):
@@ -94,19 +94,19 @@ def test_the_same_seed_gives_the_same_episodes(env):
     assert env.reset()[1]["prompt_id"] == second_episode["prompt_id"]
 
 
-def test_options_choose_prompt_id_seed_and_price(env):
-    options = {"prompt": "a photo of a red cup", "prompt_id": "mine", "seed": 7, "price": 0.5}
+def test_options_choose_prompt_id_seed_and_cost(env):
+    options = {"prompt": "a photo of a red cup", "prompt_id": "mine", "seed": 7, "cost_per_nfe": 0.5}
     info = rollout(env, [], options=options)[0][4]
     assert {key: info[key] for key in options} == options
 
 
 def test_illegal_actions(env):
     env.reset(seed=0)
-    *_, info = env.step(2)  # no picture to refine yet: goes on, and says so
+    *_, info = env.step(2)  # no image to refine yet: goes on, and says so
     assert info["illegal_action"] and info["action"] == 0 and info["refinements"] == 0
     with pytest.raises(IllegalActionError, match=r"action 3 is none of 0, 1, 2"):
         env.step(3)
-    strict = AdDiffusionEnv(steps=3, refine="retry", strict=True)
+    strict = AdDiffusionEnv(steps=3, refine="resample_short", strict=True)
     strict.reset(seed=0)
     assert strict.action_masks().tolist() == [True, True, False]
     with pytest.raises(IllegalActionError, match="refine is not legal at step 0"):
@@ -153,11 +153,11 @@ def test_a_frame_of_a_long_episode_can_be_drawn():
     assert render_frame(np.zeros((64, 64, 3), np.uint8), [0] * 500, 500.0, "long").shape == (296, 256, 3)
 
 
-def test_a_drawn_price_is_observed():
-    env = AdDiffusionEnv(steps=2, price=[0.01, 0.03])
+def test_a_drawn_cost_is_observed():
+    env = AdDiffusionEnv(steps=2, cost_per_nfe=[0.01, 0.03])
     observation, info = env.reset(seed=1)
-    assert 0.01 <= info["price"] <= 0.03
-    assert observation["price"][0] == pytest.approx(info["price"] / 0.03)
+    assert 0.01 <= info["cost_per_nfe"] <= 0.03
+    assert observation["cost_per_nfe"][0] == pytest.approx(info["cost_per_nfe"] / 0.03)
 
 
 def test_a_prompt_over_the_window_is_refused(env):
@@ -213,7 +213,7 @@ def test_a_mistyped_name_is_refused(settings, error, wrong):
     [
         ({"device": "cuba"}, "unknown device 'cuba'\n  -> use auto, cpu, cuda"),
         ({"reward": {"terminal_bonus": {"centr": 1}}}, "'terminal_bonus' 'centr'\n  -> did you mean 'centre'"),
-        ({"price": [0.3, 0.1]}, "price must be .* with 0 <= low <= high"),
+        ({"cost_per_nfe": [0.3, 0.1]}, "cost_per_nfe must be .* with 0 <= low <= high"),
         ({"dtype": "float16"}, "float16 was asked for on the CPU"),
         ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
         ({"solver": "euler_flow"}, "euler_flow is for rectified flows"),

@@ -10,12 +10,12 @@ from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.envs.slot import longest_episode
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 
-CHEAP = {"steps": 3, "landing_steps": 0, "guidance_scale": 1.0}
+CHEAP = {"steps": 3, "early_exit_steps": 0, "guidance_scale": 1.0}
 KINDS = {
     "off": {"refine": "off"},
     "a region": {"refine": "as_published"},
-    "checked tries": {"refine": {"preset": "again", "return_to": 2}, "check_finished": True},
-    "blind": {"refine": "restart", "observation_keys": "denoiser", "reward": {"terminal_bonus": 1.0}},
+    "checked tries": {"refine": {"preset": "resample_keep_best", "return_to": 2}, "check_finished": True},
+    "blind": {"refine": "resample", "observation_keys": "denoiser", "reward": {"terminal_bonus": 1.0}},
     "cut": {"refine": "off", "max_decisions": 2},
 }
 
@@ -49,14 +49,14 @@ def test_every_info_of_two_episodes_has_the_same_form(kind):
 def test_what_is_in_an_info():
     env = AdDiffusionEnv(**CHEAP, refine="as_published")
     _, first = env.reset(seed=0)
-    blank = {"action": -1, "illegal_action": False, "has_look": False, "has_image": False, "nfe": 0.0}
+    blank = {"action": -1, "illegal_action": False, "has_scores": False, "has_image": False, "nfe": 0.0}
     assert {key: first[key] for key in blank} == blank
     assert not first["image"].any() and not first["refine_mask"].any() and set(first["reward_terms"].values()) == {0}
     assert first["action_trace"].tolist() == [-1] * 7 and first["image"].shape == (64, 64, 3)
     env.step(0)
     *_, again = env.step(2)
     assert again["action_trace"].tolist() == [0, 2, -1, -1, -1, -1, -1]
-    assert again["has_look"] and again["refine_mask"].max() > 0.5 and first["refine_mask"].max() == 0
+    assert again["has_scores"] and again["refine_mask"].max() > 0.5 and first["refine_mask"].max() == 0
     kept = again["refine_mask"].copy()
     again["refine_mask"][:] = 7  # a client's own to change: the lane keeps its region
     np.testing.assert_array_equal(env.episodes.lane(0).refine_mask, kept)
@@ -66,7 +66,7 @@ def test_what_is_in_an_info():
 
 
 def test_a_trace_holds_the_longest_episode():
-    for refine in ("off", "restart", "retry", {"preset": "again", "limit": 3}):
+    for refine in ("off", "resample", "resample_short", {"preset": "resample_keep_best", "limit": 3}):
         config = refine_config(refine)
         process = ProcessConfig(steps=4, check_finished=config.accept == "best", refine=config)
         env = AdDiffusionEnv(**{**CHEAP, "steps": 4}, refine=config, check_finished=process.check_finished)
@@ -88,7 +88,7 @@ def test_buffers_made_from_the_first_info_hold_all():
     for row, info in enumerate(infos):
         for key in numbers:
             buffer[key][row] = info[key]
-    assert {"action_trace", "image", "refine_mask", "nfe", "has_look"} <= set(numbers)
+    assert {"action_trace", "image", "refine_mask", "nfe", "has_scores"} <= set(numbers)
     assert buffer["has_image"].tolist() == [False] * 4 + [True]
     np.testing.assert_array_equal(buffer["image"][-1], infos[-1]["image"])
     assert [int((row >= 0).sum()) for row in buffer["action_trace"]] == [0, 1, 2, 3, 4]

@@ -14,7 +14,7 @@ from addiffusion_env.agents.policy_file import find_policy, load_config
 from addiffusion_env.config import compose_config
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.evaluation.choices import make_methods
+from addiffusion_env.evaluation.choices import make_samplers
 from addiffusion_env.rewards import PRESETS, make_reward
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,18 +37,18 @@ def test_the_shipped_policy_records_the_process_of_the_id(emoji):
         assert settings.process(emoji.capabilities, "emoji").steps == 6
     assert recorded.process(emoji.capabilities, "emoji") == SETTINGS.process(emoji.capabilities, "emoji")
     assert make_reward(recorded.reward).identity == make_reward(SETTINGS.reward).identity
-    assert recorded.price_range() == SETTINGS.price_range() == (0.0, 0.03)
+    assert recorded.cost_range() == SETTINGS.cost_range() == (0.0, 0.03)
     assert recorded.keys() == SETTINGS.keys()
     # Everything else that a setting could change is the same field by field.
-    resolved = {"steps", "spacing", "solver", "guidance_scale", "guidance_interval", "landing_steps", "decide_at"}
-    resolved |= {"check_finished", "refine", "reward", "price", "observation_keys"}
+    resolved = {"steps", "spacing", "solver", "guidance_scale", "guidance_interval", "early_exit_steps", "decide_at"}
+    resolved |= {"check_finished", "refine", "reward", "cost_per_nfe", "observation_keys"}
     others = [item.name for item in fields(SETTINGS) if item.name not in resolved]
     assert {name: getattr(recorded, name) for name in others} == {name: getattr(SETTINGS, name) for name in others}
 
 
 def test_an_evaluation_without_a_policy_uses_the_process_of_the_id(emoji):
     config = OmegaConf.to_container(compose_config(CONFIGS, "eval"), resolve=True)
-    _, settings = make_methods(config)
+    _, settings = make_samplers(config)
     assert settings.process(emoji.capabilities, "emoji") == SETTINGS.process(emoji.capabilities, "emoji")
 
 
@@ -61,8 +61,8 @@ def test_the_first_version_stays_as_it_was(emoji):
     process = old.process(emoji.capabilities, "emoji")
     assert (process.steps, process.spacing, process.solver, process.guidance_scale) == (8, "coarse_fine", "ddim", 4.0)
     assert (process.guidance_interval, process.decide_at, process.check_finished) == (None, None, False)
-    assert process.refine == REFINE_PRESETS["restart"]
-    assert old.price_range() == (0.01, 0.01)
+    assert process.refine == REFINE_PRESETS["resample"]
+    assert old.cost_range() == (0.01, 0.01)
     assert old.keys() == ("clip", "timestep", "quality")
     assert make_reward(old.reward).terms == PRESETS["default"]
     bonus = PRESETS["default"]["terminal_bonus"]

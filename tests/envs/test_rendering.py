@@ -1,4 +1,4 @@
-"""What an episode looks like: frames, film strips, regions, the window, Gymnasium's recording wrappers."""
+"""What an episode looks like: frames, filmstrips, regions, the window, Gymnasium's recording wrappers."""
 
 import sys
 
@@ -11,7 +11,7 @@ from gymnasium.wrappers.vector import RecordVideo as RecordVectorVideo
 
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.envs.rendering import ACTION_COLOURS, Cell, draw_film, longest_episode, overlay_mask, tiled
+from addiffusion_env.envs.rendering import ACTION_COLOURS, Cell, draw_filmstrip, longest_episode, overlay_mask, tiled
 from addiffusion_env.envs.settings import refine_config
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError, MissingPackageError, UnknownNameError
@@ -20,7 +20,7 @@ PROMPT = {"prompt": "a photo of a red cup left of a dog"}
 BAR_PLACE = (96 + 4, 40)  # row and column within the first cell's bar
 
 
-def begun(render_mode, refine="retry", **settings):
+def begun(render_mode, refine="resample_short", **settings):
     env = AdDiffusionEnv(steps=3, refine=refine, render_mode=render_mode, **settings)
     env.reset(seed=0, options=PROMPT)
     return env
@@ -41,8 +41,8 @@ def test_a_region_is_a_value_in_info_and_marked_in_the_frame():
     assert not (env.render()[:256] == ACTION_COLOURS[2]).all(-1).any()
 
 
-def test_a_new_try_of_the_whole_picture_has_no_region():
-    env = begun("rgb_array", refine="retry")
+def test_a_new_try_of_the_whole_image_has_no_region():
+    env = begun("rgb_array", refine="resample_short")
     env.step(0)
     *_, info = env.step(2)
     assert info["refinements"] == 1 and "refine_mask" not in info
@@ -61,38 +61,38 @@ def test_overlay_tints_by_strength_and_outlines_the_region():
     np.testing.assert_array_equal(overlay_mask(pixels, np.zeros((4, 4))), pixels)
 
 
-def test_film_grows_by_a_cell_a_decision_and_keeps_its_size():
-    env = begun("film", refine="as_published")
+def test_filmstrip_grows_by_a_cell_a_decision_and_keeps_its_size():
+    env = begun("filmstrip", refine="as_published")
     size = env.render().shape
     assert (env.render() == 255).all()  # nothing has happened yet
     for place, action in enumerate([0, 2, 1]):
         env.step(action)
-        film = env.render()
-        assert film.shape == size
-        assert (film[BAR_PLACE[0], BAR_PLACE[1] + 96 * place] == ACTION_COLOURS[action]).all()
-        assert (film[:, 96 * (place + 1) : 96 * 10] == 255).all()
+        filmstrip = env.render()
+        assert filmstrip.shape == size
+        assert (filmstrip[BAR_PLACE[0], BAR_PLACE[1] + 96 * place] == ACTION_COLOURS[action]).all()
+        assert (filmstrip[:, 96 * (place + 1) : 96 * 10] == 255).all()
     env.reset()
     assert (env.render() == 255).all()
 
 
-def test_film_is_of_no_use_before_it_is_asked_for():
+def test_filmstrip_is_of_no_use_before_it_is_asked_for():
     assert begun(None).render() is None
-    assert not begun("rgb_array").view.films[0]
+    assert not begun("rgb_array").view.filmstrips[0]
 
 
 def test_longest_episode_is_as_long_as_one_that_does_everything():
     for process in (
-        ProcessConfig(steps=3, refine=refine_config({"preset": "retry", "limit": 2})),
+        ProcessConfig(steps=3, refine=refine_config({"preset": "resample_short", "limit": 2})),
         ProcessConfig(
             steps=6,
             decide_at=(3, 4),
             check_finished=True,
-            refine=refine_config({"preset": "again", "limit": 2}),
+            refine=refine_config({"preset": "resample_keep_best", "limit": 2}),
         ),
         ProcessConfig(steps=3, refine=refine_config("off")),
     ):
         settings = {"refine": process.refine, "decide_at": process.decide_at, "check_finished": process.check_finished}
-        env = AdDiffusionEnv(steps=process.steps, render_mode="film", **settings)
+        env = AdDiffusionEnv(steps=process.steps, render_mode="filmstrip", **settings)
         env.reset(seed=0, options=PROMPT)
         decisions, over = 0, False
         while not over:
@@ -107,9 +107,9 @@ def test_longest_episode_is_as_long_as_one_that_does_everything():
 
 def test_a_long_strip_shows_its_end():
     cells = [Cell(np.zeros((8, 8, 3), np.uint8), action) for action in (0, 0, 0, 1)]
-    film = draw_film(cells, room=2)
-    assert film.shape == (122, 192, 3)
-    assert (film[BAR_PLACE[0], BAR_PLACE[1] + 96] == ACTION_COLOURS[1]).all()
+    filmstrip = draw_filmstrip(cells, room=2)
+    assert filmstrip.shape == (122, 192, 3)
+    assert (filmstrip[BAR_PLACE[0], BAR_PLACE[1] + 96] == ACTION_COLOURS[1]).all()
 
 
 def test_lists_of_frames_through_make():
@@ -189,7 +189,7 @@ def frames_of(path):
         return len(list(clip.iter_frames())), tuple(clip.size)
 
 
-@pytest.mark.parametrize(("mode", "size"), [("rgb_array", (256, 296)), ("film", (960, 122))])
+@pytest.mark.parametrize(("mode", "size"), [("rgb_array", (256, 296)), ("filmstrip", (960, 122))])
 def test_record_video(mode, size, tmp_path):
     pytest.importorskip("moviepy", reason="RecordVideo needs the extra [render]")
     env = RecordVideo(gym.make("AdDiffusion-Emoji-v0", steps=6, render_mode=mode), str(tmp_path), lambda episode: True)
@@ -235,14 +235,14 @@ def test_record_episode_statistics_of_a_vector_environment():
     assert infos["episode"]["l"].tolist() == [3, 0] and infos["episode"]["r"][0] == pytest.approx(total[0], abs=1e-5)
 
 
-def test_a_vector_environments_masks_and_films():
-    env = AdDiffusionVectorEnv(2, steps=3, refine="as_published", render_mode="film")
+def test_a_vector_environments_masks_and_filmstrips():
+    env = AdDiffusionVectorEnv(2, steps=3, refine="as_published", render_mode="filmstrip")
     env.reset(seed=0)
     env.step(np.array([0, 0]))
     *_, infos = env.step(np.array([2, 1]))
     assert infos["refine_mask"].shape == (2, 16, 16) and infos["refine_mask"].any((1, 2)).tolist() == [True, False]
-    films = env.render()
-    # Lane 1 ended and has begun anew; its film is still the old one's, whole.
-    assert (films[1][BAR_PLACE[0], BAR_PLACE[1] + 96] == ACTION_COLOURS[1]).all()
+    filmstrips = env.render()
+    # Lane 1 ended and has begun anew; its filmstrip is still the old one's, whole.
+    assert (filmstrips[1][BAR_PLACE[0], BAR_PLACE[1] + 96] == ACTION_COLOURS[1]).all()
     env.step(np.array([0, 0]))
     assert (env.render()[1][BAR_PLACE[0], BAR_PLACE[1] + 96] == 255).all()

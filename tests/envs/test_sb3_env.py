@@ -10,7 +10,7 @@ from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError
 
-SETTINGS = {"steps": 2, "refine": "retry"}
+SETTINGS = {"steps": 2, "refine": "resample_short"}
 
 
 def test_equals_the_vector_env_and_reports_terminal_observations():

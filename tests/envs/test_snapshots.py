@@ -17,8 +17,13 @@ from addiffusion_env.errors import ConfigError, EpisodeOverError, ResumeError
 from addiffusion_env.prompts import Prompt
 
 ID = "AdDiffusion-Emoji-v0"
-RICH = {"steps": 3, "refine": "as_published", "price": [0.0, 0.02], "guidance_scale": 1.0, "landing_steps": 0}
-TRIES = {"steps": 3, "refine": {"preset": "again", "return_to": 2}, "check_finished": True, "guidance_scale": 1.0}
+RICH = {"steps": 3, "refine": "as_published", "cost_per_nfe": [0.0, 0.02], "guidance_scale": 1.0, "early_exit_steps": 0}
+ATTEMPTS = {
+    "steps": 3,
+    "refine": {"preset": "resample_keep_best", "return_to": 2},
+    "check_finished": True,
+    "guidance_scale": 1.0,
+}
 COPIES = {"pickle": lambda env: pickle.loads(pickle.dumps(env)), "deepcopy": copy.deepcopy}
 
 
@@ -27,9 +32,9 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("way", COPIES)
-@pytest.mark.parametrize("settings", [RICH, TRIES], ids=["regions", "tries"])
+@pytest.mark.parametrize("settings", [RICH, ATTEMPTS], ids=["regions", "attempts"])
 def test_a_copy_goes_on_as_the_environment_does(way, settings):
-    env = gym.make(ID, **settings, render_mode="film")
+    env = gym.make(ID, **settings, render_mode="filmstrip")
     env.reset(seed=3)
     for actions in ((0, 2), (0,), (1, 1)):  # a copy at three moments
         other = COPIES[way](env)
@@ -108,12 +113,12 @@ def test_a_search_comes_back_to_where_it_was_any_number_of_times(make):
 
 
 def test_a_snapshot_of_one_environment_opens_in_another():
-    one, other = AdDiffusionEnv(**RICH, render_mode="film"), AdDiffusionEnv(**RICH, render_mode="film")
+    one, other = AdDiffusionEnv(**RICH, render_mode="filmstrip"), AdDiffusionEnv(**RICH, render_mode="filmstrip")
     one.reset(seed=5)
     one.step(0)
-    film = one.render()
+    filmstrip = one.render()
     other.restore(one.snapshot())
-    np.testing.assert_array_equal(other.render(), film)
+    np.testing.assert_array_equal(other.render(), filmstrip)
     assert same(one.step(2), other.step(2))
     with pytest.raises(ResumeError, match="the snapshot has 1 lanes, this environment 2\n  -> use as many"):
         AdDiffusionVectorEnv(2, **RICH).restore(one.snapshot())

@@ -10,7 +10,7 @@ from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError
 
-SETTINGS = {"steps": 3, "refine": "retry"}
+SETTINGS = {"steps": 3, "refine": "resample_short"}
 PLAN = np.array([[0, 0, 1], [2, 0, 0], [0, 2, 1], [0, 0, 0], [1, 0, 0]])  # a row a step, a column a lane
 
 
@@ -55,7 +55,7 @@ def test_a_wave_of_lanes_is_one_denoiser_call():
     env.reset(seed=0)
     env.step(np.zeros(4, int))
     counters = env.episodes.engine.counters
-    assert (counters.denoiser_batches, counters.evaluations, counters.look_batches) == (1, 4, 1)
+    assert (counters.denoiser_batches, counters.evaluations, counters.score_batches) == (1, 4, 1)
 
 
 def test_options_may_differ_by_lane():

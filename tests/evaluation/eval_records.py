@@ -3,17 +3,17 @@
 from addiffusion_env.evaluation.records import Record, uid_of
 
 
-def record(method="m", prompt=0, seed=0, nfe=8.0, preference=0.0, correct=True, actions=(0, 0), **more):
+def record(sampler="m", prompt=0, seed=0, nfe=8.0, preference=0.0, correct=True, actions=(0, 0), **more):
     """One record; ``prompt`` is a number, and so is the task it belongs to."""
     fields = {
-        "uid": uid_of(method, f"p{prompt:04d}", seed),
-        "variant": method,
-        "method": method,
+        "uid": uid_of(sampler, f"p{prompt:04d}", seed),
+        "variant": sampler,
+        "sampler": sampler,
         "backbone": "emoji",
         "prompt": f"a photo of thing {prompt}",
         "prompt_id": f"p{prompt:04d}",
         "task": ("single", "position")[prompt % 2],
-        "demands": 1 + prompt % 4,
+        "constraints": 1 + prompt % 4,
         "seed": seed,
         "nfe": float(nfe),
         "network_calls": int(2 * nfe),

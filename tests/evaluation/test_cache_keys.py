@@ -20,11 +20,11 @@ from addiffusion_env.backbones.identity import described
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import ConfigError, ResumeError
-from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.evaluation.manifest import Manifest, SamplerEntry
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.table import AttemptTable
-from addiffusion_lab.measured import _pictures, metrics_sections
+from addiffusion_lab.measured import _images, metrics_sections
 from addiffusion_lab.metrics import features
 from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.features import load_features
@@ -46,11 +46,11 @@ def other_emoji(emoji):
 def with_other_dino(scorers):
     dino = copy.copy(scorers.dino)
     dino.chunk = 3
-    return LookScorers(scorers.clip, scorers.preference, dino)
+    return ImageScorers(scorers.clip, scorers.preference, dino)
 
 
 def red(images, prompts):
-    """A judge: pictures that are rather red."""
+    """A judge: images that are rather red."""
     return [bool(image[0].mean() > 0) for image in images]
 
 
@@ -66,14 +66,14 @@ TABLE = {
     "no judge": lambda recorder, other: replace(recorder, judge=None),
     "schedule": lambda recorder, other: replace(recorder, process=replace(recorder.process, guidance_scale=3.0)),
     "solver's spacing": lambda recorder, other: replace(recorder, process=replace(recorder.process, spacing="leading")),
-    "tries": lambda recorder, other: replace(recorder, attempts=2),
+    "attempts": lambda recorder, other: replace(recorder, attempts=2),
     "features": lambda recorder, other: replace(recorder, features=True),
 }
 
 
 @pytest.fixture
 def recorder(emoji, scorers):
-    refine = replace(REFINE_PRESETS["again"], return_to=1)
+    refine = replace(REFINE_PRESETS["resample_keep_best"], return_to=1)
     process = ProcessConfig(steps=2, decide_at=(1,), check_finished=True, refine=refine)
     return Recorder(emoji, scorers, process, 1, red)
 
@@ -85,9 +85,9 @@ def test_a_table_is_read_by_what_would_record_it_alone(thing, recorder, other_em
 
 
 def test_tables_of_two_models_lie_beside_each_other_and_are_not_joined(recorder, other_emoji, prompts, tmp_path):
-    pictures = [(prompts[0], 0)]
-    first = recorder.record_shards(pictures, tmp_path)
-    second = replace(recorder, backbone=other_emoji).record_shards(pictures, tmp_path)
+    images = [(prompts[0], 0)]
+    first = recorder.record_shards(images, tmp_path)
+    second = replace(recorder, backbone=other_emoji).record_shards(images, tmp_path)
     assert len(list(tmp_path.glob("tries-*.parquet"))) == 2
     assert not np.allclose(first.preference, second.preference, equal_nan=True)
     kept = [AttemptTable.load(path) for path in sorted(tmp_path.glob("*.parquet"))]
@@ -99,7 +99,7 @@ def test_tables_of_two_models_lie_beside_each_other_and_are_not_joined(recorder,
     assert len(list(tmp_path.glob("tries-*.parquet"))) == 3
 
 
-ENV = {"steps": 2, "refine": "retry", "price": 0.01, "prompts": ["a photo of a dog"]}
+ENV = {"steps": 2, "refine": "resample_short", "cost_per_nfe": 0.01, "prompts": ["a photo of a dog"]}
 
 
 def checkpointed(folder: Path) -> None:
@@ -144,12 +144,12 @@ def test_a_frontier_of_another_model_is_warned_of(emoji, scorers, other_emoji):
     own = {"backbone": digest_of(described(emoji)), "scorers": digest_of(described(scorers))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe._priced(None, 6.0)  # a policy of before: nobody knows
-        pipe.method.config = replace(pipe.method.config, identity=own)
-        pipe._priced(None, 6.0)
-    moved = AdaptivePipeline(other_emoji, pipe.method, scorers=with_other_dino(scorers))
+        pipe._with_cost(None, 6.0)  # a policy of before: nobody knows
+        pipe.sampler.config = replace(pipe.sampler.config, identity=own)
+        pipe._with_cost(None, 6.0)
+    moved = AdaptivePipeline(other_emoji, pipe.sampler, scorers=with_other_dino(scorers))
     with pytest.warns(UserWarning, match="measured with another backbone and scorers"):
-        moved._priced(None, 6.0)
+        moved._with_cost(None, 6.0)
 
 
 def test_a_policys_file_keeps_what_its_frontier_was_measured_on():
@@ -169,18 +169,18 @@ def test_a_report_of_what_a_policy_was_before_is_not_what_it_is_now(tmp_path):
     policy, report = shutil.copytree(PRETRAINED / "emoji", tmp_path / "policy"), tmp_path / "report"
     (policy / "results.json").unlink()
     report.mkdir()
-    row = {name: None for name in ("correct", "nfe", "preference", "seconds")} | {"method": "policy:x", "prompts": 2}
-    (report / "summary.json").write_text(json.dumps({"methods": [row], "focus": "policy:x"}))
+    row = {name: None for name in ("correct", "nfe", "preference", "seconds")} | {"sampler": "policy:x", "prompts": 2}
+    (report / "summary.json").write_text(json.dumps({"samplers": [row], "focus": "policy:x"}))
     settings = {"judges": [], "benchmark": None, "prompt_source": "emoji", "seeds": [0], "policy": "runs/x"}
-    method = {"name": "policy:x", "fingerprint": folder_digest(policy)}
-    (report / "evaluation.json").write_text(json.dumps({"settings": settings, "methods": [method]}))
-    assert read_results(policy)["rows"][0]["method"] == "policy:x"
+    sampler = {"name": "policy:x", "fingerprint": folder_digest(policy)}
+    (report / "evaluation.json").write_text(json.dumps({"settings": settings, "samplers": [sampler]}))
+    assert read_results(policy)["rows"][0]["sampler"] == "policy:x"
     config = policy / "config.json"
-    config.write_text(config.read_text().replace('"highest_price": 0.03', '"highest_price": 0.04'))
+    config.write_text(config.read_text().replace('"highest_cost_per_nfe": 0.03', '"highest_cost_per_nfe": 0.04'))
     assert read_results(policy) is None
 
 
-def test_reference_pictures_do_not_outlive_the_model(emoji):
+def test_reference_images_do_not_outlive_the_model(emoji):
     env = AdDiffusionEnv(backbone=copy.copy(emoji), steps=2, reference_steps=1, refine="off")
     options = {"prompt": "a photo of a dog", "seed": 3}
     env.reset(seed=0, options=options)
@@ -196,7 +196,7 @@ def test_reference_pictures_do_not_outlive_the_model(emoji):
 
 
 @pytest.mark.parametrize("change", [{"weights": "dino"}, {"features": "clip"}])
-def test_reference_features_are_kept_by_network_and_pictures(change, tmp_path):
+def test_reference_features_are_kept_by_network_and_images(change, tmp_path):
     network = load_features(MetricSettings(features="dino"))
     assert network.identity == load_features(MetricSettings(features="dino")).identity
     if "weights" in change:
@@ -211,10 +211,10 @@ def test_reference_features_are_kept_by_network_and_pictures(change, tmp_path):
         save_file({name: value * 0.9 for name, value in load_file(path).items()}, path)
         change = {"weights": str(folder)}
     other = load_features(MetricSettings(**{"features": "dino", **change}))
-    from addiffusion_lab.metrics.pictures import Pictures
+    from addiffusion_lab.metrics.images import Images
 
-    pictures = Pictures.of(torch.zeros(2, 3, 64, 64))
-    assert FeatureCache.key(pictures, network) != FeatureCache.key(pictures, other)
+    images = Images.of(torch.zeros(2, 3, 64, 64))
+    assert FeatureCache.key(images, network) != FeatureCache.key(images, other)
 
 
 def test_reference_features_are_kept_by_package(monkeypatch):
@@ -231,7 +231,7 @@ REPLY = {
     "path behind a gateway": ("openai:qwen", {"base_url": "http://localhost:8000/team/v1"}, "p", "a", "b"),
     "longest reply": ("openai:qwen", {"max_output_tokens": 9}, "p", "a", "b"),
     "prompt": ("openai:qwen", {}, "q", "a", "b"),
-    "picture": ("openai:qwen", {}, "p", "c", "b"),
+    "image": ("openai:qwen", {}, "p", "c", "b"),
     "order": ("openai:qwen", {}, "p", "b", "a"),
 }
 
@@ -245,8 +245,8 @@ def test_a_reply_is_read_for_its_own_question_alone(thing, monkeypatch):
     assert ReplyCache.key(make_client(spec, **{**base, **options}), *asked) != first
 
 
-def manifest_of(*methods: str, **changes) -> Manifest:
-    entries = tuple(MethodEntry(name, variant, {}) for name, variant in (m.split("=") for m in methods))
+def manifest_of(*samplers: str, **changes) -> Manifest:
+    entries = tuple(SamplerEntry(name, variant, {}) for name, variant in (m.split("=") for m in samplers))
     return Manifest(entries, "emoji", ("p",), "", (0,), (), 0.02, {}, {}, **{"identity": {"backbone": 1}, **changes})
 
 
@@ -259,16 +259,16 @@ def manifest_of(*methods: str, **changes) -> Manifest:
         (replace(manifest_of("a=1", "b=2"), seeds=(1,)), False),
         (replace(manifest_of("a=1", "b=2"), prompt_keys=("q",)), False),
     ],
-    ids=["the same", "one more method", "another model", "other seeds", "other prompts"],
+    ids=["the same", "one more sampler", "another model", "other seeds", "other prompts"],
 )
-def test_what_was_measured_on_other_pictures_is_not_reported(manifest, shown, tmp_path):
+def test_what_was_measured_on_other_images_is_not_reported(manifest, shown, tmp_path):
     measured = manifest_of("a=1", "b=2")
     value = {"name": "psnr", "value": 30.0, "spread": None, "higher_is_better": True, "n": 1, "backend": "own"}
     row = {**value, "settings": {}, "notes": []}
-    kept = {"reference": "b", "methods": {"a": {"psnr": row}}, "pictures": _pictures(measured)}
+    kept = {"reference": "b", "samplers": {"a": {"psnr": row}}, "images": _images(measured)}
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
     assert [section.title for section in metrics_sections(tmp_path, manifest)] == ["Metrics"] * shown
-    del kept["pictures"]  # of an older version: shown beside a manifest of its age alone
+    del kept["images"]  # of an older version: shown beside a manifest of its age alone
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
     assert metrics_sections(tmp_path, manifest) == []
     assert len(metrics_sections(tmp_path, replace(manifest, identity={}))) == 1

@@ -56,7 +56,7 @@ def test_entropy_of_a_fair_choice_is_one_bit():
 
 
 def test_regret_against_planted_utilities():
-    price = 0.1
+    cost_per_nfe = 0.1
     easy = {4: 1.0, 8: 1.2}
     hard = {4: -1.0, 8: 1.0}
     constants = {
@@ -67,16 +67,16 @@ def test_regret_against_planted_utilities():
         for nfe in (4, 8)
     }
     # The best constant is 8: (1.2 + 1.0) / 2 - .8 = .3; the oracle takes 4 for the easy: (.6 + .2) / 2 = .4.
-    found = regret_in(constants["fixed:4"], constants, price)
+    found = regret_in(constants["fixed:4"], constants, cost_per_nfe)
     assert found.best_constant == "fixed:8"
     assert found.constant_utility == pytest.approx(0.3)
     assert found.oracle_utility == pytest.approx(0.4)
     assert found.oracle_nfe == 6
     assert found.to_constant == pytest.approx(0.3 - (0.0 - 0.4))
     wise = [constants["fixed:4" if n % 2 == 0 else "fixed:8"][n] for n in range(10)]
-    assert regret_in(wise, constants, price).to_oracle == pytest.approx(0.0)
-    assert regret_in(wise, constants, price).to_constant < 0
-    assert regret_in(wise, {}, price) is None
+    assert regret_in(wise, constants, cost_per_nfe).to_oracle == pytest.approx(0.0)
+    assert regret_in(wise, constants, cost_per_nfe).to_constant < 0
+    assert regret_in(wise, {}, cost_per_nfe) is None
 
 
 def test_nothing_to_judge_is_refused():

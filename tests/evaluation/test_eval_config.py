@@ -19,7 +19,7 @@ def test_it_has_the_keys_of_the_file_and_takes_its_values():
 @pytest.mark.parametrize(
     ("key", "value"),
     [  # a type, then what an evaluation asks beyond types; the sentences are those of tests/test_settings.py
-        ("prices", ["cheap"]),
+        ("costs_per_nfe", ["cheap"]),
         ("prompts", 0),
         ("shard_size", 0),
         ("max_lanes", "eight"),
@@ -33,10 +33,10 @@ def test_a_wrong_value_is_refused_by_its_key(key, value):
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("methods", [], "methods is empty and there is no policy"),
+        ("samplers", [], "samplers is empty and there is no policy"),
         ("margin", 0, "a margin must be above 0, got 0"),
         ("seeds", [], r"seeds must be one number or more, each at least 0, got \[\]"),
-        ("prices", [-1.0], r"prices must be one number or more, each at least 0, got \[-1.0\]"),
+        ("costs_per_nfe", [-1.0], r"costs_per_nfe must be one number or more, each at least 0, got \[-1.0\]"),
         ("seeds", [0, 2**63], "seeds must be at most 9223372036854775807"),
     ],
 )
@@ -47,11 +47,11 @@ def test_what_only_an_evaluation_refuses(key, value, sentence):
 
 def test_a_report_is_checked_before_the_training():
     eval_sb3.check_report(None)
-    eval_sb3.check_report({"prompts": 4, "methods": ["fixed:4"]})
-    with pytest.raises(ConfigError, match="did you mean 'methods'"):
+    eval_sb3.check_report({"prompts": 4, "samplers": ["fixed:4"]})
+    with pytest.raises(ConfigError, match="did you mean 'samplers'"):
         eval_sb3.check_report({"metods": ["fixed:4"]})
     with pytest.raises(LookupError, match="did you mean 'fixed'"):
-        eval_sb3.check_report({"methods": ["fixd:4"]})
+        eval_sb3.check_report({"samplers": ["fixd:4"]})
     with pytest.raises(ConfigError, match="must be a mapping, got 3"):
         eval_sb3.check_report(3)
 

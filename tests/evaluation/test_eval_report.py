@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from eval_records import record
 
-from addiffusion_env.baselines import named_traits
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import ConfigError, RunFolderError
-from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, read_manifest, write_text
+from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry, read_manifest, write_text
 from addiffusion_env.evaluation.plots import styles
 from addiffusion_env.evaluation.records import digest_of
 from addiffusion_env.evaluation.rendering import to_html, to_markdown
@@ -21,6 +19,8 @@ from addiffusion_env.evaluation.sections import Figure, Section, Table
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import reference_of, summarise
 from addiffusion_env.evaluation.tables import focus_of
+from addiffusion_env.samplers import named_traits
+from addiffusion_env.samplers.traits import Traits
 
 NAMES = ("policy:run@0.01", "fixed:4", "fixed:8", "fixed:20")
 EVIL = "<script>alert('x')</script> & a | pipe"
@@ -45,7 +45,7 @@ def world(count=48):
 def manifest_of(records, margin=0.01):
     ids = tuple(sorted({r.prompt_id for r in records}))
     return Manifest(
-        methods=tuple(MethodEntry(name, name, {"steps": 8}) for name in NAMES),
+        samplers=tuple(SamplerEntry(name, name, {"steps": 8}) for name in NAMES),
         backbone="emoji",
         prompt_ids=ids,
         prompts_digest=digest_of(ids),
@@ -54,7 +54,7 @@ def manifest_of(records, margin=0.01):
             MarginEntry(0.02, "2026-01-01T00:00:00+00:00", 0),
             MarginEntry(margin, "2026-01-02T00:00:00+00:00", 7),
         ),
-        price=0.02,
+        cost_per_nfe=0.02,
         settings={"prompts": len(ids), "note": EVIL},
         versions={"python": "3.11"},
     )
@@ -95,7 +95,7 @@ def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder
     assert page.tags.count("img") == 6
     for name in NAMES:
         assert name in page.text
-    assert "old" not in [row.method for row in report.summary.methods]
+    assert "old" not in [row.sampler for row in report.summary.samplers]
     assert "after 7 records" in page.text
     markdown = report.markdown.read_text(encoding="utf-8")
     assert {f"plots/{path.name}" for path in (folder / "plots").iterdir()} == set(
@@ -114,31 +114,31 @@ def test_the_summary_finds_what_was_planted(folder):
     records = world()
     found = summarise(records, manifest_of(records))
     assert (found.primary, found.focus, found.reference) == ("correct", NAMES[0], "fixed:20")
-    assert {row.method: row.nfe.estimate for row in found.methods}["policy:run@0.01"] == 5.5
+    assert {row.sampler: row.nfe.estimate for row in found.samplers}["policy:run@0.01"] == 5.5
     assert found.frontier.gain.low > 0
     assert found.difficulty.statistic > 0.9
     assert found.difficulty.p < 0.001
     assert found.non_inferiority.holds
     assert not found.behaviours[NAMES[0]].collapsed
     assert set(found.behaviours) == {NAMES[0]}
-    assert {row.method for row in found.pairs} == set(NAMES[1:])
+    assert {row.sampler for row in found.pairs} == set(NAMES[1:])
     assert found.regret.best_constant == "fixed:4"
     assert len(found.tasks) == 2 * len(NAMES)
     saved = json.loads((folder / "summary.json").read_text())
-    assert saved["methods"][0]["nfe"]["estimate"] == 5.5
+    assert saved["samplers"][0]["nfe"]["estimate"] == 5.5
 
 
-def test_no_two_methods_look_alike():
-    """Twenty methods beside four prices of the policy; the policy is told by its colour, its prices by their lines."""
-    prices = ("policy:run@0.01", "policy:run@0", "policy:run@0.02", "policy:run@0.03")
-    names = (*prices, *(f"threshold_retry:{n}" for n in range(20)), "fixed:4")
+def test_no_two_samplers_look_alike():
+    """Twenty samplers beside four costs per NFE of the policy; the policy is told by its colour, its costs per NFE by their lines."""
+    costs_per_nfe = ("policy:run@0.01", "policy:run@0", "policy:run@0.02", "policy:run@0.03")
+    names = (*costs_per_nfe, *(f"threshold_resample:{n}" for n in range(20)), "fixed:4")
     records = [record(name, n, nfe=4 + place, preference=n) for place, name in enumerate(names) for n in range(3)]
-    entries = tuple(MethodEntry(name, name, {}) for name in names)
-    drawn = styles(summarise(records, replace(manifest_of(records), methods=entries)))
+    entries = tuple(SamplerEntry(name, name, {}) for name in names)
+    drawn = styles(summarise(records, replace(manifest_of(records), samplers=entries)))
     assert set(drawn) == set(names) - {"fixed:4"}  # which is a point of the grey line
     assert len({(style.colour, style.marker, style.line) for style in drawn.values()}) == len(drawn)
-    assert len({drawn[name].colour for name in prices}) == 1
-    assert drawn[prices[0]].colour not in {drawn[name].colour for name in set(drawn) - set(prices)}
+    assert len({drawn[name].colour for name in costs_per_nfe}) == 1
+    assert drawn[costs_per_nfe[0]].colour not in {drawn[name].colour for name in set(drawn) - set(costs_per_nfe)}
 
 
 def test_without_verdicts_preference_is_primary_and_said_so():
@@ -149,7 +149,7 @@ def test_without_verdicts_preference_is_primary_and_said_so():
     ]
     found = summarise(records, manifest_of(records))
     assert found.primary == "preference"
-    assert all(row.correct is None for row in found.methods)
+    assert all(row.correct is None for row in found.samplers)
 
 
 def test_who_a_report_is_about():
@@ -184,12 +184,12 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path):
 
 
 def test_margins_are_remembered(tmp_path, emoji, scorers, prompts):
-    from addiffusion_env.baselines import make_method
     from addiffusion_env.engine.process import ProcessConfig
     from addiffusion_env.evaluation.manifest import write_manifest
-    from addiffusion_env.evaluation.runner import Stage, plan
+    from addiffusion_env.evaluation.runner import EvaluationContext, plan
+    from addiffusion_env.samplers import make_sampler
 
-    plans = plan([make_method("fixed:2")], prompts[:2], [0], Stage(emoji, scorers, ProcessConfig(steps=2)))
+    plans = plan([make_sampler("fixed:2")], prompts[:2], [0], EvaluationContext(emoji, scorers, ProcessConfig(steps=2)))
     first = write_manifest(tmp_path, plans, "emoji", {}, 0.01, 0.02)
     same = write_manifest(tmp_path, plans, "emoji", {}, 0.01, 0.02)
     assert first.margins == same.margins

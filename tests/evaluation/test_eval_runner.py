@@ -13,20 +13,20 @@ import torch
 from eval_records import record
 from rounding import assert_records_alike
 
-from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import ConfigError, NumericsError, UnknownNameError
-from addiffusion_env.evaluation.films import cast_roles, draw_film, read_films, shoot
+from addiffusion_env.evaluation.filmstrips import draw_filmstrip, pick_examples, read_filmstrips, render_filmstrips
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.runner import Stage, evaluate, plan
+from addiffusion_env.evaluation.runner import EvaluationContext, evaluate, plan
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers import make_sampler
+from addiffusion_env.samplers.base import BaseSampler
 
-METHODS = ("fixed:2", "best_of:2x1", "random:0.4")
+SAMPLERS_COMPARED = ("fixed:2", "best_of:2x1", "random:0.4")
 
 
-class StopWhenLiked(BaseMethod):
+class StopWhenLiked(BaseSampler):
     """Looks, and stops once the preview is liked."""
 
     usage = "liked:"
@@ -35,32 +35,32 @@ class StopWhenLiked(BaseMethod):
 
     def decide(self, requests):
         return [
-            int(Action.STOP if r.lane.look is not None and r.lane.look.preference[0] > -1 else Action.CONTINUE)
+            int(Action.STOP if r.lane.scores is not None and r.lane.scores.preference[0] > -1 else Action.CONTINUE)
             for r in requests
         ]
 
 
 @pytest.fixture(scope="module")
-def stage(emoji, scorers):
-    return Stage(emoji, scorers, ProcessConfig(steps=3), Judges.of(["emoji_detector", "sharpness"]))
+def context(emoji, scorers):
+    return EvaluationContext(emoji, scorers, ProcessConfig(steps=3), Judges.of(["emoji_detector", "sharpness"]))
 
 
 @pytest.fixture(scope="module")
-def methods():
-    return [make_method(spec) for spec in METHODS] + [StopWhenLiked()]
+def samplers():
+    return [make_sampler(spec) for spec in SAMPLERS_COMPARED] + [StopWhenLiked()]
 
 
 @pytest.fixture(scope="module")
-def whole(methods, prompts, stage, tmp_path_factory):
+def whole(samplers, prompts, context, tmp_path_factory):
     """(records, folder) of an unbroken run."""
     folder = tmp_path_factory.mktemp("whole")
-    return evaluate(methods, prompts[:3], [0, 1], stage, folder, max_lanes=4, shard_size=4, keep_pictures=True), folder
+    return evaluate(samplers, prompts[:3], [0, 1], context, folder, max_lanes=4, shard_size=4, keep_images=True), folder
 
 
-def test_every_picture_has_its_record_in_the_order_asked(whole, methods, prompts):
+def test_every_image_has_its_record_in_the_order_asked(whole, samplers, prompts):
     records, _ = whole
-    asked = [(m.name, p.prompt_id, seed) for m in methods for p in prompts[:3] for seed in (0, 1)]
-    assert [(r.method, r.prompt_id, r.seed) for r in records] == asked
+    asked = [(m.name, p.prompt_id, seed) for m in samplers for p in prompts[:3] for seed in (0, 1)]
+    assert [(r.sampler, r.prompt_id, r.seed) for r in records] == asked
     assert len({r.uid for r in records}) == len(records)
     for r in records:
         assert r.network_calls == 2 * r.nfe
@@ -71,48 +71,48 @@ def test_every_picture_has_its_record_in_the_order_asked(whole, methods, prompts
         assert r.decisions == len(r.actions)
 
 
-def test_records_do_not_depend_on_the_lanes(whole, methods, prompts, stage, tmp_path):
-    again = evaluate(methods, prompts[:3], [0, 1], stage, tmp_path, max_lanes=2, shard_size=3)
+def test_records_do_not_depend_on_the_lanes(whole, samplers, prompts, context, tmp_path):
+    again = evaluate(samplers, prompts[:3], [0, 1], context, tmp_path, max_lanes=2, shard_size=3)
     assert_records_alike(again, whole[0])
 
 
-def test_what_was_lost_is_made_again_to_the_last_bit(methods, prompts, stage, tmp_path):
-    """Pictures that shared a batch share it again, though their neighbours in the plan are there already."""
+def test_what_was_lost_is_made_again_to_the_last_bit(samplers, prompts, context, tmp_path):
+    """Images that shared a batch share it again, though their neighbours in the plan are there already."""
     sizes = {"max_lanes": 3, "shard_size": 3}
-    first = evaluate(methods[::3], prompts[:4], [0], stage, tmp_path, **sizes)
+    first = evaluate(samplers[::3], prompts[:4], [0], context, tmp_path, **sizes)
     shards = RecordStore(tmp_path / "records").shards()
     for lost in shards[1::2]:
         lost.unlink()
-    again = evaluate(methods[::3], prompts[:4], [0], stage, tmp_path, **sizes)
+    again = evaluate(samplers[::3], prompts[:4], [0], context, tmp_path, **sizes)
     assert len(shards) == 4
     assert [replace(r, seconds=0.0, peak_memory=None) for r in again] == [
         replace(r, seconds=0.0, peak_memory=None) for r in first
     ]
 
 
-def test_a_second_run_makes_nothing(whole, methods, prompts, stage, monkeypatch):
+def test_a_second_run_makes_nothing(whole, samplers, prompts, context, monkeypatch):
     records, folder = whole
-    monkeypatch.setattr(type(stage.backbone), "predict", None)
+    monkeypatch.setattr(type(context.backbone), "predict", None)
     told = []
-    again = evaluate(methods, prompts[:3], [0, 1], stage, folder, on_records=told.extend)
+    again = evaluate(samplers, prompts[:3], [0, 1], context, folder, on_records=told.extend)
     assert again == records
     assert len(told) == len(records)
 
 
-def test_what_a_new_judge_has_not_seen_is_made_beside(whole, methods, prompts, stage, tmp_path):
-    first = replace(stage, judges=Judges(stage.judges.verdict))
-    before = evaluate(methods[:1], prompts[:1], [0], first, tmp_path)
-    after = evaluate(methods[:1], prompts[:1], [0], stage, tmp_path)
+def test_what_a_new_judge_has_not_seen_is_made_beside(whole, samplers, prompts, context, tmp_path):
+    first = replace(context, judges=Judges(context.judges.verdict))
+    before = evaluate(samplers[:1], prompts[:1], [0], first, tmp_path)
+    after = evaluate(samplers[:1], prompts[:1], [0], context, tmp_path)
     assert (before[0].extra, set(after[0].extra)) == ({}, {"sharpness"})
     assert before[0].uid != after[0].uid and before[0].identity != after[0].identity
     assert {r.uid for r in RecordStore(tmp_path / "records").read()} == {before[0].uid, after[0].uid}
 
 
-def test_pictures_are_kept_on_request(whole):
+def test_images_are_kept_on_request(whole):
     records, folder = whole
-    pictures = RecordStore(folder / "records").pictures(r.uid for r in records)
-    assert len(pictures) == len(records)
-    assert all(png.startswith(b"\x89PNG") for png in pictures.values())
+    images = RecordStore(folder / "records").images(r.uid for r in records)
+    assert len(images) == len(records)
+    assert all(png.startswith(b"\x89PNG") for png in images.values())
 
 
 def test_an_unknown_judge_gets_the_nearest_name():
@@ -120,91 +120,91 @@ def test_an_unknown_judge_gets_the_nearest_name():
         Judges.of(["emoji_detektor"])
 
 
-def test_the_emoji_worlds_preference_can_be_asked_as_a_judge(stage, prompts, tmp_path):
-    """It says what the looks say: the same model on the same picture."""
-    judged = replace(stage, judges=Judges.of(["blip_preference"]))
-    (found,) = evaluate([make_method("fixed:2")], prompts[:1], [0], judged, tmp_path)
+def test_the_emoji_worlds_preference_can_be_asked_as_a_judge(context, prompts, tmp_path):
+    """It says what the looks say: the same model on the same image."""
+    judged = replace(context, judges=Judges.of(["blip_preference"]))
+    (found,) = evaluate([make_sampler("fixed:2")], prompts[:1], [0], judged, tmp_path)
     assert found.extra["blip_preference"] == pytest.approx(found.preference, abs=1e-3)
-    with pytest.raises(ConfigError, match="'dino' gives pictures no score"):
+    with pytest.raises(ConfigError, match="'dino' gives images no score"):
         Judges.of(["dino"])
 
 
-def test_a_prompt_without_requirements_has_no_verdict(stage, tmp_path):
-    (found,) = evaluate([make_method("fixed:1")], [Prompt.of("a dog")], [0], stage, tmp_path)
+def test_a_prompt_without_requirements_has_no_verdict(context, tmp_path):
+    (found,) = evaluate([make_sampler("fixed:1")], [Prompt.of("a dog")], [0], context, tmp_path)
     assert (found.correct, found.reason) == (None, "")
 
 
-def test_what_was_finished_before_an_error_is_kept(prompts, stage, tmp_path, monkeypatch):
+def test_what_was_finished_before_an_error_is_kept(prompts, context, tmp_path, monkeypatch):
     calls = []
-    predict = type(stage.backbone).predict
+    predict = type(context.backbone).predict
 
     def breaks(self, *args, **kwargs):
         calls.append(1)
         found = predict(self, *args, **kwargs)
         return replace(found, x0=torch.full_like(found.x0, float("nan"))) if len(calls) > 3 else found
 
-    monkeypatch.setattr(type(stage.backbone), "predict", breaks)
+    monkeypatch.setattr(type(context.backbone), "predict", breaks)
     with pytest.raises(NumericsError, match="NaN"):
-        evaluate([make_method("fixed:1")], prompts[:5], [0], stage, tmp_path, max_lanes=1, shard_size=99)
+        evaluate([make_sampler("fixed:1")], prompts[:5], [0], context, tmp_path, max_lanes=1, shard_size=99)
     monkeypatch.undo()
     assert len(RecordStore(tmp_path / "records").read()) == 3
-    assert len(evaluate([make_method("fixed:1")], prompts[:5], [0], stage, tmp_path)) == 5
+    assert len(evaluate([make_sampler("fixed:1")], prompts[:5], [0], context, tmp_path)) == 5
 
 
-def test_a_damaged_shard_is_made_again(prompts, stage, tmp_path):
-    first = evaluate([make_method("fixed:1")], prompts[:3], [0], stage, tmp_path, shard_size=2)
+def test_a_damaged_shard_is_made_again(prompts, context, tmp_path):
+    first = evaluate([make_sampler("fixed:1")], prompts[:3], [0], context, tmp_path, shard_size=2)
     shard = RecordStore(tmp_path / "records").shards()[0]
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.warns(UserWarning, match="set aside"):
-        again = evaluate([make_method("fixed:1")], prompts[:3], [0], stage, tmp_path)
+        again = evaluate([make_sampler("fixed:1")], prompts[:3], [0], context, tmp_path)
     assert_records_alike(again, first)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"methods": []}, "at least one method"),
-        ({"methods": ["fixed:2", "fixed:2"]}, "method 'fixed:2' is there more than once"),
+        ({"samplers": []}, "at least one sampler"),
+        ({"samplers": ["fixed:2", "fixed:2"]}, "sampler 'fixed:2' is there more than once"),
         ({"seeds": [1, 1]}, "seed '1' is there more than once"),
         ({"prompts": 0}, "at least one prompt"),
     ],
 )
-def test_an_ambiguous_plan_is_refused(change, words, prompts, stage):
-    asked = {"methods": ["fixed:2"], "seeds": [0], "prompts": 2, **change}
+def test_an_ambiguous_plan_is_refused(change, words, prompts, context):
+    asked = {"samplers": ["fixed:2"], "seeds": [0], "prompts": 2, **change}
     with pytest.raises(ConfigError, match=words):
-        plan([make_method(spec) for spec in asked["methods"]], prompts[: asked["prompts"]], asked["seeds"], stage)
+        plan([make_sampler(spec) for spec in asked["samplers"]], prompts[: asked["prompts"]], asked["seeds"], context)
 
 
-def test_sizes_below_one_are_refused(prompts, stage, tmp_path):
+def test_sizes_below_one_are_refused(prompts, context, tmp_path):
     for setting in ("max_lanes", "shard_size"):
         with pytest.raises(ConfigError, match=f"{setting} must be at least 1"):
-            evaluate([make_method("fixed:1")], prompts[:1], [0], stage, tmp_path, **{setting: 0})
+            evaluate([make_sampler("fixed:1")], prompts[:1], [0], context, tmp_path, **{setting: 0})
 
 
-def test_films_show_what_was_done(whole, methods, prompts, stage):
+def test_filmstrips_show_what_was_done(whole, samplers, prompts, context):
     records, folder = whole
-    plans = plan(methods, prompts[:3], [0, 1], stage)
-    films = shoot(plans, records, stage, folder)
-    assert {f.method for f in films} == {"liked"}
-    assert [f.role for f in films][:3] == ["best", "median", "worst"]
+    plans = plan(samplers, prompts[:3], [0, 1], context)
+    filmstrips = render_filmstrips(plans, records, context, folder)
+    assert {f.sampler for f in filmstrips} == {"liked"}
+    assert [f.role for f in filmstrips][:3] == ["best", "median", "worst"]
     by_uid = {r.uid: r for r in records}
-    for film in films:
-        assert film.actions == by_uid[film.uid].actions
-        assert len(film.frames) == len(film.actions) == len(film.preferences)
-        assert film.preferences[-1] == pytest.approx(by_uid[film.uid].preference, abs=0.01)
-        assert draw_film(film).shape == (122, 96 * len(film.frames), 3)
-    assert read_films(folder) == films
-    bounds = [make_method(spec) for spec in ("oracle_stop:preference", "best_of:2x2")]
-    for method in bounds:  # no decision of the oracle's own; of several attempts the one that was kept
-        planned = plan([method], prompts[:1], [0], stage)
-        [record_, *_] = evaluate([method], prompts[:1], [0], stage, folder / method.kind)
-        [film, *_] = shoot(planned, [record_], stage, folder / method.kind)
-        assert len(film.frames) == len(film.actions) == len(film.preferences)
-        assert film.preferences[-1] == pytest.approx(record_.preference, abs=0.01)
-    assert [role for role, _ in cast_roles([record(prompt=1), record(prompt=2)])] == ["best", "median"]
+    for filmstrip in filmstrips:
+        assert filmstrip.actions == by_uid[filmstrip.uid].actions
+        assert len(filmstrip.frames) == len(filmstrip.actions) == len(filmstrip.preferences)
+        assert filmstrip.preferences[-1] == pytest.approx(by_uid[filmstrip.uid].preference, abs=0.01)
+        assert draw_filmstrip(filmstrip).shape == (122, 96 * len(filmstrip.frames), 3)
+    assert read_filmstrips(folder) == filmstrips
+    bounds = [make_sampler(spec) for spec in ("oracle_stop:preference", "best_of:2x2")]
+    for sampler in bounds:  # no decision of the oracle's own; of several attempts the one that was kept
+        planned = plan([sampler], prompts[:1], [0], context)
+        [record_, *_] = evaluate([sampler], prompts[:1], [0], context, folder / sampler.kind)
+        [filmstrip, *_] = render_filmstrips(planned, [record_], context, folder / sampler.kind)
+        assert len(filmstrip.frames) == len(filmstrip.actions) == len(filmstrip.preferences)
+        assert filmstrip.preferences[-1] == pytest.approx(record_.preference, abs=0.01)
+    assert [role for role, _ in pick_examples([record(prompt=1), record(prompt=2)])] == ["best", "median"]
     costly = [record(prompt=n, preference=-n, nfe=4 + (n == 1)) for n in range(9)]
-    assert [(role, r.prompt_id[-1]) for role, r in cast_roles(costly)][3] == ("costliest", "1")
-    assert cast_roles([]) == []
+    assert [(role, r.prompt_id[-1]) for role, r in pick_examples(costly)][3] == ("costliest", "1")
+    assert pick_examples([]) == []
 
 
 KILLED = """
@@ -212,7 +212,7 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from addiffusion_env.baselines import make_method
+from addiffusion_env.samplers import make_sampler
 from addiffusion_env.envs.settings import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.engine.process import ProcessConfig
@@ -221,7 +221,7 @@ from addiffusion_env.evaluation.runner import Stage, evaluate
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 emoji = load_backbone(EnvSettings())
 stage = Stage(emoji, load_scorers(emoji), ProcessConfig(steps=2), Judges.of(["emoji_detector"]))
-evaluate([make_method("fixed:2")], EmojiPrompts("test").take(400), [0], stage, {out!r}, max_lanes=2, shard_size=2)
+evaluate([make_sampler("fixed:2")], EmojiPrompts("test").take(400), [0], stage, {out!r}, max_lanes=2, shard_size=2)
 """
 
 

@@ -26,7 +26,7 @@ def run(*arguments, cwd):
 
 
 def test_a_run_prints_its_table_resumes_and_leaves_nothing_else(tmp_path, monkeypatch):
-    first = run("prompts=2", "methods=[fixed:2,random:0.5]", "out=here", "max_lanes=2", cwd=tmp_path)
+    first = run("prompts=2", "samplers=[fixed:2,random:0.5]", "out=here", "max_lanes=2", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "fixed:2" in first.stdout
     assert f"report: {tmp_path / 'here' / 'report.html'}" in first.stdout
@@ -46,7 +46,7 @@ def test_a_run_prints_its_table_resumes_and_leaves_nothing_else(tmp_path, monkey
 def test_a_mistyped_key_costs_two_lines_and_exit_code_two(tmp_path):
     done = run("prompts=1", "metods=[fixed:2]", cwd=tmp_path)
     assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert "no key 'metods'" in done.stderr and "\n  -> did you mean 'methods'" in done.stderr
+    assert "no key 'metods'" in done.stderr and "\n  -> did you mean 'samplers'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -78,7 +78,7 @@ def run_folder(tmp_path, emoji):
     from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy
     from addiffusion_env.agents.policy_file import PolicyConfig, describe_space, save_policy
 
-    environment = {"steps": 3, "price": [0.0, 0.05], "refine": "retry"}
+    environment = {"steps": 3, "cost_per_nfe": [0.0, 0.05], "refine": "resample_short"}
     space = gymnasium.make("AdDiffusion-Emoji-v0", **environment).observation_space
     config = PolicyConfig(environment, describe_space(space), NET_ARCH, 0.05, 0.02)
     policy = AdDiffusionPolicy(space, spaces.Discrete(3), lambda _: 0.0, net_arch=NET_ARCH)
@@ -89,10 +89,10 @@ def run_folder(tmp_path, emoji):
 def test_a_policy_is_evaluated_beside_the_others(run_folder, capsys):
     import eval_sb3
 
-    wanted = {"prompts": 2, "methods": ["fixed:2", "stop:1"], "prices": [None, 0.05], "progress_bar": False}
+    wanted = {"prompts": 2, "samplers": ["fixed:2", "stop:1"], "costs_per_nfe": [None, 0.05], "progress_bar": False}
     report = eval_sb3.evaluate_run(run_folder, wanted, max_lanes=2)
     assert report.html == run_folder / "report" / "report.html"
-    names = [row.method for row in report.summary.methods]
+    names = [row.sampler for row in report.summary.samplers]
     assert names == ["policy:mine@0.02", "policy:mine@0.05", "fixed:2", "stop:1"]
     assert report.summary.focus == names[0]
     assert set(report.summary.behaviours) == set(names[:2])
@@ -101,12 +101,12 @@ def test_a_policy_is_evaluated_beside_the_others(run_folder, capsys):
 
 
 def test_another_policy_under_the_same_name_has_other_records(run_folder):
-    from addiffusion_env.baselines import make_method
+    from addiffusion_env.samplers import make_sampler
 
-    before = make_method(f"policy:{run_folder}@0.01")
+    before = make_sampler(f"policy:{run_folder}@0.01")
     config = run_folder / "policy" / "config.json"
     config.write_text(config.read_text().replace('"provenance": {}', '"provenance": {"decisions": 9}'))
-    after = make_method(f"policy:{run_folder / 'policy'}@0.01")
+    after = make_sampler(f"policy:{run_folder / 'policy'}@0.01")
     assert before.name == after.name == "policy:mine@0.01"
     assert before.fingerprint != after.fingerprint
 

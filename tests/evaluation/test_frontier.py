@@ -1,4 +1,4 @@
-"""The frontier of constant methods, and gains over it."""
+"""The frontier of constant samplers, and gains over it."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_a_mixture_of_constants_gains_nothing():
     assert found.reached
 
 
-def test_a_planted_gain_is_found_and_a_costly_method_is_held_against_the_best():
+def test_a_planted_gain_is_found_and_a_costly_sampler_is_held_against_the_best():
     fixed = constants()
     better = [record("good", n, nfe=6, correct=n % 20 != 0) for n in range(400)]  # .95 at the cost of 6
     found = gain_over(better, fixed, "correct", np.random.default_rng(1))

@@ -20,7 +20,7 @@ def verdicts(both, first_only, second_only, neither):
 
 
 def test_tangos_test_and_interval_as_published():
-    """Tango 1998, section 5: 44 lenses, 43 both, one only with the old method; margin .1: z 1.709, p .044."""
+    """Tango 1998, section 5: 44 lenses, 43 both, one only with the old sampler; margin .1: z 1.709, p .044."""
     first, second = verdicts(43, 0, 1, 0)
     found = st.non_inferior(first, second, 0.1)
     assert st.paired_share_score(0, 1, 44, -0.1) == pytest.approx(1.709, abs=5e-4)
@@ -107,14 +107,14 @@ def test_ranks_of_resamples_are_those_of_the_drawn_prompts():
 
 
 def test_the_gap_of_two_rank_correlations():
-    demands = np.tile([1.0, 2.0, 3.0, 4.0], 50)
-    follows, control = demands + rng(1).normal(0, 1, 200), rng(2).normal(0, 1, 200)
-    gap, p = correlation.rank_correlation_gap(follows, demands, control, rng(3))
-    own = scipy_stats.spearmanr(follows, demands).statistic - scipy_stats.spearmanr(control, demands).statistic
+    constraints = np.tile([1.0, 2.0, 3.0, 4.0], 50)
+    follows, control = constraints + rng(1).normal(0, 1, 200), rng(2).normal(0, 1, 200)
+    gap, p = correlation.rank_correlation_gap(follows, constraints, control, rng(3))
+    own = scipy_stats.spearmanr(follows, constraints).statistic - scipy_stats.spearmanr(control, constraints).statistic
     assert gap.estimate == pytest.approx(own)
     assert gap.low > 0.3
     assert p < 0.01
-    assert correlation.rank_correlation_gap(follows, demands, follows, rng(3))[1] == 1.0
+    assert correlation.rank_correlation_gap(follows, constraints, follows, rng(3))[1] == 1.0
 
 
 def test_sizes_give_the_power_they_promise():

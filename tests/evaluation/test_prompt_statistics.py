@@ -98,12 +98,12 @@ def test_a_family_of_null_tests_raises_few_alarms(monkeypatch):
 
 
 def test_spearman_agrees_with_scipy_and_finds_what_is_planted():
-    demands = np.tile([1.0, 2.0, 3.0, 4.0], 60)
+    constraints = np.tile([1.0, 2.0, 3.0, 4.0], 60)
     noise = rng().normal(0, 1, 240)
-    found = st.spearman(demands, demands + 2 * noise, rng(1))
-    assert found.statistic == pytest.approx(scipy_stats.spearmanr(demands, demands + 2 * noise).statistic)
+    found = st.spearman(constraints, constraints + 2 * noise, rng(1))
+    assert found.statistic == pytest.approx(scipy_stats.spearmanr(constraints, constraints + 2 * noise).statistic)
     assert found.p < 0.001
-    control = st.spearman(rng(2).permutation(demands), demands + 2 * noise, rng(3))
+    control = st.spearman(rng(2).permutation(constraints), constraints + 2 * noise, rng(3))
     assert control.p > 0.01
     assert st.spearman(np.ones(10), np.arange(10.0), rng()).p == 1.0
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from addiffusion_env.baselines import make_method
 from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
 from addiffusion_env.evaluation import ray_pool
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.ray_pool import PictureWorker, RayPool, maker, prepare
-from addiffusion_env.evaluation.runner import Stage, carry_out, in_turn, plan
+from addiffusion_env.evaluation.ray_pool import ImageWorker, RayPool, maker, prepare
+from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, in_turn, plan
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.samplers import make_sampler
 
 ray = pytest.importorskip("ray")
 
 SETTINGS = EnvSettings(steps=3)
-METHODS = ("fixed:2", "random:0.4")
+SAMPLERS_COMPARED = ("fixed:2", "random:0.4")
 JUDGES = ["emoji_detector", "sharpness"]
 SEEDS = [0, 1]
 
@@ -32,15 +32,15 @@ def own_ray():
 
 
 @pytest.fixture(scope="module")
-def stage(emoji, scorers):
+def context(emoji, scorers):
     process = SETTINGS.process(emoji.capabilities, emoji.name)
-    return Stage(emoji, scorers, process, Judges.of(JUDGES))
+    return EvaluationContext(emoji, scorers, process, Judges.of(JUDGES))
 
 
-def run(stage, prompts, folder, rollouts, **options):
-    methods = [make_method(spec) for spec in METHODS]
-    plans, make = prepare(methods, prompts, SEEDS, stage, rollouts, SETTINGS, JUDGES)
-    return carry_out(plans, stage, folder, make=make, **{"max_lanes": 2, "shard_size": 2, **options})
+def run(context, prompts, folder, rollouts, **options):
+    samplers = [make_sampler(spec) for spec in SAMPLERS_COMPARED]
+    plans, make = prepare(samplers, prompts, SEEDS, context, rollouts, SETTINGS, JUDGES)
+    return carry_out(plans, context, folder, make=make, **{"max_lanes": 2, "shard_size": 2, **options})
 
 
 def settled(records):
@@ -49,9 +49,9 @@ def settled(records):
 
 
 @pytest.fixture(scope="module")
-def plain(stage, prompts, tmp_path_factory):
+def plain(context, prompts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    return run(stage, prompts[:2], folder, {"kind": "local"}, keep_pictures=True), folder
+    return run(context, prompts[:2], folder, {"kind": "local"}, keep_images=True), folder
 
 
 class DyingPool(RayPool):
@@ -74,44 +74,44 @@ class DyingPool(RayPool):
         assert killed
 
 
-def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, stage, prompts, tmp_path, monkeypatch):
+def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, context, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_pool, "RayPool", DyingPool)
     told = []
-    found = run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}, keep_pictures=True, on_records=told.extend)
+    found = run(context, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}, keep_images=True, on_records=told.extend)
     assert settled(found) == settled(plain[0])  # groups are made whole wherever they are: equal to the last bit
     assert sorted(record.uid for record in told) == sorted(record.uid for record in found)
     uids = [record.uid for record in found]
-    pictures = RecordStore(tmp_path / "records").pictures(uids)
-    assert pictures == RecordStore(plain[1] / "records").pictures(uids) and len(pictures) == len(uids)
+    images = RecordStore(tmp_path / "records").images(uids)
+    assert images == RecordStore(plain[1] / "records").images(uids) and len(images) == len(uids)
     monkeypatch.undo()
     monkeypatch.setattr(ray_pool, "ActorPool", None)  # nothing is left to make: nobody is hired
-    assert run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}) == found
+    assert run(context, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}) == found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
-def test_records_do_not_depend_on_the_number_of_workers(workers, plain, stage, prompts, tmp_path):
-    found = run(stage, prompts[:2], tmp_path, {"kind": "ray", "workers": workers, "cpus": 0.5})
+def test_records_do_not_depend_on_the_number_of_workers(workers, plain, context, prompts, tmp_path):
+    found = run(context, prompts[:2], tmp_path, {"kind": "ray", "workers": workers, "cpus": 0.5})
     assert settled(found) == settled(plain[0])
 
 
 @pytest.mark.slow
-def test_jobs_that_hang_everybody_are_an_error_and_the_rest_is_kept(stage, prompts, tmp_path):
+def test_jobs_that_hang_everybody_are_an_error_and_the_rest_is_kept(context, prompts, tmp_path):
     quick = {"kind": "ray", "workers": 1, "timeout": 0.001, "patience": 1}
     with pytest.raises(WorkerError, match="lost"):
-        run(stage, prompts[:1], tmp_path, quick)
-    assert len(run(stage, prompts[:1], tmp_path, {"kind": "local"})) == 4
+        run(context, prompts[:1], tmp_path, quick)
+    assert len(run(context, prompts[:1], tmp_path, {"kind": "local"})) == 4
 
 
-def test_a_worker_with_other_weights_or_packages_is_refused(stage, prompts):
+def test_a_worker_with_other_weights_or_packages_is_refused(context, prompts):
     """Its records would not be of the model that they say."""
-    methods = [make_method("fixed:2")]
-    planned = plan(methods, prompts[:1], [0], stage)[0].identity
-    arguments = (1, ray.cloudpickle.dumps(methods), SETTINGS, JUDGES, prompts[:1], [0])
-    PictureWorker().setup(*arguments, planned)
+    samplers = [make_sampler("fixed:2")]
+    planned = plan(samplers, prompts[:1], [0], context)[0].identity
+    arguments = (1, ray.cloudpickle.dumps(samplers), SETTINGS, JUDGES, prompts[:1], [0])
+    ImageWorker().setup(*arguments, planned)
     other = {**planned, "packages": {**planned["packages"], "diffusers": "0.1"}}
     with pytest.raises(WorkerError, match=r"than were planned here: packages\.diffusers: 0\.1"):
-        PictureWorker().setup(*arguments, other)
+        ImageWorker().setup(*arguments, other)
 
 
 def test_kinds_and_settings_are_checked():

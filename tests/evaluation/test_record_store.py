@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from eval_records import record
 
-from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import RunFolderError
-from addiffusion_env.evaluation.records import SCHEMA, Record, by_method, from_table, to_table, uid_of, variant_of
+from addiffusion_env.evaluation.records import SCHEMA, Record, by_sampler, from_table, to_table, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.samplers import make_sampler
 
 
 def test_the_schema_is_the_record():
@@ -24,11 +24,11 @@ def test_records_survive_the_disk(tmp_path):
     store.write(first, {first[0].uid: b"png"})
     store.write([record(prompt=2, preference=float("-1.5"))])
     assert store.read() == sorted([*first, record(prompt=2, preference=-1.5)], key=lambda r: r.prompt_id)
-    assert store.pictures([first[0].uid, "other"]) == {first[0].uid: b"png"}
+    assert store.images([first[0].uid, "other"]) == {first[0].uid: b"png"}
     assert from_table(to_table(first)) == first
 
 
-def test_the_newest_record_of_a_picture_counts(tmp_path):
+def test_the_newest_record_of_a_image_counts(tmp_path):
     store = RecordStore(tmp_path)
     store.write([record(preference=1.0)])
     store.write([record(preference=2.0)])
@@ -96,14 +96,14 @@ def test_shards_of_another_schema_are_left_out(tmp_path):
 
 
 def test_variant_and_uid_change_with_what_matters():
-    method, process = make_method("fixed:8"), ProcessConfig()
-    variant = variant_of(method, "emoji", process)
-    assert variant == variant_of(make_method("fixed:8"), "emoji", ProcessConfig())
+    sampler, process = make_sampler("fixed:8"), ProcessConfig()
+    variant = variant_of(sampler, "emoji", process)
+    assert variant == variant_of(make_sampler("fixed:8"), "emoji", ProcessConfig())
     others = [
-        variant_of(make_method("fixed:9"), "emoji", process),
-        variant_of(method, "sd15", process),
-        variant_of(method, "emoji", ProcessConfig(guidance_scale=5.0)),
+        variant_of(make_sampler("fixed:9"), "emoji", process),
+        variant_of(sampler, "sd15", process),
+        variant_of(sampler, "emoji", ProcessConfig(guidance_scale=5.0)),
     ]
     assert len({variant, *others}) == 4
     assert len({uid_of(variant, "p", 0), uid_of(variant, "p", 1), uid_of(variant, "q", 0)}) == 3
-    assert list(by_method([record("b"), record("a"), record("b", 1)])) == ["b", "a"]
+    assert list(by_sampler([record("b"), record("a"), record("b", 1)])) == ["b", "a"]

@@ -18,20 +18,20 @@ from addiffusion_env.agents.policy_file import PRETRAINED
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone, Load
 from addiffusion_env.backbones.identity import differences
-from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.manifest import others_in, read_manifest, write_manifest
 from addiffusion_env.evaluation.records import SCHEMA, uid_of
 from addiffusion_env.evaluation.report import write_report
-from addiffusion_env.evaluation.runner import Stage, carry_out, plan, to_make
+from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, plan, to_make
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.text_file import TextFilePrompts
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers import make_sampler
+from addiffusion_env.samplers.base import BaseSampler
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer
-from addiffusion_env.scorers.utility import BELIEFS, Liking
+from addiffusion_env.scorers.utility import CALIBRATORS, Utility
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 
@@ -61,8 +61,8 @@ def brightness(folder: Path, channel: str = "", factor: float = 1.0) -> Any:
     return module.Brightness(factor)
 
 
-class Patient(BaseMethod):
-    """A method of a user's own, on the evaluation's process as it is."""
+class Patient(BaseSampler):
+    """A sampler of a user's own, on the evaluation's process as it is."""
 
     name = "patient"
 
@@ -75,11 +75,11 @@ class World:
     """An evaluation whose every part may be changed; its files lie in a folder of its own."""
 
     folder: Path
-    scorers: LookScorers
+    scorers: ImageScorers
     dtype: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
     process: ProcessConfig = field(default_factory=lambda: ProcessConfig(steps=2))
-    methods: list[Any] = field(default_factory=lambda: ["fixed:2"])
+    samplers: list[Any] = field(default_factory=lambda: ["fixed:2"])
     judges: dict[str, Any] = field(default_factory=dict)
     prompts: list[Prompt] = field(default_factory=lambda: [Prompt("a red cup", "cup")])
     backbone: Backbone | None = None
@@ -87,16 +87,16 @@ class World:
     def __post_init__(self) -> None:
         self.judges = self.judges or {"brightness": brightness(self.folder)}
 
-    def stage(self) -> Stage:
+    def context(self) -> EvaluationContext:
         options = {"preview": str(self.folder / "preview"), **self.options}
         load = Load(str(self.folder / "pipeline"), "cpu", self.dtype, options)
         backbone = self.backbone or BACKBONES.load("sd15").from_pretrained(load)
-        return Stage(backbone, self.scorers, self.process, Judges(None, self.judges))
+        return EvaluationContext(backbone, self.scorers, self.process, Judges(None, self.judges))
 
     def planned(self):
-        """(plans, how many pictures are to be made, what is said of others)."""
-        methods = [make_method(spec) if isinstance(spec, str) else spec for spec in self.methods]
-        plans = plan(methods, self.prompts, [0], self.stage())
+        """(plans, how many images are to be made, what is said of others)."""
+        samplers = [make_sampler(spec) if isinstance(spec, str) else spec for spec in self.samplers]
+        plans = plan(samplers, self.prompts, [0], self.context())
         out = self.folder / "out"
         return plans, sum(to_make(out, plans, 32)), others_in(out, plans)
 
@@ -104,19 +104,19 @@ class World:
         """(plans, records, how many were to be made, what is said of others)."""
         plans, waiting, others = self.planned()
         write_manifest(self.folder / "out", plans, "sd15", {}, 0.01, 0.02)
-        return plans, carry_out(plans, self.stage(), self.folder / "out"), waiting, others
+        return plans, carry_out(plans, self.context(), self.folder / "out"), waiting, others
 
 
 @pytest.fixture(scope="session")
 def pipelines(scorers, tmp_path_factory):
-    """A tiny SD 1.5 with its preview decoder and an evaluation of it, a tiny LCM, a policy and a belief."""
+    """A tiny SD 1.5 with its preview decoder and an evaluation of it, a tiny LCM, a policy and a calibrator."""
     root = tmp_path_factory.mktemp("pipelines")
     for name, folder in (("sd15", "pipeline"), ("lcm", "lcm")):
         BUILDERS[name](root / folder)
     torch.manual_seed(5)
     tiny_autoencoder().save_pretrained(root / "preview")
     shutil.copytree(PRETRAINED / "emoji", root / "policy")
-    shutil.copy(BELIEFS / "emoji.safetensors", root / "belief.safetensors")
+    shutil.copy(CALIBRATORS / "emoji.safetensors", root / "calibrator.safetensors")
     World(root, scorers).evaluate()
     return root
 
@@ -159,7 +159,7 @@ def with_scorer(part: str, **changes: Any):
                 continue
             setattr(scorer, name, value(getattr(scorer, name)) if callable(value) else value)
         parts = {"clip": world.scorers.clip, "preference": world.scorers.preference, "dino": world.scorers.dino}
-        world.scorers = LookScorers(**{**parts, part: scorer})
+        world.scorers = ImageScorers(**{**parts, part: scorer})
 
     return change
 
@@ -224,18 +224,18 @@ def plain_pipe(world: World) -> None:
     wrapped(world, loaded(world))
 
 
-def own_method_weights(world: World) -> None:
-    world.methods = [f"lcm:2,{world.folder / 'lcm'}"]
+def own_sampler_weights(world: World) -> None:
+    world.samplers = [f"lcm:2,{world.folder / 'lcm'}"]
 
 
 def trained_policy(world: World) -> None:
-    world.methods = [f"policy:{world.folder / 'policy'}"]
+    world.samplers = [f"policy:{world.folder / 'policy'}"]
 
 
-def believed(world: World) -> None:
-    world.methods = [Patient()]
-    name = str(world.folder / "belief.safetensors")
-    world.process = replace(world.process, refine=replace(REFINE_PRESETS["off"], liking=Liking(belief=name)))
+def calibrated(world: World) -> None:
+    world.samplers = [Patient()]
+    name = str(world.folder / "calibrator.safetensors")
+    world.process = replace(world.process, refine=replace(REFINE_PRESETS["off"], utility=Utility(calibrator=name)))
 
 
 def text_file(*lines: str):
@@ -292,17 +292,17 @@ CHANGES = {
     "judge's formula": (nothing, lambda world: world.judges.update(brightness=brightness(world.folder, "[:, :1]"))),
     "solver": (nothing, with_process(solver="dpmpp_2m")),
     "guidance": (nothing, with_process(guidance_scale=5.0)),
-    "landing": (nothing, with_process(landing_steps=1)),
-    "spacing": (with_world(methods=["fixed:2"]), with_world(methods=["fixed:2,leading"])),
-    "setting of a method of one's own": (with_world(methods=[Patient(1)]), with_world(methods=[Patient(2)])),
-    "refine preset": (with_world(methods=[Patient()]), with_process(refine=REFINE_PRESETS["retry"])),
-    "belief's content": (believed, lambda world: scaled(world.folder / "belief.safetensors")),
+    "early_exit": (nothing, with_process(early_exit_steps=1)),
+    "spacing": (with_world(samplers=["fixed:2"]), with_world(samplers=["fixed:2,leading"])),
+    "setting of a sampler of one's own": (with_world(samplers=[Patient(1)]), with_world(samplers=[Patient(2)])),
+    "refine preset": (with_world(samplers=[Patient()]), with_process(refine=REFINE_PRESETS["resample_short"])),
+    "calibrator's content": (calibrated, lambda world: scaled(world.folder / "calibrator.safetensors")),
     "policy's weights": (trained_policy, lambda world: scaled(world.folder / "policy" / "policy.safetensors")),
     "policy's frontier": (
         trained_policy,
         lambda world: edited(world.folder / "policy" / "config.json", frontier=[[0.0, 9.0], [0.03, 2.0]]),
     ),
-    "weights of a method's own": (own_method_weights, weights_of("lcm/unet")),
+    "weights of a sampler's own": (own_sampler_weights, weights_of("lcm/unet")),
     "prompt file's content": (text_file("a red cup"), text_file("a cat")),
     "text under the same id": (nothing, with_world(prompts=[Prompt("a dog", "cup")])),
     "requirements under the same id": (
@@ -320,13 +320,13 @@ SLOW = {
     "FreeU",
     "preference's scale",
     "no judge",
-    "landing",
+    "early_exit",
     "spacing",
     "policy's frontier",
-    "setting of a method of one's own",
+    "setting of a sampler of one's own",
     "text under the same id",
-    "weights of a method's own",
-    "belief's content",
+    "weights of a sampler's own",
+    "calibrator's content",
     "judge's option",
     "image size",
     "refine preset",
@@ -350,7 +350,7 @@ def test_one_thing_changed_gives_new_records(thing, world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", [trained_policy, believed, own_method_weights, adapted(1.0), freeu])
+@pytest.mark.parametrize("before", [trained_policy, calibrated, own_sampler_weights, adapted(1.0), freeu])
 def test_nothing_changed_gives_the_same_records(before, world):
     """What the changes above are seen against."""
     before(world)
@@ -393,7 +393,7 @@ def test_what_has_changed_is_named_and_the_report_says_what_was_used(world):
     there = old["backbone"]["pipe"]["unet"]["weights"]
     assert line == f"backbone.pipe.unet.weights: {there[:12]} -> {here[:12]}"
     assert others.splitlines()[0].endswith(
-        f"holds 1 records of these methods by another model, scorer or judge; last time against now: {line}"
+        f"holds 1 records of these samplers by another model, scorer or judge; last time against now: {line}"
     )
     report = write_report(world.folder / "out").markdown.read_text()
     assert f"{second.preference:+.2f}" != f"{first.preference:+.2f}"
@@ -412,7 +412,7 @@ def test_records_of_an_older_version_are_read_as_what_they_are(world):
     pq.write_table(old, shard)
     raw = json.loads((out / "evaluation.json").read_text())
     del raw["identity"], raw["prompt_keys"]
-    raw["methods"][0]["variant"] = "0" * 40
+    raw["samplers"][0]["variant"] = "0" * 40
     uid = uid_of("0" * 40, first.prompt_id, 0)
     pq.write_table(old.set_column(0, SCHEMA.field("uid"), [[uid]]), shard)
     (out / "evaluation.json").write_text(json.dumps(raw))

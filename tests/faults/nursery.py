@@ -32,7 +32,7 @@ OVERRIDES = {
         "total_timesteps=12",
         "checkpoint_every=4",
         "ppo={n_steps: 2, batch_size: 4, n_epochs: 1}",
-        "tabular={pictures: 1, attempts: 2, held_out: 1, lanes: 2, total_timesteps: 16}",
+        "tabular={images: 1, attempts: 2, held_out: 1, lanes: 2, total_timesteps: 16}",
         "tabular.ppo={n_steps: 8, batch_size: 16, n_epochs: 1}",
         "device=cpu",
         "progress_bar=false",
@@ -40,7 +40,7 @@ OVERRIDES = {
     "eval": [
         "out=run",
         "prompts=4",
-        "methods=[fixed:2,random:0.5]",
+        "samplers=[fixed:2,random:0.5]",
         "env={steps: 2, refine: off}",
         "shard_size=2",
         "max_lanes=2",

@@ -105,10 +105,10 @@ def test_training_goes_on_over_a_full_disk_and_ends_with_the_error(tmp_path, mon
     env = make_vec_env("lanes", 2, 0, ENV)
     model = training.make_model("maskable_ppo", env, PPO, 0, "cpu")
     checkpointer = Checkpointer(tmp_path, every=4)
-    true, tries = Snapshot.write, []
+    true, attempts = Snapshot.write, []
 
     def write(self, folder):
-        tries.append(self.step)
+        attempts.append(self.step)
         if self.step > 4:
             raise RunFolderError(f"cannot write checkpoint {self.step}: No space left on device", "free space")
         return true(self, folder)
@@ -119,7 +119,7 @@ def test_training_goes_on_over_a_full_disk_and_ends_with_the_error(tmp_path, mon
         pytest.raises(RunFolderError, match="cannot write checkpoint 16"),
     ):
         model.learn(16, callback=[checkpointer])
-    assert tries == [4, 8, 12, 16] and checkpointer.failures == 2
+    assert attempts == [4, 8, 12, 16] and checkpointer.failures == 2
     checkpointer.rescue()  # says that it cannot, and lets the error be seen
     assert read_latest(tmp_path)["step"] == 4
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(trained, tmp_path):
 
 def test_a_checkpoint_of_another_agent_is_refused(trained, tmp_path):
     snapshot(trained, 8).write(tmp_path)
-    env = make_vec_env("lanes", 2, 0, {**ENV, "price": [0.0, 0.1]})  # sees one number more
+    env = make_vec_env("lanes", 2, 0, {**ENV, "cost_per_nfe": [0.0, 0.1]})  # sees one number more
     model = training.make_model("maskable_ppo", env, PPO, 0, "cpu")
     with pytest.raises(ResumeError, match="does not fit this run"):
         restore(model, env, read_latest(tmp_path))

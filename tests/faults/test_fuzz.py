@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from addiffusion_env.agents.policy_file import load_config
 from addiffusion_env.agents.tabular_training import TabularConfig
-from addiffusion_env.baselines import BASELINES, make_method
 from addiffusion_env.config import check_overrides
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
@@ -31,6 +30,7 @@ from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.text_file import TextFilePrompts
 from addiffusion_env.rewards import PRESETS, make_reward
+from addiffusion_env.samplers import SAMPLERS, make_sampler
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = int(os.environ.get("ADDIFFUSION_FUZZ", "25"))
@@ -72,7 +72,7 @@ def test_environment_settings(given_: dict[str, Any]) -> None:
     found = answers(EnvSettings.of, **given_)
     if found is not None:
         answers(found.keys)
-        answers(found.price_range)
+        answers(found.cost_range)
 
 
 @fuzz
@@ -110,9 +110,9 @@ def test_rewards(given_: Any) -> None:
 
 
 @fuzz
-@given(st.one_of(texts, st.tuples(st.sampled_from(sorted(BASELINES)), texts).map(":".join)))
-def test_method_specifications(spec: str) -> None:
-    answers(make_method, spec)
+@given(st.one_of(texts, st.tuples(st.sampled_from(sorted(SAMPLERS)), texts).map(":".join)))
+def test_sampler_specifications(spec: str) -> None:
+    answers(make_sampler, spec)
 
 
 @pytest.mark.parametrize("override", ["backbone=nan", "backbone=" + "a" * 5000, "experiment=\x00"])
@@ -123,12 +123,12 @@ def test_overrides_that_fuzzing_found(override: str) -> None:
 
 def test_a_name_that_no_file_can_have_is_no_policy() -> None:
     with pytest.raises(AdDiffusionError, match=r"no policy in a{300} \.\.\.: there is no such folder"):
-        make_method("policy:" + "a" * 5000)
+        make_sampler("policy:" + "a" * 5000)
 
 
-def test_a_method_within_itself_is_refused() -> None:
+def test_a_sampler_within_itself_is_refused() -> None:
     with pytest.raises(ConfigError, match="again and again"):
-        make_method("interval:" * 5000 + "fixed:4")
+        make_sampler("interval:" * 5000 + "fixed:4")
 
 
 KEYS = ["lanes", "env.steps", "env", "ppo", "backbone", "experiment", "hydra.run.dir", "+new", "~env", "lnaes"]
@@ -181,18 +181,18 @@ def test_policy_configurations(tmp_path: Path, place: list[int], new: Any, cut: 
     (tmp_path / "config.json").write_text(text if cut % 3 else text[: cut % len(text)])
     found = answers(load_config, tmp_path)
     if found is not None:
-        answers(found.price_for, 5.0)
+        answers(found.cost_per_nfe_for, 5.0)
         answers(EnvSettings.of, **found.environment)
 
 
 MANIFEST = {
-    "methods": [{"name": "fixed:2", "variant": "v", "looks": False, "process": {"steps": 2}}],
+    "samplers": [{"name": "fixed:2", "variant": "v", "looks": False, "process": {"steps": 2}}],
     "backbone": "emoji",
     "prompt_ids": ["p0"],
     "prompts_digest": "0",
     "seeds": [0],
     "margins": [{"margin": 0.01, "set_at": "2026-01-01", "records_before": 0}],
-    "price": 0.02,
+    "cost_per_nfe": 0.02,
     "settings": {},
     "versions": {},
 }
@@ -204,7 +204,7 @@ def test_manifests(tmp_path: Path, place: list[int], new: Any) -> None:
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(put(MANIFEST, place, new), default=str))
     found = answers(read_manifest, tmp_path)
     if found is not None:
-        assert found.margins and found.methods
+        assert found.margins and found.samplers
         assert found.select([]) == []
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from addiffusion_env.envs.rendering import render_frame
 from addiffusion_env.errors import PromptError
-from addiffusion_env.evaluation.films import Film
+from addiffusion_env.evaluation.filmstrips import Filmstrip
 from addiffusion_env.evaluation.records import Record, uid_of
 from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_env.evaluation.sections import Section, Table, sections
@@ -56,16 +56,16 @@ class Page(HTMLParser):
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
-def record(prompt: str, number: int, method: str) -> Record:
+def record(prompt: str, number: int, sampler: str) -> Record:
     return Record(
-        uid=uid_of(method, f"p{number}", 0),
-        variant=method,
-        method=method,
+        uid=uid_of(sampler, f"p{number}", 0),
+        variant=sampler,
+        sampler=sampler,
         backbone="emoji",
         prompt=prompt,
         prompt_id=f"p{number}",
         task="prompt",
-        demands=1,
+        constraints=1,
         seed=0,
         nfe=2.0,
         network_calls=4,
@@ -80,43 +80,43 @@ def record(prompt: str, number: int, method: str) -> Record:
     )
 
 
-def film(uid: str, role: str) -> Film:
+def filmstrip(uid: str, role: str) -> Filmstrip:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    return Film(uid, "policy:x", role, (buffer.getvalue(),) * 2, (0, 1), (float("nan"), 0.5))
+    return Filmstrip(uid, "policy:x", role, (buffer.getvalue(),) * 2, (0, 1), (float("nan"), 0.5))
 
 
 @pytest.fixture(scope="module")
 def records() -> list[Record]:
-    methods = ("policy:x", "fixed:2")
-    return [record(text, number, method) for method in methods for number, text in enumerate(HOSTILE)]
+    samplers = ("policy:x", "fixed:2")
+    return [record(text, number, sampler) for sampler in samplers for number, text in enumerate(HOSTILE)]
 
 
 @pytest.fixture(scope="module")
 def written(records: list[Record]) -> list[Section]:
-    """A report whose every text comes from outside; every prompt has its film."""
-    from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry
+    """A report whose every text comes from outside; every prompt has its filmstrip."""
+    from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry
     from addiffusion_env.evaluation.summary import summarise
 
     manifest = Manifest(
-        methods=tuple(MethodEntry(name, name, {"steps": 2}) for name in ("policy:x", "fixed:2")),
+        samplers=tuple(SamplerEntry(name, name, {"steps": 2}) for name in ("policy:x", "fixed:2")),
         backbone="emoji",
         prompt_ids=tuple(f"p{number}" for number in range(len(HOSTILE))),
         prompts_digest="0",
         seeds=(0,),
         margins=(MarginEntry(0.01, "2026-01-01", 0),),
-        price=0.02,
+        cost_per_nfe=0.02,
         settings={"prompt_options": {"texts": HOSTILE}, HOSTILE[0]: HOSTILE[6]},
         versions={},
     )
-    films = [film(found.uid, "best") for found in records[: len(HOSTILE)]]
-    return sections(records, summarise(records, manifest), manifest, films, {"frontier", "frontier_seconds"})
+    filmstrips = [filmstrip(found.uid, "best") for found in records[: len(HOSTILE)]]
+    return sections(records, summarise(records, manifest), manifest, filmstrips, {"frontier", "frontier_seconds"})
 
 
 def stems(written: list[Section]) -> dict[str, bytes]:
     parts = [part for section in written for part in section.parts]
     cells = [cell for part in parts if isinstance(part, Table) for row in part.rows for cell in row]
-    return {part.stem: film("u", "best").frames[0] for part in [*parts, *cells] if hasattr(part, "stem")}
+    return {part.stem: filmstrip("u", "best").frames[0] for part in [*parts, *cells] if hasattr(part, "stem")}
 
 
 def test_a_report_shows_hostile_prompts_as_text(written: list[Section]) -> None:
@@ -200,9 +200,16 @@ def test_tensorboard_gets_no_prompt(tmp_path) -> None:
     logger = configure(str(tmp_path), ["tensorboard"])
     log = EpisodeLog({"env.prompts": HOSTILE, "run_dir": HOSTILE[0]})
     log.model = type("Model", (), {"logger": logger})()
-    picture = np.zeros((64, 64, 3), np.uint8)
-    info = {"nfe": 2.0, "preference": 0.1, "network_calls": 4, "task": HOSTILE[0], "price": 0.0, "prompt": HOSTILE[1]}
-    log.locals = {"infos": [{**info, "has_image": True, "image": picture, "action_trace": [0, 1], "reward_terms": {}}]}
+    image = np.zeros((64, 64, 3), np.uint8)
+    info = {
+        "nfe": 2.0,
+        "preference": 0.1,
+        "network_calls": 4,
+        "task": HOSTILE[0],
+        "cost_per_nfe": 0.0,
+        "prompt": HOSTILE[1],
+    }
+    log.locals = {"infos": [{**info, "has_image": True, "image": image, "action_trace": [0, 1], "reward_terms": {}}]}
     log._on_training_start()
     log._on_step()
     log._on_rollout_end()

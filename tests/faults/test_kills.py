@@ -87,17 +87,17 @@ def test_a_killed_run_ends_like_an_unbroken_one(kind, nursery, tmp_path):
     whole, length = ENDS[kind](tmp_path / "whole"), unbroken["seconds"]
     kills, runs = 0, 0
     while kills < KILLS:
-        folder, tries = tmp_path / f"broken{runs}", []
+        folder, attempts = tmp_path / f"broken{runs}", []
         while True:  # killed again and again, until one gets through
             done = nursery.run(kind, folder, rng.uniform(0, length) if kills < KILLS else None)
-            tries.append(round(done["seconds"], 2))
+            attempts.append(round(done["seconds"], 2))
             if not done["killed"]:
                 break
             kills += 1
         runs += 1
         assert done["status"] == 0, (folder / "log").read_text()[-3000:]
-        assert ENDS[kind](folder) == whole, f"tries of {tries} s, unbroken {length:.2f}"
+        assert ENDS[kind](folder) == whole, f"tries of {attempts} s, unbroken {length:.2f}"
         assert all((folder / name).is_file() for name in LEFT[kind])
         assert not list(folder.glob("run/checkpoints/.*")), "half a checkpoint of a killed process is left"
-        print(f"{kind}: run {runs} ended as the unbroken one; {kills} kills, tries of {tries} s", flush=True)
+        print(f"{kind}: run {runs} ended as the unbroken one; {kills} kills, tries of {attempts} s", flush=True)
     print(f"{kind}: {kills} kills in {runs} runs, all ended as the unbroken one of {length:.1f} s", flush=True)

@@ -14,7 +14,6 @@ from rounding import assert_records_alike
 
 from addiffusion_env.agents.callbacks import EpisodeLog
 from addiffusion_env.agents.training import make_model
-from addiffusion_env.baselines import make_method
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.lane import Fault, FaultCount
@@ -24,15 +23,16 @@ from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import AdDiffusionError, ConfigError, DeviceMemoryError, NumericsError, ScorerError
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.evaluation.runner import EvaluationContext, evaluate
 from addiffusion_env.rewards import TERMS, RewardTerm
+from addiffusion_env.samplers import make_sampler
 
 PROCESS = ProcessConfig(steps=2, refine=ProcessConfig().refine)
 TEXTS = ["a photo of a dog", "a photo of two cats", "a photo of a green apple"]
 SICK = TEXTS[1]
 
 
-def pictures(engine, backbone, prompts, looks=False):
+def images(engine, backbone, prompts, looks=False):
     engine.decider = lambda requests: [0] * len(requests)
     return engine.run([play(backbone, PROCESS, prompt, 0, looks=looks) for prompt in prompts])
 
@@ -44,7 +44,7 @@ def three(prompts):
 
 @pytest.fixture(scope="module")
 def healthy(emoji, scorers, three):
-    return pictures(Engine(emoji, scorers), emoji, three)
+    return images(Engine(emoji, scorers), emoji, three)
 
 
 @pytest.fixture(params=["denoiser", "nan score", "raising scorer"])
@@ -56,33 +56,33 @@ def fault(request, emoji, scorers, monkeypatch):
     kind = to_nan if request.param == "nan score" else to_error
     monkeypatch.setattr(scorers.preference, "score", scores_with(scorers.preference, SICK, kind))
     if kind is to_nan:
-        return NumericsError, "not finite for 1 of 1 pictures, first for 'a photo of two cats'"
+        return NumericsError, "not finite for 1 of 1 images, first for 'a photo of two cats'"
     return ScorerError, "raised ZeroDivisionError: a scorer's own mistake"
 
 
 def test_one_lane_is_dropped_and_its_neighbours_are_unharmed(fault, emoji, scorers, three, healthy):
     engine = Engine(emoji, scorers, faults=FaultCount(3))
-    with pytest.warns(UserWarning, match=r"picture dropped \(1 of at most 3\)"):
-        found = pictures(engine, emoji, three)
+    with pytest.warns(UserWarning, match=r"image dropped \(1 of at most 3\)"):
+        found = images(engine, emoji, three)
     assert [isinstance(result, Fault) for result in found] == [False, True, False]
     assert isinstance(found[1].error, fault[0]) and fault[1] in found[1].error.cause
     assert engine.faults.count == 1
     for place in (0, 2):
-        torch.testing.assert_close(found[place].picture.image, healthy[place].picture.image, atol=1e-3, rtol=0)
+        torch.testing.assert_close(found[place].image.tensor, healthy[place].image.tensor, atol=1e-3, rtol=0)
         assert found[place].lane.nfe == healthy[place].lane.nfe
 
 
 def test_without_a_limit_the_first_fault_is_the_error(fault, emoji, scorers, three):
     with pytest.raises(fault[0]):
-        pictures(Engine(emoji, scorers), emoji, three)
+        images(Engine(emoji, scorers), emoji, three)
 
 
 def test_too_many_faults_end_the_run(emoji, scorers, three, monkeypatch):
     true = emoji.predict
     monkeypatch.setattr(emoji, "predict", lambda *args: broken(true(*args)))
     engine = Engine(emoji, scorers, faults=FaultCount(2))
-    with pytest.warns(UserWarning), pytest.raises(NumericsError, match="2 pictures were dropped before this one"):
-        pictures(engine, emoji, three)
+    with pytest.warns(UserWarning), pytest.raises(NumericsError, match="2 images were dropped before this one"):
+        images(engine, emoji, three)
     assert engine.faults.count == 3
 
 
@@ -96,7 +96,7 @@ def test_a_prompt_that_does_not_fit_is_no_fault_of_its_lane(emoji, scorers, prom
 
     engine = Engine(emoji, scorers, faults=FaultCount(9))
     with pytest.raises(AdDiffusionError, match="token"):
-        pictures(engine, emoji, [prompts[0], Prompt.of("dog " * 200)])
+        images(engine, emoji, [prompts[0], Prompt.of("dog " * 200)])
     assert engine.faults.count == 0
 
 
@@ -117,7 +117,7 @@ def stepped(env, actions):
 
 def test_in_the_vector_env_a_dropped_episode_is_truncated_and_counted(fault, emoji):
     sick = AdDiffusionVectorEnv(3, **SETTINGS, max_faults=1)
-    with pytest.warns(UserWarning, match="picture dropped"):
+    with pytest.warns(UserWarning, match="image dropped"):
         observation, reward, terminated, truncated, infos = stepped(sick, [0, 0, 0])
     assert terminated.tolist() == [False, False, False] and truncated.tolist() == [False, True, False]
     assert fault[1] in infos["final_info"]["fault"][1]
@@ -158,14 +158,14 @@ def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
     env.reset(seed=[4, 5, 6], options={"prompt": TEXTS})
     true, sick = env.episodes.engine.run, []
 
-    def run(programs, *args):
+    def run(coroutines, *args):
         sick.append(1)
         if len(sick) == 2:  # the second run of a step is the references'
             monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
-        return true(programs, *args)
+        return true(coroutines, *args)
 
     monkeypatch.setattr(env.episodes.engine, "run", run)
-    with pytest.warns(UserWarning, match="picture dropped"):
+    with pytest.warns(UserWarning, match="image dropped"):
         _, rewards, terminated, truncated, infos = env.step(np.array([1, 1, 1]))
     assert terminated.tolist() == [True, False, True] and truncated.tolist() == [False, True, False]
     assert np.isfinite(rewards).all() and rewards[1] == 0
@@ -199,7 +199,7 @@ def test_a_reward_that_is_no_number_drops_its_lane(term):
     with pytest.raises(NumericsError, match=words):
         stepped(AdDiffusionVectorEnv(3, **SETTINGS, reward=term[0]), [0, 0, 0])
     env = AdDiffusionVectorEnv(3, **SETTINGS, reward=term[0], max_faults=2)
-    with pytest.warns(UserWarning, match=r"picture dropped \(1 of at most 2\): " + words):
+    with pytest.warns(UserWarning, match=r"image dropped \(1 of at most 2\): " + words):
         observation, reward, terminated, truncated, infos = stepped(env, [0, 0, 0])
     assert truncated.tolist() == [False, True, False] and not terminated.any()
     assert np.isfinite(reward).all() and reward[1] == 0 and reward[0] != 0
@@ -230,18 +230,18 @@ def test_a_term_of_another_shape_says_so(monkeypatch):
 
 # ---------------------------------------------------------------- evaluation
 @pytest.fixture
-def stage(emoji, scorers):
-    return Stage(emoji, scorers, PROCESS, Judges.of(["sharpness"]))
+def context(emoji, scorers):
+    return EvaluationContext(emoji, scorers, PROCESS, Judges.of(["sharpness"]))
 
 
-def test_in_evaluation_the_picture_is_left_out_counted_and_tried_again(fault, stage, three, tmp_path, monkeypatch):
+def test_in_evaluation_the_image_is_left_out_counted_and_tried_again(fault, context, three, tmp_path, monkeypatch):
     told = []
-    with pytest.warns(UserWarning, match="picture dropped"):
+    with pytest.warns(UserWarning, match="image dropped"):
         records = evaluate(
-            [make_method("fixed:1")],
+            [make_sampler("fixed:1")],
             three,
             [0],
-            stage,
+            context,
             tmp_path,
             max_faults=2,
             on_fault=lambda job, fault: told.append((job.prompt.text, fault.error.cause)),
@@ -249,53 +249,53 @@ def test_in_evaluation_the_picture_is_left_out_counted_and_tried_again(fault, st
     assert [record.prompt for record in records] == [TEXTS[0], TEXTS[2]]
     assert [text for text, _ in told] == [SICK] and fault[1] in told[0][1]
     monkeypatch.undo()
-    again = evaluate([make_method("fixed:1")], three, [0], stage, tmp_path)
+    again = evaluate([make_sampler("fixed:1")], three, [0], context, tmp_path)
     assert [record.prompt for record in again] == TEXTS
-    # A part with a method of its own is another part, and its records are kept apart.
+    # A part with a sampler of its own is another part, and its records are kept apart.
     unnamed = {"variant": "", "uid": "", "identity": None}
     made = [replace(record, **unnamed) for record in (again[0], again[2])]
     assert_records_alike(made, [replace(record, **unnamed) for record in records])
 
 
 @pytest.mark.parametrize("kind", [to_nan, to_error])
-def test_a_judge_that_fails_on_one_picture_loses_that_record_only(kind, stage, three, tmp_path, monkeypatch):
-    judge = stage.judges.scorers["sharpness"]
+def test_a_judge_that_fails_on_one_image_loses_that_record_only(kind, context, three, tmp_path, monkeypatch):
+    judge = context.judges.scorers["sharpness"]
     monkeypatch.setattr(judge, "score", scores_with(judge, SICK, kind))
     with pytest.warns(UserWarning, match="judge sharpness"):
-        records = evaluate([make_method("fixed:1")], three, [0], stage, tmp_path, max_faults=1)
+        records = evaluate([make_sampler("fixed:1")], three, [0], context, tmp_path, max_faults=1)
     assert [record.prompt for record in records] == [TEXTS[0], TEXTS[2]]
     with pytest.raises(AdDiffusionError, match="judge sharpness"):
-        evaluate([make_method("fixed:1")], three, [0], stage, tmp_path)
+        evaluate([make_sampler("fixed:1")], three, [0], context, tmp_path)
 
 
 # ---------------------------------------------------------------- memory
 @pytest.mark.parametrize("part", ["predict", "preview", "decode"])
 def test_calls_are_halved_until_they_fit(part, emoji, scorers, three, monkeypatch):
-    whole = pictures(Engine(emoji, scorers), emoji, three, looks=True)
+    whole = images(Engine(emoji, scorers), emoji, three, looks=True)
     seen = []
     monkeypatch.setattr(emoji, part, memory_for(getattr(emoji, part), 1, seen))
     engine = Engine(emoji, scorers, halve=True)
     with pytest.warns(UserWarning, match="ran out of memory .* 3 lanes at once: going on with 1 a call"):
-        found = pictures(engine, emoji, three, looks=True)
+        found = images(engine, emoji, three, looks=True)
     assert engine.max_batch == 1 and set(seen) == {1}
     for one, other in zip(found, whole, strict=True):
-        torch.testing.assert_close(one.picture.image, other.picture.image, atol=1e-3, rtol=0)
+        torch.testing.assert_close(one.image.tensor, other.image.tensor, atol=1e-3, rtol=0)
 
 
 def test_a_device_that_does_not_hold_one_lane_is_an_error(emoji, scorers, three, monkeypatch):
     monkeypatch.setattr(emoji, "predict", memory_for(emoji.predict, 0, []))
     with pytest.warns(UserWarning), pytest.raises(DeviceMemoryError, match=": 1 lanes of backbone 'emoji'"):
-        pictures(Engine(emoji, scorers, halve=True), emoji, three)
+        images(Engine(emoji, scorers, halve=True), emoji, three)
 
 
-def test_environment_and_evaluation_halve_too(emoji, stage, three, tmp_path, monkeypatch):
+def test_environment_and_evaluation_halve_too(emoji, context, three, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(emoji, "predict", memory_for(emoji.predict, 2, seen))
     env = AdDiffusionVectorEnv(3, **SETTINGS, halve_lanes=True)
     with pytest.warns(UserWarning, match="going on with 1 a call"):
         stepped(env, [0, 0, 0])
     with pytest.warns(UserWarning, match="going on with 1 a call"):
-        records = evaluate([make_method("fixed:1")], three, [0], stage, tmp_path, max_lanes="auto")
+        records = evaluate([make_sampler("fixed:1")], three, [0], context, tmp_path, max_lanes="auto")
     assert len(records) == 3 and max(seen) <= 2
 
 

@@ -1,4 +1,4 @@
-"""Tables of synthetic pictures with planted effects, made in numpy: thousands a second."""
+"""Tables of synthetic images with planted effects, made in numpy: thousands a second."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from addiffusion_env.evaluation.statistics import Margin
 from addiffusion_lab.claims.base import Case, Claims
-from addiffusion_lab.claims.pictures import PictureTable
+from addiffusion_lab.claims.images import ImageTable
 
 POLICY, CONTROL, PLAIN = "policy:emoji@0.01", "policy:emoji@0.01,shuffled", "policy:emoji@0.01,no_refine"
 
@@ -17,19 +17,19 @@ def margin(value=0.1, records_before=0, measure="correct"):
     return Margin(value, measure, "2026-11-01T00:00:00+00:00", records_before)
 
 
-def table(correct, nfe, demands=None):
-    """One picture a prompt: mappings method -> (P,) values."""
-    methods = tuple(nfe)
+def table(correct, nfe, constraints=None):
+    """One image a prompt: mappings sampler -> (P,) values."""
+    samplers = tuple(nfe)
     prompts = len(next(iter(nfe.values())))
     columns = {
-        "correct": np.array([np.asarray(correct.get(name, np.ones(prompts)), float) for name in methods]),
-        "nfe": np.array([np.asarray(nfe[name], float) for name in methods]),
+        "correct": np.array([np.asarray(correct.get(name, np.ones(prompts)), float) for name in samplers]),
+        "nfe": np.array([np.asarray(nfe[name], float) for name in samplers]),
     }
     columns["seconds"] = columns["nfe"] / 10
-    return PictureTable(
-        methods=methods,
+    return ImageTable(
+        samplers=samplers,
         prompt_ids=tuple(f"p{n:05d}" for n in range(prompts)),
-        demands=np.ones(prompts) if demands is None else np.asarray(demands, float),
+        constraints=np.ones(prompts) if constraints is None else np.asarray(constraints, float),
         prompt=np.arange(prompts),
         columns=columns,
     )
@@ -38,9 +38,9 @@ def table(correct, nfe, demands=None):
 MARGIN = margin()
 
 
-def case(pictures, seed=0, judge="correct", limit=MARGIN, **claims):
+def case(images, seed=0, judge="correct", limit=MARGIN, **claims):
     settings = {"policy": POLICY, "nfe_limit": 7.0, "resamples": 499, **claims}
-    return Case(pictures, Claims(**settings), judge, limit, np.random.default_rng(seed))
+    return Case(images, Claims(**settings), judge, limit, np.random.default_rng(seed))
 
 
 def against_reference(draw, prompts, only_policy, only_reference, nfe=6.0):
@@ -61,7 +61,7 @@ def against_frontier(draw, prompts, gain, retry=None):
         gain: of the policy over the mixture at its own 6 NFE.
         retry: share correct of the other kinds of comparator, at 6 NFE; without it there are none.
     """
-    place = draw.random(prompts)  # a prompt's difficulty, shared by all methods
+    place = draw.random(prompts)  # a prompt's difficulty, shared by all samplers
     fixed = {4: place < 0.6, 8: place < 0.8}
     dear = draw.random(prompts) < 0.5
     own = np.where(draw.random(prompts) < 0.5, place, draw.random(prompts))  # it shares half of what is difficult
@@ -72,7 +72,7 @@ def against_frontier(draw, prompts, gain, retry=None):
     }
     nfe = {POLICY: np.where(dear, 8.0, 4.0), "fixed:4": np.full(prompts, 4.0), "fixed:8": np.full(prompts, 8.0)}
     if retry is not None:
-        for name, share in {"prompt_rule:8,4": 0.7, "best_of:2x3": 0.7, "threshold_retry:0.5": retry}.items():
+        for name, share in {"prompt_rule:8,4": 0.7, "best_of:2x3": 0.7, "threshold_resample:0.5": retry}.items():
             correct[name] = draw.random(prompts) < share
             nfe[name] = np.where(draw.random(prompts) < 0.5, 8.0, 4.0)
     return table(correct, nfe)
@@ -88,23 +88,23 @@ def at_a_corner(draw, prompts, gain):
     return table({POLICY: own < 0.75 + gain, **correct}, {POLICY: spent, **nfe})
 
 
-def records(pictures):
-    """A table's records by method, one picture a prompt."""
+def records(images):
+    """A table's records by sampler, one image a prompt."""
     return {
-        method: [
-            synthetic(method, number, nfe, correct)
+        sampler: [
+            synthetic(sampler, number, nfe, correct)
             for number, (nfe, correct) in enumerate(
-                zip(pictures.columns["nfe"][row], pictures.columns["correct"][row] > 0.5, strict=True)
+                zip(images.columns["nfe"][row], images.columns["correct"][row] > 0.5, strict=True)
             )
         ]
-        for row, method in enumerate(pictures.methods)
+        for row, sampler in enumerate(images.samplers)
     }
 
 
 @cache
-def synthetic(method, number, nfe, correct):
+def synthetic(sampler, number, nfe, correct):
     """One record, made once: simulations draw the same ones again and again."""
-    return record(method, number, nfe=float(nfe), correct=bool(correct))
+    return record(sampler, number, nfe=float(nfe), correct=bool(correct))
 
 
 def with_refinement(draw, prompts, gain):
@@ -121,16 +121,16 @@ def with_refinement(draw, prompts, gain):
     )
 
 
-def by_demands(draw, prompts, own, control):
-    """H3: NFE that follow demands with about these rank correlations, rounded to whole evaluations."""
-    demands = draw.integers(1, 5, prompts).astype(float)
-    standard = (demands - 2.5) / np.sqrt(1.25)
+def by_constraints(draw, prompts, own, control):
+    """H3: NFE that follow constraints with about these rank correlations, rounded to whole evaluations."""
+    constraints = draw.integers(1, 5, prompts).astype(float)
+    standard = (constraints - 2.5) / np.sqrt(1.25)
 
     def spent(correlation):
         noise = draw.normal(size=prompts)
         return np.round(10 + 4 * (correlation * standard + np.sqrt(1 - correlation**2) * noise))
 
-    return table({}, {POLICY: spent(own), CONTROL: spent(control)}, demands)
+    return table({}, {POLICY: spent(own), CONTROL: spent(control)}, constraints)
 
 
 def prompts_for_correlation(correlation, alpha=0.05, power=0.8):

@@ -15,11 +15,11 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.errors import UnknownNameError
 from addiffusion_env.profiling import Clock, peak_bytes, processor_seconds, reset_peak
 from addiffusion_lab.bench import ARMS
-from addiffusion_lab.bench.adaptive import by_method
-from addiffusion_lab.bench.bed import Bed, make_bed
+from addiffusion_lab.bench.adaptive import by_sampler
 from addiffusion_lab.bench.independent import Independent
 from addiffusion_lab.bench.measure import Round, measure, result, shares_of
 from addiffusion_lab.bench.meter import STAGES
+from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 
@@ -28,15 +28,15 @@ HERE = [name for name in ARMS if name != "subproc"]
 
 
 @pytest.fixture(scope="module")
-def bed():
-    return make_bed("emoji", lanes=2, steps=4, look_every=2, images=3)
+def setup():
+    return make_setup("emoji", lanes=2, steps=4, preview_every=2, images=3)
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_an_arm_does_what_it_counts(bed, name):
+def test_an_arm_does_what_it_counts(setup, name):
     rows = []
-    arm = ARMS.load(name)(bed)
-    hook = bed.backbone.denoiser.register_forward_pre_hook(lambda network, inputs: rows.append(len(inputs[0])))
+    arm = ARMS.load(name)(setup)
+    hook = setup.backbone.denoiser.register_forward_pre_hook(lambda network, inputs: rows.append(len(inputs[0])))
     done = arm.round()
     hook.remove()
     assert sum(rows) == 2 * done.lane_steps == 2 * 2 * 4  # guided: two rows an evaluation, of two lanes in four steps
@@ -44,32 +44,32 @@ def test_an_arm_does_what_it_counts(bed, name):
     assert len(rows) == (8 if name.startswith("independent") else 4)
 
 
-def test_methods_run_through_the_pipeline(bed):
-    fixed = by_method(bed, "fixed:2").round()
+def test_samplers_run_through_the_pipeline(setup):
+    fixed = by_sampler(setup, "fixed:2").round()
     assert (fixed.lane_steps, fixed.images) == (6, 3)
-    policy = by_method(bed, "policy:emoji")
-    assert policy.pipe.method.needs_preview
+    policy = by_sampler(setup, "policy:emoji")
+    assert policy.pipe.sampler.needs_preview
     with pytest.raises(UnknownNameError, match="did you mean 'fixed'"):
-        by_method(bed, "fixd:2")
+        by_sampler(setup, "fixd:2")
 
 
-def test_shares_add_up_and_the_bare_loop_is_the_limit(bed):
-    rows = {row.arm: row for row in measure(bed, ["bare", "vector", "pipeline"], [], rounds=1, clock="cpu")}
+def test_shares_add_up_and_the_bare_loop_is_the_limit(setup):
+    rows = {row.arm: row for row in measure(setup, ["bare", "vector", "pipeline"], [], rounds=1, clock="cpu")}
     bare, vector = rows["bare denoiser loop"], rows["vector env, look every 1"]
     for row in (bare, vector):
         assert sum(row.shares.values()) == pytest.approx(1, abs=1e-6)
     assert bare.of_bare == 1 and bare.shares["denoise"] > 0.9 and bare.images is None
     assert vector.shares["look"] > 0 and vector.shares["decode"] > 0
     assert rows["diffusers pipeline"].shares is None
-    # The class's own methods are back.
-    assert not {"predict", "preview", "decode"} & set(vars(bed.backbone))
+    # The class's own samplers are back.
+    assert not {"predict", "preview", "decode"} & set(vars(setup.backbone))
 
 
-def test_ratios_are_taken_round_by_round(bed):
+def test_ratios_are_taken_round_by_round(setup):
     none = dict.fromkeys(STAGES, 0.0)
     bare = [Round(1.0, 8, 0, none, 10.0), Round(4.0, 8, 0, none, 12.0), Round(1.0, 8, 0, none, None)]
     arm = [Round(2.0, 8, 2, none, 20.0), Round(8.0, 8, 2, none, 30.0), Round(2.0, 8, 2, none, None)]
-    row = result(bed, "an arm", arm, bare)  # the second round fell into a busy minute
+    row = result(setup, "an arm", arm, bare)  # the second round fell into a busy minute
     assert (row.of_bare, row.ms, row.images, row.peak, row.rounds) == (0.5, 250.0, 1.0, 30.0, 3)
     assert shares_of(arm) is None
 
@@ -93,16 +93,16 @@ def test_clocks_and_memory():
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_are_counted(bed):
-    [row] = measure(bed, ["subproc"], [], rounds=1, clock="cpu")
-    [alone] = measure(bed, ["vector"], [], rounds=1, clock="cpu")
+def test_processes_of_their_own_are_counted(setup):
+    [row] = measure(setup, ["subproc"], [], rounds=1, clock="cpu")
+    [alone] = measure(setup, ["vector"], [], rounds=1, clock="cpu")
     assert row.ms > 0 and row.images > 0
     assert row.peak > alone.peak  # two more copies of everything
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
 def test_models_that_were_built_here(tmp_path, name, scorers):
-    """The path that a GPU takes at full size, on 16x16 pictures."""
+    """The path that a GPU takes at full size, on 16x16 images."""
     from unittest import mock
 
     from addiffusion_env.envs import episodes
@@ -110,15 +110,15 @@ def test_models_that_were_built_here(tmp_path, name, scorers):
     options = {"image_size": 16, "max_sequence_length": 64} if name == "flux" else {"batch_buckets": [4, 8]}
     preview = tiny_autoencoder(16 if name == "flux" else 4)
     backbone = BACKBONES.load(name).from_pipeline(BUILDERS[name](tmp_path), preview=preview, **options)
-    tiny = Bed(backbone, scorers, lanes=2, steps=2, look_every=2, images=2)
+    tiny = BenchmarkSetup(backbone, scorers, lanes=2, steps=2, preview_every=2, images=2)
     with mock.patch.object(episodes, "load_scorers", return_value=scorers):
         rows = measure(tiny, list(ARMS), ["fixed:2"], rounds=1, clock="wall")
-    assert len(rows) == len(ARMS)  # all but subproc, which needs a model with a name, and the method
+    assert len(rows) == len(ARMS)  # all but subproc, which needs a model with a name, and the sampler
     assert all(row.lane_steps > 0 for row in rows)
 
 
-def test_an_independent_arm_times_a_few_lanes_only(bed):
-    many = Independent(replace(bed, lanes=64), 4)
+def test_an_independent_arm_times_a_few_lanes_only(setup):
+    many = Independent(replace(setup, lanes=64), 4)
     assert len(many.envs) == 4
 
 
@@ -127,12 +127,12 @@ def test_the_command_line_reads_lists_without_loading_torch():
 
     parser = ArgumentParser()
     add_arguments(parser)
-    chosen = parser.parse_args(["--lanes", "1", "2", "--arms", "bare", "--methods", "fixed:50", "--clock", "cpu"])
-    assert (chosen.lanes, chosen.arms, chosen.methods, chosen.clock) == ([1, 2], ["bare"], ["fixed:50"], "cpu")
+    chosen = parser.parse_args(["--lanes", "1", "2", "--arms", "bare", "--samplers", "fixed:50", "--clock", "cpu"])
+    assert (chosen.lanes, chosen.arms, chosen.samplers, chosen.clock) == ([1, 2], ["bare"], ["fixed:50"], "cpu")
 
 
-def test_the_json_has_the_tables_numbers(tmp_path, bed, capsys):
-    from addiffusion_lab.bench.cli import run_bed
+def test_the_json_has_the_tables_numbers(tmp_path, setup, capsys):
+    from addiffusion_lab.bench.cli import run_setup
 
     parser = ArgumentParser()
     from addiffusion_lab.bench.arguments import add_arguments
@@ -140,7 +140,7 @@ def test_the_json_has_the_tables_numbers(tmp_path, bed, capsys):
     add_arguments(parser)
     path = tmp_path / "bench.json"
     chosen = parser.parse_args(["--lanes", "1", "2", "--rounds", "1", "--arms", "bare", "--json", str(path)])
-    rows = run_bed(bed, chosen, [])
+    rows = run_setup(setup, chosen, [])
     found = json.loads(path.read_text())
     assert [row["lanes"] for row in found["rows"]] == [1, 2] and found["clock"] == "wall"
     out = capsys.readouterr().out

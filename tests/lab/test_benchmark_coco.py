@@ -14,14 +14,14 @@ from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_lab.benchmarks.coco import CocoPrompts
 
 
-def annotations(folder: Path, pictures: int = 40, captions: int = 5) -> Path:
+def annotations(folder: Path, images: int = 40, captions: int = 5) -> Path:
     items: list[dict[str, Any]] = [
-        {"image_id": 1000 - image, "id": 10 * image + n, "caption": f"picture {1000 - image} told for the {n}th time\n"}
+        {"image_id": 1000 - image, "id": 10 * image + n, "caption": f"image {1000 - image} told for the {n}th time\n"}
         for n in range(captions)
-        for image in range(pictures)
+        for image in range(images)
     ]
     path = folder / "captions_val2014.json"
-    content = {"info": {}, "images": [{"id": 1000 - n} for n in range(pictures)], "annotations": items}
+    content = {"info": {}, "images": [{"id": 1000 - n} for n in range(images)], "annotations": items}
     path.write_text(json.dumps(content))
     return path
 
@@ -38,11 +38,11 @@ def test_the_subset_is_fixed_for_ever(tmp_path: Path) -> None:
     assert source.prompts[0].prompt_id == "coco-4e8c6d8edff2ab96"
 
 
-def test_one_caption_a_picture_pictures_in_order(tmp_path: Path) -> None:
+def test_one_caption_a_image_images_in_order(tmp_path: Path) -> None:
     source = CocoPrompts(annotations(tmp_path), count=25)
     images = [int(prompt.metadata["image"]) for prompt in source]
     assert len(set(images)) == 25 and images == sorted(images)
-    assert all(prompt.text.startswith(f"picture {image} told") for prompt, image in zip(source, images, strict=True))
+    assert all(prompt.text.startswith(f"image {image} told") for prompt, image in zip(source, images, strict=True))
     assert all(prompt.text == prompt.text.strip() for prompt in source)
     assert len({prompt.text[-9:] for prompt in source}) == 5  # not always the first caption
     assert len({prompt.prompt_id for prompt in source}) == 25 and source.prompts[0].task == "caption"
@@ -56,7 +56,7 @@ def test_seeds_give_other_subsets_and_larger_ones_hold_smaller_ones(tmp_path: Pa
     assert CocoPrompts(path, count=10, subset_seed=1).digest != small.digest
 
 
-def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
     path = annotations(tmp_path)
     with pytest.raises(PromptError, match="holds 40 prompts, published are 30000"):
         CocoPrompts(path)
@@ -72,7 +72,7 @@ def test_a_list_is_taken_as_it_is_and_gives_the_annotations_ids(tmp_path: Path) 
     assert [p.prompt_id for p in source] == [p.prompt_id for p in reversed(drawn.prompts)]
 
 
-def test_equal_captions_of_two_pictures_are_two_prompts(tmp_path: Path) -> None:
+def test_equal_captions_of_two_images_are_two_prompts(tmp_path: Path) -> None:
     source = CocoPrompts(listed(tmp_path, "file_name,text\na_1.jpg,a man\na_2.jpg,a man\n"), count=2)
     assert [p.text for p in source] == ["a man", "a man"] and source.prompts[0].prompt_id != source.prompts[1].prompt_id
 
@@ -85,9 +85,9 @@ def test_a_list_without_names_is_told_apart_by_its_lines(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("picture,words\na,b\n", "line 1: expected a column text or caption or prompt, got 'picture, words'"),
+        ("image,words\na,b\n", "line 1: expected a column text or caption or prompt, got 'image, words'"),
         ("file_name,text\na_1.jpg\n", "line 2: expected 2 fields, got 1"),
-        ("file_name,text\na_1.jpg,x\na_01.png,y\n", "line 3: the picture '1' is there twice"),
+        ("file_name,text\na_1.jpg,x\na_01.png,y\n", "line 3: the image '1' is there twice"),
         ('file_name,text\na_1.jpg,"x\n', "not CSV"),
         ("file_name,text\na_1.jpg,\n", "line 2: the prompt is empty"),
         ("[1]", "line 1: expected a column"),
@@ -117,7 +117,7 @@ def test_annotations_name_the_place(text: str, problem: str, tmp_path: Path) -> 
         CocoPrompts(path, partial=True)
 
 
-def test_the_hubs_table_is_read_without_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hubs_table_is_read_without_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
     class Table(list):  # the part of datasets.Dataset that is used
         column_names = ("image", "caption")
 

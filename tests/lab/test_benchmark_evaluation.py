@@ -107,9 +107,9 @@ def test_geneval_runs_on_the_emoji_world_and_is_exported(geneval: Path, tmp_path
         benchmark_path=str(geneval),
         benchmark_options={"partial": True},
         benchmark_export=True,
-        methods=["fixed:1", "fixed:2"],
+        samplers=["fixed:1", "fixed:2"],
         seeds=[0, 3],
-        films=False,
+        filmstrips=False,
         progress_bar=False,
         out=str(tmp_path / "out"),
     )
@@ -125,19 +125,19 @@ def test_geneval_runs_on_the_emoji_world_and_is_exported(geneval: Path, tmp_path
     folders = sorted((tmp_path / "out" / "official").iterdir())
     assert [folder.name for folder in folders] == ["00-fixed-1", "01-fixed-2"]
     assert sorted(path.name for path in folders[0].iterdir()) == ["00001", "00002"]  # the bench is not of that world
-    for method, folder in zip(manifest.methods, folders, strict=True):
+    for sampler, folder in zip(manifest.samplers, folders, strict=True):
         for prompt in source:
             made = folder / f"{prompt.metadata['index']:05d}"
             assert json.loads((made / "metadata.jsonl").read_text()) == LINES[prompt.metadata["index"]]
             for number, seed in enumerate((0, 3)):
-                uid = uid_of(method.variant, prompt_key(prompt), seed)
+                uid = uid_of(sampler.variant, prompt_key(prompt), seed)
                 data = (made / "samples" / f"{number:04d}.png").read_bytes()
-                assert store.pictures([uid]) == {uid: data}
+                assert store.images([uid]) == {uid: data}
                 assert Image.open(io.BytesIO(data)).size == (64, 64)
 
-    for path in (tmp_path / "out" / "records").glob("pictures-*"):
+    for path in (tmp_path / "out" / "records").glob("images-*"):
         path.unlink()
-    with pytest.raises(ConfigError, match="4 of 4 pictures of fixed:1 were not kept"):
+    with pytest.raises(ConfigError, match="4 of 4 images of fixed:1 were not kept"):
         export_run(tmp_path / "out", "geneval", source.prompts)
 
 
@@ -156,12 +156,12 @@ def test_a_benchmark_that_the_emoji_world_lacks_is_refused(tmp_path: Path) -> No
 def test_a_backbones_settings_of_training_stay_out_of_an_evaluation() -> None:
     import eval_sb3
 
-    assert {"benchmark", "benchmark_path", "methods"} <= set(eval_sb3.defaults())
+    assert {"benchmark", "benchmark_path", "samplers"} <= set(eval_sb3.defaults())
     assert not {"lanes", "run_dir", "hydra", "defaults"} & set(eval_sb3.defaults())
 
 
 def test_prompts_of_other_sources_are_not_exported(tmp_path: Path) -> None:
     from addiffusion_lab.benchmarks.export import export
 
-    with pytest.raises(PromptError, match="make the pictures with benchmark=geneval"):
+    with pytest.raises(PromptError, match="make the images with benchmark=geneval"):
         export("geneval", [(Prompt.of("a dog"), [b"\x89PNG\r\n\x1a\n"])], tmp_path / "out")

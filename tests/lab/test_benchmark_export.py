@@ -26,8 +26,8 @@ def png(shade: int) -> bytes:
 
 
 def shade(path: str) -> int:
-    with Image.open(path) as picture:
-        return picture.getpixel((0, 0))[0]
+    with Image.open(path) as image:
+        return image.getpixel((0, 0))[0]
 
 
 def geneval_reads(folder: Path) -> dict[str, list[int]]:
@@ -48,15 +48,15 @@ def geneval_reads(folder: Path) -> dict[str, list[int]]:
 def test_geneval_layout_is_what_the_official_scorer_reads(tmp_path: Path) -> None:
     entries = [*ENTRIES, {**ENTRIES[0], "prompt": "a photo of a café"}]
     source = GenEvalPrompts(write(tmp_path, *entries), partial=True)
-    pictures = [(prompt, [png(10 * n + copy) for copy in range(4)]) for n, prompt in enumerate(source)]
-    done = export("geneval", pictures, tmp_path / "out")
-    assert (done.prompts, done.pictures, done.notes) == (8, 32, ()) and str(tmp_path / "out") in done.command
+    images = [(prompt, [png(10 * n + copy) for copy in range(4)]) for n, prompt in enumerate(source)]
+    done = export("geneval", images, tmp_path / "out")
+    assert (done.prompts, done.images, done.notes) == (8, 32, ()) and str(tmp_path / "out") in done.command
     assert geneval_reads(tmp_path / "out") == {
         entry["prompt"]: [10 * n + copy for copy in range(4)] for n, entry in enumerate(entries)
     }
     assert (tmp_path / "out" / "00003" / "samples" / "0000.png").is_file()
     assert json.loads((tmp_path / "out" / "00003" / "metadata.jsonl").read_text()) == ENTRIES[3]
-    assert export("geneval", pictures, tmp_path / "out") == done  # again, over the same files
+    assert export("geneval", images, tmp_path / "out") == done  # again, over the same files
 
 
 def test_emoji_prompts_are_exported_under_their_published_place(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_emoji_prompts_are_exported_under_their_published_place(tmp_path: Path) 
     done = export("geneval", [(prompt, [png(7)]) for prompt in source.take(2)], tmp_path / "out")
     places = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert places == [f"{prompt.metadata['index']:05d}" for prompt in source.take(2)]
-    assert done.notes == ("1 pictures a prompt, published numbers are of 4",)
+    assert done.notes == ("1 images a prompt, published numbers are of 4",)
 
 
 def compbench(tmp_path: Path, text: str = "a green bench and a blue bowl\ntwo boys.\n") -> T2ICompBenchPrompts:
@@ -75,9 +75,9 @@ def compbench(tmp_path: Path, text: str = "a green bench and a blue bowl\ntwo bo
 
 def test_compbench_names_give_back_prompt_and_number(tmp_path: Path) -> None:
     source = compbench(tmp_path)
-    pictures = [(prompt, [png(10 * n + copy) for copy in range(10)]) for n, prompt in enumerate(source)]
-    done = export("t2i_compbench", pictures, tmp_path / "out")
-    assert done.pictures == 20 and done.notes == ()
+    images = [(prompt, [png(10 * n + copy) for copy in range(10)]) for n, prompt in enumerate(source)]
+    done = export("t2i_compbench", images, tmp_path / "out")
+    assert done.images == 20 and done.notes == ()
     samples = tmp_path / "out" / "color" / "samples"
     for name in os.listdir(samples):
         number = int(name.rpartition("_")[2].removesuffix(".png"))
@@ -123,15 +123,15 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     prompts = GenEvalPrompts(write(tmp_path, *ENTRIES), partial=True).prompts
     with pytest.raises(UnknownNameError, match="did you mean 'geneval'"):
         export("gen_eval", [], tmp_path / "out")
-    with pytest.raises(ConfigError, match="no pictures"):
+    with pytest.raises(ConfigError, match="no images"):
         export("geneval", [], tmp_path / "out")
-    with pytest.raises(ConfigError, match="between 1 and 2 pictures"):
+    with pytest.raises(ConfigError, match="between 1 and 2 images"):
         export("geneval", [(prompts[0], [png(1)]), (prompts[1], [png(1)] * 2)], tmp_path / "out")
     with pytest.raises(ConfigError, match="is no PNG file"):
         export("geneval", [(prompts[0], [b"\xff\xd8\xff jpeg"])], tmp_path / "out")
     with pytest.raises(PromptError, match="is none of geneval"):
         export("geneval", [(Prompt.of("a dog"), [png(1)])], tmp_path / "out")
-    with pytest.raises(PromptError, match="two pictures would be"):
+    with pytest.raises(PromptError, match="two images would be"):
         export("geneval", [(prompts[0], [png(1)])] * 2, tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot write"):

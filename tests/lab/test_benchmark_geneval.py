@@ -12,7 +12,7 @@ from addiffusion_env.errors import PromptError
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes
 from addiffusion_env.prompts.emoji_vocabulary import Group
 from addiffusion_lab.benchmarks.emoji_world import make_scene, wording
-from addiffusion_lab.benchmarks.geneval import GenEvalPrompts, demands, emoji_scene, phrases
+from addiffusion_lab.benchmarks.geneval import GenEvalPrompts, constraints, emoji_scene, phrases
 
 ENTRIES: list[dict[str, Any]] = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -61,7 +61,7 @@ def test_every_field_is_kept(tmp_path: Path) -> None:
     assert [prompt.metadata["entry"] for prompt in source] == entries
     assert [prompt.metadata["index"] for prompt in source] == list(range(len(entries)))
     assert [prompt.task for prompt in source] == [entry["tag"] for entry in entries]
-    assert [prompt.demands for prompt in source] == [1, 1, 2, 2, 2, 3, 4]
+    assert [prompt.constraints for prompt in source] == [1, 1, 2, 2, 2, 3, 4]
     assert source.prompts[5].phrases == ("a dog", "a teddy bear") and source.prompts[0].requirements is None
 
 
@@ -84,7 +84,7 @@ def test_emoji_prompts_carry_the_scene_in_the_order_of_the_text(tmp_path: Path) 
         assert sorted((g.name, g.count) for g in scene.groups) == sorted(
             (i["class"], i["count"]) for i in entry["include"]
         )
-        assert scene.task == prompt.task == entry["tag"] and scene.demands == prompt.demands
+        assert scene.task == prompt.task == entry["tag"] and scene.constraints == prompt.constraints
     position = source.prompts[4].requirements
     assert [group.name for group in position.groups] == ["dog", "teddy bear"] and position.relation == 1
 
@@ -198,4 +198,4 @@ def test_a_prompt_of_100_000_characters_is_read_at_once(tmp_path: Path) -> None:
 def test_phrases_are_only_given_when_they_match() -> None:
     assert phrases("a photo of a cup", 1) == ("a cup",)
     assert phrases("a photo of salt and pepper", 1) == ()
-    assert demands({"include": [{"class": "a", "count": 2, "color": "red"}]}) == 3
+    assert constraints({"include": [{"class": "a", "count": 2, "color": "red"}]}) == 3

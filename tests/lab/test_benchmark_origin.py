@@ -114,7 +114,7 @@ def test_prompts_that_the_emoji_world_knows_are_kept_and_judged(tmp_path: Path) 
     (prompt,) = PartiPrompts(path, world="emoji", partial=True)
     plain = PartiPrompts(path, partial=True).prompts[1]
     assert prompt.prompt_id == plain.prompt_id and prompt.task == "Artifacts" and plain.requirements is None
-    assert [group.name for group in prompt.requirements.groups] == ["cup", "dog"] and prompt.demands == 3
+    assert [group.name for group in prompt.requirements.groups] == ["cup", "dog"] and prompt.constraints == 3
     assert prompt.metadata["original"] == "A red cup and a dog " and prompt.metadata["note"] == "note"
     with pytest.raises(PromptError, match="none of 1 prompts is one that the emoji world knows"):
         PartiPrompts(parti(tmp_path, "a dragon\tAnimals\tBasic\t"), world="emoji", partial=True)

@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, TrainReport]]:
     """A folder that every stage has written to, in the registry's order."""
     out = tmp_path_factory.mktemp("emoji") / "weights"
-    return out, {stage: run_stage(stage, out, **TINY) for stage in STAGES}
+    return out, {context: run_stage(context, out, **TINY) for context in STAGES}
 
 
 def load_clip(folder: Path) -> Any:
@@ -77,11 +77,11 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_reports_a_finite_loss(trained: tuple[Path, dict[str, TrainReport]], stage: str) -> None:
-    report = trained[1][stage]
+def test_stage_reports_a_finite_loss(trained: tuple[Path, dict[str, TrainReport]], context: str) -> None:
+    report = trained[1][context]
     assert math.isfinite(report.loss)
     assert all(math.isfinite(value) for value in report.metrics.values())
-    assert report.steps == (1 if stage == "tokenizer" else 2)
+    assert report.steps == (1 if context == "tokenizer" else 2)
     assert report.folder.is_dir()
 
 
@@ -162,9 +162,9 @@ def test_unet_refuses_to_resume_from_nothing(trained: tuple[Path, dict[str, Trai
         ("preference", "tokenizer"),
     ],
 )
-def test_stage_names_what_it_needs(tmp_path: Path, stage: str, first: str) -> None:
+def test_stage_names_what_it_needs(tmp_path: Path, context: str, first: str) -> None:
     with pytest.raises(WeightsError, match=f"reads what stage {first} writes") as caught:
-        run_stage(stage, tmp_path, **TINY)
+        run_stage(context, tmp_path, **TINY)
     assert f"python -m addiffusion_lab.emoji_training {first} --out" in caught.value.remedy
 
 
@@ -202,10 +202,10 @@ def test_a_diverging_stage_stops(tmp_path: Path) -> None:
 
 def test_defaults_cover_the_stages() -> None:
     assert set(STAGE_DEFAULTS) == set(STAGES)
-    for stage in STAGES:
-        config = stage_config(stage, "out")
+    for context in STAGES:
+        config = stage_config(context, "out")
         assert (config.seconds is None) != (config.steps is None)
-        assert stage_config(stage, "out", steps=3).seconds is None
+        assert stage_config(context, "out", steps=3).seconds is None
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_scene_bank_holds_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("change", [augment, degrade, random_crop])
-def test_picture_changes_are_seeded_and_keep_the_shape(change: Callable[..., torch.Tensor]) -> None:
+def test_image_changes_are_seeded_and_keep_the_shape(change: Callable[..., torch.Tensor]) -> None:
     images = Renderer()(sample_scenes(16, seed=0)[1], torch.Generator().manual_seed(0))
     one, same, other = (change(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert one.shape == images.shape
@@ -327,5 +327,5 @@ def test_ranking_loss_at_known_points() -> None:
     assert ranking_loss(zero, zero, zero, zero).item() == pytest.approx(math.log(2))
     assert ranking_loss(big, zero, big, zero).item() == pytest.approx(0, abs=1e-6)
     assert ranking_loss(zero, big, zero, big).item() == pytest.approx(50)
-    # One of the four comparisons is wrong: the twin's picture wins under the scene's prompt.
+    # One of the four comparisons is wrong: the twin's image wins under the scene's prompt.
     assert ranking_loss(big, zero, big + 50, big + 1).item() == pytest.approx(math.log1p(math.e) / 4, rel=1e-4)

@@ -15,7 +15,7 @@ from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import NO_JUDGE, Claims
 from addiffusion_lab.claims.conflicts import Use
 from addiffusion_lab.claims.decide import decide, deciding
-from addiffusion_lab.claims.pictures import PictureTable
+from addiffusion_lab.claims.images import ImageTable
 from addiffusion_lab.claims.render import hypotheses_section, print_verdicts, verdict_table
 
 PROMPTS = 160
@@ -36,15 +36,15 @@ def evaluation(share=0.97, follows=True):
         "fixed:50": 0.85,
         "prompt_rule:8,4": 0.7,
         "best_of:2x3": 0.7,
-        "threshold_retry:0.5": 0.75,
+        "threshold_resample:0.5": 0.75,
     }
     made = []
     for name, right in shares.items():
         for prompt in range(PROMPTS):
-            demands = 1 + prompt % 4  # as eval_records has it
+            constraints = 1 + prompt % 4  # as eval_records has it
             nfe = float(name[6:]) if name.startswith("fixed") else 6.0 + float(draw.integers(-1, 2))
             if name == planted.POLICY and follows:
-                nfe = 3.5 + demands + float(draw.integers(0, 2)) - 0.5
+                nfe = 3.5 + constraints + float(draw.integers(0, 2)) - 0.5
             liked, correct = float(draw.normal()), bool(draw.random() < right)
             extra = {"hps": 0.25 + 0.02 * correct + 0.001 * liked}
             made.append(record(name, prompt, nfe=nfe, correct=correct, preference=liked, extra=extra))
@@ -104,12 +104,12 @@ def test_the_same_records_give_the_same_verdicts_whichever_are_asked_for():
 def test_a_scorer_of_the_reward_may_not_decide_alone():
     uses = [
         Use("blip_preference", planted.POLICY, "its reward term terminal_bonus pays by it"),
-        Use("blip_preference", "threshold_retry:0.5", "it keeps the try that it likes best"),
+        Use("blip_preference", "threshold_resample:0.5", "it keeps the try that it likes best"),
     ]
     with pytest.raises(ConfigError) as caught:
         verdicts(evaluation(), judges=("preference",), uses=uses)
     assert "reward term terminal_bonus" in caught.value.cause
-    assert "threshold_retry:0.5" in caught.value.cause
+    assert "threshold_resample:0.5" in caught.value.cause
     assert "judges=[emoji_detector]" in caught.value.remedy
     both = decide(evaluation(), claims(), ("preference", "emoji_detector", "hps"), MARGINS, uses)
     assert {v.judge for v in deciding(both)} == {"correct", NO_JUDGE}  # the first that is independent
@@ -132,24 +132,24 @@ def test_a_margin_that_came_after_the_records_supports_nothing():
     ("name", "gone", "words"),
     [
         ("H1", "fixed:50", "no records of fixed:50"),
-        ("H2", "best_of:2x3", "no method of kind 'best_of'"),
+        ("H2", "best_of:2x3", "no sampler of kind 'best_of'"),
         ("H3", SHUFFLED, f"no records of {SHUFFLED}"),
         ("H4", PLAIN, f"no records of {PLAIN}"),
     ],
 )
 def test_without_its_comparator_a_claim_is_inconclusive(name, gone, words):
-    left = [item for item in evaluation() if item.method != gone]
+    left = [item for item in evaluation() if item.sampler != gone]
     found = verdicts(left, names=(name,))[name]
     assert found.verdict == "inconclusive"
     assert words in found.reason
 
 
 def test_what_no_comparator_reaches_is_not_claimed():
-    cheap = [item for item in evaluation() if item.method not in ("fixed:8", "fixed:50")]
+    cheap = [item for item in evaluation() if item.sampler not in ("fixed:8", "fixed:50")]
     found = verdicts(cheap, names=("H4",))["H4"]  # without refinement it spends 6, as does the policy: reached
     assert all(row.reached for row in found.comparisons)
     costly = [
-        record(r.method, int(r.prompt_id[1:]), nfe=20.0, correct=r.correct) if r.method == planted.POLICY else r
+        record(r.sampler, int(r.prompt_id[1:]), nfe=20.0, correct=r.correct) if r.sampler == planted.POLICY else r
         for r in cheap
     ]
     found = verdicts(costly, names=("H4",))["H4"]
@@ -157,12 +157,12 @@ def test_what_no_comparator_reaches_is_not_claimed():
     assert "add a dearer one" in found.reason
 
 
-def test_nothing_follows_demands_that_are_all_the_same():
-    """A user's own prompts come without demands: a correlation of +0.000 would rule a claim out that nobody tested."""
-    same = [replace(item, demands=0) for item in evaluation()]
+def test_nothing_follows_constraints_that_are_all_the_same():
+    """A user's own prompts come without constraints: a correlation of +0.000 would rule a claim out that nobody tested."""
+    same = [replace(item, constraints=0) for item in evaluation()]
     found = verdicts(same, names=("H3",))["H3"]
     assert (found.verdict, found.effect, found.n) == ("inconclusive", None, PROMPTS)
-    assert found.reason == f"all {PROMPTS} prompts have the same number of demands, 0"
+    assert found.reason == f"all {PROMPTS} prompts have the same number of constraints, 0"
 
 
 def test_few_prompts_decide_nothing():
@@ -183,7 +183,7 @@ def test_a_curve_is_compared_at_given_nfe_by_mixing_neighbours():
     assert f"no records of {dear}" in gone.reason
 
 
-def test_pictures_are_joined_by_prompt_and_seed_and_averaged_by_prompt():
+def test_images_are_joined_by_prompt_and_seed_and_averaged_by_prompt():
     records = [
         record("a", 0, 0, nfe=4, correct=True),
         record("a", 0, 1, nfe=6, correct=False),
@@ -195,19 +195,19 @@ def test_pictures_are_joined_by_prompt_and_seed_and_averaged_by_prompt():
         record("b", 1, 0, nfe=7, correct=True),
         record("b", 2, 0, nfe=2, correct=True),
     ]
-    table = PictureTable.of(records, ("correct", "nfe", "hps"))
+    table = ImageTable.of(records, ("correct", "nfe", "hps"))
     both = table.means(("b", "a"), ("correct", "nfe"))
     assert both.values["nfe"].tolist() == [[6.0, 2.0], [5.0, 1.0]]
     assert both.values["correct"].tolist() == [[1.0, 1.0], [0.5, 1.0]]
     assert [table.prompt_ids[n] for n in both.prompts] == ["p0000", "p0002"]
     assert len(table.means(("a", "b"), ("nfe",))) == 3
     assert len(table.means(("a", "b"), ("hps",))) == 0
-    with pytest.raises(UnknownNameError, match="unknown method 'c'"):
+    with pytest.raises(UnknownNameError, match="unknown sampler 'c'"):
         table.means(("c",), ("nfe",))
     with pytest.raises(UnknownNameError, match="unknown measure 'hpsv2'"):
-        PictureTable.of(records, ("hpsv2",))
+        ImageTable.of(records, ("hpsv2",))
     with pytest.raises(ConfigError, match="no records"):
-        PictureTable.of([], ("nfe",))
+        ImageTable.of([], ("nfe",))
 
 
 @pytest.mark.parametrize(

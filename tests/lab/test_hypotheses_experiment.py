@@ -15,22 +15,29 @@ from eval_records import record
 
 import eval_sb3
 from addiffusion_env.agents.policy_file import find_policy, load_config
-from addiffusion_env.baselines import make_method, named_traits
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.config import check_overrides, compose_config
 from addiffusion_env.errors import ConfigError, UnknownNameError
-from addiffusion_env.evaluation.choices import make_methods, out_folder
+from addiffusion_env.evaluation.choices import make_samplers, out_folder
 from addiffusion_env.evaluation.cost import PlanCost
-from addiffusion_env.evaluation.manifest import Manifest, MethodEntry
+from addiffusion_env.evaluation.manifest import Manifest, SamplerEntry
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.samplers import make_sampler, named_traits
+from addiffusion_env.samplers.traits import Traits
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.conflicts import uses_in
 from addiffusion_lab.claims.setup import check_claims, claims_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-SMALL = ("experiment=hypotheses", "prompts=6", "prices=[0.004]", "films=false", "shard_size=3", "max_lanes=3")
-FEW = "methods=['policy:emoji@0.004,shuffled','policy:emoji@0.004,no_refine',fixed:2,fixed:3]"
+SMALL = (
+    "experiment=hypotheses",
+    "prompts=6",
+    "costs_per_nfe=[0.004]",
+    "filmstrips=false",
+    "shard_size=3",
+    "max_lanes=3",
+)
+FEW = "samplers=['policy:emoji@0.004,shuffled','policy:emoji@0.004,no_refine',fixed:2,fixed:3]"
 
 
 def composed(*overrides):
@@ -48,19 +55,21 @@ def environment():
 
 
 def manifest_of(names, **settings):
-    entries = tuple(MethodEntry(name, name, {}, traits=Traits.of(make_method(name))) for name in names)
+    entries = tuple(SamplerEntry(name, name, {}, traits=Traits.of(make_sampler(name))) for name in names)
     given = {"policy": "emoji", "judges": ["emoji_detector"], "hypotheses": {}, **settings}
     return Manifest(entries, "emoji", ("p",), "", (0,), (), 0.02, given, {})
 
 
 def test_the_experiment_has_all_that_the_claims_need():
     config = composed("experiment=hypotheses")
-    methods = make_methods(config)[0]
-    traits = {method.name: Traits.of(method) for method in methods}
+    samplers = make_samplers(config)[0]
+    traits = {sampler.name: Traits.of(sampler) for sampler in samplers}
     claims = claims_of(traits, config["hypotheses"])
-    price = round(load_config(find_policy("emoji")).price_for(5.6), 6)  # chosen on training prompts, by rule
-    assert 0.003 < price < 0.006
-    assert claims.policy == f"policy:emoji@{price:g}"
+    cost_per_nfe = round(
+        load_config(find_policy("emoji")).cost_per_nfe_for(5.6), 6
+    )  # chosen on training prompts, by rule
+    assert 0.003 < cost_per_nfe < 0.006
+    assert claims.policy == f"policy:emoji@{cost_per_nfe:g}"
     assert claims.shuffled == f"{claims.policy},shuffled"
     assert claims.no_refine == (f"{claims.policy},no_refine",)
     assert len(claims.checked) == 4 and set(claims.checked) <= set(traits)
@@ -68,12 +77,12 @@ def test_the_experiment_has_all_that_the_claims_need():
     assert set(claims.kinds) <= {own.kind for own in traits.values()}
     assert claims.reference in traits
     assert claims.nfe_limit == 7
-    assert check_claims(methods, "emoji", config) == claims
+    assert check_claims(samplers, "emoji", config) == claims
 
 
 def test_another_policy_brings_its_own_controls():
     config = composed("experiment=hypotheses", "policy=addiffusion_env/agents/pretrained/emoji")
-    assert config["methods"][0] == "policy:addiffusion_env/agents/pretrained/emoji@5.6nfe,shuffled"
+    assert config["samplers"][0] == "policy:addiffusion_env/agents/pretrained/emoji@5.6nfe,shuffled"
 
 
 def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one():
@@ -87,7 +96,7 @@ def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one()
 def test_a_shipped_policy_is_known_by_what_paid_it():
     uses = uses_in(manifest_of(["policy:emoji@0.004", "policy:emoji@0.004,shuffled"]))
     assert {use.scorer for use in uses if "pays by it" in use.how} == {"blip_preference", "clip"}
-    assert {use.method for use in uses} == {"policy:emoji@0.004", "policy:emoji@0.004,shuffled"}
+    assert {use.sampler for use in uses} == {"policy:emoji@0.004", "policy:emoji@0.004,shuffled"}
     assert not [use for use in uses if "not at hand" in use.how]
 
 
@@ -95,13 +104,13 @@ def test_a_shipped_policy_is_known_by_what_paid_it():
 def test_a_scorer_of_the_reward_cannot_decide_alone(judges):
     with pytest.raises(ConfigError, match=r"judges=\[emoji_detector\]"):
         check_claims(
-            [make_method("policy:emoji@0.004"), make_method("fixed:8")],
+            [make_sampler("policy:emoji@0.004"), make_sampler("fixed:8")],
             "emoji",
             {"policy": "emoji", "judges": judges, "hypotheses": {}},
         )
 
 
-def test_claims_that_cannot_be_judged_cost_no_picture(tmp_path, capsys):
+def test_claims_that_cannot_be_judged_cost_no_image(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         eval_sb3.main(compose_config(CONFIGS, "eval", [*SMALL, FEW, "judges=[blip_preference]", f"out={tmp_path}"]))
     assert left.value.code == 2
@@ -135,13 +144,13 @@ def test_where_an_evaluation_goes(tmp_path, monkeypatch):
 
 
 def test_a_plan_tells_its_cost():
-    assert str(PlanCost(10, 0, 0.0, 0.0, float("nan"))) == "plan: 10 pictures, 0 of them to be made"
+    assert str(PlanCost(10, 0, 0.0, 0.0, float("nan"))) == "plan: 10 images, 0 of them to be made"
     words = str(PlanCost(10, 4, 3000.0, 6000.0, 0.04))
     assert "4 of them to be made; 3,000 to 6,000 NFE, 2.0 to 4.0 minutes at 40 ms" in words
 
 
 def test_verdicts_are_printed_and_in_the_report(tmp_path, capsys):
-    """From records alone: the pictures of a real run are in the slow test below."""
+    """From records alone: the images of a real run are in the slow test below."""
     from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.manifest import MarginEntry, write_text
     from addiffusion_env.evaluation.records import uid_of
@@ -154,7 +163,7 @@ def test_verdicts_are_printed_and_in_the_report(tmp_path, capsys):
         "fixed:50": 50,
         "fixed:4": 4,
     }
-    nfe |= {"policy:emoji@0.004,no_refine": 3, "prompt_rule:8,6": 7, "best_of:2x4": 8, "threshold_retry:1": 9}
+    nfe |= {"policy:emoji@0.004,no_refine": 3, "prompt_rule:8,6": 7, "best_of:2x4": 8, "threshold_resample:1": 9}
     made = [
         record(
             name,

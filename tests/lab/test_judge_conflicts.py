@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from addiffusion_env.agents.learned import scores_used
-from addiffusion_env.baselines import named_traits
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry
+from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry
+from addiffusion_env.samplers import named_traits
+from addiffusion_env.samplers.traits import Traits
 from addiffusion_lab.claims.conflicts import Use, settle, uses_in, uses_of
 from addiffusion_lab.claims.setup import claims_of, judge_evaluation, margin_in
 
@@ -30,15 +30,15 @@ def named(*names):
     return {name: named_traits(name) for name in names}
 
 
-def manifest(methods=(POLICY, "fixed:8"), **changes):
+def manifest(samplers=(POLICY, "fixed:8"), **changes):
     fields = {
-        "methods": tuple(MethodEntry(name, name, {}) for name in methods),
+        "samplers": tuple(SamplerEntry(name, name, {}) for name in samplers),
         "backbone": "emoji",
         "prompt_ids": ("p0000",),
         "prompts_digest": "",
         "seeds": (0,),
         "margins": (MarginEntry(0.01, "2026-11-01T00:00:00+00:00", 0),),
-        "price": 0.02,
+        "cost_per_nfe": 0.02,
         "settings": {"policy": None, "judges": ["emoji_detector"]},
         "versions": {},
     }
@@ -49,24 +49,24 @@ def test_a_reward_pays_by_the_scorers_of_its_terms():
     assert scorers_of({**BARE, "reward": "default"}) == {"blip_preference"}  # clip_gain has weight 0
     assert scorers_of({**BARE, "reward": "as_published"}) == {"blip_preference", "clip", "dino"}
     assert scorers_of({**BARE, "reward": {"clip_gain": 1.0}}) == {"clip"}
-    assert scorers_of({**BARE, "reward": {"nfe_price": 1.0}}) == set()
+    assert scorers_of({**BARE, "reward": {"nfe_cost": 1.0}}) == set()
     assert scorers_of({**BARE, "reward": "default"}, backbone="sd15") == {"image_reward"}
     package = {"preference": "image_reward_package", "image_reward": "/some/folder"}  # the same model elsewhere
     assert scorers_of({**BARE, "reward": "default", "scorers": package}, backbone="sd15") == {"image_reward"}
 
 
 def test_what_a_policy_sees_or_keeps_by_counts_as_well():
-    priced = {"reward": {"nfe_price": 1.0}}
-    assert scorers_of({**priced, "refine": "off"}) == {"blip_preference", "clip", "dino"}  # it sees all three
-    assert scorers_of({**priced, **BARE, "refine": {"preset": "weakest"}}) == {"blip_preference"}
-    assert scorers_of({**priced, **BARE, "refine": {"preset": "weakest", "accept": "always"}}) == set()
+    with_cost = {"reward": {"nfe_cost": 1.0}}
+    assert scorers_of({**with_cost, "refine": "off"}) == {"blip_preference", "clip", "dino"}  # it sees all three
+    assert scorers_of({**with_cost, **BARE, "refine": {"preset": "weakest"}}) == {"blip_preference"}
+    assert scorers_of({**with_cost, **BARE, "refine": {"preset": "weakest", "accept": "always"}}) == set()
 
 
-def test_methods_without_a_policy_file_are_known_by_their_kind():
-    names = ["fixed:8", "best_of:2x3", "threshold_retry:0.5", "oracle_stop:clip_score", "random:0.1", "stop:3"]
+def test_samplers_without_a_policy_file_are_known_by_their_kind():
+    names = ["fixed:8", "best_of:2x3", "threshold_resample:0.5", "oracle_stop:clip_score", "random:0.1", "stop:3"]
     names += ["interval:fixed:6", "interval:best_of:2x2", "prompt_rule:8,6", "continue"]
-    found = {use.method: use for use in uses_of(named(*names), "emoji")}
-    assert set(found) == {"best_of:2x3", "threshold_retry:0.5", "oracle_stop:clip_score", "interval:best_of:2x2"}
+    found = {use.sampler: use for use in uses_of(named(*names), "emoji")}
+    assert set(found) == {"best_of:2x3", "threshold_resample:0.5", "oracle_stop:clip_score", "interval:best_of:2x2"}
     assert found["best_of:2x3"].scorer == "blip_preference"
     assert found["oracle_stop:clip_score"].scorer == "clip"
     unknown = uses_of(named("other:1"), "sd15")
@@ -93,26 +93,26 @@ def test_conflicts_are_named_with_a_judge_to_add():
 
 
 def test_a_policy_that_sees_only_the_denoiser_has_used_only_what_paid_it():
-    seen = {"reward": {"nfe_price": 1.0}, "refine": "off"}
+    seen = {"reward": {"nfe_cost": 1.0}, "refine": "off"}
     assert scorers_of({**seen, "observation_keys": "denoiser"}) == set()
     assert scorers_of({**seen, "observation_keys": "denoiser_checked"}) == {"blip_preference"}  # of finished images
     assert scorers_of({**seen, "observation_keys": ["timestep", "phrases", "prompt"]}) == set()
-    both = {"preset": "again", "liking": {"clip_weight": 0.5}}
+    both = {"preset": "resample_keep_best", "utility": {"clip_weight": 0.5}}
     assert scorers_of({**seen, "refine": both, "observation_keys": "denoiser"}) == {"blip_preference", "clip"}
 
 
 def test_the_manifest_says_what_a_policy_was_paid_by_when_its_file_is_gone():
     environment = EnvSettings.of(**BARE, reward={"clip_gain": 1.0})
-    entry = MethodEntry(POLICY, POLICY, {}, traits=Traits(learned=True, scores_used=scores_used(environment)))
-    assert MethodEntry.read(json.loads(json.dumps(asdict(entry)))) == entry
-    uses = uses_in(replace(manifest(), methods=(entry,)))
+    entry = SamplerEntry(POLICY, POLICY, {}, traits=Traits(learned=True, scores_used=scores_used(environment)))
+    assert SamplerEntry.read(json.loads(json.dumps(asdict(entry)))) == entry
+    uses = uses_in(replace(manifest(), samplers=(entry,)))
     assert uses == (Use("clip", POLICY, "its reward term clip_gain pays by it"),)
 
 
 def test_an_older_manifest_goes_by_the_names_that_it_has():
-    older = MethodEntry.read({"name": POLICY, "variant": "v", "looks": False, "process": {}})
+    older = SamplerEntry.read({"name": POLICY, "variant": "v", "looks": False, "process": {}})
     assert older.traits.learned and not older.traits.needs_preview and older.traits.curve == "policy:emoji"
-    uses = uses_in(replace(manifest(), methods=(older,)))
+    uses = uses_in(replace(manifest(), samplers=(older,)))
     assert {(use.scorer, use.how) for use in uses} == {
         (scorer, "its policy file is not at hand") for scorer in ("blip_preference", "clip", "dino")
     }

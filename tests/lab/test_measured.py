@@ -1,4 +1,4 @@
-"""Metrics and a VLM judge over an evaluation's pictures, end to end on tiny things and a local server."""
+"""Metrics and a VLM judge over an evaluation's images, end to end on tiny things and a local server."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_lab.measured import MetricsConfig, VlmConfig, metrics_sections, vlm_sections
 
-METHODS = ["fixed:1", "fixed:2", "fixed:3"]
+SAMPLERS_COMPARED = ["fixed:1", "fixed:2", "fixed:3"]
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def evaluated(tmp_path, server):
 
     config = {
         **eval_sb3.defaults(),
-        "methods": METHODS,
+        "samplers": SAMPLERS_COMPARED,
         "prompts": 3,
         "judges": ["emoji_detector", "sharpness"],
         "out": str(tmp_path),
-        "films": False,
+        "filmstrips": False,
         "progress_bar": False,
         "metrics": {
             "names": ["psnr", "fid", "kid"],
@@ -43,7 +43,7 @@ def evaluated(tmp_path, server):
             "judge": "openai:judge-1",
             "against": ["fixed:2", "fixed:3"],
             "max_cost": 1.0,
-            "price": {"input": 1.0, "output": 1.0},
+            "cost_per_nfe": {"input": 1.0, "output": 1.0},
             "client": {"base_url": f"{server.url}/v1"},
         },
     }
@@ -56,10 +56,10 @@ def test_metrics_and_a_judge_are_in_the_report_and_cost_nothing_twice(evaluated,
 
     config, report = evaluated
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(found["methods"]) == {"fixed:1", "fixed:2"}
-    psnr = {name: results["psnr"]["value"] for name, results in found["methods"].items()}
+    assert set(found["samplers"]) == {"fixed:1", "fixed:2"}
+    psnr = {name: results["psnr"]["value"] for name, results in found["samplers"].items()}
     assert all(5 < value < 60 for value in psnr.values())
-    assert found["methods"]["fixed:1"]["fid"]["name"] == "fid[dino]"
+    assert found["samplers"]["fixed:1"]["fid"]["name"] == "fid[dino]"
     rows = json.loads((tmp_path / "vlm.json").read_text())
     assert [(row["focus"], row["against"]) for row in rows] == [("fixed:1", "fixed:2"), ("fixed:1", "fixed:3")]
     assert all(row["won"] + row["tied"] + row["lost"] == 3 for row in rows)
@@ -80,8 +80,8 @@ def test_metrics_and_a_judge_are_in_the_report_and_cost_nothing_twice(evaluated,
     [
         ({"names": ["psrn"], "reference": "fixed:1"}, UnknownNameError, "did you mean 'psnr'"),
         ({"names": [], "reference": "fixed:1"}, ConfigError, "none is named"),
-        ({"names": ["psnr"], "reference": "fixed:9"}, UnknownNameError, "reference method"),
-        ({"names": ["psnr"], "reference": str(Path(__file__).parent)}, ConfigError, "pairs pictures"),
+        ({"names": ["psnr"], "reference": "fixed:9"}, UnknownNameError, "reference sampler"),
+        ({"names": ["psnr"], "reference": str(Path(__file__).parent)}, ConfigError, "pairs images"),
         ({"name": ["psnr"]}, ConfigError, "did you mean 'names'"),
         (
             {"names": ["fid"], "reference": "fixed:1", "settings": {"backend": "x"}},
@@ -92,7 +92,7 @@ def test_metrics_and_a_judge_are_in_the_report_and_cost_nothing_twice(evaluated,
 )
 def test_metrics_that_cannot_be_measured_are_refused_at_once(given, error, words):
     with pytest.raises(error, match=words):
-        MetricsConfig.read(given, METHODS)
+        MetricsConfig.read(given, SAMPLERS_COMPARED)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_metrics_that_cannot_be_measured_are_refused_at_once(given, error, words
     [
         ({"judge": "openai:x", "max_cost": 1}, ConfigError, r"needs vlm\.against"),
         ({"judge": "openai:x", "against": ["fixed:2"]}, ConfigError, r"needs vlm\.max_cost"),
-        ({"judge": "openai:x", "against": ["fixed:7"], "max_cost": 1}, UnknownNameError, "method to compare with"),
+        ({"judge": "openai:x", "against": ["fixed:7"], "max_cost": 1}, UnknownNameError, "sampler to compare with"),
         ({"judges": "openai:x"}, ConfigError, "did you mean 'judge'"),
     ],
 )
 def test_a_judge_without_a_limit_or_a_comparator_is_refused(given, error, words):
     with pytest.raises(error, match=words):
-        VlmConfig.read(given, METHODS)
+        VlmConfig.read(given, SAMPLERS_COMPARED)
 
 
 def test_nothing_measured_has_no_section(tmp_path):

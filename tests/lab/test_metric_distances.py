@@ -12,9 +12,9 @@ from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.distances import frechet_distance, kernel_distance
 from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.measure import image_metrics
 from addiffusion_lab.metrics.network import FeatureNetwork
-from addiffusion_lab.metrics.pictures import Pictures
 from addiffusion_lab.metrics.results import SmallSampleWarning
 from addiffusion_lab.metrics.settings import MetricSettings
 
@@ -32,11 +32,11 @@ def gaussian(rng, n, mean, covariance):
 
 def test_fid_is_the_closed_form_of_two_gaussians():
     rng = np.random.default_rng(0)
-    turn, _ = np.linalg.qr(rng.standard_normal((6, 6)))
+    env_step, _ = np.linalg.qr(rng.standard_normal((6, 6)))
     first, second = rng.uniform(0.5, 3, 6), rng.uniform(0.5, 3, 6)
     means = rng.standard_normal((2, 6))
-    a = gaussian(rng, 400, means[0], turn @ np.diag(first) @ turn.T)
-    b = gaussian(rng, 300, means[1], turn @ np.diag(second) @ turn.T)
+    a = gaussian(rng, 400, means[0], env_step @ np.diag(first) @ env_step.T)
+    b = gaussian(rng, 300, means[1], env_step @ np.diag(second) @ env_step.T)
     # Covariances with common axes commute: tr(C1 + C2 - 2 (C1 C2)^(1/2)) is a sum over axes.
     expected = ((means[0] - means[1]) ** 2).sum() + ((np.sqrt(first) - np.sqrt(second)) ** 2).sum()
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
@@ -71,7 +71,7 @@ def test_kid_subsets_follow_the_seed_and_leave_the_global_generator_alone():
 
 @pytest.fixture(scope="module")
 def scenes():
-    """64 pictures of the emoji world's renderer: one sprite each, its class and place drawn at random."""
+    """64 images of the emoji world's renderer: one sprite each, its class and place drawn at random."""
     from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
     rng = np.random.default_rng(3)
@@ -90,9 +90,9 @@ def scenes():
 
 
 @pytest.mark.parametrize("features", ["dino", "clip"])
-def test_distances_grow_with_the_share_of_collapsed_pictures(scenes, features):
+def test_distances_grow_with_the_share_of_collapsed_images(scenes, features):
     settings = MetricSettings(features=features, kid_subset_size=20, kid_subsets=10)
-    reference = Pictures.of(scenes[:32])
+    reference = Images.of(scenes[:32])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SmallSampleWarning)
         levels = [
@@ -112,14 +112,14 @@ def test_distances_grow_with_the_share_of_collapsed_pictures(scenes, features):
     assert result.backend.startswith("torch-fidelity ")
 
 
-def test_fid_of_few_pictures_says_so(scenes):
+def test_fid_of_few_images_says_so(scenes):
     with pytest.warns(SmallSampleWarning) as seen:
         found = image_metrics(scenes[:8], scenes[8:24], ["fid", "kid"], MetricSettings(features="dino"))
     notes = found["fid"].notes
-    assert notes[0] == "8 made pictures: FID needs 10000 or more to be compared with published numbers"
-    assert notes[1].startswith("16 reference pictures") and "covariance is singular" in notes[2]
-    assert found["kid"].settings["subset_size"] == 8 and "subsets of 8 pictures, not 1000" in found["kid"].notes[0]
-    assert len(seen) == 4 and "note: 8 made pictures" in str(found["fid"])
+    assert notes[0] == "8 made images: FID needs 10000 or more to be compared with published numbers"
+    assert notes[1].startswith("16 reference images") and "covariance is singular" in notes[2]
+    assert found["kid"].settings["subset_size"] == 8 and "subsets of 8 images, not 1000" in found["kid"].notes[0]
+    assert len(seen) == 4 and "note: 8 made images" in str(found["fid"])
 
 
 def flat(identity="flat", calls=None):
@@ -137,48 +137,48 @@ def flat(identity="flat", calls=None):
 def test_reference_features_are_kept_by_content(scenes, tmp_path):
     calls: list[int] = []
     network = flat(calls=calls)
-    first = FeatureCache(tmp_path).features(Pictures.of(scenes), network)
+    first = FeatureCache(tmp_path).features(Images.of(scenes), network)
     assert sum(calls) == 64
-    assert np.array_equal(FeatureCache(tmp_path).features(Pictures.of(scenes.clone()), network), first)
+    assert np.array_equal(FeatureCache(tmp_path).features(Images.of(scenes.clone()), network), first)
     assert sum(calls) == 64, "read from the disk"
-    FeatureCache(tmp_path).features(Pictures.of(scenes * 0.9), network)
-    assert sum(calls) == 128, "other pictures"
-    FeatureCache(tmp_path).features(Pictures.of(scenes), flat("other", calls))
+    FeatureCache(tmp_path).features(Images.of(scenes * 0.9), network)
+    assert sum(calls) == 128, "other images"
+    FeatureCache(tmp_path).features(Images.of(scenes), flat("other", calls))
     assert sum(calls) == 192, "another network"
     assert len(list(tmp_path.iterdir())) == 3, "no part is left over"
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\x93NUMPY")])
 def test_damaged_features_are_computed_again(scenes, tmp_path, damage):
-    first = FeatureCache(tmp_path).features(Pictures.of(scenes), flat())
+    first = FeatureCache(tmp_path).features(Images.of(scenes), flat())
     damage(next(tmp_path.iterdir()))
     with pytest.warns(UserWarning, match="computed again"):
-        assert np.array_equal(FeatureCache(tmp_path).features(Pictures.of(scenes), flat()), first)
+        assert np.array_equal(FeatureCache(tmp_path).features(Images.of(scenes), flat()), first)
     assert np.array_equal(np.load(next(tmp_path.iterdir())), first), "and mended"
 
 
 def test_a_cache_that_cannot_be_written_is_named(scenes, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot keep reference features"):
-        FeatureCache(tmp_path / "file").features(Pictures.of(scenes), flat())
+        FeatureCache(tmp_path / "file").features(Images.of(scenes), flat())
 
 
-def test_the_same_pictures_have_one_digest_whatever_holds_them(scenes, tmp_path):
-    pixels = [item for item in Pictures.of(scenes[:3])]
+def test_the_same_images_have_one_digest_whatever_holds_them(scenes, tmp_path):
+    pixels = [item for item in Images.of(scenes[:3])]
     for number, item in enumerate(pixels):
         Image.fromarray(item).save(tmp_path / f"{number}.png")
     files = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
-    digests = {Pictures.of(source).digest() for source in (scenes[:3], np.stack(pixels), tmp_path, pixels, files)}
+    digests = {Images.of(source).digest() for source in (scenes[:3], np.stack(pixels), tmp_path, pixels, files)}
     assert len(digests) == 1
-    assert Pictures.of(scenes[:3].flip(0)).digest() not in digests
+    assert Images.of(scenes[:3].flip(0)).digest() not in digests
 
 
 def test_lossy_files_are_noted(scenes, tmp_path):
-    for number, item in enumerate(Pictures.of(scenes[:4])):
+    for number, item in enumerate(Images.of(scenes[:4])):
         Image.fromarray(item).save(tmp_path / f"{number}.jpg")
     with pytest.warns(SmallSampleWarning):
         found = image_metrics(scenes[:4], tmp_path, ["kid"], MetricSettings(features=flat()))
-    assert found["kid"].notes[-1].startswith("4 reference pictures were saved with loss")
+    assert found["kid"].notes[-1].startswith("4 reference images were saved with loss")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGB"])
@@ -186,16 +186,16 @@ def test_files_of_every_mode_are_read_as_torch_fidelity_reads_them(tmp_path, mod
     from torch_fidelity.datasets import ImagesPathDataset
 
     colours = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)  # with transparent pixels
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(colours).convert(mode).save(path)
-    [read] = Pictures.of([path])
+    [read] = Images.of([path])
     assert torch.equal(torch.from_numpy(read.copy()).permute(2, 0, 1), ImagesPathDataset([path])[0])
 
 
 def test_a_file_of_sixteen_bits_is_refused_not_clipped_to_white(tmp_path):
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ConfigError, match=r"deep\.png has more than 8 bits a pixel .*'I;16'"):
-        list(Pictures.of([tmp_path / "deep.png"]))
+        list(Images.of([tmp_path / "deep.png"]))
 
 
 def test_features_that_are_not_finite_are_refused(scenes):
@@ -219,8 +219,8 @@ def test_wrong_settings_say_what_is_wrong(scenes, change, error, words):
     assert words in str(caught.value)
 
 
-def test_one_picture_is_no_distribution(scenes):
-    with pytest.raises(ConfigError, match="2 or more pictures"):
+def test_one_image_is_no_distribution(scenes):
+    with pytest.raises(ConfigError, match="2 or more images"):
         image_metrics(scenes[:1], scenes[1:], ["fid"], MetricSettings(features=flat()))
 
 
@@ -257,7 +257,7 @@ def test_the_network_is_torchmetrics_at_299_pixels(random_inception):
     generator = torch.Generator().manual_seed(0)
     for size, equal in ((299, True), (400, False)):  # they resize in two ways
         pixels = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=generator)
-        first = network.features(Pictures.of(pixels.permute(0, 2, 3, 1).numpy()))
+        first = network.features(Images.of(pixels.permute(0, 2, 3, 1).numpy()))
         with torch.no_grad():
             second = other(pixels).numpy()
         assert first.shape == second.shape == (1, 2048)

@@ -34,29 +34,29 @@ def test_psnr_agrees_with_torchmetrics_on_floats():
     assert found.values == pytest.approx(expected, rel=1e-6)
 
 
-def test_identical_pictures_count_the_cap_and_are_told():
-    pictures = bytes_like((2, 8, 8, 3))
-    other = pictures.copy()
+def test_identical_images_count_the_cap_and_are_told():
+    images = bytes_like((2, 8, 8, 3))
+    other = images.copy()
     other[1] ^= 1
-    found = image_metrics(pictures, other, ["psnr"], MetricSettings())["psnr"]
+    found = image_metrics(images, other, ["psnr"], MetricSettings())["psnr"]
     assert found.values == pytest.approx((100, 20 * math.log10(255)))
     assert found.settings["identical"] == 1
-    assert found.notes == ("1 of 2 pictures are identical to their reference and count 100 dB",)
+    assert found.notes == ("1 of 2 images are identical to their reference and count 100 dB",)
 
 
 @pytest.mark.parametrize(
     ("first", "second", "error", "words"),
     [
-        (bytes_like((2, 8, 8, 3)), bytes_like((3, 8, 8, 3)), ConfigError, "2 pictures but 3 references"),
+        (bytes_like((2, 8, 8, 3)), bytes_like((3, 8, 8, 3)), ConfigError, "2 images but 3 references"),
         (bytes_like((1, 8, 8, 3)), bytes_like((1, 8, 9, 3)), ImageRangeError, "(8, 8, 3) but its reference is (8, 9"),
         (torch.full((1, 3, 8, 8), 200.0), bytes_like((1, 8, 8, 3)), ImageRangeError, "must lie in [-1, 1]"),
         (np.zeros((1, 8, 8, 3)), bytes_like((1, 8, 8, 3)), ImageRangeError, "got float64 (8, 8, 3)"),
-        ([], [], ConfigError, "needs pictures, got none"),
+        ([], [], ConfigError, "needs images, got none"),
         ("/no/folder", [], ConfigError, "/no/folder is no folder"),
-        (["/no/file.png"], bytes_like((1, 8, 8, 3)), ConfigError, "no picture at /no/file.png"),
+        (["/no/file.png"], bytes_like((1, 8, 8, 3)), ConfigError, "no image at /no/file.png"),
     ],
 )
-def test_pictures_that_cannot_be_paired_are_refused(first, second, error, words):
+def test_images_that_cannot_be_paired_are_refused(first, second, error, words):
     with pytest.raises(error) as caught:
         image_metrics(first, second, ["psnr"])
     assert words in str(caught.value)
@@ -66,9 +66,9 @@ def test_a_cut_file_is_named(tmp_path):
     path = tmp_path / "cut.png"
     Image.fromarray(bytes_like((16, 16, 3))).save(path)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ConfigError, match=r"cut\.png cannot be read as a picture"):
+    with pytest.raises(ConfigError, match=r"cut\.png cannot be read as an image"):
         image_metrics(tmp_path, bytes_like((1, 16, 16, 3)), ["psnr"])
-    with pytest.raises(ConfigError, match="a file of 60 bytes cannot be read as a picture"):
+    with pytest.raises(ConfigError, match="a file of 60 bytes cannot be read as an image"):
         image_metrics([path.read_bytes()], bytes_like((1, 16, 16, 3)), ["psnr"])
     (tmp_path / "cut.png").unlink()
     (tmp_path / "folder.png").mkdir()
@@ -110,27 +110,27 @@ def test_lpips_agrees_with_another_package_on_the_same_weights(trunk):
     assert found.backend.startswith("lpips ") and found.settings["network"] == "alex"
 
 
-def test_lpips_of_equal_pictures_is_zero_and_of_tiny_ones_refused(trunk):
+def test_lpips_of_equal_images_is_zero_and_of_tiny_ones_refused(trunk):
     pytest.importorskip("lpips")
     settings = MetricSettings(lpips_weights=trunk)
-    pictures = bytes_like((1, 32, 32, 3))
-    assert image_metrics(pictures, pictures, ["lpips"], settings)["lpips"].value == 0
+    images = bytes_like((1, 32, 32, 3))
+    assert image_metrics(images, images, ["lpips"], settings)["lpips"].value == 0
     with pytest.raises(ImageRangeError, match="needs 32 pixels a side, got 31x32"):
-        image_metrics(pictures[:, 1:], pictures[:, 1:], ["lpips"], settings)
+        image_metrics(images[:, 1:], images[:, 1:], ["lpips"], settings)
 
 
 def test_lpips_refuses_other_weights(trunk, tmp_path):
     pytest.importorskip("lpips")
-    pictures = bytes_like((1, 32, 32, 3))
+    images = bytes_like((1, 32, 32, 3))
     with pytest.raises(WeightsError, match="no weights at /nowhere"):
-        image_metrics(pictures, pictures, ["lpips"], MetricSettings(lpips_weights="/nowhere"))
+        image_metrics(images, images, ["lpips"], MetricSettings(lpips_weights="/nowhere"))
     with pytest.raises(WeightsError, match="not torchvision's squeeze: it lacks"):
-        image_metrics(pictures, pictures, ["lpips"], MetricSettings(lpips_weights=trunk, lpips_network="squeeze"))
+        image_metrics(images, images, ["lpips"], MetricSettings(lpips_weights=trunk, lpips_network="squeeze"))
     state = torch.load(trunk, weights_only=True)
     wrong = tmp_path / "wrong.pth"
     torch.save({**state, "features.0.weight": torch.zeros(1)}, wrong)
     with pytest.raises(WeightsError, match=r"not torchvision's alex: .*size mismatch"):
-        image_metrics(pictures, pictures, ["lpips"], MetricSettings(lpips_weights=wrong))
+        image_metrics(images, images, ["lpips"], MetricSettings(lpips_weights=wrong))
 
 
 def test_a_meter_sees_what_was_held_and_forgets_it_on_restart():

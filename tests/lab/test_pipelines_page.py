@@ -8,11 +8,11 @@ import pytest
 
 from addiffusion_env.__main__ import main
 from addiffusion_lab.tiny_pipelines import REFUSED, ZOO
-from addiffusion_lab.tiny_pipelines.page import AGREEMENT, CONVENTIONS, INEXACT, LOOKS
+from addiffusion_lab.tiny_pipelines.page import AGREEMENT, CONVENTIONS, INEXACT, PREVIEW_COLUMNS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 LIMITS = {"alone": 1e-5, "joined": 1e-4, "early exit": 1e-5}
-TABLES = (AGREEMENT, CONVENTIONS, LOOKS)
+TABLES = (AGREEMENT, CONVENTIONS, PREVIEW_COLUMNS)
 
 
 def rows(text):

@@ -108,7 +108,7 @@ def test_h2_at_a_bend_of_the_frontier():
 
 
 def test_h2_takes_more_than_beating_three_of_four_kinds():
-    """The policy is far above fixed steps, rule and best-of-n, and on a par with threshold-retry."""
+    """The policy is far above fixed steps, rule and best-of-n, and on a par with threshold-resample."""
     beaten = outcomes("H2", lambda draw: planted.against_frontier(draw, 300, 0.2, retry=0.9), 300)
     assert beaten["supported"] <= 0.025 + slack(0.025, 300)
     ahead = outcomes("H2", lambda draw: planted.against_frontier(draw, 600, 0.2, retry=0.72), 40)
@@ -117,13 +117,13 @@ def test_h2_takes_more_than_beating_three_of_four_kinds():
 
 def test_h3_finds_a_correlation_above_its_control_as_often_as_planned():
     n = round(planted.prompts_for_correlation(0.3) * 1.87)  # the control's own scatter comes on top
-    found = outcomes("H3", lambda draw: planted.by_demands(draw, n, 0.31, 0.0), 300, shuffled=planted.CONTROL)
+    found = outcomes("H3", lambda draw: planted.by_constraints(draw, n, 0.31, 0.0), 300, shuffled=planted.CONTROL)
     assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 300) + 0.02)
 
 
 @pytest.mark.parametrize(("own", "control"), [(0.0, 0.0), (0.4, 0.4)])
 def test_h3_hardly_ever_passes_what_shuffled_prompts_do_as_well(own, control):
-    found = outcomes("H3", lambda draw: planted.by_demands(draw, 120, own, control), 300, shuffled=planted.CONTROL)
+    found = outcomes("H3", lambda draw: planted.by_constraints(draw, 120, own, control), 300, shuffled=planted.CONTROL)
     assert found["supported"] <= 0.025 + slack(0.025, 300)
 
 
@@ -141,11 +141,11 @@ def test_h4_finds_a_gain_and_raises_few_alarms():
     assert none["supported"] <= 0.025 + slack(0.025, 400)
 
 
-# ---- the report's own estimator of a gain over constant methods
+# ---- the report's own estimator of a gain over constant samplers
 
 
 def gains(make, runs):
-    """Gains of the planted policy over its fixed methods, one for each simulated evaluation."""
+    """Gains of the planted policy over its fixed samplers, one for each simulated evaluation."""
     for run in range(runs):
         found = planted.records(make(np.random.default_rng([run, 1])))  # a stream apart from the resamples'
         own = found.pop(planted.POLICY)

@@ -44,20 +44,20 @@ def test_importing_the_lab_loads_nothing_heavy():
 
 def test_without_the_lab_an_error_says_where_names_come_from():
     code = """
-from addiffusion_env.baselines import make_method
+from addiffusion_env.samplers import make_sampler
 from addiffusion_env.errors import UnknownNameError
 try:
-    make_method("lcm:4")
+    make_sampler("lcm:4")
 except UnknownNameError as error:
     print(error)
 import addiffusion_lab
 try:
-    make_method("lmc:4")
+    make_sampler("lmc:4")
 except UnknownNameError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    before, after = done.stdout.split("unknown method 'lmc'")
+    before, after = done.stdout.split("unknown sampler 'lmc'")
     assert "`import addiffusion_lab` or plugins=[addiffusion_lab] adds more names" in before
     assert "did you mean 'lcm'" in after and "adds more names" not in after
 

@@ -1,4 +1,4 @@
-"""The page of results: one verdict a claim, each method once a table, the detector's own accuracy."""
+"""The page of results: one verdict a claim, each sampler once a table, the detector's own accuracy."""
 
 import json
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from eval_records import record
 
-from addiffusion_env.baselines import make_method
-from addiffusion_env.baselines.traits import Traits
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, write_text
+from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry, write_text
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.samplers import make_sampler
+from addiffusion_env.samplers.traits import Traits
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.detector import detector_accuracy
 from addiffusion_lab.claims.page import write_page
@@ -27,7 +27,7 @@ NFE = {
     "fixed:50": 50,
     "prompt_rule:8,6": 7,
     "best_of:2x4": 8,
-    "threshold_retry:1": 9,
+    "threshold_resample:1": 9,
 }
 
 
@@ -35,14 +35,19 @@ def evaluation(folder, hypotheses):
     """The records of an evaluation in which the policy is right nine times in ten and the others every second time."""
     prompts = [f"p{number:04d}" for number in range(40)]
     manifest = Manifest(
-        methods=tuple(MethodEntry(name, name, {}, traits=Traits.of(make_method(name))) for name in NFE),
+        samplers=tuple(SamplerEntry(name, name, {}, traits=Traits.of(make_sampler(name))) for name in NFE),
         backbone="emoji",
         prompt_ids=tuple(prompts),
         prompts_digest="",
         seeds=(0,),
         margins=(MarginEntry(0.01, "2026-01-01T00:00:00+00:00", 0),),
-        price=0.02,
-        settings={"policy": "emoji", "judges": ["emoji_detector"], "prices": ["5.6nfe"], "hypotheses": hypotheses},
+        cost_per_nfe=0.02,
+        settings={
+            "policy": "emoji",
+            "judges": ["emoji_detector"],
+            "costs_per_nfe": ["5.6nfe"],
+            "hypotheses": hypotheses,
+        },
         versions={"torch": "2.14"},
     )
     made = [
@@ -74,7 +79,7 @@ def test_a_page_has_one_verdict_a_claim_and_says_how_it_came_about(tmp_path):
     for figure in re.findall(r"\]\((plots/[^)]+)\)", text):
         assert (tmp_path / "docs" / figure).is_file()
     rows = json.loads((tmp_path / "docs" / "results.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["policy@0.004", "policy@0.03"]
+    assert [row["sampler"] for row in rows] == ["policy@0.004", "policy@0.03"]
     assert rows[0]["correct"]["estimate"] == 0.9
 
 
@@ -91,10 +96,10 @@ def test_the_detector_passes_what_is_right_and_refuses_what_is_wrong():
         assert found.correct.estimate >= 0.95 and found.wrong.estimate >= 0.95
 
 
-def test_a_method_stands_once_in_each_table_of_the_page():
+def test_a_sampler_stands_once_in_each_table_of_the_page():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     tables = [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M)]
-    methods = [[row.split("|")[1].strip() for row in table[2:]] for table in tables if "method" in table[0]]
-    assert len(methods) > 3 and len(methods[0]) > 50
-    for names in methods:
+    samplers = [[row.split("|")[1].strip() for row in table[2:]] for table in tables if "sampler" in table[0]]
+    assert len(samplers) > 3 and len(samplers[0]) > 50
+    for names in samplers:
         assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)

@@ -9,7 +9,7 @@ from vlm_server import COST, DEAR, INPUT_TOKENS, SERVICES, JudgeServer, by_brigh
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, RunFolderError, UnknownNameError
 from addiffusion_lab.vlm import make_client
-from addiffusion_lab.vlm.costs import PRICES
+from addiffusion_lab.vlm.costs import COSTS_PER_NFE
 from addiffusion_lab.vlm.judge import compare
 from addiffusion_lab.vlm.question import read_vote
 from addiffusion_lab.vlm.verdicts import verdict_of
@@ -25,10 +25,10 @@ def server():
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_an_honest_judge_finds_the_better_picture(server, service):
+def test_an_honest_judge_finds_the_better_image(server, service):
     report = judged(server, grey(200, 10, 100, 30), grey(100, 60, 100, 30.4), service=service)
     assert [verdict.outcome for verdict in report.verdicts] == ["a", "b", "tie", "tie"]
-    assert server.requests == {service: 4}, "equal pictures need no judge"
+    assert server.requests == {service: 4}, "equal images need no judge"
     assert report.win_rate.estimate == pytest.approx(0.5) and report.win_rate.n == 4
     assert (report.position.first, report.position.second) == (2, 2) and report.position.share == 0.5
     assert report.disagreements == report.flips == report.parse_failures == 0 and report.complete
@@ -36,7 +36,7 @@ def test_an_honest_judge_finds_the_better_picture(server, service):
     assert report.served == ("judge-1" if service == "openai" else "gemini-judge",)
 
 
-def test_pictures_reach_the_service_whole_and_without_names(server):
+def test_images_reach_the_service_whole_and_without_names(server):
     judged(server, grey(200), grey(100), ['a "big"\ndog'])
     body = server.bodies[0]
     assert body["temperature"] == 0 and body["max_tokens"] == 1024 and body["model"] == "judge-1"
@@ -116,7 +116,7 @@ def test_cached_replies_are_not_paid_again(server, tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.parametrize("change", ["picture", "prompt", "model", "limit"])
+@pytest.mark.parametrize("change", ["image", "prompt", "model", "limit"])
 def test_another_question_has_another_reply(server, tmp_path, change):
     a, b = grey(200), grey(100)
     judged(server, a, b, cache=tmp_path)
@@ -124,8 +124,8 @@ def test_another_question_has_another_reply(server, tmp_path, change):
     model = "judge-2" if change == "model" else "judge-1"
     client = make_client(f"openai:{model}", base_url=f"{server.url}/v1", **options)
     prompts = ["another" if change == "prompt" else "prompt 0"]
-    pictures = grey(201) if change == "picture" else a
-    report = compare(pictures, b, prompts, client, max_cost=1000, price=DEAR, cache=tmp_path, say=lambda text: None)
+    images = grey(201) if change == "image" else a
+    report = compare(images, b, prompts, client, max_cost=1000, price=DEAR, cache=tmp_path, say=lambda text: None)
     assert (report.asked, report.cached) == (2, 0)
 
 
@@ -195,7 +195,7 @@ def test_workers_ask_at_the_same_time(server):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"prompts": ["one", "two"]}, ConfigError, "1 and 1 pictures for 2 prompts"),
+        ({"prompts": ["one", "two"]}, ConfigError, "1 and 1 images for 2 prompts"),
         ({"b": grey(1, size=17)}, ImageRangeError, "are (16, 16, 3) and (17, 17, 3)"),
         ({"max_cost": -1}, ConfigError, "max_cost must be 0 or more dollars, got -1"),
         ({"max_cost": math.nan}, ConfigError, "got nan"),
@@ -209,7 +209,7 @@ def test_wrong_arguments_are_refused_before_anything_is_asked(server, change, er
     assert words in str(caught.value) and not server.requests
 
 
-@pytest.mark.parametrize("spec", PRICES)
+@pytest.mark.parametrize("spec", COSTS_PER_NFE)
 def test_every_listed_judge_is_pinned(spec, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.setenv("GEMINI_API_KEY", "k")

@@ -107,7 +107,7 @@ def test_replies_before_a_failure_are_kept(server, tmp_path, service):
 
 
 def test_what_a_filter_refuses_is_no_verdict(server):
-    body = {"error": {"code": "content_policy_violation", "message": "not this picture"}}
+    body = {"error": {"code": "content_policy_violation", "message": "not this image"}}
     server.faults = [(400, {}, json.dumps(body))]
     report = judged(server, grey(200, 201), grey(100, 101), workers=1)
     assert report.count("unparsed") == 1 and report.count("a") == 1 and report.parse_failures == 1

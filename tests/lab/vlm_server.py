@@ -27,7 +27,7 @@ SERVICES = ("openai", "gemini")
 
 
 def by_brightness(prompt, first, second):
-    """An honest judge: the brighter picture is better."""
+    """An honest judge: the brighter image is better."""
     if abs(first - second) < 1:
         return "Both are as bright. VERDICT: TIE"
     return f"Brightness decides.\n**VERDICT: {'FIRST' if first > second else 'SECOND'}**"
@@ -73,13 +73,13 @@ class JudgeServer:
             return fault
         if self.together is not None:
             self.together.wait(PATIENCE)
-        texts, pictures = read(body)
+        texts, images = read(body)
         prompt = json.loads(re.search(r'The prompt: (".*")', texts[0]).group(1))
-        text = self.judge(prompt, *(float(picture.mean()) for picture in pictures))
+        text = self.judge(prompt, *(float(image.mean()) for image in images))
         return 200, {}, json.dumps(write(text, body["model"], thoughts=5 if service == "gemini" else 0))
 
     def _handler(self):
-        server = self  # the handler's own methods have another self
+        server = self  # the handler's own samplers have another self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
@@ -137,7 +137,7 @@ def client_of(server, service="openai", **options):
 
 
 def grey(*levels, size=16):
-    """One flat picture a level of brightness."""
+    """One flat image a level of brightness."""
     return np.stack([np.full((size, size, 3), level, dtype=np.uint8) for level in levels])
 
 

@@ -18,8 +18,8 @@ PPO = {"n_steps": 8, "batch_size": 32, "n_epochs": 8, "learning_rate": 3e-3, "ga
 @pytest.mark.parametrize(("cost", "stops_at_once"), [(4.0, True), (-4.0, False)])
 def test_ppo_learns_from_what_an_evaluation_costs(cost, stops_at_once):
     """The probability of stopping at the first decision, before and after 16 decisions in each of 8 lanes."""
-    reward = {"terminal_bonus": 1.0, "nfe_price": cost}
-    env = AdDiffusionVecEnv(8, steps=4, landing_steps=1, refine="off", reward=reward, price=1.0)
+    reward = {"terminal_bonus": 1.0, "nfe_cost": cost}
+    env = AdDiffusionVecEnv(8, steps=4, early_exit_steps=1, refine="off", reward=reward, cost_per_nfe=1.0)
     model = MaskablePPO(MaskableAdDiffusionPolicy, env, **PPO)
     first = {key: torch.as_tensor(value) for key, value in env.reset().items()}
 

@@ -10,7 +10,7 @@ from addiffusion_env.observations import FEATURES, Frame
 from addiffusion_env.observations.features import (
     OBSERVATION_PRESETS,
     QUALITY,
-    Belief,
+    Correctness,
     Observer,
     Spent,
     Timestep,
@@ -36,9 +36,9 @@ def frame(size=4, width=768, seed=0, extreme=1.0, features=12):
         log_snr=10 * number(),
         budget=share(),
         refinements=share(),
-        price=share(),
-        liking=number(),
-        best_liking=number(),
+        cost_per_nfe=share(),
+        utility=number(),
+        best_utility=number(),
         has_best=np.ones(size),
         evidence=rng.uniform(size=(size, 3)),
         features=extreme * rng.normal(size=(size, features)),
@@ -95,13 +95,13 @@ def test_the_denoisers_features_are_seen_row_by_row():
     np.testing.assert_array_equal(FEATURES.load("features")().make(unseen), 0)  # before the first evaluation
 
 
-def test_what_is_checked_are_finished_pictures():
+def test_what_is_checked_are_finished_images():
     whole = frame(4, width=8)
-    seen, believed = FEATURES.load("checked")().make(whole), FEATURES.load("belief")().make(whole)
+    seen, calibrated = FEATURES.load("checked")().make(whole), FEATURES.load("correctness")().make(whole)
     finished = whole.finished > 0
-    np.testing.assert_array_equal(seen[finished], believed[finished])
+    np.testing.assert_array_equal(seen[finished], calibrated[finished])
     np.testing.assert_array_equal(seen[~finished][:, [0, 2]], 0)  # no preview of its own
-    np.testing.assert_array_equal(seen[:, [1, 3]], believed[:, [1, 3]])  # the best of earlier tries is finished
+    np.testing.assert_array_equal(seen[:, [1, 3]], calibrated[:, [1, 3]])  # the best of earlier tries is finished
     assert not needs_preview(OBSERVATION_PRESETS["denoiser_checked"])
 
 
@@ -115,13 +115,13 @@ def test_a_key_keeps_its_promises(key):
     assert len(hold(OBSERVATION_CONTRACTS, FEATURES.load(key))) == len(OBSERVATION_CONTRACTS)
 
 
-class Hidden(Belief):
+class Hidden(Correctness):
     """Shows what is believed of previews and says that it does not."""
 
     needs_preview = False
 
 
-class Nameless(Belief):
+class Nameless(Correctness):
     """Shows scores and does not say which."""
 
     shows = ()

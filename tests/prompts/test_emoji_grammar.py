@@ -33,7 +33,7 @@ from addiffusion_env.prompts.emoji_vocabulary import (
 # Written by the reference code that drew the training data of the shipped weights.
 GOLDEN_PROMPTS = [
     "an elephant left of a giraffe",
-    "a picture of a vase below an apple",
+    "an image of a vase below an apple",
     "a photo of a fork",
     "a photo of two red bicycles and a cup",
     "a photo of a boat and a kite",
@@ -122,11 +122,11 @@ def test_no_two_sprites_overlap_by_half(scenes: list[Scene]) -> None:
     ("one", "other"),
     [
         ("a photo of a dog", "a dog"),
-        ("a photo of a dog", "a picture of a dog"),
+        ("a photo of a dog", "an image of a dog"),
         ("A Photo of  a dog.", "a dog"),
         ("a dog left of a cat", "a photo of a dog to the left of a cat"),
         ("a dog left of a cat", "a cat right of a dog"),
-        ("a dog above a red cat", "a picture of a red cat below a dog"),
+        ("a dog above a red cat", "an image of a red cat below a dog"),
         ("two computer mice", "two computer mouses"),
         ("three knives and a cup", "a photo of a cup and three knifes"),
         ("a dog, a cat and a cup", "a cup, a dog and a cat"),
@@ -231,7 +231,7 @@ def test_sample_scene_refuses_an_unknown_task() -> None:
 def test_emoji_prompt_carries_the_scene() -> None:
     prompt = emoji_prompt("a photo of two Red cups and a dog")
     assert prompt.phrases == ("two Red cups", "a dog")
-    assert prompt.demands == 4  # cup, two of them, red, dog
+    assert prompt.constraints == 4  # cup, two of them, red, dog
     assert prompt.task == "complex"
     assert prompt.requirements == parse(prompt.text)
     assert emoji_prompt("a red cup to the left of a dog").phrases == ("a red cup", "a dog")
@@ -240,15 +240,15 @@ def test_emoji_prompt_carries_the_scene() -> None:
 
 def test_emoji_prompt_of_free_text_is_plain() -> None:
     prompt = emoji_prompt("my grandmother's garden")
-    assert (prompt.requirements, prompt.phrases, prompt.demands) == (None, (), 0)
+    assert (prompt.requirements, prompt.phrases, prompt.constraints) == (None, (), 0)
     assert prompt.prompt_id.startswith("emoji-")
 
 
 @pytest.mark.parametrize(
-    ("text", "demands"), [("a dog", 1), ("a red dog", 2), ("two red dogs", 3), ("a dog above a cat", 3)]
+    ("text", "constraints"), [("a dog", 1), ("a red dog", 2), ("two red dogs", 3), ("a dog above a cat", 3)]
 )
-def test_demands(text: str, demands: int) -> None:
-    assert emoji_prompt(text).demands == demands
+def test_constraints(text: str, constraints: int) -> None:
+    assert emoji_prompt(text).constraints == constraints
 
 
 def test_source_is_a_prompt_source() -> None:

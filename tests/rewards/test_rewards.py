@@ -17,10 +17,10 @@ NAN = float("nan")
 
 
 def transition(
-    before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), price=(0.01,), reference=(NAN,), dino=(0.0,)
+    before=(NAN,), after=(0.0,), terminal=(False,), nfe=(1.0,), cost_per_nfe=(0.01,), reference=(NAN,), dino=(0.0,)
 ):
     scores = [np.array(v, dtype=float) for v in (before, after, before, after, dino)]
-    costs = [np.array(v, dtype=float) for v in (nfe, price)]
+    costs = [np.array(v, dtype=float) for v in (nfe, cost_per_nfe)]
     return Transition(
         *scores,
         np.zeros((len(after), 4)),
@@ -32,7 +32,7 @@ def transition(
 
 
 def episode(scores):
-    """The transitions of one lane whose preview scores run through ``scores``, the last being the finished picture."""
+    """The transitions of one lane whose preview scores run through ``scores``, the last being the finished image."""
     values = [NAN, *scores]
     return [
         transition((a,), (b,), (index == len(scores) - 1,))
@@ -82,21 +82,21 @@ def test_terms_sum_to_the_reward(preset):
 
 
 def test_idling_pays_as_published_and_costs_by_default():
-    idle = transition((1.0,), (1.0,), dino=(1.0,), price=(0.014,))
+    idle = transition((1.0,), (1.0,), dino=(1.0,), cost_per_nfe=(0.014,))
     assert make_reward("as_published")(idle)[0][0] == pytest.approx(0.75 - 0.014)
     assert make_reward("default")(idle)[0][0] == pytest.approx(-0.014)
 
 
-def test_price_counts_every_evaluation():
-    reward = make_reward({"nfe_price": 2.0})
-    assert reward(transition(nfe=(3.5,), price=(0.1,)))[0][0] == pytest.approx(-0.7)
+def test_cost_counts_every_evaluation():
+    reward = make_reward({"nfe_cost": 2.0})
+    assert reward(transition(nfe=(3.5,), cost_per_nfe=(0.1,)))[0][0] == pytest.approx(-0.7)
 
 
 def test_a_mapping_changes_a_preset():
     reward = make_reward({"preset": "default", "terminal_bonus": {"width": 0.0}, "clip_gain": 0.5})
     assert reward.terms["terminal_bonus"] == TermConfig(1.0, {"centre": 0.0, "width": 0.0})
     assert reward.terms["clip_gain"].weight == 0.5
-    assert reward.terms["nfe_price"] == PRESETS["default"]["nfe_price"]
+    assert reward.terms["nfe_cost"] == PRESETS["default"]["nfe_cost"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_mapping_changes_a_preset():
     [
         ({"preset": "publshed"}, "unknown reward preset"),
         ({}, "no terms"),
-        ({"nfe_price": float("inf")}, "finite"),
+        ({"nfe_cost": float("inf")}, "finite"),
         ({"dino_stability": {"weight": 1, "centre": 2}}, "unknown setting of reward term 'dino_stability' 'centre'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tiny models with random weights in the true file formats, and pictures of the emoji world."""
+"""Tiny models with random weights in the true file formats, and images of the emoji world."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scorer_models import MED_CONFIG, TINY_CLIP, head_state, pictures, random_weights, text_state, vision_state
+from scorer_models import MED_CONFIG, TINY_CLIP, head_state, images, random_weights, text_state, vision_state
 
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.emoji import emoji_scorers
@@ -29,7 +29,7 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def make_images():
-    return pictures
+    return images
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +119,7 @@ def pairs():
 
     Returns:
         images: (24, 2, 3, 64, 64) in [-1, 1].
-        prompts: 24 pairs of prompts, one for each picture.
+        prompts: 24 pairs of prompts, one for each image.
     """
     with np.load(HERE / "emoji_pairs.npz") as data:
         images = torch.tensor(data["images"]).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Pictures and texts on which every scorer is held against its reference implementation."""
+"""Images and texts on which every scorer is held against its reference implementation."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ TEXTS = [
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
-    """A picture of independent bytes: resizing overshoots and rounds nowhere more."""
+    """An image of independent bytes: resizing overshoots and rounds nowhere more."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
-    """A picture without noise, as a finished one."""
+    """An image without noise, as a finished one."""
     return noise(5, 4, seed).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def every_picture(sizes=tuple(SIZES)) -> list[Image.Image]:
-    """Noise of every size, one smooth and one grey picture."""
+def every_image(sizes=tuple(SIZES)) -> list[Image.Image]:
+    """Noise of every size, one smooth and one grey image."""
     grey = noise(90, 61, 7).convert("L").convert("RGB")
     return [*(noise(*size, seed) for seed, size in enumerate(sizes)), smooth(333, 250), grey]
 
 
-def as_tensor(picture: Image.Image) -> torch.Tensor:
+def as_tensor(image: Image.Image) -> torch.Tensor:
     """(1, 3, H, W) in [-1, 1], as scorers read it."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -23,8 +23,8 @@ MED_CONFIG = {
 }
 
 
-def pictures(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
-    """(count, 3, size, size) smooth random pictures in [-1, 1]."""
+def images(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
+    """(count, 3, size, size) smooth random images in [-1, 1]."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
 
@@ -76,7 +76,7 @@ def head_state(widths=(32, 16, 8, 8, 4, 1)):
 
 
 def random_weights(shapes, prefix, generator):
-    """Weights large enough that pictures and texts matter: the published initialisation gives constant scores."""
+    """Weights large enough that images and texts matter: the published initialisation gives constant scores."""
     state = {}
     for name, shape in shapes:
         value = torch.randn(shape, generator=generator) * (2.0 / max(shape[-1], 4)) ** 0.5

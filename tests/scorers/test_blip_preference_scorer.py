@@ -17,61 +17,59 @@ from addiffusion_env.scorers.emoji import BlipPreferenceScorer
 def test_equals_transformers_own_forward_with_full_padding(emoji_weights, scorers, pairs):
     from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
-    pictures, prompts = pairs[0][:8, 0], [pair[0] for pair in pairs[1][:8]]
+    images, prompts = pairs[0][:8, 0], [pair[0] for pair in pairs[1][:8]]
     model = BlipForImageTextRetrieval.from_pretrained(emoji_weights / "image_reward").float().eval()
     tokenizer = AutoTokenizer.from_pretrained(emoji_weights / "tokenizer")
     texts = [prompt.text for prompt in prompts]
     ids = tokenizer(texts, padding="max_length", max_length=32, truncation=True, return_tensors="pt").input_ids
     mask = (torch.cumsum(ids == tokenizer.eos_token_id, 1) <= 1).long()
-    logits = model(input_ids=ids, pixel_values=pictures, attention_mask=mask, use_itm_head=True)[0]
+    logits = model(input_ids=ids, pixel_values=images, attention_mask=mask, use_itm_head=True)[0]
     wanted = (logits[:, 1] - logits[:, 0] - model.config.score_mean) / model.config.score_std
-    assert torch.allclose(scorers.preference.score(pictures, prompts), wanted, atol=1e-5)
+    assert torch.allclose(scorers.preference.score(images, prompts), wanted, atol=1e-5)
 
 
 @pytest.mark.numeric
 def test_a_score_depends_on_neither_neighbours_nor_chunks(scorers, pairs):
     scorer = scorers.preference
-    pictures, prompts = pairs[0][:6, 0], [pair[0] for pair in pairs[1][:6]]
-    whole = scorer.score(pictures, prompts)
-    alone = torch.cat([scorer.score(pictures[i : i + 1], prompts[i : i + 1]) for i in range(6)])
+    images, prompts = pairs[0][:6, 0], [pair[0] for pair in pairs[1][:6]]
+    whole = scorer.score(images, prompts)
+    alone = torch.cat([scorer.score(images[i : i + 1], prompts[i : i + 1]) for i in range(6)])
     assert torch.allclose(whole, alone, atol=1e-4)
     chunked = BlipPreferenceScorer(scorer.encoder, scorer.head, scorer.mean, scorer.std, "chunked", chunk=4)
-    assert torch.allclose(chunked.score(pictures, prompts), whole, atol=1e-4)
+    assert torch.allclose(chunked.score(images, prompts), whole, atol=1e-4)
 
 
-def test_the_matching_picture_wins_and_the_matching_prompt_wins(scorers, pairs):
-    pictures, prompts = pairs
+def test_the_matching_image_wins_and_the_matching_prompt_wins(scorers, pairs):
+    images, prompts = pairs
     scores = torch.stack(
         [
             torch.stack(
-                [scorers.preference.score(pictures[:, i], [pair[j] for pair in prompts]) for j in range(2)], dim=1
+                [scorers.preference.score(images[:, i], [pair[j] for pair in prompts]) for j in range(2)], dim=1
             )
             for i in range(2)
         ],
         dim=1,
-    )  # (scene, picture, prompt)
+    )  # (scene, image, prompt)
     right = scores.diagonal(dim1=1, dim2=2)
-    assert (right > scores.flip(1).diagonal(dim1=1, dim2=2)).float().mean() > 0.9  # another picture, same prompt
-    assert (right > scores.flip(2).diagonal(dim1=1, dim2=2)).float().mean() > 0.9  # another prompt, same picture
+    assert (right > scores.flip(1).diagonal(dim1=1, dim2=2)).float().mean() > 0.9  # another image, same prompt
+    assert (right > scores.flip(2).diagonal(dim1=1, dim2=2)).float().mean() > 0.9  # another prompt, same image
     assert right.mean() > 0.5 > -0.5 > scores.flip(2).diagonal(dim1=1, dim2=2).mean()
 
 
-def test_a_blurred_picture_scores_less(scorers, pairs):
-    pictures, prompts = pairs[0][:, 0], [pair[0] for pair in pairs[1]]
-    small = torch.nn.functional.interpolate(pictures, scale_factor=0.25, mode="area")
+def test_a_blurred_image_scores_less(scorers, pairs):
+    images, prompts = pairs[0][:, 0], [pair[0] for pair in pairs[1]]
+    small = torch.nn.functional.interpolate(images, scale_factor=0.25, mode="area")
     blurred = torch.nn.functional.interpolate(small, size=64, mode="bilinear")
-    assert (
-        scorers.preference.score(pictures, prompts) > scorers.preference.score(blurred, prompts)
-    ).float().mean() > 0.9
+    assert (scorers.preference.score(images, prompts) > scorers.preference.score(blurred, prompts)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_inside(emoji_weights, scorers, pairs, dtype):
     half = BlipPreferenceScorer.from_pretrained(emoji_weights / "image_reward", dtype=dtype)
-    pictures, prompts = pairs[0][:4, 0], [pair[0] for pair in pairs[1][:4]]
-    scores = half.score(pictures, prompts)
+    images, prompts = pairs[0][:4, 0], [pair[0] for pair in pairs[1][:4]]
+    scores = half.score(images, prompts)
     assert scores.dtype == torch.float32
-    assert torch.allclose(scores, scorers.preference.score(pictures, prompts), atol=0.15)
+    assert torch.allclose(scores, scorers.preference.score(images, prompts), atol=0.15)
 
 
 def test_nan_weights_are_named(emoji_weights, pairs):

@@ -39,22 +39,22 @@ def plain(clip_folder):
 def test_score_is_open_clips_cosine(clip, plain, make_images):
     import open_clip
 
-    pictures = make_images(4)
-    prepared = ((pictures + 1) / 2 - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.25]).view(
+    images = make_images(4)
+    prepared = ((images + 1) / 2 - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.25]).view(
         3, 1, 1
     )
     tokens = open_clip.SimpleTokenizer(context_length=16)([prompt.text for prompt in PROMPTS])
     wanted = plain.encode_image(prepared, normalize=True), plain.encode_text(tokens, normalize=True)
-    assert torch.allclose(clip.embed_images(pictures), wanted[0], atol=1e-5)
+    assert torch.allclose(clip.embed_images(images), wanted[0], atol=1e-5)
     assert torch.allclose(clip.embed_texts(PROMPTS), wanted[1], atol=1e-5)
     cosine = (wanted[0] * wanted[1]).sum(1)
-    assert torch.allclose(clip.score(pictures, PROMPTS), cosine, atol=1e-5)
+    assert torch.allclose(clip.score(images, PROMPTS), cosine, atol=1e-5)
     assert cosine.std() > 1e-3, "scores that never differ would prove nothing"
 
 
 def test_similarity_of_kept_embeddings_is_the_score(clip, make_images):
-    pictures = make_images(4)
-    assert torch.equal(clip.similarity(clip.embed_images(pictures), PROMPTS), clip.score(pictures, PROMPTS))
+    images = make_images(4)
+    assert torch.equal(clip.similarity(clip.embed_images(images), PROMPTS), clip.score(images, PROMPTS))
 
 
 def test_only_the_pooled_token_of_the_last_block_is_computed(clip, plain, make_images):
@@ -79,13 +79,13 @@ def test_models_of_another_layout_are_left_alone():
     assert not keep_class_token(open_clip.CLIP(**single))
 
 
-def test_a_picture_does_not_depend_on_its_neighbours_nor_on_chunks(clip, make_images):
-    pictures = make_images(4)
-    whole = clip.score(pictures, PROMPTS)
-    alone = torch.cat([clip.score(pictures[i : i + 1], PROMPTS[i : i + 1]) for i in range(4)])
+def test_a_image_does_not_depend_on_its_neighbours_nor_on_chunks(clip, make_images):
+    images = make_images(4)
+    whole = clip.score(images, PROMPTS)
+    alone = torch.cat([clip.score(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(4)])
     assert torch.allclose(whole, alone, atol=1e-4)
     clip.chunk = 3
-    assert torch.allclose(clip.score(pictures, PROMPTS), whole, atol=1e-4)
+    assert torch.allclose(clip.score(images, PROMPTS), whole, atol=1e-4)
 
 
 def test_a_text_is_encoded_once(clip, monkeypatch):
@@ -131,7 +131,7 @@ def test_label_and_preprocessing_come_from_the_folder(clip):
     assert clip.dim == 16
 
 
-def test_a_bare_config_reads_pictures_as_they_are(clip_folder, tmp_path):
+def test_a_bare_config_reads_images_as_they_are(clip_folder, tmp_path):
     shutil.copytree(clip_folder, tmp_path / "bare")
     (tmp_path / "bare" / "open_clip_config.json").write_text(json.dumps(TINY_CLIP))
     assert ClipScorer.from_pretrained(tmp_path / "bare").preprocess == Preprocess(32)
@@ -239,14 +239,14 @@ def test_a_tag_that_would_not_take_effect_is_refused(tagged, clip_folder):
 
 
 def test_the_shipped_model_tells_a_scene_from_its_twin(scorers, pairs):
-    pictures, prompts = pairs
-    embedded = scorers.clip.embed_images(pictures.flatten(0, 1)).view(24, 2, -1)
+    images, prompts = pairs
+    embedded = scorers.clip.embed_images(images.flatten(0, 1)).view(24, 2, -1)
     texts = torch.stack([scorers.clip.embed_texts(pair) for pair in prompts])
-    cosines = embedded @ texts.transpose(1, 2)  # (scene, picture, prompt)
+    cosines = embedded @ texts.transpose(1, 2)  # (scene, image, prompt)
     right = cosines.diagonal(dim1=1, dim2=2)
-    # Per pair, picture and prompt each choose the other among two; relations are CLIP's blind spot here as elsewhere.
+    # Per pair, image and prompt each choose the other among two; relations are CLIP's blind spot here as elsewhere.
     assert (right > cosines.flip(2).diagonal(dim1=1, dim2=2)).float().mean() > 0.85
-    # Among all 48 prompts the right one is among the first three for most pictures.
+    # Among all 48 prompts the right one is among the first three for most images.
     against_all = embedded.flatten(0, 1) @ texts.flatten(0, 1).T
     rank = (against_all > against_all.diagonal()[:, None]).sum(1)
     assert (rank < 3).float().mean() > 0.85

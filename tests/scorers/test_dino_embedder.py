@@ -15,34 +15,34 @@ from addiffusion_env.scorers.preprocess import Preprocess
 def test_equals_transformers_class_token(dino_folder, make_images):
     from transformers import Dinov2Model
 
-    pictures = make_images(3, 32)
+    images = make_images(3, 32)
     dino = DinoEmbedder.from_pretrained(dino_folder)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    pixels = (((pictures + 1) / 2 - mean) / std)[..., 2:30, 2:30]
+    pixels = (((images + 1) / 2 - mean) / std)[..., 2:30, 2:30]
     wanted = Dinov2Model.from_pretrained(dino_folder).eval()(pixels).last_hidden_state[:, 0]
-    assert torch.allclose(dino.embed_images(pictures), F.normalize(wanted, dim=-1), atol=1e-5)
+    assert torch.allclose(dino.embed_images(images), F.normalize(wanted, dim=-1), atol=1e-5)
     assert (dino.dim, dino.label) == (32, "tiny-dino")
 
 
-def test_the_shipped_model_reads_pictures_as_they_are(scorers):
+def test_the_shipped_model_reads_images_as_they_are(scorers):
     assert scorers.dino.preprocess == Preprocess(64)
     assert scorers.dino.dim == 96
 
 
 def test_rows_are_unit_and_do_not_depend_on_neighbours(dino_folder, make_images):
     dino = DinoEmbedder.from_pretrained(dino_folder)
-    pictures = make_images(5, 32)
-    whole = dino.embed_images(pictures)
+    images = make_images(5, 32)
+    whole = dino.embed_images(images)
     assert torch.allclose(whole.norm(dim=1), torch.ones(5), atol=1e-6)
     dino.chunk = 2
-    assert torch.allclose(dino.embed_images(pictures), whole, atol=1e-4)
-    assert dino.embed_images(pictures[:0]).shape == (0, 32)
+    assert torch.allclose(dino.embed_images(images), whole, atol=1e-4)
+    assert dino.embed_images(images[:0]).shape == (0, 32)
 
 
 def test_similarity_is_one_for_equals_and_falls_with_change(scorers, pairs):
-    pictures = pairs[0][:, 0]
-    noisy = (pictures + 0.1 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
-    own, other, changed = (scorers.dino.embed_images(x) for x in (pictures, pictures.roll(1, 0), noisy))
+    images = pairs[0][:, 0]
+    noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    own, other, changed = (scorers.dino.embed_images(x) for x in (images, images.roll(1, 0), noisy))
     assert torch.allclose(scorers.dino.similarity(own, own), torch.ones(24), atol=1e-5)
     near, far = scorers.dino.similarity(own, changed), scorers.dino.similarity(own, other)
     assert near.mean() > far.mean() + 0.2

@@ -29,7 +29,7 @@ def read(text: str) -> Scene:
 
 
 def render(*texts: str, seed: int = 0) -> torch.Tensor:
-    """Clean pictures of prompts."""
+    """Clean images of prompts."""
     rng = np.random.default_rng(seed)
     layouts = np.stack([layout(read(text), rng) for text in texts])
     return Renderer()(layouts, torch.Generator().manual_seed(seed))
@@ -181,7 +181,7 @@ def test_planted_mistakes_are_found(scorer: EmojiDetectorScorer, shown: str, ask
     assert scorer.score(image, [emoji_prompt(asked)]).tolist() == [0.0]
 
 
-def test_an_empty_picture_has_no_objects(scorer: EmojiDetectorScorer) -> None:
+def test_an_empty_image_has_no_objects(scorer: EmojiDetectorScorer) -> None:
     image = Renderer()(empty_layout(), torch.Generator().manual_seed(0))
     assert detect(scorer.detector, image) == [()]
 
@@ -203,11 +203,11 @@ def test_refuses_a_prompt_without_a_scene(scorer: EmojiDetectorScorer) -> None:
         scorer.score(render("a dog"), [Prompt.of("a dream")])
 
 
-def test_refuses_other_pictures(scorer: EmojiDetectorScorer) -> None:
+def test_refuses_other_images(scorer: EmojiDetectorScorer) -> None:
     prompt = emoji_prompt("a dog")
-    with pytest.raises(ImageRangeError, match="reads 64x64 pictures, got 32x32"):
+    with pytest.raises(ImageRangeError, match="reads 64x64 images, got 32x32"):
         scorer.score(torch.zeros(1, 3, 32, 32), [prompt])
-    with pytest.raises(PromptError, match="2 pictures but 1 prompts"):
+    with pytest.raises(PromptError, match="2 images but 1 prompts"):
         scorer.score(torch.zeros(2, 3, 64, 64), [prompt])
     with pytest.raises(ImageRangeError, match="must lie in"):
         scorer.score(torch.full((1, 3, 64, 64), 255.0), [prompt])

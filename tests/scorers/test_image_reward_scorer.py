@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from references import TEXTS, as_tensor, every_picture
+from references import TEXTS, as_tensor, every_image
 from scorer_models import MED_CONFIG
 
 from addiffusion_env.errors import MissingPackageError, WeightsError
@@ -82,29 +82,29 @@ def test_equals_the_published_arithmetic(image_reward_folder, image_reward_state
     text = own(
         [prompt.text for prompt in PROMPTS], padding="max_length", truncation=True, max_length=35, return_tensors="pt"
     )
-    pictures = make_images(3, 32)
+    images = make_images(3, 32)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    wanted = Written(image_reward_state).score(((pictures + 1) / 2 - mean) / std, text.input_ids, text.attention_mask)
-    got = load(image_reward_folder, bert_folder).score(pictures, PROMPTS)
+    wanted = Written(image_reward_state).score(((images + 1) / 2 - mean) / std, text.input_ids, text.attention_mask)
+    got = load(image_reward_folder, bert_folder).score(images, PROMPTS)
     assert wanted.std() > 0.05, "scores that never differ would prove nothing"
     assert torch.allclose(got, wanted, atol=1e-4)
 
 
-def test_pictures_and_prompts_both_matter(image_reward_folder, bert_folder, make_images):
+def test_images_and_prompts_both_matter(image_reward_folder, bert_folder, make_images):
     scorer = load(image_reward_folder, bert_folder)
-    picture, prompt = make_images(1, 32), PROMPTS[:1]
-    base = scorer.score(picture, prompt)
+    image, prompt = make_images(1, 32), PROMPTS[:1]
+    base = scorer.score(image, prompt)
     assert (scorer.score(make_images(1, 32, seed=5), prompt) - base).abs() > 1e-2
-    assert (scorer.score(picture, PROMPTS[2:]) - base).abs() > 1e-2
+    assert (scorer.score(image, PROMPTS[2:]) - base).abs() > 1e-2
 
 
 def test_a_score_depends_on_neither_neighbours_nor_chunks(image_reward_folder, bert_folder, make_images):
     scorer = load(image_reward_folder, bert_folder)
-    pictures = make_images(3, 32)
-    whole = scorer.score(pictures, PROMPTS)
+    images = make_images(3, 32)
+    whole = scorer.score(images, PROMPTS)
     scorer.chunk = 1
-    assert torch.allclose(scorer.score(pictures, PROMPTS), whole, atol=1e-4)
+    assert torch.allclose(scorer.score(images, PROMPTS), whole, atol=1e-4)
 
 
 def test_half_precision_stays_inside(image_reward_folder, bert_folder, make_images):
@@ -192,7 +192,7 @@ def test_equals_the_package(monkeypatch, tmp_path, bert_folder):
             torch.nn.init.kaiming_normal_(layer.weight)  # the published initialisation gives constant scores
     torch.save(model.state_dict(), tmp_path / "ImageReward.pt")
     reference, scorer = ImageRewardPackageScorer(model), load(tmp_path, bert_folder)
-    pairs = [(as_tensor(picture), [TEXTS[i % len(TEXTS)]]) for i, picture in enumerate(every_picture())]
+    pairs = [(as_tensor(image), [TEXTS[i % len(TEXTS)]]) for i, image in enumerate(every_image())]
     wanted, got = (torch.cat([each.score(*pair) for pair in pairs]) for each in (reference, scorer))
     assert wanted.std() > 1e-3
     assert torch.allclose(got, wanted, atol=1e-5), float((got - wanted).abs().max())

@@ -14,8 +14,8 @@ import torch
 from addiffusion_env.errors import MissingPackageError, NumericsError, PromptError, UnknownNameError, WeightsError
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.emoji import emoji_scorers
-from addiffusion_env.scorers.hub_look import hub_scorers
-from addiffusion_env.scorers.look import Look, LookScorers
+from addiffusion_env.scorers.hub_image_scores import hub_scorers
+from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 
 
@@ -25,9 +25,9 @@ def batch(pairs):
 
 
 def test_a_look_holds_what_the_scorers_say(scorers, batch):
-    look = scorers.look(*batch)
-    assert (scorers.clip_dim, scorers.dino_dim, len(look)) == (128, 96, 4)
-    shapes = {field.name: getattr(look, field.name).shape for field in dataclasses.fields(look)}
+    scores = scorers.scores(*batch)
+    assert (scorers.clip_dim, scorers.dino_dim, len(scores)) == (128, 96, 4)
+    shapes = {field.name: getattr(scores, field.name).shape for field in dataclasses.fields(scores)}
     assert shapes == {
         "clip_image": (4, 128),
         "clip_text": (4, 128),
@@ -35,45 +35,46 @@ def test_a_look_holds_what_the_scorers_say(scorers, batch):
         "preference": (4,),
         "dino": (4, 96),
     }
-    assert {getattr(look, name).dtype for name in shapes} == {np.dtype("float32")}
-    assert np.allclose(look.clip_score, scorers.clip.score(*batch), atol=1e-6)
-    assert np.allclose(look.clip_score, (look.clip_image * look.clip_text).sum(1), atol=1e-6)
-    assert np.allclose(look.preference, scorers.preference.score(*batch), atol=1e-5)
-    assert np.allclose(look.dino, scorers.dino.embed_images(batch[0]), atol=1e-5)
+    assert {getattr(scores, name).dtype for name in shapes} == {np.dtype("float32")}
+    assert np.allclose(scores.clip_score, scorers.clip.score(*batch), atol=1e-6)
+    assert np.allclose(scores.clip_score, (scores.clip_image * scores.clip_text).sum(1), atol=1e-6)
+    assert np.allclose(scores.preference, scorers.preference.score(*batch), atol=1e-5)
+    assert np.allclose(scores.dino, scorers.dino.embed_images(batch[0]), atol=1e-5)
 
 
 @pytest.mark.numeric
-def test_rows_are_the_looks_at_single_pictures(scorers, batch):
-    look = scorers.look(*batch)
-    alone = scorers.look(batch[0][2:3], batch[1][2:3])
-    for field in dataclasses.fields(Look):
-        row = getattr(look.row(2), field.name)
+def test_rows_are_the_looks_at_single_images(scorers, batch):
+    scores = scorers.scores(*batch)
+    alone = scorers.scores(batch[0][2:3], batch[1][2:3])
+    for field in dataclasses.fields(ImageScores):
+        row = getattr(scores.row(2), field.name)
         assert row.shape == getattr(alone, field.name).shape
         assert np.allclose(row, getattr(alone, field.name), atol=1e-4)
 
 
 def test_cat_undoes_rows(scorers, batch):
-    look = scorers.look(*batch)
-    again = Look.cat([look.rows([0]), look.rows(np.array([1, 2, 3]))])
+    scores = scorers.scores(*batch)
+    again = ImageScores.cat([scores.rows([0]), scores.rows(np.array([1, 2, 3]))])
     assert all(
-        np.array_equal(getattr(again, field.name), getattr(look, field.name)) for field in dataclasses.fields(Look)
+        np.array_equal(getattr(again, field.name), getattr(scores, field.name))
+        for field in dataclasses.fields(ImageScores)
     )
-    assert np.array_equal(look.rows([3, 0]).preference, look.preference[[3, 0]])
+    assert np.array_equal(scores.rows([3, 0]).preference, scores.preference[[3, 0]])
 
 
 def test_rows_are_copies(scorers, batch):
-    look = scorers.look(*batch)
-    before = look.preference[0]
-    look.row(0).preference[0] = 99
-    assert look.preference[0] == before
+    scores = scorers.scores(*batch)
+    before = scores.preference[0]
+    scores.row(0).preference[0] = 99
+    assert scores.preference[0] == before
 
 
 def test_without_dino_its_width_is_zero(clip_folder, make_images):
-    scorers = LookScorers(ClipScorer.from_pretrained(clip_folder), SharpnessScorer(), None)
-    look = scorers.look(make_images(2), ["a dog", "a cat"])
-    assert look.dino.shape == (2, 0)
+    scorers = ImageScorers(ClipScorer.from_pretrained(clip_folder), SharpnessScorer(), None)
+    scores = scorers.scores(make_images(2), ["a dog", "a cat"])
+    assert scores.dino.shape == (2, 0)
     assert scorers.dino_dim == 0
-    assert Look.cat([look, look]).dino.shape == (4, 0)
+    assert ImageScores.cat([scores, scores]).dino.shape == (4, 0)
 
 
 @pytest.mark.parametrize("part", ["clip", "blip_preference", "dino"])
@@ -86,13 +87,13 @@ def test_a_value_that_is_not_finite_names_its_scorer_and_prompt(emoji_weights, b
     }
     weights[part].data.fill_(torch.nan)
     with pytest.raises(NumericsError, match=f"^{part} ") as caught:
-        scorers.look(*batch)
+        scorers.scores(*batch)
     assert repr(batch[1][0].text) in str(caught.value)
 
 
-def test_one_prompt_a_picture(scorers, batch):
-    with pytest.raises(PromptError, match="4 pictures but 3 prompts"):
-        scorers.look(batch[0], batch[1][:3])
+def test_one_prompt_a_image(scorers, batch):
+    with pytest.raises(PromptError, match="4 images but 3 prompts"):
+        scorers.scores(batch[0], batch[1][:3])
 
 
 def test_missing_weights_are_named(tmp_path):

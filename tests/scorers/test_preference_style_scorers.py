@@ -99,19 +99,19 @@ def test_aesthetic_head_must_fit_its_clip_and_be_there(tmp_path, clip_folder):
 def test_sharpness_of_a_chequerboard_has_a_closed_form():
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     board = ((rows + columns) % 2).float()
-    picture = (board * 0.5).expand(1, 3, 8, 8)  # grey levels 127.5 and 191.25: every Laplacian is +-4 * 63.75
-    assert SharpnessScorer().score(picture, PROMPTS[:1]).item() == pytest.approx((4 * 63.75) ** 2, rel=1e-5)
+    image = (board * 0.5).expand(1, 3, 8, 8)  # grey levels 127.5 and 191.25: every Laplacian is +-4 * 63.75
+    assert SharpnessScorer().score(image, PROMPTS[:1]).item() == pytest.approx((4 * 63.75) ** 2, rel=1e-5)
     flat = torch.full((1, 3, 8, 8), 0.3)
     assert SharpnessScorer().score(flat, PROMPTS[:1]).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_sharpness_equals_scipys_mirrored_laplacian(make_images):
     ndimage = pytest.importorskip("scipy.ndimage")
-    pictures = make_images(2, 24)
+    images = make_images(2, 24)
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    grey = (((pictures + 1) * 127.5) * weights).sum(1).double().numpy()
-    wanted = [ndimage.laplace(picture, mode="mirror").var() for picture in grey]
-    assert SharpnessScorer().score(pictures, PROMPTS).tolist() == pytest.approx(wanted, rel=1e-3)
+    grey = (((images + 1) * 127.5) * weights).sum(1).double().numpy()
+    wanted = [ndimage.laplace(image, mode="mirror").var() for image in grey]
+    assert SharpnessScorer().score(images, PROMPTS).tolist() == pytest.approx(wanted, rel=1e-3)
 
 
 def test_sharpness_falls_with_blur(make_images):

@@ -41,7 +41,7 @@ def test_a_chunk_of_nothing_is_refused():
 @pytest.mark.parametrize(
     ("images", "prompts", "error", "message"),
     [
-        (torch.zeros(2, 3, 8, 8), ["a"], PromptError, "2 pictures but 1 prompts"),
+        (torch.zeros(2, 3, 8, 8), ["a"], PromptError, "2 images but 1 prompts"),
         (torch.zeros(1, 3, 8, 8), "a", PromptError, "must be a sequence"),
         (torch.zeros(1, 3, 8, 8), [7], PromptError, "string or a Prompt, got int"),
         (torch.zeros(3, 8, 8), ["a"] * 3, ImageRangeError, r"\(B, 3, H, W\), got \(3, 8, 8\)"),
@@ -61,7 +61,7 @@ def test_pairs_give_the_texts():
 
 def test_the_first_row_that_is_not_finite_is_named():
     values = torch.tensor([[0.0, 1.0], [torch.inf, 0.0], [0.0, torch.nan]])
-    with pytest.raises(NumericsError, match=r"clip .* 2 of 3 pictures, first for 'a cat'"):
+    with pytest.raises(NumericsError, match=r"clip .* 2 of 3 images, first for 'a cat'"):
         require_finite(values, "clip", ["a dog", "a cat", "a cow"])
     assert require_finite(values[:1], "clip", ["a dog"]).shape == (1, 2)
 

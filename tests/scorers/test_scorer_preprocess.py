@@ -24,19 +24,19 @@ def through_pil(image, transform):
 def test_equals_open_clips_pil_transform_on_bytes(make_images, height, width, mode):
     from open_clip.transform import image_transform
 
-    picture = torch.nn.functional.interpolate(make_images(1, 64), size=(height, width), mode="bilinear")
-    picture = ((picture + 1) * 127.5).round() / 127.5 - 1
+    image = torch.nn.functional.interpolate(make_images(1, 64), size=(height, width), mode="bilinear")
+    image = ((image + 1) * 127.5).round() / 127.5 - 1
     published = image_transform(32, is_train=False, resize_mode=mode)
-    wanted = through_pil(picture[0], published)
-    got = Preprocess(32, CLIP_MEAN, CLIP_STD, mode=mode)(picture, "cpu", torch.float32)[0]
+    wanted = through_pil(image[0], published)
+    got = Preprocess(32, CLIP_MEAN, CLIP_STD, mode=mode)(image, "cpu", torch.float32)[0]
     assert got.shape == wanted.shape == (3, 32, 32)
-    # One byte step is 1/255/std = 0.015. Bars beside the picture must lie at the same rows, so compare all pixels.
+    # One byte step is 1/255/std = 0.015. Bars beside the image must lie at the same rows, so compare all pixels.
     assert (got - wanted).abs().max() < 1e-5
 
 
-def test_pictures_of_the_right_size_pass_unchanged_without_mean_and_std(make_images):
-    pictures = make_images(2, 64)
-    assert torch.equal(Preprocess(64)(pictures, "cpu", torch.float32), pictures)
+def test_images_of_the_right_size_pass_unchanged_without_mean_and_std(make_images):
+    images = make_images(2, 64)
+    assert torch.equal(Preprocess(64)(images, "cpu", torch.float32), images)
 
 
 def test_overshoot_of_bicubic_is_clipped():
@@ -56,18 +56,18 @@ def test_resizing_equals_pillow_to_the_byte(interpolation):
         array = rng.integers(0, 256, (*before, 3), dtype=np.uint8)
         resized = Image.fromarray(array).resize(after[::-1], getattr(Image.Resampling, interpolation.upper()))
         wanted = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        picture = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
-        got = (resize_bytes(picture, tuple(after), interpolation) + 1) * 127.5
+        image = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+        got = (resize_bytes(image, tuple(after), interpolation) + 1) * 127.5
         assert torch.equal(got[0].round().byte(), wanted), (before, after)
 
 
-def test_resizing_rounds_as_saving_does_and_takes_any_number_of_pictures(make_images):
-    pictures = make_images(11, 24).bfloat16()
-    saved = torch.from_numpy(np.stack([to_pixels(picture.float()) for picture in pictures])).permute(0, 3, 1, 2)
-    resized = resize_bytes(pictures, (10, 13), "bicubic")
+def test_resizing_rounds_as_saving_does_and_takes_any_number_of_images(make_images):
+    images = make_images(11, 24).bfloat16()
+    saved = torch.from_numpy(np.stack([to_pixels(image.float()) for image in images])).permute(0, 3, 1, 2)
+    resized = resize_bytes(images, (10, 13), "bicubic")
     assert resized.shape == (11, 3, 10, 13)
     assert torch.equal(resized, resize_bytes(saved.float() / 127.5 - 1, (10, 13), "bicubic"))
-    assert resize_bytes(pictures[:0], (10, 13), "bicubic").shape == (0, 3, 10, 13)
+    assert resize_bytes(images[:0], (10, 13), "bicubic").shape == (0, 3, 10, 13)
 
 
 SETTINGS = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from references import LARGE, SIZES, TEXTS, as_tensor, every_picture, randomise, save_clip_folder, save_sentencepiece
+from references import LARGE, SIZES, TEXTS, as_tensor, every_image, randomise, save_clip_folder, save_sentencepiece
 from scorer_models import TINY_CLIP, head_state, random_weights
 from test_image_reward_scorer import Written
 
@@ -95,19 +95,19 @@ def clip_folders(tmp_path_factory, bert_folder):
 
 
 @torch.no_grad()
-def open_clips(identifier, pictures, **options):
-    """What open_clip itself gives: unit embeddings of pictures and of :data:`TEXTS`."""
+def open_clips(identifier, images, **options):
+    """What open_clip itself gives: unit embeddings of images and of :data:`TEXTS`."""
     import open_clip
 
     model, _, transform = open_clip.create_model_and_transforms(identifier, **options)
-    seen = torch.cat([model.eval().encode_image(transform(picture)[None]) for picture in pictures])
+    seen = torch.cat([model.eval().encode_image(transform(image)[None]) for image in images])
     read = model.encode_text(open_clip.get_tokenizer(identifier)(TEXTS))
     return F.normalize(seen, dim=-1), F.normalize(read, dim=-1)
 
 
-def assert_open_clips(clip, identifier, pictures, **options):
-    wanted = open_clips(identifier, pictures, **options)
-    seen = torch.cat([clip.embed_images(as_tensor(picture)) for picture in pictures])
+def assert_open_clips(clip, identifier, images, **options):
+    wanted = open_clips(identifier, images, **options)
+    seen = torch.cat([clip.embed_images(as_tensor(image)) for image in images])
     for got, reference in zip((seen, clip.embed_texts(TEXTS)), wanted, strict=True):
         assert reference.std(0).mean() > 1e-2, "embeddings that never differ would prove nothing"
         assert torch.allclose(got, reference, atol=TOLERANCE), float((got - reference).abs().max())
@@ -116,7 +116,7 @@ def assert_open_clips(clip, identifier, pictures, **options):
 @pytest.mark.parametrize("name", list(clip_layouts(0)))
 def test_clip_from_a_folder_equals_open_clip(clip_folders, name):
     folder = clip_folders[name]
-    assert_open_clips(ClipScorer.from_pretrained(folder), f"local-dir:{folder}", every_picture())
+    assert_open_clips(ClipScorer.from_pretrained(folder), f"local-dir:{folder}", every_image())
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "clipa"])
@@ -131,7 +131,7 @@ def test_clip_by_name_equals_open_clip(clip_folders, tmp_path, monkeypatch, name
     open_clip.add_model_config(tmp_path)
     weights = str(folder / "open_clip_model.safetensors")
     clip = ClipScorer.from_pretrained(f"named-{name}", weights)
-    assert_open_clips(clip, f"named-{name}", every_picture(SIZES[:4]), pretrained=weights)
+    assert_open_clips(clip, f"named-{name}", every_image(SIZES[:4]), pretrained=weights)
 
 
 def test_a_text_that_does_not_fit_warns_once_whatever_the_tokenizer(clip_folders):
@@ -146,16 +146,16 @@ def pair(wanted: torch.Tensor, got: torch.Tensor) -> None:
 
 
 class HpsTransform:
-    """What hpsv2 1.2.0 does to a picture (``image_transform`` with ``resize_longest_max``), written out."""
+    """What hpsv2 1.2.0 does to an image (``image_transform`` with ``resize_longest_max``), written out."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, picture) -> torch.Tensor:
+    def __call__(self, image) -> torch.Tensor:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as T
 
-        tensor = T.to_tensor(picture.convert("RGB"))
+        tensor = T.to_tensor(image.convert("RGB"))
         scale = self.size / float(max(tensor.shape[1:]))
         if scale != 1.0:
             height, width = (round(side * scale) for side in tensor.shape[1:])
@@ -178,11 +178,11 @@ def hps_pair(clip_folders, tmp_path, transform, model_class, tokenize):
     hps = HpsScorer.from_pretrained(tmp_path / "HPS_v2.1_compressed.pt", architecture="reference-hps")
     model = model_class(**TINY_CLIP).eval()
     model.load_state_dict(state)
-    pictures = every_picture()
-    texts = [TEXTS[i % len(TEXTS)] for i in range(len(pictures))]
-    seen = torch.cat([model.encode_image(transform(picture)[None], normalize=True) for picture in pictures])
+    images = every_image()
+    texts = [TEXTS[i % len(TEXTS)] for i in range(len(images))]
+    seen = torch.cat([model.encode_image(transform(image)[None], normalize=True) for image in images])
     read = model.encode_text(tokenize(texts, context_length=16), normalize=True)
-    got = torch.cat([hps.score(as_tensor(picture), [text]) for picture, text in zip(pictures, texts, strict=True)])
+    got = torch.cat([hps.score(as_tensor(image), [text]) for image, text in zip(images, texts, strict=True)])
     return (seen * read).sum(1), got
 
 
@@ -209,11 +209,11 @@ def test_aesthetic_equals_the_authors_recipe(clip_folders, tmp_path):
     scorer = AestheticScorer.from_pretrained(
         tmp_path / "head.pth", clip=ClipScorer.from_pretrained(clip_folders["quick_gelu"])
     )
-    pictures = every_picture()
-    wanted = open_clips(f"local-dir:{clip_folders['quick_gelu']}", pictures)[0]
+    images = every_image()
+    wanted = open_clips(f"local-dir:{clip_folders['quick_gelu']}", images)[0]
     for position in (0, 2, 4, 6, 7):
         wanted = F.linear(wanted, state[f"layers.{position}.weight"], state[f"layers.{position}.bias"])
-    pair(wanted[:, 0], torch.cat([scorer.score(as_tensor(picture), ["any"]) for picture in pictures]))
+    pair(wanted[:, 0], torch.cat([scorer.score(as_tensor(image), ["any"]) for image in images]))
 
 
 SAVED = {"image_mean": IMAGENET["mean"], "image_std": IMAGENET["std"], "resample": 3}
@@ -243,17 +243,17 @@ def dino_pair(model, folder, settings, backend):
 
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    pictures = every_picture()
+    images = every_image()
     processor = AutoImageProcessor.from_pretrained(folder, backend=backend)
-    read = [processor(picture, return_tensors="pt").pixel_values.float() for picture in pictures]
+    read = [processor(image, return_tensors="pt").pixel_values.float() for image in images]
     wanted = F.normalize(torch.cat([model(pixels).pooler_output for pixels in read]), dim=-1)
     dino = DinoEmbedder.from_pretrained(folder)
-    return wanted, torch.cat([dino.embed_images(as_tensor(picture)) for picture in pictures])
+    return wanted, torch.cat([dino.embed_images(as_tensor(image)) for image in images])
 
 
 @pytest.mark.parametrize("name", list(PROCESSORS))
 def test_dino_equals_transformers(dino_model, tmp_path, name):
-    # Pictures that are smaller than the crop get bars; transformers' two backends split an odd rest in two ways.
+    # Images that are smaller than the crop get bars; transformers' two backends split an odd rest in two ways.
     backend = "torchvision" if name == "no resizing" else "pil"
     pair(*dino_pair(dino_model, tmp_path, PROCESSORS[name], backend))
 
@@ -275,15 +275,15 @@ def test_image_reward_equals_its_published_recipe(image_reward_folder, image_rew
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     bicubic = T.InterpolationMode.BICUBIC
     published = T.Compose([T.Resize(32, bicubic), T.CenterCrop(32), T.ToTensor(), T.Normalize(CLIP_MEAN, CLIP_STD)])
-    pictures = every_picture()
-    texts = [TEXTS[i % len(TEXTS)] for i in range(len(pictures))]
+    images = every_image()
+    texts = [TEXTS[i % len(TEXTS)] for i in range(len(images))]
     scorer = ImageRewardScorer.from_pretrained(image_reward_folder, tokenizer=bert_folder)
     wanted, got = [], []
-    for picture, text in zip(pictures, texts, strict=True):
+    for image, text in zip(images, texts, strict=True):
         ids = tokenizer(text, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
-        pixels = published(picture)[None]
+        pixels = published(image)[None]
         wanted.append(Written(image_reward_state).score(pixels, ids.input_ids, ids.attention_mask))
-        got.append(scorer.score(as_tensor(picture), [text]))
+        got.append(scorer.score(as_tensor(image), [text]))
     pair(torch.cat(wanted), torch.cat(got))
 
 
@@ -296,24 +296,24 @@ def test_blip_preference_equals_transformers(emoji_weights, scorers):
     tokenizer = AutoTokenizer.from_pretrained(emoji_weights / "tokenizer")
     bicubic = T.InterpolationMode.BICUBIC
     transform = T.Compose([T.Resize(64, bicubic), T.CenterCrop(64), T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)])
-    pictures = every_picture(SIZES[:6])
+    images = every_image(SIZES[:6])
     wanted, got = [], []
-    for picture, text in zip(pictures, TEXTS, strict=False):
+    for image, text in zip(images, TEXTS, strict=False):
         ids = tokenizer([text], padding="max_length", max_length=32, truncation=True, return_tensors="pt").input_ids
         mask = (torch.cumsum(ids == tokenizer.eos_token_id, 1) <= 1).long()
-        pixels = transform(picture)[None]
+        pixels = transform(image)[None]
         logits = model(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_itm_head=True)[0]
         wanted.append((logits[:, 1] - logits[:, 0] - model.config.score_mean) / model.config.score_std)
-        got.append(scorers.preference.score(as_tensor(picture), [text]))
+        got.append(scorers.preference.score(as_tensor(image), [text]))
     pair(torch.cat(wanted), torch.cat(got))
 
 
 def test_sharpness_equals_scipys_mirrored_laplacian():
     ndimage = pytest.importorskip("scipy.ndimage")
-    for picture in every_picture():
-        grey = (np.array(picture).astype(np.float64) * [0.299, 0.587, 0.114]).sum(2)
+    for image in every_image():
+        grey = (np.array(image).astype(np.float64) * [0.299, 0.587, 0.114]).sum(2)
         wanted = ndimage.laplace(grey, mode="mirror").var()
-        assert SharpnessScorer().score(as_tensor(picture), ["any"]).item() == pytest.approx(wanted, rel=TOLERANCE)
+        assert SharpnessScorer().score(as_tensor(image), ["any"]).item() == pytest.approx(wanted, rel=TOLERANCE)
 
 
 @torch.no_grad()
@@ -338,7 +338,7 @@ def test_clip_of_a_published_size_equals_open_clip(tmp_path, name):
     weights = str(tmp_path / "weights.pt")
     torch.save(settle(randomise(open_clip.create_model(name))).state_dict(), weights)
     clip = ClipScorer.from_pretrained(name, weights)
-    assert_open_clips(clip, name, every_picture((*LARGE, (64, 65))), pretrained=weights)
+    assert_open_clips(clip, name, every_image((*LARGE, (64, 65))), pretrained=weights)
 
 
 @pytest.mark.parametrize(("channels", "kind"), [(1, "grey"), (2, "grey with alpha"), (4, "RGB with alpha")])

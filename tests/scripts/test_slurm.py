@@ -46,7 +46,7 @@ sys.exit(int(arguments[0]) if arguments[0].isdigit() else 0)
 
 
 @pytest.fixture
-def desk(tmp_path):
+def session(tmp_path):
     """A folder with the stand-ins and a trainer that saves when it is told to stop; (folder, environment)."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
@@ -61,8 +61,8 @@ def desk(tmp_path):
     return tmp_path, {**kept, **job, **where, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
 
 
-def submit(desk, *arguments, **more):
-    folder, environment = desk
+def submit(session, *arguments, **more):
+    folder, environment = session
     command = ["bash", str(SCRIPT), *arguments]
     return subprocess.run(
         command, cwd=folder, env={**environment, **more}, capture_output=True, text=True, timeout=120, check=False
@@ -76,9 +76,9 @@ def test_the_script_is_well_formed():
         assert f"#SBATCH {needed}" in header
 
 
-def test_a_dry_run_prints_the_command_and_runs_nothing(desk):
-    folder, environment = desk
-    done = submit(desk, "train_sb3.py", "run_dir=runs/a b", DRY_RUN="1", PYTHON="python")
+def test_a_dry_run_prints_the_command_and_runs_nothing(session):
+    folder, environment = session
+    done = submit(session, "train_sb3.py", "run_dir=runs/a b", DRY_RUN="1", PYTHON="python")
     assert done.returncode == 0
     assert "ray symmetric-run --address 127.0.0.1:20077 --min-nodes 2 --num-cpus=8 --" in done.stdout
     assert r"python train_sb3.py run_dir=runs/a\ b rollouts=ray progress_bar=false" in done.stdout
@@ -88,24 +88,24 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(desk):
     assert outside.returncode == 0 and "--address localhost:20000 --min-nodes 1" in outside.stdout
 
 
-def test_no_script_is_an_error_of_two_lines(desk):
-    done = submit(desk)
+def test_no_script_is_an_error_of_two_lines(session):
+    done = submit(session)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no script given\n  -> sbatch scripts/ray.slurm")
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_a_job_that_ends_by_itself_is_not_queued_again(desk, code):
-    folder, _ = desk
-    done = submit(desk, "train.py", str(code))
+def test_a_job_that_ends_by_itself_is_not_queued_again(session, code):
+    folder, _ = session
+    done = submit(session, "train.py", str(code))
     assert done.returncode == code
     assert not (folder / "requeued").exists() and not list(folder.glob(".ray-*"))
     assert (folder / "arguments").read_text() == f"{code} rollouts=ray progress_bar=false 127.0.0.1:20077"
 
 
-def near_the_limit(desk, **more):
+def near_the_limit(session, **more):
     """Starts a job, sends what SLURM sends before the limit, and waits for the job's end; its exit code."""
-    folder, environment = desk
+    folder, environment = session
     command = ["bash", str(SCRIPT), "train.py", "go", "wait"]
     child = subprocess.Popen(command, cwd=folder, env={**environment, **more}, stdout=subprocess.DEVNULL)
     try:
@@ -119,18 +119,18 @@ def near_the_limit(desk, **more):
         child.kill()
 
 
-def test_at_the_limit_it_saves_is_queued_again_and_goes_on(desk):
-    folder, _ = desk
-    assert near_the_limit(desk) == 0
+def test_at_the_limit_it_saves_is_queued_again_and_goes_on(session):
+    folder, _ = session
+    assert near_the_limit(session) == 0
     assert (folder / "checkpoint").read_text() == "saved"
     assert (folder / "requeued").read_text() == "requeue 77\n"
-    assert submit(desk, "train.py", "go", "wait", SLURM_RESTART_COUNT="1").returncode == 0
+    assert submit(session, "train.py", "go", "wait", SLURM_RESTART_COUNT="1").returncode == 0
     assert (folder / "requeued").read_text() == "requeue 77\n"  # it ended: that was all
 
 
-def test_it_is_not_queued_again_for_ever(desk):
-    folder, _ = desk
-    assert near_the_limit(desk, SLURM_RESTART_COUNT="5", MAX_RESTARTS="5") == 143
+def test_it_is_not_queued_again_for_ever(session):
+    folder, _ = session
+    assert near_the_limit(session, SLURM_RESTART_COUNT="5", MAX_RESTARTS="5") == 143
     assert not (folder / "requeued").exists()
 
 
@@ -145,9 +145,9 @@ def test_the_launcher_queues_again_and_warns_in_time():
 
 
 @pytest.mark.slow
-def test_a_sweep_is_submitted_as_an_array(desk):
+def test_a_sweep_is_submitted_as_an_array(session):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    folder, environment = desk
+    folder, environment = session
     sweep = ["-m", "hydra/launcher=slurm", "experiment=smoke", "seed=0,1", "run_dir=here/${seed}"]
     subprocess.run(
         [sys.executable, str(ROOT / "train_sb3.py"), *sweep],
@@ -184,9 +184,9 @@ def test_a_sweep_of_processes_is_its_dry_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ray", path=str(Path(sys.executable).parent)) is None, reason="needs Ray's command")
-def test_a_real_ray_is_started_saved_at_the_limit_and_resumed(desk):
+def test_a_real_ray_is_started_saved_at_the_limit_and_resumed(session):
     """``ray symmetric-run`` on one machine; note that it ends with ``ray stop``, which ends every Ray of this user."""
-    folder, environment = desk
+    folder, environment = session
     (folder / "bin" / "ray").unlink()
     environment = {
         **environment,

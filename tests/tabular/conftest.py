@@ -11,19 +11,19 @@ ATTEMPTS = 3
 SETTINGS = {
     "backbone": "emoji",
     "steps": 4,
-    "landing_steps": 1,
+    "early_exit_steps": 1,
     "guidance_interval": [3.0, 9.0],
     "decide_at": [2, 3],
     "check_finished": True,
     "refine": {
-        "preset": "again",
+        "preset": "resample_keep_best",
         "return_to": 2,
         "limit": ATTEMPTS - 1,
-        "liking": {"belief": "emoji"},
+        "utility": {"calibrator": "emoji"},
     },
-    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, "belief": "emoji"}},
-    "price": [0.0, 0.03],
-    "observation_keys": ["clip", "timestep", "quality", "price", "tries", "belief"],
+    "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, "calibrator": "emoji"}},
+    "cost_per_nfe": [0.0, 0.03],
+    "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "tries", "calibrator"],
 }
 
 
@@ -33,7 +33,7 @@ def tabular_settings():
 
 
 @pytest.fixture(scope="session")
-def pictures():
+def images():
     return [(prompt, 5) for prompt in EmojiPrompts(split="train").take(4, seed=3)]
 
 
@@ -47,8 +47,8 @@ def recorder(tabular_settings):
 
 
 @pytest.fixture(scope="session")
-def table(recorder, pictures):
-    return recorder.record(pictures, lanes=1)
+def table(recorder, images):
+    return recorder.record(images, lanes=1)
 
 
 @pytest.fixture(scope="session")

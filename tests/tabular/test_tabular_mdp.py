@@ -24,7 +24,7 @@ PATHS = [
     [CONTINUE, CONTINUE, CONTINUE, STOP],  # to the end, and taken
     [CONTINUE, STOP, STOP],  # landed early, and taken
     [STOP, STOP],  # landed blindly
-    [CONTINUE, REFINE, CONTINUE, REFINE, STOP],  # the last attempt has nothing to fall back on: its landing ends it
+    [CONTINUE, REFINE, CONTINUE, REFINE, STOP],  # the last attempt has nothing to fall back on: its early exit ends it
     [
         CONTINUE,
         CONTINUE,
@@ -40,7 +40,7 @@ PATHS = [
 
 
 KEYS = {
-    "previews": ["clip", "timestep", "quality", "price", "tries", "belief", "features", "checked"],
+    "previews": ["clip", "timestep", "quality", "cost_per_nfe", "tries", "calibrator", "features", "checked"],
     "no previews": "denoiser_checked",
 }
 
@@ -52,15 +52,15 @@ SAME = 1e-6
 
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_the_table_plays_what_the_environment_plays(mdp, table, pictures, tabular_settings, path, keys):
+def test_the_table_plays_what_the_environment_plays(mdp, table, images, tabular_settings, path, keys):
     tabular_settings = replace(tabular_settings, observation_keys=KEYS[keys])
     kwargs = {name: getattr(tabular_settings, name) for name in tabular_settings.__dataclass_fields__}
     env = AdDiffusionEnv(**kwargs)
     observer, reward = table.observer(tabular_settings.keys()), make_reward(tabular_settings.reward)
-    for row, (prompt, seed) in enumerate(pictures):
-        price = 0.01 * row
-        seen, info = env.reset(seed=0, options={"prompt": prompt, "seed": seed, "price": price})
-        states = States.start(np.array([row]), np.arange(table.attempts)[None], np.array([price]))
+    for row, (prompt, seed) in enumerate(images):
+        cost_per_nfe = 0.01 * row
+        seen, info = env.reset(seed=0, options={"prompt": prompt, "seed": seed, "cost_per_nfe": cost_per_nfe})
+        states = States.start(np.array([row]), np.arange(table.attempts)[None], np.array([cost_per_nfe]))
         for number, action in enumerate(path):
             told = observer.observe(mdp.frame(states))
             for key, value in seen.items():
@@ -77,7 +77,7 @@ def test_the_table_plays_what_the_environment_plays(mdp, table, pictures, tabula
             assert mdp.nfe(states)[0] == pytest.approx(info["nfe"])
             assert mdp.network_calls(states)[0] == info["network_calls"]
         assert ended, "the paths end their episodes"
-        attempt, place = step.picture[0]
+        attempt, place = step.image[0]
         assert table.preference[row, attempt, place] == pytest.approx(info["preference"], abs=SAME)
     env.close()
 
@@ -105,18 +105,18 @@ def test_without_refinement_an_episode_is_one_attempt(table, tabular_settings):
 
 
 @pytest.mark.numeric
-def test_lanes_in_one_batch_are_recorded_as_alone_but_for_rounding(recorder, mdp, table, pictures):
-    """And what is made of their scores differs by that times its slope, which is large for a belief's log-odds."""
-    together = recorder.record(pictures[:2], lanes=2)
+def test_lanes_in_one_batch_are_recorded_as_alone_but_for_rounding(recorder, mdp, table, images):
+    """And what is made of their scores differs by that times its slope, which is large for a calibrator's log-odds."""
+    together = recorder.record(images[:2], lanes=2)
     alone = table.rows([0, 1])
     np.testing.assert_array_equal(together.nfe, alone.nfe)
     np.testing.assert_allclose(together.clip_score, alone.clip_score, rtol=0, atol=rounding.CLIP_SCORE)
     np.testing.assert_allclose(together.preference, alone.preference, rtol=0, atol=rounding.PREFERENCE)
     np.testing.assert_allclose(together.change, alone.change, rtol=0, atol=rounding.SEEN)
     scores = alone.preference, alone.clip_score, alone.clip_text
-    allowed = rounding.of_belief(mdp.liking, *scores)
-    odds = mdp.liking(together.preference, together.clip_score, together.clip_text)
-    assert (np.abs(odds - mdp.liking(*scores)) <= allowed)[~np.isnan(odds)].all()
+    allowed = rounding.of_calibrator(mdp.utility, *scores)
+    odds = mdp.utility(together.preference, together.clip_score, together.clip_text)
+    assert (np.abs(odds - mdp.utility(*scores)) <= allowed)[~np.isnan(odds)].all()
     assert np.nanmax(allowed) > 10 * rounding.PREFERENCE  # one tolerance for all would be wrong by ten times
 
 
@@ -129,7 +129,7 @@ def test_play_table_counts_and_chooses(mdp, table):
 
     outcomes = play_table(mdp, until_the_last, observer, 0.01)
     ends = mdp.liked[:, :, table.finish]
-    liked = mdp.liking(outcomes.preference, outcomes.clip_score, mdp.table.clip_text)
+    liked = mdp.utility(outcomes.preference, outcomes.clip_score, mdp.table.clip_text)
     np.testing.assert_allclose(liked, ends.max(1))
     np.testing.assert_allclose(outcomes.nfe, table.nfe[:, :, table.finish].sum(1))
     assert outcomes.looks.tolist() == [6] * len(table) and outcomes.finishes.tolist() == [3] * len(table)
@@ -141,9 +141,9 @@ def test_play_table_counts_and_chooses(mdp, table):
 def test_a_reward_that_is_no_number_reaches_no_policy(mdp, table, tabular_settings, monkeypatch):
     env = TabularVecEnv(mdp, tabular_settings, 3, seed=1)
     env.reset()
-    words = rf"reward term 'nfe_price' is nan in lane 1, prompt '{re.escape(table.prompts[env.states.row[1]][:60])}"
+    words = rf"reward term 'nfe_cost' is nan in lane 1, prompt '{re.escape(table.prompts[env.states.row[1]][:60])}"
     sick = np.array([0.0, np.nan, 0.0])
-    monkeypatch.setitem(env.reward._terms, "nfe_price", lambda transition: sick)
+    monkeypatch.setitem(env.reward._terms, "nfe_cost", lambda transition: sick)
     with pytest.raises(NumericsError, match=words):
         env.step(np.zeros(3, int))
 
@@ -166,7 +166,7 @@ def test_replay_env_masks_and_resets(mdp, table, tabular_settings):
 
 
 def test_regret_of_known_values(mdp, table, tabular_settings):
-    reward = make_reward({"terminal_bonus": 1.0, "nfe_price": 1.0})
+    reward = make_reward({"terminal_bonus": 1.0, "nfe_cost": 1.0})
     np.testing.assert_allclose(
         worth(reward, table.preference[:, :, 2], table.clip_score[:, :, 2], table.clip_text),
         table.preference[:, :, 2],
@@ -179,18 +179,18 @@ def test_regret_of_known_values(mdp, table, tabular_settings):
     assert found.utility == pytest.approx(single, abs=1e-5)
     name, best = found.best_constant, found.constant_utility
     assert found.to_constant == pytest.approx(best - single, abs=1e-5) and found.to_constant >= 0
-    assert found.oracle_utility >= best and "best of 1" in name  # at such a price nobody tries twice
+    assert found.oracle_utility >= best and "best of 1" in name  # at such a cost per NFE nobody tries twice
 
 
-def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, pictures, table, tmp_path):
-    first = recorder.record_shards(pictures, tmp_path, lanes=4, shard=2)
+def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, images, table, tmp_path):
+    first = recorder.record_shards(images, tmp_path, lanes=4, shard=2)
     files = sorted(tmp_path.glob("*.parquet"))
     assert len(files) == 2
     np.testing.assert_allclose(first.preference, table.preference, atol=rounding.PREFERENCE)
     files[0].write_bytes(files[0].read_bytes()[:100])
     stamp = files[1].stat().st_mtime_ns
     with pytest.warns(UserWarning, match="not a table of attempts"):
-        again = recorder.record_shards(pictures, tmp_path, lanes=4, shard=2)
+        again = recorder.record_shards(images, tmp_path, lanes=4, shard=2)
     assert files[1].stat().st_mtime_ns == stamp  # read, not made again
     np.testing.assert_array_equal(again.preference, first.preference)
     assert again.prompts == first.prompts and again.steps == (2, 3)

@@ -59,7 +59,7 @@ def check_pipeline(pipe: Any) -> None:
             if replaced and registry is None and not moved_by_hook(module):
                 where = f"{name}.{inside}" if inside else name
                 raise CapabilityError(
-                    f"the forward method of {where} has been replaced (by DeepCache or the like), which may keep state "
+                    f"the forward sampler of {where} has been replaced (by DeepCache or the like), which may keep state "
                     "from one image to the next",
                     "disable that helper before the pipeline is wrapped",
                 )

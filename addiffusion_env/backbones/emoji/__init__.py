@@ -220,7 +220,7 @@ OPTIONS = ("truncate_prompts",)
 
 
 class EmojiBackbone(StableDiffusionBackbone):
-    """Emoji world: 64x64 pictures of up to four emoji, SD 1.5's classes in small, no download.
+    """Emoji world: 64x64 images of up to four emoji, SD 1.5's classes in small, no download.
 
     Trained from scratch by ``python -m addiffusion_lab.emoji_training``; ``weights/manifest.json`` says how.
     """

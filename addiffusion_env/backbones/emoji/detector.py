@@ -1,8 +1,8 @@
-"""Finds the objects of a picture: class, colour and centre. Plays the part of GenEval's Mask2Former.
+"""Finds the objects of an image: class, colour and centre. Plays the part of GenEval's Mask2Former.
 
 A small CenterNet (Zhou et al., 2019, arXiv:1904.07850): one heat map a class whose local maxima are the objects'
 centres, and a colour for each cell. It is trained on rendered scenes and never enters a reward, so it may judge any
-method.
+sampler.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VARIANTS = ("a", "b")
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in a picture.
+    """One object found in an image.
 
     Attributes:
         cls: index into ``CLASSES``.
@@ -60,7 +60,7 @@ Layer = Callable[[], nn.Module]
 
 
 class Detector(nn.Module):
-    """(B, 3, 64, 64) pictures in [-1, 1] -> class and colour logits on a 16x16 grid.
+    """(B, 3, 64, 64) images in [-1, 1] -> class and colour logits on a 16x16 grid.
 
     Args:
         width: channels at stride 4; twice as many at stride 8.
@@ -145,7 +145,7 @@ def load_detector(folder: str | Path = WEIGHTS, variant: str = "a", device: str 
 def detect(
     detector: Detector, images: torch.Tensor, threshold: float = THRESHOLD, batch: int = 512
 ) -> list[tuple[Detection, ...]]:
-    """Finds the objects of (B, 3, 64, 64) pictures in [-1, 1]; in each picture from top to bottom.
+    """Finds the objects of (B, 3, 64, 64) images in [-1, 1]; in each image from top to bottom.
 
     An object is a cell whose best class beats ``threshold`` and every cell within two of it (8 pixels): two objects
     nearer than that count as one.

@@ -20,7 +20,7 @@ def paired_share_score(first_only: int, second_only: int, prompts: int, differen
     differs: then 60 prompts cannot show what 3 in 60 would break.
 
     Args:
-        first_only: prompts that only the first method got right.
+        first_only: prompts that only the first sampler got right.
         second_only: prompts that only the second did.
         prompts: all of them.
         difference: hypothetical share of first minus second, in (-1, 1).

@@ -30,7 +30,7 @@ def one_sprite(color: int = 0, x: float = 32, y: float = 32, size: float = 30) -
     return layouts
 
 
-def test_pictures_have_shape_and_range(renderer: Renderer) -> None:
+def test_images_have_shape_and_range(renderer: Renderer) -> None:
     _, layouts = sample_scenes(40, seed=1)
     images = renderer(layouts, seeded())
     assert images.shape == (40, 3, 64, 64)
@@ -40,14 +40,14 @@ def test_pictures_have_shape_and_range(renderer: Renderer) -> None:
     assert (images.amax((1, 2, 3)) - images.amin((1, 2, 3)) > 0.2).all()
 
 
-def test_pictures_are_those_of_the_training_data(renderer: Renderer) -> None:
+def test_images_are_those_of_the_training_data(renderer: Renderer) -> None:
     # From the reference renderer: sample_scenes(4, 0) with a generator seeded 0.
     images = renderer(sample_scenes(4, seed=0)[1], seeded())
     assert images.mean((1, 2, 3)).tolist() == pytest.approx([0.33269, 0.15163, 0.21982, 0.37829], abs=1e-4)
     assert images[0, :, 40, 17].tolist() == pytest.approx([0.50318, 0.49604, 0.50432], abs=1e-4)
 
 
-def test_one_generator_one_picture(renderer: Renderer) -> None:
+def test_one_generator_one_image(renderer: Renderer) -> None:
     layouts = sample_scenes(8, seed=2)[1]
     torch.testing.assert_close(renderer(layouts, seeded(3)), renderer(torch.from_numpy(layouts), seeded(3)))
     assert not torch.equal(renderer(layouts, seeded(3)), renderer(layouts, seeded(4)))

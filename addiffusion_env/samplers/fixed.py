@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from addiffusion_env.backbones.solvers import check_solver_name
-from addiffusion_env.baselines.base import BaseMethod, fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.samplers.base import BaseSampler, fixed_schedule, read_numbers, require_at_least
 
 
 @dataclass(frozen=True)
-class FixedSteps(BaseMethod):
+class FixedSteps(BaseSampler):
     """A schedule of ``steps`` evaluations, always continued.
 
     Attributes:
-        steps: evaluations a picture.
+        steps: evaluations an image.
         spacing: timestep spacing; ``None`` is trailing, or the pipeline's own where its scheduler steps.
         solver: a solver's name, or ``None`` for that of the base process.
     """

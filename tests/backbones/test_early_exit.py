@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from addiffusion_env.backbones.schedules import AUTO_LANDING_STEPS, landing_evaluations, respace
+from addiffusion_env.backbones.schedules import AUTO_EARLY_EXIT_STEPS, early_exit_evaluations, respace
 from addiffusion_env.errors import ConfigError
 
 GRID = np.array([14.6, 9.0, 5.0, 3.0, 1.5, 0.6, 0.2, 0.0])
@@ -50,22 +50,22 @@ def test_more_than_is_left_is_refused():
 
 
 def test_auto_takes_steps_no_longer_than_six_in_all():
-    assert landing_evaluations("auto", 1.0, 50) == AUTO_LANDING_STEPS
-    assert landing_evaluations("auto", 0.5, 25) == 3
-    assert landing_evaluations("auto", 0.51, 25) == 4
-    assert landing_evaluations("auto", 0.01, 50) == 1
+    assert early_exit_evaluations("auto", 1.0, 50) == AUTO_EARLY_EXIT_STEPS
+    assert early_exit_evaluations("auto", 0.5, 25) == 3
+    assert early_exit_evaluations("auto", 0.51, 25) == 4
+    assert early_exit_evaluations("auto", 0.01, 50) == 1
     for position in np.linspace(0.01, 1, 50):
-        assert position / landing_evaluations("auto", position, 50) <= 1 / AUTO_LANDING_STEPS + 1e-6
+        assert position / early_exit_evaluations("auto", position, 50) <= 1 / AUTO_EARLY_EXIT_STEPS + 1e-6
 
 
 def test_never_more_than_going_on_would_cost():
-    assert landing_evaluations("auto", 1.0, 4) == 4
-    assert landing_evaluations(10, 0.5, 3) == 3
-    assert landing_evaluations("auto", 0.0, 0) == 0
-    assert landing_evaluations(0, 0.5, 3) == 0
+    assert early_exit_evaluations("auto", 1.0, 4) == 4
+    assert early_exit_evaluations(10, 0.5, 3) == 3
+    assert early_exit_evaluations("auto", 0.0, 0) == 0
+    assert early_exit_evaluations(0, 0.5, 3) == 0
 
 
 @pytest.mark.parametrize("value", [-1, True, "all"])
-def test_bad_landing_steps(value):
-    with pytest.raises(ConfigError, match="landing_steps"):
-        landing_evaluations(value, 0.5, 3)
+def test_bad_early_exit_steps(value):
+    with pytest.raises(ConfigError, match="early_exit_steps"):
+        early_exit_evaluations(value, 0.5, 3)

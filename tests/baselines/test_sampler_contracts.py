@@ -1,32 +1,32 @@
-"""What holds for every registered method, on the emoji world or, where it needs another model, on a tiny one."""
+"""What holds for every registered sampler, on the emoji world or, where it needs another model, on a tiny one."""
 
 from __future__ import annotations
 
 import pytest
 
-from addiffusion_env.baselines import BASELINES, make_method
-from addiffusion_env.checks.methods import METHOD_CONTRACTS, MethodCase
+from addiffusion_env.checks.methods import SAMPLER_CONTRACTS, SamplerCase
 from addiffusion_env.errors import CapabilityError, WeightsError
+from addiffusion_env.samplers import SAMPLERS, make_sampler
 
 
-@pytest.fixture(scope="module", params=sorted(BASELINES))
+@pytest.fixture(scope="module", params=sorted(SAMPLERS))
 def case(request, on, weights, scorers):
-    """A registered method with the model that it can run on."""
-    backbone, spec = BASELINES.load(request.param).example
+    """A registered sampler with the model that it can run on."""
+    backbone, spec = SAMPLERS.load(request.param).example
     assert spec, f"{request.param} needs an example"
     if "FOLDER" in spec:
         spec = spec.replace("FOLDER", str(weights(request.param)[0]))
-    return MethodCase(spec, on(backbone), scorers)
+    return SamplerCase(spec, on(backbone), scorers)
 
 
-@pytest.mark.parametrize("contract", METHOD_CONTRACTS, ids=lambda contract: contract.__name__)
-def test_a_method_keeps_its_promises(contract, case):
+@pytest.mark.parametrize("contract", SAMPLER_CONTRACTS, ids=lambda contract: contract.__name__)
+def test_a_sampler_keeps_its_promises(contract, case):
     contract(case)
 
 
 def test_usage_begins_with_the_registered_name():
-    for name in BASELINES:
-        assert BASELINES.load(name).usage.split(":")[0] == name
+    for name in SAMPLERS:
+        assert SAMPLERS.load(name).usage.split(":")[0] == name
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_what_it_lacks_is_said_before_anything_is_made(spec, backbone, error, wo
         if spec.endswith(f",{name}"):
             spec = spec.replace(name, str(weights(name.lower())[0]))
     with pytest.raises(error, match=words):
-        make_method(spec).bind(on(backbone), scorers)
+        make_sampler(spec).bind(on(backbone), scorers)

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Latents
-from addiffusion_env.backbones.schedules import landing_evaluations, respace
-from addiffusion_env.engine.lane import Evaluate, Finish, Lane, Outcome, Peek, Picture, Request, moved
+from addiffusion_env.backbones.schedules import early_exit_evaluations, respace
+from addiffusion_env.engine.lane import Evaluate, Finish, GeneratedImage, Lane, Outcome, Request, ScorePreview, moved
 from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
 from addiffusion_env.engine.regions import attention_mask, evidence_of, phrase_masks, phrases_of, without
-from addiffusion_env.scorers.utility import Liking
+from addiffusion_env.scorers.utility import Utility
 
-LaneProgram = Generator[Request, Any, Lane]
+LaneCoroutine = Generator[Request, Any, Lane]
 
 
 def legal_actions(lane: Lane, process: ProcessConfig) -> np.ndarray:
-    """(3,) bool: which of continue, stop, refine may be taken. Refine needs a picture, a budget and a way ahead.
+    """(3,) bool: which of continue, stop, refine may be taken. Refine needs an image, a budget and a way ahead.
 
-    A finished picture that waits to be judged (``check_finished``) can be taken (stop) or tried again (refine).
+    A finished image that waits to be judged (``check_finished``) can be taken (stop) or tried again (refine).
     """
     refine = process.refine
     may_refine = (
@@ -36,51 +36,51 @@ def legal_actions(lane: Lane, process: ProcessConfig) -> np.ndarray:
     return np.array([lane.remaining > 0, True, may_refine])
 
 
-def turn(
+def env_step(
     backbone: Backbone, process: ProcessConfig, lane: Lane, action: int, looks: bool = True
-) -> Generator[Request, Any, tuple[Lane, Picture | None]]:
-    """One decision carried out: the lane at its next decision, and the picture once the episode has ended.
+) -> Generator[Request, Any, tuple[Lane, GeneratedImage | None]]:
+    """One decision carried out: the lane at its next decision, and the image once the episode has ended.
 
     Args:
         backbone: the model.
         process: what the actions do.
         lane: where it is.
         action: a legal one.
-        looks: whether previews are looked at; a finished picture always is.
+        looks: whether previews are looked at; a finished image always is.
     """
     if lane.shown is not None and action == Action.STOP:
         return ended(process, replace(lane, actions=(*lane.actions, int(action))), lane.shown)
     lane = yield from act(backbone, process, lane, action)
     if lane.remaining:
-        if looks and lane.look is None:
+        if looks and lane.scores is None:
             lane = yield from seen(lane)
         return lane, None
-    picture = yield from finished(lane)
-    lane = replace(lane, look=picture.look)
-    waiting = replace(lane, shown=picture)
+    image = yield from finished(lane)
+    lane = replace(lane, scores=image.scores)
+    waiting = replace(lane, shown=image)
     if process.check_finished and legal_actions(waiting, process)[Action.REFINE]:
         return waiting, None
-    return ended(process, lane, picture)
+    return ended(process, lane, image)
 
 
-def ended(process: ProcessConfig, lane: Lane, picture: Picture) -> tuple[Lane, Picture]:
-    """The end of an episode: its picture is this one, or a better-liked one of an earlier try where those are kept."""
-    chosen = better(process.refine.liking, lane.best, picture) if process.refine.accept == "best" else picture
-    return replace(lane, look=chosen.look, shown=None, best=None), chosen
+def ended(process: ProcessConfig, lane: Lane, image: GeneratedImage) -> tuple[Lane, GeneratedImage]:
+    """The end of an episode: its image is this one, or a better-liked one of an earlier try where those are kept."""
+    chosen = better(process.refine.utility, lane.best, image) if process.refine.accept == "best" else image
+    return replace(lane, scores=chosen.scores, shown=None, best=None), chosen
 
 
-def better(liking: Liking, kept: Picture | None, new: Picture) -> Picture:
-    """The better-liked of two finished pictures, the earlier of equals."""
-    if kept is not None and liking.at(kept.look) >= liking.at(new.look):
+def better(utility: Utility, kept: GeneratedImage | None, new: GeneratedImage) -> GeneratedImage:
+    """The better-liked of two finished images, the earlier of equals."""
+    if kept is not None and utility.at(kept.scores) >= utility.at(new.scores):
         return kept
     return new
 
 
-def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> LaneProgram:
+def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> LaneCoroutine:
     """Takes one legal action; the lane that comes back has landed when nothing remains of its schedule."""
     lane = replace(lane, actions=(*lane.actions, int(action)))
     if action == Action.STOP:
-        return (yield from land(backbone, process, lane))
+        return (yield from exit_early(backbone, process, lane))
     if action == Action.REFINE:
         return (yield from refine(backbone, process, lane))
     while True:
@@ -89,7 +89,7 @@ def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> 
             return lane
 
 
-def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
+def advance(process: ProcessConfig, lane: Lane) -> LaneCoroutine:
     """One step of the schedule."""
     # The very last step is first order, as with diffusers' lower_order_final.
     outcome = yield ask(process, lane, lane.latents, float(lane.rest[1]), last=lane.remaining == 1)
@@ -97,9 +97,9 @@ def advance(process: ProcessConfig, lane: Lane) -> LaneProgram:
     return replace(lane, step=lane.step + 1, features=outcome.features)
 
 
-def land(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
+def exit_early(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCoroutine:
     """Re-spaces what is left into a few evaluations and takes them; with none, jumps to the predicted x0."""
-    way = landing_way(backbone, process, lane)
+    way = early_exit_path(backbone, process, lane)
     if len(way) == 1 and lane.remaining > 0:
         if lane.x0 is None:  # nothing to jump to: the first prediction must be paid for
             lane = yield from advance(process, lane)
@@ -111,10 +111,10 @@ def land(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
     return lane
 
 
-def landing_way(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
-    """(m + 1,) noise levels of a landing from where the lane is to the end."""
+def early_exit_path(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
+    """(m + 1,) noise levels of an early exit from where the lane is to the end."""
     position = float(backbone.timestep_position(torch.tensor([lane.sigma]))[0])
-    evaluations = landing_evaluations(process.landing_steps, position, lane.remaining)
+    evaluations = early_exit_evaluations(process.early_exit_steps, position, lane.remaining)
     if evaluations == lane.remaining:
         return lane.rest  # nothing to save: the schedule goes on as it is
     positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
@@ -122,11 +122,11 @@ def landing_way(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.nd
     return respace(lane.rest, evaluations, positions)
 
 
-def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgram:
+def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCoroutine:
     """Re-noises a region, denoises it back to where the lane is, and keeps or drops the result (RefineConfig)."""
     config = process.refine
     if lane.shown is not None:
-        best = better(config.liking, lane.best, lane.shown) if config.accept == "best" else None
+        best = better(config.utility, lane.best, lane.shown) if config.accept == "best" else None
         lane = replace(lane, shown=None, best=best)
     lane = replace(lane, refinements=lane.refinements + 1)
     lane, mask = yield from region(backbone, process, lane)
@@ -136,19 +136,19 @@ def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneProgra
         lane, tried = replace(lane, masks=(*lane.masks, shown)), replace(tried, masks=(*lane.masks, shown))
     if config.accept != "score":
         return tried
-    if lane.look is None:
+    if lane.scores is None:
         lane = yield from seen(lane)
     tried = yield from seen(tried)
-    assert lane.look is not None and tried.look is not None
-    if float(tried.look.preference[0]) >= float(lane.look.preference[0]) + config.margin:
+    assert lane.scores is not None and tried.scores is not None
+    if float(tried.scores.preference[0]) >= float(lane.scores.preference[0]) + config.margin:
         return tried
     return replace(lane, nfe=tried.nfe, calls=tried.calls)  # what was spent is spent
 
 
-def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | None) -> LaneProgram:
+def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | None) -> LaneCoroutine:
     """The inner loop of a refinement: k evaluations from the re-noised level back to the lane's own.
 
-    Inside the mask the picture is drawn anew; outside, the old trajectory at the same noise level is put back after
+    Inside the mask the image is drawn anew; outside, the old trajectory at the same noise level is put back after
     every evaluation, as RePaint does (arXiv:2201.09865, equation 8), so that it comes out as it was.
     """
     path, x_old = backbone.path, lane.latents.x
@@ -244,15 +244,15 @@ def pick_phrase(config: RefineConfig, maps: Tensor, size: tuple[int, int]) -> Te
     return masks[weakest : weakest + 1]
 
 
-def seen(lane: Lane) -> LaneProgram:
+def seen(lane: Lane) -> LaneCoroutine:
     """The lane with a look at its last clean prediction."""
     assert lane.x0 is not None
-    look = yield Peek(lane.x0, lane.prompt)
-    return replace(lane, look=look)
+    scores = yield ScorePreview(lane.x0, lane.prompt)
+    return replace(lane, scores=scores)
 
 
-def finished(lane: Lane) -> Generator[Request, Any, Picture]:
-    """The finished picture of a lane that has landed."""
+def finished(lane: Lane) -> Generator[Request, Any, GeneratedImage]:
+    """The finished image of a lane that has landed."""
     return (yield Finish(lane.latents.x, lane.prompt, lane.conditioning))
 
 

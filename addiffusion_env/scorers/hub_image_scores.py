@@ -1,4 +1,4 @@
-"""The scorers behind a look at real pictures: CLIP ViT-L/14, ImageReward and DINOv2-S, from the hub or folders."""
+"""The scorers behind a look at real images: CLIP ViT-L/14, ImageReward and DINOv2-S, from the hub or folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from addiffusion_env.errors import ConfigError, nearest, unknown
 from addiffusion_env.scorers import BERT_REPO, IMAGE_REWARD_REPO, Scorer
 from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.tokens import has_tokenizer
 
 DEFAULTS = {
@@ -27,7 +27,7 @@ PREFERENCES = ("image_reward", "image_reward_package")
 """Scorers that can stand under ``preference``: one model, in transformers' classes and through its own package."""
 
 
-def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = None) -> LookScorers:
+def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = None) -> ImageScorers:
     """Loads the three scorers, in half precision on a GPU.
 
     Args:
@@ -46,7 +46,7 @@ def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = No
     chosen = {**DEFAULTS, **given}
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     preference = preference_scorer(given, device, dtype)
-    return LookScorers(
+    return ImageScorers(
         ClipScorer.from_pretrained(chosen["clip"], device=device, dtype=dtype),
         preference,
         DinoEmbedder.from_pretrained(chosen["dino"], device=device, dtype=dtype),

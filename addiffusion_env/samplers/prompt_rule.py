@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import (
-    BaseMethod,
-    EpisodeProgram,
-    fixed_schedule,
-    read_numbers,
-    require_at_least,
-)
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Scene, parse
 from addiffusion_env.prompts.emoji_vocabulary import COLORS
+from addiffusion_env.samplers.base import (
+    BaseSampler,
+    EpisodeCoroutine,
+    fixed_schedule,
+    read_numbers,
+    require_at_least,
+)
 
 _COLOUR = re.compile(rf"\b({'|'.join(COLORS)})\b", re.IGNORECASE)
 
@@ -36,7 +36,7 @@ def names_colour(prompt: Prompt) -> bool:
 
 
 @dataclass(frozen=True)
-class PromptRule(BaseMethod):
+class PromptRule(BaseSampler):
     """A fixed schedule of one length for prompts with a colour word, of another for the rest.
 
     Attributes:
@@ -64,10 +64,10 @@ class PromptRule(BaseMethod):
         return f"prompt_rule:{self.coloured},{self.plain}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The schedule of coloured prompts; :meth:`program` shortens it for the others."""
+        """The schedule of coloured prompts; :meth:`coroutine` shortens it for the others."""
         return fixed_schedule(base, self.coloured)
 
-    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
         """One episode on the schedule that the prompt earns."""
         steps = self.coloured if names_colour(prompt) else self.plain
         return play(backbone, replace(process, steps=steps), prompt, seed, looks=False)

@@ -1,4 +1,4 @@
-"""What an agent sees of a batch of pictures: one batched pass of each scorer, as plain float32 arrays."""
+"""What an agent sees of a batch of images: one batched pass of each scorer, as plain float32 arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from addiffusion_env.scorers.dino import DinoEmbedder
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """Scores and embeddings of ``B`` pictures; all arrays are float32.
+class ImageScores:
+    """Scores and embeddings of ``B`` images; all arrays are float32.
 
     Attributes:
-        clip_image: (B, D) unit CLIP embeddings of the pictures.
+        clip_image: (B, D) unit CLIP embeddings of the images.
         clip_text: (B, D) unit CLIP embeddings of their prompts.
         clip_score: (B,) raw cosines of the two, in [-1, 1].
         preference: (B,) standard deviations.
@@ -36,28 +36,28 @@ class Look:
     def __len__(self) -> int:
         return len(self.clip_score)
 
-    def rows(self, indices: Sequence[int] | np.ndarray) -> Look:
-        """The looks at the pictures ``indices``, in that order; a copy."""
+    def rows(self, indices: Sequence[int] | np.ndarray) -> ImageScores:
+        """The looks at the images ``indices``, in that order; a copy."""
         index = np.asarray(indices, dtype=np.intp)
-        return Look(*(getattr(self, field.name)[index] for field in fields(self)))
+        return ImageScores(*(getattr(self, field.name)[index] for field in fields(self)))
 
-    def row(self, index: int) -> Look:
-        """The look at one picture, still with the batch dimension: B is 1."""
+    def row(self, index: int) -> ImageScores:
+        """The look at one image, still with the batch dimension: B is 1."""
         return self.rows([index])
 
     @classmethod
-    def cat(cls, looks: Sequence[Look]) -> Look:
+    def cat(cls, scores: Sequence[ImageScores]) -> ImageScores:
         """Joins looks of the same scorers along the batch."""
-        return cls(*(np.concatenate([getattr(look, field.name) for look in looks]) for field in fields(cls)))
+        return cls(*(np.concatenate([getattr(scores, field.name) for scores in scores]) for field in fields(cls)))
 
 
-class LookScorers:
+class ImageScorers:
     """The scorers behind a look.
 
     Args:
-        clip: embeds pictures and texts.
-        preference: scores pictures for prompts, in standard deviations.
-        dino: embeds pictures; ``None`` leaves :attr:`Look.dino` at width 0.
+        clip: embeds images and texts.
+        preference: scores images for prompts, in standard deviations.
+        dino: embeds images; ``None`` leaves :attr:`ImageScores.dino` at width 0.
 
     Attributes:
         clip: see above.
@@ -80,12 +80,12 @@ class LookScorers:
         """Length of a DINO embedding; 0 without a DINO model."""
         return self.dino.dim if self.dino is not None else 0
 
-    def look(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Look:
-        """Looks at (B, 3, H, W) pictures in [-1, 1] of ``B`` prompts; one batched pass of each scorer.
+    def scores(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> ImageScores:
+        """Looks at (B, 3, H, W) images in [-1, 1] of ``B`` prompts; one batched pass of each scorer.
 
         Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            PromptError: when there is not one prompt a picture.
+            ImageRangeError: for images of the wrong shape, type or range.
+            PromptError: when there is not one prompt an image.
             NumericsError: when a value is not finite, naming the scorer and the prompt.
             ScorerError: when a scorer raises an error of its own, naming it.
         """
@@ -99,10 +99,10 @@ class LookScorers:
         if self.dino is not None:
             with named(f"dino ({self.dino.label})") as name:
                 dino = require_finite(self.dino.embed_images(images), name, texts)
-        return Look(*(value.numpy() for value in (clip_image, clip_text, clip_score, preference, dino)))
+        return ImageScores(*(value.numpy() for value in (clip_image, clip_text, clip_score, preference, dino)))
 
 
-class NoScorers(LookScorers):
+class NoScorers(ImageScorers):
     """In the place of scorers where nobody reads scores: nothing is loaded and nothing computed.
 
     Its looks hold NaN scores and embeddings of width 0.
@@ -121,16 +121,16 @@ class NoScorers(LookScorers):
         """No embedding: 0."""
         return 0
 
-    def look(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Look:
-        """A look at ``B`` pictures that says nothing of them.
+    def scores(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> ImageScores:
+        """A look at ``B`` images that says nothing of them.
 
         Raises:
-            ImageRangeError: for pictures of the wrong shape, type or range.
-            PromptError: when there is not one prompt a picture.
+            ImageRangeError: for images of the wrong shape, type or range.
+            PromptError: when there is not one prompt an image.
         """
         count = len(check_pairs(images, prompts))
         nothing, unknown = np.zeros((count, 0), np.float32), np.full(count, np.nan, np.float32)
-        return Look(nothing, nothing, unknown, unknown, nothing)
+        return ImageScores(nothing, nothing, unknown, unknown, nothing)
 
 
 class ScorerLoader(Protocol):
@@ -149,5 +149,5 @@ class ScorerLoader(Protocol):
     def clip_width(self, paths: Mapping[str, str]) -> int:
         """Width of the CLIP embedding; loads no weights."""
 
-    def load(self, device: torch.device | str, paths: Mapping[str, str]) -> LookScorers:
+    def load(self, device: torch.device | str, paths: Mapping[str, str]) -> ImageScorers:
         """Loads them."""

@@ -14,16 +14,16 @@ from addiffusion_env.backbones.calls.measured import Measured
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
 from addiffusion_env.backbones.hooks import (
     AttentionStore,
-    FeatureTap,
+    FeatureHook,
     captured_cross_attention,
     captured_joint_attention,
-    tap,
+    hook,
 )
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import CapabilityError
 
 
-class DenoiserTaps:
+class DenoiserHooks:
     """Reads features and attention of the rows that hear the prompt.
 
     Args:
@@ -38,7 +38,7 @@ class DenoiserTaps:
         self.evaluator, self.measured = evaluator, measured
         self.module = prompt_network(evaluator, measured)
         middle = None if self.module is None else middle_block(self.module)
-        self.tap: FeatureTap | None = None if middle is None else tap(middle)
+        self.hook: FeatureHook | None = None if middle is None else hook(middle)
         self._features: dict[int, Tensor] = {}
         self._attention: dict[int, Tensor] = {}
         self._wanted: set[int] = set()
@@ -46,16 +46,16 @@ class DenoiserTaps:
         self._grid: tuple[int, int] | None = None
         evaluator.networks.call_network = self._call
         self.feature_dim: int | None = None
-        if self.tap is not None:
+        if self.hook is not None:
             self.feature_dim = self._measure_width()
 
     def _measure_width(self) -> int | None:
         from addiffusion_env.backbones.calls.measured import first_step
 
         first_step(self.evaluator, self.measured.request, None)
-        assert self.tap is not None
+        assert self.hook is not None
         if not self._features:
-            self.tap = None
+            self.hook = None
             return None
         width = next(iter(self._features.values())).shape[-1]
         self._features.clear()
@@ -92,7 +92,7 @@ class DenoiserTaps:
     def seen(self, size: int) -> tuple[Tensor | None, Tensor | None]:
         """((B, tokens, h, w) attention or ``None``, (B, F) features or ``None``) of the batch that was watched."""
         features = None
-        if self.tap is not None and len(self._features) == size:
+        if self.hook is not None and len(self._features) == size:
             features = torch.stack([self._features[lane] for lane in range(size)])
         attention = None
         if self._attention:
@@ -114,7 +114,7 @@ class DenoiserTaps:
         with self._captured(store):
             # Every capture has processors of its own: a compiled network would be traced anew each time.
             answer = (network if store is None else first.module)(*args, **kwargs)
-        if self.tap is not None and (pooled := self.tap.take(sum(counts))) is not None:
+        if self.hook is not None and (pooled := self.hook.take(sum(counts))) is not None:
             for at, lane in enumerate(lanes):
                 if rows[at] < len(pooled):
                     self._features[lane] = pooled[rows[at]]

@@ -1,4 +1,4 @@
-"""Pictures from tensors, arrays, files or a folder, read a batch at a time as bytes, and known by their content.
+"""Images from tensors, arrays, files or a folder, read a batch at a time as bytes, and known by their content.
 
 Metrics see 8-bit pixels, whatever the source: that is what is saved and shown, and what Inception was trained on.
 A grey file is read as three equal channels, and transparency is dropped, not laid over a background, as torch-fidelity,
@@ -26,14 +26,14 @@ LOSSY = (".jpg", ".jpeg", ".webp")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes with one deep channel; what it opens in any other mode it turns into RGB rightly."""
 
-PicturesLike: TypeAlias = "Pictures | torch.Tensor | np.ndarray | str | Path | Sequence[Any]"
+ImagesLike: TypeAlias = "Images | torch.Tensor | np.ndarray | str | Path | Sequence[Any]"
 """A (B, 3, H, W) float tensor in [-1, 1]; a (B, H, W, 3) uint8 array; a folder; or a sequence of paths, of files as
-bytes (as ``RecordStore.pictures`` gives them), of such tensors without batch, or of such arrays without batch."""
+bytes (as ``RecordStore.images`` gives them), of such tensors without batch, or of such arrays without batch."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A set of pictures, in order. Files are read when they are needed, so that a folder of 30,000 fits.
+class Images:
+    """A set of images, in order. Files are read when they are needed, so that a folder of 30,000 fits.
 
     Attributes:
         items: paths, files as bytes, (3, H, W) float tensors in [-1, 1] or (H, W, 3) uint8 arrays.
@@ -44,14 +44,14 @@ class Pictures:
     known: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, source: PicturesLike) -> Pictures:
-        """Wraps any of :data:`PicturesLike`; a folder gives the pictures in it (not below it) by file name.
+    def of(cls, source: ImagesLike) -> Images:
+        """Wraps any of :data:`ImagesLike`; a folder gives the images in it (not below it) by file name.
 
         Raises:
-            ConfigError: for a path that does not exist, or no pictures at all.
+            ConfigError: for a path that does not exist, or no images at all.
             ImageRangeError: for a tensor or array of another shape, type or range.
         """
-        if isinstance(source, Pictures):
+        if isinstance(source, Images):
             return source
         if isinstance(source, (str, Path)):
             items: Sequence[Any] = _in_folder(Path(source).expanduser())
@@ -60,7 +60,7 @@ class Pictures:
         else:
             items = [Path(item).expanduser() if isinstance(item, str) else item for item in source]
         if not items:
-            raise ConfigError("a metric needs pictures, got none", "pass at least one")
+            raise ConfigError("a metric needs images, got none", "pass at least one")
         return cls(items)
 
     def __len__(self) -> int:
@@ -90,10 +90,10 @@ class Pictures:
 
 
 def pixels_of(item: Path | str | bytes | torch.Tensor | np.ndarray) -> np.ndarray:
-    """One picture as (H, W, 3) uint8.
+    """One image as (H, W, 3) uint8.
 
     Raises:
-        ConfigError: for a file that is missing or no picture.
+        ConfigError: for a file that is missing or no image.
         ImageRangeError: for a tensor or array of another shape, type or range.
     """
     if isinstance(item, (str, Path)):
@@ -105,20 +105,20 @@ def pixels_of(item: Path | str | bytes | torch.Tensor | np.ndarray) -> np.ndarra
     if not (isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 3 and item.shape[2] == 3):
         seen = f"{item.dtype} {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
         raise ImageRangeError(
-            f"a picture must be a path, file bytes, (3, H, W) float tensor or (H, W, 3) uint8 array, got {seen}",
+            f"an image must be a path, file bytes, (3, H, W) float tensor or (H, W, 3) uint8 array, got {seen}",
             "convert it: floats in [-1, 1] are tensors, bytes are arrays with channels last",
         )
     return item
 
 
 def content_hash(pixels: np.ndarray) -> str:
-    """64 hex digits of an (H, W, 3) uint8 picture: its pixels and shape, not its file."""
+    """64 hex digits of an (H, W, 3) uint8 image: its pixels and shape, not its file."""
     return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def _in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder of pictures", "pass an existing folder, or a list of files")
+        raise ConfigError(f"{folder} is no folder of images", "pass an existing folder, or a list of files")
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
@@ -128,7 +128,7 @@ def _read(path: Path) -> np.ndarray:
             return _decode(file, str(path))
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            raise ConfigError(f"no picture at {path}", "check the path") from error
+            raise ConfigError(f"no image at {path}", "check the path") from error
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
 
 
@@ -136,17 +136,17 @@ def _decode(file: BinaryIO, name: str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as picture:
-            if picture.mode in DEEP:
+        with Image.open(file) as image:
+            if image.mode in DEEP:
                 raise ConfigError(
-                    f"{name} has more than 8 bits a pixel (Pillow's mode {picture.mode!r}), which Pillow would clip to "
+                    f"{name} has more than 8 bits a pixel (Pillow's mode {image.mode!r}), which Pillow would clip to "
                     "white, expected 8",
                     "save it again with 8 bits a channel",
                 )
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
-        raise ConfigError(f"{name} cannot be read as a picture: {error}", "make it again, as PNG") from error
+        raise ConfigError(f"{name} cannot be read as an image: {error}", "make it again, as PNG") from error
 
 
-def _stack(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+def _stack(images: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from addiffusion_env.baselines.base import BaseMethod, read_numbers
 from addiffusion_env.engine.lane import Decide, Lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.samplers.base import BaseSampler, read_numbers
 from addiffusion_env.seeding import stable_hash
 
 
 @dataclass(frozen=True)
-class RandomStop(BaseMethod):
+class RandomStop(BaseSampler):
     """Stops with the same probability at every decision.
 
-    The draw is a hash of prompt, seed and decision, so a picture does not depend on what else is being made.
+    The draw is a hash of prompt, seed and decision, so an image does not depend on what else is being made.
 
     Attributes:
         probability: of a stop, in [0, 1].
@@ -54,5 +54,5 @@ class RandomStop(BaseMethod):
 
 
 def _uniform(lane: Lane) -> float:
-    """A number in [0, 1) that belongs to this decision of this picture."""
+    """A number in [0, 1) that belongs to this decision of this image."""
     return stable_hash("random stop", lane.prompt.prompt_id, lane.seed, len(lane.actions)) / 2**63

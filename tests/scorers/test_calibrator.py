@@ -1,4 +1,4 @@
-"""The belief finds planted groups without labels, and means more on easy prompts."""
+"""The calibrator finds planted groups without labels, and means more on easy prompts."""
 
 import numpy as np
 import pytest
@@ -7,80 +7,80 @@ from addiffusion_env.backbones.emoji import WEIGHTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError, WeightsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.emoji import emoji_scorers
-from addiffusion_env.scorers.utility import MOST, Belief, Liking, belief_of
+from addiffusion_env.scorers.utility import MOST, Calibrator, Utility, calibrator_of
 from addiffusion_env.tabular import fit_calibrator as command
 
-PROMPTS, TRIES = 400, 5
+PROMPTS, ATTEMPTS = 400, 5
 
 
 @pytest.fixture(scope="module")
 def planted():
-    """Scores of right and wrong pictures whose share depends on the prompt: half of them easy, half hard."""
+    """Scores of right and wrong images whose share depends on the prompt: half of them easy, half hard."""
     rng = np.random.default_rng(0)
     easy = rng.random(PROMPTS) < 0.5
     text = np.where(easy, 1.0, -1.0)[:, None] * np.eye(8)[0] + 0.3 * rng.normal(size=(PROMPTS, 8))
-    right = rng.random((PROMPTS, TRIES)) < np.where(easy, 0.95, 0.4)[:, None]
+    right = rng.random((PROMPTS, ATTEMPTS)) < np.where(easy, 0.95, 0.4)[:, None]
     preference = np.where(right, 1.5, -0.5) + 0.6 * rng.normal(size=right.shape)
     clip = np.where(right, 0.8, 0.7) + 0.04 * rng.normal(size=right.shape)
     return easy, text, right, preference, clip
 
 
 @pytest.fixture(scope="module")
-def belief(planted):
+def calibrator(planted):
     _, text, _, preference, clip = planted
-    return Belief.fit(preference, clip, text, directions=4, ridge=5.0)
+    return Calibrator.fit(preference, clip, text, directions=4, ridge=5.0)
 
 
-def test_it_is_calibrated_without_having_seen_a_verdict(planted, belief):
+def test_it_is_calibrated_without_having_seen_a_verdict(planted, calibrator):
     _, text, right, preference, clip = planted
-    chance = 1 / (1 + np.exp(-belief(preference, clip, text)))
+    chance = 1 / (1 + np.exp(-calibrator(preference, clip, text)))
     for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.0)):
         inside = (chance >= low) & (chance <= high)
         assert right[inside].mean() == pytest.approx(chance[inside].mean(), abs=0.1)
 
 
-def test_the_same_scores_mean_more_on_an_easy_prompt(planted, belief):
+def test_the_same_scores_mean_more_on_an_easy_prompt(planted, calibrator):
     easy, text, _, _, _ = planted
-    odds = belief(np.full(PROMPTS, 0.5), np.full(PROMPTS, 0.75), text)
+    odds = calibrator(np.full(PROMPTS, 0.5), np.full(PROMPTS, 0.75), text)
     true_gap = np.log(0.95 / 0.05) - np.log(0.4 / 0.6)
     assert odds[easy].mean() - odds[~easy].mean() == pytest.approx(true_gap, abs=1.0)
 
 
-def test_pictures_do_not_depend_on_their_neighbours(planted, belief):
+def test_images_do_not_depend_on_their_neighbours(planted, calibrator):
     _, text, _, preference, clip = planted
-    whole = belief(preference, clip, text)
-    assert np.array_equal(belief(preference[3:4], clip[3:4], text[3:4]), whole[3:4])
-    assert np.array_equal(belief(preference[:, 2], clip[:, 2], text), whole[:, 2])
+    whole = calibrator(preference, clip, text)
+    assert np.array_equal(calibrator(preference[3:4], clip[3:4], text[3:4]), whole[3:4])
+    assert np.array_equal(calibrator(preference[:, 2], clip[:, 2], text), whole[:, 2])
     assert abs(whole).max() <= MOST
 
 
-def test_files_go_round_and_damaged_ones_are_refused(belief, planted, tmp_path):
+def test_files_go_round_and_damaged_ones_are_refused(calibrator, planted, tmp_path):
     _, text, _, preference, clip = planted
     path = tmp_path / "mine.safetensors"
-    belief.save(path)
-    liking = Liking.of({"belief": str(path)})
-    assert np.array_equal(liking(preference, clip, text), belief(preference, clip, text))
+    calibrator.save(path)
+    utility = Utility.of({"calibrator": str(path)})
+    assert np.array_equal(utility(preference, clip, text), calibrator(preference, clip, text))
     path.with_name("half.safetensors").write_bytes(path.read_bytes()[:100])
     with pytest.raises(WeightsError, match="half"):
-        Belief.load(path.with_name("half.safetensors"))
-    with pytest.raises(WeightsError, match="no belief"):
-        belief_of(str(tmp_path / "missing.safetensors"))
+        Calibrator.load(path.with_name("half.safetensors"))
+    with pytest.raises(WeightsError, match="no calibrator"):
+        calibrator_of(str(tmp_path / "missing.safetensors"))
     with pytest.raises(UnknownNameError, match="emoji"):
-        Liking.of({"belief": "emojy"})
+        Utility.of({"calibrator": "emojy"})
 
 
 def test_too_few_prompts_are_refused(planted):
     _, text, _, preference, clip = planted
     with pytest.raises(ConfigError, match="64 directions"):
-        Belief.fit(preference[:20], clip[:20], text[:20])
+        Calibrator.fit(preference[:20], clip[:20], text[:20])
 
 
-def test_the_shipped_belief_trusts_a_dog_more_than_a_layout():
+def test_the_shipped_calibrator_trusts_a_dog_more_than_a_layout():
     scorers = emoji_scorers(WEIGHTS)
     prompts = [Prompt.of("a photo of a dog"), Prompt.of("a photo of a bus left of a bear")]
     text = scorers.clip.embed_texts(prompts).numpy()
     for scores in ((0.0, 0.8), (0.5, 0.8), (1.0, 0.85)):
-        dog, layout = Liking(belief="emoji")(*(np.full(2, score) for score in scores), text)
+        dog, layout = Utility(calibrator="emoji")(*(np.full(2, score) for score in scores), text)
         assert dog > layout
 
 

@@ -1,4 +1,4 @@
-"""Best of n: several pictures, the one kept that the preference scorer likes best."""
+"""Best of n: several images, the one kept that the preference scorer likes best."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import (
+from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.process import ProcessConfig
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.attempts import best_try
+from addiffusion_env.samplers.base import (
     SEED_STRIDE,
-    BaseMethod,
-    EpisodeProgram,
+    BaseSampler,
+    EpisodeCoroutine,
     fixed_schedule,
     read_numbers,
     require_at_least,
 )
-from addiffusion_env.baselines.tries import best_try
-from addiffusion_env.engine.episode import play
-from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.prompts import Prompt
 
 
 @dataclass(frozen=True)
-class BestOf(BaseMethod):
-    """``tries`` pictures of ``steps`` evaluations each, all counted.
+class BestOf(BaseSampler):
+    """``attempts`` images of ``steps`` evaluations each, all counted.
 
     Attributes:
-        tries: n.
+        attempts: n.
         steps: evaluations a try.
     """
 
-    tries: int
+    attempts: int
     steps: int
 
     usage: ClassVar[str] = "best_of:TRIESxSTEPS"
@@ -38,7 +38,7 @@ class BestOf(BaseMethod):
     selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
-        require_at_least("best_of", "TRIES and STEPS", min(self.tries, self.steps), 1)
+        require_at_least("best_of", "TRIES and STEPS", min(self.attempts, self.steps), 1)
 
     @classmethod
     def parse(cls, text: str) -> BestOf:
@@ -48,21 +48,21 @@ class BestOf(BaseMethod):
     @property
     def name(self) -> str:
         """``best_of:3x6``."""
-        return f"best_of:{self.tries}x{self.steps}"
+        return f"best_of:{self.attempts}x{self.steps}"
 
     @property
-    def attempts(self) -> tuple[int, int]:  # type: ignore[override]
+    def attempt_counts(self) -> tuple[int, int]:  # type: ignore[override]
         """All of them, always."""
-        return self.tries, self.tries
+        return self.attempts, self.attempts
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """A fixed schedule."""
         return fixed_schedule(base, self.steps)
 
-    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
         """All tries, one after the other."""
-        tries = []
-        for index in range(self.tries):
+        attempts = []
+        for index in range(self.attempts):
             drawn = seed + SEED_STRIDE * index
-            tries.append((yield from play(backbone, process, prompt, drawn, looks=False)))
-        return best_try(tries)
+            attempts.append((yield from play(backbone, process, prompt, drawn, looks=False)))
+        return best_try(attempts)

@@ -1,4 +1,4 @@
-"""Oracle stop: lands at every state of the schedule and keeps the best. A bound to compare with, not a method."""
+"""Oracle stop: lands at every state of the schedule and keeps the best. A bound to compare with, not a sampler."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.baselines.base import BaseMethod, BilledEpisode, EpisodeProgram, read_numbers
+from addiffusion_env.engine.coroutines import act, finished
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
-from addiffusion_env.engine.programs import act, finished
 from addiffusion_env.errors import unknown
 from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine, read_numbers
 
 SCORES = {"preference": "preference", "clip_score": "clip"}
 """What it may pick by -> which scorer gives it. Claims are decided by judges, which it does not see."""
 
 
 @dataclass(frozen=True)
-class OracleStop(BaseMethod):
-    """An oracle, no method to use: stops every picture where one scorer likes the result best, having tried all.
+class OracleStop(BaseSampler):
+    """An oracle, no sampler to use: stops every image where one scorer likes the result best, having tried all.
 
     It takes the base schedule once, lands from each of its states and takes it to the end, looks at all finished
-    pictures and keeps the best (the cheapest of equals). Its NFE, network calls and seconds are those of everything
+    images and keeps the best (the cheapest of equals). Its NFE, network calls and seconds are those of everything
     that it did; the record's ``chosen_nfe`` and ``chosen_calls`` are what a stop at the chosen state alone would have
     cost, which only somebody who knew that state beforehand could have paid, and ``chosen_step`` is that state.
-    Selecting among many pictures by a scorer inflates that very score: only other scorers judge it.
+    Selecting among many images by a scorer inflates that very score: only other scorers judge it.
 
     Attributes:
         score: what it picks by, one of :data:`SCORES`.
@@ -61,19 +61,19 @@ class OracleStop(BaseMethod):
         """The base process, one decision a step, without refinement."""
         return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
-    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
         """Every stop of one trajectory, and its end."""
         lane = open_lane(backbone, process, prompt, seed)
         nfe, calls = 0.0, 0
         tried: list[Episode] = []
         while True:
-            landed = lane
+            exited = lane
             if lane.remaining:
-                landed = yield from act(backbone, process, lane, Action.STOP)
-                nfe, calls = nfe + landed.nfe - lane.nfe, calls + landed.calls - lane.calls
-            picture = yield from finished(landed)
-            landed = replace(landed, look=picture.look)
-            tried.append(Episode(landed, picture))
+                exited = yield from act(backbone, process, lane, Action.STOP)
+                nfe, calls = nfe + exited.nfe - lane.nfe, calls + exited.calls - lane.calls
+            image = yield from finished(exited)
+            exited = replace(exited, scores=image.scores)
+            tried.append(Episode(exited, image))
             if not lane.remaining:
                 break
             lane = yield from act(backbone, process, lane, Action.CONTINUE)
@@ -81,7 +81,7 @@ class OracleStop(BaseMethod):
         return self._billed(best, nfe + lane.nfe, calls + lane.calls)
 
     def _score(self, episode: Episode) -> float:
-        return float(getattr(episode.picture.look, self.score)[0])
+        return float(getattr(episode.image.scores, self.score)[0])
 
     @staticmethod
     def _billed(best: Episode, nfe: float, calls: int) -> BilledEpisode:
@@ -92,4 +92,4 @@ class OracleStop(BaseMethod):
             "chosen_calls": float(chosen.calls),
             "chosen_step": float(chosen.actions.count(Action.CONTINUE)),
         }
-        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.picture, costs)
+        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.image, costs)

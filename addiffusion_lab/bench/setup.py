@@ -16,29 +16,29 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.scorers.image_scores import ImageScorers
 
 
 @dataclass(frozen=True)
-class Bed:
+class BenchmarkSetup:
     """One measurement's setting.
 
     Attributes:
         backbone: the model; every arm in this process shares its weights.
-        scorers: what looks at previews and finished pictures.
-        lanes: pictures at once.
+        scorers: what looks at previews and finished images.
+        lanes: images at once.
         steps: evaluations of the schedule.
-        look_every: evaluations between two looks, for the arms that do not look at each.
-        images: pictures of an arm that makes a queue of them.
+        preview_every: evaluations between two looks, for the arms that do not look at each.
+        images: images of an arm that makes a queue of them.
         settings: keywords from which another process makes the same environment; ``None`` for a model that was built
             here and has no name.
     """
 
     backbone: Backbone
-    scorers: LookScorers
+    scorers: ImageScorers
     lanes: int
     steps: int
-    look_every: int
+    preview_every: int
     images: int
     settings: Mapping[str, Any] | None = None
 
@@ -63,22 +63,24 @@ class Bed:
         return {"backbone": self.backbone, "steps": self.steps, "refine": "off", **changes}
 
 
-def make_bed(name: str, lanes: int, steps: int | None, look_every: int, images: int | None, **load: Any) -> Bed:
+def make_setup(
+    name: str, lanes: int, steps: int | None, preview_every: int, images: int | None, **load: Any
+) -> BenchmarkSetup:
     """The bed of a registered backbone with its own weights and scorers.
 
     Args:
         name: of the backbone.
-        lanes: pictures at once.
+        lanes: images at once.
         steps: of the schedule; ``None`` is the backbone's own number.
-        look_every: see :class:`Bed`.
-        images: see :class:`Bed`; ``None`` is two a lane.
+        preview_every: see :class:`BenchmarkSetup`.
+        images: see :class:`BenchmarkSetup`; ``None`` is two a lane.
         **load: further keywords of :class:`EnvSettings` (``device``, ``dtype``, ``backbone_options``).
     """
     settings = EnvSettings.of(backbone=name, **load)
     backbone = load_backbone(settings)
     chosen = steps or backbone.capabilities.default_steps
     named = {"backbone": name, "steps": chosen, "refine": "off", **load}
-    return Bed(backbone, load_scorers(backbone), lanes, chosen, look_every, images or 2 * lanes, named)
+    return BenchmarkSetup(backbone, load_scorers(backbone), lanes, chosen, preview_every, images or 2 * lanes, named)
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,15 @@ class Batch:
     scale: Tensor
 
 
-def mixed_batch(bed: Bed) -> Batch:
+def mixed_batch(setup: BenchmarkSetup) -> Batch:
     """The lanes of a bed as they lie in the middle of a queue."""
-    process, backbone, lanes = bed.process, bed.backbone, bed.lanes
+    process, backbone, lanes = setup.process, setup.backbone, setup.lanes
     generator = torch.Generator().manual_seed(0)
     levels = backbone.sigmas(process.steps, process.spacing)[:-1]
     return Batch(
         torch.randn(lanes, *backbone.capabilities.latent_shape, generator=generator).to(backbone.device),
         torch.from_numpy(np.resize(levels, lanes).copy()),
-        backbone.encode([prompt.text for prompt in bed.prompts(lanes)]),
+        backbone.encode([prompt.text for prompt in setup.prompts(lanes)]),
         torch.full((lanes,), process.guidance_scale, dtype=torch.float64),
     )
 
@@ -117,7 +119,7 @@ class Done:
 
     Attributes:
         lane_steps: evaluations of single lanes, at this bed's guidance: an unguided one of a guided model counts half.
-        images: finished pictures.
+        images: finished images.
     """
 
     lane_steps: float

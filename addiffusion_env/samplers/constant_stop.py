@@ -1,4 +1,4 @@
-"""Stop every picture at the same step: a policy that has learned nothing about prompts."""
+"""Stop every image at the same step: a policy that has learned nothing about prompts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from addiffusion_env.baselines.base import BaseMethod, read_numbers, require_at_least
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.samplers.base import BaseSampler, read_numbers, require_at_least
 
 
 @dataclass(frozen=True)
-class ConstantStop(BaseMethod):
+class ConstantStop(BaseSampler):
     """Takes ``steps`` evaluations of the base schedule and lands, as the base process lands.
 
     Attributes:

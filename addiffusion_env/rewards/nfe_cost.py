@@ -7,12 +7,12 @@ import numpy as np
 from addiffusion_env.rewards import RewardTerm, Transition
 
 
-class NfePrice(RewardTerm):
-    """Minus the NFE that the action spent (landing, refinement and re-noising included) times the episode's price."""
+class NfeCost(RewardTerm):
+    """Minus the NFE that the action spent (early exit, refinement and re-noising included) times the episode's cost per NFE."""
 
     needs_preview = False
     pays_by = ()
 
     def __call__(self, transition: Transition) -> np.ndarray:
         """0 or less."""
-        return -transition.price * transition.nfe
+        return -transition.cost_per_nfe * transition.nfe

@@ -1,4 +1,4 @@
-"""Records as arrays: methods x pictures, joined by prompt and seed."""
+"""Records as arrays: samplers x images, joined by prompt and seed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from addiffusion_env.evaluation.tables import MEASURES, measure
 
 @dataclass(frozen=True, eq=False)
 class Means:
-    """Some methods on the pictures that all of them have.
+    """Some samplers on the images that all of them have.
 
     Attributes:
         prompts: (P,) index of each prompt into the table's.
-        values: measure -> (methods, P) means over the shared seeds of each prompt.
+        values: measure -> (samplers, P) means over the shared seeds of each prompt.
     """
 
     prompts: np.ndarray
@@ -29,29 +29,29 @@ class Means:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureTable:
+class ImageTable:
     """The records of an evaluation.
 
     Attributes:
-        methods: M names.
+        samplers: M names.
         prompt_ids: P ids.
-        demands: (P,) what each prompt asks for.
-        prompt: (N,) index of each picture's prompt.
-        columns: measure -> (M, N), NaN where a method has no such picture or nobody could say.
+        constraints: (P,) what each prompt asks for.
+        prompt: (N,) index of each image's prompt.
+        columns: measure -> (M, N), NaN where a sampler has no such image or nobody could say.
     """
 
-    methods: tuple[str, ...]
+    samplers: tuple[str, ...]
     prompt_ids: tuple[str, ...]
-    demands: np.ndarray
+    constraints: np.ndarray
     prompt: np.ndarray
     columns: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, records: Sequence[Record], measures: Sequence[str]) -> PictureTable:
+    def of(cls, records: Sequence[Record], measures: Sequence[str]) -> ImageTable:
         """Joins records by prompt and seed.
 
         Args:
-            records: of all methods; a picture that is there twice counts as its last record.
+            records: of all samplers; an image that is there twice counts as its last record.
             measures: names of measures or held-out scorers; a scorer that a record lacks is unknown there.
 
         Raises:
@@ -64,36 +64,36 @@ class PictureTable:
         for name in measures:
             if name not in known:
                 raise unknown("measure", name, known)
-        methods = tuple(dict.fromkeys(record.method for record in records))
-        pictures = {key: n for n, key in enumerate(sorted({(r.prompt_id, r.seed) for r in records}))}
-        asked = {record.prompt_id: record.demands for record in records}
+        samplers = tuple(dict.fromkeys(record.sampler for record in records))
+        images = {key: n for n, key in enumerate(sorted({(r.prompt_id, r.seed) for r in records}))}
+        asked = {record.prompt_id: record.constraints for record in records}
         prompt_ids = tuple(sorted(asked))
         place = {prompt_id: n for n, prompt_id in enumerate(prompt_ids)}
-        row = {name: n for n, name in enumerate(methods)}
-        columns = {name: np.full((len(methods), len(pictures)), np.nan) for name in measures}
+        row = {name: n for n, name in enumerate(samplers)}
+        columns = {name: np.full((len(samplers), len(images)), np.nan) for name in measures}
         for record in records:
-            at = row[record.method], pictures[record.prompt_id, record.seed]
+            at = row[record.sampler], images[record.prompt_id, record.seed]
             for name, column in columns.items():
                 if name in MEASURES or name in record.extra:
                     column[at] = measure(record, name)
         return cls(
-            methods=methods,
+            samplers=samplers,
             prompt_ids=prompt_ids,
-            demands=np.array([asked[prompt_id] for prompt_id in prompt_ids], dtype=np.float64),
-            prompt=np.array([place[prompt_id] for prompt_id, _ in pictures], dtype=np.intp),
+            constraints=np.array([asked[prompt_id] for prompt_id in prompt_ids], dtype=np.float64),
+            prompt=np.array([place[prompt_id] for prompt_id, _ in images], dtype=np.intp),
             columns=columns,
         )
 
-    def means(self, methods: Sequence[str], measures: Sequence[str]) -> Means:
-        """Prompt by prompt, over the pictures of which every method has every measure.
+    def means(self, samplers: Sequence[str], measures: Sequence[str]) -> Means:
+        """Prompt by prompt, over the images of which every sampler has every measure.
 
         Raises:
-            UnknownNameError: for a method without records.
+            UnknownNameError: for a sampler without records.
         """
-        for name in methods:
-            if name not in self.methods:
-                raise unknown("method", name, self.methods)
-        rows = [self.methods.index(name) for name in methods]
+        for name in samplers:
+            if name not in self.samplers:
+                raise unknown("sampler", name, self.samplers)
+        rows = [self.samplers.index(name) for name in samplers]
         chosen = {name: self.columns[name][rows] for name in measures}
         shared = np.logical_and.reduce([np.isfinite(column).all(0) for column in chosen.values()])
         prompts, index = np.unique(self.prompt[shared], return_inverse=True)

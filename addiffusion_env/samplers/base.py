@@ -1,4 +1,4 @@
-"""What a method is: a way of spending evaluations on a picture. Policies and baselines are run alike."""
+"""What a sampler is: a way of spending evaluations on an image. Policies and baselines are run alike."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SCHEDULER
-from addiffusion_env.baselines.traits import ScoresUsed, selected_by
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.lane import Decide, Request
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.look import LookScorers
+from addiffusion_env.samplers.traits import ScoresUsed, selected_by
+from addiffusion_env.scorers.image_scores import ImageScorers
 
-EpisodeProgram = Generator[Request, Any, Episode]
+EpisodeCoroutine = Generator[Request, Any, Episode]
 
 SEED_STRIDE = 1_000_003
-"""Try ``j`` of a picture with seed ``s`` draws the noise of seed ``s + SEED_STRIDE * j``: try 0 is the picture that
-every one-try method starts from, and no two tries of seeds below the stride share noise."""
+"""Try ``j`` of an image with seed ``s`` draws the noise of seed ``s + SEED_STRIDE * j``: try 0 is the image that
+every one-try sampler starts from, and no two tries of seeds below the stride share noise."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class BilledEpisode(Episode):
 
 
 @runtime_checkable
-class Method(Protocol):
-    """A way of making pictures, run by :func:`addiffusion_env.evaluation.runner.evaluate`."""
+class Sampler(Protocol):
+    """A way of making images, run by :func:`addiffusion_env.evaluation.runner.evaluate`."""
 
     @property
     def name(self) -> str:
@@ -46,45 +46,45 @@ class Method(Protocol):
 
     @property
     def needs_preview(self) -> bool:
-        """Whether it needs a scored preview at each decision; methods without save its cost."""
+        """Whether it needs a scored preview at each decision; samplers without save its cost."""
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Told once, before :meth:`process`, what it will run on."""
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The decision process that it runs under, made from the evaluation's own."""
 
-    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
-        """The making of one picture, as a program of the engine."""
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
+        """The making of one image, as a program of the engine."""
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """One action for each lane that waits for one."""
 
 
 @runtime_checkable
-class MeetsPrompts(Protocol):
-    """A method that must know all prompts of an evaluation before it makes the first picture."""
+class NeedsPrompts(Protocol):
+    """A sampler that must know all prompts of an evaluation before it makes the first image."""
 
-    def meet(self, prompts: Sequence[Prompt]) -> None:
-        """Told once, between :meth:`Method.bind` and :meth:`Method.process`; prompts have different ids."""
+    def setup(self, prompts: Sequence[Prompt]) -> None:
+        """Told once, between :meth:`Sampler.bind` and :meth:`Sampler.process`; prompts have different ids."""
 
 
-class BaseMethod:
-    """What most methods share: no preparation, the base process, one episode, always continue.
+class BaseSampler:
+    """What most samplers share: no preparation, the base process, one episode, always continue.
 
     A subclass declares its traits (:class:`.traits.Traits`) where they differ from those here.
 
     Attributes:
         usage: how its specification is written; begins with its registered name.
-        needs_preview: see :class:`Method`.
+        needs_preview: see :class:`Sampler`.
         selects_by: the scorers by which it keeps one of several finished images, by their part in
-            :class:`.LookScorers`. A method without these and without previews runs without any scorer.
+            :class:`.ImageScorers`. A sampler without these and without previews runs without any scorer.
         constant: whether it spends the same on every prompt.
         learned: whether it was trained.
         bound: whether it is a bound to compare with and cannot be used.
         schedule_steps: length of the fixed schedule that every image is drawn with, or ``None``.
-        curve: shared by methods that are points of one curve; empty for none.
-        attempts: fewest and most images that are drawn for each one that is kept.
+        curve: shared by samplers that are points of one curve; empty for none.
+        attempt_counts: fewest and most images that are drawn for each one that is kept.
         uses_engine: whether the engine draws its images under its process; ``False`` where a whole diffusers pipeline
             does.
         example: (backbone, small specification) that ``check`` runs; FOLDER stands for a folder of tiny weights.
@@ -98,7 +98,7 @@ class BaseMethod:
     bound: ClassVar[bool] = False
     schedule_steps: ClassVar[int | None] = None
     curve: ClassVar[str] = ""
-    attempts: ClassVar[tuple[int, int]] = (1, 1)
+    attempt_counts: ClassVar[tuple[int, int]] = (1, 1)
     uses_engine: ClassVar[bool] = True
     example: ClassVar[tuple[str, str]] = ("emoji", "")
 
@@ -122,14 +122,14 @@ class BaseMethod:
         """The scorers that cannot judge it; see :class:`.traits.Traits`."""
         return selected_by(self.selects_by, self.needs_preview)
 
-    def bind(self, backbone: Backbone, scorers: LookScorers) -> None:
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Needs to know nothing."""
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process as it is."""
         return base
 
-    def program(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeProgram:
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
         """One plain episode."""
         return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
@@ -152,7 +152,7 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) 
         steps=steps,
         spacing=chosen,
         solver="ddim" if own and chosen != SCHEDULER else base.solver,
-        guidance_interval=None,  # guided throughout, as the field's fixed-step methods are
+        guidance_interval=None,  # guided throughout, as the field's fixed-step samplers are
         decide_every=1,
         decide_at=None,
         check_finished=False,
@@ -160,11 +160,13 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) 
     )
 
 
-def read_numbers(method: type[BaseMethod], text: str, kinds: Sequence[type], separator: str, optional: int = 0) -> list:
+def read_numbers(
+    sampler: type[BaseSampler], text: str, kinds: Sequence[type], separator: str, optional: int = 0
+) -> list:
     """Reads the part of a specification after the colon.
 
     Args:
-        method: whose it is; its ``usage`` is shown on error.
+        sampler: whose it is; its ``usage`` is shown on error.
         text: ``"8,6"``.
         kinds: ``int`` or ``float`` for each number.
         separator: between them.
@@ -175,22 +177,22 @@ def read_numbers(method: type[BaseMethod], text: str, kinds: Sequence[type], sep
     """
     parts = [part.strip() for part in text.split(separator)]
     if not len(kinds) - optional <= len(parts) <= len(kinds):
-        raise _misread(method, text)
+        raise _misread(sampler, text)
     try:
         return [kind(part) for kind, part in zip(kinds, parts, strict=False)]
     except ValueError as error:
-        raise _misread(method, text) from error
+        raise _misread(sampler, text) from error
 
 
-def _misread(method: type[BaseMethod], text: str) -> ConfigError:
-    return ConfigError(f"a method is written {method.usage!r}, got {text!r} after the colon", "for example fixed:20")
+def _misread(sampler: type[BaseSampler], text: str) -> ConfigError:
+    return ConfigError(f"a sampler is written {sampler.usage!r}, got {text!r} after the colon", "for example fixed:20")
 
 
 def require_at_least(name: str, what: str, value: float, least: float) -> None:
     """Refuses a number of steps or tries that is too small.
 
     Raises:
-        ConfigError: naming the method and the number.
+        ConfigError: naming the sampler and the number.
     """
     if not value >= least:
         raise ConfigError(f"{name}: {what} must be at least {least}, got {value}", "raise it")

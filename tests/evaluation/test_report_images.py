@@ -1,4 +1,4 @@
-"""What a reader looks at: pictures side by side, strips beside their prompts, plots that can be read as shown."""
+"""What a reader looks at: images side by side, strips beside their prompts, plots that can be read as shown."""
 
 import base64
 import io
@@ -13,9 +13,9 @@ from legible import assert_legible
 from PIL import Image
 
 from addiffusion_env.evaluation import plots
-from addiffusion_env.evaluation.films import Film
-from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, MethodEntry, write_text
-from addiffusion_env.evaluation.records import by_method, digest_of
+from addiffusion_env.evaluation.filmstrips import Filmstrip
+from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry, write_text
+from addiffusion_env.evaluation.records import by_sampler, digest_of
 from addiffusion_env.evaluation.report import write_report
 from addiffusion_env.evaluation.samples import SHOWN, THUMBNAIL, sample_prompts, thumbnail
 from addiffusion_env.evaluation.sections import Figure, Table, sections
@@ -23,36 +23,36 @@ from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.evaluation.summary import summarise
 
 LONG = "policy:/home/somebody/projects/adaptive/runs/emoji-with-many-changes/seed-3@0.015"
-METHODS = (LONG, "fixed:4", "fixed:20", "prompt_rule:8,6", *(f"threshold_retry:{n}" for n in range(5)))
+SAMPLERS_COMPARED = (LONG, "fixed:4", "fixed:20", "prompt_rule:8,6", *(f"threshold_resample:{n}" for n in range(5)))
 TASKS = ("Properties & Positioning", "Fine-grained Detail", "Writing & Symbols", "Quantity", "Complex")
 
 
 def manifest_of(records, samples=12):
-    names = list(dict.fromkeys(r.method for r in records))
+    names = list(dict.fromkeys(r.sampler for r in records))
     ids = tuple(dict.fromkeys(r.prompt_id for r in records))
     return Manifest(
-        methods=tuple(MethodEntry(name, name, {"steps": 8}) for name in names),
+        samplers=tuple(SamplerEntry(name, name, {"steps": 8}) for name in names),
         backbone="emoji",
         prompt_ids=ids,
         prompts_digest=digest_of(ids),
         seeds=(0,),
         margins=(MarginEntry(0.01, "2026-01-01T00:00:00+00:00", 0),),
-        price=0.02,
+        cost_per_nfe=0.02,
         settings={"samples": samples},
         versions={},
     )
 
 
-def world(count=40, methods=METHODS, **same):
-    """Records whose NFE, actions and demands differ, but for what ``same`` says."""
+def world(count=40, samplers=SAMPLERS_COMPARED, **same):
+    """Records whose NFE, actions and constraints differ, but for what ``same`` says."""
     found = []
-    for place, name in enumerate(methods):
+    for place, name in enumerate(samplers):
         for n in range(count):
             fields = {
                 "nfe": 4 + place + (n % 5 if not name.startswith("fixed") else 0),
                 "actions": (0,) * (1 + n % 4) + (2, 1),
                 "task": TASKS[n % len(TASKS)],
-                "demands": 1 + n % 4,
+                "constraints": 1 + n % 4,
                 "correct": (n + place) % 3 > 0,
                 "preference": place - n / 9,
             }
@@ -60,14 +60,14 @@ def world(count=40, methods=METHODS, **same):
     return found
 
 
-def film(name, role="best"):
-    terms = {"terminal_bonus": (0.0, 1.0), "nfe_price": (-0.1, -0.1)}
-    return Film("u", name, role, (b"", b""), (0, 1), (0.0, 1.0), terms)
+def filmstrip(name, role="best"):
+    terms = {"terminal_bonus": (0.0, 1.0), "nfe_cost": (-0.1, -0.1)}
+    return Filmstrip("u", name, role, (b"", b""), (0, 1), (0.0, 1.0), terms)
 
 
-def drawn(records, films=()):
+def drawn(records, filmstrips=()):
     pyplot = plots.load_pyplot()
-    made = plots.plots(pyplot, records, summarise(records, manifest_of(records)), films)
+    made = plots.plots(pyplot, records, summarise(records, manifest_of(records)), filmstrips)
     yield from made.items()
     for figure in made.values():
         pyplot.close(figure)
@@ -78,7 +78,7 @@ def drawn(records, films=()):
 
 @pytest.fixture(scope="module")
 def figures():
-    return dict(drawn(world(), [film(LONG, role) for role in ("best", "median", "worst", "costliest")]))
+    return dict(drawn(world(), [filmstrip(LONG, role) for role in ("best", "median", "worst", "costliest")]))
 
 
 STEMS = (
@@ -86,7 +86,7 @@ STEMS = (
     "frontier_preference",
     "frontier_seconds",
     "nfe_by_task",
-    "nfe_by_demands",
+    "nfe_by_constraints",
     "timelines",
     "reward_terms",
 )
@@ -114,7 +114,7 @@ def test_timelines_show_every_kind_of_prompt_and_every_decision():
 
 
 def test_one_fixed_schedule_has_its_interval_too():
-    records = world(20, METHODS[:2])
+    records = world(20, SAMPLERS_COMPARED[:2])
     pyplot = plots.load_pyplot()
     figure = plots.frontier(pyplot, summarise(records, manifest_of(records)), "preference", "nfe")
     bars = {bar.get_label(): bar for bar in figure.axes[0].containers}
@@ -123,37 +123,37 @@ def test_one_fixed_schedule_has_its_interval_too():
 
 
 def test_what_has_one_value_is_told_and_not_drawn():
-    """A list of a user's own prompts: no demands; and a method that does the same for each of them."""
-    records = world(6, [LONG], demands=0, nfe=5, actions=(0, 0, 1))
+    """A list of a user's own prompts: no constraints; and a sampler that does the same for each of them."""
+    records = world(6, [LONG], constraints=0, nfe=5, actions=(0, 0, 1))
     summary = summarise(records, manifest_of(records))
     assert dict(drawn(records)) == {} and summary.difficulty is None
     written = sections(records, summary, manifest_of(records), [], set())
     told = "\n".join(part for section in written for part in section.parts if isinstance(part, str))
     assert "Rank correlation" not in told
-    assert "Every picture of policy:" in told and "took 5 NFE." in told
+    assert "Every image of policy:" in told and "took 5 NFE." in told
     assert "every prompt comes without a count of what it asks for" in told
-    assert "Nothing to compare: one method, or one cost for all." in told
+    assert "Nothing to compare: one sampler, or one cost for all." in told
     assert not any(isinstance(part, Figure) for section in written for part in section.parts)
 
 
 @pytest.mark.parametrize(
     ("same", "missing"),
     [
-        ({"demands": 3}, {"nfe_by_demands"}),
+        ({"constraints": 3}, {"nfe_by_constraints"}),
         ({"actions": (0, 1)}, {"timelines"}),
         ({"seconds": 0.5}, {"frontier_seconds"}),
-        ({"nfe": 6}, {"frontier", "frontier_preference", "frontier_seconds", "nfe_by_task", "nfe_by_demands"}),
+        ({"nfe": 6}, {"frontier", "frontier_preference", "frontier_seconds", "nfe_by_task", "nfe_by_constraints"}),
     ],
 )
 def test_each_plot_needs_two_values(same, missing):
-    records = world(20, METHODS[:3], **same)
+    records = world(20, SAMPLERS_COMPARED[:3], **same)
     summary = summarise(records, manifest_of(records))
     found = set(dict(drawn(records)))
     assert found == set(STEMS) - {"reward_terms"} - missing
-    assert (summary.difficulty is None) == bool({"demands", "nfe"} & set(same))
+    assert (summary.difficulty is None) == bool({"constraints", "nfe"} & set(same))
 
 
-# ---- pictures side by side
+# ---- images side by side
 
 
 def test_the_sample_is_the_first_prompts_of_each_kind():
@@ -164,7 +164,7 @@ def test_the_sample_is_the_first_prompts_of_each_kind():
     assert sample_prompts(tasks, 99) == list(tasks) and sample_prompts(tasks, 0) == []
 
 
-def test_thumbnails_are_small_and_small_pictures_stay_as_they_are():
+def test_thumbnails_are_small_and_small_images_stay_as_they_are():
     noise = np.random.default_rng(0).integers(0, 256, (512, 1024, 3), dtype=np.uint8)
     suffix, data = thumbnail(png_bytes(noise))
     with Image.open(io.BytesIO(data)) as small:
@@ -177,19 +177,17 @@ def test_thumbnails_are_small_and_small_pictures_stay_as_they_are():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    records = world(10, METHODS[:4])
+    records = world(10, SAMPLERS_COMPARED[:4])
     lost = records.pop()  # left out by a fault
     shade = {r.uid: place for place, r in enumerate(records)}
-    pictures = {
-        r.uid: png_bytes(np.full((64, 64, 3), shade[r.uid], np.uint8)) for r in records if r.prompt_id < "p0008"
-    }
-    RecordStore(path / "records").write(records, pictures)
-    films = [film(LONG)]
+    images = {r.uid: png_bytes(np.full((64, 64, 3), shade[r.uid], np.uint8)) for r in records if r.prompt_id < "p0008"}
+    RecordStore(path / "records").write(records, images)
+    filmstrips = [filmstrip(LONG)]
     write_text(path / "evaluation.json", json.dumps(asdict(manifest_of([*records, lost], samples=10))))
-    return path, records, films
+    return path, records, filmstrips
 
 
-def test_the_report_shows_all_methods_side_by_side(folder):
+def test_the_report_shows_all_samplers_side_by_side(folder):
     path, records, _ = folder
     report = write_report(path)
     page = report.html.read_text(encoding="utf-8")
@@ -198,20 +196,20 @@ def test_the_report_shows_all_methods_side_by_side(folder):
     section = page.split("<section ")[2]
     rows = section.split("<tbody>")[1].split("</tr>")[:-1]
     assert len(rows) == 10
-    by_key = {(r.prompt, r.method): r for r in records}
+    by_key = {(r.prompt, r.sampler): r for r in records}
     shown = 0
     for row in rows:
         first, *cells = row.split("<td>")[1:]
         prompt = first.split(": ", 1)[1].removesuffix("</td>")
         assert len(cells) == 4
-        for method, cell in zip(METHODS, cells, strict=False):
-            made = by_key.get((prompt, method))
+        for sampler, cell in zip(SAMPLERS_COMPARED, cells, strict=False):
+            made = by_key.get((prompt, sampler))
             if made is None or made.prompt_id >= "p0008":
                 assert cell.startswith("left out" if made is None else "not kept")
                 continue
             source = re.search(r"base64,([^\"]+)", cell)[1]
-            with Image.open(io.BytesIO(base64.b64decode(source))) as picture:
-                assert np.asarray(picture)[0, 0, 0] == records.index(made)
+            with Image.open(io.BytesIO(base64.b64decode(source))) as image:
+                assert np.asarray(image)[0, 0, 0] == records.index(made)
             assert f'width="{SHOWN}"' in cell and "image-rendering: pixelated" in cell
             mark = "\N{CHECK MARK}" if made.correct else "\N{BALLOT X}"
             assert f"<figcaption>{mark} {made.nfe:g} NFE" in cell
@@ -222,28 +220,28 @@ def test_the_report_shows_all_methods_side_by_side(folder):
     assert len(files) == shown and all((path / "plots" / name).is_file() for name in files)
 
 
-def test_the_pictures_of_the_sample_are_kept_and_no_others(emoji, scorers, prompts, tmp_path):
-    from addiffusion_env.baselines import make_method
+def test_the_images_of_the_sample_are_kept_and_no_others(emoji, scorers, prompts, tmp_path):
     from addiffusion_env.engine.process import ProcessConfig
-    from addiffusion_env.evaluation.runner import Stage, carry_out, plan
+    from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, plan
     from addiffusion_env.evaluation.samples import sample_uids
+    from addiffusion_env.samplers import make_sampler
 
-    stage = Stage(emoji, scorers, ProcessConfig(steps=1))
-    plans = plan([make_method("fixed:1"), make_method("fixed:2")], prompts[:3], [5, 6], stage)
+    context = EvaluationContext(emoji, scorers, ProcessConfig(steps=1))
+    plans = plan([make_sampler("fixed:1"), make_sampler("fixed:2")], prompts[:3], [5, 6], context)
     uids = sample_uids(plans, 2)
     chosen = set(sample_prompts({p.prompt_id: p.task for p in prompts[:3]}, 2))
-    records = carry_out(plans, stage, tmp_path, keep_pictures=uids)
-    kept = RecordStore(tmp_path / "records").pictures(record.uid for record in records)
+    records = carry_out(plans, context, tmp_path, keep_images=uids)
+    kept = RecordStore(tmp_path / "records").images(record.uid for record in records)
     assert set(kept) == uids and len(uids) == 2 * 2
-    assert {(r.method, r.prompt_id, r.seed) for r in records if r.uid in kept} == {
+    assert {(r.sampler, r.prompt_id, r.seed) for r in records if r.uid in kept} == {
         (name, prompt_id, 5) for name in ("fixed:1", "fixed:2") for prompt_id in chosen
     }
 
 
-def test_a_film_stands_beside_its_prompt():
-    records = world(5, METHODS[:2])
-    first = by_method(records)[LONG][0]
-    shown = replace(film(LONG), uid=first.uid)
+def test_a_filmstrip_stands_beside_its_prompt():
+    records = world(5, SAMPLERS_COMPARED[:2])
+    first = by_sampler(records)[LONG][0]
+    shown = replace(filmstrip(LONG), uid=first.uid)
     summary = summarise(records, manifest_of(records))
     section = sections(records, summary, manifest_of(records), [shown], {"reward_terms"})[-2]
     [table] = [part for part in section.parts if isinstance(part, Table)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from addiffusion_env.baselines.base import BaseMethod
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.samplers.base import BaseSampler
 
 
 @dataclass(frozen=True)
-class AlwaysContinue(BaseMethod):
+class AlwaysContinue(BaseSampler):
     """Continues to the end of the process's own schedule.
 
     Around a diffusers pipeline that is the pipeline's own number of steps with its own scheduler and guidance: the
@@ -30,7 +30,7 @@ class AlwaysContinue(BaseMethod):
             ConfigError: for any.
         """
         if text:
-            raise ConfigError(f"method 'continue' takes no numbers, got {text!r}", "write continue, or fixed:20")
+            raise ConfigError(f"sampler 'continue' takes no numbers, got {text!r}", "write continue, or fixed:20")
         return cls()
 
     @property
