@@ -22,7 +22,7 @@ from addiffusion_env.errors import RunFolderError
 
 
 class EpisodeLog(BaseCallback):
-    """Logs statistics of finished episodes: ``env/nfe``, ``env/quality``, shares of actions, images, timelines, hyperparameters.
+    """Logs finished episodes: ``env/nfe``, ``env/quality``, action shares, images, timelines, hyperparameters.
 
     Args:
         hyperparameters: shown in TensorBoard's HPARAMS tab next to the last return and NFE.
@@ -103,8 +103,7 @@ class EpisodeLog(BaseCallback):
         self._write_histogram_and_images()
 
     def frontier(self, bins: int = 4) -> list[tuple[float, float]]:
-        """(cost per NFE, mean NFE) of the last episodes, in equal shares by cost per NFE; NFE never rises with cost per NFE.
-
+        """(cost per NFE, mean NFE) of the last episodes in ``bins`` equal groups by cost per NFE; NFE never increases.
 
         Used to look up ``target_nfe``. Empty while fewer than ten episodes per bin have been seen.
         """
@@ -218,7 +217,7 @@ class Checkpointer(BaseCallback):
             self._take().write(self.folder)
 
     def rescue(self) -> None:
-        """After an error in training: writes the snapshot taken at the start of the current rollout, so that nothing is lost."""
+        """After an error in training: writes the snapshot taken at the start of the current rollout."""
         self._put_handlers_back()
         if self._snapshot is None:
             return

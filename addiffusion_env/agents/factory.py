@@ -1,4 +1,4 @@
-"""Vectorised environments for SB3, by name: ``lanes`` (one shared model), ``dummy`` and ``subproc`` (one pipeline per env)."""
+"""Vectorised environments for SB3, by name: ``lanes`` (one model), ``dummy`` and ``subproc`` (one pipeline per env)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLLOUTS = ("local", "ray")
 
 
 def total_lanes(config: Mapping[str, Any]) -> int | str:
-    """Number of lanes of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null; may be ``auto``."""
+    """Lane count of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null; may be ``auto``."""
     lanes = config["rollouts"].get("lanes")
     return config["lanes"] if lanes is None else lanes
 
@@ -42,7 +42,7 @@ def make_rollouts(
 
     Raises:
         UnknownNameError: for an unknown kind of rollouts.
-        ConfigError: for bad settings, or a ``vec_env`` other than ``lanes`` with Ray, whose workers hold lanes on one model each.
+        ConfigError: for bad settings, or a ``vec_env`` other than ``lanes`` with Ray, whose workers use lanes.
     """
     if rollouts["kind"] not in ROLLOUTS:
         raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)

@@ -46,7 +46,7 @@ class HubPolicy(
 ):
     """A trained policy that can be saved, pushed to the hub and loaded from it.
 
-    ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` are inherited from huggingface_hub.
+    ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` come from huggingface_hub.
 
     >>> policy = HubPolicy.from_pretrained("emoji")
     >>> policy.details.default_cost_per_nfe

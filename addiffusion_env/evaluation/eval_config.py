@@ -27,8 +27,8 @@ class EvaluationConfig(Settings):
         plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares samplers without learning.
         trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
-        costs_per_nfe: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier on
-            training prompts spends 5.6 NFE.
+        costs_per_nfe: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier
+            on training prompts spends 5.6 NFE.
         samplers: specifications.
         prompts: how many; ``None`` for all of a list.
         prompt_source: registry name; ``None`` is the backbone's own.

@@ -1,4 +1,4 @@
-"""Best of n: several images, the one kept that the preference scorer likes best."""
+"""Best of n: several images, of which the one with the highest preference score is kept."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BestOf(BaseSampler):
 
     @property
     def attempt_counts(self) -> tuple[int, int]:  # type: ignore[override]
-        """All of them, always."""
+        """Always the full number."""
         return self.attempts, self.attempts
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
@@ -60,7 +60,7 @@ class BestOf(BaseSampler):
         return fixed_schedule(base, self.steps)
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """All tries, one after the other."""
+        """All attempts, one after the other."""
         attempts = []
         for index in range(self.attempts):
             drawn = seed + SEED_STRIDE * index

@@ -40,7 +40,7 @@ class Adaptive(Arm):
 
     def __init__(self, setup: BenchmarkSetup, sampler: Any, name: str, images: int) -> None:
         self.name, self.setup, self.images = name, setup, images
-        # A trained policy knows only the process that it was trained on.
+        # A trained policy only supports the process that it was trained on.
         process = None if isinstance(sampler, PolicySampler) else setup.process
         self.pipe = AdaptivePipeline(setup.backbone, sampler, process, setup.scorers, max_lanes=setup.lanes)
         self.texts = [prompt.text for prompt in setup.prompts(images)]

@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path):
     assert [path.name for path in kept] == ["step_000000008.pt", "step_000000016.pt"]
     whole = kept[-1].read_bytes()
     kept[-1].write_bytes(whole[: len(whole) // 2])
-    with pytest.warns(UserWarning, match=r"step_000000016.pt cannot be read .*trying the one before"):
+    with pytest.warns(UserWarning, match=r"step_000000016.pt cannot be read .*trying the previous one"):
         state = read_latest(tmp_path / "checkpoints")
     assert state["step"] == 8
     kept[0].write_bytes(b"")
