@@ -118,7 +118,7 @@ def describe(actions: Sequence[int]) -> str:
 
 
 def step_entropy(sequences: Sequence[Sequence[int]]) -> float:
-    """Bits per decision: entropy over images of the action, averaged over decisions weighted by images that reach it."""
+    """Bits per decision: entropy over images of the action, weighted by the images that reach it."""
     longest = max((len(actions) for actions in sequences), default=0)
     bits, weight = 0.0, 0
     for decision in range(longest):
