@@ -85,7 +85,7 @@ def test_conflicts_are_named_with_a_judge_to_add():
     with pytest.raises(ConfigError) as hub:
         settle(["image_reward_package"], [Use("image_reward", POLICY, "x"), Use("hps", "b", "y")], "sd15")
     assert "judges=[aesthetic]" in hub.value.remedy
-    with pytest.raises(ConfigError, match="no judge was named"):
+    with pytest.raises(ConfigError, match="no judge was given"):
         settle([], uses, "emoji")
     roles = settle(["preference", "hps", "emoji_detector"], uses, "emoji")
     assert roles.independent == ("hps", "correct")
