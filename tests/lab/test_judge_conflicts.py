@@ -79,7 +79,7 @@ def test_conflicts_are_named_with_a_judge_to_add():
     with pytest.raises(ConfigError) as caught:
         settle(["preference", "clip"], uses, "emoji")
     assert "its reward term terminal_bonus pays by it" in caught.value.cause
-    assert "clip_score (policy:emoji@0.01: it sees it" in caught.value.cause
+    assert "clip_score (policy:emoji@0.01: it observes it" in caught.value.cause
     assert "best_of:2x3: it keeps the attempt" in caught.value.cause
     assert "judges=[emoji_detector]" in caught.value.remedy
     with pytest.raises(ConfigError) as hub:
