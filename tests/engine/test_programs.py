@@ -148,7 +148,7 @@ def test_a_state_saved_with_one_prediction_is_still_read(engine, emoji, prompts)
     ("settings", "message"),
     [
         ({"maps": "atention"}, "did you mean 'attention'"),
-        ({"region": "whole"}, "goes with refine.maps=none"),
+        ({"region": "whole"}, "needs refine.maps=none"),
         ({"renoise": 1.5}, r"renoise must be in \[0, 1\], got 1.5"),
         ({"fraction": 0.0}, "fraction must be in"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
@@ -255,5 +255,5 @@ def test_impossible_processes_are_refused(changes, words):
 
 
 def test_coming_back_needs_a_whole_new_try():
-    with pytest.raises(ConfigError, match="new try of the whole image"):
+    with pytest.raises(ConfigError, match="needs a whole-image resample"):
         RefineConfig(return_to=2)
