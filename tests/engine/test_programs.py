@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.engine.coroutines import act, advance, env_step, legal_actions, refine_way, seen
+from addiffusion_env.engine.coroutines import act, advance, env_step, legal_actions, refine_levels, score_preview
 from addiffusion_env.engine.lane import open_lane, restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig, RefineConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError
@@ -73,7 +73,7 @@ def test_masks(engine, emoji, prompts):
 def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, preset, nfe):
     process = replace(RETRY, refine=REFINE_PRESETS[preset])
     lane = moved(engine, emoji, process, prompts[1], 2)
-    [lane] = engine.run([seen(lane)])
+    [lane] = engine.run([score_preview(lane)])
     rows = engine.counters.denoiser_rows
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
     assert after.nfe - lane.nfe == nfe
@@ -108,7 +108,7 @@ def test_each_retry_has_noise_of_its_own_and_is_repeatable(engine, emoji, prompt
 def test_accept_or_take_back(engine, emoji, prompts, margin, kept):
     process = replace(RETRY, refine=replace(RETRY.refine, accept="score", margin=margin))
     lane = moved(engine, emoji, process, prompts[1], 2)
-    [lane] = engine.run([seen(lane)])
+    [lane] = engine.run([score_preview(lane)])
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
     assert torch.equal(after.latents.x, lane.latents.x) is not kept
     assert after.nfe == lane.nfe + 2  # spent either way
@@ -118,16 +118,16 @@ def test_accept_or_take_back(engine, emoji, prompts, margin, kept):
 def test_refinement_levels_start_where_renoise_says(engine, emoji, prompts):
     lane = moved(engine, emoji, RETRY, prompts[0], 3)
     full = emoji.sigmas(4, "trailing")
-    whole = refine_way(emoji, RETRY, lane)[0]
+    whole = refine_levels(emoji, RETRY, lane)[0]
     assert whole[0] == pytest.approx(full[0]) and whole[-1] == pytest.approx(lane.sigma)
-    near = refine_way(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)[0]
+    near = refine_levels(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)[0]
     assert near[0] == pytest.approx(full[2])
     assert (np.diff(whole) < 0).all()
 
 
 def test_a_lane_survives_its_state(engine, emoji, prompts):
     lane = moved(engine, emoji, RETRY, prompts[2], 2, seed=5)
-    [lane] = engine.run([seen(lane)])
+    [lane] = engine.run([score_preview(lane)])
     again = restore_lane(emoji, lane.state())
     [a], [b] = engine.run([advance(RETRY, lane)]), engine.run([advance(RETRY, again)])
     assert torch.equal(a.latents.x, b.latents.x)
