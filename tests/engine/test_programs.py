@@ -242,11 +242,11 @@ def test_a_waiting_image_survives_its_state(engine, emoji, prompts):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"decide_at": (3, 2)}, "rising steps from 1 to 3"),
+        ({"decide_at": (3, 2)}, "increasing steps from 1 to 3"),
         ({"decide_at": (2, 3), "decide_every": 2}, "both given"),
         ({"guidance_interval": (5.0, 2.0)}, "low <= high"),
         ({"check_finished": False}, "check_finished is false"),
-        ({"refine": replace(CHECKED.refine, return_to=4)}, "at or behind the end"),
+        ({"refine": replace(CHECKED.refine, return_to=4)}, "not before the end"),
     ],
 )
 def test_impossible_processes_are_refused(changes, words):
