@@ -186,7 +186,7 @@ class _Describer:
         if isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
             return name_of(value)
         if isinstance(value, types.MethodType):
-            return {"sampler": value.__name__, "of": self.of(value.__self__, place, within)}
+            return {"method": value.__name__, "of": self.of(value.__self__, place, within)}
         if isinstance(value, functools.partial):
             return [self.of(item, place, within) for item in (value.func, value.args, value.keywords)]
         if isinstance(value, types.FunctionType):
