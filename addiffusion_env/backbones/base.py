@@ -340,7 +340,7 @@ class Backbone(Identified, ABC):
 
     @abstractmethod
     def preview(self, x0: Tensor) -> Tensor:
-        """A cheap preview of (B, C, H, W) clean latents: (B, 3, h, w) float32 in [-1, 1], at the scorers' resolution."""
+        """A cheap preview: (B, C, H, W) clean latents -> (B, 3, h, w) float32 in [-1, 1], at the scorers' size."""
 
     @abstractmethod
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:

@@ -148,7 +148,7 @@ def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] 
 
 
 def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:
-    """The row of each lane's prompt in a joined call: ordered by branch if all lanes have equally many, else by lane."""
+    """The row of each lane's prompt in a joined call: by branch if all lanes have equally many, else by lane."""
     if all(count == counts[0] for count in counts):
         return [min(branch, counts[0] - 1) * len(counts) + lane for lane in range(len(counts))]
     starts = [sum(counts[:lane]) for lane in range(len(counts))]

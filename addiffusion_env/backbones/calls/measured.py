@@ -282,8 +282,8 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
         evaluator.networks.joins = False
         warn_not_joined(
             evaluator.pipe,
-            f"its network's output for several images at once differs from that for single ones (relative difference "
-            f"{difference:.2g}, {limit:.0e} is allowed)",
+            f"the network's output depends on the number of images in a call (relative difference {difference:.2g}, "
+            f"{limit:.0e} is allowed)",
         )
         return 0.0
     if guidance.name is None or guidance.rows[0] == guidance.rows[1]:

@@ -162,7 +162,7 @@ def _blank_key(request: NetworkRequest) -> Any:
 
 
 def holds_state(value: Any) -> bool:
-    """Whether arguments hold an object that is neither a tensor nor a plain value, such as a cache that a call fills."""
+    """Whether arguments hold an object that is neither a tensor nor a plain value, such as a cache."""
     inside = entries(value)
     if inside is not None:
         return any(holds_state(entry) for entry in inside)
