@@ -34,7 +34,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
         # Of one NFE, drawn per episode and shown to the policy.
         "cost_per_nfe": [0.0, 0.03],
-        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "calibrator"],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
     },
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},

@@ -14,13 +14,21 @@ from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError, closest, nearest
+from addiffusion_env.old_names import OLD_NAMES
 
 HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 
 REMOVED = {"warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table"}
 """Keys of earlier versions -> what to do instead."""
 
-RENAMED = {"replay": "tabular", "tabular.attempts": "tabular.attempts"}
+RENAMED = {
+    "replay": "tabular",
+    "tabular.tries": "tabular.attempts",
+    "tabular.pictures": "tabular.images",
+    **OLD_NAMES["evaluation setting"],
+    **{f"report.{old}": f"report.{new}" for old, new in OLD_NAMES["evaluation setting"].items()},
+    **{f"env.{old}": f"env.{new}" for old, new in OLD_NAMES["environment setting"].items()},
+}
 """Keys of earlier versions -> what they are called now; the old name is still understood, with a note."""
 
 
@@ -128,7 +136,7 @@ def renamed(config: Mapping[str, Any], note: bool = True) -> dict[str, Any]:
         config: nested; not changed.
         note: whether to say so on the standard error.
 
-    >>> renamed({"replay": {"attempts": 3}, "tabular": {"attempts": 5, "lanes": 8}}, note=False)
+    >>> renamed({"replay": {"tries": 3}, "tabular": {"attempts": 5, "lanes": 8}}, note=False)
     {'tabular': {'attempts': 3, 'lanes': 8}}
     """
     found = dict(config)

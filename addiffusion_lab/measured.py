@@ -82,7 +82,7 @@ class VlmConfig(Settings):
         judge: ``"service:model"``, see :func:`~addiffusion_lab.vlm.make_client`.
         against: the other samplers.
         max_cost: US dollars for all of it.
-        cost_per_nfe: of a million input and output tokens; ``None``: the listed one.
+        price: of a million input and output tokens; ``None``: the listed one.
         workers: questions under way at once.
         client: further options of the client: ``base_url``, ``key_variable``, ``timeout``, ``max_output_tokens``.
     """
@@ -93,7 +93,7 @@ class VlmConfig(Settings):
     judge: str
     against: Sequence[str]
     max_cost: Annotated[float, Ge(0)]
-    cost_per_nfe: Price | None = None
+    price: Price | None = None
     workers: Annotated[int, Ge(1)] = 4
     client: Mapping[str, Any] | None = None
 
@@ -105,8 +105,8 @@ class VlmConfig(Settings):
             ConfigError: for a setting that does not exist, or one of ``judge``, ``against``, ``max_cost`` missing.
             UnknownNameError: for a sampler that is not evaluated.
         """
-        cost_per_nfe = given.get("cost_per_nfe")
-        made = cls.of({**given, "cost_per_nfe": None if cost_per_nfe is None else Price(**cost_per_nfe)})
+        price = given.get("price")
+        made = cls.of({**given, "price": None if price is None else Price(**price)})
         if not made.against:
             raise ConfigError("vlm.against names no sampler to compare with", cls.see)
         for name in made.against:
@@ -167,7 +167,7 @@ def judge_by_vlm(
             [by_id[prompt_id] for prompt_id in prompt_ids],
             client,
             max_cost=left,
-            cost_per_nfe=config.cost_per_nfe,
+            price=config.price,
             cache=folder / VLM_CACHE,
             workers=config.workers,
             say=say,

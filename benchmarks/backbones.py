@@ -2,7 +2,7 @@
 
     python benchmarks/backbones.py                 # full size: needs a GPU
     python benchmarks/backbones.py --size tiny     # 16x16 images: runs anywhere
-    python benchmarks/backbones.py --backbones sd35 z_image --dtype bfloat16 --lanes 1 8 --arms pipeline continue
+    python benchmarks/backbones.py --backbones sd35 z_image --dtype bfloat16 --lanes 1 8 --arms pipeline any_pipeline
 
 Looks are scored by the emoji world's three small models: those of real images would have to be downloaded.
 """

@@ -97,7 +97,7 @@ def test_mistyped_overrides_get_the_nearest_name(override, message):
 
 def test_a_key_under_its_former_name_is_understood(capsys):
     _noted.clear()
-    given = ["replay.attempts=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
+    given = ["replay.tries=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
     now = ["tabular.attempts=3", "tabular=null", "~tabular.ppo", "+env.max_decisions=3", "lanes=2"]
     assert renamed_overrides(given) == now
     assert "note: the key replay is called tabular now" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_model
 from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
 
 from addiffusion_env.agents.policy import AdDiffusionPolicy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
+from addiffusion_env.old_names import present, present_settings
 from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
 from addiffusion_env.settings import check_types
 
@@ -71,11 +74,9 @@ class PolicyConfig:
     identity: Mapping[str, str] = field(default_factory=dict)
 
     def space(self) -> spaces.Dict:
-        """The observation space."""
-        boxes: dict[str, spaces.Space[Any]] = {
-            key: spaces.Box(low, 1.0, (dim,), np.float32) for key, (low, dim) in self.observation.items()
-        }
-        return spaces.Dict(boxes)
+        """The observation space, its keys in the order of the policy's weights."""
+        boxes = ((key, spaces.Box(low, 1.0, (dim,), np.float32)) for key, (low, dim) in self.observation.items())
+        return spaces.Dict(OrderedDict(boxes))  # a plain dict would be sorted by name
 
     def check_cost_per_nfe(self, cost_per_nfe: float) -> None:
         """Warns of a cost per NFE outside of what was trained, where nothing is known of what the policy does."""
@@ -214,11 +215,13 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
         WeightsError: for another format, or values of the wrong kind.
         ConfigError: for a setting that there is not, or a plugin that is not imported.
     """
-    plain = dict(raw)
+    plain = dict(present("policy file entry", raw, note=False))
     if plain.pop("format", None) != FORMAT:
         raise WeightsError(f"{where} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
     check_settings(f"the policy in {where} has", plain, (item.name for item in fields(PolicyConfig)))
     try:
+        plain["environment"] = present_settings(plain["environment"], note=False)
+        plain["observation"] = present("observation key", plain["observation"], note=False)
         plain["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in plain["observation"].items()}
         plain["frontier"] = tuple((float(cost_per_nfe), float(nfe)) for cost_per_nfe, nfe in plain["frontier"])
         config = PolicyConfig(**plain)
@@ -274,6 +277,26 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def load_weights(policy: AdDiffusionPolicy, tensors: Mapping[str, Tensor]) -> None:
+    """Puts tensors into a policy, those that an earlier version named by an old observation key too.
+
+    Raises:
+        ValueError: for a tensor that is missing or too many.
+        RuntimeError: for one of another shape.
+    """
+    renamed = {
+        ".".join(present("observation key", part, note=False) for part in name.split(".")): tensor
+        for name, tensor in tensors.items()
+    }
+    missing, unexpected = policy.load_state_dict(renamed, strict=False)
+    own = policy.state_dict()
+    # A features extractor that is shared is listed three times and saved once.
+    filled = {own[name].data_ptr() for name in renamed if name in own}
+    missing = [name for name in missing if own[name].data_ptr() not in filled]
+    if missing or unexpected:
+        raise ValueError(f"missing {missing or 'nothing'}, not known {unexpected or 'nothing'}")
+
+
 def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, PolicyConfig]:
     """Loads a policy for inference.
 
@@ -284,7 +307,7 @@ def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, P
     try:
         arch = {key: list(widths) for key, widths in config.net_arch.items()}
         policy = AdDiffusionPolicy(config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch=arch)
-        load_model(policy, folder / WEIGHTS_FILE)
+        load_weights(policy, load_file(folder / WEIGHTS_FILE))
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
         raise WeightsError(
             f"{folder / WEIGHTS_FILE} cannot be loaded: {error}", "copy the folder again, or train again"

@@ -40,7 +40,7 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     >>> env = gym.make("AdDiffusion-Emoji-v1")
     >>> observation, info = env.reset(seed=0)
     >>> sorted((key, value.shape) for key, value in observation.items())
-    [('calibrator', (4,)), ('clip', (256,)), ('cost_per_nfe', (1,)), ('quality', (8,)), ('timestep', (128,))]
+    [('clip', (256,)), ('correctness', (4,)), ('cost_per_nfe', (1,)), ('quality', (8,)), ('timestep', (128,))]
     >>> observation, reward, terminated, truncated, info = env.step(0)  # to the first preview, after three evaluations
     >>> terminated, float(info["nfe"]), info["image"].shape
     (False, 2.0, (64, 64, 3))

@@ -23,6 +23,7 @@ from addiffusion_env.envs.slot import Framer, InfoMaker, Slot, numbers_of, porta
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
 from addiffusion_env.observations import Frame
 from addiffusion_env.observations.features import Observer, needs_preview
+from addiffusion_env.old_names import present
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
 from addiffusion_env.scorers.utility import ImageScoresBatch
@@ -124,6 +125,7 @@ class Episodes:
         return Slot(seed, episode, open_lane(self.backbone, self.process, prompt, image_seed), None, cost_per_nfe)
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
+        options = present("reset option", options)
         for key in options:
             if key not in RESET_OPTIONS:
                 raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))

@@ -23,6 +23,7 @@ from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import whole_file
+from addiffusion_env.old_names import present
 from addiffusion_env.samplers import named_traits
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.settings import check_types
@@ -204,7 +205,7 @@ def read_manifest(out_dir: Path | str) -> Manifest:
     """
     path = Path(out_dir) / MANIFEST_FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = present("manifest entry", json.loads(path.read_text(encoding="utf-8")), note=False)
         manifest = Manifest(
             **{
                 **raw,

@@ -17,6 +17,7 @@ from PIL import Image
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import SCHEMA, Record, completed, digest_of, from_table, to_table
 from addiffusion_env.files import whole_file
+from addiffusion_env.old_names import present
 
 _SHARD = re.compile(r"records-(\d+)-[0-9a-f]+\.parquet")
 _IMAGES = pa.schema([pa.field("uid", pa.string(), nullable=False), pa.field("png", pa.binary(), nullable=False)])
@@ -130,6 +131,7 @@ def write_atomically(table: pa.Table, path: Path, compression: str) -> None:
 def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
     try:
         table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+        table = table.rename_columns([present("column", name, note=False) for name in table.column_names])
         table = completed(table) if schema is SCHEMA else table
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name that is no text
         warnings.warn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from addiffusion_env.errors import AdDiffusionError, ConfigError
+from addiffusion_env.old_names import present
 from addiffusion_env.registry import Registry
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def make_sampler(spec: str) -> Sampler:
         WeightsError: for a folder that holds no policy.
     """
     name, colon, arguments = str(spec).partition(":")
-    kind = SAMPLERS.load(name.strip())
+    kind = SAMPLERS.load(present("sampler", name.strip()))
     if not colon and ":" in kind.usage:
         raise ConfigError(f"sampler {spec!r} lacks its numbers", f"write {kind.usage}")
     return kind.parse(arguments)
@@ -55,7 +56,7 @@ def named_traits(name: str) -> Traits:
     """The traits of a sampler of which only the name was kept, as in manifests of earlier versions."""
     from addiffusion_env.samplers.traits import Traits
 
-    bare = name.partition(":")[0]
+    bare = present("sampler", name.partition(":")[0], note=False)
     try:
         kind = SAMPLERS.load(bare)
         return kind.traits_of(name) if hasattr(kind, "traits_of") else Traits.of(make_sampler(name))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_lab.vlm.client import Reply, VlmClient
 
-COSTS_OF = "2026-03"
-"""When the prices below were last compared with public lists. Providers change them: pass ``cost_per_nfe`` to be sure."""
+PRICES_OF = "2026-03"
+"""When the prices below were last compared with public lists. Providers change them: pass ``price`` to be sure."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,28 @@ class Price:
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
-COSTS_PER_NFE: Mapping[str, Price] = {
+PRICES: Mapping[str, Price] = {
     "openai:gpt-4o-2024-08-06": Price(2.50, 10.00),
     "openai:gpt-4o-2024-11-20": Price(2.50, 10.00),
     "openai:gpt-4.1-2025-04-14": Price(2.00, 8.00),
     "gemini:gemini-2.5-flash": Price(0.30, 2.50),
     "gemini:gemini-2.5-pro": Price(1.25, 10.00),
 }
-"""Known judges; any other needs a ``cost_per_nfe`` of its own."""
+"""Known judges; any other needs a ``price`` of its own."""
 
 
-def cost_per_nfe_of(client: VlmClient, price: Price | None) -> Price:
-    """``cost_per_nfe``, or the listed one of the client's model.
+def price_of(client: VlmClient, price: Price | None) -> Price:
+    """``price``, or the listed one of the client's model.
 
     Raises:
         UnknownNameError: for a model that is not listed when no price is given: it would not be free.
     """
     if price is not None:
         return price
-    if client.identity not in COSTS_PER_NFE:
-        error = unknown("price of judge", client.identity, COSTS_PER_NFE)
+    if client.identity not in PRICES:
+        error = unknown("price of judge", client.identity, PRICES)
         raise type(error)(error.cause, f"pass price=Price(input=..., output=...) in dollars a million; {error.remedy}")
-    return COSTS_PER_NFE[client.identity]
+    return PRICES[client.identity]
 
 
 class OverBudgetError(Exception):

@@ -16,7 +16,7 @@ from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_env.prompts import Prompt
 from addiffusion_lab.metrics.images import Images, ImagesLike, content_hash, pixels_of
 from addiffusion_lab.vlm.client import Reply, VlmClient
-from addiffusion_lab.vlm.costs import COSTS_OF, Ledger, OverBudgetError, Price, cost_per_nfe_of
+from addiffusion_lab.vlm.costs import PRICES_OF, Ledger, OverBudgetError, Price, price_of
 from addiffusion_lab.vlm.question import CLOSING, OPENING, question, read_vote, template_digest
 from addiffusion_lab.vlm.replies import ReplyCache
 from addiffusion_lab.vlm.retries import AttemptError, RetryPolicy, with_retries
@@ -66,11 +66,11 @@ def compare(
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}", "use 4")
     mean_interval(np.zeros(1), np.random.default_rng(0))  # a missing scipy is told before money is spent
-    ledger = Ledger(client, cost_per_nfe_of(client, price), max_cost)
+    ledger = Ledger(client, price_of(client, price), max_cost)
     session = _Session(client, ReplyCache(cache), ledger, retries or RetryPolicy())
     missing = [tokens for pair in pairs for tokens in session.missing(pair)]
     estimate = sum(ledger.most(tokens) for tokens in missing)
-    source = f"prices of {COSTS_OF}" if price is None else "the prices given"
+    source = f"prices of {PRICES_OF}" if price is None else "the prices given"
     say(
         f"{client.identity}: {len(pairs)} pairs in both orders, {len(missing)} questions to ask, "
         f"at most ${estimate:.2f} by {source}; limit ${max_cost:.2f}"

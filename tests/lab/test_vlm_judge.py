@@ -9,7 +9,7 @@ from vlm_server import COST, DEAR, INPUT_TOKENS, SERVICES, JudgeServer, by_brigh
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, RunFolderError, UnknownNameError
 from addiffusion_lab.vlm import make_client
-from addiffusion_lab.vlm.costs import COSTS_PER_NFE
+from addiffusion_lab.vlm.costs import PRICES
 from addiffusion_lab.vlm.judge import compare
 from addiffusion_lab.vlm.question import read_vote
 from addiffusion_lab.vlm.verdicts import verdict_of
@@ -209,7 +209,7 @@ def test_wrong_arguments_are_refused_before_anything_is_asked(server, change, er
     assert words in str(caught.value) and not server.requests
 
 
-@pytest.mark.parametrize("spec", COSTS_PER_NFE)
+@pytest.mark.parametrize("spec", PRICES)
 def test_every_listed_judge_is_pinned(spec, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.setenv("GEMINI_API_KEY", "k")

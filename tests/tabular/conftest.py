@@ -23,7 +23,7 @@ SETTINGS = {
     },
     "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 1.0, "calibrator": "emoji"}},
     "cost_per_nfe": [0.0, 0.03],
-    "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "tries", "calibrator"],
+    "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "tries", "correctness"],
 }
 
 

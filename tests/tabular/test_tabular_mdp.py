@@ -40,7 +40,7 @@ PATHS = [
 
 
 KEYS = {
-    "previews": ["clip", "timestep", "quality", "cost_per_nfe", "tries", "calibrator", "features", "checked"],
+    "previews": ["clip", "timestep", "quality", "cost_per_nfe", "attempts", "correctness", "features", "checked"],
     "no previews": "denoiser_checked",
 }
 

@@ -17,7 +17,7 @@ from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Recorder
 from addiffusion_env.backbones.calls.replays import Replays
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation, same_latents
 from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, Plans
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
@@ -213,7 +213,7 @@ class Evaluator:
         ready = first and call is not None
         if call is None:
             call = self._reopened(request, evaluation.scale, index, x)
-            ready = first and call.drawn is not None and _same(call.drawn, x)
+            ready = first and call.drawn is not None and same_latents(call.drawn, x)
         if ready:  # its first network request is about these very latents
             call.recorder = call.recorder if wanted else None
             return call
@@ -236,7 +236,7 @@ class Evaluator:
         best = None
         for at, call in enumerate(waiting):
             if index == 0:
-                fresh = not isinstance(call.event, AtStep) and call.drawn is not None and _same(call.drawn, x)
+                fresh = not isinstance(call.event, AtStep) and call.drawn is not None and same_latents(call.drawn, x)
                 if fresh:
                     best = at
                     break
@@ -249,7 +249,7 @@ class Evaluator:
         """A new call; at the first step with the given latents as its own, where the pipeline takes them."""
         generator = torch.Generator().manual_seed(0)
         for drawn, before in request.draws if index == 0 else ():
-            if _same(drawn, x):
+            if same_latents(drawn, x):
                 return self.open_call(request, scale, before.clone_state(), self._recorder())
         if index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
             factor = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
@@ -364,11 +364,3 @@ def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
         sigmas[at] = evaluation.sigma
     if hasattr(scheduler, "_step_index"):
         scheduler._step_index = at
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two latents are the same, up to the rounding of a change of scale and back."""
-    if a.shape != b.shape:
-        return False
-    rounding = 1e-5 if a.dtype in (torch.float32, torch.float64) else 1e-2
-    return bool((a.float() - b.float()).abs().max() <= rounding * a.float().abs().max())

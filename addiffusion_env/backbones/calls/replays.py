@@ -33,7 +33,7 @@ from addiffusion_env.backbones.calls.joining import (
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Program, Slot, Var, leaves, same
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents
 from addiffusion_env.backbones.calls.trees import entries
 from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Registered, Settings, Turn
 
@@ -90,7 +90,7 @@ class Replays:
         made = []
         for key, positions in groups.items():
             chosen: list[tuple[Registered, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
-            made.append(Block(chosen, key[1], positions, torch.cat([evaluations[at].x for at in positions])))
+            made.append(Block(chosen, key[1], positions, torch.cat([_latents(evaluations[at]) for at in positions])))
         return made, left
 
     def wanted(self, evaluation: Evaluation) -> bool:
@@ -269,6 +269,12 @@ class Replays:
         found = self._numbers.setdefault(tuple(parts), len(self._numbers))
         turn.keys[own if inside else own | {-1}] = found
         return found
+
+
+def _latents(evaluation: Evaluation) -> Tensor:
+    """An evaluation's latents; at the start of the plan those that the pipeline drew, without rounding."""
+    drawn = (x for x, _ in evaluation.request.draws if evaluation.index == 0 and same_latents(x, evaluation.x))
+    return next(drawn, evaluation.x)
 
 
 def _shared(request: CallRequest) -> dict[str, Any]:

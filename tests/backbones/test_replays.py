@@ -1,0 +1,45 @@
+"""Lanes replay their pipeline's loop once it is known, and their images stay the pipeline's."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from addiffusion_env.checks.pipelines import Case
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Counts the steps that go through a pipeline's own call."""
+    from addiffusion_env.backbones.calls.evaluator import Evaluator
+
+    brought, own = [], Evaluator._brought
+
+    def counted(self, evaluation):
+        brought.append(evaluation.index)
+        return own(self, evaluation)
+
+    monkeypatch.setattr(Evaluator, "_brought", counted)
+    return brought
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux2_klein"])
+def test_known_steps_run_without_the_pipelines_loop(name, one_by_one):
+    case = Case(name)
+    for _ in range(2):
+        case.joined()
+    one_by_one.clear()
+    for row, image in enumerate(case.joined()):
+        torch.testing.assert_close(image, case.drawn(row), atol=1e-4, rtol=1e-4)
+    assert not one_by_one
+
+
+def test_a_scheduler_that_draws_noise_steps_lane_by_lane():
+    case = Case("sd15")
+    case.pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(case.pipe.scheduler.config)
+    case.backbone.refresh()
+    for _ in range(3):
+        images = case.joined()
+    for row, image in enumerate(images):
+        torch.testing.assert_close(image, case.drawn(row), atol=1e-4, rtol=1e-4)
+    assert not any(known is not None and known.proven for known in case.backbone.steps._known.values())
