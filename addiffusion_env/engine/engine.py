@@ -298,12 +298,12 @@ class Engine:
         finite = torch.isfinite(decoded).flatten(1).all(1)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        scores = iter(self._scores_of(decoded[finite], prompts) if prompts else ())
+        found = iter(self._scores_of(decoded[finite], prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
         images: list[GeneratedImage | Exception] = []
         for request, image, fine in zip(requests, decoded, good, strict=True):
-            scores = next(scores) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
+            scores = next(found) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
             images.append(GeneratedImage(image, scores) if isinstance(scores, ImageScores) else scores)
         return images
 

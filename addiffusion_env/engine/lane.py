@@ -139,7 +139,7 @@ class GeneratedImage:
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
-        return to_pixels(self.image)
+        return to_pixels(self.tensor)
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

@@ -209,7 +209,7 @@ def test_a_finished_image_waits_to_be_taken(engine, emoji, prompts, actions):
     assert legal_actions(lane, CHECKED).tolist() == [False, True, True]
     spent = lane.nfe
     taken, image = walked(engine, emoji, prompts[0], [*actions, Action.STOP])
-    assert torch.equal(image.tensor, lane.shown.image) and taken.nfe == spent
+    assert torch.equal(image.tensor, lane.shown.tensor) and taken.nfe == spent
     assert taken.actions == (*actions, Action.STOP)
 
 
@@ -219,11 +219,11 @@ def test_trying_again_comes_back_early_and_the_best_liked_is_given(engine, emoji
     assert (again.step, again.refinements, again.shown) == (2, 1, None) and again.best is not None
     assert again.nfe == first.nfe + CHECKED.nfe_of(emoji.sigmas(4, "trailing")[:2])
     second, _ = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0])
-    assert not torch.allclose(second.shown.image, first.shown.image, atol=0.05)
+    assert not torch.allclose(second.shown.tensor, first.shown.tensor, atol=0.05)
     _, given = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0, Action.STOP])
     utility = CHECKED.refine.utility
     best = max((first.shown, second.shown), key=lambda image: utility.at(image.scores))
-    assert torch.equal(given.image, best.image)
+    assert torch.equal(given.tensor, best.tensor)
 
 
 def test_the_last_try_is_not_asked_about(engine, emoji, prompts):
@@ -235,7 +235,7 @@ def test_the_last_try_is_not_asked_about(engine, emoji, prompts):
 def test_a_waiting_image_survives_its_state(engine, emoji, prompts):
     lane, _ = walked(engine, emoji, prompts[0], [0, 0, 0, Action.REFINE, 0, 0])
     back = restore_lane(emoji, lane.state())
-    assert torch.equal(back.shown.image, lane.shown.image) and torch.equal(back.best.image, lane.best.image)
+    assert torch.equal(back.shown.tensor, lane.shown.tensor) and torch.equal(back.best.tensor, lane.best.tensor)
     assert legal_actions(back, CHECKED).tolist() == legal_actions(lane, CHECKED).tolist()
 
 
