@@ -127,7 +127,7 @@ class AttemptTable:
                 raise ConfigError(
                     "tables recorded with different models, scorers or processes cannot be joined: "
                     f"{difference_words(parts[0].identity, part.identity)}",
-                    "keep the tables of each recording in a folder of their own",
+                    "keep the tables of each recording in a separate folder",
                 )
         kept: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "constraints", "seeds")
