@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluations between previews, for arms that do not preview each one",
     )
     parser.add_argument("--arms", nargs="*", default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--samplers", nargs="*", default=[], metavar="SPEC", help="fixed:50, policy:emoji, best_of:3x4")
+    parser.add_argument("--samplers", "--methods", nargs="*", default=[], metavar="SPEC", help="fixed:50, policy:emoji, best_of:3x4")
     parser.add_argument("--images", type=count, default=None, help="images in a sampler's queue; default: two per lane")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu time is reproducible on a shared machine")
     parser.add_argument("--json", type=new_file, default=None, help="also write the figures here")
