@@ -120,8 +120,8 @@ def test_check_says_what_is_wrong_without_a_traceback(name, words, capsys):
     [
         ([], "everything that is registered"),  # the whole help
         (["lst"], "invalid choice: 'lst'"),
-        (["bench", "--lanes", "0"], "must be a whole number of at least 1, got '0'"),
-        (["bench", "--steps", "-3"], "must be a whole number of at least 1, got '-3'"),
+        (["bench", "--lanes", "0"], "must be an integer of at least 1, got '0'"),
+        (["bench", "--steps", "-3"], "must be an integer of at least 1, got '-3'"),
         (["bench", "--json", "no/such/folder/file.json"], "its folder is missing"),
     ],
 )

@@ -170,9 +170,9 @@ def test_they_work_everywhere_in_python(plugin, capsys):
     for words in ("good_enough:THRESHOLD", "Stops at the first preview whose", "decision_fee", "halfway"):
         assert words in listed
     for name, promise in (
-        ("good_enough", "An image is a function of its prompt and seed"),
-        ("decision_fee", "A score that it pays by is among its"),
-        ("halfway", "What is seen of a lane does not depend on the other lanes"),
+        ("good_enough", "An image depends on its prompt and seed only"),
+        ("decision_fee", "Every score that it depends on is declared in"),
+        ("halfway", "The observation of a lane does not depend on the other lanes"),
     ):
         main(["check", name, "--plugins", plugin])
         assert promise in capsys.readouterr().out

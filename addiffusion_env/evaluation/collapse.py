@@ -41,7 +41,7 @@ class Behaviour:
         images: how many were looked at.
         action_shares: of continue, stop and refine in all actions; sums to 1.
         step_entropy: bits: the entropy over images of the action at each decision, averaged over decisions by how
-            many images were still in the making. 0 when every image is treated alike.
+            many images were still in progress. 0 when every image is treated alike.
         behaviours: how many different (actions, NFE) there were.
         behaviour_entropy: bits: the entropy of these over images.
         constant_share: share of the commonest.
@@ -118,7 +118,7 @@ def describe(actions: Sequence[int]) -> str:
 
 
 def step_entropy(sequences: Sequence[Sequence[int]]) -> float:
-    """Bits a decision: entropy over images of the action at each decision, weighted by images that got there."""
+    """Bits per decision: entropy over images of the action at each decision, weighted by images that got there."""
     longest = max((len(actions) for actions in sequences), default=0)
     bits, weight = 0.0, 0
     for decision in range(longest):

@@ -50,7 +50,7 @@ def plan_cost(
         plans: of :func:`addiffusion_env.evaluation.runner.plan`.
         context: what they run on.
         waiting: images of each that must be made, by :func:`addiffusion_env.evaluation.runner.to_make`.
-        max_lanes: in the making at once.
+        max_lanes: in progress at once.
     """
     ranges = [nfe_range(entry, context) for entry in plans]
     least, most = (sum(n * pair[end] for n, pair in zip(waiting, ranges, strict=True)) for end in (0, 1))

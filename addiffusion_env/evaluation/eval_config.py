@@ -27,8 +27,8 @@ class EvaluationConfig(Settings):
         plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares samplers without learning.
         trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
-        costs_per_nfe: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier on
-            training prompts spends 5.6 NFE.
+        costs_per_nfe: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier
+            on training prompts spends 5.6 NFE.
         samplers: specifications.
         prompts: how many; ``None`` for all of a list.
         prompt_source: registry name; ``None`` is the backbone's own.
@@ -37,7 +37,7 @@ class EvaluationConfig(Settings):
         benchmark: in the place of the source.
         benchmark_path: its file or folder.
         benchmark_options: of its reader.
-        seeds: images a prompt, 0 or more.
+        seeds: images per prompt, 0 or more.
         env: environment settings over the policy's.
         device: as :attr:`.EnvSettings.device`.
         dtype: as :attr:`.EnvSettings.dtype`.
@@ -45,7 +45,7 @@ class EvaluationConfig(Settings):
         margin: of non-inferiority, a share of images.
         cost_per_nfe: of one NFE in standard deviations of preference, for regret.
         out: folder of records and report.
-        max_lanes: images in the making at once, or ``"auto"``.
+        max_lanes: images in progress at once, or ``"auto"``.
         max_faults: images that may be left out.
         shard_size: images a file of records.
         rollouts: ``kind: local`` or ``kind: ray`` and its settings.
@@ -95,7 +95,7 @@ class EvaluationConfig(Settings):
         if not self.samplers and self.policy is None:
             raise ConfigError("samplers is empty and there is no policy: nothing to evaluate", "samplers=[fixed:8]")
         positive_margin(self.margin)
-        for name, wanted in (("seeds", "[0] is one image a prompt"), ("costs_per_nfe", "[null] is the policy's own")):
+        for name, wanted in (("seeds", "[0] is one image per prompt"), ("costs_per_nfe", "[null] is the policy's own")):
             values = getattr(self, name)
             numbers = [value for value in values if value is not None and not _AT_NFE.fullmatch(str(value))]
             if not values or any(isinstance(value, str) or value < 0 for value in numbers):

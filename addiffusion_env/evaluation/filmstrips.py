@@ -1,7 +1,7 @@
 """Film strips: what a sampler saw and did on its best, median, worst and costliest image.
 
-Images are functions of prompt, seed and sampler, so the chosen ones are simply made again, with every preview kept.
-That costs four images a sampler and leaves the timing of the evaluation alone.
+Images are functions of prompt, seed and sampler, so the chosen ones are simply regenerated, with every preview kept.
+That costs four images per sampler and leaves the timing of the evaluation alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = 8
 
 @dataclass(frozen=True)
 class Filmstrip:
-    """One image in the making.
+    """One image in progress.
 
     Attributes:
         uid: of its record.
@@ -45,7 +45,7 @@ class Filmstrip:
         role: ``best``, ``median`` or ``worst`` by preference, or ``costliest`` by NFE.
         frames: PNG files: the preview after each action, the finished image last.
         actions: one for each frame.
-        preferences: the preference of each frame; NaN where nobody looked.
+        preferences: the preference of each frame; NaN where no preview was scored.
         terms: reward term -> what each action was paid; none for samplers that have no reward.
     """
 
@@ -159,7 +159,7 @@ def read_filmstrips(out_dir: Path | str) -> list[Filmstrip]:
     try:
         rows = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException):
-        return []  # they are made again from the records
+        return []  # they are regenerated from the records
     return [
         Filmstrip(
             row["uid"],

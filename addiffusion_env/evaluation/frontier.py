@@ -30,8 +30,8 @@ class FrontierGain:
         cost: the sampler's mean cost.
         frontier: the frontier's quality at that cost.
         between: the two samplers of the mixture (the same twice beyond an end).
-        reached: whether the frontier reaches this cost; beyond its dearest sampler that one is used. Below its cheapest,
-            that one is used at its own, higher cost.
+        reached: whether the frontier reaches this cost; beyond its dearest sampler that one is used. Below its
+            cheapest, that one is used at its own, higher cost.
         p: two-sided bootstrap p of the null hypothesis that the gain is 0.
     """
 

@@ -28,13 +28,13 @@ PALETTE = ("#2e8b57", "#8e5bb5", "#d9822b", "#0f8b8d", "#b5485d", "#7a6a53", "#5
 LABELS = {
     "correct": "share correct (detector)",
     "preference": "preference (standard deviations)",
-    "nfe": "mean NFE (guided evaluations an image)",
-    "seconds": "mean seconds an image (wall clock)",
+    "nfe": "mean NFE (guided evaluations per image)",
+    "seconds": "mean seconds per image (wall clock)",
 }
 WIDTH, DPI = 8.0, 130
-"""Inches, and pixels an inch: 1040 pixels, the width of the report's text."""
+"""Inches, and pixels per inch: 1040 pixels, the width of the report's text."""
 FONT, SMALL = 9, 8
-"""Points: of axes, and of what is least. At 130 pixels an inch 8 points are 14 pixels."""
+"""Points: of axes, and of what is least. At 130 pixels per inch 8 points are 14 pixels."""
 NAME = 60
 """Characters of a sampler's name in a legend; longer ones lose their middle."""
 TIMELINE_ROWS = 64
@@ -272,7 +272,7 @@ def nfe_by_constraints(pyplot: Any, groups: Mapping[str, Sequence[Record]], summ
 
 
 def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
-    """One line an image, one cell a decision in its action's colour; by kind of prompt, then by NFE.
+    """One line per image, one cell per decision in its action's colour; by kind of prompt, then by NFE.
 
     Of more than :data:`TIMELINE_ROWS` images as many are shown, evenly spaced in that order.
     """
@@ -309,7 +309,7 @@ def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
 
 
 def reward_terms(pyplot: Any, filmstrips: Sequence[Filmstrip]) -> Any:
-    """What each decision of some filmstrips was paid: bars a term, stacked; the line is the sum so far."""
+    """What each decision of some filmstrips was paid: bars per term, stacked; the line is the sum so far."""
     figure, grid = pyplot.subplots(1, len(filmstrips), figsize=(WIDTH, 2.9), sharey=True, squeeze=False)
     names = list(dict.fromkeys(name for filmstrip in filmstrips for name in filmstrip.terms))
     colours = dict(zip(names, (GREY, BLUE, *PALETTE) * (1 + len(names) // 10), strict=False))

@@ -1,4 +1,4 @@
-"""One record an image: what was made, how, at what cost, and what the judges said."""
+"""One record per image: what was made, how, at what cost, and what the judges said."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def variant_of(sampler: Sampler, backbone: str, process: ProcessConfig, identity
     """40 hex digits that change whenever the sampler, the process or what makes and judges the images does.
 
     Args:
-        sampler: known by its ``fingerprint``, where it carries one, as learned samplers do; else by its class and public
-            attributes, modules by their weights.
+        sampler: known by its ``fingerprint``, where it carries one, as learned samplers do; else by its class and
+            public attributes, modules by their weights.
         backbone: its name.
         process: with the content of the files that it names.
         identity: digest of :func:`.identity_of`.

@@ -86,7 +86,7 @@ class Making:
     """How work is done.
 
     Attributes:
-        lanes: images in the making at once.
+        lanes: images in progress at once.
         halve: make model calls for half as many images when the device's memory runs out.
         keep_images: whether records come with their images; or the uids of those that do.
         faults: images that may be left out, and how many were.
@@ -115,7 +115,7 @@ def plan(
     Args:
         samplers: with different names.
         prompts: with different ids.
-        seeds: each makes one image a prompt; shared by all samplers, so differences are paired.
+        seeds: each makes one image per prompt; shared by all samplers, so differences are paired.
         context: the model, its scorers and judges; every sampler is bound to it.
 
     Raises:
@@ -208,8 +208,8 @@ def carry_out(
         plans: from :func:`plan`.
         context: the model, its scorers and judges.
         out_dir: the run's folder; records go to ``records`` in it.
-        max_lanes: images in the making at once; ``"auto"`` makes smaller model calls once memory runs out.
-        shard_size: images a shard, made and written together: what a kill loses at most. Lanes run dry at the end
+        max_lanes: images in progress at once; ``"auto"`` makes smaller model calls once memory runs out.
+        shard_size: images per shard, made and written together: what a kill loses at most. Lanes run dry at the end
             of a shard, so it should be a multiple of ``max_lanes``.
         keep_images: keep every image as PNG, or those of these uids.
         max_faults: images that may be left out, over all samplers, because NaN or a scorer that raises befell them

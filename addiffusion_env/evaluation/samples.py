@@ -54,7 +54,7 @@ def sample_uids(plans: Sequence[Plan], count: int) -> frozenset[str]:
 def sample_section(
     records: Sequence[Record], manifest: Manifest, folder: Path
 ) -> tuple[Section | None, dict[str, bytes]]:
-    """The section of images side by side, a row a prompt and a column a sampler, and its thumbnails by stem.
+    """The section of images side by side, a row per prompt and a column per sampler, and its thumbnails by stem.
 
     ``None`` where no image of the sample was kept: by ``samples=0``, or a version that did not.
     """

@@ -129,7 +129,7 @@ def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
         if gain is not None:
             parts.append(_gain_words(summary, gain, cost))
     parts.append(Figure("frontier_preference", "The same by preference (not held out)."))
-    parts.append(Figure("frontier_seconds", "Quality against wall-clock seconds an image on this machine."))
+    parts.append(Figure("frontier_seconds", "Quality against wall-clock seconds per image on this machine."))
     shown = tuple(part for part in parts if not isinstance(part, Figure) or part.stem in drawn)
     return Section("Quality against cost", shown or ("Nothing to compare: one sampler, or one cost for all.",))
 
@@ -198,7 +198,7 @@ def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]
         )
         parts.append(f"Whether NFE follow constraints cannot be told: every prompt {known}.")
     if "timelines" in drawn:
-        words = "One line an image, a cell a decision, by kind of prompt and NFE"
+        words = "One line per image, a cell per decision, by kind of prompt and NFE"
         parts.append(Figure("timelines", f"{words}; evenly spaced among all where there are more."))
     return Section("Where the NFE go", tuple(parts))
 
@@ -235,7 +235,7 @@ def _collapse(summary: Summary) -> Section:
         )
         for name, found in summary.behaviours.items()
     )
-    head = ("sampler", "verdict", "constant share", "bits a decision", "bits of behaviour", "NFE spread")
+    head = ("sampler", "verdict", "constant share", "bits per decision", "bits of behaviour", "NFE spread")
     parts: list[str | Table | Figure] = []
     if rows:
         parts.append(Table((*head, "continue / stop / refine", "why"), rows))
@@ -256,7 +256,7 @@ def _filmstrip_section(records: Sequence[Record], filmstrips: Sequence[Filmstrip
         record = by_uid.get(filmstrip.uid)
         if record is None:
             continue
-        changed = "" if record.actions == filmstrip.actions else " (made again with other actions: not reproducible)"
+        changed = "" if record.actions == filmstrip.actions else " (regenerated with other actions: not reproducible)"
         words = f"{filmstrip.sampler}, {filmstrip.role}: {cut(record.prompt)!r}, seed {record.seed}{changed}"
         told = f"{judged(record)}; preference {record.preference:+.2f}"
         rows.append((words, Figure(f"film_{number:02d}", told)))

@@ -70,7 +70,7 @@ class RecordStore:
     def read(self) -> list[Record]:
         """Every record that can be read, the newest of each uid, by sampler, prompt id and seed.
 
-        A shard that cannot be read is reported by a warning and left out, so its images are made again.
+        A shard that cannot be read is reported by a warning and left out, so its images are regenerated.
         """
         found: dict[str, Record] = {}
         for path in self.shards():
@@ -105,7 +105,7 @@ class RecordStore:
                 target = path.with_name(path.name + ".damaged")
                 os.replace(path, target)
                 warnings.warn(
-                    f"record shard {path} is damaged: set aside as {target.name}; its images are made again",
+                    f"record shard {path} is damaged: set aside as {target.name}; its images are regenerated",
                     stacklevel=2,
                 )
                 moved.append(target)
@@ -135,12 +135,12 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
         table = completed(table) if schema is SCHEMA else table
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name that is no text
         warnings.warn(
-            f"shard {path} cannot be read ({str(error).splitlines()[0]}): its images are made again", stacklevel=3
+            f"shard {path} cannot be read ({str(error).splitlines()[0]}): its images are regenerated", stacklevel=3
         )
         return None
     if not table.schema.equals(schema):
         warnings.warn(
-            f"shard {path} has other columns than this version writes: its images are made again", stacklevel=3
+            f"shard {path} has other columns than this version writes: its images are regenerated", stacklevel=3
         )
         return None
     return table

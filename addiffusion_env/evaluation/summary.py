@@ -117,8 +117,8 @@ class Summary:
         primary: the measure that decides: ``correct``, or ``preference`` where nobody can give verdicts.
         focus: the sampler that the others are compared with.
         reference: the sampler of the longest fixed schedule, or ``None``.
-        samplers: one row a sampler.
-        tasks: one row a task and sampler.
+        samplers: one row per sampler.
+        tasks: one row per task and sampler.
         pairs: the focus sampler against each other one.
         frontier: the focus sampler over the fixed-step frontier at equal NFE, or ``None``.
         frontier_seconds: the same at equal seconds.

@@ -191,7 +191,7 @@ class Scene:
 
     @property
     def constraints(self) -> int:
-        """Separate things asked for: one a class, a colour, a count above one, a relation."""
+        """Separate things asked for: one per class, a colour, a count above one, a relation."""
         extras = sum((group.color > 0) + (group.count > 1) for group in self.groups)
         return len(self.groups) + extras + (self.relation is not None)
 

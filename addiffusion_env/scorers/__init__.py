@@ -107,7 +107,7 @@ class Scorer(Identified, ABC):
 
         Raises:
             ImageRangeError: for images of the wrong shape, type or range.
-            PromptError: when there is not one prompt an image.
+            PromptError: when there is not one prompt per image.
             NumericsError: when a score is not finite.
         """
 
@@ -142,12 +142,12 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str]:
         PromptError: for a single string instead of a list, or an entry that is neither.
     """
     if isinstance(prompts, (str, Prompt)):
-        raise PromptError(f"prompts must be a sequence, one an image, got {prompts!r}", "wrap it in a list")
+        raise PromptError(f"prompts must be a sequence, one per image, got {prompts!r}", "wrap it in a list")
     return [Prompt.of(prompt).text for prompt in prompts]
 
 
 def check_pairs(images: torch.Tensor, prompts: Sequence[Prompt]) -> list[str]:
-    """Checks ``images`` (see :func:`check_images`) and that there is one prompt an image; returns the texts.
+    """Checks ``images`` (see :func:`check_images`) and that there is one prompt per image; returns the texts.
 
     Raises:
         ImageRangeError: for images of the wrong shape, type or range.
@@ -226,7 +226,7 @@ class ModelScorer(Scorer):
 
     Attributes:
         label: which model this is; empty where there is one only.
-        chunk: images a forward pass.
+        chunk: images per forward pass.
     """
 
     label: str = ""

@@ -105,7 +105,7 @@ class ClipScorer(Scorer, Embedder):
         label: which model this is.
         device: where the model runs.
         dtype: its precision; results are float32 in any case.
-        chunk: images, or texts, a forward pass.
+        chunk: images, or texts, per forward pass.
 
     Attributes:
         dim: length of the embeddings.

@@ -25,7 +25,7 @@ class DinoEmbedder(Embedder):
         label: which model this is.
         device: where the model runs.
         dtype: its precision; results are float32 in any case.
-        chunk: images a forward pass.
+        chunk: images per forward pass.
 
     Attributes:
         dim: length of the embeddings: 96 for the emoji world's, 384 for dinov2-small.

@@ -34,7 +34,7 @@ class BlipPreferenceScorer(ModelScorer):
         mean: subtracted from the difference of the logits.
         std: divides it; above 0.
         label: which model this is.
-        chunk: images a forward pass.
+        chunk: images per forward pass.
     """
 
     name: ClassVar[str] = "blip_preference"

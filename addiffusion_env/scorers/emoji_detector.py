@@ -137,7 +137,7 @@ class EmojiDetectorScorer(Scorer):
                 "score the emoji backbone's own images",
             )
         if len(images) != len(prompts):
-            raise PromptError(f"{len(images)} images but {len(prompts)} prompts", "pass one prompt an image")
+            raise PromptError(f"{len(images)} images but {len(prompts)} prompts", "pass one prompt per image")
         scenes = [_scene_of(prompt) for prompt in prompts]
         return [judge(found, scene) for found, scene in zip(detect(self.detector, images), scenes, strict=True)]
 

@@ -23,7 +23,7 @@ class HpsScorer(ClipScorer):
 
     ``hpsv2.score`` returns this number, ``hpsv2.evaluate`` and the published tables 100 times it; v2.0 and v2.1 do
     not compare, nor do scores of different prompts (README of HPSv2). The package itself is not used: it loads the
-    checkpoint anew at every call and pins old versions; the arithmetic is open_clip's.
+    checkpoint again at every call and pins old versions; the arithmetic is open_clip's.
     """
 
     name: ClassVar[str] = "hps"

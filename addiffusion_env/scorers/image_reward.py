@@ -53,7 +53,7 @@ class ImageRewardScorer(ModelScorer):
     Args:
         encoder: image and text -> feature.
         head: (B, encoder.width) -> (B, 1) raw reward.
-        chunk: images a forward pass.
+        chunk: images per forward pass.
     """
 
     name: ClassVar[str] = "image_reward"

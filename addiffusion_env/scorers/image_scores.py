@@ -85,7 +85,7 @@ class ImageScorers:
 
         Raises:
             ImageRangeError: for images of the wrong shape, type or range.
-            PromptError: when there is not one prompt an image.
+            PromptError: when there is not one prompt per image.
             NumericsError: when a value is not finite, naming the scorer and the prompt.
             ScorerError: when a scorer raises an error of its own, naming it.
         """
@@ -126,7 +126,7 @@ class NoScorers(ImageScorers):
 
         Raises:
             ImageRangeError: for images of the wrong shape, type or range.
-            PromptError: when there is not one prompt an image.
+            PromptError: when there is not one prompt per image.
         """
         count = len(check_pairs(images, prompts))
         nothing, unknown = np.zeros((count, 0), np.float32), np.full(count, np.nan, np.float32)

@@ -10,8 +10,8 @@ Fitted by ``python -m addiffusion_env.tabular.fit_calibrator TABLE OUT`` on a ta
 
 Neither score is enough where tries are to be told apart. On 320 emoji prompts, five tries each, preference alone says
 which finished image is right with AUC .88, CLIP alone .67, both together .92 (the detector as judge, which is used
-for nothing else): preference knows relations, CLIP knows classes and counts. A :class:`.calibrator.Calibrator` also knows that
-the same scores mean more on an easy prompt than on a hard one.
+for nothing else): preference knows relations, CLIP knows classes and counts. A :class:`.calibrator.Calibrator` also
+knows that the same scores mean more on an easy prompt than on a hard one.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ class Utility(Settings):
         clip_weight: 0 is preference alone.
         clip_centre: CLIP score that counts as 0: the mean over finished images of training prompts.
         clip_scale: its standard deviation there; above 0.
-        calibrator: name or file of a :class:`addiffusion_env.scorers.utility.Calibrator`; ``None`` for the weighted sum.
+        calibrator: name or file of a :class:`addiffusion_env.scorers.utility.Calibrator`; ``None`` for the weighted
+            sum.
     """
 
     section: ClassVar[str] = "utility"

@@ -16,7 +16,7 @@ import torch
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described, identity_of
-from addiffusion_env.engine.coroutines import act, early_exit_path, finished, seen
+from addiffusion_env.engine.coroutines import act, early_exit_levels, finished, score_preview
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Fault, FaultCount, GeneratedImage, Lane, Request, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
@@ -150,7 +150,7 @@ class Recorder:
                 lane = yield from act(self.backbone, self.process, lane, Action.CONTINUE)
                 if not lane.remaining:
                     break
-                lane = yield from seen(lane)
+                lane = yield from score_preview(lane)
                 steps.append(Place(lane, _scores(lane)))
             image = yield from finished(lane)
             end = Place(lane, image.scores, image)
@@ -165,11 +165,11 @@ class Recorder:
 
     def _scored(self, moving: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
         lane = yield from moving
-        return (yield from seen(lane)) if lane.scores is None else lane
+        return (yield from score_preview(lane)) if lane.scores is None else lane
 
     def _exited(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
         """Where *stop* leads; the schedule's end when the early exit is the rest of the schedule."""
-        if end is not None and np.array_equal(early_exit_path(self.backbone, self.process, lane), lane.rest):
+        if end is not None and np.array_equal(early_exit_levels(self.backbone, self.process, lane), lane.rest):
             return end
         exited = yield from act(self.backbone, self.process, lane, Action.STOP)
         image = yield from finished(exited)

@@ -17,7 +17,7 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
-    Made,
+    PipelineResult,
     WholePipeline,
     call_inputs,
     counted,
@@ -78,7 +78,7 @@ class AttendAndExcite(WholePipeline):
         """A fixed schedule with the base guidance."""
         return fixed_schedule(base, self.steps)
 
-    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``StableDiffusionAttendAndExcitePipeline``."""
         from diffusers import StableDiffusionAttendAndExcitePipeline
 
@@ -103,7 +103,7 @@ class AttendAndExcite(WholePipeline):
                 attn_res=backbone.capabilities.attention_grid,
             ).images
         image = backbone.decode(latents.detach().float())[0]
-        return Made(image, *process.cost(tally.rows), {"gradient_calls": float(gradients)})
+        return PipelineResult(image, *process.cost(tally.rows), {"gradient_calls": float(gradients)})
 
 
 def scaled_thresholds(steps: int) -> Mapping[int, float]:

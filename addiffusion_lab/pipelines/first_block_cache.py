@@ -23,7 +23,15 @@ from addiffusion_env.files import cached
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
-from addiffusion_lab.pipelines.whole import Made, WholePipeline, call_inputs, counted, is_kind, kind_of, silent
+from addiffusion_lab.pipelines.whole import (
+    PipelineResult,
+    WholePipeline,
+    call_inputs,
+    counted,
+    is_kind,
+    kind_of,
+    silent,
+)
 
 
 @dataclass
@@ -78,7 +86,7 @@ class FirstBlockCache(WholePipeline):
         """A fixed schedule."""
         return fixed_schedule(base, self.steps)
 
-    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``FluxPipeline`` with the cache on, and takes it off again."""
         pipe = own_copy(flux_pipeline(self.name, backbone))
         network = pipe.transformer
@@ -90,7 +98,7 @@ class FirstBlockCache(WholePipeline):
         latents = unpacked(tokens.float(), *backbone.capabilities.latent_shape[1:])
         skipped = calls.rows - whole[0]
         costs = {"skipped_calls": float(skipped)}
-        return Made(backbone.decode(latents)[0], whole[0] + skipped / len(blocks), calls.rows, costs)
+        return PipelineResult(backbone.decode(latents)[0], whole[0] + skipped / len(blocks), calls.rows, costs)
 
 
 def flux_pipeline(sampler: str, backbone: Backbone) -> Any:

@@ -15,7 +15,7 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.seeding import keyed_generator
-from addiffusion_lab.pipelines.whole import Made, WholePipeline, counted, load_beside
+from addiffusion_lab.pipelines.whole import PipelineResult, WholePipeline, counted, load_beside
 
 SPEC = PipelineSpec(
     "lcm",
@@ -87,7 +87,7 @@ class LatentConsistency(WholePipeline):
         """A fixed schedule without classifier-free guidance."""
         return replace(fixed_schedule(base, self.steps), guidance_scale=1.0)
 
-    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``LatentConsistencyModelPipeline``."""
         height, width = backbone.capabilities.image_size
         noise = open_lane(backbone, process, prompt, seed).latents.x
@@ -101,4 +101,4 @@ class LatentConsistency(WholePipeline):
                 width=width,
                 output_type="pt",
             ).images[0]
-        return Made(image.float() * 2 - 1, *process.cost(tally.rows))
+        return PipelineResult(image.float() * 2 - 1, *process.cost(tally.rows))

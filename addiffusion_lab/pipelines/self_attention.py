@@ -11,7 +11,7 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
-    Made,
+    PipelineResult,
     WholePipeline,
     call_inputs,
     counted,
@@ -67,7 +67,7 @@ class SelfAttentionGuidance(WholePipeline):
         """A fixed schedule with the base guidance."""
         return fixed_schedule(base, self.steps)
 
-    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``StableDiffusionSAGPipeline``."""
         from diffusers import StableDiffusionSAGPipeline
 
@@ -76,4 +76,4 @@ class SelfAttentionGuidance(WholePipeline):
         with counted(parts.unet) as tally, own_processors(parts.unet):
             inputs = call_inputs(pipe, backbone, process, prompt, seed)
             latents = pipe(**inputs, guidance_scale=process.guidance_scale, sag_scale=self.scale).images
-        return Made(backbone.decode(latents.float())[0], *process.cost(tally.rows))
+        return PipelineResult(backbone.decode(latents.float())[0], *process.cost(tally.rows))

@@ -14,7 +14,7 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import fixed_schedule, read_numbers
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.seeding import keyed_generator, keyed_noise
-from addiffusion_lab.pipelines.whole import Made, WholePipeline, counted, load_beside
+from addiffusion_lab.pipelines.whole import PipelineResult, WholePipeline, counted, load_beside
 
 SPEC = PipelineSpec(
     "turbo", "StableDiffusionXLPipeline", "stabilityai/sdxl-turbo", unused=("feature_extractor", "image_encoder")
@@ -81,7 +81,7 @@ class SDXLTurbo(WholePipeline):
         """A fixed schedule without classifier-free guidance."""
         return replace(fixed_schedule(base, self.steps), guidance_scale=1.0)
 
-    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``StableDiffusionXLPipeline`` with guidance off."""
         unet = self._pipe.unet
         shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
@@ -95,7 +95,7 @@ class SDXLTurbo(WholePipeline):
                 guidance_scale=0.0,
                 output_type="pt",
             ).images[0]
-        return Made(image.float() * 2 - 1, *process.cost(tally.rows))
+        return PipelineResult(image.float() * 2 - 1, *process.cost(tally.rows))
 
 
 def distilled(pipe: Any, weights: str) -> Any:

@@ -33,7 +33,7 @@ from addiffusion_env.scorers.image_scores import ImageScorers
 
 
 @dataclass(frozen=True)
-class Made:
+class PipelineResult:
     """What one run of a pipeline gave and cost.
 
     Attributes:
@@ -66,7 +66,7 @@ class WholePipeline(BaseSampler):
         """Remembers the scorers, which look at every finished image; subclasses check the backbone first."""
         self._scorers, self._bound = scorers, backbone
 
-    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Makes one image."""
         raise NotImplementedError
 

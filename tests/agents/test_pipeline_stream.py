@@ -81,7 +81,7 @@ def test_a_policy_for_other_embeddings_is_refused(backbone):
 
 
 def test_a_trained_policy_brings_its_own_process(emoji):
-    with pytest.raises(ConfigError, match="knows only the process that it was trained on"):
+    with pytest.raises(ConfigError, match="only supports the process that it was trained on"):
         AdaptivePipeline(emoji, "emoji", PROCESS)
 
 
