@@ -76,7 +76,7 @@ def test_a_long_value_is_cut():
 class Recording(Base):
     section: ClassVar[str] = "recording"
     see: ClassVar[str] = "see the docs"
-    retired: ClassVar[dict[str, str]] = {"images": "write images"}
+    retired: ClassVar[dict[str, str]] = {"photos": "write images"}
 
     folder: str
     images: Annotated[int | str | None, Ge(1)] = None
@@ -96,7 +96,7 @@ def test_settings_are_read_from_a_mapping_or_taken_as_they_are():
         ({"folder": "x", "scale": 0}, "recording.scale must be above 0, got 0", "see the docs"),
         ({"folder": "x", "images": 1.5}, "recording.images must be int or str or null, got 1.5", "see the docs"),
         ({"images": 1}, "recording needs recording.folder", "see the docs"),
-        ({"folder": "x", "images": 1}, "recording.images has been removed", "write images"),
+        ({"folder": "x", "photos": 1}, "recording.photos has been removed", "write images"),
         ({"floder": "x"}, "recording has no setting 'floder'", "did you mean 'folder'? known: folder, images, scale"),
         ("x", "recording must be a mapping, got 'x'", "see the docs"),
     ],

@@ -96,7 +96,7 @@ def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) ->
             "give it the settings that the table was recorded with",
         )
     highest = settings.cost_range()[1]
-    most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).most
+    most = Framer(backbone, process, load_scorers(backbone, settings.scorers), highest).max_nfe
     limit = min(process.refine.limit, table.attempts - 1)
     recorded = replace(process.refine, limit=limit, enabled=process.refine.enabled and refine)
     transitions = Transitions.of(backbone, replace(process, refine=recorded))

@@ -1,4 +1,4 @@
-"""What the actions do to a lane, each written as if the lane were alone; the engine runs many of them in step."""
+"""The three actions as coroutines, each written for a single lane; the engine runs many of them in lockstep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Latents
 from addiffusion_env.backbones.schedules import early_exit_evaluations, respace
-from addiffusion_env.engine.lane import Evaluate, Finish, GeneratedImage, Lane, Outcome, Request, ScorePreview, moved
+from addiffusion_env.engine.lane import (
+    Evaluate,
+    Finish,
+    GeneratedImage,
+    Lane,
+    Outcome,
+    Request,
+    ScorePreview,
+    after_evaluation,
+)
 from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
 from addiffusion_env.engine.regions import attention_mask, evidence_of, phrase_masks, phrases_of, without
 from addiffusion_env.scorers.utility import Utility
@@ -21,9 +30,10 @@ LaneCoroutine = Generator[Request, Any, Lane]
 
 
 def legal_actions(lane: Lane, process: ProcessConfig) -> np.ndarray:
-    """(3,) bool: which of continue, stop, refine may be taken. Refine needs an image, a budget and a way ahead.
+    """(3,) bool: which of continue, stop, refine are legal.
 
-    A finished image that waits to be judged (``check_finished``) can be taken (stop) or tried again (refine).
+    *Refine* needs a clean prediction, steps left in the schedule and refinements left in the budget. A finished image
+    that the policy is shown (``check_finished``) can be accepted (*stop*) or replaced by a new attempt (*refine*).
     """
     refine = process.refine
     may_refine = (
@@ -39,21 +49,24 @@ def legal_actions(lane: Lane, process: ProcessConfig) -> np.ndarray:
 def env_step(
     backbone: Backbone, process: ProcessConfig, lane: Lane, action: int, looks: bool = True
 ) -> Generator[Request, Any, tuple[Lane, GeneratedImage | None]]:
-    """One decision carried out: the lane at its next decision, and the image once the episode has ended.
+    """Carries out one decision.
 
     Args:
         backbone: the model.
         process: what the actions do.
-        lane: where it is.
-        action: a legal one.
-        looks: whether previews are looked at; a finished image always is.
+        lane: the lane at the decision.
+        action: a legal action.
+        looks: whether previews are scored; finished images always are.
+
+    Returns:
+        The lane at its next decision, and the finished image once the episode has ended (otherwise ``None``).
     """
     if lane.shown is not None and action == Action.STOP:
         return ended(process, replace(lane, actions=(*lane.actions, int(action))), lane.shown)
     lane = yield from act(backbone, process, lane, action)
     if lane.remaining:
         if looks and lane.scores is None:
-            lane = yield from seen(lane)
+            lane = yield from score_preview(lane)
         return lane, None
     image = yield from finished(lane)
     lane = replace(lane, scores=image.scores)
@@ -64,20 +77,20 @@ def env_step(
 
 
 def ended(process: ProcessConfig, lane: Lane, image: GeneratedImage) -> tuple[Lane, GeneratedImage]:
-    """The end of an episode: its image is this one, or a better-liked one of an earlier try where those are kept."""
+    """The end of an episode: its image is ``image``, or with ``accept=best`` an earlier one of higher utility."""
     chosen = better(process.refine.utility, lane.best, image) if process.refine.accept == "best" else image
     return replace(lane, scores=chosen.scores, shown=None, best=None), chosen
 
 
 def better(utility: Utility, kept: GeneratedImage | None, new: GeneratedImage) -> GeneratedImage:
-    """The better-liked of two finished images, the earlier of equals."""
+    """The finished image of higher utility; the earlier one on a tie."""
     if kept is not None and utility.at(kept.scores) >= utility.at(new.scores):
         return kept
     return new
 
 
 def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> LaneCoroutine:
-    """Takes one legal action; the lane that comes back has landed when nothing remains of its schedule."""
+    """Takes one legal action; the returned lane is fully denoised when ``lane.remaining`` is 0."""
     lane = replace(lane, actions=(*lane.actions, int(action)))
     if action == Action.STOP:
         return (yield from exit_early(backbone, process, lane))
@@ -91,72 +104,75 @@ def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> 
 
 def advance(process: ProcessConfig, lane: Lane) -> LaneCoroutine:
     """One step of the schedule."""
-    # The very last step is first order, as with diffusers' lower_order_final.
+    # The last step is first order, as with diffusers' lower_order_final.
     outcome = yield ask(process, lane, lane.latents, float(lane.rest[1]), last=lane.remaining == 1)
-    lane = moved(lane, outcome.latents, lane.rest[1:], outcome.x0, process.cost(outcome.calls))
+    lane = after_evaluation(lane, outcome.latents, lane.rest[1:], outcome.x0, process.cost(outcome.calls))
     return replace(lane, step=lane.step + 1, features=outcome.features)
 
 
 def exit_early(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCoroutine:
-    """Re-spaces what is left into a few evaluations and takes them; with none, jumps to the predicted x0."""
-    way = early_exit_path(backbone, process, lane)
-    if len(way) == 1 and lane.remaining > 0:
-        if lane.x0 is None:  # nothing to jump to: the first prediction must be paid for
+    """Re-spaces the rest of the schedule into a few evaluations and takes them; with zero, jumps to predicted x0."""
+    levels = early_exit_levels(backbone, process, lane)
+    if len(levels) == 1 and lane.remaining > 0:
+        if lane.x0 is None:  # there is no prediction yet: one evaluation is needed
             lane = yield from advance(process, lane)
         assert lane.x0 is not None
         return replace(lane, latents=replace(lane.latents, x=lane.x0), rest=lane.rest[-1:])
-    lane = replace(lane, rest=way)
+    lane = replace(lane, rest=levels)
     while lane.remaining:
         lane = yield from advance(process, lane)
     return lane
 
 
-def early_exit_path(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
-    """(m + 1,) noise levels of an early exit from where the lane is to the end."""
+def early_exit_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
+    """(m + 1,) noise levels of an early exit, from the lane's current level to the end."""
     position = float(backbone.timestep_position(torch.tensor([lane.sigma]))[0])
     evaluations = early_exit_evaluations(process.early_exit_steps, position, lane.remaining)
     if evaluations == lane.remaining:
-        return lane.rest  # nothing to save: the schedule goes on as it is
+        return lane.rest  # nothing to save: the schedule is left as it is
     positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
-    positions[-1] = 0.0  # where a schedule lands is the end of time, whatever noise the checkpoint leaves there
+    positions[-1] = 0.0  # the end of the schedule is position 0, even if the checkpoint's last sigma is not 0
     return respace(lane.rest, evaluations, positions)
 
 
 def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCoroutine:
-    """Re-noises a region, denoises it back to where the lane is, and keeps or drops the result (RefineConfig)."""
+    """Re-noises a region, denoises it to the current level, and keeps or discards the result (:class:`RefineConfig`).
+
+    A rejected result is charged as well.
+    """
     config = process.refine
     if lane.shown is not None:
         best = better(config.utility, lane.best, lane.shown) if config.accept == "best" else None
         lane = replace(lane, shown=None, best=best)
     lane = replace(lane, refinements=lane.refinements + 1)
     lane, mask = yield from region(backbone, process, lane)
-    tried = yield from redo(backbone, process, lane, mask)
+    refined = yield from regenerate(backbone, process, lane, mask)
     if mask is not None:
-        shown = mask[0, 0].float().cpu().numpy()
-        lane, tried = replace(lane, masks=(*lane.masks, shown)), replace(tried, masks=(*lane.masks, shown))
+        masks = (*lane.masks, mask[0, 0].float().cpu().numpy())
+        lane, refined = replace(lane, masks=masks), replace(refined, masks=masks)
     if config.accept != "score":
-        return tried
+        return refined
     if lane.scores is None:
-        lane = yield from seen(lane)
-    tried = yield from seen(tried)
-    assert lane.scores is not None and tried.scores is not None
-    if float(tried.scores.preference[0]) >= float(lane.scores.preference[0]) + config.margin:
-        return tried
-    return replace(lane, nfe=tried.nfe, calls=tried.calls)  # what was spent is spent
+        lane = yield from score_preview(lane)
+    refined = yield from score_preview(refined)
+    assert lane.scores is not None and refined.scores is not None
+    if float(refined.scores.preference[0]) >= float(lane.scores.preference[0]) + config.margin:
+        return refined
+    return replace(lane, nfe=refined.nfe, calls=refined.calls)
 
 
-def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | None) -> LaneCoroutine:
-    """The inner loop of a refinement: k evaluations from the re-noised level back to the lane's own.
+def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | None) -> LaneCoroutine:
+    """The inner loop of a refinement: k evaluations from the re-noised level back to the lane's current one.
 
-    Inside the mask the image is drawn anew; outside, the old trajectory at the same noise level is put back after
-    every evaluation, as RePaint does (arXiv:2201.09865, equation 8), so that it comes out as it was.
+    Inside the mask the image is regenerated; outside, the old trajectory at the same noise level is restored after
+    every evaluation, as in RePaint (arXiv:2201.09865, equation 8), so that it is unchanged in the end.
     """
     path, x_old = backbone.path, lane.latents.x
     assert lane.x0 is not None
-    levels, rest, step = refine_way(backbone, process, lane)
+    levels, rest, step = refine_levels(backbone, process, lane)
     at = [torch.tensor([level], dtype=torch.float64) for level in levels]
     stream = f"refine-{lane.refinements - 1}"
-    # Fresh noise at the very start, as a new seed would have; part of the way, noise over what was there.
+    # renoise=1 begins from pure noise, as a new seed would; below 1, noise is added to the clean prediction.
     if process.refine.renoise == 1:
         latents = backbone.begin(lane.prompt, lane.seed, process.steps, process.spacing, stream)[1]
         x = latents.x
@@ -167,7 +183,7 @@ def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | 
     if mask is not None:
         x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, at[0])
         latents = Latents.start(x, at[0])
-    tried = lane
+    refined = lane
     for level, following in zip(levels[1:], at[1:], strict=True):
         outcome: Outcome = yield ask(process, lane, latents, float(level))
         x, x0 = outcome.latents.x, outcome.x0
@@ -175,36 +191,36 @@ def redo(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | 
             x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, following)
             x0 = mask * x0 + (1 - mask) * lane.x0
         latents = Latents.start(x, following) if mask is not None else outcome.latents
-        tried = moved(tried, latents, rest, x0, process.cost(outcome.calls))
-        tried = replace(tried, features=outcome.features)
+        refined = after_evaluation(refined, latents, rest, x0, process.cost(outcome.calls))
+        refined = replace(refined, features=outcome.features)
     if mask is None and latents.history.scheduler[0] is not None:
-        return replace(tried, step=step)  # the pipeline's own scheduler is on its plan, and goes on with it
-    return replace(tried, latents=Latents.start(latents.x, at[-1]), step=step)
+        return replace(refined, step=step)  # the pipeline's scheduler is on its timesteps, and its history is kept
+    return replace(refined, latents=Latents.start(latents.x, at[-1]), step=step)
 
 
-def refine_way(backbone: Backbone, process: ProcessConfig, lane: Lane) -> tuple[np.ndarray, np.ndarray, int]:
-    """The way of a refinement.
+def refine_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> tuple[np.ndarray, np.ndarray, int]:
+    """The noise levels of a refinement.
 
     Returns:
-        (k + 1,) noise levels from the re-noised level to where it leaves the lane (where it was, or ``return_to``);
-        the levels ahead of the lane then; and the steps of the schedule that are done then.
+        (k + 1,) noise levels from the re-noised level to the final one (the lane's current level, or ``return_to``);
+        the remaining levels of the schedule after the refinement; and the number of its steps done by then.
     """
     config = process.refine
     full = backbone.sigmas(process.steps, process.spacing) if lane.levels is None else lane.levels
     if config.return_to is not None:
         return full[: config.return_to + 1], full[config.return_to :], config.return_to
     done = full[full > lane.sigma * (1 + 1e-9)]
-    way = np.append(done, lane.sigma)  # from the start to here
-    start = (1 - config.renoise) * (len(way) - 1)
-    steps = max(1, round(len(way) - 1 - start)) if isinstance(config.steps, str) else config.steps
-    places = np.linspace(start, len(way) - 1, steps + 1)
-    return np.exp(np.interp(places, np.arange(len(way)), np.log(way))), lane.rest, lane.step
+    levels = np.append(done, lane.sigma)  # from the start of the schedule to the current level
+    start = (1 - config.renoise) * (len(levels) - 1)
+    steps = max(1, round(len(levels) - 1 - start)) if isinstance(config.steps, str) else config.steps
+    positions = np.linspace(start, len(levels) - 1, steps + 1)
+    return np.exp(np.interp(positions, np.arange(len(levels)), np.log(levels))), lane.rest, lane.step
 
 
 def region(
     backbone: Backbone, process: ProcessConfig, lane: Lane
 ) -> Generator[Request, Any, tuple[Lane, Tensor | None]]:
-    """Finds the region to redo: a mask (1, 1, H, W) in [0, 1] at the latents' resolution, or ``None`` for all of it."""
+    """Finds the region to regenerate: a (1, 1, H, W) mask in [0, 1] at the latents' resolution, ``None`` for all."""
     config = process.refine
     size = (int(lane.latents.x.shape[-2]), int(lane.latents.x.shape[-1]))
     if config.region == "whole":
@@ -212,7 +228,7 @@ def region(
     if config.maps == "attention":
         request = ask(process, lane, lane.latents, None)
         outcome: Outcome = yield replace(request, capture=True)
-        lane = spent(process, lane, outcome)
+        lane = charged(process, lane, outcome)
         assert outcome.attention is not None
         positions = lane.conditioning.content[0]
         return lane, attention_mask(outcome.attention[0], positions, config.fraction, config.blur, size)
@@ -221,15 +237,15 @@ def region(
 
 
 def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Generator[Request, Any, tuple[Lane, Tensor]]:
-    """(P, H, W): where each phrase acts, ``|x0(prompt) - x0(prompt without the phrase)|``, mean over channels."""
+    """(P, H, W): effect of each phrase, ``|x0(prompt) - x0(prompt without the phrase)|``, mean over channels."""
     request = replace(ask(process, lane, lane.latents, None), guidance_scale=1.0)
     whole: Outcome = yield request
-    lane = spent(process, lane, whole)
+    lane = charged(process, lane, whole)
     maps = []
     for phrase in phrases_of(lane.prompt):
         conditioning = backbone.rephrased(lane.conditioning, without(lane.prompt.text, phrase))
         other: Outcome = yield replace(request, conditioning=conditioning)
-        lane = spent(process, lane, other)
+        lane = charged(process, lane, other)
         maps.append((whole.x0 - other.x0).abs().mean(1)[0])
     stacked = torch.stack(maps)
     return replace(lane, evidence=evidence_of(stacked)), stacked
@@ -244,15 +260,15 @@ def pick_phrase(config: RefineConfig, maps: Tensor, size: tuple[int, int]) -> Te
     return masks[weakest : weakest + 1]
 
 
-def seen(lane: Lane) -> LaneCoroutine:
-    """The lane with a look at its last clean prediction."""
+def score_preview(lane: Lane) -> LaneCoroutine:
+    """The lane with the scores of its last clean prediction."""
     assert lane.x0 is not None
     scores = yield ScorePreview(lane.x0, lane.prompt)
     return replace(lane, scores=scores)
 
 
 def finished(lane: Lane) -> Generator[Request, Any, GeneratedImage]:
-    """The finished image of a lane that has landed."""
+    """The finished image of a fully denoised lane."""
     return (yield Finish(lane.latents.x, lane.prompt, lane.conditioning))
 
 
@@ -262,7 +278,7 @@ def ask(process: ProcessConfig, lane: Lane, latents: Latents, sigma_next: float 
     return Evaluate(latents, lane.conditioning, sigma_next, scale, False, lane.prompt.text, last)
 
 
-def spent(process: ProcessConfig, lane: Lane, outcome: Outcome) -> Lane:
-    """The lane with an evaluation charged that did not move it."""
+def charged(process: ProcessConfig, lane: Lane, outcome: Outcome) -> Lane:
+    """The lane charged for an evaluation that left its latents unchanged."""
     nfe, calls = process.cost(outcome.calls)
     return replace(lane, nfe=lane.nfe + nfe, calls=lane.calls + calls)

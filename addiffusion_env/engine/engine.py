@@ -1,8 +1,8 @@
-"""The engine of lanes: many programs in step, ONE denoiser call for all of them, each lane at its own noise level.
+"""The engine: runs many lanes in lockstep with ONE denoiser call for all of them, each lane at its own noise level.
 
-A program (:mod:`addiffusion_env.engine.coroutines`) is written as if its lane were alone. The engine collects what all
-running programs ask for and answers in batches: previews with one pass of the tiny decoder and of each scorer,
-decisions with one call of the policy, evaluations with one call of the denoiser. Lanes that end make room at once.
+A lane is one image being generated; its coroutine (:mod:`addiffusion_env.engine.coroutines`) is written for it alone.
+The engine answers the requests of all running coroutines in batches: previews with one call of the preview decoder and
+of each scorer, decisions with one call of the policy, evaluations with one call of the denoiser.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
 @dataclass
 class Counters:
-    """What the engine has done since it was made.
+    """Counts of the engine's work since it was created.
 
     Attributes:
-        denoiser_batches: calls of the denoiser.
-        denoiser_rows: rows in them, a guided evaluation counting two: network calls.
-        evaluations: evaluations asked for by lanes.
+        denoiser_batches: batched calls of the denoiser.
+        denoiser_rows: rows in them, i.e. network calls; a guided evaluation counts two.
+        evaluations: evaluations requested by lanes.
         looks: previews decoded and scored.
-        score_batches: in how many batches.
-        decodes: images decoded in full.
-        decode_batches: in how many batches.
-        busy: lane-ticks spent on an evaluation.
-        capacity: lane-ticks there was room for.
-        queued_busy: of ``busy``, those while programs were waiting for a lane.
-        queued_capacity: of ``capacity``, likewise.
+        score_batches: batches of previews.
+        decodes: images decoded by the full decoder.
+        decode_batches: batches of decoded images.
+        busy: lanes occupied, summed over denoiser calls.
+        capacity: lanes available, summed over denoiser calls.
+        queued_busy: the part of ``busy`` counted while coroutines were waiting for a lane.
+        queued_capacity: the part of ``capacity`` counted while coroutines were waiting for a lane.
     """
 
     denoiser_batches: int = 0
@@ -72,18 +72,18 @@ class Counters:
 
     @property
     def utilisation(self) -> float:
-        """Busy lane-ticks over lane-ticks, in [0, 1], the last lanes' way to the end included."""
+        """Fraction of lanes occupied, in [0, 1]; includes the end of a run, when lanes run empty."""
         return self.busy / self.capacity if self.capacity else 0.0
 
     @property
     def queued_utilisation(self) -> float:
-        """The same while programs were waiting for a lane, in [0, 1]; 0 if none ever waited."""
+        """The same while coroutines were waiting for a lane, in [0, 1]; 0 if none ever waited."""
         return self.queued_busy / self.queued_capacity if self.queued_capacity else 0.0
 
 
 @dataclass
 class Task:
-    """A program in flight; ``result`` is what it returned, or the :class:`Fault` that it was dropped for."""
+    """A running coroutine; ``result`` is its return value, or the :class:`Fault` it was dropped for."""
 
     index: int
     coroutine: Coroutine
@@ -92,7 +92,7 @@ class Task:
     result: Any = None
 
     def resume(self, answer: Any) -> None:
-        """Sends the answer in and runs to the next request or the end."""
+        """Sends the answer to the coroutine and runs it to its next request or its end."""
         try:
             self.waiting = self.coroutine.send(answer)
         except StopIteration as stop:
@@ -100,11 +100,11 @@ class Task:
 
 
 class Queue:
-    """Work for free lanes: first what was in a lane before, then new programs, begun one at a time.
+    """Work for free lanes: first tasks that gave up a lane before, then new coroutines, started one at a time.
 
     Args:
         coroutines: consumed lazily.
-        resume: sends an answer into a task, here the ``None`` that begins it.
+        resume: sends an answer to a task; ``None`` starts it.
     """
 
     def __init__(self, coroutines: Iterable[Coroutine], resume: Callable[[Task, Any], None]) -> None:
@@ -115,11 +115,11 @@ class Queue:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is known to be left; exact once :meth:`take` gave less than was asked for."""
+        """Whether no work is left; exact once :meth:`take` has returned fewer tasks than requested."""
         return not self._more and not self._back
 
     def put_back(self, tasks: Iterable[Task]) -> None:
-        """Tasks that want a lane again; they are the next to get one."""
+        """Queues tasks that need a lane again; they get one before new coroutines do."""
         self._back.extend(tasks)
 
     def take(self, count: int) -> list[Task]:
@@ -139,21 +139,20 @@ class Queue:
 
 @dataclass
 class Engine:
-    """Runs programs in step.
+    """Runs coroutines in lockstep.
 
-    A lane that fails by itself (NaN, a scorer that raises) is dropped, its neighbours go on: see
-    :mod:`addiffusion_env.engine.lane`. With ``halve`` a call that the device's memory does not hold is made again in
-    halves, and so are the calls after it.
+    A lane that fails on its own (NaN, a scorer that raises) is dropped while the others continue
+    (:mod:`addiffusion_env.engine.lane`).
 
     Attributes:
         backbone: the model.
-        scorers: what looks at previews and finished images.
+        scorers: score previews and finished images.
         solver: name in :data:`backbones.solvers.SOLVERS`.
-        decider: answers :class:`Decide` requests; only needed by programs that ask.
-        max_batch: most lanes in one call of the denoiser, the decoders and the scorers; ``None`` for no limit.
-        halve: whether ``max_batch`` is halved, with a warning, when memory runs out.
+        decider: answers :class:`Decide` requests; only needed by coroutines that make them.
+        max_batch: maximum number of lanes in one call of a model; ``None`` for no limit.
+        halve: whether ``max_batch`` is halved, with a warning, when a call does not fit into the device's memory.
         faults: how many lanes may be dropped; none by default.
-        counters: what was done so far.
+        counters: counts of the work done.
     """
 
     backbone: Backbone
@@ -170,15 +169,15 @@ class Engine:
         self._step = None if self.solver == SCHEDULER else SOLVERS.load(self.solver)
 
     def run(self, coroutines: Iterable[Coroutine], max_lanes: int | None = None) -> list[Any]:
-        """Runs programs to their ends; returns their results in order, a :class:`Fault` for each one dropped.
+        """Runs coroutines to their ends; returns their results in order, a :class:`Fault` for each one dropped.
 
         Args:
-            coroutines: begun when there is a lane for them.
-            max_lanes: most in flight at once; ``None`` runs all of them in step.
+            coroutines: each is started when there is a lane for it.
+            max_lanes: maximum number running at once; ``None`` runs all of them together.
 
         Raises:
-            NumericsError, ScorerError: when more lanes fail than ``faults`` allows.
-            DeviceMemoryError: when memory runs out, with ``halve`` for a single lane.
+            NumericsError, ScorerError: if more lanes fail than ``faults`` allows.
+            DeviceMemoryError: if memory runs out; with ``halve``, if a single lane does not fit.
         """
         if max_lanes is None:
             coroutines = list(coroutines)
@@ -189,17 +188,16 @@ class Engine:
     def stream(
         self, coroutines: Iterable[Coroutine], max_lanes: int, decode_batch: int = 1
     ) -> Iterator[tuple[int, Any]]:
-        """Keeps up to ``max_lanes`` programs in flight; yields (position in ``coroutines``, result) as they end.
+        """Keeps up to ``max_lanes`` coroutines running; yields (position in ``coroutines``, result) as they end.
 
-        A lane that ends is filled with the next program before the next denoiser call. A program that waits for the
-        full decoder leaves its lane, too; one that goes on afterwards (a finished image that is tried again) gets
-        the next free lane.
+        A lane is refilled as soon as its coroutine ends or waits for the full decoder. A coroutine that continues after
+        its image was decoded (a new attempt) gets the next free lane.
 
         Args:
-            coroutines: consumed lazily: one is begun when there is a lane for it.
-            max_lanes: most programs in one denoiser call.
-            decode_batch: images that are decoded together. They wait for each other only while lanes are busy: once
-                lanes stand empty for want of programs, all are decoded at once.
+            coroutines: consumed lazily: each is started when there is a lane for it.
+            max_lanes: maximum number of coroutines in one denoiser call.
+            decode_batch: number of images that are decoded together. Once lanes are empty and no coroutine is left to
+                start, the waiting images are decoded at once, however few.
 
         Raises:
             ConfigError: for ``max_lanes`` or ``decode_batch`` below 1.
@@ -231,7 +229,7 @@ class Engine:
             self._evaluate(lanes, room=max_lanes, queued=not queue.empty)
 
     def _look_and_decide(self, tasks: Sequence[Task]) -> None:
-        """Answers looks and decisions until every task has ended or waits for the denoiser or the full decoder."""
+        """Answers preview and decision requests until every task has ended or waits for the denoiser or the decoder."""
         while True:
             groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (ScorePreview, Decide)}
             if not any(groups.values()):
@@ -240,7 +238,7 @@ class Engine:
             self._decide(groups[Decide])
 
     def _resume(self, task: Task, answer: Any) -> None:
-        """Sends an answer in; the error of a lane of its own ends it."""
+        """Sends an answer to a task; one of :data:`LANE_ERRORS` ends that task alone."""
         try:
             if isinstance(answer, LANE_ERRORS):
                 raise answer
@@ -250,7 +248,7 @@ class Engine:
             task.waiting, task.done, task.result = None, True, self.faults.drop(error)
 
     def _answer(self, doing: str, tasks: Sequence[Task], work: Callable[[list[Any]], Sequence[Any]]) -> None:
-        """Answers tasks in batches; a batch that memory does not hold is halved, where that is wanted."""
+        """Answers tasks in batches; with ``halve`` a batch that does not fit into memory is halved."""
         left = list(tasks)
         while left:
             chunk = left[: self.max_batch or len(left)]
@@ -269,17 +267,17 @@ class Engine:
                 for task, answer in zip(chunk, answers, strict=True):
                     self._resume(task, answer)
                 continue
-            # Behind the except block: only here is what the failed call held free again.
+            # After the except block: only here are the tensors of the failed call freed.
             self.max_batch = len(chunk) // 2
             torch.cuda.empty_cache()
             warnings.warn(
-                f"{self.backbone.device} ran out of memory {doing} {len(chunk)} lanes at once: going on with "
-                f"{self.max_batch} a call",
+                f"{self.backbone.device} ran out of memory {doing} {len(chunk)} lanes at once: continuing with "
+                f"{self.max_batch} per call",
                 stacklevel=2,
             )
 
     def _score_previews(self, tasks: Sequence[Task]) -> None:
-        self._answer("looking at previews of", tasks, self._previews_scored)
+        self._answer("scoring previews of", tasks, self._previews_scored)
 
     def _previews_scored(self, requests: list[ScorePreview]) -> list[ImageScores | Exception]:
         images = self.backbone.preview(torch.cat([request.x0 for request in requests]))
@@ -298,12 +296,12 @@ class Engine:
         finite = torch.isfinite(decoded).flatten(1).all(1)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        scored = iter(self._scores_of(decoded[finite], prompts) if prompts else ())
+        found = iter(self._scores_of(decoded[finite], prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
         images: list[GeneratedImage | Exception] = []
         for request, image, fine in zip(requests, decoded, good, strict=True):
-            scores = next(scored) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
+            scores = next(found) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
             images.append(GeneratedImage(image, scores) if isinstance(scores, ImageScores) else scores)
         return images
 
@@ -315,13 +313,13 @@ class Engine:
         )
 
     def _scores_of(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[ImageScores | Exception]:
-        """A look at each image, or the error that it met: a batch that fails is looked at one by one."""
+        """The scores of each image, or the error it raised: a batch that fails is scored image by image."""
         try:
             scores = self.scorers.scores(images, prompts)
             return [scores.row(row) for row in range(len(prompts))]
         except LANE_ERRORS as error:
             if self.faults.limit == 0:
-                raise  # all the same which lane it was, and the batch's own message says more
+                raise  # no lane may be dropped, and the message about the whole batch is more informative
             if len(prompts) == 1:
                 return [error]
         found: list[ImageScores | Exception] = []
@@ -334,7 +332,7 @@ class Engine:
             return
         if self.decider is None:
             raise ConfigError(
-                "a program asked for a decision, and this engine has no policy", "pass decider= to Engine"
+                "a coroutine requested a decision, and this engine has no policy", "pass decider= to Engine"
             )
         requests: list[Any] = [task.waiting for task in tasks]
         actions = self.decider(requests)
@@ -354,7 +352,7 @@ class Engine:
         """Answers evaluations with one denoiser call and one solver step.
 
         Returns:
-            An outcome for each, or the error of a lane for which the denoiser returned NaN or infinity.
+            One outcome per request, or the error of a lane for which the denoiser returned NaN or infinity.
         """
         latents = Latents.cat([request.latents for request in requests])
         conditioning = Conditioning.cat([request.conditioning for request in requests])
@@ -364,13 +362,13 @@ class Engine:
         self.counters.denoiser_batches += 1
         self.counters.denoiser_rows += int(prediction.calls.sum())
         self.counters.evaluations += len(requests)
-        # A row that stays is stepped nowhere: sigma to itself leaves the latents as they are.
-        onward = [
+        # A request without sigma_next is stepped from sigma to sigma, which leaves its latents unchanged.
+        targets = [
             sigma if request.sigma_next is None else request.sigma_next
             for request, sigma in zip(requests, latents.sigma.tolist(), strict=True)
         ]
         last = torch.tensor([request.last for request in requests])
-        levels = torch.tensor(onward, dtype=torch.float64)
+        levels = torch.tensor(targets, dtype=torch.float64)
         if self._step is None:
             stepped = self.backbone.scheduler_step(latents, prediction, conditioning, levels)
         else:

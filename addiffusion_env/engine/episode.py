@@ -1,4 +1,4 @@
-"""A whole episode as one program: for pipelines and evaluation, where the policy is at hand."""
+"""A whole episode as one coroutine, for pipelines and evaluation, where the policy runs in the same process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Episode:
     """A finished episode.
 
     Attributes:
-        lane: where the lane ended; its ``actions``, ``nfe``, ``calls``, ``refinements`` and ``masks`` are the trace.
+        lane: the final lane; its ``actions``, ``nfe``, ``calls``, ``refinements`` and ``masks`` are the trace.
         image: the finished image and its scores.
     """
 
@@ -29,14 +29,14 @@ class Episode:
 def play(
     backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int, looks: bool = True
 ) -> Generator[Request, Any, Episode]:
-    """Plays one episode, asking the policy (:class:`Decide`) at every decision.
+    """Runs one episode, requesting the policy's action (:class:`Decide`) at every decision.
 
     Args:
         backbone: the model.
         process: what the actions do.
-        prompt: what to draw.
+        prompt: the prompt.
         seed: the image's seed.
-        looks: whether the policy needs to see previews; policies that are blind save their cost.
+        looks: whether the policy needs scored previews; without them their cost is saved.
     """
     lane = open_lane(backbone, process, prompt, seed)
     before = None

@@ -1,4 +1,4 @@
-"""One image in the making: its state, what it asks of the engine, and how failures are counted."""
+"""One lane (an image being generated): its state, its requests to the engine, and how its failures are counted."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from addiffusion_env.scorers.image_scores import ImageScores
 from addiffusion_env.seeding import keyed_noise
 
 LANE_ERRORS = (NumericsError, ImageRangeError, ScorerError)
-"""Errors that are one lane's own: NaN from a denoiser, decoder or scorer, and a scorer that raises. Any other error
-(a wrong configuration, missing weights, a prompt that does not fit) ends the run, whatever the limit."""
+"""Errors that concern a single lane: NaN from a denoiser, decoder or scorer, and a scorer that raises. Any other error
+(a wrong configuration, missing weights, a prompt that is too long) ends the run, whatever the limit."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a dropped lane has instead of a result.
+    """The result of a dropped lane.
 
     Attributes:
         error: why it was dropped.
@@ -36,11 +36,11 @@ class Fault:
 
 @dataclass
 class FaultCount:
-    """How many lanes were dropped, and how many may be.
+    """Counts dropped lanes.
 
     Attributes:
-        limit: lanes that may be dropped; 0 raises the first error.
-        count: lanes that were.
+        limit: number of lanes that may be dropped; 0 raises the first error.
+        count: number of lanes dropped so far.
     """
 
     limit: int = 0
@@ -48,13 +48,13 @@ class FaultCount:
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 0:
-            raise ConfigError(f"max_faults must be a number from 0, got {self.limit!r}", "0 stops at the first")
+            raise ConfigError(f"max_faults must be a number from 0, got {self.limit!r}", "0 raises the first error")
 
     def drop(self, error: AdDiffusionError) -> Fault:
         """Counts a lane that failed with one of :data:`LANE_ERRORS` and warns.
 
         Raises:
-            AdDiffusionError: ``error``, once more than ``limit`` lanes have failed.
+            AdDiffusionError: ``error``, if more than ``limit`` lanes have failed.
         """
         self.count += 1
         if self.limit == 0:
@@ -68,16 +68,16 @@ class FaultCount:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate the denoiser for one lane, and take a solver step.
+    """Request to evaluate the denoiser for one lane and take a solver step.
 
     Attributes:
         latents: a batch of one.
         conditioning: a batch of one.
-        sigma_next: where to step to; ``None`` to stay and only hear the prediction.
-        guidance_scale: 1 asks for the text-only prediction (one network call).
-        capture: whether attention maps are wanted.
+        sigma_next: noise level to step to; ``None`` only returns the prediction and leaves the latents unchanged.
+        guidance_scale: 1 requests the conditional prediction alone (one network call).
+        capture: whether to return attention maps.
         who: the prompt, for error messages.
-        last: whether the schedule ends with this step: solvers take it in first order.
+        last: whether the schedule ends with this step, which solvers take in first order.
     """
 
     latents: Latents
@@ -94,9 +94,9 @@ class Outcome:
     """The answer to :class:`Evaluate`; every tensor is a batch of one.
 
     Attributes:
-        latents: after the step.
+        latents: the latents after the step.
         x0: the (guided) clean prediction.
-        calls: network calls: 2 for a guided evaluation, 1 for another.
+        calls: network calls: 2 for a guided evaluation, otherwise 1.
         attention: (1, tokens, h, w) or ``None``.
         features: (1, F) of the denoiser's middle block, or ``None``.
     """
@@ -110,7 +110,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ScorePreview:
-    """Decode a cheap preview of clean latents (1, C, H, W) and show it to the scorers; answered by a :class:`ImageScores`."""
+    """Request to decode and score a cheap preview of clean latents (1, C, H, W); answered by :class:`ImageScores`."""
 
     x0: Tensor
     prompt: Prompt
@@ -118,7 +118,7 @@ class ScorePreview:
 
 @dataclass(frozen=True)
 class Finish:
-    """Decode landed latents (1, C, H, W) in full and show them to the scorers; answered by a :class:`GeneratedImage`."""
+    """Request to fully decode and score denoised latents (1, C, H, W); answered by :class:`GeneratedImage`."""
 
     x: Tensor
     prompt: Prompt
@@ -131,7 +131,7 @@ class GeneratedImage:
 
     Attributes:
         tensor: (3, H, W) float32 in [-1, 1].
-        scores: what the scorers said of it.
+        scores: its scores.
     """
 
     tensor: Tensor
@@ -139,7 +139,7 @@ class GeneratedImage:
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
-        return to_pixels(self.image)
+        return to_pixels(self.tensor)
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
@@ -149,11 +149,11 @@ def to_pixels(image: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decide:
-    """Ask the policy for an action; answered by an ``int``.
+    """Request for the policy's action; answered by an ``int``.
 
     Attributes:
-        lane: the lane (:class:`addiffusion_env.engine.lane.Lane`) that waits; its look is fresh.
-        before: its look at the decision before, or ``None``.
+        lane: the waiting lane (:class:`addiffusion_env.engine.lane.Lane`) with its current scores.
+        before: its scores at the previous decision, or ``None``.
     """
 
     lane: Any
@@ -162,34 +162,35 @@ class Decide:
 
 Request: TypeAlias = Evaluate | ScorePreview | Finish | Decide
 Coroutine: TypeAlias = Generator[Request, Any, Any]
-"""A lane's work, written as if it were alone: it yields requests and is sent their answers."""
+"""The work of a single lane: it yields requests and is sent their answers."""
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One image being made. Never changed in place: every move makes a new lane.
+    """The state of one image being generated. Immutable: every transition creates a new lane.
 
     Attributes:
-        prompt: what is drawn.
-        seed: the image's seed; with the prompt's id it fixes every draw of noise.
+        prompt: the prompt.
+        seed: the image's seed; determines all noise together with the prompt's id.
         conditioning: the encoded prompt, a batch of one.
-        latents: where it is, a batch of one.
-        rest: (r + 1,) noise levels still ahead, ``rest[0]`` being where it is.
-        step: evaluations of the schedule done.
-        nfe: evaluations spent in all, early exit and refinement included; a text-only call counts half.
-        calls: network calls spent in all.
-        refinements: how many were tried.
+        latents: the current latents, a batch of one.
+        rest: (r + 1,) remaining noise levels; ``rest[0]`` is the current one.
+        step: number of steps of the schedule that are done.
+        nfe: total number of function evaluations, early exit and refinement included; a call without guidance counts
+            half where the schedule is guided.
+        calls: total number of network calls.
+        refinements: number of refinements taken, accepted or not.
         x0: (1, C, H, W) the last clean prediction; ``None`` before the first evaluation.
-        scores: what the scorers said of it; ``None`` when nobody has looked.
-        change: relative change of x0 at the last evaluation, ``|x0' - x0| / |x0|``; 0 before there are two.
+        scores: the scores of its preview; ``None`` if it was not scored.
+        change: relative change of x0 at the last evaluation, ``|x0' - x0| / |x0|``; 0 before the second one.
         actions: the actions taken so far.
         masks: the masks of its refinements, (h, w) each, for filmstrips.
-        evidence: (3,) what the phrase maps of the last refinement said (:func:`engine.regions.evidence_of`); ``None``
-            where none were made.
-        shown: the finished image that waits to be taken or tried again (``check_finished``); ``None`` before.
-        best: the best-liked finished image of earlier tries (``refine.accept=best``).
-        features: (1, F) of the denoiser's middle block at the last evaluation; ``None`` where it has none.
-        levels: (m + 1,) noise levels of the whole schedule; ``None`` is the backbone's for any prompt.
+        evidence: (3,) summary of the last refinement's phrase maps (:func:`engine.regions.evidence_of`); ``None`` if
+            there were none.
+        shown: the finished image that waits to be accepted or replaced (``check_finished``); ``None`` before.
+        best: the finished image of highest utility among earlier attempts (``refine.accept=best``).
+        features: (1, F) of the denoiser's middle block at the last evaluation; ``None`` if it has none.
+        levels: (m + 1,) noise levels of the whole schedule; ``None`` for the backbone's prompt-independent ones.
     """
 
     prompt: Prompt
@@ -214,29 +215,29 @@ class Lane:
 
     @property
     def sigma(self) -> float:
-        """The noise level where the lane is."""
+        """The current noise level."""
         return float(self.rest[0])
 
     @property
     def remaining(self) -> int:
-        """Steps that the schedule has left."""
+        """Number of steps left in the schedule."""
         return len(self.rest) - 1
 
     @property
     def refine_mask(self) -> np.ndarray | None:
-        """(h, w) in [0, 1] at the latents' resolution: the region that the last action drew again.
+        """(h, w) in [0, 1] at the latents' resolution: the region that the last action regenerated.
 
-        ``None`` when the last action was no refinement, or one of the whole image.
+        ``None`` if the last action was not *refine*, or regenerated the whole image.
         """
         return self.masks[-1] if self.masks and self.actions[-1] == Action.REFINE else None
 
     def noise(self, stream: str) -> Tensor:
-        """(1, C, H, W) noise of this image's own stream."""
+        """(1, C, H, W) noise of a named random stream of this image."""
         like = self.latents.x
         return keyed_noise(self.prompt.prompt_id, self.seed, like.shape[1:], stream)[None].to(like.device)
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors, numbers and strings, from which :func:`restore_lane` makes the same lane."""
+        """Plain tensors, numbers and strings, from which :func:`restore_lane` restores the lane."""
         past = self.latents.history
         return {
             "prompt": [
@@ -264,24 +265,24 @@ class Lane:
 
 
 def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Lane:
-    """Starts an image from plain noise, as every diffusers pipeline does.
+    """Starts an image from pure noise, as every diffusers pipeline does.
 
     Raises:
-        PromptError: when the prompt does not fit the text window.
+        PromptError: if the prompt is longer than the text encoder's context.
     """
     conditioning, latents, levels = backbone.begin(prompt, int(seed), process.steps, process.spacing)
     return Lane(prompt, int(seed), conditioning, latents, levels, levels=levels)
 
 
 def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
-    """Makes the lane that :meth:`Lane.state` described; the prompt is encoded anew."""
+    """Restores a lane from :meth:`Lane.state`; the prompt is encoded again."""
     text, prompt_id, task, phrases, constraints = state["prompt"]
     x, sigma, x0, past, *older = state["latents"]
-    # States saved before histories held two predictions go on with the one that they have.
+    # States saved before histories held two predictions continue with a single one.
     older_x0, older_sigma = older or (torch.zeros_like(x0), torch.full_like(past, float("nan")))
     device = backbone.device
-    own = state.get("scheduler")
-    history = History(x0.to(device), past.cpu(), older_x0.to(device), older_sigma.cpu(), (own,))
+    scheduler = state.get("scheduler")
+    history = History(x0.to(device), past.cpu(), older_x0.to(device), older_sigma.cpu(), (scheduler,))
     step, nfe, calls, refinements, change = state["counts"]
     return Lane(
         prompt=Prompt(text, prompt_id, task, tuple(phrases), constraints),
@@ -306,8 +307,16 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
     )
 
 
-def moved(lane: Lane, latents: Latents, rest: np.ndarray, x0: Tensor, spent: tuple[float, int]) -> Lane:
-    """The lane after an evaluation: new latents, the noise levels ahead, the clean prediction, (NFE, calls) spent."""
+def after_evaluation(lane: Lane, latents: Latents, rest: np.ndarray, x0: Tensor, cost: tuple[float, int]) -> Lane:
+    """The lane after an evaluation.
+
+    Args:
+        lane: the lane before it.
+        latents: the new latents.
+        rest: the remaining noise levels.
+        x0: the clean prediction.
+        cost: (NFE, network calls) of the evaluation.
+    """
     change = 0.0
     if lane.x0 is not None:
         change = float((x0 - lane.x0).norm() / lane.x0.norm().clamp_min(1e-8))
@@ -318,16 +327,16 @@ def moved(lane: Lane, latents: Latents, rest: np.ndarray, x0: Tensor, spent: tup
         x0=x0,
         scores=None,
         change=change,
-        nfe=lane.nfe + spent[0],
-        calls=lane.calls + spent[1],
+        nfe=lane.nfe + cost[0],
+        calls=lane.calls + cost[1],
     )
 
 
 def scores_state(scores: ImageScores | None) -> dict[str, Tensor] | None:
-    """A look as named tensors."""
-    return (
-        None if scores is None else {item.name: torch.from_numpy(getattr(scores, item.name)) for item in fields(scores)}
-    )
+    """Scores as named tensors."""
+    if scores is None:
+        return None
+    return {item.name: torch.from_numpy(getattr(scores, item.name)) for item in fields(scores)}
 
 
 def image_state(image: GeneratedImage | None) -> dict[str, Any] | None:
@@ -336,7 +345,7 @@ def image_state(image: GeneratedImage | None) -> dict[str, Any] | None:
 
 
 def restore_image(state: Mapping[str, Any] | None) -> GeneratedImage | None:
-    """The image that :func:`image_state` described."""
+    """Restores an image from :func:`image_state`."""
     if state is None:
         return None
     scores = restore_scores(state["look"])
@@ -345,5 +354,5 @@ def restore_image(state: Mapping[str, Any] | None) -> GeneratedImage | None:
 
 
 def restore_scores(state: Mapping[str, Tensor] | None) -> ImageScores | None:
-    """The look that :func:`scores_state` described."""
+    """Restores scores from :func:`scores_state`."""
     return None if state is None else ImageScores(**{name: value.numpy() for name, value in state.items()})

@@ -1,25 +1,25 @@
-"""How many lanes: a number, or as many as the device holds."""
+"""The number of lanes: given, or limited by the device's memory."""
 
 from __future__ import annotations
 
 from addiffusion_env.errors import ConfigError
 
 AUTO_LANES = 16
-"""Lanes that ``lanes=auto`` begins with."""
+"""Initial number of lanes with ``lanes=auto``."""
 
 
 def lanes_of(lanes: int | str, name: str = "lanes") -> tuple[int, bool]:
-    """Reads a number of lanes from configuration.
+    """Parses a number of lanes from the configuration.
 
     Args:
-        lanes: a number, or ``"auto"``: :data:`AUTO_LANES`, in smaller calls once the device's memory runs out.
-        name: of the key, for the error.
+        lanes: a number, or ``"auto"``: :data:`AUTO_LANES`, with smaller batches once the device's memory runs out.
+        name: name of the key, for the error.
 
     Returns:
-        The number of lanes, and whether calls are halved when memory runs out (:attr:`.engine.Engine.halve`).
+        The number of lanes, and whether batches are halved when memory runs out (:attr:`.engine.Engine.halve`).
 
     Raises:
-        ConfigError: for anything else, or less than 1.
+        ConfigError: for any other value, or a number below 1.
 
     >>> lanes_of(8), lanes_of("auto")
     ((8, False), (16, True))

@@ -1,4 +1,4 @@
-"""Observers of an episode: told of every decision and every evaluation, whatever the episode is for."""
+"""Observers of an episode: callbacks for its decisions and evaluations."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from addiffusion_env.engine.lane import Decide, Evaluate, Lane, Outcome, Request
 
 
 class EpisodeObserver:
-    """Is told what happens in one episode. Subclasses override what they need."""
+    """Callbacks of one episode. Subclasses override the ones they need."""
 
     def decided(self, request: Decide, action: int) -> None:
-        """Told of a decision: where the lane stood, and what was chosen."""
+        """Called after a decision, with the lane's state and the chosen action."""
 
     def evaluated(self, request: Evaluate, outcome: Outcome) -> Outcome:
-        """Told of an evaluation; what it returns takes the place of the outcome."""
+        """Called after an evaluation; the returned value replaces the outcome."""
         return outcome
 
 
 class Decisions(EpisodeObserver):
-    """Keeps every decision of an episode.
+    """Records every decision of an episode.
 
     Attributes:
-        requests: the lanes as they stood, in order.
-        actions: what was chosen at each.
+        requests: the requests, in order, with the lane's state at each.
+        actions: the action chosen at each.
     """
 
     def __init__(self) -> None:
@@ -38,19 +38,19 @@ class Decisions(EpisodeObserver):
         self.actions: list[int] = []
 
     def decided(self, request: Decide, action: int) -> None:
-        """Keeps it."""
+        """Records the decision."""
         self.requests.append(request)
         self.actions.append(int(action))
 
     def lanes_of(self, episode: Episode) -> list[Lane]:
-        """The lane at each decision of the attempt that was kept: others are drawn from other seeds."""
+        """The lane at each decision of the attempt that was kept; other attempts have other seeds."""
         return [request.lane for request in self.requests if request.lane.seed == episode.lane.seed]
 
 
 def observed(
     coroutine: Generator[Request, Any, Episode], observers: Sequence[EpisodeObserver]
 ) -> Generator[Request, Any, Episode]:
-    """A sampler's program, with observers told of its decisions and evaluations."""
+    """A sampler's coroutine whose decisions and evaluations are passed to observers."""
     answer = None
     while True:
         try:
@@ -67,18 +67,18 @@ def observed(
 
 
 def previews_of(backbone: Backbone, lanes: Sequence[Lane]) -> list[np.ndarray | None]:
-    """What each lane shows: (h, w, 3) uint8 at the size of previews, or ``None`` before the first evaluation.
+    """The preview of each lane: (h, w, 3) uint8, or ``None`` before the first evaluation.
 
-    That is the finished image where one waits to be judged, else the preview of the clean prediction; previews are
-    decoded in one batch.
+    It is the finished image where one is being checked (``check_finished``), otherwise the preview of the clean
+    prediction; all previews are decoded in one batch.
     """
     height, width = backbone.capabilities.preview_size
-    under_way = [lane.x0 for lane in lanes if lane.x0 is not None and lane.shown is None]
-    decoded = iter(backbone.preview(torch.cat(under_way)) if under_way else ())
+    predictions = [lane.x0 for lane in lanes if lane.x0 is not None and lane.shown is None]
+    decoded = iter(backbone.preview(torch.cat(predictions)) if predictions else ())
 
-    def shown(lane: Lane) -> np.ndarray | None:
+    def preview(lane: Lane) -> np.ndarray | None:
         if lane.shown is not None:
             return np.asarray(Image.fromarray(lane.shown.pixels()).resize((width, height)))
         return None if lane.x0 is None else to_pixels(next(decoded))
 
-    return [shown(lane) for lane in lanes]
+    return [preview(lane) for lane in lanes]

@@ -31,32 +31,32 @@ class Action(IntEnum):
 
 @dataclass(frozen=True)
 class RefineConfig(Settings):
-    """What *refine* does at a state.
+    """What the action *refine* does.
 
-    The region is re-noised up to a level between where the lane is and the start, brought back to where the lane was
-    in ``steps`` evaluations (each counted), and kept or taken back.
+    The region is re-noised to a level between the lane's current one and the start of the schedule, denoised back to
+    the current level in ``steps`` evaluations (each counted), and the result is kept or discarded.
 
     Attributes:
         enabled: whether the action is ever legal.
-        maps: where the region comes from: ``attention`` of the prompt's content tokens (one evaluation), ``phrase``
-            differences |x0(prompt) - x0(prompt without the phrase)| (half an evaluation a phrase and one half more),
+        maps: source of the region: ``attention`` of the prompt's content tokens (one evaluation), ``phrase``
+            differences |x0(prompt) - x0(prompt without the phrase)| (half an evaluation per phrase plus one half),
             ``none`` for the whole image.
         region: ``token`` (all content tokens), ``weakest`` (the phrase with the least effect), ``union`` (all
             phrases) or ``whole``.
-        renoise: how far back, as a share of the way to the start: 0 stays, 1 is fresh noise.
-        steps: k, evaluations from there back to the lane's level; ``"schedule"`` retraces the schedule's own steps.
-        fraction: share of the image's cells that a region covers before blurring, in (0, 1].
+        renoise: fraction of the completed schedule that is undone: 0 stays at the current level, 1 is fresh noise.
+        steps: k, evaluations from there back to the current level; ``"schedule"`` repeats the steps of the schedule.
+        fraction: fraction of the latent cells that a region covers before blurring, in (0, 1].
         blur: standard deviation of the Gaussian blur of the mask, in latent cells.
-        accept: ``always``; ``score``: keep the result only when its preview's preference is at least ``margin`` above
-            the one before; or ``best``: go on with the result, and give at the end the best-liked of all images that
-            were finished on the way (with :attr:`ProcessConfig.check_finished`).
+        accept: ``always``; ``score``: keep the result only if its preview's preference exceeds the previous one by at
+            least ``margin``; or ``best``: continue with the result, and return the finished image of highest utility
+            at the end of the episode (with :attr:`ProcessConfig.check_finished`).
         margin: in standard deviations of preference; may be negative.
-        utility: what "best-liked" means; see :class:`addiffusion_env.scorers.utility.Utility`.
-        return_to: step of the schedule where a refinement of the whole image leaves the lane, so that a new try is
-            judged as early as the first one was; ``None`` for where it was.
-        limit: most refinements in an episode.
-        first_step: first step of the schedule at which the action is legal; at least 1, since there is no image
-            before.
+        utility: ranks finished images under ``accept=best``; see :class:`addiffusion_env.scorers.utility.Utility`.
+        return_to: step of the schedule at which a whole-image refinement returns control to the policy, so that a new
+            attempt can be abandoned as early as the first one; ``None`` for the step at which it was taken.
+        limit: maximum number of refinements in an episode.
+        first_step: first step of the schedule at which the action is legal; at least 1, since there is no clean
+            prediction before.
     """
 
     section: ClassVar[str] = "refine"
@@ -87,11 +87,11 @@ class RefineConfig(Settings):
         wanted = {"token": "attention", "weakest": "phrase", "union": "phrase", "whole": "none"}[self.region]
         if self.maps != wanted:
             raise ConfigError(
-                f"refine.region={self.region} goes with refine.maps={wanted}, got {self.maps}", f"set maps={wanted}"
+                f"refine.region={self.region} needs refine.maps={wanted}, got {self.maps}", f"set maps={wanted}"
             )
         if not 0 <= self.renoise <= 1:
             raise ConfigError(
-                f"refine.renoise must be in [0, 1], got {self.renoise}", "0 stays where the lane is, 1 is the start"
+                f"refine.renoise must be in [0, 1], got {self.renoise}", "0 adds no noise, 1 starts from fresh noise"
             )
         if not 0 < self.fraction <= 1:
             raise ConfigError(
@@ -101,25 +101,25 @@ class RefineConfig(Settings):
             raise ConfigError(f"refine.steps must be a number or 'schedule', got {self.steps!r}", "use 2, or schedule")
         if self.return_to is not None and (self.region != "whole" or self.renoise != 1 or self.steps != "schedule"):
             raise ConfigError(
-                f"refine.return_to={self.return_to} needs a new try of the whole image, got region={self.region}, "
-                f"renoise={self.renoise:g}, steps={self.steps}",
-                "start from refine preset=again, or leave return_to out",
+                f"refine.return_to={self.return_to} needs a whole-image resample (region=whole, renoise=1, "
+                f"steps=schedule), got region={self.region}, renoise={self.renoise:g}, steps={self.steps}",
+                "use refine preset=resample_keep_best, or leave return_to out",
             )
 
 
 REFINE_PRESETS: dict[str, RefineConfig] = {
-    # As the proposal has it: content tokens' cross-attention, blurred, k = 2.
+    # As in the proposal: cross-attention of the content tokens, blurred, k = 2.
     "as_published": RefineConfig(),
-    # Trying again in earnest: fresh noise, and every step that the lane had done so far once more.
+    # A new attempt: fresh noise, and all steps of the schedule up to the current one again.
     "resample": RefineConfig(maps="none", region="whole", renoise=1.0, steps="schedule", accept="always"),
-    # The same, but the new try is looked at from the third step on, wherever the old one was dropped, and the best of
-    # all finished tries is given.
+    # The same, but the policy decides about the new attempt from the third step on, wherever the previous one was
+    # abandoned, and the best of all finished attempts is returned.
     "resample_keep_best": RefineConfig(
         maps="none", region="whole", renoise=1.0, steps="schedule", accept="best", return_to=3, limit=6
     ),
-    # Trying again in short: the whole image from fresh noise, two evaluations back to where it was.
+    # A short new attempt: the whole image from fresh noise, two evaluations back to the current level.
     "resample_short": RefineConfig(maps="none", region="whole", renoise=1.0, accept="always"),
-    # The region of the phrase that shows least, re-noised half-way, kept when it scores better.
+    # The region of the phrase with the least effect, re-noised half-way, kept if it scores better.
     "weakest": RefineConfig(maps="phrase", region="weakest", renoise=0.5, accept="score"),
     "union": RefineConfig(maps="phrase", region="union", renoise=1.0, accept="score"),
     "off": RefineConfig(enabled=False, maps="none", region="whole"),
@@ -128,22 +128,23 @@ REFINE_PRESETS: dict[str, RefineConfig] = {
 
 @dataclass(frozen=True)
 class ProcessConfig(Settings):
-    """How a lane moves.
+    """The transition dynamics of a lane.
 
     Attributes:
         steps: evaluations of the full schedule.
         spacing: timestep spacing of that schedule.
         solver: name in :data:`backbones.solvers.SOLVERS`, or ``"scheduler"``, the pipeline's own.
-        guidance_scale: classifier-free guidance; 1 or less is none, as in diffusers.
-        guidance_interval: ``(low, high)`` noise levels: evaluations at ``low < sigma <= high`` are guided, others take
-            the prompt alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). ``None`` guides all.
+        guidance_scale: classifier-free guidance scale; 1 or less disables guidance, as in diffusers.
+        guidance_interval: ``(low, high)`` noise levels: evaluations at ``low < sigma <= high`` are guided, others use
+            the conditional prediction alone at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724). ``None``
+            guides all.
         early_exit_steps: evaluations that *stop* spends, or ``"auto"``; see :mod:`addiffusion_env.backbones.schedules`.
-        decide_every: evaluations that one *continue* takes.
-        decide_at: steps of the schedule where the policy is asked, instead; *continue* goes on to the next of them.
-        check_finished: show the policy the finished image before the episode ends, however it was finished: *stop*
-            takes it, *refine* tries again, *continue* is not legal.
+        decide_every: evaluations of one *continue*.
+        decide_at: steps of the schedule at which the policy decides, instead; *continue* runs to the next of them.
+        check_finished: show the policy the finished image before the episode ends, whichever action finished it:
+            *stop* accepts it, *refine* starts a new attempt, *continue* is illegal.
         refine: what *refine* does.
-        network_calls: rows of network calls of an evaluation, (without guidance, with it); see :class:`Capabilities`.
+        network_calls: network calls per evaluation, (without guidance, with guidance); see :class:`Capabilities`.
     """
 
     steps: Annotated[int, Ge(1)] = 20
@@ -162,7 +163,8 @@ class ProcessConfig(Settings):
         super().__post_init__()
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise ConfigError(
-                f"guidance_scale must be a number of 0 or more, got {self.guidance_scale}", "1 or less is no guidance"
+                f"guidance_scale must be a number of 0 or more, got {self.guidance_scale}",
+                "1 or less disables guidance",
             )
         # Turbo and Lightning models are called with 0 for "off".
         object.__setattr__(self, "guidance_scale", max(1.0, self.guidance_scale))
@@ -184,16 +186,15 @@ class ProcessConfig(Settings):
             )
         if self.refine.enabled and self.refine.return_to is not None and self.refine.return_to >= self.steps:
             raise ConfigError(
-                f"refine.return_to={self.refine.return_to} lies at or behind the end of a schedule of {self.steps} "
-                "steps",
-                "lower it",
+                f"refine.return_to={self.refine.return_to} is not before the end of a schedule of {self.steps} steps",
+                f"set it to {self.steps - 1} or less",
             )
 
     def _check_decisions(self, at: tuple[int, ...]) -> None:
         inside = all(isinstance(step, int) and 1 <= step < self.steps for step in at)
         if not at or not inside or list(at) != sorted(set(at)):
             raise ConfigError(
-                f"decide_at must be rising steps from 1 to {self.steps - 1}, got {list(at)}", "for example [3, 5]"
+                f"decide_at must be increasing steps from 1 to {self.steps - 1}, got {list(at)}", "for example [3, 5]"
             )
         if self.decide_every != 1:
             raise ConfigError("decide_at and decide_every were both given", "leave decide_every at 1")
@@ -211,7 +212,7 @@ class ProcessConfig(Settings):
         return self.guidance_scale if low < sigma <= high else 1.0
 
     def nfe_of(self, sigmas: Sequence[float] | np.ndarray) -> float:
-        """NFE of one evaluation at each of some noise levels.
+        """Total NFE of one evaluation at each of the given noise levels.
 
         >>> ProcessConfig(guidance_scale=4, guidance_interval=(2.0, 6.0)).nfe_of([14.6, 5.9, 2.9, 1.6])
         3.0
@@ -219,16 +220,16 @@ class ProcessConfig(Settings):
         return self.cost(self.calls_of(sigmas))[0]
 
     def calls_of(self, sigmas: Sequence[float] | np.ndarray) -> int:
-        """Network calls of one evaluation at each of some noise levels."""
+        """Total network calls of one evaluation at each of the given noise levels."""
         return sum(self.network_calls[self.scale_at(float(sigma)) != 1] for sigma in sigmas)
 
     def decides(self, step: int) -> bool:
-        """Whether the policy is asked when so many steps of the schedule are done."""
+        """Whether the policy decides after ``step`` steps of the schedule."""
         return step % self.decide_every == 0 if self.decide_at is None else step in self.decide_at
 
     @property
     def decision_steps(self) -> tuple[int, ...]:
-        """Steps of the schedule where the policy is asked, between its first evaluation and its end.
+        """Steps of the schedule at which the policy decides, between the first evaluation and the end.
 
         >>> ProcessConfig(steps=6, decide_every=2).decision_steps
         (2, 4)
@@ -236,7 +237,7 @@ class ProcessConfig(Settings):
         return tuple(step for step in range(1, self.steps) if self.decides(step))
 
     def cost(self, calls: int) -> tuple[float, int]:
-        """(NFE, network calls) of so many network calls: one evaluation as the schedule takes it counts 1 NFE.
+        """(NFE, network calls) of ``calls`` network calls, where one (guided) evaluation of the schedule is 1 NFE.
 
         >>> ProcessConfig(guidance_scale=4).cost(1), ProcessConfig(guidance_scale=1).cost(1)
         ((0.5, 1), (1.0, 1))
@@ -244,10 +245,10 @@ class ProcessConfig(Settings):
         return calls / self.network_calls[self.guidance_scale != 1], calls
 
     def check(self, capabilities: Capabilities, backbone: str) -> None:
-        """Refuses what the backbone cannot do.
+        """Checks that the backbone supports this configuration.
 
         Raises:
-            CapabilityError: naming the setting and what would work.
+            CapabilityError: if it does not; names the setting and a supported value.
         """
         if self.guidance_scale != 1 and not capabilities.guidance:
             raise CapabilityError(
@@ -257,20 +258,20 @@ class ProcessConfig(Settings):
         if not own and SCHEDULER in (self.solver, self.spacing):
             setting = "solver" if self.solver == SCHEDULER else "spacing"
             raise CapabilityError(
-                f"backbone {backbone!r} has no scheduler of its own, got {setting}={SCHEDULER}",
+                f"backbone {backbone!r} has no diffusers scheduler, got {setting}={SCHEDULER}",
                 f"use {setting}={capabilities.default_solver if setting == 'solver' else capabilities.default_spacing}",
             )
         if own and self.solver == SCHEDULER and self.spacing != SCHEDULER:
             raise CapabilityError(
-                f"spacing={self.spacing} would not take effect: solver=scheduler follows the pipeline's own plan",
-                f"set solver=ddim beside spacing={self.spacing}, or set the spacing on pipe.scheduler",
+                f"spacing={self.spacing} would not take effect: solver=scheduler keeps the scheduler's timesteps",
+                f"set solver=ddim together with spacing={self.spacing}, or set the spacing on pipe.scheduler",
             )
         if self.refine.enabled and self.refine.region != "whole" and not capabilities.masks:
             raise CapabilityError(
-                f"the latents of backbone {backbone!r} have no places in the image, so no region can be refined",
-                "use refine=restart",
+                f"the latents of backbone {backbone!r} have no spatial layout, so no region can be refined",
+                "use refine=resample",
             )
         if self.refine.enabled and self.refine.maps == "attention" and capabilities.attention_grid is None:
             raise CapabilityError(
-                f"backbone {backbone!r} has no attention maps for refine", "use refine=weakest or refine=retry"
+                f"backbone {backbone!r} has no attention maps for refine", "use refine=weakest or refine=resample_short"
             )

@@ -1,4 +1,4 @@
-"""Regions of an image that a refinement draws again: masks from attention, and phrases in doubt."""
+"""Image regions that a refinement regenerates: masks from attention maps and from phrase-difference maps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from addiffusion_env.prompts import Prompt
 
 
 def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
-    """Blurs (B, H, W) maps with a separable Gaussian of standard deviation ``sigma`` cells; 0 leaves them alone.
+    """Blurs (B, H, W) maps with a separable Gaussian of standard deviation ``sigma`` cells; 0 leaves them unchanged.
 
-    The kernel reaches three standard deviations, borders are reflected, a constant map stays constant.
+    The kernel covers three standard deviations, borders are reflected, a constant map stays constant.
     """
     if sigma == 0:
         return maps
@@ -42,7 +42,7 @@ def strongest(maps: Tensor, fraction: float) -> Tensor:
 def soft_masks(maps: Tensor, fraction: float, blur: float, size: tuple[int, int]) -> Tensor:
     """Maps (B, h, w) -> masks (B, 1, H, W) in [0, 1]: resized to ``size``, the strongest cells kept, blurred.
 
-    The blurred mask is scaled back to a peak of 1, so that the heart of the region is redone in full.
+    The blurred mask is rescaled to a peak of 1, so that the centre of the region is fully regenerated.
     """
     if tuple(maps.shape[-2:]) != size:
         maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
@@ -54,12 +54,12 @@ def soft_masks(maps: Tensor, fraction: float, blur: float, size: tuple[int, int]
 def attention_mask(
     attention: Tensor, positions: Sequence[int], fraction: float, blur: float, size: tuple[int, int]
 ) -> Tensor:
-    """The region where a prompt's content tokens are attended to.
+    """The region that attends most to a prompt's content tokens.
 
     Args:
         attention: (tokens, h, w) share of each cell's attention that goes to each token.
-        positions: the content tokens; with none, the whole image is the region.
-        fraction: share of cells kept.
+        positions: indices of the content tokens; if empty, the region is the whole image.
+        fraction: fraction of cells kept.
         blur: standard deviation in latent cells.
         size: (H, W) of the latents.
 
@@ -69,27 +69,27 @@ def attention_mask(
     if not positions:
         return torch.ones((1, 1, *size), device=attention.device)
     content = attention[list(positions)]
-    # Each token's map on its own scale first: raw maps are dominated by whichever token is attended to everywhere.
+    # Each map is normalised first: raw maps are dominated by whichever token is attended to everywhere.
     low, high = content.amin((1, 2), keepdim=True), content.amax((1, 2), keepdim=True)
     mean = ((content - low) / (high - low).clamp_min(1e-8)).mean(0, keepdim=True)
     return soft_masks(mean, fraction, blur, size)
 
 
 def phrase_masks(maps: Tensor, fraction: float, blur: float, size: tuple[int, int]) -> Tensor:
-    """(P, h, w) phrase-difference maps -> (P, 1, H, W) masks, one a phrase."""
+    """(P, h, w) phrase-difference maps -> (P, 1, H, W) masks, one per phrase."""
     return soft_masks(maps, fraction, blur, size)
 
 
-# What separates things to draw: commas, conjunctions and spatial words.
+# Separators between the objects of a prompt: commas, conjunctions and spatial prepositions.
 SPLIT = re.compile(
     r"\s*(?:,|\band\b|\bwith\b|\bnext to\b|\b(?:to the )?(?:left|right) of\b|\bon top of\b|\bin front of\b|\bbehind\b"
     r"|\babove\b|\bbelow\b|\bunder\b|\bon\b|\bin\b|\bnear\b)\s*"
 )
-OPENING = re.compile(r"^(?:an?|the)?\s*(?:photo|image|image|painting|drawing|illustration) of\s+", re.IGNORECASE)
+OPENING = re.compile(r"^(?:an?|the)?\s*(?:photo|picture|image|painting|drawing|illustration) of\s+", re.IGNORECASE)
 
 
 def phrases_of(prompt: Prompt) -> tuple[str, ...]:
-    """The phrases that each name a thing to draw: the source's own, or the text split at conjunctions and relations.
+    """The phrases that each name one object: the prompt's annotation, or its text split at conjunctions and relations.
 
     >>> phrases_of(Prompt.of("a photo of a red cup left of a dog"))
     ('a red cup', 'a dog')
@@ -102,7 +102,7 @@ def phrases_of(prompt: Prompt) -> tuple[str, ...]:
 
 
 def without(text: str, phrase: str) -> str:
-    """The prompt with one phrase taken out and the seam mended.
+    """The prompt without one phrase and without the separator that it leaves dangling.
 
     >>> without("a photo of a red cup and a dog", "a red cup")
     'a photo of a dog'
@@ -115,7 +115,7 @@ def without(text: str, phrase: str) -> str:
     opening = OPENING.match(head)
     prefix, body = (opening.group(0), head[opening.end() :]) if opening else ("", head)
     parts = [part.strip() for part in (body, tail)]
-    # A separator that is left with nothing on one side goes too.
+    # A separator with nothing left on one side is removed as well.
     left = re.sub(SPLIT.pattern + r"$", "", " " + parts[0] + " ").strip() if not parts[1] else parts[0]
     right = re.sub("^" + SPLIT.pattern, "", " " + parts[1] + " ").strip() if not parts[0] else parts[1]
     joined = " ".join(piece for piece in (prefix.strip(), left, right) if piece)
@@ -123,15 +123,15 @@ def without(text: str, phrase: str) -> str:
 
 
 def evidence_of(maps: Tensor) -> np.ndarray:
-    """What phrase maps say of an image in the making, as three numbers in [0, 1].
+    """Summarises the phrase maps of an unfinished image in three numbers in [0, 1].
 
     Args:
-        maps: (P, H, W) effect of each phrase on each cell, not negative.
+        maps: (P, H, W) effect of each phrase on each cell, non-negative.
 
     Returns:
-        (3,) float32: the weakest phrase's peak over the strongest's; how much two phrases act on the same cells
-        (largest cosine of two maps; 0 for a single phrase); the share of all effect that lies in the strongest eighth
-        of the cells, averaged over phrases.
+        (3,) float32: ratio of the weakest phrase's peak to the strongest's; overlap of two phrases (largest cosine
+        similarity of two maps; 0 for a single phrase); share of the total effect in the strongest eighth of the
+        cells, averaged over phrases.
     """
     flat = maps.flatten(1).cpu().double()  # in this order: MPS has no float64
     peaks = flat.amax(1)

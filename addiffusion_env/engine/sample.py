@@ -1,4 +1,4 @@
-"""The whole way from noise to image in one loop: what the engine does for many lanes, without any decisions."""
+"""Sampling from noise to image in one loop: what the engine does for many lanes, without any decisions."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ def sample(
     Args:
         backbone: the model.
         prompts: one image each.
-        steps: of the schedule; ``None`` for the model's own number.
-        guidance_scale: of classifier-free guidance, 1 being none; ``None`` for the model's own.
-        seed: with each prompt's id it fixes the noise.
+        steps: number of denoising steps; ``None`` for the model's default.
+        guidance_scale: classifier-free guidance scale, 1 for no guidance; ``None`` for the model's default.
+        seed: determines the noise together with each prompt's id.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1].
     """
-    own = backbone.capabilities
-    steps, scale = steps or own.default_steps, own.default_guidance if guidance_scale is None else guidance_scale
-    begun = [backbone.begin(Prompt.of(prompt), seed, steps, own.default_spacing) for prompt in prompts]
-    conditioning, latents = Conditioning.cat([part[0] for part in begun]), Latents.cat([part[1] for part in begun])
-    levels = torch.from_numpy(np.stack([part[2] for part in begun]))  # (B, m + 1) noise levels, falling
-    scales = torch.full((len(begun),), scale, dtype=torch.float64)
+    defaults = backbone.capabilities
+    steps = steps or defaults.default_steps
+    scale = defaults.default_guidance if guidance_scale is None else guidance_scale
+    starts = [backbone.begin(Prompt.of(prompt), seed, steps, defaults.default_spacing) for prompt in prompts]
+    conditioning, latents = Conditioning.cat([part[0] for part in starts]), Latents.cat([part[1] for part in starts])
+    levels = torch.from_numpy(np.stack([part[2] for part in starts]))  # (B, m + 1) decreasing noise levels
+    scales = torch.full((len(starts),), scale, dtype=torch.float64)
     for column in range(1, levels.shape[1]):
         prediction = backbone.predict(latents.x, latents.sigma, conditioning, scales)
-        if own.default_solver == SCHEDULER:
+        if defaults.default_solver == SCHEDULER:
             latents = backbone.scheduler_step(latents, prediction, conditioning, levels[:, column])
         else:
-            last = torch.full((len(begun),), column == levels.shape[1] - 1)
-            solver = SOLVERS.load(own.default_solver)
+            last = torch.full((len(starts),), column == levels.shape[1] - 1)
+            solver = SOLVERS.load(defaults.default_solver)
             latents = solver(backbone.path, latents, prediction.x0, levels[:, column], last)
-    return backbone.decode(latents.x, [part[0] for part in begun])
+    return backbone.decode(latents.x, [part[0] for part in starts])

@@ -1,4 +1,4 @@
-"""The scalar environment: one image an episode."""
+"""The scalar environment: one image per episode."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Observation = dict[str, np.ndarray]
 class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     """The denoising loop of a text-to-image model as a Markov decision process.
 
-    At each decision the agent may *continue* (0: a standard step), *stop* (1: land in a few evaluations and end) or
-    *refine* (2: re-denoise a region). The episode terminates with the finished image; ``max_decisions`` truncates.
+    At each decision the agent may *continue* (0: a standard step), *stop* (1: early exit in a few evaluations) or
+    *refine* (2: regenerate a region). The episode terminates with the finished image; ``max_decisions`` truncates it.
 
     Observation: ``Dict(clip, timestep, quality)``, float32 in [-1, 1]; see
     :mod:`addiffusion_env.observations.features`. With a cost per NFE range there is a fourth key, ``cost_per_nfe``.
 
-    ``info`` holds the same keys, shapes and types from reset to the end, so that any buffer can keep it: prompt,
-    prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, cost per NFE; clip_score and preference of what was
-    last looked at (0 while ``has_scores`` is false); the last action (-1 after a reset), illegal_action, reward_terms
-    (name -> float); action_trace, the actions so far, int8, -1 behind them; image, (H, W, 3) uint8, zeros until the
-    episode has ended with an image (``has_image``); fault, why the episode was dropped, or ""; where *refine* may
-    redraw a region also refine_mask, (h, w) float32 in [0, 1] at the latents' resolution, zeros unless the last action
-    did so.
+    ``info`` has the same keys, shapes and types from reset to the end, so that any buffer can store it: prompt,
+    prompt_id, task, seed, sigma, step, nfe, network_calls, refinements, cost_per_nfe; clip_score and preference of the
+    last scored image (0 while ``has_scores`` is false); the last action (-1 after a reset), illegal_action,
+    reward_terms (name -> float); action_trace, the actions so far, int8, padded with -1; image, (H, W, 3) uint8, zeros
+    until the episode has ended with an image (``has_image``); fault, why the episode was dropped, or "". Where *refine*
+    can regenerate a region also refine_mask, (h, w) float32 in [0, 1] at the latents' resolution, zeros unless the last
+    action did so.
 
     Args:
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
@@ -62,8 +62,8 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
         """Begins an episode.
 
         Args:
-            seed: the environment's seed: fixes this episode's prompt and noise, and those of the episodes after it.
-            options: ``prompt`` (text) and ``prompt_id`` choose the prompt, ``seed`` the image's noise, ``cost_per_nfe``
+            seed: the environment's seed; determines the prompt and noise of this and all following episodes.
+            options: ``prompt`` (text) and ``prompt_id`` set the prompt, ``seed`` the image's noise, ``cost_per_nfe``
                 the cost per NFE.
         """
         super().reset(seed=seed)
@@ -77,8 +77,8 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
         """Takes an action.
 
         Raises:
-            IllegalActionError: for what is no action (a number, or an array or tensor that holds one); in strict mode
-                also for a masked one.
+            IllegalActionError: for a value that is not an action (a number, or an array or tensor that holds one); in
+                strict mode also for a masked action.
             EpisodeOverError: before ``reset`` or after the end.
         """
         result = self.episodes.step(action)
@@ -93,20 +93,20 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
         )
 
     def action_masks(self) -> np.ndarray:
-        """(3,) bool: which actions are legal now; what sb3-contrib's MaskablePPO reads.
+        """(3,) bool: which actions are legal now, as sb3-contrib's MaskablePPO expects.
 
-        ``action_space.sample(mask=...)`` takes it. Gymnasium's wrappers hand on no sampler: behind them it is
-        ``env.get_wrapper_attr("action_masks")()``.
+        ``action_space.sample(mask=...)`` accepts it. Gymnasium's wrappers do not forward methods: on a wrapped
+        environment call ``env.get_wrapper_attr("action_masks")()``.
         """
         return self.episodes.action_masks()[0]
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """What the render mode says.
+        """Renders the episode according to the render mode.
 
         Returns:
-            ``rgb_array``: the preview over the action strip, a refined region marked, (296, 256, 3) uint8. ``filmstrip``:
-            the strip of the episode so far, a cell of 122 by 96 a decision, of one size throughout. ``None`` in mode
-            ``human``, whose window follows ``reset`` and ``step`` by itself, and without a mode.
+            ``rgb_array``: the preview above the action strip, a refined region marked, (296, 256, 3) uint8.
+            ``filmstrip``: the filmstrip of the episode so far, one cell of 122 by 96 per decision, of constant size.
+            ``None`` in mode ``human``, whose window is updated by ``reset`` and ``step``, and without a mode.
         """
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; pass render_mode='rgb_array' to make()")

@@ -1,8 +1,8 @@
-"""Lanes as episodes: prompts drawn, actions taken, looks, rewards, observations. Knows nothing of Gymnasium's API.
+"""The batched MDP without Gymnasium's API: episodes on n lanes, their prompts, actions, rewards and observations.
 
-The scalar environment is a batch of one over this, the vector environment a batch of n; so they agree by
-construction. Everything random is keyed: the j-th episode of a lane with seed s draws its prompt, its image's seed
-and its cost per NFE from ``(s, j)``, whatever the other lanes do.
+The scalar environment wraps a batch of one, the vector environment a batch of n, so they agree by construction. All
+randomness is keyed: the j-th episode of a lane with seed s draws its prompt, its image's seed and its cost per NFE from
+``(s, j)``, independently of the other lanes.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from addiffusion_env.scorers.utility import ImageScoresBatch
 RESET_OPTIONS = ("prompt", "prompt_id", "seed", "cost_per_nfe")
 
 REFERENCE_CACHE = 100_000
-"""Reference scores kept, one number a (prompt, seed)."""
+"""Maximum number of cached reference scores, one per (prompt, seed)."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step of ``B`` lanes gave.
+    """The result of one step of ``B`` lanes.
 
     Attributes:
         observation: key -> (B, dim) float32.
         reward: (B,) float64.
-        terminated: (B,) bool, the image is finished.
-        truncated: (B,) bool, an outside limit ended the episode.
-        infos: one dict a lane.
+        terminated: (B,) bool, whether the image is finished.
+        truncated: (B,) bool, whether the episode was ended from outside: a limit, or a fault.
+        infos: one dict per lane.
     """
 
     observation: dict[str, np.ndarray]
@@ -54,18 +54,18 @@ class StepResult:
 
 
 class Episodes:
-    """``num_lanes`` episodes at once on one model.
+    """``num_lanes`` concurrent episodes on one model.
 
     Args:
-        settings: what was asked for.
-        num_lanes: how many.
+        settings: the environment's settings.
+        num_lanes: number of lanes.
     """
 
     def __init__(self, settings: EnvSettings, num_lanes: int = 1) -> None:
         self.settings = settings
         self.backbone = load_backbone(settings)
         self.process = settings.process(self.backbone.capabilities, self.backbone.name)
-        # Refuses a bad schedule before anything is drawn.
+        # Raises for an invalid schedule before the first episode.
         self.backbone.sigmas(self.process.steps, self.process.spacing)
         self.scorers = load_scorers(self.backbone, settings.scorers)
         self.engine = Engine(
@@ -80,20 +80,21 @@ class Episodes:
         self.source = settings.prompt_source()
         width = self.backbone.capabilities.feature_dim or 0
         self.observer = Observer(self.scorers.clip_dim, settings.keys(), width)
-        # Finished images are always scored; previews only where somebody reads what the scorers say.
+        # Finished images are always scored, previews only if the observation or the reward reads their scores.
         self.looks = needs_preview(settings.keys()) or self.reward.needs_preview
         self.costs_per_nfe = settings.cost_range()
         self.framer = Framer(self.backbone, self.process, self.scorers, self.costs_per_nfe[1])
         self.infos = InfoMaker.of(self.backbone.capabilities, self.process, self.reward.terms)
         self.slots: list[Slot | None] = [None] * num_lanes
         self._references: dict[tuple[str, int], float] = {}
-        self._referred_to = ""
+        self._reference_model = ""
 
     def _check_reference(self) -> None:
         bonus = self.reward.terms.get("terminal_bonus")
         if bonus is not None and bonus.settings.get("relative") and self.settings.reference_steps is None:
             raise ConfigError(
-                "terminal_bonus.relative compares with a reference schedule", "set reference_steps, say 20"
+                "terminal_bonus.relative compares with a reference schedule, and reference_steps is not set",
+                "set reference_steps, for example to 20",
             )
 
     # ------------------------------------------------------------------ beginning
@@ -104,13 +105,13 @@ class Episodes:
 
         Args:
             index: which lane.
-            seed: a new seed for the lane (its episodes count from ``first`` again); ``None`` goes on.
-            options: may name ``prompt``, ``prompt_id``, ``seed`` (the image's) and ``cost_per_nfe``.
-            first: which of the seed's episodes begins.
+            seed: a new seed for the lane (its episodes count from ``first`` again); ``None`` keeps the current one.
+            options: may contain ``prompt``, ``prompt_id``, ``seed`` (the image's) and ``cost_per_nfe``.
+            first: index of the first episode under a new seed.
 
         Raises:
-            EpisodeOverError: when the lane never had a seed.
-            PromptError: when the prompt does not fit the text window.
+            EpisodeOverError: if the lane never had a seed.
+            PromptError: if the prompt is longer than the text encoder's context.
         """
         old = self.slots[index]
         if seed is None and old is None:
@@ -140,7 +141,7 @@ class Episodes:
         return prompt, int(options.get("seed", image_seed)), float(options.get("cost_per_nfe", cost_per_nfe))
 
     def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
-        """A user's prompt; a text with the id that the backbone's own prompts have, so that its noise is the same."""
+        """A user's prompt. A text gets the id it has in the backbone's prompt set, so that its noise is the same."""
         return Prompt.of(self.backbone.traits.read_prompt(prompt) if isinstance(prompt, str) else prompt, prompt_id)
 
     # ------------------------------------------------------------------ stepping
@@ -149,46 +150,46 @@ class Episodes:
 
         Args:
             actions: (B,); see :func:`addiffusion_env.envs.slot.numbers_of`.
-            reset_ended: a lane that has ended begins its next episode instead, for reward 0; its action is not read.
+            reset_ended: whether a lane that has ended begins its next episode, with reward 0; its action is ignored.
 
         Raises:
-            EpisodeOverError: before the first :meth:`begin`, or on a lane that has ended.
-            NumericsError, ScorerError: when more lanes have failed than ``max_faults`` allows.
-            IllegalActionError: for what is no action, or, in strict mode, one that is masked.
+            EpisodeOverError: before the first :meth:`begin`, or if a lane has ended.
+            NumericsError, ScorerError: if more lanes have failed than ``max_faults`` allows.
+            IllegalActionError: for a value that is not an action, or, in strict mode, a masked action.
         """
         numbers = numbers_of(actions, len(self.slots))
         lanes = range(len(self.slots))
-        resting = [index for index in lanes if reset_ended and self.ended(index)]
-        going = [index for index in lanes if index not in resting]
-        before = [self._live(index) for index in going]
-        chosen, refused = self._legal(going, before, [numbers[index] for index in going])
-        fresh = [self._open(slot.seed, slot.episode + 1, {}) for slot in map(self._known, resting)]
-        turns = [
+        ended = [index for index in lanes if reset_ended and self.ended(index)]
+        running = [index for index in lanes if index not in ended]
+        before = [self._live(index) for index in running]
+        chosen, refused = self._legal(running, before, [numbers[index] for index in running])
+        fresh = [self._open(slot.seed, slot.episode + 1, {}) for slot in map(self._known, ended)]
+        coroutines = [
             env_step(self.backbone, self.process, slot.lane, action, self.looks)
             for slot, action in zip(before, chosen, strict=True)
         ]
-        results: list[tuple[Lane, GeneratedImage | None] | Fault] = self.engine.run(turns)
-        after = self._compared([slot.moved(result) for slot, result in zip(before, results, strict=True)])
-        after, paid, terms = self._rewarded(going, before, after, chosen)
-        slots = {**dict(zip(resting, fresh, strict=True)), **dict(zip(going, after, strict=True))}
+        results: list[tuple[Lane, GeneratedImage | None] | Fault] = self.engine.run(coroutines)
+        after = self._with_references([slot.after_step(result) for slot, result in zip(before, results, strict=True)])
+        after, paid, terms = self._rewards(running, before, after, chosen)
+        slots = {**dict(zip(ended, fresh, strict=True)), **dict(zip(running, after, strict=True))}
         self.slots = [slots[index] for index in lanes]
         reward = np.zeros(len(lanes))
-        reward[going] = paid
-        infos = {index: self.infos.info(slot) for index, slot in zip(resting, fresh, strict=True)}
-        for place, index in enumerate(going):
-            own = {name: values[place] for name, values in terms.items()}
-            infos[index] = self.infos.info(after[place], chosen[place], refused[place], own)
+        reward[running] = paid
+        infos = {index: self.infos.info(slot) for index, slot in zip(ended, fresh, strict=True)}
+        for row, index in enumerate(running):
+            lane_terms = {name: values[row] for name, values in terms.items()}
+            infos[index] = self.infos.info(after[row], chosen[row], refused[row], lane_terms)
         terminated = np.array([slots[index].image is not None for index in lanes])
         truncated = np.array([self._cut(slots[index]) for index in lanes]) & ~terminated
         return StepResult(self.observe(), reward, terminated, truncated, [infos[index] for index in lanes])
 
     def ended(self, index: int) -> bool:
-        """Whether lane ``index`` has an episode that is over."""
+        """Whether the episode of lane ``index`` is over."""
         slot = self.slots[index]
         return slot is not None and (slot.image is not None or self._cut(slot))
 
     def _cut(self, slot: Slot) -> bool:
-        """Whether an episode was ended from outside: dropped, or at its limit of decisions."""
+        """Whether an episode was truncated: dropped after a fault, or at ``max_decisions``."""
         limit = self.settings.max_decisions
         return slot.fault is not None or (limit is not None and slot.decisions >= limit)
 
@@ -209,28 +210,30 @@ class Episodes:
         chosen, refused = [], []
         for index, slot, value in zip(indices, slots, numbers, strict=True):
             if value not in (0, 1, 2):
-                raise IllegalActionError(f"lane {index}: action {value} is none of 0, 1, 2", "continue, stop, refine")
+                raise IllegalActionError(
+                    f"lane {index}: action {value} is none of 0, 1, 2", "0 is continue, 1 stop, 2 refine"
+                )
             legal = legal_actions(slot.lane, self.process)
             masked = not legal[value]
             if masked and self.settings.strict:
                 raise IllegalActionError(
                     f"lane {index}: {Action(value).name.lower()} is not legal at step {slot.lane.step} with "
                     f"{slot.lane.refinements} refinements done",
-                    "look at action_masks(), or set strict=False to continue instead",
+                    "choose from action_masks(), or set strict=False to continue instead",
                 )
-            # A finished image cannot be continued: it is taken.
+            # A finished image cannot be continued: the fallback is to accept it.
             instead = Action.CONTINUE if legal[Action.CONTINUE] else Action.STOP
             chosen.append(int(instead) if masked else value)
             refused.append(masked)
         return chosen, refused
 
     # ------------------------------------------------------------------ reward
-    def _rewarded(
+    def _rewards(
         self, indices: Sequence[int], before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]
     ) -> tuple[list[Slot], np.ndarray, dict[str, np.ndarray]]:
-        """The slots, their reward and its terms; 0 for episodes that were dropped.
+        """The slots, their rewards and their terms; 0 for dropped episodes.
 
-        An episode that a term pays NaN or infinity is dropped here.
+        An episode with a NaN or infinite term is dropped here.
         """
         slots, reward = list(after), np.zeros(len(after))
         terms = {name: np.zeros(len(after)) for name in self.reward.terms}
@@ -245,7 +248,7 @@ class Episodes:
         for place, (name, value) in failed.items():
             row = sound[place]
             error = reward_error(name, value, f"lane {indices[row]}", slots[row].lane.prompt.text)
-            slots[row] = before[row].moved(self.engine.faults.drop(error))
+            slots[row] = before[row].after_step(self.engine.faults.drop(error))
         kept = [place for place in range(len(sound)) if place not in failed]
         rows = [sound[place] for place in kept]
         reward[rows] = paid[kept]
@@ -266,22 +269,22 @@ class Episodes:
             reference=np.array([np.nan if key is None else self._references.get(key, np.nan) for key in keys]),
         )
 
-    def _compared(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Makes the reference schedule's images of episodes that have ended, which are not charged for them.
+    def _with_references(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Generates the reference images of episodes that have ended; their NFE is not charged to the episode.
 
-        An episode whose reference fails cannot be paid: it is dropped.
+        An episode whose reference fails has no reward and is dropped.
         """
         steps = self.settings.reference_steps
         if steps is None:
             return list(slots)
         ended = {_key(slot.lane): slot.lane for slot in slots if slot.image is not None}
-        if ended and (made_by := digest_of(self.backbone.identity)) != self._referred_to:
-            self._references, self._referred_to = {}, made_by  # the model was changed meanwhile
+        if ended and (model := digest_of(self.backbone.identity)) != self._reference_model:
+            self._references, self._reference_model = {}, model  # the model has changed
         missing = [key for key in ended if key not in self._references]
         process = replace(self.process, steps=steps)
-        made = self.engine.run([self._reference_run(process, ended[key]) for key in missing])
+        images = self.engine.run([self._reference_run(process, ended[key]) for key in missing])
         failed: dict[tuple[str, int], Fault] = {}
-        for key, image in zip(missing, made, strict=True):
+        for key, image in zip(missing, images, strict=True):
             if isinstance(image, Fault):
                 failed[key] = image
                 continue
@@ -299,13 +302,13 @@ class Episodes:
             fresh = yield from advance(process, fresh)
         return (yield from finished(fresh))
 
-    # ------------------------------------------------------------------ what is seen
+    # ------------------------------------------------------------------ observation
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of every lane: key -> (B, dim) float32."""
         return self.observer.observe(self.frame())
 
     def frame(self) -> Frame:
-        """The decision point of every lane, as arrays."""
+        """The decision state of every lane, as arrays."""
         slots = [self._known(index) for index in range(len(self.slots))]
         return self.framer.frame(*zip(*((slot.lane, slot.before, slot.cost_per_nfe) for slot in slots), strict=True))
 
@@ -314,7 +317,7 @@ class Episodes:
         return np.stack([legal_actions(self._known(index).lane, self.process) for index in range(len(self.slots))])
 
     def lane(self, index: int) -> Lane:
-        """Lane ``index`` as it is now.
+        """The current state of lane ``index``.
 
         Raises:
             EpisodeOverError: before the first :meth:`begin`.
@@ -322,7 +325,7 @@ class Episodes:
         return self._known(index).lane
 
     def pixels(self, index: int) -> np.ndarray:
-        """(h, w, 3) uint8: the finished image of a lane, else its preview, else its noise through the preview."""
+        """(h, w, 3) uint8: the finished image of a lane, else its preview (of the noise before the first step)."""
         slot = self._known(index)
         if slot.image is not None:
             return slot.image.pixels()
@@ -332,32 +335,32 @@ class Episodes:
     def _known(self, index: int) -> Slot:
         slot = self.slots[index]
         if slot is None:
-            raise EpisodeOverError(f"lane {index} was asked before reset", "call reset first")
+            raise EpisodeOverError(f"lane {index} was used before reset", "call reset first")
         return slot
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on exactly from here, as plain tensors, numbers and strings."""
+        """All that is needed to resume exactly from here, as plain tensors, numbers and strings."""
         slots = [None if slot is None else slot.state() for slot in self.slots]
         return {"slots": slots, "faults": self.engine.faults.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict` on the same settings."""
+        """Restores :meth:`state_dict`; the settings must be the same."""
         self.slots = [None if entry is None else self._slot(entry) for entry in state["slots"]]
         self.engine.faults.count = state["faults"]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: the settings, by which the weights are loaded again, and where every lane is."""
+        """For pickle and copy: the settings, from which the weights are loaded again, and the state of every lane."""
         return {
             "settings": self.settings,
             "slots": portable([None if slot is None else slot.state() for slot in self.slots]),
-            # A state has plain values only; what a user's scorer reads of a prompt stays whole here.
+            # A state holds plain values only; a prompt's attributes for a user's scorer are kept here.
             "prompts": [None if slot is None else slot.lane.prompt for slot in self.slots],
             "faults": self.engine.faults,
         }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Makes it anew; weights that this process has loaded already are shared."""
+        """Constructs the object again; weights already loaded in this process are shared."""
         self.__init__(state["settings"], len(state["slots"]))  # type: ignore[misc]
         self.engine.faults = state["faults"]
         for index, (entry, prompt) in enumerate(zip(state["slots"], state["prompts"], strict=True)):
@@ -366,7 +369,7 @@ class Episodes:
                 self.slots[index] = replace(slot, lane=replace(slot.lane, prompt=prompt))
 
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
-        # A lane of a lost Ray worker, and in older checkpoints one that had ended, is known by its episode alone.
+        # The lane is missing after the loss of a Ray worker, and in older checkpoints once its episode had ended.
         return (
             self._open(entry["seed"], entry["episode"], {})
             if entry["lane"] is None

@@ -1,4 +1,4 @@
-"""How episodes are shown: frames, filmstrips, a window."""
+"""Rendering of episodes: frames, filmstrips, a window."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAME_SIZE = 256
 STRIP_HEIGHT = 40
 CELL, BAR, CAPTION, COLUMNS = 96, 12, 14, 10
 LETTERS = 12
-"""Pixels of a filmstrip's letters."""
+"""Font size of a filmstrip's captions, in pixels."""
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
@@ -31,10 +31,10 @@ class Cell:
     """One frame of a filmstrip.
 
     Attributes:
-        pixels: (h, w, 3) uint8, the preview that the action led to, or the finished image.
-        action: that led to it.
-        preference: of the image, in standard deviations; NaN where nobody looked.
-        mask: (h', w') what a refinement drew again, in [0, 1]; ``None`` for every other action.
+        pixels: (h, w, 3) uint8, the preview after the action, or the finished image.
+        action: the action that led to it.
+        preference: its preference score, in standard deviations; NaN if it was not scored.
+        mask: (h', w') region that a refinement regenerated, in [0, 1]; ``None`` for other actions.
     """
 
     pixels: np.ndarray
@@ -44,11 +44,11 @@ class Cell:
 
 
 def overlay_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image with a region marked: tinted in refine's amber by the mask's strength, outlined where it is a half.
+    """Marks a region of an image: tinted amber in proportion to the mask, with the outline of mask >= 0.5.
 
     Args:
         pixels: (h, w, 3) uint8.
-        mask: (h', w') in [0, 1], of any resolution.
+        mask: (h', w') in [0, 1], at any resolution.
 
     Returns:
         (h, w, 3) uint8.
@@ -68,14 +68,14 @@ def overlay_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def render_frame(
     pixels: np.ndarray, actions: Sequence[int], nfe: float, text: str, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """One frame: the preview, the action strip, and what was spent.
+    """Draws one frame: the preview, the action strip, and the NFE spent.
 
     Args:
         pixels: (h, w, 3) uint8 preview.
-        actions: taken so far; one square each, coloured by :data:`ACTION_COLOURS`.
-        nfe: evaluations spent.
-        text: the prompt, cut to the frame's width.
-        mask: (h', w') region that the last action drew again, to be marked; ``None`` for none.
+        actions: the actions so far; one square each, coloured by :data:`ACTION_COLOURS`.
+        nfe: number of function evaluations so far.
+        text: the prompt, truncated to the frame's width.
+        mask: (h', w') region that the last action regenerated, which is marked; ``None`` for none.
 
     Returns:
         (296, 256, 3) uint8.
@@ -83,7 +83,7 @@ def render_frame(
     frame = Image.new("RGB", (FRAME_SIZE, FRAME_SIZE + STRIP_HEIGHT), (24, 24, 28))
     frame.paste(_enlarged(pixels, FRAME_SIZE, mask), (0, 0))
     draw = ImageDraw.Draw(frame)
-    shown = actions[-(FRAME_SIZE - 8) // 3 :]  # the last ones, when there are more than fit
+    shown = actions[-(FRAME_SIZE - 8) // 3 :]  # the last ones, if not all fit
     size = max(3, min(12, (FRAME_SIZE - 8) // max(1, len(shown))))
     for place, action in enumerate(shown):
         left = 4 + place * size
@@ -93,13 +93,13 @@ def render_frame(
 
 
 def draw_filmstrip(cells: Sequence[Cell], room: int | None = None, columns: int = COLUMNS) -> np.ndarray:
-    """A filmstrip as one image: cells in rows, a bar in the action's colour under each.
+    """Draws a filmstrip as one image: cells in rows, with a bar in the action's colour under each.
 
     Args:
         cells: in order.
-        room: draw a sheet of so many cells whatever their number, the last ones where they are more, so that every
-            strip of an environment has the same size, as videos ask; ``None`` is as large as needed.
-        columns: cells a row.
+        room: number of cells to reserve, so that all filmstrips of an environment have the same size, as videos
+            require; of more cells the last ones are shown. ``None`` for as many as there are.
+        columns: cells per row.
 
     Returns:
         (H, W, 3) uint8; each cell is 122 pixels high and 96 wide.
@@ -113,18 +113,18 @@ def draw_filmstrip(cells: Sequence[Cell], room: int | None = None, columns: int 
         sheet.paste(_enlarged(cell.pixels, CELL - 4, cell.mask), (left + 2, top + 2))
         colour = ACTION_COLOURS[cell.action]
         draw.rectangle((left + 2, top + CELL, left + CELL - 3, top + CELL + BAR - 2), fill=colour)
-        seen = "" if np.isnan(cell.preference) else f" {cell.preference:+.2f}"
-        words = f"{Action(cell.action).name.lower()}{seen}"
-        draw.text((left + 2, top + CELL + BAR - 2), words, fill=_INK, font=font)
+        score = "" if np.isnan(cell.preference) else f" {cell.preference:+.2f}"
+        caption = f"{Action(cell.action).name.lower()}{score}"
+        draw.text((left + 2, top + CELL + BAR - 2), caption, fill=_INK, font=font)
     return np.asarray(sheet)
 
 
 def tiled(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """Frames of one size (H, W, 3) side by side, as near to a square as they go."""
+    """Arranges frames of one size (H, W, 3) in a grid that is as square as possible."""
     columns = int(np.ceil(np.sqrt(len(frames))))
     blank = [np.zeros_like(frames[0])] * (-len(frames) % columns)
-    whole = [*frames, *blank]
-    return np.concatenate([np.concatenate(whole[at : at + columns], 1) for at in range(0, len(whole), columns)])
+    cells = [*frames, *blank]
+    return np.concatenate([np.concatenate(cells[at : at + columns], 1) for at in range(0, len(cells), columns)])
 
 
 def _enlarged(pixels: np.ndarray, size: int, mask: np.ndarray | None) -> Image.Image:
@@ -133,19 +133,19 @@ def _enlarged(pixels: np.ndarray, size: int, mask: np.ndarray | None) -> Image.I
 
 
 DRIVERS = ("SDL_VIDEODRIVER", "SDL_VIDEO_DRIVER")
-"""Environment variables by which a user picks SDL's output; with one set, what it names is taken as it is."""
+"""Environment variables that select SDL's video driver; if one is set, its choice is accepted without checks."""
 
 
 class Window:
-    """Shows frames, the newest in place of the one before.
+    """A window that shows the latest frame.
 
     Args:
-        title: of the window.
-        fps: most frames a second; showing waits for its turn.
+        title: title of the window.
+        fps: maximum number of frames per second; :meth:`show` waits if necessary.
 
     Raises:
-        MissingPackageError: without pygame.
-        ConfigError: where there is no screen.
+        MissingPackageError: if pygame is not installed.
+        ConfigError: if there is no screen.
     """
 
     def __init__(self, title: str, fps: int) -> None:
@@ -157,7 +157,7 @@ class Window:
         self._clock = self._pygame.time.Clock()
 
     def show(self, frame: np.ndarray) -> None:
-        """Draws a frame, (H, W, 3) uint8; the window takes the size of the first."""
+        """Shows a frame, (H, W, 3) uint8; the window is resized to it."""
         pygame = self._pygame
         if self._screen is None or self._screen.get_size() != frame.shape[1::-1]:
             self._screen = pygame.display.set_mode(frame.shape[1::-1])
@@ -167,11 +167,11 @@ class Window:
         self._clock.tick(self._fps)
 
     def pixels(self) -> np.ndarray:
-        """(H, W, 3) uint8: what the window shows."""
+        """(H, W, 3) uint8: the content of the window."""
         return self._pygame.surfarray.array3d(self._screen).swapaxes(0, 1)
 
     def close(self) -> None:
-        """Closes it; safe to call twice."""
+        """Closes the window; may be called more than once."""
         self._pygame.display.quit()
 
 
@@ -193,30 +193,30 @@ def _open_display(pygame: Any) -> None:
         pygame.display.init()
     except pygame.error as error:
         raise ConfigError(f"render_mode='human' needs a screen: {error}", remedy) from error
-    # Without a screen SDL falls back to drawing into memory, where nobody would see it.
-    unseen = pygame.display.get_driver() in ("offscreen", "dummy")
-    if unseen and not any(os.environ.get(name) for name in DRIVERS):
+    # Without a screen SDL silently falls back to a driver that draws into memory.
+    offscreen = pygame.display.get_driver() in ("offscreen", "dummy")
+    if offscreen and not any(os.environ.get(name) for name in DRIVERS):
         pygame.display.quit()
         raise ConfigError("render_mode='human' needs a screen, and none was found", remedy)
 
 
 MOST_CELLS = 60
-"""Cells of the largest filmstrip; of a longer episode it shows the end."""
+"""Maximum number of cells of a filmstrip; of a longer episode it shows the end."""
 
 
 class View:
-    """What :meth:`render` of an environment gives, by its render mode.
+    """Renders the lanes of an environment in its render mode.
 
     Args:
-        episodes: what is shown.
-        mode: one of :data:`addiffusion_env.envs.settings.RENDER_MODES`, or ``None``: then nothing is kept or drawn.
-            A mode's name with ``_list`` collects the frames of every reset and step until they are asked for, as
+        episodes: the episodes to render.
+        mode: one of :data:`addiffusion_env.envs.settings.RENDER_MODES`, or ``None`` for no rendering. A mode with the
+            suffix ``_list`` collects the frames of every reset and step until :meth:`render` returns them, as
             Gymnasium's ``RenderCollection`` does.
-        fps: of the window.
+        fps: maximum frame rate of the window.
 
     Attributes:
         filmstrips: cells of each lane's filmstrip.
-        over: whether that is of an episode that has ended.
+        over: whether each lane's filmstrip shows an episode that has ended.
     """
 
     def __init__(self, episodes: Episodes, mode: str | None, fps: int) -> None:
@@ -230,7 +230,7 @@ class View:
         self.over = [False for _ in episodes.slots]
 
     def reset(self, lanes: Iterable[int] | None = None) -> None:
-        """Told after a reset of some lanes; ``None`` for all of them."""
+        """Called after a reset of some lanes; ``None`` for all of them."""
         if lanes is None and self.collected is not None:
             self.collected = []
         for index in range(len(self.filmstrips)) if lanes is None else lanes:
@@ -239,10 +239,10 @@ class View:
         self.show()
 
     def stepped(self, index: int, over: bool) -> None:
-        """Told after lane ``index`` took an action, before its next episode begins: keeps a filmstrip's next cell."""
+        """Called after an action of lane ``index``, before its next episode begins: adds a cell to its filmstrip."""
         if self.mode != "filmstrip":
             return
-        if self.over[index]:  # the filmstrip of an episode stays until the next one has something to show
+        if self.over[index]:  # the filmstrip of an episode is kept until the next episode has its first cell
             self.filmstrips[index] = []
         self.over[index] = over
         lane = self.episodes.lane(index)
@@ -250,7 +250,7 @@ class View:
         self.filmstrips[index].append(Cell(self.episodes.pixels(index), lane.actions[-1], preference, lane.refine_mask))
 
     def frames(self) -> list[np.ndarray]:
-        """One image a lane, all of one size: (296, 256, 3) uint8, or a filmstrip in mode ``filmstrip``."""
+        """One frame per lane, all of one size: (296, 256, 3) uint8, or a filmstrip in mode ``filmstrip``."""
         if self.mode == "filmstrip":
             return [draw_filmstrip(cells, self._room) for cells in self.filmstrips]
         lanes = [self.episodes.lane(index) for index in range(len(self.filmstrips))]
@@ -260,18 +260,18 @@ class View:
         ]
 
     def render(self) -> list[Any]:
-        """What one call of ``render`` gives each lane: a frame, or the list of those collected since the last call."""
+        """One entry per lane: a frame, or in a ``_list`` mode the frames collected since the last call."""
         if self.collected is None:
             return list(self.frames())
         frames, self.collected = self.collected, []
         return [list(lane) for lane in zip(*frames, strict=True)] or [[] for _ in self.filmstrips]
 
     def show(self) -> None:
-        """Told at the end of every reset and step: draws to the window in mode ``human``, collects in ``_list`` modes.
+        """Called at the end of every reset and step: updates the window in mode ``human``, collects in ``_list`` modes.
 
         Raises:
-            MissingPackageError: without pygame.
-            ConfigError: where there is no screen.
+            MissingPackageError: if pygame is not installed.
+            ConfigError: if there is no screen.
         """
         if self.collected is not None:
             self.collected.append(self.frames())
@@ -282,7 +282,7 @@ class View:
         self.window.show(tiled(self.frames()))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the window, which belongs to its process."""
+        """For pickle: without the window, which belongs to its process."""
         return {**self.__dict__, "window": None}
 
     def close(self) -> None:

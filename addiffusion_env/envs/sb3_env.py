@@ -1,4 +1,4 @@
-"""SB3's vectorised environment: one model for all lanes, one denoiser call a step."""
+"""The SB3 vectorised environment: one model for all lanes, one denoiser call per step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from addiffusion_env.errors import ConfigError
 
 
 class SharedVecEnv(VecEnv):
-    """Base of SB3 environments whose lanes share one object, which stands for each of them."""
+    """Base class of SB3 environments whose lanes share one object, so that attributes are common to all lanes."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The object's attribute, once for each lane."""
+        """The object's attribute, repeated for each lane."""
         value = getattr(self, attr_name)
         return [value for _ in self._get_indices(indices)]
 
@@ -30,20 +30,21 @@ class SharedVecEnv(VecEnv):
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a sampler once; ``action_masks`` gives each lane its row, others their result to all."""
+        """Calls a method once; ``action_masks`` returns each lane's row, others the same result for all lanes."""
         result = getattr(self, method_name)(*args, **kwargs)
         by_lane = method_name == "action_masks"
         return [result[index] if by_lane else result for index in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """Lanes are never wrapped one by one."""
+        """``False`` for every lane: lanes are never wrapped individually."""
         return [False for _ in self._get_indices(indices)]
 
 
 class AdDiffusionVecEnv(Restorable, SharedVecEnv):
-    """``num_envs`` lanes as SB3 wants them: same-step reset, ``terminal_observation``, ``TimeLimit.truncated``.
+    """``num_envs`` lanes with SB3's interface: same-step reset, ``terminal_observation``, ``TimeLimit.truncated``.
 
-    What SB3's ``DummyVecEnv`` over as many :class:`addiffusion_env.envs.env.AdDiffusionEnv` gives, infos included.
+    Equivalent to SB3's ``DummyVecEnv`` over ``num_envs`` scalar :class:`addiffusion_env.envs.env.AdDiffusionEnv`,
+    including infos.
 
     Args:
         num_envs: number of lanes.
@@ -65,7 +66,7 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         self._actions = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]
-        """Begins an episode in every lane; the first time from the seed, later going on, with ``set_options``'s."""
+        """Begins an episode in every lane, with the options of ``set_options``; only the first reset uses the seed."""
         for lane, (seed, options) in enumerate(zip(self._seeds, self._options, strict=True)):
             if seed is None and self._first_seed is not None:
                 seed = self._first_seed + lane
@@ -77,7 +78,7 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         return self.episodes.observe()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Remembers the actions; the work is done in :meth:`step_wait`."""
+        """Stores the actions; the work is done in :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
@@ -98,10 +99,10 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         """(num_envs, 3) bool: legal actions of each lane."""
         return self.episodes.action_masks()
 
-    # ------------------------------------------------------------------ SB3's plumbing
+    # ------------------------------------------------------------------ SB3's interface
     @property
     def lanes(self) -> AdDiffusionVecEnv:
-        """The environment that the lanes share: this one."""
+        """The environment shared by the lanes: this one."""
         return self
 
     def close(self) -> None:
@@ -109,12 +110,12 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         self.view.close()
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a sampler: ``action_masks`` and ``render`` give each lane its own, others are called once for all."""
-        if method_name == "render":  # SB3's render() asks for the lanes' by this name
+        """Calls a method: ``action_masks`` and ``render`` return one result per lane, others the same for all."""
+        if method_name == "render":  # SB3's render() calls the lanes' method by this name
             frames = list(self.get_images()) or [None] * self.num_envs
             return [frames[index] for index in self._get_indices(indices)]
         return super().env_method(method_name, *args, indices=indices, **kwargs)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One frame a lane."""
+        """One frame per lane."""
         return [] if self.render_mode in (None, "human") else list(self.view.frames())

@@ -1,4 +1,4 @@
-"""Everything that an environment can be told, checked before anything is loaded, and what it loads, once a process."""
+"""Settings of an environment, checked before anything is loaded, and its models, loaded once per process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from addiffusion_env.scorers.utility import Utility
 from addiffusion_env.settings import Ge, check_types
 
 RENDER_MODES = ("rgb_array", "filmstrip", "human")
-"""The preview in a frame, a filmstrip of the episode so far, a window; ``make`` knows ``rgb_array_list`` as well."""
+"""A frame with the preview, a filmstrip of the episode so far, a window; ``make`` also accepts ``rgb_array_list``."""
 
 
 @dataclass(frozen=True)
@@ -35,42 +35,42 @@ class EnvSettings:
 
     Attributes:
         backbone: registry name, or a loaded :class:`Backbone`.
-        name_or_path: hub id or folder of its weights; ``None`` is the backbone's own.
+        name_or_path: hub id or folder of its weights; ``None`` for the backbone's default.
         device: ``auto``, ``cpu``, ``cuda`` ...
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        backbone_options: what a backbone passes through by name.
-        pipe: a loaded diffusers pipeline, for ``backbone="diffusers"``; it stays where it is, its weights are shared.
-        pipeline_kwargs: arguments of the pipeline's own ``__call__`` for every image (``negative_prompt``, ``height``,
-            ``image`` ...), with ``backbone="diffusers"``.
-        scorers: local folders or hub ids of the scorers behind a look at real images, by part (``clip``,
-            ``image_reward``, ``image_reward_tokenizer``, ``dino``), and under ``preference`` the registry name of the
-            preference scorer; see :mod:`addiffusion_env.scorers.hub_image_scores`. The emoji world takes none.
-        prompts: a source's registry name, a list, or a :class:`PromptSource`; ``None`` is the backbone's own source.
+        backbone_options: keyword arguments of the backbone's loader.
+        pipe: a loaded diffusers pipeline, for ``backbone="diffusers"``; it is neither moved nor copied.
+        pipeline_kwargs: arguments of the pipeline's ``__call__`` for every image (``negative_prompt``, ``height``,
+            ``image`` ...), for ``backbone="diffusers"``.
+        scorers: local folders or hub ids of the scorers of real images, by part (``clip``, ``image_reward``,
+            ``image_reward_tokenizer``, ``dino``), and under ``preference`` the registry name of the preference scorer;
+            see :mod:`addiffusion_env.scorers.hub_image_scores`. The emoji backbone accepts none.
+        prompts: registry name of a prompt source, a list, or a :class:`PromptSource`; ``None`` for the backbone's.
         prompt_options: keyword arguments of the source (``{"split": "test"}``).
-        steps: evaluations of the full schedule; ``None`` is the backbone's own, as for the next three.
+        steps: evaluations of the full schedule; ``None`` for the backbone's default, as for the next three.
         spacing: name of the timestep spacing.
         solver: name of the solver.
-        guidance_scale: classifier-free guidance; 1 is none.
+        guidance_scale: classifier-free guidance scale; 1 disables guidance.
         guidance_interval: ``[low, high]`` noise levels between which guidance is on; ``None`` guides everywhere.
-        early_exit_steps: evaluations that *stop* spends, or ``"auto"``; see :class:`ProcessConfig`.
-        decide_every: evaluations that one *continue* takes.
-        decide_at: steps where the policy is asked, instead; those behind the end of a shorter schedule are left out.
-        check_finished: whether the finished image is looked at before it is given away.
+        early_exit_steps: evaluations of *stop*, or ``"auto"``; see :class:`ProcessConfig`.
+        decide_every: evaluations of one *continue*.
+        decide_at: steps at which the policy decides, instead; those beyond the end of a shorter schedule are ignored.
+        check_finished: whether the policy decides about the finished image before the episode ends.
         refine: a preset's name, or a mapping of :class:`RefineConfig` fields with an optional ``preset``.
         reward: a preset's name, or a mapping of terms; see :func:`rewards.make_reward`.
-        cost_per_nfe: cost per NFE, or ``[low, high]`` to draw it per episode and show it under the key ``cost_per_nfe``; ``None`` is
-            the reward preset's own.
-        observation_keys: ``None`` is clip, timestep, quality, and cost per NFE when it varies; ``"denoiser"`` is features,
-            prompt, timestep, spent, and cost per NFE when it varies: nothing that needs a preview; ``"denoiser_checked"`` adds
-            tries and checked, what scorers said of finished images; or a list of keys of
-            :data:`observations.features.FEATURES`: ``attempts`` (the best finished image so far) and ``phrases`` (what
-            phrase maps said) are there to be asked for.
-        reference_steps: steps of the reference schedule that a relative terminal bonus compares with.
-        max_faults: episodes that may be dropped, truncated with ``info["fault"]``, because their lane alone failed
-            (NaN, a scorer that raises) before the environment raises the error; 0 raises the first.
-        halve_lanes: when the device's memory runs out, make model calls for half as many lanes, with a warning.
-        max_decisions: truncate an episode after so many decisions; ``None`` for no limit.
-        strict: refuse an illegal action instead of continuing in its place.
+        cost_per_nfe: cost per NFE, or ``[low, high]`` to draw it per episode and observe it under the key
+            ``cost_per_nfe``; ``None`` for that of the reward preset.
+        observation_keys: a preset or a list of keys of :data:`observations.FEATURES`, such as ``attempts`` (the best
+            finished image so far) and ``phrases`` (summary of the phrase maps). ``None`` is ``"standard"``: clip,
+            timestep, quality. ``"denoiser"``: features, prompt, timestep, spent, none of which needs a preview.
+            ``"denoiser_checked"``: in addition attempts and checked, from the scores of finished images. Presets
+            include ``cost_per_nfe`` if it varies.
+        reference_steps: steps of the reference schedule with which a relative terminal bonus compares.
+        max_faults: number of episodes that may be dropped (truncated, with ``info["fault"]``) because their lane alone
+            failed (NaN, a scorer that raises) before the environment raises the error; 0 raises the first one.
+        halve_lanes: whether to halve the batch of model calls, with a warning, when the device's memory runs out.
+        max_decisions: truncates an episode after this many decisions; ``None`` for no limit.
+        strict: whether an illegal action raises an error; otherwise *continue* is taken in its place.
         render_mode: ``None`` or one of :data:`RENDER_MODES`.
     """
 
@@ -125,25 +125,25 @@ class EnvSettings:
         """Builds settings from keyword arguments.
 
         Args:
-            *others: further keywords that the caller takes, for the error's nearest name.
+            *others: further keywords of the caller, which the error may suggest.
             **kwargs: the fields.
 
         Raises:
-            UnexpectedKeywordError: for a keyword that does not exist, with the nearest one.
+            UnexpectedKeywordError: for an unknown keyword; suggests the nearest one.
         """
         kwargs = present_settings(kwargs)
         check_keywords("environments have", kwargs, (*(item.name for item in fields(cls)), *others))
         return cls(**kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EnvSettings:
-        """Never changed: copies of an environment share them, and a loaded backbone in them."""
+        """Returns the same object: settings are immutable, and copies of an environment share a loaded backbone."""
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle.
 
         Raises:
-            ConfigError: for a loaded backbone or pipeline: weights travel by the name that they are loaded by.
+            ConfigError: for a loaded backbone or pipeline: only weights that are loaded by name can be pickled.
         """
         loaded = self.pipe if isinstance(self.backbone, str) else self.backbone
         if loaded is not None:
@@ -157,17 +157,17 @@ class EnvSettings:
         for name in ("pipe", "pipeline_kwargs"):
             if getattr(self, name) not in (None, {}) and self.backbone != "diffusers":
                 raise ConfigError(
-                    f"{name} is for backbone=diffusers, got backbone={self.backbone}",
+                    f"{name} needs backbone=diffusers, got backbone={self.backbone}",
                     "make AdDiffusion-Diffusers-v0, or leave it out",
                 )
         if self.pipe is not None and (self.name_or_path is not None or self.dtype != "auto" or self.device != "auto"):
             raise ConfigError(
-                "pipe is a loaded pipeline, and name_or_path, device or dtype was given beside it",
-                "give pipe alone, moved with pipe.to(...)",
+                "pipe is a loaded pipeline, and name_or_path, device or dtype was given as well",
+                "give pipe alone, and move it with pipe.to(...)",
             )
 
     def load(self) -> Load:
-        """What the backbone's loader is told."""
+        """The arguments of the backbone's loader."""
         options = dict(self.backbone_options)
         if self.pipeline_kwargs:
             options["pipeline_kwargs"] = self.pipeline_kwargs
@@ -184,15 +184,15 @@ class EnvSettings:
             cost_per_nfe: float | Sequence[float] = PRESET_COSTS.get(str(preset), 0.0)
         else:
             cost_per_nfe = self.cost_per_nfe
-        ends = [cost_per_nfe, cost_per_nfe] if isinstance(cost_per_nfe, int | float) else list(cost_per_nfe)
-        if len(ends) != 2 or not 0 <= ends[0] <= ends[1]:
+        bounds = [cost_per_nfe, cost_per_nfe] if isinstance(cost_per_nfe, int | float) else list(cost_per_nfe)
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
             raise ConfigError(
                 f"cost_per_nfe must be a number or [low, high] with 0 <= low <= high, got {cost_per_nfe!r}", "use 0.01"
             )
-        return float(ends[0]), float(ends[1])
+        return float(bounds[0]), float(bounds[1])
 
     def keys(self) -> tuple[str, ...]:
-        """The observation keys: those listed, or those of a preset and ``cost_per_nfe`` when it varies.
+        """The observation keys: those listed, or those of a preset, with ``cost_per_nfe`` if it varies.
 
         Raises:
             UnknownNameError: for an unknown preset.
@@ -206,10 +206,10 @@ class EnvSettings:
         return (*OBSERVATION_PRESETS[asked], "cost_per_nfe") if low < high else OBSERVATION_PRESETS[asked]
 
     def process(self, capabilities: Capabilities, name: str) -> ProcessConfig:
-        """The decision process on a backbone, its defaults filled in.
+        """The decision process on a backbone, with its defaults filled in.
 
         Raises:
-            CapabilityError: when the backbone cannot do what is asked.
+            CapabilityError: if the backbone does not support the settings.
         """
         steps = capabilities.default_steps if self.steps is None else self.steps
         decide_at, refine = self._within(steps)
@@ -230,14 +230,14 @@ class EnvSettings:
         return config
 
     def _within(self, steps: int) -> tuple[tuple[int, ...] | None, RefineConfig]:
-        """``decide_at`` and ``refine`` on a schedule that may be shorter than they were written for.
+        """Adapts ``decide_at`` and ``refine`` to a schedule that may be shorter than they were written for.
 
-        Steps behind its end are left out; a new try comes back no later than at the first decision that is left.
+        Steps beyond its end are ignored; ``refine.return_to`` is lowered to the first decision that is left.
         """
         refine = refine_config(self.refine)
         wanted = None if self.decide_at is None else tuple(self.decide_at)
         if wanted is None or not all(isinstance(step, int) and step >= 1 for step in wanted):
-            return wanted, refine  # ProcessConfig says what is wrong with them
+            return wanted, refine  # ProcessConfig raises for invalid ones
         inside = tuple(step for step in wanted if step < steps) or ((steps - 1,) if steps > 1 else None)
         if refine.return_to is not None and refine.return_to >= steps:
             refine = replace(refine, return_to=inside[0] if inside else None)
@@ -246,15 +246,15 @@ class EnvSettings:
     def _interval(self) -> tuple[float, float] | None:
         if self.guidance_interval is None:
             return None
-        ends = tuple(self.guidance_interval)
-        if len(ends) != 2:
+        bounds = tuple(self.guidance_interval)
+        if len(bounds) != 2:
             raise ConfigError(
                 f"guidance_interval must be [low, high], got {self.guidance_interval!r}", "null guides everywhere"
             )
-        return float(ends[0]), float(ends[1])
+        return float(bounds[0]), float(bounds[1])
 
     def prompt_source(self) -> PromptSource:
-        """Where prompts come from."""
+        """The source of prompts."""
         prompts = traits_of(self.backbone).prompts if self.prompts is None else self.prompts
         if isinstance(prompts, str):
             make = PROMPT_SOURCES.load(prompts)
@@ -267,11 +267,11 @@ class EnvSettings:
 
 
 def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfig:
-    """A refinement from a preset's name or from fields.
+    """Builds a refinement from a preset's name or from fields.
 
     Raises:
         UnknownNameError: for an unknown preset.
-        ConfigError: for an unknown field or an impossible combination.
+        ConfigError: for an unknown field or an invalid combination.
     """
     if isinstance(refine, RefineConfig):
         return refine
@@ -282,7 +282,7 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
         return REFINE_PRESETS[refine]
     if not isinstance(refine, Mapping):
         raise ConfigError(
-            f"refine must be a preset or a mapping, got {refine!r:.100}", "refine=retry, or {preset: retry}"
+            f"refine must be a preset or a mapping, got {refine!r:.100}", "refine=resample, or {preset: resample}"
         )
     changes = present_settings({"refine": refine})["refine"]
     base = refine_config(str(changes.pop("preset", "as_published")))
@@ -299,15 +299,19 @@ def _backbone(name: str, name_or_path: str | None, device: str, dtype: str, opti
 
 
 def load_backbone(settings: EnvSettings) -> Backbone:
-    """The backbone of some settings; the same object for the same settings and the same files."""
+    """The backbone of these settings; the same object for the same settings and the same files."""
     if isinstance(settings.backbone, Backbone):
         return settings.backbone
     load = settings.load()
-    # Arguments of a pipeline's call may be images and tensors, which no cache can compare.
+    # Arguments of a pipeline's call may be images and tensors, which cannot be cache keys.
     if settings.pipe is not None or "pipeline_kwargs" in load.options:
         return _of_pipeline(settings, load)
     options = tuple(
-        (name, type(value), tuple(value) if isinstance(value, list) else value)  # 16.0 is refused also after 16
+        (
+            name,
+            type(value),
+            tuple(value) if isinstance(value, list) else value,
+        )  # the type too: 16.0 must not hit the cache entry of 16
         for name, value in sorted(load.options.items())
     )
     stamps = _stamps(load.name_or_path, load.options.get("preview"))
@@ -315,24 +319,24 @@ def load_backbone(settings: EnvSettings) -> Backbone:
 
 
 def _stamps(*values: Any) -> tuple:
-    """What the folders among some settings hold, so that weights written anew are loaded anew."""
+    """Stamps of the folders among some settings, so that changed weights are loaded again."""
     return tuple(stamp_of(value) for value in values if isinstance(value, str | Path))
 
 
 def _of_pipeline(settings: EnvSettings, load: Load) -> Backbone:
-    """The backbone of a loaded pipeline, or of one with arguments that no cache can compare; kept with its settings."""
+    """The backbone of a loaded pipeline, or of one with unhashable arguments; the last few are cached."""
     kind = BACKBONES.load(str(settings.backbone))
     for known, arguments, backbone in _PIPELINES:
         if known is settings.pipe and arguments == (load, settings.backbone_options):
             return backbone
-    made = kind.from_pretrained(load) if settings.pipe is None else kind.from_pipeline(settings.pipe, **load.options)
-    _PIPELINES.append((settings.pipe, (load, settings.backbone_options), made))
+    new = kind.from_pretrained(load) if settings.pipe is None else kind.from_pipeline(settings.pipe, **load.options)
+    _PIPELINES.append((settings.pipe, (load, settings.backbone_options), new))
     del _PIPELINES[:-8]
-    return made
+    return new
 
 
 _PIPELINES: list[tuple[object, object, Backbone]] = []
-"""(pipeline, its settings, its backbone) of the last few, so that the environments of a process share them."""
+"""(pipeline, its settings, its backbone) of the most recent ones, shared by the environments of a process."""
 
 
 @lru_cache(maxsize=8)
@@ -342,29 +346,29 @@ def _scorers(loader: str, device: str, paths: tuple, stamps: tuple) -> ImageScor
 
 
 def clip_width(backbone: str, paths: Mapping[str, str] | None = None) -> int:
-    """Width of the CLIP embedding of :func:`load_scorers`, without loading them.
+    """Width of the CLIP embedding of :func:`load_scorers`, without loading the scorers.
 
     Args:
-        backbone: its registry name.
-        paths: what to take for its own scorers.
+        backbone: registry name of the backbone.
+        paths: folders or hub ids of scorers in place of the defaults.
 
     Raises:
-        UnknownNameError: for a CLIP that open_clip does not know.
-        WeightsError: for a folder that holds none.
+        UnknownNameError: for a CLIP model that open_clip does not know.
+        WeightsError: for a folder without one.
     """
     return int(load_object(traits_of(backbone).scorers).clip_width(paths or {}))
 
 
 def load_scorers(backbone: Backbone, paths: Mapping[str, str] | None = None) -> ImageScorers:
-    """The scorers of a backbone's images, as its traits name them.
+    """Loads the scorers for a backbone's images, as its traits name them.
 
     Args:
-        backbone: whose images.
-        paths: what to take for its own scorers; see :attr:`EnvSettings.scorers`.
+        backbone: the backbone.
+        paths: folders or hub ids of scorers in place of the defaults; see :attr:`EnvSettings.scorers`.
 
     Raises:
-        ConfigError: for paths that these scorers do not take.
-        WeightsError: when a scorer cannot be had.
+        ConfigError: for a part that these scorers do not have.
+        WeightsError: if a scorer cannot be loaded.
     """
     given = tuple(sorted((paths or {}).items()))
     return _scorers(backbone.traits.scorers, str(backbone.device), given, _stamps(*(paths or {}).values()))

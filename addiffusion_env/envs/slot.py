@@ -1,7 +1,7 @@
-"""One episode of an environment: its actions, its state, what the policy sees of it and what its info holds.
+"""One episode of an environment: its actions, its state, the frames of its observations, and its info.
 
-So that any buffer can hold it: replay buffers make their arrays from the first info that they see. Numbers with a
-fraction are np.float64, which is a float, and which TorchRL's reader can read.
+Infos have constant keys, shapes and types, since replay buffers allocate their arrays from the first info they see.
+Real numbers are np.float64, which is a Python float and readable by TorchRL.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from addiffusion_env.scorers.utility import ImageScoresBatch
 
 
 class ActionSpace(spaces.Discrete):
-    """``Discrete(3)``; ``sample(mask=)`` also takes what :meth:`AdDiffusionEnv.action_masks` gives.
+    """``Discrete(3)``; ``sample(mask=)`` also accepts the bool masks of :meth:`AdDiffusionEnv.action_masks`.
 
     >>> import numpy as np
     >>> space = ActionSpace()
@@ -51,17 +51,17 @@ class ActionSpace(spaces.Discrete):
         """Draws an action.
 
         Args:
-            mask: (3,) which may be drawn, bool or int8.
-            probability: (3,) float64 that sum to 1.
+            mask: (3,) bool or int8, the actions that may be drawn.
+            probability: (3,) float64, summing to 1.
         """
         return super().sample(None if mask is None else _int8(mask), probability)
 
 
 class BatchedActionSpace(spaces.MultiDiscrete):
-    """``num_envs`` of them; ``sample(mask=)`` also takes (num_envs, 3) masks in one array.
+    """The action space of ``num_envs`` lanes; ``sample(mask=)`` also accepts one (num_envs, 3) array of masks.
 
     Args:
-        num_envs: lanes.
+        num_envs: number of lanes.
     """
 
     def __init__(self, num_envs: int, seed: int | np.random.Generator | None = None) -> None:
@@ -71,29 +71,29 @@ class BatchedActionSpace(spaces.MultiDiscrete):
         """Draws (num_envs,) actions.
 
         Args:
-            mask: for each lane which may be drawn, bool or int8: (num_envs, 3), or Gymnasium's tuple.
-            probability: for each lane, as a tuple.
+            mask: the actions that may be drawn in each lane, bool or int8: (num_envs, 3), or Gymnasium's tuple.
+            probability: a tuple with the probabilities of each lane.
         """
         return super().sample(None if mask is None else tuple(_int8(row) for row in mask), probability)
 
 
 @batch_space.register(ActionSpace)
 def _batched(space: ActionSpace, n: int = 1) -> BatchedActionSpace:
-    """SyncVectorEnv's action space too takes masks in one array."""
+    """Makes SyncVectorEnv's action space accept masks in one array, too."""
     return BatchedActionSpace(n, seed=deepcopy(space.np_random))
 
 
 def _int8(mask: Any) -> np.ndarray:
-    """Gymnasium's type of a mask."""
+    """The mask in Gymnasium's dtype."""
     array = np.asarray(mask)
     return array.astype(np.int8) if array.dtype == bool else array
 
 
 def numbers_of(actions: Any, lanes: int) -> list[int]:
-    """One number a lane of what a client sent: a number, a list, an array or tensor of (lanes,) or (lanes, 1).
+    """One number per lane, from a number, a list, or an array or tensor of shape (lanes,) or (lanes, 1).
 
     Raises:
-        IllegalActionError: for another count or shape, or what are no whole numbers.
+        IllegalActionError: for another length or shape, or values that are not whole numbers.
     """
     if isinstance(actions, torch.Tensor):
         actions = actions.detach().cpu()
@@ -110,19 +110,21 @@ def numbers_of(actions: Any, lanes: int) -> list[int]:
         given.dtype.kind == "f" and bool((np.isfinite(given) & (given == np.trunc(given))).all())
     )
     if not whole:
-        raise IllegalActionError(f"actions must be whole numbers, got {actions!r:.60}", "continue 0, stop 1, refine 2")
+        raise IllegalActionError(
+            f"actions must be whole numbers, got {actions!r:.60}", "0 is continue, 1 stop, 2 refine"
+        )
     return [int(action) for action in given.reshape(-1)]
 
 
 @dataclass(frozen=True)
 class Framer:
-    """Makes frames for one backbone, process and set of scorers.
+    """Builds the frames of lanes for one backbone, process and set of scorers.
 
     Attributes:
-        backbone: for its noise path.
-        process: for the size of the budget.
-        scorers: for the prompts' embeddings.
-        highest_cost_per_nfe: the cost per NFE that is shown as 1.
+        backbone: provides the noise path.
+        process: provides the size of the budget.
+        scorers: provide the prompts' embeddings.
+        highest_cost_per_nfe: the cost per NFE that is normalised to 1.
     """
 
     backbone: Backbone
@@ -133,17 +135,17 @@ class Framer:
     def frame(
         self, lanes: Sequence[Lane], before: Sequence[ImageScores | None], costs_per_nfe: Sequence[float]
     ) -> Frame:
-        """The decision points of ``B`` lanes as arrays, batch first.
+        """The decision states of ``B`` lanes as arrays, batch first.
 
         Args:
-            lanes: each with the look at what is seen now.
-            before: each lane's look at the decision before, or ``None``.
-            costs_per_nfe: of one NFE, for each lane.
+            lanes: each with its current scores.
+            before: each lane's scores at the previous decision, or ``None``.
+            costs_per_nfe: the cost per NFE of each lane.
         """
         width, utility = self.scorers.clip_dim, self.process.refine.utility
         sigma = torch.tensor([lane.sigma for lane in lanes], dtype=torch.float64)
-        none = np.zeros(3, np.float32)
-        unfelt = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
+        no_evidence = np.zeros(3, np.float32)
+        no_features = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
         now = ImageScoresBatch.of([lane.scores for lane in lanes], width)
         best = ImageScoresBatch.of([None if lane.best is None else lane.best.scores for lane in lanes])
         return Frame.of(
@@ -152,46 +154,48 @@ class Framer:
             clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),
             x0_change=np.array([lane.change for lane in lanes]),
             log_snr=self.backbone.path.half_log_snr(sigma).clamp(*LOG_SNR_RANGE).numpy(),
-            budget=np.array([lane.nfe for lane in lanes]) / self.most,
+            budget=np.array([lane.nfe for lane in lanes]) / self.max_nfe,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, self.process.refine.limit),
             cost_per_nfe=np.array(costs_per_nfe) / max(self.highest_cost_per_nfe, 1e-12),
             utility=now.liked(utility),
             best_utility=best.liked(utility),
             has_best=best.known.astype(np.float64),
-            evidence=np.stack([none if lane.evidence is None else lane.evidence for lane in lanes]),
-            features=torch.cat([unfelt if lane.features is None else lane.features for lane in lanes]).cpu().numpy(),
+            evidence=np.stack([no_evidence if lane.evidence is None else lane.evidence for lane in lanes]),
+            features=torch.cat([no_features if lane.features is None else lane.features for lane in lanes])
+            .cpu()
+            .numpy(),
             finished=np.array([float(lane.shown is not None) for lane in lanes]),
         )
 
     @cached_property
-    def most(self) -> float:
-        """NFE of an episode that takes every step and every refinement at its dearest."""
+    def max_nfe(self) -> float:
+        """Maximum NFE of an episode: every step and every refinement at its highest cost."""
         refine = self.process.refine
-        way = self.backbone.sigmas(self.process.steps, self.process.spacing)[:-1]
-        again = self.process.nfe_of(way) if isinstance(refine.steps, str) else float(refine.steps)
-        maps = {"none": 0, "attention": 1, "phrase": 2}[refine.maps]  # three phrases and the whole: two evaluations
-        return self.process.nfe_of(way) + (refine.limit * (maps + again) if refine.enabled else 0)
+        schedule = self.process.nfe_of(self.backbone.sigmas(self.process.steps, self.process.spacing)[:-1])
+        steps = schedule if isinstance(refine.steps, str) else float(refine.steps)
+        maps = {"none": 0, "attention": 1, "phrase": 2}[refine.maps]  # phrase: 4 calls (3 phrases, the prompt) = 2 NFE
+        return schedule + (refine.limit * (maps + steps) if refine.enabled else 0)
 
 
 def longest_episode(process: ProcessConfig) -> int:
-    """Decisions of an episode that takes every step and every refinement."""
-    once = len(process.decision_steps) + 1
+    """Maximum number of decisions in an episode: every step and every refinement."""
+    decisions = len(process.decision_steps) + 1
     if not process.refine.enabled:
-        return once
+        return decisions
     back = process.refine.return_to
-    ahead = 0 if back is None else sum(step > back for step in process.decision_steps) + 1
-    return once + process.refine.limit * (1 + ahead)
+    repeated = 0 if back is None else sum(step > back for step in process.decision_steps) + 1
+    return decisions + process.refine.limit * (1 + repeated)
 
 
 @dataclass(frozen=True)
 class InfoMaker:
-    """Makes the infos of an environment.
+    """Builds the infos of an environment.
 
     Attributes:
         image_size: (H, W) of a finished image.
-        mask_size: (h, w) of a refined region; ``None`` where *refine* draws no region anew.
-        longest: decisions of the longest episode.
-        terms: of the reward, by name.
+        mask_size: (h, w) of a refinement mask; ``None`` if *refine* regenerates no regions.
+        longest: maximum number of decisions in an episode.
+        terms: names of the reward terms.
     """
 
     image_size: tuple[int, int]
@@ -212,10 +216,10 @@ class InfoMaker:
         """One lane's info.
 
         Args:
-            slot: where it is.
-            action: that led there; -1 after a reset.
-            illegal: whether another one was asked for.
-            paid: name -> value of each reward term; ``None`` pays nothing.
+            slot: the lane's state.
+            action: the action that led there; -1 after a reset.
+            illegal: whether the requested action was illegal and replaced.
+            paid: name -> value of each reward term; ``None`` for all 0.
         """
         lane, scores, image = slot.lane, slot.lane.scores, slot.image
         trace = np.full(self.longest, -1, dtype=np.int8)
@@ -250,7 +254,7 @@ class InfoMaker:
 
 
 def portable(state: Any) -> Any:
-    """A state with its tensors on the CPU, each with storage of its own: rows of a batch would keep the whole batch."""
+    """A state with its tensors copied to the CPU: a row of a batch would keep the storage of the whole batch."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu().clone()
     if isinstance(state, Mapping):
@@ -260,17 +264,17 @@ def portable(state: Any) -> Any:
 
 @dataclass(frozen=True)
 class Slot:
-    """One lane's place.
+    """The state of one lane of an environment.
 
     Attributes:
         seed: the lane's seed.
-        episode: how many episodes it has begun, less one.
-        lane: the image in the making.
-        before: its look at the decision before.
-        cost_per_nfe: of one NFE in this episode.
-        decisions: taken in this episode.
+        episode: index of its current episode.
+        lane: the image being generated.
+        before: its scores at the previous decision.
+        cost_per_nfe: cost per NFE in this episode.
+        decisions: number of decisions taken in this episode.
         image: the finished image, once there is one.
-        fault: why the episode was dropped, once it was; the lane is then where it was before the action that failed.
+        fault: why the episode was dropped, once it was; ``lane`` is then the state before the action that failed.
     """
 
     seed: int
@@ -282,15 +286,15 @@ class Slot:
     image: GeneratedImage | None = None
     fault: Fault | None = None
 
-    def moved(self, result: tuple[Lane, GeneratedImage | None] | Fault) -> Slot:
-        """The slot after its action, or where it was with the fault that it met."""
+    def after_step(self, result: tuple[Lane, GeneratedImage | None] | Fault) -> Slot:
+        """The slot after its action, or unchanged except for the fault that the action met."""
         if isinstance(result, Fault):
             return replace(self, decisions=self.decisions + 1, fault=result)
         lane, image = result
         return replace(self, lane=lane, before=self.lane.scores, decisions=self.decisions + 1, image=image)
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors, numbers and strings, from which :meth:`restored` makes the same slot."""
+        """Plain tensors, numbers and strings, from which :meth:`restored` restores the slot."""
         return {
             "seed": self.seed,
             "episode": self.episode,
@@ -304,7 +308,7 @@ class Slot:
 
     @classmethod
     def restored(cls, backbone: Backbone, state: Mapping[str, Any]) -> Slot:
-        """The slot that :meth:`state` described."""
+        """Restores a slot from :meth:`state`."""
         fault = state.get("fault")
         return cls(
             seed=state["seed"],

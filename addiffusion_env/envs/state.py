@@ -1,4 +1,4 @@
-"""What every environment over :class:`Episodes` offers beside stepping: its state, and what it is made of."""
+"""State and identity of an environment, common to all environments built on :class:`Episodes`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from addiffusion_env.prompts import PromptList
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An environment at one moment, for :meth:`Restorable.restore`. Takes no time and shares its tensors.
+    """The state of an environment, for :meth:`Restorable.restore`. Cheap: its tensors are shared, not copied.
 
     Attributes:
-        slots: every lane's place, never changed.
+        slots: the state of every lane, immutable.
         filmstrips: cells of the filmstrips, in mode ``filmstrip``.
-        over: whether a lane's filmstrip is of an episode that has ended.
+        over: whether a lane's filmstrip shows an episode that has ended.
     """
 
     slots: tuple[Slot | None, ...]
@@ -30,42 +30,46 @@ class Snapshot:
 
 
 class Restorable:
-    """Mixin of the three environments."""
+    """Mixin of the three environments: snapshots, state dicts, identity."""
 
     episodes: Episodes
     view: View
 
     def identity(self) -> dict[str, Any]:
-        """What makes, scores and pays the images, and which prompts they are of; see :func:`.identity_of`."""
-        made = self.episodes
-        prompts = made.source.prompts if isinstance(made.source, PromptList) else made.source.name
+        """Identity of the backbone, scorers, process, reward and prompts; see :func:`.identity_of`."""
+        episodes = self.episodes
+        prompts = episodes.source.prompts if isinstance(episodes.source, PromptList) else episodes.source.name
         return identity_of(
-            backbone=made.backbone,
-            scorers=made.scorers,
-            process=made.process,
-            reward=made.reward,
+            backbone=episodes.backbone,
+            scorers=episodes.scorers,
+            process=episodes.process,
+            reward=episodes.reward,
             prompts=digest_of(described(prompts)),
         )
 
     def snapshot(self) -> Snapshot:
-        """The present moment, as a value, for tree search: :meth:`restore` comes back to it any number of times.
+        """The current state as a value, for tree search: :meth:`restore` returns to it any number of times.
 
-        Wrappers keep what is theirs (Gymnasium's ``TimeLimit`` counts on): use the setting ``max_decisions``.
+        The state of wrappers is not included (Gymnasium's ``TimeLimit`` keeps counting): use the setting
+        ``max_decisions`` instead.
         """
         filmstrips = tuple(tuple(cells) for cells in self.view.filmstrips)
         return Snapshot(tuple(self.episodes.slots), filmstrips, tuple(self.view.over))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes back to a moment of this environment, or of another one with the same settings.
+        """Restores a snapshot of this environment, or of another one with the same settings.
 
-        What was dropped meanwhile stays counted; see ``max_faults``.
+        The count of dropped episodes (``max_faults``) is not restored.
 
         Raises:
-            ResumeError: when it has another number of lanes.
+            ResumeError: if the snapshot has a different number of lanes.
         """
         lanes = len(self.episodes.slots)
         if len(snapshot.slots) != lanes:
-            raise ResumeError(f"the snapshot has {len(snapshot.slots)} lanes, this environment {lanes}", "use as many")
+            raise ResumeError(
+                f"the snapshot has {len(snapshot.slots)} lanes, this environment {lanes}",
+                f"use num_envs={len(snapshot.slots)}",
+            )
         self.episodes.slots = list(snapshot.slots)
         self.view.filmstrips = [list(cells) for cells in snapshot.filmstrips]
         self.view.over = list(snapshot.over)

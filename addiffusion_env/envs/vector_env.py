@@ -20,32 +20,32 @@ from addiffusion_env.errors import ConfigError, EpisodeOverError, unknown
 Observation = dict[str, np.ndarray]
 
 KEYWORDS = ("num_envs", "autoreset_mode", "max_episode_steps")
-"""What the vector environment takes beside the settings."""
+"""Keywords of the vector environment in addition to the settings."""
 
 
 class AdDiffusionVectorEnv(Restorable, VectorEnv):
-    """``num_envs`` episodes in step; equals as many :class:`AdDiffusionEnv` row by row.
+    """``num_envs`` episodes in lockstep; each row equals a scalar :class:`AdDiffusionEnv`.
 
-    When an episode ends (see Gymnasium's :class:`gymnasium.vector.AutoresetMode`), its lane
+    When an episode ends, its lane resets according to Gymnasium's :class:`gymnasium.vector.AutoresetMode`:
 
-    * ``same_step``: begins its next one in the same step. The observation returned is the new episode's first, the old
-      one's last is in ``info["final_obs"]`` and ``info["final_info"]``. Every step is a decision, so it is the default:
-      episodes are short here, often of one to three decisions.
-    * ``next_step``, as Gymnasium's own ``SyncVectorEnv`` does: begins it in the next step, whose action is not read and
-      whose reward is 0. Gymnasium's vector observation wrappers need this mode or ``disabled``.
-    * ``disabled``: waits for ``reset(options={"reset_mask": terminated | truncated})``.
+    * ``same_step`` (default): the next episode begins in the same step. The returned observation is the first of the
+      new episode; the last of the old one is in ``info["final_obs"]`` and ``info["final_info"]``. No step is spent on
+      the reset, which matters because episodes are short, often of one to three decisions.
+    * ``next_step``, as in Gymnasium's ``SyncVectorEnv``: the next episode begins in the next step, whose action is
+      ignored and whose reward is 0. Gymnasium's vector observation wrappers need this mode or ``disabled``.
+    * ``disabled``: the lane waits for ``reset(options={"reset_mask": terminated | truncated})``.
 
     Args:
         num_envs: number of lanes.
-        autoreset_mode: one of the three, or Gymnasium's enum.
-        max_episode_steps: truncates an episode after so many decisions, as ``gym.make``'s ``TimeLimit`` does; -1 or
-            ``None`` for no limit. ``max_decisions`` is the same, but does not truncate what terminates there anyway.
+        autoreset_mode: one of the three names, or Gymnasium's enum.
+        max_episode_steps: truncates an episode after this many decisions, as ``gym.make``'s ``TimeLimit`` does; -1 or
+            ``None`` for no limit. ``max_decisions`` is the same, but an episode that terminates there is not truncated.
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`. ``render_mode`` may also be
-            ``rgb_array_list`` or ``film_list``: the frames since the last call of ``render``, for each lane.
+            ``rgb_array_list`` or ``filmstrip_list``: the frames since the last call of ``render``, for each lane.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own convention
-        "render_modes": [*RENDER_MODES, "rgb_array_list", "film_list"],
+        "render_modes": [*RENDER_MODES, "rgb_array_list", "filmstrip_list"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
@@ -62,13 +62,13 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         self.autoreset_mode = _mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = settings.get("render_mode")
-        if self.render_mode in ("rgb_array_list", "film_list"):
+        if self.render_mode in ("rgb_array_list", "filmstrip_list"):
             settings["render_mode"] = self.render_mode.removesuffix("_list")
         self.settings = EnvSettings.of(*KEYWORDS, **settings)
         self._limit = _limit(max_episode_steps)
         if self._limit is not None:
-            most = min(self._limit, self.settings.max_decisions or self._limit)
-            self.settings = replace(self.settings, max_decisions=most)
+            limit = min(self._limit, self.settings.max_decisions or self._limit)
+            self.settings = replace(self.settings, max_decisions=limit)
         self.num_envs = num_envs
         self.episodes = Episodes(self.settings, num_envs)
         self.single_observation_space = self.episodes.observer.space
@@ -80,17 +80,17 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begins an episode in every lane, or in some.
+        """Begins an episode in every lane, or in those of ``reset_mask``.
 
         Args:
-            seed: lane i is seeded with ``seed + i``, or with ``seed[i]``. A lane without a seed goes on with its next
-                episode; before its first it draws a seed.
-            options: as for the scalar environment; a list value gives each lane its own. ``reset_mask``, (num_envs,)
-                bool, resets those lanes alone: ``info`` is theirs, the observation everybody's.
+            seed: lane i is seeded with ``seed + i``, or with ``seed[i]``. A lane without a seed continues with its
+                next episode; before its first episode it draws a seed.
+            options: as for the scalar environment; a list holds one value per lane. ``reset_mask``, (num_envs,) bool,
+                resets only these lanes: ``info`` is theirs, the observation is that of all lanes.
 
         Raises:
-            ConfigError: when a list has not one entry a lane, or ``reset_mask`` is no mask.
-            EpisodeOverError: when lanes are left out that never had an episode.
+            ConfigError: if a list does not have one entry per lane, or ``reset_mask`` is not a mask.
+            EpisodeOverError: if ``reset_mask`` leaves out a lane that never had an episode.
         """
         single = isinstance(seed, int | np.integer)
         super().reset(seed=int(seed) if single else None)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         chosen = np.asarray(mask)
         if chosen.shape != (self.num_envs,) or chosen.dtype != bool or not chosen.any():
             raise ConfigError(
-                f"options['reset_mask'] must be ({self.num_envs},) bool with a lane to reset, got {mask!r:.80}",
+                f"options['reset_mask'] must be ({self.num_envs},) bool with at least one True, got {mask!r:.80}",
                 "pass terminated | truncated",
             )
         never = [index for index, slot in enumerate(self.episodes.slots) if slot is None and not chosen[index]]
@@ -125,11 +125,11 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise ConfigError(
-                f"seed has {len(seeds)} entries for {self.num_envs} lanes", "give one a lane, or one number"
+                f"seed has {len(seeds)} entries for {self.num_envs} lanes", "give one per lane, or a single number"
             )
         return [
-            int(self.np_random.integers(2**31)) if own is None and slot is None else own
-            for own, slot in zip(seeds, self.episodes.slots, strict=True)
+            int(self.np_random.integers(2**31)) if given is None and slot is None else given
+            for given, slot in zip(seeds, self.episodes.slots, strict=True)
         ]
 
     def _options(self, options: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -138,20 +138,20 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
             if isinstance(value, list | tuple | np.ndarray):
                 if len(value) != self.num_envs:
                     raise ConfigError(
-                        f"options[{key!r}] has {len(value)} entries for {self.num_envs} lanes", "one a lane"
+                        f"options[{key!r}] has {len(value)} entries for {self.num_envs} lanes", "give one per lane"
                     )
                 value = value[index]
             chosen[key] = value
         return chosen
 
     def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Takes one action in every lane; see the class for what happens at an episode's end.
+        """Takes one action in every lane; see the class for what happens at the end of an episode.
 
         Raises:
-            IllegalActionError: for what is no action; in strict mode also for a masked one.
-            EpisodeOverError: in mode ``disabled`` when a lane has ended and was not reset.
+            IllegalActionError: for a value that is not an action; in strict mode also for a masked action.
+            EpisodeOverError: in mode ``disabled`` if a lane has ended and was not reset.
         """
-        resting = [index for index in range(self.num_envs) if self.episodes.ended(index)]
+        ended = [index for index in range(self.num_envs) if self.episodes.ended(index)]
         result = self.episodes.step(actions, reset_ended=self.autoreset_mode == AutoresetMode.NEXT_STEP)
         observation = result.observation
         infos: dict[str, Any] = {}
@@ -159,7 +159,7 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         over = result.terminated | truncated
         same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
         for index, info in enumerate(result.infos):
-            if index not in resting:
+            if index not in ended:
                 self.view.stepped(index, bool(over[index]))
             if over[index] and same_step:
                 last = {key: value[index].copy() for key, value in observation.items()}
@@ -172,19 +172,19 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         return observation, result.reward, result.terminated, truncated, infos
 
     def _at_limit(self) -> np.ndarray:
-        """(num_envs,) bool: which lanes have taken ``max_episode_steps``, finished or not, as ``TimeLimit`` says it."""
+        """(num_envs,) bool: lanes with ``max_episode_steps`` decisions, terminated or not, as in ``TimeLimit``."""
         limit = float("inf") if self._limit is None else self._limit
         return np.array([slot is not None and slot.decisions >= limit for slot in self.episodes.slots])
 
     def action_masks(self) -> np.ndarray:
-        """(num_envs, 3) bool: legal actions of each lane; ``action_space.sample(mask=...)`` takes it."""
+        """(num_envs, 3) bool: legal actions of each lane; ``action_space.sample(mask=...)`` accepts it."""
         return self.episodes.action_masks()
 
     def render(self) -> tuple[Any, ...] | None:
-        """One image a lane, all of one size, as the scalar environment gives; ``None`` in mode ``human`` or without.
+        """One frame per lane, all of one size, as the scalar environment's; ``None`` in mode ``human`` or without one.
 
-        In a mode that ends in ``_list``, the images of each lane since the last call. A lane that has begun its next
-        episode in this step shows that one's start; its filmstrip is still the old one's, whole.
+        In a mode that ends in ``_list``: the list of each lane's frames since the last call. A lane that was reset in
+        this step shows the start of its new episode; its filmstrip still shows the whole old episode.
         """
         if self.render_mode in (None, "human"):
             return None

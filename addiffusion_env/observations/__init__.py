@@ -1,4 +1,4 @@
-"""What a policy sees: frames, and the named parts of an observation. A new one is one class and one line here."""
+"""Observations: frames, and the registry of named observation keys. A new key is one class and one line here."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ FEATURES = Registry(
 
 @dataclass(frozen=True)
 class Frame:
-    """One decision point of ``B`` lanes. Where a lane has no image yet, image features are 0.
+    """The decision states of ``B`` lanes. Before a lane's first clean prediction its image features are 0.
 
     Attributes:
         clip_image: (B, D) unit CLIP embedding of the preview.
         clip_text: (B, D) unit CLIP embedding of the prompt.
-        clip_score: (B,) their cosine.
-        clip_before: (B,) the cosine at the decision before.
+        clip_score: (B,) their cosine similarity.
+        clip_before: (B,) the CLIP score at the previous decision.
         preference: (B,) preference score of the preview, in standard deviations.
-        preference_before: (B,) the same at the decision before.
-        dino_similarity: (B,) cosine of the preview's DINO embedding to that of the decision before; 0 without one.
+        preference_before: (B,) the preference score at the previous decision.
+        dino_similarity: (B,) cosine similarity of the DINO embeddings of this and the previous decision's preview; 0
+            without one.
         x0_change: (B,) relative change of x0 at the last evaluation.
-        log_snr: (B,) half log-SNR where the lane is, clipped to :data:`LOG_SNR_RANGE`.
-        budget: (B,) NFE spent over the NFE of the full schedule with every refinement, in [0, 1].
-        refinements: (B,) refinements over their limit, in [0, 1].
-        cost_per_nfe: (B,) the cost per NFE over the highest that is drawn, in [0, 1].
-        utility: (B,) how much the preview or finished image is liked (:class:`scorers.utility.Utility`); 0 without one.
-        best_utility: (B,) of the best finished image of earlier tries; 0 without one.
+        log_snr: (B,) half log-SNR at the current noise level, clipped to :data:`LOG_SNR_RANGE`.
+        budget: (B,) NFE spent as a fraction of the full schedule with every refinement, in [0, 1].
+        refinements: (B,) refinements taken as a fraction of their limit, in [0, 1].
+        cost_per_nfe: (B,) the cost per NFE as a fraction of its upper bound, in [0, 1].
+        utility: (B,) utility of the preview or finished image (:class:`scorers.utility.Utility`); 0 without one.
+        best_utility: (B,) utility of the best finished image of earlier attempts; 0 without one.
         has_best: (B,) whether there is one, 0 or 1.
-        evidence: (B, 3) what phrase maps said (:func:`engine.regions.evidence_of`), in [0, 1]; 0 where none were made.
-        features: (B, F) pooled output of the denoiser's middle block at the last evaluation, in its own scale; 0 before
-            the first, and F is 0 where nobody kept them.
-        finished: (B,) whether what is seen is a finished image that waits to be taken or tried again, 0 or 1.
+        evidence: (B, 3) summary of the phrase maps (:func:`engine.regions.evidence_of`), in [0, 1]; 0 without any.
+        features: (B, F) pooled output of the denoiser's middle block at the last evaluation, unnormalised; 0 before
+            the first evaluation, and F is 0 if they are not recorded.
+        finished: (B,) whether the scored image is a finished one that can be accepted or replaced, 0 or 1.
     """
 
     clip_image: np.ndarray
@@ -75,7 +76,7 @@ class Frame:
 
     @classmethod
     def of(cls, now: ImageScoresBatch, before: ImageScoresBatch, **others: np.ndarray) -> Frame:
-        """From the looks at a decision and at the one before; ``others`` are the attributes that no look tells."""
+        """From the scores at this and the previous decision; ``others`` are the attributes not derived from scores."""
         return cls(
             clip_image=now.scores.clip_image,
             clip_score=now.score("clip_score"),
@@ -88,4 +89,4 @@ class Frame:
 
 
 LOG_SNR_RANGE = (-4.0, 6.0)
-"""Half log-SNR from pure noise (-2.7 on SD 1.5) to its last step (3.5); beyond it lanes have landed."""
+"""Range of half log-SNR: it covers pure noise (-2.7 on SD 1.5) to the last step (3.5); finished lanes are clipped."""

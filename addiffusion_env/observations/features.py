@@ -1,4 +1,4 @@
-"""The parts of an observation, and its space and arrays in one object so that they cannot drift apart."""
+"""The keys of an observation, and an observer that holds their space and computes their arrays."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ QUALITY = (
     "budget_spent",
     "refinements_used",
 )
-"""The eight quality numbers, in order."""
+"""The eight numbers of the key ``quality``, in order."""
 UTILITY = "utility"
-"""Stands for the scorers behind ``refine.utility``, which depend on its settings."""
+"""Placeholder for the scorers of ``refine.utility``, which depend on its settings."""
 
 
 @dataclass(frozen=True)
 class Widths:
-    """What the lengths of features depend on.
+    """Dimensions on which the lengths of features depend.
 
     Attributes:
         clip: width of a CLIP embedding.
-        features: width of the denoiser's own features; 0 where there are none.
+        features: width of the denoiser's features; 0 if there are none.
     """
 
     clip: int
@@ -42,15 +42,15 @@ class Widths:
 
 
 class Feature:
-    """One key of the observation: a subclass and its line in :data:`FEATURES`.
+    """Base class of observation keys; each is a subclass with a line in :data:`FEATURES`.
 
     Attributes:
-        low: lower bound of its numbers; the upper is 1.
-        needs_preview: whether it shows what scorers say of previews, which must then be decoded and scored at each
+        low: lower bound of its numbers; the upper bound is 1.
+        needs_preview: whether it depends on the scores of previews, which must then be decoded and scored at each
             decision.
-        needs_features: whether it needs the denoiser's own features, which not every backbone has.
-        shows: the scorers whose scores it shows, by their part in :class:`.ImageScorers`; :data:`UTILITY` stands for
-            those of ``refine.utility``.
+        needs_features: whether it needs the denoiser's features, which not every backbone provides.
+        shows: the scorers it depends on, by their part in :class:`.ImageScorers`; :data:`UTILITY` stands for those of
+            ``refine.utility``.
     """
 
     low: ClassVar[float] = -1.0
@@ -63,12 +63,12 @@ class Feature:
         raise NotImplementedError
 
     def make(self, frame: Frame) -> np.ndarray:
-        """(B, width) in [low, 1] from a frame of B lanes."""
+        """Computes (B, width) numbers in [low, 1] from a frame of B lanes."""
         raise NotImplementedError
 
 
 class Clip(Feature):
-    """CLIP embeddings of preview and prompt, unit length each, side by side: (B, 2 D)."""
+    """CLIP embeddings of preview and prompt, each of unit length, concatenated: (B, 2 D)."""
 
     needs_preview = True
     shows = ("clip",)
@@ -83,10 +83,10 @@ class Clip(Feature):
 
 
 class Timestep(Feature):
-    """128 sinusoids of the log-SNR position: (B, 128).
+    """Sinusoidal embedding of the log-SNR: (B, 128).
 
-    The position u in [0, 1] is linear in log-SNR; frequencies rise geometrically from half a turn over the whole way
-    to 32 turns, so that near steps of a 50-step schedule differ and far ones do not alias.
+    The position u in [0, 1] is linear in log-SNR; frequencies increase geometrically from half a period over the whole
+    range to 32 periods, so that neighbouring steps of a 50-step schedule differ and distant ones do not alias.
     """
 
     def width(self, widths: Widths) -> int:
@@ -130,7 +130,7 @@ class Quality(Feature):
 
 
 class CostPerNfe(Feature):
-    """The episode's cost per NFE over the highest that is drawn: (B, 1) in [0, 1]."""
+    """The episode's cost per NFE as a fraction of its upper bound: (B, 1) in [0, 1]."""
 
     low = 0.0
 
@@ -139,12 +139,12 @@ class CostPerNfe(Feature):
         return 1
 
     def make(self, frame: Frame) -> np.ndarray:
-        """As the frame has it."""
+        """The frame's value."""
         return frame.cost_per_nfe[:, None]
 
 
 class Attempts(Feature):
-    """How much the best finished image so far is liked, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
+    """Utility of the best finished image so far, squashed by tanh(x / 2), and whether there is one: (B, 2)."""
 
     shows = (UTILITY,)
 
@@ -158,10 +158,10 @@ class Attempts(Feature):
 
 
 class Correctness(Feature):
-    """How far the image, and the best of earlier attempts, is believed to be correct: (B, 4).
+    """Utility of the image and of the best of earlier attempts, on two scales: (B, 4).
 
-    With a calibrator as utility, its log-odds x of both as 2 / (1 + exp(-x)) - 1, which tells chances apart in the middle,
-    and as tanh(x / 8), which tells .98 from .999; 0 without an image.
+    With a calibrator as utility these are the log-odds x of being correct, squashed as tanh(x / 2) = 2 sigmoid(x) - 1,
+    which resolves medium probabilities, and as tanh(x / 8), which resolves .98 from .999; 0 without an image.
     """
 
     needs_preview = True
@@ -172,13 +172,13 @@ class Correctness(Feature):
         return 4
 
     def make(self, frame: Frame) -> np.ndarray:
-        """Both in the first way, then both in the second."""
+        """Both as tanh(x / 2), then both as tanh(x / 8)."""
         odds = np.stack([frame.utility, frame.best_utility], axis=1)
         return np.concatenate([np.tanh(odds / 2), np.tanh(odds / 8)], axis=1)
 
 
 class Checked(Correctness):
-    """The same of finished images alone, which are scored anyhow (``check_finished``), and of no preview: (B, 4)."""
+    """As :class:`Correctness`, for finished images only, whose scores need no preview (``check_finished``): (B, 4)."""
 
     needs_preview = False
 
@@ -188,7 +188,7 @@ class Checked(Correctness):
 
 
 class Phrases(Feature):
-    """What the last refinement's phrase maps said: (B, 3) in [0, 1]."""
+    """Summary of the last refinement's phrase maps: (B, 3) in [0, 1]."""
 
     low = 0.0
 
@@ -197,20 +197,20 @@ class Phrases(Feature):
         return 3
 
     def make(self, frame: Frame) -> np.ndarray:
-        """As the frame has it."""
+        """The frame's value."""
         return frame.evidence
 
 
 class DenoiserFeatures(Feature):
-    """The denoiser's own view: (B, F), each row standardised over its channels and squashed by tanh(x / 2).
+    """Features of the denoiser's middle block: (B, F), each row standardised over its channels, then tanh(x / 2).
 
-    Each row by itself: no running statistics, so that a lane is seen alike in every batch and every process.
+    There are no running statistics, so that a lane's observation is the same in every batch and every process.
     """
 
     needs_features = True
 
     def width(self, widths: Widths) -> int:
-        """The denoiser's."""
+        """The width of the denoiser's features."""
         return widths.features
 
     def make(self, frame: Frame) -> np.ndarray:
@@ -220,7 +220,10 @@ class DenoiserFeatures(Feature):
 
 
 class Spent(Feature):
-    """Share of the budget spent, refinements used, relative change of x0: (B, 3) in [0, 1], known without a preview."""
+    """Fraction of the budget spent, of the refinements used, and relative change of x0: (B, 3) in [0, 1].
+
+    None of them needs a preview.
+    """
 
     low = 0.0
 
@@ -234,14 +237,14 @@ class Spent(Feature):
 
 
 class PromptEmbedding(Feature):
-    """CLIP embedding of the prompt, unit length: (B, D); encoded once a prompt. It is no score of an image."""
+    """CLIP embedding of the prompt, of unit length: (B, D). It is encoded once per prompt and needs no image."""
 
     def width(self, widths: Widths) -> int:
         """One embedding."""
         return widths.clip
 
     def make(self, frame: Frame) -> np.ndarray:
-        """As the frame has it."""
+        """The frame's value."""
         return frame.clip_text
 
 
@@ -252,8 +255,8 @@ OBSERVATION_PRESETS = {
     "denoiser": ("features", "prompt", "timestep", "spent"),
     "denoiser_checked": ("features", "prompt", "timestep", "spent", "attempts", "checked"),
 }
-"""Name -> keys. ``denoiser`` needs no preview and no scorer: what the denoiser computes anyway, and the prompt.
-``denoiser_checked`` adds what the scorers said of finished images, where the process looks at those."""
+"""Name -> keys. ``denoiser`` needs no preview and no scorer: the denoiser's features and the prompt.
+``denoiser_checked`` adds the scores of finished images, for processes with ``check_finished``."""
 
 
 def features_of(keys: Sequence[str]) -> dict[str, Feature]:
@@ -275,11 +278,11 @@ def needs_preview(keys: Sequence[str]) -> bool:
 
 
 def parts_shown(keys: Sequence[str], utility: Sequence[str]) -> tuple[str, ...]:
-    """The scorers whose scores an observation of these keys shows, by their part in :class:`.ImageScorers`.
+    """The scorers on which an observation of these keys depends, by their part in :class:`.ImageScorers`.
 
     Args:
-        keys: of the observation.
-        utility: the scorers behind ``refine.utility``.
+        keys: the observation keys.
+        utility: the scorers of ``refine.utility``.
 
     >>> parts_shown(["timestep", "attempts"], ("preference", "clip")), parts_shown(OBSERVATION_PRESETS["denoiser"], ())
     (('preference', 'clip'), ())
@@ -289,31 +292,31 @@ def parts_shown(keys: Sequence[str], utility: Sequence[str]) -> tuple[str, ...]:
 
 
 class Observer:
-    """Makes Dict observations.
+    """Computes Dict observations from frames.
 
     Args:
         clip_dim: width of the CLIP embedding (768 for ViT-L/14: the three standard keys then hold 1672 numbers).
-        keys: which features, in order.
-        feature_dim: width of the denoiser's own features; 0 where there are none.
+        keys: the observation keys, in order.
+        feature_dim: width of the denoiser's features; 0 if there are none.
 
     Attributes:
-        keys: see above.
+        keys: the observation keys.
         widths: key -> length.
         space: the observation space.
 
     Raises:
         UnknownNameError: for an unknown key.
-        CapabilityError: for the denoiser's features where there are none.
+        CapabilityError: for a key that needs the denoiser's features if there are none.
     """
 
     def __init__(self, clip_dim: int, keys: Sequence[str] = STANDARD_KEYS, feature_dim: int = 0) -> None:
         self._features = features_of(keys)
-        needy = [key for key, feature in self._features.items() if feature.needs_features]
-        if needy and not feature_dim:
+        requiring = [key for key, feature in self._features.items() if feature.needs_features]
+        if requiring and not feature_dim:
             raise CapabilityError(
-                f"the observation key {needy[0]!r} needs a denoiser with a middle block, and tables that were recorded "
-                "with it: there is none here",
-                f"leave {needy[0]!r} out of observation_keys, or record the table with features=True",
+                f"the observation key {requiring[0]!r} needs the features of the denoiser's middle block, and this "
+                "backbone or table has none",
+                f"leave {requiring[0]!r} out of observation_keys, or record the table with features=True",
             )
         self.keys = tuple(keys)
         widths = Widths(clip_dim, feature_dim)

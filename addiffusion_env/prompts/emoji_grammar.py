@@ -175,7 +175,7 @@ def caption(groups: Sequence[Group], relation: int | None, rng: np.random.Genera
     wording = rng.random()
     if wording < 0.8:
         return "a photo of " + body
-    return "an image of " + body if wording < 0.88 else body
+    return "a picture of " + body if wording < 0.88 else body
 
 
 def _noun_phrase(group: Group, rng: np.random.Generator) -> str:
@@ -202,7 +202,7 @@ def sample_scenes(count: int, seed: int, task: str | None = None) -> tuple[list[
 
 # ------------------------------------------------------------------------------------------------ reading prompts
 
-_LEADER = re.compile(r"^\s*(?:a\s+(?:photo|image)\s+of\s+)?", re.IGNORECASE)
+_LEADER = re.compile(r"^\s*(?:a\s+(?:photo|picture)\s+of\s+)?", re.IGNORECASE)
 _RELATION = re.compile(r"\s+(?:to\s+the\s+)?(?P<side>left|right)\s+of\s+|\s+(?P<level>above|below)\s+", re.IGNORECASE)
 _CONJUNCTION = re.compile(r"\s*,\s*and\s+|\s+and\s+|\s*,\s*", re.IGNORECASE)
 _COUNTS = {"a": 1, "an": 1} | {word: count for count, word in enumerate(NUMBERS) if count}

@@ -135,7 +135,7 @@ def color_name(color: int) -> str:
 
 def vocabulary_words() -> list[str]:
     """Every word that the grammar can write, sorted: each becomes one token of the tokenizer."""
-    words = {*COLORS, *NUMBERS, "a", "an", "photo", "image", "of", "and", "to", "the", ",", "."}
+    words = {*COLORS, *NUMBERS, "a", "an", "photo", "picture", "image", "of", "and", "to", "the", ",", "."}
     words.update(["left", "right", "above", "below"])
     for item in CLASSES:
         words.update(item.name.split(), item.plural.split(), item.plain_plural.split())

@@ -1,4 +1,4 @@
-"""The reward: named terms, each with its weight and settings, summed. A new term is one file and one line here."""
+"""The reward: a weighted sum of named terms. A new term is one file and one line here."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ TERMS = Registry(
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of ``B`` lanes, as the reward sees it. At a terminal row "after" is the finished image.
+    """One step of ``B`` lanes, the input of reward terms. In a terminal row "after" is the finished image.
 
     Attributes:
-        clip_before: (B,) CLIP cosine of the preview before the action; NaN when there was no image yet.
-        clip_after: (B,) after it; NaN where nobody looked (no term with a weight reads previews).
-        preference_before: (B,) preference before, in standard deviations; NaN when there was no image yet.
-        preference_after: (B,) after it; NaN likewise.
-        dino_similarity: (B,) cosine between the DINO embeddings before and after, 0 without an image before.
+        clip_before: (B,) CLIP score of the preview before the action; NaN if there was no image yet.
+        clip_after: (B,) CLIP score after it; NaN if previews are not scored (no term with a weight reads them).
+        preference_before: (B,) preference before the action, in standard deviations; NaN if there was no image yet.
+        preference_after: (B,) preference after it; NaN if previews are not scored.
+        dino_similarity: (B,) cosine of the DINO embeddings before and after; 0 without an image before.
         clip_text: (B, D) unit CLIP embeddings of the prompts.
-        nfe: (B,) evaluations that the action spent.
+        nfe: (B,) NFE of the action.
         cost_per_nfe: (B,) cost per NFE in this episode.
-        action: (B,) what was done.
-        terminal: (B,) bool, the image is finished.
-        reference: (B,) preference of the same prompt and seed at the reference schedule; NaN when not asked for.
+        action: (B,) the action taken.
+        terminal: (B,) bool, whether the image is finished.
+        reference: (B,) preference of the reference schedule's image (same prompt and seed); NaN without a reference.
     """
 
     clip_before: np.ndarray
@@ -69,7 +69,7 @@ class Transition:
         terminal: np.ndarray,
         reference: np.ndarray | None = None,
     ) -> Transition:
-        """From the looks before and after a step; see the class for the others. ``None`` is no reference."""
+        """From the scores before and after a step; the other arguments are the attributes of the class."""
         nothing = float("nan")
         return cls(
             clip_before=before.score("clip_score", nothing),
@@ -86,25 +86,25 @@ class Transition:
         )
 
     def rows(self, places: Sequence[int]) -> Transition:
-        """Some of its lanes, in that order."""
+        """A selection of its lanes, in that order."""
         return Transition(**{item.name: getattr(self, item.name)[list(places)] for item in fields(self)})
 
 
 class RewardTerm:
-    """One named term of a reward: a subclass and its line in ``rewards.TERMS``. A dataclass's fields are its settings.
+    """Base class of reward terms; each is a subclass with a line in ``rewards.TERMS``. Dataclass fields are settings.
 
     Attributes:
-        needs_preview: whether it compares previews, which must then be decoded and scored at each decision; ``False``
-            for a term that reads finished images alone, or no score at all.
-        pays_by: the scorers that it pays by, by their part in :class:`.ImageScorers`: they cannot judge a policy that
-            is paid by it.
+        needs_preview: whether it depends on the scores of previews, which must then be decoded and scored at each
+            decision; ``False`` for a term that reads only finished images, or no scores.
+        pays_by: the scorers it depends on, by their part in :class:`.ImageScorers`: they must not judge a policy that
+            was trained on it.
     """
 
     needs_preview: ClassVar[bool] = True
     pays_by: ClassVar[Sequence[str]] = ("preference", "clip", "dino")
 
     def __call__(self, transition: Transition) -> np.ndarray:
-        """(B,) values in the term's own unit, before its weight."""
+        """Computes (B,) values, before weighting."""
         raise NotImplementedError
 
 
@@ -113,8 +113,8 @@ class TermConfig:
     """One term of a reward.
 
     Attributes:
-        weight: factor of the term in the sum.
-        settings: fields of the term's class.
+        weight: weight of the term in the sum.
+        settings: values of the fields of the term's class.
     """
 
     weight: float
@@ -122,7 +122,7 @@ class TermConfig:
 
 
 PRESETS: dict[str, dict[str, TermConfig]] = {
-    # Pays for the landed image, saturating like a probability of being right; shaping telescopes to nothing.
+    # Rewards the finished image, saturating like a probability of being correct; shaping telescopes to 0.
     "default": {
         "terminal_bonus": TermConfig(1.0, {"centre": 0.0, "width": 0.4}),
         "nfe_cost": TermConfig(1.0),
@@ -130,8 +130,8 @@ PRESETS: dict[str, dict[str, TermConfig]] = {
         "clip_gain": TermConfig(0.0),
         "dino_stability": TermConfig(0.0),
     },
-    # The published sum, kept for comparison: gains at every step, pay for stability, a cost per NFE too small to matter. Its
-    # CLIP gain counts in standard deviations: .095 over previews and finished images of 32 emoji prompts.
+    # The published sum, kept for comparison: gains at every step, reward for stability, a negligible cost per NFE. Its
+    # CLIP gain is in standard deviations: .095 over previews and finished images of 32 emoji prompts.
     "as_published": {
         "clip_gain": TermConfig(1.0, {"telescopes": 0.0, "std": 0.1}),
         "preference_gain": TermConfig(1.0, {"telescopes": 0.0}),
@@ -152,59 +152,59 @@ class Reward:
         terms: name -> weight and settings.
 
     Raises:
-        UnknownNameError: for an unknown term.
-        ConfigError: for a setting that the term does not have.
+        UnknownNameError: for an unknown term or setting.
+        ConfigError: for a weight or setting of the wrong type.
     """
 
     def __init__(self, terms: Mapping[str, TermConfig]) -> None:
         self.terms = dict(terms)
-        self._terms = {name: _made(name, config) for name, config in self.terms.items()}
+        self._terms = {name: _term(name, config) for name, config in self.terms.items()}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Terms with their weights and settings, the code of a user's own, and the content of the calibrators they name."""
+        """Terms with their weights and settings, the code of user-defined ones, and the calibrators' content."""
         return described({"terms": self.terms, "classes": self._terms})
 
     @property
     def needs_preview(self) -> bool:
-        """Whether a term with a weight compares previews, which must then be scored at each decision."""
+        """Whether a term with a weight reads the scores of previews, which must then be scored at each decision."""
         return any(self._terms[name].needs_preview for name, config in self.terms.items() if config.weight)
 
     @property
     def pays_by(self) -> list[tuple[str, str]]:
-        """(term, scorer) of each scorer that a term with a weight pays by, by its part in :class:`.ImageScorers`."""
+        """(term, scorer) for each scorer that a weighted term depends on, by its part in :class:`.ImageScorers`."""
         return [
             (name, part) for name, config in self.terms.items() if config.weight for part in self._terms[name].pays_by
         ]
 
     def __call__(self, transition: Transition) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Returns the (B,) reward and every weighted term, (B,) each; the terms sum to the reward."""
+        """Returns the (B,) reward and the weighted terms, (B,) each, which sum to it."""
         parts = {name: config.weight * self._values(name, transition) for name, config in self.terms.items()}
         return np.sum(list(parts.values()), axis=0), parts
 
     def _values(self, name: str, transition: Transition) -> np.ndarray:
-        """(B,) values of a term, before its weight."""
+        """(B,) values of a term, before weighting."""
         values, lanes = np.asarray(self._terms[name](transition), np.float64), transition.action.shape
         if values.shape not in ((), lanes):
             raise ContractError(
                 f"reward term {name!r} returned an array of shape {values.shape} for {lanes[0]} lanes",
-                "return one number a lane",
+                "return one number per lane",
             )
         return np.broadcast_to(values, lanes)
 
 
-def _made(name: str, config: TermConfig) -> RewardTerm:
-    """A term with its settings.
+def _term(name: str, config: TermConfig) -> RewardTerm:
+    """Constructs a term with its settings.
 
     Raises:
         UnknownNameError: for an unknown term or setting.
-        ConfigError: for a weight or setting of another type, or what is registered and no class of terms.
+        ConfigError: for a weight or setting of the wrong type, or a registered object that is not a RewardTerm.
     """
     kind = TERMS.load(name)
     if not (isinstance(kind, type) and issubclass(kind, RewardTerm)):
         raise ConfigError(
             f"reward term {name!r} is registered as {kind!r:.80}, expected a subclass of RewardTerm",
-            "make it a class that is called with a transition; its settings are fields of a dataclass",
+            "register a class whose instances are called with a transition; its settings are dataclass fields",
         )
     known = [item.name for item in fields(kind) if item.init] if is_dataclass(kind) else []
     for setting in config.settings:
@@ -216,11 +216,13 @@ def _made(name: str, config: TermConfig) -> RewardTerm:
     try:
         return kind(**config.settings)
     except TypeError as error:
-        raise ConfigError(f"reward term {name!r} cannot be made: {error}", "give every setting a default") from error
+        raise ConfigError(
+            f"reward term {name!r} cannot be constructed: {error}", "give every setting a default"
+        ) from error
 
 
 def failures(reward: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[int, tuple[str, float]]:
-    """What no policy may learn from: lane -> the first term that is not finite in float32, and its value."""
+    """Non-finite rewards: lane -> (name, value) of the first term that is not finite in float32."""
     found: dict[int, tuple[str, float]] = {}
     for name, values in {**parts, "their sum": reward}.items():
         for lane in np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max)):
@@ -229,26 +231,26 @@ def failures(reward: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[int, t
 
 
 def reward_error(name: str, value: float, where: str, prompt: str) -> NumericsError:
-    """The error of a reward that is not finite.
+    """The error for a reward that is not finite.
 
     Args:
-        name: of the term.
-        value: of it, weighted.
+        name: name of the term.
+        value: its weighted value.
         where: which lane or image.
-        prompt: of its episode.
+        prompt: the episode's prompt.
     """
     return NumericsError(
         f"reward term {name!r} is {value} in {where}, prompt {prompt[:60]!r}",
-        "mend the term, or raise max_faults to drop such episodes",
+        "correct the term, or raise max_faults to drop such episodes",
     )
 
 
 def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:
-    """Makes a reward from a preset's name, or from terms.
+    """Builds a reward from a preset's name, or from terms.
 
     Args:
         reward: ``"default"``, ``"as_published"``, or a mapping of term names to a weight or to
-            ``{"weight": w, setting: value, ...}``; the key ``preset`` names what the mapping changes.
+            ``{"weight": w, setting: value, ...}``; the key ``preset`` names a preset that the mapping modifies.
 
     Raises:
         UnknownNameError: for an unknown preset, term or setting.

@@ -10,11 +10,11 @@ from addiffusion_env.rewards import RewardTerm, Transition
 class DinoStability(RewardTerm):
     """DINO cosine between the images before and after, in [-1, 1].
 
-    As a reward it pays for idling (about +0.75 a step), so presets but ``as_published`` give it weight 0.
+    It rewards idling (about +0.75 per step), so all presets except ``as_published`` give it weight 0.
     """
 
     pays_by = ("dino",)
 
     def __call__(self, transition: Transition) -> np.ndarray:
-        """As the transition has it."""
+        """The transition's value."""
         return transition.dino_similarity

@@ -11,13 +11,13 @@ from addiffusion_env.rewards import RewardTerm, Transition
 
 @dataclass(frozen=True)
 class Gain(RewardTerm):
-    """Gain of a score over the step, divided by ``std``; subclasses say which score.
+    """Gain of a score over the step, divided by ``std``; subclasses choose the score.
 
     Attributes:
         gamma: discount of the potential.
         telescopes: whether the gains of an episode sum to 0, see :func:`_gain`.
-        std: what one unit is; the score's standard deviation over images for a gain in standard deviations. A
-            constant, so that every process and every restart pays the same.
+        std: the unit; the score's standard deviation over images for a gain in standard deviations. A constant, so
+            that the reward is the same in every process and after every restart.
     """
 
     gamma: float = 1.0
@@ -30,23 +30,23 @@ class Gain(RewardTerm):
 
 @dataclass(frozen=True)
 class ClipGain(Gain):
-    """Gain of the CLIP cosine over the step, divided by ``std`` (0.1 in the emoji world)."""
+    """Gain of the CLIP score over the step, divided by ``std`` (0.1 for the emoji backbone)."""
 
     pays_by = ("clip",)
 
     def __call__(self, transition: Transition) -> np.ndarray:
-        """From the decision before to this one."""
+        """From the previous decision to this one."""
         return self._of(transition, transition.clip_before, transition.clip_after)
 
 
 @dataclass(frozen=True)
 class PreferenceGain(Gain):
-    """Gain of the preference score, which is in standard deviations already."""
+    """Gain of the preference score, which is already in standard deviations."""
 
     pays_by = ("preference",)
 
     def __call__(self, transition: Transition) -> np.ndarray:
-        """From the decision before to this one."""
+        """From the previous decision to this one."""
         return self._of(transition, transition.preference_before, transition.preference_after)
 
 
@@ -55,10 +55,10 @@ def _gain(
 ) -> np.ndarray:
     """``gamma Phi(s') - Phi(s)`` with the potential Phi = score / std (Ng, Harada and Russell 1999, theorem 1).
 
-    Phi is 0 where there is no image yet and, when it ``telescopes``, 0 at the end, so that a whole episode sums to
-    0 at gamma 1: shaping then cannot pay for idling, and the optimum is that of the other terms. With
-    ``telescopes=0`` the gain into the finished image is paid as well, and nothing is paid before a first image
-    (the literal sum of the published design).
+    Phi is 0 before the first image and, with ``telescopes=1``, 0 at the end, so that a whole episode sums to 0 at
+    gamma 1: shaping then cannot reward idling, and the optimal policy is that of the other terms. With
+    ``telescopes=0`` the gain of the finished image counts as well, and the gain of the first image does not (the
+    literal sum of the published design).
     """
     potential = np.nan_to_num(before) / std
     following = np.nan_to_num(after) / std

@@ -1,4 +1,4 @@
-"""What evaluations cost."""
+"""Cost of function evaluations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from addiffusion_env.rewards import RewardTerm, Transition
 
 
 class NfeCost(RewardTerm):
-    """Minus the NFE that the action spent (early exit, refinement and re-noising included) times the episode's cost per NFE."""
+    """Negative NFE of the action (early exit and refinement included) times the episode's cost per NFE."""
 
     needs_preview = False
     pays_by = ()

@@ -1,4 +1,4 @@
-"""What the finished image is worth."""
+"""Terminal reward for the finished image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from addiffusion_env.scorers.utility import Utility
 
 @dataclass(frozen=True)
 class TerminalBonus(RewardTerm):
-    """How much the finished, fully decoded image is liked; 0 before the end.
+    """Utility of the finished, fully decoded image; 0 before the end.
 
     Attributes:
-        centre: where a saturating bonus is worth one half.
-        width: 0 pays the utility itself, in standard deviations; above 0 pays ``sigmoid((p - centre) / width)``,
-            in [0, 1], which behaves like a probability of being right and stops paying for what is good enough.
+        centre: utility at which a saturating bonus is one half.
+        width: 0 for the utility u itself, in standard deviations; above 0 the bonus is ``sigmoid((u - centre) /
+            width)``, in [0, 1], which saturates like a probability of being correct.
         relative: 1 subtracts the reference schedule's preference (same prompt, same seed) first.
         clip_weight: see :class:`addiffusion_env.scorers.utility.Utility`; with weight 0 utility is preference.
-        clip_centre: the same.
-        clip_scale: the same.
-        calibrator: the same; with ``centre=0, width=1`` the bonus is the chance of being right that it gives.
-        utility: what these four make.
+        clip_centre: see :class:`addiffusion_env.scorers.utility.Utility`.
+        clip_scale: see :class:`addiffusion_env.scorers.utility.Utility`.
+        calibrator: see :class:`addiffusion_env.scorers.utility.Utility`; with ``centre=0, width=1`` the bonus is the
+            calibrated probability of being correct.
+        utility: the utility built from these four.
     """
 
     centre: float = 0.0
@@ -43,11 +44,11 @@ class TerminalBonus(RewardTerm):
 
     @property
     def pays_by(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The scorers that its utility reads."""
+        """The scorers that its utility depends on."""
         return self.utility.parts
 
     def __call__(self, transition: Transition) -> np.ndarray:
-        """The bonus where the episode ends."""
+        """The bonus in terminal rows, else 0."""
         scores = (transition.preference_after.astype(np.float64), transition.clip_after.astype(np.float64))
         value = self.utility(*scores, transition.clip_text)
         if self.relative:

@@ -185,7 +185,10 @@ class Careful(Anonymous):
 @pytest.mark.parametrize(
     ("scorer", "words"),
     [
-        (Counting(), r"changes with use: calls: (nothing|\d+) -> \d+\n  -> list attributes that only cache in not_identity"),
+        (
+            Counting(),
+            r"changes with use: calls: (nothing|\d+) -> \d+\n  -> list attributes that only cache in not_identity",
+        ),
         (Unreadable(), "is not plain JSON"),
         (Anonymous(), "is the same with other weights"),
     ],

@@ -137,7 +137,7 @@ def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, m
 
 @pytest.mark.parametrize(
     ("sampler", "doing"),
-    [("predict", "evaluating the denoiser"), ("preview", "looking at previews"), ("decode", "decoding finished")],
+    [("predict", "evaluating the denoiser"), ("preview", "scoring previews"), ("decode", "decoding finished")],
 )
 def test_running_out_of_memory_says_what_to_turn_down(emoji, scorers, prompts, monkeypatch, sampler, doing):
     def full(*args, **kwargs):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.engine.coroutines import act, advance, env_step, legal_actions, refine_way, seen
+from addiffusion_env.engine.coroutines import act, advance, env_step, legal_actions, refine_levels, score_preview
 from addiffusion_env.engine.lane import open_lane, restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig, RefineConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError
@@ -73,7 +73,7 @@ def test_masks(engine, emoji, prompts):
 def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, preset, nfe):
     process = replace(RETRY, refine=REFINE_PRESETS[preset])
     lane = moved(engine, emoji, process, prompts[1], 2)
-    [lane] = engine.run([seen(lane)])
+    [lane] = engine.run([score_preview(lane)])
     rows = engine.counters.denoiser_rows
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
     assert after.nfe - lane.nfe == nfe
@@ -108,7 +108,7 @@ def test_each_retry_has_noise_of_its_own_and_is_repeatable(engine, emoji, prompt
 def test_accept_or_take_back(engine, emoji, prompts, margin, kept):
     process = replace(RETRY, refine=replace(RETRY.refine, accept="score", margin=margin))
     lane = moved(engine, emoji, process, prompts[1], 2)
-    [lane] = engine.run([seen(lane)])
+    [lane] = engine.run([score_preview(lane)])
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
     assert torch.equal(after.latents.x, lane.latents.x) is not kept
     assert after.nfe == lane.nfe + 2  # spent either way
@@ -118,16 +118,16 @@ def test_accept_or_take_back(engine, emoji, prompts, margin, kept):
 def test_refinement_levels_start_where_renoise_says(engine, emoji, prompts):
     lane = moved(engine, emoji, RETRY, prompts[0], 3)
     full = emoji.sigmas(4, "trailing")
-    whole = refine_way(emoji, RETRY, lane)[0]
+    whole = refine_levels(emoji, RETRY, lane)[0]
     assert whole[0] == pytest.approx(full[0]) and whole[-1] == pytest.approx(lane.sigma)
-    near = refine_way(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)[0]
+    near = refine_levels(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)[0]
     assert near[0] == pytest.approx(full[2])
     assert (np.diff(whole) < 0).all()
 
 
 def test_a_lane_survives_its_state(engine, emoji, prompts):
     lane = moved(engine, emoji, RETRY, prompts[2], 2, seed=5)
-    [lane] = engine.run([seen(lane)])
+    [lane] = engine.run([score_preview(lane)])
     again = restore_lane(emoji, lane.state())
     [a], [b] = engine.run([advance(RETRY, lane)]), engine.run([advance(RETRY, again)])
     assert torch.equal(a.latents.x, b.latents.x)
@@ -148,7 +148,7 @@ def test_a_state_saved_with_one_prediction_is_still_read(engine, emoji, prompts)
     ("settings", "message"),
     [
         ({"maps": "atention"}, "did you mean 'attention'"),
-        ({"region": "whole"}, "goes with refine.maps=none"),
+        ({"region": "whole"}, "needs refine.maps=none"),
         ({"renoise": 1.5}, r"renoise must be in \[0, 1\], got 1.5"),
         ({"fraction": 0.0}, "fraction must be in"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
@@ -209,7 +209,7 @@ def test_a_finished_image_waits_to_be_taken(engine, emoji, prompts, actions):
     assert legal_actions(lane, CHECKED).tolist() == [False, True, True]
     spent = lane.nfe
     taken, image = walked(engine, emoji, prompts[0], [*actions, Action.STOP])
-    assert torch.equal(image.tensor, lane.shown.image) and taken.nfe == spent
+    assert torch.equal(image.tensor, lane.shown.tensor) and taken.nfe == spent
     assert taken.actions == (*actions, Action.STOP)
 
 
@@ -219,11 +219,11 @@ def test_trying_again_comes_back_early_and_the_best_liked_is_given(engine, emoji
     assert (again.step, again.refinements, again.shown) == (2, 1, None) and again.best is not None
     assert again.nfe == first.nfe + CHECKED.nfe_of(emoji.sigmas(4, "trailing")[:2])
     second, _ = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0])
-    assert not torch.allclose(second.shown.image, first.shown.image, atol=0.05)
+    assert not torch.allclose(second.shown.tensor, first.shown.tensor, atol=0.05)
     _, given = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0, Action.STOP])
     utility = CHECKED.refine.utility
     best = max((first.shown, second.shown), key=lambda image: utility.at(image.scores))
-    assert torch.equal(given.image, best.image)
+    assert torch.equal(given.tensor, best.tensor)
 
 
 def test_the_last_try_is_not_asked_about(engine, emoji, prompts):
@@ -235,18 +235,18 @@ def test_the_last_try_is_not_asked_about(engine, emoji, prompts):
 def test_a_waiting_image_survives_its_state(engine, emoji, prompts):
     lane, _ = walked(engine, emoji, prompts[0], [0, 0, 0, Action.REFINE, 0, 0])
     back = restore_lane(emoji, lane.state())
-    assert torch.equal(back.shown.image, lane.shown.image) and torch.equal(back.best.image, lane.best.image)
+    assert torch.equal(back.shown.tensor, lane.shown.tensor) and torch.equal(back.best.tensor, lane.best.tensor)
     assert legal_actions(back, CHECKED).tolist() == legal_actions(lane, CHECKED).tolist()
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"decide_at": (3, 2)}, "rising steps from 1 to 3"),
+        ({"decide_at": (3, 2)}, "increasing steps from 1 to 3"),
         ({"decide_at": (2, 3), "decide_every": 2}, "both given"),
         ({"guidance_interval": (5.0, 2.0)}, "low <= high"),
         ({"check_finished": False}, "check_finished is false"),
-        ({"refine": replace(CHECKED.refine, return_to=4)}, "at or behind the end"),
+        ({"refine": replace(CHECKED.refine, return_to=4)}, "not before the end"),
     ],
 )
 def test_impossible_processes_are_refused(changes, words):
@@ -255,5 +255,5 @@ def test_impossible_processes_are_refused(changes, words):
 
 
 def test_coming_back_needs_a_whole_new_try():
-    with pytest.raises(ConfigError, match="new try of the whole image"):
+    with pytest.raises(ConfigError, match="needs a whole-image resample"):
         RefineConfig(return_to=2)

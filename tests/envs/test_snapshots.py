@@ -120,7 +120,7 @@ def test_a_snapshot_of_one_environment_opens_in_another():
     other.restore(one.snapshot())
     np.testing.assert_array_equal(other.render(), filmstrip)
     assert same(one.step(2), other.step(2))
-    with pytest.raises(ResumeError, match="the snapshot has 1 lanes, this environment 2\n  -> use as many"):
+    with pytest.raises(ResumeError, match="the snapshot has 1 lanes, this environment 2\n  -> use num_envs=1"):
         AdDiffusionVectorEnv(2, **RICH).restore(one.snapshot())
 
 

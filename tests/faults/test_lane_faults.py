@@ -275,7 +275,7 @@ def test_calls_are_halved_until_they_fit(part, emoji, scorers, three, monkeypatc
     seen = []
     monkeypatch.setattr(emoji, part, memory_for(getattr(emoji, part), 1, seen))
     engine = Engine(emoji, scorers, halve=True)
-    with pytest.warns(UserWarning, match="ran out of memory .* 3 lanes at once: going on with 1 a call"):
+    with pytest.warns(UserWarning, match="ran out of memory .* 3 lanes at once: continuing with 1 per call"):
         found = images(engine, emoji, three, looks=True)
     assert engine.max_batch == 1 and set(seen) == {1}
     for one, other in zip(found, whole, strict=True):
@@ -292,9 +292,9 @@ def test_environment_and_evaluation_halve_too(emoji, context, three, tmp_path, m
     seen = []
     monkeypatch.setattr(emoji, "predict", memory_for(emoji.predict, 2, seen))
     env = AdDiffusionVectorEnv(3, **SETTINGS, halve_lanes=True)
-    with pytest.warns(UserWarning, match="going on with 1 a call"):
+    with pytest.warns(UserWarning, match="continuing with 1 per call"):
         stepped(env, [0, 0, 0])
-    with pytest.warns(UserWarning, match="going on with 1 a call"):
+    with pytest.warns(UserWarning, match="continuing with 1 per call"):
         records = evaluate([make_sampler("fixed:1")], three, [0], context, tmp_path, max_lanes="auto")
     assert len(records) == 3 and max(seen) <= 2
 
