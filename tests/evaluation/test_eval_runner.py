@@ -164,8 +164,8 @@ def test_a_damaged_shard_is_made_again(prompts, context, tmp_path):
     ("change", "words"),
     [
         ({"samplers": []}, "at least one sampler"),
-        ({"samplers": ["fixed:2", "fixed:2"]}, "sampler 'fixed:2' is there more than once"),
-        ({"seeds": [1, 1]}, "seed '1' is there more than once"),
+        ({"samplers": ["fixed:2", "fixed:2"]}, "sampler 'fixed:2' is given more than once"),
+        ({"seeds": [1, 1]}, "seed '1' is given more than once"),
         ({"prompts": 0}, "at least one prompt"),
     ],
 )

@@ -115,7 +115,7 @@ def test_lpips_of_equal_images_is_zero_and_of_tiny_ones_refused(trunk):
     settings = MetricSettings(lpips_weights=trunk)
     images = bytes_like((1, 32, 32, 3))
     assert image_metrics(images, images, ["lpips"], settings)["lpips"].value == 0
-    with pytest.raises(ImageRangeError, match="needs 32 pixels a side, got 31x32"):
+    with pytest.raises(ImageRangeError, match="needs at least 32 pixels per side, got 31x32"):
         image_metrics(images[:, 1:], images[:, 1:], ["lpips"], settings)
 
 
