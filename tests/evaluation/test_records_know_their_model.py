@@ -72,7 +72,7 @@ class Patient(BaseSampler):
 
 @dataclass
 class World:
-    """An evaluation whose every part may be changed; its files lie in a folder of its own."""
+    """An evaluation whose every part may be changed; its files are in a separate folder."""
 
     folder: Path
     scorers: ImageScorers
@@ -401,7 +401,7 @@ def test_what_has_changed_is_named_and_the_report_says_what_was_used(world):
 
 
 def test_records_of_an_older_version_are_read_as_what_they_are(world):
-    """They are not taken for anybody's; a report of their own manifest still reads them."""
+    """They match no identity; a report of their manifest still reads them."""
     import pyarrow.parquet as pq
 
     out = world.folder / "out"

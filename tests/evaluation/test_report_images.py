@@ -1,4 +1,4 @@
-"""What a reader looks at: images side by side, strips beside their prompts, plots that can be read as shown."""
+"""Images of a report: images side by side, filmstrips next to their prompts, plots that are legible as shown."""
 
 import base64
 import io

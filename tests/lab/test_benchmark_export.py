@@ -31,7 +31,7 @@ def shade(path: str) -> int:
 
 
 def geneval_reads(folder: Path) -> dict[str, list[int]]:
-    """What GenEval's evaluate_images.py would judge: prompt -> shades (the walk as in djghosh13/geneval@af4902f)."""
+    """What GenEval's evaluate_images.py would judge: prompt -> shades (traversal as in djghosh13/geneval@af4902f)."""
     found: dict[str, list[int]] = {}
     for subfolder in os.listdir(folder):
         path = os.path.join(folder, subfolder)

@@ -116,7 +116,7 @@ def test_a_key_keeps_its_promises(key):
 
 
 class Hidden(Correctness):
-    """Shows what is believed of previews and says that it does not."""
+    """Depends on preview scores without declaring it."""
 
     needs_preview = False
 
