@@ -62,7 +62,7 @@ class StreamedImage:
     trace: Trace | None
 
 
-Made = tuple[Job, Episode, Trace | None]
+Generated = tuple[Job, Episode, Trace | None]
 """Result of the engine's coroutines: the job, its episode, its trace."""
 
 
@@ -76,7 +76,9 @@ class ImageStream(Iterator[StreamedImage]):
         ordered: whether images are yielded in the order of the prompts.
     """
 
-    def __init__(self, made: Generator[Made, None, None], counters: Counters, output_type: str, ordered: bool) -> None:
+    def __init__(
+        self, made: Generator[Generated, None, None], counters: Counters, output_type: str, ordered: bool
+    ) -> None:
         self._made = made
         self._images = in_order(made) if ordered else made
         self._output_type = output_type
@@ -102,9 +104,9 @@ class ImageStream(Iterator[StreamedImage]):
         self._made.close()
 
 
-def in_order(made: Iterator[Made]) -> Generator[Made, None, None]:
+def in_order(made: Iterator[Generated]) -> Generator[Generated, None, None]:
     """Images in order of their index; an image that is ready early waits for those before it."""
-    waiting: dict[int, Made] = {}
+    waiting: dict[int, Generated] = {}
     following = 0
     for entry in made:
         waiting[entry[0].index] = entry
@@ -113,7 +115,7 @@ def in_order(made: Iterator[Made]) -> Generator[Made, None, None]:
             following += 1
 
 
-def collect(made: Sequence[Made], output_type: str, utilisation: float) -> PipelineOutput:
+def collect(made: Sequence[Generated], output_type: str, utilisation: float) -> PipelineOutput:
     """The output of a whole call, from its images in order."""
     episodes = [episode for _, episode, _ in made]
     traces = [trace for _, _, trace in made if trace is not None]

@@ -15,7 +15,7 @@ from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
 from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
-from addiffusion_env.agents.outputs import ImageStream, Made, PipelineOutput, check_output_type, collect, in_order
+from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
 from addiffusion_env.backbones.base import Backbone
@@ -296,7 +296,7 @@ class AdaptivePipeline:
         return_trace: bool,
         max_lanes: int,
         decode_batch: int = 4,
-    ) -> tuple[Generator[Made, None, None], Counters]:
+    ) -> tuple[Generator[Generated, None, None], Counters]:
         """Finished images in order of completion, and the counters of the engine that generates them."""
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
         coroutines = (traced(job, sampler, process, self.backbone, step_end, return_trace) for job in jobs)
@@ -317,7 +317,7 @@ class AdaptivePipeline:
         """Settings of the progress bar over images, as in diffusers: ``disable=True``, ``desc``, ``leave`` ..."""
         self._progress_bar_config = kwargs
 
-    def _with_progress(self, made: Iterable[Made], total: int) -> Iterator[Made]:
+    def _with_progress(self, made: Iterable[Generated], total: int) -> Iterator[Generated]:
         return iter(tqdm(made, total=total, unit="image", **self._progress_bar_config))
 
     def _refresh(self) -> None:

@@ -82,7 +82,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Made:
+class ChunkResult:
     """Result of a chunk.
 
     Attributes:
@@ -129,7 +129,7 @@ class ImageWorker(BaseWorker):
             )
         self.jobs = [{job.uid: job for job in entry.jobs} for entry in self.plans]
 
-    def make(self, chunk: Chunk, making: Making) -> Made:
+    def make(self, chunk: Chunk, making: Making) -> ChunkResult:
         """Generates a chunk's images; after an error the images finished before it are kept."""
         jobs = [self.jobs[chunk.sampler][uid] for uid in chunk.uids]
         dropped: list[tuple[Job, Fault]] = []
@@ -139,8 +139,8 @@ class ImageWorker(BaseWorker):
             for part in in_turn([(self.plans[chunk.sampler], [jobs])], self.context, making):
                 shard += part
         except AdDiffusionError as error:
-            return Made(shard, tuple(dropped), error)
-        return Made(shard, tuple(dropped))
+            return ChunkResult(shard, tuple(dropped), error)
+        return ChunkResult(shard, tuple(dropped))
 
 
 class RayPool:
@@ -236,7 +236,7 @@ class _Round:
     def _take(self, ref: Any) -> Shard:
         job = self.running.pop(ref)
         try:
-            made: Made = self.pool.answer(job.worker, ref, job.until)
+            made: ChunkResult = self.pool.answer(job.worker, ref, job.until)
         except LostWorkerError as error:
             self._lose(job, error)
             return []
