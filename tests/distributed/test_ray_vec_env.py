@@ -231,7 +231,7 @@ def test_a_worker_that_is_lost_again_and_again_is_an_error():
     env = remote(1, patience=1)
     env.reset()
     env.pool.config = RayConfig(workers=1, timeout=0.001, patience=1)  # nobody is as fast as that
-    with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, at last it hung"):
+    with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, the last time it hung"):
         env.step(np.array([0, 0, 0, 0]))
     env.close()
 
