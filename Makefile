@@ -1,4 +1,4 @@
-# Two commands do all the set-up on a fresh machine: `make train` and `make test`.
+# `make train` and `make test` set up everything they need on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -27,11 +27,11 @@ test: $(VENV)/.dev  ## the test suite, under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 	$(if $(ARGS),,$(MAKE) numeric)
 
-# AVX2 is an older set only where there is AVX-512: elsewhere it is what the other tests ran under.
-numeric: $(VENV)/.dev  ## the tests of numbers, under older instruction sets beside one another
+# AVX2 is an older instruction set only on machines with AVX-512; on others the whole suite already runs under it.
+numeric: $(VENV)/.dev  ## the numerical tests under older instruction sets, in parallel
 	$(MAKE) -j 2 numeric-default $(if $(shell grep -m 1 -o avx512f /proc/cpuinfo 2>/dev/null),numeric-avx2)
 
-# torch's name of each and oneDNN's; where there is no such set (ARM), torch goes on with the machine's own.
+# torch's and oneDNN's names of each set; where it does not exist (ARM), torch uses the machine's own.
 numeric-default: ISA = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 numeric-avx2: ISA = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 numeric-default numeric-avx2:
@@ -47,7 +47,7 @@ check: $(VENV)/.dev  ## style, types, tests
 	$(BIN)/mypy
 	$(MAKE) test
 
-bench: $(VENV)/.core  ## speed, beside the bare denoiser loop
+bench: $(VENV)/.core  ## speed compared with the bare denoiser loop
 	$(BIN)/python -m addiffusion_env bench $(ARGS)
 
 docs: $(VENV)/.dev  ## the documentation site, warnings as errors

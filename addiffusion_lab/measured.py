@@ -218,7 +218,7 @@ def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[
     if len(found) < len(wanted):
         raise ConfigError(
             f"{len(wanted) - len(found)} of {len(wanted)} images were not kept",
-            "choose another out=, or delete the records: they are made again, and kept",
+            "choose another out=, or delete the records: they are regenerated, and kept",
         )
     return [prompt_id for prompt_id, _ in rows], {name: [found[uids[name]] for _, uids in rows] for name in names}
 

@@ -188,12 +188,12 @@ def test_nested_lists_are_indented_by_four_spaces():
 
 
 def test_the_limits_quote_what_was_measured():
-    """A share "right at" some NFE is a row of the shipped policy's results; an interval stands whole on the page."""
+    """A share "correct at" some NFE is a row of the shipped policy's results; an interval stands whole on the page."""
     text = (DOCS / "limits.md").read_text(encoding="utf-8").partition("## Where this")[0]
     page = GENERATED.read_text(encoding="utf-8")
     rows = json.loads((POLICY / "results.json").read_text(encoding="utf-8"))["rows"]
     measured = {(row["correct"]["estimate"], row["nfe"]["estimate"]) for row in rows}
-    quoted = re.findall(r"(\d\.\d+) right at (\d+\.\d+) NFE", text)
+    quoted = re.findall(r"(\d\.\d+) correct at (\d+\.\d+) NFE", text)
     intervals = re.findall(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", text)
     assert quoted and intervals
     assert {(float(share), float(nfe)) for share, nfe in quoted} <= measured

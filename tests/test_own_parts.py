@@ -33,7 +33,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from addiffusion_env.samplers import BASELINES
+from addiffusion_env.samplers import SAMPLERS
 from addiffusion_env.samplers.base import BaseMethod, read_numbers
 from addiffusion_env.engine.process import REFINE_PRESETS, Action
 from addiffusion_env.observations import FEATURES
@@ -101,7 +101,7 @@ class Halfway(Feature):
         return (frame.budget > 0.5)[:, None]
 
 
-BASELINES.add("good_enough", "{name}:GoodEnough")
+SAMPLERS.add("good_enough", "{name}:GoodEnough")
 TERMS.add("decision_fee", "{name}:DecisionFee")
 FEATURES.add("halfway", "{name}:Halfway")
 '''
@@ -110,7 +110,7 @@ TINY = (
     "tabular.images=2 tabular.attempts=2 tabular.held_out=0 tabular.lanes=4 tabular.total_timesteps=32 "
     "tabular.ppo.n_steps=4 tabular.ppo.batch_size=8 tabular.ppo.n_epochs=1 "
     "ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
-    "+env.observation_keys=[timestep,halfway,cost per NFE] +env.reward.decision_fee.weight=1.0 "
+    "+env.observation_keys=[timestep,halfway,cost_per_nfe] +env.reward.decision_fee.weight=1.0 "
     "report.prompts=1 +report.filmstrips=false report.samplers=[fixed:2,good_enough:-9]"
 )
 
@@ -170,9 +170,9 @@ def test_they_work_everywhere_in_python(plugin, capsys):
     for words in ("good_enough:THRESHOLD", "Stops at the first preview whose", "decision_fee", "halfway"):
         assert words in listed
     for name, promise in (
-        ("good_enough", "An image is a function of its prompt and seed"),
-        ("decision_fee", "A score that it pays by is among its"),
-        ("halfway", "What is seen of a lane does not depend on the other lanes"),
+        ("good_enough", "An image depends on its prompt and seed only"),
+        ("decision_fee", "Every score that it depends on is declared in"),
+        ("halfway", "The observation of a lane does not depend on the other lanes"),
     ):
         main(["check", name, "--plugins", plugin])
         assert promise in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What training writes down: episodes to TensorBoard, checkpoints to disk."""
+"""Training callbacks: log episodes to TensorBoard and write checkpoints to disk."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from addiffusion_env.errors import RunFolderError
 
 
 class EpisodeLog(BaseCallback):
-    """Logs what episodes did: ``env/nfe``, ``env/quality``, shares of actions, images, timelines, hyperparameters.
+    """Logs finished episodes: ``env/nfe``, ``env/quality``, action shares, images, timelines, hyperparameters.
 
     Args:
-        hyperparameters: shown in TensorBoard's HPARAMS tab beside the last return and NFE.
-        images: how many of the last images the image grid shows.
-        window: how many of the last episodes the means are over.
+        hyperparameters: shown in TensorBoard's HPARAMS tab next to the last return and NFE.
+        images: number of most recent images in the image grid.
+        window: number of most recent episodes that the means are taken over.
 
     Attributes:
-        faults: episodes that were dropped (``info["fault"]`` says why); they are in no mean.
-        prompt_ids: every prompt that an episode had, also before a resume.
+        faults: number of dropped episodes (reason in ``info["fault"]``); they enter no mean.
+        prompt_ids: ids of all prompts used by episodes, including those before a resume.
     """
 
     def __init__(self, hyperparameters: dict[str, Any], images: int = 16, window: int = 200) -> None:
@@ -45,7 +45,7 @@ class EpisodeLog(BaseCallback):
         self.prompt_ids: set[str] = set()
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Goes on from a checkpoint's state, where there is one; older ones do not say which prompts were met."""
+        """Restores the log from a checkpoint's state, if there is one; older checkpoints hold no prompt ids."""
         if state is not None:
             self.episodes.extend(state["episodes"])
             self.prompt_ids.update(state.get("prompt_ids", ()))
@@ -64,7 +64,7 @@ class EpisodeLog(BaseCallback):
             self.prompt_ids.update([info["prompt_id"]] if "prompt_id" in info else [])
             self.faults += bool(info.get("fault"))
             if info.get("fault") or info.get("worker_lost"):
-                info.pop("episode", None)  # half a return would be averaged with whole ones
+                info.pop("episode", None)  # a partial return would be averaged with complete ones
             if not info.get("has_image"):
                 continue
             actions = [int(action) for action in info["action_trace"] if action >= 0]
@@ -77,7 +77,7 @@ class EpisodeLog(BaseCallback):
                 "cost_per_nfe": float(info["cost_per_nfe"]),
             }
             self.episodes.append(episode)
-            if "image" in info:  # remote workers may keep theirs
+            if "image" in info:  # remote workers may not send theirs
                 self.images.append((info["image"], episode))
         return True
 
@@ -103,9 +103,9 @@ class EpisodeLog(BaseCallback):
         self._write_histogram_and_images()
 
     def frontier(self, bins: int = 4) -> list[tuple[float, float]]:
-        """(cost per NFE, mean NFE) of the last episodes, in equal shares by cost per NFE; NFE never rises with cost per NFE.
+        """(cost per NFE, mean NFE) of the last episodes in ``bins`` equal groups by cost per NFE; NFE never increases.
 
-        What ``target_nfe`` is looked up in. Empty while fewer than ten episodes a bin have been seen.
+        Used to look up ``target_nfe``. Empty while fewer than ten episodes per bin have been seen.
         """
         ordered = sorted((episode["cost_per_nfe"], episode["nfe"]) for episode in self.episodes)
         if len(ordered) < 10 * bins:
@@ -130,7 +130,7 @@ class EpisodeLog(BaseCallback):
 
 
 def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
-    """Entropy of whole action sequences over episodes, in bits: 0 when every episode does the same.
+    """Entropy of whole action sequences over episodes, in bits: 0 when all episodes take the same actions.
 
     >>> pattern_entropy([(0, 1), (0, 1)]), pattern_entropy([(0, 1), (1,)])
     (0.0, 1.0)
@@ -140,7 +140,7 @@ def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
 
 
 class WorkerLog(BaseCallback):
-    """Logs what went wrong with Ray workers: ``rollouts/deaths``, ``rollouts/hangs``, ``rollouts/lost_episodes``."""
+    """Logs failures of Ray workers: ``rollouts/deaths``, ``rollouts/hangs``, ``rollouts/lost_episodes``."""
 
     def _on_step(self) -> bool:
         return True
@@ -151,24 +151,24 @@ class WorkerLog(BaseCallback):
 
 
 class Checkpointer(BaseCallback):
-    """Takes a snapshot at the start of each roll-out and writes it every ``every`` decisions and on a signal.
+    """Takes a snapshot at the start of each rollout and writes it every ``every`` decisions and on a signal.
 
-    A signal (SIGINT, SIGTERM) writes the snapshot of the running roll-out's start and ends training: resuming
-    collects that roll-out anew, from the same state and the same random numbers, so the end result is that of a run
+    A signal (SIGINT, SIGTERM) writes the snapshot taken at the start of the current rollout and ends training: resuming
+    collects that rollout again, from the same state and the same random numbers, so the end result is that of a run
     that was never interrupted.
 
-    Where a checkpoint cannot be written (the disk is full), training goes on with a warning and tries again at the next
-    roll-out; the one before stays. At the end it is an error.
+    If a checkpoint cannot be written (the disk is full), training continues with a warning and tries again at the next
+    rollout; the previous checkpoint is kept. At the end of training it is an error.
 
     Args:
-        folder: where checkpoints go.
-        every: decisions between two of them.
-        log: its episodes are kept with a checkpoint, so that a resumed run's means and frontier are the same.
+        folder: folder of the checkpoints.
+        every: decisions between two checkpoints.
+        log: its episodes are stored in each checkpoint, so that a resumed run has the same means and frontier.
 
     Attributes:
-        interrupted: the signal that came, if one did.
-        stopped: whether it ended training before its time.
-        failures: how many checkpoints could not be written.
+        interrupted: number of the received signal, or ``None``.
+        stopped: whether it ended training early.
+        failures: number of checkpoints that could not be written.
     """
 
     def __init__(self, folder: Path, every: int, log: EpisodeLog | None = None) -> None:
@@ -198,7 +198,7 @@ class Checkpointer(BaseCallback):
                 self._snapshot.write(self.folder)
             except RunFolderError as error:
                 self.failures += 1
-                warnings.warn(f"{error.cause}; training goes on and tries again at the next roll-out", stacklevel=2)
+                warnings.warn(f"{error.cause}; training continues and tries again at the next rollout", stacklevel=2)
             else:
                 self._written = self.num_timesteps
 
@@ -207,7 +207,7 @@ class Checkpointer(BaseCallback):
             assert self._snapshot is not None
             path = self._snapshot.write(self.folder)
             self.stopped = True
-            print(f"\nsignal {self.interrupted}: checkpoint {path}; run the same command again to go on")
+            print(f"\nsignal {self.interrupted}: checkpoint {path}; run the same command again to continue")
             return False
         return True
 
@@ -217,7 +217,7 @@ class Checkpointer(BaseCallback):
             self._take().write(self.folder)
 
     def rescue(self) -> None:
-        """After an error in training: writes the snapshot of the running roll-out's start, so that nothing is lost."""
+        """After an error in training: writes the snapshot taken at the start of the current rollout."""
         self._put_handlers_back()
         if self._snapshot is None:
             return

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, found again, read without running code, refused when they do not fit.
+"""Checkpoints: written atomically, read without running code, refused when they do not fit the run.
 
 A checkpoint is one file of tensors, numbers and strings. SB3's own zip is not used: its loader unpickles Python
-objects, so that a run folder from somebody else could run code on resume.
+objects, so that a run folder from an untrusted source could run code on resume.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from addiffusion_env.errors import ResumeError, RunFolderError
 from addiffusion_env.files import whole_file
 
 KEEP = 2
-"""Checkpoints of a run that are kept: should the newest be damaged, there is the one before."""
+"""Number of checkpoints kept per run: if the newest is damaged, the previous one is used."""
 
 FORMAT = 1
 
@@ -53,7 +53,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 
 def model_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """What an on-policy agent is between an update and the next roll-out, its settings apart, as plain values."""
+    """State of an on-policy agent between an update and the next rollout, without its settings, as plain values."""
     last = model._last_obs
     assert isinstance(last, dict) and model._last_episode_starts is not None
     return {
@@ -72,13 +72,13 @@ def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any], step: int) 
     model._n_updates = state["updates"]
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
-    # With a last observation SB3 does not reset the environments: the roll-out goes on where it was.
+    # With a last observation SB3 does not reset the environments: the rollout continues where it was.
     model._last_obs = {key: value.numpy() for key, value in state["observation"].items()}
     model._last_episode_starts = state["starts"].numpy()
 
 
 def _copied(value: Any) -> Any:
-    """Nested dicts and lists with their tensors copied to the CPU: training goes on in the originals."""
+    """Nested dicts and lists with their tensors copied to the CPU: training keeps changing the originals."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
@@ -87,12 +87,12 @@ def _copied(value: Any) -> Any:
 
 
 class Snapshot:
-    """A checkpoint in memory: what training was at a roll-out's start.
+    """A checkpoint in memory: the state of training at the start of a rollout.
 
     Args:
-        model: the agent between an update and the next roll-out.
+        model: the agent between an update and the next rollout.
         env: its environments.
-        episodes: plain facts of the last episodes, for the log.
+        episodes: plain values of the last episodes, for the log.
         prompt_ids: of all episodes so far.
     """
 
@@ -146,30 +146,30 @@ def checkpoints(folder: Path) -> list[Path]:
 def read_latest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that can be read; a damaged one is skipped with a warning and the one before is used.
 
-    Reading runs no code of the file's. Returns ``None`` when there is no checkpoint.
+    Reading executes no code from the file. Returns ``None`` when there is no checkpoint.
 
     Raises:
-        ResumeError: when checkpoints are there and none can be read.
+        ResumeError: when there are checkpoints and none of them can be read.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
             return _read(path)
-        except Exception as error:  # whatever a truncated zip or a forged tensor file raises
+        except Exception as error:  # any error that a truncated zip or a forged tensor file raises
             warnings.warn(
-                f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the one before",
+                f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the previous one",
                 stacklevel=2,
             )
     if found:
         raise ResumeError(
-            f"none of the {len(found)} checkpoints in {folder} can be read", "delete the folder to start anew"
+            f"none of the {len(found)} checkpoints in {folder} can be read", "delete the folder to start again"
         )
     return None
 
 
 def _read(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch.load does not look at the checksums
+        damaged = archive.testzip()  # torch.load does not verify the checksums
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged} is wrong")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -179,7 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def restore(model: BaseAlgorithm, env: VecMonitor, state: Mapping[str, Any]) -> None:
-    """Puts an agent, its environments and the global random generators where a checkpoint left them.
+    """Restores an agent, its environments and the global random generators from a checkpoint's state.
 
     Raises:
         ResumeError: when the checkpoint belongs to another agent or environment.

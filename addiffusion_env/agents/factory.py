@@ -1,4 +1,4 @@
-"""Vectorised environments for SB3, by name: ``lanes`` (one model), ``dummy`` and ``subproc`` (one pipeline an env)."""
+"""Vectorised environments for SB3, by name: ``lanes`` (one model), ``dummy`` and ``subproc`` (one pipeline per env)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLLOUTS = ("local", "ray")
 
 
 def total_lanes(config: Mapping[str, Any]) -> int | str:
-    """The lanes of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null; may be ``auto``."""
+    """Lane count of a training configuration: ``rollouts.lanes``, or ``lanes`` where that is null; may be ``auto``."""
     lanes = config["rollouts"].get("lanes")
     return config["lanes"] if lanes is None else lanes
 
@@ -41,8 +41,8 @@ def make_rollouts(
         settings: keyword arguments of the environment.
 
     Raises:
-        UnknownNameError: for another kind of roll-outs.
-        ConfigError: for bad settings, or another ``vec_env`` beside Ray, whose workers hold lanes on one model each.
+        UnknownNameError: for an unknown kind of rollouts.
+        ConfigError: for bad settings, or a ``vec_env`` other than ``lanes`` with Ray, whose workers use lanes.
     """
     if rollouts["kind"] not in ROLLOUTS:
         raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
@@ -62,15 +62,15 @@ def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any
 
     Args:
         kind: ``lanes`` batches all lanes through one model; ``dummy`` steps one env after the other in this process
-            (the weights are shared, calls are not); ``subproc`` gives each env a process and a pipeline of its own,
+            (the weights are shared, calls are not); ``subproc`` gives each env its own process and pipeline,
             and with ``device=auto`` spreads them over the CUDA devices.
         num_envs: lanes or environments.
         seed: environment i is seeded with ``seed + i``.
         settings: keyword arguments of the environment.
 
     Raises:
-        UnknownNameError: for another kind.
-        ConfigError: for bad settings, found here because SB3 forwards no error from a worker.
+        UnknownNameError: for an unknown kind.
+        ConfigError: for bad settings, checked here because SB3 forwards no error from a worker.
     """
     if kind not in KINDS:
         raise unknown("vec_env", kind, KINDS)
@@ -82,14 +82,14 @@ def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any
         env = AdDiffusionVecEnv(num_envs, seed=seed, **settings)
     else:
         makers = [_Maker(dict(settings), index) for index in range(num_envs)]
-        # spawn: a forked child would inherit torch's thread pools in whatever state they were.
+        # spawn: a forked child would inherit torch's thread pools in an undefined state.
         env = DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers, start_method="spawn")  # type: ignore[arg-type]
         env.seed(seed)
     return VecMonitor(env)
 
 
 class _Maker:
-    """A picklable maker of one environment."""
+    """A picklable factory of one environment."""
 
     def __init__(self, settings: dict[str, Any], index: int) -> None:
         self.settings = settings
@@ -97,10 +97,10 @@ class _Maker:
         self.plugins = loaded_plugins()
 
     def __call__(self) -> gym.Env:
-        load_plugins(self.plugins)  # SubprocVecEnv makes it in another process
+        load_plugins(self.plugins)  # SubprocVecEnv creates it in another process
         settings = dict(self.settings)
         if multiprocessing.parent_process() is not None:
-            # Ctrl-C reaches the whole process group; the parent alone decides, after its checkpoint.
+            # Ctrl-C reaches the whole process group; only the parent handles it, after its checkpoint.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if settings.get("device", "auto") == "auto" and torch.cuda.device_count() > 1:
                 settings["device"] = f"cuda:{self.index % torch.cuda.device_count()}"
@@ -108,12 +108,12 @@ class _Maker:
 
 
 def _shares_state(env: VecEnv) -> bool:
-    """Whether all lanes share a model and one state; other vectorised environments hold one environment a lane."""
+    """Whether all lanes share a model and one state; other vectorised environments hold one environment per lane."""
     return hasattr(env, "load_state_dict")
 
 
 def env_state(env: VecMonitor) -> dict[str, Any]:
-    """Everything an interrupted roll-out needs of its environments, as plain tensors, numbers and strings."""
+    """Everything an interrupted rollout needs from its environments, as plain tensors, numbers and strings."""
     inner = env.venv
     lanes = inner.state_dict() if _shares_state(inner) else inner.env_method("state_dict")
     return {"lanes": lanes, "returns": env.episode_returns.tolist(), "lengths": env.episode_lengths.tolist()}

@@ -27,7 +27,7 @@ def image_grid(images: Sequence[np.ndarray], nfe: Sequence[float], columns: int 
 
 
 def timelines(actions: Sequence[Sequence[int]], size: int = 12) -> np.ndarray:
-    """One line an episode, one square an action, coloured as everywhere: (H, W, 3) uint8."""
+    """One row per episode, one square per action, in the usual action colours: (H, W, 3) uint8."""
     longest = max(len(row) for row in actions)
     canvas = np.full((len(actions) * size, longest * size, 3), 24, dtype=np.uint8)
     for row, taken in enumerate(actions):

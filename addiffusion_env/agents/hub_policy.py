@@ -1,7 +1,7 @@
 """Trained policies by name: shipped, in a folder, or on the Hugging Face hub, in one format of plain files.
 
-A policy's repository holds ``policy.safetensors``, ``config.json`` and ``README.md`` (its model card). Reading it runs
-no code of theirs.
+A policy's repository holds ``policy.safetensors``, ``config.json`` and ``README.md`` (its model card). Reading it
+executes no code from these files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from addiffusion_env.files import looks_like_path, reason_of, repo_folder, unava
 
 CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INDEX)
-"""What is fetched of a repository: a policy's files, and the one that says that it is a model instead."""
+"""Files fetched from a repository: a policy's files, and the one that shows that it is a diffusers model instead."""
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 ZIP_IMPORT = "addiffusion_env.agents.sb3_zip.import_zip"
 
@@ -46,7 +46,7 @@ class HubPolicy(
 ):
     """A trained policy that can be saved, pushed to the hub and loaded from it.
 
-    ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` are huggingface_hub's own.
+    ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` come from huggingface_hub.
 
     >>> policy = HubPolicy.from_pretrained("emoji")
     >>> policy.details.default_cost_per_nfe
@@ -67,7 +67,7 @@ class HubPolicy(
         return cls(sampler.policy, sampler.config)
 
     def sampler(self, cost_per_nfe: float | None = None) -> PolicySampler:
-        """The policy as a sampler, at a cost per NFE or at its own."""
+        """The policy as a sampler, at the given cost per NFE or at its default one."""
         chosen = self.details.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
         return PolicySampler(self.network, self.details, chosen, f"policy@{chosen:g}")
 
@@ -80,7 +80,7 @@ class HubPolicy(
             **hub: ``revision``, ``cache_dir``, ``token``, ``force_download``, ``local_files_only``, for a hub id.
 
         Raises:
-            WeightsError: when there is none, or it cannot be had.
+            WeightsError: when there is none, or it cannot be downloaded.
             ConfigError: for another keyword.
         """
         folder = named_policy(name_or_dir, **hub)
@@ -96,7 +96,7 @@ class HubPolicy(
         """Refuses a network of another class: its files could not be read again.
 
         Raises:
-            ConfigError: as said.
+            ConfigError: for a network of another class.
         """
         if not isinstance(self.network, AdDiffusionPolicy | MaskableAdDiffusionPolicy):
             raise ConfigError(
@@ -108,18 +108,18 @@ class HubPolicy(
     def _save_pretrained(self, save_directory: Path) -> None:
         self.check_saveable()
         save_policy(save_directory, self.network, self.details)
-        # The mixin keeps a card that is there; this one is written from the policy that is saved now.
+        # The mixin keeps an existing card; this one is written from the policy that is being saved.
         (save_directory / CARD_FILE).unlink(missing_ok=True)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The model card: what it is, how to use it, what it was measured to do, how it was made."""
+        """The model card: description, usage, measured results and training provenance."""
         return policy_card(self.details, self._hub_mixin_info.model_card_data)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
         """Uploads weights, configuration and model card in one commit; returns the commit's URL.
 
         Args:
-            repo_id: ``"owner/name"``; made when it is not there.
+            repo_id: ``"owner/name"``; created if missing.
             **options: of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message``.
 
         Raises:
@@ -128,7 +128,7 @@ class HubPolicy(
         self.check_saveable()
         try:
             return super().push_to_hub(repo_id, **options)
-        except Exception as error:  # of the hub's or of the HTTP library's own kinds, by version
+        except Exception as error:  # error types of the hub or of the HTTP library, by version
             raise WeightsError(
                 f"the policy cannot be pushed to {repo_id}: {reason_of(error)}",
                 "run `hf auth login` with a token that may write there, or save_pretrained(folder) and "
@@ -137,17 +137,17 @@ class HubPolicy(
 
 
 def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
-    """The folder of a policy: a shipped one, a policy's or a run's folder, or a hub id's, downloaded if it must be.
+    """The folder of a policy: a shipped one, a policy's or a run's folder, or a hub id, downloaded if necessary.
 
     Args:
-        name_or_dir: what is not a folder and reads ``owner/name`` is looked for on the hub.
+        name_or_dir: a name of the form ``owner/name`` that is not a folder is looked up on the hub.
         **hub: :data:`HUB_OPTIONS`.
 
     Returns:
-        ``None`` for a bare name that is no policy's.
+        ``None`` for a bare name that matches no policy.
 
     Raises:
-        WeightsError: when it reads like a path or a hub id and nothing is to be had there, or something else.
+        WeightsError: when it is a path or a hub id without a policy.
         ConfigError: for another keyword.
     """
     place = located(name_or_dir, **hub)
@@ -157,9 +157,9 @@ def named_policy(name_or_dir: str | Path, **hub: Any) -> Path | None:
 
 
 def located(name_or_dir: str | Path, **hub: Any) -> Path | None:
-    """Where what is named lies, whatever it is: as :func:`named_policy`, and also a zip, a model's folder or its id.
+    """The local path of a name: as :func:`named_policy`, but also of a zip, a model's folder or a model's hub id.
 
-    Of a hub id without a policy only the files are fetched that say what it is.
+    For a hub id without a policy only the files that identify it are fetched.
     """
     check_keywords("loading from the hub has", hub, HUB_OPTIONS)
     found, name = find_policy(name_or_dir), str(name_or_dir)
@@ -174,14 +174,14 @@ def located(name_or_dir: str | Path, **hub: Any) -> Path | None:
 
 
 def no_policy(name: str | Path, place: Path) -> WeightsError:
-    """The error for something that is there and is no policy: what it is, and what to type."""
+    """The error for a path that exists and holds no policy: what it holds, and what to pass instead."""
     if os.path.isfile(place):
         how = f"load it with {ZIP_IMPORT}({str(name)!r}, trust=True)" if is_zip(place) else "name its folder"
         return WeightsError(f"{name} is a file, and a policy is a folder", how)
     if backbone_in(place) is not None:
         return WeightsError(
             f"{name} is a model (a diffusers pipeline) and holds no policy",
-            f"name a policy beside it: AdaptivePipeline.from_pretrained({str(name)!r}, policy='fixed:20')",
+            f"pass a policy with it: AdaptivePipeline.from_pretrained({str(name)!r}, policy='fixed:20')",
         )
     return WeightsError(
         f"{name} holds no policy: neither it nor its folder 'policy' has a {WEIGHTS_FILE}",

@@ -1,4 +1,4 @@
-"""From what a caller gives (prompts, seeds, how many images each) to one job an image, lazily."""
+"""Turns prompts, seeds and images per prompt into one job per image, lazily."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def listed(prompts: Prompts) -> list[str | Prompt]:
     """One prompt or an iterable of them as a list.
 
     Raises:
-        PromptError: for something else.
+        PromptError: for any other type.
     """
     if isinstance(prompts, str | Prompt):
         return [prompts]
@@ -31,25 +31,26 @@ def listed(prompts: Prompts) -> list[str | Prompt]:
 def make_jobs(
     prompts: Prompts, seeds: Seeds, images_per_prompt: int, read: Callable[[str], Prompt] = Prompt.of
 ) -> Iterator[Job]:
-    """One job an image, prompt by prompt; checked at once as far as the lengths are known, otherwise on the way.
+    """One job per image, prompt by prompt; checked immediately if the lengths are known, otherwise during iteration.
 
     Args:
-        prompts: one, or any iterable of them; consumed one by one.
-        seeds: one an image (prompt by prompt); a number ``s``, for images ``s``, ``s + 1``, ... of every prompt;
-            ``None`` is 0.
+        prompts: one prompt, or any iterable of prompts; consumed one by one.
+        seeds: one per image (prompt by prompt); or a number ``s``, for images ``s``, ``s + 1``, ... of every prompt;
+            ``None`` means 0.
         images_per_prompt: images of each prompt.
-        read: makes a prompt of a text.
+        read: converts a text to a prompt.
 
     Raises:
-        PromptError: for an empty list, or a prompt that is no text.
-        ConfigError: for fewer than one image a prompt, seeds that are no whole numbers, or not one seed an image.
+        PromptError: for an empty list, or a prompt that is not text.
+        ConfigError: for fewer than one image per prompt, seeds that are not integers, or a number of seeds other than
+            one per image.
 
     >>> [(job.index, job.prompt.text, job.seed) for job in make_jobs(["a", "b"], 7, 2)]
     [(0, 'a', 7), (1, 'a', 8), (2, 'b', 7), (3, 'b', 8)]
     """
     if not isinstance(images_per_prompt, int) or images_per_prompt < 1:
         raise ConfigError(f"num_images_per_prompt must be at least 1, got {images_per_prompt!r}", "use 1")
-    single = seeds is None or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0  # an array of no axis
+    single = seeds is None or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0  # a 0-d array
     if isinstance(prompts, str | Sequence) or not isinstance(prompts, Iterable):
         prompts = listed(prompts)
         if not prompts:
@@ -76,7 +77,9 @@ def _jobs(
         for _ in range(images_per_prompt):
             seed = next(seeds, None)
             if seed is None:
-                raise ConfigError(f"the seeds ended after {index} images, and the prompts go on", "give one an image")
+                raise ConfigError(
+                    f"the seeds ended after {index} images, but there are more prompts", "give one per image"
+                )
             yield Job(index, prompt, _seed(seed))
             index += 1
 
@@ -84,7 +87,7 @@ def _jobs(
 def _check_count(seeds: int, prompts: int, images_per_prompt: int) -> None:
     if seeds != prompts * images_per_prompt:
         each = f" of {images_per_prompt} images each" if images_per_prompt > 1 else ""
-        raise ConfigError(f"{seeds} seeds for {prompts} prompts{each}", "give one seed an image, or one number")
+        raise ConfigError(f"{seeds} seeds for {prompts} prompts{each}", "give one seed per image, or one number")
 
 
 def _seed(seed: Any) -> int:
@@ -93,5 +96,5 @@ def _seed(seed: Any) -> int:
     except TypeError as error:
         raise ConfigError(
             f"a seed must be a whole number, got {type(seed).__name__}",
-            "noise is keyed by prompt and seed: pass seeds=[0, 1, ...] in the place of torch generators",
+            "noise is keyed by prompt and seed: pass seeds=[0, 1, ...] instead of torch generators",
         ) from error

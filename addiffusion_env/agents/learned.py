@@ -1,4 +1,4 @@
-"""A trained policy as a sampler: it plays episodes like any baseline."""
+"""A trained policy as a sampler, run like any baseline."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 from addiffusion_env.seeding import stable_hash
 
 CONTROLS = ("shuffled", "no_refine")
-"""What may be taken from a policy: the text that it reads, or the action *refine*."""
+"""Controls of a policy: what they remove (the text embedding, or the action *refine*)."""
 
 
 @dataclass
 class PolicySampler:
-    """A trained policy of a run's folder (or a shipped one), at its own cost per NFE or at another.
+    """A trained policy from a run's folder (or a shipped one), at its default cost per NFE or another one.
 
-    Two controls take something from it and leave the rest as it is. With ``shuffled``
-    (``policy:runs/emoji@0.01,shuffled``) it is shown the text embedding of another prompt of the evaluation's list,
-    also in a calibrator that reads it; preference and CLIP score are still those of the right prompt, so it can tell a bad
-    image. What it spends then, it does not spend because of what it
-    reads. With ``no_refine`` refine is masked, as if its episodes had no refinements left to take; it was trained with
-    them, so it may miss them more than a policy that was trained without.
+    Two controls remove one input or action and leave the rest unchanged. With ``shuffled``
+    (``policy:runs/emoji@0.01,shuffled``) it observes the text embedding of another prompt of the evaluation's list,
+    also in a calibrator that reads it; preference and CLIP score are still those of the correct prompt, so it can
+    recognise a bad image. What it then spends does not depend on the prompt's text. With ``no_refine`` refine is
+    masked, as if its episodes had no refinements left; since it was trained with them, it may lose more than a
+    policy that was trained without.
 
     Attributes:
         policy: the network.
         config: what it was trained on.
-        cost_per_nfe: of one NFE; what moves it along the frontier.
+        cost_per_nfe: cost of one NFE; selects the point on the frontier.
         name: for records.
-        fingerprint: of its files, so that a policy trained again under the same name gets records of its own; of a
-            shuffled one also of the prompts that it is shown instead.
-        shuffled: whether it is shown the embeddings of other prompts.
+        fingerprint: hash of its files, so that a policy retrained under the same name gets separate records; for a
+            shuffled one it also covers the prompts that it is shown instead.
+        shuffled: whether it observes the embeddings of other prompts.
         no_refine: whether refine is masked.
     """
 
@@ -66,7 +66,7 @@ class PolicySampler:
     shuffled: bool = False
     no_refine: bool = False
 
-    usage: ClassVar[str] = "policy:FOLDER[@PRICE][,shuffled][,no_refine]"
+    usage: ClassVar[str] = "policy:FOLDER[@COST][,shuffled][,no_refine]"
     example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
     kind: ClassVar[str] = "policy"
     learned: ClassVar[bool] = True
@@ -81,22 +81,22 @@ class PolicySampler:
 
     @classmethod
     def needs(cls) -> str:
-        """Nothing: a policy for the emoji world ships with the package."""
+        """Empty: a policy for the emoji world ships with the package."""
         return ""
 
     @classmethod
     def parse(cls, text: str) -> PolicySampler:
-        """Loads the policy of a run's folder, at a cost per NFE of its own or the one given.
+        """Loads the policy of a run's folder, at the given cost per NFE or its default one.
 
-        The cost per NFE ``5.6nfe`` is the one at which the policy's frontier on training prompts spends 5.6 NFE.
+        ``5.6nfe`` as cost per NFE is the cost at which the policy's frontier on training prompts spends 5.6 NFE.
 
         It is named after the run's folder and its cost per NFE, and carries a ``fingerprint`` of the files, so that the
         records of a policy that was trained again under the same name are not taken for the new one's.
 
         Raises:
             WeightsError: when the folder holds no policy.
-            ConfigError: when the cost per NFE is not a number of at least 0, or a control is there twice.
-            UnknownNameError: for another control.
+            ConfigError: when the cost per NFE is not a number of at least 0, or a control is given twice.
+            UnknownNameError: for an unknown control.
         """
         text, controls = _controls(text)
         folder, at, cost_per_nfe = text.rpartition("@")
@@ -109,9 +109,9 @@ class PolicySampler:
 
     @classmethod
     def traits_of(cls, name: str) -> Traits:
-        """The traits that the name of one says, where its files are not at hand: it may have used every scorer."""
+        """The traits that a policy's name implies when its files are unavailable: it may have used every scorer."""
         text, controls = _controls(name)
-        used = tuple((part, "its policy file is not at hand") for part in PARTS)
+        used = tuple((part, "its policy file is not available") for part in PARTS)
         own = {"control_of": text, "controls": controls} if controls else {"curve": text.rpartition("@")[0]}
         return Traits(kind=cls.kind, learned=True, needs_preview=True, scores_used=used, **own)
 
@@ -122,17 +122,17 @@ class PolicySampler:
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Those of :data:`CONTROLS` that are taken from it."""
+        """The entries of :data:`CONTROLS` that are applied to it."""
         return tuple(control for control in CONTROLS if getattr(self, control))
 
     @property
     def control_of(self) -> str:
-        """The policy without controls at the same cost per NFE; empty where it is that."""
+        """Name of the policy without controls at the same cost per NFE; empty for a policy without controls."""
         return self.name.removesuffix("," + ",".join(self.controls)) if self.controls else ""
 
     @property
     def scores_used(self) -> ScoresUsed:
-        """What pays it, what it keeps by and what it sees, by the environment that it was trained on."""
+        """The scorers that it was rewarded by, selects by or observes, from the environment that it was trained on."""
         return scores_used(self.settings())
 
     @property
@@ -148,14 +148,15 @@ class PolicySampler:
         if changed:
             warnings.warn(
                 f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "
-                "settings or kind of device): it may spend more or less than target_nfe here\n  -> give cost_per_nfe= instead",
+                "settings or kind of device): it may spend more or less than target_nfe "
+                "here\n  -> give cost_per_nfe= instead",
                 stacklevel=4,
             )
         return self.config.cost_per_nfe_for(float(target_nfe))
 
     @classmethod
     def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> PolicySampler:
-        """Loads a policy by a shipped name, a policy's folder or a run's.
+        """Loads a policy from a shipped name, a policy's folder or a run's folder.
 
         Raises:
             WeightsError: when there is none.
@@ -167,7 +168,7 @@ class PolicySampler:
 
     @property
     def expected_nfe(self) -> float | None:
-        """Mean NFE that its frontier says at its cost per NFE; ``None`` where nobody measured it, or a control is at work."""
+        """Mean NFE of its frontier at its cost per NFE; ``None`` without a measured frontier, or with a control."""
         if not self.config.frontier or self.no_refine:
             return None
         costs_per_nfe, nfe = zip(*sorted(self.config.frontier), strict=True)
@@ -178,17 +179,17 @@ class PolicySampler:
         return EnvSettings.of(**self.config.environment)
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The decision process that the policy was trained on, whatever ``base`` is: a policy knows only its own."""
+        """The decision process that the policy was trained on, whatever ``base`` is."""
         process = self._process or base
         return replace(process, refine=REFINE_PRESETS["off"]) if self.no_refine else process
 
     def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:
-        """Refuses a model whose observations are of other widths than those of the training.
+        """Refuses a model whose observations have other widths than in training.
 
         Args:
             backbone: the model's registry name.
             clip_dim: width of its CLIP embedding.
-            feature_dim: width of its denoiser's features; ``None`` where nobody knows it yet.
+            feature_dim: width of its denoiser's features; ``None`` if not known yet.
 
         Raises:
             ConfigError: naming what the policy was trained on.
@@ -213,17 +214,17 @@ class PolicySampler:
         """Makes the policy ready to decide on a backbone's lanes."""
         settings = self.settings()
         self._process = settings.process(backbone.capabilities, backbone.name)
-        # Also a policy that may not refine sees its budget as the one that it was trained on.
+        # A policy that may not refine also sees its budget as the one that it was trained on.
         self._framer = Framer(backbone, self._process, scorers, self.config.highest_cost_per_nfe)
         width = backbone.capabilities.feature_dim or 0
         self._observer = Observer(scorers.clip_dim, list(self.config.observation), width)
         self._scorers = scorers
 
     def setup(self, prompts: Sequence[Prompt]) -> None:
-        """Told the evaluation's prompts; a shuffled policy deals their embeddings to one another.
+        """Called with the evaluation's prompts; a shuffled policy permutes their embeddings.
 
-        Prompts stand in a circle, in an order drawn by hash; each is shown the text of its neighbour. So none keeps
-        its own, and what a prompt is shown depends neither on the list's order nor on the lanes beside it.
+        The permutation is a cycle through the prompts sorted by hash, so no prompt keeps its own embedding, and
+        the assignment depends neither on the list's order nor on the other lanes.
 
         Raises:
             ConfigError: for fewer than two prompts.
@@ -255,12 +256,12 @@ class PolicySampler:
         return allowed / allowed.sum(1, keepdims=True)
 
     def _seen(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
-        """What the policy is shown."""
+        """The policy's observation."""
         assert self._framer is not None, "bind() first"
         return self._framer.frame(lanes, before, [self.cost_per_nfe] * len(lanes))
 
     def _misread(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
-        """What is seen with the text embedding of another prompt, also in a utility that reads it."""
+        """The frame with the text embedding of another prompt, also in a utility that reads it."""
         assert self._scorers is not None, "bind() first"
         others = [self._shown[lane.prompt.prompt_id] for lane in lanes]
         texts = self._scorers.clip.embed_texts(others).numpy()
@@ -269,7 +270,7 @@ class PolicySampler:
 
     @torch.no_grad()
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
-        """(B, 3) what the network says of each action, and (B, 3) bool: which are legal."""
+        """(B, 3) action probabilities of the network, and (B, 3) bool: which actions are legal."""
         assert self._observer is not None and self._process is not None, "bind() first"
         shown = self._misread if self.shuffled else self._seen
         frame = shown([request.lane for request in requests], [request.before for request in requests])
@@ -281,21 +282,21 @@ class PolicySampler:
 
 
 def scores_used(settings: EnvSettings) -> ScoresUsed:
-    """(part, how) of each scorer that a policy of an environment was paid by, keeps images by, or sees."""
+    """(part, how) of each scorer that a policy of an environment is rewarded by, keeps images by, or observes."""
     pairs = [(part, f"its reward term {name} pays by it") for name, part in make_reward(settings.reward).pays_by]
     refine = refine_config(settings.refine)
     if refine.enabled and refine.accept == "score":
         pairs.append(("preference", "it keeps a refinement by it"))
     if refine.enabled and refine.accept == "best":
-        pairs += [(part, "it keeps the attempt that scores best by it") for part in refine.utility.parts]
+        pairs += [(part, "it keeps the attempt with the best such score") for part in refine.utility.parts]
     used = {part for part, _ in pairs}
     seen = parts_shown(settings.keys(), refine.utility.parts)
-    pairs += [(part, "it sees it while it decides") for part in seen if part not in used]
+    pairs += [(part, "it observes it at its decisions") for part in seen if part not in used]
     return tuple(dict.fromkeys(pairs))
 
 
 def run_name(folder: str | Path) -> str:
-    """What stands for a run's folder in the names of its policy.
+    """The name of a run's folder in the names of its policy.
 
     >>> run_name("runs/emoji"), run_name("runs/emoji/policy")
     ('emoji', 'emoji')
@@ -305,7 +306,7 @@ def run_name(folder: str | Path) -> str:
 
 
 def _controls(text: str) -> tuple[str, tuple[str, ...]]:
-    """What stands before the controls, and these in the order of :data:`CONTROLS`; folders may hold commas too."""
+    """Splits a name into the part before the controls and the controls, in the order of :data:`CONTROLS`."""
     head, given = text, []
     while head.rpartition(",")[2] in CONTROLS:
         head, _, control = head.rpartition(",")
@@ -314,7 +315,7 @@ def _controls(text: str) -> tuple[str, tuple[str, ...]]:
     if "," in after:
         raise unknown("control of a policy", after.rpartition(",")[2], CONTROLS)
     if len(set(given)) < len(given):
-        raise ConfigError(f"a control of policy:{text} is there twice", "name it once")
+        raise ConfigError(f"a control of policy:{text} is given twice", "name it once")
     return head, tuple(control for control in CONTROLS if control in given)
 
 
@@ -336,7 +337,7 @@ def _cost_per_nfe(text: str, folder: str) -> float | None:
 
 
 def _with_text(lane: Lane, text: np.ndarray) -> Lane:
-    """A lane whose looks carry the (1, D) text embedding of another prompt."""
+    """A lane whose scores carry the (1, D) text embedding of another prompt."""
     scores = None if lane.scores is None else replace(lane.scores, clip_text=text)
     best = None if lane.best is None else replace(lane.best, scores=replace(lane.best.scores, clip_text=text))
     return replace(lane, scores=scores, best=best)

@@ -1,4 +1,4 @@
-"""A sampler of whatever a caller names or holds: a specification, a trained policy, a model of Stable-Baselines3."""
+"""Creates a sampler from a specification, a trained policy's name or a model of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from addiffusion_env.samplers import make_sampler
 from addiffusion_env.samplers.base import Sampler
 
 MODEL_KEYS = ("backbone", "name_or_path", "backbone_options", "scorers", "dtype")
-"""What of a policy's environment says which model it ran on."""
+"""Settings of a policy's environment that determine which model it ran on."""
 
 NAMED = {"oracle": "oracle_stop:preference"}
 """Short names of samplers without learning."""
 
 
 def make_policy(policy: str | Path | Sampler | HubPolicy | BaseAlgorithm, trust: bool = False) -> Sampler:
-    """A sampler from a specification, the name of a trained policy, or what is one already.
+    """A sampler from a specification or the name of a trained policy; a sampler is returned as it is.
 
     Args:
-        policy: ``"fixed:20"``, ``"stop:12"``, ``"oracle"`` ...; ``"emoji"``, a folder or a hub id; a sampler; a model of
+        policy: ``"fixed:20"``, ``"stop:12"``, ``"oracle"``; ``"emoji"``, a folder or a hub id; a sampler; a model of
             Stable-Baselines3, or its zip.
-        trust: that a zip may be unpickled, which can run any code.
+        trust: whether a zip may be unpickled, which can run any code.
 
     Raises:
         UnknownNameError: for an unknown name; the nearest known one is given.
@@ -47,28 +47,28 @@ def make_policy(policy: str | Path | Sampler | HubPolicy | BaseAlgorithm, trust:
         return of_model(policy).sampler()
     if not isinstance(policy, str | Path):
         if not isinstance(policy, Sampler):
-            raise ConfigError(f"a policy is named or a Sampler, got {type(policy).__name__}", "policy='fixed:20'")
+            raise ConfigError(f"a policy must be a name or a Sampler, got {type(policy).__name__}", "policy='fixed:20'")
         return policy
     if is_zip(policy):
         return import_zip(policy, trust=trust).sampler()
     text = NAMED.get(str(policy), str(policy))
-    specified = ":" in text[2:]  # further left it stands behind a drive's letter
+    specified = ":" in text[2:]  # a colon before that follows a Windows drive letter
     folder = None if specified and find_policy(text) is None else named_policy(policy)
     return make_sampler(text) if folder is None else PolicySampler.from_run(folder)
 
 
 def policy_at(run: str | Path, cost_per_nfe: float | None = None, trust: bool = False) -> Sampler:
-    """A trained policy as evaluations name it, ``policy:RUN@PRICE``, with a fingerprint of its files.
+    """A trained policy under the name used in evaluations, ``policy:RUN@COST``, with a fingerprint of its files.
 
     Args:
         run: a run's or policy's folder, a shipped policy's name, or a zip of Stable-Baselines3.
-        cost_per_nfe: of one NFE; ``None`` is the policy's own.
+        cost_per_nfe: cost of one NFE; ``None`` is the policy's default.
         trust: that a zip may be unpickled, which can run any code.
 
     Raises:
         UntrustedFileError: for a zip without ``trust``.
-        ConfigError: for a zip that does not say which environment it was trained on, or a cost per NFE below 0.
-        WeightsError: for what holds no policy.
+        ConfigError: for a zip without the environment that it was trained on, or a cost per NFE below 0.
+        WeightsError: when there is no policy.
     """
     if not is_zip(run):
         return make_sampler(f"policy:{run}" if cost_per_nfe is None else f"policy:{run}@{cost_per_nfe}")
@@ -80,14 +80,14 @@ def policy_at(run: str | Path, cost_per_nfe: float | None = None, trust: bool = 
 def policy_and_model(
     name_or_dir: str | Path, policy: Any, trust: bool, **hub: Any
 ) -> tuple[Sampler, Mapping[str, Any]]:
-    """The policy that is asked for, and the environment that says which model goes with what is named."""
+    """The requested policy, and the environment that determines its model."""
     name, place = str(name_or_dir), located(name_or_dir, **hub)
     if place is None and name not in BACKBONES:
         raise unknown("policy or backbone", name, [*BACKBONES, *shipped()])
     if place is None and policy is None:
         raise ConfigError(
             f"{name!r} is a backbone, and no policy ships for it",
-            f"name one beside it: AdaptivePipeline.from_pretrained({name!r}, policy='fixed:20')",
+            f"pass a policy with it: AdaptivePipeline.from_pretrained({name!r}, policy='fixed:20')",
         )
     if place is None:
         return make_policy(policy, trust), {"backbone": name}
@@ -103,7 +103,7 @@ def policy_and_model(
 
 
 def model_settings(known: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
-    """A policy's settings of its model, with another in its place."""
+    """A policy's model settings with the model replaced."""
     known = {key: value for key, value in known.items() if key in MODEL_KEYS}
     if not isinstance(backbone, str | Path):
         return known

@@ -1,4 +1,4 @@
-"""The model card of a policy: what it is, how to use it, what it was measured to do and by which command."""
+"""The model card of a policy: description, usage, measured results and the command that measured them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
     """The card, from ``templates/policy_card.md``.
 
     Args:
-        details: of the policy.
+        details: the policy's configuration.
         data: licence, tags and library; results are added to a copy.
     """
     backbone, results = str(details.environment.get("backbone", EnvSettings.backbone)), details.results
@@ -61,7 +61,7 @@ def figure(value: Mapping[str, Any] | None) -> str:
 
 
 def eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
-    """The policy's own rows (the first one is its own) in the hub's metadata."""
+    """The policy's results (from its first row) in the hub's metadata format."""
     first = results["rows"][0]
     return [
         EvalResult(

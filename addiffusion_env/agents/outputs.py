@@ -1,4 +1,4 @@
-"""What pipelines give back: images in the caller's format, what they cost, and how they came about."""
+"""Outputs of pipelines: images in the caller's format, their cost and their traces."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 @dataclass(frozen=True, eq=False)
 class PipelineOutput:
-    """What a call made: ``N`` images, prompt by prompt.
+    """Output of a call: ``N`` images, prompt by prompt.
 
     Attributes:
         images: N PIL images; or float32 in [0, 1], an array (N, H, W, 3) for ``"np"``, a tensor (N, 3, H, W) on the CPU
             for ``"pt"``.
         nfe: (N,) evaluations that each image took.
         actions: the actions taken for each image: 0 continue, 1 stop, 2 refine.
-        trace: how each came about, where ``return_trace`` asked for it.
+        trace: trace of each image, with ``return_trace``.
         utilisation: busy lanes over lanes, averaged over the denoiser calls, in [0, 1].
     """
 
@@ -44,13 +44,13 @@ class StreamedImage:
     """One image of a stream.
 
     Attributes:
-        index: its place in the order of the prompts (and of the images of each).
+        index: its position in the order of the prompts (and of the images of each).
         prompt: its text.
         seed: its seed.
         image: a PIL image; or float32 in [0, 1], (H, W, 3) for ``"np"`` and (3, H, W) for ``"pt"``.
         nfe: evaluations that it took.
         actions: the actions taken.
-        trace: how it came about, where ``return_trace`` asked for it.
+        trace: its trace, with ``return_trace``.
     """
 
     index: int
@@ -63,17 +63,17 @@ class StreamedImage:
 
 
 Made = tuple[Job, Episode, Trace | None]
-"""What the engine's programs return: the job, its episode, its trace."""
+"""Result of the engine's coroutines: the job, its episode, its trace."""
 
 
 class ImageStream(Iterator[StreamedImage]):
-    """Images as they are made; an iterator with an account of how busy the lanes were.
+    """Iterator over images as they are finished; also reports how busy the lanes were.
 
     Args:
-        made: finished images, as they come.
-        counters: of the engine that makes them.
+        made: finished images, in order of completion.
+        counters: of the engine that generates them.
         output_type: one of :data:`OUTPUT_TYPES`.
-        ordered: whether an image waits for those before it.
+        ordered: whether images are yielded in the order of the prompts.
     """
 
     def __init__(self, made: Generator[Made, None, None], counters: Counters, output_type: str, ordered: bool) -> None:
@@ -92,18 +92,18 @@ class ImageStream(Iterator[StreamedImage]):
     def utilisation(self) -> float:
         """Busy lanes over lanes so far, averaged over the denoiser calls, in [0, 1]; 0 before the first.
 
-        While prompts wait every lane is busy (``counters.queued_utilisation``); what is lost is lost at the end, where
-        the last images take unequally long.
+        While prompts wait every lane is busy (``counters.queued_utilisation``); lanes only become idle at the end,
+        since the last images take different numbers of steps.
         """
         return self.counters.utilisation
 
     def close(self) -> None:
-        """Drops what is in the making; the stream ends."""
+        """Ends the stream and drops images in progress."""
         self._made.close()
 
 
 def in_order(made: Iterator[Made]) -> Generator[Made, None, None]:
-    """Images by their place; one that is ready early waits for those before it."""
+    """Images in order of their index; an image that is ready early waits for those before it."""
     waiting: dict[int, Made] = {}
     following = 0
     for entry in made:
@@ -130,7 +130,7 @@ def check_output_type(output_type: str) -> str:
     """Returns a known output type.
 
     Raises:
-        UnknownNameError: for another, with the nearest one.
+        UnknownNameError: for an unknown type, with the nearest one.
     """
     if output_type not in OUTPUT_TYPES:
         raise unknown("output_type", str(output_type), OUTPUT_TYPES)

@@ -1,4 +1,4 @@
-"""`AdaptivePipeline`: prompts in, images out, each with as many evaluations as its policy saw fit."""
+"""`AdaptivePipeline`: prompts in, images out, each with as many evaluations as its policy chooses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 
 
 class AdaptivePipeline:
-    """Text-to-image with a policy that decides after every step whether to go on, stop or refine.
+    """Text-to-image with a policy that decides after every step whether to continue, stop or refine.
 
     >>> from addiffusion_env import AdaptivePipeline
     >>> pipe = AdaptivePipeline.from_pretrained("emoji", policy="fixed:4")
@@ -40,9 +40,9 @@ class AdaptivePipeline:
     >>> out.images[0].size, out.nfe.tolist()
     ((64, 64), [4.0, 4.0])
 
-    Around a loaded diffusers pipeline it is ``AdaptivePipeline(pipe, "fixed:20")``: the weights are shared with
-    ``pipe``. Options of the wrapping (previews, compilation) are those of the backbone's ``from_pipeline``; what that
-    returns can be passed in the pipeline's place.
+    To wrap a loaded diffusers pipeline, use ``AdaptivePipeline(pipe, "fixed:20")``: the weights are shared with
+    ``pipe``. Options of the wrapper (previews, compilation) are those of the backbone's ``from_pipeline``; the backbone
+    that it returns can be passed instead of the pipeline.
 
     Args:
         model: any text-to-image pipeline of diffusers, or a :class:`Backbone`.
@@ -50,24 +50,24 @@ class AdaptivePipeline:
             name, folder or hub id of a trained policy; or a model of Stable-Baselines3, or its zip.
         process: the decision process of a policy without learning; ``None`` is the model's own schedule without
             refinement. A trained policy brings its own.
-        scorers: what looks at previews and finished images; ``None`` is the model's own, or none at all for samplers
+        scorers: score previews and finished images; ``None`` uses the model's default, or none for samplers
             that read no score.
-        max_lanes: how many images are made at once.
-        trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
-        plugins: modules to import first: what registers the samplers, observations ... that the policy needs. Those of
-            a run's folder are imported without being named; those of another policy never are.
+        max_lanes: how many images are generated at once.
+        trust: whether a zip of Stable-Baselines3 may be unpickled, which can run any code.
+        plugins: modules to import first, which register the samplers, observations ... that the policy needs. The
+            plugins of a run's folder are imported automatically; those of any other policy never are.
 
     Attributes:
         backbone: the model.
-        sampler: what decides.
-        process: what its actions do.
-        scorers: what it sees.
+        sampler: the policy.
+        process: the decision process, which defines what actions do.
+        scorers: score what the policy observes.
         max_lanes: see above.
 
     Raises:
-        CapabilityError: when no backbone is made for the pipeline, or the model cannot do what the policy asks.
+        CapabilityError: when no backbone supports the pipeline, or the model lacks a capability that the policy needs.
         ConfigError: when the policy was trained on observations of another width, or is trained and a process is given.
-        WeightsError: when the policy or the scorers cannot be had.
+        WeightsError: when the policy or the scorers cannot be loaded.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class AdaptivePipeline:
         self.sampler = make_policy(policy, trust)
         if process is not None and isinstance(self.sampler, PolicySampler):
             raise ConfigError(
-                f"policy {self.sampler.name!r} knows only the process that it was trained on, and process= was given",
+                f"policy {self.sampler.name!r} only supports the process that it was trained on, "
+                "but process= was given",
                 "leave process= out",
             )
         if isinstance(self.sampler, PolicySampler):  # before gigabytes of scorers are loaded
@@ -124,8 +125,8 @@ class AdaptivePipeline:
             device: ``auto``, ``cpu``, ``cuda``, ``mps`` ...
             backbone: the model in place of the policy's own: a registry name, a folder or hub id of a checkpoint of the
                 same kind, a loaded diffusers pipeline, or a :class:`Backbone`. The last two stay on their device.
-            max_lanes: how many images are made at once.
-            trust: that a zip of Stable-Baselines3 may be unpickled, which can run any code.
+            max_lanes: how many images are generated at once.
+            trust: whether a zip of Stable-Baselines3 may be unpickled, which can run any code.
             plugins: modules to import first; see the class.
             **hub: ``revision``, ``cache_dir``, ``token``, ``force_download``, ``local_files_only``, for a hub id.
 
@@ -133,7 +134,7 @@ class AdaptivePipeline:
             UnknownNameError: when there is no such policy, folder or backbone.
             ConfigError: for a model without a policy, or a policy that does not fit the model.
             UntrustedFileError: for a zip without ``trust``.
-            WeightsError: when files are missing, damaged, or not to be had from the hub.
+            WeightsError: when files are missing, damaged, or cannot be downloaded from the hub.
         """
         load_plugins(plugins)
         sampler, known = policy_and_model(name_or_dir, policy, trust, **hub)
@@ -164,30 +165,31 @@ class AdaptivePipeline:
         return_trace: bool = False,
         **pipeline_kwargs: Any,
     ) -> PipelineOutput:
-        """Makes images of one prompt or of a list.
+        """Generates images for one prompt or a list of prompts.
 
         Args:
-            prompts: one, or N of them.
-            seeds: one an image, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
+            prompts: one prompt or a list of N.
+            seeds: one per image, prompt by prompt; or one number ``s`` for seeds ``s``, ``s + 1``, ... of every
                 prompt's images; 0 when not given. An image is a function of its prompt and seed, not of the list.
-            cost_per_nfe: of one NFE: higher spends less. Only learned policies have one.
-            target_nfe: the mean NFE to aim at instead; the policy's measured frontier says at which cost per NFE.
+            cost_per_nfe: cost of one NFE; a higher one spends less. Only learned policies have one.
+            target_nfe: the mean NFE to aim at instead; converted to a cost per NFE by the policy's measured frontier.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             num_images_per_prompt: k; the images of a prompt stand together.
-            callback_on_step_end: ``callback(pipe, step, timestep, callback_kwargs) -> dict``, called once an image and
+            callback_on_step_end: ``callback(pipe, step, timestep, callback_kwargs) -> dict``, called once per image and
                 step; see :class:`addiffusion_env.agents.trace.StepEnd`.
-            callback_on_step_end_tensor_inputs: what it is given: ``latents``, ``x0``.
+            callback_on_step_end_tensor_inputs: tensors passed to the callback: ``latents``, ``x0``.
             return_trace: keep every decision with its preview and probabilities.
             **pipeline_kwargs: arguments of the diffusers pipeline's own ``__call__``: ``negative_prompt``,
                 ``guidance_scale``, ``num_inference_steps``, ``height``, ``width``, ``generator``, ``latents``,
-                ``image`` ...; one value, or for what belongs to a prompt a list (or the rows of a tensor) with one for
-                each. See :mod:`addiffusion_env.agents.pipeline_kwargs`.
+                ``image`` ...; one value for all, or for per-prompt arguments a list (or the rows of a tensor) with one
+                value per prompt. See :mod:`addiffusion_env.agents.pipeline_kwargs`.
 
         Raises:
             PromptError: for no prompt, or one that does not fit the text window.
-            ConfigError: for another number of seeds than images, cost per NFE and target together, a cost per NFE for a policy
-                that has none, or an argument that the pipeline does not have or that would not take effect.
-            UnknownNameError: for another output type.
+            ConfigError: for a number of seeds other than of images, cost per NFE and target together, a cost per NFE
+                for a policy that has none, or an argument that the pipeline does not have or that would not take
+                effect.
+            UnknownNameError: for an unknown output type.
         """
         check_output_type(output_type)
         self._refresh()
@@ -222,13 +224,13 @@ class AdaptivePipeline:
         max_lanes: int | None = None,
         decode_batch: int = 4,
     ) -> ImageStream:
-        """Makes images of any number of prompts, and gives each as it is ready.
+        """Generates images for any number of prompts and yields each when it is ready.
 
-        Every denoiser call serves all lanes, whatever each is about (a step, an early exit, a refinement); a lane that is
-        done takes the next prompt before the next call. Arguments that :meth:`__call__` has mean the same.
+        Every denoiser call serves all lanes, whether they take a step, exit early or refine; a lane that is finished
+        takes the next prompt before the next call. Arguments have the same meaning as in :meth:`__call__`.
 
         Args:
-            prompts: any iterable, also an endless one: a prompt is taken when there is a lane for it.
+            prompts: any iterable, also an infinite one: a prompt is taken when a lane is free.
             seeds: as for a call; an iterable is consumed along with the prompts.
             cost_per_nfe: see :meth:`__call__`.
             target_nfe: see :meth:`__call__`.
@@ -237,16 +239,17 @@ class AdaptivePipeline:
             callback_on_step_end: see :meth:`__call__`.
             callback_on_step_end_tensor_inputs: see :meth:`__call__`.
             return_trace: see :meth:`__call__`.
-            ordered: in the prompts' order, not as they come; images that are ready early wait in memory.
-            max_lanes: images in the making at once; ``None`` is the pipeline's own.
+            ordered: yield in the prompts' order, not in order of completion; images that are ready early wait in
+                memory.
+            max_lanes: images in progress at once; ``None`` uses the pipeline's value.
             decode_batch: finished images that are decoded together, outside the lanes.
 
         Returns:
-            An iterator of :class:`StreamedImage`; its ``utilisation`` says how busy the lanes were.
+            An iterator of :class:`StreamedImage`; its ``utilisation`` is the share of busy lanes.
 
         Raises:
-            ConfigError: as :meth:`__call__`; what is only seen on the way (a prompt that is too long, seeds that end
-                early) is raised by the iterator.
+            ConfigError: as :meth:`__call__`; errors that appear only during iteration (a prompt that is too long, seeds
+                that end early) are raised by the iterator.
         """
         check_output_type(output_type)
         self._refresh()
@@ -258,7 +261,7 @@ class AdaptivePipeline:
         return ImageStream(made, counters, output_type, ordered)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the policy (weights, configuration, model card); the model is named in it, not copied.
+        """Writes the policy (weights, configuration, model card); the model is referenced by name, not copied.
 
         Raises:
             ConfigError: for a policy without learning, which has no weights.
@@ -270,7 +273,7 @@ class AdaptivePipeline:
         """Uploads what :meth:`save_pretrained` writes; returns the commit's URL.
 
         Args:
-            repo_id: ``"owner/name"``; made when it is not there.
+            repo_id: ``"owner/name"``; created if missing.
             **options: of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message``.
 
         Raises:
@@ -281,7 +284,7 @@ class AdaptivePipeline:
 
     def _trained(self) -> HubPolicy:
         if not isinstance(self.sampler, PolicySampler):
-            raise ConfigError(f"policy {self.sampler.name!r} has no weights to save", "name it where you load: policy=")
+            raise ConfigError(f"policy {self.sampler.name!r} has no weights to save", "pass it when loading: policy=")
         return HubPolicy.of(self.sampler)
 
     def _run(
@@ -294,17 +297,17 @@ class AdaptivePipeline:
         max_lanes: int,
         decode_batch: int = 4,
     ) -> tuple[Generator[Made, None, None], Counters]:
-        """Finished images as they come, and the counters of the engine that makes them."""
+        """Finished images in order of completion, and the counters of the engine that generates them."""
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
         coroutines = (traced(job, sampler, process, self.backbone, step_end, return_trace) for job in jobs)
         stream = engine.stream(coroutines, max_lanes, decode_batch)
         return (made for _, made in stream), engine.counters
 
     def to(self, *args: Any, **kwargs: Any) -> AdaptivePipeline:
-        """Moves the model, as a diffusers pipeline's ``to``; returns the pipeline itself.
+        """Moves the model, like ``to`` of a diffusers pipeline; returns the pipeline itself.
 
         Raises:
-            CapabilityError: for a model that stays where it was loaded.
+            CapabilityError: for a model that cannot be moved after loading.
         """
         self.backbone.to(*args, **kwargs)
         self._refresh()
@@ -318,7 +321,7 @@ class AdaptivePipeline:
         return iter(tqdm(made, total=total, unit="image", **self._progress_bar_config))
 
     def _refresh(self) -> None:
-        """Takes over what was changed on the model since it was wrapped: its device, precision, parts, scheduler."""
+        """Updates the backbone from changes to the wrapped model: its device, precision, components, scheduler."""
         before = self.backbone.capabilities
         self.backbone.refresh()
         if self.backbone.capabilities is not before:
@@ -342,14 +345,14 @@ class AdaptivePipeline:
         if cost_per_nfe is None and target_nfe is None:
             return self.sampler
         if cost_per_nfe is not None and target_nfe is not None:
-            raise ConfigError("both cost per NFE and target_nfe were given", "give one of them")
+            raise ConfigError("both cost_per_nfe and target_nfe were given", "give one of them")
         if not isinstance(self.sampler, PolicySampler):
             raise ConfigError(
-                f"policy {self.sampler.name!r} has no cost per NFE", "leave out cost per NFE and target_nfe"
+                f"policy {self.sampler.name!r} has no cost per NFE", "leave out cost_per_nfe and target_nfe"
             )
         if "cost_per_nfe" not in self.sampler.config.observation:
             raise ConfigError(
-                f"policy {self.sampler.name!r} was trained at one cost per NFE", "leave out cost per NFE and target_nfe"
+                f"policy {self.sampler.name!r} was trained at one cost per NFE", "leave out cost_per_nfe and target_nfe"
             )
         if target_nfe is not None and not target_nfe > 0:
             raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
@@ -369,6 +372,6 @@ class AdaptivePipeline:
 
 
 def reads_scores(sampler: Sampler) -> bool:
-    """Whether a sampler reads what scorers say; one that declares nothing, or was trained, is taken to."""
+    """Whether a sampler reads scores; assumed for one that declares nothing or was trained."""
     traits = Traits.of(sampler)
     return traits.learned or bool(traits.scores_used)

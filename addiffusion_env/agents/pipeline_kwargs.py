@@ -1,4 +1,4 @@
-"""Arguments of a diffusers pipeline's own ``__call__``, given to a call of ``AdaptivePipeline``."""
+"""Arguments of a diffusers pipeline's own ``__call__``, passed to a call of ``AdaptivePipeline``."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PER_PROMPT = (
     "cross_attention_kwargs",
     "joint_attention_kwargs",
 )
-"""Arguments that belong to a prompt, beside those that :data:`PER_PROMPT_PARTS` names."""
+"""Per-prompt arguments, in addition to those that :data:`PER_PROMPT_PARTS` matches."""
 
 PER_PROMPT_PARTS = ("prompt", "embeds", "embeddings", "attention_mask", "token_ids")
-"""Parts of the names of arguments that belong to a prompt: ``negative_prompt_2``, ``pooled_prompt_embeds`` ..."""
+"""Substrings in the names of per-prompt arguments: ``negative_prompt_2``, ``pooled_prompt_embeds`` ..."""
 
 
 STEPPED = ("eta", "timesteps", "sigmas")
@@ -60,7 +60,7 @@ def with_pipeline_kwargs(
     """The process and the prompts of a call with further arguments.
 
     ``num_inference_steps`` and ``guidance_scale`` set the process where the policy leaves them free; everything else
-    goes into the pipeline's own call.
+    is passed to the pipeline's own call.
 
     Args:
         backbone: the model.
@@ -97,14 +97,14 @@ def with_pipeline_kwargs(
     for name in STEPPED:
         if arguments.get(name) not in (None, 0) and process.solver != SCHEDULER:
             raise ConfigError(
-                f"{name} would not take effect: solver={process.solver} steps in the place of the pipeline's scheduler",
+                f"{name} would not take effect: solver={process.solver} replaces the pipeline's scheduler",
                 "use policy 'continue', or solver=scheduler",
             )
     count = len(prompts)
     shared = {name: value for name, value in arguments.items() if not _one_each(name, value, count, images_per_prompt)}
     if isinstance(shared.get("generator"), torch.Generator) and count * images_per_prompt > 1:
         raise ConfigError(
-            f"one generator for {count * images_per_prompt} images: an image would depend on those before it",
+            f"one generator for {count * images_per_prompt} images: an image would depend on previous images",
             "pass a list with one generator for each image, or seeds=",
         )
     made = []
@@ -143,10 +143,10 @@ def _one_each(name: str, value: Any, count: int, images: int) -> bool:
     if not isinstance(value, list | tuple):
         return False
     if name == "ip_adapter_image_embeds" and not any(isinstance(entry, list | tuple) for entry in value):
-        return False  # a list with an entry an adapter
+        return False  # a list with one entry per adapter
     if name == "generator" and len(value) == count * images and images > 1:
         raise ConfigError(
-            f"{len(value)} generators for {count} prompts of {images} images each", "repeat the prompts, one an image"
+            f"{len(value)} generators for {count} prompts of {images} images each", "repeat the prompts, one per image"
         )
     if len(value) == count:
         return True

@@ -1,4 +1,4 @@
-"""The policy: each observation key projected on its own, then a two-layer MLP for policy and for value."""
+"""The policy: each observation key projected separately, then a two-layer MLP for policy and for value."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from addiffusion_env.errors import ConfigError, unknown
 
 NET_ARCH = {"pi": [64, 64], "vf": [64, 64]}
 PROJECTION = {"clip": 32, "timestep": 32, "quality": 32, "cost_per_nfe": 8}
-"""Width of each key's projection. CLIP's hundreds of numbers get no more room than the eight of ``quality``."""
+"""Width of each key's projection. CLIP's hundreds of numbers get the same width as the eight of ``quality``."""
 
 
 class KeyProjection(BaseFeaturesExtractor):
-    """Linear -> LayerNorm -> SiLU for each key, concatenated; what has more than one dimension is flattened first.
+    """Linear -> LayerNorm -> SiLU for each key, concatenated; arrays with more than one dimension are flattened first.
 
     Args:
-        observation_space: a Dict, not nested, of Boxes of any shape (frame stacks, rendered images), or of anything
-            else that SB3 turns into numbers: Discrete, MultiDiscrete, MultiBinary.
-        widths: key -> width of its projection; keys that are not named get 32.
+        observation_space: a Dict, not nested, of Boxes of any shape (frame stacks, rendered images), or of other
+            spaces that SB3 converts to numbers: Discrete, MultiDiscrete, MultiBinary.
+        widths: key -> width of its projection; other keys get 32.
 
     Raises:
-        ConfigError: for another space.
-        UnknownNameError: for a width of a key that is not there.
+        ConfigError: for any other space.
+        UnknownNameError: for a width of an unknown key.
     """
 
     def __init__(self, observation_space: spaces.Dict, widths: dict[str, int] | None = None) -> None:
         if not isinstance(observation_space, spaces.Dict):
             raise ConfigError(
                 f"KeyProjection, and so AdDiffusionPolicy, takes a Dict observation, got {observation_space}",
-                "use 'MlpPolicy' on flat observations, or leave FlattenObservation out",
+                "use 'MlpPolicy' on flat observations, or remove FlattenObservation",
             )
         for key in widths or {}:
             if key not in observation_space.spaces:

@@ -1,4 +1,4 @@
-"""A trained policy as two plain files: ``policy.safetensors`` and ``config.json``. Loading runs no code of theirs."""
+"""A trained policy as two plain files: ``policy.safetensors`` and ``config.json``. Loading executes no code."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from addiffusion_env.settings import check_types
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "policy.safetensors", "config.json"
 FRONTIER_OF = ("backbone", "scorers")
-"""What a frontier depends on beside the policy."""
+"""What a frontier depends on besides the policy."""
 LONGEST_SHOWN = 300
-"""Characters of a folder's name in a message."""
+"""Maximum number of characters of a folder's name in a message."""
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Policies that ship with the package, one folder each."""
 RESULTS_FILE = "results.json"
-"""Beside a policy that was measured elsewhere than in its run's report."""
+"""Results file in a policy's folder, for results measured outside its run's report."""
 ABOUT = ("README.md", RESULTS_FILE)
-"""Files that say something about a policy and change nothing that it does."""
+"""Files that describe a policy and do not affect its behaviour."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class PolicyConfig:
         environment: the environment's settings that it was trained on.
         observation: key -> (low, length) of the observation.
         net_arch: widths of the hidden layers for policy and value.
-        highest_cost_per_nfe: the cost per NFE that is shown as 1.
+        highest_cost_per_nfe: the cost per NFE that is observed as 1.
         default_cost_per_nfe: used when neither a cost per NFE nor a target is given.
-        frontier: (cost per NFE, mean NFE) pairs, falling in NFE, for ``target_nfe``.
-        frontier_prompts: what they were measured on, in words; files that do not say it used training prompts, on
+        frontier: (cost per NFE, mean NFE) pairs, decreasing in NFE, for ``target_nfe``.
+        frontier_prompts: description of the prompts it was measured on; files without it used training prompts, on
             which a policy spends less than on others.
-        provenance: how it was made: command, seed, steps, figures.
-        results: what it was measured to do, as :func:`read_results` has it; ``None`` when nobody has measured.
+        provenance: training command, seed, steps, results.
+        results: measured results, as returned by :func:`read_results`; ``None`` if not measured.
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
-        identity: ``backbone`` and ``scorers`` -> sha256 of what it was trained and its frontier measured on; empty in
-            files from before this was kept.
+        identity: ``backbone`` and ``scorers`` -> sha256 of the models that it was trained and its frontier measured on;
+            empty in files of older versions.
     """
 
     environment: Mapping[str, Any]
@@ -79,13 +79,14 @@ class PolicyConfig:
         return spaces.Dict(OrderedDict(boxes))  # a plain dict would be sorted by name
 
     def check_cost_per_nfe(self, cost_per_nfe: float) -> None:
-        """Warns of a cost per NFE outside of what was trained, where nothing is known of what the policy does."""
+        """Warns of a cost per NFE outside the trained range, where the policy's behaviour is unknown."""
         if "cost_per_nfe" not in self.observation:
             return
         low, high = EnvSettings.of(**self.environment).cost_range()
         if not low <= cost_per_nfe <= high:
             warnings.warn(
-                f"cost per NFE={cost_per_nfe:g} lies outside of what the policy was trained at, {low:g} to {high:g}; the nearest is "
+                f"cost_per_nfe={cost_per_nfe:g} is outside the range that the policy was trained at, "
+                f"{low:g} to {high:g}; the nearest is "
                 f"{min(max(cost_per_nfe, low), high):g}",
                 stacklevel=3,
             )
@@ -93,7 +94,7 @@ class PolicyConfig:
     def cost_per_nfe_for(self, target_nfe: float) -> float:
         """The cost per NFE at which the policy spent ``target_nfe`` on average, interpolated on the frontier.
 
-        A target outside of the frontier is warned of: the cost per NFE is then that of the frontier's nearest end.
+        For a target outside the frontier a warning is issued and the nearest end of the frontier is used.
 
         Raises:
             ConfigError: when no frontier was measured.
@@ -117,7 +118,7 @@ def describe_space(space: spaces.Dict) -> dict[str, tuple[float, int]]:
 
 
 def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
-    """Writes a policy's folder, each file under another name first.
+    """Writes a policy's folder, each file under a temporary name first.
 
     Raises:
         RunFolderError: when it cannot be written.
@@ -160,15 +161,15 @@ def shipped() -> list[str]:
 
 
 def find_policy(name_or_dir: str | Path) -> Path | None:
-    """Where a policy lies: that of a shipped name, of a policy's folder or of a run; ``None`` when there is none."""
+    """The folder of a policy: of a shipped name, a policy's folder or a run; ``None`` when there is none."""
     candidates = (PRETRAINED / str(name_or_dir), Path(name_or_dir), Path(name_or_dir) / "policy")
-    # By its weights: a run's folder has a config.json of its own, which is the training's. And by os.path, which
-    # unlike Path answers for a name that no file could have.
+    # Recognised by its weights: a run's folder has a config.json too, that of the training. os.path, unlike Path,
+    # also accepts names that no file can have.
     return next((folder for folder in candidates if os.path.isfile(folder / WEIGHTS_FILE)), None)
 
 
 def load_config(folder: Path) -> PolicyConfig:
-    """Reads a policy's configuration; in its run's folder the plugins of the run are imported before.
+    """Reads a policy's configuration; in a run's folder the plugins of the run are imported first.
 
     Raises:
         WeightsError: when the folder holds no policy, or one of another format.
@@ -177,8 +178,8 @@ def load_config(folder: Path) -> PolicyConfig:
     try:
         raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        if not os.path.isfile(folder / CONFIG_FILE):  # or not even a name that a file could have
-            there = "it is a file, no folder" if os.path.isfile(folder) else "there is no such folder"
+        if not os.path.isfile(folder / CONFIG_FILE):  # or not even a valid file name
+            there = "it is a file, not a folder" if os.path.isfile(folder) else "there is no such folder"
             lacking = f"{CONFIG_FILE} is missing" if os.path.isdir(folder) else there
             shown = str(folder) if len(str(folder)) < LONGEST_SHOWN else f"{str(folder)[:LONGEST_SHOWN]} ..."
             raise WeightsError(f"no policy in {shown}: {lacking}", _instead(str(folder))) from error
@@ -187,13 +188,13 @@ def load_config(folder: Path) -> PolicyConfig:
         ) from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{folder} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
-    if folder.name == "policy":  # a run's folder is the user's own; a policy alone may come from anywhere
+    if folder.name == "policy":  # a run's folder is trusted; a policy alone may come from anywhere
         load_plugins(recorded_plugins(folder.parent), f"plugins of the run {folder.parent}")
     return parse_config({"results": read_results(folder), **raw}, folder)
 
 
 def _instead(name: str) -> str:
-    """What to name in the place of something that is no policy."""
+    """What to pass instead of something that is not a policy."""
     if name in BACKBONES:
         return f"{name} is a backbone, named by backbone={name}; leave policy out for samplers without learning"
     if name.endswith(".zip"):
@@ -209,11 +210,11 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
 
     Args:
         raw: the object.
-        where: it was found, for messages.
+        where: the folder it was read from, for messages.
 
     Raises:
         WeightsError: for another format, or values of the wrong kind.
-        ConfigError: for a setting that there is not, or a plugin that is not imported.
+        ConfigError: for an unknown setting, or a plugin that is not imported.
     """
     plain = dict(present("policy file entry", raw, note=False))
     if plain.pop("format", None) != FORMAT:
@@ -235,12 +236,12 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """What a policy was measured to do: ``results.json`` beside it, or the report of the run that it lies in.
+    """Measured results of a policy: ``results.json`` in its folder, or the report of its run.
 
     Returns:
         ``about`` (prompts, seeds and judge in a sentence), ``command``, and ``rows``, the policy's own first:
         ``sampler`` and, each as ``{"estimate", "low", "high"}``, ``correct``, ``nfe``, ``preference`` and ``seconds``
-        where they were measured. ``None`` when there is nothing, it cannot be read, or it is of another policy.
+        where they were measured. ``None`` when there are none, they cannot be read, or belong to another policy.
     """
     report = folder.parent / "report"
     try:
@@ -251,7 +252,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         prints = {entry["name"]: entry.get("fingerprint") for entry in evaluation.get("samplers", ())}
         measured = prints.get(summary["focus"])
         if measured and measured != folder_digest(folder):
-            return None  # the report is of what this policy was before it was trained on
+            return None  # the report describes an earlier state of this policy
         settings = evaluation["settings"]
         rows = sorted(summary["samplers"], key=lambda row: row["sampler"] != summary["focus"])
         judges = ", ".join(settings["judges"] or []) or "no judge"
@@ -262,13 +263,13 @@ def read_results(folder: Path) -> dict[str, Any] | None:
             "rows": [{key: row[key] for key in ("sampler", "correct", "nfe", "preference", "seconds")} for row in rows],
         }
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None  # no report, or one of another version: a policy is as good without
+        return None  # no report, or one of another version: results are optional
 
 
 def folder_digest(folder: Path) -> str:
     """sha256 over names and contents of a policy folder's files (a run's ``policy`` folder where there is one).
 
-    What only tells of the policy (:data:`ABOUT`) does not count.
+    Descriptive files (:data:`ABOUT`) are excluded.
     """
     folder = folder / "policy" if (folder / "policy").is_dir() else folder
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
-"""Stable-Baselines3's own models and zip files: a policy written as one, and one read as a policy.
+"""Stable-Baselines3's own models and zip files: export of a policy to a zip, and import of a zip as a policy.
 
-A zip that :func:`export_zip` wrote loads with ``MaskablePPO.load`` (or ``PPO.load``) like any other and can be trained
-on; beside SB3's members it holds ``addiffusion.json``, what SB3 has no place for: environment, frontier, provenance.
+A zip that :func:`export_zip` wrote loads with ``MaskablePPO.load`` (or ``PPO.load``) like any other and training can
+continue; besides SB3's members it holds ``addiffusion.json`` with environment, frontier and provenance.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DETAILS_FILE = "addiffusion.json"
 
 
 def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
-    """Writes a trained policy as SB3 saves a model; its optimiser starts anew.
+    """Writes a trained policy in SB3's format; the optimiser state is not included.
 
     Args:
         name_or_dir: a shipped policy's name, a run's or policy's folder, or a hub id.
@@ -50,7 +50,7 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
     saved, path = HubPolicy.from_pretrained(name_or_dir), Path(path)
     kind, policy = ALGORITHMS[str(saved.details.provenance.get("algorithm", "maskable_ppo"))]
     arch = {key: list(widths) for key, widths in saved.details.net_arch.items()}
-    # Spaces in the place of an environment: SB3 makes its networks from them alone.
+    # Spaces instead of an environment: SB3 builds its networks from them alone.
     model: Any = kind(policy, None, policy_kwargs={"net_arch": arch}, device="cpu", _init_setup_model=False)  # type: ignore[call-arg,arg-type]
     model.observation_space, model.action_space, model.n_envs = saved.details.space(), spaces.Discrete(3), 1
     model._setup_model()
@@ -71,12 +71,12 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     Args:
         path: of the zip.
         environment: settings of the environment that it was trained on; not needed for a zip of :func:`export_zip`.
-        trust: SB3's zips hold pickles, which run code when they are read; ``True`` says that these may.
+        trust: whether the zip may be unpickled, which can run any code.
 
     Raises:
         ConfigError: without ``trust``, without an environment, or for a policy of another class than
             :class:`AdDiffusionPolicy` and its maskable form.
-        WeightsError: for a file that is missing, damaged or no zip of SB3's.
+        WeightsError: for a file that is missing, damaged or not an SB3 zip.
     """
     path = Path(path)
     require_trust(path, trust)
@@ -107,14 +107,14 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
 
 
 def of_model(model: BaseAlgorithm) -> HubPolicy:
-    """The policy of a model in memory, on the environment that the model has.
+    """The policy of a model in memory, with the environment that the model was trained on.
 
     Args:
         model: PPO, A2C or MaskablePPO, with any policy class, trained on one of this project's environments.
 
     Raises:
-        ConfigError: for a model without probabilities of actions (DQN) or with a memory (RecurrentPPO), one on other or
-            on normalised observations, or one that was loaded without its environment.
+        ConfigError: for a model without action probabilities (DQN) or with a recurrent state (RecurrentPPO), one with
+            other or normalised observations, or one that was loaded without its environment.
     """
     kind, policy = type(model).__name__, model.policy
     network: Any = policy if isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy) else None
@@ -142,7 +142,7 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
 
 
 def _plain(settings: EnvSettings) -> dict[str, Any]:
-    """What makes an environment another than the default one, as a policy's file has it; prompts are no part of it."""
+    """The settings of an environment that differ from the defaults, without prompts, as stored in a policy's file."""
     default = EnvSettings()
     changed = {item.name: getattr(settings, item.name) for item in fields(settings)}
     changed = {

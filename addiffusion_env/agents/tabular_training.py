@@ -1,8 +1,8 @@
-"""Training on a stop-and-retry table: a warm start that has seen hundreds of thousands of decisions.
+"""Training on a table of attempts: a warm start with hundreds of thousands of decisions.
 
-The table holds what every attempt of some training images would show and give (:mod:`addiffusion_env.tabular.table`).
-PPO on it is PPO on the environment, only that its images are drawn from a finite set; what it has learned is carried
-into the model that goes on with the live environment.
+The table holds observations and scores of every attempt of some training images (:mod:`addiffusion_env.tabular.table`).
+PPO on it equals PPO on the environment, except that images come from a finite set; the learned weights are copied to
+the model that continues on the live environment.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from addiffusion_env.tabular.tabular_env import TabularVecEnv
 from addiffusion_env.tabular.transitions import Transitions
 
 FRONTIER_COSTS = 8
-"""Prices at which a policy's NFE is measured for ``target_nfe``."""
+"""Costs per NFE at which a policy's NFE is measured for ``target_nfe``."""
 
 
 @dataclass(frozen=True)
 class TabularConfig(Settings):
-    """How long, and on what.
+    """Settings of training on a table.
 
     Attributes:
-        images: of the training source that are recorded.
-        prompt_seed: which ones.
-        attempts: of each; one more than the refinements that an episode may take is all that can be met.
-        lanes: episodes at once on the table.
-        total_timesteps: decisions.
+        images: number of images of the training source that are recorded.
+        prompt_seed: selects the prompts.
+        attempts: per image; at most one more than the refinements that an episode may take is needed.
+        lanes: parallel episodes on the table.
+        total_timesteps: number of decisions.
         ppo: keyword arguments of the algorithm on the table.
-        watch_every: updates between two looks at collapse and regret, in TensorBoard under ``table/``.
-        held_out: further prompts of the training source, recorded when training is done to measure what the policy
-            spends on prompts that it was not trained on; 0 measures that on the recorded ones, which flatters it.
+        watch_every: updates between two measurements of collapse and regret, in TensorBoard under ``table/``.
+        held_out: further prompts of the training source, recorded after training to measure what the policy
+            spends on prompts that it was not trained on; 0 measures it on the recorded ones, which is optimistic.
     """
 
     section: ClassVar[str] = "tabular"
@@ -84,7 +84,7 @@ def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) ->
         refine: whether *refine* is ever legal.
 
     Raises:
-        ConfigError: for a process that is not a table of attempts, or another one than the table's.
+        ConfigError: for a process that is not a table of attempts, or differs from the table's.
     """
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
@@ -104,7 +104,7 @@ def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) ->
 
 
 def record_table(settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int) -> AttemptTable:
-    """Records the images of a run, or reads those that are recorded.
+    """Records the images of a run, or loads recorded ones.
 
     Raises:
         ConfigError: for a process that is not a table of attempts.
@@ -118,21 +118,21 @@ def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Contai
     """Prompts of the training source that are not on the table; at most ``tabular.held_out``, always the same ones.
 
     Args:
-        settings: of the environment that was trained on.
+        settings: of the training environment.
         tabular: of its table.
-        seen: ids of prompts that live episodes had, which are left out too.
+        seen: ids of prompts used by live episodes, which are excluded too.
 
     Returns:
-        Fewer than asked for where the source holds no more; none where it cannot even fill the table.
+        Fewer than requested if the source holds no more; none if it cannot even fill the table.
     """
     source = settings.prompt_source()
     trained = {prompt.prompt_id for prompt in source.take(tabular.images, seed=tabular.prompt_seed)}
     try:
         wider = source.take(tabular.images + tabular.held_out, seed=tabular.prompt_seed)
-    except PromptError:  # a grammar that is exhausted; lists give what they have
+    except PromptError:  # an exhausted grammar; lists return what they have
         return []
     unseen = [prompt for prompt in wider if prompt.prompt_id not in trained and prompt.prompt_id not in seen]
-    # A list's wider draw may hold more than were asked for, in the order of its file: kind by kind, perhaps.
+    # The larger draw of a list may hold more than requested, in the order of its file, perhaps sorted by kind.
     drawn = sorted(unseen, key=lambda prompt: stable_hash("held out", prompt.prompt_id))[: tabular.held_out]
     chosen = {prompt.prompt_id for prompt in drawn}
     return [prompt for prompt in unseen if prompt.prompt_id in chosen]
@@ -141,7 +141,7 @@ def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Contai
 def record_held_out(
     settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int, seen: Container[str] = ()
 ) -> AttemptTable | None:
-    """Records :func:`held_out_prompts`; ``None``, with a warning unless none were asked for, where there are none.
+    """Records :func:`held_out_prompts`; ``None`` if there are none, with a warning unless none were requested.
 
     Raises:
         RunFolderError: when a shard cannot be written.
@@ -150,7 +150,7 @@ def record_held_out(
     if len(prompts) < tabular.held_out:
         warnings.warn(
             f"tabular.held_out={tabular.held_out}: the training source holds {len(prompts)} prompts that were not "
-            f"trained on; what target_nfe goes by is measured on {'those' if prompts else 'the training prompts'}",
+            f"trained on; the frontier of target_nfe is measured on {'those' if prompts else 'the training prompts'}",
             stacklevel=2,
         )
     return _record(prompts, settings, tabular, folder, lanes) if prompts else None
@@ -192,7 +192,7 @@ def greedy(policy: BasePolicy) -> Decider:
 
 
 def measured_frontier(policy: BasePolicy, mdp: TabularMDP, settings: EnvSettings) -> list[tuple[float, float]]:
-    """(cost per NFE, mean NFE) of a policy on a table, by rising cost per NFE; NFE never rises with cost per NFE."""
+    """(cost per NFE, mean NFE) of a policy on a table, by increasing cost per NFE; NFE never increases."""
     low, high = settings.cost_range()
     observer = mdp.table.observer(settings.keys())
     costs_per_nfe = np.linspace(low, high, FRONTIER_COSTS) if low < high else np.array([low])
@@ -214,16 +214,16 @@ def held_out_frontier(
     lanes: int,
     seen: Container[str] = (),
 ) -> tuple[list[tuple[float, float]], str]:
-    """:func:`measured_frontier` on prompts that the policy was not trained on, and which those are, in words.
+    """:func:`measured_frontier` on prompts that the policy was not trained on, and a description of these prompts.
 
     Args:
         policy: trained on ``mdp``.
-        mdp: the decision process on the training table; measured on where no prompt is held out.
+        mdp: the decision process on the training table; used for measuring when no prompt is held out.
         settings: of the environment.
-        tabular: how many are held out.
+        tabular: holds the number of held-out prompts.
         folder: of the run; the table goes to ``held_out`` in it.
-        lanes: images in the making at once.
-        seen: ids of prompts that live episodes had.
+        lanes: images in progress at once.
+        seen: ids of prompts used by live episodes.
 
     Raises:
         RunFolderError: when the table cannot be written.
@@ -235,7 +235,7 @@ def held_out_frontier(
 
 
 def held_out_words(table: AttemptTable) -> str:
-    """What :attr:`~.PolicyConfig.frontier_prompts` says of a table of held-out prompts."""
+    """Text of :attr:`~.PolicyConfig.frontier_prompts` for a table of held-out prompts."""
     return f"{len(table)} prompts of the training source that were held out of training"
 
 
@@ -251,12 +251,12 @@ def learn_on_table(
     """Runs the algorithm on a table.
 
     Args:
-        mdp: the decision process on what was recorded.
+        mdp: the decision process on the recorded table.
         settings: of the environment.
-        tabular: how long.
+        tabular: training settings.
         algorithm: name in :data:`agents.training.ALGORITHMS`.
         seed: of the networks and of the draws.
-        folder: TensorBoard files go to ``tensorboard/table`` in it, the watch's figures to ``table.json``; ``None``
+        folder: TensorBoard files go to ``tensorboard/table`` in it, the monitored values to ``table.json``; ``None``
             for neither.
         device: of the policy network.
 
@@ -276,15 +276,15 @@ def learn_on_table(
 
 
 class TableWatch(BaseCallback):
-    """Watches a policy on its table: what it spends and gets at the middle cost per NFE, whether it collapses, its regret.
+    """Monitors a policy on its table at the middle cost per NFE: NFE, utility, collapse and regret.
 
     Args:
         mdp: the decision process on the table.
         settings: of the environment.
-        every: updates between two looks.
+        every: updates between two measurements.
 
     Attributes:
-        history: what each look found, and after how many decisions.
+        history: results of each measurement, with the number of decisions before it.
     """
 
     def __init__(self, mdp: TabularMDP, settings: EnvSettings, every: int) -> None:
@@ -308,7 +308,7 @@ class TableWatch(BaseCallback):
         self.logger.dump(self.num_timesteps)
 
     def scores(self) -> None:
-        """Plays every image greedily at the middle cost per NFE and records what that gave."""
+        """Runs the greedy policy on every image at the middle cost per NFE and records the results."""
         cost_per_nfe = float(np.mean(self.settings.cost_range()))
         outcomes = play_table(self.mdp, greedy(self.model.policy), self.observer, cost_per_nfe)
         found = regret(self.mdp.table, outcomes, self.reward, cost_per_nfe)
@@ -324,7 +324,7 @@ class TableWatch(BaseCallback):
 
 
 def summary(outcomes: Outcomes) -> dict[str, float]:
-    """Means of a policy's outcomes, and how much it does the same for every image."""
+    """Means of a policy's outcomes, and how uniform its behaviour is over images."""
     kinds = Counter(outcomes.actions)
     return {
         "nfe": float(outcomes.nfe.mean()),

@@ -1,4 +1,4 @@
-"""What happened on the way to an image: every decision with what the policy saw, and callbacks after every step."""
+"""Traces of episodes (every decision with its observation), and callbacks after every step."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CALLBACK_TENSORS = ("latents", "x0")
 
 @dataclass(frozen=True)
 class Job:
-    """One image to make.
+    """One image to generate.
 
     Attributes:
-        index: its place among the images of a call, prompt by prompt.
-        prompt: what is drawn.
+        index: its position among the images of a call, prompt by prompt.
+        prompt: its prompt.
         seed: the image's seed.
     """
 
@@ -46,13 +46,13 @@ class Decision:
     """One decision of a policy.
 
     Attributes:
-        sigma: noise level where the lane stood.
+        sigma: noise level of the lane at the decision.
         nfe: evaluations spent before it.
         action: 0 continue, 1 stop, 2 refine.
-        probabilities: (3,) float64, of the policy over the legal actions; ``None`` for a policy without learning.
-        preference: of the preview, in standard deviations; NaN where nobody looked.
-        clip_score: of the preview, a cosine; NaN where nobody looked.
-        preview: (h, w, 3) uint8, what the image would be, or the finished one where that is judged; ``None`` before
+        probabilities: (3,) float64, over the legal actions; ``None`` for a policy without learning.
+        preference: of the preview, in standard deviations; NaN where no preview was scored.
+        clip_score: of the preview, a cosine; NaN where no preview was scored.
+        preview: (h, w, 3) uint8, the preview, or the finished image where that is scored; ``None`` before
             the first evaluation.
     """
 
@@ -67,14 +67,14 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """How one image came about.
+    """The trace of one image.
 
     Attributes:
         prompt: its text.
         seed: its seed.
-        decisions: in order; empty for samplers that decide nothing on the way (``oracle``, whole pipelines).
-        nfe: evaluations in all.
-        network_calls: in all; a guided evaluation takes two.
+        decisions: in order; empty for samplers without intermediate decisions (``oracle``, whole pipelines).
+        nfe: total number of evaluations.
+        network_calls: total number of network calls; a guided evaluation takes two.
         preference: of the finished image; NaN where the sampler needs no scorers and none were given.
         clip_score: of the finished image; NaN likewise.
         masks: (h, w) float each, in [0, 1]: the regions of its refinements; none for those of the whole image.
@@ -95,9 +95,9 @@ def trace_of(job: Job, episode: Episode, decisions: Decisions, sampler: Sampler,
 
     Args:
         job: the image.
-        episode: as it ended.
-        decisions: kept of it.
-        sampler: that decided; bound to the backbone.
+        episode: the finished episode.
+        decisions: its recorded decisions.
+        sampler: the sampler that decided; bound to the backbone.
         backbone: decodes the previews, in one batch.
     """
     requests = decisions.requests
@@ -114,26 +114,26 @@ def trace_of(job: Job, episode: Episode, decisions: Decisions, sampler: Sampler,
 
 
 def scores_of(scores: ImageScores | None) -> tuple[float, float]:
-    """(preference, CLIP score) of a look at one image; NaN without one."""
+    """(preference, CLIP score) of one image; NaN where it was not scored."""
     return (float("nan"),) * 2 if scores is None else (float(scores.preference[0]), float(scores.clip_score[0]))
 
 
 @dataclass(frozen=True)
 class StepEnd:
-    """Calls the user's function after every evaluation that moves a lane, as diffusers' pipelines do.
+    """Calls the user's function after every evaluation that advances a lane, as diffusers' pipelines do.
 
-    The engine works on many images at once, so the function is called once an image and step: ``step`` counts that
-    image's evaluations from 0 (early exit and refinement included), ``timestep`` is the network's own time at which it
+    The engine works on many images at once, so the function is called once per image and step: ``step`` counts that
+    image's evaluations from 0 (early exit and refinement included), ``timestep`` is the network's timestep at which it
     was evaluated, and the tensors in ``callback_kwargs`` are batches of one. It also holds ``index`` (the image's
-    place in the call), ``prompt`` and ``seed``. What comes back under ``latents`` takes the place of the lane's.
-    Evaluations that move nothing (attention and phrase maps of a refinement) are not told. Samplers that run a whole
-    diffusers pipeline (``lcm``, ``turbo``, ``sag``, ``attend_excite``, ``fbcache``) call nothing.
+    position in the call), ``prompt`` and ``seed``. Returned ``latents`` replace those of the lane.
+    Evaluations that do not advance a lane (attention and phrase maps of a refinement) are not reported. Samplers that
+    run a whole diffusers pipeline (``lcm``, ``turbo``, ``sag``, ``attend_excite``, ``fbcache``) make no calls.
 
     Attributes:
-        pipe: what the function is told as its first argument.
-        backbone: whose timesteps.
+        pipe: passed to the function as its first argument.
+        backbone: defines the timesteps.
         function: ``callback(pipe, step, timestep, callback_kwargs) -> dict``.
-        tensors: which of :data:`CALLBACK_TENSORS` it is given: ``latents`` after the step, and the clean prediction
+        tensors: which of :data:`CALLBACK_TENSORS` are passed: ``latents`` after the step, and the clean prediction
             ``x0``, each (1, C, H, W).
     """
 
@@ -148,10 +148,10 @@ class StepEnd:
                 raise unknown("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 
     def __call__(self, job: Job, step: int, request: Evaluate, outcome: Outcome) -> Outcome:
-        """Tells the function of one step; the outcome with what it puts in its place.
+        """Calls the function for one step; returns the outcome with the replacements that it returns.
 
         Raises:
-            ConfigError: when it returns something else than a mapping or ``None``, or latents of another shape.
+            ConfigError: when it returns anything but a mapping or ``None``, or latents of another shape.
         """
         timestep = float(self.backbone.timesteps(request.latents.sigma)[0])
         values = {"latents": outcome.latents.x, "x0": outcome.x0}
@@ -186,7 +186,7 @@ class StepCalls(EpisodeObserver):
         self.step_end, self.job, self.step = step_end, job, 0
 
     def evaluated(self, request: Evaluate, outcome: Outcome) -> Outcome:
-        """Evaluations that move nothing are not told."""
+        """Evaluations that do not advance the lane are not reported."""
         if request.sigma_next is None:
             return outcome
         self.step += 1
@@ -196,7 +196,7 @@ class StepCalls(EpisodeObserver):
 def traced(
     job: Job, sampler: Sampler, process: ProcessConfig, backbone: Backbone, step_end: StepEnd | None, keep: bool
 ) -> Generator[Request, Any, tuple[Job, Episode, Trace | None]]:
-    """A sampler's program for a job; returns the job, its episode and, where it is to be kept, its trace."""
+    """A sampler's coroutine for a job; returns the job, its episode and, if requested, its trace."""
     decisions = Decisions()
     observers = [*([decisions] if keep else []), *([] if step_end is None else [StepCalls(step_end, job)])]
     episode = yield from observed(sampler.coroutine(backbone, process, job.prompt, job.seed), observers)

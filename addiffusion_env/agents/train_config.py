@@ -1,4 +1,4 @@
-"""What a training is asked to do: the keys of ``configs/train.yaml``, checked before anything is loaded."""
+"""Configuration of a training: the keys of ``configs/train.yaml``, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.settings import Ge, Settings
 
 HIGHEST_SEED = 2**32 - 1
-"""NumPy's global generator, which SB3 seeds, takes no higher one."""
+"""The largest seed of NumPy's global generator, which SB3 seeds."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class TrainingConfig(Settings):
     """A training's configuration.
 
     Attributes:
-        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
+        plugins: modules to import first; see :mod:`addiffusion_env.plugins`.
         run_dir: folder of checkpoints, log, policy and report.
         resume: ``"auto"`` or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
         device: of the policy network.
         algorithm: key of :data:`.ALGORITHMS`.
         vec_env: see :func:`.make_vec_env`.
-        lanes: episodes at once, or ``"auto"``.
-        max_faults: episodes that may be dropped.
+        lanes: number of parallel episodes, or ``"auto"``.
+        max_faults: number of episodes that may be dropped.
         total_timesteps: decisions on the live environment, 0 or more.
         checkpoint_every: decisions between checkpoints.
-        progress_bar: whether there is one.
+        progress_bar: whether to show one.
         env: see :class:`.EnvSettings`.
         ppo: keyword arguments of the algorithm.
         tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
@@ -68,7 +68,7 @@ class TrainingConfig(Settings):
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | TrainingConfig) -> TrainingConfig:
-        """See :meth:`.Settings.of`; a key that has been removed is refused too."""
+        """See :meth:`.Settings.of`; removed keys are refused too."""
         if isinstance(given, Mapping):
             check_removed(given)
         return super().of(given)

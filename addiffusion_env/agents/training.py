@@ -1,4 +1,4 @@
-"""What `train_sb3.py` is made of: the algorithm, its warm start, the run folder, resuming."""
+"""Parts of `train_sb3.py`: the algorithm, its warm start, the run folder, resuming."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
 """Config name -> (algorithm, policy class)."""
 
 IDENTITY_FILE = "identity.json"
-"""What makes, scores and pays a run's images; see :meth:`.Episodes.identity`."""
+"""Identity of the models, scorers and reward of a run; see :meth:`.Episodes.identity`."""
 
 MAY_CHANGE = (
     "plugins",
@@ -61,11 +61,11 @@ MAY_CHANGE = (
     "device",
     "max_faults",
 )
-"""Configuration keys that a resumed run may change; any other makes it another run."""
+"""Configuration keys that may change when a run is resumed."""
 
 
 def run_folder(path: str | Path) -> Path:
-    """Makes a run's folder and checks that it can be written.
+    """Creates a run's folder and checks that it can be written.
 
     Raises:
         RunFolderError: when it cannot.
@@ -84,10 +84,10 @@ def run_folder(path: str | Path) -> Path:
 
 
 def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
-    """Saves the resolved configuration beside the run, and holds a resumed run to it.
+    """Saves the resolved configuration in the run's folder, and checks a resumed run against it.
 
     Raises:
-        ResumeError: when checkpoints are there and a key that matters has changed, or the configuration cannot be
+        ResumeError: when there are checkpoints and a relevant key has changed, or the configuration cannot be
             read; nothing is written then.
         RunFolderError: when it cannot be written.
     """
@@ -97,7 +97,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
             old = renamed(json.loads(path.read_text(encoding="utf-8")), note=False)
         except (OSError, ValueError, TypeError) as error:
             raise ResumeError(
-                f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start anew"
+                f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start again"
             ) from error
         before, now = (
             {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
@@ -107,23 +107,23 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
         if changed:
             raise ResumeError(
                 f"run {folder} was made with another configuration ({'; '.join(changed)})",
-                "put those keys back, choose another run_dir, or delete the folder to start anew",
+                "put those keys back, choose another run_dir, or delete the folder to start again",
             )
     with writing_to(folder), whole_file(path) as file:
         file.write(json.dumps(dict(config), indent=2).encode())
 
 
 def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, Any]:
-    """Saves what makes, scores and pays a run's images beside its configuration, and holds a resumed run to it.
+    """Saves the identity of models, scorers and reward in the run's folder, and checks a resumed run against it.
 
-    The configuration names files; this knows what is in them. Other packages and another kind of device are only
-    warned of.
+    The configuration names files; the identity covers their content. For other package versions and another kind of
+    device only a warning is issued.
 
     Returns:
-        the identity, as :meth:`.Episodes.identity` has it.
+        The identity, as returned by :meth:`.Episodes.identity`.
 
     Raises:
-        ResumeError: when checkpoints are there that were made by others; nothing is written then.
+        ResumeError: when there are checkpoints of another identity; nothing is written then.
         WorkerError: when the environments hold different models.
         RunFolderError: when it cannot be written.
     """
@@ -141,17 +141,17 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
         if len(mild) < len(lines):
             raise ResumeError(
                 f"run {folder} was made by another model, scorer, reward or list of prompts: {listed(lines)}",
-                "put it back, choose another run_dir, or delete the folder to start anew",
+                "put it back, choose another run_dir, or delete the folder to start again",
             )
         if mild:
-            warnings.warn(f"the run goes on with other rounding than it began with: {listed(mild)}", stacklevel=2)
+            warnings.warn(f"the run continues with different rounding than it began with: {listed(mild)}", stacklevel=2)
     with writing_to(folder), whole_file(path) as file:
         file.write(json.dumps(found, indent=1).encode())
     return found
 
 
 def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
-    """Where an identity differs from the one that a file keeps; nowhere when there is no file.
+    """The differences between an identity and the one stored in a file; none when there is no file.
 
     Raises:
         ResumeError: when the file cannot be read.
@@ -161,50 +161,50 @@ def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
     try:
         return identity_differences(json.loads(path.read_text(encoding="utf-8")), found)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start anew") from error
+        raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start again") from error
 
 
 def check_algorithm(algorithm: str, settings: Mapping[str, Any]) -> None:
-    """Refuses an algorithm's settings before anything is loaded, as far as SB3's signature tells.
+    """Checks an algorithm's settings against SB3's signature before anything is loaded.
 
     Raises:
-        UnknownNameError: for another algorithm.
-        ConfigError: for a setting that it does not have, with the nearest one, or a value of another type.
+        UnknownNameError: for an unknown algorithm.
+        ConfigError: for an unknown setting, with the nearest one, or a value of another type.
     """
     if algorithm not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
     kind, _ = ALGORITHMS[algorithm]
-    own = ("self", "policy", "env", "seed", "device", "verbose")  # given by make_model, which knows better
+    own = ("self", "policy", "env", "seed", "device", "verbose")  # set by make_model
     known = [name for name in inspect.signature(kind.__init__).parameters if name not in own]
     check_settings(f"{algorithm} has", settings, known)
     check_arguments(algorithm, kind.__init__, settings)
 
 
 def make_model(algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str) -> BaseAlgorithm:
-    """A fresh agent.
+    """A new agent.
 
     Raises:
-        UnknownNameError: for another algorithm.
-        ConfigError: for settings that it does not have or refuses, or a device that torch does not know.
+        UnknownNameError: for an unknown algorithm.
+        ConfigError: for settings that are unknown or refused, or a device that torch does not know.
     """
     check_algorithm(algorithm, settings)
     (kind, policy), where = ALGORITHMS[algorithm], resolve_device(device)
     try:
         return kind(policy, env, seed=seed, device=where, verbose=0, **settings)
-    except (AssertionError, ValueError, ZeroDivisionError) as error:  # SB3's ways of refusing a value
+    except (AssertionError, ValueError, ZeroDivisionError) as error:  # errors by which SB3 refuses a value
         shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-        raise ConfigError(f"{algorithm} refuses {shown}: {error}", "change what it names") from error
+        raise ConfigError(f"{algorithm} refuses {shown}: {error}", "change the named setting") from error
 
 
 def resume_or_make(
     algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str, folder: Path, resume: bool
 ) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
-    """The agent of the newest checkpoint, or a fresh one; and the checkpoint's state, or ``None``.
+    """The agent of the newest checkpoint, or a new one; and the checkpoint's state, or ``None``.
 
-    Global random generators are put where the checkpoint left them, so that the run goes on as if uninterrupted.
+    Global random generators are restored too, so that the run continues as if uninterrupted.
 
     Raises:
-        UnknownNameError: for another algorithm.
+        UnknownNameError: for an unknown algorithm.
         ResumeError: when no checkpoint of the run can be read, or it does not fit.
     """
     model = make_model(algorithm, env, settings, seed, device)
@@ -215,18 +215,18 @@ def resume_or_make(
 
 
 def attach_logger(model: BaseAlgorithm, folder: Path) -> None:
-    """TensorBoard files go to ``<run>/tensorboard``; a resumed run writes on into the same folder."""
+    """TensorBoard files go to ``<run>/tensorboard``; a resumed run appends to the same folder."""
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
 
 
 def last_return(model: BaseAlgorithm) -> float:
-    """Mean return of the last 100 training episodes (all, where fewer have ended); NaN before the first has ended."""
+    """Mean return of the last 100 training episodes (of all, if fewer have ended); NaN before the first one ends."""
     episodes = [] if model.ep_info_buffer is None else [episode["r"] for episode in model.ep_info_buffer]
     return float(np.mean(episodes)) if episodes else float("nan")
 
 
 def layers(arch: Any) -> dict[str, list[int]]:
-    """SB3's two ways of giving hidden layers, as one."""
+    """Converts SB3's two formats of hidden layers to one."""
     return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
 
@@ -237,12 +237,12 @@ def wants_resume(resume: Any) -> bool:
         ConfigError: unless it is ``auto`` or ``never``.
     """
     if resume not in ("auto", "never"):
-        raise ConfigError(f"resume must be auto or never, got {resume!r}", "auto goes on from the newest checkpoint")
+        raise ConfigError(f"resume must be auto or never, got {resume!r}", "auto continues from the newest checkpoint")
     return bool(resume == "auto")
 
 
 def exported_at(folder: Path) -> int | None:
-    """After how many decisions the policy in a folder was saved; ``None`` when there is none that can be read."""
+    """Number of decisions after which the policy in a folder was saved; ``None`` without a readable policy."""
     try:
         return int(load_config(folder).provenance["decisions"])
     except (WeightsError, KeyError, TypeError, ValueError):
@@ -257,14 +257,14 @@ def export_policy(
     frontier_prompts: str = PolicyConfig.frontier_prompts,
     identity: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Saves the trained policy in the plain format, with what it was trained on and its (cost per NFE, mean NFE) frontier.
+    """Saves the trained policy in the plain format, with its training settings and frontier.
 
     Args:
-        folder: made when missing.
+        folder: created if missing.
         model: the agent.
         config: of the training.
         frontier: (cost per NFE, mean NFE) pairs.
-        frontier_prompts: what the frontier was measured on, in words.
+        frontier_prompts: description of the prompts that the frontier was measured on.
         identity: of the environment (:meth:`.Episodes.identity`) on which the frontier was measured.
     """
     low, high = EnvSettings.of(**config["env"]).cost_range()

@@ -1,4 +1,4 @@
-"""The one gate before anything that can run code from a file."""
+"""Check before loading files that can run code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from addiffusion_env.errors import UntrustedFileError
 
 
 def require_trust(path: Path | str, trust: bool) -> None:
-    """Lets a file that can run code be opened only when its reader has said that it is trusted.
+    """Refuses to open a file that can run code unless the caller has declared it trusted.
 
     Policies (safetensors and JSON) and checkpoints (tensors, numbers, strings) run no code and need no trust. A zip of
-    Stable-Baselines3 does: its ``data`` holds pickled Python objects, and unpickling runs whatever they say.
+    Stable-Baselines3 does: its ``data`` holds pickled Python objects, and unpickling can run any code.
 
     Args:
         path: the file.
-        trust: what the caller was told; only ``True`` itself counts.
+        trust: value passed by the user; only ``True`` itself counts.
 
     Raises:
         UntrustedFileError: unless ``trust`` is ``True``, with the reason.

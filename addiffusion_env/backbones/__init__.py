@@ -1,4 +1,4 @@
-"""Diffusion models that can be driven one evaluation at a time. A new one is one file and one line here."""
+"""Diffusion models that can be driven one denoiser evaluation at a time. A new one is one file and one line here."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ BACKBONES = Registry(
 
 @dataclass(frozen=True)
 class Traits:
-    """What belongs to a backbone's images besides the model; the defaults are those of models from the hub.
+    """The components that go with a backbone (prompts, scorers, judges); the defaults are those of hub models.
 
-    All of it is named, not imported: by registry names, or as ``"module:attribute"`` for what is loaded on first use.
-    So a backbone may name what stands above it in the package, and naming costs no import.
+    They are named, not imported: by registry name, or as ``"module:attribute"`` for objects that are loaded on first
+    use. A backbone may therefore name components of higher layers of the package, without importing them.
 
     Attributes:
-        prompts: registry name of the prompt source that is taken when none is given.
-        test_options: keyword arguments of that source for the prompts of an evaluation, which no training draws.
-        prompt_reader: ``"module:attribute"`` of a function that makes a :class:`.Prompt` of a user's text.
+        prompts: registry name of the default prompt source.
+        test_options: keyword arguments of that source for evaluation prompts, which training never draws.
+        prompt_reader: ``"module:attribute"`` of a function that turns a user's text into a :class:`.Prompt`.
         scorers: ``"module:attribute"`` of the scorers of previews and finished images: a
             :class:`addiffusion_env.scorers.image_scores.ScorerLoader`.
-        preference: registry name of the preference scorer among them, for messages and conflicts of interest.
-        judges: registry names of the held-out judges of an evaluation that names none.
-        world: whose words benchmarks write their prompts in: ``"any"`` leaves them as published.
-        embedded: whether the weights come with the package.
-        guide: ``"module:attribute"`` of what the demo says of the world, a :class:`addiffusion_lab.demo.prompts.Guide`;
-            ``None`` for nothing in particular.
+        preference: registry name of the preference scorer among them, for messages and the check for conflicts of
+            interest.
+        judges: registry names of the default held-out judges of an evaluation.
+        world: vocabulary that benchmarks write their prompts in; ``"any"`` leaves them as published.
+        embedded: whether the weights ship with the package.
+        guide: ``"module:attribute"`` of the demo's help texts, a :class:`addiffusion_lab.demo.prompts.Guide`; ``None``
+            for none.
     """
 
     prompts: str = "emoji"
@@ -58,10 +59,10 @@ class Traits:
     guide: str | None = None
 
     def read_prompt(self, text: str) -> Prompt:
-        """A user's text as a prompt of this world.
+        """Parses a user's text into a :class:`.Prompt`.
 
         Raises:
-            PromptError: when it is no text.
+            PromptError: when it is not a string.
         """
         prompt: Prompt = load_object(self.prompt_reader)(text)
         return prompt

@@ -1,8 +1,8 @@
 """The contract of a backbone: a text-to-image model that can be driven one evaluation at a time.
 
-A backbone holds weights and nothing else. What belongs to images in the making travels as values, batch first:
-:class:`Latents` (where each image is on its way), :class:`Conditioning` (its encoded prompt), :class:`Prediction`
-(what the denoiser says). So lanes can be snapshot, split, joined and run at different noise levels in one call.
+A backbone holds weights and nothing else. The state of the images being generated is passed as values, batch first:
+:class:`Latents` (noisy latents and noise level), :class:`Conditioning` (encoded prompts), :class:`Prediction` (output
+of the denoiser). Lanes can therefore be snapshot, split, joined and run at different noise levels in one call.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from addiffusion_env.seeding import keyed_noise
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backbone can do; environments ask here instead of testing names.
+    """What a backbone supports; environments query it instead of testing names.
 
     Attributes:
         latent_shape: (C, H, W) of one image's latents.
         image_size: (height, width) of a decoded image, in pixels.
         preview_size: (height, width) of a preview.
-        guidance: whether classifier-free guidance applies (two network calls an evaluation).
+        guidance: whether classifier-free guidance applies (two network calls per evaluation).
         attention_grid: (h, w) of the captured text-to-image attention maps; ``None`` when there are none.
         max_tokens: length of the text window, special tokens included.
-        default_steps: the reference number of steps of this model.
-        default_guidance: the guidance scale that goes with it (1 = none).
+        default_steps: the recommended number of steps of this model.
+        default_guidance: the recommended guidance scale (1 = no guidance).
         default_solver: name of the solver in ``backbones.solvers.SOLVERS``.
         default_spacing: name of the timestep spacing.
-        feature_dim: width of the denoiser's own pooled features (:attr:`Prediction.features`); ``None`` without.
-        network_calls: rows of network calls that one evaluation takes: (without guidance, with it).
-        masks: whether latents are (C, h, w) with places in the image, so that a region can be refined.
-        previews: whether there is a cheap look at latents; without, only finished images are scored.
+        feature_dim: width of the denoiser's pooled features (:attr:`Prediction.features`); ``None`` if it has none.
+        network_calls: network rows per evaluation: (without guidance, with guidance).
+        masks: whether latents are spatial, (C, h, w), so that a region can be refined.
+        previews: whether latents can be previewed cheaply; if not, only finished images are scored.
     """
 
     latent_shape: tuple[int, int, int]
@@ -63,15 +63,15 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class History:
-    """What a multistep solver remembers of each lane: its last two predictions.
+    """The state of a multistep solver for each lane: its last two predictions.
 
     Attributes:
         x0: (B, C, H, W) the previous clean prediction; meaningless where ``sigma`` is NaN.
-        sigma: (B,) float64, the noise level at which it was made; NaN where there is no previous step.
+        sigma: (B,) float64, the noise level of that prediction; NaN where there is no previous step.
         older_x0: (B, C, H, W) the clean prediction before that one; meaningless where ``older_sigma`` is NaN.
-        older_sigma: (B,) float64, its noise level; NaN where there are not two steps.
-        scheduler: for each lane what the pipeline's own scheduler remembers (``solver="scheduler"``), plain values;
-            ``None`` where it is not under way.
+        older_sigma: (B,) float64, its noise level; NaN where there are fewer than two previous steps.
+        scheduler: for each lane the state of the pipeline's own scheduler (``solver="scheduler"``) as plain values;
+            ``None`` where that scheduler has not been used.
     """
 
     x0: Tensor
@@ -86,16 +86,16 @@ class History:
 
     @classmethod
     def none(cls, like: Tensor) -> History:
-        """No history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
+        """An empty history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
         nothing = torch.full((len(like),), float("nan"), dtype=torch.float64)
         return cls(torch.zeros_like(like), nothing, torch.zeros_like(like), nothing)
 
     def then(self, x0: Tensor, sigma: Tensor) -> History:
-        """The history one prediction later: (B, C, H, W) made at (B,) noise levels."""
+        """The history after one more prediction: ``x0`` (B, C, H, W) at noise levels ``sigma`` (B,)."""
         return History(x0, sigma, self.x0, self.sigma)
 
     def row(self, index: int) -> History:
-        """Of one image, as a batch of one."""
+        """The history of one image, as a batch of one."""
         at = slice(index, index + 1)
         return History(self.x0[at], self.sigma[at], self.older_x0[at], self.older_sigma[at], self.scheduler[at])
 
@@ -112,12 +112,12 @@ HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "s
 
 @dataclass(frozen=True)
 class Latents:
-    """Where a batch of images is.
+    """The denoising state of a batch of images.
 
     Attributes:
         x: (B, C, H, W) noisy latents.
-        sigma: (B,) float64 on the CPU, the noise level of each; see :mod:`addiffusion_env.backbones.schedules`.
-        history: what the solver remembers of each.
+        sigma: (B,) float64 on the CPU, noise levels; see :mod:`addiffusion_env.backbones.schedules`.
+        history: solver state of each row.
     """
 
     x: Tensor
@@ -151,7 +151,7 @@ class Conditioning:
     Attributes:
         tensors: for example ``text`` (B, tokens, D) and, with guidance, ``negative`` (B, tokens, D).
         content: for each prompt the positions of its content tokens (no special tokens, no stop words), in order.
-        requests: what the backbone itself keeps of each prompt, where that is no tensor (an open pipeline call).
+        requests: the backbone's own objects for each prompt that are not tensors (open pipeline calls).
     """
 
     tensors: Mapping[str, Tensor]
@@ -176,17 +176,17 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the denoiser says of a batch of noisy latents.
+    """The denoiser's output for a batch of noisy latents.
 
     Attributes:
-        x0: (B, C, H, W) the clean latents it expects, guided where guidance was asked for.
-        calls: (B,) int64 rows of network calls spent on each: mostly 2 with guidance, 1 without.
+        x0: (B, C, H, W) predicted clean latents, with guidance applied where it was requested.
+        calls: (B,) int64 network rows spent on each image: usually 2 with guidance, 1 without.
         attention: (B, tokens, h, w) share of each image cell's attention that goes to each text token, averaged over
-            layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless asked for. Rows that did
-            not ask hold zeros.
+            layers and heads at the grid of ``Capabilities.attention_grid``; ``None`` unless requested. Rows that did
+            not request it hold zeros.
         features: (B, ``Capabilities.feature_dim``) float32, the middle block's output under the prompt, averaged over
             the image; ``None`` when the model has none.
-        steps: for each row what the pipeline's own scheduler is given; empty where the backbone has none.
+        steps: for each row the arguments of the pipeline's own scheduler step; empty if the backbone has none.
     """
 
     x0: Tensor
@@ -201,11 +201,11 @@ class Load:
     """How to load a backbone; every field can be given as a keyword of ``gym.make``.
 
     Attributes:
-        name_or_path: hub id or local folder; ``None`` is the backbone's own default.
-        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
-        dtype: ``"auto"`` takes the checkpoint's half precision on CUDA (bfloat16 for Flux, float16 for the others)
-            and float32 elsewhere; or a torch dtype's name.
-        options: what a particular backbone passes through by name (``compile``, ``vae_tiling`` ...).
+        name_or_path: hub id or local folder; ``None`` is the backbone's default checkpoint.
+        device: ``"auto"`` selects CUDA, then MPS, then the CPU.
+        dtype: ``"auto"`` selects the checkpoint's half precision on CUDA (bfloat16 for Flux, float16 for the others)
+            and float32 elsewhere; or the name of a torch dtype.
+        options: further options of a particular backbone (``compile``, ``vae_tiling`` ...).
     """
 
     name_or_path: str | None = None
@@ -215,17 +215,17 @@ class Load:
 
 
 class Backbone(Identified, ABC):
-    """A text-to-image model, one denoiser evaluation at a time; holds weights only.
+    """A text-to-image model that is driven one denoiser evaluation at a time; it holds weights only.
 
-    Records and tables are kept under its ``identity``, which describes what it holds; see :class:`.Identified`.
+    Records and tables are stored under its ``identity``, which describes its content; see :class:`.Identified`.
 
     Attributes:
         name: the registry name.
-        traits: what belongs to its images besides the model: prompts, scorers, judges.
-        path: how signal and noise mix; see :mod:`addiffusion_env.backbones.schedules`.
-        capabilities: what it can do.
-        device: where the denoiser runs.
-        decoder_name: what decodes its images and in which precision, for error messages.
+        traits: the prompts, scorers and judges that go with it.
+        path: how signal and noise are mixed; see :mod:`addiffusion_env.backbones.schedules`.
+        capabilities: what it supports.
+        device: device of the denoiser.
+        decoder_name: name and precision of the image decoder, for error messages.
     """
 
     name: ClassVar[str]
@@ -241,21 +241,21 @@ class Backbone(Identified, ABC):
         """Loads the model.
 
         Raises:
-            WeightsError: for missing, corrupted or wrong weights, naming where they were looked for.
+            WeightsError: for missing, corrupted or wrong weights; the message names the location.
         """
 
     @classmethod
     def needs(cls) -> str:
-        """What this machine lacks to load it without a path of one's own, in a few words; empty when nothing."""
+        """What this machine lacks to load the default checkpoint, in a few words; empty if nothing is missing."""
         return ""
 
     @abstractmethod
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
-        """The noise levels of a schedule: (steps + 1,) float64, falling, the last one being where it lands.
+        """The noise levels of a schedule: (steps + 1,) float64, decreasing; the last one is the final level.
 
         Raises:
             UnknownNameError: for an unknown spacing.
-            ConfigError: for a number of steps that the model has no schedule for.
+            ConfigError: for a number of steps that the model's schedule does not support.
         """
 
     @abstractmethod
@@ -282,26 +282,26 @@ class Backbone(Identified, ABC):
             sigma: (B,) float64 noise levels, above 0.
             conditioning: ``B`` encoded prompts.
             guidance_scale: (B,) float64; rows with scale 1 take one network call, others two.
-            capture: (B,) bool, rows whose attention maps are wanted; ``None`` for no row.
+            capture: (B,) bool, rows whose attention maps are requested; ``None`` for no row.
 
         Raises:
-            CapabilityError: when attention is wanted and the model has none to give.
+            CapabilityError: when attention is requested and the model does not provide it.
         """
 
     def begin(
         self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
     ) -> tuple[Conditioning, Latents, np.ndarray]:
-        """An image before its first evaluation.
+        """The initial state of an image, before its first evaluation.
 
         Args:
-            prompt: what is drawn.
-            seed: of the image; with the prompt's id and ``stream`` it fixes the noise.
-            steps: of the schedule.
-            spacing: of its noise levels.
-            stream: which of the image's streams of noise.
+            prompt: the prompt.
+            seed: seed of the image; together with the prompt's id and ``stream`` it determines the noise.
+            steps: number of steps of the schedule.
+            spacing: timestep spacing of the schedule.
+            stream: name of the noise stream.
 
         Returns:
-            The encoded prompt and the noisy latents, a batch of one each, and the (m + 1,) noise levels of its way.
+            The encoded prompt and the noisy latents, each a batch of one, and the schedule's (m + 1,) noise levels.
 
         Raises:
             PromptError: when the prompt does not fit the text window.
@@ -312,18 +312,18 @@ class Backbone(Identified, ABC):
         return self.encode([prompt.text]), latents, levels
 
     def refresh(self) -> None:
-        """Looks whether the model was changed from outside since it was measured; most backbones are not."""
+        """Re-measures the model if it was changed from outside since the last measurement; a no-op for most."""
 
     def to(self, *args: Any, **kwargs: Any) -> None:
         """Moves the model to another device or precision.
 
         Raises:
-            CapabilityError: for a backbone that stays where it was loaded.
+            CapabilityError: for a backbone that cannot be moved after loading.
         """
-        raise CapabilityError(f"backbone {self.name!r} stays on {self.device}", "load it with device=")
+        raise CapabilityError(f"backbone {self.name!r} cannot be moved from {self.device}", "load it with device=")
 
     def rephrased(self, conditioning: Conditioning, text: str) -> Conditioning:
-        """The conditioning of one prompt (a batch of one) under another text, all else being equal."""
+        """The conditioning of one prompt (a batch of one) with its text replaced and everything else unchanged."""
         return self.encode([text])
 
     def scheduler_step(
@@ -331,47 +331,47 @@ class Backbone(Identified, ABC):
     ) -> Latents:
         """One step of every row with the pipeline's own scheduler (``solver="scheduler"``).
 
-        A step that its plan does not have (an early exit, a refinement) is a first-order one along the path.
+        A step that is not in its plan (early exit, refinement) is taken as a first-order step along the path.
 
         Raises:
-            CapabilityError: when the backbone has no scheduler of its own.
+            CapabilityError: when the backbone has no diffusers scheduler.
         """
-        raise CapabilityError(f"backbone {self.name!r} has no scheduler of its own", "use solver=ddim")
+        raise CapabilityError(f"backbone {self.name!r} has no diffusers scheduler", "use solver=ddim")
 
     @abstractmethod
     def preview(self, x0: Tensor) -> Tensor:
-        """A cheap look: (B, C, H, W) clean latents -> (B, 3, h, w) float32 in [-1, 1], at the scorers' resolution."""
+        """A cheap preview: (B, C, H, W) clean latents -> (B, 3, h, w) float32 in [-1, 1], at the scorers' size."""
 
     @abstractmethod
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
-        """The full decoder.
+        """Decodes clean latents with the full decoder.
 
         Args:
             x0: (B, C, H, W) clean latents.
-            conditioning: of each image, for models whose decoding depends on it (inpainting); ``None`` for any.
+            conditioning: conditioning of each image, for models whose decoding depends on it (inpainting).
 
         Returns:
             (B, 3, H', W') float32 in [-1, 1].
         """
 
     def timestep_position(self, sigma: Tensor) -> Tensor:
-        """Where on the way a noise level lies: (B,) -> (B,) in [0, 1], 1 at the start, 0 when clean."""
+        """Position of noise levels on the schedule: (B,) -> (B,) in [0, 1], 1 at the start, 0 when clean."""
         start = float(self.sigmas(self.capabilities.default_steps, self.capabilities.default_spacing)[0])
         return (sigma / start).clamp(0, 1)
 
     def timesteps(self, sigma: Tensor) -> Tensor:
-        """The network's own time of each noise level, (B,) -> (B,), as callbacks are told it.
+        """The network's timestep of each noise level, (B,) -> (B,), as passed to callbacks.
 
-        A network that reads something else than a time is told apart by :meth:`timestep_position`.
+        Backbones whose networks do not read a timestep return :meth:`timestep_position`.
         """
         return self.timestep_position(sigma)
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """Returns the prompts as a list; refuses a bare string, an empty list and things that are not text.
+    """Returns the prompts as a list.
 
     Raises:
-        PromptError: as said.
+        PromptError: for a bare string, an empty list, or an entry that is not a string.
     """
     if isinstance(prompts, str):
         raise PromptError("prompts must be a list of strings, got one string", "wrap it: [prompt]")

@@ -1,8 +1,8 @@
-"""Compiled denoisers: a graph for each of a few batch sizes, so that lanes may come and go.
+"""Compiled denoisers: one graph for each of a few batch sizes, since the number of active lanes varies.
 
-``torch.compile`` and CUDA graphs are made for one batch size. Lanes that end, refine or take no guidance change it at
-every tick, so batches are filled up to the next of a few sizes (buckets) by repeating their last row, and the rows
-that were added are dropped. A row's result does not depend on the others.
+``torch.compile`` and CUDA graphs are specialised to one batch size. Lanes that end, refine or skip guidance change the
+size at every step, so batches are padded to the next of a few sizes (buckets) by repeating their last row, and the
+added rows are dropped. A row's result does not depend on the others.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from torch import Tensor
 from addiffusion_env.errors import ConfigError, unknown
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Rows of a compiled network call, a guided evaluation taking two; as many sizes as torch compiles before it gives up
-(``torch._dynamo.config.recompile_limit``)."""
+"""Numbers of rows of a compiled network call (two per guided evaluation); no more sizes than torch compiles before it
+falls back to eager mode (``torch._dynamo.config.recompile_limit``)."""
 
 
 def buckets_for(compile: bool | str, sizes: Sequence[int] | None) -> tuple[int, ...]:
     """The batch sizes of network calls: those given, else :data:`BUCKETS` when compiled, else none.
 
     Raises:
-        ConfigError: unless they rise from 1 or more.
+        ConfigError: unless they are positive and strictly increasing.
     """
     if sizes is None:
         return BUCKETS if compile else ()
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-        raise ConfigError(f"batch_buckets must be rising numbers of rows, got {list(sizes)}", "for example [8, 16, 32]")
+        cause = f"batch_buckets must be increasing numbers of rows, got {list(sizes)}"
+        raise ConfigError(cause, "for example [8, 16, 32]")
     return tuple(sizes)
 
 
 def bucket_of(rows: int, buckets: Sequence[int]) -> int:
-    """The size that so many rows are filled up to: the next bucket, beyond the largest a multiple of it.
+    """The padded size of ``rows`` rows: the next bucket, or beyond the largest bucket a multiple of it.
 
     >>> [bucket_of(rows, (4, 16)) for rows in (1, 4, 5, 17, 40)], bucket_of(7, ())
     ([4, 4, 16, 32, 48], 7)
@@ -67,7 +68,7 @@ def check_mode(mode: str) -> None:
 
 
 def compiled(denoiser: Any, mode: bool | str, device: torch.device) -> Any:
-    """``torch.compile`` of a denoiser; ``None``, with a warning, on a machine that has nothing to compile with.
+    """Applies ``torch.compile`` to a denoiser; ``None``, with a warning, on a machine without a compiler.
 
     Args:
         denoiser: the network.
@@ -77,7 +78,7 @@ def compiled(denoiser: Any, mode: bool | str, device: torch.device) -> Any:
     lacks = compiler_lacks(device)
     if lacks:
         warnings.warn(
-            f"compile={mode} was asked for and {device.type} has {lacks}\n  -> the denoiser runs uncompiled, with the "
+            f"compile={mode} was requested and {device.type} has {lacks}\n  -> the denoiser runs uncompiled, with the "
             "same images; install it, or set backbone_options.compile=false",
             UserWarning,
             stacklevel=2,
@@ -87,7 +88,7 @@ def compiled(denoiser: Any, mode: bool | str, device: torch.device) -> Any:
 
 
 def compiler_lacks(device: torch.device) -> str:
-    """What ``torch.compile`` misses on this machine, in a few words; empty when nothing."""
+    """What ``torch.compile`` lacks on this machine, in a few words; empty if nothing is missing."""
     if device.type == "cuda":
         return "" if importlib.util.find_spec("triton") else "no triton"
     names = [os.environ.get("CXX", "g++"), "clang++"]

@@ -1,7 +1,8 @@
-"""What the numbers of a diffusers scheduler mean: its noise levels, the space of its latents, its clean prediction.
+"""Parametrisations of diffusers' schedulers: their noise levels, scaling of latents, and clean prediction.
 
-Four conventions cover diffusers' schedulers. In each the engine sees one notation (:mod:`backbones.paths`): a level
-``sigma`` and latents of unit variance or on the straight path; the pipeline keeps its own.
+Four conventions cover diffusers' schedulers. All are converted to the engine's one notation
+(:mod:`backbones.schedules`): a level ``sigma``, and latents of unit variance or on the straight path; the pipeline
+keeps its own.
 
 =====================  ==============================  ===========================  ==================================
 convention             schedulers                      latents at ``step``          clean latents
@@ -35,35 +36,35 @@ LOWEST_ALPHA = 2.0**-24
 
 
 class Convention(ABC):
-    """What a scheduler's numbers mean; see the module's table.
+    """The parametrisation of a scheduler; see the module's table.
 
     Attributes:
-        path: how signal and noise mix, in the engine's notation.
+        path: how signal and noise are mixed, in the engine's notation.
     """
 
     path: NoisePath
 
     @abstractmethod
     def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
-        """(m + 1,) float64: the level at each of a plan's (m,) times, and the one that it lands on.
+        """The noise level at each of a plan's (m,) timesteps, and the final level: (m + 1,) float64.
 
         Args:
-            scheduler: with its plan set.
-            times: those that the pipeline walks.
-            begin: position of the first of them in ``scheduler.timesteps``.
+            scheduler: a scheduler whose timesteps are set.
+            times: (m,) timesteps that the pipeline's loop iterates over.
+            begin: index of the first of them in ``scheduler.timesteps``.
         """
 
     def time_at(self, sigma: float, times: Tensor, levels: np.ndarray) -> float:
-        """The time of a level that may lie between a plan's: linear in the level."""
+        """The timestep of a level, which may lie between those of the plan: linear in the level."""
         known = levels[: len(times)]
         numbers = times.double().cpu().numpy()
         if sigma < known[-1]:
-            # Below the last level the time falls to 0 with it.
+            # Below the last level the timestep decreases to 0 in proportion.
             return float(numbers[-1] * sigma / known[-1])
         return float(np.interp(sigma, known[::-1], numbers[::-1]))
 
     def scale(self, sigma: float) -> float:
-        """What the engine's latents are multiplied by to be the scheduler's."""
+        """The factor that converts the engine's latents to the scheduler's."""
         return 1.0
 
     @abstractmethod
@@ -72,7 +73,7 @@ class Convention(ABC):
 
         Args:
             x: latents of any layout, float32.
-            output: what the scheduler is given, of the same shape, or with more channels (a learned variance).
+            output: the scheduler's input, of the same shape, or with more channels (a learned variance).
             sigma: (B,) float64 levels.
         """
 
@@ -81,7 +82,7 @@ class Convention(ABC):
         return sigma
 
     def position(self, sigma: Tensor) -> Tensor:
-        """Share of the way that is still ahead: (B,) -> (B,) in [0, 1]."""
+        """Remaining share of the schedule: (B,) -> (B,) in [0, 1]."""
         return sigma.clamp(0, 1)
 
     def respaced(self, steps: int, spacing: str) -> np.ndarray:
@@ -97,7 +98,7 @@ class Convention(ABC):
 
 
 class Flow(Convention):
-    """The straight path; ``inverted`` counts its levels from clean to noise (OmniGen)."""
+    """Flow matching on the straight path; ``inverted`` counts levels from clean to noise (OmniGen)."""
 
     path = RectifiedFlow()
 
@@ -123,7 +124,7 @@ class Discrete(Convention):
     """Training levels at integer timesteps.
 
     Args:
-        schedule: those levels.
+        schedule: the training noise levels.
         parametrisation: ``epsilon``, ``v_prediction`` or ``sample``.
         scaled: the scheduler's latents are ``x0 + sigma noise``, not of unit variance.
     """
@@ -147,7 +148,7 @@ class Discrete(Convention):
         return np.append(self.schedule.sigma_at(times.double().cpu().numpy()), self.schedule.final_sigma)
 
     def time_at(self, sigma: float, times: Tensor, levels: np.ndarray) -> float:
-        """The training timestep of a level, between two of them where need be."""
+        """The training timestep of a level; fractional between two of them."""
         return float(self.schedule.timestep_at(torch.tensor([sigma], dtype=torch.float64))[0])
 
     def scale(self, sigma: float) -> float:
@@ -166,7 +167,7 @@ class Discrete(Convention):
         return (x - std * output) / alpha
 
     def position(self, sigma: Tensor) -> Tensor:
-        """Share of the training timesteps that is still ahead."""
+        """Remaining share of the training timesteps."""
         return (self.schedule.timestep_at(sigma) + 1) / self.schedule.train_steps
 
     def respaced(self, steps: int, spacing: str) -> np.ndarray:
@@ -207,7 +208,7 @@ class Elucidated(Convention):
         return scaled - level * output if self.preconditions is None else self.preconditions(scaled, output, level)
 
     def position(self, sigma: Tensor) -> Tensor:
-        """By the logarithm of the level, between .002 and 80."""
+        """Linear in the logarithm of the level, between 0.002 and 80."""
         low, high = math.log(0.002), math.log(80)
         return ((sigma.clamp_min(1e-9).log() - low) / (high - low)).clamp(0, 1)
 
@@ -254,7 +255,7 @@ class Cosine(Discrete):
         return super().time_at(sigma, times, levels) / 1000
 
     def respaced(self, steps: int, spacing: str) -> np.ndarray:
-        """It has no table."""
+        """Raises :class:`.CapabilityError`: the schedule has no table of training levels."""
         return Convention.respaced(self, steps, spacing)
 
 
@@ -266,10 +267,10 @@ def _sigmas(scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
 
 
 def convention_of(scheduler: Any) -> Convention:
-    """The convention of a scheduler whose plan is set.
+    """The convention of a scheduler whose timesteps are set.
 
     Raises:
-        CapabilityError: for one whose numbers are not known.
+        CapabilityError: for a scheduler of unknown parametrisation.
     """
     config, name = scheduler.config, type(scheduler).__name__
     kind = config.get("prediction_type", "epsilon")
@@ -303,7 +304,7 @@ def convention_of(scheduler: Any) -> Convention:
 
 
 def scales_input(scheduler: Any) -> bool:
-    """Whether a scheduler's latents are ``x0 + sigma noise``: whether it scales what the network reads."""
+    """Whether a scheduler's latents are ``x0 + sigma noise``, so that it scales the network's input."""
     if getattr(scheduler, "sigmas", None) is None:
         return False
     import copy
@@ -314,14 +315,14 @@ def scales_input(scheduler: Any) -> bool:
 
 
 def check_plan(levels: np.ndarray, scheduler: Any) -> np.ndarray:
-    """Refuses a plan whose levels do not fall.
+    """Refuses a plan whose levels are not decreasing.
 
     Raises:
-        ConfigError: naming the scheduler.
+        ConfigError: with the scheduler's name and the levels.
     """
     if not np.isfinite(levels).all() or (np.diff(levels) > 1e-9).any():
         raise ConfigError(
-            f"the {type(scheduler).__name__} plans noise levels that do not fall: {np.round(levels, 4).tolist()[:8]}",
+            f"noise levels of the {type(scheduler).__name__} do not decrease: {np.round(levels, 4).tolist()[:8]}",
             "use more steps, or another scheduler",
         )
     return levels

@@ -1,4 +1,4 @@
-"""Devices and precisions, and loading without libraries' messages."""
+"""Devices, precisions, and quiet loading."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def instruction_set() -> str:
-    """What torch's CPU kernels are written in here: ``avx512``, ``avx2``, or ``default`` for the plainest.
+    """The instruction set of torch's CPU kernels on this machine: ``avx512``, ``avx2``, or ``default``.
 
-    Each sums in another order, so last digits differ between them, and what multiplies those differs more.
-    ``ATEN_CPU_CAPABILITY`` (with ``ONEDNN_MAX_CPU_ISA``) chooses an older one.
+    Each sums in a different order, so results differ in the last digits, and iterated results by more.
+    ``ATEN_CPU_CAPABILITY`` (with ``ONEDNN_MAX_CPU_ISA``) selects an older one.
     """
     return torch.backends.cpu.get_cpu_capability().lower()
 
 
 def resolve_device(name: str) -> torch.device:
-    """``"auto"`` is CUDA, then MPS, then the CPU; anything else is torch's own name.
+    """Resolves a device name: ``"auto"`` is CUDA, then MPS, then the CPU; other names are torch's.
 
     Raises:
-        ConfigError: for a name that torch does not know or a device that is not there.
+        ConfigError: for an unknown name or an unavailable device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -37,32 +37,32 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"unknown device {name!r}", "use auto, cpu, cuda, cuda:1 or mps") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"device {name!r} was asked for, but torch sees no CUDA device", "use device=auto or device=cpu"
+            f"device {name!r} was requested, but torch sees no CUDA device", "use device=auto or device=cpu"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(
-            f"device {name!r} was asked for, but torch has no MPS device here", "use device=auto or device=cpu"
+            f"device {name!r} was requested, but torch has no MPS device here", "use device=auto or device=cpu"
         )
     return device
 
 
 def resolve_dtype(name: str, device: torch.device, auto: str = "float16") -> torch.dtype:
-    """``"auto"`` is the precision called ``auto`` on CUDA and float32 elsewhere.
+    """Resolves a dtype name: ``"auto"`` is the dtype named by ``auto`` on CUDA and float32 elsewhere.
 
     Raises:
-        ConfigError: for another name, or for float16 on the CPU, where most kernels lack it.
+        ConfigError: for an unknown name, or for float16 on the CPU, where most kernels lack it.
     """
     if name == "auto":
         return DTYPES[auto] if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {name!r}", nearest(name, ["auto", *DTYPES]))
     if name == "float16" and device.type == "cpu":
-        raise ConfigError("float16 was asked for on the CPU", "use float32 or bfloat16")
+        raise ConfigError("float16 was requested on the CPU", "use float32 or bfloat16")
     return DTYPES[name]
 
 
 def dtype_keyword() -> str:
-    """What this version of diffusers calls the precision that ``from_pretrained`` loads in."""
+    """Name of the keyword for the precision of ``from_pretrained`` in the installed version of diffusers."""
     from diffusers import __version__
     from packaging.version import Version
 
@@ -71,7 +71,7 @@ def dtype_keyword() -> str:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Within the context, transformers draws no bars and diffusers only reports errors; both are put back after."""
+    """Context manager: transformers shows no progress bars and diffusers logs errors only; both are restored after."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

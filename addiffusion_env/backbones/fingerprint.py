@@ -1,7 +1,7 @@
-"""What modules are, and whether they still are it: a hash of their weights, and a sum that is cheap to ask again.
+"""Identity and change detection of modules: a hash of their weights, and a checksum that is cheap to recompute.
 
-:func:`weights_digest` reads every byte: exact, the same on every device. :func:`fingerprint` adds up each weight's bits
-where it lies, at the speed of the memory: cheap enough to ask before each use of a cache.
+:func:`weights_digest` hashes every byte: exact, the same on every device. :func:`fingerprint` sums each weight's bits
+on its device, at memory bandwidth: cheap enough to compute before each use of a cache.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 IDLE = ("training", "gradient_checkpointing")
-"""Numbers of a module that change nothing in what it gives without gradients."""
+"""Numeric attributes of a module that do not affect its output in inference."""
 
 ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")
-"""What PEFT keeps of a layer's adapters beside their weights and scales (``scaling``)."""
+"""Attributes of a layer with PEFT adapters other than their weights and scales (``scaling``)."""
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bytes of an element -> the whole number of that size."""
+"""Bytes per element -> the integer type of that size."""
 
 SAMPLE = 256
 """Entries of each weight that :func:`sampled` reads."""
@@ -33,7 +33,7 @@ _digests: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKe
 
 
 def digest_of(value: Any) -> str:
-    """64 hex digits of plain JSON values, whatever the order of keys.
+    """The sha256 of plain JSON values (64 hex digits), independent of the order of keys.
 
     >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1}) != digest_of({"a": 1})
     True
@@ -42,7 +42,7 @@ def digest_of(value: Any) -> str:
 
 
 def name_of(kind: Any) -> str:
-    """Module and name of a class or function; of this package the name alone: its files may be moved.
+    """Module and name of a class or function; for this package only the name, since its files may be moved.
 
     >>> name_of(json.JSONDecoder), name_of(digest_of)
     ('json.decoder.JSONDecoder', 'addiffusion_env.digest_of')
@@ -55,8 +55,8 @@ def name_of(kind: Any) -> str:
 def weights_digest(module: nn.Module) -> str:
     """sha256 over names, types, shapes and bytes of a module's parameters and persistent buffers.
 
-    It does not depend on the device, nor on whether accelerate has put the weights elsewhere. Remembered until
-    :func:`fingerprint` changes; otherwise a core hashes about 1 GB a second, and up to eight of them do.
+    It does not depend on the device, nor on whether accelerate has offloaded the weights. Cached until
+    :func:`fingerprint` changes; hashing takes about 1 s per GB and core, on up to eight cores.
     """
     state = (fingerprint(module), [value.data_ptr() for _, value in weights_of(module)])
     known = _digests.get(module)
@@ -71,27 +71,27 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def fingerprint(*parts: Any) -> tuple[Any, ...]:
-    """What modules and tokenizers are now, to be compared with what they were: for caches in this process.
+    """The current state of modules and tokenizers, to detect changes: a key for caches in this process.
 
-    Of a module the exact sum of each weight's bits, its device, and the numbers of its layers (scales of adapters
-    among them); of a tokenizer its size. Edits through ``.data`` are seen, which torch's version counters do not
-    count, and weights that were only moved there and back are the same. A pass over the memory: more than 10 GB a
-    second on one core.
+    For a module, the exact sum of each weight's bits, its device, and the numeric attributes of its layers (including
+    scales of adapters); for a tokenizer, its size. Edits through ``.data`` are detected, which torch's version counters
+    do not count, and weights that were moved to another device and back compare equal. It takes one pass over the
+    memory: more than 10 GB/s on one core.
     """
     return tuple(_state(part) if isinstance(part, nn.Module) else _size(part) for part in parts)
 
 
 def sampled(*parts: Any) -> tuple[Any, ...]:
-    """As :func:`fingerprint`, from a sample of each weight: for models of gigabytes that are asked at each prompt.
+    """Like :func:`fingerprint`, from a sample of each weight: for large models that are checked at each prompt.
 
-    Torch's version counters see every edit in place, and the sample what goes past them through ``.data``, unless it
-    changes a few entries of a weight only. Of adapters (PEFT) what takes effect, see :func:`adapters_in`.
+    Torch's version counters detect every in-place edit, and the sample detects edits through ``.data``, unless they
+    change only a few entries of a weight. For adapters (PEFT) it covers :func:`adapters_in`.
     """
     return tuple(_sampled_state(part) if isinstance(part, nn.Module) else _size(part) for part in parts)
 
 
 def adapters_in(module: nn.Module) -> tuple[Any, ...]:
-    """What of a network's adapters (PEFT) takes effect: for each layer their scales, and which are on or merged."""
+    """The active adapter state (PEFT) of a network: for each layer the scales, and which are enabled or merged."""
     found = []
     for layer in module.modules():
         held = layer.__dict__
@@ -103,23 +103,23 @@ def adapters_in(module: nn.Module) -> tuple[Any, ...]:
 
 
 def versions_of(module: nn.Module) -> tuple[Any, ...]:
-    """Where a module's weights lie and how often torch has seen them written: cheaper than :func:`fingerprint`.
+    """Memory addresses and version counters of a module's weights: cheaper than :func:`fingerprint`.
 
-    For models that stay as they were loaded and are asked at every look; blind to edits through ``.data``.
+    For models that are not edited after loading and are checked at every preview; edits through ``.data`` are missed.
     """
     weights = (value for _, value in weights_of(module))
     return tuple((value.data_ptr(), _version(value)) for value in weights)
 
 
 def settings_of(module: nn.Module) -> dict[str, Any]:
-    """Numbers that a module's layers hold beside their weights: dotted name -> value (FreeU's scales, PEFT's)."""
+    """Numeric attributes of a module's layers other than weights: dotted name -> value (scales of FreeU and PEFT)."""
     found = {}
     for place, layer in module.named_modules():
         for name, value in vars(layer).items():
             if name in ADAPTERS or (name[0] != "_" and name not in IDLE and _numeric(value)):
                 # A scale that is set for one call and taken back leaves rounding.
                 found[f"{place}.{name}"] = _rounded(value) if name == "scaling" else _plain(value)
-            elif name == "processor":  # of attention: IP-Adapters keep their scale there
+            elif name == "processor":  # of attention: IP-Adapters store their scale there
                 held = {key: _plain(item) for key, item in vars(value).items() if _numeric(item)}
                 found[f"{place}.{name}"] = {"class": name_of(type(value)), **held}
     return found
@@ -132,7 +132,7 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
     by_device: dict[torch.device, list[Tensor]] = {}
     for value in sums:
         by_device.setdefault(value.device, []).append(value)
-    # One wait for each device, not one for each weight.
+    # One synchronisation per device, not one per weight.
     read = tuple((device.type, *torch.stack(values).tolist()) for device, values in by_device.items())
     return (name_of(type(module)), versions, read, json.dumps(settings_of(module), sort_keys=True))
 
@@ -156,11 +156,11 @@ def _sampled_state(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _version(value: Tensor) -> int:
-    return 0 if value.is_inference() else value._version  # which inference tensors do not count
+    return 0 if value.is_inference() else value._version  # inference tensors have no version counter
 
 
 def _sum(value: Tensor) -> Tensor:
-    """The exact sum of a tensor's bits, as whole numbers modulo 2 to the 64, where it lies."""
+    """The exact sum of a tensor's bits as integers modulo 2^64, computed on its device."""
     sums = []
     for part in _plain_tensors(value):
         part = torch.view_as_real(part.detach()) if part.is_complex() else part.detach()
@@ -175,13 +175,13 @@ def _sum(value: Tensor) -> Tensor:
 
 
 def bytes_of(value: Tensor) -> bytes | memoryview:
-    """A tensor's bytes, in the order of its elements, whatever its layout and device."""
+    """A tensor's bytes in the order of its elements, independent of its layout and device."""
     parts = [part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for part in _plain_tensors(value)]
     return parts[0].data if len(parts) == 1 else b"".join(part.tobytes() for part in parts)
 
 
 def _plain_tensors(value: Tensor) -> Iterator[Tensor]:
-    """The tensors that hold a tensor's bits: itself, or those inside a quantised one."""
+    """The plain tensors that store a tensor's bits: itself, or the components of a quantised one."""
     if not hasattr(value, "__tensor_flatten__"):
         yield value.as_subclass(Tensor) if type(value) is not Tensor else value
         return
@@ -191,7 +191,7 @@ def _plain_tensors(value: Tensor) -> Iterator[Tensor]:
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of each parameter and persistent buffer, in the module's order; from where accelerate keeps it."""
+    """(name, tensor) of each parameter and persistent buffer in the module's order, including offloaded ones."""
     for place, layer in module.named_modules():
         kept = {**layer._parameters, **layer._buffers}
         for name, value in kept.items():
@@ -203,13 +203,13 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _stored(layer: nn.Module, name: str, value: Tensor) -> Tensor:
-    """Where a layer's weight lies that accelerate has taken off it (``offload=sequential``)."""
+    """The stored copy of a layer's weight that accelerate has offloaded (``offload=sequential``)."""
     hook: Any = getattr(layer, "_hf_hook", None)
     for one in getattr(hook, "hooks", [hook]):
         store = getattr(one, "weights_map", None)
         if store is not None:
             return store[name]
-    return torch.zeros(0, dtype=value.dtype)  # on the meta device for good: it has no content
+    return torch.zeros(0, dtype=value.dtype)  # it stays on the meta device, without content
 
 
 def _numeric(value: Any) -> bool:

@@ -15,8 +15,8 @@ from addiffusion_env.backbones.solvers import SCHEDULER
 class FluxBackbone(NamedPipeline):
     """FLUX.1-schnell: 1024x1024, four steps, velocity prediction, no classifier-free guidance.
 
-    ``max_sequence_length`` is 256 tokens of T5, what it was trained with. FLUX.1-dev works too: it reads
-    ``distilled_guidance`` as an input, by default the pipeline's own; give it 28 steps.
+    ``max_sequence_length`` is 256 tokens of T5, as in training. FLUX.1-dev works too: it takes ``distilled_guidance``
+    as an input, by default the pipeline's value; use 28 steps for it.
     """
 
     name = "flux"
@@ -35,12 +35,12 @@ class FluxBackbone(NamedPipeline):
     }
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
-        """See :meth:`Backbone.sigmas`; the times that ``FluxPipeline`` gives its scheduler are the trailing ones."""
+        """See :meth:`Backbone.sigmas`; ``FluxPipeline`` passes trailing timesteps to its scheduler."""
         return super().sigmas(steps, SCHEDULER if spacing == "trailing" else spacing)
 
 
 def packed(x: Tensor) -> Tensor:
-    """Latents (B, C, H, W) -> tokens (B, H/2 * W/2, 4 C), a token for each two-by-two block.
+    """Latents (B, C, H, W) -> tokens (B, H/2 * W/2, 4 C), one token per two-by-two block.
 
     >>> import torch
     >>> bool((unpacked(packed(torch.arange(64.0).reshape(1, 4, 4, 4)), 4, 4).flatten() == torch.arange(64.0)).all())
@@ -52,7 +52,7 @@ def packed(x: Tensor) -> Tensor:
 
 
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (B, H/2 * W/2, 4 C) -> latents (B, C, H, W); undoes :func:`packed`."""
+    """Tokens (B, H/2 * W/2, 4 C) -> latents (B, C, H, W); the inverse of :func:`packed`."""
     batch, _, depth = tokens.shape
     blocks = tokens.reshape(batch, height // 2, width // 2, depth // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return blocks.reshape(batch, depth // 4, height, width)

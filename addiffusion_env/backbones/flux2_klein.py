@@ -11,7 +11,7 @@ from addiffusion_env.backbones.pipelines import PipelineSpec
 class Flux2KleinBackbone(NamedPipeline):
     """FLUX.2 klein 4B: 1024x1024, distilled to four steps without classifier-free guidance.
 
-    The undistilled base models load as well: give them 50 steps and guidance_scale 4.
+    The undistilled base models load as well: use 50 steps and guidance_scale 4 for them.
     """
 
     name = "flux2_klein"

@@ -1,11 +1,11 @@
-"""What is read inside a denoiser while it runs: attention maps and features.
+"""Reads attention maps and features inside a denoiser while it runs.
 
-Each attention layer's own processor still makes the output (whatever it is: SDPA, xFormers, LoRA); beside it the
-attention weights of the wanted rows are computed once more from the same projections. On leaving the context the
-model's processors are the very objects that were there before.
+Each attention layer's own processor still computes the output (whether SDPA, xFormers or LoRA); in addition, the
+attention weights of the requested rows are recomputed from the same projections. On leaving the context, the original
+processor objects are restored.
 
-They come with the evaluation, so a policy that reads them needs neither a preview nor a scorer. As inputs of small
-networks such features were studied by Baranchuk et al. 2022 (arXiv:2112.03126).
+They are by-products of the evaluation, so a policy that reads them needs neither a preview nor a scorer. Such features
+were studied as inputs of small networks by Baranchuk et al. 2022 (arXiv:2112.03126).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class AttentionStore:
     """Averages attention maps over layers and heads.
 
     Args:
-        rows: (r,) indices of the network batch whose maps are wanted.
-        grid: (h, w) the resolution to keep; layers at other resolutions are left out.
+        rows: (r,) indices into the network batch of the requested maps.
+        grid: (h, w) resolution of the maps; layers at other resolutions are ignored.
     """
 
     def __init__(self, rows: Tensor, grid: tuple[int, int]) -> None:
@@ -35,7 +35,7 @@ class AttentionStore:
         self._layers = 0
 
     def wants(self, image: Tensor) -> bool:
-        """Whether a layer with these image tokens (B, h*w, C) works at the wanted resolution."""
+        """Whether a layer with these image tokens (B, h*w, C) has the requested resolution."""
         return image.ndim == 3 and image.shape[1] == self.grid[0] * self.grid[1]
 
     def add(self, weights: Tensor) -> None:
@@ -48,11 +48,11 @@ class AttentionStore:
         """(r, tokens, h, w): over the tokens of each cell the entries sum to 1, or to less in joint attention.
 
         Raises:
-            CapabilityError: when no layer has the wanted resolution.
+            CapabilityError: when no layer has the requested resolution.
         """
         if self._sum is None:
             raise CapabilityError(
-                f"no cross-attention layer works at {self.grid[0]}x{self.grid[1]}",
+                f"no cross-attention layer has resolution {self.grid[0]}x{self.grid[1]}",
                 "use refine.maps=phrase, or another grid",
             )
         return self._sum / self._layers
@@ -113,7 +113,7 @@ def heads_of(attn: Any, projected: Tensor) -> Tensor:
 def cross_attention(attn: Any, image: Tensor, text: Tensor) -> Tensor:
     """Softmax(q k / sqrt(d)) of image tokens (B, N, C) over text tokens (B, T, D), averaged over heads: (B, N, T)."""
     query, key = heads_of(attn, attn.to_q(image)), heads_of(attn, attn.to_k(text))
-    # Scores in float32: Stable Diffusion 2's overflow in half precision.
+    # Logits in float32: those of Stable Diffusion 2 overflow in half precision.
     return torch.softmax(query.float() @ key.float().transpose(-1, -2) * attn.scale, dim=-1).mean(1)
 
 
@@ -143,7 +143,7 @@ def joint_attention(attn: Any, image: Tensor, text: Tensor, rotary: Any) -> Tens
         query = env_step(query, tuple(angles[tokens:] for angles in rotary))
         key = env_step(key, rotary)
     total = query.new_zeros((len(query), query.shape[2], tokens), dtype=torch.float32)
-    # Head by head: at 1024 pixels the scores of all 24 heads would take 1.7 GB a row.
+    # Head by head: at 1024 pixels the logits of all 24 heads would take 1.7 GB per row.
     for head in range(query.shape[1]):
         scores = query[:, head].float() @ key[:, head].float().transpose(-1, -2) * query.shape[-1] ** -0.5
         total += torch.exp(scores[..., :tokens] - scores.logsumexp(-1, keepdim=True))
@@ -152,19 +152,19 @@ def joint_attention(attn: Any, image: Tensor, text: Tensor, rotary: Any) -> Tens
 
 @contextmanager
 def swapped_processors(denoiser: Any, wrap: Callable[[str, Any], Any]) -> Iterator[None]:
-    """Within the context, a diffusers model has the processors that ``wrap(name, processor)`` returns."""
+    """Context manager that replaces a diffusers model's processors by ``wrap(name, processor)``."""
     before = dict(denoiser.attn_processors)
     try:
         denoiser.set_attn_processor({name: wrap(name, processor) for name, processor in before.items()})
         yield
     finally:
-        # set_attn_processor takes the dict apart.
+        # set_attn_processor empties the dict.
         denoiser.set_attn_processor(dict(before))
 
 
 @contextmanager
 def captured_cross_attention(denoiser: Any, store: AttentionStore) -> Iterator[None]:
-    """Within the context, every cross-attention layer of a UNet also fills ``store``."""
+    """Context manager in which every cross-attention layer of a UNet also writes to ``store``."""
     # In diffusers' UNets attn1 is self-attention and attn2 cross-attention.
     with swapped_processors(denoiser, lambda name, p: CaptureProcessor(p, store) if ".attn2." in name else p):
         yield
@@ -172,8 +172,8 @@ def captured_cross_attention(denoiser: Any, store: AttentionStore) -> Iterator[N
 
 @contextmanager
 def captured_joint_attention(denoiser: Any, store: AttentionStore) -> Iterator[None]:
-    """Within the context, every double-stream layer of a Flux transformer also fills ``store``."""
-    # Single-stream layers see text and image as one sequence; the double-stream ones keep them apart.
+    """Context manager in which every double-stream layer of a Flux transformer also writes to ``store``."""
+    # Single-stream layers process text and image as one sequence; double-stream layers keep them separate.
     with swapped_processors(
         denoiser, lambda name, p: JointCaptureProcessor(p, store) if name.startswith("transformer_blocks.") else p
     ):
@@ -181,10 +181,9 @@ def captured_joint_attention(denoiser: Any, store: AttentionStore) -> Iterator[N
 
 
 class FeatureHook:
-    """Keeps the pooled output of one module of a denoiser from its last call.
+    """Stores the pooled output of one module of a denoiser from its last call.
 
-    It is a forward hook that stays: one that came and went would not be seen by ``torch.compile``, which traces the
-    hooks that are there at the first call.
+    It is a permanent forward hook: ``torch.compile`` traces only the hooks that are registered at the first call.
 
     Attributes:
         pooled: (N, C) float32, the mean over cells or tokens; ``None`` when the module has not run.
@@ -199,14 +198,14 @@ class FeatureHook:
         self.pooled = value.mean(dim=(2, 3) if value.ndim == 4 else 1, dtype=torch.float32)
 
     def take(self, rows: int) -> Tensor | None:
-        """(rows, C) of the first rows, and forgets them."""
+        """Returns (rows, C), the features of the first rows, and clears the store."""
         pooled, self.pooled = self.pooled, None
         # A copy: CUDA graphs write the next call's into the same memory.
         return None if pooled is None else pooled[:rows].clone()
 
 
 def hook(module: nn.Module) -> FeatureHook:
-    """The module's tap: the one that it has, or a new one. Backbones that share a denoiser share it."""
+    """The module's feature hook, registered if it has none. Backbones that share a denoiser share the hook."""
     for hook in module._forward_hooks.values():
         if isinstance(hook, FeatureHook):
             return hook

@@ -1,7 +1,8 @@
-"""What a component is, by value: the weights, adapters and settings that shape what it gives, and where they differ.
+"""Identity of a component by value: the weights, adapters and settings that determine its results.
 
-Whatever is kept (records, tables, encoded prompts) is kept under the identity of what made it, so that another
-checkpoint under the same name is another one. docs/caches.md lists every cache with its key.
+Everything that is stored (records, tables, encoded prompts) is keyed by the identity of the components that produced
+it, so that a different checkpoint under the same name has a different key. docs/caches.md lists every cache with its
+key.
 """
 
 from __future__ import annotations
@@ -28,45 +29,45 @@ import addiffusion_env
 from addiffusion_env.backbones.fingerprint import bytes_of, digest_of, name_of, settings_of, weights_digest, weights_of
 
 DEEPEST = 12
-"""Levels of objects within objects that are described."""
+"""Maximum nesting depth of described objects."""
 
 SHOWN = 6
-"""Differences of two identities that are listed."""
+"""Maximum number of differences that messages list."""
 
 SECRET = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
-"""Attributes that are never written down: an identity lies in a readable file."""
+"""Attributes that are never included, since an identity is stored in a readable file."""
 
 FOREIGN = ("name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
 RETURNED = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
-"""Entries of a model's configuration that say where it came from, what its weights say better, or what it returns."""
+"""Entries of a model's configuration about its origin, its output format, or facts that its weights determine."""
 
 
 class Identified:
-    """A component whose identity is what it holds, by value.
+    """A component whose identity is its content, by value.
 
     The default describes every attribute: modules by configuration, weights and adapters, tokenizers by vocabulary,
-    plain values as they are; and the source of a class that no installed package brings. That is right for most
-    components of one's own. Override :attr:`identity` where what shapes the result lies elsewhere, as behind a server
-    or in an engine's file, and name in ``not_identity`` what only remembers.
+    plain values as they are; and the source code of a class that is not part of an installed package. That is correct
+    for most user-defined components. Override :attr:`identity` if the results depend on state elsewhere, such as a
+    server or an engine file, and list caches in ``not_identity``.
 
     Attributes:
-        not_identity: attributes that change no result: caches, counters, hooks.
+        not_identity: attributes that do not affect results: caches, counters, hooks.
     """
 
     not_identity: ClassVar[tuple[str, ...]] = ()
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Plain JSON values that change whenever the component's results may; not by using it."""
+        """Plain JSON values that change whenever the component's results may change, and not by using it."""
         return _Describer().held(self)
 
 
 def described(value: Any) -> Any:
-    """Any value as plain JSON: equal for equal content, whatever the object, the process or the folder.
+    """Any value as plain JSON: equal for equal content, independent of the object, the process and the folder.
 
     Modules are described by class, configuration, weights and adapters, tensors and arrays by their content, other
     objects by class and attributes; attributes whose name ends in ``key``, ``token``, ``secret`` or ``password`` are
-    left out. The same module a second time is named by its first place.
+    omitted. Further occurrences of a module refer to the path of the first.
 
     >>> described({"b": (1, None), "a": torch.float16})
     {'b': [1, None], 'a': 'torch.float16'}
@@ -75,23 +76,23 @@ def described(value: Any) -> Any:
 
 
 def identity_of(**parts: Any) -> dict[str, Any]:
-    """Several components by name, each as :func:`described`, and ``packages``, the versions of those they come from."""
+    """The identity of named components, each as :func:`described`, and the versions of their ``packages``."""
     found = {name: described(part) for name, part in parts.items()}
     return {**found, "packages": packages(found)}
 
 
 def packages(identity: Any) -> dict[str, str]:
-    """Installed package -> version, of all classes in an identity; without a build's local part (``+cu130``)."""
+    """Installed package -> version, for all classes in an identity; without the local version label (``+cu130``)."""
     found = {}
     for name in sorted({str(kind).partition(".")[0] for kind in _classes(identity)} | {"torch"}):
         for distribution in _distributions().get(name, ()):
             found[distribution] = metadata.version(distribution).partition("+")[0]
-    found.pop("addiffusion-env", None)  # as installed, which may be older than what runs
+    found.pop("addiffusion-env", None)  # the installed version may be older than the running code
     return {**found, "addiffusion-env": addiffusion_env.__version__}
 
 
 def networks_in(identity: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(dotted place, description) of each module in an identity; one that stands twice in a component comes once."""
+    """(dotted path, description) of each module in an identity; a module shared within a component is yielded once."""
     if isinstance(identity, Mapping):
         if "weights" in identity and "dtype" in identity:
             yield place, identity
@@ -104,7 +105,7 @@ def networks_in(identity: Any, place: str = "") -> Iterator[tuple[str, Mapping[s
 
 
 def differences(before: Any, after: Any) -> list[str]:
-    """Where two identities differ, one line each; hashes are cut to what tells them apart.
+    """The differences of two identities, one line each; hashes are abbreviated.
 
     >>> differences({"unet": {"weights": "ab" * 32, "dtype": "float32"}}, {"unet": {"weights": "cd" * 32}})
     ['unet.weights: abababababab -> cdcdcdcdcdcd', 'unet.dtype: float32 -> nothing']
@@ -123,13 +124,13 @@ def difference_words(before: Any, after: Any) -> str:
 
 
 def listed(lines: Sequence[str]) -> str:
-    """The first few of some differences, on one line."""
+    """The first few entries of a list of differences, on one line."""
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return "; ".join(lines[:SHOWN]) + more
 
 
 class _Describer:
-    """One pass over a component; remembers where each module was met first."""
+    """One pass over a component; records the path of each module's first occurrence."""
 
     def __init__(self) -> None:
         self.places: dict[int, str] = {}
@@ -186,7 +187,7 @@ class _Describer:
         if isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
             return name_of(value)
         if isinstance(value, types.MethodType):
-            return {"sampler": value.__name__, "of": self.of(value.__self__, place, within)}
+            return {"method": value.__name__, "of": self.of(value.__self__, place, within)}
         if isinstance(value, functools.partial):
             return [self.of(item, place, within) for item in (value.func, value.args, value.keywords)]
         if isinstance(value, types.FunctionType):
@@ -208,7 +209,7 @@ class _Describer:
             return {"class": name_of(kind), **({"source": source} if source else {}), **plain, **parts}
         if hasattr(value, "config") and hasattr(value, "save_config"):  # a diffusers scheduler
             settings = {"class": name_of(type(value)), "config": _config(value.config)}
-            # Set apart from the configuration, and read by backbones: set_shift, rescaled betas.
+            # Stored outside the configuration, and read by backbones: set_shift, rescaled betas.
             set_apart = {name: getattr(value, name) for name in ("shift", "alphas_cumprod") if hasattr(value, name)}
             return {**settings, **self.of(set_apart, place, within)}
         if not hasattr(value, "__dict__") and not is_dataclass(value):
@@ -219,7 +220,7 @@ class _Describer:
         found = self.held(value, place, within)
         if is_dataclass(value) or found["class"].startswith("addiffusion_env."):
             return found
-        return {"class": found["class"], "content": digest_of(found)}  # a library's object: long, and of no interest
+        return {"class": found["class"], "content": digest_of(found)}  # a library's object: only its hash
 
     def _module(self, module: nn.Module, place: str, within: tuple[int, ...]) -> Any:
         compiled = getattr(module, "_orig_mod", None)
@@ -248,12 +249,12 @@ class _Describer:
 
 def _closed_over(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
-        with suppress(ValueError):  # named, and not yet filled
+        with suppress(ValueError):  # an empty closure cell
             yield cell.cell_contents
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's or scheduler's configuration without where it came from."""
+    """A model's or scheduler's configuration without its origin."""
     kept = {k: v for k, v in config.items() if k[0] != "_" and k not in FOREIGN + RETURNED}
     return {str(key): _config(value) if isinstance(value, Mapping) else described(value) for key, value in kept.items()}
 
@@ -265,7 +266,7 @@ def _is_tokenizer(value: Any) -> bool:
 def _vocabulary(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # Truncation and padding are what the last call asked for.
+        # Truncation and padding are settings of the last call.
         rules = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
     elif hasattr(tokenizer, "bpe_ranks"):  # open_clip's own
         rules = {"vocabulary": dict(tokenizer.encoder), "merges": [str(pair) for pair in tokenizer.bpe_ranks]}
@@ -277,7 +278,7 @@ def _vocabulary(tokenizer: Any) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _source(kind: Any) -> str | None:
-    """sha256 of the source of a class or function that no installed package brings: it may change at any time."""
+    """sha256 of the source of a class or function outside installed packages, which may change at any time."""
     top = kind.__module__.partition(".")[0]
     if top == "addiffusion_env" or top in sys.stdlib_module_names - {"__main__"} or top in _distributions():
         return None

@@ -1,4 +1,4 @@
-"""Moving a loaded pipeline to its device, after a look at whether it fits."""
+"""Moves a loaded pipeline to its device, after checking that it fits into memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def place(pipe: Any, name: str, device: torch.device, offload: str) -> None:
         ConfigError: for offloading without a GPU.
     """
     if offload != "none" and device.type == "cpu":
-        raise ConfigError(f"offload={offload} was asked for on the CPU", "offloading frees a GPU; use offload=none")
+        raise ConfigError(f"offload={offload} was requested on the CPU", "offloading frees a GPU; use offload=none")
     sizes = {key: size_of(part) for key, part in pipe.components.items() if isinstance(part, nn.Module)}
     needed = {"none": sum(sizes.values()), "model": max(sizes.values(), default=0), "sequential": 0}[offload]
     if device.type == "cuda":
@@ -45,10 +45,10 @@ def size_of(module: nn.Module) -> int:
 def check_memory(
     name: str, needed: int, free: int, device: torch.device, offload: str, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Refuses weights of ``needed`` bytes where only ``free`` bytes are.
+    """Checks that weights of ``needed`` bytes fit into ``free`` bytes.
 
     Raises:
-        WeightsError: with both numbers, and what would fit.
+        WeightsError: with both numbers, and settings that would fit.
     """
     if needed > free:
         raise too_large(name, needed, free, device, offload, dtype)
@@ -69,10 +69,10 @@ def too_large(
 
 @contextmanager
 def alone(pipe: Any) -> Iterator[None]:
-    """With ``offload=model``: within it no other component lies on the GPU, and afterwards none.
+    """Context manager for ``offload=model``: moves all other components off the GPU, and on exit every component.
 
-    accelerate's hooks bring a component in when it is called and send only its predecessor in the pipeline's order
-    away: text encoders and autoencoder would stay beside the denoiser, which is called again after them.
+    accelerate's hooks load a component when it is called and offload only its predecessor in the pipeline's order: text
+    encoders and autoencoder would stay on the GPU with the denoiser, which is called again after them.
     """
     send_away(pipe)
     try:
@@ -82,7 +82,7 @@ def alone(pipe: Any) -> Iterator[None]:
 
 
 def send_away(pipe: Any, but: nn.Module | None = None) -> None:
-    """Sends the components that wait in host memory there, all but one."""
+    """Moves all components with offloading hooks to host memory, except ``but``."""
     for hook in getattr(pipe, "_all_hooks", ()):
         if but is None or hook.model is not but:
             hook.offload()
@@ -95,6 +95,6 @@ def is_offloaded(pipe: Any) -> bool:
 
 def moved_by_hook(part: nn.Module) -> bool:
     """Whether a component is moved between devices as it is called."""
-    # Pipelines that enter a cache context leave a registry without any hook behind.
+    # Pipelines that enter a cache context leave an empty hook registry behind.
     registry = getattr(part, "_diffusers_hook", None)
     return getattr(part, "_hf_hook", None) is not None or bool(getattr(registry, "hooks", None))

@@ -1,4 +1,4 @@
-"""Registered backbones of one class of pipelines: the general backbone with a checkpoint and defaults of its own."""
+"""Registered backbones of one pipeline class: the general backbone with a default checkpoint and default options."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class NamedPipeline(OnTheHub, PipelineBackbone):
-    """A :class:`PipelineBackbone` that knows where its weights are.
+    """A :class:`PipelineBackbone` with a default checkpoint.
 
     Attributes:
-        spec: which checkpoint.
+        spec: the checkpoint.
     """
 
     spec: ClassVar[PipelineSpec]
@@ -36,7 +36,7 @@ class NamedPipeline(OnTheHub, PipelineBackbone):
         if cls.spec.kind not in names:
             other = next((BACKBONE_OF[name] for name in names if name in BACKBONE_OF), "diffusers")
             raise WeightsError(
-                f"the {cls.spec.backbone} backbone is made of a {cls.spec.kind}, got a {type(pipe).__name__}",
+                f"the {cls.spec.backbone} backbone needs a {cls.spec.kind}, got a {type(pipe).__name__}",
                 f"use the {other} backbone",
             )
         return cls(pipe, pipeline_kwargs, **options)

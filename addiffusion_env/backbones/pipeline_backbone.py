@@ -1,8 +1,8 @@
 """Any loaded diffusers pipeline as a backbone, driven by its own ``__call__``.
 
-Nothing here knows an architecture. Prompt templates, packing, guidance formulas, signs and time scales stay the
-pipeline's; what is read of it is measured when it is wrapped (:mod:`backbones.calls.measured`): which axes of its
-network calls count images, whether joining them changes anything, how its latents are laid out, what guidance costs.
+This module is independent of the architecture. Prompt templates, packing, guidance formulas, signs and time scales
+remain the pipeline's; the required properties are measured when it is wrapped (:mod:`backbones.calls.measured`): the
+batch axes of its network calls, whether joining them changes results, the layout of its latents, the cost of guidance.
 """
 
 from __future__ import annotations
@@ -60,26 +60,26 @@ LOADING = ("variant", "pipeline_kwargs")
 
 
 class PipelineBackbone(Backbone):
-    """A text-to-image pipeline of diffusers, or of a class of the user's own that is written like one.
+    """A text-to-image pipeline of diffusers, or of a user-defined class with the same interface.
 
-    Latents are held as (C, h, w), as the autoencoder reads them, wherever the pipeline's own layout is a re-ordering
-    of that. Guidance scales are those of classifier-free guidance, 1 being none; a pipeline that adds its scale to 1
-    (Z-Image, Krea 2) is told one less.
+    Latents are stored as (C, h, w), the layout of the autoencoder's input, if the pipeline's own layout is a
+    permutation of that. Guidance scales are those of classifier-free guidance, 1 being none; a pipeline that adds its
+    scale to 1 (Z-Image, Krea 2) is passed one less.
 
     Args:
-        pipe: the pipeline, on its device; its weights are shared and nothing in it is changed.
+        pipe: the pipeline, on its device; its weights are shared and it is not modified.
         arguments: keyword arguments of its ``__call__`` for every image (``height``, ``negative_prompt`` ...).
         **options: the fields of :class:`PipelineOptions`, and :attr:`argument_options`.
 
     Attributes:
         own: arguments of the pipeline's call that differ from the pipeline's own defaults.
-        argument_options: options that stand for arguments of the call: ``image_size`` is ``height`` and ``width``.
+        argument_options: options that set arguments of the call: ``image_size`` sets ``height`` and ``width``.
 
     Raises:
         CapabilityError: for a pipeline without a denoising loop, with a cache on its denoiser, or with a scheduler
             whose noise levels are not known.
-        ConfigError: for arguments that its ``__call__`` does not have, that the engine owns, or that it refuses; for
-            an option that does not exist or would not take effect.
+        ConfigError: for arguments that its ``__call__`` does not have, that the engine sets itself, or that the
+            pipeline refuses; for an option that does not exist or would have no effect.
     """
 
     name = "diffusers"
@@ -125,7 +125,7 @@ class PipelineBackbone(Backbone):
 
     @property
     def denoiser(self) -> Any:
-        """The network that hears the prompt."""
+        """The prompt-conditioned network."""
         return self.network.module
 
     @property
@@ -135,7 +135,7 @@ class PipelineBackbone(Backbone):
 
     @classmethod
     def needs(cls) -> str:
-        """A pipeline: there is no default one."""
+        """A pipeline, since there is no default one."""
         return "a pipeline (pipe= or name_or_path=)"
 
     @classmethod
@@ -145,8 +145,8 @@ class PipelineBackbone(Backbone):
         Its options are those of the class, ``variant`` of the weight files (``"fp16"``), and ``pipeline_kwargs``.
 
         Raises:
-            ConfigError: when nothing is named; for an unknown option, or a device or precision that is not to be had.
-            WeightsError: when it cannot be had.
+            ConfigError: when no model is named; for an unknown option, or an unavailable device or precision.
+            WeightsError: when the weights are not available.
         """
         load = load or Load()
         known = cls._options(load.options, LOADING)
@@ -160,7 +160,7 @@ class PipelineBackbone(Backbone):
 
     @classmethod
     def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:
-        """Makes the backbone of a loaded pipeline, where it lies: a fine-tune, one with a LoRA, one from a single file.
+        """Wraps a loaded pipeline on its current device: a fine-tune, one with a LoRA, one from a single file.
 
         Args:
             pipe: the pipeline.
@@ -168,27 +168,27 @@ class PipelineBackbone(Backbone):
             **options: see the class.
 
         Raises:
-            WeightsError: for a pipeline of another kind than the backbone is made for.
+            WeightsError: for a pipeline of a class that the backbone does not support.
             ConfigError: for an unknown option.
         """
         return cls(pipe, pipeline_kwargs, **options)
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The pipeline with all that is in it, the arguments of its calls, and how its latents are looked at."""
+        """The pipeline with all its components, the arguments of its calls, and the preview decoder."""
         options = replace(self.options, preview=None)  # the decoder is described by its content
         held = {"pipe": self.pipe, "arguments": self.arguments.given, "preview": self.looks.find(), "options": options}
         form = {"capabilities": self.capabilities, "device": self.device, "dtype": self.measured.dtype}
         return {"class": name_of(type(self)), **described({**held, **form})}
 
     def refresh(self) -> None:
-        """See :meth:`Backbone.refresh`; a pipeline that was moved, or whose parts were replaced, is measured again."""
+        """See :meth:`Backbone.refresh`; a pipeline that was moved, or has replaced components, is measured again."""
         check_pipeline(self.pipe)
         if self._parts != parts_of(self.pipe):
             self._measure()
 
     def to(self, *args: Any, **kwargs: Any) -> None:
-        """Moves the pipeline, as its own ``to``."""
+        """Moves the pipeline; the arguments are those of the pipeline's own ``to``."""
         self.pipe.to(*args, **kwargs)
         self.refresh()
 
@@ -215,7 +215,7 @@ class PipelineBackbone(Backbone):
     # Prompts.
 
     def request(self, prompt: str | Prompt, steps: int | None = None) -> CallRequest:
-        """What the pipeline is asked for one image.
+        """The pipeline request of one image.
 
         Raises:
             PromptError: when the prompt does not fit the text window.
@@ -227,20 +227,20 @@ class PipelineBackbone(Backbone):
         return CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Requests for prompts; the pipeline itself encodes them when their calls are opened, each text once."""
+        """Creates requests for prompts; the pipeline encodes each text once, when the first call is opened."""
         texts = check_prompts(prompts)
         content = self.network.content_positions(texts)
         return Conditioning({}, content, tuple(self.request(text) for text in texts))
 
     def rephrased(self, conditioning: Conditioning, text: str) -> Conditioning:
-        """See :meth:`Backbone.rephrased`; size and the like stay."""
+        """See :meth:`Backbone.rephrased`; size and other arguments are unchanged."""
         request = conditioning.requests[0]
         return Conditioning({}, conditioning.content, (CallRequest({**request.arguments, "prompt": text}),))
 
     def begin(
         self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
     ) -> tuple[Conditioning, Latents, np.ndarray]:
-        """See :meth:`Backbone.begin`; the pipeline itself draws the noise, from this prompt's and seed's generator."""
+        """See :meth:`Backbone.begin`; the pipeline draws the noise, with the generator of this prompt and seed."""
         request = self.request(prompt, steps)
         generator = request.arguments.pop("generator", None)
         if generator is None or stream != "initial":
@@ -254,7 +254,7 @@ class PipelineBackbone(Backbone):
             levels = plan.levels
         elif plan.begin:
             raise CapabilityError(
-                f"spacing={spacing} begins at pure noise, and this pipeline begins at step {plan.begin} of its plan",
+                f"spacing={spacing} starts at pure noise, and this pipeline starts at step {plan.begin} of its plan",
                 "use spacing=scheduler",
             )
         else:
@@ -268,14 +268,14 @@ class PipelineBackbone(Backbone):
     # Noise levels.
 
     def plan_of(self, request: CallRequest) -> SchedulerPlan:
-        """The plan of a request's call, which is opened if it has not been."""
+        """The plan of a request's call, which is opened if necessary."""
         if request.plan is None:
             self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
         assert request.plan is not None
         return request.plan
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
-        """See :meth:`Backbone.sigmas`; ``spacing="scheduler"`` is the plan that the pipeline itself makes."""
+        """See :meth:`Backbone.sigmas`; ``spacing="scheduler"`` is the plan of the pipeline itself."""
         if spacing != SCHEDULER:
             return self.convention.respaced(steps, spacing)
         if steps not in self._plans:
@@ -287,14 +287,14 @@ class PipelineBackbone(Backbone):
         return self.convention.position(sigma)
 
     def timesteps(self, sigma: Tensor) -> Tensor:
-        """What the pipeline's loop calls ``t`` at each level."""
+        """The value of ``t`` in the pipeline's loop at each noise level."""
         plan = self.plan_of(self.measured.request)
         return torch.tensor([self.convention.time_at(float(level), plan.times, plan.levels) for level in sigma])
 
     # Evaluations.
 
     def layout_of(self, inner: Tensor, request: CallRequest) -> LatentLayout:
-        """The layout of latents; of another size than the measured one it is learned from the request's own call."""
+        """The layout of latents; if their size differs from the measured one, it is learned from the request's call."""
         shape = tuple(inner.shape[1:])
         if shape not in self._layouts:
             self._layouts[shape] = measure_decoding(self.evaluator, request, inner)[0]
@@ -309,7 +309,7 @@ class PipelineBackbone(Backbone):
         guidance_scale: Tensor,
         capture: Tensor | None = None,
     ) -> Prediction:
-        """See :meth:`Backbone.predict`: every row's pipeline call, its network calls joined."""
+        """See :meth:`Backbone.predict`: advances every row's pipeline call, with network calls joined."""
         requests: Sequence[CallRequest] = conditioning.requests
         levels = sigma.tolist()
         layout = self._layout_for(x, requests[0])
@@ -357,7 +357,7 @@ class PipelineBackbone(Backbone):
         if len(taken) == len(sigma_next):
             x = torch.empty_like(latents.x)
         else:
-            # Off its plan (an early exit, a refinement) a lane takes first-order steps along the path.
+            # Steps outside the plan (early exit, refinement) are first-order steps along the path.
             x = ddim_step(self.path, latents, prediction.x0, sigma_next).x
         if taken:
             factors = torch.tensor([self.convention.scale(after) for after in sigma_next.tolist()])[taken]
@@ -372,7 +372,7 @@ class PipelineBackbone(Backbone):
 
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
-        """The pipeline's own end: its decoder, safety checker and image processor."""
+        """Runs the pipeline's own post-processing: decoder, safety checker and image processor."""
         if conditioning is None:
             requests = [self.measured.request] * len(x0)
         else:

@@ -1,4 +1,4 @@
-"""How a loaded pipeline computes: options that change speed and memory, not what is drawn."""
+"""Options of a loaded pipeline that change speed and memory use, not the images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OFFLOADS = ("none", "model", "sequential")
 
 @dataclass(frozen=True)
 class ArgumentOptions(Settings):
-    """Options that stand for arguments of a pipeline's call; which of them a backbone has, it says itself.
+    """Options that set arguments of a pipeline's call; each backbone declares which of them it supports.
 
     Attributes:
         image_size: side of the square image in pixels.
-        max_sequence_length: tokens of Flux's T5.
-        distilled_guidance: the scale that FLUX.1-dev reads as an input.
+        max_sequence_length: length of Flux's T5 input in tokens.
+        distilled_guidance: guidance scale that is an input of FLUX.1-dev's network.
     """
 
     section: ClassVar[str] = "backbone_options"
@@ -36,14 +36,14 @@ class ArgumentOptions(Settings):
 
     @classmethod
     def arguments(cls, options: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """The arguments of the call that options stand for.
+        """The arguments of the call that options set.
 
         Args:
-            options: of a backbone; others than those of this class are left aside.
-            names: of the options that it has, each with the arguments that it stands for.
+            options: options of a backbone; those that are not fields of this class are ignored.
+            names: the supported options, each with the arguments that it sets.
 
         Raises:
-            ConfigError: for a value of another type.
+            ConfigError: for a value of the wrong type.
         """
         chosen = {key: options[key] for key in names if options.get(key) is not None}
         cls(**chosen)
@@ -52,18 +52,18 @@ class ArgumentOptions(Settings):
 
 @dataclass(frozen=True)
 class PipelineOptions(Settings):
-    """What every backbone made of a pipeline can be told by name (``Load.options``, ``backbone_options``).
+    """Options of every backbone that wraps a pipeline (``Load.options``, ``backbone_options``).
 
     Attributes:
         preview: an ``AutoencoderTiny``, its hub id or folder, ``"linear"`` (a least-squares map, fitted at the first
-            preview), or ``"none"``; ``None`` takes the family's tiny decoder where it is to be had.
+            preview), or ``"none"``; ``None`` selects the family's tiny decoder if it is available.
         truncate_prompts: let the pipeline drop the end of a prompt that does not fit, instead of refusing it.
         compile: ``torch.compile`` the denoisers: ``True``, or one of its modes (``"max-autotune"``;
-            ``"reduce-overhead"`` records CUDA graphs). On a machine without a compiler they run as they are.
-        batch_buckets: numbers of rows that a network call is filled up to, a guided evaluation taking two, so that
-            there is a graph for each and none for the sizes between; ``None`` is :data:`backbones.compiled.BUCKETS`
-            when compiled and no filling otherwise.
-        channels_last: keep the weights of convolutions channels-last.
+            ``"reduce-overhead"`` records CUDA graphs). On a machine without a compiler they run uncompiled.
+        batch_buckets: numbers of rows that a network call is padded to (two rows per guided evaluation), so that only
+            these sizes are compiled; ``None`` is :data:`backbones.compiled.BUCKETS` when compiled and no padding
+            otherwise.
+        channels_last: store the weights of convolutions in channels-last format.
         offload: ``none``; ``model`` keeps one component on the GPU at a time; ``sequential`` one layer.
         vae_tiling: decode large images in tiles.
     """
@@ -84,15 +84,15 @@ class PipelineOptions(Settings):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], backbone: str, more: Iterable[str] = ()) -> PipelineOptions:
-        """Options from keywords.
+        """Creates options from keywords.
 
         Args:
             options: the keywords.
-            backbone: for the error.
-            more: names that the backbone has besides.
+            backbone: name of the backbone, for errors.
+            more: further option names that the backbone supports.
 
         Raises:
-            ConfigError: for a keyword that the backbone does not have, with the nearest one, or a wrong value.
+            ConfigError: for a keyword that the backbone does not have, with the nearest name, or an invalid value.
             UnknownNameError: for an unknown kind of offloading or mode of compilation.
         """
         known = [item.name for item in fields(cls)]
@@ -112,14 +112,14 @@ class PipelineOptions(Settings):
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Numbers of rows that a network call is filled up to; empty for no filling."""
+        """Numbers of rows that a network call is padded to; empty for no padding."""
         return buckets_for(self.compile, self.batch_buckets)
 
     def prepare(self, pipe: Any) -> None:
-        """Sets a pipeline up, before it is measured: where it lies, tiles.
+        """Sets a pipeline up before it is measured: device, offloading, tiling.
 
         Raises:
-            ConfigError: for what the pipeline's parts do not have, or offloading without a GPU.
+            ConfigError: for a feature that the pipeline's components do not support, or offloading without a GPU.
             WeightsError: when it does not fit the GPU.
         """
         if self.offload != "none" and not is_offloaded(pipe):
@@ -127,14 +127,14 @@ class PipelineOptions(Settings):
         if self.vae_tiling:
             vae: Any = getattr(pipe, "vae", None)
             if not hasattr(vae, "enable_tiling"):
-                raise ConfigError(f"vae_tiling was set, and a {type(vae).__name__} has no tiles", "leave it out")
+                raise ConfigError(f"vae_tiling was set, and {type(vae).__name__} has no tiling", "leave it out")
             vae.enable_tiling()
 
     def compute_forms(self, pipe: Any, denoisers: Sequence[nn.Module], device: torch.device) -> dict[int, Any]:
-        """Sets the denoisers up, once they are known.
+        """Sets the denoisers up after they have been determined.
 
         Returns:
-            What to call in a denoiser's place, by its ``id``; empty for the denoisers themselves.
+            Compiled replacements of denoisers, by their ``id``; empty if they are not compiled.
 
         Raises:
             ConfigError: for ``channels_last`` where there is no convolution.

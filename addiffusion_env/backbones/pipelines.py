@@ -1,4 +1,4 @@
-"""Loading diffusers pipelines: by hub id, from a folder, or from a single checkpoint file, onto their device."""
+"""Loads diffusers pipelines by hub id, from a folder, or from a single checkpoint file, onto their device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from addiffusion_env.files import (
 
 INDEX = "model_index.json"
 NEEDED = (INDEX, "*/*")
-"""What is asked of a pipeline's repository: its components; at the top lie single files of the same weights."""
+"""Files to download from a pipeline's repository: its components, not the single-file copies at the top level."""
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 BACKBONE_OF = {
@@ -36,19 +36,19 @@ BACKBONE_OF = {
     "ZImagePipeline": "z_image",
     "QwenImagePipeline": "qwen_image",
 }
-"""Which backbone a pipeline's class belongs to."""
+"""Pipeline class -> backbone."""
 
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """Which checkpoint a backbone is made of.
+    """The checkpoint of a backbone.
 
     Attributes:
         backbone: the registry name.
-        kind: name of the pipeline's class in diffusers, as ``model_index.json`` has it.
-        default_id: hub id that is loaded unless another is named.
+        kind: name of the pipeline's class in diffusers, as in ``model_index.json``.
+        default_id: default hub id.
         unused: components that are neither downloaded nor loaded.
-        auto_dtype: precision on a GPU unless one is named: the one that the checkpoint is published for.
+        auto_dtype: default precision on a GPU, the one that the checkpoint is published for.
     """
 
     backbone: str
@@ -68,12 +68,12 @@ def load_pipeline(
             precision. Its options are not read.
         variant: of the weight files (``"fp16"``), for repositories that have more than one.
         offload: see :class:`backbones.pipeline_options.PipelineOptions`.
-        spec: the class that it has to be of and what of it is loaded; ``None`` for any class, which
-            ``AutoPipelineForText2Image`` decides where it knows the checkpoint's.
+        spec: the required class and the components to load; ``None`` for any class, which
+            ``AutoPipelineForText2Image`` determines if it supports the checkpoint.
 
     Raises:
-        ConfigError: when nothing is named, or a device or precision is not available.
-        WeightsError: when it cannot be had, is of another kind, is incomplete, or does not fit the GPU.
+        ConfigError: when no model is named, or a device or precision is not available.
+        WeightsError: when it is not available, of a different class, incomplete, or too large for the GPU.
     """
     name = load.name_or_path or (spec.default_id if spec else None)
     if name is None:
@@ -93,7 +93,7 @@ def load_pipeline(
 
 
 def backbone_in(folder: Path) -> str | None:
-    """The name of the backbone for a folder in diffusers' format; ``None`` for a folder of another kind."""
+    """The name of the backbone for a folder in diffusers' format; ``None`` for other folders."""
     return "diffusers" if (folder / INDEX).is_file() else None
 
 
@@ -141,7 +141,7 @@ def _from_folder(folder: Path, name: str, settings: dict[str, Any], spec: Pipeli
     import diffusers
 
     index = read_json(folder / INDEX)
-    for component, entry in index.items():  # transformers makes a tokenizer out of nothing
+    for component, entry in index.items():  # transformers creates a tokenizer even if its folder is missing
         used = isinstance(entry, list) and len(entry) == 2 and entry[0] and component not in _skipped(spec)
         if used and not (folder / component).is_dir():
             raise WeightsError(f"{folder / component} is missing: no {entry[1]}", again(folder / component / "*"))
@@ -152,7 +152,7 @@ def _from_folder(folder: Path, name: str, settings: dict[str, Any], spec: Pipeli
             try:
                 return kind.from_pretrained(folder, **settings, **_skipped(spec))
             except ValueError as error:
-                # AutoPipeline lists not every text-to-image pipeline.
+                # AutoPipeline does not list every text-to-image pipeline.
                 if spec or "AutoPipeline" not in str(error):
                     raise
                 return diffusers.DiffusionPipeline.from_pretrained(folder, **settings)
@@ -183,7 +183,7 @@ def _from_file(path: Path, settings: dict[str, Any]) -> Any:
 
     if path.suffix not in SINGLE_FILES:
         raise WeightsError(
-            f"{path} is no checkpoint: its name ends in {path.suffix or 'nothing'}",
+            f"{path} is not a checkpoint: its suffix is {path.suffix or 'empty'}",
             f"give one of {', '.join(SINGLE_FILES)}, or a pipeline's folder",
         )
     by_hand = f"load it yourself, Pipeline.from_single_file({path.name!r}, config=...), and pass pipe="
@@ -192,7 +192,7 @@ def _from_file(path: Path, settings: dict[str, Any]) -> Any:
             checkpoint = load_single_file_checkpoint(str(path))
             config = fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
     except Exception as error:
-        raise WeightsError(f"{path} is no checkpoint that diffusers knows: {in_a_line(error)}", by_hand) from error
+        raise WeightsError(f"{path} is not a checkpoint that diffusers knows: {in_a_line(error)}", by_hand) from error
     kind = str(read_json(hub_file(config, INDEX)).get("_class_name"))
     try:
         with quiet_loading():

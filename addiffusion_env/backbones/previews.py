@@ -1,4 +1,4 @@
-"""Cheap looks at latents: tiny decoders from the hub."""
+"""Cheap previews of latents: tiny decoders from the hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import again, file_in, folder_of, in_a_line, read_json
 
 PREVIEW_SIDE = 224
-"""Pixels a side that CLIP, ImageReward and DINOv2 read: nothing larger is decoded for a look."""
+"""Input size of CLIP, ImageReward and DINOv2 in pixels: previews are decoded no larger."""
 
 FILES = ("config.json", "*.safetensors")
 
@@ -22,7 +22,7 @@ def tiny_decoder(name_or_path: str, channels: int, dtype: torch.dtype) -> nn.Mod
     """Loads an ``AutoencoderTiny`` by hub id or from a folder.
 
     Raises:
-        WeightsError: when it cannot be had, is of another kind, or is made for other latents.
+        WeightsError: when it is not available, of a different class, or made for other latents.
     """
     from diffusers import AutoencoderTiny
 

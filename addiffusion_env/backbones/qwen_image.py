@@ -11,7 +11,7 @@ from addiffusion_env.backbones.pipelines import PipelineSpec
 class QwenImageBackbone(NamedPipeline):
     """Qwen-Image (arXiv:2508.02324): rectified flow, a vision-language model as text encoder.
 
-    Guidance needs a negative prompt, as in its pipeline; its model card gives a blank.
+    Guidance needs a negative prompt, as in its pipeline; its model card uses a blank one.
     """
 
     name = "qwen_image"

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.1: what a further backbone of a known pipeline takes, this file and a line in the registry."""
+"""Stable Diffusion 2.1: an example of adding a backbone of a known pipeline: this file and one registry line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from addiffusion_env.backbones.pipelines import PipelineSpec
 class SD21Backbone(NamedPipeline):
     """Stable Diffusion 2.1: 768x768, v prediction (arXiv:2202.00512), OpenCLIP ViT-H/14 text features.
 
-    Parametrisation, sizes and widths are the checkpoint's, so the 512x512 base model loads as well. The authors took
-    their repository down in November 2025; the default id is the community's copy.
+    Parametrisation, sizes and widths come from the checkpoint, so the 512x512 base model loads as well. The authors
+    removed their repository in November 2025; the default id is a community copy.
     """
 
     name = "sd21"

@@ -11,7 +11,7 @@ from addiffusion_env.backbones.pipelines import PipelineSpec
 class SD35Backbone(NamedPipeline):
     """Stable Diffusion 3.5 medium (arXiv:2403.03206): 1024x1024, rectified flow, three text encoders.
 
-    Steps and guidance are its model card's.
+    Default steps and guidance are those of its model card.
     """
 
     name = "sd35"

@@ -1,8 +1,8 @@
 """Solvers as pure functions: latents, a clean prediction and two noise levels in; latents and history out.
 
-diffusers' schedulers keep a step index and refuse mixed timesteps. Here every row of a batch has its own noise level,
-its own next one and its own history, so that lanes at different steps share one call. On a uniform batch each solver
-equals the diffusers scheduler of that name (``tests/backbones/test_solvers.py``).
+diffusers' schedulers keep a step index and do not support mixed timesteps. Here every row of a batch has its own noise
+level, next level and history, so that lanes at different steps share one call. On a uniform batch each solver equals
+the diffusers scheduler of that name (``tests/backbones/test_solvers.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SOLVERS = Registry(
 
 
 SCHEDULER = "scheduler"
-"""In a solver's place: lanes step with copies of the pipeline's own scheduler (:meth:`Backbone.scheduler_step`)."""
+"""Instead of a solver: lanes use copies of the pipeline's own scheduler (:meth:`Backbone.scheduler_step`)."""
 
 
 def check_solver_name(name: str) -> None:
@@ -44,7 +44,7 @@ def check_solver_name(name: str) -> None:
 
 
 def check_solver(name: str, path: NoisePath) -> None:
-    """Refuses a solver that is wrong on a path.
+    """Refuses a solver that is not valid on a path.
 
     Raises:
         UnknownNameError: for an unknown solver.
@@ -66,17 +66,17 @@ class Solver(Protocol):
         """Takes the step.
 
         Args:
-            path: how signal and noise mix.
-            latents: where each row is; its ``sigma`` is where ``x0`` was predicted.
-            x0: (B, C, H, W) the clean prediction there.
-            sigma_next: (B,) float64 where each row goes, 0 allowed.
-            last: (B,) bool: the schedule ends there, so the step is of first order (diffusers' ``lower_order_final``);
-                ``None`` for no row.
+            path: how signal and noise are mixed.
+            latents: current state of each row; ``x0`` was predicted at its ``sigma``.
+            x0: (B, C, H, W) the clean prediction at that level.
+            sigma_next: (B,) float64 next level of each row, 0 allowed.
+            last: (B,) bool: the schedule ends with this step, which is then of first order (diffusers'
+                ``lower_order_final``); ``None`` for no row.
         """
 
 
 def ddim_step(path: NoisePath, latents: Latents, x0: Tensor, sigma_next: Tensor, last: Tensor | None = None) -> Latents:
-    """DDIM with eta 0 (arXiv:2010.02502, equation 12): keeps the noise, changes its amount. First order."""
+    """DDIM with eta 0 (arXiv:2010.02502, equation 12): keeps the noise and changes its scale. First order."""
     noise = path.noise_of(latents.x, x0, latents.sigma)
     return Latents(path.mix(x0, noise, sigma_next), sigma_next, latents.history.then(x0, latents.sigma))
 
@@ -95,18 +95,18 @@ def dpmpp_2m_step(
 ) -> Latents:
     """DPM-Solver++ 2M (arXiv:2211.01095, algorithm 2), midpoint form.
 
-    Second order where a row has a previous prediction, does not land on sigma 0 and is not at its ``last`` step; first
+    Second order if a row has a previous prediction, its next level is above 0 and it is not at its ``last`` step; first
     order otherwise. At sigma 0 the step returns ``x0``.
     """
     now, past = latents.sigma, latents.history.sigma
     lam, lam_next = path.half_log_snr(now), path.half_log_snr(sigma_next)
-    # Two predictions at one level have no slope between them.
+    # Two predictions at the same level do not define a slope.
     second = ~torch.isnan(past) & (sigma_next > 0) & (past != now)
     if last is not None:
         second = second & ~last
     lam_past = path.half_log_snr(torch.where(second, past, now))
     h = lam_next - lam
-    # weight = h / (2 h_past): how far the slope of the last two predictions is carried on.
+    # weight = h / (2 h_past): extrapolation of the slope of the last two predictions.
     weight = torch.where(second, h / (2 * (lam - lam_past)), torch.zeros_like(h))
     blend = x0 + rows(weight, x0) * (x0 - latents.history.x0)
     ratio = path.std(sigma_next) / path.std(now)
@@ -120,9 +120,9 @@ def unipc_step(
 ) -> Latents:
     """UniPC of order 2 with ``B(h) = e^h - 1`` (bh2; arXiv:2302.04867, algorithm 1): corrects, then predicts.
 
-    The corrector takes back part of the step that led here, now that the prediction at its end is known; it asks for
-    no evaluation of its own and makes the solver third order. The predictor of this order is DPM-Solver++ 2M's.
-    Without history nothing is corrected. A schedule's last step is corrected too, and then predicted in first order.
+    The corrector revises the preceding step with the prediction at its end; it needs no additional evaluation and makes
+    the solver third order. The predictor of this order is that of DPM-Solver++ 2M. Without history nothing is
+    corrected. The last step of a schedule is corrected too, and then predicted in first order.
     """
     corrected = replace(latents, x=latents.x + _correction(path, latents, x0))
     stepped = dpmpp_2m_step(path, corrected, x0, sigma_next, last)
@@ -130,16 +130,16 @@ def unipc_step(
 
 
 def _correction(path: NoisePath, latents: Latents, x0: Tensor) -> Tensor:
-    """What UniC adds to latents that :func:`unipc_step`'s predictor has reached: (B, C, H, W), 0 without history.
+    """UniC's correction of the latents of :func:`unipc_step`'s predictor: (B, C, H, W), 0 without history.
 
-    Both formulas start from the corrected latents of the step before and the same first-order part, so their
-    difference needs neither: ``alpha (1 - e^-h) [(r1 - 1/2) D1 + r2 (x0 - x0')]``, where ``x0'`` is the prediction at
-    the step's start and D1 the slope that the predictor used (0, and r2 = 1/2, where it was first order).
+    Both formulas start from the corrected latents of the previous step and the same first-order part, which cancel in
+    their difference: ``alpha (1 - e^-h) [(r1 - 1/2) D1 + r2 (x0 - x0')]``, where ``x0'`` is the prediction at the
+    step's start and D1 the slope that the predictor used (0, and r2 = 1/2, if it was first order).
     """
     history, now = latents.history, latents.sigma
     known = ~torch.isnan(history.sigma) & (history.sigma != now)
     second = known & ~torch.isnan(history.older_sigma) & (history.older_sigma != history.sigma)
-    # Levels that make finite numbers where there is no history; their rows are thrown away below.
+    # Placeholder levels that give finite numbers for rows without history; those rows are masked below.
     past = torch.where(known, history.sigma, 2 * now)
     older = torch.where(second, history.older_sigma, 2 * past)
     lam, lam_past, lam_older = (path.half_log_snr(sigma) for sigma in (now, past, older))
@@ -151,7 +151,7 @@ def _correction(path: NoisePath, latents: Latents, x0: Tensor) -> Tensor:
     b1, b2 = first_phi / growth, 2 * (-first_phi / h - 0.5) / growth
     r1 = torch.where(second, (b1 - b2) / (1 - ratio), torch.zeros_like(h))
     r2 = torch.where(second, b1 - r1, torch.full_like(h, 0.5))
-    # Zero by where, not by a product: at the noisiest level of a flow h and the ratio are infinite.
+    # Masked by where, not by a product: at the noisiest level of a flow, h and the ratio are infinite.
     slope = torch.where(second & torch.isfinite(ratio), (r1 - 0.5) / ratio, torch.zeros_like(h))
     change = rows(slope, x0) * (history.older_x0 - history.x0) + rows(r2, x0) * (x0 - history.x0)
     gain = torch.where(known, -path.alpha(now) * growth, torch.zeros_like(h))

@@ -1,4 +1,4 @@
-"""Stable Diffusion in diffusers' classes, its loop body written by hand: the embedded emoji world's backbone."""
+"""Stable Diffusion with diffusers' models and a hand-written loop body: the backbone of the embedded emoji world."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from addiffusion_env.errors import CapabilityError
 from addiffusion_env.lru import LruCache
 
 TEXT_CACHE = 256 * 2**20
-"""Most bytes of encoded prompts kept."""
+"""Maximum size of the cache of encoded prompts in bytes."""
 
 TEXTS_KEPT = 1024
-"""Most encoded prompts kept, so that a long run on small embeddings does not grow for hours either."""
+"""Maximum number of cached encoded prompts, which bounds long runs with small embeddings."""
 
 DECODE_PIXELS = 4 * 1024 * 1024
-"""Pixels decoded at once."""
+"""Maximum number of pixels decoded at once."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StableDiffusionParts:
         vae: ``AutoencoderKL``.
         text_encoder: ``CLIPTextModel``.
         tokenizer: ``CLIPTokenizer``.
-        scheduler: any diffusers scheduler of the checkpoint; only its noise levels and parametrisation are read.
+        scheduler: any diffusers scheduler of the checkpoint; only its noise levels and parametrisation are used.
         preview: ``AutoencoderTiny`` that takes scaled latents.
     """
 
@@ -55,22 +55,22 @@ class StableDiffusionParts:
 class StableDiffusionBackbone(Backbone):
     """A UNet with cross-attention on CLIP text features, called without a pipeline.
 
-    Every other backbone is its pipeline's own ``__call__`` (:class:`backbones.pipeline_backbone.PipelineBackbone`).
-    This one stays for two reasons. Speed: it encodes many prompts in one call and spends no Python on a pipeline's
-    loop, which tells on the emoji world, whose UNet answers in milliseconds on two CPU cores. And it is what the
-    general one is compared with: two independent ways to the same images.
+    Every other backbone uses its pipeline's own ``__call__`` (:class:`backbones.pipeline_backbone.PipelineBackbone`).
+    This one exists for two reasons. Speed: it encodes many prompts in one call and avoids the Python overhead of a
+    pipeline's loop, which matters for the emoji world, whose UNet takes milliseconds on two CPU cores. And it is an
+    independent implementation that the general one is tested against.
 
     Args:
         parts: the loaded components, already on their device and in their dtype.
-        capabilities: what this checkpoint can do.
+        capabilities: what this checkpoint supports.
         truncate_prompts: drop the end of a prompt that does not fit, instead of refusing it.
 
     Attributes:
         denoiser: the UNet.
         vae: the full autoencoder.
-        previewer: decodes cheap images.
-        dtype: precision of the UNet; latents and solver steps are float32 in any case.
-        hook: keeps the UNet's own features.
+        previewer: decoder of previews.
+        dtype: precision of the UNet; latents and solver steps are always float32.
+        hook: stores the UNet's pooled features.
     """
 
     not_identity = ("_texts", "_negative", "_encoded_by", "tap")
@@ -100,13 +100,13 @@ class StableDiffusionBackbone(Backbone):
         return self.convention.respaced(steps, spacing)
 
     def timesteps(self, sigma: Tensor) -> Tensor:
-        """The training timestep of each noise level; a fraction between two of them where an early exit put it."""
+        """The training timestep of each noise level; fractional for levels of an early exit."""
         times = self.convention.schedule.timestep_at(sigma)
         # Whole timesteps as integers, as every diffusers pipeline passes them; the embedding is the same.
         return times.long() if bool((times == times.round()).all()) else times.float()
 
     def timestep_position(self, sigma: Tensor) -> Tensor:
-        """Share of the training timesteps still ahead: 1 at the noisiest, 1 / T at timestep 0."""
+        """Remaining share of the training timesteps: 1 at the noisiest, 1 / T at timestep 0."""
         return self.convention.position(sigma)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -124,7 +124,7 @@ class StableDiffusionBackbone(Backbone):
             for index, text in enumerate(missing):
                 self._texts[text] = known[text] = self._kept(fresh.row(index))
         for text in texts:
-            self._texts.get(text)  # used now, and later than those that were encoded first
+            self._texts.get(text)  # marks the text as recently used
         return Conditioning.cat([found for text in texts if (found := known[text]) is not None])
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class StableDiffusionBackbone(Backbone):
         return Conditioning({"text": text, "negative": negative}, content_positions(self.parts.tokenizer, ids))
 
     def _kept(self, row: Conditioning) -> Conditioning:
-        """A row to remember: copied, since a view keeps its whole batch alive; all share one negative prompt."""
+        """A copy of a row for the cache, since a view keeps its whole batch alive; all share one negative prompt."""
         if self._negative is None:
             self._negative = row.tensors["negative"].clone()
         return Conditioning({"text": row.tensors["text"].clone(), "negative": self._negative}, row.content)
@@ -151,7 +151,7 @@ class StableDiffusionBackbone(Backbone):
         guidance_scale: Tensor,
         capture: Tensor | None = None,
     ) -> Prediction:
-        """See :meth:`Backbone.predict`; rows with guidance take a second row of the same network call."""
+        """See :meth:`Backbone.predict`; rows with guidance use a second row of the same network call."""
         size = len(x)
         guided = torch.nonzero(guidance_scale != 1).flatten()
         at = guided.to(x.device)
@@ -164,7 +164,7 @@ class StableDiffusionBackbone(Backbone):
             output = self.denoiser(x[on].to(self.dtype), times, encoder_hidden_states=text, return_dict=False)[0]
         clean = self.convention.clean(x[on], output.float(), sigma[place])
         own, negative, x0 = clean[:size], clean[size:], clean[:size].clone()
-        # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: the same line as in the noise.
+        # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: equivalent to the form in the noise.
         x0[at] = negative + rows(guidance_scale[guided], x) * (own[at] - negative)
         calls = 1 + (guidance_scale != 1).long()
         return Prediction(x0, calls, self._maps(store, size), self.hook.take(size))
@@ -187,7 +187,7 @@ class StableDiffusionBackbone(Backbone):
 
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:
-        """The full autoencoder's image of clean latents, a few at a time."""
+        """Decodes clean latents with the full autoencoder, a few at a time."""
         height, width = self.capabilities.image_size
         chunk = max(1, DECODE_PIXELS // (height * width))
         scaled = x0 / self.vae.config.scaling_factor
@@ -195,7 +195,7 @@ class StableDiffusionBackbone(Backbone):
 
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:
-        """The previewer's image, decoded no larger than ``capabilities.preview_size``."""
+        """Decodes clean latents with the previewer, at most at ``capabilities.preview_size``."""
         size = self.capabilities.preview_size
         scale = self.capabilities.image_size[0] // self.capabilities.latent_shape[1]
         grid = (max(1, size[0] // scale), max(1, size[1] // scale))

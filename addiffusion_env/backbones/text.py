@@ -1,4 +1,4 @@
-"""Tokenising prompts: the window's limit, and which tokens name something to draw."""
+"""Tokenises prompts: checks the window's limit and finds the content tokens."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from addiffusion_env.errors import PromptError
 
-# Words that draw nothing: an attention map of "of" says nothing about where to work.
-_WORDS = "a an the of and or to with in on at by for from is are photo image image painting drawing , . ; : ! ?"
+# Words that name nothing to draw: the attention map of "of" does not locate anything.
+_WORDS = "a an the of and or to with in on at by for from is are photo picture image painting drawing , . ; : ! ?"
 STOP_WORDS = frozenset(_WORDS.split())
 
 

@@ -11,7 +11,7 @@ from addiffusion_env.backbones.pipelines import PipelineSpec
 class ZImageBackbone(NamedPipeline):
     """Z-Image-Turbo: 1024x1024, distilled to eight evaluations without guidance.
 
-    Its pipeline's guidance_scale is added to 1: 0 is none, and the engine's scale is one more.
+    Its pipeline adds guidance_scale to 1: 0 is no guidance, and the engine's scale is larger by one.
     """
 
     name = "z_image"

@@ -1,4 +1,4 @@
-"""What every backbone promises."""
+"""Contracts of backbones."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from addiffusion_env.errors import CapabilityError, PromptError
 
 PROMPTS = ("a photo of a dog", "a photo of a red cup")
 CLOSE = 2e-3
-"""Largest difference, relative to the largest number, that another batch size may make: convolutions are reordered."""
+"""Largest relative difference allowed between batch sizes: convolutions are reordered."""
 
 
 def schedules_fall(backbone: Backbone) -> None:
-    """A schedule of n steps is n + 1 finite noise levels, falling, the last one at least 0."""
+    """A schedule of n steps is n + 1 finite noise levels, decreasing, the last one at least 0."""
     for steps in (1, backbone.capabilities.default_steps):
         found = backbone.sigmas(steps, backbone.capabilities.default_spacing)
         require(found.shape == (steps + 1,), f"sigmas({steps}) has the shape {found.shape}", "return steps + 1 levels")
-        require(bool(np.isfinite(found).all() and (np.diff(found) < 0).all()), f"sigmas: {found}", "let them fall")
+        require(bool(np.isfinite(found).all() and (np.diff(found) < 0).all()), f"sigmas: {found}", "make them decrease")
         require(bool(found[-1] >= 0), f"the last noise level is {found[-1]}", "end at 0 or above")
 
 
 def progress_is_bounded(backbone: Backbone) -> None:
-    """timestep_position falls from about 1 at the start to about 0 when clean."""
+    """timestep_position decreases from about 1 at the start to about 0 at the end."""
     start = float(backbone.sigmas(backbone.capabilities.default_steps, backbone.capabilities.default_spacing)[0])
     found = backbone.timestep_position(torch.tensor([start, start / 2, 0.0], dtype=torch.float64)).tolist()
     require(0.9 < found[0] <= 1 and 0 <= found[2] < 0.01, f"it gives {found[0]} and {found[2]}", "scale it")
-    require(found[2] <= found[1] <= found[0], f"half of the noise gives {found[1]}", "let it fall with the noise level")
+    require(
+        found[2] <= found[1] <= found[0], f"half of the noise gives {found[1]}", "make it decrease with the noise level"
+    )
 
 
 def prompts_are_rows(backbone: Backbone) -> None:
-    """A prompt is encoded the same alone and beside others."""
+    """A prompt is encoded the same alone and in a batch."""
     both = backbone.encode(list(PROMPTS))
-    require(len(both) == len(PROMPTS), f"{len(PROMPTS)} prompts gave {len(both)} rows", "one row a prompt")
+    require(len(both) == len(PROMPTS), f"{len(PROMPTS)} prompts gave {len(both)} rows", "one row per prompt")
     for index, prompt in enumerate(PROMPTS):
         alone = backbone.encode([prompt])
         for name, value in both.row(index).tensors.items():
-            _same(value, alone.tensors[name], f"conditioning {name!r} of a prompt alone")
+            _same(value, alone.tensors[name], f"conditioning {name!r} of a single prompt")
 
 
 def bad_prompts_are_refused(backbone: Backbone) -> None:
@@ -57,11 +59,11 @@ def rows_have_their_own_noise_level(backbone: Backbone) -> None:
     for index in range(len(PROMPTS)):
         at = slice(index, index + 1)
         alone = _predict(backbone, x[at], sigma[at], (PROMPTS[index],))
-        _same(both.x0[at], alone.x0, "x0 of a row alone")
+        _same(both.x0[at], alone.x0, "x0 of a single row")
 
 
 def network_calls_are_counted(backbone: Backbone) -> None:
-    """A guided row counts two network calls and an unguided one one, or what the capabilities say."""
+    """A guided row counts two network calls and an unguided row one, or as the capabilities declare."""
     x, sigma = _noisy(backbone)
     scale = torch.tensor([1.0, max(2.0, backbone.capabilities.default_guidance)], dtype=torch.float64)
     if not backbone.capabilities.guidance:
@@ -69,28 +71,28 @@ def network_calls_are_counted(backbone: Backbone) -> None:
     found = backbone.predict(x, sigma, backbone.encode(list(PROMPTS)), scale).calls.tolist()
     alone, guided = backbone.capabilities.network_calls
     wanted = [alone, guided if backbone.capabilities.guidance else alone]
-    require(found == wanted, f"calls are {found}, expected {wanted}", "count what went through the denoiser")
+    require(found == wanted, f"calls are {found}, expected {wanted}", "count the calls of the denoiser")
 
 
 def guidance_moves_the_prediction(backbone: Backbone) -> None:
-    """Where there is guidance, x0 depends on its scale."""
+    """With guidance, x0 depends on its scale."""
     if not backbone.capabilities.guidance:
         return
     x, sigma = _noisy(backbone)
     plain, guided = (_predict(backbone, x, sigma, PROMPTS, scale) for scale in (1.0, 4.0))
-    require(not torch.equal(guided.x0, plain.x0), "guidance 4 changes nothing", "extrapolate from negative")
+    require(not torch.equal(guided.x0, plain.x0), "guidance 4 changes nothing", "extrapolate from the negative prompt")
 
 
 def the_denoisers_features_are_rows(backbone: Backbone) -> None:
-    """The denoiser's own features are (B, feature_dim) finite float32, or None where there are none."""
+    """The denoiser's features are (B, feature_dim) finite float32, or None where there are none."""
     x, sigma = _noisy(backbone)
     found, dim = _predict(backbone, x, sigma, PROMPTS).features, backbone.capabilities.feature_dim
     if dim is None or found is None:
-        require(dim is None and found is None, f"feature_dim is {dim}, features are {found}", "have both or none")
+        require(dim is None and found is None, f"feature_dim is {dim}, features are {found}", "define both or neither")
         return
-    require(tuple(found.shape) == (2, dim), f"features are {tuple(found.shape)}, expected {(2, dim)}", "correct one")
+    require(tuple(found.shape) == (2, dim), f"features are {tuple(found.shape)}, expected {(2, dim)}", "correct either")
     require(found.dtype == torch.float32, f"features are {found.dtype}", "return float32")
-    require(bool(torch.isfinite(found).all()), "features are not finite", "refuse such latents")
+    require(bool(torch.isfinite(found).all()), "features are not finite", "raise an error for such latents")
 
 
 def attention_is_a_share(backbone: Backbone) -> None:
@@ -103,7 +105,7 @@ def attention_is_a_share(backbone: Backbone) -> None:
         refuses(CapabilityError, lambda: backbone.predict(x, sigma, conditioning, ones, capture), "capture=True")
         return
     maps = backbone.predict(x, sigma, conditioning, ones, capture).attention
-    require(maps is not None, "capture=True gave no maps", "or say attention_grid=None")
+    require(maps is not None, "capture=True gave no maps", "return them or declare attention_grid=None")
     assert maps is not None
     require(tuple(maps.shape[2:]) == grid, f"maps are {tuple(maps.shape)}, the grid is {grid}", "make them agree")
     require(not bool(maps[0].any()), "a row that asked for no maps has some", "leave it at zero")
@@ -112,20 +114,20 @@ def attention_is_a_share(backbone: Backbone) -> None:
 
 
 def images_are_in_range(backbone: Backbone) -> None:
-    """Previews and decoded images are (B, 3, height, width) float32 in [-1, 1], of the sizes said."""
+    """Previews and decoded images are (B, 3, height, width) float32 in [-1, 1], of the declared sizes."""
     x0 = _noisy(backbone)[0]
     sizes = {"preview": backbone.capabilities.preview_size, "decode": backbone.capabilities.image_size}
     for name, size in sizes.items():
         found = getattr(backbone, name)(x0)
         shape = (len(x0), 3, *size)
-        require(tuple(found.shape) == shape, f"{name} gives {tuple(found.shape)}, expected {shape}", "correct one")
+        require(tuple(found.shape) == shape, f"{name} gives {tuple(found.shape)}, expected {shape}", "correct either")
         require(found.dtype == torch.float32, f"{name} gives {found.dtype}", "return float32")
         low, high = (float(value) for value in found.aminmax())
         require(-1 <= low <= high <= 1, f"{name} gives numbers in [{low:.3g}, {high:.3g}]", "clamp to [-1, 1]")
 
 
 def records_know_it(backbone: Backbone) -> None:
-    """Its identity is plain, stays as it is used, and changes with its weights."""
+    """Its identity is plain JSON, does not change with use, and changes with its weights."""
     identity_is_held(backbone, lambda: _predict(backbone, *_noisy(backbone), PROMPTS))
 
 
@@ -167,7 +169,7 @@ def _same(found: Tensor, wanted: Tensor, what: str) -> None:
         found.shape == wanted.shape, f"{what}: shapes {tuple(found.shape)}, {tuple(wanted.shape)}", "mind the batch"
     )
     if not wanted.is_floating_point():
-        require(torch.equal(found, wanted), f"{what}: differs", "let rows be independent")
+        require(torch.equal(found, wanted), f"{what}: differs", "make rows independent")
         return
     apart = float((found - wanted).abs().max()) / max(1e-6, float(wanted.abs().max()))
-    require(apart <= CLOSE, f"{what}: differs by {apart:.2g} of its size", "let rows be independent")
+    require(apart <= CLOSE, f"{what}: differs by {apart:.2g} of its size", "make rows independent")

@@ -30,7 +30,7 @@ def refuses(error: type[AdDiffusionError], call: Callable[[], Any], what: str) -
 
     Args:
         error: what must be raised.
-        call: does what must be refused.
+        call: makes the call that must be refused.
         what: the bad input, in words.
     """
     try:
@@ -41,11 +41,11 @@ def refuses(error: type[AdDiffusionError], call: Callable[[], Any], what: str) -
 
 
 def identity_is_held(subject: Identified, use: Callable[[], Any]) -> None:
-    """Raises unless a component's identity is plain, stays as it is used, and changes with the weights that it holds.
+    """Raises unless a component's identity is plain JSON, does not change with use, and changes with its weights.
 
     Args:
-        subject: its first module's weights are changed, and put back.
-        use: uses it.
+        subject: the component; the weights of its first module are changed and restored.
+        use: uses the component.
     """
     kind = type(subject).__name__
     before = subject.identity
@@ -53,14 +53,14 @@ def identity_is_held(subject: Identified, use: Callable[[], Any]) -> None:
         json.dumps(before)
     except (TypeError, ValueError) as error:
         raise ContractError(
-            f"the identity of {kind} is not plain JSON: {error}", "give numbers, texts, lists and mappings"
+            f"the identity of {kind} is not plain JSON: {error}", "use numbers, strings, lists and mappings"
         ) from error
     use()
     changed = differences(before, subject.identity)
     require(
         not changed,
         f"the identity of {kind} changes with use: {listed(changed)}",
-        "name what only remembers in not_identity",
+        "list attributes that only cache in not_identity",
     )
     weight = next((value for module in _modules(subject) for value in module.parameters() if value.numel()), None)
     if weight is None:
@@ -71,7 +71,9 @@ def identity_is_held(subject: Identified, use: Callable[[], Any]) -> None:
         found = subject.identity
     finally:
         weight.data.copy_(kept)
-    require(found != before, f"the identity of {kind} is the same with other weights", "put their hash into it")
+    require(
+        found != before, f"the identity of {kind} is the same with other weights", "include the hash of the weights"
+    )
 
 
 def _modules(subject: Any) -> Iterator[nn.Module]:
@@ -88,7 +90,7 @@ def promise(contract: Contract) -> str:
 
 
 def hold(contracts: Sequence[Contract], subject: Any) -> list[str]:
-    """Runs contracts on a subject and returns what holds, in words.
+    """Runs contracts on a subject and returns the promises that hold, in words.
 
     Raises:
         ContractError: at the first that is broken.

@@ -1,4 +1,4 @@
-"""`check NAME`: finds what bears a name, loads it in the smallest way that runs here, and holds it to its contracts."""
+"""`check NAME`: finds a component by name, loads its smallest variant that runs here, and checks its contracts."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.image_scores import ImageScorers
 
 EMOJI_SCORERS = {"clip": "clip", "blip_preference": "preference", "dino": "dino"}
-"""Scorer -> which of the emoji world's it is: same classes, weights in the package."""
+"""Scorer -> the corresponding part of the emoji world: same class, weights in the package."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Something that bears the name.
+    """A component with the given name.
 
     Attributes:
         kind: ``"backbone"``, ``"scorer"`` ...
-        how: on what it is checked, in words; empty where there is nothing to say.
-        run: checks it; yields each promise that holds.
+        how: description of the model that it is checked on; may be empty.
+        run: runs the checks; yields each promise that holds.
     """
 
     kind: str
@@ -50,14 +50,14 @@ class Found:
 
 
 def find(name: str) -> list[Found]:
-    """Everything that bears a name: names may repeat between kinds.
+    """All components with a name: names may repeat between kinds.
 
     Args:
-        name: of an environment, backbone, solver, scorer, reward term, observation key, prompt source, benchmark,
+        name: name of an environment, backbone, solver, scorer, reward term, observation key, prompt source, benchmark,
             metric or sampler; a sampler may be a whole specification (``"fixed:8"``).
 
     Raises:
-        UnknownNameError: for a name of none of them, with the nearest one.
+        UnknownNameError: for an unknown name, with the nearest one.
     """
     finders = (_environment, _backbone, _scorer, _term, _key, _source, _solver, *map(FINDERS.load, FINDERS), _sampler)
     found = [one for finder in finders if (one := finder(name)) is not None]
@@ -68,7 +68,7 @@ def find(name: str) -> list[Found]:
 
 
 def tiny_models() -> dict[str, Callable[[Path], Any]]:
-    """What all collections of :data:`~addiffusion_env.checks.TINY` hold."""
+    """The contents of all collections of :data:`~addiffusion_env.checks.TINY`."""
     return {name: build for collection in TINY for name, build in TINY.load(collection).items()}
 
 
@@ -158,9 +158,11 @@ def _sampler(name: str) -> Found | None:
 
     def run() -> Iterator[str]:
         if not spec:
-            raise ConfigError(f"sampler {bare!r} cannot be guessed", f"write it whole: {SAMPLERS.load(bare).usage}")
+            raise ConfigError(
+                f"sampler {bare!r} needs arguments", f"write the full specification: {SAMPLERS.load(bare).usage}"
+            )
         if colon:
-            make_sampler(name)  # a specification that cannot be read is said before a model is loaded
+            make_sampler(name)  # reports an invalid specification before a model is loaded
         with tempfile.TemporaryDirectory() as folder:
             model, scorers = emoji_world()
             if not embedded:

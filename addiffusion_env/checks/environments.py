@@ -1,4 +1,4 @@
-"""What every environment id promises."""
+"""Contracts of environment ids."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ def sb3s_checker_passes(env: gym.Env) -> None:
 
 
 def an_episode_belongs_to_its_seed(env: gym.Env) -> None:
-    """Two episodes of one seed are equal to the last number, and end with an image."""
+    """Two episodes of one seed are bitwise equal and end with an image."""
     ends = []
     for _ in range(2):
         env.reset(seed=7)
         end = env.step(1)
-        ends.append(end if end[2] else env.step(1))  # with check_finished a second stop takes the finished image
+        ends.append(end if end[2] else env.step(1))  # with check_finished a second stop accepts the finished image
     (first, reward, terminated, _, info), (second, again, *_, more) = ends
-    require(bool(terminated) and info["image"].any(), "stop did not end the episode with an image", "land and decode")
+    require(
+        bool(terminated) and info["image"].any(), "stop did not end the episode with an image", "exit early and decode"
+    )
     require(reward == again, f"the reward {reward} became {again}", "key noise by prompt and seed")
     require(np.array_equal(info["image"], more["image"]), "the image differs", "key noise by prompt and seed")
     for key, value in first.items():

@@ -1,4 +1,4 @@
-"""What every sampler promises, learned or not."""
+"""Contracts of samplers, learned or not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SamplerCase:
     Attributes:
         spec: its specification, for example ``"fixed:20"``.
         backbone: a loaded model.
-        scorers: what looks at its images.
+        scorers: score its images.
     """
 
     spec: str
@@ -42,22 +42,22 @@ class SamplerCase:
 
     @property
     def context(self) -> EvaluationContext:
-        """Three steps, the backbone's own solver, guidance where it has any."""
+        """Three steps, the backbone's default solver, guidance where supported."""
         return EvaluationContext(self.backbone, self.scorers, _process(self.backbone.capabilities))
 
     @property
     def prompts(self) -> list[Prompt]:
-        """Two prompts that the emoji world knows."""
+        """Two prompts of the emoji world's vocabulary."""
         return [emoji_prompt(text) for text in TEXTS]
 
     def records(self, prompts: Sequence[Prompt], lanes: int) -> list[Record]:
-        """Makes one image a prompt, ``lanes`` at a time."""
+        """Generates one image per prompt, ``lanes`` at a time."""
         with tempfile.TemporaryDirectory() as folder:
             return evaluate([make_sampler(self.spec)], list(prompts), [0], self.context, Path(folder), max_lanes=lanes)
 
     @cached_property
     def together(self) -> list[Record]:
-        """Both images, made at once."""
+        """Both images, generated in one batch."""
         return self.records(self.prompts, lanes=2)
 
 
@@ -71,11 +71,11 @@ def it_says_what_it_is(case: SamplerCase) -> None:
     require(kind.usage.split(":")[0] == bare, f"its usage is {kind.usage!r}", f"write {bare}:ARGUMENTS")
     first = (kind.__doc__ or "").strip().splitlines()[0:1]
     require(bool(first) and first[0].endswith("."), f"its docstring begins {first}", "with one sentence on one line")
-    require(isinstance(kind.needs(), str), "needs() gives no string", "say in words what this machine lacks")
+    require(isinstance(kind.needs(), str), "needs() gives no string", "return a text that says what this machine lacks")
 
 
 def cost_is_counted(case: SamplerCase) -> None:
-    """Every image has a cost: NFE above 0, at least as many network calls, seconds, a decision."""
+    """Every image has a cost: NFE above 0, at least as many network calls, seconds above 0, at least one decision."""
     for record in case.together:
         require(record.nfe > 0, f"an image took {record.nfe} NFE", "count every evaluation")
         require(record.network_calls >= record.nfe, f"{record.network_calls} calls for {record.nfe} NFE", "count calls")
@@ -84,8 +84,8 @@ def cost_is_counted(case: SamplerCase) -> None:
         require(record.seconds > 0 and record.decisions >= 1, "no time or no decision", "report both")
 
 
-def a_image_is_its_own(case: SamplerCase) -> None:
-    """An image is a function of its prompt and seed, whatever else is made beside it."""
+def an_image_is_its_own(case: SamplerCase) -> None:
+    """An image depends on its prompt and seed only, not on the rest of the batch."""
     alone = case.records(case.prompts[::-1], lanes=1)[::-1]
     for one, other in zip(case.together, alone, strict=True):
         require(_facts(one) == _facts(other), f"{_facts(one)} became {_facts(other)}", "key noise by prompt and seed")
@@ -95,18 +95,20 @@ def a_image_is_its_own(case: SamplerCase) -> None:
 
 
 def the_model_is_left_alone(case: SamplerCase) -> None:
-    """The model's hooks, attention processors and predictions are afterwards what they were."""
+    """The model's hooks, attention processors and predictions are unchanged afterwards."""
     module: Any = case.backbone.denoiser  # type: ignore[attr-defined]
     before = (_hooks(module), getattr(module, "attn_processors", None), _predicted(case))
     case.records(case.prompts[:1], lanes=1)
     require(_hooks(module) == before[0], "it left a hook on the model", "remove it")
     for name, kept in (before[1] or {}).items():
-        require(module.attn_processors[name] is kept, f"it left another processor at {name}", "put the old one back")
+        require(
+            module.attn_processors[name] is kept, f"it left another processor at {name}", "restore the previous one"
+        )
     apart = float((_predicted(case) - before[2]).abs().max())
     require(apart <= 1e-5, f"the model's prediction moved by {apart:.2g}", "undo what was patched")
 
 
-SAMPLER_CONTRACTS = (it_says_what_it_is, cost_is_counted, a_image_is_its_own, the_model_is_left_alone)
+SAMPLER_CONTRACTS = (it_says_what_it_is, cost_is_counted, an_image_is_its_own, the_model_is_left_alone)
 """Subject: a :class:`SamplerCase`."""
 
 
@@ -122,7 +124,7 @@ def _process(capabilities: Capabilities) -> ProcessConfig:
 
 
 def _facts(record: Record) -> Record:
-    """Of a record what may not depend on the machine's speed or on the batch size."""
+    """The values of a record that may not depend on the machine's speed or on the batch size."""
     return replace(record, seconds=0.0, peak_memory=0, preference=0.0, clip_score=0.0, extra={})
 
 

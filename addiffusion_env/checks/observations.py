@@ -1,4 +1,4 @@
-"""What every observation key promises."""
+"""Contracts of observation keys."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ SCORES = {
 }
 """Part of the preview scores -> its arrays in a frame."""
 OF_PREVIEWS = (*SCORES["preference"], *SCORES["clip"], *SCORES["dino"], "utility")
-"""Arrays that are of the preview, where a lane's image is not finished."""
+"""Arrays of the preview, for lanes whose image is not finished."""
 
 
 def it_is_as_long_as_it_says(kind: type[Feature]) -> None:
-    """B lanes give (B, width) finite numbers, at least ``low``; its docstring says what they are."""
+    """B lanes give (B, width) finite numbers, at least ``low``; its docstring describes them."""
     require(issubclass(kind, Feature), f"{kind.__name__} is no Feature", "derive it from Feature")
-    require(bool((kind.__doc__ or "").strip()), "there is no docstring", "say what its numbers are")
+    require(bool((kind.__doc__ or "").strip()), "there is no docstring", "describe its numbers")
     require(kind.low < 1, f"its lower bound is {kind.low}", "the upper bound is 1")
     wanted = (LANES, kind().width(WIDTHS))
     found = np.asarray(kind().make(_frame()))
-    require(found.shape == wanted, f"its shape is {found.shape}, it says {wanted}", "make (B, width)")
+    require(found.shape == wanted, f"its shape is {found.shape}, declared is {wanted}", "return (B, width)")
     require(bool(np.isfinite(found).all()), f"it gives {found}", "give finite numbers")
     least = float(found.min(initial=1.0))
-    require(least >= kind.low - 1e-6, f"it gives {least} and says that {kind.low} is the least", "declare low")
+    require(least >= kind.low - 1e-6, f"it gives {least}, below its declared minimum {kind.low}", "declare low")
 
 
 def lanes_are_seen_alone(kind: type[Feature]) -> None:
-    """What is seen of a lane does not depend on the other lanes."""
+    """The observation of a lane does not depend on the other lanes."""
     whole = np.asarray(kind().make(_frame()))
     for lane in range(LANES):
         alone = np.asarray(kind().make(_rows(_frame(), [lane])))[0]
         same = np.allclose(alone, whole[lane], atol=1e-6)
-        require(same, f"lane {lane} is seen otherwise alone", "make each by itself")
+        require(same, f"the observation of lane {lane} differs when it is alone", "compute each lane independently")
 
 
 def the_frame_is_left_alone(kind: type[Feature]) -> None:
@@ -55,7 +55,7 @@ def the_frame_is_left_alone(kind: type[Feature]) -> None:
 
 
 def it_declares_which_scores_it_shows(kind: type[Feature]) -> None:
-    """A score that it shows is among its ``shows``; without ``needs_preview`` it shows nothing of previews."""
+    """Every score that it depends on is declared in ``shows``; without ``needs_preview`` it ignores previews."""
     plain = _frame()
     for part, names in SCORES.items():
         shows = part in kind.shows
@@ -77,7 +77,7 @@ OBSERVATION_CONTRACTS = (
 
 
 def _moved(kind: type[Feature], frame: Frame, names: Sequence[str]) -> bool:
-    """Whether other values of some arrays are seen; rows are changed unequally, as a feature may standardise them."""
+    """Whether it depends on some arrays; rows are changed unequally, since a feature may standardise them."""
     arrays = {name: getattr(frame, name) for name in names}
     ramps = {name: np.linspace(0.1, 0.9, array.size).reshape(array.shape) for name, array in arrays.items()}
     other = replace(frame, **{name: array - ramps[name] for name, array in arrays.items()})
@@ -89,7 +89,7 @@ def _rows(frame: Frame, rows: list[int]) -> Frame:
 
 
 def _frame() -> Frame:
-    """Lanes on their way, the last two with a finished image."""
+    """Lanes in progress, the last two with a finished image."""
     rng = np.random.default_rng(0)
     wide = {"clip_image": WIDTHS.clip, "clip_text": WIDTHS.clip, "evidence": 3, "features": WIDTHS.features}
     shapes = {item.name: (LANES, wide[item.name]) if item.name in wide else (LANES,) for item in fields(Frame)}

@@ -1,4 +1,4 @@
-"""What every reward term promises."""
+"""Contracts of reward terms."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ SCORES = {
 
 
 def settings_have_defaults(kind: type[RewardTerm]) -> None:
-    """It is a class of terms that can be made without arguments; its docstring says what it pays for."""
+    """It can be created without arguments; its docstring says what it rewards."""
     require(issubclass(kind, RewardTerm), f"{kind.__name__} is no RewardTerm", "derive it from RewardTerm")
     bare = [item.name for item in inspect.signature(kind).parameters.values() if item.default is item.empty]
-    require(not bare, f"settings without a default: {', '.join(bare)}", "give them one")
-    require(bool((kind.__doc__ or "").strip()), "there is no docstring", "say what it pays for, and in which unit")
+    require(not bare, f"settings without a default: {', '.join(bare)}", "add defaults")
+    require(bool((kind.__doc__ or "").strip()), "there is no docstring", "say what it rewards, and in which unit")
 
 
 def it_declares_which_scores_it_reads(kind: type[RewardTerm]) -> None:
-    """A score that it pays by is among its ``pays_by``; without ``needs_preview`` it pays nothing for previews."""
+    """Every score that it depends on is declared in ``pays_by``; without ``needs_preview`` it ignores previews."""
     term, plain = kind(), _transition(False)
     for part, names in SCORES.items():
         other = replace(plain, **{name: getattr(plain, name) + 1.0 for name in names})
         moved = not np.array_equal(term(plain), term(other))
-        require(part in term.pays_by or not moved, f"it pays by {part}", f"add {part!r} to pays_by")
+        require(part in term.pays_by or not moved, f"it depends on {part}", f"add {part!r} to pays_by")
     if not term.needs_preview:
         before = {name: np.full(LANES, np.nan) for names in SCORES.values() for name in names}
         unseen = replace(plain, terminal=np.zeros(LANES, bool))
         found = term(replace(unseen, **before))
-        require(np.array_equal(term(unseen), found), "it pays for previews", "declare needs_preview = True")
+        require(np.array_equal(term(unseen), found), "it depends on previews", "declare needs_preview = True")
 
 
 def one_finite_number_a_lane(kind: type[RewardTerm]) -> None:
@@ -46,20 +46,22 @@ def one_finite_number_a_lane(kind: type[RewardTerm]) -> None:
     term = kind()
     for first in (False, True):
         found = np.asarray(term(_transition(first)))
-        require(found.shape == (LANES,), f"{LANES} lanes gave the shape {found.shape}", "one number a lane")
-        when = "at the first step" if first else "in the middle"
-        require(bool(np.isfinite(found).all()), f"{when} it gives {found}", "give 0 where there is nothing before")
+        require(found.shape == (LANES,), f"{LANES} lanes gave the shape {found.shape}", "return one number per lane")
+        when = "at the first step" if first else "at a later step"
+        require(bool(np.isfinite(found).all()), f"{when} it gives {found}", "return 0 where there is no previous image")
 
 
 def lanes_are_independent(kind: type[RewardTerm]) -> None:
-    """A lane's number does not depend on the other lanes."""
+    """A lane's reward does not depend on the other lanes."""
     term = kind()
     whole = np.asarray(term(_transition(False)))
     for lane in range(LANES):
         one = Transition(*(getattr(_transition(False), item.name)[lane : lane + 1] for item in fields(Transition)))
         alone = float(np.asarray(term(one))[0])
         require(
-            abs(alone - whole[lane]) < 1e-9, f"lane {lane} gives {alone} alone, {whole[lane]} beside others", "split"
+            abs(alone - whole[lane]) < 1e-9,
+            f"lane {lane} gives {alone} alone, {whole[lane]} in a batch",
+            "compute each lane independently",
         )
 
 
@@ -83,7 +85,7 @@ REWARD_CONTRACTS = (
 
 
 def _transition(first: bool) -> Transition:
-    """Four lanes: two go on, two end. At the first step there is nothing before."""
+    """Four lanes: two continue, two end. At the first step there is no previous image."""
     rng = np.random.default_rng(0)
     before = np.full((2, LANES), np.nan) if first else rng.normal(size=(2, LANES))
     after = rng.normal(size=(2, LANES))

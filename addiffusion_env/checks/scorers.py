@@ -1,4 +1,4 @@
-"""What every scorer and every embedder promises."""
+"""Contracts of scorers and embedders."""
 
 from __future__ import annotations
 
@@ -20,37 +20,49 @@ def it_says_what_it_is(scorer: Scorer | Embedder) -> None:
     """It has a registry name, a loader, a docstring and, if it scores, a unit."""
     kind = type(scorer)
     require(bool(getattr(kind, "name", "")), f"{kind.__name__} has no name", "set the class attribute name")
-    require(bool((kind.__doc__ or "").strip()), f"{kind.__name__} has no docstring", "say what the number means")
+    require(bool((kind.__doc__ or "").strip()), f"{kind.__name__} has no docstring", "explain the score")
     require(
-        callable(getattr(kind, "from_pretrained", None)), "there is no from_pretrained", "every scorer is loaded so"
+        callable(getattr(kind, "from_pretrained", None)),
+        "there is no from_pretrained",
+        "define it: scorers are loaded by it",
     )
     if isinstance(scorer, Scorer):
-        require(bool(scorer.unit), f"{kind.__name__} has no unit", "column heads need one: 'cosine'")
+        require(bool(scorer.unit), f"{kind.__name__} has no unit", "set one for column heads, such as 'cosine'")
 
 
 def numbers_are_finite(scorer: Scorer | Embedder) -> None:
     """B images give B finite float32 numbers, or B unit vectors, on the CPU."""
     found = _of(scorer, _images(), _prompts())
     rows = (len(TEXTS),) if isinstance(scorer, Scorer) else (len(TEXTS), scorer.dim)
-    require(tuple(found.shape) == rows, f"the result is {tuple(found.shape)}, expected {rows}", "one row an image")
-    require(found.dtype == torch.float32 and found.device.type == "cpu", f"{found.dtype} on {found.device}", "convert")
-    require(bool(torch.isfinite(found).all()), f"not all numbers are finite: {found}", "refuse what cannot be scored")
+    require(
+        tuple(found.shape) == rows, f"the result is {tuple(found.shape)}, expected {rows}", "return one row per image"
+    )
+    require(
+        found.dtype == torch.float32 and found.device.type == "cpu",
+        f"{found.dtype} on {found.device}",
+        "return float32 on the CPU",
+    )
+    require(
+        bool(torch.isfinite(found).all()),
+        f"not all numbers are finite: {found}",
+        "raise an error for what cannot be scored",
+    )
     if isinstance(scorer, Embedder):
         lengths = scorer.embed_images(_images()).norm(dim=1)
         require(
-            bool(((lengths - 1).abs() < 1e-3).all()), f"vectors are {lengths.tolist()} long", "divide by the length"
+            bool(((lengths - 1).abs() < 1e-3).all()), f"vectors are {lengths.tolist()} long", "normalise to unit length"
         )
 
 
-def a_image_is_scored_alone(scorer: Scorer | Embedder) -> None:
-    """An image's number does not depend on what else is scored with it, nor on the order."""
+def an_image_is_scored_alone(scorer: Scorer | Embedder) -> None:
+    """An image's score depends neither on the other images of the batch nor on their order."""
     images, prompts = _images(), _prompts()
     together = _of(scorer, images, prompts)
     backwards = _of(scorer, images.flip(0), prompts[::-1]).flip(0)
     alone = torch.cat([_of(scorer, images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts))])
     for other, how in ((backwards, "in another order"), (alone, "one by one")):
         apart = float((together - other).abs().max()) / max(1e-6, float(together.abs().max()))
-        require(apart < 2e-3, f"numbers {how} differ by {apart:.2g} of their size", "let rows be independent")
+        require(apart < 2e-3, f"numbers {how} differ by {apart:.2g} of their size", "make rows independent")
 
 
 def no_gradients_are_kept(scorer: Scorer | Embedder) -> None:
@@ -58,7 +70,7 @@ def no_gradients_are_kept(scorer: Scorer | Embedder) -> None:
     images = _images()
     before = images.clone()
     found = _of(scorer, images.requires_grad_(True), _prompts())
-    require(not found.requires_grad, "the result carries a graph", "score under torch.no_grad()")
+    require(not found.requires_grad, "the result requires gradients", "score under torch.no_grad()")
     require(torch.equal(images.detach(), before), "the images were changed", "work on a copy")
 
 
@@ -72,14 +84,14 @@ def bad_images_are_refused(scorer: Scorer | Embedder) -> None:
 
 
 def records_know_it(scorer: Scorer | Embedder) -> None:
-    """Its identity is plain, stays as it is used, and changes with its weights."""
+    """Its identity is plain JSON, does not change with use, and changes with its weights."""
     identity_is_held(scorer, lambda: _of(scorer, _images(), _prompts()))
 
 
 SCORER_CONTRACTS = (
     it_says_what_it_is,
     numbers_are_finite,
-    a_image_is_scored_alone,
+    an_image_is_scored_alone,
     no_gradients_are_kept,
     bad_images_are_refused,
     records_know_it,

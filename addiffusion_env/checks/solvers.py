@@ -1,4 +1,4 @@
-"""What every solver promises."""
+"""Contracts of solvers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def it_lands_on_the_prediction(solver: Solver) -> None:
     path, latents, x0 = _state(solver)
     found = solver(path, latents, x0, torch.zeros(SHAPE[0], dtype=torch.float64))
     apart = float((found.x - x0).abs().max())
-    require(apart < 1e-4, f"at noise level 0 it is {apart:.2g} off the prediction", "end in first order")
-    require(bool((found.sigma == 0).all()), f"its sigma is {found.sigma.tolist()}", "put each row where it was sent")
+    require(apart < 1e-4, f"at noise level 0 it is {apart:.2g} off the prediction", "use first order in the last step")
+    require(
+        bool((found.sigma == 0).all()), f"its sigma is {found.sigma.tolist()}", "set sigma of each row to its target"
+    )
 
 
 def rows_step_alone(solver: Solver) -> None:
-    """A row's step does not depend on the others, each at its own noise level and with its own history."""
+    """A row's step does not depend on the others, each each with its own noise level and history."""
     path, latents, x0 = _state(solver)
     sigma_next = latents.sigma * torch.tensor([0.5, 0.9, 0.1], dtype=torch.float64)
     twice = solver(path, solver(path, latents, x0, sigma_next), 0.9 * x0, sigma_next / 2)
@@ -46,7 +48,7 @@ SOLVER_CONTRACTS = (it_lands_on_the_prediction, rows_step_alone, a_step_of_no_le
 
 
 def _path(solver: Solver) -> NoisePath:
-    """The usual path, or the straight one for a solver that knows no other."""
+    """The usual path, or the straight one for a solver that supports only that."""
     from addiffusion_env.backbones.solvers import SOLVERS
 
     name = next((key for key in SOLVERS if SOLVERS.load(key) is solver), None)

@@ -1,4 +1,4 @@
-"""A user's own prompts, one a line."""
+"""Prompts from a text file, one per line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from addiffusion_env.prompts import Prompt, PromptList
 
 
 class TextFilePrompts(PromptList):
-    """The prompts of a UTF-8 text file, one a line, in its order.
+    """The prompts of a UTF-8 text file, one per line, in its order.
 
-    Blank lines and lines that begin with ``#`` are skipped; a line that was there before is not taken again, since
+    Blank lines and lines that begin with ``#`` are skipped; duplicate lines are skipped, since
     records are joined on the prompt.
 
     Args:
@@ -30,7 +30,7 @@ def _read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors write a byte order mark
     except FileNotFoundError as error:
-        raise PromptError(f"no prompt file at {path}", "give the path of a text file, one prompt a line") from error
+        raise PromptError(f"no prompt file at {path}", "give the path of a text file, one prompt per line") from error
     except UnicodeDecodeError as error:
         raise PromptError(
             f"prompt file {path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}",
@@ -43,5 +43,5 @@ def _read_lines(path: Path) -> list[str]:
     lines = (line.strip() for line in text.splitlines())
     prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
-        raise PromptError(f"prompt file {path} holds no prompt", "write one prompt a line; lines with # are comments")
+        raise PromptError(f"prompt file {path} holds no prompt", "write one prompt per line; lines with # are comments")
     return prompts

@@ -1,4 +1,4 @@
-"""Samplers without learning, by name: ``make_sampler("fixed:20")``. A new one is one file and one line here."""
+"""Registry of samplers: ``make_sampler("fixed:20")``. A new sampler is one file and one line here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLERS = Registry(
     },
     more="addiffusion_lab",
 )
-"""Name -> a class whose ``parse`` reads what stands after the colon of a specification."""
+"""Name -> a class whose ``parse`` reads the part of a specification after the colon."""
 
 
 def make_sampler(spec: str) -> Sampler:
@@ -37,8 +37,8 @@ def make_sampler(spec: str) -> Sampler:
     Args:
         spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
             ``"threshold_resample:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``,
-            ``"policy:FOLDER"`` or ``"policy:FOLDER@PRICE"``,
-            and after either ``",shuffled"`` or ``",no_refine"``.
+            ``"policy:FOLDER"`` or ``"policy:FOLDER@COST"``,
+            either followed by ``",shuffled"`` or ``",no_refine"``.
 
     Raises:
         UnknownNameError: for an unknown sampler; the nearest known one is given.
@@ -53,7 +53,7 @@ def make_sampler(spec: str) -> Sampler:
 
 
 def named_traits(name: str) -> Traits:
-    """The traits of a sampler of which only the name was kept, as in manifests of earlier versions."""
+    """The traits of a sampler known by name only, as in manifests of earlier versions."""
     from addiffusion_env.samplers.traits import Traits
 
     bare = present("sampler", name.partition(":")[0], note=False)

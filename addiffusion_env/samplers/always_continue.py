@@ -1,4 +1,4 @@
-"""The pipeline's own run: every step of the process's schedule, nothing else."""
+"""Takes every step of the process's schedule: what the pipeline does without a policy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from addiffusion_env.samplers.base import BaseSampler
 
 @dataclass(frozen=True)
 class AlwaysContinue(BaseSampler):
-    """Continues to the end of the process's own schedule.
+    """Always continues, to the end of the process's schedule.
 
-    Around a diffusers pipeline that is the pipeline's own number of steps with its own scheduler and guidance: the
-    image that the pipeline draws by itself from the same noise.
+    With a diffusers pipeline this is the pipeline's default number of steps, scheduler and guidance: it gives the image
+    that the pipeline itself generates from the same noise.
     """
 
     usage: ClassVar[str] = "continue"
@@ -24,10 +24,10 @@ class AlwaysContinue(BaseSampler):
 
     @classmethod
     def parse(cls, text: str) -> AlwaysContinue:
-        """``""``: it takes no numbers.
+        """``""``: it takes no arguments.
 
         Raises:
-            ConfigError: for any.
+            ConfigError: for any argument.
         """
         if text:
             raise ConfigError(f"sampler 'continue' takes no numbers, got {text!r}", "write continue, or fixed:20")
@@ -39,5 +39,5 @@ class AlwaysContinue(BaseSampler):
         return "continue"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base process without decisions on the way and without refinement."""
+        """The base process without intermediate decisions and without refinement."""
         return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])

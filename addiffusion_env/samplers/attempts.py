@@ -1,4 +1,4 @@
-"""What samplers of several tries share."""
+"""Helpers of samplers that make several attempts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from addiffusion_env.engine.episode import Episode
 
 
 def preference_of(episode: Episode) -> float:
-    """The finished image's preference, in standard deviations."""
+    """The preference score of the finished image, in standard deviations."""
     return float(episode.image.scores.preference[0])
 
 
 def best_try(attempts: Sequence[Episode]) -> Episode:
-    """The episode whose image scores best (the earliest of equals), charged with what all of them spent."""
+    """The episode whose image scores best (the first of ties), with the summed cost of all episodes."""
     best = max(attempts, key=preference_of)
     nfe = sum(episode.lane.nfe for episode in attempts)
     calls = sum(episode.lane.calls for episode in attempts)

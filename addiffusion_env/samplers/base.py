@@ -1,4 +1,4 @@
-"""What a sampler is: a way of spending evaluations on an image. Policies and baselines are run alike."""
+"""The sampler interface: how evaluations are spent on an image. Policies and baselines share it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from addiffusion_env.scorers.image_scores import ImageScorers
 EpisodeCoroutine = Generator[Request, Any, Episode]
 
 SEED_STRIDE = 1_000_003
-"""Try ``j`` of an image with seed ``s`` draws the noise of seed ``s + SEED_STRIDE * j``: try 0 is the image that
-every one-try sampler starts from, and no two tries of seeds below the stride share noise."""
+"""Attempt ``j`` of an image with seed ``s`` uses the noise of seed ``s + SEED_STRIDE * j``: attempt 0 is the image that
+every single-attempt sampler starts from, and no two attempts of seeds below the stride share noise."""
 
 
 @dataclass(frozen=True)
 class BilledEpisode(Episode):
-    """An episode with a bill of its own, beside the NFE and the network calls of its lane.
+    """An episode with cost records besides the NFE and the network calls of its lane.
 
     Attributes:
-        costs: further figures for the record's ``extra``, by name: ``chosen_nfe``, ``gradient_calls``.
-        seconds: measured wall-clock; ``None`` where it is the share that its network calls have in the run's.
+        costs: further numbers for the record's ``extra``, by name: ``chosen_nfe``, ``gradient_calls``.
+        seconds: measured wall-clock; ``None`` to estimate it from its share of the run's network calls.
     """
 
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -38,55 +38,55 @@ class BilledEpisode(Episode):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A way of making images, run by :func:`addiffusion_env.evaluation.runner.evaluate`."""
+    """Generates images; run by :func:`addiffusion_env.evaluation.runner.evaluate`."""
 
     @property
     def name(self) -> str:
-        """The specification that makes it (``"fixed:20"``); unique within an evaluation."""
+        """The specification that creates it (``"fixed:20"``); unique within an evaluation."""
 
     @property
     def needs_preview(self) -> bool:
-        """Whether it needs a scored preview at each decision; samplers without save its cost."""
+        """Whether it needs a scored preview at each decision; other samplers avoid this cost."""
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
-        """Told once, before :meth:`process`, what it will run on."""
+        """Called once, before :meth:`process`, with the model and scorers that it will run on."""
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The decision process that it runs under, made from the evaluation's own."""
+        """The decision process that it runs under, derived from the evaluation's process."""
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """The making of one image, as a program of the engine."""
+        """Generates one image, as a coroutine of the engine."""
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """One action for each lane that waits for one."""
+        """One action for each lane that waits for a decision."""
 
 
 @runtime_checkable
 class NeedsPrompts(Protocol):
-    """A sampler that must know all prompts of an evaluation before it makes the first image."""
+    """A sampler that needs all prompts of an evaluation before it generates the first image."""
 
     def setup(self, prompts: Sequence[Prompt]) -> None:
-        """Told once, between :meth:`Sampler.bind` and :meth:`Sampler.process`; prompts have different ids."""
+        """Called once, between :meth:`Sampler.bind` and :meth:`Sampler.process`; prompt ids are unique."""
 
 
 class BaseSampler:
-    """What most samplers share: no preparation, the base process, one episode, always continue.
+    """Default behaviour of samplers: no preparation, the base process, one episode, always continue.
 
     A subclass declares its traits (:class:`.traits.Traits`) where they differ from those here.
 
     Attributes:
-        usage: how its specification is written; begins with its registered name.
+        usage: format of its specification; begins with its registered name.
         needs_preview: see :class:`Sampler`.
-        selects_by: the scorers by which it keeps one of several finished images, by their part in
-            :class:`.ImageScorers`. A sampler without these and without previews runs without any scorer.
+        selects_by: the scorers by which it selects one of several finished images, as names of parts of
+            :class:`.ImageScorers`. A sampler that neither selects nor needs previews runs without any scorer.
         constant: whether it spends the same on every prompt.
         learned: whether it was trained.
-        bound: whether it is a bound to compare with and cannot be used.
+        bound: whether it is an upper bound for comparison that cannot be used in practice.
         schedule_steps: length of the fixed schedule that every image is drawn with, or ``None``.
-        curve: shared by samplers that are points of one curve; empty for none.
-        attempt_counts: fewest and most images that are drawn for each one that is kept.
-        uses_engine: whether the engine draws its images under its process; ``False`` where a whole diffusers pipeline
-            does.
+        curve: name shared by samplers that are points of one curve; empty for none.
+        attempt_counts: minimum and maximum number of images generated for each one that is kept.
+        uses_engine: whether the engine generates its images under its process; ``False`` where a whole diffusers
+            pipeline does.
         example: (backbone, small specification) that ``check`` runs; FOLDER stands for a folder of tiny weights.
     """
 
@@ -104,12 +104,12 @@ class BaseSampler:
 
     @classmethod
     def needs(cls) -> str:
-        """What this machine lacks to run it, in a few words; empty when nothing: most run on the emoji world."""
+        """What this machine lacks to run it, in a few words; empty when nothing is missing."""
         return ""
 
     @property
     def name(self) -> str:
-        """The specification that makes it."""
+        """The specification that creates it."""
         raise NotImplementedError
 
     @property
@@ -123,10 +123,10 @@ class BaseSampler:
         return selected_by(self.selects_by, self.needs_preview)
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
-        """Needs to know nothing."""
+        """Does nothing."""
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base process as it is."""
+        """The unchanged base process."""
         return base
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
@@ -142,8 +142,8 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) 
     """A schedule of ``steps`` evaluations with the solver and guidance of ``base``, one decision each, no refinement.
 
     Trailing spacing is the strongest of the standard ones where few steps are taken (arXiv:2305.08891, section 3.3);
-    it is the default, except where ``base`` steps with the pipeline's own scheduler, which has a spacing of its own.
-    Another spacing than that is stepped with DDIM.
+    it is the default, except where ``base`` steps with the pipeline's own scheduler, which defines its own spacing.
+    A spacing other than the scheduler's is stepped with DDIM.
     """
     own = base.solver == SCHEDULER
     chosen = spacing or (SCHEDULER if own else "trailing")
@@ -166,14 +166,14 @@ def read_numbers(
     """Reads the part of a specification after the colon.
 
     Args:
-        sampler: whose it is; its ``usage`` is shown on error.
+        sampler: the sampler's class; its ``usage`` is shown on error.
         text: ``"8,6"``.
         kinds: ``int`` or ``float`` for each number.
-        separator: between them.
+        separator: between the numbers.
         optional: how many may be left out at the end.
 
     Raises:
-        ConfigError: for another form.
+        ConfigError: for any other form.
     """
     parts = [part.strip() for part in text.split(separator)]
     if not len(kinds) - optional <= len(parts) <= len(kinds):
@@ -189,10 +189,10 @@ def _misread(sampler: type[BaseSampler], text: str) -> ConfigError:
 
 
 def require_at_least(name: str, what: str, value: float, least: float) -> None:
-    """Refuses a number of steps or tries that is too small.
+    """Checks a number of steps or attempts.
 
     Raises:
-        ConfigError: naming the sampler and the number.
+        ConfigError: when it is too small, naming the sampler and the number.
     """
     if not value >= least:
         raise ConfigError(f"{name}: {what} must be at least {least}, got {value}", "raise it")

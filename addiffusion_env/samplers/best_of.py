@@ -1,4 +1,4 @@
-"""Best of n: several images, the one kept that the preference scorer likes best."""
+"""Best of n: several images, of which the one with the highest preference score is kept."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class BestOf(BaseSampler):
 
     Attributes:
         attempts: n.
-        steps: evaluations a try.
+        steps: evaluations per try.
     """
 
     attempts: int
     steps: int
 
-    usage: ClassVar[str] = "best_of:TRIESxSTEPS"
+    usage: ClassVar[str] = "best_of:ATTEMPTSxSTEPS"
     example: ClassVar[tuple[str, str]] = ("emoji", "best_of:2x2")
     selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
-        require_at_least("best_of", "TRIES and STEPS", min(self.attempts, self.steps), 1)
+        require_at_least("best_of", "ATTEMPTS and STEPS", min(self.attempts, self.steps), 1)
 
     @classmethod
     def parse(cls, text: str) -> BestOf:
@@ -52,7 +52,7 @@ class BestOf(BaseSampler):
 
     @property
     def attempt_counts(self) -> tuple[int, int]:  # type: ignore[override]
-        """All of them, always."""
+        """Always the full number."""
         return self.attempts, self.attempts
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
@@ -60,7 +60,7 @@ class BestOf(BaseSampler):
         return fixed_schedule(base, self.steps)
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """All tries, one after the other."""
+        """All attempts, one after the other."""
         attempts = []
         for index in range(self.attempts):
             drawn = seed + SEED_STRIDE * index

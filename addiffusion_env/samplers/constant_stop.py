@@ -1,4 +1,4 @@
-"""Stop every image at the same step: a policy that has learned nothing about prompts."""
+"""Stops every image at the same step: a policy that ignores prompts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from addiffusion_env.samplers.base import BaseSampler, read_numbers, require_at_
 
 @dataclass(frozen=True)
 class ConstantStop(BaseSampler):
-    """Takes ``steps`` evaluations of the base schedule and lands, as the base process lands.
+    """Takes ``steps`` evaluations of the base schedule, then exits early as defined by the base process.
 
     Attributes:
-        steps: evaluations before the stop; 0 lands from the start.
+        steps: evaluations before the stop; 0 exits at the first state.
     """
 
     steps: int
@@ -41,7 +41,7 @@ class ConstantStop(BaseSampler):
         return f"stop:{self.steps}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base process, one decision a step.
+        """The base process, one decision per step.
 
         Raises:
             ConfigError: when the schedule ends before the stop.
@@ -54,5 +54,5 @@ class ConstantStop(BaseSampler):
         return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """Stop once the steps are done."""
+        """Stops once the steps are taken."""
         return [int(Action.STOP if request.lane.step >= self.steps else Action.CONTINUE) for request in requests]

@@ -1,4 +1,4 @@
-"""A fixed number of steps for every prompt: what everybody compares with."""
+"""A fixed number of steps for every prompt: the standard baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FixedSteps(BaseSampler):
     """A schedule of ``steps`` evaluations, always continued.
 
     Attributes:
-        steps: evaluations an image.
+        steps: evaluations per image.
         spacing: timestep spacing; ``None`` is trailing, or the pipeline's own where its scheduler steps.
         solver: a solver's name, or ``None`` for that of the base process.
     """
@@ -44,7 +44,7 @@ class FixedSteps(BaseSampler):
 
     @property
     def name(self) -> str:
-        """``fixed:20``, and what differs from trailing spacing and the base solver."""
+        """``fixed:20``, followed by spacing and solver where they differ from trailing and the base solver."""
         parts = [str(self.steps), *(part for part in (self.spacing, self.solver) if part is not None)]
         return f"fixed:{','.join(parts)}"
 
@@ -59,6 +59,6 @@ class FixedSteps(BaseSampler):
         return "fixed" if (self.spacing, self.solver) == (None, None) else ""
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base process's guidance (and solver) on a schedule of its own."""
+        """The guidance (and solver) of the base process on its own schedule."""
         made = fixed_schedule(base, self.steps, self.spacing)
         return made if self.solver is None else replace(made, solver=self.solver)

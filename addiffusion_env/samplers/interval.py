@@ -1,8 +1,8 @@
-"""Any sampler without learning, guided only where the evaluation's own process is: ``interval:fixed:6``.
+"""Any sampler without learning under the guidance interval of the evaluation's process: ``interval:fixed:6``.
 
 Guidance outside a middle range of noise levels costs a second network call and gains nothing, or harms
-(Kynkaanniemi et al. 2024, arXiv:2404.07724). A policy whose process leaves it out must be compared with samplers that
-do so too.
+(Kynkaanniemi et al. 2024, arXiv:2404.07724). A policy whose process limits guidance must be compared with samplers that
+do the same.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from addiffusion_env.scorers.image_scores import ImageScorers
 
 
 def _as_other(name: str) -> property:
-    """A trait that is the other sampler's."""
-    return property(lambda self: getattr(self.sampler, name, getattr(BaseSampler, name)), doc="As the other sampler.")
+    """A trait copied from the wrapped sampler."""
+    return property(lambda self: getattr(self.sampler, name, getattr(BaseSampler, name)), doc="As the wrapped sampler.")
 
 
 @dataclass(frozen=True)
 class Interval(BaseSampler):
-    """Another sampler under the process's guidance interval.
+    """Wraps a sampler to run it under the process's guidance interval.
 
     Attributes:
-        sampler: the other sampler.
+        sampler: the wrapped sampler.
     """
 
     sampler: Sampler
@@ -50,7 +50,7 @@ class Interval(BaseSampler):
 
     @property
     def curve(self) -> str:  # type: ignore[override]
-        """The other sampler's under the interval."""
+        """The wrapped sampler's curve under the interval."""
         return f"interval:{curve}" if (curve := Traits.of(self.sampler).curve) else ""
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Interval(BaseSampler):
             raise ConfigError("interval: a sampler was put under the interval twice", "write interval: once")
         if not getattr(self.sampler, "uses_engine", True):
             raise ConfigError(
-                f"interval: {self.sampler.name} is a whole pipeline of diffusers, which guides every step or none",
+                f"interval: {self.sampler.name} runs a whole diffusers pipeline, which guides every step or none",
                 f"use {self.sampler.name} itself",
             )
 
@@ -67,8 +67,8 @@ class Interval(BaseSampler):
         """``"fixed:6"``, ``"threshold_resample:0.4,6"``: any specification."""
         from addiffusion_env.samplers import make_sampler
 
-        if text.count("interval:") > 1:  # refused before it is read: a thousand of them are too deep to read
-            raise ConfigError(f"sampler {text[:60]!r} names interval again and again", "write interval: once")
+        if text.count("interval:") > 1:  # checked before parsing: a thousand of them would exceed the recursion limit
+            raise ConfigError(f"sampler {text[:60]!r} names interval more than once", "write interval: once")
         return cls(make_sampler(text))
 
     @property
@@ -77,7 +77,7 @@ class Interval(BaseSampler):
         return f"interval:{self.sampler.name}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The other sampler's process with the guidance interval of ``base``."""
+        """The wrapped sampler's process with the guidance interval of ``base``."""
         return replace(self.sampler.process(base), guidance_interval=base.guidance_interval)
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:

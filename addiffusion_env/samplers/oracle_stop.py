@@ -1,4 +1,4 @@
-"""Oracle stop: lands at every state of the schedule and keeps the best. A bound to compare with, not a sampler."""
+"""Oracle stop: exits early at every state of the schedule and keeps the best image. An upper bound for comparison."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine, read_numbers
 
 SCORES = {"preference": "preference", "clip_score": "clip"}
-"""What it may pick by -> which scorer gives it. Claims are decided by judges, which it does not see."""
+"""Score that it may select by -> scorer that gives it. Claims are decided by judges, which it does not see."""
 
 
 @dataclass(frozen=True)
 class OracleStop(BaseSampler):
-    """An oracle, no sampler to use: stops every image where one scorer likes the result best, having tried all.
+    """An oracle: tries every stop and keeps the one that a scorer rates best. A bound, not usable in practice.
 
-    It takes the base schedule once, lands from each of its states and takes it to the end, looks at all finished
-    images and keeps the best (the cheapest of equals). Its NFE, network calls and seconds are those of everything
-    that it did; the record's ``chosen_nfe`` and ``chosen_calls`` are what a stop at the chosen state alone would have
-    cost, which only somebody who knew that state beforehand could have paid, and ``chosen_step`` is that state.
-    Selecting among many images by a scorer inflates that very score: only other scorers judge it.
+    It runs the base schedule once, exits early from each state and also takes the schedule to its end, scores all
+    finished images and keeps the best (the cheapest of ties). Its NFE, network calls and seconds include all of this
+    work; the record's ``chosen_nfe`` and ``chosen_calls`` are the cost of a stop at the chosen state alone, which
+    requires knowing that state in advance, and ``chosen_step`` is that state. Selecting among many images by a scorer
+    inflates that score, so only other scorers can judge it.
 
     Attributes:
-        score: what it picks by, one of :data:`SCORES`.
+        score: what it selects by, one of :data:`SCORES`.
     """
 
     score: str = "preference"
@@ -54,11 +54,11 @@ class OracleStop(BaseSampler):
 
     @property
     def selects_by(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Its score's scorer."""
+        """The scorer of its score."""
         return (SCORES[self.score],)
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base process, one decision a step, without refinement."""
+        """The base process, one decision per step, without refinement."""
         return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
@@ -85,7 +85,7 @@ class OracleStop(BaseSampler):
 
     @staticmethod
     def _billed(best: Episode, nfe: float, calls: int) -> BilledEpisode:
-        """The chosen episode, charged with everything; what it alone cost is kept beside."""
+        """The chosen episode with the cost of all work; its own cost is kept separately."""
         chosen = best.lane
         costs = {
             "chosen_nfe": chosen.nfe,

@@ -1,4 +1,4 @@
-"""A rule that sees the prompt alone: more steps where it names a colour. A policy that looks must beat it."""
+"""A rule based on the prompt alone: more steps where it names a colour. A policy that sees previews must beat it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOUR = re.compile(rf"\b({'|'.join(COLORS)})\b", re.IGNORECASE)
 
 
 def names_colour(prompt: Prompt) -> bool:
-    """Whether a prompt asks for a colour. A scene is asked, not its words: "an orange" is a fruit.
+    """Whether a prompt asks for a colour. Uses the scene where there is one: "an orange" is a fruit.
 
     >>> names_colour(Prompt.of("a photo of an orange")), names_colour(Prompt.of("a photo of an orange car"))
     (False, True)
@@ -37,7 +37,7 @@ def names_colour(prompt: Prompt) -> bool:
 
 @dataclass(frozen=True)
 class PromptRule(BaseSampler):
-    """A fixed schedule of one length for prompts with a colour word, of another for the rest.
+    """A fixed schedule with one length for prompts with a colour word and another for the rest.
 
     Attributes:
         coloured: steps with a colour word.
@@ -68,6 +68,6 @@ class PromptRule(BaseSampler):
         return fixed_schedule(base, self.coloured)
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """One episode on the schedule that the prompt earns."""
+        """One episode on the schedule that the rule assigns to the prompt."""
         steps = self.coloured if names_colour(prompt) else self.plain
         return play(backbone, replace(process, steps=steps), prompt, seed, looks=False)

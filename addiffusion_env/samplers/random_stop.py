@@ -1,4 +1,4 @@
-"""Stop at random: spends different amounts on different prompts, and knows nothing about them."""
+"""Stops at random: NFE varies over prompts, independently of their content."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from addiffusion_env.seeding import stable_hash
 class RandomStop(BaseSampler):
     """Stops with the same probability at every decision.
 
-    The draw is a hash of prompt, seed and decision, so an image does not depend on what else is being made.
+    The draw is a hash of prompt, seed and decision, so an image does not depend on the rest of the batch.
 
     Attributes:
-        probability: of a stop, in [0, 1].
+        probability: of a stop at each decision, in [0, 1].
     """
 
     probability: float
@@ -47,12 +47,12 @@ class RandomStop(BaseSampler):
         return replace(base, refine=REFINE_PRESETS["off"])
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """Stop where the draw falls below the probability."""
+        """Stops where the draw is below the probability."""
         return [
             int(Action.STOP if _uniform(request.lane) < self.probability else Action.CONTINUE) for request in requests
         ]
 
 
 def _uniform(lane: Lane) -> float:
-    """A number in [0, 1) that belongs to this decision of this image."""
+    """A pseudo-random number in [0, 1), keyed by image and decision."""
     return stable_hash("random stop", lane.prompt.prompt_id, lane.seed, len(lane.actions)) / 2**63

@@ -1,4 +1,4 @@
-"""Threshold-resample: look at the finished image once, start again while it is not liked. No learning in it."""
+"""Threshold-resample: score the finished image and draw a new one while the score is below a threshold. No learning."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from addiffusion_env.samplers.base import (
 
 @dataclass(frozen=True)
 class ThresholdResample(BaseSampler):
-    """Makes an image; while its preference is below the threshold, makes another from new noise. Keeps the best.
+    """Draws another image from new noise while the preference is below the threshold. Keeps the best.
 
     The strongest comparator known on the emoji world. Its threshold is to be tuned on training prompts.
 
     Attributes:
         threshold: in standard deviations of preference.
-        steps: evaluations a try.
-        attempts: at most so many.
+        steps: evaluations per try.
+        attempts: maximum number of attempts.
     """
 
     threshold: float
     steps: int = 8
     attempts: int = 4
 
-    usage: ClassVar[str] = "threshold_resample:THRESHOLD[,STEPS[,TRIES]]"
+    usage: ClassVar[str] = "threshold_resample:THRESHOLD[,STEPS[,ATTEMPTS]]"
     example: ClassVar[tuple[str, str]] = ("emoji", "threshold_resample:1.5,2,2")
     selects_by: ClassVar[Sequence[str]] = ("preference",)
 
     def __post_init__(self) -> None:
-        require_at_least("threshold_resample", "STEPS and TRIES", min(self.steps, self.attempts), 1)
+        require_at_least("threshold_resample", "STEPS and ATTEMPTS", min(self.steps, self.attempts), 1)
         require_at_least("threshold_resample", "THRESHOLD", self.threshold, float("-inf"))  # refuses NaN
 
     @classmethod
@@ -52,14 +52,14 @@ class ThresholdResample(BaseSampler):
 
     @property
     def name(self) -> str:
-        """``threshold_resample:0.8``, and steps and tries where they are not 8 and 4."""
+        """``threshold_resample:0.8``, followed by steps and attempts where they are not 8 and 4."""
         if (self.steps, self.attempts) == (8, 4):
             return f"threshold_resample:{self.threshold:g}"
         return f"threshold_resample:{self.threshold:g},{self.steps},{self.attempts}"
 
     @property
     def attempt_counts(self) -> tuple[int, int]:  # type: ignore[override]
-        """One where the first is good enough."""
+        """A single one where the first score reaches the threshold."""
         return 1, self.attempts
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
@@ -67,7 +67,7 @@ class ThresholdResample(BaseSampler):
         return fixed_schedule(base, self.steps)
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """Tries until one is liked or none are left."""
+        """Attempts until one reaches the threshold or none are left."""
         attempts: list[Episode] = []
         while not attempts or (len(attempts) < self.attempts and preference_of(attempts[-1]) < self.threshold):
             drawn = seed + SEED_STRIDE * len(attempts)

@@ -1,4 +1,4 @@
-"""What tells samplers apart: reports, figures and claims go by these traits, never by a sampler's name."""
+"""Properties of samplers: reports, figures and claims use these traits, never a sampler's name."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ PARTS = ("preference", "clip", "dino")
 """The scorers of previews and finished images, by their part in :class:`.ImageScorers`."""
 
 ScoresUsed = tuple[tuple[str, str], ...]
-"""(part, how it is used, in words) pairs; parts are those of :data:`PARTS`."""
+"""Pairs of (part, description of its use); parts are those of :data:`PARTS`."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What is known of a sampler beside its images.
+    """Properties of a sampler, independent of its images.
 
     A class of samplers declares what differs from these defaults, as class attributes or properties.
 
     Attributes:
-        kind: of comparator that it counts as; its registered name where it declares no other.
+        kind: kind of comparator; its registered name where it declares no other.
         constant: whether it spends the same on every prompt.
         learned: whether it was trained.
-        bound: whether it is a bound to compare with and cannot be used, as an oracle.
-        needs_preview: whether it needs a scored preview at each decision; previews cost time, and no NFE.
+        bound: whether it is an upper bound for comparison that cannot be used in practice, such as an oracle.
+        needs_preview: whether it needs a scored preview at each decision; previews cost time, but no NFE.
         schedule_steps: length of the fixed schedule that every image is drawn with; ``None`` without one.
-        curve: what it shares with the same sampler at other settings (a policy at other costs per NFE): such samplers are
-            points of one curve. Empty where it belongs to none.
-        control_of: the sampler that it is a control of, by name; empty for none.
-        controls: what is taken from that sampler, as ``no_refine``.
-        scores_used: the scorers that it was optimised or selects by, or sees: they cannot judge it.
+        curve: name shared with the same sampler at other settings (a policy at other costs per NFE): such samplers
+            are points of one curve. Empty where it belongs to none.
+        control_of: name of the sampler that it is a control of; empty for none.
+        controls: what the control removes from that sampler, such as ``no_refine``.
+        scores_used: the scorers that it was optimised by, selects by, or sees: they cannot judge it.
     """
 
     kind: str = ""
@@ -46,19 +46,19 @@ class Traits:
 
     @classmethod
     def of(cls, sampler: Any) -> Traits:
-        """The traits of a sampler; the defaults where it declares none, which take every scorer for used."""
+        """The traits of a sampler; the defaults where it declares none, which assume that every scorer is used."""
         found: dict[str, Any] = {item.name: getattr(sampler, item.name, item.default) for item in fields(cls)}
         return cls(**found)
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Traits:
-        """The traits that were written to JSON."""
+        """Reads traits from JSON."""
         used = tuple((part, how) for part, how in plain["scores_used"])
         return cls(**{**plain, "controls": tuple(plain["controls"]), "scores_used": used})
 
 
 def selected_by(parts: Sequence[str], needs_preview: bool) -> ScoresUsed:
-    """The scores that a sampler without training uses: those that it selects by, and with previews all of them."""
-    selects = [(part, "it keeps the attempt that scores best by it") for part in parts]
+    """Scores used by a sampler without training: those that it selects by, and all of them if it needs previews."""
+    selects = [(part, "it keeps the attempt with the best such score") for part in parts]
     seen = PARTS if needs_preview else ()
-    return (*selects, *((part, "it sees it while it decides") for part in seen if part not in parts))
+    return (*selects, *((part, "it observes it at its decisions") for part in seen if part not in parts))

@@ -1,4 +1,4 @@
-"""`AdaptivePipeline` on a queue of prompts: always continuing, or by any sampler's specification."""
+"""`AdaptivePipeline` on a queue of prompts: always continuing, or with any sampler by its specification."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.samplers import make_sampler
 from addiffusion_env.samplers.base import BaseSampler
-from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, RoundResult
 
 
 @dataclass(frozen=True)
 class Continue(BaseSampler):
-    """Looks at previews as a learned policy does, and always goes on: what looking costs by itself.
+    """Scores previews as a learned policy does, but always continues: measures the cost of preview scores.
 
     Attributes:
-        every: evaluations between two looks.
+        every: evaluations between two previews.
     """
 
     every: int
@@ -27,38 +27,38 @@ class Continue(BaseSampler):
 
     @property
     def name(self) -> str:
-        """For its row."""
-        return f"AdaptivePipeline, continue, look every {self.every}"
+        """Name of the table row."""
+        return f"AdaptivePipeline, continue, preview every {self.every}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The base schedule with a decision every so many evaluations."""
+        """The base schedule with a decision every ``every`` evaluations."""
         return replace(base, decide_every=self.every)
 
 
 class Adaptive(Arm):
-    """A sampler's images through the pipeline, ``setup.lanes`` at once."""
+    """Generates a sampler's images through the pipeline, ``setup.lanes`` at once."""
 
     def __init__(self, setup: BenchmarkSetup, sampler: Any, name: str, images: int) -> None:
         self.name, self.setup, self.images = name, setup, images
-        # A trained policy knows only the process that it was trained on.
+        # A trained policy supports only the process that it was trained on.
         process = None if isinstance(sampler, PolicySampler) else setup.process
         self.pipe = AdaptivePipeline(setup.backbone, sampler, process, setup.scorers, max_lanes=setup.lanes)
         self.texts = [prompt.text for prompt in setup.prompts(images)]
 
-    def round(self) -> Done:
-        """The whole queue."""
+    def round(self) -> RoundResult:
+        """Processes the whole queue."""
         out = self.pipe(self.texts, output_type="np")
-        return Done(float(out.nfe.sum()), len(self.texts))
+        return RoundResult(float(out.nfe.sum()), len(self.texts))
 
 
 def always_continue(setup: BenchmarkSetup) -> Adaptive:
-    """The all-continue policy with a look every ``setup.preview_every`` evaluations, one image a lane."""
+    """The always-continue policy with a preview every ``setup.preview_every`` evaluations, one image per lane."""
     sampler = Continue(setup.preview_every)
     return Adaptive(setup, sampler, sampler.name, setup.lanes)
 
 
 def by_sampler(setup: BenchmarkSetup, spec: str) -> Adaptive:
-    """A sampler by its specification; ``policy:emoji`` is the policy that ships with the package.
+    """The arm of a sampler's specification; ``policy:emoji`` is the policy that ships with the package.
 
     Raises:
         UnknownNameError: for an unknown sampler.

@@ -1,17 +1,17 @@
-"""The backbone of any pipeline on the same weights, beside the hand-written one."""
+"""The general pipeline backbone on the same weights, for comparison with the hand-written one."""
 
 from __future__ import annotations
 
 from addiffusion_env.agents.pipeline import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
-from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, RoundResult
 
 
 class AnyPipeline(Arm):
-    """``AdaptivePipeline(pipe, "continue")``: the pipeline's own scheduler, no previews; one image a lane.
+    """``AdaptivePipeline(pipe, "continue")``: the pipeline's own scheduler, no previews; one image per lane.
 
-    Hold it against the sampler ``fixed:N``, which makes as many evaluations on the bed's own backbone.
+    Compare it with the sampler ``fixed:N``, which takes equally many evaluations on the setup's own backbone.
     """
 
     name = "AdaptivePipeline around the diffusers pipeline, continue"
@@ -24,7 +24,7 @@ class AnyPipeline(Arm):
         self.pipe.set_progress_bar_config(disable=True)
         self.texts = [prompt.text for prompt in setup.prompts(setup.lanes)]
 
-    def round(self) -> Done:
-        """One image a lane."""
+    def round(self) -> RoundResult:
+        """Generates one image per lane."""
         out = self.pipe(self.texts, output_type="np", num_inference_steps=self.setup.steps)
-        return Done(float(out.nfe.sum()), len(self.texts))
+        return RoundResult(float(out.nfe.sum()), len(self.texts))

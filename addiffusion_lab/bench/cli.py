@@ -1,4 +1,4 @@
-"""What the command line of the bench runs."""
+"""Entry points of the benchmark's command line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
 
 
 def run_named(chosen: argparse.Namespace) -> None:
-    """Measures a registered backbone with its own weights."""
+    """Measures a registered backbone with its default weights."""
     setup = make_setup(chosen.backbone, chosen.lanes[0], chosen.steps, chosen.preview_every, chosen.images)
     samplers = chosen.samplers or [f"policy:{name}" for name in shipped() if name == chosen.backbone]
     run_setup(setup, chosen, samplers)
 
 
 def run_setup(setup: BenchmarkSetup, chosen: argparse.Namespace, samplers: Sequence[str]) -> list[ArmResult]:
-    """Measures a bed at each number of lanes, prints the table and writes the JSON."""
+    """Measures a setup at each number of lanes, prints the table and writes the JSON."""
     results: list[ArmResult] = []
     for lanes in chosen.lanes:
         sized = replace(setup, lanes=lanes, images=chosen.images or 2 * lanes)

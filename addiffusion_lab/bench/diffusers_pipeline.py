@@ -1,4 +1,4 @@
-"""diffusers' own pipeline on the same weights: all images in one batch, in step, decoded at the end."""
+"""diffusers' own pipeline on the same weights: all images in one batch at the same step, decoded at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
-from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, Done
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, RoundResult
 
 WITHOUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -31,7 +31,7 @@ def pipeline_of(backbone: Backbone) -> Any:
 
 
 class DiffusersPipeline(Arm):
-    """The pipeline at the same batch, text encoded before."""
+    """The pipeline with the same batch size and pre-encoded prompts."""
 
     name = "diffusers pipeline"
     own_calls = False
@@ -45,12 +45,12 @@ class DiffusersPipeline(Arm):
             tensors = setup.backbone.encode(texts).tensors
             self.settings = {"prompt_embeds": tensors["text"], "negative_prompt_embeds": tensors["negative"]}
 
-    def round(self) -> Done:
-        """One batch of images, from the pipeline's own noise."""
+    def round(self) -> RoundResult:
+        """Generates one batch of images, from the pipeline's own noise."""
         setup, capabilities = self.setup, self.setup.backbone.capabilities
         settings = {**self.settings, "num_inference_steps": setup.steps, "output_type": "pt"}
         if not isinstance(setup.backbone, PipelineBackbone):
             settings |= dict(zip(("height", "width"), capabilities.image_size, strict=True))
             settings["guidance_scale"] = capabilities.default_guidance
         self.pipe(**settings)
-        return Done(setup.lanes * setup.steps, setup.lanes)
+        return RoundResult(setup.lanes * setup.steps, setup.lanes)

@@ -1,4 +1,4 @@
-"""Arms in turn, round by round."""
+"""Measures arms alternately, round by round."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from addiffusion_lab.bench.setup import Arm, BenchmarkSetup
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What an arm did at one number of lanes; medians over rounds.
+    """The result of an arm at one number of lanes; medians over rounds.
 
     Attributes:
-        arm: its name.
-        backbone: which model.
+        arm: name of the arm.
+        backbone: name of the backbone.
         lanes: images at once.
-        steps: of the schedule.
-        lane_steps: evaluations of single lanes a second (a guided evaluation counts one).
-        ms: milliseconds a lane-step.
-        of_bare: lane-steps a second over those of the bare loop in the same round; ``None`` when it was not run.
-        images: images a second; ``None`` for an arm that makes none.
-        shares: share of the time in ``denoise``, ``scores``, ``decode`` and ``python``, adding up to 1; ``None`` where
-            the calls are not this package's.
-        peak: highest memory in MiB, weights included (resident on a CPU, all of the arm's processes); ``None`` where
-            the system does not say.
-        rounds: how many were timed.
+        steps: steps of the schedule.
+        lane_steps: evaluations of single lanes per second (a guided evaluation counts as one).
+        ms: milliseconds per lane-step.
+        of_bare: lane-steps per second relative to the bare loop in the same round; ``None`` when it was not run.
+        images: images per second; ``None`` for an arm that generates none.
+        shares: share of the time in ``denoise``, ``look`` (previews and scores), ``decode`` and ``python``, summing to
+            1; ``None`` if the calls are not this package's.
+        peak: peak memory in MiB, weights included (resident on a CPU, over all processes of the arm); ``None`` if the
+            system does not report it.
+        rounds: number of timed rounds.
     """
 
     arm: str
@@ -57,11 +57,11 @@ class Round:
     """One timed round of one arm.
 
     Attributes:
-        seconds: of all of it.
-        lane_steps: done in it.
-        images: finished in it.
+        seconds: total time.
+        lane_steps: lane-steps taken.
+        images: images finished.
         stages: seconds by part; all 0 for an arm whose calls are not timed.
-        peak: highest memory, MiB.
+        peak: peak memory in MiB.
     """
 
     seconds: float
@@ -72,12 +72,12 @@ class Round:
 
 
 def make_arms(setup: BenchmarkSetup, names: Sequence[str], samplers: Sequence[str]) -> list[Arm]:
-    """The arms, made one after another.
+    """Creates the arms, one after another.
 
     Raises:
         UnknownNameError: for an unknown arm or sampler.
     """
-    # Another process cannot make a model that has no name.
+    # Another process cannot construct a model that is not registered.
     wanted = [name for name in names if name != "subproc" or setup.settings is not None]
     makers: list[Callable[[BenchmarkSetup], Arm]] = [ARMS.load(name) for name in wanted]
     return [*(make(setup) for make in makers), *(by_sampler(setup, spec) for spec in samplers)]
@@ -86,13 +86,13 @@ def make_arms(setup: BenchmarkSetup, names: Sequence[str], samplers: Sequence[st
 def measure(
     setup: BenchmarkSetup, names: Sequence[str], samplers: Sequence[str], rounds: int, clock: str
 ) -> list[ArmResult]:
-    """Runs every arm once to warm up and ``rounds`` times in turn.
+    """Runs every arm once to warm up and ``rounds`` times alternately.
 
     Args:
-        setup: the setting.
-        names: of :data:`ARMS`.
+        setup: the benchmark setup.
+        names: names of arms, keys of :data:`ARMS`.
         samplers: specifications of samplers to run through the pipeline.
-        rounds: timed rounds.
+        rounds: number of timed rounds.
         clock: ``wall`` or ``cpu``; see :class:`addiffusion_env.profiling.Clock`.
     """
     arms = make_arms(setup, names, samplers)
@@ -112,7 +112,7 @@ def measure(
 
 
 def one_round(setup: BenchmarkSetup, arm: Arm, clock: Clock) -> Round:
-    """One round of one arm, timed."""
+    """Times one round of one arm."""
     device, stages = setup.backbone.device, Stages(setup, clock)
     reset_peak(device)
     with stages.timed() if arm.own_calls else nullcontext(), torch.no_grad():
@@ -147,7 +147,7 @@ def result(setup: BenchmarkSetup, name: str, rounds: Sequence[Round], bare: Sequ
 
 
 def shares_of(rounds: Sequence[Round]) -> dict[str, float] | None:
-    """The share of all rounds' time in each part, Python being what is left."""
+    """The share of each part in the time of all rounds; Python is the remainder."""
     total = sum(one.seconds for one in rounds)
     shares = {stage: sum(one.stages[stage] for one in rounds) / total for stage in STAGES}
     return {**shares, "python": max(0.0, 1 - sum(shares.values()))} if any(shares.values()) else None

@@ -1,4 +1,4 @@
-"""Which part of a round its seconds go to."""
+"""Measures the time of each part of a round."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from addiffusion_env.profiling import Clock
 from addiffusion_lab.bench.setup import BenchmarkSetup
 
 STAGES = ("denoise", "look", "decode")
-"""Parts that are timed by themselves; what is left of a round is Python: programs, solver, policy, observations."""
+"""Parts that are timed separately; the rest of a round is Python: coroutines, solver, policy, observations."""
 
 
 class Stages:
-    """Seconds of one round by part.
+    """The time of one round by part.
 
     Attributes:
-        seconds: of each of :data:`STAGES`.
+        seconds: seconds of each of :data:`STAGES`.
     """
 
     def __init__(self, setup: BenchmarkSetup, clock: Clock) -> None:
@@ -26,11 +26,11 @@ class Stages:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Within it the calls of denoiser, previewer, scorers and decoder are timed."""
+        """Context manager that times the calls of denoiser, previewer, scorers and decoder."""
         calls = [
             (self.setup.backbone, "predict", "denoise"),
             (self.setup.backbone, "preview", "look"),
-            (self.setup.scorers, "look", "look"),
+            (self.setup.scorers, "scores", "look"),
             (self.setup.backbone, "decode", "decode"),
         ]
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -40,7 +40,7 @@ class Stages:
             yield
         finally:
             for owner, name, _ in calls:
-                delattr(owner, name)  # the class's own shows again
+                delattr(owner, name)  # restores the class's method
 
     def _timing(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:

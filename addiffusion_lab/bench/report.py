@@ -15,7 +15,7 @@ from addiffusion_env.pages import markdown_table
 from addiffusion_lab.bench.measure import ArmResult, device_in_words
 from addiffusion_lab.bench.meter import STAGES
 
-HEADS = ("arm", "lanes", "ms a lane-step", "of bare", "images /s", *STAGES, "python", "peak MiB")
+HEADS = ("arm", "lanes", "ms per lane-step", "of bare", "images /s", *STAGES, "python", "peak MiB")
 
 
 def row(result: ArmResult) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def table(results: Sequence[ArmResult]) -> str:
 
 
 def setting(device: torch.device, clock: str) -> dict[str, Any]:
-    """Where and how it was measured; the load says how busy the machine was."""
+    """The machine and clock of the measurement, with the machine's load."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "device": device_in_words(device),
@@ -51,6 +51,6 @@ def setting(device: torch.device, clock: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, results: Sequence[ArmResult], where: dict[str, Any]) -> None:
-    """The same numbers for machines."""
+    """Writes the results as JSON."""
     rows = [asdict(result) for result in results]
     path.write_text(json.dumps({**where, "rows": rows}, indent=2) + "\n", encoding="utf-8")

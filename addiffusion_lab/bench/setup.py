@@ -1,4 +1,4 @@
-"""What all arms of a measurement share: the model, the scorers, the prompts and the schedule."""
+"""The setup that all arms of a measurement share: the model, the scorers, the prompts and the schedule."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from addiffusion_env.scorers.image_scores import ImageScorers
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """One measurement's setting.
+    """The setup of one measurement.
 
     Attributes:
         backbone: the model; every arm in this process shares its weights.
-        scorers: what looks at previews and finished images.
+        scorers: scorers of previews and finished images.
         lanes: images at once.
         steps: evaluations of the schedule.
-        preview_every: evaluations between two looks, for the arms that do not look at each.
-        images: images of an arm that makes a queue of them.
-        settings: keywords from which another process makes the same environment; ``None`` for a model that was built
-            here and has no name.
+        preview_every: evaluations between two previews, for arms that do not preview every evaluation.
+        images: number of images of an arm that processes a queue.
+        settings: keywords from which another process creates the same environment; ``None`` for a model that is not
+            registered.
     """
 
     backbone: Backbone
@@ -44,7 +44,7 @@ class BenchmarkSetup:
 
     @property
     def process(self) -> ProcessConfig:
-        """The model's own schedule and guidance on so many steps, without refinement."""
+        """The model's default schedule and guidance with ``steps`` steps, without refinement."""
         capabilities = self.backbone.capabilities
         return ProcessConfig(
             steps=self.steps,
@@ -55,25 +55,25 @@ class BenchmarkSetup:
         )
 
     def prompts(self, count: int) -> list[Prompt]:
-        """The first test prompts of the emoji grammar; their words mean nothing to another model's speed."""
+        """The first test prompts of the emoji grammar; their content does not affect other models' speed."""
         return EmojiPrompts(split="test").take(count, seed=0)
 
     def environment(self, **changes: Any) -> dict[str, Any]:
-        """Keywords of an environment on this bed's model."""
+        """Keywords of an environment with this setup's model."""
         return {"backbone": self.backbone, "steps": self.steps, "refine": "off", **changes}
 
 
 def make_setup(
     name: str, lanes: int, steps: int | None, preview_every: int, images: int | None, **load: Any
 ) -> BenchmarkSetup:
-    """The bed of a registered backbone with its own weights and scorers.
+    """The setup of a registered backbone with its default weights and scorers.
 
     Args:
-        name: of the backbone.
+        name: name of the backbone.
         lanes: images at once.
-        steps: of the schedule; ``None`` is the backbone's own number.
+        steps: steps of the schedule; ``None`` is the backbone's default.
         preview_every: see :class:`BenchmarkSetup`.
-        images: see :class:`BenchmarkSetup`; ``None`` is two a lane.
+        images: see :class:`BenchmarkSetup`; ``None`` is two per lane.
         **load: further keywords of :class:`EnvSettings` (``device``, ``dtype``, ``backbone_options``).
     """
     settings = EnvSettings.of(backbone=name, **load)
@@ -88,8 +88,8 @@ class Batch:
     """``lanes`` lanes at mixed noise levels, ready for the denoiser.
 
     Attributes:
-        x: (B, C, H, W) plain noise.
-        sigma: (B,) float64, the schedule's levels in turn.
+        x: (B, C, H, W) Gaussian noise.
+        sigma: (B,) float64, cycling through the schedule's levels.
         conditioning: B encoded prompts.
         scale: (B,) float64 guidance scales.
     """
@@ -101,7 +101,7 @@ class Batch:
 
 
 def mixed_batch(setup: BenchmarkSetup) -> Batch:
-    """The lanes of a bed as they lie in the middle of a queue."""
+    """A batch of lanes at different steps, as in the middle of a queue."""
     process, backbone, lanes = setup.process, setup.backbone, setup.lanes
     generator = torch.Generator().manual_seed(0)
     levels = backbone.sigmas(process.steps, process.spacing)[:-1]
@@ -114,11 +114,12 @@ def mixed_batch(setup: BenchmarkSetup) -> Batch:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a round did.
+class RoundResult:
+    """The work done in a round.
 
     Attributes:
-        lane_steps: evaluations of single lanes, at this bed's guidance: an unguided one of a guided model counts half.
+        lane_steps: evaluations of single lanes with this setup's guidance; an unguided one of a guided model counts
+            half.
         images: finished images.
     """
 
@@ -127,12 +128,12 @@ class Done:
 
 
 class Arm(ABC):
-    """One way of spending the denoiser.
+    """One benchmarked way of running the denoiser.
 
     Attributes:
-        name: head of its row.
-        pids: processes of its own, whose time and memory count too.
-        own_calls: whether it calls the bed's backbone and scorers, so that their parts can be timed.
+        name: name of its table row.
+        pids: its subprocesses, whose time and memory are included.
+        own_calls: whether it calls the setup's backbone and scorers, so that these parts can be timed.
     """
 
     name: str
@@ -140,8 +141,8 @@ class Arm(ABC):
     own_calls: ClassVar[bool] = True
 
     @abstractmethod
-    def round(self) -> Done:
-        """Does a round of work."""
+    def round(self) -> RoundResult:
+        """Runs one round of work."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to end
-        """Ends its processes, if it has any."""
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Terminates its subprocesses, if it has any."""

@@ -1,4 +1,4 @@
-"""COCO-30K: captions of MS-COCO 2014's validation images, one an image, as a fixed, seeded subset."""
+"""COCO-30K: captions of MS-COCO 2014's validation images, one per image, as a fixed, seeded subset."""
 
 from __future__ import annotations
 

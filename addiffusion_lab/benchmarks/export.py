@@ -22,7 +22,7 @@ from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
 
 Images = Sequence[tuple[Prompt, Sequence[bytes]]]
-"""Each prompt with its images as PNG files, one a seed, in the order of the seeds."""
+"""Each prompt with its images as PNG files, one per seed, in the order of the seeds."""
 
 OFFICIAL_FOLDER = "official"
 """Of the exports, in the evaluation's folder."""
@@ -82,7 +82,7 @@ def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], fol
     for name, data in planned.items():
         _write(root / name, data)
     usual = _OFFICIAL_COPIES[benchmark]
-    notes = () if copies == usual else (f"{copies} images a prompt, published numbers are of {usual}",)
+    notes = () if copies == usual else (f"{copies} images per prompt, published numbers are of {usual}",)
     return Exported(root, len(given), len(given) * copies, _COMMANDS[benchmark].format(folder=root), notes)
 
 
@@ -116,7 +116,7 @@ def t2i_compbench_name(text: str, index: int, copies: int, copy: int) -> str:
     Args:
         text: the prompt.
         index: its place in its list, from 0.
-        copies: images a prompt.
+        copies: images per prompt.
         copy: which of them, from 0.
 
     Raises:
@@ -245,7 +245,7 @@ def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -
         if len(found) < wanted:
             raise ConfigError(
                 f"{wanted - len(found)} of {wanted} images of {sampler.name} were not kept",
-                "choose another out=, or delete the records: they are made again, and kept",
+                "choose another out=, or delete the records: they are regenerated, and kept",
             )
         images = [(prompt, [found[uid] for uid in uids[prompt.prompt_id]]) for prompt in prompts]
         # Names of samplers hold colons and paths.

@@ -126,7 +126,7 @@ def phrases(text: str, count: int) -> tuple[str, ...]:
 
 
 def constraints(entry: Mapping[str, Any]) -> int:
-    """How many separate things an entry asks for: one a class, a colour, a count above one, a position."""
+    """How many separate things an entry asks for: one per class, a colour, a count above one, a position."""
     return sum(1 + ("color" in item) + (item["count"] > 1) + ("position" in item) for item in entry["include"])
 
 

@@ -19,7 +19,7 @@ _PUBLISHED = {("all", "color"): 860}  # the one list that is not of the usual le
 
 
 class T2ICompBenchPrompts(Benchmark):
-    """The prompts of ``{category}_{split}.txt``, one a line; the task is the category.
+    """The prompts of ``{category}_{split}.txt``, one per line; the task is the category.
 
     Most files end without a line end, and some lines in CR LF: neither loses nor changes a prompt. Training lists
     hold some prompts twice; both are kept, under different ids. ``metadata["index"]`` counts within a category, as the

@@ -33,7 +33,7 @@ def rank_correlation_gap(
         control: (P,) what should not follow it as closely.
         rng: draws the resamples.
         level: confidence.
-        resamples: of prompts; each is ranked anew.
+        resamples: of prompts; each is ranked again.
 
     Returns:
         The difference with its percentile bootstrap interval, and its two-sided p.

@@ -33,7 +33,7 @@ def decide(
         records: of all samplers.
         claims: what is claimed of whom.
         judges: names of judges or measures (``"emoji_detector"``, ``"hps"``), fixed before the run.
-        margins: one a measure; measures without one have no H1.
+        margins: one per measure; measures without one have no H1.
         uses: who has used which scorer; see :mod:`addiffusion_lab.claims.conflicts`.
         names: registry names of the claims.
 
@@ -61,7 +61,7 @@ def decide(
 
 
 def deciding(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """The verdicts that count, one a claim."""
+    """The verdicts that count, one per claim."""
     return tuple(verdict for verdict in verdicts if verdict.decides)
 
 

@@ -24,7 +24,7 @@ from addiffusion_lab.claims.equal_cost import kind_of
 def judge(case: Case) -> Verdict:
     """Supported when Spearman's correlation of NFE with constraints is above 0 and above that of a shuffled control.
 
-    The first p is that of a permutation test, the second of a bootstrap over prompts that ranks each resample anew;
+    The first p is that of a permutation test, the second of a bootstrap over prompts that ranks each resample again;
     Holm over the two, and both must hold. The control is the same policy shown other prompts' features: images that
     are hard to draw cost it more as well, so the correlation alone would not show that the prompt was read. Rules that
     see the prompt alone (``prompt_rule``) are set beside; they decide nothing, since they follow constraints by design.

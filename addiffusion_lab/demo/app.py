@@ -97,7 +97,7 @@ def build(studio: Studio) -> Any:
                 highest or 1,
                 value=studio.sampler.cost_per_nfe,
                 step=(highest or 1) / 30,
-                label="Cost per NFE per NFE",
+                label="Cost per NFE",
                 info="Higher spends less.",
                 scale=3,
                 visible=highest > 0,

@@ -1,4 +1,4 @@
-"""Images in the making, moment by moment: what the page shows, without the page."""
+"""Images in progress, moment by moment: what the page shows, without the page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Moment:
         pixels: (h, w, 3) uint8, what was there to see: the preview, or the finished image that could be taken.
         action: 0 continue, 1 stop, 2 refine.
         probabilities: (3,) of the policy, illegal actions 0; ``None`` for a sampler that follows a schedule.
-        preference: of what was seen; NaN where nobody looked.
+        preference: of what was seen; NaN where no preview was scored.
         mask: (h', w') region that the refinement before drew again; ``None`` for none.
     """
 
@@ -54,7 +54,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Take:
-    """An image in the making, or made.
+    """An image in progress, or made.
 
     Attributes:
         name: of the sampler: ``"policy"``, ``"fixed:6"``.

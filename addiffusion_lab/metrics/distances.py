@@ -1,6 +1,6 @@
 """FID and KID: how far apart two sets of images are, as distributions of a network's features.
 
-Neither has a value an image, so neither can be paired by prompt: they describe, and decide no claim. FID is biased
+Neither has a value per image, so neither can be paired by prompt: they describe, and decide no claim. FID is biased
 upwards on few images, by an amount that depends on the model judged (Chong & Forsyth, 2020, arXiv 1911.07023);
 KID is not.
 """

@@ -29,7 +29,7 @@ class FeatureNetwork:
     embed: Callable[[torch.Tensor], torch.Tensor]
 
     def features(self, images: Images, batch: int = 32) -> np.ndarray:
-        """(n, dim) float32, one row an image; computed once for one ``images`` object, which keeps them.
+        """(n, dim) float32, one row per image; computed once for one ``images`` object, which keeps them.
 
         Raises:
             NumericsError: when the network gives NaN or infinity.

@@ -24,7 +24,7 @@ class MetricResult:
         backend: which package computed it, with its version; backends differ, so it belongs in the column head.
         settings: what else the number depends on: network, sha256 of its weights, size of the reference ...
         higher_is_better: the direction.
-        values: (n,) one number an image, in order, for paired metrics; empty for those of whole sets.
+        values: (n,) one number per image, in order, for paired metrics; empty for those of whole sets.
         spread: standard deviation over KID's subsets; ``None`` for the others. Subsets overlap: no standard error.
         notes: reasons for caution, in words.
     """

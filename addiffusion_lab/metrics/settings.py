@@ -26,7 +26,7 @@ class MetricSettings(Settings):
         lpips_weights: torchvision's file of that network; ``None``: the one that torch.hub keeps.
         kid_subsets: how many are drawn.
         kid_subset_size: images of each set in each; the smaller set limits it.
-        batch: images a forward pass.
+        batch: images per forward pass.
         device: where networks run.
         seed: of KID's subsets.
     """

@@ -1,4 +1,4 @@
-"""SDXL-Turbo (Sauer et al. 2023, arXiv:2311.17042): SDXL distilled adversarially to between one and four steps."""
+"""SDXL-Turbo (Sauer et al. 2023, arXiv:2311.17042): SDXL distilled adversarially for one to four steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import fixed_schedule, read_numbers
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.seeding import keyed_generator, keyed_noise
-from addiffusion_lab.pipelines.whole import Made, WholePipeline, counted, load_beside
+from addiffusion_lab.pipelines.whole import PipelineResult, WholePipeline, counted, load_beside
 
 SPEC = PipelineSpec(
     "turbo", "StableDiffusionXLPipeline", "stabilityai/sdxl-turbo", unused=("feature_extractor", "image_encoder")
@@ -24,10 +24,11 @@ MOST_STEPS = 4
 
 @dataclass
 class SDXLTurbo(WholePipeline):
-    """Adversarially distilled SDXL (arXiv:2311.17042): Euler ancestral steps, trailing, no guidance.
+    """Adversarially distilled SDXL (arXiv:2311.17042): Euler ancestral steps, trailing spacing, no guidance.
 
-    The weights are its own, loaded beside those of the sdxl backbone. It draws at the size that it was distilled at
-    (512 pixels), where SDXL itself draws 1024: compare by judges that do not read size. A call is 1 NFE.
+    Its weights are loaded in addition to those of the sdxl backbone. It generates images at the size that it was
+    distilled for (512 pixels), whereas SDXL uses 1024: compare with judges that are independent of size. A call is
+    1 NFE.
 
     Attributes:
         steps: 1 to 4.
@@ -58,7 +59,7 @@ class SDXLTurbo(WholePipeline):
 
     @property
     def name(self) -> str:
-        """``turbo:1``, and the weights where they are not the usual ones."""
+        """``turbo:1``, with the weights if they are not the default ones."""
         return f"turbo:{self.steps}" if self.weights == SPEC.default_id else f"turbo:{self.steps},{self.weights}"
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
@@ -66,7 +67,7 @@ class SDXLTurbo(WholePipeline):
 
         Raises:
             CapabilityError: on another backbone than sdxl.
-            WeightsError: when they cannot be had, or are not distilled, naming what is needed.
+            WeightsError: when the weights are not available, or are not distilled; the message says what is needed.
         """
         if backbone.name != "sdxl":
             raise CapabilityError(
@@ -81,7 +82,7 @@ class SDXLTurbo(WholePipeline):
         """A fixed schedule without classifier-free guidance."""
         return replace(fixed_schedule(base, self.steps), guidance_scale=1.0)
 
-    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Made:
+    def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``StableDiffusionXLPipeline`` with guidance off."""
         unet = self._pipe.unet
         shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
@@ -95,14 +96,14 @@ class SDXLTurbo(WholePipeline):
                 guidance_scale=0.0,
                 output_type="pt",
             ).images[0]
-        return Made(image.float() * 2 - 1, *process.cost(tally.rows))
+        return PipelineResult(image.float() * 2 - 1, *process.cost(tally.rows))
 
 
 def distilled(pipe: Any, weights: str) -> Any:
-    """The pipeline, when it is a distilled one: its scheduler says so, the weights themselves do not.
+    """Returns the pipeline if it is a distilled one, which only its scheduler shows, not its weights.
 
     Raises:
-        WeightsError: for another scheduler, as SDXL's own.
+        WeightsError: for another scheduler, such as SDXL's.
     """
     kind, spacing = type(pipe.scheduler).__name__, pipe.scheduler.config.get("timestep_spacing")
     if (kind, spacing) != ("EulerAncestralDiscreteScheduler", "trailing"):

@@ -18,15 +18,15 @@ class Price:
     """What tokens cost.
 
     Attributes:
-        input: US dollars a million input tokens.
-        output: US dollars a million output tokens.
+        input: US dollars per million input tokens.
+        output: US dollars per million output tokens.
     """
 
     input: float
     output: float
 
     def __post_init__(self) -> None:
-        """Refuses what is no price; 0 is one, for servers of one's own."""
+        """Refuses invalid prices; 0 is valid, for your own servers."""
         if not (self.input >= 0 and self.output >= 0):
             raise ConfigError(f"prices must be 0 or more, got {self.input} and {self.output}", "0 for a local server")
 
@@ -42,7 +42,7 @@ PRICES: Mapping[str, Price] = {
     "gemini:gemini-2.5-flash": Price(0.30, 2.50),
     "gemini:gemini-2.5-pro": Price(1.25, 10.00),
 }
-"""Known judges; any other needs a ``price`` of its own."""
+"""Known judges; any other needs its own ``price``."""
 
 
 def price_of(client: VlmClient, price: Price | None) -> Price:
@@ -55,7 +55,9 @@ def price_of(client: VlmClient, price: Price | None) -> Price:
         return price
     if client.identity not in PRICES:
         error = unknown("price of judge", client.identity, PRICES)
-        raise type(error)(error.cause, f"pass price=Price(input=..., output=...) in dollars a million; {error.remedy}")
+        raise type(error)(
+            error.cause, f"pass price=Price(input=..., output=...) in dollars per million; {error.remedy}"
+        )
     return PRICES[client.identity]
 
 

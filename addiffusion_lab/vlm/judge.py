@@ -45,7 +45,7 @@ def compare(
     Args:
         a: images of one sampler; see :data:`ImagesLike`.
         b: of another, for the same prompts and seeds in the same order.
-        prompts: one a pair; pairs of one prompt id are averaged before anything is counted over prompts.
+        prompts: one per pair; pairs of one prompt id are averaged before anything is counted over prompts.
         client: the judge; see :func:`addiffusion_lab.vlm.make_client`.
         max_cost: US dollars that this run may cost; it stops before the first question that might exceed them.
         price: of the judge's tokens; ``None``: the listed one.

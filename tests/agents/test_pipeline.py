@@ -74,7 +74,7 @@ def test_stop_and_oracle():
         ({"prompts": ["a dog"], "seeds": [1, 2]}, "2 seeds for 1 prompts"),
         ({"prompts": ["a dog"], "output_type": "tensor"}, "unknown output_type 'tensor'"),
         ({"prompts": ["a dog"], "cost_per_nfe": 0.1}, "has no cost per NFE"),
-        ({"prompts": ["a dog"], "cost_per_nfe": 0.1, "target_nfe": 8}, "both cost per NFE and target_nfe"),
+        ({"prompts": ["a dog"], "cost_per_nfe": 0.1, "target_nfe": 8}, "both cost_per_nfe and target_nfe"),
         ({"prompts": ["a dog and " * 30]}, "the text window holds 32"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_policy_for_other_embeddings_is_refused(backbone):
 
 
 def test_a_trained_policy_brings_its_own_process(emoji):
-    with pytest.raises(ConfigError, match="knows only the process that it was trained on"):
+    with pytest.raises(ConfigError, match="only supports the process that it was trained on"):
         AdaptivePipeline(emoji, "emoji", PROCESS)
 
 
@@ -121,7 +121,7 @@ def test_a_streamed_image_is_the_called_one_whatever_its_neighbours(pipe):
         assert order == sorted(order) if ordered else order != sorted(order)
         for image in made:
             assert image.actions == called.actions[image.index] and image.seed == image.index
-            np.testing.assert_allclose(image.tensor, called.images[image.index], atol=1 / 255 + 1e-6)
+            np.testing.assert_allclose(image.image, called.images[image.index], atol=1 / 255 + 1e-6)
 
 
 def test_prompts_and_seeds_are_taken_when_there_is_a_lane(pipe):

@@ -38,8 +38,8 @@ PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 4, "learning_rate": 0.003, 
 def planted(images=256, attempts=5, seed=0):
     """Half of all attempts are good (preference 2) and half bad (-1); the preview at the first look tells which.
 
-    An attempt costs 2 NFE to its first look and 2 more to its end. So the best that can be done at a low cost per NFE is to
-    drop bad attempts at the first look: 4 NFE for the good one and 2 for each bad one before it.
+    An attempt costs 2 NFE to its first look and 2 more to its end. So the best that can be done at a low cost per NFE
+    is to drop bad attempts at the first look: 4 NFE for the good one and 2 for each bad one before it.
     """
     rng = np.random.default_rng(seed)
     good = rng.random((images, attempts)) < 0.5

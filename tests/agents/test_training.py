@@ -41,7 +41,7 @@ def learn(folder, total, algorithm="maskable_ppo", kind="lanes", resume=True, st
 
 
 class Interrupt(EpisodeLog):
-    """Sends the signal's effect in the middle of a roll-out."""
+    """Sends the signal's effect in the middle of a rollout."""
 
     def __init__(self, checkpointer, after):
         super().__init__({})
@@ -60,7 +60,7 @@ def parameters(model):
 @pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.slow), "maskable_ppo"])
 def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, algorithm):
     whole, _ = learn(tmp_path / "whole", 24, algorithm)
-    learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second roll-out of 8
+    learn(tmp_path / "broken", 24, algorithm, stop_after=12)  # in the middle of the second rollout of 8
     [saved] = checkpoints(tmp_path / "broken/checkpoints")[-1:]
     assert saved.name == "step_000000008.pt"
     again, resumed = learn(tmp_path / "broken", 24, algorithm)
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path):
     assert [path.name for path in kept] == ["step_000000008.pt", "step_000000016.pt"]
     whole = kept[-1].read_bytes()
     kept[-1].write_bytes(whole[: len(whole) // 2])
-    with pytest.warns(UserWarning, match=r"step_000000016.pt cannot be read .*trying the one before"):
+    with pytest.warns(UserWarning, match=r"step_000000016.pt cannot be read .*trying the previous one"):
         state = read_latest(tmp_path / "checkpoints")
     assert state["step"] == 8
     kept[0].write_bytes(b"")

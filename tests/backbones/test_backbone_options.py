@@ -48,7 +48,7 @@ def test_running_out_of_memory_on_the_way_is_the_same_error(tiny, monkeypatch):
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offloading_needs_a_gpu(tiny, offload):
-    with pytest.raises(ConfigError, match=f"offload={offload} was asked for on the CPU"):
+    with pytest.raises(ConfigError, match=f"offload={offload} was requested on the CPU"):
         tiny("sd15").load(offload=offload)
 
 

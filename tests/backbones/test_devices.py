@@ -39,7 +39,7 @@ def test_precisions():
     assert resolve_dtype("auto", CPU, "bfloat16") == torch.float32
     assert resolve_dtype("auto", CUDA, "bfloat16") == torch.bfloat16
     assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
-    with pytest.raises(ConfigError, match="float16 was asked for on the CPU"):
+    with pytest.raises(ConfigError, match="float16 was requested on the CPU"):
         resolve_dtype("float16", CPU)
     with pytest.raises(ConfigError, match="did you mean 'bfloat16'"):
         resolve_dtype("bflot16", CPU)

@@ -250,7 +250,7 @@ def test_activations_scaled_by_the_batch_are_not_joined():
     """One scale for all rows (granularity per tensor): an image would depend on its neighbours."""
     ao = pytest.importorskip("torchao.quantization")
     pipe = quantised(ao.Int8DynamicActivationInt8WeightConfig(granularity=ao.PerTensor()))
-    with pytest.warns(UserWarning, match="not joined: its network gives other answers for several images"):
+    with pytest.warns(UserWarning, match="not joined: the network's output depends on the number of images"):
         adaptive = wrapped(pipe, FLUX)
     check_two(adaptive, pipe, FLUX)
 

@@ -19,7 +19,7 @@ from addiffusion_env.samplers import make_sampler
 from addiffusion_lab.tiny_pipelines.contract import Case
 
 NOT_JOINED = {
-    "omnigen": "other answers for several images",
+    "omnigen": "depends on the number of images",
     "prx": "cannot draw two images",
     "prx_pixel": "cannot draw two images",
     "dreamlite": "cannot draw two images",

@@ -51,7 +51,7 @@ def test_pipelines_that_are_no_backbone(name):
 
 @pytest.mark.parametrize("pipe", [None, "sd15", torch.nn.Linear(2, 2), SimpleNamespace(components={}, scheduler=3)])
 def test_what_is_no_pipeline(pipe):
-    with pytest.raises(CapabilityError, match="is no diffusers pipeline") as error:
+    with pytest.raises(CapabilityError, match="is not a diffusers pipeline") as error:
         AdaptivePipeline(pipe, "continue")
     two_lines(error.value)
 

@@ -61,7 +61,7 @@ def test_a_patched_forward_is_refused(inside):
     pipe = ZOO["sd15"]()
     module = pipe.unet.down_blocks[0] if inside else pipe.unet
     module.forward = module.forward
-    with pytest.raises(CapabilityError, match=r"forward sampler of unet.* has been replaced") as error:
+    with pytest.raises(CapabilityError, match=r"forward method of unet.* has been replaced") as error:
         wrapped(pipe, GUIDED)
     two_lines(error.value)
 

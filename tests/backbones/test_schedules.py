@@ -80,7 +80,7 @@ def test_align_your_steps_at_other_counts_in_numbers(schedule):
 
 def test_align_your_steps_needs_the_training_levels_that_it_counts(schedule):
     short = DiscreteSchedule(schedule.log_sigmas[:500], 0.0)
-    with pytest.raises(ConfigError, match="counts 1000 training timesteps, the model 500"):
+    with pytest.raises(ConfigError, match="needs 1000 training timesteps, the model has 500"):
         short.sigmas(10, "ays")
 
 

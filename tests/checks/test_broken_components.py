@@ -83,8 +83,8 @@ class Peeking(PreferenceGain):
         (NanAtFirst, "at the first step"),
         (InPlace, "was changed|lane 0 gives"),
         (BareSetting, "settings without a default: weight"),
-        (Hiding, "it pays by preference"),
-        (Peeking, "it pays for previews"),
+        (Hiding, "it depends on preference"),
+        (Peeking, "it depends on previews"),
     ],
 )
 def test_broken_reward_terms(term, words):
@@ -185,7 +185,10 @@ class Careful(Anonymous):
 @pytest.mark.parametrize(
     ("scorer", "words"),
     [
-        (Counting(), r"changes with use: calls: (nothing|\d+) -> \d+\n  -> name what only remembers in not_identity"),
+        (
+            Counting(),
+            r"changes with use: calls: (nothing|\d+) -> \d+\n  -> list attributes that only cache in not_identity",
+        ),
         (Unreadable(), "is not plain JSON"),
         (Anonymous(), "is the same with other weights"),
     ],
@@ -214,12 +217,12 @@ class Broken(EmojiBackbone):
 @pytest.mark.parametrize(
     ("sampler", "spoil", "words"),
     [
-        ("sigmas", lambda found: found[::-1], "let them fall"),
+        ("sigmas", lambda found: found[::-1], "make them decrease"),
         ("timestep_position", lambda found: 1 - found, "it gives 0"),
         ("predict", lambda found: replace(found, calls=found.calls + 1), "calls are"),
         ("predict", lambda found: replace(found, x0=torch.zeros_like(found.x0)), "guidance 4 changes nothing"),
-        ("predict", lambda found: replace(found, x0=found.x0 - found.x0.mean()), "x0 of a row alone"),
-        ("predict", lambda found: replace(found, features=None), "have both or none"),
+        ("predict", lambda found: replace(found, x0=found.x0 - found.x0.mean()), "x0 of a single row"),
+        ("predict", lambda found: replace(found, features=None), "define both or neither"),
         ("decode", lambda found: found * 2 + 1, "clamp to"),
         ("preview", lambda found: found.half(), "float16"),
     ],
@@ -244,7 +247,7 @@ TEXTS = [f"a dog and {count} cats" for count in range(32)]
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (PromptList([Prompt("a", "one"), Prompt("b", "one")]), "are double"),
+        (PromptList([Prompt("a", "one"), Prompt("b", "one")]), "are duplicates"),
         (PromptList([Prompt(" ", "blank")]), "is empty"),
         (Restless(TEXTS), "drew different prompts"),
         (object(), "is no PromptSource"),

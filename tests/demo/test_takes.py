@@ -1,4 +1,4 @@
-"""Images in the making, as the demo shows them."""
+"""Images in progress, as the demo shows them."""
 
 import numpy as np
 import pytest

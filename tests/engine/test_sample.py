@@ -23,7 +23,7 @@ def test_the_loop_draws_what_the_engine_draws(emoji, scorers, prompts):
         lane = open_lane(emoji, process, prompt, 7)
         while lane.remaining:
             lane = yield from advance(process, lane)
-        return (yield from finished(lane)).image
+        return (yield from finished(lane)).tensor
 
     by_engine = Engine(emoji, scorers, process.solver).run([coroutine(prompt) for prompt in prompts[:3]])
     looped = sample(emoji, prompts[:3], steps=4, seed=7)

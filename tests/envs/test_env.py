@@ -214,7 +214,7 @@ def test_a_mistyped_name_is_refused(settings, error, wrong):
         ({"device": "cuba"}, "unknown device 'cuba'\n  -> use auto, cpu, cuda"),
         ({"reward": {"terminal_bonus": {"centr": 1}}}, "'terminal_bonus' 'centr'\n  -> did you mean 'centre'"),
         ({"cost_per_nfe": [0.3, 0.1]}, "cost_per_nfe must be .* with 0 <= low <= high"),
-        ({"dtype": "float16"}, "float16 was asked for on the CPU"),
+        ({"dtype": "float16"}, "float16 was requested on the CPU"),
         ({"steps": 5000}, "steps must be 1 to 1000, got 5000"),
         ({"solver": "euler_flow"}, "euler_flow is for rectified flows"),
         ({"reward": {"preset": "default", "terminal_bonus": {"relative": 1.0}}}, "\n  -> set reference_steps"),

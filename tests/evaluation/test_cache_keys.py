@@ -278,7 +278,7 @@ def test_the_page_of_caches_names_every_cache():
     """What keeps something on the disk or from one call to the next is listed, by the file that holds it."""
     root = Path(__file__).parents[2]
     page = (root / "docs" / "caches.md").read_text(encoding="utf-8")
-    kept = r"lru_cache|functools\.cache\b|OrderedDict\(|LruCache\(|WeakKeyDictionary|_references\b"
+    kept = r"lru_cache|functools\.cache\b|(?<!Dict\()OrderedDict\(|LruCache\(|WeakKeyDictionary|_references\b"
     keeping = re.compile(kept + r"|class (?:Record|Reply|Feature)\w*(?:Cache|Store)\b")
     places = {
         path.relative_to(root).as_posix()

@@ -115,7 +115,7 @@ def test_training_goes_on_over_a_full_disk_and_ends_with_the_error(tmp_path, mon
 
     monkeypatch.setattr(Snapshot, "write", write)
     with (
-        pytest.warns(UserWarning, match="cannot write checkpoint 8.*goes on and tries again"),
+        pytest.warns(UserWarning, match="cannot write checkpoint 8.*continues and tries again"),
         pytest.raises(RunFolderError, match="cannot write checkpoint 16"),
     ):
         model.learn(16, callback=[checkpointer])

@@ -127,7 +127,7 @@ def test_a_name_that_no_file_can_have_is_no_policy() -> None:
 
 
 def test_a_sampler_within_itself_is_refused() -> None:
-    with pytest.raises(ConfigError, match="again and again"):
+    with pytest.raises(ConfigError, match="more than once"):
         make_sampler("interval:" * 5000 + "fixed:4")
 
 

@@ -18,7 +18,7 @@ def margin(value=0.1, records_before=0, measure="correct"):
 
 
 def table(correct, nfe, constraints=None):
-    """One image a prompt: mappings sampler -> (P,) values."""
+    """One image per prompt: mappings sampler -> (P,) values."""
     samplers = tuple(nfe)
     prompts = len(next(iter(nfe.values())))
     columns = {
@@ -89,7 +89,7 @@ def at_a_corner(draw, prompts, gain):
 
 
 def records(images):
-    """A table's records by sampler, one image a prompt."""
+    """A table's records by sampler, one image per prompt."""
     return {
         sampler: [
             synthetic(sampler, number, nfe, correct)

@@ -55,7 +55,7 @@ def test_samplers_run_through_the_pipeline(setup):
 
 def test_shares_add_up_and_the_bare_loop_is_the_limit(setup):
     rows = {row.arm: row for row in measure(setup, ["bare", "vector", "pipeline"], [], rounds=1, clock="cpu")}
-    bare, vector = rows["bare denoiser loop"], rows["vector env, look every 1"]
+    bare, vector = rows["bare denoiser loop"], rows["vector env, preview every 1"]
     for row in (bare, vector):
         assert sum(row.shares.values()) == pytest.approx(1, abs=1e-6)
     assert bare.of_bare == 1 and bare.shares["denoise"] > 0.9 and bare.images is None

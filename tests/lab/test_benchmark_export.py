@@ -64,7 +64,7 @@ def test_emoji_prompts_are_exported_under_their_published_place(tmp_path: Path) 
     done = export("geneval", [(prompt, [png(7)]) for prompt in source.take(2)], tmp_path / "out")
     places = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert places == [f"{prompt.metadata['index']:05d}" for prompt in source.take(2)]
-    assert done.notes == ("1 images a prompt, published numbers are of 4",)
+    assert done.notes == ("1 images per prompt, published numbers are of 4",)
 
 
 def compbench(tmp_path: Path, text: str = "a green bench and a blue bowl\ntwo boys.\n") -> T2ICompBenchPrompts:

@@ -97,7 +97,7 @@ def test_a_shipped_policy_is_known_by_what_paid_it():
     uses = uses_in(manifest_of(["policy:emoji@0.004", "policy:emoji@0.004,shuffled"]))
     assert {use.scorer for use in uses if "pays by it" in use.how} == {"blip_preference", "clip"}
     assert {use.sampler for use in uses} == {"policy:emoji@0.004", "policy:emoji@0.004,shuffled"}
-    assert not [use for use in uses if "not at hand" in use.how]
+    assert not [use for use in uses if "not available" in use.how]
 
 
 @pytest.mark.parametrize("judges", [[], ["blip_preference"], ["clip", "blip_preference"]])

@@ -114,7 +114,7 @@ def test_an_older_manifest_goes_by_the_names_that_it_has():
     assert older.traits.learned and not older.traits.needs_preview and older.traits.curve == "policy:emoji"
     uses = uses_in(replace(manifest(), samplers=(older,)))
     assert {(use.scorer, use.how) for use in uses} == {
-        (scorer, "its policy file is not at hand") for scorer in ("blip_preference", "clip", "dino")
+        (scorer, "its policy file is not available") for scorer in ("blip_preference", "clip", "dino")
     }
 
 

@@ -43,7 +43,7 @@ def evaluated(tmp_path, server):
             "judge": "openai:judge-1",
             "against": ["fixed:2", "fixed:3"],
             "max_cost": 1.0,
-            "cost_per_nfe": {"input": 1.0, "output": 1.0},
+            "price": {"input": 1.0, "output": 1.0},
             "client": {"base_url": f"{server.url}/v1"},
         },
     }

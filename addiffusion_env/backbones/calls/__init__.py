@@ -1,1 +1,1 @@
-"""Driving a diffusers pipeline by its own ``__call__``: open calls, joined network calls, its scheduler's steps."""
+"""Drives a diffusers pipeline through its own ``__call__``: open calls, joined network calls, scheduler steps."""

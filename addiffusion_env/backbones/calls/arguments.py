@@ -1,4 +1,4 @@
-"""Arguments of a pipeline's ``__call__``: which it has, which the engine owns, which are one for each prompt."""
+"""Arguments of a pipeline's ``__call__``: which exist, which the engine sets itself, which differ by prompt."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ OWNED = {
     "callback_steps": "use callback_on_step_end in the call of AdaptivePipeline",
     "prompt": "prompts are given to the call of AdaptivePipeline, or as prompts= of the environment",
 }
-"""Arguments of pipelines that the engine gives itself, and what to use."""
+"""Arguments of pipelines that the engine sets itself, and what to use instead."""
 
 GUIDANCE = ("true_cfg_scale", "guidance_scale")
-"""Names of the scale of classifier-free guidance. Where both exist the second is an input of a distilled network."""
+"""Names of the classifier-free guidance scale. Where both exist, the second is an input of a distilled network."""
 
 
 @dataclass(frozen=True)
 class PipelineArguments:
-    """What a pipeline is called with.
+    """The arguments that a pipeline is called with.
 
     Attributes:
         pipe: the pipeline.
-        parameters: of its ``__call__``.
-        given: the arguments for every image.
+        parameters: parameters of its ``__call__``.
+        given: arguments that are the same for every image.
     """
 
     pipe: Any
@@ -44,13 +44,13 @@ class PipelineArguments:
         """Checks arguments against the pipeline's signature.
 
         Raises:
-            CapabilityError: for an object that is no pipeline with prompts and steps.
-            ConfigError: for an unknown argument, or one that the engine owns.
+            CapabilityError: for an object that is not a pipeline with prompts and steps.
+            ConfigError: for an unknown argument, or one that the engine sets itself.
         """
         name = type(pipe).__name__
         if not callable(pipe) or not hasattr(pipe, "components") or getattr(pipe, "scheduler", None) is None:
             raise CapabilityError(
-                f"a {name} is no diffusers pipeline with a scheduler",
+                f"{name} is not a diffusers pipeline with a scheduler",
                 "pass a text-to-image pipeline, for example diffusers.AutoPipelineForText2Image.from_pretrained(...)",
             )
         parameters = dict(inspect.signature(type(pipe).__call__).parameters)
@@ -66,14 +66,15 @@ class PipelineArguments:
         return made
 
     def check(self, given: Mapping[str, Any]) -> None:
-        """Refuses what the pipeline does not take, or the engine owns.
+        """Checks the names of arguments.
 
         Raises:
-            ConfigError: as said, with the nearest name.
+            ConfigError: for an argument that the pipeline does not have, with the nearest name, or one that the engine
+                sets itself.
         """
         for name in given:
             if name in OWNED:
-                raise ConfigError(f"{name} is no argument of the pipeline's to set here", OWNED[name])
+                raise ConfigError(f"argument {name} of the pipeline cannot be set here", OWNED[name])
             if name not in self.parameters and not self.open_ended:
                 known = [other for other in self.parameters if other not in ("self", "kwargs", *OWNED)]
                 raise ConfigError(f"{type(self.pipe).__name__} has no argument {name!r}", nearest(name, known))
@@ -86,18 +87,18 @@ class PipelineArguments:
 
     @property
     def open_ended(self) -> bool:
-        """Whether names outside the signature are taken: ``**kwargs`` of diffusers' own classes ignore them."""
+        """Whether names outside the signature are accepted; the ``**kwargs`` of diffusers' own classes ignore them."""
         if type(self.pipe).__module__.startswith("diffusers."):
             return False
         return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in self.parameters.values())
 
     @property
     def guidance_name(self) -> str | None:
-        """The argument that scales classifier-free guidance; ``None`` if there is none."""
+        """Name of the classifier-free guidance scale; ``None`` if there is none."""
         return next((name for name in GUIDANCE if name in self.parameters), None)
 
     def value(self, name: str) -> Any:
-        """What the pipeline is called with: the given value, or its own default."""
+        """The value of an argument: the given one, or the pipeline's default."""
         if name in self.given:
             return self.given[name]
         parameter = self.parameters.get(name)
@@ -105,7 +106,7 @@ class PipelineArguments:
 
     @property
     def steps(self) -> int:
-        """The number of steps of the pipeline's own run."""
+        """The number of steps of an unmodified run of the pipeline."""
         for name in ("timesteps", "sigmas"):
             if self.given.get(name) is not None:
                 return len(self.given[name])

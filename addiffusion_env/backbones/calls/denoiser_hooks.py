@@ -1,4 +1,4 @@
-"""What is read off a denoiser while it runs: pooled features of its middle block, and text-to-image attention."""
+"""Reads pooled features of the middle block and text-to-image attention from a denoiser while it runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from addiffusion_env.errors import CapabilityError
 
 
 class DenoiserHooks:
-    """Reads features and attention of the rows that hear the prompt.
+    """Reads features and attention of the prompt-conditioned rows.
 
     Args:
-        evaluator: whose network calls are watched.
-        measured: which of them hear the prompt.
+        evaluator: the evaluator whose network calls are observed.
+        measured: which of those calls and rows are conditioned on the prompt.
 
     Attributes:
-        feature_dim: width of the features; ``None`` where there is no middle block.
+        feature_dim: width of the features; ``None`` if there is no middle block.
     """
 
     def __init__(self, evaluator: Evaluator, measured: Measured) -> None:
@@ -62,7 +62,7 @@ class DenoiserHooks:
         return int(width)
 
     def content_positions(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """For each prompt the positions of its content tokens; empty where attention is not read."""
+        """For each prompt the positions of its content tokens; empty if attention is not available."""
         pipe = self.evaluator.pipe
         kind = type(self.module).__name__
         tokenizer = getattr(pipe, "tokenizer_2" if kind == "FluxTransformer2DModel" else "tokenizer", None)
@@ -73,10 +73,10 @@ class DenoiserHooks:
 
     @contextmanager
     def watching(self, capture: Tensor | None, grid: tuple[int, int] | None) -> Iterator[None]:
-        """Within it the network calls of a batch are watched; ``capture`` says which lanes' attention is wanted.
+        """Context manager that observes a batch's network calls; ``capture`` (B,) selects lanes to read attention of.
 
         Raises:
-            CapabilityError: when attention is wanted and cannot be read.
+            CapabilityError: when attention is requested and cannot be read.
         """
         self._features.clear()
         self._attention.clear()
@@ -90,7 +90,7 @@ class DenoiserHooks:
         yield
 
     def seen(self, size: int) -> tuple[Tensor | None, Tensor | None]:
-        """((B, tokens, h, w) attention or ``None``, (B, F) features or ``None``) of the batch that was watched."""
+        """((B, tokens, h, w) attention or ``None``, (B, F) features or ``None``) of the observed batch."""
         features = None
         if self.hook is not None and len(self._features) == size:
             features = torch.stack([self._features[lane] for lane in range(size)])
@@ -112,7 +112,7 @@ class DenoiserHooks:
         if wanted and self._grid is not None:
             store = AttentionStore(torch.tensor([rows[at] for at in wanted]), self._grid)
         with self._captured(store):
-            # Every capture has processors of its own: a compiled network would be traced anew each time.
+            # Every capture installs new processors: a compiled network would be traced again each time.
             answer = (network if store is None else first.module)(*args, **kwargs)
         if self.hook is not None and (pooled := self.hook.take(sum(counts))) is not None:
             for at, lane in enumerate(lanes):
@@ -131,9 +131,9 @@ class DenoiserHooks:
 
 
 def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] | None:
-    """The resolution of a network's attention maps; ``None`` where its attention cannot be read.
+    """The resolution of a network's attention maps; ``None`` if its attention cannot be read.
 
-    Of a UNet it is the coarsest at which it looks at the text on its way down: there maps follow objects, not texture.
+    For a UNet it is the coarsest cross-attention of the downsampling path: there, maps follow objects, not texture.
     """
     kind = type(module).__name__
     if len(latent_shape) != 3:
@@ -148,7 +148,7 @@ def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] 
 
 
 def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:
-    """The row of each lane's prompt in a joined call: branch by branch where all have as many, else lane by lane."""
+    """The row of each lane's prompt in a joined call: by branch if all lanes have equally many, else by lane."""
     if all(count == counts[0] for count in counts):
         return [min(branch, counts[0] - 1) * len(counts) + lane for lane in range(len(counts))]
     starts = [sum(counts[:lane]) for lane in range(len(counts))]
@@ -156,7 +156,7 @@ def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:
 
 
 def prompt_network(evaluator: Evaluator, measured: Measured) -> Any:
-    """The network that hears the prompt: the largest of those called in the loop."""
+    """The prompt-conditioned network: the largest of those called in the denoising loop."""
     names = {name for name, _ in measured.prompt_sites} or set(evaluator.networks.network_calls)
     modules = [getattr(evaluator.pipe, name) for name in sorted(names)]
     return max(modules, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)

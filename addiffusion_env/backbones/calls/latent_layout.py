@@ -1,8 +1,8 @@
-"""How a pipeline's latents are laid out: the map from its loop's layout to what its autoencoder decodes.
+"""The layout of a pipeline's latents: the map from its denoising loop's layout to the input of its autoencoder.
 
-Pipelines pack latents into tokens, add axes of length one, scale and shift. The engine works on (C, h, w), where masks
-and previews have a place. The map is read off the pipeline's own way from its loop to ``vae.decode``: numbers that name
-each entry are sent through it.
+Pipelines pack latents into tokens, add axes of length one, scale and shift. The engine works on spatial latents
+(C, h, w), on which masks and previews are defined. The map is measured: numbers that identify each entry are sent
+through the pipeline's own code between its loop and ``vae.decode``.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 BASE = 16
-"""Entries are named in digits of this base, small enough to survive half precision."""
+"""Entries are numbered in digits of this base, small enough to be exact in half precision."""
 
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """The latents of one image.
+    """The layout of one image's latents.
 
     Attributes:
-        shape: (C, h, w) as the engine holds them.
-        inner: the pipeline's own shape, without its batch axis.
-        order: (n,) for each entry of ``shape`` its place in ``inner``; ``None`` where they are the same.
-        gain: (n,) what the autoencoder is given: ``gain * x + bias`` in the engine's layout.
+        shape: (C, h, w) in the engine.
+        inner: shape in the pipeline's loop, without the batch axis.
+        order: (n,) flat index into ``inner`` of each entry of ``shape``; ``None`` if the layouts are equal.
+        gain: (n,) the autoencoder's input is ``gain * x + bias`` in the engine's layout.
         bias: (n,).
-        decoded: the shape that the autoencoder is given, without its batch axis; ``None`` if the map is not known.
+        decoded: shape of the autoencoder's input, without the batch axis; ``None`` if the map is not known.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class LatentLayout:
 
     @property
     def spatial(self) -> bool:
-        """Whether the last two axes are places in the image."""
+        """Whether the last two axes are spatial."""
         return len(self.shape) == 3
 
     def outer(self, x: Tensor) -> Tensor:
@@ -57,22 +57,22 @@ class LatentLayout:
         return flat.reshape(-1, *self.inner)
 
     def to_decode(self, x: Tensor) -> Tensor:
-        """(B, *shape) clean latents -> what the autoencoder's ``decode`` is given, (B, *decoded)."""
+        """(B, *shape) clean latents -> the input of the autoencoder's ``decode``, (B, *decoded)."""
         assert self.gain is not None and self.bias is not None and self.decoded is not None
         flat = x.flatten(1) * self.gain.to(x) + self.bias.to(x)
         return flat.reshape(-1, *self.decoded)
 
 
 def learn_layout(inner: Tensor, decoded: Callable[[Tensor], Tensor]) -> LatentLayout:
-    """Learns a layout.
+    """Measures a layout.
 
     Args:
         inner: (1, ...) any latents in the pipeline's layout.
-        decoded: from latents in that layout to what the autoencoder is given, (1, ...).
+        decoded: maps latents in that layout to the autoencoder's input, (1, ...).
 
     Returns:
-        The layout; the pipeline's own, with nothing known of decoding, where the way is not a re-ordering with a gain
-        and a bias for each entry.
+        The layout. If the map is not a permutation with a gain and a bias for each entry, the pipeline's own layout
+        with ``decoded=None``.
     """
     shape = tuple(inner.shape[1:])
     own = LatentLayout(shape, shape)

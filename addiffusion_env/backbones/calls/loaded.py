@@ -1,4 +1,4 @@
-"""What is read and checked of a loaded pipeline's parts."""
+"""Reads and checks the components of a loaded pipeline."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from addiffusion_env.backbones.schedules import AYS_SD15, AYS_SDXL
 from addiffusion_env.errors import CapabilityError, ConfigError, PromptError
 
 NO_LIMIT = 100_000
-"""Tokens of a text window that no tokenizer bounds."""
+"""Length of a text window that no tokenizer limits, in tokens."""
 
 
 def parts_of(pipe: Any) -> tuple[Any, ...]:
-    """What a pipeline is made of: other parts, another device or precision, or another scheduler give another value."""
+    """A pipeline's components, device, precision and scheduler; the value changes when any of them is replaced."""
     found: list[Any] = []
     for name, part in vars(pipe).items():
         if isinstance(part, nn.Module):
             first = next(part.parameters(), None)
-            # A component that is offloaded moves with every call.
+            # An offloaded component changes its device with every call.
             place = None if first is None or moved_by_hook(part) else first.device
             found.append((name, id(part), None if first is None else first.dtype, place))
         elif name == "scheduler":
@@ -32,16 +32,16 @@ def parts_of(pipe: Any) -> tuple[Any, ...]:
 
 
 def ays_timesteps(pipe: Any) -> tuple[int, ...]:
-    """The model family's Align Your Steps: SDXL's UNets are told the image's size, Stable Diffusion's are not."""
+    """Align Your Steps timesteps of the model family: SDXL's UNets take the image size as an input, SD's do not."""
     config = getattr(getattr(pipe, "unet", None), "config", {})
     return AYS_SDXL if config.get("addition_embed_type") == "text_time" else AYS_SD15
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Refuses pipelines whose denoisers keep state from one call to the next.
+    """Refuses pipelines whose denoisers keep state between calls.
 
     Raises:
-        CapabilityError: naming the component.
+        CapabilityError: with the component's name.
     """
     parts = {name: part for name, part in getattr(pipe, "__dict__", {}).items() if isinstance(part, nn.Module)}
     for name, part in parts.items():
@@ -59,7 +59,7 @@ def check_pipeline(pipe: Any) -> None:
             if replaced and registry is None and not moved_by_hook(module):
                 where = f"{name}.{inside}" if inside else name
                 raise CapabilityError(
-                    f"the forward sampler of {where} has been replaced (by DeepCache or the like), which may keep state "
+                    f"the forward method of {where} has been replaced (by DeepCache or the like), which may keep state "
                     "from one image to the next",
                     "disable that helper before the pipeline is wrapped",
                 )
@@ -68,15 +68,15 @@ def check_pipeline(pipe: Any) -> None:
 
 
 def check_size(pipe: Any, arguments: PipelineArguments, drawn: tuple[int, int]) -> None:
-    """Refuses a size that the pipeline rounds to another one.
+    """Refuses an image size that the pipeline would round.
 
     Args:
         pipe: the pipeline.
-        arguments: of its call.
-        drawn: (height, width) of its image.
+        arguments: arguments of its call.
+        drawn: (height, width) of the image that it draws with them.
 
     Raises:
-        ConfigError: with both sizes.
+        ConfigError: with the requested and the actual size.
     """
     for name, side in zip(("height", "width"), drawn, strict=True):
         asked = arguments.given.get(name)
@@ -88,9 +88,9 @@ def check_size(pipe: Any, arguments: PipelineArguments, drawn: tuple[int, int]) 
 
 
 def tokenizers(pipe: Any) -> list[Any]:
-    """The pipeline's tokenizers that must take a prompt whole: T5's where there is one, beside which CLIP's cut it.
+    """The tokenizers that must not truncate a prompt: T5's if there is one (CLIP's may then truncate it), else all.
 
-    A language model's count where there are no others; its template comes on top.
+    A language model's tokenizer counts only if there are no others; its template adds to the length.
     """
     from transformers import PreTrainedTokenizerBase
 
@@ -102,7 +102,7 @@ def tokenizers(pipe: Any) -> list[Any]:
 
 
 def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
-    """Most tokens of a prompt that any of the pipeline's tokenizers takes; a large number where none says."""
+    """Maximum prompt length of the pipeline's tokenizers, in tokens; a large number if none has a limit."""
     limits = []
     for tokenizer in tokenizers(pipe):
         limit = int(min(getattr(tokenizer, "model_max_length", NO_LIMIT) or NO_LIMIT, NO_LIMIT))
@@ -114,10 +114,10 @@ def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
 
 
 def check_length(pipe: Any, text: str, limit: int) -> None:
-    """Refuses a prompt that no tokenizer of the pipeline takes whole.
+    """Refuses a prompt that every tokenizer of the pipeline would truncate.
 
     Raises:
-        PromptError: with both lengths.
+        PromptError: with the prompt's length and the limit.
     """
     if limit >= NO_LIMIT or not isinstance(text, str):
         return

@@ -1,4 +1,4 @@
-"""What is measured of a pipeline when it is wrapped: a few of its own first steps, alone and joined."""
+"""Measures a pipeline when it is wrapped, by running a few of its first steps, alone and joined."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from addiffusion_env.backbones.calls.trees import entries, tensors_in, with_tens
 from addiffusion_env.errors import CapabilityError
 
 PROMPTS = ("a photo of a red cup", "a photo of a blue dog", "two dogs on the grass left of a large red bus in the snow")
-"""The first two have as many words, the third more: networks that read one row for all are found out by it."""
+"""The first two have equally many words, the third more: this detects networks that read one row for all images."""
 
 PROBE_STEPS = 4
-"""Steps of the calls that are measured, unless the pipeline's own run has fewer: some schedulers have no plan of fewer,
-and some distilled models of more."""
+"""Steps of the measured calls, unless the pipeline's default is fewer: some schedulers do not support fewer steps, and
+some distilled models do not support more."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest relative difference of a joined call in full precision; half precision's own rounding is larger."""
+"""Tolerated relative difference of a joined call in full precision; rounding in half precision is larger."""
 
 HALF_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a pipeline's guidance scale means.
+    """The meaning of a pipeline's guidance scale.
 
     Attributes:
-        name: the argument; ``None`` if there is none, or none that takes effect.
-        own: the scale of its own run, in the engine's notation (1 is none).
+        name: name of the argument; ``None`` if there is none, or if it has no effect.
+        own: the pipeline's default scale, in the engine's notation (1 is no guidance).
         added: whether the argument is added to 1 (``cond + g (cond - uncond)``).
-        rows: network rows of an evaluation, (without guidance, with it).
+        rows: network rows per evaluation, (without guidance, with guidance).
     """
 
     name: str | None
@@ -51,15 +51,15 @@ class Guidance:
     rows: tuple[int, int]
 
     def scale(self, argument: float) -> float:
-        """The engine's scale of an argument of the pipeline's."""
+        """Converts a pipeline's guidance argument to the engine's scale."""
         return max(1.0, argument + 1 if self.added else argument)
 
     def argument(self, scale: float) -> float:
-        """The pipeline's argument of an engine's scale."""
+        """Converts an engine's scale to the pipeline's guidance argument."""
         return scale - 1 if self.added else scale
 
     def argument_for(self, request: CallRequest, scale: float) -> float | None:
-        """The pipeline's argument of an engine's scale; ``None`` where the request's own is meant."""
+        """Converts an engine's scale to the pipeline's argument; ``None`` if it equals the request's own."""
         if self.name is None:
             return None
         given = request.arguments.get(self.name)
@@ -69,17 +69,17 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Measured:
-    """A pipeline's measures.
+    """The measured properties of a pipeline.
 
     Attributes:
         request: the request that was measured.
-        guidance: its guidance scale.
-        layout: of its latents.
+        guidance: meaning of its guidance scale.
+        layout: layout of its latents.
         image_size: (height, width) of its images.
-        decoder: the module that decodes; ``None`` where latents are pixels.
-        dtype: of its latents.
-        device: where they are.
-        prompt_sites: for each network site that hears the prompt, which of its branches does.
+        decoder: the module that decodes; ``None`` if latents are pixels.
+        dtype: precision of its latents.
+        device: device of its latents.
+        prompt_sites: for each prompt-conditioned network site, the index of the conditioned branch.
         difference: largest relative difference of joined calls.
     """
 
@@ -95,22 +95,22 @@ class Measured:
 
     @property
     def decoder_name(self) -> str:
-        """What decodes, and in which precision."""
+        """Class and precision of the decoder."""
         precision = str(getattr(self.decoder, "dtype", self.dtype)).removeprefix("torch.")
         return f"{'the pipeline' if self.decoder is None else type(self.decoder).__name__} in {precision}"
 
 
 def generator() -> torch.Generator:
-    """The noise of measured calls."""
+    """The noise generator of measured calls."""
     return torch.Generator().manual_seed(0)
 
 
 def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
-    """Measures a pipeline by a few of its own first steps.
+    """Measures a pipeline by running a few of its first steps.
 
     Raises:
-        CapabilityError: for one that cannot be driven.
-        ConfigError: for arguments that it refuses.
+        CapabilityError: for a pipeline that cannot be driven step by step.
+        ConfigError: for arguments that the pipeline refuses.
     """
     steps = min(PROBE_STEPS, arguments.steps)
     requests = [CallRequest(arguments.call(prompt, steps)) for prompt in PROMPTS]
@@ -130,7 +130,7 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
 
 
 def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:
-    """The first evaluation of a fresh call, by itself."""
+    """The first evaluation of a new call, not joined with others."""
     call = evaluator.open_call(request, scale, generator(), **more)
     found = evaluator.run(call)
     call.close()
@@ -138,7 +138,7 @@ def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, 
 
 
 def learn_axes(evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: Evaluated) -> None:
-    """Learns which axes count images; without an answer nothing is joined."""
+    """Determines which axes are batch axes; if that fails, nothing is joined."""
     ways: list[dict[str, Any]] = [{"prompt": [request.arguments.get("prompt")] * 2}]
     if "num_images_per_prompt" in arguments.parameters:
         ways.insert(0, {"num_images_per_prompt": 2})
@@ -155,7 +155,7 @@ def learn_axes(evaluator: Evaluator, arguments: PipelineArguments, request: Call
 def measure_guidance(
     evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: Evaluated
 ) -> Guidance:
-    """Finds out at which scale guidance is off, what it costs, and whether the scale is added to 1."""
+    """Determines at which scale guidance is off, what it costs, and whether the scale is added to 1."""
     name = arguments.guidance_name
     own = arguments.value(name) if name else None
     if name is None or not isinstance(own, int | float):
@@ -174,7 +174,7 @@ def measure_guidance(
         zero = one
     for scale, found in ((1.0, one), (4.0, four)):
         if any(evaluator.networks.site(asked) is None for asked, _ in found.requests):
-            # Guidance on and off make different calls; each form is learned once.
+            # Calls with and without guidance differ in form; each form is learned once.
             more = {name: scale}
             learn_axes(evaluator, arguments, CallRequest({**request.arguments, **more}), found)
     plain = min(one.rows, zero.rows)
@@ -187,7 +187,7 @@ def measure_guidance(
 
 
 def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> float:
-    """Largest weight that a row of the network's answers has in what the scheduler is given, for linear guidance."""
+    """Largest weight of a row of the network's output in the scheduler's input, for linear guidance."""
     weights = []
     for marked in range(16):
         call = evaluator.open_call(request, scale, generator())
@@ -210,7 +210,7 @@ def prompt_weight(evaluator: Evaluator, request: CallRequest, scale: float) -> f
 
 
 def _marked(value: Any, row: int) -> Any:
-    """An answer of zeros with ones in one row: of its only tensor, or the one tensor of that number."""
+    """An output of zeros with ones in one row: of its only tensor, or of the tensor with that index."""
     several = len(tensors_in(value)) > 1
     count = iter(range(16))
 
@@ -225,7 +225,7 @@ def _marked(value: Any, row: int) -> Any:
 
 
 def prompt_sites(a: Evaluated, b: Evaluated, evaluator: Evaluator) -> dict[tuple[str, int], int]:
-    """Which calls, and which of their branches, differ for two prompts from the same noise."""
+    """The calls, and their branches, that differ between two prompts with the same noise."""
     found: dict[tuple[str, int], int] = {}
     for (first, _), (second, _) in zip(a.requests, b.requests, strict=False):
         site = evaluator.networks.site(first)
@@ -262,12 +262,12 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidance: Guidance) -> float:
-    """Compares joined evaluations of different prompts at different levels with each by itself.
+    """Compares joined evaluations of different prompts at different noise levels with separate ones.
 
-    What differs by more than the tolerance is not joined from then on, with a warning.
+    Calls that differ by more than the tolerance are not joined from then on; a warning says so.
 
     Returns:
-        The largest relative difference of what is joined.
+        The largest relative difference among the calls that are joined.
     """
     if not evaluator.networks.joins:
         warn_not_joined(evaluator.pipe, "the pipeline itself cannot draw two images at once with these arguments")
@@ -282,7 +282,7 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
         evaluator.networks.joins = False
         warn_not_joined(
             evaluator.pipe,
-            f"its network gives other answers for several images at once (relative difference {difference:.2g}, "
+            f"the network's output depends on the number of images in a call (relative difference {difference:.2g}, "
             f"{limit:.0e} is allowed)",
         )
         return 0.0
@@ -300,7 +300,7 @@ def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidanc
 
 
 def at_index(evaluator: Evaluator, request: CallRequest, scale: float | None, index: int) -> Evaluation:
-    """An evaluation of a request's own noise at a place of its plan."""
+    """An evaluation of a request's own noise at an index of its plan."""
     x, _ = evaluator.drawn(request, scale, generator())
     plan = request.plan
     assert plan is not None
@@ -325,9 +325,9 @@ def _joined_difference(evaluator: Evaluator, evaluations: Sequence[Evaluation], 
 def measure_decoding(
     evaluator: Evaluator, request: CallRequest, inner: Tensor
 ) -> tuple[LatentLayout, tuple[int, int], Any]:
-    """The latents' layout, the size of an image, and the module that decodes."""
+    """The layout of the latents, (height, width) of an image, and the module that decodes."""
     decoder: list[Any] = []
-    # Where an inpainting pipeline keeps its image, latents do not reach the decoder: the layout is that of a full mask.
+    # An inpainting pipeline decodes its image, not the latents, outside the mask: the layout needs a full mask.
     mask = request.arguments.get("mask_image")
     more = {} if mask is None else {"mask_image": full_mask(mask)}
 
@@ -357,7 +357,7 @@ def full_mask(mask: Any) -> Any:
 
 
 def image_of(output: Any) -> Tensor:
-    """(1, 3, H, W) float32 in [-1, 1]: a pipeline's first image; all NaN if it could not be decoded.
+    """A pipeline's first image, (1, 3, H, W) float32 in [-1, 1]; all NaN if it could not be decoded.
 
     Raises:
         CapabilityError: for an output without images.
@@ -380,7 +380,7 @@ def image_of(output: Any) -> Tensor:
             array = array.astype(np.float32) / 255
         found = torch.from_numpy(np.ascontiguousarray(array)).float().permute(2, 0, 1)[None]
     if found.ndim == 4 and found.shape[1] == 4:
-        # Layers with transparency are shown on white.
+        # Layers with transparency are composed on white.
         found = found[:, :3] * found[:, 3:] + (1 - found[:, 3:])
     if found.ndim != 4 or found.shape[1] != 3:
         raise CapabilityError(

@@ -1,4 +1,4 @@
-"""The network calls of a pipeline's open calls: learned, joined, counted, answered."""
+"""Joins, counts and answers the network calls of a pipeline's open calls."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from addiffusion_env.backbones.calls.trees import entries, with_tensors
 from addiffusion_env.backbones.compiled import bucket_of
 
 NetworkCall = Callable[[NetworkRequest, tuple, dict, list[int], list[int]], Any]
-"""Makes a network call: (first request, args, kwargs, rows of each request, their lanes) -> the network's answer."""
+"""Makes a network call: (first request, args, kwargs, rows of each request, their lanes) -> the network's output."""
 
 
 @dataclass
 class Networks:
-    """Makes the network calls of open calls, joined where that is known to change nothing.
+    """Makes the network calls of open calls, joined where that is known not to change the results.
 
     Attributes:
         joins: whether calls are joined.
         uneven: whether calls with different numbers of rows are joined.
-        sites: what was learned of each form of network call; ``None`` for a form that is never joined.
+        sites: the learned batch layout of each form of network call; ``None`` for a form that is never joined.
         network_calls: network calls made so far, by component; a joined one counts once.
-        network_rows: rows in them.
+        network_rows: rows in those calls.
         call_network: makes a network call; ``None`` calls the network itself.
-        digests: keys of what must be equal in joined calls.
-        buckets: numbers of rows that a call is filled up to by repeating an image of it; empty for no filling.
-        compiled: what is called in a network's place, by the network's ``id``.
+        digests: hashes of the values that must be equal in joined calls.
+        buckets: batch sizes that a call is padded to by repeating one of its images; empty for no padding.
+        compiled: compiled replacement of a network, by the network's ``id``.
     """
 
     joins: bool = True
@@ -58,7 +58,7 @@ class Networks:
     _blank: dict[Any, Any] = field(default_factory=dict)
 
     def groups(self, requests: Sequence[NetworkRequest]) -> list[list[int]]:
-        """Which requests, by their position, are answered by one network call."""
+        """Groups requests, by their position, that one network call answers."""
         if not self.joins or len(requests) == 1:
             return [[at] for at in range(len(requests))]
         groups: dict[Any, list[int]] = {}
@@ -67,27 +67,27 @@ class Networks:
         return list(groups.values())
 
     def key(self, request: NetworkRequest) -> Any:
-        """Equal for requests that go into one call."""
+        """A key that is equal for requests that can share one call."""
         if request.key is None:
             request.key = group_key(self.site(request), request, self.digests, self.uneven)
         return request.key
 
     def site(self, request: NetworkRequest) -> Site | None:
-        """What is known of a form of network call; ``None`` for one that is not joined."""
+        """The batch layout of a request's form of call; ``None`` for a form that is not joined."""
         return self.sites.get(form_of(request))
 
     def answer(self, requests: Sequence[NetworkRequest], lanes: list[int]) -> tuple[list[Any], list[int]]:
-        """One network call for some requests: their answers and the number of rows of an image of each.
+        """Answers requests with one network call: the outputs and the number of rows per image of each request.
 
         Args:
-            requests: that can be joined.
+            requests: requests that can be joined.
             lanes: position of each of their images in the batch that is being evaluated.
         """
         first = requests[0]
         site = self.site(first)
         counts = [(request_rows(site, request) if site else None) or leading_rows(request) for request in requests]
         rows = [count for count, request in zip(counts, requests, strict=True) for _ in range(request.lanes)]
-        # Filled up with further images, not rows: networks may take their batch apart by branches.
+        # Padded with whole images, not rows: networks may split their batch by branches.
         more = self._filling(rows) if site is not None and self.joins else 0
         asked = list(requests)
         if more:
@@ -97,7 +97,7 @@ class Networks:
             rows = [*rows, *[min(counts)] * more]
         single = len(asked) == 1 and first.lanes == 1
         if site is None or (single and not self.compiled):
-            # Some networks empty a list that they are given (UNets their adapter's residuals).
+            # Some networks consume a list argument (UNets pop their adapter's residuals).
             args = tuple(list(value) if type(value) is list else value for value in first.args)
             kwargs = {name: list(value) if type(value) is list else value for name, value in first.kwargs.items()}
         else:
@@ -119,16 +119,16 @@ class Networks:
         return answers, counts
 
     def _filling(self, counts: Sequence[int]) -> int:
-        """How many images a call of so many rows each is filled up with."""
+        """Number of images that pad a call; ``counts`` are the rows of each request."""
         missing = bucket_of(sum(counts), self.buckets) - sum(counts)
         return -(-missing // min(counts))
 
     def learn(self, one: Sequence[tuple[NetworkRequest, Any]], two: Sequence[tuple[NetworkRequest, Any]]) -> None:
-        """Learns which axes count images from a step for one image and the same step for two."""
+        """Learns the batch axes from a step for one image and the same step for two images."""
         if [r.site for r, _ in one] != [r.site for r, _ in two]:
             return
         for first, second in zip(one, two, strict=True):
-            if holds_state(first[1]):  # an answer with a cache belongs to one image
+            if holds_state(first[1]):  # an output with a cache belongs to one image
                 self.sites[form_of(first[0])] = None
                 continue
             try:
@@ -137,9 +137,9 @@ class Networks:
                 self.sites[form_of(first[0])] = None
 
     def blank_answer(self, request: NetworkRequest) -> Any:
-        """An answer of zeros: it brings a call to its next step and costs nothing."""
+        """An output of zeros: advances a call to its next step without a network evaluation."""
         if holds_state(request.args) or holds_state(request.kwargs):
-            # A cache of keys and values is filled by the call itself.
+            # The call itself fills its cache of keys and values.
             with torch.no_grad():
                 return request.module(*request.args, **request.kwargs)
         kind = _blank_key(request)
@@ -153,7 +153,7 @@ class Networks:
 
 
 def _blank_key(request: NetworkRequest) -> Any:
-    """Requests with equal keys have answers of one shape."""
+    """A key that is equal for requests whose outputs have one shape."""
     values = (*request.args, *request.kwargs.values())
     first = next((v for v in values if isinstance(v, Tensor) and v.ndim > 1), None)
     if first is None:
@@ -162,7 +162,7 @@ def _blank_key(request: NetworkRequest) -> Any:
 
 
 def holds_state(value: Any) -> bool:
-    """Whether arguments hold an object that is neither a tensor nor plain: a cache that a call fills."""
+    """Whether arguments hold an object that is neither a tensor nor a plain value, such as a cache."""
     inside = entries(value)
     if inside is not None:
         return any(holds_state(entry) for entry in inside)
@@ -171,7 +171,7 @@ def holds_state(value: Any) -> bool:
 
 
 def leading_rows(request: NetworkRequest) -> int:
-    """Rows of a request of which nothing was learned: the length of its first tensor or list."""
+    """Rows of a request of unknown layout: the length of its first tensor or list."""
     for value in (*request.args, *request.kwargs.values()):
         if isinstance(value, Tensor) and value.ndim > 1:
             return len(value)
@@ -181,10 +181,10 @@ def leading_rows(request: NetworkRequest) -> int:
 
 
 def warn_not_joined(pipe: Any, reason: str) -> None:
-    """Says that calls are not joined, and what that costs."""
+    """Warns that calls are not joined, which makes them slower."""
     warnings.warn(
-        f"network calls of a {type(pipe).__name__} are not joined: {reason}\n  -> images are made one call each: the "
-        "same images, as slow as one after the other",
+        f"network calls of a {type(pipe).__name__} are not joined: {reason}\n  -> every image takes its own network "
+        "calls: the images are the same, the speed is that of generating them one after the other",
         UserWarning,
         stacklevel=4,
     )

@@ -2,10 +2,10 @@
 
 The call runs in a greenlet on a copy of the pipeline whose denoisers, scheduler and decoder are stand-ins: instances of
 subclasses that share the real parts' ``__dict__``, so that ``isinstance``, attributes and signatures are the real ones.
-A stand-in hands control back: a denoiser with its arguments (:class:`NetworkRequest`), the scheduler with what
-``scheduler.step`` was given (:class:`AtStep`), the decoder with its latents (:class:`AtDecode`). The call that waits at
-``step`` goes on with *any* latents, and the ``timesteps`` that its loop walks yield *any* next time, so it stands for
-the prompt and the settings alone, not for one image on its way.
+A stand-in hands control back: a denoiser with its arguments (:class:`NetworkRequest`), the scheduler with the arguments
+of ``scheduler.step`` (:class:`AtStep`), the decoder with its latents (:class:`AtDecode`). A call that waits at ``step``
+can be resumed with *any* latents, and the ``timesteps`` that its loop iterates over yield *any* next time, so it
+represents the prompt and the settings only, not the state of one image.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from addiffusion_env.backbones.calls.torch_state import TorchState
 from addiffusion_env.errors import CapabilityError
 
 NOT_DENOISERS = ("text_encoder", "image_encoder", "safety_checker", "feature_extractor", "tokenizer", "vision")
-"""Beginnings of the names of components that are never called inside the denoising loop."""
+"""Name prefixes of components that are never called inside the denoising loop."""
 
 
 @dataclass(slots=True, eq=False)
 class NetworkRequest:
-    """A denoiser's call that waits for its answer.
+    """A denoiser call that waits for its output.
 
     Attributes:
-        site: (component's name, how many calls of it this step has made before).
+        site: (component's name, number of earlier calls of it in this step).
         module: the real network.
         args: positional arguments.
         kwargs: keyword arguments.
-        form: its structure, once it was looked at (:func:`joining.form_of`).
-        lanes: of how many images it is; with several, values that differ are :class:`joining.Lanes`.
-        key: equal for requests that go into one call, where that is known (:func:`joining.group_key`).
+        form: structure of the arguments, once it was determined (:func:`joining.form_of`).
+        lanes: number of images; with several, values that differ are :class:`joining.Lanes`.
+        key: equal for requests that can share one call, where that is known (:func:`joining.group_key`).
     """
 
     site: tuple[str, int]
@@ -64,9 +64,9 @@ class AtStep:
     """The call has its guided prediction and asks its scheduler for the next latents.
 
     Attributes:
-        output: what the scheduler is given as ``model_output``.
-        time: the time that it is given.
-        sample: the latents that were evaluated, in the pipeline's own layout.
+        output: the scheduler's ``model_output`` argument.
+        time: its ``timestep`` argument.
+        sample: the evaluated latents, in the pipeline's own layout.
         args: further positional arguments of ``step``.
         kwargs: its keyword arguments.
     """
@@ -80,11 +80,11 @@ class AtStep:
 
 @dataclass(frozen=True)
 class AtDecode:
-    """The loop is over and the pipeline decodes.
+    """The loop has ended and the pipeline decodes.
 
     Attributes:
         module: the real autoencoder.
-        latents: what it is given.
+        latents: latents to decode.
         args: further positional arguments of ``decode``.
         kwargs: its keyword arguments.
     """
@@ -110,7 +110,7 @@ Event = NetworkRequest | AtStep | AtDecode | Ended
 
 
 class OpenCall:
-    """A pipeline's call, suspended; see the module.
+    """A suspended pipeline call; see the module's docstring.
 
     Args:
         pipe: the pipeline; it is not changed.
@@ -118,13 +118,13 @@ class OpenCall:
         overrides: attributes of the copy, for example a cached ``encode_prompt``.
 
     Attributes:
-        index: position in the plan of the step that the call is in; -1 before its loop.
-        event: what it waits for.
+        index: index of the current step in the plan; -1 before the loop.
+        event: the event that it waits for.
         scheduler: its own copy of the pipeline's scheduler.
-        times: (m,) the times that its loop walks, as the pipeline's own run would; ``None`` before its loop.
-        begin: position of the first of them in ``scheduler.timesteps`` (image-to-image begins later).
+        times: (m,) timesteps of an unmodified run's loop; ``None`` before the loop.
+        begin: index of the first of them in ``scheduler.timesteps`` (above 0 for image-to-image).
         drawn: the latents that the pipeline prepared, in its own layout; ``None`` if it has no ``prepare_latents``.
-        recorder: notes what the call does up to its scheduler's step; ``None`` for a call that is not recorded.
+        recorder: records the call's operations up to its scheduler's step; ``None`` for a call that is not recorded.
     """
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
@@ -154,7 +154,7 @@ class OpenCall:
 
     @property
     def requests(self) -> list[NetworkRequest]:
-        """The network request that waits for its answer."""
+        """The network request that waits for its output."""
         return [self.event] if isinstance(self.event, NetworkRequest) else []
 
     def answer(self, value: Any) -> Event:
@@ -177,14 +177,14 @@ class OpenCall:
         return self._switch(self._stepped(latents))
 
     def finish(self, latents: Tensor) -> Event:
-        """Resumes a call that waits at ``step``, whose result ends the loop; the pipeline decodes it."""
+        """Resumes a call that waits at ``step`` with final latents, which end the loop; the pipeline decodes them."""
         assert isinstance(self.event, AtStep)
         self._ending, self.recorder = True, None
         self._length = self.index + 1
         return self._switch(self._stepped(latents))
 
     def close(self) -> None:
-        """Ends the call where it is; its ``finally`` blocks run."""
+        """Aborts the call; its ``finally`` blocks run."""
         if self._greenlet.dead or self.thread != threading.get_ident():
             return
         self._greenlet.parent = getcurrent()
@@ -215,21 +215,21 @@ class OpenCall:
         return parent.switch(event)
 
     def _stepped(self, latents: Tensor) -> Any:
-        """The result of ``scheduler.step``, in the form that the pipeline asked for."""
+        """The result of ``scheduler.step``, in the form that the pipeline requested."""
         event = self.event
         assert isinstance(event, AtStep)
         latents = latents.to(event.sample.dtype)
         if event.kwargs.get("return_dict", True):
             return StepOutput(prev_sample=latents, pred_original_sample=latents, denoised=latents)
-        # A pipeline that decodes the second output (Sana-Sprint's denoised) is at the end, where both are the same.
+        # A pipeline that decodes the second output (Sana-Sprint's denoised) is at its end, where both are equal.
         return (latents, latents)
 
     def _place(self, index: int, time: Any) -> None:
-        """Makes the plan say ``time`` at ``index``, for pipelines that look it up by number."""
+        """Writes ``time`` into the plan at ``index``, for pipelines that look it up by index."""
         if self._walked is not None:
             self._walked.changed[index] = time
 
-    # What the stand-ins call, inside the greenlet.
+    # Called by the stand-ins, inside the greenlet.
 
     def on_network(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A component was called."""
@@ -246,7 +246,8 @@ class OpenCall:
         """``scheduler.step`` was called."""
         if self.times is None:
             raise CapabilityError(
-                "the pipeline's loop does not walk its scheduler's timesteps", "it cannot be driven step by step"
+                "the pipeline's loop does not iterate over its scheduler's timesteps",
+                "it cannot be driven step by step; use another pipeline",
             )
         return self._wait(AtStep(output, time, sample, args, kwargs))
 
@@ -257,7 +258,7 @@ class OpenCall:
         return self._wait(AtDecode(module, latents, args, kwargs))
 
     def on_next(self, walked: LazyTimesteps) -> Any:
-        """The loop asks for its next time; ``None`` ends it."""
+        """The loop requests its next timestep; ``None`` ends it."""
         if self._ending:
             self.denoises = False
             return None
@@ -269,7 +270,7 @@ class OpenCall:
         return self._next
 
     def length(self, walked: LazyTimesteps) -> int:
-        """How many times the loop has; one more than the present step's number once that is the last."""
+        """The number of timesteps of the loop; after the last step, the number of steps taken."""
         return walked.shape[0] if self._length is None else self._length
 
     def _copy(self, pipe: Any) -> Any:
@@ -289,7 +290,7 @@ class OpenCall:
             elif isinstance(part, list | dict):
                 parts[name] = copy.copy(part)
         parts["_progress_bar_config"] = {"disable": True}
-        # It would send the neighbours' weights away.
+        # The real method would move weights that other open calls use.
         parts["maybe_free_model_hooks"] = lambda: None
         if hasattr(pipe, "prepare_latents"):
             parts["prepare_latents"] = self._recorded(own.prepare_latents)

@@ -1,4 +1,4 @@
-"""Cheap looks at any pipeline's latents: its family's tiny decoder, or a least-squares map from latents to colours."""
+"""Cheap previews of any pipeline's latents: its family's tiny decoder, or a least-squares map from latents to RGB."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TINY_DECODERS = {
     (16, 1.5305): "madebyollin/taesd3",
     (16, 0.3611): "madebyollin/taef1",
 }
-"""Tiny decoders by the autoencoder that they stand in for."""
+"""Tiny decoders by the autoencoder that they replace."""
 
 FITTED_IMAGES = 8
 """Smooth random images that the least-squares map is fitted to."""
 
 
 class LatentColours(nn.Module):
-    """An affine map from one latent cell to a colour, fitted by least squares.
+    """An affine map from one latent cell to an RGB colour, fitted by least squares.
 
     Attributes:
         weights: (C, 3).
         bias: (3,).
-        error: root mean square error of a colour in [-1, 1], on images that were not fitted.
-        spread: standard deviation of those colours, the error of a map that always says the mean.
+        error: root mean square error of colours in [-1, 1], on held-out images.
+        spread: standard deviation of those colours, which is the error of predicting the mean.
     """
 
     def __init__(self, weights: Tensor, bias: Tensor, error: float, spread: float) -> None:
@@ -50,13 +50,13 @@ class LatentColours(nn.Module):
 
 
 class PreviewDecoder:
-    """Makes previews of a backbone's clean latents; the decoder is loaded or fitted at the first of them.
+    """Decodes previews of a backbone's clean latents; the decoder is loaded or fitted when first used.
 
     Args:
-        name: of the pipeline's class, for messages.
-        measured: its latents and its decoder.
+        name: name of the pipeline's class, for messages.
+        measured: the pipeline's measured properties.
         decode: the pipeline's own decoder: (B, C, h, w) clean latents -> (B, 3, H, W) in [-1, 1].
-        chosen: an ``AutoencoderTiny``, its hub id or folder, ``"linear"``, or ``"none"``; ``None`` takes the family's
+        chosen: an ``AutoencoderTiny``, its hub id or folder, ``"linear"``, or ``"none"``; ``None`` selects the family's
             tiny decoder, else the linear map, with a warning.
     """
 
@@ -79,27 +79,27 @@ class PreviewDecoder:
 
     @property
     def possible(self) -> bool:
-        """Whether there are previews: latents with places in the image, and a decoder for them."""
+        """Whether previews are available: latents are spatial and there is a decoder for them."""
         return self.chosen != "none" and self.measured.layout.spatial
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of a preview: the image's, no larger than what scorers read."""
+        """(height, width) of a preview: the image's size, limited to the scorers' input size."""
         height, width = self.measured.image_size
         scale = min(1.0, PREVIEW_SIDE / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def find(self) -> Any:
-        """The decoder of previews, looked for or fitted when it is first needed; ``None`` where there is none."""
+        """The preview decoder, loaded or fitted on first use; ``None`` if there is none."""
         if self.decoder is None and self.possible and self.measured.decoder is not None:
             self.decoder = self._found()
         return self.decoder
 
     def preview(self, x0: Tensor) -> Tensor:
-        """(B, C, h, w) clean latents -> (B, 3, h', w') float32 in [-1, 1].
+        """Decodes a preview: (B, C, h, w) clean latents -> (B, 3, h', w') float32 in [-1, 1].
 
         Raises:
-            CapabilityError: when there are no previews.
+            CapabilityError: when previews are not available.
         """
         if not self.possible:
             raise CapabilityError(
@@ -153,7 +153,7 @@ class PreviewDecoder:
 
 @torch.no_grad()
 def fit_colours(measured: Measured, decode: Callable[[Tensor], Tensor]) -> LatentColours:
-    """Fits the map on smooth random latents and what the pipeline's own decoder makes of them."""
+    """Fits the map on smooth random latents and the pipeline's own decoding of them."""
     layout = measured.layout
     channels, height, width = layout.shape
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a pipeline is asked: an image's call, one evaluation of it, and the answer."""
+"""Requests to a pipeline: the call of an image, one evaluation of it, and the result."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 
 
 class CallRequest:
-    """What a pipeline is asked for one image: the arguments of its call, without noise.
+    """The arguments of a pipeline's call for one image, without noise.
 
     Attributes:
         arguments: keyword arguments of ``__call__``: prompt, size, number of steps ...
         plan: its scheduler's plan; ``None`` until a call was opened.
-        rng_state: of torch's own generator on the CPU while a call is opened, for pipelines that draw from it; ``None``
-            leaves it as it is.
-        waiting: the open calls of each guidance scale.
-        draws: the noise that was drawn for it, each with the generator's state before: a call that is opened again
-            draws it again.
-        lanes: what is known of its loop at each guidance scale (:mod:`calls.replays`).
+        rng_state: state of torch's global CPU generator while a call is opened, for pipelines that draw from it;
+            ``None`` leaves the generator unchanged.
+        waiting: the open calls, by guidance scale.
+        draws: noise drawn for it, each with the generator's preceding state, so that a reopened call draws it again.
+        lanes: recordings of its loop, by guidance scale (:mod:`calls.replays`).
         adapters: state of the pipeline's adapters when its first call was opened; ``None`` before.
     """
 
@@ -49,14 +48,14 @@ def _close_all(waiting: dict[float | None, list[OpenCall]]) -> None:
 
 @dataclass(slots=True, eq=False)
 class Evaluation:
-    """One lane's evaluation.
+    """One denoiser evaluation of one lane.
 
     Attributes:
-        request: what its image is.
-        scale: guidance scale, as the pipeline's own argument; ``None`` for what the request itself says.
-        index: position in the plan.
-        time: what the denoiser hears.
-        sigma: the level in the scheduler's own ``sigmas``.
+        request: the request of its image.
+        scale: guidance scale, as the pipeline's own argument; ``None`` for the request's own value.
+        index: index in the plan.
+        time: timestep input of the denoiser.
+        sigma: noise level in the scheduler's own ``sigmas``.
         x: (1, ...) latents in the pipeline's layout and space.
     """
 
@@ -70,12 +69,12 @@ class Evaluation:
 
 @dataclass(slots=True, eq=False)
 class Evaluated:
-    """The answer to an :class:`Evaluation`.
+    """The result of an :class:`Evaluation`.
 
     Attributes:
-        step: what the pipeline gave its scheduler.
-        rows: rows of network calls spent.
-        requests: the network requests of the step with their answers, where they were asked to be kept.
+        step: the arguments that the pipeline passed to its scheduler's ``step``.
+        rows: network rows spent.
+        requests: the network requests of the step with their outputs, if they were requested to be kept.
     """
 
     step: AtStep

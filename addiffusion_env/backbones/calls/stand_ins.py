@@ -1,4 +1,4 @@
-"""Stand-ins for a pipeline's parts: the real ones in class and attributes, but what is called goes to an open call."""
+"""Stand-ins for a pipeline's components: same class and attributes, but calls are routed to an open call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Listener(Protocol):
-    """What stand-ins tell, inside the pipeline's call: an open call."""
+    """Receives the calls of stand-ins, inside the pipeline's call; implemented by open calls."""
 
     def on_network(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A component was called."""
@@ -26,24 +26,24 @@ class Listener(Protocol):
         """A component's ``decode`` was called."""
 
     def on_next(self, walked: LazyTimesteps) -> Any:
-        """The loop asks for its next time; ``None`` ends it."""
+        """The loop requests its next timestep; ``None`` ends it."""
 
     def length(self, walked: LazyTimesteps) -> int:
-        """How many times the loop has."""
+        """The number of timesteps of the loop."""
 
 
 class StepOutput(SimpleNamespace):
     """A scheduler's output object."""
 
     def __getitem__(self, key: Any) -> Any:
-        """By name, or the latents."""
+        """The field of that name; for an index, the latents."""
         return getattr(self, key) if isinstance(key, str) else self.prev_sample
 
 
 class LazyTimesteps(Tensor):
-    """A scheduler's ``timesteps`` whose iteration asks the open call for each next time.
+    """A scheduler's ``timesteps`` whose iteration requests each next timestep from the open call.
 
-    Slices stay lazy; numbers, comparisons and arithmetic are a plain tensor's.
+    Slices stay lazy; indexing, comparisons and arithmetic are those of a plain tensor.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -53,7 +53,7 @@ class LazyTimesteps(Tensor):
 
     @staticmethod
     def of(times: Tensor, call: Listener, offset: int = 0) -> LazyTimesteps:
-        """The lazy form of (m,) times that begin at ``offset`` of the scheduler's."""
+        """The lazy form of (m,) timesteps that start at index ``offset`` of the scheduler's."""
         made = times.detach().clone().as_subclass(LazyTimesteps)
         made.call, made.offset, made.changed = call, offset, {}
         return made
@@ -79,7 +79,7 @@ class LazyTimesteps(Tensor):
 
 
 def is_scheduler(part: Any) -> bool:
-    """Whether a component is one of diffusers' schedulers, or is used like one."""
+    """Whether a component is a diffusers scheduler or has the same interface."""
     return hasattr(part, "set_timesteps") and hasattr(part, "step") and hasattr(part, "config")
 
 
@@ -92,7 +92,7 @@ def plain_scheduler(stand_in: Any) -> Any:
 
 
 def scheduler_values(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's attributes, its lists copied, so that its steps change nobody else's."""
+    """A scheduler's attributes with lists copied, so that its steps do not change other copies."""
     values = {}
     for name, value in scheduler.__dict__.items():
         if name == "_open_call":
@@ -142,10 +142,10 @@ def _scheduler_class(kind: type) -> type:
 
 
 def module_stand_in(module: nn.Module, name: str, call: Listener) -> Any:
-    """A network in all but its call, and its ``decode`` if it has one, which belong to an open call."""
+    """A stand-in of a network whose ``__call__`` and ``decode`` (if it has one) are routed to an open call."""
     kind: Any = type(module)
     made: Any = object.__new__(_module_class(kind, callable(getattr(module, "decode", None))))
-    # The very same dict: what a hook, an adapter or the user changes on the real one is seen here.
+    # The same dict object: changes of the real module by hooks, adapters or the user are visible here.
     object.__setattr__(made, "__dict__", module.__dict__)
     for slot, value in (("_open_call", call), ("_component", name), ("_real", module)):
         object.__setattr__(made, slot, value)
@@ -169,7 +169,7 @@ def _module_class(kind: type, decodes: bool) -> type:
 
 @functools.cache
 def pipeline_class(kind: Any) -> Any:
-    """A pipeline's class that is told its device, where it would walk through all modules each time it is asked."""
+    """A subclass of a pipeline's class with a stored device, which otherwise is searched in all modules at each use."""
     if not isinstance(getattr(kind, "_execution_device", None), property):
         return kind
     parts = {"_execution_device": property(lambda self: self.__dict__["_device"]), "__module__": kind.__module__}

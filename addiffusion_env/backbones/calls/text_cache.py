@@ -1,4 +1,4 @@
-"""Encoded prompts, kept as long as nothing that encodes them changes."""
+"""A cache of encoded prompts that is valid as long as the text encoders are unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from addiffusion_env.backbones.memory import alone
 from addiffusion_env.lru import LruCache
 
 TEXTS_KEPT = 1024
-"""Most results of ``encode_prompt`` kept."""
+"""Maximum number of cached results of ``encode_prompt``."""
 
 
 class TextCache:
@@ -21,7 +21,7 @@ class TextCache:
 
     Args:
         pipe: the pipeline.
-        digests: makes keys of arguments.
+        digests: hashes arguments into keys.
     """
 
     def __init__(self, pipe: Any, digests: Digests) -> None:
@@ -49,7 +49,7 @@ class TextCache:
 
 
 def encoder_state(pipe: Any) -> Any:
-    """Changes when a text encoder's weights, adapters or tokens do: what encoded prompts depend on."""
+    """The state that encoded prompts depend on: weights, adapters and tokens of the text encoders."""
     return sampled(*(part for name, part in vars(pipe).items() if name.startswith(("text_encoder", "tokenizer"))))
 
 

@@ -1,8 +1,8 @@
-"""Torch's thread state across greenlets: what a suspended pipeline call has switched on must not reach its neighbours.
+"""Torch's thread state across greenlets: modes set by a suspended pipeline call must not affect other calls.
 
 Grad mode, inference mode, autocast and the stack of torch-function modes (``torch.device`` as a context manager) belong
-to the thread, and all open calls share one thread. Each call therefore takes its own state along when it is resumed,
-and leaves its caller's behind when it is suspended.
+to the thread, and all open calls share one thread. Each call's state is therefore restored when the call is resumed,
+and the caller's state when the call is suspended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _set_flags(flags: tuple[Any, ...]) -> None:
 class TorchState:
     """The torch state of one open call.
 
-    Use it in pairs: :meth:`enter` before the call is resumed, :meth:`leave` once it is suspended again or has ended.
+    Call :meth:`enter` before the open call is resumed, and :meth:`leave` once it is suspended again or has ended.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class TorchState:
         self._inference: Any = None
 
     def enter(self) -> None:
-        """Puts the call's state in place of the caller's; at the first time the caller's own is kept."""
+        """Replaces the caller's state by the call's; the first time, the call starts with the caller's."""
         self._outer = _flags()
         self._outer_modes = torch._C._len_torch_function_stack()
         self._outer_inference = torch.is_inference_mode_enabled()
@@ -55,14 +55,14 @@ class TorchState:
             torch._C._push_on_torch_function_stack(mode)
 
     def leave(self) -> None:
-        """Keeps the call's state and puts the caller's back."""
+        """Saves the call's state and restores the caller's."""
         modes = []
         while torch._C._len_torch_function_stack() > self._outer_modes:
             modes.append(torch._C._pop_torch_function_stack())
         self._own_modes = modes[::-1]
         self._own = _flags()
         if torch.is_inference_mode_enabled() != self._outer_inference:
-            # A guard on top of the call's own, which changes the grad mode too; leaving it restores the call's mode.
+            # A guard on top of the call's own, which also changes the grad mode; leaving it restores the call's mode.
             self._inference = torch._C._InferenceMode(self._outer_inference)
             self._inference.__enter__()
         if self._outer != _flags():

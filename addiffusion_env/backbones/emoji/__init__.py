@@ -1,10 +1,10 @@
-"""The emoji world's backbone, a small Stable Diffusion that ships with the package, and its checked weights.
+"""The emoji world's backbone, a small Stable Diffusion that ships with the package, and its verified weights.
 
-``weights/manifest.json`` lists every file with its sha256. A component is checked when it is first loaded in a process
-(36 MB in all, .08 s on the slow side), so that a truncated download or an edited file is an error with a
-remedy, not a model that draws noise.
+``weights/manifest.json`` lists every file with its sha256. A component is verified when it is first loaded in a process
+(36 MB in all, at most 0.08 s), so that a truncated download or an edited file raises an error with a remedy instead of
+yielding a model that draws noise.
 
-``python -m addiffusion_env.backbones.emoji`` checks and prints the manifest; ``--write`` renews it.
+``python -m addiffusion_env.backbones.emoji`` verifies and prints the manifest; ``--write`` rewrites it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Component:
     """One model (or table) of the emoji world.
 
     Attributes:
-        stage: the training stage (and its options) that makes it; empty when none does.
-        loaded_by: the class that reads its folder.
-        made: how the shipped files were made.
+        stage: the training stage (and its options) that produces it; empty if there is none.
+        loaded_by: the class that loads its folder.
+        made: how the shipped files were produced.
         licence: SPDX expression.
-        folder: where it lies, relative to the folder of weights.
+        folder: its path, relative to the folder of weights.
     """
 
     stage: str
@@ -85,19 +85,19 @@ COMPONENTS: Mapping[str, Component] = {
     ),
 }
 
-_verified: dict[tuple[Path, str], Path] = {}  # what this process has already checked; failures are never kept
+_verified: dict[tuple[Path, str], Path] = {}  # components that this process has verified; failures are never cached
 
 
 def verify(folder: str | Path, component: str) -> Path:
-    """Checks every file of ``component`` against the manifest, once a process; returns the component's folder.
+    """Checks every file of ``component`` against the manifest, once per process; returns the component's folder.
 
     Args:
-        folder: a folder of weights: ``WEIGHTS``, or one made by the training stages.
+        folder: a folder of weights: ``WEIGHTS``, or one written by the training stages.
         component: its name in the manifest: ``"unet"``, ``"detector_a"`` ...
 
     Raises:
         UnknownNameError: when the manifest does not list ``component``.
-        WeightsError: when the manifest or a file is missing, unreadable or has another content.
+        WeightsError: when the manifest or a file is missing, unreadable or has different content.
     """
     key = (Path(folder).resolve(), component)
     if key not in _verified:
@@ -106,7 +106,7 @@ def verify(folder: str | Path, component: str) -> Path:
 
 
 def check(folder: Path, component: str) -> Path:
-    """Does what :func:`verify` does, every time."""
+    """Like :func:`verify`, without caching."""
     folder = folder.resolve()
     entries = read_manifest(folder)
     if component not in entries:
@@ -131,7 +131,7 @@ def _remedy(folder: Path, component: str) -> str:
 def _check_file(path: Path, expected: Mapping[str, Any], remedy: str) -> None:
     try:
         size = path.stat().st_size
-        # Size first: it tells a truncated copy from an edited one, and spares hashing it.
+        # Size first: it distinguishes a truncated copy from an edited one, and avoids hashing it.
         if size != expected["bytes"]:
             cause = f"{path} is corrupted: {size} bytes, expected {expected['bytes']}"
             raise WeightsError(cause, remedy)
@@ -154,7 +154,7 @@ def read_manifest(folder: str | Path = WEIGHTS) -> dict[str, dict[str, Any]]:
     """The manifest's components: name -> ``folder``, ``files`` (name -> ``sha256``, ``bytes``) and provenance.
 
     Raises:
-        WeightsError: when the manifest is missing or is not one.
+        WeightsError: when the manifest is missing or invalid.
     """
     path = Path(folder) / MANIFEST
     remedy = f"python -m addiffusion_env.backbones.emoji {folder} --write, if you trust the files there"
@@ -165,19 +165,19 @@ def read_manifest(folder: str | Path = WEIGHTS) -> dict[str, dict[str, Any]]:
         for entry in components.values():
             entry["folder"], entry["files"].items()
     except FileNotFoundError as error:
-        raise WeightsError(f"{path} is missing: no folder of emoji weights", remedy) from error
+        raise WeightsError(f"{path} is missing: not a folder of emoji weights", remedy) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}", remedy) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is no manifest: {type(error).__name__}: {error}", remedy) from error
+        raise WeightsError(f"{path} is not a valid manifest: {type(error).__name__}: {error}", remedy) from error
     return components
 
 
 def write_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Lists every component found in ``folder`` in its manifest, with the hashes that its files have now.
+    """Writes a manifest of every component found in ``folder``, with the current hashes of its files.
 
     Returns:
-        the components, as :func:`read_manifest` returns them.
+        The components, as :func:`read_manifest` returns them.
     """
     root = Path(folder).resolve()
     components = {}
@@ -200,10 +200,10 @@ def write_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Checks a folder of weights and prints its manifest, or writes it anew."""
+    """Verifies a folder of weights and prints its manifest, or rewrites the manifest."""
     parser = argparse.ArgumentParser(prog="python -m addiffusion_env.backbones.emoji", description=main.__doc__)
     parser.add_argument("folder", nargs="?", default=WEIGHTS, type=Path, help="folder of weights (the shipped ones)")
-    parser.add_argument("--write", action="store_true", help="renew the manifest from the files that are there")
+    parser.add_argument("--write", action="store_true", help="rewrite the manifest from the present files")
     options = parser.parse_args(arguments)
     entries = write_manifest(options.folder) if options.write else read_manifest(options.folder)
     for name, entry in entries.items():
@@ -220,9 +220,9 @@ OPTIONS = ("truncate_prompts",)
 
 
 class EmojiBackbone(StableDiffusionBackbone):
-    """Emoji world: 64x64 images of up to four emoji, SD 1.5's classes in small, no download.
+    """Emoji world: 64x64 images of up to four emoji, SD 1.5's architecture at small scale, no download.
 
-    Trained from scratch by ``python -m addiffusion_lab.emoji_training``; ``weights/manifest.json`` says how.
+    Trained from scratch by ``python -m addiffusion_lab.emoji_training``; ``weights/manifest.json`` has the details.
     """
 
     name = "emoji"
@@ -281,8 +281,8 @@ class EmojiBackbone(StableDiffusionBackbone):
             default_spacing="trailing",
         )
         if device.type == "cpu":
-            # CPU time on an AVX2 core: a preview 8.0 ms channels-last, 10.4 otherwise; a decode 29 and 33; the UNet 35
-            # and 35, since half of its time goes into attention and its linear layers.
+            # CPU time on an AVX2 core, channels-last and otherwise: preview 8.0 and 10.4 ms, decode 29 and 33 ms, UNet
+            # 35 and 35 ms, since half of its time goes into attention and its linear layers.
             for part in (parts.unet, parts.vae, parts.preview):
                 part.to(memory_format=torch.channels_last)
         return cls(parts, capabilities, bool(load.options.get("truncate_prompts", False)))

@@ -1,8 +1,8 @@
-"""Finds the objects of an image: class, colour and centre. Plays the part of GenEval's Mask2Former.
+"""Detects the objects of an image: class, colour and centre. Corresponds to GenEval's Mask2Former.
 
-A small CenterNet (Zhou et al., 2019, arXiv:1904.07850): one heat map a class whose local maxima are the objects'
-centres, and a colour for each cell. It is trained on rendered scenes and never enters a reward, so it may judge any
-sampler.
+A small CenterNet (Zhou et al., 2019, arXiv:1904.07850): one heat map per class whose local maxima are the objects'
+centres, and a colour for each cell. It is trained on rendered scenes and is never used in a reward, so it can judge
+any sampler.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from addiffusion_env.errors import unknown
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, color_name
 
 STRIDE = 4
-"""Pixels a cell of the detector's maps."""
+"""Pixels per cell of the detector's maps."""
 
 THRESHOLD = 0.3
-"""The least confidence of a detection."""
+"""The minimum confidence of a detection."""
 
 VARIANTS = ("a", "b")
-"""``"a"`` is shipped; ``"b"`` is another architecture, to train when an independent second opinion is wanted."""
+"""``"a"`` is shipped; ``"b"`` has a different architecture, for training a second, independent detector."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Detector(nn.Module):
     Args:
         width: channels at stride 4; twice as many at stride 8.
         blocks: residual blocks at stride 8; half as many before and after.
-        activation: makes the non-linearity.
-        norm: makes the normalisation of a number of channels.
+        activation: constructs the non-linearity.
+        norm: constructs the normalisation layer for a number of channels.
     """
 
     def __init__(
@@ -145,10 +145,10 @@ def load_detector(folder: str | Path = WEIGHTS, variant: str = "a", device: str 
 def detect(
     detector: Detector, images: torch.Tensor, threshold: float = THRESHOLD, batch: int = 512
 ) -> list[tuple[Detection, ...]]:
-    """Finds the objects of (B, 3, 64, 64) images in [-1, 1]; in each image from top to bottom.
+    """Detects the objects of (B, 3, 64, 64) images in [-1, 1]; in each image sorted from top to bottom.
 
-    An object is a cell whose best class beats ``threshold`` and every cell within two of it (8 pixels): two objects
-    nearer than that count as one.
+    An object is a cell whose best class has a confidence above ``threshold`` and above that of every cell within two
+    cells (8 pixels): two objects closer than that count as one.
     """
     device = next(detector.parameters()).device
     found: list[list[Detection]] = [[] for _ in range(len(images))]

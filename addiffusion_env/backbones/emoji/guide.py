@@ -1,4 +1,4 @@
-"""What the demo says of the emoji world: examples, advice on prompts that it cannot read, and all that it draws."""
+"""The demo's help for the emoji world: example prompts, advice on unsupported prompts, and the vocabulary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EmojiGuide:
 
     @staticmethod
     def advice(prompt: Prompt) -> str:
-        """What to tell a visitor whose prompt cannot wholly be read; empty where there is nothing to say.
+        """Advice for a prompt that is not fully understood; empty if it is.
 
         >>> from addiffusion_env.prompts.emoji_grammar import emoji_prompt
         >>> EmojiGuide.advice(emoji_prompt("a photo of a dragon"))
@@ -42,7 +42,7 @@ class EmojiGuide:
 
     @staticmethod
     def vocabulary() -> str:
-        """Everything that the emoji world can draw, as HTML."""
+        """The vocabulary of the emoji world, as HTML."""
         things = " ".join(f"<span>{escape(item.name)}</span>" for item in CLASSES)
         colours = " ".join(f'<span><i style="background:{name}"></i> {name}</span>' for name in COLORS)
         return (
@@ -53,7 +53,7 @@ class EmojiGuide:
 
 
 def unknown_words(text: str) -> list[str]:
-    """The words of a text that the emoji world's grammar never writes, in order, each once and cut to 24 letters.
+    """The words of a text outside the emoji world's grammar, in order, each once and cut to 24 letters.
 
     >>> unknown_words("A dog and a Dragon's dragon")
     ['dragon']

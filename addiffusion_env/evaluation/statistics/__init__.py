@@ -1,6 +1,6 @@
 """Statistics over prompts: paired, with explicit random generators; scipy and statsmodels do the work.
 
-The unit is the prompt (its mean over seeds). Every array is (P,), one entry a prompt, paired by position.
+The unit is the prompt (its mean over seeds). Every array is (P,), one entry per prompt, paired by position.
 """
 
 from addiffusion_env.evaluation.statistics.correlation import spearman

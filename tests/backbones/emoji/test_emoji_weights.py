@@ -120,7 +120,7 @@ def test_missing_manifest(copied: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"components": {"preview": {"files": {}}}}', '{"components": []}'])
 def test_broken_manifest(copied: Path, text: str) -> None:
     (copied / MANIFEST).write_text(text)
-    with pytest.raises(WeightsError, match=r"manifest\.json is no manifest"):
+    with pytest.raises(WeightsError, match=r"manifest\.json is not a valid manifest"):
         verify(copied, "preview")
 
 
