@@ -137,7 +137,7 @@ def run(script, *arguments):
     return done.stdout
 
 
-def test_they_work_everywhere_in_python(plugin, capsys):
+def test_they_work_in_all_python_interfaces(plugin, capsys):
     load_plugins([plugin])
     sampler = make_sampler("good_enough:-9")
     assert Traits.of(sampler) == named_traits("good_enough:-9")
@@ -178,7 +178,7 @@ def test_they_work_everywhere_in_python(plugin, capsys):
         assert promise in capsys.readouterr().out
 
 
-def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
+def test_scripts_load_them_and_a_run_records_them(plugin, tmp_path):
     run("train_sb3.py", f"plugins=[{plugin}]", "run_dir=run", *TINY.split())
     assert json.loads((tmp_path / "run/config.json").read_text())["plugins"] == [plugin]
     policy = json.loads((tmp_path / "run/policy/config.json").read_text())
@@ -189,7 +189,7 @@ def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
     assert summary_of("run/report")[2]["sampler"] == "good_enough:-9"
     assert (tmp_path / "run/report/report.html").is_file()
 
-    # The run's folder is enough for what comes after.
+    # Later commands need only the run's folder.
     run("train_sb3.py", "run_dir=run", *TINY.split(), "total_timesteps=16", "report=null")
     policy = json.loads((tmp_path / "run/policy/config.json").read_text())
     assert policy["provenance"]["decisions"] == 16 and policy["plugins"] == [plugin]
@@ -199,7 +199,7 @@ def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
     assert pipe("a photo of a dog", seeds=0).nfe[0] > 0
 
 
-def test_an_evaluation_alone_takes_them(plugin):
+def test_an_evaluation_loads_them(plugin):
     arguments = ("samplers=[fixed:2,good_enough:-9]", "prompts=1", "out=out", "filmstrips=false", "progress_bar=false")
     run("eval_sb3.py", f"plugins=[{plugin}]", *arguments)
     assert [row["sampler"] for row in summary_of("out")] == ["fixed:2", "good_enough:-9"]

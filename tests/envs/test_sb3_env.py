@@ -76,10 +76,10 @@ def test_options_take_effect_once(options):
         vec.reset()
 
 
-def test_sb3s_plumbing_reaches_the_lanes():
+def test_sb3s_methods_reach_the_lanes():
     vec = AdDiffusionVecEnv(2, render_mode="rgb_array", **SETTINGS)
     vec.reset()
-    assert vec.render().shape == (592, 256, 3)  # one above the other
+    assert vec.render().shape == (592, 256, 3)  # stacked vertically
     assert [frame.shape for frame in vec.env_method("render", indices=[1])] == [(296, 256, 3)]
     assert vec.get_attr("spec") == [None, None] and vec.has_attr("action_masks") and not vec.has_attr("nope")
     with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
@@ -121,7 +121,7 @@ def test_a_restored_state_continues_exactly(kind):
 
 
 def test_a_state_of_an_earlier_version_is_read():
-    """Rewards once had pooled statistics, which states and checkpoints kept."""
+    """Earlier versions stored pooled reward statistics in states and checkpoints."""
     env, other = (make_vec_env("lanes", 1, seed, SETTINGS) for seed in (7, 99))
     env.reset()
     state = env_state(env)

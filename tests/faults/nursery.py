@@ -58,7 +58,7 @@ def configured(kind: str) -> dict:
 
 
 def prepare() -> None:
-    """Everything that takes seconds and is no part of what is tested."""
+    """Does everything that takes seconds and is not part of the test."""
     from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 
     for module in (

@@ -1,4 +1,4 @@
-"""The policy learns where the optimum is known: a stopping problem in the observation's own form."""
+"""Learning on a problem with a known optimum: optimal stopping, with the observations of the environments."""
 
 import gymnasium as gym
 import numpy as np
