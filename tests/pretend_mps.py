@@ -1,7 +1,7 @@
 """A simulated Apple GPU: the CPU computes, under the restrictions of MPS.
 
-Tensors that were sent to the device are marked. A marked tensor says that its device is ``mps``; what is computed from
-it is marked; float64 on the device, numpy on the device, and arithmetic between device and CPU are errors, as on MPS.
+Tensors moved to the device are marked. A marked tensor reports the device ``mps``, and so do results computed from it;
+float64 on the device, numpy on the device, and arithmetic between device and CPU are errors, as on MPS.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PretendMps(TorchFunctionMode):
     """Context manager within which ``torch.device("mps")`` can be used.
 
     Attributes:
-        operations: how many were computed on the device.
+        operations: number of operations on the device.
     """
 
     def __init__(self) -> None:

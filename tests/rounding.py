@@ -1,12 +1,12 @@
 """Tolerances for results that differ by rounding because a network ran on batches of different sizes.
 
-A float32 kernel sums in another order for another shape of batch, thread count or instruction set. So where two paths
-can have one shape (one lane beside one lane) the tests ask for equality; where they cannot, scores may differ by what
-follows, and a test of something made of scores allows that times the slope of what is made.
+The order of sums in a float32 kernel depends on the batch shape, the thread count and the instruction set. Where two
+code paths have the same shapes (one lane each) the tests require equality; elsewhere scores may differ by the
+tolerances below, and a function of scores by the tolerance times its slope.
 
-The largest differences over batches of 1, 2 and 4 lanes of the emoji world (12 tries and their early exits) under
-``ATEN_CPU_CAPABILITY`` default, avx2 and avx512 were 5.7e-6 in CLIP cosines and 5.5e-5 in preferences: the chain of
-denoiser calls multiplies 1e-7 so far. Allowed is about four times as much.
+The largest differences over batches of 1, 2 and 4 lanes of the emoji backbone (12 attempts and their early exits) under
+``ATEN_CPU_CAPABILITY`` default, avx2 and avx512 were 5.7e-6 in CLIP scores and 5.5e-5 in preferences: the chain of
+denoiser calls amplifies 1e-7 that much. The tolerances are about four times as large.
 """
 
 from dataclasses import replace

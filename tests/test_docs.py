@@ -1,8 +1,8 @@
-"""Every block of code and every command in the docs is run, or says above itself that it is not, and why.
+"""Every code block and command in the docs is run, unless a note above it gives the reason why not.
 
-A page's Python blocks run in order in one namespace and in a folder of their own; a block with a title is a file.
-Commands of the command line run in this process; those that take minutes run reduced, by :data:`REDUCED`, and the page
-says so. ``*Not run: reason.*`` above a block keeps it from running.
+A page's Python blocks run in order, in one namespace and a separate folder; a block with a title is a file. Commands of
+the command line run in this process; those that take minutes run with reduced settings, from :data:`REDUCED`, which the
+page mentions. A block below ``*Not run: reason.*`` is skipped.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every client of docs/howto/clients.md: its block runs as it stands there, and gives what was played.
+"""Every client of docs/howto/clients.md: its code block runs unchanged, and records the episodes correctly.
 
-Skipped where the client is missing; ``make test-slow`` installs those of the extra ``clients``.
+Skipped if the client is not installed; ``make test-slow`` installs those of the extra ``clients``.
 """
 
 import re

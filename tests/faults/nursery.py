@@ -1,8 +1,8 @@
 """Runs training or evaluation in child processes that it kills: models are loaded once, then forked.
 
-One JSON request a line on stdin: ``{"kind": "train" | "eval", "folder": ..., "kill_after": seconds or null}``; one JSON
-answer a line on stdout: ``{"killed": bool, "status": the exit status, "seconds": ...}``. The child's own output goes to
-``<folder>/log``.
+One JSON request per line on stdin: ``{"kind": "train" | "eval", "folder": ..., "kill_after": seconds or null}``; one
+JSON answer per line on stdout: ``{"killed": bool, "status": the exit status, "seconds": ...}``. The child's output goes
+to ``<folder>/log``.
 """
 
 from __future__ import annotations
