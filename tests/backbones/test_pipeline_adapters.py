@@ -139,7 +139,7 @@ def test_adapters_that_change_under_way_are_refused(change):
             change(pipe)
         return values
 
-    with pytest.raises(ConfigError, match="while an image was under way") as error:
+    with pytest.raises(ConfigError, match="while an image was being generated") as error:
         adaptive(PROMPT, callback_on_step_end=after_step)
     two_lines(error.value)
     check_same(pipe, SD, adaptive)  # the next image is of one piece
