@@ -32,7 +32,7 @@ def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0
     found = (
         scipy_stats()
         .bootstrap(
-            (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, sampler="percentile", rng=rng
+            (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, method="percentile", rng=rng
         )
         .confidence_interval
     )
@@ -55,7 +55,7 @@ def share_interval(values: np.ndarray, rng: np.random.Generator, level: float = 
     if not binary(values):
         return mean_interval(values, rng, level)
     low, high = statsmodels("stats.proportion").proportion_confint(
-        int(values.sum()), len(values), alpha=1 - level, sampler="wilson"
+        int(values.sum()), len(values), alpha=1 - level, method="wilson"
     )
     share = float(values.mean())
     # At 0 and 1 Wilson's ends miss the share by rounding, and an error bar must not be negative.

@@ -33,7 +33,7 @@ def wilcoxon(first: np.ndarray, second: np.ndarray) -> Significance:
     found_differences = np.round(differences(first, second), ROUND)
     if not found_differences.any():
         return Significance(0.0, 1.0, len(found_differences))
-    found = scipy_stats().wilcoxon(found_differences, zero_sampler="pratt")
+    found = scipy_stats().wilcoxon(found_differences, zero_method="pratt")
     return Significance(float(found.statistic), float(found.pvalue), len(found_differences))
 
 
@@ -42,7 +42,7 @@ def holm(p_values: Mapping[Key, float], alpha: float = 0.05) -> dict[Key, Adjust
     if not p_values:
         return {}
     rejected, adjusted, *_ = statsmodels("stats.multitest").multipletests(
-        list(p_values.values()), alpha=alpha, sampler="holm"
+        list(p_values.values()), alpha=alpha, method="holm"
     )
     rows = zip(p_values.items(), adjusted, rejected, strict=True)
     return {name: Adjusted(float(p), float(new), bool(out)) for (name, p), new, out in rows}
