@@ -4,7 +4,7 @@
     python benchmarks/backbones.py --size tiny     # 16x16 images: runs anywhere
     python benchmarks/backbones.py --backbones sd35 z_image --dtype bfloat16 --lanes 1 8 --arms pipeline any_pipeline
 
-Looks are scored by the emoji world's three small models: those of real images would have to be downloaded.
+Previews are scored by the emoji world's three small models, since scorers for real images would have to be downloaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TINY: dict[str, dict[str, Any]] = {name: {"image_size": 16} for name in TRANSFOR
 
 
 def make_setup(name: str, chosen: argparse.Namespace, device: torch.device) -> BenchmarkSetup:
-    """The bed of a backbone with random weights."""
+    """The benchmark setup of a backbone with random weights."""
     dtype = resolve_dtype(chosen.dtype, device, BACKBONES.load(name).spec.auto_dtype)
     pipe, preview = build(name, chosen.size, device, dtype)
     fast = {"compile": chosen.compile, "batch_buckets": chosen.batch_buckets}
@@ -49,7 +49,7 @@ def make_setup(name: str, chosen: argparse.Namespace, device: torch.device) -> B
 
 
 def main() -> None:
-    """Measures what the command line asks for."""
+    """Measures the backbones of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=["sd15", "sdxl", "flux"], choices=sorted(FULL))
     parser.add_argument("--size", default="full", choices=["full", "tiny"])

@@ -1,6 +1,6 @@
 """Full-size pipelines with random weights, from the public configs: nothing is downloaded, and speed needs no training.
 
-Only the tokenizers are small (they know letters); the text windows and the text encoders have their real sizes.
+Only the tokenizers are small (letters only); the text windows and the text encoders have their real sizes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def tokenizer() -> Any:
 
 
 def on_cpu(scheduler_class: Any, **config: Any) -> Any:
-    """A scheduler; their tables belong on the CPU wherever the weights are made."""
+    """A scheduler, whose tables are created on the CPU independent of the weights' device."""
     with torch.device("cpu"):
         return scheduler_class(**config)
 
@@ -72,7 +72,7 @@ def sd15() -> Any:
 
 
 def sd21() -> Any:
-    """Stable Diffusion 2.1: 0.87 billion parameters in the UNet, the velocity predicted at 768 pixels."""
+    """Stable Diffusion 2.1: 0.87 billion parameters in the UNet, velocity prediction at 768 pixels."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     return StableDiffusionPipeline(
@@ -170,7 +170,7 @@ def sd35() -> Any:
 
 
 def z_image() -> Any:
-    """Z-Image-Turbo: 6.2 billion parameters in the transformer, 4 in the Qwen3 that reads the prompt."""
+    """Z-Image-Turbo: 6.2 billion parameters in the transformer, 4 in the Qwen3 that encodes the prompt."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen3Config, Qwen3Model
 
@@ -194,8 +194,8 @@ def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> tup
     Args:
         name: a key of :data:`FULL`.
         size: ``full``, or ``tiny`` for 16x16 images.
-        device: where the weights are made, so that 12 billion of them never pass through host memory.
-        dtype: their precision.
+        device: device that the weights are created on, so that 12 billion of them never pass through host memory.
+        dtype: precision of the weights.
     """
     from diffusers import AutoencoderTiny
 

@@ -1,12 +1,12 @@
-"""What Python costs a lane-step: evaluations and steps around a denoiser that answers at once.
+"""Python overhead per lane-step: evaluations and steps around a denoiser that returns immediately.
 
     python benchmarks/python_overhead.py                        the emoji world's pipeline, 1, 16, 64 and 256 lanes
     python benchmarks/python_overhead.py --lanes 64 --steps 8 --rounds 5 --json runs/python_overhead.json
 
-The UNet answers zeros. A lane-step is one guided ``predict`` and one step of a solver. Lanes are at different steps, as
-in a queue, and one that ends makes room for a new image. What an image takes to begin (text encoder, noise, a
-pipeline's call up to its loop) is a separate column. Times are those of the processor, so that they repeat on a machine
-that others use.
+The UNet returns zeros. A lane-step is one guided ``predict`` and one step of a solver. Lanes are at different steps, as
+in a queue, and a finished one is replaced by a new image. The cost of starting an image (text encoder, noise, a
+pipeline's call up to its loop) is a separate column. Times are processor times, which are reproducible on a shared
+machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
 
 
 class Instant(UNet2DConditionModel):
-    """A UNet that answers zeros."""
+    """A UNet that returns zeros."""
 
     def forward(self, sample: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """Zeros in the shape of ``sample``."""
@@ -43,14 +43,14 @@ class Lanes:
     """Images of one backbone at different steps of one schedule.
 
     Args:
-        backbone: what evaluates them.
-        count: how many.
-        steps: of the schedule.
-        own: whether they step with the pipeline's own scheduler, not with DDIM's formula.
+        backbone: the backbone that evaluates them.
+        count: number of lanes.
+        steps: steps of the schedule.
+        own: whether they step with the pipeline's own scheduler instead of DDIM.
 
     Attributes:
-        began: seconds that images took to begin: the text encoder, the noise, a pipeline's call up to its loop.
-        images: begun so far.
+        began: seconds spent starting images: text encoder, noise, a pipeline's call up to its loop.
+        images: number of images started so far.
     """
 
     def __init__(self, backbone: Backbone, count: int, steps: int, own: bool) -> None:
@@ -58,13 +58,13 @@ class Lanes:
         self.prompts = EmojiPrompts(split="test").take(count, seed=0)
         self.began, self.images = 0.0, 0
         self.lanes: list[tuple[Conditioning, Latents, np.ndarray]] = []
-        for tick in range(steps):  # some lanes begin with each tick
+        for tick in range(steps):  # some lanes start at each tick
             self.lanes += [self.begin() for at in range(count) if at % steps == tick]
             if tick < steps - 1:
                 self.tick()
 
     def begin(self) -> tuple[Conditioning, Latents, np.ndarray]:
-        """A lane before its first evaluation: what it draws, where it is, and the levels ahead."""
+        """The initial state of a lane: conditioning, latents and noise levels."""
         prompt = self.prompts[self.images % len(self.prompts)]
         start = time.process_time()
         begun = self.backbone.begin(prompt, self.images, self.steps, self.backbone.capabilities.default_spacing)
@@ -73,7 +73,7 @@ class Lanes:
         return begun
 
     def tick(self) -> float:
-        """One lane-step of every lane, and a new image for each that has ended; the seconds of the lane-steps."""
+        """Takes one lane-step of every lane and replaces finished ones; returns the seconds of the lane-steps."""
         if not self.lanes:
             return 0.0
         conditioning = Conditioning.cat([lane[0] for lane in self.lanes])
@@ -93,13 +93,13 @@ class Lanes:
 
 
 def instant(backbone: EmojiBackbone) -> EmojiBackbone:
-    """The backbone with a UNet that answers zeros."""
+    """Replaces a backbone's UNet by one that returns zeros."""
     backbone.denoiser.__class__ = Instant
     return backbone
 
 
 def measure(lanes: Lanes, rounds: int) -> tuple[float, float]:
-    """(microseconds a lane-step, milliseconds to begin an image): the median of rounds of one schedule each."""
+    """(microseconds per lane-step, milliseconds per image start): medians over rounds of one schedule each."""
     for _ in range(3 * lanes.steps):
         lanes.tick()
     lanes.began = lanes.images = 0
@@ -109,12 +109,12 @@ def measure(lanes: Lanes, rounds: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measures each way at each number of lanes and prints a table."""
+    """Measures each implementation at each number of lanes and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scheduler", help="class of the pipeline's scheduler; the emoji world's own when not given")
+    parser.add_argument("--scheduler", help="class of the pipeline's scheduler; default: the emoji world's")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -136,7 +136,7 @@ def main() -> None:
     for name, (make, own) in ways.items():
         backbone = make()
         rows[name] = [measure(Lanes(backbone, count, chosen.steps, own), chosen.rounds) for count in chosen.lanes]
-    print("| microseconds a lane-step |" + "".join(f" {count} lanes |" for count in chosen.lanes) + " begin, ms |")
+    print("| microseconds per lane-step |" + "".join(f" {count} lanes |" for count in chosen.lanes) + " begin, ms |")
     print("| --- |" + " --- |" * (len(chosen.lanes) + 1))
     for name, figures in rows.items():
         print(f"| {name} |" + "".join(f" {step:.0f} |" for step, _ in figures) + f" {figures[-1][1]:.1f} |")

@@ -1,11 +1,11 @@
-"""What Ray costs on one machine: a few workers beside one environment in this process, on the same cores.
+"""Overhead of Ray on one machine: a few workers compared with one environment in this process, on the same cores.
 
     python benchmarks/ray_overhead.py                          two workers with one thread each, 16 lanes in all
     python benchmarks/ray_overhead.py --lanes 8 --workers 4 --rounds 9 --json runs/ray_overhead.json
 
-Both play the same episodes with looks at every step: the environment in this process with all threads, then the workers
-with the threads shared among them, in turns, so that a busy machine slows both. There is nothing to gain on one
-machine; the ratio bounds what is lost to messages and to waiting for the slower worker.
+Both play the same episodes with previews at every step: the environment in this process with all threads, and the
+workers with the threads shared among them, alternately, so that load on the machine slows both. No speed-up is possible
+on one machine; the ratio bounds the loss from messages and from waiting for the slower worker.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 
 @dataclass(frozen=True)
 class Overhead:
-    """Decisions a second with and without Ray.
+    """Decisions per second with and without Ray.
 
     Attributes:
-        machine: where, in words.
-        workers: Ray actors.
-        threads: torch's threads of the environment in this process; the workers share as many.
-        lanes: in all.
-        steps: decisions of a lane a round.
-        rounds: how many, each timing both.
-        local: decisions a second in this process, median over rounds.
-        ray: the same with workers.
+        machine: description of the machine.
+        workers: number of Ray actors.
+        threads: number of torch threads of the environment in this process, and of all workers together.
+        lanes: total number of lanes.
+        steps: decisions per lane and round.
+        rounds: number of rounds, each timing both.
+        local: decisions per second in this process, median over rounds.
+        ray: decisions per second with workers, median over rounds.
         ratio: median over rounds of ray / local.
-        lowest: of the rounds' ratios.
-        highest: of the rounds' ratios.
+        lowest: lowest ratio of a round.
+        highest: highest ratio of a round.
     """
 
     machine: str
@@ -61,7 +61,7 @@ class Overhead:
 
 
 def measure(lanes: int, workers: int, rounds: int, steps: int) -> Overhead:
-    """Times both in turns; the first round warms up and is not counted."""
+    """Times both alternately; the first round is a warm-up and is not counted."""
     settings = {"steps": steps, "refine": "off"}
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
@@ -95,14 +95,14 @@ def measure(lanes: int, workers: int, rounds: int, steps: int) -> Overhead:
 
 
 def play(env: Any, steps: int) -> None:
-    """One episode in every lane: always continue."""
+    """Plays one episode in every lane, always continuing."""
     actions = np.zeros(env.num_envs, dtype=np.int64)
     for _ in range(steps):
         env.step(actions)
 
 
 def timed(work: Callable[[], None]) -> float:
-    """Seconds that something takes."""
+    """Seconds that a call takes."""
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
@@ -119,7 +119,7 @@ def main() -> None:
     chosen = parser.parse_args()
     found = measure(chosen.lanes, chosen.workers, chosen.rounds, chosen.steps)
     print(
-        f"{found.lanes} lanes on {found.machine}: {found.local:.1f} decisions a second in one process with "
+        f"{found.lanes} lanes on {found.machine}: {found.local:.1f} decisions per second in one process with "
         f"{found.threads} threads, {found.ray:.1f} with {found.workers} Ray workers\n"
         f"Ray : one process = {found.ratio:.1%}, median of {found.rounds} rounds "
         f"({found.lowest:.1%} to {found.highest:.1%})"

@@ -1,10 +1,10 @@
-"""Many short episodes through the vector env: memory must not grow, no lane be lost, every prompt be accounted for.
+"""Soak test of the vector env with many short episodes: memory must not grow, no lane or prompt may be lost.
 
 python benchmarks/soak.py --episodes 10000
 
-Each episode stops at its first decision, with a bare jump to x0 (``early_exit_steps=0``): the shortest that the process
-allows, with everything that an episode does (prompt, noise, denoiser, decoder, scorers, reward, reset) in it once.
-Exits with 1 when a check fails.
+Each episode stops at its first decision, with a direct jump to x0 (``early_exit_steps=0``): the shortest possible
+episode that runs every component (prompt, noise, denoiser, decoder, scorers, reward, reset) once. Exits with status 1
+when a check fails.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def resident() -> float:
 
 
 def soak(episodes: int, lanes: int, seed: int, warm_up: float) -> dict[str, float | int]:
-    """Plays ``episodes`` (a multiple of ``lanes``) and returns what was counted.
+    """Plays ``episodes`` (a multiple of ``lanes``) and returns the counts.
 
     Args:
-        episodes: in all.
-        lanes: side by side.
-        seed: of the first lane.
+        episodes: total number of episodes.
+        lanes: number of parallel lanes.
+        seed: seed of the first lane.
         warm_up: share of the episodes after which memory must not grow.
     """
     from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
@@ -71,7 +71,7 @@ def soak(episodes: int, lanes: int, seed: int, warm_up: float) -> dict[str, floa
         "prompts_wrong_or_missing": wrong,
         "resident_after_warm_up_mib": round(after[0], 1),
         "resident_at_end_mib": round(after[-1], 1),
-        # Means of the two halves after the warm-up: one reading alone moves with the allocator.
+        # Means of the two halves after the warm-up: single readings vary with the allocator.
         "growth_mib": round(float(np.mean(after[half:]) - np.mean(after[:half])), 2) if half else 0.0,
         "seconds": round(time.perf_counter() - begun),
     }
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm-up", type=float, default=0.3, help="share of the episodes")
-    parser.add_argument("--growth", type=float, default=16.0, help="MiB that may come on top after the warm-up")
+    parser.add_argument("--growth", type=float, default=16.0, help="allowed growth after the warm-up in MiB")
     asked = parser.parse_args()
     episodes = asked.episodes - asked.episodes % asked.lanes
     found = soak(episodes, asked.lanes, asked.seed, asked.warm_up)

@@ -100,7 +100,7 @@ def test_check_takes_all_that_bear_a_name(capsys):
     ("name", "words"),
     [
         ("AdDiffusion-Emojy-v0", "did you mean 'AdDiffusion-Emoji-v0'"),
-        ("nfe_prize", "did you mean 'nfe_cost'"),
+        ("nfe_cots", "did you mean 'nfe_cost'"),
         ("sd16", "did you mean 'sd15'"),
         ("fixd:8", "did you mean 'fixed'"),
         ("lpips", "no weights at"),

@@ -1,4 +1,4 @@
-"""Makes every model of the emoji world again.
+"""Trains every model of the emoji world.
 
 ``python -m addiffusion_lab.emoji_training STAGE --out FOLDER``; ``--help`` lists the stages and their settings.
 """
@@ -9,7 +9,7 @@ from addiffusion_env.registry import Registry
 
 _HERE = "addiffusion_lab.emoji_training"
 
-# In an order that can be run from an empty folder: each stage needs at most what those above it wrote.
+# In an order that can be run from an empty folder: each stage reads only the outputs of earlier ones.
 STAGES = Registry(
     "training stage",
     {

@@ -17,7 +17,7 @@ from addiffusion_lab.emoji_training.config import TrainReport, stage_config
 
 
 def run_stage(stage: str, out: Path, **overrides: object) -> TrainReport:
-    """Runs one stage with its defaults and ``overrides``, and renews the manifest of ``out``, so that it loads."""
+    """Runs one stage with its defaults and ``overrides``, and updates the manifest of ``out``, so that it loads."""
     config = stage_config(stage, out, **overrides)
     out.mkdir(parents=True, exist_ok=True)
     report = STAGES.load(stage)(config)
@@ -26,23 +26,23 @@ def run_stage(stage: str, out: Path, **overrides: object) -> TrainReport:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; an option that is left out takes the stage's own default (``config.STAGE_DEFAULTS``)."""
+    """The command line; omitted options take the stage's default (``config.STAGE_DEFAULTS``)."""
     parser = argparse.ArgumentParser(
         prog="python -m addiffusion_lab.emoji_training", description="Trains the emoji world's models."
     )
     parser.add_argument("stage", help=f"{', '.join(STAGES)}; or all")
     parser.add_argument("--out", type=Path, required=True, help="folder of weights to read from and write to")
-    parser.add_argument("--seconds", type=float, help="budget of time")
-    parser.add_argument("--steps", type=int, help="budget of optimiser steps, instead of --seconds")
-    parser.add_argument("--batch", type=int, help="images a step")
+    parser.add_argument("--seconds", type=float, help="time budget in seconds")
+    parser.add_argument("--steps", type=int, help="number of optimiser steps, instead of --seconds")
+    parser.add_argument("--batch", type=int, help="images per step")
     parser.add_argument("--scenes", type=int, help="scenes drawn before training")
     parser.add_argument("--lr", type=float, help="peak learning rate")
-    parser.add_argument("--seed", type=int, help="of scenes, initial weights and augmentation")
+    parser.add_argument("--seed", type=int, help="seed of scenes, initial weights and augmentation")
     parser.add_argument("--device", help="auto, cpu, cuda ...")
     parser.add_argument("--workers", type=int, help="processes that draw scenes")
     parser.add_argument("--variant", choices=VARIANTS, help="the detector's architecture")
-    parser.add_argument("--resume", action="store_true", default=None, help="go on from the unet's checkpoint")
-    parser.add_argument("--anneal", action=argparse.BooleanOptionalAction, help="lower the rate to zero at the end")
+    parser.add_argument("--resume", action="store_true", default=None, help="continue from the unet's checkpoint")
+    parser.add_argument("--anneal", action=argparse.BooleanOptionalAction, help="decay the rate to zero at the end")
     parser.add_argument("--compile", action="store_true", default=None, help="compile the unet")
     parser.add_argument("--log-every", type=int, help="steps between printed lines; 0 prints none")
     return parser
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and runs the stages; returns the exit status."""
     overrides = vars(build_parser().parse_args(arguments))
     stage, out = overrides.pop("stage"), overrides.pop("out")
-    torch.set_float32_matmul_precision("high")  # TF32 where there is any
+    torch.set_float32_matmul_precision("high")  # TF32 if available
     try:
         for name in STAGES if stage == "all" else [stage]:
             run_stage(name, out, **overrides)

@@ -15,7 +15,7 @@ from addiffusion_lab.emoji_training.data import scene_bank
 from addiffusion_lab.emoji_training.run import Run, earlier, save_diffuser
 
 KL_WEIGHT = 2e-6
-"""Of the KL term: the latents are hardly squeezed, only kept near unit scale."""
+"""Weight of the KL term: the latents are barely regularised, only kept near unit scale."""
 
 _EVALUATED = 2048  # images that scale and PSNR are measured on
 
@@ -42,7 +42,7 @@ def train_vae(config: TrainConfig) -> TrainReport:
 
 
 def train_vae_decoder(config: TrainConfig) -> TrainReport:
-    """Trains the decoder of ``vae/`` further with the encoder frozen, so that latents and their scale stay as they are.
+    """Trains the decoder of ``vae/`` further with the encoder frozen, so that latents and their scale are unchanged.
 
     Raises:
         WeightsError: when stage vae was not run.
@@ -86,7 +86,7 @@ def reconstruction_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.Te
 
 @torch.no_grad()
 def _measure(run: Run, vae: Any, images: torch.Tensor, rescale: bool) -> float:
-    """PSNR in dB of the reconstruction from the posterior's mode; sets the scaling factor when asked to."""
+    """PSNR in dB of the reconstruction from the posterior's mode; sets the scaling factor if ``rescale``."""
     squared, latents = 0.0, []
     for part in images.split(256):
         latents.append(vae.encode(part).latent_dist.mode())
@@ -97,9 +97,9 @@ def _measure(run: Run, vae: Any, images: torch.Tensor, rescale: bool) -> float:
 
 
 def train_preview(config: TrainConfig) -> TrainReport:
-    """Distils ``vae/`` into ``preview/``, a TAESD-like decoder of *scaled* latents for cheap looks on the way.
+    """Distils ``vae/`` into ``preview/``, a TAESD-like decoder of *scaled* latents for cheap previews.
 
-    Its input is noisy by a drawn amount, since what it will see are predictions of x0.
+    Random noise is added to its input, since it will decode predictions of x0.
 
     Raises:
         WeightsError: when stage vae was not run.

@@ -1,4 +1,4 @@
-"""How long a stage trains, and the learning rate on the way."""
+"""Training budget and learning-rate schedule of a stage."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Tick(NamedTuple):
     """One optimiser step.
 
     Attributes:
-        step: counted from 1.
-        progress: share of the budget spent before it, in [0, 1).
+        step: step number, from 1.
+        progress: share of the budget spent before this step, in [0, 1).
     """
 
     step: int
@@ -23,7 +23,7 @@ class Tick(NamedTuple):
 
 
 def rate_factor(progress: float, warm: float, tail: float) -> float:
-    """The learning rate at ``progress``, relative to its peak: linear warm-up, flat, half a cosine; never below .01.
+    """The learning rate at ``progress``, relative to its peak: linear warm-up, constant, half a cosine; at least 0.01.
 
     Args:
         progress: share of the budget spent, in [0, 1].
@@ -45,8 +45,8 @@ class StepBudget:
     """Iterates over the steps of a budget and sets the optimiser's rate before each.
 
     Args:
-        optimizer: whose rate is set.
-        lr: the peak rate.
+        optimizer: the optimiser whose learning rate is set.
+        lr: the peak learning rate.
         seconds: budget of wall-clock time, counted from the first step; or
         steps: budget of steps.
         warm: see :func:`rate_factor`.

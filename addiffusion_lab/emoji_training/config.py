@@ -1,4 +1,4 @@
-"""What a training stage is told, and what it reports."""
+"""Configuration and report of a training stage."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from addiffusion_lab.emoji_training import STAGES
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one stage; :func:`stage_config` fills in the stage's own defaults.
+    """Settings of one stage; :func:`stage_config` fills in the stage's defaults.
 
     Attributes:
         out: folder of weights; earlier stages are read from it, this one is written to it.
-        seconds: how long to train; exactly one of ``seconds`` and ``steps`` is set.
-        steps: how many optimiser steps to take.
-        batch: images a step.
-        scenes: scenes drawn before training starts; backgrounds and augmentation are new at every step.
+        seconds: training time; exactly one of ``seconds`` and ``steps`` is set.
+        steps: number of optimiser steps.
+        batch: images per step.
+        scenes: number of scenes drawn before training; backgrounds and augmentation are redrawn at every step.
         lr: peak learning rate.
-        seed: of scenes, initial weights and augmentation.
+        seed: seed of scenes, initial weights and augmentation.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` ... On CUDA the networks run in bfloat16.
-        workers: processes that draw scenes; the scenes do not depend on it.
+        workers: number of processes that draw scenes; the scenes do not depend on it.
         variant: the detector's architecture, ``"a"`` or ``"b"``.
-        resume: ``unet`` goes on from its checkpoint in ``out``.
-        anneal: lower the rate to zero at the end; off for a ``unet`` run that is to be resumed.
-        compile: ``unet`` runs through ``torch.compile``: pays from some minutes of training on.
+        resume: ``unet`` continues from its checkpoint in ``out``.
+        anneal: decay the learning rate to zero at the end; off for a ``unet`` run that is to be resumed.
+        compile: apply ``torch.compile`` to ``unet``: worthwhile for training of more than a few minutes.
         log_every: steps between two printed lines; 0 prints none.
     """
 
@@ -59,12 +59,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """How a stage ended.
+    """The result of a stage.
 
     Attributes:
-        folder: what was written.
+        folder: folder that was written.
         steps: optimiser steps taken in this run.
-        loss: of the last step.
+        loss: loss of the last step.
         metrics: the stage's own measures, by name (``"psnr"`` in dB, shares in [0, 1] ...).
     """
 
@@ -75,7 +75,7 @@ class TrainReport:
 
 
 # Batch, scenes and seconds of the unet and the seconds of vae, vae_decoder, clip and preference are those of the
-# shipped weights, on one H100; the rest was not recorded and is sized for the same hardware.
+# shipped weights, on one H100; the other values were not recorded and are chosen for the same hardware.
 STAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "tokenizer": {"steps": 1},
     "vae": {"seconds": 130.0, "batch": 256},
@@ -96,7 +96,7 @@ def stage_config(stage: str, out: str | Path, **overrides: Any) -> TrainConfig:
         UnknownNameError: for a stage that does not exist.
         ConfigError: for a value out of range, or two budgets.
     """
-    STAGES[stage]  # refuses an unknown name
+    STAGES[stage]  # raises for an unknown name
     given = {name: value for name, value in overrides.items() if value is not None}
     defaults = dict(STAGE_DEFAULTS[stage])
     if "steps" in given or "seconds" in given:

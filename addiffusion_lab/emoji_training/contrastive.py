@@ -1,4 +1,4 @@
-"""Stage clip: an image and a text tower, contrastive on rendered scenes and their prompts (Radford et al., 2021)."""
+"""Stage clip: contrastive training of an image and a text tower on rendered scenes (Radford et al., 2021)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training data: banks of drawn scenes, token ids, and what half-done samplers do to images."""
+"""Training data: banks of scenes, token ids, and augmentation that imitates unfinished samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from addiffusion_lab.emoji_training.config import TrainConfig
 from addiffusion_lab.emoji_training.run import earlier
 
 CHUNK = 4096
-"""Scenes that are drawn from one seed."""
+"""Number of scenes per seed."""
 
 MAX_TOKENS = 32
 
@@ -39,14 +39,14 @@ class SceneBank:
 
 
 def draw_chunks(draw: Callable[[int, int], Drawn], count: int, seed: int, stream: str, workers: int = 1) -> list[Drawn]:
-    """Draws ``count`` items in chunks, on several processes; the same for any number of them.
+    """Draws ``count`` items in chunks, in several processes; the result does not depend on their number.
 
     Args:
-        draw: a module-level function of (how many, seed).
-        count: how many in all.
-        seed: of the whole.
-        stream: what the items are for; streams share no seeds.
-        workers: processes.
+        draw: a module-level function of (count, seed).
+        count: total number of items.
+        seed: base seed.
+        stream: name of the random stream; streams share no seeds.
+        workers: number of processes.
     """
     sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
     seeds = [stable_hash("emoji scenes", stream, seed, index) for index in range(len(sizes))]
@@ -87,12 +87,12 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Soft blur, noise and brightness, by a drawn amount an image: what a decoder or half-done sampler does to it.
+    """Blur, noise and brightness of random strength per image, imitating a decoder or an unfinished sample.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        generator: on the images' device.
-        strength: of the noise; at 1 its standard deviation is up to .06.
+        generator: generator on the images' device.
+        strength: strength of the noise; at 1 its standard deviation is up to 0.06.
     """
 
     def uniform(channels: int = 1) -> torch.Tensor:
@@ -114,7 +114,7 @@ def _blur(images: torch.Tensor) -> torch.Tensor:
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A worse copy of each image: blended with its 16x16 self by a drawn amount, and noisy half of the time."""
+    """A degraded copy of each image: blended with its 16x16 version by a random amount, with noise for half of them."""
     size = images.shape[-2:]
     coarse = F.interpolate(F.interpolate(images, scale_factor=0.25, mode="area"), size=size, mode="bilinear")
     shape = (len(images), 1, 1, 1)

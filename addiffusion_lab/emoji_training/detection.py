@@ -19,12 +19,12 @@ GRID = IMAGE_SIZE // STRIDE
 
 
 class Targets(NamedTuple):
-    """What the detector should answer.
+    """Training targets of the detector.
 
     Attributes:
         heat: (B, classes, 16, 16), 1 at centres and a Gaussian around them.
         cells: (M, 3) sample, row and column of every object's centre.
-        colors: (M,) its colour, 0 to 10.
+        colors: (M,) colour of every object, 0 to 10.
     """
 
     heat: torch.Tensor
@@ -33,7 +33,7 @@ class Targets(NamedTuple):
 
 
 def targets_of(layouts: torch.Tensor) -> Targets:
-    """Targets for (B, n, 5) layouts; a Gaussian's width grows with its sprite, at least .8 cells."""
+    """Targets for (B, n, 5) layouts; the Gaussian's width is proportional to the sprite, at least 0.8 cells."""
     device = layouts.device
     samples, objects = (layouts[..., 0] >= 0).nonzero(as_tuple=True)
     cls, color, x, y, size = layouts[samples, objects].unbind(1)
@@ -45,14 +45,14 @@ def targets_of(layouts: torch.Tensor) -> Targets:
     bumps = torch.exp(-distance / (2 * width.square()))
     bumps[torch.arange(len(bumps), device=device), rows, columns] = 1.0
     heat = torch.zeros(len(layouts), len(CLASSES), GRID, GRID, device=device)
-    # Two objects of one class share a map: the larger bump holds in each cell.
+    # Two objects of one class share a map: each cell takes the larger value.
     flat = (samples * len(CLASSES) + cls).view(-1, 1, 1).expand_as(bumps)
     heat.view(-1, GRID, GRID).scatter_reduce_(0, flat, bumps, reduce="amax")
     return Targets(heat, torch.stack([samples, rows, columns], dim=1), color.long())
 
 
 def focal_loss(logits: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
-    """Penalty-reduced pixelwise focal loss, a centre (CenterNet, eq. 1, with alpha 2 and beta 4)."""
+    """Penalty-reduced pixelwise focal loss per centre (CenterNet, eq. 1, with alpha 2 and beta 4)."""
     p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     positive = (heat > 0.999).float()
     hit = positive * (1 - p).square() * p.log()
@@ -87,7 +87,7 @@ def train_detector(config: TrainConfig) -> TrainReport:
 
 
 def exact_share(run: Run, detector: Detector, count: int = 1000) -> float:
-    """The share of fresh clean renders whose every class and colour is found, and nothing else; at most ``scenes``."""
+    """The share of new clean renders in which exactly the drawn classes and colours are found; at most ``scenes``."""
     _, layouts = sample_scenes(min(count, run.config.scenes), run.config.seed + 777)
     found = detect(detector, run.render(torch.from_numpy(layouts)))
     exact = [

@@ -1,7 +1,7 @@
 """Stage dino: image features without labels, by self-distillation (Caron et al., 2021, arXiv:2104.14294).
 
-A student's view of an image must predict the teacher's view of another crop of it, over 1,024 prototypes; the teacher
-is the student's moving average, its output centred and sharpened so that it cannot collapse.
+The student's output for one crop of an image must predict the teacher's output for another crop, over 1,024 prototypes;
+the teacher is the student's moving average, with output centred and sharpened to prevent collapse.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ PROTOTYPES = 1024
 WIDTH = 96
 STUDENT_TEMPERATURE = 0.1
 TEACHER_PULL = 0.004
-"""Share of the student that enters the teacher at each step."""
+"""Weight of the student in the teacher's moving average at each step."""
 
 
 def teacher_temperature(progress: float) -> float:
-    """.04, rising to .06 over the first fifth of the budget: a soft start against collapse."""
+    """0.04, increasing to 0.06 over the first fifth of the budget: a warm-up against collapse."""
     return 0.04 + 0.02 * min(1.0, 5 * progress)
 
 
 def build_network() -> nn.ModuleDict:
-    """The backbone that is kept (``"backbone"``) and the projection head that is not (``"head"``)."""
+    """The backbone (``"backbone"``), which is saved, and the projection head (``"head"``), which is discarded."""
     from transformers import Dinov2Config, Dinov2Model
 
     config = Dinov2Config(
@@ -46,7 +46,7 @@ def _project(network: nn.ModuleDict, images: torch.Tensor) -> torch.Tensor:
 
 
 def random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random square of .65 to 1 times the side, scaled back up; (B, 3, H, W)."""
+    """A random square crop of 0.65 to 1 times the side, resized to the original size; (B, 3, H, W)."""
     count, device = len(images), images.device
     side = torch.rand(count, device=device, generator=generator) * 0.35 + 0.65
     shift = torch.rand(count, 2, device=device, generator=generator) * 2 - 1
@@ -63,7 +63,7 @@ def train_dino(config: TrainConfig) -> TrainReport:
     with run.initial_weights():
         student = build_network().to(run.device)
         teacher = build_network().to(run.device).requires_grad_(False)
-        prototypes = nn.Linear(64, PROTOTYPES, bias=False).to(run.device)  # used at unit length, shared by both
+        prototypes = nn.Linear(64, PROTOTYPES, bias=False).to(run.device)  # shared, normalised when used
     teacher.load_state_dict(student.state_dict())
     layouts = scene_bank(config, run.stage, run.device).layouts
     learned = [*student.parameters(), *prototypes.parameters()]
@@ -72,7 +72,7 @@ def train_dino(config: TrainConfig) -> TrainReport:
     entropy = torch.zeros(())
     for tick in run.clock(optimizer):
         scenes = layouts[run.pick(len(layouts))]
-        # Each view draws its own background: the features should say what is there, not on which ground.
+        # Each view has a different background: features should describe the objects, not the background.
         views = [random_crop(augment(run.render(scenes), run.generator, 2.0), run.generator) for _ in range(2)]
         with torch.no_grad(), run.autocast():
             directions = F.normalize(prototypes.weight, dim=1).float()

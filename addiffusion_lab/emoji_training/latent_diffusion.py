@@ -1,8 +1,8 @@
 """Stage unet: the latent diffusion model, UNet and text encoder together.
 
 Epsilon prediction on Stable Diffusion 1.5's noise schedule, weighted by min-SNR with gamma 5 (Hang et al., 2023,
-arXiv:2303.09556, section 3.4): the squared error of epsilon counts min(SNR, 5) / SNR. One prompt in ten is emptied for
-classifier-free guidance. What is saved is an exponential moving average.
+arXiv:2303.09556, section 3.4): the squared error of epsilon is weighted by min(SNR, 5) / SNR. One prompt in ten is
+replaced by the empty prompt for classifier-free guidance. The saved weights are an exponential moving average.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def build_scheduler() -> Any:
 
 
 def train_unet(config: TrainConfig) -> TrainReport:
-    """Writes ``unet/``, ``text_encoder/`` and ``scheduler/``, and a checkpoint that ``resume`` goes on from.
+    """Writes ``unet/``, ``text_encoder/`` and ``scheduler/``, and a checkpoint that ``resume`` continues from.
 
     A run that is to be resumed should not anneal (``anneal=False``); the last one should.
 
     Raises:
         WeightsError: when stage tokenizer or vae was not run.
-        ResumeError: when ``resume`` finds no checkpoint, or one of another model.
+        ResumeError: when ``resume`` finds no checkpoint, or one of a different model.
     """
     run = Run("unet", config)
     tokenizer = load_tokenizer(config)
@@ -129,7 +129,7 @@ def train_unet(config: TrainConfig) -> TrainReport:
 
 @torch.no_grad()
 def _encode_bank(run: Run, layouts: torch.Tensor) -> torch.Tensor:
-    """Renders and encodes every scene once: (N, 4, 16, 16) scaled latents, bfloat16 to fit."""
+    """Renders and encodes every scene once: (N, 4, 16, 16) scaled latents, bfloat16 to save memory."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(earlier(run.config, "vae", "vae")).to(run.device).eval()
@@ -144,7 +144,7 @@ def _encode_bank(run: Run, layouts: torch.Tensor) -> torch.Tensor:
 def _denoising_loss(
     run: Run, unet: Any, text_encoder: nn.Module, latents: torch.Tensor, ids: torch.Tensor, alphas: torch.Tensor
 ) -> torch.Tensor:
-    """Min-SNR weighted squared error of the predicted noise, at a drawn timestep a sample."""
+    """Min-SNR weighted squared error of the predicted noise, at a random timestep per sample."""
     noise = torch.randn(latents.shape, device=run.device, generator=run.generator)
     timesteps = torch.randint(TRAIN_TIMESTEPS, (len(latents),), device=run.device, generator=run.generator)
     alpha = alphas[timesteps].view(-1, 1, 1, 1)
@@ -158,7 +158,7 @@ def _denoising_loss(
 
 
 class _Training:
-    """Models, optimiser and moving average: what a checkpoint holds."""
+    """Training state of a checkpoint: models, optimiser and moving average."""
 
     def __init__(self, models: nn.ModuleDict, config: TrainConfig) -> None:
         self.models = models
@@ -168,7 +168,7 @@ class _Training:
 
     @torch.no_grad()
     def average_in(self) -> None:
-        """Moves the average towards the models, faster in the first steps."""
+        """Updates the moving average, with larger weight in the first steps."""
         self.step += 1
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         for mean, parameter in zip(self.average, self.models.parameters(), strict=True):
@@ -176,12 +176,12 @@ class _Training:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Puts the average into the models, for saving."""
+        """Copies the moving average into the models, for saving."""
         for mean, parameter in zip(self.average, self.models.parameters(), strict=True):
             parameter.copy_(mean)
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint beside its place and moves it there, so that a killed run leaves the old one whole."""
+        """Writes the checkpoint to a temporary file and renames it, so that an aborted run keeps the old one intact."""
         state = {
             "models": self.models.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -193,7 +193,7 @@ class _Training:
         os.replace(partial, path)
 
     def load(self, path: Path, device: torch.device) -> None:
-        """Goes on from a checkpoint."""
+        """Restores the state of a checkpoint."""
         if not path.is_file():
             raise ResumeError(f"no checkpoint at {path}", "leave out --resume to start from the beginning")
         try:

@@ -1,9 +1,9 @@
-"""Stage preference: a BLIP in small that ranks images of a prompt, ImageReward's part (Xu et al., 2023).
+"""Stage preference: a small BLIP that ranks images of a prompt; corresponds to ImageReward (Xu et al., 2023).
 
-It is ranked on hard negatives of its own prompts. For each scene a contradicting twin is drawn (a relation turned
-round; a colour, count or class changed): of the four pairings of two images and two prompts the matching ones must
-score higher, and a clean image must beat its degraded self. No detector is involved, so the detector stays free to
-judge.
+It is trained with a ranking loss on hard negatives. For each scene a contradicting twin is drawn (a relation inverted;
+a colour, count or class changed): of the four pairings of two images and two prompts the matching ones must score
+higher, and a clean image must score higher than its degraded version. No detector is involved, so that the detector
+remains an independent judge.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from addiffusion_lab.emoji_training.data import (
 from addiffusion_lab.emoji_training.run import Run, save_transformer
 
 WIDTH = 160
-_STANDARDISED = 1024  # matching and as many mismatched pairs that mean and spread are taken from
+_STANDARDISED = 1024  # number of matching and of mismatched pairs for mean and standard deviation
 
 
 # ------------------------------------------------------------------------------------------------ twins
 
 
 def twin(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A scene as near as can be that contradicts this one, with its own prompt."""
+    """A minimally changed scene that contradicts this one, with its prompt."""
     changes: list[Callable[[Scene, np.random.Generator], Scene]] = [_change_class]
     if scene.relation is not None:
         changes += [_change_relation] * 4
@@ -61,7 +61,7 @@ def _pick(candidates: list[int], rng: np.random.Generator) -> int:
 
 
 def _change_relation(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Mostly the converse, sometimes the other axis."""
+    """Usually inverts the relation, sometimes changes its axis."""
     assert scene.relation is not None
     converse = rng.random() < 0.75
     other_axis = 2 * (1 - scene.relation // 2) + int(rng.integers(2))
@@ -81,7 +81,7 @@ def _swap_colors(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _change_count(scene: Scene, rng: np.random.Generator) -> Scene:
-    """One fewer, or one more when there is room."""
+    """Removes one object, or adds one if there is room."""
     index = _pick([i for i, group in enumerate(scene.groups) if group.count > 1], rng)
     group = scene.groups[index]
     change = _pick([-1, 1] if scene.object_count < MAX_OBJECTS else [-1], rng)
@@ -147,8 +147,8 @@ def build_model(tokenizer: Any) -> Any:
 
 
 def raw_score(model: Any, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(B,) logit of "matches" less logit of "does not"."""
-    # Padding repeats the end token: "at most one so far" keeps exactly the text and its own end.
+    """(B,) difference of the logits of "matches" and "does not match"."""
+    # Padding repeats the end token: "at most one so far" keeps exactly the text and its end token.
     mask = (torch.cumsum(tokens == model.config.text_config.eos_token_id, 1) <= 1).long()
     logits = model(input_ids=tokens, pixel_values=images, attention_mask=mask, use_itm_head=True)[0].float()
     return logits[:, 1] - logits[:, 0]
@@ -157,20 +157,20 @@ def raw_score(model: Any, images: torch.Tensor, tokens: torch.Tensor) -> torch.T
 def ranking_loss(
     matched: torch.Tensor, crossed: torch.Tensor, twin_matched: torch.Tensor, twin_crossed: torch.Tensor
 ) -> torch.Tensor:
-    """Mean logistic loss of the four comparisons that a scene and its twin give.
+    """Mean logistic loss of the four comparisons between a scene and its twin.
 
     Args:
         matched: (B,) score of the scene's image under its prompt.
-        crossed: (B,) of the scene's image under the twin's prompt.
-        twin_matched: (B,) of the twin's image under the twin's prompt.
-        twin_crossed: (B,) of the twin's image under the scene's prompt.
+        crossed: (B,) score of the scene's image under the twin's prompt.
+        twin_matched: (B,) score of the twin's image under the twin's prompt.
+        twin_crossed: (B,) score of the twin's image under the scene's prompt.
     """
     margins = (matched - crossed, twin_matched - twin_crossed, matched - twin_crossed, twin_matched - crossed)
     return torch.stack([F.softplus(-margin).mean() for margin in margins]).mean()
 
 
 def train_preference(config: TrainConfig) -> TrainReport:
-    """Writes ``image_reward/``, with ``score_mean`` and ``score_std`` in its config to standardise by.
+    """Writes ``image_reward/``, with ``score_mean`` and ``score_std`` for standardisation in its config.
 
     Raises:
         WeightsError: when stage tokenizer was not run.
@@ -205,7 +205,7 @@ def train_preference(config: TrainConfig) -> TrainReport:
 
 @torch.no_grad()
 def _standardisation(run: Run, model: Any, bank: PairBank) -> tuple[float, float]:
-    """Mean and standard deviation of the raw score, half on matching pairs and half on twins' images."""
+    """Mean and standard deviation of the raw score over matching pairs and equally many images of twins."""
     tokens = bank.tokens[:_STANDARDISED]
     images = [run.render(layouts[:_STANDARDISED]) for layouts in (bank.layouts, bank.twin_layouts)]
     scores = torch.cat(

@@ -28,7 +28,7 @@ _COLOR_BYTES = {
     "white": (245, 245, 245),
 }
 
-# Soft vertical gradients, (top, bottom); none is near a colour word, so a sprite never melts into it.
+# Soft vertical gradients, (top, bottom); none is close to a named colour, so that sprites always have contrast.
 _BACKGROUND_BYTES = (
     ((178, 208, 232), (120, 160, 120)),
     ((205, 195, 180), (170, 155, 135)),
@@ -57,7 +57,7 @@ def build_sprites(font: str | Path) -> np.ndarray:
     """Renders every class's emoji from a colour font, as the shipped sprites were.
 
     Args:
-        font: path of ``NotoColorEmoji.ttf``; version 2.042 (Debian 12) gives the shipped sprites to the bit.
+        font: path of ``NotoColorEmoji.ttf``; version 2.042 (Debian 12) reproduces the shipped sprites bit for bit.
 
     Returns:
         (classes, 32, 32, 4) uint8 RGBA; save with ``np.savez_compressed(path, sprites=...)``.
@@ -90,11 +90,11 @@ class Renderer:
     """Draws scenes: sprites, tinted in ten colours, over a soft background.
 
     Args:
-        sprites: (classes, S, S, 4) uint8 RGBA; the shipped ones when ``None``.
-        device: where images are drawn.
+        sprites: (classes, S, S, 4) uint8 RGBA; the shipped ones if ``None``.
+        device: device that images are drawn on.
 
     Attributes:
-        atlas: (classes, 11, 4, S, S) premultiplied RGBA in [0, 1]; colour 0 is the sprite's own.
+        atlas: (classes, 11, 4, S, S) premultiplied RGBA in [0, 1]; colour 0 is the original.
     """
 
     def __init__(self, sprites: np.ndarray | None = None, device: str | torch.device = "cpu") -> None:
@@ -128,7 +128,7 @@ class Renderer:
         return image.clamp(0, 1) * 2 - 1
 
     def _draw_backgrounds(self, count: int, generator: torch.Generator | None) -> torch.Tensor:
-        """A random gradient an image, its brightness jittered by up to 6 %; (B, 3, 64, 64) in [0, 1]."""
+        """A random gradient per image, with brightness jittered by up to 6 %; (B, 3, 64, 64) in [0, 1]."""
         chosen = torch.randint(len(self._backgrounds), (count,), device=self.device, generator=generator)
         top, bottom = (ends.view(count, 3, 1, 1) for ends in self._backgrounds[chosen].unbind(1))
         brightness = 1 + 0.12 * (torch.rand(count, 1, 1, 1, device=self.device, generator=generator) - 0.5)
@@ -137,7 +137,7 @@ class Renderer:
 
 
 def _tinted_atlas(sprites: np.ndarray) -> torch.Tensor:
-    """Each sprite in its own and in every named colour: its luminance, stretched, becomes the colour's shade."""
+    """Each sprite in its original and in every named colour, shaded by its stretched luminance."""
     pixels = torch.tensor(sprites, dtype=torch.float32).permute(0, 3, 1, 2) / 255
     rgb, alpha = pixels[:, :3], pixels[:, 3:]
     luminance = (rgb * torch.tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -151,7 +151,7 @@ def _tinted_atlas(sprites: np.ndarray) -> torch.Tensor:
 
 
 def _tint(shade: torch.Tensor, color: str) -> torch.Tensor:
-    """(classes, 1, S, S) shade in [0, 1] -> (classes, 3, S, S) colour; white and black keep a contrast of .28."""
+    """(classes, 1, S, S) shade in [0, 1] -> (classes, 3, S, S) colour; white and black keep a contrast of 0.28."""
     if color == "white":
         return (0.72 + 0.28 * shade).expand(-1, 3, -1, -1)
     if color == "black":
@@ -161,5 +161,5 @@ def _tint(shade: torch.Tensor, color: str) -> torch.Tensor:
 
 
 def empty_layout(count: int = 1) -> np.ndarray:
-    """``count`` layouts with nothing on them: (count, 4, 5) of -1."""
+    """``count`` empty layouts: (count, 4, 5) of -1."""
     return np.full((count, MAX_OBJECTS, 5), -1, np.float32)

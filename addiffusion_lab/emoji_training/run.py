@@ -1,4 +1,4 @@
-"""What all stages share: device, random streams, the optimiser step, earlier stages' models, saving and logging."""
+"""Shared code of all stages: device, random streams, optimiser step, loading earlier stages, saving and logging."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Run:
     """One run of one stage.
 
     Args:
-        stage: its name, for random streams and messages.
-        config: its settings.
+        stage: name of the stage, for random streams and messages.
+        config: settings of the stage.
 
     Attributes:
-        device: where it trains.
-        generator: draws batches, backgrounds and augmentation; on ``device``.
+        device: training device.
+        generator: generator of batches, backgrounds and augmentation; on ``device``.
         renderer: draws scenes; on ``device``.
     """
 
@@ -44,13 +44,13 @@ class Run:
 
     @contextmanager
     def initial_weights(self) -> Iterator[None]:
-        """Seeds the initialisation of the models built inside, and leaves torch's global generator as it was."""
+        """Context manager that seeds the initialisation of models and restores torch's global generator."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_hash("emoji weights", self.stage, self.config.seed))
             yield
 
     def autocast(self) -> AbstractContextManager[None]:
-        """bfloat16 on CUDA, nothing elsewhere."""
+        """Autocast to bfloat16 on CUDA, no autocast elsewhere."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def clock(self, optimizer: torch.optim.Optimizer, warm: float = 0.02, tail: float = 0.5) -> StepBudget:
@@ -86,7 +86,7 @@ class Run:
         self.steps += 1
         self._loss = loss.detach()
         every = self.config.log_every
-        if self.steps == 1 or (every and self.steps % every == 0):  # reading the loss waits for the device
+        if self.steps == 1 or (every and self.steps % every == 0):  # reading the loss synchronises the device
             self._read_loss()
             values = {"loss": self._loss, **logged}
             self.say(f"step {self.steps}", *(f"{name} {float(value.detach()):.4f}" for name, value in values.items()))
@@ -104,7 +104,7 @@ class Run:
             print(f"[{self.stage} {time.monotonic() - self._start:6.1f}s]", *words, flush=True)
 
     def report(self, folder: Path, **metrics: float) -> TrainReport:
-        """Ends the run."""
+        """Reports the result of the run."""
         loss = self._read_loss()
         self.say("wrote", folder, *(f"{name} {value:.4f}" for name, value in metrics.items()))
         return TrainReport(folder, self.steps, loss, metrics)
@@ -114,7 +114,7 @@ def earlier(config: TrainConfig, component: str, stage: str) -> Path:
     """The folder that an earlier stage wrote.
 
     Raises:
-        WeightsError: when it is not there.
+        WeightsError: when it does not exist.
     """
     folder = config.out / component
     if not folder.is_dir():
@@ -124,7 +124,7 @@ def earlier(config: TrainConfig, component: str, stage: str) -> Path:
 
 
 def half_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a model in float16 on the CPU, contiguous, as the shipped files are."""
+    """The state of a model in float16 on the CPU, contiguous, as in the shipped files."""
     return {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in model.state_dict().items()

@@ -1,4 +1,4 @@
-"""Stage tokenizer: CLIP's byte-pair encoding, learned on the grammar's words alone, so each of them is one token."""
+"""Stage tokenizer: CLIP's byte-pair encoding, learned on the grammar's words, so that each is one token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIRST_ENDINGS = "sedrtn"
 
 
 def _byte_characters() -> list[str]:
-    """The 256 printable characters that GPT-2's byte-level encoding writes bytes with, in its order."""
+    """The 256 printable characters that represent bytes in GPT-2's byte-level encoding, in its order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(code) for code in printable] + [chr(256 + index) for index in range(256 - len(printable))]
 
@@ -27,8 +27,9 @@ def _byte_characters() -> list[str]:
 def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """Merges the most frequent pair of neighbours until every word is one token.
 
-    In plain Python because the ``tokenizers`` trainer breaks some ties by chance, and a token's id is part of the
-    weights. Ties go to the older tokens, as there, and letters that end a word are as old as in the shipped tokenizer.
+    In plain Python because the ``tokenizers`` trainer breaks some ties at random, and a token's id is part of the
+    weights. Ties are broken in favour of older tokens, as there; word-final letters have the same age as in the shipped
+    tokenizer.
     """
     spellings = [[*word[:-1], word[-1] + _WORD_END] for word in words]
     letters = _byte_characters()

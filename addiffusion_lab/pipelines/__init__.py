@@ -1,1 +1,1 @@
-"""Samplers that run a diffusers pipeline as a whole: LCM, SDXL Turbo, SAG, Attend-and-Excite, first-block cache."""
+"""Samplers that run a complete diffusers pipeline: LCM, SDXL Turbo, SAG, Attend-and-Excite, First-Block cache."""

@@ -1,4 +1,4 @@
-"""Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): moves latents until every subject is attended to."""
+"""Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): optimises latents until every subject is attended to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from addiffusion_lab.pipelines.whole import (
 
 PAPER_STEPS = 50
 THRESHOLDS = {0: 0.05, 10: 0.5, 20: 0.8}
-"""At which of the paper's 50 steps every subject's attention must have reached what (section 3)."""
+"""Step (of the paper's 50) -> attention that every subject must have reached (section 3)."""
 
 
 @dataclass
@@ -36,12 +36,12 @@ class AttendAndExcite(WholePipeline):
     """DDIM with Attend-and-Excite on the prompt's subjects (arXiv:2301.13826), by diffusers' pipeline.
 
     Subjects are the last words of the prompt's phrases: "cup" of "a red cup". The paper's 50 steps, 25 of them with
-    updates, are scaled to the steps asked for. A step is three network calls, one of them kept for its gradient, and
-    up to 21 more where attention is refined to a threshold. Backward passes are no network calls and no NFE: the
-    record's ``gradient_calls`` counts them, each of about two network calls' work, and its seconds hold them.
+    updates, are scaled to the requested number of steps. A step takes three network calls, one of them with a gradient,
+    and up to 21 more if attention is refined to a threshold. Backward passes do not count as network calls or NFE: the
+    record's ``gradient_calls`` counts them, each of the cost of about two network calls, and its seconds include them.
 
     Attributes:
-        steps: of the schedule.
+        steps: steps of the schedule.
     """
 
     steps: int
@@ -93,7 +93,7 @@ class AttendAndExcite(WholePipeline):
 
         pipe._update_latent = counted_update
         with counted(parts.unet) as tally, own_processors(parts.unet), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.meshgrid")  # diffusers', of no consequence
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # from diffusers, harmless
             latents = pipe(
                 **call_inputs(pipe, backbone, process, prompt, seed),
                 guidance_scale=process.guidance_scale,
@@ -107,7 +107,7 @@ class AttendAndExcite(WholePipeline):
 
 
 def scaled_thresholds(steps: int) -> Mapping[int, float]:
-    """The paper's thresholds at the same shares of another schedule.
+    """The paper's thresholds scaled to a schedule of ``steps`` steps.
 
     >>> scaled_thresholds(20)
     {0: 0.05, 4: 0.5, 8: 0.8}
@@ -116,14 +116,14 @@ def scaled_thresholds(steps: int) -> Mapping[int, float]:
 
 
 def subject_positions(backbone: Backbone, tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Positions of the tokens that end the prompt's phrases, in order; all content tokens where no phrase is found."""
+    """Positions of the last tokens of the prompt's phrases, in order; all content tokens if no phrase is found."""
     limit = backbone.capabilities.max_tokens - 1  # the end of text
     found, after = [], 0
     for phrase in phrases_of(prompt):
         start = prompt.text.find(phrase, after)
         if start >= 0:
             after = start + len(phrase)
-            # Start and end of text aside, the words so far are as many tokens in front of the rest as alone.
+            # Apart from the start and end tokens, the preceding words have as many tokens in the prompt as alone.
             found.append(len(tokenizer(prompt.text[:after]).input_ids) - 2)
     positions = found or list(backbone.encode([prompt.text]).content[0])
     return sorted({position for position in positions if 0 < position < limit}) or [1]

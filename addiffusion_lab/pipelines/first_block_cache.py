@@ -1,7 +1,7 @@
-"""First-Block cache: where a transformer's first block says what it said a step ago, the others are not asked.
+"""First-Block cache: skips a transformer's other blocks if its first block's residual has hardly changed.
 
-Of ParaAttention (https://github.com/chengzeyi/ParaAttention), after TeaCache (arXiv:2411.19108), by diffusers' hooks.
-diffusers' caches are for transformers; for UNets it has none, so DeepCache (arXiv:2312.00858) is not among the samplers.
+From ParaAttention (https://github.com/chengzeyi/ParaAttention), after TeaCache (arXiv:2411.19108), with diffusers'
+hooks. diffusers has no cache for UNets, so DeepCache (arXiv:2312.00858) is not among the samplers.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from addiffusion_lab.pipelines.whole import (
 class FirstBlockCache(WholePipeline):
     """Flux's own schedule with First-Block cache (ParaAttention, after arXiv:2411.19108), by diffusers' hooks.
 
-    Every step calls the network; where the first block's residual has changed by less than the threshold, the call
-    ends there and the other blocks' last residual is added. Such a call counts the share of blocks that it ran as
-    NFE, and a whole one in ``network_calls``; the record's ``skipped_calls`` says how many there were.
+    Every step calls the network; if the first block's residual has changed by less than the threshold, the other blocks
+    are skipped and their last residual is added. Such a call counts the share of blocks that it ran as NFE, and one in
+    ``network_calls``; the record's ``skipped_calls`` counts such calls.
 
     Attributes:
-        steps: of the schedule.
+        steps: steps of the schedule.
         threshold: relative mean absolute change of the first block's residual; 0 never skips.
     """
 
@@ -87,7 +87,7 @@ class FirstBlockCache(WholePipeline):
         return fixed_schedule(base, self.steps)
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
-        """Runs ``FluxPipeline`` with the cache on, and takes it off again."""
+        """Runs ``FluxPipeline`` with the cache enabled, and disables it afterwards."""
         pipe = own_copy(flux_pipeline(self.name, backbone))
         network = pipe.transformer
         blocks = [*network.transformer_blocks, *network.single_transformer_blocks]
@@ -102,10 +102,10 @@ class FirstBlockCache(WholePipeline):
 
 
 def flux_pipeline(sampler: str, backbone: Backbone) -> Any:
-    """The backbone's pipeline, when diffusers can cache its transformer's blocks.
+    """The backbone's pipeline, if diffusers can cache its transformer's blocks.
 
     Raises:
-        CapabilityError: for another one.
+        CapabilityError: for other backbones.
     """
     if not isinstance(backbone, PipelineBackbone) or not is_kind(backbone.pipe, "FluxPipeline"):
         raise CapabilityError(
@@ -117,7 +117,7 @@ def flux_pipeline(sampler: str, backbone: Backbone) -> Any:
 
 
 def own_copy(pipe: Any) -> Any:
-    """The same components with a scheduler of its own, without progress bars."""
+    """A pipeline with the same components and a copy of the scheduler, without progress bars."""
     made = copy.copy(pipe)
     made.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
     return silent(made)
@@ -125,7 +125,7 @@ def own_copy(pipe: Any) -> Any:
 
 @contextmanager
 def first_block_cache(transformer: Any, threshold: float) -> Iterator[None]:
-    """Within it the transformer caches, from an empty cache; afterwards it computes as before."""
+    """Context manager that enables the transformer's cache, initially empty, and disables it on exit."""
     from diffusers import FirstBlockCacheConfig
 
     transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
@@ -137,13 +137,13 @@ def first_block_cache(transformer: Any, threshold: float) -> Iterator[None]:
 
 @contextmanager
 def counted_runs(block: nn.Module) -> Iterator[list[int]]:
-    """Within it the runs of a block that are not skipped are counted, into a list of one."""
+    """Context manager that counts the runs of a block that are not skipped, in a list of one element."""
     runs = [0]
 
     def count(*_: Any) -> None:
         runs[0] += 1
 
-    # The cache's hook stands in the block's own place and is always called; a layer inside is not when it skips.
+    # The cache's hook replaces the block and is always called; a layer inside is not called when it skips.
     handle = next(block.children()).register_forward_hook(count)
     try:
         yield runs

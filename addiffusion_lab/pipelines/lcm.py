@@ -1,4 +1,4 @@
-"""Latent Consistency Models (Luo et al. 2023, arXiv:2310.04378): a distilled network that draws in few steps."""
+"""Latent Consistency Models (Luo et al. 2023, arXiv:2310.04378): a network distilled for few-step sampling."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SPEC = PipelineSpec(
     unused=("safety_checker", "feature_extractor", "image_encoder"),
 )
 MOST_STEPS = 50
-"""Levels that the distillation jumped between; a schedule takes some of them."""
+"""Noise levels used in the distillation; a schedule uses a subset of them."""
 
 
 @dataclass
 class LatentConsistency(WholePipeline):
-    """A consistency-distilled SD 1.5 (arXiv:2310.04378) with diffusers' ``LCMScheduler``: one network call a step.
+    """A consistency-distilled SD 1.5 (arXiv:2310.04378) with diffusers' ``LCMScheduler``: one network call per step.
 
-    The weights are its own, loaded beside those of the sd15 backbone and run at that backbone's image size, from
-    its noise. Guidance is an input of the network, at the pipeline's own scale of 8.5; a call is 1 NFE.
+    Its weights are loaded in addition to those of the sd15 backbone and run at that backbone's image size, with the
+    same noise. Guidance is an input of the network, at the pipeline's default scale of 8.5; a call is 1 NFE.
 
     Attributes:
         steps: 1 to 50; 1 to 8 are usual.
@@ -64,7 +64,7 @@ class LatentConsistency(WholePipeline):
 
     @property
     def name(self) -> str:
-        """``lcm:4``, and the weights where they are not the usual ones."""
+        """``lcm:4``, with the weights if they are not the default ones."""
         return f"lcm:{self.steps}" if self.weights == SPEC.default_id else f"lcm:{self.steps},{self.weights}"
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
@@ -72,7 +72,7 @@ class LatentConsistency(WholePipeline):
 
         Raises:
             CapabilityError: on another backbone than sd15.
-            WeightsError: when they cannot be had, naming them.
+            WeightsError: when the weights are not available.
         """
         if backbone.name != "sd15":
             raise CapabilityError(

@@ -25,12 +25,12 @@ from addiffusion_lab.pipelines.whole import (
 class SelfAttentionGuidance(WholePipeline):
     """DDIM with self-attention guidance added to classifier-free guidance (arXiv:2210.00939), by diffusers' pipeline.
 
-    A step is three network calls: two for classifier-free guidance and one on latents whose most attended cells are
-    blurred (equation 16). One guided evaluation being 1 NFE, a step is 1.5.
+    A step takes three network calls: two for classifier-free guidance and one on latents whose most attended cells are
+    blurred (equation 16). Since one guided evaluation is 1 NFE, a step is 1.5 NFE.
 
     Attributes:
-        steps: of the schedule.
-        scale: of the self-attention guidance, ``s`` of equation 16; 0 leaves it out.
+        steps: steps of the schedule.
+        scale: scale of the self-attention guidance, ``s`` of equation 16; 0 disables it.
     """
 
     steps: int
@@ -51,7 +51,7 @@ class SelfAttentionGuidance(WholePipeline):
 
     @property
     def name(self) -> str:
-        """``sag:20``, and the scale where it is not 0.75."""
+        """``sag:20``, with the scale if it is not 0.75."""
         return f"sag:{self.steps}" if self.scale == 0.75 else f"sag:{self.steps},{self.scale:g}"
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:

@@ -1,4 +1,4 @@
-"""SDXL-Turbo (Sauer et al. 2023, arXiv:2311.17042): SDXL distilled adversarially to between one and four steps."""
+"""SDXL-Turbo (Sauer et al. 2023, arXiv:2311.17042): SDXL distilled adversarially for one to four steps."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ MOST_STEPS = 4
 
 @dataclass
 class SDXLTurbo(WholePipeline):
-    """Adversarially distilled SDXL (arXiv:2311.17042): Euler ancestral steps, trailing, no guidance.
+    """Adversarially distilled SDXL (arXiv:2311.17042): Euler ancestral steps, trailing spacing, no guidance.
 
-    The weights are its own, loaded beside those of the sdxl backbone. It draws at the size that it was distilled at
-    (512 pixels), where SDXL itself draws 1024: compare by judges that do not read size. A call is 1 NFE.
+    Its weights are loaded in addition to those of the sdxl backbone. It generates images at the size that it was
+    distilled for (512 pixels), whereas SDXL uses 1024: compare with judges that are independent of size. A call is
+    1 NFE.
 
     Attributes:
         steps: 1 to 4.
@@ -58,7 +59,7 @@ class SDXLTurbo(WholePipeline):
 
     @property
     def name(self) -> str:
-        """``turbo:1``, and the weights where they are not the usual ones."""
+        """``turbo:1``, with the weights if they are not the default ones."""
         return f"turbo:{self.steps}" if self.weights == SPEC.default_id else f"turbo:{self.steps},{self.weights}"
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
@@ -66,7 +67,7 @@ class SDXLTurbo(WholePipeline):
 
         Raises:
             CapabilityError: on another backbone than sdxl.
-            WeightsError: when they cannot be had, or are not distilled, naming what is needed.
+            WeightsError: when the weights are not available, or are not distilled; the message says what is needed.
         """
         if backbone.name != "sdxl":
             raise CapabilityError(
@@ -99,10 +100,10 @@ class SDXLTurbo(WholePipeline):
 
 
 def distilled(pipe: Any, weights: str) -> Any:
-    """The pipeline, when it is a distilled one: its scheduler says so, the weights themselves do not.
+    """Returns the pipeline if it is a distilled one, which only its scheduler shows, not its weights.
 
     Raises:
-        WeightsError: for another scheduler, as SDXL's own.
+        WeightsError: for another scheduler, such as SDXL's.
     """
     kind, spacing = type(pipe.scheduler).__name__, pipe.scheduler.config.get("timestep_spacing")
     if (kind, spacing) != ("EulerAncestralDiscreteScheduler", "trailing"):

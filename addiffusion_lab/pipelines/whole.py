@@ -1,7 +1,7 @@
 """Samplers that run a diffusers pipeline from noise to image: no decisions, no lanes, one image at a time.
 
-They share prompts, seeds, starting noise, scorers, judges and records with the samplers that the engine plays. What
-they spend is measured from outside: network calls by a hook on the denoiser, seconds by the clock.
+They share prompts, seeds, initial noise, scorers, judges and records with the samplers that the engine runs. Their cost
+is measured from outside: network calls by a hook on the denoiser, seconds by the clock.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from addiffusion_env.scorers.image_scores import ImageScorers
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """What one run of a pipeline gave and cost.
+    """The image and cost of one run of a pipeline.
 
     Attributes:
         image: (3, H, W) float32 in [-1, 1].
-        nfe: evaluations, one as the process takes it (guided or not) being 1.
-        calls: rows that went forward through the denoiser.
-        costs: further figures for the record, by name (``gradient_calls``).
+        nfe: number of evaluations; one evaluation of the process (guided or not) is 1.
+        calls: rows of the denoiser's forward passes.
+        costs: further costs for the record, by name (``gradient_calls``).
     """
 
     image: Tensor
@@ -50,7 +50,7 @@ class PipelineResult:
 
 
 class WholePipeline(BaseSampler):
-    """A sampler that says how to make one image (:meth:`make`); everything else is here."""
+    """Base class of these samplers; subclasses implement the generation of one image (:meth:`make`)."""
 
     uses_engine: ClassVar[bool] = False
     _scorers: ImageScorers | None = None
@@ -58,26 +58,26 @@ class WholePipeline(BaseSampler):
 
     @property
     def fingerprint(self) -> str:
-        """Of the pipeline that was bound, so that other weights of its own get records of their own; "" without."""
+        """Fingerprint of the bound pipeline, so that different weights get separate records; "" if there is none."""
         pipe = getattr(self, "_pipe", None)
         return "" if pipe is None else digest_of(described(pipe))
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
-        """Remembers the scorers, which look at every finished image; subclasses check the backbone first."""
+        """Stores the scorers, which score every finished image; subclasses check the backbone first."""
         self._scorers, self._bound = scorers, backbone
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
-        """Makes one image."""
+        """Generates one image, (3, H, W) in [-1, 1], and measures its cost."""
         raise NotImplementedError
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """A program that asks the engine for nothing: the pipeline runs when it starts.
+        """A coroutine without engine requests: the pipeline runs when it starts.
 
-        Its lane is a receipt: costs and one *continue*; the latents in it are the starting noise.
+        Its lane only records the costs and one *continue*; its latents are the initial noise.
 
         Raises:
-            NumericsError: when the pipeline draws NaN or infinity, naming sampler and prompt.
-            DeviceMemoryError: when the device's memory does not hold it.
+            NumericsError: when the pipeline returns NaN or infinity; the message names sampler and prompt.
+            DeviceMemoryError: when the device runs out of memory.
         """
         assert self._scorers is not None, "bind() first"
         lane = open_lane(backbone, process, prompt, seed)
@@ -104,19 +104,19 @@ class WholePipeline(BaseSampler):
             actions=(int(Action.CONTINUE),),
         )
         return BilledEpisode(lane, GeneratedImage(made.image, scores), made.costs, seconds)
-        yield  # never reached: it makes this a program
+        yield  # never reached: makes this function a generator
 
 
 @dataclass
 class Tally:
-    """How many rows a module was called on."""
+    """Counts the rows that a module was called on."""
 
     rows: int = 0
 
 
 @contextmanager
 def counted(module: nn.Module) -> Iterator[Tally]:
-    """Within it every row that goes forward through a module is counted, whoever calls it."""
+    """Context manager that counts the rows of every forward pass of a module."""
     tally = Tally()
 
     def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def counted(module: nn.Module) -> Iterator[Tally]:
 
 @contextmanager
 def own_processors(unet: Any) -> Iterator[None]:
-    """Puts a UNet's attention processors back, also when a pipeline that replaces them breaks off."""
+    """Context manager that restores a UNet's attention processors, also if the pipeline raises."""
     before = unet.attn_processors
     try:
         yield
@@ -141,17 +141,17 @@ def own_processors(unet: Any) -> Iterator[None]:
 
 
 def unet_parts(sampler: str, backbone: Backbone) -> Any:
-    """What holds the components of a Stable Diffusion 1.x or 2.x backbone by their names in the pipeline.
+    """The object that holds the components of a Stable Diffusion 1.x or 2.x backbone by their names in the pipeline.
 
     Raises:
-        CapabilityError: for another backbone.
+        CapabilityError: for other backbones.
     """
     if isinstance(backbone, StableDiffusionBackbone):
         return backbone.parts
     if (
         isinstance(backbone, PipelineBackbone)
         and is_kind(backbone.pipe, "StableDiffusionPipeline")
-        and isinstance(backbone.convention, Discrete)  # DDIM steps need the training levels
+        and isinstance(backbone.convention, Discrete)  # DDIM steps need the training noise levels
     ):
         return backbone.pipe
     raise CapabilityError(
@@ -161,26 +161,26 @@ def unet_parts(sampler: str, backbone: Backbone) -> Any:
 
 
 def is_kind(pipe: Any, kind: str) -> bool:
-    """Whether a pipeline is of a class of diffusers, or of one made from it."""
+    """Whether a pipeline is an instance of a diffusers class or was converted from one."""
     return kind in [known.__name__ for known in type(pipe).__mro__]
 
 
 def kind_of(backbone: Backbone) -> str:
-    """A backbone's name and, of one made of a pipeline, that one's class."""
+    """A backbone's name and, if it wraps a pipeline, the pipeline's class."""
     made = f" ({type(backbone.pipe).__name__})" if isinstance(backbone, PipelineBackbone) else ""
     return f"{backbone.name!r}{made}"
 
 
 def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any:
-    """A diffusers pipeline of Stable Diffusion's components with a deterministic DDIM scheduler of its own.
+    """A diffusers pipeline of Stable Diffusion's components with a new deterministic DDIM scheduler.
 
     Args:
-        kind: its class.
-        backbone: its components are shared, not copied.
-        process: its spacing and number of steps are used.
+        kind: class of the pipeline.
+        backbone: the backbone whose components are shared, not copied.
+        process: the process that gives spacing and number of steps.
     """
     parts = unet_parts(kind.__name__, backbone)
-    with quiet_loading():  # it says every time that diffusers mends this pipeline no more
+    with quiet_loading():  # suppresses the warning that diffusers no longer maintains this pipeline
         pipe = kind(
             vae=parts.vae,
             text_encoder=parts.text_encoder,
@@ -195,11 +195,11 @@ def ddim_pipeline(kind: type, backbone: Backbone, process: ProcessConfig) -> Any
 
 
 def ddim_scheduler(backbone: Any, given: Any, process: ProcessConfig) -> Any:
-    """A DDIM scheduler of diffusers' with the engine's levels, predictions and early exit: a table's samplers share them.
+    """A diffusers DDIM scheduler with the engine's noise levels, prediction type and final level.
 
-    By itself it would take them from the checkpoint's config, which keeps what its class of scheduler does not
-    read and not what was edited in it; and it would step by ``T // n`` timesteps, which misses the next one and the
-    early exit where n does not divide T.
+    By default it would take them from the checkpoint's config, which keeps fields that the scheduler's class ignores
+    and lacks later changes; and its stride of ``T // n`` timesteps would miss the next timestep and the final level if
+    n does not divide T.
     """
     from diffusers import DDIMScheduler
     from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -216,21 +216,21 @@ def ddim_scheduler(backbone: Any, given: Any, process: ProcessConfig) -> Any:
         scheduler.num_inference_steps, scheduler.timesteps = steps, times.to(device)
 
     def step(model_output: Tensor, timestep: Tensor, sample: Tensor) -> DDIMSchedulerOutput:
-        place = int((scheduler.timesteps == timestep).nonzero()[0])
-        sigma, onward = levels[place : place + 1], levels[place + 1 : place + 2]
+        index = int((scheduler.timesteps == timestep).nonzero()[0])
+        sigma, sigma_next = levels[index : index + 1], levels[index + 1 : index + 2]
         x0 = convention.clean(sample, model_output, sigma)
         noise = backbone.path.noise_of(sample, x0, sigma)
-        return DDIMSchedulerOutput(backbone.path.mix(x0, noise, onward), x0)
+        return DDIMSchedulerOutput(backbone.path.mix(x0, noise, sigma_next), x0)
 
     scheduler.set_timesteps, scheduler.step = set_timesteps, step
     return scheduler
 
 
 def call_inputs(pipe: Any, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> dict[str, Any]:
-    """What a pipeline is called with: the engine's prompt, noise, schedule and size, and the backbone's own arguments.
+    """Arguments of a pipeline's call: the engine's prompt, noise, schedule and size, and the backbone's arguments.
 
     Raises:
-        CapabilityError: for an argument of the backbone's pipeline that this one does not have.
+        CapabilityError: for an argument of the backbone's pipeline that this pipeline does not have.
     """
     given: dict[str, Any] = {}
     if isinstance(backbone, PipelineBackbone):
@@ -255,22 +255,22 @@ def call_inputs(pipe: Any, backbone: Backbone, process: ProcessConfig, prompt: P
 
 
 def silent(pipe: Any) -> Any:
-    """The pipeline, without progress bars."""
+    """Returns the pipeline with progress bars disabled."""
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str) -> Any:
-    """Loads a pipeline with weights of its own, on a backbone's device and in its precision, frozen.
+    """Loads a pipeline with separate weights, frozen, on a backbone's device and in its precision.
 
     Args:
-        spec: which class of pipeline.
+        spec: class of the pipeline.
         weights: hub id or folder.
-        backbone: the evaluation's own.
-        needs: what the sampler needs, for the error: "lcm needs ...".
+        backbone: backbone of the evaluation.
+        needs: requirement of the sampler, for the error: "lcm needs ...".
 
     Raises:
-        WeightsError: when they cannot be had, naming them, the command that fetches them and how to name others.
+        WeightsError: when the weights are not available; the message has the download command and alternatives.
     """
     assert isinstance(backbone, PipelineBackbone)
     offload = backbone.options.offload

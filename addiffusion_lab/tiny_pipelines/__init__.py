@@ -1,6 +1,6 @@
-"""Tiny pipelines with random weights in diffusers' own classes, built offline, to run a backbone's contract over.
+"""Tiny pipelines with random weights in diffusers' own classes, built offline, for testing the backbone contract.
 
-``ZOO[name]`` builds one; its attributes say how it is called and what it does in a step.
+``ZOO[name]`` builds one; its attributes describe how it is called and what it does in a step.
 """
 
 from addiffusion_lab.tiny_pipelines import (
@@ -29,6 +29,6 @@ FAMILIES = (
     controls,
 )
 ZOO: dict[str, Builder] = {name: builder for family in FAMILIES for name, builder in family.BUILDERS.items()}
-"""Name of a pipeline -> what builds it."""
+"""Name of a pipeline -> its builder."""
 REFUSED: dict[str, Builder] = refused.BUILDERS
-"""Name of a pipeline that is no backbone -> what builds it."""
+"""Name of a pipeline that is not supported as a backbone -> its builder."""

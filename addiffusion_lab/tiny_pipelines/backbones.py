@@ -1,4 +1,4 @@
-"""Registered backbones on tiny random weights: what `python -m addiffusion_env check NAME` and the tests run on."""
+"""Registered backbones with tiny random weights, for `python -m addiffusion_env check NAME` and the tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from addiffusion_lab.tiny_pipelines.folders import (
 
 
 def of_tiny_pipelines(name: str) -> Callable[[Path], Any]:
-    """A function that saves one of :mod:`backbones.tiny_pipelines`."""
+    """A function that builds and saves one of :data:`addiffusion_lab.tiny_pipelines.ZOO`."""
 
     def build(folder: Path) -> Any:
         return saved(ZOO[name](), folder)
@@ -45,7 +45,7 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
     "lcm": latent_consistency,
     "turbo": sdxl_turbo,
 }
-"""Name of a backbone, or of a sampler with weights of its own -> what saves a tiny pipeline to a folder."""
+"""Name of a backbone, or of a sampler with separate weights -> function that saves a tiny pipeline to a folder."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "flux": {"image_size": 16, "max_sequence_length": 24},
@@ -56,15 +56,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "pipeline_kwargs": {"text_encoder_out_layers": (1, 2, 3), "max_sequence_length": 160},
     },
 }
-"""Backbone -> options that its tiny pipeline needs."""
+"""Backbone -> options required by its tiny pipeline."""
 
 
 def tiny_backbone(name: str, folder: Path) -> Backbone:
     """A hub backbone on tiny random weights, with a tiny random decoder for its previews; on the CPU.
 
     Args:
-        name: a registered backbone that is made of a pipeline.
-        folder: where the weights are written.
+        name: a registered backbone that wraps a pipeline.
+        folder: folder that the weights are written to.
     """
     BUILDERS[name](folder / "pipeline")
     torch.manual_seed(5)
@@ -79,4 +79,4 @@ def tiny_backbone(name: str, folder: Path) -> Backbone:
 TINY: dict[str, Callable[[Path], Any]] = {
     name: partial(tiny_backbone, name) if name in BACKBONES else build for name, build in BUILDERS.items()
 }
-"""What ``check`` runs on; see :data:`addiffusion_env.checks.TINY`."""
+"""The tiny backbones of ``check``; see :data:`addiffusion_env.checks.TINY`."""

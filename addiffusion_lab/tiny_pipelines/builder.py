@@ -1,4 +1,4 @@
-"""What a tiny pipeline is: how it is built, how it is called, and what it does in a step."""
+"""The description of a tiny pipeline: how it is built, how it is called, and what it does in a step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import torch
 
 STRONGER = 1.3
-"""Factor of the weights of linear layers in denoisers: by default they keep a third of a signal's variance."""
+"""Factor of the weights of linear layers in denoisers: the default initialisation preserves 1/3 of the variance."""
 
 
 def asks(prompt: str) -> dict[str, Any]:
-    """Keywords that give a pipeline its prompt."""
+    """Keywords that pass a prompt to a pipeline."""
     return {"prompt": prompt}
 
 
 def fill_zeros(module: torch.nn.Module, deviation: float = 0.1) -> None:
-    """Gives parameters that are zero throughout small random values.
+    """Replaces parameters that are entirely zero by small random values.
 
-    Networks start as the identity by zero-initialised output layers and gates; as long as these are zero, the prompt
-    moves nothing, and a test on prompts is empty.
+    Networks are initialised as the identity by zero-initialised output layers and gates; as long as these are zero, the
+    prompt has no effect, and tests of prompts are vacuous.
     """
     for parameter in module.parameters():
         if not parameter.any():
@@ -35,15 +35,16 @@ class Builder:
 
     Attributes:
         make: returns the pipeline.
-        calls: rows of each call of a denoiser in one step, in order, for one image with ``kwargs``.
-        kwargs: keywords of the pipeline's ``__call__`` besides the prompt, the generator and the output's type.
-        size: height and width of the image in pixels; among the keywords if ``sized``.
+        calls: rows of each denoiser call of one step, in order, for one image with ``kwargs``.
+        kwargs: keywords of the pipeline's ``__call__`` other than the prompt, the generator and the output type.
+        size: height and width of the image in pixels; included in the keywords if ``sized``.
         sized: whether the pipeline takes ``height`` and ``width``.
-        guidance: keyword that guides, or None. Its value is in ``kwargs``.
-        denoisers: names of the components that are called once or more a step.
-        inputs: prompt -> the keywords that give it to the pipeline.
-        task: ``text-to-image``, ``image-to-image``, ``inpainting`` or ``controlnet``; another where it is no backbone.
-        fast: whether it is among the dozen that the fast tests use.
+        guidance: name of the guidance keyword, or None. Its value is in ``kwargs``.
+        denoisers: names of the components that are called at least once per step.
+        inputs: prompt -> the keywords that pass it to the pipeline.
+        task: ``text-to-image``, ``image-to-image``, ``inpainting`` or ``controlnet``; others are not supported as
+            backbones.
+        fast: whether it is one of about a dozen that the fast tests use.
     """
 
     make: Callable[[], Any]

@@ -1,7 +1,7 @@
-"""What is measured of a diffusers pipeline that serves as a backbone: agreement with its own call, and its conventions.
+"""Measurements of a diffusers pipeline as a backbone: agreement with its own call, and its conventions.
 
-The contract test asserts it of every tiny pipeline, and ``python -m addiffusion_env check --pipelines`` writes it to
-``docs/pipelines.md`` (:mod:`addiffusion_lab.tiny_pipelines.page`).
+The contract test asserts them for every tiny pipeline, and ``python -m addiffusion_env check --pipelines`` writes them
+to ``docs/pipelines.md`` (:mod:`addiffusion_lab.tiny_pipelines.page`).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from addiffusion_lab.tiny_pipelines import ZOO
 
 TEXTS = ("a red cup left of the dog", "a photo of the cat on a sofa", "two dogs")
 TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
-"""What the denoisers of diffusers call their time."""
+"""Names of the timestep argument of diffusers' denoisers."""
 
 
 class Case:
     """A tiny pipeline, its backbone, and the images that the pipeline itself draws.
 
     Args:
-        name: of an entry of :data:`addiffusion_lab.tiny_pipelines.ZOO`.
+        name: name of an entry of :data:`addiffusion_lab.tiny_pipelines.ZOO`.
 
     Attributes:
-        warned: what was said while the pipeline was measured.
+        warned: warnings that were raised while the pipeline was measured.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,23 +70,23 @@ class Case:
         self.engine = Engine(self.backbone, NoScorers(), solver=SCHEDULER)
 
     def prompt(self, row: int) -> Prompt:
-        """A prompt with the noise that :meth:`drawn` has."""
+        """A prompt with the same noise as :meth:`drawn`."""
         given = self.builder.inputs(TEXTS[row])
         text = given.pop("prompt", TEXTS[row])
         return replace(Prompt.of(text), arguments={**given, "generator": torch.Generator().manual_seed(row)})
 
     def drawn(self, row: int, seed: int | None = None) -> Tensor:
-        """(1, 3, H, W) in [-1, 1], by the pipeline's own call; the seed is the row's number unless another is given."""
+        """The image of the pipeline's own call, (1, 3, H, W) in [-1, 1]; the default seed is the row number."""
         return image_of((self.builder.draw(self.pipe, TEXTS[row], seed=row if seed is None else seed),))
 
     def lane(self, row: int) -> Lane:
-        """An image before its first evaluation."""
+        """A lane before its first evaluation."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # as Builder.draw: one pipeline encodes its image with torch's own generator
+            torch.manual_seed(0)  # as in Builder.draw: one pipeline encodes its image with torch's global generator
             return open_lane(self.backbone, self.process, self.prompt(row), 0)
 
     def coroutine(self, row: int, delay: int = 0) -> Any:
-        """One image, begun after ``delay`` evaluations that move nothing."""
+        """Generates one image, after ``delay`` evaluations without a step."""
         lane = self.lane(row)
         for _ in range(delay):
             yield ask(self.process, lane, lane.latents, None)
@@ -97,24 +97,24 @@ class Case:
 
     @property
     def not_joined(self) -> str:
-        """Why its network calls are not joined, as the warning says it; empty if they are."""
+        """The warning's reason why its network calls are not joined; empty if they are."""
         said = [str(item.message).splitlines()[0] for item in self.warned if "not joined" in str(item.message)]
         return said[0].partition("not joined: ")[2] if said else ""
 
     def alone(self) -> tuple[Lane, Tensor]:
-        """The first image by itself: the lane at its end, and (1, 3, H, W)."""
+        """Generates the first image alone: the final lane, and the image (1, 3, H, W)."""
         found: tuple[Lane, Tensor] = self.engine.run([self.coroutine(0)])[0]
         return found
 
     def joined(self) -> list[Tensor]:
-        """Three images of different prompts in step, each one evaluation behind the one before."""
+        """Generates three images of different prompts together, each one evaluation behind the previous one."""
         return [image for _, image in self.engine.run([self.coroutine(row, delay=row) for row in range(3)])]
 
     def early_exit(self) -> tuple[Lane, Tensor, Tensor]:
-        """The first image, left after one step at its clean prediction.
+        """Ends the first image after one step, at its clean prediction.
 
         Returns:
-            The lane at its end, its image, and the image that the pipeline's own call makes when its loop ends there.
+            The final lane, its image, and the image of the pipeline's own call when its loop ends there.
         """
         process = replace(self.process, early_exit_steps=0)
 
@@ -133,7 +133,7 @@ class Case:
 
     @contextmanager
     def _steps_to(self, last: Tensor) -> Iterator[None]:
-        """Within it, every step of the pipeline's scheduler leads to ``last``."""
+        """Context manager in which every step of the pipeline's scheduler returns ``last``."""
         kind = type(self.pipe.scheduler)
         own = kind.step
 
@@ -149,7 +149,7 @@ class Case:
             kind.step = own
 
     def requests(self) -> list[CallRequest]:
-        """Requests for three prompts: two of one length and a longer one."""
+        """Requests for three prompts: two of equal length and a longer one."""
         texts = ("a red cup", "a red dog", "a photo of a red cup left of the dog and the cat")
         found = []
         for text in texts:
@@ -170,7 +170,7 @@ def network_rows(case: Case) -> list[tuple[str, int]]:
 
 
 def times_heard(case: Case) -> list[float]:
-    """The times that the denoiser is given in the pipeline's own call, one a network call."""
+    """The timesteps that the denoiser receives in the pipeline's own call, one per network call."""
     module: nn.Module = case.backbone.network.module
     parameters = inspect.signature(type(module).forward)
     heard: list[float] = []
@@ -188,16 +188,16 @@ def times_heard(case: Case) -> list[float]:
 
 
 def answered(evaluator: Evaluator, request: CallRequest, scale: float | None, ones: int | None) -> tuple[Tensor, int]:
-    """What reaches the scheduler when the network answers zeros, with ones in some rows.
+    """The scheduler's input when the network returns zeros, with ones in some rows.
 
     Args:
-        evaluator: of the pipeline.
-        request: whose first step is answered.
+        evaluator: evaluator of the pipeline.
+        request: request whose first step is run.
         scale: the pipeline's guidance argument.
-        ones: which row of the step's network calls is all ones; -1 for every one of them, ``None`` for none.
+        ones: row of the step's network calls that is all ones; -1 for every row, ``None`` for none.
 
     Returns:
-        (``model_output`` as the scheduler is given it, number of rows).
+        (``model_output`` argument of the scheduler, number of rows).
     """
     call = evaluator.open_call(request, scale, generator())
     seen = 0
@@ -219,7 +219,7 @@ def _row_count(answer: Any) -> int:
 
 
 def _filled(answer: Any, inside: dict[int, bool]) -> Any:
-    """An answer with ones in some rows of its only tensor, or in some of its tensors."""
+    """An output with ones in some rows of its only tensor, or in some of its tensors."""
     several = len(tensors_in(answer)) > 1
     count = iter(range(len(inside)))
 
@@ -234,7 +234,7 @@ def _filled(answer: Any, inside: dict[int, bool]) -> Any:
 
 
 def sign(case: Case) -> str:
-    """How the network's answer becomes what the scheduler is given."""
+    """How the network's output is converted to the scheduler's input."""
     evaluator, request = case.backbone.evaluator, case.backbone.measured.request
     base = answered(evaluator, request, None, None)[0].nan_to_num()
     change = answered(evaluator, request, None, -1)[0] - base
@@ -245,14 +245,14 @@ def sign(case: Case) -> str:
 
 
 def guidance_weights(case: Case, scale: float | None) -> list[tuple[float, float]]:
-    """For each row of a step's network calls its (lowest, highest) weight in what the scheduler is given.
+    """For each row of a step's network calls its (lowest, highest) weight in the scheduler's input.
 
-    The weights are relative to what a network gives that answers the same in all rows. Rows without weight (those of
-    a ControlNet, whose answers the denoiser hears) are left out.
+    The weights are relative to the result of a network whose output is equal in all rows. Rows without weight (those of
+    a ControlNet, whose outputs are inputs of the denoiser) are omitted.
     """
     evaluator, request = case.backbone.evaluator, case.backbone.measured.request
     blank, rows = answered(evaluator, request, scale, None)
-    base = blank.nan_to_num()  # to rescale zeros is 0 / 0
+    base = blank.nan_to_num()  # rescaling zeros is 0 / 0
     whole = answered(evaluator, request, scale, -1)[0] - base
     found = []
     for row in range(rows):
@@ -262,7 +262,7 @@ def guidance_weights(case: Case, scale: float | None) -> list[tuple[float, float
 
 
 def guidance_formula(case: Case) -> str:
-    """How the scale ``g`` weighs the network's answers."""
+    """How the scale ``g`` weights the network's outputs."""
     name = case.backbone.arguments.guidance_name
     if sum(rows for _, rows in network_rows(case)) == 1:
         return "none" if case.backbone.measured.guidance.name is None else "read by the network"
@@ -279,12 +279,12 @@ def guidance_formula(case: Case) -> str:
         return "none" if guided[0] == guided[1] else "rescaled"
     weights = " ".join(f"{b:+.2g}" for _, b in low)
     if not own:
-        return f"a guider of its own ({weights})"
+        return f"a custom guider ({weights})"
     return f"three branches ({weights})" if len(low) == 3 else f"weights {weights}{channels}"
 
 
 def joined_lengths(case: Case) -> str:
-    """Whether the calls of two images are made as one: of prompts of any length, of one length, or never."""
+    """Whether the calls of two images are joined: for prompts of any length, of equal length, or never."""
     evaluator, networks = case.backbone.evaluator, case.backbone.evaluator.networks
     if not networks.joins:
         return "no"

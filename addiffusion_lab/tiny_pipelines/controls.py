@@ -1,4 +1,4 @@
-"""Pipelines with a second network or an adapter beside the denoiser: ControlNet, T2I-Adapter, IP-Adapter."""
+"""Pipelines with a second network or an adapter in addition to the denoiser: ControlNet, T2I-Adapter, IP-Adapter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from addiffusion_lab.tiny_pipelines.tasks import flux_transformer, image
 
 
 def unet_controlnets(unet: Any, count: int = 1) -> Any:
-    """One ControlNet of a UNet's sizes, or a list of several."""
+    """One ControlNet with the sizes of a UNet, or a list of several."""
     from diffusers import ControlNetModel
 
     settings: dict[str, Any] = {"conditioning_embedding_out_channels": (8, 8), "load_weights_from_unet": False}
@@ -127,7 +127,7 @@ def sd15_ip_adapter() -> Any:
 
 
 def processor_width(unet: Any, name: str) -> int:
-    """Channels of the attention layer whose processor has this name."""
+    """Number of channels of the attention layer whose processor has this name."""
     width: int = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
     return width
 

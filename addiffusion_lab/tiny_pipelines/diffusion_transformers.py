@@ -79,7 +79,7 @@ def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
 
 
 def lumina() -> Any:
-    """Lumina-Next: guidance on three of four channels, negated answers."""
+    """Lumina-Next: guidance on three of four channels, negated outputs."""
     from diffusers import LuminaNextDiT2DModel, LuminaPipeline
 
     tokenizer = parts.gemma_tokenizer()
@@ -101,7 +101,7 @@ def lumina() -> Any:
 
 
 def lumina2() -> Any:
-    """Lumina 2: norm-rescaled guidance by a second call, negated answers."""
+    """Lumina 2: norm-rescaled guidance by a second call, negated outputs."""
     from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 
     tokenizer = parts.gemma_tokenizer()
@@ -127,7 +127,7 @@ def lumina2() -> Any:
 
 
 def cogview3() -> Any:
-    """CogView 3 Plus: joint attention on T5, diffusion with noise as the answer."""
+    """CogView 3 Plus: joint attention on T5, diffusion with noise prediction."""
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
 
     tokenizer = tiny.t5_tokenizer()
@@ -152,7 +152,7 @@ def cogview3() -> Any:
 
 
 def cogview4() -> Any:
-    """CogView 4: the transformer hears the time before the shift."""
+    """CogView 4: the transformer's timestep is the one before the shift."""
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel
 
     tokenizer = parts.qwen_tokenizer("[gMASK]", "<sop>", starts_with=("[gMASK]", "<sop>"), padding_side="left")

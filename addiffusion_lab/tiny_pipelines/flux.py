@@ -26,7 +26,7 @@ def scheduler(**settings: Any) -> Any:
 
 
 def parts_flux(in_channels: int = 16, guidance_embeds: bool = True) -> dict[str, Any]:
-    """Components of Flux.1; ``in_channels`` of the transformer are four a latent channel."""
+    """Components of Flux.1; ``in_channels`` of the transformer are four per latent channel."""
     from diffusers import FluxTransformer2DModel
 
     tokenizer, text_encoder = clip(32)

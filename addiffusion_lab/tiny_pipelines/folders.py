@@ -1,8 +1,8 @@
 """Tiny pipelines with random weights in the real classes and the hub's folder format, built offline in milliseconds.
 
-What `python -m addiffusion_env check sd15` runs the backbones' contracts on, and what the tests use.
-Latents are 8x8 and images 16x16, so that a whole episode on a CPU takes a second; everything else (two text
-encoders, joint attention, packing, schedulers) is as in the models whose classes these are.
+`python -m addiffusion_env check sd15` and the tests run the backbones' contracts on them. Latents are 8x8 and images
+16x16, so that a whole episode on a CPU takes a second; everything else (two text encoders, joint attention, packing,
+schedulers) is as in the real models of these classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SD_NOISE = {
 
 
 def clip_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer that knows letters, window 77."""
+    """A CLIP tokenizer of letters, window 77."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def clip_tokenizer(folder: Path) -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """A T5 tokenizer that knows a few words and all letters."""
+    """A T5 tokenizer of a few words and all letters."""
     from transformers import T5TokenizerFast  # type: ignore[attr-defined]
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
@@ -66,7 +66,7 @@ def clip_text_model(tokenizer: Any, width: int = 16, projection: bool = False) -
 
 
 def autoencoder(latent_channels: int = 4, scaling_factor: float = 0.18215, shift_factor: float | None = None) -> Any:
-    """An ``AutoencoderKL`` that doubles the latents' sides."""
+    """An ``AutoencoderKL`` that doubles the sides of the latents."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -83,7 +83,7 @@ def autoencoder(latent_channels: int = 4, scaling_factor: float = 0.18215, shift
 
 
 def tiny_autoencoder(latent_channels: int = 4) -> Any:
-    """An ``AutoencoderTiny`` that doubles the latents' sides."""
+    """An ``AutoencoderTiny`` that doubles the sides of the latents."""
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(
@@ -132,7 +132,7 @@ def stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Any:
 
 
 def latent_consistency(folder: Path) -> Any:
-    """A ``LatentConsistencyModelPipeline``, saved to ``folder``; its UNet reads the guidance scale."""
+    """A ``LatentConsistencyModelPipeline``, saved to ``folder``; its UNet takes the guidance scale as an input."""
     from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 
     torch.manual_seed(7)
@@ -219,7 +219,7 @@ def flux(folder: Path, **scheduler: Any) -> Any:
         transformer=flux_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
     )
-    # FluxPipeline's own default is an image of 128 latents a side.
+    # FluxPipeline's default is 128 latents per side.
     pipe.default_sample_size = 8  # type: ignore[attr-defined]
     return saved(pipe, folder)
 

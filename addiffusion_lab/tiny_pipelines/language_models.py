@@ -1,4 +1,4 @@
-"""Pipelines whose prompts are read by a language model: Krea 2, Nucleus, FIBO, Ovis, PRX, OmniGen, ERNIE and more."""
+"""Pipelines with a language model as text encoder: Krea 2, Nucleus, FIBO, Ovis, PRX, OmniGen, ERNIE and more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from addiffusion_lab.tiny_pipelines.flux import SIZES, scheduler
 
 
 def krea2() -> Any:
-    """Krea 2: several layers of a Qwen 3 VL a token; guidance adds one."""
+    """Krea 2: several layers of a Qwen 3 VL per token; guidance adds one."""
     from diffusers import Krea2Pipeline, Krea2Transformer2DModel
 
     tokenizer = parts.qwen_tokenizer()
@@ -42,7 +42,7 @@ def krea2() -> Any:
 
 
 def nucleus_moe() -> Any:
-    """Nucleus-Image: a mixture of experts, guidance rescaled to the prompt's norm, negated answers."""
+    """Nucleus-Image: a mixture of experts, guidance rescaled to the prompt's norm, negated outputs."""
     from diffusers import NucleusMoEImagePipeline, NucleusMoEImageTransformer2DModel
 
     processor = parts.qwen3_vl_processor()
@@ -67,7 +67,7 @@ def nucleus_moe() -> Any:
 
 
 def bria_fibo() -> Any:
-    """Bria FIBO: the last layers of a SmolLM 3, one a block."""
+    """Bria FIBO: the last layers of a SmolLM 3, one per block."""
     from diffusers import AutoencoderKLWan, BriaFiboPipeline, BriaFiboTransformer2DModel
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
@@ -138,7 +138,7 @@ def ovis() -> Any:
 
 
 def prx(pixels: bool = False) -> Any:
-    """PRX in latents, or in pixels, where the answer is the image itself."""
+    """PRX in latents, or in pixels, where the output is the image itself."""
     from diffusers import PRXPipeline, PRXPixelPipeline, PRXTransformer2DModel
     from transformers import T5GemmaConfig
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
@@ -194,7 +194,7 @@ def omnigen() -> Any:
 
 
 def ernie_image() -> Any:
-    """ERNIE-Image: prompts of their own lengths."""
+    """ERNIE-Image: prompts are not padded."""
     from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
 
     tokenizer = parts.qwen_tokenizer()
@@ -238,7 +238,7 @@ def longcat() -> Any:
 
 
 def ideogram4() -> Any:
-    """Ideogram 4: guidance by a second network, a schedule of guidance, negated answers."""
+    """Ideogram 4: guidance by a second network, a schedule of guidance, negated outputs."""
     from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel
 
     tokenizer = parts.qwen_tokenizer()

@@ -1,4 +1,4 @@
-"""``docs/pipelines.md``: what is measured of every tiny pipeline, and what is refused, as tables."""
+"""``docs/pipelines.md``: tables of the measurements of every tiny pipeline, and of the refused pipelines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGREEMENT = ("pipeline", "class", "alone", "joined", "early exit", "prompt", "ca
 CONVENTIONS = ("pipeline", "time heard", "sign", "guidance", "scheduler", "latents")
 PREVIEW_COLUMNS = ("pipeline", "preview", "regions of refine", "steps", "guidance")
 INEXACT = ("alone", "joined", "early exit", "prompt", "preview")
-"""Columns whose last digit may be another on another machine."""
+"""Columns whose last digit may differ between machines."""
 
 TITLES = {
     "text-to-image": "Text to image",
@@ -46,11 +46,11 @@ COMMAND = "python -m addiffusion_env check --pipelines --out docs/pipelines.md"
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one pipeline.
+    """The measurements of one pipeline.
 
     Attributes:
-        name: in :data:`addiffusion_lab.tiny_pipelines.ZOO`.
-        task: of the pipeline.
+        name: key in :data:`addiffusion_lab.tiny_pipelines.ZOO`.
+        task: task of the pipeline.
         cells: column -> text, for all three tables.
     """
 
@@ -63,7 +63,7 @@ def measure_row(name: str) -> Row:
     """Measures one tiny pipeline.
 
     Raises:
-        CapabilityError: for one that cannot be driven.
+        CapabilityError: for a pipeline that cannot be driven step by step.
     """
     with quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -103,7 +103,7 @@ def figure(value: float) -> str:
 
 
 def calls_of(rows: Sequence[tuple[str, int]]) -> str:
-    """``2 × 1``: two network calls of one row each; with the components' names where there are several."""
+    """``2 × 1``: two network calls of one row each; with the components' names if there are several."""
     groups: list[tuple[str, int, int]] = []
     for name, count in rows:
         if groups and groups[-1][0] == name and groups[-1][2] == count:
@@ -115,18 +115,18 @@ def calls_of(rows: Sequence[tuple[str, int]]) -> str:
 
 
 def joins_of(case: Case) -> str:
-    """Whether calls are joined; for those that are not, why."""
+    """Whether calls are joined, and if not, why."""
     found = joined_lengths(case)
     return f"no: {case.not_joined.partition(' (')[0].partition(' at once')[0]}" if found == "no" else found
 
 
 def time_of(heard: Sequence[float]) -> str:
-    """First and last time that the denoiser hears."""
+    """First and last timestep of the denoiser."""
     return f"{heard[0]:.4g} → {heard[-1]:.4g}" if heard else "none"
 
 
 def scheduler_of(case: Case) -> str:
-    """The scheduler's class and what its numbers mean."""
+    """The scheduler's class and convention."""
     convention = case.backbone.convention
     name = type(case.pipe.scheduler).__name__.removesuffix("Scheduler").removesuffix("Discrete")
     if isinstance(convention, Discrete):
@@ -135,7 +135,7 @@ def scheduler_of(case: Case) -> str:
 
 
 def latents_of(case: Case) -> str:
-    """The pipeline's own shape, and that of the engine where it is another."""
+    """The pipeline's own shape, and that of the engine if it differs."""
     layout = case.backbone.measured.layout
     inner, outer = ("×".join(map(str, shape)) for shape in (layout.inner, layout.shape))
     if not layout.spatial:
@@ -144,7 +144,7 @@ def latents_of(case: Case) -> str:
 
 
 def preview_of(case: Case) -> str:
-    """What previews are made by; a fit with its error as a share of the colours' spread."""
+    """The preview decoder; for a fit, with its error relative to the colours' standard deviation."""
     looks, measured = case.backbone.looks, case.backbone.measured
     if not looks.possible:
         return "none"
@@ -157,7 +157,7 @@ def preview_of(case: Case) -> str:
 
 
 def regions_of(case: Case) -> str:
-    """How refine finds the region that it draws again."""
+    """How refine finds the region to resample."""
     can = case.backbone.capabilities
     if not can.masks:
         return "whole image"
@@ -192,7 +192,7 @@ def measure_refused(name: str) -> tuple[str, str, str]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that may hold bars."""
+    """A Markdown table; cells may contain ``|``."""
     return markdown_table(columns, ([cell.replace("|", "/") for cell in row] for row in rows)) + "\n"
 
 
@@ -218,15 +218,15 @@ def page(rows: Sequence[Row], refused: Iterable[Sequence[str]]) -> str:
     stamp = f"Written by `{COMMAND}` on {datetime.date.today()} with {versions}.\n"
     classes = len({row.cells["class"] for row in rows})
     intro = INTRODUCTION.format(stamp=stamp, rows=len(rows), classes=classes)
-    return "\n".join([intro, tables(rows), REFUSED_TEXT + table(("pipeline", "class", "what is said"), refused)])
+    return "\n".join([intro, tables(rows), REFUSED_TEXT + table(("pipeline", "class", "error message"), refused)])
 
 
 def measure_all(name: str | None = None, say: Callable[[str], None] | None = None) -> str:
     """Measures every tiny pipeline and returns the page; with a name the tables of that one.
 
     Args:
-        name: of one pipeline; ``None`` for all.
-        say: told each pipeline as its turn comes; ``None`` writes to the standard error stream.
+        name: name of one pipeline; ``None`` for all.
+        say: called with a progress message for each pipeline; ``None`` writes to the standard error stream.
 
     Raises:
         UnknownNameError: for a name that is not among the tiny pipelines.
@@ -244,10 +244,10 @@ def measure_all(name: str | None = None, say: Callable[[str], None] | None = Non
 INTRODUCTION = """# Any diffusers pipeline
 
 {stamp}
-Whatever text-to-image pipeline of diffusers you have loaded is a backbone, and so is a class of your own that is
-written like one. There is no code for any architecture. The pipeline's own `__call__` runs; at each call of its
-denoiser and of `scheduler.step` it waits, so that images at different steps, with different prompts, share one network
-call. Prompt templates, packing, guidance, time scales, safety checker and decoding stay the pipeline's.
+Any loaded text-to-image pipeline of diffusers can be used as a backbone, and so can a user-defined class with the same
+interface. There is no architecture-specific code. The pipeline's own `__call__` runs; it is suspended at each call of
+its denoiser and of `scheduler.step`, so that images at different steps, with different prompts, share one network call.
+Prompt templates, packing, guidance, time scales, safety checker and decoding remain the pipeline's.
 
 ```python
 from addiffusion_env import AdaptivePipeline
@@ -259,9 +259,9 @@ result = draw(["a red cup", "two dogs"], num_inference_steps=3, height=16, width
 print(len(result.images))
 ```
 
-The policy `"continue"` takes every step with a copy of the pipeline's own scheduler: the image is the one that the
-pipeline draws from the same `generator`. Every argument of the pipeline's `__call__` can be given, one value for all or
-one for each prompt. An environment takes them as `pipeline_kwargs`:
+The sampler `"continue"` takes every step with a copy of the pipeline's own scheduler: the image equals the one that the
+pipeline generates with the same `generator`. Every argument of the pipeline's `__call__` can be passed, as one value
+for all or one value per prompt. An environment takes them as `pipeline_kwargs`:
 
 *Not run: its default scorers need weights.*
 
@@ -274,55 +274,55 @@ env = gym.make("AdDiffusion-Diffusers-v0", pipe=pipe, pipeline_kwargs=settings)
 
 `gym.make("AdDiffusion-Diffusers-v0", name_or_path=...)` loads a hub id, a folder or a single file.
 
-When a pipeline is wrapped, its first steps are run a few times: with one image and with two, to learn which axes of the
-network's inputs count images; alone and joined, at different levels and with prompts of different length, to see
-whether joining changes anything. What differs by more than 1e-4 (3e-2 in half precision) is not joined: each image then
-has its own network calls, and one warning says so.
+When a pipeline is wrapped, its first steps are run a few times: with one and with two images, to determine the batch
+axes of the network's inputs; alone and joined, at different noise levels and with prompts of different length, to test
+whether joining changes the results. Calls that differ by more than 1e-4 (3e-2 in half precision) are not joined: each
+image then has its own network calls, and a warning says so.
 
 The tables below are measured on {rows} tiny pipelines of {classes} classes with random weights, in float32 on a CPU.
-They show that the numbers agree, and what each class does. They say nothing about image quality, speed, or how a
-trained network behaves, and the sizes and noise levels are those of the tiny configurations.
+They show that the numbers agree, and what each class does. They do not measure image quality, speed, or the behaviour
+of trained networks, and the sizes and noise levels are those of the tiny configurations.
 """
 AGREEMENT_TEXT = """## Agreement
 
-Largest difference of a pixel, in [-1, 1], from the image of the pipeline's own call.
+Largest absolute difference of a pixel, in [-1, 1], from the image of the pipeline's own call.
 
-- **alone**: one image by itself.
-- **joined**: three images of different prompts in one batch, each one step behind the one before.
+- **alone**: one image alone.
+- **joined**: three images of different prompts in one batch, each one step behind the previous one.
 - **early exit**: one step, then the clean prediction; compared with the pipeline's own call ending its loop there.
-- **prompt**: for scale, how far another prompt moves a pixel.
+- **prompt**: for scale, the largest difference of a pixel between two prompts.
 - **calls × rows**: calls of the denoiser in one step, and rows (images times branches of guidance) in each.
 - **joins**: which images share a call: those with prompts of *any* length, those whose prompts have *one length* in
   tokens (the pipeline does not pad), or none.
 """
 CONVENTIONS_TEXT = """## Conventions
 
-None of this has to be known to use a pipeline. It is what a hand-written loop would have to get right.
+You need not know any of this to use a pipeline; a hand-written loop would have to reproduce it.
 
-- **time heard**: what the denoiser is given as time, in the first and in the last step of the tiny run.
-- **sign**: whether the network's answer reaches the scheduler as it is, negated, or converted (from clean latents, by
+- **time heard**: the denoiser's timestep input in the first and in the last step of the tiny run.
+- **sign**: whether the network's output reaches the scheduler unchanged, negated, or converted (from clean latents, by
   preconditioning).
-- **guidance**: with scale g, answer c to the prompt and u without it: *g* is `u + g (c - u)`; *1 + g* is
-  `c + g (c - u)`, where 0 is no guidance; *rescaled* gives the result the norm of c, so that it is not linear in the
-  answers; *read by the network*: a number among its inputs. Found by letting the network answer 1 in one row and 0 in
-  the others.
-- **scheduler**: the tiny pipeline's, and what its numbers mean.
-- **latents**: the shape in the pipeline's loop → as the engine holds it.
+- **guidance**: with scale g, output c with the prompt and u without it: *g* is `u + g (c - u)`; *1 + g* is
+  `c + g (c - u)`, where 0 is no guidance; *rescaled* means that the result is rescaled to the norm of c, so that it is
+  not linear in the outputs; *read by the network*: the scale is an input of the network. Measured by setting the
+  network's output to 1 in one row and 0 in the others.
+- **scheduler**: the tiny pipeline's scheduler and its convention.
+- **latents**: the shape in the pipeline's loop → in the engine.
 
 """
 PREVIEW_TEXT = """## Previews, regions, defaults
 
 - **preview**: the tiny decoder that is known for this autoencoder, or a least-squares map from latents to colours,
-  with its error as a share of the colours' spread (random decoders are hard to fit).
-- **regions of refine**: how the region to draw again is found: cross or joint *attention*, differences between
-  *phrases* (evaluations without one of them), or only the *whole image*.
+  with its error relative to the colours' standard deviation (random decoders are hard to fit).
+- **regions of refine**: how the region to resample is found: cross or joint *attention*, differences between *phrases*
+  (evaluations without one of them), or only the *whole image*.
 - **steps**, **guidance**: defaults of the class's `__call__`.
 
 """
 REFUSED_TEXT = """## What is refused
 
-Pipelines without a prompt, without a denoising loop over their scheduler's timesteps, of two stages in one call, of
-video or sound; those with a cache switched on in their denoiser, which mixes the images of a batch; and arguments that
-the pipeline does not have. Each gives an error of two lines: the cause, and what to do.
+Pipelines without a prompt, without a denoising loop over their scheduler's timesteps, with two stages in one call, or
+for video or audio; pipelines with a cache enabled in their denoiser, which mixes the images of a batch; and arguments
+that the pipeline does not have. Each raises an error of two lines: the cause, and what to do.
 
 """

@@ -1,4 +1,4 @@
-"""Tokenizers, text encoders and autoencoders that several tiny pipelines share; nothing is downloaded."""
+"""Tokenizers, text encoders and autoencoders shared by several tiny pipelines; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def vocabulary(letters: list[str], specials: tuple[str, ...]) -> dict[str, Any]:
 
 
 def begin(tokenizer: Any, *tokens: str) -> Any:
-    """Makes a tokenizer put ``tokens`` before each text, and returns it."""
+    """Configures a tokenizer to prepend ``tokens`` to each text, and returns it."""
     if tokens:
         ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing([*tokens, "$A"], special_tokens=ids)
@@ -48,7 +48,7 @@ def begin(tokenizer: Any, *tokens: str) -> Any:
 
 
 def clip_tokenizer() -> Any:
-    """A CLIP tokenizer that knows letters."""
+    """A CLIP tokenizer of letters."""
     with tempfile.TemporaryDirectory() as folder:
         return tiny.clip_tokenizer(Path(folder))
 
@@ -56,7 +56,7 @@ def clip_tokenizer() -> Any:
 def qwen_tokenizer(
     *specials: str, starts_with: tuple[str, ...] = (), tokenizer_class: Any = None, **settings: Any
 ) -> Any:
-    """A byte-level tokenizer with a chat template; ``starts_with`` are ``specials`` that it puts before each text."""
+    """A byte-level tokenizer with a chat template; ``starts_with`` are ``specials`` that it prepends to each text."""
     from transformers import Qwen2Tokenizer
 
     tokenizer = (tokenizer_class or Qwen2Tokenizer)(
@@ -69,7 +69,7 @@ def qwen_tokenizer(
 
 
 def gemma_tokenizer() -> Any:
-    """A tokenizer of Gemma's kind: spaces are letters, and each text begins with a token of its own."""
+    """A tokenizer like Gemma's: spaces are characters, and each text begins with a special token."""
     from transformers import GemmaTokenizer
 
     specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
@@ -78,7 +78,7 @@ def gemma_tokenizer() -> Any:
 
 
 def bert_tokenizer() -> Any:
-    """A BERT tokenizer that knows ``WORDS`` and letters."""
+    """A BERT tokenizer of ``WORDS`` and letters."""
     from transformers import BertTokenizer
 
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]

@@ -1,4 +1,4 @@
-"""Pipelines that are no backbone: priors, two stages in one call, videos, sound, class labels, no prompt at all."""
+"""Pipelines that are not supported: priors, two stages in one call, video, audio, class labels, no prompt."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def ddpm() -> Any:
 
 
 def nothing(prompt: str) -> dict[str, Any]:
-    """No keywords: the pipeline takes no prompt."""
+    """No keywords, for a pipeline without a prompt."""
     return {}
 
 

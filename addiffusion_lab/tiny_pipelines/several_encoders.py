@@ -15,7 +15,7 @@ from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
 
 
 def hidream() -> Any:
-    """HiDream: a mixture of experts; the layers of its Llama are stacked before the batch; negated answers."""
+    """HiDream: a mixture of experts; the layers of its Llama are stacked before the batch axis; negated outputs."""
     from diffusers import HiDreamImagePipeline, HiDreamImageTransformer2DModel
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,7 +53,7 @@ def hidream() -> Any:
 
 
 def hunyuan_image() -> Any:
-    """HunyuanImage 2.1: guidance by a guider with a momentum."""
+    """HunyuanImage 2.1: guidance by a guider with momentum."""
     from diffusers import AutoencoderKLHunyuanImage, HunyuanImagePipeline, HunyuanImageTransformer2DModel
     from diffusers.guiders import AdaptiveProjectedMixGuidance
     from transformers import ByT5Tokenizer
@@ -94,7 +94,7 @@ def hunyuan_image() -> Any:
 
 
 def kandinsky5() -> Any:
-    """Kandinsky 5: latents with their channels last; rotary positions that all rows share."""
+    """Kandinsky 5: channels-last latents; rotary positions shared by all rows."""
     from diffusers import Kandinsky5T2IPipeline, Kandinsky5Transformer3DModel
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
@@ -128,21 +128,21 @@ def kandinsky5() -> Any:
 
 
 class AllSafe(torch.nn.Module):
-    """Stands in for Cosmos' guardrail, whose weights are not in any package."""
+    """Replaces Cosmos' guardrail, whose weights are not in any package."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
     def check_text_safety(self, prompt: str) -> bool:
-        """Lets every prompt pass."""
+        """Accepts every prompt."""
         return True
 
     def check_video_safety(self, frames: Any) -> Any:
-        """Lets every image pass."""
+        """Accepts every image."""
         return frames
 
 
 def cosmos2() -> Any:
-    """Cosmos Predict 2: one frame of a video, noise levels up to 80, an answer that the pipeline turns into x0."""
+    """Cosmos Predict 2: one frame of a video, noise levels up to 80, an output that the pipeline converts to x0."""
     from diffusers import AutoencoderKLWan, Cosmos2TextToImagePipeline, CosmosTransformer3DModel
 
     tokenizer = tiny.t5_tokenizer()
@@ -177,7 +177,7 @@ def cosmos2() -> Any:
 
 
 def glm_image() -> Any:
-    """The decoder of GLM-Image: it takes the tokens of the image, and reads quoted text only."""
+    """The decoder of GLM-Image: it takes the tokens of the image, and encodes quoted text only."""
     from diffusers import GlmImagePipeline, GlmImageTransformer2DModel
     from transformers import ByT5Tokenizer
 
@@ -211,7 +211,7 @@ def glm_image_inputs(prompt: str) -> dict[str, Any]:
 
 
 def qwen_image21() -> Any:
-    """Qwen-Image 2.1: a latent pixel is a token; the text's keys and values are kept from step to step."""
+    """Qwen-Image 2.1: one token per latent pixel; the text's keys and values are cached across steps."""
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
 
     processor = parts.qwen3_vl_processor()
@@ -242,7 +242,7 @@ def qwen_image21() -> Any:
 
 
 def sana_sprint() -> Any:
-    """Sana-Sprint: a consistency model on the circle, with the guidance as an input."""
+    """Sana-Sprint: a TrigFlow consistency model, with the guidance scale as an input."""
     from diffusers import SCMScheduler
 
     return sana(

@@ -112,7 +112,7 @@ def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
 
 
 def lcm() -> Any:
-    """A latent consistency model; its UNet reads the guidance scale."""
+    """A latent consistency model; its UNet takes the guidance scale as an input."""
     return sd15("LatentConsistencyModelPipeline", scheduler="LCMScheduler", unet={"time_cond_proj_dim": 32})
 
 

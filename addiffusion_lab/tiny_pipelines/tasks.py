@@ -26,7 +26,7 @@ def mask(size: int = 16) -> Image.Image:
 
 
 def flux_transformer(in_channels: int) -> Any:
-    """A Flux transformer with other inputs than outputs."""
+    """A Flux transformer with different numbers of input and output channels."""
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(

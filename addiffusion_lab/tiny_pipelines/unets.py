@@ -1,4 +1,4 @@
-"""UNets beside Stable Diffusion's: Kolors, Kandinsky, DreamLite, DeepFloyd IF, Stable Cascade, latent diffusion."""
+"""UNets other than Stable Diffusion's: Kolors, Kandinsky, DreamLite, DeepFloyd IF, Stable Cascade, latent diffusion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, clip, parts_xl
 
 
 def chat_glm_tokenizer() -> Any:
-    """Stands in for Kolors' tokenizer, which needs sentencepiece: also returns the positions of the tokens."""
+    """Replaces Kolors' tokenizer, which needs sentencepiece: also returns the positions of the tokens."""
     from transformers import Qwen2Tokenizer
 
     class WithPositions(Qwen2Tokenizer):
@@ -33,7 +33,7 @@ def chat_glm_tokenizer() -> Any:
 
 def kolors() -> Any:
     """Kolors: Stable Diffusion XL's UNet on a ChatGLM."""
-    from diffusers.pipelines.kolors import pipeline_kolors  # diffusers itself has it only beside sentencepiece
+    from diffusers.pipelines.kolors import pipeline_kolors  # diffusers exports it only if sentencepiece is installed
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 
     tokenizer = chat_glm_tokenizer()
@@ -53,7 +53,7 @@ def kolors() -> Any:
         empty_init=False,
     )
     for name, weight in text_encoder.named_parameters():
-        if "norm" in name:  # left as memory has it
+        if "norm" in name:  # uninitialised memory
             torch.nn.init.ones_(weight)
     sdxl = parts_xl(encoder_hid_dim=16, encoder_hid_dim_type="text_proj")
     return pipeline_kolors.KolorsPipeline(
@@ -66,7 +66,7 @@ def kolors() -> Any:
 
 
 def dreamlite(mobile: bool = False) -> Any:
-    """DreamLite: the UNet sees the latents beside an empty image, and half of its answer counts."""
+    """DreamLite: the UNet's input is the latents next to an empty image, and half of its output is used."""
     from diffusers import DreamLiteMobilePipeline, DreamLitePipeline
     from diffusers.models.unets.unet_dreamlite import DreamLiteUNetModel
 
@@ -111,7 +111,7 @@ def movq(levels: int = 2) -> Any:
 
 
 def kandinsky3() -> Any:
-    """Kandinsky 3: prompts cut to their own lengths."""
+    """Kandinsky 3: prompts are trimmed to their lengths."""
     from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet
 
     tokenizer = tiny.t5_tokenizer()
@@ -153,7 +153,7 @@ def kandinsky22() -> Any:
 
 
 def kandinsky22_inputs(prompt: str) -> dict[str, torch.Tensor]:
-    """An embedding for a prompt, and the one of no prompt."""
+    """An embedding for a prompt, and one for the empty prompt."""
     generator = torch.Generator().manual_seed(sum(prompt.encode()))
     embedding = torch.randn(1, 16, generator=generator)
     return {"image_embeds": embedding, "negative_image_embeds": torch.zeros(1, 16)}
@@ -184,7 +184,7 @@ def deepfloyd() -> Any:
             class_embed_type=None,
             cross_attention_norm="group_norm",
         ),
-        # Without the released thresholding: clipped at every step, tiny networks make a difference of 1e-7 one of 1e-4.
+        # Without the released thresholding: with clipping at every step, tiny networks amplify 1e-7 to 1e-4.
         scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range", clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
@@ -194,7 +194,7 @@ def deepfloyd() -> Any:
 
 
 def cascade() -> Any:
-    """The decoder of Stable Cascade: it takes the embedding of an image beside the prompt."""
+    """The decoder of Stable Cascade: it takes the embedding of an image in addition to the prompt."""
     from diffusers import DDPMWuerstchenScheduler, StableCascadeDecoderPipeline
     from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
@@ -240,7 +240,7 @@ def cascade_inputs(prompt: str) -> dict[str, Any]:
 
 
 def latent_diffusion() -> Any:
-    """Latent diffusion: the first of them."""
+    """The original latent diffusion model."""
     from diffusers import DDIMScheduler, LDMTextToImagePipeline
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 

@@ -55,7 +55,9 @@ def price_of(client: VlmClient, price: Price | None) -> Price:
         return price
     if client.identity not in PRICES:
         error = unknown("price of judge", client.identity, PRICES)
-        raise type(error)(error.cause, f"pass price=Price(input=..., output=...) in dollars per million; {error.remedy}")
+        raise type(error)(
+            error.cause, f"pass price=Price(input=..., output=...) in dollars per million; {error.remedy}"
+        )
     return PRICES[client.identity]
 
 
