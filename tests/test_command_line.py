@@ -100,7 +100,7 @@ def test_check_takes_all_that_bear_a_name(capsys):
     ("name", "words"),
     [
         ("AdDiffusion-Emojy-v0", "did you mean 'AdDiffusion-Emoji-v0'"),
-        ("nfe_prize", "did you mean 'nfe_cost'"),
+        ("nfe_cots", "did you mean 'nfe_cost'"),
         ("sd16", "did you mean 'sd15'"),
         ("fixd:8", "did you mean 'fixed'"),
         ("lpips", "no weights at"),
@@ -118,7 +118,7 @@ def test_check_says_what_is_wrong_without_a_traceback(name, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "everything that is registered"),  # the whole help
+        ([], "list all registered components"),  # the whole help
         (["lst"], "invalid choice: 'lst'"),
         (["bench", "--lanes", "0"], "must be an integer of at least 1, got '0'"),
         (["bench", "--steps", "-3"], "must be an integer of at least 1, got '-3'"),

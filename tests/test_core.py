@@ -161,7 +161,9 @@ def test_a_reward_that_is_asked_for_brings_what_belongs_to_it(backbone):
     plain = {name: item.default for name, item in inspect.signature(TerminalBonus).parameters.items()}
     assert bonus.weight == 1 and all(plain[name] == value for name, value in bonus.settings.items())
     assert settings.cost_range() == (0.014, 0.014)
-    own = composed("train", *asked, "env.cost_per_nfe=0.5", "env.refine.preset=resample_short", "env.refine.limit=1")["env"]
+    own = composed("train", *asked, "env.cost_per_nfe=0.5", "env.refine.preset=resample_short", "env.refine.limit=1")[
+        "env"
+    ]
     assert (own["cost_per_nfe"], own["refine"]["preset"], own["refine"]["limit"]) == (0.5, "resample_short", 1)
 
 

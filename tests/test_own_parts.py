@@ -33,7 +33,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from addiffusion_env.samplers import BASELINES
+from addiffusion_env.samplers import SAMPLERS
 from addiffusion_env.samplers.base import BaseMethod, read_numbers
 from addiffusion_env.engine.process import REFINE_PRESETS, Action
 from addiffusion_env.observations import FEATURES
@@ -101,7 +101,7 @@ class Halfway(Feature):
         return (frame.budget > 0.5)[:, None]
 
 
-BASELINES.add("good_enough", "{name}:GoodEnough")
+SAMPLERS.add("good_enough", "{name}:GoodEnough")
 TERMS.add("decision_fee", "{name}:DecisionFee")
 FEATURES.add("halfway", "{name}:Halfway")
 '''
@@ -110,7 +110,7 @@ TINY = (
     "tabular.images=2 tabular.attempts=2 tabular.held_out=0 tabular.lanes=4 tabular.total_timesteps=32 "
     "tabular.ppo.n_steps=4 tabular.ppo.batch_size=8 tabular.ppo.n_epochs=1 "
     "ppo.n_steps=4 ppo.batch_size=8 ppo.n_epochs=1 "
-    "+env.observation_keys=[timestep,halfway,cost per NFE] +env.reward.decision_fee.weight=1.0 "
+    "+env.observation_keys=[timestep,halfway,cost_per_nfe] +env.reward.decision_fee.weight=1.0 "
     "report.prompts=1 +report.filmstrips=false report.samplers=[fixed:2,good_enough:-9]"
 )
 

@@ -125,7 +125,6 @@ class AdaptivePipeline:
             device: ``auto``, ``cpu``, ``cuda``, ``mps`` ...
             backbone: the model in place of the policy's own: a registry name, a folder or hub id of a checkpoint of the
                 same kind, a loaded diffusers pipeline, or a :class:`Backbone`. The last two stay on their device.
-
             max_lanes: how many images are generated at once.
             trust: whether a zip of Stable-Baselines3 may be unpickled, which can run any code.
             plugins: modules to import first; see the class.

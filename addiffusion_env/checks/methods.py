@@ -84,7 +84,7 @@ def cost_is_counted(case: SamplerCase) -> None:
         require(record.seconds > 0 and record.decisions >= 1, "no time or no decision", "report both")
 
 
-def a_image_is_its_own(case: SamplerCase) -> None:
+def an_image_is_its_own(case: SamplerCase) -> None:
     """An image depends on its prompt and seed only, not on the rest of the batch."""
     alone = case.records(case.prompts[::-1], lanes=1)[::-1]
     for one, other in zip(case.together, alone, strict=True):
@@ -108,7 +108,7 @@ def the_model_is_left_alone(case: SamplerCase) -> None:
     require(apart <= 1e-5, f"the model's prediction moved by {apart:.2g}", "undo what was patched")
 
 
-SAMPLER_CONTRACTS = (it_says_what_it_is, cost_is_counted, a_image_is_its_own, the_model_is_left_alone)
+SAMPLER_CONTRACTS = (it_says_what_it_is, cost_is_counted, an_image_is_its_own, the_model_is_left_alone)
 """Subject: a :class:`SamplerCase`."""
 
 

@@ -54,7 +54,7 @@ def numbers_are_finite(scorer: Scorer | Embedder) -> None:
         )
 
 
-def a_image_is_scored_alone(scorer: Scorer | Embedder) -> None:
+def an_image_is_scored_alone(scorer: Scorer | Embedder) -> None:
     """An image's score depends neither on the other images of the batch nor on their order."""
     images, prompts = _images(), _prompts()
     together = _of(scorer, images, prompts)
@@ -91,7 +91,7 @@ def records_know_it(scorer: Scorer | Embedder) -> None:
 SCORER_CONTRACTS = (
     it_says_what_it_is,
     numbers_are_finite,
-    a_image_is_scored_alone,
+    an_image_is_scored_alone,
     no_gradients_are_kept,
     bad_images_are_refused,
     records_know_it,

@@ -1,1 +1,1 @@
-"""Ray: actors that hold lanes or make images, started, asked, and replaced when they are lost."""
+"""Distributed rollouts and evaluation with Ray: a pool of actors that are started, called, and replaced when lost."""

@@ -1,4 +1,4 @@
-"""A pool of Ray actors: started, asked, and replaced when they die or hang. Knows nothing of what they do."""
+"""A pool of Ray actors of any class, which are started, called, and replaced when they die or hang."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from addiffusion_env.plugins import load_plugins, loaded_plugins
 from addiffusion_env.settings import Gt, Settings
 
 PATIENT = 30.0
-"""Seconds without a worker after which it is said what it may be waiting for."""
+"""Seconds after which a worker that has not started is reported, with what it may be waiting for."""
 
 POLL = 0.01
-"""Seconds that an answer past its deadline is still waited for, so that one that is there is taken."""
+"""Minimum time-out in seconds, so that an answer that is ready is received even after its deadline."""
 
 START_ATTEMPTS = 3
-"""How often a Ray of one's own is started: on a busy machine the first start may time out."""
+"""How often starting a local Ray is attempted: on a busy machine the first start may time out."""
 
 
 @dataclass(frozen=True)
 class RayConfig(Settings):
-    """How many workers, and what each is given; ``configs/rollouts/ray.yaml``.
+    """Number of workers and their resources; ``configs/rollouts/ray.yaml``.
 
     Attributes:
-        workers: actors.
-        lanes: in all, shared as evenly as can be; ``None`` leaves it to the caller.
-        cpus: cores (and torch threads) of a worker; ``None`` shares the cluster's cores.
-        gpus: of a worker, a fraction for several on one; ``None`` shares the cluster's, at most one each.
-        timeout: seconds after which a worker that has not answered has hung.
+        workers: number of actors.
+        lanes: total number of lanes, distributed as evenly as possible; ``None`` leaves it to the caller.
+        cpus: cores (and torch threads) per worker; ``None`` divides the cluster's cores.
+        gpus: GPUs per worker, a fraction to share one; ``None`` divides the cluster's GPUs, at most one each.
+        timeout: seconds after which a worker that has not answered counts as hung.
         start_timeout: seconds for a worker to start and load its weights.
-        patience: how often in a row a worker may be lost before that is an error.
-        address: of a running Ray cluster; ``None`` is ``$RAY_ADDRESS``, and without one a Ray of this process's own.
-        object_store_mb: memory for objects in flight, for a Ray of one's own.
+        patience: how often in a row a worker may be lost before an error is raised.
+        address: address of a running Ray cluster; ``None`` for ``$RAY_ADDRESS``, or a local Ray if that is not set.
+        object_store_mb: object store memory of a local Ray, in MiB.
     """
 
     section: ClassVar[str] = "rollouts"
@@ -59,15 +59,15 @@ class RayConfig(Settings):
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | RayConfig) -> RayConfig:
-        """From configuration, whose key ``kind`` is the reader's own; see :meth:`.Settings.of`."""
+        """From configuration, without the key ``kind``, which the caller reads; see :meth:`.Settings.of`."""
         kept = {key: value for key, value in given.items() if key != "kind"} if isinstance(given, Mapping) else given
         return super().of(kept)
 
     def shares(self, lanes: int) -> list[range]:
-        """Which lanes each worker holds: consecutive ones, at most one more than any other.
+        """The lanes of each worker: consecutive ranges whose sizes differ by at most one.
 
         Raises:
-            ConfigError: when a worker would have none.
+            ConfigError: if a worker would have no lane.
 
         >>> RayConfig(workers=2).shares(5)
         [range(0, 3), range(3, 5)]
@@ -83,12 +83,12 @@ class RayConfig(Settings):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker is given.
+    """The resources of one worker.
 
     Attributes:
-        cpus: cores that Ray sets aside; below 1 when there are fewer than workers.
-        gpus: the same of GPUs.
-        threads: of torch.
+        cpus: cores reserved by Ray; below 1 if there are fewer cores than workers.
+        gpus: GPUs reserved by Ray.
+        threads: number of torch threads.
     """
 
     cpus: float
@@ -101,7 +101,7 @@ class LostWorkerError(Exception):
 
     Args:
         cause: ``died`` or ``hung``.
-        detail: what Ray said.
+        detail: Ray's message.
     """
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -114,9 +114,9 @@ class Actor:
     """One actor.
 
     Attributes:
-        handle: Ray's.
-        pid: of its process; ``None`` until it has started.
-        node: Ray's id of its machine.
+        handle: Ray's actor handle.
+        pid: process id; ``None`` until it has started.
+        node: Ray's id of its node.
         losses: how often it was lost since its last answer.
     """
 
@@ -127,34 +127,34 @@ class Actor:
 
 
 class BaseWorker:
-    """What every actor's class derives from: it says where it runs.
+    """Base class of all actors.
 
     Attributes:
-        setup: makes what it works on; its first argument is the number of torch's threads.
+        setup: initialises the worker; its first argument is the number of torch threads.
     """
 
     setup: Callable[..., None]
 
     def where(self) -> tuple[int, str]:
-        """Its process id and Ray's id of its machine."""
+        """The worker's process id and Ray's id of its node."""
         import ray
 
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def start(self, plugins: Sequence[str], *arguments: Any) -> None:
-        """Imports the plugins of the process that starts it, then sets it up."""
+        """Imports the plugins of the parent process, then calls ``setup``."""
         load_plugins(plugins)
         self.setup(*arguments)
 
 
 def import_ray() -> Any:
-    """The package ``ray``.
+    """Imports the package ``ray``.
 
     Raises:
-        MissingPackageError: when it cannot be imported.
+        MissingPackageError: if it cannot be imported.
     """
-    # Read at import: nothing is reported to anybody unless the user says so, and workers are no background work
-    # (Ray's own default is nice 15: beside any other load they would hardly run).
+    # Ray reads these at import: no usage statistics unless the user enables them, and normal priority for workers
+    # (Ray's default is nice 15, with which they hardly run alongside any other load).
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
@@ -168,11 +168,11 @@ def import_ray() -> Any:
 
 
 def start_ray(config: RayConfig) -> bool:
-    """Connects to a cluster or starts a Ray of one's own; returns whether it was started here.
+    """Connects to a cluster or starts a local Ray; returns whether this call did so.
 
     Raises:
-        MissingPackageError: without the package.
-        WorkerError: when there is no cluster at the address, or Ray does not start.
+        MissingPackageError: if Ray is not installed.
+        WorkerError: if there is no cluster at the address, or Ray does not start.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -190,27 +190,27 @@ def start_ray(config: RayConfig) -> bool:
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(
-                address="local",  # never somebody else's that happens to run here
+                address="local",  # never another user's Ray that runs on this machine
                 num_cpus=os.cpu_count(),
                 include_dashboard=False,
                 object_store_memory=config.object_store_mb * 2**20,
                 log_to_driver=False,
             )
             break
-        except Exception as error:  # Ray's own words; it gives its processes half a minute, whatever else runs
+        except Exception as error:  # Ray raises a plain Exception when its processes do not start within 30 s
             if "timed out" not in str(error) or attempt == START_ATTEMPTS - 1:
-                raise WorkerError(f"Ray does not start: {error}", "look at /tmp/ray/session_latest/logs") from error
+                raise WorkerError(f"Ray does not start: {error}", "see /tmp/ray/session_latest/logs") from error
             ray.shutdown()
     return True
 
 
 def resources_of(config: RayConfig, resources: Mapping[str, float], device: str = "auto") -> Resources:
-    """Divides a cluster among the workers.
+    """Divides the resources of a cluster among the workers.
 
     Args:
-        config: what was asked for.
+        config: the configuration.
         resources: Ray's ``CPU`` and ``GPU`` of the whole cluster.
-        device: of the environment; ``cpu`` needs no GPU.
+        device: the environment's device; ``cpu`` needs no GPU.
 
     >>> resources_of(RayConfig(workers=2), {"CPU": 16, "GPU": 1})
     Resources(cpus=8.0, gpus=0.5, threads=8)
@@ -229,17 +229,17 @@ def resources_of(config: RayConfig, resources: Mapping[str, float], device: str 
 
 
 class ActorPool:
-    """Actors of one class, each set up with arguments of its own.
+    """A pool of actors of one class, each set up with its own arguments.
 
     Args:
-        config: how many, and what each is given.
-        kind: a subclass of :class:`BaseWorker` with ``setup(threads, *arguments)``; what that raises is raised here.
-        arguments: for each worker's ``setup``.
+        config: number of workers and their resources.
+        kind: a subclass of :class:`BaseWorker` with ``setup(threads, *arguments)``, whose errors are raised here.
+        arguments: the arguments of each worker's ``setup``.
         device: see :func:`resources_of`.
 
     Raises:
-        MissingPackageError: without Ray.
-        WorkerError: when a worker is lost again and again while it starts.
+        MissingPackageError: if Ray is not installed.
+        WorkerError: if a worker is lost more than ``patience`` times while it starts.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class ActorPool:
         self._arguments = list(arguments)
         self.actors: list[Actor] = []
         try:
-            self.actors = [Actor(self._make()) for _ in self._arguments]
+            self.actors = [Actor(self._create()) for _ in self._arguments]
             started = [self._set_up(actor, index) for index, actor in enumerate(self.actors)]
             for index, refs in enumerate(started):
                 try:
@@ -264,8 +264,8 @@ class ActorPool:
             self.close()
             raise
 
-    def _make(self) -> Any:
-        # Ray restarts nothing by itself: a new actor must be set up, and its lanes begun, before it is asked again.
+    def _create(self) -> Any:
+        # Ray must not restart an actor itself: a new one must be set up, and its lanes reset, before it is called.
         options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
         return self._actor.options(**options, scheduling_strategy="SPREAD").remote()
 
@@ -282,32 +282,32 @@ class ActorPool:
         self._take(refs[1], until)
 
     def _warn_waiting(self) -> None:
-        """Says why a worker may not have started: Ray waits without a word for cores that others hold."""
+        """Warns why a worker may not have started: Ray waits silently for resources that are in use."""
         wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
         free = self._ray.available_resources()
         needs = ", ".join(f"{need:g} {name} ({free.get(name, 0.0):g} free)" for name, need in wanted.items() if need)
         warnings.warn(
             f"a Ray worker has not started after {PATIENT:g} s; each needs {needs}. Waiting until "
-            f"rollouts.start_timeout={self.config.start_timeout:g} s: end what holds them, or lower rollouts.cpus, "
-            "rollouts.gpus or rollouts.workers",
+            f"rollouts.start_timeout={self.config.start_timeout:g} s: end the processes that hold them, or lower "
+            "rollouts.cpus, rollouts.gpus or rollouts.workers",
             stacklevel=4,
         )
 
-    def ask(self, index: int, sampler: str, *arguments: Any) -> Any:
-        """Calls a worker's sampler; returns Ray's reference to the answer."""
-        return getattr(self.actors[index].handle, sampler).remote(*arguments)
+    def ask(self, index: int, method: str, *arguments: Any) -> Any:
+        """Calls a worker's method; returns Ray's reference to the result."""
+        return getattr(self.actors[index].handle, method).remote(*arguments)
 
     def answer(self, index: int, ref: Any, until: float) -> Any:
-        """Waits for a worker's answer.
+        """Waits for a worker's result.
 
         Args:
-            index: which worker.
-            ref: from :meth:`ask`.
+            index: the worker.
+            ref: the reference from :meth:`ask`.
             until: the deadline, on the clock of ``time.monotonic``.
 
         Raises:
-            LostWorkerError: when the worker died, or has not answered by then.
-            Exception: what the sampler raised, as it was raised there.
+            LostWorkerError: if the worker died, or has not answered by the deadline.
+            Exception: an error of the method, as raised in the worker.
         """
         value = self._take(ref, until)
         self.actors[index].losses = 0
@@ -323,24 +323,24 @@ class ActorPool:
             raise
         except errors.GetTimeoutError as error:
             raise LostWorkerError("hung", str(error)) from error
-        except errors.RayError as error:  # its process, its machine or its answer is gone
+        except errors.RayError as error:  # its process, its node or its result is lost
             raise LostWorkerError("died", str(error).splitlines()[0]) from error
 
     def replace(self, index: int, error: LostWorkerError) -> None:
-        """Ends a lost worker and starts another in its place, set up alike.
+        """Ends a lost worker and starts another one with the same arguments in its place.
 
         Raises:
-            WorkerError: when the worker was lost more often in a row than ``patience`` allows.
+            WorkerError: if the worker was lost more often in a row than ``patience`` allows.
         """
         while True:
             old = self.actors[index]
             self._end(old, error)
             if old.losses >= self.config.patience:
                 raise WorkerError(
-                    f"Ray worker {index} was lost {old.losses + 1} times in a row, at last it {error}",
-                    "its log is in /tmp/ray/session_latest/logs; a time-out that is too short is rollouts.timeout",
+                    f"Ray worker {index} was lost {old.losses + 1} times in a row, the last time it {error}",
+                    "see its log in /tmp/ray/session_latest/logs; if it only needs more time, raise rollouts.timeout",
                 )
-            actor = Actor(self._make(), losses=old.losses + 1)
+            actor = Actor(self._create(), losses=old.losses + 1)
             self.actors[index] = actor
             try:
                 return self._settle(actor, self._set_up(actor, index))
@@ -348,7 +348,7 @@ class ActorPool:
                 error = again
 
     def _end(self, actor: Actor, error: LostWorkerError) -> None:
-        """Makes sure that a lost worker's process is gone: under SIGSTOP it ignores SIGTERM and keeps its cores."""
+        """Kills a lost worker's process: a hung one may ignore SIGTERM (as under SIGSTOP) and keep its resources."""
         self._ray.kill(actor.handle, no_restart=True)
         if error.cause != "hung" or actor.pid is None:
             return
@@ -357,13 +357,13 @@ class ActorPool:
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        there = NodeAffinitySchedulingStrategy(actor.node, soft=False)
-        task = self._ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there)
-        with suppress(self._ray.exceptions.RayError):  # when the machine is gone, the process is too
+        on_its_node = NodeAffinitySchedulingStrategy(actor.node, soft=False)
+        task = self._ray.remote(_kill).options(num_cpus=0, scheduling_strategy=on_its_node)
+        with suppress(self._ray.exceptions.RayError):  # if the node is gone, so is the process
             self._ray.get(task.remote(actor.pid), timeout=self.config.start_timeout)
 
     def close(self) -> None:
-        """Ends every worker, and Ray where it was started here."""
+        """Ends every worker, and Ray if this pool started it."""
         if not self._ray.is_initialized():
             return
         for actor in self.actors:
@@ -374,6 +374,6 @@ class ActorPool:
 
 
 def _kill(pid: int) -> None:
-    """SIGKILL on this machine; a process that is gone already is no error."""
+    """Sends SIGKILL on this machine; a process that does not exist any more is ignored."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a Ray actor of a roll-out does: it holds one vector environment with its lanes, on its own device."""
+"""The Ray actor of rollouts: it holds one vector environment on its own device."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from addiffusion_env.distributed.actor_pool import BaseWorker
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 
 THUMBNAIL = 64
-"""Longest side, in pixels, of the finished images that workers send."""
+"""Maximum side, in pixels, of the finished images that workers send."""
 
 
 @dataclass(frozen=True)
-class Begun:
-    """``k`` lanes at the beginning of an episode.
+class WorkerReset:
+    """The result of a reset of ``k`` lanes.
 
     Attributes:
         observation: key -> (k, dim) float32.
-        infos: one dict a lane.
+        infos: one dict per lane.
         masks: (k, 3) bool, legal actions.
     """
 
@@ -33,15 +33,15 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """What one step of ``k`` lanes gave.
+class WorkerStep:
+    """The result of one step of ``k`` lanes, with SB3's same-step reset.
 
     Attributes:
-        observation: key -> (k, dim) float32; where an episode ended, the next one's first.
+        observation: key -> (k, dim) float32; after the end of an episode the first of the next one.
         reward: (k,) float32.
         done: (k,) bool.
-        infos: one dict a lane, SB3's; where an episode ended, the old one's.
-        fresh: place -> the new episode's info, where one began.
+        infos: one dict per lane; at the end of an episode that of the ended one.
+        reset_infos: lane -> the info of the new episode, for lanes that were reset.
         masks: (k, 3) bool, legal actions.
     """
 
@@ -49,12 +49,12 @@ class Stepped:
     reward: np.ndarray
     done: np.ndarray
     infos: list[dict[str, Any]]
-    fresh: dict[int, dict[str, Any]]
+    reset_infos: dict[int, dict[str, Any]]
     masks: np.ndarray
 
 
 class LaneWorker(BaseWorker):
-    """Lanes of a :class:`addiffusion_env.distributed.ray_vec_env.RayVecEnv`; latents stay here."""
+    """A worker of :class:`addiffusion_env.distributed.ray_vec_env.RayVecEnv`; latents stay in its process."""
 
     env: AdDiffusionVecEnv
 
@@ -62,9 +62,9 @@ class LaneWorker(BaseWorker):
         """Loads the model.
 
         Args:
-            threads: of torch, in this process.
+            threads: number of torch threads in this process.
             settings: keyword arguments of the environment.
-            lanes: how many.
+            lanes: number of lanes.
         """
         torch.set_num_threads(threads)
         self.env = AdDiffusionVecEnv(lanes, **settings)
@@ -73,35 +73,35 @@ class LaneWorker(BaseWorker):
         """The observation space and the action space of one lane."""
         return self.env.observation_space, self.env.action_space
 
-    def begin(self, places: Sequence[tuple[int, int]], options: Sequence[Mapping[str, Any]]) -> Begun:
+    def begin(self, places: Sequence[tuple[int, int]], options: Sequence[Mapping[str, Any]]) -> WorkerReset:
         """Begins an episode in every lane.
 
         Args:
-            places: (lane's seed, which of its episodes) for each lane.
-            options: of the reset, for each lane.
+            places: (seed of the lane, index of its episode) for each lane.
+            options: reset options of each lane.
         """
         episodes = self.env.episodes
         infos = [
-            self._lighter(episodes.begin(index, seed, chosen, episode))
+            self._reduced(episodes.begin(index, seed, chosen, episode))
             for index, ((seed, episode), chosen) in enumerate(zip(places, options, strict=True))
         ]
         self.env.view.reset()
-        return Begun(episodes.observe(), infos, self.env.action_masks())
+        return WorkerReset(episodes.observe(), infos, self.env.action_masks())
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> WorkerStep:
         """Takes one action in every lane; a lane whose episode ends begins its next one."""
         self.env.step_async(actions)
         observation, reward, done, infos = self.env.step_wait()
-        fresh = {int(place): self._lighter(dict(self.env.reset_infos[place])) for place in np.flatnonzero(done)}
-        infos = [self._lighter(info) for info in infos]
-        return Stepped(observation, reward, done, infos, fresh, self.env.action_masks())
+        reset_infos = {int(lane): self._reduced(dict(self.env.reset_infos[lane])) for lane in np.flatnonzero(done)}
+        infos = [self._reduced(info) for info in infos]
+        return WorkerStep(observation, reward, done, infos, reset_infos, self.env.action_masks())
 
-    def _lighter(self, info: dict[str, Any]) -> dict[str, Any]:
-        """An info with a thumbnail in the place of its image, and no word of a lost worker."""
+    def _reduced(self, info: dict[str, Any]) -> dict[str, Any]:
+        """An info with a thumbnail instead of its image, and an empty ``worker_lost``."""
         return {**info, "image": thumbnail(info["image"]), "worker_lost": ""}
 
     def state(self) -> list[Any]:
-        """Every lane exactly, latents included: for a checkpoint."""
+        """The exact state of every lane, latents included, for a checkpoint."""
         return self.env.state_dict()["slots"]
 
     def load(self, slots: Sequence[Any]) -> np.ndarray:
@@ -110,24 +110,24 @@ class LaneWorker(BaseWorker):
         return self.env.action_masks()
 
     def images(self) -> list[Any]:
-        """One frame a lane; see :meth:`AdDiffusionVecEnv.get_images`."""
+        """One frame per lane; see :meth:`AdDiffusionVecEnv.get_images`."""
         return list(self.env.get_images())
 
     def get(self, name: str) -> Any:
-        """An attribute of the vector environment."""
+        """Returns an attribute of the vector environment."""
         return getattr(self.env, name)
 
     def set(self, name: str, value: Any) -> None:
-        """Sets one."""
+        """Sets an attribute of the vector environment."""
         setattr(self.env, name, value)
 
     def call(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        """Calls a sampler of the vector environment."""
+        """Calls a method of the vector environment."""
         return getattr(self.env, name)(*arguments, **named)
 
 
 def thumbnail(pixels: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
-    """(h, w, 3) uint8, made smaller so that no side is longer than ``side``; smaller images stay as they are."""
+    """Shrinks a (h, w, 3) uint8 image so that no side exceeds ``side``; smaller images are returned unchanged."""
     if max(pixels.shape[:2]) <= side:
         return pixels
     small = Image.fromarray(pixels)

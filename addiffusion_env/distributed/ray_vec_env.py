@@ -1,4 +1,4 @@
-"""SB3's vectorised environment over Ray actors: lanes on several devices or machines, replaced when they are lost."""
+"""The SB3 vectorised environment over Ray actors: lanes on several devices or machines, replaced when lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from addiffusion_env.distributed.actor_pool import ActorPool, LostWorkerError, RayConfig
-from addiffusion_env.distributed.lane_worker import Begun, LaneWorker, Stepped
+from addiffusion_env.distributed.lane_worker import LaneWorker, WorkerReset, WorkerStep
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 from addiffusion_env.envs.settings import EnvSettings
@@ -23,12 +23,12 @@ Observation = dict[str, np.ndarray]
 
 @dataclass
 class Losses:
-    """The workers that were lost so far.
+    """Counts of lost workers.
 
     Attributes:
-        deaths: workers whose process, machine or connection was gone.
+        deaths: workers whose process, machine or connection was lost.
         hangs: workers that did not answer in time.
-        lost_episodes: episodes that were cut off by that and reported as truncated.
+        lost_episodes: episodes that were lost with them and reported as truncated.
     """
 
     deaths: int = 0
@@ -37,37 +37,39 @@ class Losses:
 
 
 class RayVecEnv(VecEnv):
-    """``num_envs`` lanes, shared by Ray actors; each holds one vector environment on its own device.
+    """``num_envs`` lanes, distributed over Ray actors; each holds one vector environment on its own device.
 
-    Observations, rewards and infos come back from a step; latents stay with the actor (a checkpoint asks for them).
-    Lane ``i`` plays the same episodes whatever the number of workers; its numbers agree to rounding, as batches of
-    another size round otherwise.
+    Observations, rewards and infos are sent back after each step; latents stay with the actor, except for checkpoints.
+    Lane ``i`` runs the same episodes for any number of workers, up to rounding, which depends on the batch size.
 
-    A worker that dies or does not answer within ``timeout`` seconds is replaced. Its lanes' episodes end as truncated:
-    reward 0, ``terminal_observation`` the last one seen, ``info["worker_lost"]`` the cause. Each lane goes on with its
-    next episode.
+    A worker that dies or does not answer within ``timeout`` seconds is replaced. The episodes of its lanes are
+    truncated with reward 0, the last observation as ``terminal_observation`` and the cause in ``info["worker_lost"]``;
+    each lane continues with its next episode.
 
     Args:
-        num_envs: number of lanes, over all workers.
+        num_envs: total number of lanes.
         seed: lane i is seeded with ``seed + i`` at the first reset.
-        rollouts: how many workers, and what each is given.
+        rollouts: number of workers and their resources.
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`; the backbone by name.
 
     Attributes:
-        losses: workers that were lost so far.
-        dropped: episodes that were dropped by themselves, of all workers; see ``max_faults``.
+        losses: counts of lost workers.
+        dropped: count of episodes dropped after a fault, of all workers; see ``max_faults``.
 
     Raises:
-        ConfigError: for bad settings, or fewer lanes than workers.
-        MissingPackageError: without Ray.
-        WorkerError: when a worker is lost more often in a row than ``rollouts.patience``.
+        ConfigError: for invalid settings, or fewer lanes than workers.
+        MissingPackageError: if Ray is not installed.
+        WorkerError: if a worker is lost more often in a row than ``rollouts.patience``.
     """
 
     def __init__(self, num_envs: int, seed: int = 0, rollouts: RayConfig | None = None, **settings: Any) -> None:
         config = RayConfig() if rollouts is None else rollouts
         checked = EnvSettings.of("num_envs", "seed", "rollouts", **settings)
         if not isinstance(checked.backbone, str):
-            raise ConfigError("Ray workers load their own weights, got a loaded backbone", "name it: backbone=emoji")
+            raise ConfigError(
+                "Ray workers load the weights themselves, got a loaded backbone",
+                "give the backbone by name: backbone=emoji",
+            )
         self._terms = tuple(make_reward(checked.reward).terms)
         self.shares = config.shares(num_envs)
         self.losses = Losses()
@@ -87,7 +89,7 @@ class RayVecEnv(VecEnv):
 
     # ------------------------------------------------------------------ episodes
     def reset(self) -> Observation:  # type: ignore[override]
-        """Begins an episode in every lane; the first time from the seed, later going on, with ``set_options``'s."""
+        """Begins an episode in every lane, with the options of ``set_options``; only the first reset uses the seed."""
         for lane, seed in enumerate(self._seeds):
             if seed is None and self._first_seed is not None:
                 seed = self._first_seed + lane
@@ -100,11 +102,11 @@ class RayVecEnv(VecEnv):
         self._episodes += 1
         workers = range(len(self.shares))
         asked = [self._ask_begin(worker, options) for worker in workers]
-        begun = [self._begin(worker, options, ref) for worker, ref in zip(workers, asked, strict=True)]
+        parts = [self._begin(worker, options, ref) for worker, ref in zip(workers, asked, strict=True)]
         self._lost.clear()
-        self._observation = _stack([part.observation for part in begun])
-        self._masks = np.concatenate([part.masks for part in begun])
-        self._infos = [info for part in begun for info in part.infos]
+        self._observation = _stack([part.observation for part in parts])
+        self._masks = np.concatenate([part.masks for part in parts])
+        self._infos = [info for part in parts for info in part.infos]
         self.reset_infos = list(self._infos)
         return dict(self._observation)
 
@@ -115,8 +117,8 @@ class RayVecEnv(VecEnv):
         share = self.shares[worker]
         return self.pool.ask(worker, "begin", self._places(worker), options[share.start : share.stop])
 
-    def _begin(self, worker: int, options: Sequence[Mapping[str, Any]], ref: Any = None) -> Begun:
-        """Begins a worker's lanes, on as many new workers as that takes."""
+    def _begin(self, worker: int, options: Sequence[Mapping[str, Any]], ref: Any = None) -> WorkerReset:
+        """Resets a worker's lanes; a worker that is lost meanwhile is replaced and its lanes reset again."""
         while True:
             try:
                 ref = self._ask_begin(worker, options) if ref is None else ref
@@ -137,15 +139,15 @@ class RayVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
         """Waits for every worker, and replaces those that are lost."""
-        stepped: dict[int, Stepped] = {}
+        answers: dict[int, WorkerStep] = {}
         for worker, ref in self._asked.items():
             try:
-                stepped[worker] = self.pool.answer(worker, ref, self._until)
+                answers[worker] = self.pool.answer(worker, ref, self._until)
             except LostWorkerError as error:
                 self._lost[worker] = error
         self._asked = {}
-        self._count_faults(stepped)
-        parts: list[Stepped] = [stepped.get(worker) or self._recover(worker) for worker in range(len(self.shares))]
+        self._count_faults(answers)
+        parts: list[WorkerStep] = [answers.get(worker) or self._recover(worker) for worker in range(len(self.shares))]
         self._lost.clear()
         self._observation = _stack([part.observation for part in parts])
         self._masks = np.concatenate([part.masks for part in parts])
@@ -153,27 +155,27 @@ class RayVecEnv(VecEnv):
         infos = [info for part in parts for info in part.infos]
         self._infos = list(infos)
         for part, share in zip(parts, self.shares, strict=True):
-            for place, info in part.fresh.items():
-                self.reset_infos[share.start + place] = self._infos[share.start + place] = info
-        for worker in stepped:
+            for lane, info in part.reset_infos.items():
+                self.reset_infos[share.start + lane] = self._infos[share.start + lane] = info
+        for worker in answers:
             lanes = slice(self.shares[worker].start, self.shares[worker].stop)
             self._episodes[lanes] += done[lanes]
         return dict(self._observation), reward, done, infos
 
-    def _count_faults(self, stepped: Mapping[int, Stepped]) -> None:
-        """Counts the episodes that workers dropped; each counts its own, and the limit is on all of them together."""
-        for part in stepped.values():
+    def _count_faults(self, answers: Mapping[int, WorkerStep]) -> None:
+        """Counts the episodes dropped by all workers, to which ``max_faults`` applies."""
+        for part in answers.values():
             for info in part.infos:
                 if info["fault"]:
-                    self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or look at the prompt"))
+                    self.dropped.drop(NumericsError(info["fault"], "raise max_faults, or change the prompt"))
 
-    def _recover(self, worker: int) -> Stepped:
-        """Replaces a lost worker; its lanes' episodes are truncated and their next ones begun."""
+    def _recover(self, worker: int) -> WorkerStep:
+        """Replaces a lost worker; the episodes of its lanes are truncated and the next ones begun."""
         error, share = self._lost[worker], self.shares[worker]
         self._count(error, len(share))
         self.pool.replace(worker, error)
         self._episodes[share.start : share.stop] += 1
-        begun = self._begin(worker, [{}] * self.num_envs)
+        reset = self._begin(worker, [{}] * self.num_envs)
         infos = [
             {
                 **self._infos[lane],
@@ -184,9 +186,8 @@ class RayVecEnv(VecEnv):
             }
             for lane in share
         ]
-        fresh = dict(enumerate(begun.infos))
-        nothing, done = np.zeros(len(share), np.float32), np.ones(len(share), dtype=bool)
-        return Stepped(begun.observation, nothing, done, infos, fresh, begun.masks)
+        reward, done = np.zeros(len(share), np.float32), np.ones(len(share), dtype=bool)
+        return WorkerStep(reset.observation, reward, done, infos, dict(enumerate(reset.infos)), reset.masks)
 
     def _count(self, error: LostWorkerError, episodes: int) -> None:
         self.losses.deaths += error.cause == "died"
@@ -194,29 +195,30 @@ class RayVecEnv(VecEnv):
         self.losses.lost_episodes += episodes
 
     def _answer(self, worker: int, ref: Any) -> Any:
-        """A worker's answer outside of a step, where nothing can be truncated: that is left to the next step.
+        """A worker's answer outside of a step. A lost worker's episodes are truncated in the next step.
 
         Raises:
-            WorkerError: when the worker is lost.
+            WorkerError: if the worker is lost.
         """
         try:
             return self.pool.answer(worker, ref, time.monotonic() + self.pool.config.timeout)
         except LostWorkerError as error:
             self._lost[worker] = error
             raise WorkerError(
-                f"Ray worker {worker} {error}", "step the environments: it is replaced and its lanes begin anew"
+                f"Ray worker {worker} {error}",
+                "call step(): the worker is replaced and its lanes begin their next episodes",
             ) from error
 
-    # ------------------------------------------------------------------ what training asks for
+    # ------------------------------------------------------------------ masks and state
     def action_masks(self) -> np.ndarray:
         """(num_envs, 3) bool: legal actions of each lane."""
         return self._masks
 
     def state_dict(self) -> dict[str, Any]:
-        """All lanes, as :meth:`addiffusion_env.envs.episodes.Episodes.state_dict` has them, and the losses so far.
+        """The state of all lanes (:meth:`addiffusion_env.envs.episodes.Episodes.state_dict`), and the loss counts.
 
-        It fits any number of workers, and :class:`AdDiffusionVecEnv` too. The lanes of a worker that is lost just now
-        stand at the beginning of their episode.
+        It can be loaded with any number of workers, and by :class:`AdDiffusionVecEnv`. The lanes of a worker that does
+        not answer are stored at the beginning of their episode.
         """
         asked = [self.pool.ask(worker, "state") for worker in range(len(self.shares))]
         slots: list[Any] = []
@@ -231,12 +233,14 @@ class RayVecEnv(VecEnv):
         """Restores :meth:`state_dict`, or that of :class:`AdDiffusionVecEnv`.
 
         Raises:
-            ResumeError: when it has another number of lanes.
-            WorkerError: when a worker is lost.
+            ResumeError: if the number of lanes differs.
+            WorkerError: if a worker is lost.
         """
         slots = state["slots"]
         if len(slots) != self.num_envs:
-            raise ResumeError(f"the state has {len(slots)} lanes, this environment {self.num_envs}", "use as many")
+            raise ResumeError(
+                f"the state has {len(slots)} lanes, this environment {self.num_envs}", f"use num_envs={len(slots)}"
+            )
         asked = [
             self.pool.ask(worker, "load", slots[share.start : share.stop]) for worker, share in enumerate(self.shares)
         ]
@@ -248,17 +252,17 @@ class RayVecEnv(VecEnv):
         self.losses = Losses(**state.get("losses", {}))
         self.dropped.count = state["faults"]
 
-    # ------------------------------------------------------------------ SB3's plumbing
+    # ------------------------------------------------------------------ SB3's interface
     def close(self) -> None:
         """Ends the workers."""
         self.pool.close()
 
     def has_attr(self, attr_name: str) -> bool:
-        """Whether the lanes' environments have an attribute or a sampler."""
+        """Whether the lanes' environments have an attribute or a method."""
         return callable(getattr(AdDiffusionVecEnv, attr_name, None)) or super().has_attr(attr_name)
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Each lane's share of its worker's attribute: the lanes of a worker have one environment."""
+        """The attribute of each lane's worker: the lanes of a worker share one environment."""
         return self._by_lane(self._ask_all("get", attr_name), indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
@@ -266,9 +270,9 @@ class RayVecEnv(VecEnv):
         self._ask_all("set", attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls a sampler in every worker, and repeats its result for the lanes there.
+        """Calls a method in every worker, and repeats the result for its lanes.
 
-        ``action_masks`` gives each lane its row, as it came with the last step.
+        ``action_masks`` returns each lane's row of the last step.
         """
         if method_name == "action_masks":
             return [self._masks[lane] for lane in self._get_indices(indices)]
@@ -283,14 +287,14 @@ class RayVecEnv(VecEnv):
         return [repeated[lane] for lane in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """Lanes are never wrapped one by one."""
+        """``False`` for every lane: lanes are never wrapped individually."""
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One frame a lane."""
+        """One frame per lane."""
         return [frame for frames in self._ask_all("images") for frame in frames]
 
 
 def _stack(parts: Sequence[Observation]) -> Observation:
-    """Observations of several workers as one, writable."""
+    """Concatenates the observations of several workers into new, writable arrays."""
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

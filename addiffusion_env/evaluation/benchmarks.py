@@ -1,4 +1,4 @@
-"""Which prompts an evaluation takes: of a benchmark, a grammar or a file."""
+"""Prompts of an evaluation: from a benchmark, a grammar or a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from addiffusion_env.backbones import traits_of
 from addiffusion_env.prompts import BENCHMARKS, Prompt, PromptSource
 
 GRAMMAR_PROMPTS = 128
-"""How many prompts an evaluation takes of a source without an end."""
+"""Number of prompts that an evaluation takes from an infinite source."""
 
 
 def choose_prompts(config: Mapping[str, Any], backbone: str) -> tuple[str, dict[str, Any]]:
@@ -36,7 +36,7 @@ def take_prompts(source: PromptSource, config: Mapping[str, Any]) -> tuple[list[
     """The prompts of an evaluation: ``config["prompts"]`` of them, or all of a list.
 
     Returns:
-        them, and the configuration with their number and, of a benchmark, where the list came from and its hash.
+        The prompts, and the configuration with their number and, for a benchmark, the origin and hash of the list.
     """
     count = config["prompts"]
     if count is None:

@@ -1,4 +1,4 @@
-"""From the configuration of an evaluation to its samplers, its environment and its folder."""
+"""Creates samplers, environment and output folder from the configuration of an evaluation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_samplers(config: Mapping[str, Any]) -> tuple[list[Sampler], EnvSettings
     policies: list[Any] = [
         policy_at(run, cost_per_nfe, trust) for run in runs for cost_per_nfe in config["costs_per_nfe"]
     ]
-    # A policy brings its own environment, weights included; what is said here goes over it.
+    # A policy defines its environment, weights included; the settings given here override it.
     known = policies[0].config.environment if policies else {}
     settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
     source, options = choose_prompts(config, str(settings.backbone))
@@ -60,7 +60,7 @@ def make_extras(config: Mapping[str, Any], samplers: Sequence[Sampler], backbone
 
 
 def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
-    """The configuration with the backbone's own prompt source and judges where it names none.
+    """The configuration, with the backbone's default prompt source and judges filled in.
 
     Raises:
         ConfigError: for a judge that cannot read the backbone's images.
@@ -71,13 +71,13 @@ def with_defaults(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
 
 
 def out_folder(config: Mapping[str, Any]) -> Path:
-    """Where records and report go; refused at once when it cannot be made.
+    """Folder of records and report; created immediately.
 
-    Without ``out``: ``report`` in the policy's run, or the folder that an extra names (``hypotheses``). A policy that
-    ships with the package, or in a zip, has no run to write to, so its evaluation goes to ``runs``.
+    Without ``out``: ``report`` in the policy's run, or the folder of an extra (``hypotheses``). A shipped policy or a
+    zip has no run folder, so its evaluation goes to ``runs``.
 
     Raises:
-        RunFolderError: when it cannot be made.
+        RunFolderError: when it cannot be created.
     """
     policy = config["policy"]
     named = next((kind.folder for kind in extras_in(config).values() if kind.folder), None)

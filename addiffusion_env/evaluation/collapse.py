@@ -1,4 +1,4 @@
-"""Collapse watch: whether a policy does the same for every prompt, and what it leaves on the table."""
+"""Collapse detection: whether a policy behaves the same for every prompt, and its regret."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from addiffusion_env.tabular.regret import Regret, regret_of
 
 @dataclass(frozen=True)
 class CollapseLimits:
-    """From where on behaviour counts as collapsed.
+    """Thresholds from which behaviour counts as collapsed.
 
     Attributes:
-        constant_share: this share of images, or more, treated exactly alike.
-        behaviour_entropy: this entropy of behaviours over images, or less, in bits.
+        constant_share: minimum share of images that are treated identically.
+        behaviour_entropy: maximum entropy of behaviours over images, in bits.
     """
 
     constant_share: float = 0.95
     behaviour_entropy: float = 0.3
 
     def passed(self, share: float, spread: float) -> bool:
-        """Whether behaviour with this share of the commonest and this entropy counts as collapsed."""
+        """Whether behaviour with this share of the most frequent one and this entropy counts as collapsed."""
         return share >= self.constant_share or spread <= self.behaviour_entropy
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How much a sampler's actions vary from prompt to prompt.
+    """Variation of a sampler's actions over prompts.
 
     Attributes:
-        images: how many were looked at.
-        action_shares: of continue, stop and refine in all actions; sums to 1.
-        step_entropy: bits: the entropy over images of the action at each decision, averaged over decisions by how
-            many images were still in progress. 0 when every image is treated alike.
-        behaviours: how many different (actions, NFE) there were.
-        behaviour_entropy: bits: the entropy of these over images.
-        constant_share: share of the commonest.
+        images: number of images.
+        action_shares: shares of continue, stop and refine among all actions; sum to 1.
+        step_entropy: entropy over images of the action at each decision, in bits, averaged over decisions weighted by
+            the number of images still in progress. 0 when every image is treated identically.
+        behaviours: number of distinct (actions, NFE) pairs.
+        behaviour_entropy: entropy of these over images, in bits.
+        constant_share: share of the most frequent one.
         nfe_spread: standard deviation of NFE over images.
         collapsed: see :class:`CollapseLimits`.
-        reason: in words.
+        reason: explanation as text.
     """
 
     images: int
@@ -103,7 +103,7 @@ def _verdict(
 
 
 def describe(actions: Sequence[int]) -> str:
-    """Actions in words, runs counted.
+    """Actions as text, run-length encoded.
 
     >>> describe([0, 0, 2, 1])
     'continue x2, refine, stop'
@@ -118,7 +118,7 @@ def describe(actions: Sequence[int]) -> str:
 
 
 def step_entropy(sequences: Sequence[Sequence[int]]) -> float:
-    """Bits per decision: entropy over images of the action at each decision, weighted by images that got there."""
+    """Bits per decision: entropy over images of the action, weighted by the images that reach it."""
     longest = max((len(actions) for actions in sequences), default=0)
     bits, weight = 0.0, 0
     for decision in range(longest):
@@ -142,7 +142,7 @@ def regret_in(
 ) -> Regret | None:
     """Regret in preference minus cost per NFE times NFE; ``None`` when policy and constants share no images.
 
-    The oracle knows the preference of every constant's image before it chooses, which flatters it.
+    The oracle knows the preference of every constant's image before it chooses, so it is optimistic.
     """
     groups = common([policy, *constants.values()])
     if not constants or not groups[0]:

@@ -1,4 +1,4 @@
-"""What an evaluation prints when it is done."""
+"""Console output of a finished evaluation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from addiffusion_env.evaluation.report import Report
 
 FILE_WIDTH = 120
-"""Columns of what is printed to a file or a pipe."""
+"""Width of output to a file or a pipe."""
 
 
 def print_report(report: Report) -> None:
-    """Prints the samplers side by side, what extras have to show, and where the report is."""
+    """Prints the table of samplers, the output of extras, and the path of the report."""
     from rich.console import Console
     from rich.table import Column, Table
 

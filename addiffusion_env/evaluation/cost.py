@@ -1,4 +1,4 @@
-"""What an evaluation will cost, told before it starts: images, evaluations, minutes on this machine."""
+"""Cost estimate of an evaluation before it starts: images, evaluations, minutes on this machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from addiffusion_env.samplers.fixed import FixedSteps
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What is still to be made of a plan.
+    """The remaining work of a plan.
 
     Attributes:
-        images: of all samplers.
-        to_make: images that are not recorded yet.
-        least: NFE of these when no sampler tries twice.
-        most: NFE when every sampler makes all its tries. A policy counts what it spent on training prompts in both.
-        pace: seconds a guided evaluation takes with all lanes full, measured just now; NaN when it was not.
+        images: number of images of all samplers.
+        to_make: number of images that are not recorded yet.
+        least: NFE of these when no sampler makes a second attempt.
+        most: NFE when every sampler makes all its attempts. A policy counts its NFE on training prompts in both.
+        pace: seconds per guided evaluation with all lanes busy; NaN when not measured.
     """
 
     images: int
@@ -32,7 +32,7 @@ class PlanCost:
     pace: float
 
     def __str__(self) -> str:
-        count = f"{self.images} images, {self.to_make} of them to be made"
+        count = f"{self.images} images, {self.to_make} of them to be generated"
         if not self.to_make:
             return f"plan: {count}"
         few, many = (nfe * self.pace / 60 for nfe in (self.least, self.most))
@@ -44,13 +44,13 @@ class PlanCost:
 def plan_cost(
     plans: Sequence[Plan], context: EvaluationContext, waiting: Sequence[int], max_lanes: int | str
 ) -> PlanCost:
-    """Counts what a plan has still to do, and measures how fast this machine does it.
+    """Counts the remaining work of a plan, and measures the speed of this machine.
 
     Args:
         plans: of :func:`addiffusion_env.evaluation.runner.plan`.
         context: what they run on.
-        waiting: images of each that must be made, by :func:`addiffusion_env.evaluation.runner.to_make`.
-        max_lanes: in progress at once.
+        waiting: number of missing images of each plan, by :func:`addiffusion_env.evaluation.runner.to_make`.
+        max_lanes: number of images in progress at once.
     """
     ranges = [nfe_range(entry, context) for entry in plans]
     least, most = (sum(n * pair[end] for n, pair in zip(waiting, ranges, strict=True)) for end in (0, 1))
@@ -60,7 +60,7 @@ def plan_cost(
 
 
 def nfe_range(entry: Plan, context: EvaluationContext) -> tuple[float, float]:
-    """(least, most) NFE of one image of a sampler: one try and all of them; what a policy says that it spends."""
+    """(least, most) NFE of one image of a sampler: with one attempt and with all; for a policy its measured NFE."""
     spends = getattr(entry.sampler, "expected_nfe", None)
     if spends is not None:
         return (spends, spends)
@@ -71,7 +71,7 @@ def nfe_range(entry: Plan, context: EvaluationContext) -> tuple[float, float]:
 
 
 def measured_pace(context: EvaluationContext, prompts: Sequence[Prompt], steps: int = 2) -> float:
-    """Seconds that a guided evaluation takes, all prompts in step: ``steps`` each, after one round to warm up."""
+    """Seconds per guided evaluation: all prompts in one batch, ``steps`` each, after one warm-up."""
     sampler = FixedSteps(steps)
     process = sampler.process(context.process)
     engine = Engine(context.backbone, context.scorers, solver=process.solver, decider=sampler.decide)

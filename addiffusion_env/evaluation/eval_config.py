@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: the keys of ``configs/eval.yaml``, checked before anything is loaded."""
+"""Configuration of an evaluation: the keys of ``configs/eval.yaml``, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.settings import Ge, Settings
 
 HIGHEST_SEED = 2**63 - 1
-"""What a record's column of 64 bits holds."""
+"""The largest seed: records store seeds as 64-bit integers."""
 _AT_NFE = re.compile(r"[0-9]+(\.[0-9]+)?nfe")
 
 
@@ -24,35 +24,35 @@ class EvaluationConfig(Settings):
     """An evaluation's configuration.
 
     Attributes:
-        plugins: modules that are imported first; see :mod:`addiffusion_env.plugins`.
+        plugins: modules to import first; see :mod:`addiffusion_env.plugins`.
         policy: a run's folder or a shipped policy's name; ``None`` compares samplers without learning.
-        trust: that a policy's zip of Stable-Baselines3 may be unpickled, which can run any code.
+        trust: whether a policy's Stable-Baselines3 zip may be unpickled, which can run any code.
         costs_per_nfe: of one NFE, 0 or more; ``None`` is the policy's own, ``"5.6nfe"`` the one at which its frontier
             on training prompts spends 5.6 NFE.
-        samplers: specifications.
-        prompts: how many; ``None`` for all of a list.
-        prompt_source: registry name; ``None`` is the backbone's own.
+        samplers: their specifications.
+        prompts: number of prompts; ``None`` for all of a list.
+        prompt_source: registry name; ``None`` is the backbone's default.
         prompt_options: its keyword arguments; ``None`` are those of the backbone's test prompts.
-        prompt_seed: which prompts.
-        benchmark: in the place of the source.
+        prompt_seed: selects the prompts.
+        benchmark: name of a benchmark to use instead of the prompt source.
         benchmark_path: its file or folder.
-        benchmark_options: of its reader.
-        seeds: images per prompt, 0 or more.
-        env: environment settings over the policy's.
+        benchmark_options: options of its reader.
+        seeds: one image per prompt and seed; each 0 or more.
+        env: environment settings that override the policy's.
         device: as :attr:`.EnvSettings.device`.
         dtype: as :attr:`.EnvSettings.dtype`.
-        judges: registry names of held-out scorers; ``None`` are the backbone's own.
-        margin: of non-inferiority, a share of images.
-        cost_per_nfe: of one NFE in standard deviations of preference, for regret.
+        judges: registry names of held-out scorers; ``None`` are the backbone's defaults.
+        margin: margin of non-inferiority, a share of images.
+        cost_per_nfe: cost of one NFE in standard deviations of preference, for regret.
         out: folder of records and report.
         max_lanes: images in progress at once, or ``"auto"``.
-        max_faults: images that may be left out.
-        shard_size: images a file of records.
+        max_faults: number of images that may be left out.
+        shard_size: images per file of records.
         rollouts: ``kind: local`` or ``kind: ray`` and its settings.
         samples: prompts whose images of all samplers are kept and shown side by side.
         keep_images: as PNG.
-        filmstrips: whether filmstrips are made.
-        progress_bar: whether there is one.
+        filmstrips: whether to make filmstrips.
+        progress_bar: whether to show one.
 
     Raises:
         ConfigError: for a value of another type or out of its range.
@@ -99,7 +99,7 @@ class EvaluationConfig(Settings):
             values = getattr(self, name)
             numbers = [value for value in values if value is not None and not _AT_NFE.fullmatch(str(value))]
             if not values or any(isinstance(value, str) or value < 0 for value in numbers):
-                raise ConfigError(f"{name} must be one number or more, each at least 0, got {values}", wanted)
+                raise ConfigError(f"{name} must be one or more numbers, each at least 0, got {values}", wanted)
         if max(self.seeds) > HIGHEST_SEED:
             raise ConfigError(f"seeds must be at most {HIGHEST_SEED}, got {max(self.seeds)}", "use lower ones")
 
@@ -125,11 +125,11 @@ def extras_in(config: Mapping[str, Any]) -> dict[str, type[Extra]]:
 
 
 def changed(defaults: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The defaults with changes, checked.
+    """The defaults with changes applied and checked.
 
     Args:
-        defaults: every key.
-        changes: of some keys, for instance ``report`` of a training.
+        defaults: values of all keys.
+        changes: values of some keys, for instance ``report`` of a training.
 
     Raises:
         ConfigError: for a key that an evaluation does not have, with the nearest one, or a wrong value.

@@ -1,4 +1,4 @@
-"""Optional parts of an evaluation: what is checked, run and reported beside the records. Plugins register them."""
+"""Optional parts of an evaluation: checked, run and reported in addition to the records. Plugins register them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXTRAS = Registry("setting of an evaluation", more="addiffusion_lab")
 
 @dataclass(frozen=True)
 class Reported:
-    """What an extra adds to the report.
+    """Contribution of an extra to the report.
 
     Attributes:
         sections: of ``report.html`` and ``report.md``, in order.
@@ -38,13 +38,13 @@ class Reported:
 
 
 class Extra:
-    """One optional part of an evaluation. An instance is made only when its key is set.
+    """One optional part of an evaluation. An instance is created only when its key is set.
 
-    Subclasses override what they need. :meth:`report` reads the folder alone, so that a report can be written again.
+    Subclasses override what they need. :meth:`report` only reads the folder, so that a report can be regenerated.
 
     Attributes:
         needs_images: whether every image must be kept as PNG.
-        first: whether its sections stand before all others; else they stand before the last one.
+        first: whether its sections come before all others; otherwise they come before the last one.
         takes: type of the value under its key.
         folder: default name of the output folder when this extra is used; empty keeps the usual one.
     """
@@ -55,7 +55,7 @@ class Extra:
     takes: ClassVar[type] = Mapping
 
     def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
-        """Checks the settings before any model is loaded or image drawn.
+        """Checks the settings before any model is loaded or image generated.
 
         Args:
             config: the evaluation's whole configuration.
@@ -63,7 +63,7 @@ class Extra:
             backbone: registry name.
 
         Raises:
-            ConfigError: for settings that cannot be carried out.
+            ConfigError: for invalid settings.
         """
 
     @staticmethod
@@ -72,9 +72,9 @@ class Extra:
         return ()
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        """Does its work on a finished evaluation: its folder holds the records and, if needed, the images."""
+        """Runs on a finished evaluation, whose folder holds the records and, if needed, the images."""
 
     @classmethod
     def report(cls, records: Sequence[Record], manifest: Manifest, folder: Path) -> Reported:
-        """What the report says, from what is in the folder; an extra that was not used reports nothing."""
+        """Sections and results from the folder's content; an extra that was not used reports nothing."""
         return Reported()

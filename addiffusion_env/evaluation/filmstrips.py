@@ -1,7 +1,7 @@
-"""Film strips: what a sampler saw and did on its best, median, worst and costliest image.
+"""Filmstrips: observations and actions of a sampler on its best, median, worst and most expensive image.
 
-Images are functions of prompt, seed and sampler, so the chosen ones are simply regenerated, with every preview kept.
-That costs four images per sampler and leaves the timing of the evaluation alone.
+Images are functions of prompt, seed and sampler, so the chosen ones are regenerated with every preview kept.
+That costs four images per sampler and does not affect the timing of the evaluation.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from addiffusion_env.samplers.traits import Traits
 
 FILMSTRIPS_FILE = "filmstrips.parquet"
 COLUMNS = 8
-"""Cells a row of a strip: it has its prompt beside it."""
+"""Cells per row of a filmstrip."""
 
 
 @dataclass(frozen=True)
 class Filmstrip:
-    """One image in progress.
+    """The filmstrip of one image.
 
     Attributes:
-        uid: of its record.
+        uid: uid of its record.
         sampler: the sampler's name.
         role: ``best``, ``median`` or ``worst`` by preference, or ``costliest`` by NFE.
         frames: PNG files: the preview after each action, the finished image last.
-        actions: one for each frame.
+        actions: one per frame.
         preferences: the preference of each frame; NaN where no preview was scored.
-        terms: reward term -> what each action was paid; none for samplers that have no reward.
+        terms: reward term -> its value for each action; empty for samplers without a reward.
     """
 
     uid: str
@@ -72,7 +72,7 @@ _SCHEMA = pa.schema(
 
 
 def pick_examples(records: Iterable[Record]) -> list[tuple[str, Record]]:
-    """(role, record) of a sampler's best, median and worst image by preference and its costliest; each once."""
+    """(role, record) of a sampler's best, median and worst image by preference and its most expensive; each once."""
     ordered = sorted(records, key=lambda record: (-record.preference, record.uid))
     if not ordered:
         return []
@@ -87,7 +87,7 @@ def pick_examples(records: Iterable[Record]) -> list[tuple[str, Record]]:
 def render_filmstrips(
     plans: Sequence[Plan], records: Sequence[Record], context: EvaluationContext, out_dir: Path | str
 ) -> list[Filmstrip]:
-    """Makes the filmstrips of the report's focus and of all samplers that need previews, unless they are there already."""
+    """Makes filmstrips of the report's focus sampler and all samplers that need previews, unless they exist."""
     groups = by_sampler(records)
     traits = {entry.sampler.name: Traits.of(entry.sampler) for entry in plans}
     focus = focus_of(traits)
@@ -138,9 +138,9 @@ def filmstrip_of(
     backbone: Backbone,
     terms: Mapping[str, tuple[float, ...]],
 ) -> Filmstrip:
-    """Pairs each action with what it led to: the preview at the next decision, or the finished image.
+    """Pairs each action with its result: the preview at the next decision, or the finished image.
 
-    A sampler that decides nothing on the way (an oracle, a whole pipeline) has its last action and the finished image.
+    A sampler without intermediate decisions (an oracle, a whole pipeline) has its last action and the finished image.
     """
     lanes = decisions.lanes_of(episode)[1:]
     actions = episode.lane.actions[-len(lanes) - 1 :]
@@ -152,7 +152,7 @@ def filmstrip_of(
 
 
 def read_filmstrips(out_dir: Path | str) -> list[Filmstrip]:
-    """The filmstrips of a run's folder; none when they were not made or cannot be read."""
+    """The filmstrips of a run's folder; empty when they were not made or cannot be read."""
     path = Path(out_dir) / FILMSTRIPS_FILE
     if not path.exists():
         return []

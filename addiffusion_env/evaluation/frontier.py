@@ -1,8 +1,8 @@
-"""Quality of a sampler above a frontier of others at the same mean cost: the one estimator of reports and claims.
+"""Quality of a sampler above a frontier of others at the same mean cost: the estimator used by reports and claims.
 
-Two samplers, mixed at random over prompts, make a sampler at any cost between theirs. So a sampler is held against the
-upper hull of (mean cost, mean quality): the strongest mixture there is. The hull is chosen on the very prompts that it
-is judged on, which favours the others.
+Two samplers, mixed at random over prompts, form a sampler at any cost between theirs. So a sampler is compared with the
+upper hull of (mean cost, mean quality): the strongest mixture. The hull is chosen on the same prompts that it is
+evaluated on, which favours the other samplers.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from addiffusion_env.evaluation.statistics import Interval, bootstrap_p, resampl
 from addiffusion_env.evaluation.tables import common, per_prompt
 
 _CHUNK = 500  # resamples at once: bounds memory at chunk x prompts
-_NEAR = 3.0  # standard errors of the difference in cost within which two samplers may cost the same
+_NEAR = 3.0  # standard errors of the difference within which two costs may be equal
 
 
 @dataclass(frozen=True)
 class FrontierGain:
-    """A sampler against a frontier at its own mean cost.
+    """Comparison of a sampler with a frontier at its own mean cost.
 
     Attributes:
         gain: mean quality above the frontier, with a paired bootstrap interval over prompts that also covers the
             sampling error of both costs.
         cost: the sampler's mean cost.
         frontier: the frontier's quality at that cost.
-        between: the two samplers of the mixture (the same twice beyond an end).
+        between: the two samplers of the mixture (twice the same one beyond an end).
         reached: whether the frontier reaches this cost; beyond its dearest sampler that one is used. Below its
             cheapest, that one is used at its own, higher cost.
         p: two-sided bootstrap p of the null hypothesis that the gain is 0.
@@ -48,9 +48,9 @@ class Pairing:
     """A sampler and the members of a frontier on P prompts.
 
     Attributes:
-        quality: (P,) of the sampler.
-        cost: (P,) of the sampler.
-        names: of the M members.
+        quality: (P,) quality of the sampler.
+        cost: (P,) cost of the sampler.
+        names: names of the M members.
         qualities: (M, P).
         costs: (M, P).
     """
@@ -63,7 +63,7 @@ class Pairing:
 
 
 def upper_hull(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
-    """Indices of the points on the upper hull from the cheapest to the best, by rising cost.
+    """Indices of the points on the upper hull from the cheapest to the best, by increasing cost.
 
     >>> upper_hull(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 0.2, 0.9, 0.8])).tolist()
     [0, 2]
@@ -83,9 +83,9 @@ def _turns_up(a: int, b: int, c: int, x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def mixture(costs: np.ndarray, at: float) -> np.ndarray:
-    """(K,) weights of the two samplers whose mean costs lie around ``at``, so that together they cost it.
+    """(K,) weights of the two samplers whose mean costs bracket ``at``, so that the mixture costs ``at``.
 
-    Beyond an end, that end alone.
+    Beyond an end of the costs, only that end has a weight.
 
     >>> mixture(np.array([8.0, 4.0, 20.0]), 7.0).tolist()
     [0.75, 0.25, 0.0]
@@ -102,10 +102,10 @@ def mixture(costs: np.ndarray, at: float) -> np.ndarray:
 def gains(
     pairings: Sequence[Pairing], rng: np.random.Generator, level: float = 0.95, resamples: int = 5000
 ) -> list[FrontierGain]:
-    """Each sampler above its frontier at its own mean cost; all of them see the same resamples of prompts.
+    """Gain of each sampler over its frontier at its own mean cost; all share the same resamples of prompts.
 
     Args:
-        pairings: on the same P prompts.
+        pairings: samplers and frontiers on the same P prompts.
         rng: draws the resamples.
         level: of the intervals.
         resamples: how many.
@@ -130,7 +130,7 @@ def gains(
                 cost=at,
                 frontier=float(pairing.quality.mean() - gain.estimate),
                 between=(around[0], around[-1]),
-                reached=at <= 1.01 * float(mean_c.max()),  # a hair above the dearest is no gap in the comparison
+                reached=at <= 1.01 * float(mean_c.max()),  # 1 % above the most expensive one is accepted
                 p=bootstrap_p(drawn[row]),
             )
         )
@@ -138,17 +138,17 @@ def gains(
 
 
 def _lines(pairing: Pairing) -> np.ndarray:
-    """(L, P) each prompt's share of the gain over each line of the frontier that may hold at the sampler's cost.
+    """(L, P) each prompt's contribution to the gain over each frontier line that may apply at the sampler's cost.
 
     Between two samplers of the hull the line's slope converts a prompt's surplus of cost into quality. The frontier
-    bends at its samplers. Where the sampler costs what one of them does, give or take sampling error, the data cannot
-    say which side of the bend it is on, and taking the side that the sample shows flatters the sampler (7.7 % false
-    alarms instead of 2.5). Then both lines are tried, and the comparison with the lowest bound counts.
+    has a kink at each of its samplers. If the sampler's cost equals that of one of them within sampling error, the data
+    cannot tell the side of the kink, and using the side seen in the sample is biased in favour of the sampler (7.7 %
+    false positives instead of 2.5). Then both lines are tried, and the comparison with the lowest bound counts.
     """
     mean_c, mean_q = pairing.costs.mean(1), pairing.qualities.mean(1)
     hull = upper_hull(mean_c, mean_q)
     corner_c, corner_q = mean_c[hull], mean_q[hull]
-    # Beyond both ends, more cost buys nothing.
+    # Beyond both ends, more cost adds no quality.
     slopes = np.concatenate([[0.0], np.diff(corner_q) / np.diff(corner_c), [0.0]])
     at = float(pairing.cost.mean())
     place = int(np.searchsorted(corner_c, at))  # line k ends at corner k and starts at corner k - 1
@@ -171,7 +171,7 @@ def gain_over(
     level: float = 0.95,
     resamples: int = 5000,
 ) -> FrontierGain | None:
-    """A sampler's quality above the frontier of constant samplers at equal mean cost.
+    """A sampler's gain in quality over the frontier of constant samplers at equal mean cost.
 
     Args:
         sampler: its records.

@@ -1,4 +1,4 @@
-"""Held-out judges of finished images: they enter no reward, so they decide claims."""
+"""Held-out judges of finished images: they are not used in rewards, so they can decide claims."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from addiffusion_env.scorers.image_scores import ImageScorers
 
 
 class VerdictJudge(Protocol):
-    """Says whether images show what their prompts require; each verdict has ``correct`` and ``reason``."""
+    """Judges whether images meet their prompts' requirements; each verdict has ``correct`` and ``reason``."""
 
     def verdicts(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Sequence[Any]:
-        """Judges (B, 3, H, W) images in [-1, 1] by ``B`` prompts that all have requirements."""
+        """Judges (B, 3, H, W) images in [-1, 1] of ``B`` prompts that all have requirements."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judges say of one image.
+    """The judges' results for one image.
 
     Attributes:
-        correct: the verdict; ``None`` where nobody can say.
+        correct: the verdict; ``None`` without requirements to judge by.
         reason: its reason; empty without a verdict.
         extra: the other scorers' numbers.
     """
@@ -39,11 +39,11 @@ class Judgement:
 
 
 def choose_judges(names: Sequence[str] | None, backbone: str) -> list[str]:
-    """The judges of an evaluation: those named, or a backbone's own.
+    """The judges of an evaluation: the given ones, or a backbone's defaults.
 
     Raises:
-        ConfigError: for a judge that reads the images of one world alone, and not of this backbone's; before any image
-            is made.
+        ConfigError: for a judge that supports only the images of another world; before any image
+            is generated.
         UnknownNameError: for a name that is no scorer.
     """
     traits = traits_of(backbone)
@@ -52,14 +52,14 @@ def choose_judges(names: Sequence[str] | None, backbone: str) -> list[str]:
         world = getattr(SCORERS.load(name), "world", "any")
         if world not in ("any", traits.world):
             raise ConfigError(
-                f"judge {name!r} reads images of the {world} world and cannot judge those of {backbone!r}",
+                f"judge {name!r} supports images of the {world} world only and cannot judge those of {backbone!r}",
                 f"set judges=[{', '.join(traits.judges)}], or judges=[]",
             )
     return chosen
 
 
 def described(image_scores: ImageScorers, judges: Judges) -> dict[str, str]:
-    """Measure -> the model behind it and its scale, in words: CLIP scores of other models or scales do not compare."""
+    """Measure -> description of its model and scale: CLIP scores of different models or scales are not comparable."""
     scorers: dict[str, Any] = {"clip_score": image_scores.clip, "preference": image_scores.preference, **judges.scorers}
     if judges.verdict is not None:
         scorers["correct"] = judges.verdict
@@ -78,7 +78,7 @@ class Judges:
     Attributes:
         verdict: the rule-based judge, or ``None``.
         scorers: further scorers, by name.
-        batch: most images at once.
+        batch: maximum number of images per call.
     """
 
     verdict: VerdictJudge | None = None
@@ -87,7 +87,7 @@ class Judges:
 
     @classmethod
     def of(cls, names: Sequence[str], device: torch.device | str = "cpu") -> Judges:
-        """Loads judges by their registry names; those that give verdicts judge correctness.
+        """Loads judges by their registry names; those with verdicts judge correctness.
 
         Raises:
             UnknownNameError: for a name that is no scorer.
@@ -100,7 +100,7 @@ class Judges:
             kind = SCORERS.load(name)
             if not hasattr(kind, "score") and not hasattr(kind, "verdicts"):
                 raise ConfigError(
-                    f"{name!r} gives images no score, so it cannot judge", "set judges=[hps], or judges=[]"
+                    f"{name!r} does not score images, so it cannot judge", "set judges=[hps], or judges=[]"
                 )
             make = kind.from_pretrained
             judge = make(device=device) if "device" in signature(make).parameters else make()
@@ -115,7 +115,7 @@ class Judges:
 
         Raises:
             NumericsError: when a scorer gives NaN or infinity, naming it and the prompt.
-            ScorerError: when a judge raises an error of its own, naming it.
+            ScorerError: when a judge raises an error, naming it.
         """
         found: list[Judgement] = []
         for first in range(0, len(images), self.batch):
@@ -125,7 +125,7 @@ class Judges:
         return found
 
     def verdicts(self, images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[bool | None]:
-        """Whether each image is right; ``None`` where nobody can say."""
+        """Whether each image is correct; ``None`` without requirements to judge by."""
         return [found.correct for found in self.judge(images, prompts)]
 
     def _judge(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Judgement]:

@@ -1,4 +1,4 @@
-"""What an evaluation is: samplers, prompts, seeds, margin, settings and versions, beside its records."""
+"""Manifest of an evaluation: samplers, prompts, seeds, margin, settings and versions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PACKAGES = (
     "lpips",
     "openai",
 )
-"""What numbers may depend on; those that are not installed are left out of the manifest."""
+"""Packages that results may depend on; those that are not installed are left out of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class SamplerEntry:
         name: unique.
         variant: see :func:`addiffusion_env.evaluation.records.variant_of`.
         process: its decision process, as plain values.
-        fingerprint: of a learned sampler's files; empty for others and in older manifests.
-        traits: what tells it apart; ``None`` in manifests from before they were kept.
+        fingerprint: hash of a learned sampler's files; empty for others and in older manifests.
+        traits: its properties; ``None`` in older manifests.
     """
 
     name: str
@@ -80,12 +80,12 @@ class SamplerEntry:
 
 @dataclass(frozen=True)
 class MarginEntry:
-    """When a margin was set.
+    """A margin and when it was set.
 
     Attributes:
         margin: in the primary measure's units.
         set_at: UTC, ISO 8601.
-        records_before: records that were there already; above 0 the margin may have been chosen with knowledge.
+        records_before: number of existing records; above 0 the margin may have been chosen after seeing results.
     """
 
     margin: float
@@ -95,22 +95,22 @@ class MarginEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an evaluation is.
+    """Manifest of an evaluation.
 
     Attributes:
         samplers: in order.
         backbone: its name.
         prompt_ids: in order.
-        prompts_digest: sha1 of them: two evaluations with the same one drew the same prompts.
+        prompts_digest: sha1 of the ids: evaluations with equal digests used the same prompts.
         seeds: shared by all samplers.
-        margins: every margin that was set for this folder, oldest first; the last one counts.
-        cost_per_nfe: of one NFE, for regret.
+        margins: all margins set for this folder, oldest first; the last one applies.
+        cost_per_nfe: cost of one NFE, for regret.
         settings: the resolved configuration.
         versions: of the packages that matter.
-        scorers: measure -> which model it comes from and on what scale, in words.
-        identity: of what makes and judges the images; see :func:`.identity_of`. Empty in manifests from before it
-            was kept.
-        prompt_keys: of the prompts, in order; see :func:`.prompt_key`. Empty where uids were made of ids alone.
+        scorers: measure -> description of its model and scale.
+        identity: identity of the models that generate and judge the images; see :func:`.identity_of`. Empty in older
+            manifests.
+        prompt_keys: keys of the prompts, in order; see :func:`.prompt_key`. Empty where uids use prompt ids only.
     """
 
     samplers: tuple[SamplerEntry, ...]
@@ -133,11 +133,11 @@ class Manifest:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """By what uids know the prompts, in their order."""
+        """The prompt keys that uids are computed from, in order."""
         return self.prompt_keys or self.prompt_ids
 
     def select(self, records: Iterable[Record]) -> list[Record]:
-        """The records of this evaluation, by sampler, prompt and seed in its order; others in the folder are left."""
+        """The records of this evaluation by sampler, prompt and seed, in order; others in the folder are ignored."""
         found = {record.uid: record for record in records}
         uids = (
             uid_of(sampler.variant, key, seed) for sampler in self.samplers for key in self.keys for seed in self.seeds
@@ -154,7 +154,7 @@ def write_manifest(
     cost_per_nfe: float,
     scorers: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Writes ``evaluation.json`` before anything is made, keeping the history of margins that it finds.
+    """Writes ``evaluation.json`` before any image is generated, keeping the existing history of margins.
 
     Raises:
         ConfigError: for a margin that is not above 0.
@@ -175,7 +175,7 @@ def write_manifest(
             SamplerEntry(
                 plan.sampler.name,
                 plan.variant,
-                json.loads(json.dumps(asdict(plan.process))),  # tuples are lists, as they are read again
+                json.loads(json.dumps(asdict(plan.process))),  # tuples become lists, as when read from JSON
                 str(getattr(plan.sampler, "fingerprint", "")),
                 Traits.of(plan.sampler),
             )
@@ -232,9 +232,9 @@ def read_manifest(out_dir: Path | str) -> Manifest:
 
 
 def others_in(out_dir: Path | str, plans: Sequence[Plan]) -> str:
-    """What a folder holds of the same samplers by another identity, in a sentence; empty for nothing.
+    """Describes records of the same samplers with another identity in a folder; empty if there are none.
 
-    Such records stay and are not reported: what is asked for now is made beside them. Call it before
+    Such records are kept and not reported; new records are added. Call it before
     :func:`write_manifest`, which replaces the last evaluation's identity.
     """
     names, variants = {plan.sampler.name for plan in plans}, {plan.variant for plan in plans}
@@ -249,12 +249,12 @@ def others_in(out_dir: Path | str, plans: Sequence[Plan]) -> str:
     unknown = sum(record.identity is None for record in found)
     words = f"{out_dir} also holds {len(found)} records of these samplers by another model, scorer or judge"
     if unknown:
-        words += f" ({unknown} of an older version do not say by which)"
+        words += f" ({unknown} of an older version do not record it)"
     with contextlib.suppress(RunFolderError):
         last = read_manifest(out_dir).identity
         if last and last != plans[0].identity:
-            words += f"; last time against now: {difference_words(last, plans[0].identity)}"
-    return f"{words}\n  -> they stay there and are not reported; delete them to save space"
+            words += f"; previous versus current: {difference_words(last, plans[0].identity)}"
+    return f"{words}\n  -> they are kept and not reported; delete them to save space"
 
 
 def versions() -> dict[str, str]:
@@ -270,7 +270,7 @@ def versions() -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a file under another name, then renames it.
+    """Writes a file atomically: under a temporary name, then renamed.
 
     Raises:
         RunFolderError: when it cannot be written.

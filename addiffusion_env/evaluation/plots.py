@@ -1,7 +1,7 @@
 """The figures of a report, from records and their summary; matplotlib, without a display.
 
-A figure is as wide as the page's text, so that it is shown at its own size, and none of its letters is smaller than
-:data:`SMALL`. Legends stand below the axes, where they cover no data. What has one value is told, not drawn.
+A figure is as wide as the page's text, so that it is shown at its own size, and no text is smaller than
+:data:`SMALL`. Legends are placed below the axes, where they cover no data. Single values are not plotted.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ LABELS = {
     "seconds": "mean seconds per image (wall clock)",
 }
 WIDTH, DPI = 8.0, 130
-"""Inches, and pixels per inch: 1040 pixels, the width of the report's text."""
+"""Width in inches, and pixels per inch: 1040 pixels, the width of the report's text."""
 FONT, SMALL = 9, 8
-"""Points: of axes, and of what is least. At 130 pixels per inch 8 points are 14 pixels."""
+"""Font sizes in points: of axes, and the minimum. At 130 pixels per inch 8 points are 14 pixels."""
 NAME = 60
-"""Characters of a sampler's name in a legend; longer ones lose their middle."""
+"""Maximum length of a sampler's name in a legend; longer ones are shortened in the middle."""
 TIMELINE_ROWS = 64
 MARKERS = "so^vPX*"
 LINES = ("-", "--", ":", "-.")
 WIDE = 6.0
-"""Costs that lie further apart than by this factor are drawn on a logarithmic axis."""
+"""Costs that differ by more than this factor are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a sampler is drawn, the same in every figure.
+    """Style of a sampler in all figures.
 
     Attributes:
         colour: of its points and lines.
         marker: of its points.
-        line: between them.
+        line: style of the line between them.
     """
 
     colour: str
@@ -60,7 +60,7 @@ class Style:
 
 
 def styles(summary: Summary) -> dict[str, Style]:
-    """Sampler -> style: the focus sampler and its costs per NFE red diamonds, no two others alike up to 56 of them."""
+    """Sampler -> style: the focus sampler and its costs per NFE red diamonds, up to 56 others are all different."""
     curve = [row.sampler for row in _curve(summary.samplers, summary.focus, "nfe")]
     found = {summary.focus: Style(RED, "D", "-")}
     for place, name in enumerate(name for name in curve if name != summary.focus):
@@ -73,7 +73,7 @@ def styles(summary: Summary) -> dict[str, Style]:
 
 
 def figures(records: Sequence[Record], summary: Summary, filmstrips: Sequence[Filmstrip]) -> dict[str, bytes]:
-    """Every figure of a report: file stem -> PNG file. What would show a single value is left out.
+    """Every figure of a report: file stem -> PNG file. Figures with a single value are left out.
 
     Raises:
         MissingPackageError: without matplotlib.
@@ -119,12 +119,12 @@ def _differ(values: Iterable[Any]) -> bool:
 
 
 def frontier(pyplot: Any, summary: Summary, quality: str, cost: str) -> Any:
-    """Quality against cost with 95 % intervals both ways; fixed schedules are joined, and so are a policy's costs per NFE."""
+    """Quality against cost with 95 % intervals of both; fixed schedules are joined, and so are a policy's points."""
     figure, axes = pyplot.subplots(figsize=(WIDTH, 3.9))
     axes.margins(y=0.12)  # room for the numbers of steps below their points
     rows = [row for row in summary.samplers if _interval(row, quality) is not None]
     fixed = sorted((row for row in rows if _plain_fixed(row)), key=lambda row: _interval(row, cost).estimate)  # type: ignore[union-attr]
-    fixed = fixed if len(fixed) > 1 else []  # a band has two ends: one schedule is a point like others
+    fixed = fixed if len(fixed) > 1 else []  # a band needs two ends: a single schedule is drawn as a point
     if fixed:
         x = [_interval(row, cost).estimate for row in fixed]  # type: ignore[union-attr]
         bands: list[Any] = [_interval(row, quality) for row in fixed]
@@ -163,7 +163,7 @@ def _curve(rows: Sequence[SamplerRow], focus: str, cost: str) -> list[SamplerRow
 
 
 def _spread_costs(axes: Any, spent: Sequence[float]) -> None:
-    """A logarithmic axis where costs lie so far apart that most of them would share a corner."""
+    """Uses a logarithmic axis where costs differ so much that most points would overlap."""
     from matplotlib import ticker
 
     if min(spent, default=0.0) > 0 and max(spent) > WIDE * min(spent):
@@ -184,7 +184,7 @@ def legend_below(figure: Any, axes: Any) -> None:
     letters = max(map(len, names))
     columns = min(len(names), max(1, int(WIDTH * 72 / (SMALL * (0.62 * letters + 5)))))
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
-    # Of a point with error bars the point alone: bars in a legend hide each other's names.
+    # Only the marker of a point with error bars: bars in a legend would overlap.
     handles = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
     figure.legend(handles, names, fontsize=SMALL, frameon=False, loc="outside lower center", ncols=columns)
 
@@ -237,14 +237,14 @@ def nfe_by_task(pyplot: Any, records: Sequence[Record], title: str) -> Any:
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_visible(False)
     for axes in grid[-2] if len(tasks) % columns else ():
-        axes.xaxis.set_tick_params(labelbottom=True)  # where nothing is below
+        axes.xaxis.set_tick_params(labelbottom=True)  # where there is no axis below
     figure.supxlabel(f"NFE of {_shortened(title)}", fontsize=FONT)
     figure.supylabel("share of images", fontsize=FONT)
     return figure
 
 
 def nfe_by_constraints(pyplot: Any, groups: Mapping[str, Sequence[Record]], summary: Summary) -> Any:
-    """Mean NFE against how many things the prompt asks for, for every sampler that spends more on some."""
+    """Mean NFE against the number of constraints, for every sampler whose NFE varies over prompts."""
     figure, axes = pyplot.subplots(figsize=(WIDTH, 3.2))
     drawn = styles(summary)
     for name, made in groups.items():
@@ -272,9 +272,9 @@ def nfe_by_constraints(pyplot: Any, groups: Mapping[str, Sequence[Record]], summ
 
 
 def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
-    """One line per image, one cell per decision in its action's colour; by kind of prompt, then by NFE.
+    """One row per image, one cell per decision in its action's colour; by kind of prompt, then by NFE.
 
-    Of more than :data:`TIMELINE_ROWS` images as many are shown, evenly spaced in that order.
+    At most :data:`TIMELINE_ROWS` images are shown, evenly spaced in that order.
     """
     ordered = sorted(records, key=lambda record: (record.task, record.nfe, record.uid))
     shown = np.linspace(0, len(ordered) - 1, min(TIMELINE_ROWS, len(ordered))).round().astype(int)
@@ -309,7 +309,7 @@ def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
 
 
 def reward_terms(pyplot: Any, filmstrips: Sequence[Filmstrip]) -> Any:
-    """What each decision of some filmstrips was paid: bars per term, stacked; the line is the sum so far."""
+    """Reward of each decision of some filmstrips: stacked bars, one per term; the line is the cumulative sum."""
     figure, grid = pyplot.subplots(1, len(filmstrips), figsize=(WIDTH, 2.9), sharey=True, squeeze=False)
     names = list(dict.fromkeys(name for filmstrip in filmstrips for name in filmstrip.terms))
     colours = dict(zip(names, (GREY, BLUE, *PALETTE) * (1 + len(names) // 10), strict=False))

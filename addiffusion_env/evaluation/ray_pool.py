@@ -1,4 +1,4 @@
-"""An evaluation's images made by a pool of Ray actors; planning, skipping and recording stay with the runner."""
+"""Generates an evaluation's images in a pool of Ray actors; planning, skipping and recording stay with the runner."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler
 
 POLL = 1.0
-"""Seconds between two looks at the clock of jobs that do not answer."""
+"""Seconds between two checks for jobs that exceed their time limit."""
 
 
 def maker(
     rollouts: Mapping[str, Any], samplers: Sequence[Sampler], settings: EnvSettings, judges: Sequence[str]
 ) -> Maker:
-    """Who makes an evaluation's images.
+    """Selects how an evaluation's images are generated.
 
     Args:
         rollouts: ``kind: local`` for one sampler after the other in this process, ``kind: ray`` for a pool of actors,
             with the fields of :class:`RayConfig`.
-        samplers: not yet bound: they are copied here, and bound again in every actor.
-        settings: what an actor loads its backbone and scorers from.
+        samplers: not bound yet; they are copied here, and bound in every actor.
+        settings: settings from which an actor loads its backbone and scorers.
         judges: registry names; every actor judges its own images.
 
     Raises:
-        UnknownNameError: for another kind.
+        UnknownNameError: for an unknown kind.
         ConfigError: for a setting that the kind does not have.
         MissingPackageError: for ``ray`` without the package.
     """
     if rollouts["kind"] == "local":
-        check_settings("rollouts=local has", rollouts, ("kind", "lanes"))  # max_lanes says how many
+        check_settings("rollouts=local has", rollouts, ("kind", "lanes"))  # max_lanes sets the number of lanes
         return in_turn
     if rollouts["kind"] != "ray":
         raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
@@ -61,19 +61,19 @@ def prepare(
     settings: EnvSettings,
     judges: Sequence[str],
 ) -> tuple[list[Plan], Maker]:
-    """The plan of an evaluation and who carries it out; see :func:`plan` and :func:`maker`."""
+    """The plan of an evaluation and the function that carries it out; see :func:`plan` and :func:`maker`."""
     make = maker(rollouts, samplers, settings, judges)  # before planning binds the samplers
     return plan(samplers, prompts, seeds, context), make
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Jobs that go to a worker together: the images of a shard.
+    """Jobs that are sent to a worker together: the images of a shard.
 
     Attributes:
-        sampler: place of the sampler.
+        sampler: index of the sampler.
         uids: of its jobs.
-        losses: workers that were lost over it.
+        losses: number of workers lost while working on it.
     """
 
     sampler: int
@@ -83,12 +83,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a chunk.
+    """Result of a chunk.
 
     Attributes:
-        shard: what was finished.
-        dropped: (job, why) of each image that was left out.
-        error: what ended it early, or ``None``.
+        shard: the finished records.
+        dropped: (job, reason) of each image that was left out.
+        error: the error that ended it early, or ``None``.
     """
 
     shard: Shard
@@ -97,7 +97,7 @@ class Made:
 
 
 class ImageWorker(BaseWorker):
-    """Makes and judges images: a process with a stage and a plan of its own, equal to the runner's."""
+    """Generates and judges images in a process with its own context and plan, equal to the runner's."""
 
     def setup(
         self,
@@ -112,8 +112,8 @@ class ImageWorker(BaseWorker):
         """Loads everything, and plans as the runner did: uids are the same by construction.
 
         Raises:
-            WorkerError: when it has other weights, precision or packages than the runner: its records would not be of
-                what they say.
+            WorkerError: when it has other weights, precision or packages than the runner: its records would be
+                labelled incorrectly.
         """
         torch.set_num_threads(threads)
         backbone = load_backbone(settings)
@@ -124,13 +124,13 @@ class ImageWorker(BaseWorker):
         own = self.plans[0].identity
         if own != identity:
             raise WorkerError(
-                f"a Ray worker would make other images than were planned here: {difference_words(identity, own)}",
+                f"a Ray worker would generate other images than planned: {difference_words(identity, own)}",
                 "give all machines the same weights and packages, and set device= and dtype=",
             )
         self.jobs = [{job.uid: job for job in entry.jobs} for entry in self.plans]
 
     def make(self, chunk: Chunk, making: Making) -> Made:
-        """Makes a chunk's images; an error keeps what was finished before it."""
+        """Generates a chunk's images; after an error the images finished before it are kept."""
         jobs = [self.jobs[chunk.sampler][uid] for uid in chunk.uids]
         dropped: list[tuple[Job, Fault]] = []
         making = replace(making, on_fault=lambda job, fault: dropped.append((job, fault)))
@@ -144,15 +144,15 @@ class ImageWorker(BaseWorker):
 
 
 class RayPool:
-    """A :class:`Maker` over Ray actors. Records are those of :func:`in_turn`, but for what is measured (``seconds``).
+    """A :class:`Maker` over Ray actors. Records equal those of :func:`in_turn`, except measured values (``seconds``).
 
-    Every actor has a model, scorers and judges of its own, and takes the next shard's jobs when it is free. Records
-    come back to the runner, which alone writes. An actor that dies or hangs is replaced and its jobs are given again.
+    Every actor has its own model, scorers and judges, and takes the next shard's jobs when it is free. Records
+    are returned to the runner, which writes them. An actor that dies or hangs is replaced and its jobs are repeated.
 
     Args:
-        config: how many actors, and what each is given.
-        samplers: not yet bound.
-        settings: what an actor loads its backbone and scorers from.
+        config: number of actors and resources of each.
+        samplers: not bound yet.
+        settings: settings from which an actor loads its backbone and scorers.
         judges: registry names.
 
     Raises:
@@ -167,10 +167,10 @@ class RayPool:
         self._settings, self._judges = settings, list(judges)
 
     def __call__(self, work: Work, context: EvaluationContext, making: Making) -> Iterator[Shard]:
-        """See :class:`Maker`; every worker has ``making.lanes`` and a stage of its own.
+        """See :class:`Maker`; every worker has ``making.lanes`` and its own context.
 
         Raises:
-            WorkerError: when one chunk costs more workers than ``patience``, or a worker cannot be started.
+            WorkerError: when more than ``patience`` workers are lost over one chunk, or a worker cannot be started.
         """
         chunks = deque(
             Chunk(index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
@@ -189,12 +189,12 @@ class RayPool:
 
 @dataclass(frozen=True)
 class Running:
-    """A chunk at a worker.
+    """A chunk assigned to a worker.
 
     Attributes:
-        worker: its place.
-        chunk: what it makes.
-        until: when it has hung, on the clock of ``time.monotonic``.
+        worker: index of the worker.
+        chunk: its chunk.
+        until: time after which it counts as hanging, on the clock of ``time.monotonic``.
     """
 
     worker: int
@@ -203,7 +203,7 @@ class Running:
 
 
 class _Round:
-    """One evaluation's chunks going through a pool."""
+    """Runs the chunks of one evaluation through a pool."""
 
     def __init__(self, pool: ActorPool, chunks: deque[Chunk], making: Making) -> None:
         self.pool, self.chunks, self.making = pool, chunks, making
@@ -212,7 +212,7 @@ class _Round:
         self.trouble: AdDiffusionError | None = None
 
     def shards(self) -> Iterator[Shard]:
-        """Yields shards as they are done; after an error what is under way is waited for, then it is raised."""
+        """Yields shards as they finish; after an error, running chunks are awaited before it is raised."""
         ray = import_ray()
         while self.running or (self.chunks and self.trouble is None):
             while self.idle and self.chunks and self.trouble is None:
@@ -247,7 +247,7 @@ class _Round:
         return made.shard
 
     def _drop(self, job: Job, fault: Fault) -> None:
-        """Counts an image that a worker left out: the limit is on those of all workers."""
+        """Counts an image that a worker left out: the limit applies to all workers together."""
         try:
             self.making.faults.drop(fault.error)
         except AdDiffusionError as error:

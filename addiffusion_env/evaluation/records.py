@@ -1,4 +1,4 @@
-"""One record per image: what was made, how, at what cost, and what the judges said."""
+"""One record per image: the image's prompt and sampler, its cost, and the judges' results."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ class Record:
 
     Attributes:
         uid: sha1 of variant, prompt and seed: the same image has the same uid in every run.
-        variant: sha1 of sampler, process and identity: what changes when any setting or weight does; see
+        variant: sha1 of sampler, process and identity, which changes with any setting or weight; see
             :func:`variant_of`.
         sampler: the sampler's name.
         backbone: the backbone's name.
         prompt: its text.
         prompt_id: its stable id.
         task: the kind of prompt.
-        constraints: how many separate things it asks for.
+        constraints: number of separate things it asks for.
         seed: the image's seed.
-        nfe: evaluations spent in all, every try, early exit and refinement included.
-        network_calls: network calls spent in all.
-        decisions: how many actions the kept try took.
+        nfe: total number of evaluations, including all attempts, early exits and refinements.
+        network_calls: total number of network calls.
+        decisions: number of actions of the attempt that was kept.
         actions: these actions: 0 continue, 1 stop, 2 refine.
-        refinements: how many were tried in it.
+        refinements: number of refinements in it.
         preference: of the finished image, standard deviations.
         clip_score: of the finished image, raw cosine.
         correct: the rule-based judge's verdict; ``None`` where the prompt has no requirements.
-        reason: why, in the judge's words; empty where it did not judge.
+        reason: the judge's reason; empty without a verdict.
         extra: further held-out scorers, by name.
-        seconds: this image's share of the wall-clock: its network calls times the seconds a network call took,
-            averaged over the sampler's run so far. Scorers' looks and the policy's decisions are in; judging, encoding
-            and writing are not. Means over a sampler are honest totals; single values know nothing but the calls. A
-            sampler that runs a pipeline of its own, image by image, measures each image's own wall-clock.
-        peak_memory: bytes held at most while this image's shard was made, by all lanes together: on a GPU those of
-            tensors, else of the whole process; ``None`` where the system does not tell, or nobody measured.
-        identity: sha256 of what made and judged it (:func:`.identity_of`), which the manifest of its evaluation
-            spells out; ``None`` in records from before it was kept, of which nobody knows the weights.
+        seconds: this image's share of the wall-clock time: its network calls times the seconds per network call,
+            averaged over the sampler's run so far. Scoring and the policy's decisions are included; judging, encoding
+            and writing are not. Means over a sampler are exact; single values only reflect the number of calls. A
+            sampler that runs its own pipeline, image by image, measures the wall-clock time of each image.
+        peak_memory: peak memory in bytes while this image's shard was generated, of all lanes together: on a GPU of
+            tensors, otherwise of the whole process; ``None`` where it was not measured.
+        identity: sha256 of the models that generated and judged it (:func:`.identity_of`), listed in full in the
+            manifest of its evaluation; ``None`` in older records, whose weights are unknown.
     """
 
     uid: str
@@ -103,14 +103,14 @@ SCHEMA = pa.schema(
     ],
     metadata={"format": "addiffusion records 1"},
 )
-"""The parquet schema: one column a field of :class:`Record`, in its order."""
+"""The parquet schema: one column per field of :class:`Record`, in its order."""
 
 ADDED = ("peak_memory", "identity")
-"""Columns that older shards lack; there they are unknown."""
+"""Columns that older shards lack; their values are then unknown."""
 
 
 def completed(table: pa.Table) -> pa.Table:
-    """A table of records with the columns that shards of older versions lack, all unknown."""
+    """Adds the columns that shards of older versions lack, with unknown values."""
     for name in ADDED:
         if name not in table.column_names:
             place = SCHEMA.get_field_index(name)
@@ -134,13 +134,13 @@ def from_table(table: pa.Table) -> list[Record]:
 
 
 def variant_of(sampler: Sampler, backbone: str, process: ProcessConfig, identity: str = "") -> str:
-    """40 hex digits that change whenever the sampler, the process or what makes and judges the images does.
+    """40 hex digits that change with the sampler, the process and the models that generate and judge the images.
 
     Args:
         sampler: known by its ``fingerprint``, where it carries one, as learned samplers do; else by its class and
             public attributes, modules by their weights.
         backbone: its name.
-        process: with the content of the files that it names.
+        process: the process, with the content of the files that it names.
         identity: digest of :func:`.identity_of`.
     """
     own = getattr(sampler, "fingerprint", "") or {
@@ -152,14 +152,14 @@ def variant_of(sampler: Sampler, backbone: str, process: ProcessConfig, identity
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """64 hex digits of a prompt's id and of all else that shapes an image or its verdict: lists are mended."""
+    """64 hex digits of a prompt's id and of everything that affects its image or verdict."""
     return fingerprint.digest_of(
         described([prompt.prompt_id, prompt.text, prompt.phrases, prompt.requirements, prompt.arguments])
     )
 
 
 def uid_of(variant: str, prompt: str, seed: int) -> str:
-    """40 hex digits that name one image; the prompt by its key.
+    """40 hex digits that identify one image; the prompt enters by its key.
 
     >>> uid_of("v", "p", 0) == uid_of("v", "p", 0) != uid_of("v", "p", 1)
     True

@@ -14,7 +14,7 @@ from addiffusion_env.pages import markdown, markdown_table, render
 
 PLOTS_FOLDER = "plots"
 LEAST_SHOWN = 720
-"""Pixels below which no plot is shrunk: its smallest letters are then 10 pixels high."""
+"""Minimum width of a plot in pixels: its smallest letters are then 10 pixels high."""
 
 
 def to_markdown(title: str, written: Sequence[Section]) -> str:
@@ -37,9 +37,9 @@ def to_markdown(title: str, written: Sequence[Section]) -> str:
 
 
 def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) -> str:
-    """Sections as one HTML file: style and figures inside, every text escaped, no script, nothing fetched.
+    """Sections as one HTML file: style and figures inside, every text escaped, without scripts or external resources.
 
-    A screen that is narrower than :data:`LEAST_SHOWN` pixels scrolls a plot instead of shrinking it.
+    On screens narrower than :data:`LEAST_SHOWN` pixels a plot scrolls instead of shrinking.
     """
 
     def embedded(figure: Figure) -> dict[str, str | int]:

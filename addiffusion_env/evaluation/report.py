@@ -1,4 +1,4 @@
-"""summary.json, report.md and one self-contained report.html, from the records of a folder alone."""
+"""Writes summary.json, report.md and one self-contained report.html from the records of a folder."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TITLE = "AdDiffusion evaluation"
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report is, and what it says.
+    """Paths and content of a report.
 
     Attributes:
-        html: one file with everything in it.
-        markdown: with figures in ``plots`` beside it.
-        summary_json: the numbers.
-        summary: the same, in memory.
+        html: path of the self-contained HTML file.
+        markdown: path of the Markdown file, with figures in ``plots`` next to it.
+        summary_json: path of the numbers.
+        summary: the numbers, in memory.
         extras: key of an extra -> what it reported; see :mod:`.extras`.
     """
 
@@ -50,7 +50,7 @@ def write_report(out_dir: Path | str) -> Report:
         out_dir: of an evaluation.
 
     Raises:
-        ConfigError: when claims are to be judged, and no judge is independent.
+        ConfigError: when there are claims to judge and no judge is independent.
         RunFolderError: when there is no evaluation, none of its records, or the folder cannot be written.
         MissingPackageError: without the packages of the ``eval`` extra.
     """

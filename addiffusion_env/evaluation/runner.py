@@ -1,4 +1,4 @@
-"""Samplers x prompts x seeds -> records, shard by shard; in a shard a lane that ends takes the next prompt at once."""
+"""Samplers x prompts x seeds -> records, shard by shard; within a shard a finished lane takes the next prompt."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ RECORDS_FOLDER = "records"
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What every sampler of an evaluation runs on.
+    """Model, scorers, process and judges shared by the samplers of an evaluation.
 
     Attributes:
         backbone: the model.
-        scorers: what samplers see of their images.
-        process: the base process; each sampler makes its own from it.
+        scorers: score the images for the samplers.
+        process: the base process; each sampler derives its own from it.
         judges: held-out judges of the finished images.
     """
 
@@ -48,7 +48,7 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to make."""
+    """One image to generate."""
 
     uid: str
     prompt: Prompt
@@ -57,14 +57,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """One sampler's images.
+    """The planned images of one sampler.
 
     Attributes:
-        sampler: bound to the stage's backbone.
-        process: what it runs under.
+        sampler: bound to the context's backbone.
+        process: its decision process.
         variant: see :func:`variant_of`.
         jobs: prompts in order, the seeds of each together.
-        identity: of what makes and judges them; see :func:`.identity_of`.
+        identity: identity of the models that generate and judge them; see :func:`.identity_of`.
     """
 
     sampler: Sampler
@@ -75,22 +75,22 @@ class Plan:
 
 
 Shard = list[tuple[Record, bytes | None]]
-"""Records in the order they were finished, each with its image as a PNG file where images are kept."""
+"""Records in order of completion, each with its image as a PNG file if images are kept."""
 
 Work = Sequence[tuple[Plan, Sequence[Sequence[Job]]]]
-"""Plans, each with the groups of its jobs that are to be done; a group's images are made together."""
+"""Plans, each with the groups of its remaining jobs; a group's images are generated together."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """How work is done.
+    """Settings of carrying out a plan.
 
     Attributes:
         lanes: images in progress at once.
-        halve: make model calls for half as many images when the device's memory runs out.
-        keep_images: whether records come with their images; or the uids of those that do.
-        faults: images that may be left out, and how many were.
-        on_fault: told of each.
+        halve: halve the batch of model calls when the device's memory runs out.
+        keep_images: whether to keep images; or the uids of the images to keep.
+        faults: counts images that were left out and holds their limit.
+        on_fault: called for each.
     """
 
     lanes: int
@@ -101,26 +101,26 @@ class Making:
 
 
 class Maker(Protocol):
-    """A way of doing the work: one sampler after the other (:func:`in_turn`), or in a pool of Ray actors."""
+    """Carries out plans: one sampler after the other (:func:`in_turn`), or in a pool of Ray actors."""
 
     def __call__(self, work: Work, context: EvaluationContext, making: Making) -> Iterator[Shard]:
-        """Yields what came of each group when it is done, what is finished also before an error; may be empty."""
+        """Yields the results of each group when it is done, also those finished before an error; may be empty."""
 
 
 def plan(
     samplers: Sequence[Sampler], prompts: Sequence[Prompt], seeds: Sequence[int], context: EvaluationContext
 ) -> list[Plan]:
-    """What an evaluation will make.
+    """Plans the images of an evaluation.
 
     Args:
-        samplers: with different names.
-        prompts: with different ids.
-        seeds: each makes one image per prompt; shared by all samplers, so differences are paired.
+        samplers: samplers with unique names.
+        prompts: prompts with unique ids.
+        seeds: one image per prompt and seed; shared by all samplers, so differences are paired.
         context: the model, its scorers and judges; every sampler is bound to it.
 
     Raises:
-        ConfigError: for two samplers of one name, two prompts of one id, a seed twice, or nothing to do.
-        CapabilityError: when the backbone cannot do what a sampler asks.
+        ConfigError: for duplicate sampler names, prompt ids or seeds, or an empty list.
+        CapabilityError: when the backbone lacks a capability that a sampler needs.
     """
     for what, names in (
         ("sampler", [sampler.name for sampler in samplers]),
@@ -131,8 +131,8 @@ def plan(
             raise ConfigError(f"an evaluation needs at least one {what}, got none", f"name a {what}")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(f"{what} {twice!r} is there more than once", "records are told apart by it: name it once")
-    # In one order, whatever is recorded already: a text that is encoded in another batch is rounded otherwise.
+            raise ConfigError(f"{what} {twice!r} is given more than once", "records are identified by it: give it once")
+    # Always in the same order: a text that is encoded in another batch is rounded differently.
     context.scorers.clip.embed_texts(prompts)
     identity, plans = identity_of(backbone=context.backbone, scorers=context.scorers, judges=context.judges), []
     digest, keys = digest_of(identity), [prompt_key(prompt) for prompt in prompts]
@@ -166,9 +166,9 @@ def evaluate(
     on_records: Callable[[Sequence[Record]], None] | None = None,
     on_fault: Callable[[Job, Fault], None] | None = None,
 ) -> list[Record]:
-    """Makes, judges and records every image of samplers x prompts x seeds that is not recorded yet.
+    """Generates, judges and records every image of samplers x prompts x seeds that is not recorded yet.
 
-    The whole of :func:`plan` and :func:`carry_out`; see there for arguments, result and errors.
+    Combines :func:`plan` and :func:`carry_out`; see there for arguments, result and errors.
     """
     plans = plan(samplers, prompts, seeds, context)
     return carry_out(
@@ -197,26 +197,26 @@ def carry_out(
     on_fault: Callable[[Job, Fault], None] | None = None,
     make: Maker | None = None,
 ) -> list[Record]:
-    """Makes, judges and records every planned image that is not recorded yet.
+    """Generates, judges and records every planned image that is not recorded yet.
 
-    Samplers run one after the other, so that each one's seconds are its own. Images depend on prompt, seed and
-    sampler alone: records are the same whatever ``max_lanes``, but for rounding and what is measured (``seconds``,
-    ``peak_memory``). With the same settings they are the same to the last bit, also after a kill, on one processor (its
-    instruction set), with one number of threads and the same versions of torch, diffusers and transformers.
+    Samplers run one after the other, so that their seconds are measured separately. Images depend only on prompt,
+    seed and sampler: records are independent of ``max_lanes``, except for rounding and measured values (``seconds``,
+    ``peak_memory``). With the same settings they are bitwise reproducible, also after an interruption, on one processor
+    (its instruction set), with the same number of threads and the same versions of torch, diffusers and transformers.
 
     Args:
         plans: from :func:`plan`.
         context: the model, its scorers and judges.
         out_dir: the run's folder; records go to ``records`` in it.
-        max_lanes: images in progress at once; ``"auto"`` makes smaller model calls once memory runs out.
-        shard_size: images per shard, made and written together: what a kill loses at most. Lanes run dry at the end
-            of a shard, so it should be a multiple of ``max_lanes``.
+        max_lanes: images in progress at once; ``"auto"`` uses smaller batches when memory runs out.
+        shard_size: images per shard, generated and written together: the most that an interruption loses. Lanes become
+            idle at the end of a shard, so it should be a multiple of ``max_lanes``.
         keep_images: keep every image as PNG, or those of these uids.
-        max_faults: images that may be left out, over all samplers, because NaN or a scorer that raises befell them
-            alone; 0 raises the first such error. They are tried again by the next run.
-        on_records: told of the records that are there already, and of each new shard.
-        on_fault: told of each image that is left out.
-        make: who does the work; ``None`` is :func:`in_turn`.
+        max_faults: number of images over all samplers that may be left out because of NaN or an error of a
+            scorer; 0 raises the first such error. The next run tries them again.
+        on_records: called with the existing records, and with each new shard.
+        on_fault: called for each image that is left out.
+        make: carries out the work; ``None`` is :func:`in_turn`.
 
     Returns:
         The records by sampler, prompt and seed, in the order given; without those left out.
@@ -252,16 +252,16 @@ def carry_out(
 
 
 def to_make(out_dir: Path | str, plans: Sequence[Plan], shard_size: int) -> list[int]:
-    """How many images of each plan :func:`carry_out` would make: those that are not recorded, by whole shards."""
+    """Number of images of each plan that :func:`carry_out` would generate: missing ones, in whole shards."""
     found = {record.uid: record for record in RecordStore(Path(out_dir) / RECORDS_FOLDER).read()}
     return [sum(map(len, _waiting(entry, found, shard_size))) for entry in plans]
 
 
 def _waiting(entry: Plan, found: Mapping[str, Record], shard_size: int) -> list[tuple[Job, ...]]:
-    """The groups of a sampler's jobs that must be made: those of which a record is missing.
+    """The groups of a sampler's jobs with missing records.
 
-    Groups are cut from the plan, not from what is missing, and made whole: the images that share a batch are then
-    the same after an interruption, and so is every bit of their records.
+    Groups are formed from the plan, not from the missing images, and generated completely: the images that share a
+    batch are then the same after an interruption, and their records are bitwise equal.
     """
     groups = [entry.jobs[first : first + shard_size] for first in range(0, len(entry.jobs), shard_size)]
     return [group for group in groups if not all(job.uid in found for job in group)]
@@ -292,7 +292,7 @@ def _make(
     max_lanes: int,
     on_fault: Callable[[Job, Fault], None] | None,
 ) -> Iterator[list[tuple[Record, np.ndarray]]]:
-    """Makes groups of a sampler's images; yields each when it is done, and what there is of it before an error."""
+    """Generates groups of a sampler's images; yields each when it is done, and partial ones before an error."""
     elapsed = 0.0
     for group in groups:
         coroutines = (entry.sampler.coroutine(context.backbone, entry.process, job.prompt, job.seed) for job in group)
@@ -306,7 +306,7 @@ def _make(
                 elif on_fault is not None:
                     on_fault(group[place], ended)
         except (Exception, KeyboardInterrupt) as error:
-            trouble = error  # what is finished is kept, whatever befell its neighbours
+            trouble = error  # finished images are kept even if others failed
         usage = meter.read()
         elapsed += usage.seconds
         if made:
@@ -327,16 +327,16 @@ def _judged(
 ) -> list[tuple[Record, np.ndarray]]:
     """Finished episodes as records and (h, w, 3) uint8 images.
 
-    Where the judges fail on a shard they judge its images one by one, and those that they fail on are left out.
+    If the judges fail on a shard, its images are judged one by one, and those that fail are left out.
 
     Args:
-        entry: whose they are.
-        made: jobs and what came of them.
-        context: with the judges.
-        rate: seconds that a network call took.
-        peak: bytes held at most while they were made.
-        faults: how many may be left out.
-        on_fault: told of those that are.
+        entry: the plan of their sampler.
+        made: jobs and their results.
+        context: holds the judges.
+        rate: seconds per network call.
+        peak: peak memory in bytes.
+        faults: limits how many may be left out.
+        on_fault: called for each that is left out.
     """
     try:
         judgements = context.judges.judge(

@@ -1,4 +1,4 @@
-"""Images of all samplers side by side: a fixed sample of prompts, chosen before anything is made."""
+"""Images of all samplers side by side: a fixed sample of prompts, chosen before any image is generated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from addiffusion_env.evaluation.sections import Figure, Section, Table, cut, jud
 from addiffusion_env.evaluation.store import RecordStore
 
 SAMPLES = 12
-"""Prompts in the sample of an evaluation that does not say."""
+"""Default number of prompts in the sample of an evaluation."""
 THUMBNAIL, SHOWN = 192, 128
-"""Pixels of a thumbnail's longer side at most, and as how many it is shown; smaller images stay as they are."""
+"""Maximum pixels of a thumbnail's longer side, and its displayed size; smaller images are unchanged."""
 
 
 def sample_prompts(tasks: Mapping[str, str], count: int) -> list[str]:
@@ -25,11 +25,11 @@ def sample_prompts(tasks: Mapping[str, str], count: int) -> list[str]:
 
     Args:
         tasks: prompt id -> its kind, in the evaluation's order.
-        count: at most so many.
+        count: maximum number of prompts.
 
     Returns:
-        Prompt ids, kinds in the order in which they are met. More prompts leave the sample as it is, as long as they
-        bring no new kind and no kind was used up.
+        Prompt ids, kinds in order of first appearance. Adding prompts does not change the sample, unless they add a
+        new kind or a kind was exhausted.
 
     >>> sample_prompts({"a": "cats", "b": "cats", "c": "cats", "d": "dogs"}, 3)
     ['a', 'b', 'd']
@@ -43,7 +43,7 @@ def sample_prompts(tasks: Mapping[str, str], count: int) -> list[str]:
 
 
 def sample_uids(plans: Sequence[Plan], count: int) -> frozenset[str]:
-    """The images that are kept for the report: every sampler's, of the sample's prompts, with the first seed."""
+    """The images that are kept for the report: of every sampler, for the sample's prompts and the first seed."""
     jobs = plans[0].jobs
     chosen = set(sample_prompts({job.prompt.prompt_id: job.prompt.task for job in jobs}, count))
     return frozenset(
@@ -54,9 +54,9 @@ def sample_uids(plans: Sequence[Plan], count: int) -> frozenset[str]:
 def sample_section(
     records: Sequence[Record], manifest: Manifest, folder: Path
 ) -> tuple[Section | None, dict[str, bytes]]:
-    """The section of images side by side, a row per prompt and a column per sampler, and its thumbnails by stem.
+    """The section of images side by side, one row per prompt and one column per sampler, and its thumbnails by stem.
 
-    ``None`` where no image of the sample was kept: by ``samples=0``, or a version that did not.
+    ``None`` where no image of the sample was kept (``samples=0``, or an older version).
     """
     by_key = {(record.sampler, record.prompt_id): record for record in records if record.seed == manifest.seeds[0]}
     tasks = {record.prompt_id: record.task for record in by_key.values()}
@@ -83,8 +83,8 @@ def sample_section(
         kind = f"{tasks[prompt_id]}: " if len(set(tasks.values())) > 1 else ""
         rows.append((f"{kind}{cut(text)}", *cells))
     words = (
-        f"The first prompts of each kind in the evaluation's order, seed {manifest.seeds[0]}: chosen before anything "
-        "was made. Under each image its NFE"
+        f"The first prompts of each kind in the evaluation's order, seed {manifest.seeds[0]}: chosen before any image "
+        "was generated. Below each image its NFE"
     )
     judged_any = any(record.correct is not None for record in records)
     words += "; \N{CHECK MARK} and \N{BALLOT X} are the judge's verdict." if judged_any else "."
@@ -99,7 +99,7 @@ def thumbnail(png: bytes) -> tuple[str, bytes]:
         png: a PNG file. It is returned as it is when its longer side is at most :data:`THUMBNAIL`.
 
     Returns:
-        ``.png`` or, of a larger image, ``.jpg`` scaled down to that.
+        ``.png`` or, for a larger image, ``.jpg`` scaled down to that size.
     """
     with Image.open(io.BytesIO(png)) as image:
         if max(image.size) <= THUMBNAIL:

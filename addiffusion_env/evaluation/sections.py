@@ -1,4 +1,4 @@
-"""What a report says, as plain sections: written once, rendered as Markdown and as HTML."""
+"""Content of a report as sections, which are rendered as Markdown and as HTML."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Figure:
     """A figure.
 
     Attributes:
-        stem: of its file, ``.png`` unless it has a suffix of its own.
-        caption: what stands below it.
-        width: pixels that it is shown as; ``None`` is as wide as it is.
+        stem: stem of its file; ``.png`` unless it has a suffix.
+        caption: text below it.
+        width: displayed width in pixels; ``None`` is its own width.
     """
 
     stem: str
@@ -41,8 +41,8 @@ class Table:
 
     Attributes:
         head: column heads.
-        rows: as many cells each.
-        strong: index of the row to set off, or ``None``.
+        rows: rows with as many cells.
+        strong: index of the row to highlight, or ``None``.
     """
 
     head: tuple[str, ...]
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in order: paragraphs, tables, figures."""
+    """A heading and its parts in order: paragraphs, tables, figures."""
 
     title: str
     parts: tuple[str | Table | Figure, ...] = field(default_factory=tuple)
@@ -70,7 +70,7 @@ def sections(
     filmstrips: Sequence[Filmstrip],
     drawn: Container[str],
 ) -> list[Section]:
-    """The sections of a report, in order; of figures those whose stems are ``drawn``."""
+    """The sections of a report, in order; with figures whose stems are in ``drawn``."""
     return [
         _comparison(summary, manifest),
         _quality_against_cost(summary, drawn),
@@ -86,7 +86,7 @@ def sections(
 def _comparison(summary: Summary, manifest: Manifest) -> Section:
     prompts, seeds = len(manifest.prompt_ids), len(manifest.seeds)
     names = [row.sampler for row in summary.samplers]
-    # Some samplers have figures of their own: what an oracle chose, how many gradients were taken.
+    # Some samplers record further numbers: an oracle's choice, the number of gradients.
     extra = tuple(dict.fromkeys(name for row in summary.samplers for name in row.extra))
     heads = ("sampler", "mean NFE", "correct", "preference", "CLIP", *extra, "seconds", "GiB", "images")
     table = Table(heads, tuple(_sampler_cells(row, extra) for row in summary.samplers), names.index(summary.focus))
@@ -95,12 +95,12 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
         (
             f"{prompts} prompts, {seeds} seed{'s' if seeds != 1 else ''} each, backbone {manifest.backbone}. "
             "Means over prompts with 95 % intervals: Wilson's for correctness with one seed, bootstrap otherwise. "
-            "One guided evaluation counts 1 NFE; every try, early exit and refinement is in. "
-            "Correctness is judged by rules from a "
-            "detector that no reward has seen; preference is what some samplers select by, so it decides nothing alone. "
-            "Seconds are wall clock, judging left out: a sampler's time over its images, with lanes batched, but one "
-            "image at a time for samplers that run a diffusers pipeline of their own; of a batch each image has the "
-            "share of its network calls. Memory is the most held at once while a sampler ran, all lanes.",
+            "One guided evaluation counts 1 NFE; attempts, early exits and refinements are included. "
+            "Correctness is judged by rules on the output of a detector that no reward uses; some samplers select "
+            "by preference, so it decides no claim alone. "
+            "Seconds are wall-clock time without judging: a sampler's time over its images, with lanes batched, but "
+            "one image at a time for samplers that run their own diffusers pipeline; within a batch time is divided by "
+            "network calls. Memory is the peak while a sampler ran, of all lanes.",
             table,
             *(f"{measure}: {words}." for measure, words in manifest.scorers.items()),
         ),
@@ -128,7 +128,7 @@ def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
     for gain, cost in ((summary.frontier, "NFE"), (summary.frontier_seconds, "seconds")):
         if gain is not None:
             parts.append(_gain_words(summary, gain, cost))
-    parts.append(Figure("frontier_preference", "The same by preference (not held out)."))
+    parts.append(Figure("frontier_preference", "The same measured by preference (not held out)."))
     parts.append(Figure("frontier_seconds", "Quality against wall-clock seconds per image on this machine."))
     shown = tuple(part for part in parts if not isinstance(part, Figure) or part.stem in drawn)
     return Section("Quality against cost", shown or ("Nothing to compare: one sampler, or one cost for all.",))
@@ -137,7 +137,7 @@ def _quality_against_cost(summary: Summary, drawn: Container[str]) -> Section:
 def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
     left, right = gain.between
     mixture = left if left == right else f"a mixture of {left} and {right}"
-    beyond = "" if gain.reached else " The constant samplers do not reach this cost: their dearest one is taken."
+    beyond = "" if gain.reached else " The constant samplers do not reach this cost: their most expensive one is used."
     return (
         f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} minus the strongest constant, {mixture} with "
         f"{summary.primary} {gain.frontier:.3f}: {gain.gain.estimate:+.3f} [{gain.gain.low:+.3f}, "
@@ -184,7 +184,7 @@ def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]
         parts.append(f"Every image of {summary.focus} took {focus.nfe:g} NFE.")
     if "nfe_by_constraints" in drawn:
         words = (
-            "Mean NFE by the number of things that the prompt asks for, 95 % bars; samplers that spend alike are out."
+            "Mean NFE by the number of constraints of the prompt, 95 % bars; samplers with constant NFE are omitted."
         )
         parts.append(Figure("nfe_by_constraints", words))
     if (rho := summary.difficulty) is not None:
@@ -193,14 +193,12 @@ def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]
             f"permutation p {_p(rho.p)}."
         )
     elif len({record.constraints for record in records}) == 1:
-        known = (
-            f"asks for {focus.constraints} things" if focus.constraints else "comes without a count of what it asks for"
-        )
-        parts.append(f"Whether NFE follow constraints cannot be told: every prompt {known}.")
+        known = f"has {focus.constraints} constraints" if focus.constraints else "has an unknown number of constraints"
+        parts.append(f"The relation of NFE and constraints cannot be estimated: every prompt {known}.")
     if "timelines" in drawn:
-        words = "One line per image, a cell per decision, by kind of prompt and NFE"
-        parts.append(Figure("timelines", f"{words}; evenly spaced among all where there are more."))
-    return Section("Where the NFE go", tuple(parts))
+        words = "One row per image, one cell per decision, by kind of prompt and NFE"
+        parts.append(Figure("timelines", f"{words}; evenly spaced if there are more."))
+    return Section("Distribution of NFE", tuple(parts))
 
 
 def _tasks(summary: Summary) -> Section:
@@ -241,10 +239,10 @@ def _collapse(summary: Summary) -> Section:
         parts.append(Table((*head, "continue / stop / refine", "why"), rows))
     if (lost := summary.regret) is not None:
         parts.append(
-            f"Utility is preference minus {lost.cost_per_nfe:g} an NFE. {summary.focus}: {lost.utility:+.3f}; best constant "
-            f"in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} (regret {lost.to_constant:+.3f}); "
-            f"oracle over the constants: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE (regret "
-            f"{lost.to_oracle:+.3f})."
+            f"Utility is preference minus {lost.cost_per_nfe:g} per NFE. {summary.focus}: {lost.utility:+.3f}; "
+            f"best constant in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} "
+            f"(regret {lost.to_constant:+.3f}); oracle over the constants: {lost.oracle_utility:+.3f} at "
+            f"{lost.oracle_nfe:.2f} NFE (regret {lost.to_oracle:+.3f})."
         )
     return Section("Collapse watch", tuple(parts) or ("All samplers are constant by their definition.",))
 
@@ -261,19 +259,19 @@ def _filmstrip_section(records: Sequence[Record], filmstrips: Sequence[Filmstrip
         told = f"{judged(record)}; preference {record.preference:+.2f}"
         rows.append((words, Figure(f"film_{number:02d}", told)))
     if not rows:
-        return Section("Film strips", ("None were made.",))
+        return Section("Filmstrips", ("None were made.",))
     parts: list[str | Table | Figure] = [
-        "The image after each action, the finished one last; bars in the action's colour, preference where seen.",
+        "The image after each action, the finished one last; bars in the action's colour, preference where scored.",
         Table(("prompt", "filmstrip"), tuple(rows)),
     ]
     if any(filmstrip.sampler == focus and filmstrip.terms for filmstrip in filmstrips):
-        caption = "Reward of each decision, by term; the red line is the sum so far. One panel a filmstrip."
+        caption = "Reward of each decision, by term; the red line is the cumulative sum. One panel per filmstrip."
         parts.append(Figure("reward_terms", f"{focus}: {caption}"))
     return Section("Film strips", tuple(parts))
 
 
 def judged(record: Record) -> str:
-    """What an image cost and what the judge said of it."""
+    """Cost and verdict of an image."""
     if record.correct is None:
         return f"{record.nfe:g} NFE"
     mark, why = ("\N{CHECK MARK}", "") if record.correct else ("\N{BALLOT X}", f": {cut(record.reason)}")
@@ -281,7 +279,7 @@ def judged(record: Record) -> str:
 
 
 def cut(text: str, most: int = 200) -> str:
-    """A prompt's beginning: captions stay readable whatever was asked."""
+    """The beginning of a prompt, so that captions stay short."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -311,9 +309,9 @@ def _settings(summary: Summary, manifest: Manifest) -> Section:
 
 
 def _models(manifest: Manifest) -> str | Table:
-    """The weights of every network that made, scored or judged the images."""
+    """The weights of every network that generated, scored or judged the images."""
     if not manifest.identity:
-        return "Which weights made and judged these images is not known: an older version recorded them."
+        return "The weights that generated and judged these images are unknown: they were recorded by an older version."
     head = ("network", "class", "precision", "sha256 of its weights", "adapters")
     rows = tuple(
         (

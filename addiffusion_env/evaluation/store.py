@@ -1,4 +1,4 @@
-"""A folder of record shards: each is written whole or not at all, so a run can be killed at any moment and go on."""
+"""A folder of record shards: each is written atomically, so a run can be interrupted at any time and resumed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _IMAGES = pa.schema([pa.field("uid", pa.string(), nullable=False), pa.field("png
 class RecordStore:
     """The records of an evaluation, under ``<folder>/records-NNNNN-*.parquet``.
 
-    Images, when kept, lie beside them in shards of the same number. A record that exists has its image.
+    Images, when kept, are in shards of the same number. Every stored record has its image.
 
     Args:
-        folder: made when missing.
+        folder: created if missing.
 
     Raises:
-        RunFolderError: when it cannot be made or written.
+        RunFolderError: when it cannot be created or written.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -43,14 +43,14 @@ class RecordStore:
             raise _unwritable(self.folder, error) from error
 
     def write(self, records: Sequence[Record], images: Mapping[str, bytes] | None = None) -> Path:
-        """Adds a shard; returns its path. On return it is on the disk.
+        """Adds a shard and flushes it to the disk; returns its path.
 
         Args:
             records: at least one.
             images: uid -> PNG file.
 
         Raises:
-            RunFolderError: when the disk is full or the folder cannot be written; no partial shard is left to read.
+            RunFolderError: when the disk is full or the folder cannot be written; no partial shard remains.
         """
         number = max(self._numbers(), default=-1) + 1
         stem = f"{number:05d}-{digest_of(record.uid for record in records)[:8]}.parquet"
@@ -58,7 +58,7 @@ class RecordStore:
         try:
             if images:
                 rows = [{"uid": uid, "png": png} for uid, png in images.items()]
-                # PNG is compressed already.
+                # PNG is already compressed.
                 write_atomically(
                     pa.Table.from_pylist(rows, _IMAGES), self.folder / f"images-{stem}", compression="none"
                 )
@@ -70,7 +70,7 @@ class RecordStore:
     def read(self) -> list[Record]:
         """Every record that can be read, the newest of each uid, by sampler, prompt id and seed.
 
-        A shard that cannot be read is reported by a warning and left out, so its images are regenerated.
+        A shard that cannot be read is skipped with a warning, so its images are regenerated.
         """
         found: dict[str, Record] = {}
         for path in self.shards():
@@ -123,7 +123,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 
 def write_atomically(table: pa.Table, path: Path, compression: str) -> None:
-    """Writes under another name, flushes to the disk, then renames: readers see all of it or nothing."""
+    """Writes atomically: under a temporary name, flushed to the disk, then renamed."""
     with whole_file(path) as file:
         pq.write_table(table, file, compression=compression, write_page_checksum=True)
 
@@ -133,7 +133,7 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
         table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
         table = table.rename_columns([present("column", name, note=False) for name in table.column_names])
         table = completed(table) if schema is SCHEMA else table
-    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name that is no text
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column name that is not text
         warnings.warn(
             f"shard {path} cannot be read ({str(error).splitlines()[0]}): its images are regenerated", stacklevel=3
         )

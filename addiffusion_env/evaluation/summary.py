@@ -1,4 +1,4 @@
-"""The numbers of a report, from records alone."""
+"""The numbers of a report, computed from records."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class SamplerRow:
-    """One sampler's line in the table.
+    """One sampler's row in the table.
 
     Attributes:
         sampler: its name.
-        traits: what tells it apart from others.
-        images: how many.
-        prompts: how many.
+        traits: its properties.
+        images: number of images.
+        prompts: number of prompts.
         nfe, network_calls, preference, clip_score, seconds: means over prompts with 95 % intervals.
-        correct: share of images that show what was asked; ``None`` without verdicts.
+        correct: share of correct images; ``None`` without verdicts.
         extra: further held-out scorers.
         stop_share: share of images that were stopped early.
         refine_share: share of images that were refined.
-        peak_memory: bytes held at most while any of them was made; ``None`` where nobody measured.
+        peak_memory: peak memory in bytes; ``None`` where not measured.
     """
 
     sampler: str
@@ -72,7 +72,7 @@ class TaskRow:
     Attributes:
         task: the kind.
         sampler: the sampler's name.
-        images: how many.
+        images: number of images.
         nfe: mean.
         correct: share, or ``None``.
         preference: mean, standard deviations.
@@ -111,10 +111,10 @@ class PairRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that a report says.
+    """All results of a report.
 
     Attributes:
-        primary: the measure that decides: ``correct``, or ``preference`` where nobody can give verdicts.
+        primary: the measure that decides: ``correct``, or ``preference`` without verdicts.
         focus: the sampler that the others are compared with.
         reference: the sampler of the longest fixed schedule, or ``None``.
         samplers: one row per sampler.
@@ -123,9 +123,9 @@ class Summary:
         frontier: the focus sampler over the fixed-step frontier at equal NFE, or ``None``.
         frontier_seconds: the same at equal seconds.
         non_inferiority: of the focus sampler to the reference, or ``None``.
-        difficulty: rank correlation of the focus sampler's NFE with the prompts' constraints; ``None`` where either has
-            one value for all prompts.
-        behaviours: name -> how much it varies over prompts, for every sampler that is not constant.
+        difficulty: rank correlation of the focus sampler's NFE with the prompts' constraints; ``None`` where either
+            is constant.
+        behaviours: name -> variation over prompts, for every sampler that is not constant.
         regret: of the focus sampler, or ``None``.
     """
 
@@ -171,7 +171,7 @@ def summarise(records: Sequence[Record], manifest: Manifest) -> Summary:
 
 
 def generator(*key: str) -> np.random.Generator:
-    """The generator of one interval: keyed, so that no number depends on which others were computed."""
+    """The random generator of one interval, keyed so that results are independent of each other."""
     return np.random.default_rng(stable_hash("report", *key))
 
 

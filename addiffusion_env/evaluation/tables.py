@@ -11,7 +11,7 @@ from addiffusion_env.evaluation.records import Record
 from addiffusion_env.samplers.traits import Traits
 
 MEASURES = ("nfe", "network_calls", "decisions", "refinements", "preference", "clip_score", "correct", "seconds")
-"""The numbers of every record; further scorers are measures by their own names."""
+"""The numeric fields of every record; further scorers are measures under their own names."""
 
 
 def measure(record: Record, name: str) -> float:
@@ -39,7 +39,7 @@ def per_prompt(records: Iterable[Record], name: str) -> dict[str, float]:
 
 
 def column(records: Iterable[Record], name: str) -> np.ndarray:
-    """(P,) the same, in order of prompt id."""
+    """(P,) the same values, in order of prompt id."""
     means = per_prompt(records, name)
     return np.array([means[key] for key in sorted(means)])
 
@@ -60,13 +60,13 @@ def focus_of(traits: Mapping[str, Traits]) -> str:
 
     Returns:
         The first that was trained, else the first that needs previews, else the first that is not constant, else the
-        first. An oracle is a bound, no sampler to use: it is chosen when there is nothing else.
+        first. An oracle is only a bound: it is chosen when there is no other sampler.
 
     >>> focus_of({"fixed:4": Traits(constant=True), "random:0.1": Traits(), "mine": Traits(learned=True)})
     'mine'
     """
     usable = {name: own for name, own in traits.items() if not own.bound} or traits
-    ranked = sorted(usable, key=lambda name: _rank(usable[name]))  # stable: of equals the first
+    ranked = sorted(usable, key=lambda name: _rank(usable[name]))  # stable: the first of ties
     return ranked[0]
 
 

@@ -1,4 +1,4 @@
-"""Reward-term traces: what each decision of an episode was paid, term by term, by the reward of the run."""
+"""Reward-term traces: the reward of each decision of an episode, term by term."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from addiffusion_env.scorers.utility import ImageScoresBatch
 
 
 def terms_of(sampler: Sampler, decisions: Decisions, episode: Episode) -> dict[str, tuple[float, ...]]:
-    """Reward term -> what each action of a finished episode was paid.
+    """Reward term -> its value for each action of a finished episode.
 
-    None for a sampler that has no reward, or needs no previews: rewards are paid by preview scores.
+    Empty for a sampler that has no reward, or needs no previews: rewards are computed from preview scores.
 
     Args:
-        sampler: whose episode it was.
-        decisions: kept of it.
-        episode: as it ended.
+        sampler: the sampler of the episode.
+        decisions: its recorded decisions.
+        episode: the finished episode.
     """
     if not isinstance(sampler, PolicySampler) or not sampler.needs_preview:
         return {}
@@ -32,12 +32,12 @@ def terms_of(sampler: Sampler, decisions: Decisions, episode: Episode) -> dict[s
 
 
 def traced(lanes: Sequence[Lane], reward: Reward, cost_per_nfe: float) -> dict[str, tuple[float, ...]]:
-    """Reward term -> (D,) values of the D moves between D + 1 lanes, the last of which has ended.
+    """Reward term -> (D,) values of the D transitions between D + 1 lanes, the last of which has ended.
 
     Args:
-        lanes: one at each decision, each with its look, and the finished one.
-        reward: whose terms.
-        cost_per_nfe: of one NFE.
+        lanes: one at each decision, with its scores, and the finished one.
+        reward: holds the terms.
+        cost_per_nfe: cost of one NFE.
     """
     before, after = [lane.scores for lane in lanes[:-1]], [lane.scores for lane in lanes[1:]]
     moves = len(lanes) - 1

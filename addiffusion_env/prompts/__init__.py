@@ -1,4 +1,4 @@
-"""What a prompt is, and where prompts come from. A new source is one file and one line here."""
+"""Prompts and their sources. A new source is one file and one line here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT_SOURCES = Registry(
 
 
 def text_id(text: str, prefix: str = "text") -> str:
-    """A stable id for a prompt that has none of its own.
+    """A stable id for a prompt without an id.
 
     >>> text_id("a dog") == text_id("a dog"), text_id("a dog") == text_id("a cat")
     (True, False)
@@ -36,17 +36,17 @@ def text_id(text: str, prefix: str = "text") -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt and what is known about it.
+    """A prompt with its metadata.
 
     Attributes:
-        text: what the text encoder reads.
+        text: input of the text encoder.
         prompt_id: stable identity; noise is keyed by it, records are joined on it.
         task: the kind of prompt, for per-task tables (``"position"``, a PartiPrompts category ...).
-        phrases: the parts of ``text`` that each name one thing to draw, in order; empty when unknown.
-        constraints: how many separate things the prompt asks for (objects, colours, counts, relations): its complexity.
+        phrases: the parts of ``text`` that each name one object, in order; empty when unknown.
+        constraints: number of separate constraints (objects, colours, counts, relations), a measure of complexity.
         requirements: machine-readable form of the prompt for a rule-based judge, or ``None``.
-        metadata: whatever else the source's file says.
-        arguments: further arguments of the pipeline's call for this prompt (``negative_prompt``, ``image`` ...).
+        metadata: other fields of the source's file.
+        arguments: additional arguments of the pipeline's call for this prompt (``negative_prompt``, ``image`` ...).
     """
 
     text: str
@@ -63,11 +63,11 @@ class Prompt:
         """Wraps a plain string; passes a :class:`Prompt` through (with another id, when one is given).
 
         Raises:
-            PromptError: when ``prompt`` is neither, or text that no UTF-8 file can hold.
+            PromptError: when ``prompt`` is neither, or text that cannot be encoded as UTF-8.
         """
         if isinstance(prompt, str):
             if any("\ud800" <= char <= "\udfff" for char in prompt):
-                raise PromptError(f"prompt {prompt[:60]!r} holds half a surrogate pair", "decode it as UTF-8")
+                raise PromptError(f"prompt {prompt[:60]!r} contains an unpaired surrogate", "decode it as UTF-8")
             return cls(prompt, prompt_id or text_id(prompt))
         if not isinstance(prompt, Prompt):
             raise PromptError(f"a prompt must be a string or a Prompt, got {type(prompt).__name__}", "pass its text")
@@ -78,7 +78,7 @@ class Prompt:
 
 @runtime_checkable
 class PromptSource(Protocol):
-    """Where the prompts of an environment come from."""
+    """Source of the prompts of an environment."""
 
     name: str
 
@@ -86,7 +86,7 @@ class PromptSource(Protocol):
         """Draws one prompt; all randomness comes from ``rng``."""
 
     def take(self, count: int, seed: int = 0) -> list[Prompt]:
-        """The fixed list of ``count`` prompts that belongs to ``seed``: the same in every process."""
+        """A fixed list of ``count`` prompts for ``seed``: the same in every process."""
 
 
 class PromptList:

@@ -1,10 +1,10 @@
-"""The grammar of the emoji world: scenes, the prompts that describe them, and back again.
+"""The grammar of the emoji world: scenes, prompts that describe them, and a parser.
 
 A scene is at most three groups of objects ("two red cups"), with a relation when there are two single objects. The
 grammar writes it as a prompt in GenEval's form, ``layout`` places its sprites, and :func:`parse` reads a prompt back
-into its scene, so that a user's own text is judged by rule when it is of this form.
+into its scene, so that a user's text can be judged by rule when it has this form.
 
-The draws are those of the data that the shipped weights were trained on: one seed gives the same scenes.
+Sampling is identical to that of the training data of the shipped weights: a seed gives the same scenes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _place_one(rng: np.random.Generator) -> tuple[Centres, list[float]]:
 
 
 def _place_two(relation: int | None, rng: np.random.Generator) -> tuple[Centres, list[float]]:
-    """Far apart along the relation's axis (a random one without), by chance along the other."""
+    """Far apart along the relation's axis (a random axis without a relation), random along the other."""
     axis = relation // 2 if relation is not None else int(rng.integers(2))
     sizes = list(rng.uniform(22, 30, 2))
     near, far = 16.5 + _jitter(2, rng), 47.5 + _jitter(2, rng)
@@ -84,7 +84,7 @@ def _place_two(relation: int | None, rng: np.random.Generator) -> tuple[Centres,
 
 
 def _place_row(rng: np.random.Generator) -> tuple[Centres, list[float]]:
-    """Three in a row or a column, in a drawn order."""
+    """Three in a row or a column, in random order."""
     sizes = list(rng.uniform(17.5, 20.5, 3))
     axis = rng.integers(2)
     across = [32 + _jitter(14, rng) for _ in range(3)]
@@ -96,7 +96,7 @@ def _place_row(rng: np.random.Generator) -> tuple[Centres, list[float]]:
 Split = Literal["train", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "test", "all")
 
-_PATIENCE = 100  # repeats in a row after which EmojiPrompts.take holds a task for exhausted
+_PATIENCE = 100  # consecutive repeats after which EmojiPrompts.take considers a task exhausted
 
 # ------------------------------------------------------------------------------------------------ drawing scenes
 
@@ -175,7 +175,7 @@ def caption(groups: Sequence[Group], relation: int | None, rng: np.random.Genera
     wording = rng.random()
     if wording < 0.8:
         return "a photo of " + body
-    return "an image of " + body if wording < 0.88 else body
+    return "a picture of " + body if wording < 0.88 else body
 
 
 def _noun_phrase(group: Group, rng: np.random.Generator) -> str:
@@ -202,7 +202,7 @@ def sample_scenes(count: int, seed: int, task: str | None = None) -> tuple[list[
 
 # ------------------------------------------------------------------------------------------------ reading prompts
 
-_LEADER = re.compile(r"^\s*(?:a\s+(?:photo|image)\s+of\s+)?", re.IGNORECASE)
+_LEADER = re.compile(r"^\s*(?:a\s+(?:photo|picture)\s+of\s+)?", re.IGNORECASE)
 _RELATION = re.compile(r"\s+(?:to\s+the\s+)?(?P<side>left|right)\s+of\s+|\s+(?P<level>above|below)\s+", re.IGNORECASE)
 _CONJUNCTION = re.compile(r"\s*,\s*and\s+|\s+and\s+|\s*,\s*", re.IGNORECASE)
 _COUNTS = {"a": 1, "an": 1} | {word: count for count, word in enumerate(NUMBERS) if count}
@@ -211,7 +211,7 @@ _PLURAL = {word: index for index, item in enumerate(CLASSES) for word in (item.p
 
 
 def _read(text: str) -> tuple[tuple[str, ...], int | None]:
-    """Splits a prompt into its noun phrases, spelled as they are, and its relation."""
+    """Splits a prompt into its noun phrases, with their spelling, and its relation."""
     body = _LEADER.sub("", text, count=1).strip().removesuffix(".").rstrip()
     if match := _RELATION.search(body):
         words = match["level"] or f"{match['side']} of"
@@ -235,10 +235,10 @@ def _read_group(phrase: str) -> Group | None:
 
 
 def parse(text: str) -> Scene | None:
-    """Reads a prompt of the grammar back into its scene; capitals, spacing and a full stop do not matter.
+    """Parses a prompt of the grammar into its scene; case, spacing and a full stop are ignored.
 
     Returns:
-        the scene, or ``None`` when the text is not wholly of this form (an unknown word, too many objects ...).
+        The scene, or ``None`` when the text does not match the grammar (an unknown word, too many objects ...).
 
     >>> parse("a photo of two red cups and a dog").groups
     (Group(count=2, cls=36, color=1), Group(count=1, cls=13, color=0))
@@ -253,9 +253,9 @@ def parse(text: str) -> Scene | None:
 
 
 def scene_key(scene: Scene) -> str:
-    """A key that two scenes share exactly when their prompts ask for the same images.
+    """A key that two scenes share if and only if their prompts ask for the same images.
 
-    Wording does not enter it, nor the order of a list, and a relation equals its converse: "a cat left of a dog" is "a
+    It ignores wording and the order of a list, and a relation equals its converse: "a cat left of a dog" is "a
     dog to the right of a cat".
 
     >>> scene_key(parse("a dog right of a red cat"))
@@ -264,13 +264,13 @@ def scene_key(scene: Scene) -> str:
     parts = [" ".join(filter(None, (str(g.count), color_name(g.color), g.name))) for g in scene.groups]
     if scene.relation is None:
         return " | ".join(sorted(parts))
-    if scene.relation % 2:  # right of, below: turn round
+    if scene.relation % 2:  # right of, below: use the converse
         parts.reverse()
     return f"{parts[0]} | {RELATIONS[scene.relation // 2 * 2]} | {parts[1]}"
 
 
 def split_of(scene: Scene) -> Literal["train", "test"]:
-    """Which split a scene is in: one fifth are test, by a stable hash of :func:`scene_key`."""
+    """The split of a scene: one fifth is test, by a stable hash of :func:`scene_key`."""
     return "test" if stable_hash("emoji split", scene_key(scene)) % 5 == 0 else "train"
 
 
@@ -281,7 +281,7 @@ def scene_prompt(scene: Scene) -> Prompt:
 
 
 def emoji_prompt(text: str) -> Prompt:
-    """A prompt for a user's own text: with requirements when the grammar can read it, a plain one when not.
+    """A prompt for a user's text: with requirements if the grammar can parse it, otherwise without.
 
     >>> emoji_prompt("a red cup above a dog").phrases
     ('a red cup', 'a dog')
@@ -295,10 +295,10 @@ def emoji_prompt(text: str) -> Prompt:
 class EmojiPrompts:
     """A :class:`PromptSource` over the grammar.
 
-    The splits divide what the *policy* may learn from; the diffusion model itself was trained on scenes of both.
+    The splits divide the *policy's* training data; the diffusion model was trained on scenes of both.
 
     Args:
-        split: ``"train"``, ``"test"`` or ``"all"``; train and test share no scene, however worded.
+        split: ``"train"``, ``"test"`` or ``"all"``; train and test share no scene, regardless of wording.
         tasks: restricts to these of ``TASKS``, in their usual proportions; all when ``None``.
 
     Raises:
@@ -326,10 +326,10 @@ class EmojiPrompts:
         return scene_prompt(self._draw(self._draw_task(rng), rng))
 
     def take(self, count: int, seed: int = 0) -> list[Prompt]:
-        """The ``count`` *different* prompts that belong to ``seed``; a longer list begins with the shorter one.
+        """``count`` *distinct* prompts for ``seed``; a longer list starts with the shorter one.
 
         Raises:
-            PromptError: when the split and tasks do not hold that many prompts.
+            PromptError: when the split and tasks have fewer prompts.
         """
         rng = np.random.default_rng(seed)
         taken: dict[str, Prompt] = {}
@@ -341,7 +341,7 @@ class EmojiPrompts:
             task = self._draw_task(rng)
             if task in exhausted:
                 continue
-            # A repeat is drawn again within its task, so that small tasks keep their share while they can.
+            # A repeat is redrawn within its task, so that small tasks keep their share as long as possible.
             for _ in range(_PATIENCE):
                 scene = self._draw(task, rng)
                 if scene.text not in taken:

@@ -1,4 +1,4 @@
-"""The emoji world's words, and the scenes that are made of them.
+"""Vocabulary and scenes of the emoji world.
 
 The order of every tuple here is part of the trained weights: the detector's channels and the sprite atlas are indexed
 by it. Append, never reorder.
@@ -16,11 +16,11 @@ IMAGE_SIZE = 64
 """Height and width of an image, pixels."""
 
 MAX_OBJECTS = 4
-"""The most sprites that a scene holds."""
+"""Maximum number of sprites of a scene."""
 
 
 class ObjectClass(NamedTuple):
-    """One thing that can be drawn.
+    """One class of objects.
 
     Attributes:
         name: the COCO (GenEval) class name, singular.
@@ -109,7 +109,7 @@ CLASSES: tuple[ObjectClass, ...] = (
 )
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-"""Colour words; a group's ``color`` is 0 for "unsaid" and ``1 + index`` otherwise."""
+"""Colour words; a group's ``color`` is 0 for "unspecified" and ``1 + index`` otherwise."""
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 """Number words, indexed by the count."""
@@ -121,7 +121,7 @@ TASKS = ("single_object", "colors", "two_object", "counting", "position", "color
 """GenEval's six tasks, and mixtures of them."""
 
 TASK_PROBABILITIES = (0.12, 0.14, 0.15, 0.16, 0.16, 0.13, 0.14)
-"""How often each of ``TASKS`` is drawn."""
+"""Probability of each of ``TASKS``."""
 
 
 def color_name(color: int) -> str:
@@ -135,7 +135,7 @@ def color_name(color: int) -> str:
 
 def vocabulary_words() -> list[str]:
     """Every word that the grammar can write, sorted: each becomes one token of the tokenizer."""
-    words = {*COLORS, *NUMBERS, "a", "an", "photo", "image", "of", "and", "to", "the", ",", "."}
+    words = {*COLORS, *NUMBERS, "a", "an", "photo", "picture", "image", "of", "and", "to", "the", ",", "."}
     words.update(["left", "right", "above", "below"])
     for item in CLASSES:
         words.update(item.name.split(), item.plural.split(), item.plain_plural.split())
@@ -144,12 +144,12 @@ def vocabulary_words() -> list[str]:
 
 @dataclass(frozen=True)
 class Group:
-    """Objects of one class and colour that a prompt asks for.
+    """Objects of one class and colour in a prompt.
 
     Attributes:
         count: how many, 1 to 4.
         cls: index into ``CLASSES``.
-        color: 0 when the prompt does not say, else ``1 +`` the index into ``COLORS``.
+        color: 0 when the prompt does not specify one, else ``1 +`` the index into ``COLORS``.
     """
 
     count: int
@@ -164,7 +164,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a prompt asks for, exactly.
+    """Exact content that a prompt asks for.
 
     Attributes:
         task: one of ``TASKS``.
@@ -180,7 +180,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         if problem := contradiction(self.groups, self.relation):
-            raise PromptError(f"no such scene {self.text!r}: {problem}", "see Scene for what a scene may hold")
+            raise PromptError(f"no such scene {self.text!r}: {problem}", "see Scene for the allowed scenes")
         if self.task not in TASKS:
             raise unknown("task", self.task, TASKS)
 
@@ -191,13 +191,13 @@ class Scene:
 
     @property
     def constraints(self) -> int:
-        """Separate things asked for: one per class, a colour, a count above one, a relation."""
+        """Number of constraints: one per class, colour, count above one, and relation."""
         extras = sum((group.color > 0) + (group.count > 1) for group in self.groups)
         return len(self.groups) + extras + (self.relation is not None)
 
 
 def contradiction(groups: Sequence[Group], relation: int | None) -> str:
-    """Why these groups and relation are no scene; empty when they are one."""
+    """Why these groups and relation are not a valid scene; empty when they are."""
     if not 1 <= len(groups) <= 3:
         return f"{len(groups)} groups, expected 1 to 3"
     if len({group.cls for group in groups}) < len(groups):
@@ -213,7 +213,7 @@ def contradiction(groups: Sequence[Group], relation: int | None) -> str:
 
 
 def task_of(groups: Sequence[Group], relation: int | None) -> str:
-    """The task that a scene of these groups and relation belongs to."""
+    """The task of a scene with these groups and relation."""
     counts, colors = [group.count for group in groups], [group.color for group in groups]
     if len(groups) == 1:
         if counts[0] == 1:

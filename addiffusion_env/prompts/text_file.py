@@ -1,4 +1,4 @@
-"""A user's own prompts, one per line."""
+"""Prompts from a text file, one per line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from addiffusion_env.prompts import Prompt, PromptList
 class TextFilePrompts(PromptList):
     """The prompts of a UTF-8 text file, one per line, in its order.
 
-    Blank lines and lines that begin with ``#`` are skipped; a line that was there before is not taken again, since
+    Blank lines and lines that begin with ``#`` are skipped; duplicate lines are skipped, since
     records are joined on the prompt.
 
     Args:

@@ -91,7 +91,7 @@ class Transition:
 
 
 class RewardTerm:
-    """Base class of reward terms; each is a subclass with a line in ``rewards.TERMS``. Dataclass fields are its settings.
+    """Base class of reward terms; each is a subclass with a line in ``rewards.TERMS``. Dataclass fields are settings.
 
     Attributes:
         needs_preview: whether it depends on the scores of previews, which must then be decoded and scored at each
@@ -130,8 +130,8 @@ PRESETS: dict[str, dict[str, TermConfig]] = {
         "clip_gain": TermConfig(0.0),
         "dino_stability": TermConfig(0.0),
     },
-    # The published sum, kept for comparison: gains at every step, pay for stability, a cost per NFE too small to matter. Its
-    # CLIP gain counts in standard deviations: .095 over previews and finished images of 32 emoji prompts.
+    # The published sum, kept for comparison: gains at every step, reward for stability, a negligible cost per NFE. Its
+    # CLIP gain is in standard deviations: .095 over previews and finished images of 32 emoji prompts.
     "as_published": {
         "clip_gain": TermConfig(1.0, {"telescopes": 0.0, "std": 0.1}),
         "preference_gain": TermConfig(1.0, {"telescopes": 0.0}),

@@ -1,4 +1,4 @@
-"""What scores and embeds images. A new scorer is one file and one line here.
+"""Scorers and embedders of images. A new scorer is one file and one line here.
 
 Where files come from: :mod:`addiffusion_env.files`.
 """
@@ -46,17 +46,17 @@ SCORERS = Registry(
 """Name -> class. All have ``from_pretrained``; ``dino`` embeds images for similarity, the others score them."""
 
 
-_FLATTEN = "lay them over a background of your choice: the packages behind the scorers disagree about alpha"
+_FLATTEN = "composite them over a background first: the packages behind the scorers treat alpha differently"
 COLOURS = {
     1: ("grey", "repeat the channel: images.expand(-1, 3, -1, -1)"),
     2: ("grey with alpha", _FLATTEN),
     4: ("RGB with alpha", _FLATTEN),
 }
-"""Numbers of channels that images have in other places -> what they are, and how to make three of them."""
+"""Other numbers of channels -> their meaning, and how to convert them to three."""
 
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
-    """Returns ``images`` when they are (B, 3, H, W) floats in [-1, 1]; refuses everything else.
+    """Returns ``images`` when they are (B, 3, H, W) floats in [-1, 1]; raises an error otherwise.
 
     Raises:
         ImageRangeError: for another shape, integer pixels, values outside [-1.01, 1.01], NaN or infinity.
@@ -84,7 +84,7 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
 class Scorer(Identified, ABC):
     """Scores images against prompts.
 
-    Scores are kept under its ``identity``, which describes what it holds; see :class:`.Identified`.
+    Scores are stored under its ``identity``, which covers its weights and settings; see :class:`.Identified`.
 
     Attributes:
         name: the registry name, used in records and column heads.
@@ -132,14 +132,14 @@ class Embedder(Identified, ABC):
 
 
 CHUNK = 64
-"""Images a forward pass: enough to fill a GPU with a ViT-L, little enough to fit beside a diffusion model."""
+"""Images per forward pass: enough to use a GPU with a ViT-L fully, few enough to fit next to a diffusion model."""
 
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:
-    """The texts of ``prompts``; plain strings are taken as prompts too.
+    """The texts of ``prompts``; plain strings are accepted too.
 
     Raises:
-        PromptError: for a single string instead of a list, or an entry that is neither.
+        PromptError: for a single string instead of a list, or an entry that is neither a prompt nor a string.
     """
     if isinstance(prompts, (str, Prompt)):
         raise PromptError(f"prompts must be a sequence, one per image, got {prompts!r}", "wrap it in a list")
@@ -162,10 +162,10 @@ def check_pairs(images: torch.Tensor, prompts: Sequence[Prompt]) -> list[str]:
 def in_chunks(
     function: Callable[..., torch.Tensor], *inputs: Any, size: int = CHUNK, width: tuple[int, ...] = ()
 ) -> torch.Tensor:
-    """Applies ``function`` to slices of ``inputs`` without gradients and joins what comes back on the CPU, in float32.
+    """Applies ``function`` to slices of ``inputs`` without gradients; joins the results on the CPU, in float32.
 
     Args:
-        function: takes one slice of each input, returns (b, width...) of any type on any device.
+        function: takes one slice of each input, returns (b, width...) of any dtype on any device.
         *inputs: tensors or sequences of equal length B.
         size: length of a slice.
         width: the shape of one row, used when B is 0.
@@ -203,12 +203,12 @@ def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> t
 
 @contextmanager
 def named(scorer: str) -> Iterator[str]:
-    """Within it an error of a scorer's own says whose it is; gives the name back.
+    """Context manager that adds the scorer's name to its errors; yields the name.
 
-    Errors of this package and running out of memory pass as they are.
+    Errors of this package and out-of-memory errors are not changed.
 
     Raises:
-        ScorerError: for any other error, which is its cause.
+        ScorerError: for any other error, which becomes its cause.
     """
     try:
         yield scorer
@@ -217,7 +217,7 @@ def named(scorer: str) -> Iterator[str]:
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:200]
         raise ScorerError(
-            f"{scorer} raised {type(error).__name__}: {first}", "mend the scorer, or take another one"
+            f"{scorer} raised {type(error).__name__}: {first}", "fix the scorer, or use another one"
         ) from error
 
 
@@ -225,7 +225,7 @@ class ModelScorer(Scorer):
     """A scorer whose model takes a few images and texts at a time.
 
     Attributes:
-        label: which model this is; empty where there is one only.
+        label: which model this is; empty if there is only one.
         chunk: images per forward pass.
     """
 
@@ -244,13 +244,13 @@ class ModelScorer(Scorer):
 
 
 IMAGE_REWARD_REPO, BERT_REPO = "THUDM/ImageReward", "bert-base-uncased"
-"""Hub ids of ImageReward's weights and of the tokenizer that it reads prompts by."""
+"""Hub ids of ImageReward's weights and of its tokenizer."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """Reads a state dict from ``.safetensors`` or from a torch file (bare, or wrapped in ``"state_dict"``).
 
-    Torch files are read with ``weights_only=True``: nothing in them is executed.
+    Torch files are read with ``weights_only=True``: no code in them is executed.
 
     Raises:
         WeightsError: for a missing, truncated or foreign file.
@@ -285,16 +285,16 @@ def some(names: Sequence[str], count: int = 3) -> str:
 def load_strict(
     module: nn.Module, state: Mapping[str, torch.Tensor], where: str, ignore: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Loads ``state`` into ``module``; every parameter must be there, in its shape, and nothing foreign.
+    """Loads ``state`` into ``module``; every parameter must exist with its shape, and no other.
 
     Args:
         module: filled in place.
         state: names as in ``module.state_dict()``.
         where: the file, for messages.
-        ignore: says of an unexpected name whether it may be dropped.
+        ignore: returns whether an unexpected name may be dropped.
 
     Raises:
-        WeightsError: naming some of the names that are missing, foreign or of another shape.
+        WeightsError: listing some of the missing, unexpected or wrongly shaped parameters.
     """
     wanted = module.state_dict()
     missing = sorted(wanted.keys() - state.keys())
@@ -307,19 +307,21 @@ def load_strict(
     parts = {"missing": missing, "unexpected": foreign, "of another shape": shapes}
     wrong = "; ".join(f"{kind}: {some(names)}" for kind, names in parts.items() if names)
     if wrong:
-        raise WeightsError(f"{where} does not fit {type(module).__name__}: {wrong}", "check which model the file is of")
+        raise WeightsError(
+            f"{where} does not fit {type(module).__name__}: {wrong}", "check which model the file belongs to"
+        )
     module.load_state_dict({name: state[name] for name in wanted})
 
 
 def load_transformers(model_class: Any, folder: Path, model_type: str) -> Any:
     """Loads a transformers model from a local folder, in evaluation mode, float32, without gradients.
 
-    ``from_pretrained`` fills what a checkpoint lacks with random numbers and only warns; here that is an error.
+    ``from_pretrained`` initialises missing weights at random and only warns; here that is an error.
 
     Args:
         model_class: the transformers class.
         folder: holds ``config.json`` and the weights.
-        model_type: what ``config.json`` must call itself.
+        model_type: expected ``model_type`` of ``config.json``.
 
     Raises:
         WeightsError: for a folder of another kind of model, or with weights missing.
@@ -340,6 +342,7 @@ def load_transformers(model_class: Any, folder: Path, model_type: str) -> Any:
     lacking = sorted(str(name) for name in [*info["missing_keys"], *info["mismatched_keys"]])
     if lacking:
         raise WeightsError(
-            f"{folder} lacks weights of {model_class.__name__}: {some(lacking)}", "check which model the folder is of"
+            f"{folder} lacks weights of {model_class.__name__}: {some(lacking)}",
+            "check which model the folder belongs to",
         )
     return model.float().eval().requires_grad_(False)

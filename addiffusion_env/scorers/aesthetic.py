@@ -24,9 +24,9 @@ HEAD_PATH = Path("~/.cache/addiffusion") / HEAD_FILE
 
 
 class AestheticScorer(Scorer):
-    """How much people liked images like this one, on a scale of about 1 to 10 (SAC, LOGOS and AVA ratings).
+    """Predicted human rating of an image, on a scale of about 1 to 10 (SAC, LOGOS and AVA ratings).
 
-    The head reads the L2-normalised embedding of OpenAI's ViT-L/14; feeding it the raw one is the classic error and
+    The head reads the L2-normalised embedding of OpenAI's ViT-L/14; with the raw embedding, a common mistake, it
     gives numbers far outside the scale.
 
     Args:
@@ -43,7 +43,7 @@ class AestheticScorer(Scorer):
 
     @classmethod
     def needs(cls) -> str:
-        """Its head, unless it lies where heads are looked for."""
+        """Its head, unless it is at the default path."""
         return "" if HEAD_PATH.expanduser().is_file() else f"weights {HEAD_FILE} and CLIP ViT-L-14"
 
     @classmethod
@@ -64,7 +64,7 @@ class AestheticScorer(Scorer):
             dtype: its precision, when it is loaded here.
 
         Raises:
-            WeightsError: when the head or CLIP is missing, or they do not belong together.
+            WeightsError: when the head or CLIP is missing, or they do not match.
         """
         path = Path(head).expanduser()
         if not path.is_file():
@@ -77,7 +77,7 @@ class AestheticScorer(Scorer):
         return cls(clip, linear_head(state, "", str(path), clip.dim))
 
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """(B, 3, H, W) images in [-1, 1] -> (B,) ratings; ``prompts`` are only counted."""
+        """(B, 3, H, W) images in [-1, 1] -> (B,) ratings; ``prompts`` are ignored except for their number."""
         texts = check_pairs(images, prompts)
         return require_finite(self.rate(self.clip.embed_images(images)), self.name, texts)
 

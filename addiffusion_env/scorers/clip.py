@@ -36,8 +36,8 @@ from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
 class ClassTokenBlock(nn.Module):
     """open_clip's ``ResidualAttentionBlock``, computed at the class token only.
 
-    The class token's query against all keys and values gives its row of the full attention, so what comes out is the
-    block's own first token to rounding; the other queries and the MLP on the other tokens are left out.
+    The class token's query against all keys and values gives its row of the full attention, so the result equals the
+    block's first token up to rounding; the other queries and the MLP on the other tokens are omitted.
 
     Args:
         block: the block whose weights are used.
@@ -56,7 +56,7 @@ class ClassTokenBlock(nn.Module):
 
 
 def keep_class_token(model: Any) -> bool:
-    """Makes the last block of ``model.visual`` compute its class token only, which is all that is pooled.
+    """Makes the last block of ``model.visual`` compute only the class token, which is what is pooled.
 
     In a 4-layer model that saves a quarter of the image encoder's time, in ViT-L/14 about 3 %.
 
@@ -64,11 +64,12 @@ def keep_class_token(model: Any) -> bool:
         model: an open_clip model; changed in place when its layout is the one known here.
 
     Returns:
-        Whether it was: open_clip's ``VisionTransformer`` of plain blocks, batch first, pooled at the class token.
+        Whether it was changed: open_clip's ``VisionTransformer`` of plain blocks, batch first, pooled at the class
+        token.
     """
     visual = getattr(model, "visual", None)
     blocks: Any = getattr(getattr(visual, "transformer", None), "resblocks", ())
-    # The first block must stay as it is: open_clip asks it for the weights' type.
+    # The first block must stay unchanged: open_clip reads the weights' dtype from it.
     if len(blocks) < 2 or type(blocks[-1]).__name__ != "ResidualAttentionBlock":
         return False
     plain = (
@@ -84,22 +85,22 @@ def keep_class_token(model: Any) -> bool:
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
-"""In open_clip's order: beside its own files the others may be of transformers' layout."""
+"""In open_clip's order: the other files may use transformers' layout."""
 REMEMBERED_TEXTS = 4096
 
 
 class ClipScorer(Scorer, Embedder):
     """The cosine of a CLIP model's image and text embeddings, raw: not clipped, not times 100, no prefix.
 
-    CLIPScore is printed in three scales over many backbones (Hessel et al. 2021: 2.5 max(cos, 0); torchmetrics:
-    100 cos); none compares with another, so :attr:`label` says which model this is and the unit is always the cosine.
+    CLIPScore is reported in three scales over many backbones (Hessel et al. 2021: 2.5 max(cos, 0); torchmetrics:
+    100 cos), which are not comparable, so :attr:`label` names the model and the unit is always the cosine.
 
-    Text embeddings are remembered by text, for as long as model and tokenizer stay the same: in an episode the prompt
-    stays and only the images change.
+    Text embeddings are cached by text as long as model and tokenizer stay the same: in an episode the prompt is
+    constant and only the images change.
 
     Args:
-        model: an open_clip model (``encode_image``, ``encode_text``); taken over: moved, frozen, and its last vision
-            block cut to what is pooled (see :mod:`.class_token`).
+        model: an open_clip model (``encode_image``, ``encode_text``); modified in place: moved, frozen, and its last
+            vision block reduced to the pooled token (see :mod:`.class_token`).
         tokenizer: texts -> ids of the model's context length.
         preprocess: images in [-1, 1] -> the model's input.
         label: which model this is.
@@ -154,16 +155,16 @@ class ClipScorer(Scorer, Embedder):
 
         Args:
             name_or_path: a name of ``open_clip.list_models()``, or a folder in open_clip's local-dir format
-                (``open_clip_config.json`` and weights). A config without the ``"model_cfg"`` wrapper says nothing of
-                preprocessing: such a model reads images in [-1, 1] as they are.
-            pretrained: for a name: a pretrained tag of it, or a weights file; not used for a folder.
+                (``open_clip_config.json`` and weights). A config without the ``"model_cfg"`` wrapper has no
+                preprocessing: such a model reads images in [-1, 1] unchanged.
+            pretrained: for a name: a pretrained tag of it, or a weights file; unused for a folder.
             tag: for a weights file: the pretrained tag that it was downloaded as. It then gets that tag's activation
-                (QuickGELU) and preprocessing, as by the tag itself. Without it a file gets the settings of the named
-                config, as in open_clip, and a warning where a tag of the model has others.
+                (QuickGELU) and preprocessing. Without it a file gets the settings of the named
+                config, as in open_clip, and a warning if a tag of the model has other settings.
             device: where the model runs.
             dtype: its precision.
             tokenizer: a folder with a transformers tokenizer, or a :class:`Tokenizer`; by default the one that
-                open_clip takes (see :func:`.tokens.choose_tokenizer`).
+                open_clip chooses (see :func:`.tokens.choose_tokenizer`).
 
         Raises:
             UnknownNameError: for a name or tag that open_clip does not know.
@@ -174,7 +175,7 @@ class ClipScorer(Scorer, Embedder):
         if tag is not None and (folder.is_dir() or not Path(pretrained).is_file()):
             raise ConfigError(
                 f"tag={tag!r} with {'a folder' if folder.is_dir() else f'pretrained={str(pretrained)!r}'}, expected it "
-                "beside a name and a weights file",
+                "with a name and a weights file",
                 "leave it out: a folder's config and a pretrained tag have their own settings",
             )
         if folder.is_dir():
@@ -195,7 +196,7 @@ class ClipScorer(Scorer, Embedder):
         return in_chunks(self._encode_images, check_images(images), size=self.chunk, width=(self.dim,))
 
     def embed_texts(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """``B`` prompts -> (B, dim) float32 unit vectors on the CPU; a text seen before is not encoded again."""
+        """``B`` prompts -> (B, dim) float32 unit vectors on the CPU; cached texts are not encoded again."""
         texts = texts_of(prompts)
         state = (self.model, self.tokenizer, versions_of(self.model))
         if state != self._encoded_by:
@@ -224,7 +225,7 @@ class ClipScorer(Scorer, Embedder):
 
     def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
         features = self.model.encode_image(self.preprocess(images, self.device, self.dtype))
-        return F.normalize(features.float(), dim=-1)  # in float32: half precision leaves lengths off by 1e-3
+        return F.normalize(features.float(), dim=-1)  # in float32: in half precision lengths deviate by 1e-3
 
     def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)
@@ -233,7 +234,7 @@ class ClipScorer(Scorer, Embedder):
 def needs_quick_gelu(name: str, tag: str) -> bool:
     """Whether the weights ``tag`` of the model ``name`` were trained with QuickGELU.
 
-    OpenAI's were; open_clip 3 builds ``ViT-L-14`` with GELU all the same and only warns, which moves every embedding.
+    OpenAI's were; open_clip 3 builds ``ViT-L-14`` with GELU nevertheless and only warns, which changes all embeddings.
     """
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -244,7 +245,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     """An open_clip model from its model config, with random weights.
 
     Raises:
-        WeightsError: for a config of another kind, or one that needs a file of the hub that cannot be had.
+        WeightsError: for a config of another kind, or one that needs a hub file that cannot be downloaded.
     """
     import open_clip
 
@@ -257,7 +258,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         kind = open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP
     try:
         return kind(**settings)
-    except OSError as error:  # a text tower of transformers: its config is on the hub, whatever the folder holds
+    except OSError as error:  # a text tower of transformers: its config is always read from the hub
         raise unavailable(settings["text_cfg"]["hf_model_name"], ["config.json"], reason_of(error)) from error
     except (TypeError, KeyError) as error:
         raise WeightsError(
@@ -266,11 +267,11 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 
 def embedding_width(name_or_path: str | Path) -> int:
-    """Width of a model's embeddings, from its config alone: nothing is loaded.
+    """Width of a model's embeddings, from its config, without loading weights.
 
     Raises:
         UnknownNameError: for a name that open_clip does not know.
-        WeightsError: for a folder without a config of open_clip's.
+        WeightsError: for a folder without an open_clip config.
     """
     import open_clip
 
@@ -289,7 +290,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any], Preprocess]
     """A model, its model config and its preprocessing from a folder in open_clip's local-dir format.
 
     Raises:
-        WeightsError: when a file is missing or the weights are not of the configured model.
+        WeightsError: when a file is missing or the weights do not match the configured model.
     """
     whole = read_json(file_in(folder, CONFIG_FILE))
     config = whole.get("model_cfg", whole)
@@ -308,11 +309,11 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
     Args:
         name: of ``open_clip.list_models()``.
         pretrained: a tag or a file.
-        tag: with a file: the tag whose settings it gets.
+        tag: with a file: the tag whose settings it uses.
 
     Raises:
         UnknownNameError: for an unknown name or tag.
-        WeightsError: when the weights cannot be had or do not fit.
+        WeightsError: when the weights cannot be loaded or do not fit.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
@@ -335,7 +336,7 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
         warn_of_lost_settings(name, pretrained, config)
     try:
         with warnings.catch_warnings():
-            # Said by open_clip when the named config has GELU, although the argument below has settled it.
+            # open_clip warns when the named config has GELU, although the argument below sets it.
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             model = open_clip.create_model(
                 name,
@@ -346,14 +347,14 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
     except Exception as error:
         if Path(pretrained).is_file() or not repo_id:
             raise WeightsError(
-                f"{pretrained} does not load as {name}: {error}", "check which model it is of"
+                f"{pretrained} does not load as {name}: {error}", "check which model it belongs to"
             ) from error
         raise unavailable(repo_id, files, reason_of(error)) from error
     return model, config
 
 
 def warn_of_lost_settings(name: str, file: str, config: Mapping[str, Any]) -> None:
-    """Warns when a pretrained tag of ``name`` has other settings than its config, which is all that a file gets."""
+    """Warns when a pretrained tag of ``name`` has other settings than its config, which a file uses."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -371,7 +372,7 @@ def warn_of_lost_settings(name: str, file: str, config: Mapping[str, Any]) -> No
             others.append(f"{tag} ({', '.join(lost)})")
     if others:
         warnings.warn(
-            f"{file} is read with the settings of {name}'s config; these tags of it have others: {some(others)}\n"
+            f"{file} is read with the settings of {name}'s config; these of its tags have others: {some(others)}\n"
             "pass tag=TAG if the file is of one of them: read as it is now, its scores would be wrong",
             UserWarning,
             stacklevel=4,

@@ -1,4 +1,4 @@
-"""DINOv2 embeddings: how alike two images look, whatever their prompt."""
+"""DINOv2 embeddings: similarity of images, independent of their prompt."""
 
 from __future__ import annotations
 
@@ -64,12 +64,11 @@ class DinoEmbedder(Embedder):
         """Loads a ``Dinov2Model`` from a local folder or the hub.
 
         Images are prepared as ``preprocessor_config.json`` says (DINOv2: shortest side 256, centre 224, ImageNet
-        mean and std), resized as Pillow does; a folder without that file reads images in [-1, 1] as they are, at its
-        config's size.
+        mean and std), resized as Pillow does; without that file images in [-1, 1] are read at the config's size.
 
         Raises:
-            WeightsError: when weights are missing, cannot be fetched, or are of another model, or when that file asks
-                for a step that :class:`.preprocess.Preprocess` does not have.
+            WeightsError: when weights are missing, cannot be fetched, or are of another model, or when that file
+                requires a step that :class:`.preprocess.Preprocess` does not support.
         """
         from transformers import Dinov2Model
 
@@ -94,10 +93,10 @@ class DinoEmbedder(Embedder):
 
 
 def preprocess_of(folder: Path) -> Preprocess | None:
-    """What ``preprocessor_config.json`` in ``folder`` says, with its class's defaults; ``None`` without that file.
+    """Settings of ``preprocessor_config.json`` in ``folder``, with its class's defaults; ``None`` without that file.
 
     Raises:
-        WeightsError: when transformers cannot read the file, or it asks for an unknown step.
+        WeightsError: when transformers cannot read the file, or it requires an unknown step.
     """
     from transformers import AutoImageProcessor
 
@@ -107,5 +106,5 @@ def preprocess_of(folder: Path) -> Preprocess | None:
     try:
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise WeightsError(f"{file} is no image processor's: {in_a_line(error)}", again(file)) from error
+        raise WeightsError(f"{file} is not an image processor's: {in_a_line(error)}", again(file)) from error
     return Preprocess.from_transformers(processor.to_dict())

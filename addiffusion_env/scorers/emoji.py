@@ -1,4 +1,4 @@
-"""The emoji world's scorers of previews and finished images, which come with the package."""
+"""The emoji world's scorers of previews and finished images, included in the package."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from addiffusion_env.scorers.tokens import GroundedEncoder, Tokenizer, beside_or
 class BlipPreferenceScorer(ModelScorer):
     """How well an image fits its prompt and how clean it is, in standard deviations.
 
-    A transformers ``BlipForImageTextRetrieval`` whose matching head was trained on rankings (of two scenes that
-    contradict each other and their two prompts the matching pairs win; a clean image beats its degraded self). The
-    score is ``(logit 1 - logit 0 - score_mean) / score_std``, where mean and standard deviation, over true and
-    contradicting pairs, come from the model's config: 0 is undecided, +1 is an image that clearly fits.
+    A transformers ``BlipForImageTextRetrieval`` whose matching head was trained on rankings (for two
+    contradicting scenes and their prompts the matching pairs rank first; a clean image ranks above its degraded copy).
+    The score is ``(logit 1 - logit 0 - score_mean) / score_std``, with mean and standard deviation, over matching and
+    contradicting pairs, from the model's config: 0 is undecided, +1 is an image that clearly fits.
 
     Args:
         encoder: image and text -> feature.
@@ -64,13 +64,13 @@ class BlipPreferenceScorer(ModelScorer):
 
         Args:
             name_or_path: folder with a ``BlipForImageTextRetrieval`` whose config has ``score_mean``, ``score_std``;
-                ``None`` is the emoji world's, which comes with the package.
+                ``None`` is the emoji world's, included in the package.
             device: where the model runs.
             dtype: its precision.
             tokenizer: folder of its tokenizer; by default the model's folder, or ``../tokenizer``.
 
         Raises:
-            WeightsError: when something is missing or of another model.
+            WeightsError: when a file is missing or of another model.
         """
         from transformers import BlipForImageTextRetrieval
 
@@ -84,7 +84,7 @@ class BlipPreferenceScorer(ModelScorer):
             )
         place = Path(tokenizer).expanduser() if tokenizer is not None else beside_or_inside(folder)
         if place is None:
-            raise WeightsError(f"no tokenizer in {folder} or beside it", "pass tokenizer=FOLDER")
+            raise WeightsError(f"no tokenizer in {folder} or next to it", "pass tokenizer=FOLDER")
         text = model.config.text_config
         tokens = Tokenizer(load_transformers_tokenizer(place), int(text.max_position_embeddings))
         size = int(model.config.vision_config.image_size)
@@ -120,10 +120,10 @@ class EmojiScorers:
 
     @staticmethod
     def check(paths: Mapping[str, str]) -> Mapping[str, str]:
-        """Nothing can be given in the place of the shipped scorers.
+        """Refuses all paths: the shipped scorers cannot be replaced.
 
         Raises:
-            ConfigError: for anything that is given.
+            ConfigError: for any path.
         """
         if paths:
             raise ConfigError(f"the emoji world has its own scorers, got scorers={dict(paths)}", "leave scorers empty")

@@ -1,6 +1,6 @@
-"""Exact correctness on the emoji world: GenEval's rules, on what the detector finds.
+"""Exact correctness on the emoji world: GenEval's rules applied to the detector's output.
 
-Held out: it never enters a reward, so it decides claims (see the evidence section of the design).
+Held out: it is never used in a reward, so it can decide claims.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from addiffusion_env.prompts.emoji_vocabulary import IMAGE_SIZE, RELATIONS, colo
 from addiffusion_env.scorers import Scorer, check_images
 
 MARGIN = 6.0
-"""Pixels by which one centre must be left of (above ...) another for the relation to hold."""
+"""Minimum distance in pixels by which one centre must be left of (above ...) another for the relation to hold."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an image shows what its prompt asks for, and why not.
+    """Whether an image shows what its prompt asks for, with the reasons if not.
 
     Attributes:
-        correct: each group is there with its exact count and colour, nothing else is, and the relation holds.
-        reason: every failure, joined by "; ", as in GenEval ("expected 2 red cup, found 1"); "correct" without any.
-        found: what the detector saw.
+        correct: each group is present with its exact count and colour, nothing else is, and the relation holds.
+        reason: all failures, joined by "; ", as in GenEval ("expected 2 red cup, found 1"); "correct" without failures.
+        found: the detections.
     """
 
     correct: bool
@@ -40,7 +40,7 @@ class Verdict:
 
 
 def judge(found: Sequence[Detection], scene: Scene) -> Verdict:
-    """Holds what was found against what was asked for (the rule is :class:`Verdict`'s ``correct``)."""
+    """Compares detections with the requested scene (the rule is :class:`Verdict`'s ``correct``)."""
     failures = [failure for group in scene.groups if (failure := _judge_group(found, group))]
     counts_hold = not failures
     asked = {group.cls for group in scene.groups}
@@ -75,10 +75,10 @@ def _judge_relation(found: Sequence[Detection], scene: Scene) -> str:
 
 
 def partial(found: Sequence[Detection], scene: Scene) -> float:
-    """The share of a prompt's constraints that are met, in [0, 1]; 0.15 less for each object too many.
+    """The share of a prompt's constraints that are met, in [0, 1], minus 0.15 for each surplus object.
 
-    Every object is one demand, its colour (when asked for) another, the relation one more. An object of the right class
-    in excess takes back one that is right.
+    Every object is one constraint, its colour (if specified) another, the relation one more. A surplus object of the
+    requested class cancels one that is correct.
     """
     met, constraints = 0, 0
     for group in scene.groups:
@@ -129,7 +129,7 @@ class EmojiDetectorScorer(Scorer):
         return torch.tensor([float(verdict.correct) for verdict in self.verdicts(images, prompts)], dtype=torch.float32)
 
     def verdicts(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[Verdict]:
-        """Judges each image by its prompt; raises as :meth:`score` does."""
+        """Judges each image by its prompt; raises the same errors as :meth:`score`."""
         if check_images(images).shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
             height, width = images.shape[2:]
             raise ImageRangeError(

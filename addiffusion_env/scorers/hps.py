@@ -21,9 +21,9 @@ FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 class HpsScorer(ClipScorer):
     """The raw cosine of HPSv2.1's embeddings, about 0.2 to 0.35.
 
-    ``hpsv2.score`` returns this number, ``hpsv2.evaluate`` and the published tables 100 times it; v2.0 and v2.1 do
-    not compare, nor do scores of different prompts (README of HPSv2). The package itself is not used: it loads the
-    checkpoint again at every call and pins old versions; the arithmetic is open_clip's.
+    ``hpsv2.score`` returns this number, ``hpsv2.evaluate`` and the published tables 100 times it; v2.0 and v2.1 are
+    not comparable, nor are scores of different prompts (README of HPSv2). The package itself is not used: it reloads
+    the checkpoint at every call and pins old versions; the computation is open_clip's.
     """
 
     name: ClassVar[str] = "hps"
@@ -70,7 +70,7 @@ class HpsScorer(ClipScorer):
             if looks_like_path(path):
                 raise WeightsError(f"no such weights file: {file}", f"give {FILES[version]} or the hub id {REPO}")
             file = hub_file(str(path), FILES[version])
-        state = read_state_dict(file)  # before building: a wrong file should not cost 2.5 GB of random weights
+        state = read_state_dict(file)  # before building: a wrong file should not allocate 2.5 GB of random weights
         model = build(config)
         load_strict(model, state, str(file))
         # The authors resize the longer side and fill with black (their ResizeMaxSize), unlike CLIP's centre crop, and

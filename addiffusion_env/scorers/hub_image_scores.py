@@ -1,4 +1,4 @@
-"""The scorers behind a look at real images: CLIP ViT-L/14, ImageReward and DINOv2-S, from the hub or folders."""
+"""The scorers of real images: CLIP ViT-L/14, ImageReward and DINOv2-S, from the hub or folders."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DEFAULTS = {
     "dino": "facebook/dinov2-small",
     "preference": "image_reward",
 }
-"""Part -> what is loaded unless another is given: a name that open_clip knows, a hub id, a scorer's registry name."""
+"""Part -> what is loaded by default: a name that open_clip knows, a hub id, a scorer's registry name."""
 
 PREFERENCES = ("image_reward", "image_reward_package")
-"""Scorers that can stand under ``preference``: one model, in transformers' classes and through its own package."""
+"""Scorers available as ``preference``: one model, in transformers' classes and through its own package."""
 
 
 def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = None) -> ImageScorers:
@@ -40,7 +40,7 @@ def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = No
         ConfigError: for an unknown part.
         UnknownNameError: for an unknown preference scorer.
         MissingPackageError: when ``image_reward_package`` is asked for and its package cannot be imported.
-        WeightsError: when one cannot be had, naming its id, where it was looked for and the command that fetches it.
+        WeightsError: when one cannot be loaded, with its id, the places searched and the command that downloads it.
     """
     given = check_parts(paths or {})
     chosen = {**DEFAULTS, **given}
@@ -54,11 +54,11 @@ def hub_scorers(device: torch.device | str, paths: Mapping[str, str] | None = No
 
 
 def preference_scorer(given: Mapping[str, str], device: torch.device | str, dtype: torch.dtype) -> Scorer:
-    """ImageReward by the chosen implementation; the package has its own precision and its own tokenizer's id.
+    """ImageReward by the chosen implementation; the package sets its precision and tokenizer itself.
 
     Raises:
-        MissingPackageError: when the package is asked for and cannot be imported.
-        WeightsError: when a file cannot be had.
+        MissingPackageError: when the package is requested and cannot be imported.
+        WeightsError: when a file cannot be loaded.
     """
     from addiffusion_env.scorers.image_reward import ImageRewardScorer, locate
 
@@ -66,7 +66,7 @@ def preference_scorer(given: Mapping[str, str], device: torch.device | str, dtyp
     if given.get("preference", DEFAULTS["preference"]) == "image_reward_package":
         from addiffusion_env.scorers.image_reward_package import ImageRewardPackageScorer, import_package
 
-        import_package()  # before 1.8 GB are downloaded for it
+        import_package()  # before downloading 1.8 GB
         weights, config = locate(name, None)
         return ImageRewardPackageScorer.from_pretrained(str(weights), med_config=str(config), device=str(device))
     reward, tokenizer = Path(name).expanduser(), given.get("image_reward_tokenizer", BERT_REPO)
@@ -76,15 +76,15 @@ def preference_scorer(given: Mapping[str, str], device: torch.device | str, dtyp
 
 
 def check_parts(paths: Mapping[str, str]) -> Mapping[str, str]:
-    """Returns ``paths`` when every key is a part that there is.
+    """Returns ``paths`` when every key is a known part.
 
     Raises:
-        ConfigError: for another, with the nearest one.
+        ConfigError: for an unknown part, with the nearest one.
         UnknownNameError: for an unknown preference scorer, with the nearest one.
     """
     for part in paths:
         if part not in DEFAULTS:
-            raise ConfigError(f"there is no scorer {part!r} behind a look", nearest(part, DEFAULTS))
+            raise ConfigError(f"there is no scorer {part!r}", nearest(part, DEFAULTS))
     if paths.get("preference", PREFERENCES[0]) not in PREFERENCES:
         raise unknown("preference scorer", str(paths["preference"]), PREFERENCES)
     return paths
@@ -95,7 +95,7 @@ def clip_width(paths: Mapping[str, str]) -> int:
 
     Raises:
         UnknownNameError: for a CLIP that open_clip does not know.
-        WeightsError: for a folder that holds none.
+        WeightsError: for a folder without a CLIP.
     """
     return embedding_width(paths.get("clip", DEFAULTS["clip"]))
 

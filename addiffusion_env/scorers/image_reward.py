@@ -1,8 +1,8 @@
 """ImageReward (Xu et al., 2023, arXiv 2304.05977) in transformers' BLIP classes, from the official files.
 
-The package ``image-reward`` does not import beside a current transformers (see :mod:`.image_reward_package`). Its
+The package ``image-reward`` cannot be imported with a current transformers (see :mod:`.image_reward_package`). Its
 network is BLIP-large's image-grounded text encoder with a linear head, and transformers has BLIP: this module renames
-the weights of ``ImageReward.pt`` and scores the same; a test that runs where the package does holds the two equal.
+the weights of ``ImageReward.pt`` and gives the same scores; a test compares the two where the package can be imported.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spec
 
 MAX_TOKENS = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Mean and standard deviation of the raw reward over the authors' data; the package applies them once, so does this."""
+"""Mean and standard deviation of the raw reward over the authors' data, applied once, as in the package."""
 
-HEAD_WIDTH = 64  # of an attention head, in every BLIP vision transformer: base 768 / 12, large 1024 / 16
+HEAD_WIDTH = 64  # width of an attention head in every BLIP vision transformer: base 768 / 12, large 1024 / 16
 
 VISION, TEXT, HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
 # BLIP's names -> transformers' BlipVisionModel; the text encoder's are the same.
@@ -48,7 +48,7 @@ VISION_NAMES = (
 class ImageRewardScorer(ModelScorer):
     """ImageReward-v1.0: human preference of an image for a prompt, standardised to about N(0, 1).
 
-    Texts beyond 35 tokens are cut, as published. The centre square of an image is scored.
+    Texts are truncated to 35 tokens, as published. The centre square of an image is scored.
 
     Args:
         encoder: image and text -> feature.
@@ -84,7 +84,7 @@ class ImageRewardScorer(ModelScorer):
 
         Args:
             name_or_path: hub id, folder with ``ImageReward.pt`` and ``med_config.json``, or the path of the former.
-            med_config: path of the latter, when it lies elsewhere.
+            med_config: path of the latter, if it is elsewhere.
             tokenizer: hub id or folder of the BERT tokenizer, lower case.
             device: where the model runs.
             dtype: its precision; float16 halves the 1.8 GB.
@@ -136,7 +136,7 @@ def part(state: Mapping[str, torch.Tensor], prefix: str, where: str) -> dict[str
     """The weights under ``prefix``, without it.
 
     Raises:
-        WeightsError: when there are none: the file is of another kind.
+        WeightsError: when there are none, so the file is of another kind.
     """
     found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     if not found:
@@ -183,13 +183,13 @@ def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any],
     weights = part(state, TEXT, where)
     key = "encoder.layer.0.crossattention.self.key.weight"
     if key not in weights:
-        raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder does not look at images")
+        raise WeightsError(f"{where}: missing {TEXT}{key}", "this text encoder has no cross-attention")
     names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     names += ["max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"]
     lacking = [name for name in names if name not in med_config]
     if lacking:
         raise WeightsError(
-            f"{CONFIG_FILE} lacks {', '.join(lacking)}", f"it lies beside {WEIGHTS_FILE} in {IMAGE_REWARD_REPO}"
+            f"{CONFIG_FILE} lacks {', '.join(lacking)}", f"it is next to {WEIGHTS_FILE} in {IMAGE_REWARD_REPO}"
         )
     settings = {name: med_config[name] for name in names}
     # encoder_width in the file says 768, but the package overwrites it with the vision transformer's width.
@@ -200,7 +200,7 @@ def text_model(state: Mapping[str, torch.Tensor], med_config: Mapping[str, Any],
 
 
 def bert_tokenizer(folder: Path) -> Tokenizer:
-    """The BERT tokenizer with BLIP's two extra tokens, which a prompt could spell out: ``[DEC]`` and ``[ENC]``."""
+    """The BERT tokenizer with BLIP's extra tokens, which a prompt could contain literally: ``[DEC]`` and ``[ENC]``."""
     import transformers
 
     # The hub folder's files do not name their class. Before transformers 5 the plain name is the slow tokenizer.

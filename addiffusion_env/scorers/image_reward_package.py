@@ -1,4 +1,4 @@
-"""An adapter to the authors' own package ``image-reward``, for environments old enough to import it."""
+"""An adapter to the authors' package ``image-reward``, for environments that can import it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def import_package() -> Any:
     """
     try:
         import ImageReward
-    except Exception as error:  # beside a current transformers it fails with whatever is met first
+    except Exception as error:  # with a current transformers various errors occur
         raise MissingPackageError(
             f"the package ImageReward cannot be imported: {type(error).__name__}: {error}", REMEDY
         ) from error
@@ -32,7 +32,7 @@ def import_package() -> Any:
 
 
 class ImageRewardPackageScorer(ModelScorer):
-    """ImageReward-v1.0 through its package: images go through PIL one by one, so it is slow; a reference.
+    """ImageReward-v1.0 through its package: images go through PIL one by one, so it is slow; used as a reference.
 
     Args:
         model: what ``ImageReward.load`` returns.
@@ -47,7 +47,7 @@ class ImageRewardPackageScorer(ModelScorer):
 
     @classmethod
     def needs(cls) -> str:
-        """Its package, which imports only beside older ones (see :func:`import_package`), and its weights."""
+        """Its package, which requires older versions of others (see :func:`import_package`), and its weights."""
         from importlib.util import find_spec
 
         return "" if find_spec("ImageReward") else "the extra [image-reward], transformers 4.55 and weights"
@@ -56,7 +56,7 @@ class ImageRewardPackageScorer(ModelScorer):
     def from_pretrained(
         cls, name_or_path: str = "ImageReward-v1.0", *, med_config: str | None = None, device: str = "cpu"
     ) -> ImageRewardPackageScorer:
-        """Loads a model by the package's own name for it, or from the path of its checkpoint.
+        """Loads a model by the package's name for it, or from the path of its checkpoint.
 
         Raises:
             MissingPackageError: when the package cannot be imported.

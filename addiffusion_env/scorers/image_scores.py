@@ -1,4 +1,4 @@
-"""What an agent sees of a batch of images: one batched pass of each scorer, as plain float32 arrays."""
+"""Scores of a batch of images: one batched pass of each scorer, as float32 arrays."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ class ImageScores:
         return len(self.clip_score)
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> ImageScores:
-        """The looks at the images ``indices``, in that order; a copy."""
+        """The scores of the images ``indices``, in that order; a copy."""
         index = np.asarray(indices, dtype=np.intp)
         return ImageScores(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def row(self, index: int) -> ImageScores:
-        """The look at one image, still with the batch dimension: B is 1."""
+        """The scores of one image, still with the batch dimension: B is 1."""
         return self.rows([index])
 
     @classmethod
     def cat(cls, scores: Sequence[ImageScores]) -> ImageScores:
-        """Joins looks of the same scorers along the batch."""
+        """Concatenates scores of the same scorers along the batch."""
         return cls(*(np.concatenate([getattr(scores, field.name) for scores in scores]) for field in fields(cls)))
 
 
 class ImageScorers:
-    """The scorers behind a look.
+    """The scorers that compute :class:`ImageScores`.
 
     Args:
         clip: embeds images and texts.
@@ -81,13 +81,13 @@ class ImageScorers:
         return self.dino.dim if self.dino is not None else 0
 
     def scores(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> ImageScores:
-        """Looks at (B, 3, H, W) images in [-1, 1] of ``B`` prompts; one batched pass of each scorer.
+        """Scores (B, 3, H, W) images in [-1, 1] of ``B`` prompts; one batched pass of each scorer.
 
         Raises:
             ImageRangeError: for images of the wrong shape, type or range.
             PromptError: when there is not one prompt per image.
             NumericsError: when a value is not finite, naming the scorer and the prompt.
-            ScorerError: when a scorer raises an error of its own, naming it.
+            ScorerError: when a scorer raises an error, naming it.
         """
         texts = check_pairs(images, prompts)
         with named(f"clip ({self.clip.label})") as name:
@@ -103,9 +103,9 @@ class ImageScorers:
 
 
 class NoScorers(ImageScorers):
-    """In the place of scorers where nobody reads scores: nothing is loaded and nothing computed.
+    """Placeholder where no scores are needed: loads and computes nothing.
 
-    Its looks hold NaN scores and embeddings of width 0.
+    Returns NaN scores and embeddings of width 0.
     """
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class NoScorers(ImageScorers):
         return 0
 
     def scores(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> ImageScores:
-        """A look at ``B`` images that says nothing of them.
+        """NaN scores of ``B`` images.
 
         Raises:
             ImageRangeError: for images of the wrong shape, type or range.
@@ -134,16 +134,16 @@ class NoScorers(ImageScorers):
 
 
 class ScorerLoader(Protocol):
-    """How the scorers of a backbone's images are loaded; its :class:`.Traits` name it.
+    """Loads the scorers of a backbone's images; named in its :class:`.Traits`.
 
-    ``paths`` maps a part to a local folder, a hub id or a registry name in its place; empty for all defaults.
+    ``paths`` maps a part to a local folder, a hub id or a registry name that replaces it; empty for all defaults.
     """
 
     def check(self, paths: Mapping[str, str]) -> Mapping[str, str]:
-        """Returns ``paths`` when they can be given; loads nothing.
+        """Returns ``paths`` when they are valid; loads nothing.
 
         Raises:
-            ConfigError: when they cannot.
+            ConfigError: when they are not.
         """
 
     def clip_width(self, paths: Mapping[str, str]) -> int:

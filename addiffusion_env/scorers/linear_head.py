@@ -11,7 +11,7 @@ from torch import nn
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.scorers import load_strict
 
-# Positions of the linear layers in the published nn.Sequential; the others are dropout, which scoring leaves out.
+# Positions of the linear layers in the published nn.Sequential; the others are dropout, unused for scoring.
 POSITIONS = (0, 2, 4, 6, 7)
 
 
@@ -24,10 +24,10 @@ def linear_head(state: Mapping[str, torch.Tensor], prefix: str, where: str, inpu
         state: a state dict that contains the head.
         prefix: ``"mlp."`` in ImageReward, ``""`` in the aesthetic predictor.
         where: the file, for messages.
-        inputs: the width of the features that it will read.
+        inputs: the width of its input features.
 
     Raises:
-        WeightsError: when layers are missing, foreign, or do not fit each other or the features.
+        WeightsError: when layers are missing, unexpected, or do not fit each other or the features.
     """
     start = f"{prefix}layers."
     found = {name.removeprefix(start): value.float() for name, value in state.items() if name.startswith(start)}

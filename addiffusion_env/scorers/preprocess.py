@@ -1,8 +1,8 @@
-"""Images in [-1, 1] to what a vision model reads, on tensors: resize, crop, normalise, on the images' device.
+"""Preprocessing of images in [-1, 1] for vision models, on tensors: resize, crop, normalise, on the images' device.
 
 The published pipelines resize PIL images. Pillow resizes the rows, then the columns, and rounds to bytes after each.
-Interpolating floats in one go, as torch does, gives other pixels: where noise shrinks, one in seven is a level off;
-where it grows, some are 20 levels off, because nothing clips the overshoot between the two passes.
+Interpolating floats in one pass, as torch does, gives other pixels: when noise is shrunk, one in seven differs by one
+level; when it is enlarged, some differ by 20 levels, because the overshoot between the two passes is not clipped.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def _bicubic(x: torch.Tensor, a: float = -0.5) -> torch.Tensor:
 
 
 FILTERS = {"bilinear": (_bilinear, 1.0), "bicubic": (_bicubic, 2.0)}
-"""Name -> the filter and how far it reaches, in pixels of the coarser grid."""
+"""Name -> the filter and its support, in pixels of the coarser grid."""
 
 
 @lru_cache(maxsize=64)
 def weights(before: int, after: int, interpolation: str) -> torch.Tensor:
-    """(after, before) float64: what each pixel of a row of ``before`` adds to one of ``after``, at Pillow's precision.
+    """(after, before) float64: weight of each pixel of ``before`` for each of ``after``, at Pillow's precision.
 
     >>> [round(weight, 4) for weight in weights(4, 2, "bilinear")[0].tolist()]
     [0.4286, 0.4286, 0.1429, 0.0]
     """
     filter_, reach = FILTERS[interpolation]
     scale = before / after
-    stretch = max(scale, 1.0)  # a shrinking filter covers all that falls into a pixel: antialiasing
+    stretch = max(scale, 1.0)  # when shrinking, the filter covers the whole target pixel: antialiasing
     centre = (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * scale
     first = (centre - reach * stretch + 0.5).trunc().clamp(min=0)
     last = (centre + reach * stretch + 0.5).trunc().clamp(max=before)
@@ -63,8 +63,8 @@ def weights(before: int, after: int, interpolation: str) -> torch.Tensor:
 def resize_bytes(images: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """(B, 3, H, W) floats in [-1, 1] -> (B, 3, *size) float32 in [-1, 1], on the grid of 8-bit pixels.
 
-    Equal to the byte to ``PIL.Image.resize`` of the image saved as PNG. Without float64 (Apple's GPUs) a pixel may
-    fall one level beside it.
+    Byte-identical to ``PIL.Image.resize`` of the image saved as PNG. Without float64 (Apple's GPUs) a pixel may
+    differ by one level.
 
     Args:
         images: images; rounded to bytes first.
@@ -86,7 +86,7 @@ def _resize(images: torch.Tensor, size: tuple[int, int], interpolation: str) -> 
 
 
 def _to_bytes(values: torch.Tensor, half_even: bool = False) -> torch.Tensor:
-    """Clips and rounds to 0 ... 255; halves go up, as Pillow's do, or to the even byte, as ours do when saved."""
+    """Clips and rounds to 0 ... 255; halves round up, as in Pillow, or to even, as when images are saved."""
     return (values.round() if half_even else (values + 0.5).floor()).clamp(0, 255)
 
 
@@ -96,20 +96,20 @@ PROCESSORS = tuple(f"{name}ImageProcessor" for name in ("Bit", "CLIP", "ViT", "S
 """transformers' image processors that do the steps below in this order, and nothing else."""
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
-"""PIL's numbers, as transformers writes them under ``resample``."""
-PREPROCESS_YOURSELF = "construct the scorer with a Preprocess of your own, or take a model with another preprocessing"
+"""PIL's constants, as stored by transformers under ``resample``."""
+PREPROCESS_YOURSELF = "construct the scorer with your own Preprocess, or use a model with another preprocessing"
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How one vision model wants its images.
+    """Preprocessing of one vision model.
 
-    Images that are resized are rounded to bytes on the way, as in the published pipelines, which read files: a score
-    in an episode is that of the image saved as PNG (see :mod:`.resample`). One of the right size is not rounded.
+    Images that are resized are rounded to bytes, as in the published pipelines, which read files: a score
+    in an episode equals that of the image saved as PNG. An image of the right size is not rounded.
 
     Attributes:
         size: side of the square that the model reads, in pixels; ``None`` for images as they are after resizing.
-        mean: per channel, of pixels in [0, 1]. 0.5 with std 0.5 leaves images in [-1, 1] as they are.
+        mean: per channel, of pixels in [0, 1]. 0.5 with std 0.5 leaves images in [-1, 1] unchanged.
         std: per channel, of pixels in [0, 1].
         resize: length to which ``mode`` resizes; ``None`` for ``size``. DINOv2 resizes to 256 and crops to 224.
         mode: ``"shortest"``: the shorter side becomes ``resize``, the middle is kept; ``"longest"``: the longer side
@@ -133,17 +133,17 @@ class Preprocess:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> Preprocess:
-        """From open_clip's ``preprocess_cfg``; what it leaves out is as open_clip has it.
+        """From open_clip's ``preprocess_cfg``; missing keys get open_clip's defaults.
 
         Raises:
-            WeightsError: for a value that open_clip knows and this class does not.
+            WeightsError: for a value that open_clip supports and this class does not.
         """
         return cls(
             size=side_of(config.get("size") or 224, "size"),
             mean=triple(config.get("mean") or CLIP_MEAN),
             std=triple(config.get("std") or CLIP_STD),
             mode=one_of(config.get("resize_mode") or "shortest", ("shortest", "longest", "squash"), "resize_mode"),
-            # "random" is for training; open_clip evaluates with bicubic then.
+            # "random" is for training; open_clip then evaluates with bicubic.
             interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
             fill=(config.get("fill_color") or 0) / 127.5 - 1,
         )
@@ -153,10 +153,10 @@ class Preprocess:
         """From the settings of a transformers image processor that resizes, crops, rescales and normalises.
 
         Args:
-            config: ``to_dict()`` of the processor, which has the defaults of its class filled in.
+            config: ``to_dict()`` of the processor, which includes the defaults of its class.
 
         Raises:
-            WeightsError: for a step or a size that is not among these.
+            WeightsError: for any other step or size.
         """
         kind = config.get("image_processor_type", PROCESSORS[0])
         one_of(kind.removesuffix("Pil"), PROCESSORS, "image_processor_type")
@@ -186,7 +186,7 @@ class Preprocess:
 
     def __call__(self, images: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
         """(B, 3, H, W) images in [-1, 1] -> (B, 3, size, size) of ``dtype`` on ``device``."""
-        # Resizing in half precision would band; 64-pixel images and float32 cost nothing beside the model.
+        # Resizing in half precision would band; 64-pixel images and float32 are cheap compared with the model.
         images = self._crop(self._resize(images.to(device=device, dtype=torch.float32)))
         if any(value != 0.5 for value in (*self.mean, *self.std)):
             mean, std = (images.new_tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
@@ -231,10 +231,10 @@ class Preprocess:
 
 
 def one_of(value: Any, known: Sequence[Any], name: str) -> Any:
-    """Returns ``value`` when it is among ``known``.
+    """Returns ``value`` if it is in ``known``.
 
     Raises:
-        WeightsError: when it is not, saying which setting ``name`` of a model's preprocessing it is.
+        WeightsError: if it is not, naming the setting ``name`` of a model's preprocessing.
     """
     if value not in known:
         raise WeightsError(f"preprocessing with {name}={value!r}, expected {_listed(known)}", PREPROCESS_YOURSELF)
@@ -258,7 +258,7 @@ def resizing(size: Mapping[str, int] | int) -> tuple[str, int]:
     """Mode and length of :class:`Preprocess` for transformers' ``size``; a number is the shortest edge.
 
     Raises:
-        WeightsError: for another form of it.
+        WeightsError: for any other form.
     """
     if not isinstance(size, Mapping):
         return "shortest", int(size)
@@ -273,7 +273,7 @@ def resizing(size: Mapping[str, int] | int) -> tuple[str, int]:
 
 
 def triple(values: Any) -> tuple[float, float, float]:
-    """Three numbers, one a channel; a single one is that of all."""
+    """Three numbers, one per channel; a single one is used for all."""
     first, second, third = values if isinstance(values, Sequence) else (values,) * 3
     return float(first), float(second), float(third)
 

@@ -26,7 +26,7 @@ class SharpnessScorer(ModelScorer):
 
     @classmethod
     def from_pretrained(cls) -> SharpnessScorer:
-        """There is nothing to load; here so that every scorer is made the same way."""
+        """Loads nothing; defined so that every scorer is created the same way."""
         return cls()
 
     def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:

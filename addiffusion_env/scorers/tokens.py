@@ -18,10 +18,10 @@ OPEN_CLIP_VOCABULARY = 49408  # of the tokenizer that comes with open_clip, Open
 
 
 class Tokenizer:
-    """A tokenizer of open_clip's or transformers' with the number of ids that its model reads.
+    """A tokenizer of open_clip or transformers with the number of ids that its model reads.
 
-    Pooled features are read at the end token, which both libraries keep when they cut a text. The first text that is
-    cut is warned of.
+    Pooled features are read at the end token, which both libraries keep when they truncate a text. A warning is issued
+    for the first truncated text.
 
     Args:
         tokenizer: of ``open_clip.get_tokenizer``, or a transformers tokenizer with a padding token.
@@ -63,7 +63,7 @@ class Tokenizer:
 
     def _cut(self, text: str) -> bool:
         inner = getattr(self.tokenizer, "tokenizer", None)
-        if inner is None:  # open_clip's own, which adds a start and an end token
+        if inner is None:  # open_clip's tokenizer, which adds a start and an end token
             return hasattr(self.tokenizer, "encode") and len(self.tokenizer.encode(text)) + 2 > self.length
         cleaned = getattr(self.tokenizer, "clean_fn", str)(text)
         return len(inner(cleaned, verbose=False).input_ids) > self.length
@@ -72,8 +72,8 @@ class Tokenizer:
         if cut and not self._warned:
             self._warned = True
             warnings.warn(
-                f"a scorer reads {self.length} tokens and {text[:60]!r}... has more: the rest is cut; said once for "
-                "all such texts",
+                f"a scorer reads {self.length} tokens and {text[:60]!r}... has more: the rest is truncated; "
+                "shown once for all such texts",
                 UserWarning,
                 stacklevel=5,
             )
@@ -89,11 +89,12 @@ def load_transformers_tokenizer(folder: Path, make: Any = None, **settings: Any)
 
     Args:
         folder: of the tokenizer.
-        make: what loads it, where its files do not name their class; by default ``AutoTokenizer.from_pretrained``.
+        make: function that loads it, where its files do not name their class; by default
+            ``AutoTokenizer.from_pretrained``.
         **settings: keyword arguments of ``make``.
 
     Raises:
-        WeightsError: when there is none, it is broken, or does not know one of ``settings``.
+        WeightsError: when there is none, it is broken, or does not support one of ``settings``.
     """
     from transformers import AutoTokenizer
 
@@ -114,15 +115,15 @@ def choose_tokenizer(
 
     A config that names a transformers tokenizer (``hf_tokenizer_name``) gets it with ``tokenizer_kwargs``, which say
     how texts are cleaned: for a folder from its files or ``../tokenizer``, for a name from the hub. Other configs get
-    open_clip's own tokenizer, whatever tokenizer files lie in the folder: its cleaning (ftfy, HTML entities) is what
-    the model was trained with. Only a model with another vocabulary than that tokenizer's, which open_clip could not
-    serve, gets the folder's tokenizer as it is; the emoji world's is one.
+    open_clip's own tokenizer, regardless of tokenizer files in the folder: its cleaning (ftfy, HTML entities) is what
+    the model was trained with. Only a model whose vocabulary differs from that tokenizer's, which open_clip does not
+    support, gets the folder's tokenizer; the emoji world's is one.
 
     Args:
         given: a tokenizer, or a folder with a transformers tokenizer, in place of the above.
         config: the model config.
-        folder: the model's, or
-        name: open_clip's name of it.
+        folder: the model's folder, or
+        name: its open_clip name.
 
     Raises:
         WeightsError: when there is no tokenizer, or it is broken.
@@ -142,9 +143,10 @@ def choose_tokenizer(
         return Tokenizer(_made(SimpleTokenizer, context_length=length, **settings), length)
     place = Path(given).expanduser() if given is not None else folder and beside_or_inside(folder)
     if place is None:
-        wanted = f"its config names {named}" if named else f"its vocabulary of {text['vocab_size']} is its own"
+        wanted = f"its config names {named}" if named else f"its vocabulary of {text['vocab_size']} is not open_clip's"
         raise WeightsError(
-            f"no tokenizer in {folder} or beside it, and {wanted}", "save the tokenizer there, or pass tokenizer=FOLDER"
+            f"no tokenizer in {folder} or next to it, and {wanted}",
+            "save the tokenizer there, or pass tokenizer=FOLDER",
         )
     if not named:
         return Tokenizer(load_transformers_tokenizer(place), length)
@@ -165,9 +167,9 @@ def _made(make: Any, *args: Any, **settings: Any) -> Any:
 class GroundedEncoder:
     """Text encoder with cross-attention to a vision transformer (Li et al., 2022, arXiv 2201.12086, figure 2).
 
-    The text attends to the image in every layer, so nothing of it can be computed ahead but its ids. Attention is
-    bidirectional and padding is masked; therefore texts are padded only to the longest of the batch, which leaves the
-    first token's feature as it is with full padding and saves most of the text encoder's time.
+    The text attends to the image in every layer, so only its ids can be computed in advance. Attention is
+    bidirectional and padding is masked; therefore texts are padded only to the longest of the batch, which does not
+    change the first token's feature and saves most of the text encoder's time.
 
     Args:
         vision: a transformers ``BlipVisionModel``.
@@ -178,7 +180,7 @@ class GroundedEncoder:
         dtype: their precision.
 
     Raises:
-        WeightsError: when the tokenizer has more ids than the text encoder has embeddings, or reads further.
+        WeightsError: when the tokenizer has more ids than the text encoder has embeddings, or produces longer texts.
     """
 
     def __init__(
@@ -211,6 +213,6 @@ class GroundedEncoder:
         """(B, 3, H, W) images in [-1, 1] and ``B`` texts -> (B, width) float32 features on the encoder's device."""
         ids, mask = (value.to(self.device) for value in self.tokenizer.trimmed(texts))
         seen = self.vision(pixel_values=self.preprocess(images, self.device, self.dtype)).last_hidden_state
-        # No mask over the image: all of its tokens count, and an all-ones mask changes nothing.
+        # No mask over the image: all of its tokens are used, and an all-ones mask changes nothing.
         read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         return read[:, 0].float()

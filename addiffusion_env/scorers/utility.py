@@ -1,16 +1,16 @@
-"""The utility of a finished image: its preference, with it CLIP's score, or a calibrator's log-odds.
+"""The utility of a finished image: its preference, optionally with CLIP's score, or a calibrator's log-odds.
 
-A score means different things for different prompts: the same preference that all but proves "a photo of a dog" right
-says little of "a bus left of a bear", which goes wrong more often. Among finished images of training prompts the
-scores fall into two groups, right and wrong. A mixture of two linear regressions on the prompt's CLIP embedding, its
+The meaning of a score depends on the prompt: a preference that is strong evidence for a correct "a photo of a dog" is
+weak evidence for "a bus left of a bear", which fails more often. The scores of finished images of training prompts form
+two groups, correct and incorrect. A mixture of two linear regressions on the prompt's CLIP embedding, its
 mixing weight a logistic regression on the same (a mixture of experts: Jordan and Jacobs 1994, Neural Computation 6),
-finds both groups by expectation maximisation and gives every image its posterior odds.
+identifies both groups by expectation maximisation and gives every image its posterior odds.
 
 Fitted by ``python -m addiffusion_env.tabular.fit_calibrator TABLE OUT`` on a table of attempts, from scores alone.
 
-Neither score is enough where tries are to be told apart. On 320 emoji prompts, five tries each, preference alone says
-which finished image is right with AUC .88, CLIP alone .67, both together .92 (the detector as judge, which is used
-for nothing else): preference knows relations, CLIP knows classes and counts. A :class:`.calibrator.Calibrator` also
+Neither score alone separates attempts well. On 320 emoji prompts, five attempts each, preference alone predicts
+which finished image is correct with AUC .88, CLIP alone .67, both together .92 (judged by the detector, which is used
+for nothing else): preference captures relations, CLIP classes and counts. A :class:`.calibrator.Calibrator` also
 knows that the same scores mean more on an easy prompt than on a hard one.
 """
 
@@ -34,18 +34,18 @@ CALIBRATORS = Path(__file__).parent / "calibrators"
 """Fitted calibrators that ship with the package: ``<name>.safetensors``."""
 
 MOST = 12.0
-"""Log-odds are clipped here: beyond it a mixture says nothing any more."""
+"""Log-odds are clipped to this absolute value, beyond which a mixture is not informative."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrator:
-    """A fitted mixture; ``D`` is the width of the prompt's CLIP embedding, ``K`` the number of directions kept of it.
+    """A fitted mixture; ``D`` is the width of the prompt's CLIP embedding, ``K`` the number of kept directions.
 
     Attributes:
         centre: (D,) mean prompt embedding.
         basis: (D, K) directions of the prompts' embeddings, scaled to unit variance.
-        prior: (K + 1,) logistic regression of being right before a look; the first entry is the constant.
-        means: (2, K + 1, 2) regressions of (preference, CLIP score) where right, where wrong.
+        prior: (K + 1,) logistic regression of correctness without scores; the first entry is the constant.
+        means: (2, K + 1, 2) regressions of (preference, CLIP score) of correct and of incorrect images.
         precisions: (2, 2, 2) inverse covariances around them.
     """
 
@@ -65,16 +65,16 @@ class Calibrator:
         ridge: float = 150.0,
         rounds: int = 60,
     ) -> Calibrator:
-        """Expectation maximisation from a split at the middle of the scores.
+        """Fits by expectation maximisation, initialised by a split at the median of the scores.
 
         Args:
-            preference: (P, T) of T finished images of each of P prompts.
-            clip_score: (P, T).
+            preference: (P, T) scores of T finished images of each of P prompts.
+            clip_score: (P, T) scores.
             clip_text: (P, D) CLIP embeddings of the prompts.
             directions: K; on 512 emoji prompts the likelihood of held-out prompts (four folds) is best at 64, with a
                 ridge of 150, among 0 to 127 and 1 to 150.
-            ridge: images' worth of pull towards coefficients of 0.
-            rounds: of expectation and maximisation.
+            ridge: strength of the ridge penalty, in numbers of images.
+            rounds: number of EM iterations.
 
         Raises:
             ConfigError: for fewer prompts than directions.
@@ -89,7 +89,7 @@ class Calibrator:
         basis = rows[:directions].T / (spread[:directions] / np.sqrt(len(clip_text)))
         scores = np.stack([preference, clip_score], axis=-1).reshape(-1, 2).astype(np.float64)
         inputs = np.repeat(_inputs(clip_text, centre, basis), preference.shape[1], axis=0)
-        # Sum of both scores in standard deviations: above its middle an image counts as right to begin with.
+        # Sum of both scores in standard deviations: images above its median start as correct.
         total = (scores / scores.std(0)).sum(1)
         right = 1 / (1 + np.exp(-4 * (total - np.median(total)) / total.std() - 1))
         pull = ridge * np.eye(inputs.shape[1])
@@ -103,7 +103,7 @@ class Calibrator:
         return found
 
     def __call__(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
-        """Log-odds of being right, in [-12, 12], of the scores' shape.
+        """Log-odds of correctness, in [-12, 12], with the scores' shape.
 
         Args:
             preference: (B, ...) standard deviations.
@@ -124,7 +124,7 @@ class Calibrator:
         return np.clip(inputs @ self.prior + fits[0] - fits[1], -MOST, MOST)
 
     def save(self, path: Path) -> None:
-        """Writes a safetensors file, whole or not at all."""
+        """Writes a safetensors file atomically."""
         from safetensors.numpy import save
 
         with whole_file(path) as file:
@@ -132,10 +132,10 @@ class Calibrator:
 
     @classmethod
     def load(cls, path: Path) -> Calibrator:
-        """Reads what :meth:`save` wrote; runs no code of the file's.
+        """Reads a file of :meth:`save`; executes no code from it.
 
         Raises:
-            WeightsError: when it is missing, damaged or something else.
+            WeightsError: when it is missing, damaged or of another kind.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -149,11 +149,11 @@ class Calibrator:
 
 
 def calibrator_of(name: str) -> Calibrator:
-    """A calibrator by the name it ships under, or from a ``.safetensors`` file; read again when the file has changed.
+    """A shipped calibrator by name, or one from a ``.safetensors`` file; reloaded when the file has changed.
 
     Raises:
-        UnknownNameError: for a name that does not ship.
-        WeightsError: for a file that holds none.
+        UnknownNameError: for a name that is not shipped.
+        WeightsError: for a file without a calibrator.
     """
     shipped = {path.stem: path for path in CALIBRATORS.glob("*.safetensors")}
     if name in shipped:
@@ -165,33 +165,33 @@ def calibrator_of(name: str) -> Calibrator:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, stamp: tuple) -> Calibrator:
-    del stamp  # of the key alone
+    del stamp  # only part of the cache key
     return Calibrator.load(path)
 
 
 def _inputs(clip_text: np.ndarray, centre: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """(P, K + 1): a constant and the prompts' coordinates."""
+    """(P, K + 1) a constant and the prompts' coordinates."""
     return np.c_[np.ones(len(clip_text)), (clip_text - centre) @ basis]
 
 
 def _regressions(
     inputs: np.ndarray, scores: np.ndarray, right: np.ndarray, pull: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted ridge regression of each group and the inverse covariance of what it leaves."""
+    """Weighted ridge regression of each group and the inverse covariance of its residuals."""
     means, precisions = [], []
     for weight in (right, 1 - right):
         weighted = inputs.T * weight
         mean = np.linalg.solve(weighted @ inputs + pull, weighted @ scores)
         error = scores - inputs @ mean
         covariance = (error.T * weight) @ error / max(weight.sum(), 1e-9)
-        floor = 1e-3 * np.diag(scores.var(0))  # a group of one image has no width
+        floor = 1e-3 * np.diag(scores.var(0))  # a group of one image has no variance
         means.append(mean)
         precisions.append(np.linalg.inv(covariance + floor))
     return np.stack(means), np.stack(precisions)
 
 
 def _logistic(inputs: np.ndarray, right: np.ndarray, start: np.ndarray, pull: np.ndarray, steps: int = 5) -> np.ndarray:
-    """Ridge logistic regression of the responsibilities, a few Newton steps from the last round's."""
+    """Ridge logistic regression of the responsibilities, a few Newton steps from the previous solution."""
     found = start.copy()
     for _ in range(steps):
         share = 1 / (1 + np.exp(-inputs @ found))
@@ -204,7 +204,7 @@ def _logistic(inputs: np.ndarray, right: np.ndarray, start: np.ndarray, pull: np
 class Utility(Settings):
     """``preference + clip_weight * (clip_score - clip_centre) / clip_scale``, in standard deviations of preference.
 
-    With a calibrator it is that calibrator's log-odds of the image being right instead.
+    With a calibrator, the calibrator's log-odds of the image being correct instead.
 
     Attributes:
         clip_weight: 0 is preference alone.
@@ -224,16 +224,16 @@ class Utility(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.calibrator is not None:
-            calibrator_of(self.calibrator)  # refuses a name that is not known
+            calibrator_of(self.calibrator)  # raises for an unknown name
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The scorers that it reads, by their part in :class:`.ImageScorers`."""
+        """The scorers that it uses, by their part in :class:`.ImageScorers`."""
         return ("preference", "clip") if self.calibrator is not None or self.clip_weight else ("preference",)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings, and the content of the calibrator that they name."""
+        """The settings and the content of their calibrator."""
         calibrator = None if self.calibrator is None else described(calibrator_of(self.calibrator))
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "calibrator": calibrator}
 
@@ -246,17 +246,17 @@ class Utility(Settings):
         return preference + self.clip_weight * (clip_score - self.clip_centre) / self.clip_scale
 
     def at(self, scores: ImageScores) -> float:
-        """Of a look at one image."""
+        """Utility of one image."""
         return float(self(scores.preference, scores.clip_score, scores.clip_text)[0])
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScoresBatch:
-    """Looks at the images of ``B`` lanes.
+    """Scores of the images of ``B`` lanes.
 
     Attributes:
-        scores: B rows; those of lanes without a look hold zeros.
-        known: (B,) bool, which lanes have a look.
+        scores: B rows; zeros for lanes without scores.
+        known: (B,) bool, which lanes have scores.
     """
 
     scores: ImageScores
@@ -264,7 +264,7 @@ class ImageScoresBatch:
 
     @classmethod
     def of(cls, scores: Sequence[ImageScores | None], clip_dim: int = 0) -> ImageScoresBatch:
-        """Joins looks of one row each; where all are ``None``, CLIP embeddings are ``clip_dim`` wide and DINO's 0."""
+        """Joins scores of one row each; if all are ``None``, CLIP embeddings are ``clip_dim`` wide and DINO's 0."""
         found = next((scores for scores in scores if scores is not None), None)
         if found is None:
             clip, score = np.zeros((1, clip_dim), np.float32), np.zeros(1, np.float32)
@@ -275,18 +275,18 @@ class ImageScoresBatch:
         return cls(ImageScores.cat([blank if scores is None else scores for scores in scores]), known)
 
     def score(self, name: str, absent: float = 0.0) -> np.ndarray:
-        """(B,) float64 scores: ``clip_score`` or ``preference``; ``absent`` where there is no look."""
+        """(B,) float64 scores: ``clip_score`` or ``preference``; ``absent`` where there are no scores."""
         return np.where(self.known, getattr(self.scores, name).astype(np.float64), absent)
 
     def similarity(self, other: ImageScoresBatch) -> np.ndarray:
-        """(B,) cosine of the DINO embeddings of two looks at each lane; 0 where one is missing."""
+        """(B,) cosine of the DINO embeddings of two images of each lane; 0 where one is missing."""
         both = self.known & other.known
         found = np.zeros(len(both))
         found[both] = (self.scores.dino[both] * other.scores.dino[both]).sum(1) if both.any() else 0.0
         return found
 
     def liked(self, utility: Utility) -> np.ndarray:
-        """(B,) float64 how much each image is liked; 0 where there is no look."""
+        """(B,) float64 utility of each image; 0 where there are no scores."""
         if not self.known.any():
             return np.zeros(len(self.known))
         value = utility(self.scores.preference, self.scores.clip_score, self.scores.clip_text)

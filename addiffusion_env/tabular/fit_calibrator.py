@@ -1,6 +1,6 @@
-"""Fits a calibrator to the finished images of a table of attempts; no verdict is read.
+"""Fits a calibrator to the finished images of a table of attempts; verdicts are not used.
 
-python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table addiffusion_env/scorers/calibrators/emoji.safetensors
+python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table calibrators/emoji.safetensors
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from addiffusion_env.tabular.table import AttemptTable
 
 
 def fit_calibrator(table: AttemptTable) -> Calibrator:
-    """From the images at the schedule's end, every attempt of every prompt."""
+    """Fits a calibrator to the images at the end of the schedule, of every attempt of every prompt."""
     end = table.finish
     return Calibrator.fit(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
 
 
 def read_tables(folder: Path) -> AttemptTable:
-    """Every table in a folder as one.
+    """Loads all tables in a folder and joins them.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: if there is none.
         ResumeError: for a damaged one.
     """
     parts = sorted(folder.glob("*.parquet"))
     if not parts:
-        raise ConfigError(f"no table of attempts in {folder}", "name the folder `table` of a training run")
+        raise ConfigError(f"no table of attempts in {folder}", "give the folder `table` of a training run")
     return AttemptTable.join([AttemptTable.load(part) for part in parts])
 
 
 @friendly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads, fits, writes and says how sure the calibrator is of what it saw."""
+    """Reads the tables, fits and writes the calibrator, and prints its confidence on the same images."""
     parser = argparse.ArgumentParser(prog="python -m addiffusion_env.tabular.fit_calibrator", description=__doc__)
     parser.add_argument("table", type=Path, help="folder of Parquet files that training recorded")
     parser.add_argument("out", type=Path, help="file to write, .safetensors")
@@ -48,9 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     calibrator.save(chosen.out)
     end = table.finish
-    chance = 1 / (1 + np.exp(-calibrator(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)))
-    print(f"{len(table)} prompts, {table.attempts} attempts each: right with chance {chance.mean():.3f} on average")
-    print(f"surer than .95 either way of {np.mean(abs(chance - 0.5) > 0.45):.3f} of the images; written: {chosen.out}")
+    odds = calibrator(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
+    probability = 1 / (1 + np.exp(-odds))
+    confident = np.mean(abs(probability - 0.5) > 0.45)
+    print(f"{len(table)} prompts, {table.attempts} attempts each: mean probability of correct {probability.mean():.3f}")
+    print(f"above .95 or below .05 for {confident:.3f} of the images; written: {chosen.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The decision process on a table of attempts: the episodes of many lanes at once, as arrays."""
+"""The tabular MDP: the decision process on a table of attempts, for a batch of episodes as arrays."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from addiffusion_env.tabular.transitions import START, Transitions
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """Where ``B`` episodes are. Never changed in place.
+    """The states of ``B`` episodes. Immutable.
 
     Attributes:
-        row: (B,) which image of the table.
-        order: (B, T) which recorded attempt is met first, second ...
-        attempt: (B,) which of them the lane is in, from 0.
-        place: (B,) where in the attempt; -1 before the first evaluation.
-        before: (B, 2) recorded attempt and place of the decision before; place -1 for none.
+        row: (B,) index of the image in the table.
+        order: (B, T) the order in which the recorded attempts are visited.
+        attempt: (B,) number of the current attempt, from 0.
+        place: (B,) the current place in the attempt; -1 before the first evaluation.
+        before: (B, 2) recorded attempt and place of the previous decision; place -1 for none.
         spent: (B,) NFE of earlier attempts.
         calls: (B,) network calls of earlier attempts.
         best: (B, 2) recorded attempt and place of the best finished image of earlier attempts; place -1 for none.
-        cost_per_nfe: (B,) of one NFE.
+        cost_per_nfe: (B,) cost per NFE.
     """
 
     row: np.ndarray
@@ -43,7 +43,7 @@ class States:
 
     @classmethod
     def start(cls, row: np.ndarray, order: np.ndarray, cost_per_nfe: np.ndarray) -> States:
-        """Episodes at their beginning."""
+        """The initial states."""
         size = len(row)
         none = np.full((size, 2), START)
         zero = np.zeros(size)
@@ -55,7 +55,7 @@ class States:
         return len(self.row)
 
     def merged(self, fresh: States, where: np.ndarray) -> States:
-        """These, with the lanes of ``where`` (B,) bool taken from ``fresh``."""
+        """A copy in which the lanes of ``where``, (B,) bool, are replaced by those of ``fresh``."""
         pairs = {name: (getattr(self, name), getattr(fresh, name)) for name in self.__dataclass_fields__}
         return States(
             **{name: np.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old) for name, (old, new) in pairs.items()}
@@ -64,13 +64,13 @@ class States:
 
 @dataclass(frozen=True)
 class TabularStep:
-    """What one step of ``B`` episodes did.
+    """The result of one step of ``B`` episodes.
 
     Attributes:
-        states: where they are now; ended ones stay at their last place.
-        ended: (B,) bool.
+        states: the next states; ended episodes keep their last place.
+        ended: (B,) bool, whether the episode has ended.
         image: (B, 2) recorded attempt and place of an ended episode's image.
-        nfe: (B,) NFE that the step spent.
+        nfe: (B,) NFE of the step.
     """
 
     states: States
@@ -81,15 +81,15 @@ class TabularStep:
 
 @dataclass(frozen=True)
 class TabularMDP:
-    """The decision process on a table: what each action does is read off the engine (:class:`.Transitions`).
+    """The decision process on a table; its transitions are derived from the engine (:class:`.Transitions`).
 
     Attributes:
         table: the recorded attempts.
-        transitions: of the process, with no more refinements than attempts were recorded.
-        most: NFE that counts as a whole budget, as observations show it.
-        highest_cost_per_nfe: the cost per NFE that observations show as 1.
-        shown_limit: the refinements that observations count by: the limit of the process.
-        utility: what the best of several images is chosen by.
+        transitions: transitions of the process, with at most as many attempts as were recorded.
+        most: maximum NFE of an episode, by which observations normalise the budget.
+        highest_cost_per_nfe: the cost per NFE that observations normalise to 1.
+        shown_limit: the process's limit of refinements, by which observations normalise their number.
+        utility: selects the best of several finished images.
     """
 
     table: AttemptTable
@@ -100,12 +100,12 @@ class TabularMDP:
     utility: Utility = field(default_factory=Utility)
 
     @cached_property
-    def liked(self) -> np.ndarray:
-        """(P, T, Q) how much each image is liked."""
+    def utilities(self) -> np.ndarray:
+        """(P, T, Q) utility of each image."""
         return self.utility(self.table.preference, self.table.clip_score, self.table.clip_text)
 
     def recorded(self, states: States) -> np.ndarray:
-        """(B,) the recorded attempt that each lane is in."""
+        """(B,) index of each lane's current attempt in the table."""
         return states.order[np.arange(len(states)), states.attempt]
 
     def nfe(self, states: States) -> np.ndarray:
@@ -129,40 +129,41 @@ class TabularMDP:
             self.transitions.ended[move],
         )
         old_nfe, here = self.nfe(states), np.stack([self.recorded(states), states.place], axis=1)
-        again = attempt > states.attempt
-        # An early exit from the very beginning is recorded once: a draw like any other.
+        refined = attempt > states.attempt
+        # An early exit before the first evaluation is recorded for attempt 0 only, whatever the order of attempts.
         order = states.order.copy()
         order[(states.place == START) & (place > self.table.finish)] = np.arange(order.shape[1])
-        ahead = replace(
+        following = replace(
             states,
             order=order,
             attempt=attempt,
             place=place,
             before=here,
-            spent=np.where(again, old_nfe, states.spent),
-            calls=np.where(again, self.network_calls(states), states.calls),
-            best=self._better(states.row, states.best, here, again & (states.place >= self.table.finish)),
+            spent=np.where(refined, old_nfe, states.spent),
+            calls=np.where(refined, self.network_calls(states), states.calls),
+            best=self._better(states.row, states.best, here, refined & (states.place >= self.table.finish)),
         )
-        made = self._better(ahead.row, ahead.best, np.stack([self.recorded(ahead), place], axis=1), ended)
-        return TabularStep(ahead, ended, np.where(ended[:, None], made, START), self.nfe(ahead) - old_nfe)
+        reached = np.stack([self.recorded(following), place], axis=1)
+        image = self._better(following.row, following.best, reached, ended)
+        return TabularStep(following, ended, np.where(ended[:, None], image, START), self.nfe(following) - old_nfe)
 
     def _better(self, row: np.ndarray, kept: np.ndarray, new: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """(B, 2): the better-liked of two finished images in lanes of ``where``, the earlier of equals."""
-        old_liked = self._at(self.liked, row, kept[:, 0], kept[:, 1], missing=-np.inf)
-        new_liked = self._at(self.liked, row, new[:, 0], new[:, 1], missing=-np.inf)
-        return np.where((where & (new_liked > old_liked))[:, None], new, kept)
+        """(B, 2): in lanes of ``where`` the finished image of higher utility, ``kept`` on a tie; elsewhere ``kept``."""
+        old = self._at(self.utilities, row, kept[:, 0], kept[:, 1], missing=-np.inf)
+        candidate = self._at(self.utilities, row, new[:, 0], new[:, 1], missing=-np.inf)
+        return np.where((where & (candidate > old))[:, None], new, kept)
 
     @staticmethod
     def _at(
         values: np.ndarray, row: np.ndarray, attempt: np.ndarray, place: np.ndarray, missing: float = 0.0
     ) -> np.ndarray:
-        """(B, ...) entries of a (P, T, Q, ...) array; ``missing`` where there is no place."""
+        """(B, ...) entries of a (P, T, Q, ...) array; ``missing`` where the place is -1."""
         found = values[row, attempt, np.maximum(place, 0)].astype(np.float64)
         absent = (place < 0).reshape(-1, *[1] * (found.ndim - 1))
         return np.where(absent, missing, found)
 
     def _scores_of(self, row: np.ndarray, at: np.ndarray) -> ImageScoresBatch:
-        """The looks at (B, 2) recorded attempts and places of some images."""
+        """The scores at (B, 2) recorded attempts and places of the images ``row``."""
         table, where = self.table, (row, at[:, 0], np.maximum(at[:, 1], 0))
         known = at[:, 1] >= 0
         vectors = (np.where(known[:, None], values[where], 0.0) for values in (table.clip_image, table.dino))
@@ -171,7 +172,7 @@ class TabularMDP:
         return ImageScoresBatch(ImageScores(clip_image, table.clip_text[row], *scores, dino), known)
 
     def frame(self, states: States) -> Frame:
-        """The decision points, as :class:`envs.framing.Framer` makes them of lanes."""
+        """The decision states as a frame, as :class:`.envs.slot.Framer` builds it from lanes."""
         table, row, attempt, place = self.table, states.row, self.recorded(states), states.place
         now = (row, attempt, place)
         return Frame.of(
@@ -183,8 +184,8 @@ class TabularMDP:
             budget=self.nfe(states) / self.most,
             refinements=states.attempt / max(1, self.shown_limit),
             cost_per_nfe=states.cost_per_nfe / max(self.highest_cost_per_nfe, 1e-12),
-            utility=self._at(self.liked, *now),
-            best_utility=self._at(self.liked, row, states.best[:, 0], states.best[:, 1]),
+            utility=self._at(self.utilities, *now),
+            best_utility=self._at(self.utilities, row, states.best[:, 0], states.best[:, 1]),
             has_best=(states.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(states), 3)),
             features=self._at(table.features, *now),
@@ -192,7 +193,7 @@ class TabularMDP:
         )
 
     def transition(self, states: States, step: TabularStep, actions: np.ndarray) -> Transition:
-        """A step as rewards need it."""
+        """The step as the input of reward terms."""
         after = step.states
         reached = np.stack([self.recorded(after), after.place], axis=1)
         return Transition.of(

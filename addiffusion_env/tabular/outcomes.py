@@ -1,4 +1,4 @@
-"""What a policy gets out of a table: every image's episode, played with the recorded attempts in their own order."""
+"""Outcomes of a policy on a table: one episode per image, with the attempts in the order of their recording."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Decider = Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """One episode an image.
+    """The outcomes of one episode per image.
 
     Attributes:
-        nfe: (P,) spent.
+        nfe: (P,) NFE spent.
         calls: (P,) network calls.
-        looks: (P,) previews that were looked at; the finished images come on top.
-        finishes: (P,) finished images that were decoded and looked at.
-        preference: (P,) of the image given.
-        clip_score: (P,) of the image given.
+        looks: (P,) number of previews scored, without finished images.
+        finishes: (P,) number of finished images decoded and scored.
+        preference: (P,) preference score of the returned image.
+        clip_score: (P,) CLIP score of the returned image.
         correct: (P,) the judge's verdict on it; NaN without one.
         actions: P tuples of actions.
     """
@@ -40,37 +40,37 @@ class Outcomes:
 
 
 def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, cost_per_nfe: float) -> Outcomes:
-    """Plays every image of a table once, exactly as the engine would.
+    """Runs one episode per image of a table, with the same results as the engine.
 
     Args:
         mdp: the decision process on the table.
         decide: the policy.
-        observer: makes its observations.
-        cost_per_nfe: of one NFE, shown to the policy.
+        observer: computes its observations.
+        cost_per_nfe: the cost per NFE, shown to the policy.
     """
     table, size = mdp.table, len(mdp.table)
-    everyone = np.arange(size)
+    rows = np.arange(size)
     order = np.tile(np.arange(table.attempts), (size, 1))
-    states = States.start(everyone, order, np.full(size, float(cost_per_nfe)))
-    going = np.ones(size, dtype=bool)
+    states = States.start(rows, order, np.full(size, float(cost_per_nfe)))
+    running = np.ones(size, dtype=bool)
     looks, finishes = np.zeros(size), np.zeros(size)
     image = np.zeros((size, 2), dtype=int)
     actions: list[list[int]] = [[] for _ in range(size)]
-    while going.any():
+    while running.any():
         chosen = decide(observer.observe(mdp.frame(states)), mdp.masks(states))
-        # Lanes that have ended stand still: what they would do is taken back.
-        step = mdp.step(states, np.where(going, chosen, 1))
-        for lane in np.flatnonzero(going):
+        # Ended lanes are stepped as well, and their results discarded.
+        step = mdp.step(states, np.where(running, chosen, 1))
+        for lane in np.flatnonzero(running):
             actions[lane].append(int(chosen[lane]))
         new = (step.states.place != states.place) | (step.states.attempt != states.attempt)
-        made = step.states.place >= table.finish
-        looks += going & new & ~made
-        finishes += going & new & made
-        ended = going & step.ended
+        finished = step.states.place >= table.finish
+        looks += running & new & ~finished
+        finishes += running & new & finished
+        ended = running & step.ended
         image[ended] = step.image[ended]
-        states = states.merged(step.states, going)
-        going &= ~step.ended
-    at = (everyone, image[:, 0], image[:, 1])
+        states = states.merged(step.states, running)
+        running &= ~step.ended
+    at = (rows, image[:, 0], image[:, 1])
     return Outcomes(
         nfe=mdp.nfe(states),
         calls=mdp.network_calls(states),

@@ -1,4 +1,4 @@
-"""Records the stop-and-retry table with the engine; killed at any moment it goes on where it was."""
+"""Records tables of attempts with the engine, in shards, so that an interrupted recording can be resumed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], Sequence[bool | Non
 
 @dataclass(frozen=True)
 class Place:
-    """What is known at one place of an attempt.
+    """The record of one place of an attempt.
 
     Attributes:
-        lane: the lane there; its NFE counts from the episode's beginning.
-        scores: what the scorers said.
-        image: the finished image, where there is one.
+        lane: the lane; its NFE counts from the beginning of the episode.
+        scores: the scores of the preview or image.
+        image: the finished image, if there is one.
     """
 
     lane: Lane
@@ -51,13 +51,13 @@ class Recorder:
 
     Attributes:
         backbone: the model.
-        scorers: what looks.
-        process: with more than one attempt, one with ``refine.return_to`` and ``check_finished``.
-        attempts: T, attempts of every image; 1 records a plain stop table.
-        judge: gives finished images their verdict; ``None`` leaves it unknown.
-        halve: make model calls for half as many images when the device's memory runs out.
-        faults: images that may be left out because their lane alone failed; none by default.
-        features: whether the denoiser's own features are kept, for observations that read them.
+        scorers: score previews and finished images.
+        process: the decision process; for more than one attempt it needs ``refine.return_to`` and ``check_finished``.
+        attempts: T, attempts per image; 1 records the early exits of a single attempt.
+        judge: judges finished images; ``None`` records no verdicts.
+        halve: whether to halve the batch of model calls when the device's memory runs out.
+        faults: how many images may be left out because their lane failed on its own; none by default.
+        features: whether to record the denoiser's features, for observations that need them.
     """
 
     backbone: Backbone
@@ -77,9 +77,9 @@ class Recorder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a table depends on apart from its images: tables of another one are not read."""
+        """Everything a table depends on except its images; shards of another identity are not reused."""
         process = asdict(self.process)
-        for name in ("utility", "limit", "margin", "first_step"):  # what is recorded does not depend on these
+        for name in ("utility", "limit", "margin", "first_step"):  # a recording does not depend on these
             process["refine"].pop(name)
         return identity_of(
             backbone=self.backbone,
@@ -96,26 +96,26 @@ class Recorder:
         return digest_of(self.identity)[:12]
 
     def record(self, images: Sequence[tuple[Prompt, int]], lanes: int = 16) -> AttemptTable:
-        """Records (prompt, seed) pairs; those that fail by themselves are left out, see ``faults``."""
+        """Records (prompt, seed) pairs; those whose lane fails are left out, see ``faults``."""
         engine = Engine(self.backbone, self.scorers, solver=self.process.solver, halve=self.halve, faults=self.faults)
         found = engine.run((self.coroutine(*image) for image in images), lanes)
-        whole = [row for row, attempts in enumerate(found) if not isinstance(attempts, Fault)]
-        return self._table([images[row] for row in whole], [found[row] for row in whole])
+        kept = [row for row, attempts in enumerate(found) if not isinstance(attempts, Fault)]
+        return self._table([images[row] for row in kept], [found[row] for row in kept])
 
     def record_shards(
         self, images: Sequence[tuple[Prompt, int]], folder: Path, lanes: int = 16, shard: int = 32, note: Any = None
     ) -> AttemptTable:
-        """The same in shards of ``shard`` images under ``folder``; shards that are there are read, not made again.
+        """As :meth:`record`, in shards of ``shard`` images under ``folder``; existing shards are read instead.
 
         Args:
             images: (prompt, seed) pairs.
-            folder: made when missing.
-            lanes: images in the making at once.
-            shard: images a file: what a kill loses at most.
-            note: called with the number of images that are there after each shard.
+            folder: created if it does not exist.
+            lanes: number of images generated concurrently.
+            shard: images per file, the most that is lost on an interruption.
+            note: called after each shard with the number of images recorded so far.
 
         Raises:
-            RunFolderError: when a shard cannot be written.
+            RunFolderError: if a shard cannot be written.
         """
         parts, fingerprint = [], self.fingerprint
         for first in range(0, len(images), shard):
@@ -159,16 +159,16 @@ class Recorder:
                 early_exits.append((yield from self._exited(step.lane, end)))
             attempts.append([*steps, end, *early_exits, early if number == 0 else None])
             if number + 1 < self.attempts:
-                # Any state of an attempt leads to the same next one: fresh noise, the same steps of the schedule.
+                # The next attempt is the same from every state: fresh noise, the same steps of the schedule.
                 lane = yield from self._scored(act(self.backbone, self.process, base, Action.REFINE))
         return attempts
 
-    def _scored(self, moving: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
-        lane = yield from moving
+    def _scored(self, action: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
+        lane = yield from action
         return (yield from score_preview(lane)) if lane.scores is None else lane
 
     def _exited(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
-        """Where *stop* leads; the schedule's end when the early exit is the rest of the schedule."""
+        """The place that *stop* leads to: ``end`` if the early exit equals the rest of the schedule."""
         if end is not None and np.array_equal(early_exit_levels(self.backbone, self.process, lane), lane.rest):
             return end
         exited = yield from act(self.backbone, self.process, lane, Action.STOP)
@@ -187,10 +187,10 @@ class Recorder:
         width = (self.backbone.capabilities.feature_dim or 0) if self.features else 0
         features = np.zeros((*shape, width), np.float32)
         sigma = np.full(shape[2], np.nan)
-        done: list[tuple[tuple[int, int, int], Place]] = []
+        images_at: list[tuple[tuple[int, int, int], Place]] = []
         for row, attempts in enumerate(found):
             for number, places in enumerate(attempts):
-                begun = self._spent_before(places)
+                before = self._spent_before(places)
                 for q, place in enumerate(places):
                     if place is None:
                         continue
@@ -201,12 +201,12 @@ class Recorder:
                     numbers["clip_score"][at] = place.scores.clip_score[0]
                     numbers["preference"][at] = place.scores.preference[0]
                     numbers["change"][at] = place.lane.change
-                    numbers["nfe"][at] = place.lane.nfe - begun[0]
-                    numbers["calls"][at] = place.lane.calls - begun[1]
+                    numbers["nfe"][at] = place.lane.nfe - before[0]
+                    numbers["calls"][at] = place.lane.calls - before[1]
                     sigma[q] = place.lane.sigma
                     if place.image is not None:
-                        done.append((at, place))
-        self._verdicts(done, numbers["correct"])
+                        images_at.append((at, place))
+        self._verdicts(images_at, numbers["correct"])
         prompts = [prompt for prompt, _ in images]
         first = float(self.backbone.sigmas(self.process.steps, self.process.spacing)[0])
         levels = torch.from_numpy(np.append(sigma, first))
@@ -229,40 +229,40 @@ class Recorder:
         )
 
     def _spent_before(self, places: Sequence[Place | None]) -> tuple[float, int]:
-        """(NFE, calls) of the lane when this attempt began: each attempt begins with the schedule's own first steps."""
+        """(NFE, calls) of the lane at the start of this attempt, which begins with the first steps of the schedule."""
         first = places[0]
         assert first is not None
-        way = self.backbone.sigmas(self.process.steps, self.process.spacing)[: first.lane.step]
-        calls = self.process.calls_of(way)
+        levels = self.backbone.sigmas(self.process.steps, self.process.spacing)[: first.lane.step]
+        calls = self.process.calls_of(levels)
         return first.lane.nfe - self.process.cost(calls)[0], first.lane.calls - calls
 
-    def _verdicts(self, done: Sequence[tuple[tuple[int, int, int], Place]], correct: np.ndarray) -> None:
-        if self.judge is None or not done:
+    def _verdicts(self, finished: Sequence[tuple[tuple[int, int, int], Place]], correct: np.ndarray) -> None:
+        if self.judge is None or not finished:
             return
-        images = [place.image.tensor for _, place in done if place.image is not None]
-        verdicts = self.judge(images, [place.lane.prompt for _, place in done])
-        for (at, _), verdict in zip(done, verdicts, strict=True):
+        images = [place.image.tensor for _, place in finished if place.image is not None]
+        verdicts = self.judge(images, [place.lane.prompt for _, place in finished])
+        for (at, _), verdict in zip(finished, verdicts, strict=True):
             correct[at] = np.nan if verdict is None else float(verdict)
 
 
 def check_recordable(process: ProcessConfig) -> None:
-    """Refuses a process whose episodes are not a table of attempts.
+    """Checks that the episodes of a process fit a table of attempts.
 
     Raises:
-        ConfigError: saying what is missing.
+        ConfigError: if they do not; names the settings that are needed.
     """
     refine, first = process.refine, next(iter(process.decision_steps), 1)
     if not process.check_finished or refine.accept != "best" or refine.return_to != first:
         raise ConfigError(
             f"a table of attempts needs check_finished, refine.accept=best and refine.return_to={first} (the first "
-            f"step where the policy is asked), got check_finished={process.check_finished}, accept={refine.accept}, "
+            f"decision step), got check_finished={process.check_finished}, accept={refine.accept}, "
             f"return_to={refine.return_to}",
-            "use refine preset=again with these, or train with tabular=null",
+            "use refine preset=resample_keep_best with these settings, or train with tabular=null",
         )
     if process.solver != "ddim":
         raise ConfigError(
-            f"a table of attempts needs a solver without memory, got {process.solver}",
-            "use ddim, or train with tabular=null",
+            f"a table of attempts needs a single-step solver, got {process.solver}",
+            "use solver=ddim, or train with tabular=null",
         )
 
 

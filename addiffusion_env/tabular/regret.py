@@ -1,4 +1,4 @@
-"""What a policy leaves on the table: its utility beside the best constant behaviour's and the oracle's."""
+"""Regret of a policy on a table: its return compared with the best constant behaviour and with an oracle."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from addiffusion_env.tabular.table import AttemptTable
 
 @dataclass(frozen=True)
 class Regret:
-    """Mean utilities: the value of the image given, less the cost per NFE of what was spent.
+    """Mean utilities, where utility is the value of the returned image minus the cost of the NFE spent.
 
     Attributes:
-        cost_per_nfe: of one NFE.
-        utility: of the policy.
-        best_constant: in words; chosen in hindsight on these very images.
-        constant_utility: of the best constant behaviour.
-        oracle_utility: of an oracle that knows every image beforehand.
+        cost_per_nfe: the cost per NFE.
+        utility: mean utility of the policy.
+        best_constant: description of the best constant behaviour, chosen in hindsight on the same images.
+        constant_utility: mean utility of the best constant behaviour.
+        oracle_utility: mean utility of an oracle that knows all images in advance.
         oracle_nfe: mean NFE of the oracle.
     """
 
@@ -36,25 +36,25 @@ class Regret:
 
     @property
     def to_constant(self) -> float:
-        """Utility given away to the best constant behaviour; below 0 the policy beats it."""
+        """Regret relative to the best constant behaviour; negative if the policy is better."""
         return self.constant_utility - self.utility
 
     @property
     def to_oracle(self) -> float:
-        """Utility given away to the oracle; not below 0 but for images that only an odd path reaches."""
+        """Regret relative to the oracle; negative only through images that the oracle does not consider."""
         return self.oracle_utility - self.utility
 
 
 def regret_of(
     utility: np.ndarray, constants: Mapping[str, np.ndarray], oracle: tuple[np.ndarray, np.ndarray], cost_per_nfe: float
 ) -> Regret:
-    """Regret from utilities, image by image.
+    """Computes the regret from the utilities of each image.
 
     Args:
-        utility: (P,) of the policy.
+        utility: (P,) utilities of the policy.
         constants: name -> (P,) utilities of a constant behaviour; at least one.
         oracle: (P,) utilities and (P,) NFE of the oracle.
-        cost_per_nfe: of one NFE, already taken off the utilities.
+        cost_per_nfe: the cost per NFE, already subtracted from the utilities.
     """
     means = {name: float(values.mean()) for name, values in constants.items()}
     best = max(means, key=means.__getitem__)
@@ -64,7 +64,7 @@ def regret_of(
 
 
 def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
-    """What a reward pays at the end for (P, ...) images of such scores and (P, D) prompts, whatever they cost."""
+    """Terminal reward, without costs, of images with (P, ...) scores and (P, D) prompt embeddings."""
     flat = np.asarray(preference, dtype=np.float64).reshape(-1)
     known, zero = np.isfinite(flat), np.zeros(len(flat))
     none = np.zeros((len(flat), 0))
@@ -84,7 +84,7 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_t
 
 
 def regret(table: AttemptTable, outcomes: Outcomes, reward: Reward, cost_per_nfe: float) -> Regret:
-    """Compares a policy's outcomes on a table with its constant behaviours and its oracle, by the reward's value."""
+    """Compares a policy's outcomes on a table with the constant behaviours and the oracle, by the reward's values."""
     values = worth(reward, table.preference, table.clip_score, table.clip_text)
     gained = worth(reward, outcomes.preference, outcomes.clip_score, table.clip_text) - cost_per_nfe * outcomes.nfe
     return regret_of(
@@ -93,7 +93,10 @@ def regret(table: AttemptTable, outcomes: Outcomes, reward: Reward, cost_per_nfe
 
 
 def oracle(table: AttemptTable, values: np.ndarray, cost_per_nfe: float) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) utility and (P,) NFE of one that knows all (P, T, Q) values: it drops other attempts at their first look."""
+    """(P,) utility and (P,) NFE of an oracle that knows all (P, T, Q) values.
+
+    It goes straight to the best image, abandoning each attempt before it at the first decision.
+    """
     finished = slice(table.finish, None)
     first = np.nan_to_num(table.nfe[:, :, 0])
     dropped = np.cumsum(first, axis=1) - first
@@ -105,13 +108,13 @@ def oracle(table: AttemptTable, values: np.ndarray, cost_per_nfe: float) -> tupl
 
 
 def constant_utilities(table: AttemptTable, values: np.ndarray, cost_per_nfe: float) -> dict[str, np.ndarray]:
-    """In words -> (P,) utility of always finishing at one place, in the first attempt or as the best of n attempts."""
+    """Description -> (P,) utility of always finishing at the same place, with the best of n attempts, for each n."""
     found = {}
     for place in range(table.finish, values.shape[2]):
         step = place - table.finish - 1
         where = "at the end" if step < 0 else f"by a stop at step {(*table.steps, 0)[step]}"
         for attempts in range(1, table.attempts + 1):
-            made, spent = values[:, :attempts, place], table.nfe[:, :attempts, place]
-            if np.isfinite(made).all():
-                found[f"best of {attempts} {where}"] = made.max(1) - cost_per_nfe * spent.sum(1)
+            images, spent = values[:, :attempts, place], table.nfe[:, :attempts, place]
+            if np.isfinite(images).all():
+                found[f"best of {attempts} {where}"] = images.max(1) - cost_per_nfe * spent.sum(1)
     return found

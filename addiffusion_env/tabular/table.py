@@ -1,10 +1,9 @@
-"""The stop-and-retry table: everything that an episode could have seen and made, recorded once for each image.
+"""The table of attempts: every preview and every image that an episode could reach, recorded once per image.
 
-A process whose refinement begins another attempt (``refine.return_to``) moves on a small tree: attempts, and in each of
-them the steps where the policy is asked, the image at the schedule's end, and the image that *stop* lands in from
-each step. All noise is keyed by (prompt, seed), so that these are *the* images that any policy would meet; an episode
-read from the table is the episode that the engine would play (``tests/tabular/test_tabular_mdp.py``). A million
-decisions then cost minutes on one core.
+A process whose refinement begins another attempt (``refine.return_to``) has few states: attempts, and in each of them
+the steps at which the policy decides, the image at the end of the schedule, and the image of an early exit from each
+step. All noise is keyed by (prompt, seed), so every policy reaches the same images, and an episode read from the table
+equals the engine's (``tests/tabular/test_tabular_mdp.py``). A million decisions take minutes on one core.
 """
 
 from __future__ import annotations
@@ -32,32 +31,32 @@ TEXTS = ("prompts", "prompt_ids", "tasks")
 class AttemptTable:
     """``P`` images, ``T`` attempts of each, ``Q`` places in an attempt.
 
-    With ``K`` steps where the policy is asked, place ``k < K`` is a step, place ``K`` the image at the end of the
-    schedule, place ``K + 1 + k`` the image that *stop* at step ``k`` lands in, and place ``2 K + 1`` the one that
-    *stop* lands in before the first evaluation, recorded for the first attempt alone.
+    With ``K`` decision steps, place ``k < K`` is a step, place ``K`` the image at the end of the schedule, place
+    ``K + 1 + k`` the image of *stop* at step ``k``, and place ``2 K + 1`` the image of *stop* before the first
+    evaluation, which is recorded for the first attempt only.
 
     Attributes:
         prompts: P texts.
         prompt_ids: P ids.
         tasks: P tasks.
-        constraints: (P,) constraints of each prompt.
+        constraints: (P,) number of constraints of each prompt.
         seeds: (P,) the image's seed.
-        steps: the K steps of the schedule where the policy is asked.
-        log_snr: (Q,) half log-SNR at each place, as observations show it.
-        start_log_snr: () the same before the first evaluation.
+        steps: the K steps of the schedule at which the policy decides.
+        log_snr: (Q,) half log-SNR at each place, as in observations.
+        start_log_snr: () half log-SNR before the first evaluation.
         clip_image: (P, T, Q, D) float32 unit embeddings.
         clip_text: (P, D) float32.
         dino: (P, T, Q, D2) float32 unit embeddings; D2 is 0 without a DINO model.
-        features: (P, T, Q, F) float32 of the denoiser's middle block at the last evaluation, in its own scale; F is 0
-            where they were not recorded.
+        features: (P, T, Q, F) float32 of the denoiser's middle block at the last evaluation, unnormalised; F is 0 if
+            they were not recorded.
         clip_score: (P, T, Q) float32.
         preference: (P, T, Q) float32, standard deviations.
         change: (P, T, Q) float32 relative change of x0 at the last evaluation.
-        nfe: (P, T, Q) float32 spent since the attempt began.
+        nfe: (P, T, Q) float32 NFE since the attempt began.
         calls: (P, T, Q) float32 network calls since the attempt began.
         correct: (P, T, Q) float32, the judge's verdict of finished images, 0 or 1; NaN for previews and without a
-            judge. For evaluation alone: nothing that trains reads it.
-        identity: of what recorded it (:attr:`.Recorder.identity`); empty in files from before it was kept.
+            judge. For evaluation only: training does not read it.
+        identity: identity of the recorder (:attr:`.Recorder.identity`); empty in files of earlier versions.
     """
 
     prompts: tuple[str, ...]
@@ -85,24 +84,24 @@ class AttemptTable:
 
     @property
     def attempts(self) -> int:
-        """T."""
+        """T, the number of attempts."""
         return int(self.preference.shape[1])
 
     @property
     def finish(self) -> int:
-        """The place of the image at the schedule's end: K."""
+        """K, the place of the image at the end of the schedule."""
         return len(self.steps)
 
     def observer(self, keys: Sequence[str]) -> Observer:
-        """What makes observations of these keys from the table.
+        """The observer of these keys for the table.
 
         Raises:
-            CapabilityError: for the denoiser's features where none were recorded.
+            CapabilityError: for a key that needs the denoiser's features if none were recorded.
         """
         return Observer(self.clip_text.shape[1], keys, self.features.shape[-1])
 
     def rows(self, index: Sequence[int] | np.ndarray) -> AttemptTable:
-        """The table of some of the images."""
+        """The table of a subset of the images."""
         at = [int(i) for i in index]
         kept: dict[str, Any] = {name: getattr(self, name)[at] for name in (*ARRAYS, "constraints", "seeds")}
         texts: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in at) for name in TEXTS}
@@ -110,22 +109,25 @@ class AttemptTable:
 
     @staticmethod
     def join(parts: Sequence[AttemptTable]) -> AttemptTable:
-        """Several tables of one process as one.
+        """Joins tables of the same process.
 
         Raises:
-            ConfigError: for none, or tables of different steps or numbers of attempts, or of another model or scorer.
+            ConfigError: for no table, or tables with different steps, numbers of attempts, models or scorers.
         """
         if not parts:
             raise ConfigError("there is no table to join", "record at least one image")
         shapes = {(part.steps, part.attempts, part.features.shape[-1]) for part in parts}
         if len(shapes) > 1:
-            raise ConfigError(f"tables of different processes cannot be joined: {sorted(shapes)}", "record them alike")
+            raise ConfigError(
+                f"tables of different processes cannot be joined: {sorted(shapes)}",
+                "record them with the same steps, attempts and features",
+            )
         for part in parts:
             if part.identity != parts[0].identity:
                 raise ConfigError(
-                    "tables that other models, scorers or processes recorded cannot be joined: "
+                    "tables recorded with different models, scorers or processes cannot be joined: "
                     f"{difference_words(parts[0].identity, part.identity)}",
-                    "keep those of one recording in a folder",
+                    "keep the tables of each recording in a separate folder",
                 )
         kept: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "constraints", "seeds")
@@ -137,12 +139,12 @@ class AttemptTable:
         return replace(parts[0], **kept, **texts)
 
     def save(self, path: Path) -> None:
-        """Writes one Parquet file, a row a place that was recorded, whole or not at all.
+        """Writes one Parquet file atomically, with one row per recorded place.
 
-        In the file attempts are called tries, as in those of earlier versions, which are still read.
+        In the file attempts are called tries, for compatibility with files of earlier versions.
 
         Raises:
-            RunFolderError: when it cannot be written.
+            RunFolderError: if it cannot be written.
         """
         import pyarrow.parquet as pq
 
@@ -184,10 +186,10 @@ class AttemptTable:
 
     @classmethod
     def load(cls, path: Path) -> AttemptTable:
-        """Reads what :meth:`save` wrote; runs no code of the file's.
+        """Reads a file of :meth:`save`; never executes code from the file.
 
         Raises:
-            ResumeError: for a file that is damaged or something else.
+            ResumeError: for a file that is damaged or not a table.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -222,7 +224,7 @@ class AttemptTable:
 
         texts: dict[str, Any] = {name: tuple(columns[name].take(first).to_pylist()) for name in TEXTS}
         arrays: dict[str, Any] = {name: vectors(name) for name in ("clip_image", "dino")}
-        # Files from before features were kept have no column of them.
+        # Files of earlier versions have no column of features.
         arrays["features"] = vectors("features") if "features" in columns else np.zeros((*shape, 0), np.float32)
         arrays.update((name, spread(name)) for name in NUMBERS)
         clip_text = np.array(columns["clip_text"].take(first).to_pylist(), np.float32)
@@ -239,7 +241,7 @@ class AttemptTable:
         )
 
     def kind(self, place: int) -> str:
-        """``step 3``, ``end``, ``exited from 3`` or ``exited from the start``."""
+        """``step 3``, ``end``, ``landed from 3`` or ``landed from the start``, as in files of earlier versions."""
         if place < self.finish:
             return f"step {self.steps[place]}"
         if place == self.finish:

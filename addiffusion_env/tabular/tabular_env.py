@@ -1,4 +1,4 @@
-"""The environment played from a stop-and-retry table, for SB3: the same episodes, thousands of decisions a second."""
+"""The tabular environment for SB3: the episodes of the environment from a table, thousands of decisions per second."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from addiffusion_env.tabular.mdp import States, TabularMDP
 
 
 class TabularVecEnv(SharedVecEnv):
-    """A table as SB3's :class:`~stable_baselines3.common.vec_env.VecEnv`; each lane plays an image drawn from it.
+    """A table as SB3's :class:`~stable_baselines3.common.vec_env.VecEnv`; each episode is an image drawn from it.
 
-    The recorded attempts of an image are exchangeable draws, so each episode meets them in an order of its own.
-    Illegal actions continue instead, as in the environment, or accept where nothing can be continued.
+    The recorded attempts of an image are exchangeable, so each episode visits them in a random order. An illegal action
+    is replaced by *continue*, as in the environment, or by *stop* where *continue* is illegal.
 
     Args:
         mdp: the decision process on a table.
-        settings: of the environment: reward, costs per NFE, observation keys.
-        num_envs: lanes.
-        seed: of images, orders and costs per NFE.
+        settings: settings of the environment: reward, costs per NFE, observation keys.
+        num_envs: number of lanes.
+        seed: seed of the draws of images, orders and costs per NFE.
     """
 
     def __init__(self, mdp: TabularMDP, settings: EnvSettings, num_envs: int, seed: int = 0) -> None:
@@ -40,26 +40,26 @@ class TabularVecEnv(SharedVecEnv):
         self.render_mode = None
         self._rng = np.random.default_rng([seed, 911])
         self._actions = np.zeros(num_envs, dtype=np.int64)
-        self.states = self._fresh(num_envs)
+        self.states = self._draw(num_envs)
         super().__init__(num_envs, self.observer.space, ActionSpace())
 
-    def _fresh(self, size: int) -> States:
+    def _draw(self, size: int) -> States:
         row = self._rng.integers(len(self.table), size=size)
         order = np.argsort(self._rng.random((size, self.table.attempts)), axis=1)
         return States.start(row, order, self._rng.uniform(*self.costs_per_nfe, size=size))
 
     def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]
         """Begins an episode in every lane."""
-        self.states = self._fresh(self.num_envs)
+        self.states = self._draw(self.num_envs)
         self.reset_infos = [{} for _ in range(self.num_envs)]
         return self._observe(self.states)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Remembers the actions; the work is done in :meth:`step_wait`."""
+        """Stores the actions; the work is done in :meth:`step_wait`."""
         self._actions = np.asarray(actions)
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
-        """Takes one action in every lane; ended lanes begin anew."""
+        """Takes one action in every lane; a lane whose episode ends begins its next one."""
         states, masks = self.states, self.mdp.masks(self.states)
         legal = masks[np.arange(self.num_envs), self._actions]
         instead = np.where(masks[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
@@ -82,7 +82,7 @@ class TabularVecEnv(SharedVecEnv):
                     "refinements": int(refinements[lane]),
                     "preference": float(self.table.preference[states.row[lane], attempt, place]),
                 }
-        self.states = step.states.merged(self._fresh(self.num_envs), step.ended)
+        self.states = step.states.merged(self._draw(self.num_envs), step.ended)
         return self._observe(self.states), reward.astype(np.float32), step.ended, infos
 
     def _observe(self, states: States) -> dict[str, np.ndarray]:

@@ -1,14 +1,13 @@
-"""What each action does at each place of a table, read off the engine: legality and moves are written there alone.
+"""Transitions of the tabular MDP, derived from the engine, where legality and dynamics of the actions are defined.
 
-:func:`addiffusion_env.engine.coroutines.turn` is carried out once with each legal action from each state of a decision
-process, by the real engine on a stand-in for the model whose images are blank. The states are few: a place
-(:class:`.AttemptTable`) in an attempt. An action that the engine learns is known here at once; only what it shows must
-be recorded.
+:func:`addiffusion_env.engine.coroutines.env_step` is run once for each legal action in each state of a decision
+process, by the real engine on a blank stand-in for the model. There are few states: a place (:class:`.AttemptTable`) in
+an attempt. A new action of the engine is thus included automatically; only its observations must be recorded.
 
-Answering the engine's requests from the table at every decision instead was measured (32 emoji prompts, five attempts,
-the default experiment, the processor time of 128 lanes): 1,350 to 1,770 microseconds a decision, 820 to 900 when all
-likings are cached, against 32 to 46 with these arrays; with PPO 8.6 to 11.6 times (cached 4.2 to 4.5 times) as long in
-all.
+The alternative, answering the engine's requests from the table at every decision, was measured (32 emoji prompts, five
+attempts, the default experiment, CPU time of 128 lanes): 1,350 to 1,770 microseconds per decision, 820 to 900 with all
+utilities cached, against 32 to 46 with these arrays; training with PPO took 8.6 to 11.6 times (cached 4.2 to 4.5 times)
+as long.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import NoScorers
 
 START = -1
-"""The place before the first evaluation; the last index of every array."""
+"""The place before the first evaluation: index -1, the last one of every array."""
 
 
 def early_exit_place(place: int, steps: int) -> int:
-    """The place that *stop* leads to from a place before the end, with ``steps`` steps where the policy is asked.
+    """The place that *stop* leads to from a place before the end, with ``steps`` decision steps in the schedule.
 
     >>> [early_exit_place(place, 3) for place in (0, 2, START)]
     [4, 6, 7]
@@ -42,15 +41,15 @@ def early_exit_place(place: int, steps: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """Of ``A`` attempts, ``Q`` places and :data:`START`, and the three actions.
+    """The transitions of ``A`` attempts, ``Q`` places plus :data:`START`, and the three actions.
 
-    States that no episode reaches, and illegal actions, stay where they are.
+    Illegal actions, and all actions in unreachable states, lead back to the same state.
 
     Attributes:
-        legal: (A, Q + 1, 3) bool, which actions may be taken.
+        legal: (A, Q + 1, 3) bool, whether an action is legal.
         attempt: (A, Q + 1, 3) int, the attempt that an action leads to.
         place: (A, Q + 1, 3) int, the place in it.
-        ended: (A, Q + 1, 3) bool, whether the episode is over then.
+        ended: (A, Q + 1, 3) bool, whether the episode ends.
     """
 
     legal: np.ndarray
@@ -60,17 +59,17 @@ class Transitions:
 
     @classmethod
     def of(cls, backbone: Backbone, process: ProcessConfig) -> Transitions:
-        """Explores a process.
+        """Derives the transitions of a process.
 
         Args:
-            backbone: for its schedule; its model is not called.
-            process: one whose episodes fit a table, see :func:`.check_recordable`.
+            backbone: provides the schedule; its model is not called.
+            process: a process whose episodes fit a table, see :func:`.check_recordable`.
         """
         steps = process.decision_steps
         attempts, places = process.refine.limit * process.refine.enabled + 1, 2 * len(steps) + 2
         shape = (attempts, places + 1, len(Action))
-        own = np.meshgrid(np.arange(attempts), [*range(places), START], np.arange(len(Action)), indexing="ij")
-        made = cls(np.zeros(shape, bool), own[0].copy(), own[1].copy(), np.ones(shape, bool))
+        same = np.meshgrid(np.arange(attempts), [*range(places), START], np.arange(len(Action)), indexing="ij")
+        found = cls(np.zeros(shape, bool), same[0].copy(), same[1].copy(), np.ones(shape, bool))
         blank = cast(Backbone, _BlankBackbone(backbone, process))
         engine = Engine(blank, NoScorers(), solver=process.solver)
         states: dict[tuple[int, int], Lane] = {(0, START): open_lane(blank, process, Prompt("blank", "blank"), 0)}
@@ -82,12 +81,12 @@ class Transitions:
             for (state, action), (lane, image) in zip(moves, results, strict=True):
                 place = _place(state[1], states[state], action, lane, steps)
                 at, after = (*state, action), (lane.refinements, place)
-                made.legal[at], made.ended[at] = True, image is not None
-                made.attempt[at], made.place[at] = after
+                found.legal[at], found.ended[at] = True, image is not None
+                found.attempt[at], found.place[at] = after
                 if image is None and after not in states:
                     states[after] = lane
                     new.append(after)
-        return made
+        return found
 
 
 def _place(before: int, lane: Lane, action: int, after: Lane, steps: tuple[int, ...]) -> int:
@@ -100,7 +99,7 @@ def _place(before: int, lane: Lane, action: int, after: Lane, steps: tuple[int, 
 
 
 class _BlankBackbone:
-    """Stands in for a backbone: its schedule and noise path, one latent, and zeros for everything that is predicted."""
+    """A stand-in for a backbone with its schedule and noise path, a single latent, and predictions of zero."""
 
     name, device, decoder_name = "blank", torch.device("cpu"), "blank"
 

@@ -37,13 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, default=None, help="steps of the schedule; default: the backbone's")
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument(
+        "--preview-every",
         "--look-every",
         type=count,
         default=4,
         help="evaluations between previews, for arms that do not preview each one",
     )
     parser.add_argument("--arms", nargs="*", default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--samplers", "--methods", nargs="*", default=[], metavar="SPEC", help="fixed:50, policy:emoji, best_of:3x4")
+    parser.add_argument(
+        "--samplers", "--methods", nargs="*", default=[], metavar="SPEC", help="fixed:50, policy:emoji, best_of:3x4"
+    )
     parser.add_argument("--images", type=count, default=None, help="images in a sampler's queue; default: two per lane")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu time is reproducible on a shared machine")
     parser.add_argument("--json", type=new_file, default=None, help="also write the figures here")

@@ -121,7 +121,7 @@ def test_a_streamed_image_is_the_called_one_whatever_its_neighbours(pipe):
         assert order == sorted(order) if ordered else order != sorted(order)
         for image in made:
             assert image.actions == called.actions[image.index] and image.seed == image.index
-            np.testing.assert_allclose(image.tensor, called.images[image.index], atol=1 / 255 + 1e-6)
+            np.testing.assert_allclose(image.image, called.images[image.index], atol=1 / 255 + 1e-6)
 
 
 def test_prompts_and_seeds_are_taken_when_there_is_a_lane(pipe):

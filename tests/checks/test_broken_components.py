@@ -83,7 +83,7 @@ class Peeking(PreferenceGain):
         (NanAtFirst, "at the first step"),
         (InPlace, "was changed|lane 0 gives"),
         (BareSetting, "settings without a default: weight"),
-        (Hiding, "it pays by preference"),
+        (Hiding, "it depends on preference"),
         (Peeking, "it depends on previews"),
     ],
 )
@@ -185,7 +185,10 @@ class Careful(Anonymous):
 @pytest.mark.parametrize(
     ("scorer", "words"),
     [
-        (Counting(), r"changes with use: calls: (nothing|\d+) -> \d+\n  -> name what only remembers in not_identity"),
+        (
+            Counting(),
+            r"changes with use: calls: (nothing|\d+) -> \d+\n  -> list attributes that only cache in not_identity",
+        ),
         (Unreadable(), "is not plain JSON"),
         (Anonymous(), "is the same with other weights"),
     ],

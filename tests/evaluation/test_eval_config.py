@@ -49,7 +49,7 @@ def test_a_report_is_checked_before_the_training():
     eval_sb3.check_report(None)
     eval_sb3.check_report({"prompts": 4, "samplers": ["fixed:4"]})
     with pytest.raises(ConfigError, match="did you mean 'samplers'"):
-        eval_sb3.check_report({"metods": ["fixed:4"]})
+        eval_sb3.check_report({"sampelrs": ["fixed:4"]})
     with pytest.raises(LookupError, match="did you mean 'fixed'"):
         eval_sb3.check_report({"samplers": ["fixd:4"]})
     with pytest.raises(ConfigError, match="must be a mapping, got 3"):

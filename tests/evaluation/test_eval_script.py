@@ -44,9 +44,9 @@ def test_a_run_prints_its_table_resumes_and_leaves_nothing_else(tmp_path, monkey
 
 
 def test_a_mistyped_key_costs_two_lines_and_exit_code_two(tmp_path):
-    done = run("prompts=1", "metods=[fixed:2]", cwd=tmp_path)
+    done = run("prompts=1", "sampelrs=[fixed:2]", cwd=tmp_path)
     assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert "no key 'metods'" in done.stderr and "\n  -> did you mean 'samplers'" in done.stderr
+    assert "no key 'sampelrs'" in done.stderr and "\n  -> did you mean 'samplers'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -418,6 +418,6 @@ def test_records_of_an_older_version_are_read_as_what_they_are(world):
     (out / "evaluation.json").write_text(json.dumps(raw))
     manifest = read_manifest(out)
     assert [r.identity for r in manifest.select(RecordStore(out / "records").read())] == [None]
-    assert "an older version recorded them" in write_report(out).markdown.read_text()
+    assert "recorded by an older version" in write_report(out).markdown.read_text()
     _, [second], made, others = world.evaluate()
     assert made == 1 and second.uid != uid and "1 of an older version do not say by which" in others

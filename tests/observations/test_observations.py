@@ -106,7 +106,7 @@ def test_what_is_checked_are_finished_images():
 
 
 def test_features_need_a_denoiser_that_has_them():
-    with pytest.raises(CapabilityError, match="there is none here"):
+    with pytest.raises(CapabilityError, match="has none"):
         Observer(8, OBSERVATION_PRESETS["denoiser"])
 
 

@@ -33,7 +33,7 @@ from addiffusion_env.prompts.emoji_vocabulary import (
 # Written by the reference code that drew the training data of the shipped weights.
 GOLDEN_PROMPTS = [
     "an elephant left of a giraffe",
-    "an image of a vase below an apple",
+    "a picture of a vase below an apple",
     "a photo of a fork",
     "a photo of two red bicycles and a cup",
     "a photo of a boat and a kite",
@@ -122,11 +122,11 @@ def test_no_two_sprites_overlap_by_half(scenes: list[Scene]) -> None:
     ("one", "other"),
     [
         ("a photo of a dog", "a dog"),
-        ("a photo of a dog", "an image of a dog"),
+        ("a photo of a dog", "a picture of a dog"),
         ("A Photo of  a dog.", "a dog"),
         ("a dog left of a cat", "a photo of a dog to the left of a cat"),
         ("a dog left of a cat", "a cat right of a dog"),
-        ("a dog above a red cat", "an image of a red cat below a dog"),
+        ("a dog above a red cat", "a picture of a red cat below a dog"),
         ("two computer mice", "two computer mouses"),
         ("three knives and a cup", "a photo of a cup and three knifes"),
         ("a dog, a cat and a cup", "a cup, a dog and a cat"),

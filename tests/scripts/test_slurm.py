@@ -217,7 +217,7 @@ def test_a_real_ray_is_started_saved_at_the_limit_and_resumed(session):
         code = child.wait(timeout=300)
     finally:
         child.kill()
-    assert code == 0 and "back into the queue" in log.read_text(), log.read_text()[-3000:]
+    assert code == 0 and ": requeued" in log.read_text(), log.read_text()[-3000:]
     assert start(SLURM_RESTART_COUNT="1").wait(timeout=900) == 0, log.read_text()[-3000:]
     assert re.search(r"resumed at decision (\d+) of 160", log.read_text()), log.read_text()[-3000:]
     assert (run / "policy/policy.safetensors").is_file()

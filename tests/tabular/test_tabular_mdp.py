@@ -128,7 +128,7 @@ def test_play_table_counts_and_chooses(mdp, table):
         return np.where(legal[:, CONTINUE], CONTINUE, np.where(legal[:, REFINE], REFINE, STOP))
 
     outcomes = play_table(mdp, until_the_last, observer, 0.01)
-    ends = mdp.liked[:, :, table.finish]
+    ends = mdp.utilities[:, :, table.finish]
     liked = mdp.utility(outcomes.preference, outcomes.clip_score, mdp.table.clip_text)
     np.testing.assert_allclose(liked, ends.max(1))
     np.testing.assert_allclose(outcomes.nfe, table.nfe[:, :, table.finish].sum(1))

@@ -1,4 +1,4 @@
-"""Arrays that statistics accept, and the packages that compute on them."""
+"""Input arrays of statistics, and imports of the statistics packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """(P,) and (P,) float64 values, paired by position.
 
     Raises:
-        ConfigError: when they differ in length, or see :func:`checked`.
+        ConfigError: when they differ in length; otherwise as :func:`checked`.
     """
     first, second = checked(first), checked(second)
     if len(first) != len(second):
@@ -48,7 +48,7 @@ def binary(*arrays: np.ndarray) -> bool:
 
 
 def constant(values: np.ndarray) -> bool:
-    """Whether values differ by rounding at most."""
+    """Whether values are equal up to rounding."""
     return bool(np.ptp(values) <= 1e-12 * max(1.0, abs(float(values[0]))))
 
 

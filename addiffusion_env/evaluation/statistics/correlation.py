@@ -9,15 +9,15 @@ from addiffusion_env.evaluation.statistics.results import Significance
 
 
 def spearman(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, permutations: int = 9999) -> Significance:
-    """Spearman's rank correlation with a two-sided permutation test, ties and all.
+    """Spearman's rank correlation with a two-sided permutation test, with ties handled.
 
-    The smallest p that ``permutations`` can give is 1 / (permutations + 1). Without any spread the correlation is 0.
+    The smallest p that ``permutations`` can give is 1 / (permutations + 1). For constant values the correlation is 0.
     """
     stats = scipy_stats()
     x, y = pair(x, y)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Significance(0.0, 1.0, len(x))
-    # Spearman's coefficient is Pearson's of the ranks; permuting one side leaves both sides' spread as it is.
+    # Spearman's coefficient is Pearson's of the ranks; permuting one side does not change the spread of either.
     left, right = (_standard(stats.rankdata(values)) for values in (x, y))
     found = stats.permutation_test(
         (left,),

@@ -27,13 +27,13 @@ Key = TypeVar("Key", bound=str)
 def wilcoxon(first: np.ndarray, second: np.ndarray) -> Significance:
     """Wilcoxon's signed-rank test; prompts without a difference are ranked, then dropped (Pratt 1959).
 
-    An early stop leaves many exact zeros; dropping them before ranking would make few differences look like many.
+    Early stops cause many exact zeros; dropping them before ranking would overstate the remaining differences.
     A large p is no evidence of equality: use :func:`non_inferior` for that.
     """
     found_differences = np.round(differences(first, second), ROUND)
     if not found_differences.any():
         return Significance(0.0, 1.0, len(found_differences))
-    found = scipy_stats().wilcoxon(found_differences, zero_sampler="pratt")
+    found = scipy_stats().wilcoxon(found_differences, zero_method="pratt")
     return Significance(float(found.statistic), float(found.pvalue), len(found_differences))
 
 
@@ -42,7 +42,7 @@ def holm(p_values: Mapping[Key, float], alpha: float = 0.05) -> dict[Key, Adjust
     if not p_values:
         return {}
     rejected, adjusted, *_ = statsmodels("stats.multitest").multipletests(
-        list(p_values.values()), alpha=alpha, sampler="holm"
+        list(p_values.values()), alpha=alpha, method="holm"
     )
     rows = zip(p_values.items(), adjusted, rejected, strict=True)
     return {name: Adjusted(float(p), float(new), bool(out)) for (name, p), new, out in rows}
@@ -86,7 +86,7 @@ def _worse_by(first: np.ndarray, second: np.ndarray, margin: float) -> float:
     shifted = checked(first - second, least=2) + margin
     shares = all(values.min() >= 0 and values.max() <= 1 for values in (first, second))
     if shares and constant(shifted) and shifted[0] > 0:
-        # Shares that lose `margin` differ on that share of prompts or more: how rarely would none be seen?
+        # Shares that differ by `margin` differ on at least that share of prompts: the probability of seeing none.
         return float((1 - min(1.0, margin)) ** len(shifted))
     return _one_sided(shifted)
 
@@ -94,6 +94,6 @@ def _worse_by(first: np.ndarray, second: np.ndarray, margin: float) -> float:
 def _one_sided(values: np.ndarray) -> float:
     """The p-value of the null hypothesis that the mean is 0 or less."""
     values = checked(values, least=2)
-    if constant(values):  # no spread: the mean is known
+    if constant(values):  # no spread: the mean is exact
         return 0.0 if values[0] > 0 else 1.0
     return float(scipy_stats().ttest_1samp(values, 0.0, alternative="greater").pvalue)

@@ -1,4 +1,4 @@
-"""What statistics return."""
+"""Results of statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Interval:
     """A mean and its confidence interval.
 
     Attributes:
-        estimate: the sample's value.
+        estimate: the sample value.
         low: lower bound.
         high: upper bound.
         level: confidence, in (0, 1).
@@ -34,7 +34,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Significance:
-    """A test's outcome.
+    """Result of a test.
 
     Attributes:
         statistic: its value.
@@ -54,7 +54,7 @@ class MarginTest:
     Attributes:
         difference: mean of first minus second with the (1 - 2 alpha) interval that belongs to the test: Tango's score
             interval where every value is 0 or 1, Student's otherwise.
-        margin: in the measure's units; fixed before the data were seen.
+        margin: in the measure's units; chosen before the data were seen.
         p: of the null hypothesis that the difference lies outside the margin.
         holds: whether p is below alpha, which is the same as the interval lying inside the margin.
     """
@@ -67,11 +67,11 @@ class MarginTest:
 
 @dataclass(frozen=True)
 class Adjusted:
-    """A p-value within its family.
+    """A p-value adjusted within its family.
 
     Attributes:
-        p: as it was.
-        adjusted: Holm's; comparable with alpha.
+        p: the unadjusted value.
+        adjusted: Holm's adjusted value; comparable with alpha.
         rejected: whether it is below alpha.
     """
 
@@ -82,13 +82,13 @@ class Adjusted:
 
 @dataclass(frozen=True)
 class Margin:
-    """The largest deficit that does not matter, and when it was set: one that is chosen after the data proves nothing.
+    """The largest irrelevant deficit, and when it was set: one chosen after seeing the data is not valid evidence.
 
     Attributes:
         value: in the measure's units, above 0.
         measure: which measure it is for (``"correct"``).
         set_at: when the evaluation's manifest first had it; UTC, ISO 8601.
-        records_before: records that were there then; above 0 it may have been chosen with knowledge.
+        records_before: number of records at that time; above 0 it may have been chosen after seeing results.
     """
 
     value: float

@@ -1,4 +1,4 @@
-"""Paired shares against a margin: Tango's score test, which stays honest when hardly a prompt differs.
+"""Paired shares against a margin: Tango's score test, which stays valid when few prompts differ.
 
 Reference: T. Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample
 design, Statistics in Medicine 17 (1998) 891-908, equations 7 to 12.
@@ -17,12 +17,12 @@ def paired_share_score(first_only: int, second_only: int, prompts: int, differen
     """Tango's score: about standard normal when the shares of first and second truly differ by ``difference``.
 
     The variance is that of the most likely table *under the hypothesis*, so it does not vanish when no prompt
-    differs: then 60 prompts cannot show what 3 in 60 would break.
+    differs.
 
     Args:
-        first_only: prompts that only the first sampler got right.
-        second_only: prompts that only the second did.
-        prompts: all of them.
+        first_only: number of prompts on which only the first sampler is correct.
+        second_only: number of prompts on which only the second one is.
+        prompts: total number of prompts.
         difference: hypothetical share of first minus second, in (-1, 1).
 
     The paper's example, 44 lenses, one discordant, margin .1:
@@ -61,7 +61,7 @@ def paired_share_interval(first: np.ndarray, second: np.ndarray, level: float = 
         def beyond(delta: float) -> float:
             return paired_share_score(b, c, n, delta) + side * critical
 
-        if side * beyond(end) > 0 or abs(estimate - end) < 1e-6:  # not rejected even there
+        if side * beyond(end) > 0 or abs(estimate - end) < 1e-6:  # not rejected at the end of the range
             return side
         return float(scipy_optimize().brentq(beyond, min(estimate, end), max(estimate, end), xtol=1e-9))
 
@@ -69,5 +69,5 @@ def paired_share_interval(first: np.ndarray, second: np.ndarray, level: float = 
 
 
 def discordant(first: np.ndarray, second: np.ndarray) -> tuple[int, int, int]:
-    """(right only in first, right only in second, all prompts) of verdicts of 0 and 1."""
+    """(number correct only in first, only in second, number of prompts) of verdicts of 0 and 1."""
     return int((first > second).sum()), int((first < second).sum()), len(first)
