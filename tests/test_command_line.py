@@ -118,7 +118,7 @@ def test_check_says_what_is_wrong_without_a_traceback(name, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "everything that is registered"),  # the whole help
+        ([], "list all registered components"),  # the whole help
         (["lst"], "invalid choice: 'lst'"),
         (["bench", "--lanes", "0"], "must be an integer of at least 1, got '0'"),
         (["bench", "--steps", "-3"], "must be an integer of at least 1, got '-3'"),

@@ -218,7 +218,7 @@ def test_a_worker_lost_between_steps_is_left_to_the_next_step():
     time.sleep(2)
     slots = env.state_dict()["slots"]
     assert slots[0] == {"seed": 3, "episode": 0, "lane": None} and slots[2]["lane"] is not None
-    with pytest.raises(WorkerError, match=r"Ray worker 0 died.*\n  -> step the environments"):
+    with pytest.raises(WorkerError, match=r"Ray worker 0 died.*\n  -> call step"):
         env.get_attr("num_envs")
     _, _, dones, infos = env.step(np.array([0, 0, 0, 0]))
     assert dones.tolist() == [True, True, False, False] and infos[0]["worker_lost"] == "died"
@@ -231,7 +231,7 @@ def test_a_worker_that_is_lost_again_and_again_is_an_error():
     env = remote(1, patience=1)
     env.reset()
     env.pool.config = RayConfig(workers=1, timeout=0.001, patience=1)  # nobody is as fast as that
-    with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, at last it hung"):
+    with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, the last time it hung"):
         env.step(np.array([0, 0, 0, 0]))
     env.close()
 
