@@ -1,8 +1,8 @@
-"""What a study of AdDiffusion needs and a user of it never imports.
+"""Tools for studies of AdDiffusion, separate from the library.
 
 The claims H1 to H4, image metrics, the VLM judge, public benchmarks, whole-pipeline baselines, tiny pipelines, the
-training of the emoji world's networks, the demo in the browser and the benchmark of speed. Nothing in
-``addiffusion_env`` imports it. Importing it registers names; what they stand for is imported when it is used.
+training of the emoji world's networks, the browser demo and the speed benchmark. Nothing in
+``addiffusion_env`` imports it. Importing it registers names; their modules are imported when used.
 """
 
 from addiffusion_env.catalogue import LISTINGS
@@ -55,5 +55,5 @@ for _registry, _names in (
     (TINY, {"tiny pipelines": "addiffusion_lab.tiny_pipelines.backbones:TINY"}),
 ):
     for _name, _target in _names.items():
-        if _name not in _registry:  # a reload registers nothing twice
+        if _name not in _registry:  # a reload must not register twice
             _registry.add(_name, _target)

@@ -1,4 +1,4 @@
-"""What the lab adds to an evaluation: claims, metrics, a VLM judge and the official layouts of benchmarks."""
+"""Extras of an evaluation: claims, metrics, a VLM judge and exports in the official layouts of benchmarks."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Hypotheses(Extra):
     first, folder = True, "hypotheses"
 
     def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
-        """Refuses claims that could not be judged."""
+        """Refuses claims that cannot be judged."""
         check_claims(samplers, backbone, config)
 
     @staticmethod
     def runs(given: Mapping[str, Any]) -> Sequence[str]:
-        """The policy that was trained without refinement, if one is named."""
+        """The policy that was trained without refinement, if given."""
         without = given.get("trained_without")
         return () if without is None else (str(without),)
 
     @classmethod
     def report(cls, records: Sequence[Record], manifest: Manifest, folder: Path) -> Reported:
-        """The verdicts, where claims were to be judged."""
+        """Sections of the verdicts."""
         settings = manifest.settings.get("hypotheses")
         if settings is None:
             return Reported()
@@ -61,7 +61,7 @@ class Metrics(Extra):
         self.config = MetricsConfig.read(config["metrics"], [sampler.name for sampler in samplers])
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        """Measures them; they are stored in ``metrics.json``."""
+        """Computes the metrics; they are stored in ``metrics.json``."""
         measure_metrics(folder, self.config)
 
     @classmethod
@@ -81,7 +81,7 @@ class VlmJudge(Extra):
         make_client(self.config.judge, **(self.config.client or {}))
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        """Asks for the comparisons that are missing; they are stored in ``vlm.json``."""
+        """Requests missing comparisons; they are stored in ``vlm.json``."""
         judge_by_vlm(folder, self.config, prompts)
 
     @classmethod
@@ -91,7 +91,7 @@ class VlmJudge(Extra):
 
 
 class BenchmarkExport(Extra):
-    """Images in the folders that a benchmark's official scorer reads."""
+    """Exports images in the folder layout of a benchmark's official scorer."""
 
     needs_images, takes = True, bool
 
@@ -101,6 +101,6 @@ class BenchmarkExport(Extra):
         check_export(self.benchmark)
 
     def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        """Writes them and prints how the official scorer is run."""
+        """Writes the images and prints the command of the official scorer."""
         for done in export_run(folder, self.benchmark, prompts):
             print(f"{done.images} images in {done.folder}; score them with: {done.command}", *done.notes, sep="\n  ")

@@ -18,7 +18,7 @@ from addiffusion_lab.vlm import SERVICES
 
 
 def benchmarks() -> Iterator[Entry]:
-    """Public prompt lists, with the files that they need."""
+    """Public prompt lists, with the required files."""
     for name in BENCHMARKS:
         about = BENCHMARKS.load(name).about
         tasks = f" in {len(about.counts)} tasks" if len(about.counts) > 1 else ""
@@ -28,7 +28,7 @@ def benchmarks() -> Iterator[Entry]:
 
 
 def metrics() -> Iterator[Entry]:
-    """Metrics of finished images, with the packages and weights that they need."""
+    """Metrics of finished images, with the required packages and weights."""
     lacking = {
         "fid": lacks(lambda: load_package("torch_fidelity"), "the extra [metrics]")
         or lacks(lambda: find_weights(None, INCEPTION_URL), "Inception's weights (features=dino needs none)"),
@@ -43,11 +43,11 @@ def judges() -> Iterator[Entry]:
     """Services of vision-language models that compare images."""
     for name, service in SERVICES.items():
         keyed = any(os.environ.get(variable) for variable in service.key_variables)
-        needs = "" if keyed else f"a key in {' or '.join(service.key_variables)}, or a server of your own"
+        needs = "" if keyed else f"a key in {' or '.join(service.key_variables)}, or your own server"
         yield Entry(f"{name}:MODEL", service.summary, needs)
 
 
 def find_metric(name: str) -> Found | None:
-    """The metric of a name, held to the contracts of metrics."""
+    """Finds a metric by name and checks it against the contracts of metrics."""
     how = "the emoji world's DINO features" if name in ("fid", "kid") else ""
     return Found("metric", how, lambda: each(METRIC_CONTRACTS, METRICS.load(name))) if name in METRICS else None

@@ -1,4 +1,4 @@
-"""Metrics and a VLM judge over the images that an evaluation kept: measured once, kept in a file, told in the report.
+"""Metrics and a VLM judge over the images that an evaluation kept: computed once, cached in a file, reported.
 
 Both are off by default: most metrics need weights that are not in the package, a VLM judge costs money.
 """
@@ -38,7 +38,7 @@ class MetricsConfig(Settings):
     """Metrics of every sampler's images against a reference.
 
     Attributes:
-        names: of :data:`~addiffusion_lab.metrics.METRICS`.
+        names: names in :data:`~addiffusion_lab.metrics.METRICS`.
         reference: a sampler of the evaluation, or a folder of images, which only ``fid`` and ``kid`` can use.
         settings: see :class:`~addiffusion_lab.metrics.settings.MetricSettings`.
     """
@@ -51,18 +51,18 @@ class MetricsConfig(Settings):
 
     @classmethod
     def read(cls, given: Mapping[str, Any], samplers: Sequence[str]) -> MetricsConfig:
-        """Reads it from configuration, before any image is made.
+        """Reads the settings from configuration, before any image is generated.
 
         Raises:
-            ConfigError: for a setting that does not exist, no metric, or a folder as the reference of pairs.
-            UnknownNameError: for a metric that does not exist.
+            ConfigError: for an unknown setting, no metric, or a folder as the reference of pairs.
+            UnknownNameError: for an unknown metric.
         """
         made = cls.of({**given, "settings": MetricSettings.of(given.get("settings") or {})})
         names, reference = made.names, made.reference
         for name in names:
             METRICS[name]
         if not names:
-            raise ConfigError("metrics are asked for, and none is named", f"metrics.names=[{', '.join(METRICS)}]")
+            raise ConfigError("metrics are enabled, but none is named", f"metrics.names=[{', '.join(METRICS)}]")
         if reference not in samplers and not Path(reference).is_dir():
             raise unknown("reference sampler (or folder of images)", reference, samplers)
         pairs = [name for name in names if name not in OF_FEATURES]
@@ -81,9 +81,9 @@ class VlmConfig(Settings):
     Attributes:
         judge: ``"service:model"``, see :func:`~addiffusion_lab.vlm.make_client`.
         against: the other samplers.
-        max_cost: US dollars for all of it.
-        price: of a million input and output tokens; ``None``: the listed one.
-        workers: questions under way at once.
+        max_cost: limit of the total cost in US dollars.
+        price: price per million input and output tokens; ``None`` uses the listed one.
+        workers: number of concurrent questions.
         client: further options of the client: ``base_url``, ``key_variable``, ``timeout``, ``max_output_tokens``.
     """
 
@@ -99,10 +99,10 @@ class VlmConfig(Settings):
 
     @classmethod
     def read(cls, given: Mapping[str, Any], samplers: Sequence[str]) -> VlmConfig:
-        """Reads it from configuration, before any image is made.
+        """Reads the settings from configuration, before any image is generated.
 
         Raises:
-            ConfigError: for a setting that does not exist, or one of ``judge``, ``against``, ``max_cost`` missing.
+            ConfigError: for an unknown setting, or one of ``judge``, ``against``, ``max_cost`` missing.
             UnknownNameError: for a sampler that is not evaluated.
         """
         price = given.get("price")
@@ -116,10 +116,10 @@ class VlmConfig(Settings):
 
 
 def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dict[str, MetricResult]]:
-    """Metrics of every sampler of a finished evaluation; they are kept in ``metrics.json``.
+    """Metrics of every sampler of a finished evaluation; they are stored in ``metrics.json``.
 
     Returns:
-        Sampler -> metric -> result; the reference sampler has none of its own.
+        Sampler -> metric -> result; without the reference sampler.
 
     Raises:
         ConfigError: when images were not kept.
@@ -139,19 +139,19 @@ def measure_metrics(out_dir: Path | str, config: MetricsConfig) -> dict[str, dic
 def judge_by_vlm(
     out_dir: Path | str, config: VlmConfig, prompts: Sequence[Prompt], say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
-    """Has a VLM compare the policy's images with those of other samplers; verdicts are kept in ``vlm.json``.
+    """Has a VLM compare the policy's images with those of other samplers; verdicts are stored in ``vlm.json``.
 
-    Replies are kept in ``vlm_replies``: the same call again pays only for what is missing.
+    Replies are cached in ``vlm_replies``: a repeated call pays only for missing replies.
 
     Args:
         out_dir: of a finished evaluation that kept its images.
         config: the judge.
         prompts: those of the evaluation.
-        say: told the estimate before anything is asked, and what was found.
+        say: called with the cost estimate before the first question, and with the results.
 
     Raises:
         ConfigError: when images were not kept.
-        VlmServiceError: when the service refuses or fails; replies so far are kept.
+        VlmServiceError: when the service refuses or fails; replies so far are cached.
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
@@ -224,7 +224,7 @@ def _kept(folder: Path, manifest: Manifest, names: Sequence[str]) -> tuple[list[
 
 
 def metrics_sections(out_dir: Path | str, manifest: Manifest) -> list[Section]:
-    """The metrics of an evaluation's images as a section of the report; none when none were measured.
+    """The metrics of an evaluation's images as a section of the report; empty when none were computed.
 
     Raises:
         RunFolderError: when their file is damaged.
@@ -240,7 +240,7 @@ def vlm_sections(out_dir: Path | str, manifest: Manifest) -> list[Section]:
 
 
 def _concerns(found: Mapping[str, Any], manifest: Manifest) -> bool:
-    """Whether something was measured on an evaluation's images; files from before this was kept do not say."""
+    """Whether results belong to an evaluation's images; files of older versions do not record it."""
     images = found.get("images")
     return not manifest.identity if images is None else images.items() <= _images(manifest).items()
 
@@ -274,7 +274,7 @@ def _metrics_section(found: Mapping[str, Any]) -> Section:
             notes[f"{result['name']}: {result['backend']}; {settings}."] = None
             notes.update(dict.fromkeys(f"{sampler}, {result['name']}: {note}." for note in result["notes"]))
     head = ("sampler", "metric", "value", "better", "images")
-    words = f"Against {found['reference']}. They describe and decide no claim; numbers of other backends differ."
+    words = f"Against {found['reference']}. They are descriptive and decide no claim; numbers of other backends differ."
     return Section("Metrics", (words, Table(head, tuple(rows)), *notes))
 
 

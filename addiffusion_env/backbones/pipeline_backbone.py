@@ -36,11 +36,11 @@ from addiffusion_env.backbones.calls.loaded import (
     parts_of,
     token_limit,
 )
-from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
+from addiffusion_env.backbones.calls.measured import PROMPTS, Measurements, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
-from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, Wanted
+from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, StepRequest
 from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
@@ -104,7 +104,7 @@ class PipelineBackbone(Backbone):
         self._parts = parts_of(self.pipe)
         self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
         with torch.random.fork_rng(devices=[]):
-            self.measured: Measured = measure(self.evaluator, self.arguments)
+            self.measured: Measurements = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
         check_size(self.pipe, self.arguments, self.measured.image_size)
         self.convention = self.measured.request.plan.convention
@@ -345,13 +345,13 @@ class PipelineBackbone(Backbone):
         """See :meth:`Backbone.scheduler_step`."""
         layout = self._layout_for(latents.x, conditioning.requests[0])
         states: list[Mapping[str, Any] | None] = [None] * len(sigma_next)
-        wanted: dict[int, Wanted] = {}
+        wanted: dict[int, StepRequest] = {}
         lanes = zip(conditioning.requests, latents.sigma.tolist(), sigma_next.tolist(), strict=True)
         for row, (request, now, after) in enumerate(lanes):
             plan, state = self.plan_of(request), latents.history.scheduler[row]
             index = plan.at(now)[0] if state is None else state["index"]
             if index < len(plan.times) and plan.on_plan(index, now, after):
-                wanted[row] = Wanted(plan, state, index, prediction.steps[row])
+                wanted[row] = StepRequest(plan, state, index, prediction.steps[row])
         made = dict(zip(wanted, self.steps.step(list(wanted.values())), strict=True))
         taken = [row for row, found in made.items() if found is not None]
         if len(taken) == len(sigma_next):

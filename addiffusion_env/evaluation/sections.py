@@ -98,8 +98,8 @@ def _comparison(summary: Summary, manifest: Manifest) -> Section:
             "One guided evaluation counts 1 NFE; attempts, early exits and refinements are included. "
             "Correctness is judged by rules on the output of a detector that no reward uses; some samplers select "
             "by preference, so it decides no claim alone. "
-            "Seconds are wall-clock time without judging: a sampler's time over its images, with lanes batched, but one "
-            "image at a time for samplers that run their own diffusers pipeline; within a batch time is divided by "
+            "Seconds are wall-clock time without judging: a sampler's time over its images, with lanes batched, but "
+            "one image at a time for samplers that run their own diffusers pipeline; within a batch time is divided by "
             "network calls. Memory is the peak while a sampler ran, of all lanes.",
             table,
             *(f"{measure}: {words}." for measure, words in manifest.scorers.items()),
@@ -241,8 +241,8 @@ def _collapse(summary: Summary) -> Section:
         parts.append(
             f"Utility is preference minus {lost.cost_per_nfe:g} per NFE. {summary.focus}: {lost.utility:+.3f}; "
             f"best constant in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} "
-            f"(regret {lost.to_constant:+.3f}); oracle over the constants: {lost.oracle_utility:+.3f} at {lost.oracle_nfe:.2f} NFE (regret "
-            f"{lost.to_oracle:+.3f})."
+            f"(regret {lost.to_constant:+.3f}); oracle over the constants: {lost.oracle_utility:+.3f} at "
+            f"{lost.oracle_nfe:.2f} NFE (regret {lost.to_oracle:+.3f})."
         )
     return Section("Collapse watch", tuple(parts) or ("All samplers are constant by their definition.",))
 

@@ -1,4 +1,4 @@
-"""What is claimed, of whom, and what a verdict says."""
+"""Claims, their comparisons and verdicts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ NO_JUDGE = "none: NFE and constraints"
 
 @dataclass(frozen=True)
 class Claims:
-    """Which samplers the claims are about, and how strictly they are judged. All of it is fixed before the run.
+    """The samplers that the claims are about, and the criteria of judging, all fixed before the run.
 
     Attributes:
-        policy: the policy's sampler, as records name it.
+        policy: name of the policy's sampler in records.
         curve: the same policy at other costs per NFE; with it claims are judged along its whole frontier.
         reference: the full schedule of H1.
-        checked: further references of H1, each of which must hold: samplers that check finished images and try again,
-            other solvers. A policy that does so is not to be compared with a single attempt alone.
-        nfe_limit: most mean NFE that H1 allows the policy: 30 of 50 steps; 7 on the emoji world.
-        kinds: kinds of sampler that H2 holds the policy against, by what stands before the colon. Constant stops count
-            as ``fixed``. All must be there.
+        checked: further references of H1, each of which must hold: samplers that check finished images and resample,
+            other solvers. A policy that resamples must not be compared with single attempts only.
+        nfe_limit: maximum mean NFE of the policy in H1: 30 of 50 steps; 7 on the emoji world.
+        kinds: kinds of sampler that H2 compares the policy with (the part before the colon). Constant stops count
+            as ``fixed``. All must be present.
         nfe_points: NFE at which H2 and H4 compare, between the curve's ends; without any, the curve's own mean NFE.
         shuffled: H3's control: the policy run on other prompts' features; ``None`` when it was not run.
         no_refine: H4's comparator: the policy without refinement, at one or more costs per NFE.
-        refine_controls: H4's further comparators, name -> samplers: ``{"random mask": ("policy:masked@0.01",)}``.
-        least_prompts: fewer than so many prompts decide nothing.
-        least_correlation: a rank correlation below this one does not matter (H3).
-        alpha: of each family: one-sided for H1, two-sided for the others.
-        resamples: of prompts, and permutations.
-        seed: of both.
+        refine_controls: further comparators of H4, name -> samplers: ``{"random mask": ("policy:masked@0.01",)}``.
+        least_prompts: minimum number of prompts for a decision.
+        least_correlation: smallest relevant rank correlation (H3).
+        alpha: significance level of each family: one-sided for H1, two-sided for the others.
+        resamples: number of resamples of prompts, and of permutations.
+        seed: seed of both.
     """
 
     policy: str
@@ -70,13 +70,13 @@ class Claims:
 
     @property
     def points(self) -> tuple[str, ...]:
-        """The policy at all its costs per NFE, each once."""
+        """The policy at all its costs per NFE, without duplicates."""
         return tuple(dict.fromkeys((self.policy, *self.curve)))
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Everything that one verdict is made from.
+    """Inputs of one verdict.
 
     Attributes:
         table: the records.
@@ -103,12 +103,12 @@ class Comparison:
     """One test of a verdict's family.
 
     Attributes:
-        comparator: what the policy was held against, and where.
+        comparator: what the policy was compared with, and at which cost.
         effect: the policy minus it, with its interval.
-        p: of this test alone.
-        holm: adjusted over the family.
-        cost: mean cost at which it was made; NaN where there is none.
-        reached: whether the comparator was run at that cost or above; if not, nothing can be claimed.
+        p: unadjusted p-value.
+        holm: p-value adjusted over the family.
+        cost: mean cost of the comparison; NaN where there is none.
+        reached: whether the comparator was run at that cost or above; if not, no claim is possible.
     """
 
     comparator: str
@@ -121,11 +121,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say of a claim.
+    """Verdict of the records on a claim.
 
     Attributes:
         hypothesis: its registry name.
-        claim: what was claimed, in one sentence.
+        claim: the claim in one sentence.
         verdict: ``supported``: shown. ``not supported``: an effect that matters is ruled out.
             ``inconclusive``: neither, which is no evidence either way.
         effect: of the comparison that decides (the weakest of the family), with its interval; ``None`` without data.
@@ -136,10 +136,10 @@ class Verdict:
         margin: with its provenance, where the claim has one.
         reason: one sentence.
         comparisons: the whole family.
-        prompts_needed: prompts with which a claim that is inconclusive for lack of them would be decided with power
-            .8, if the truth were no deficit (H1) or a gain of one margin (H2, H4); ``None`` where that cannot be said.
-        independent: whether the judge was neither optimised nor selected by; others are shown and decide nothing.
-        decides: whether this is the verdict that counts: that of the first independent judge.
+        prompts_needed: number of prompts with which an inconclusive claim would be decided with power .8, if there
+            were no deficit (H1) or a gain of one margin (H2, H4); ``None`` where that cannot be computed.
+        independent: whether the judge was neither optimised nor selected by; others are only shown.
+        decides: whether this is the deciding verdict: that of the first independent judge.
     """
 
     hypothesis: str
@@ -159,18 +159,18 @@ class Verdict:
 
 
 def unanswered(name: str, claim: str, case: Case, comparator: str, reason: str, n: int = 0) -> Verdict:
-    """The verdict without the data that it takes."""
+    """The verdict when data are missing."""
     return Verdict(name, claim, "inconclusive", None, float("nan"), n, comparator, case.judge, case.margin, reason)
 
 
 def missing(case: Case, names: Mapping[str, str] | tuple[str, ...]) -> str:
-    """The first of some samplers that has no records, in words; empty when all are there."""
+    """A text naming the first of some samplers without records; empty when all have records."""
     gone = [name for name in names if name not in case.table.samplers]
     return f"there are no records of {gone[0]}" if gone else ""
 
 
 def too_few(n: int, case: Case) -> str:
-    """Why so few prompts decide nothing, or nothing when they are enough."""
+    """Why ``n`` prompts are too few to decide; empty when they are enough."""
     least = case.claims.least_prompts
     whose = "" if case.judge == NO_JUDGE else f" judged by {case.judge}"
     return f"{n} prompts{whose} in common, fewer than the {least} that decide" if n < least else ""

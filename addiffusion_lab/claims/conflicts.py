@@ -1,4 +1,4 @@
-"""Who has used which scorer: what a policy was paid by, or a sampler selects by, cannot decide a claim alone."""
+"""Conflicts of judges: a scorer that a policy was rewarded by, or a sampler selects by, cannot decide a claim."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.samplers.traits import Traits
 
 MEASURE_OF = {"emoji_detector": "correct", "clip": "clip_score", "blip_preference": "preference"}
-"""Judges whose column in the records has another name than they have."""
+"""Judges whose column in the records has a different name."""
 
 _HELD_OUT = ("hps", "image_reward", "aesthetic")
 
 
 @dataclass(frozen=True)
 class Use:
-    """One scorer in one sampler's hands.
+    """Use of a scorer by a sampler.
 
     Attributes:
         scorer: the model behind it (``"blip_preference"``, ``"image_reward"``, ``"clip"``, ``"dino"``).
-        sampler: who uses it.
-        how: in words: ``"its reward term terminal_bonus pays by it"``.
+        sampler: the sampler that uses it.
+        how: description of the use: ``"its reward term terminal_bonus pays by it"``.
     """
 
     scorer: str
@@ -37,8 +37,8 @@ class JudgeRoles:
     """Judges, by their measures.
 
     Attributes:
-        independent: that no sampler has used, in the order given; the first one decides.
-        conflicted: measure -> why it does not.
+        independent: measures that no sampler has used, in the given order; the first one decides.
+        conflicted: measure -> why it cannot decide.
     """
 
     independent: tuple[str, ...]
@@ -46,11 +46,11 @@ class JudgeRoles:
 
 
 def uses_of(traits: Mapping[str, Traits], backbone: str) -> tuple[Use, ...]:
-    """What each sampler was optimised, or selects, by.
+    """The scorers that each sampler was optimised by or selects by.
 
     Args:
         traits: of the samplers, by name.
-        backbone: whose images: says which model stands behind ``preference``.
+        backbone: determines the model of ``preference``.
     """
     found = (Use(_model(part, backbone), name, how) for name, own in traits.items() for part, how in own.scores_used)
     return tuple(dict.fromkeys(found))
@@ -62,12 +62,12 @@ def uses_in(manifest: Manifest) -> tuple[Use, ...]:
 
 
 def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRoles:
-    """Tells judges that may decide from those that may only be shown.
+    """Separates judges that may decide from those that are only shown.
 
     Args:
         judges: names of judges or measures, the one that decides first.
         uses: from :func:`uses_of`.
-        backbone: whose images.
+        backbone: backbone of the images.
 
     Raises:
         ConfigError: when none may decide, naming each conflict and a judge to add.
@@ -94,16 +94,17 @@ def _no_judge(conflicted: Mapping[str, str], used: Mapping[str, Any], backbone: 
     held_out = (*traits_of(backbone).judges, *_HELD_OUT)
     spare = next((name for name in held_out if name not in used), "a VLM judge")
     if not conflicted:
-        return ConfigError("no judge was named, so nothing can decide a claim", f"add a held-out one: judges=[{spare}]")
+        return ConfigError("no judge was given, so no claim can be decided", f"add a held-out one: judges=[{spare}]")
     reasons = " | ".join(f"{judge} ({why})" for judge, why in conflicted.items())
     return ConfigError(
-        f"no judge is independent of what it is to judge: {reasons}",
-        f"a scorer that was optimised or selected by decides nothing alone; add a held-out judge: judges=[{spare}]",
+        f"no judge is independent of the samplers: {reasons}",
+        f"a scorer that a sampler was optimised by or selects by cannot decide alone; add a "
+        f"held-out judge: judges=[{spare}]",
     )
 
 
 def _model(part: str, backbone: str) -> str:
-    """The model behind a part of the preview scores."""
+    """The model of a part of the preview scores."""
     if part != "preference":
         return part
     return traits_of(backbone).preference
@@ -114,7 +115,7 @@ def _same(name: str) -> str:
 
 
 def _behind(judge: str, uses: Sequence[Use], backbone: str) -> tuple[str, ...]:
-    """The models behind a judge; ``preference`` is whatever the samplers of this evaluation see under that name."""
+    """The models of a judge; ``preference`` is the one that the samplers of this evaluation use under that name."""
     if judge == "clip_score":
         return ("clip",)
     if judge == "preference":

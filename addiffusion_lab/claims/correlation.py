@@ -28,9 +28,9 @@ def rank_correlation_gap(
     """Spearman's correlation of ``x`` with ``y`` minus that of ``control`` with ``y``, over the same prompts.
 
     Args:
-        x: (P,) what is claimed to follow ``y``.
-        y: (P,) what it should follow.
-        control: (P,) what should not follow it as closely.
+        x: (P,) values that are claimed to correlate with ``y``.
+        y: (P,) values.
+        control: (P,) values that should correlate less with ``y``.
         rng: draws the resamples.
         level: confidence.
         resamples: of prompts; each is ranked again.
@@ -57,7 +57,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _correlations(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(R,) Spearman's correlations under (R, P) weights that sum to 1 a row; 0 without spread."""
+    """(R,) Spearman's correlations under (R, P) weights that sum to 1 per row; 0 for constant values."""
     left, right = _midranks(weights, x), _midranks(weights, y)
     products = (weights * left * right).sum(1)
     spread = (weights * left**2).sum(1) * (weights * right**2).sum(1)
@@ -65,7 +65,7 @@ def _correlations(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 def _midranks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(R, P) midranks of ``values`` in each weighted sample, as shares, less their mean of one half."""
+    """(R, P) midranks of ``values`` in each weighted sample, as shares, minus their mean of one half."""
     _, group = np.unique(values, return_inverse=True)
     members = np.zeros((len(values), group.max() + 1))
     members[np.arange(len(values)), group] = 1.0

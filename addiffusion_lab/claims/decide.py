@@ -1,4 +1,4 @@
-"""All claims, from records and what was fixed before them."""
+"""Judges all claims from records and settings that were fixed before them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def decide(
 ) -> tuple[Verdict, ...]:
     """Judges claims; the same records give the same verdicts.
 
-    The first judge in order that nobody has optimised or selected by decides. Further independent judges and those
-    with a conflict are set beside it, and said to be.
+    The first judge that no sampler was optimised by or selects by decides. Further independent judges and those
+    with a conflict are reported in addition, marked as such.
 
     Args:
         records: of all samplers.
-        claims: what is claimed of whom.
+        claims: the claims' samplers and criteria.
         judges: names of judges or measures (``"emoji_detector"``, ``"hps"``), fixed before the run.
         margins: one per measure; measures without one have no H1.
-        uses: who has used which scorer; see :mod:`addiffusion_lab.claims.conflicts`.
+        uses: uses of scorers by samplers; see :mod:`addiffusion_lab.claims.conflicts`.
         names: registry names of the claims.
 
     Returns:
-        Claim by claim: the verdict that decides first, then the others.
+        For each claim: the deciding verdict first, then the others.
 
     Raises:
         ConfigError: when no judge is independent, or there are no records.
@@ -55,13 +55,13 @@ def decide(
         for judge in measures:
             verdict = function(Case(table, claims, judge, by_measure.get(judge), _generator(claims, name, judge)))
             found.append(_marked(verdict, judge, roles.independent, roles.conflicted))
-            if verdict.judge == NO_JUDGE:  # the others would say the same
+            if verdict.judge == NO_JUDGE:  # the same for all judges
                 break
     return tuple(found)
 
 
 def deciding(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """The verdicts that count, one per claim."""
+    """The deciding verdicts, one per claim."""
     return tuple(verdict for verdict in verdicts if verdict.decides)
 
 
@@ -70,10 +70,10 @@ def _marked(verdict: Verdict, judge: str, independent: Sequence[str], conflicted
         return verdict
     if judge in independent:
         return replace(verdict, decides=False)
-    reason = f"{verdict.reason}; {judge} decides nothing ({conflicted[judge]})"
+    reason = f"{verdict.reason}; {judge} cannot decide ({conflicted[judge]})"
     return replace(verdict, decides=False, independent=False, reason=reason)
 
 
 def _generator(claims: Claims, name: str, judge: str) -> np.random.Generator:
-    """Keyed, so that no verdict depends on which others are asked for."""
+    """Keyed, so that verdicts are independent of each other."""
     return np.random.default_rng(stable_hash("hypotheses", claims.seed, name, judge))

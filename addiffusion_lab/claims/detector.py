@@ -1,4 +1,4 @@
-"""How often the emoji detector's verdict is that of the rule on what the renderer drew.
+"""Accuracy of the emoji detector's verdicts, compared with the rule on the rendered content.
 
 python -m addiffusion_lab.claims.detector [--scenes 1024]
 """
@@ -30,7 +30,7 @@ class DetectorAccuracy:
     """Agreement of the detector with the rule on the known content.
 
     Attributes:
-        images: what was judged, in words.
+        images: description of the images.
         correct: share of correct images that are judged correct.
         wrong: share of wrong images that are judged wrong.
     """
@@ -41,14 +41,14 @@ class DetectorAccuracy:
 
 
 def detector_accuracy(scenes: int = SCENES, seed: int = SEED) -> list[DetectorAccuracy]:
-    """Measures it on rendered scenes, and on the same ones through the emoji world's autoencoder.
+    """Measures the accuracy on rendered scenes, and on the same ones through the emoji world's autoencoder.
 
     Every scene is drawn twice: as its prompt asks, and with one mistake (an object missing, of another class, in
     another colour, or two objects swapped). The truth is the rule of :func:`.judge` on the drawn content.
 
     Args:
-        scenes: how many.
-        seed: of scenes, mistakes and renderer.
+        scenes: number of scenes.
+        seed: seed of scenes, mistakes and renderer.
     """
     drawn, layouts = sample_scenes(scenes, seed)
     rng = np.random.default_rng(seed)
@@ -80,8 +80,8 @@ def detector_section(found: Sequence[DetectorAccuracy]) -> Section:
     """The section of the page of results."""
     rows = tuple((row.images, f"{row.correct} of {row.correct.n}", f"{row.wrong} of {row.wrong.n}") for row in found)
     words = (
-        "The judge's own accuracy, against the rule on what the renderer drew (`python -m "
-        "addiffusion_lab.claims.detector`): each scene as asked, and with one mistake."
+        "The judge's accuracy, against the rule on the rendered content (`python -m "
+        "addiffusion_lab.claims.detector`): each scene as requested, and with one mistake."
     )
     return Section(
         "Accuracy of the detector", (words, Table(("images", "correct ones passed", "wrong ones refused"), rows))
@@ -89,12 +89,12 @@ def detector_section(found: Sequence[DetectorAccuracy]) -> Section:
 
 
 def _content(layout: np.ndarray) -> list[Detection]:
-    """What a (n, 5) layout shows, as detections."""
+    """The content of an (n, 5) layout as detections."""
     return [Detection(int(cls), int(color), float(x), float(y), 1.0) for cls, color, x, y, _ in layout if cls >= 0]
 
 
 def _mistaken(layout: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy of a (n, 5) layout with one mistake; what does not change what was asked stays a correct image."""
+    """A copy of an (n, 5) layout with one mistake, which may leave the image correct by the rule."""
     layout = layout.copy()
     there = np.flatnonzero(layout[:, 0] >= 0)
     row = int(rng.choice(there))

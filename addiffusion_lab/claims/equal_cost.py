@@ -1,8 +1,8 @@
-"""The policy against groups of comparators at equal mean cost: what H2 and H4 share.
+"""The policy against groups of comparators at equal mean cost: shared by H2 and H4.
 
-A group's frontier is the upper hull of its samplers in (mean cost, mean quality): the strongest mixture that it can
-make at any cost. The hull is chosen on the very prompts it is judged on, which favours the comparators. Along the
-policy's own curve neighbouring costs per NFE are mixed, none is chosen by the data.
+A group's frontier is the upper hull of its samplers in (mean cost, mean quality): the strongest mixture
+at any cost. The hull is chosen on the same prompts that it is judged on, which favours the comparators. Along the
+policy's curve neighbouring costs per NFE are mixed; none is selected by the data.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ class Weighed:
     """A family of comparisons, all of which must hold.
 
     Attributes:
-        comparisons: in order.
-        weakest: the one that decides.
-        p: largest adjusted p.
+        comparisons: the comparisons in order.
+        weakest: the deciding comparison.
+        p: largest adjusted p-value.
         verdict: see :class:`~addiffusion_lab.claims.base.Verdict`.
-        reason: in words.
-        prompts_needed: to find a gain of one margin at the weakest; ``None`` where the claim is decided.
+        reason: explanation as text.
+        prompts_needed: number of prompts to detect a gain of one margin at the weakest; ``None`` where the claim is
+            decided.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -53,13 +54,13 @@ def kind_of(sampler: str) -> str:
 def judge_groups(
     case: Case, name: str, claim: str, comparator: str, groups: Mapping[str, Sequence[str]], cost: str = "nfe"
 ) -> Verdict:
-    """The verdict on a claim to be above every group, each mixed with fixed steps so that it reaches every cost.
+    """The verdict on a claim to exceed every group, each mixed with fixed steps so that it covers every cost.
 
     Args:
         case: its policy and curve must have records.
         name: the hypothesis.
-        claim: in words.
-        comparator: what an unanswered verdict names.
+        claim: the claim as text.
+        comparator: comparator named in an unanswered verdict.
         groups: name -> samplers with records.
         cost: the measure to equalise.
     """
@@ -84,7 +85,7 @@ def judge_groups(
 
 
 def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") -> Weighed | str:
-    """Judges whether the policy is above every group at every point of its curve.
+    """Judges whether the policy exceeds every group at every point of its curve.
 
     Args:
         case: its policy and curve must have records.
@@ -92,7 +93,7 @@ def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") ->
         cost: the measure to equalise.
 
     Returns:
-        The family, or why there is none, in words.
+        The family, or a text saying why there is none.
     """
     curve = case.claims.points
     rivals = list(dict.fromkeys(name for members in groups.values() for name in members))
@@ -113,7 +114,7 @@ def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") ->
 
 
 def _points(own: np.ndarray, case: Case, cost: str) -> list[np.ndarray]:
-    """(K,) weights of the K costs per NFE of the curve for each point to compare at: one cost per NFE, or two neighbours' mixture."""
+    """(K,) weights of the curve's K costs per NFE for each point of comparison: one cost, or two neighbours."""
     if cost != "nfe" or not case.claims.nfe_points:
         return list(np.eye(len(own)))
     inside = [at for at in case.claims.nfe_points if own.min() <= at <= own.max()]
@@ -123,7 +124,7 @@ def _points(own: np.ndarray, case: Case, cost: str) -> list[np.ndarray]:
 def _compare(
     means: Means, curve: int, rows: Mapping[str, list[int]], points: Sequence[np.ndarray], case: Case, cost: str
 ) -> list[Comparison]:
-    """One comparison a group and point, not adjusted yet."""
+    """One comparison per group and point, not adjusted yet."""
     quality, spent = means.values[case.judge], means.values[cost]
     labelled = [
         (
@@ -148,7 +149,7 @@ def _compare(
 
 
 def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> Weighed:
-    """Supported when all hold; not supported when one rules out a gain that matters; inconclusive otherwise."""
+    """Supported when all hold; not supported when one rules out a relevant gain; inconclusive otherwise."""
     alpha = case.claims.alpha
 
     def holds(row: Comparison) -> bool:
@@ -168,7 +169,7 @@ def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> Weig
         ruled = f"a gain of {case.relevant:g} is ruled out" if case.relevant else "a gain is ruled out"
         return Weighed(comparisons, weakest, p, "not supported", f"{ruled} {words}", None)
     if not weakest.reached:
-        reason = f"no comparator was run at {weakest.cost:.2f} {cost} or above: add a dearer one ({words})"
+        reason = f"no comparator was run at {weakest.cost:.2f} {cost} or above: add a more expensive one ({words})"
         return Weighed(comparisons, weakest, p, "inconclusive", reason, None)
     open_ones = sum(not holds(row) for row in comparisons)
     reason = f"{open_ones} of {len(comparisons)} comparisons not decided; {words}"
@@ -176,7 +177,7 @@ def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> Weig
 
 
 def _needed(row: Comparison, case: Case) -> int | None:
-    """Prompts with which a gain of one margin would be found, from the width of an interval."""
+    """Number of prompts to detect a gain of one margin, from the width of an interval."""
     if case.relevant <= 0 or row.effect.high <= row.effect.low:
         return None
     return prompts_for_difference(spread_of(row.effect), case.relevant, case.claims.alpha)

@@ -23,11 +23,11 @@ from addiffusion_lab.claims.power import prompts_for_non_inferiority
 
 
 def judge(case: Case) -> Verdict:
-    """Supported when it is not inferior to any reference, and its mean NFE lies below the limit.
+    """Supported when the policy is not inferior to any reference, and its mean NFE is below the limit.
 
-    An intersection-union test: each part at alpha, and the largest p counts. Quality is paired by prompt and seed; the
-    limit is tested too, since the NFE are a sample as well. Without the references that check finished images (see
-    :attr:`.Claims.checked`) the reason says so. A margin that was set after images had been judged supports nothing.
+    An intersection-union test: each part at alpha, with the largest p. Quality is paired by prompt and seed; the
+    limit is tested too, since the NFE are also a sample. The reason notes missing references that check finished
+    images (see :attr:`.Claims.checked`). A margin that was set after images had been judged supports no claim.
     """
     claims = case.claims
     references = (claims.reference, *claims.checked)
@@ -88,7 +88,7 @@ def _decided(quality: MarginTest, nfe: MarginTest, margin: Margin, reference: st
     if spent.low > nfe.margin:
         return "not supported", f"it spends {cost}, above the limit of {nfe.margin:g}"
     if quality.holds and nfe.holds and not margin.before_data:
-        late = f"the margin of {margin.value:g} was set after {margin.records_before} records were there"
+        late = f"the margin of {margin.value:g} was set after {margin.records_before} records existed"
         return "inconclusive", f"{late}, so that it may have been chosen to fit: {bounds}"
     if quality.holds and nfe.holds:
         return "supported", f"{bounds} against {reference}, no less than -{margin.value:g}, with {cost}"

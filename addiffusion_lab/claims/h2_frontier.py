@@ -9,15 +9,15 @@ from addiffusion_lab.claims.equal_cost import judge_groups, kind_of
 
 
 def judge(case: Case) -> Verdict:
-    """Above the frontier of every kind of comparator at equal mean NFE, at every point of the policy's curve.
+    """Supported when above the frontier of every kind of comparator at equal mean NFE, along the policy's curve.
 
-    Each kind may be mixed with fixed steps, so that it has a frontier at every NFE. One family: all comparisons.
+    Each kind may be mixed with fixed steps, so that it has a frontier at every NFE. All comparisons form one family.
     """
     return _judge(case, "H2", "nfe", case.claims.kinds)
 
 
 def judge_seconds(case: Case) -> Verdict:
-    """Above the frontier of fixed steps at equal mean seconds. Looks cost time and no NFE, so this may well differ."""
+    """The same at equal mean seconds against fixed steps. Previews cost time and no NFE, so results may differ."""
     return _judge(case, "H2_seconds", "seconds", ("fixed",))
 
 

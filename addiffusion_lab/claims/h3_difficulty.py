@@ -1,4 +1,4 @@
-"""H3: the policy spends more on prompts that ask for more, because of what it sees of the prompt."""
+"""H3: the policy spends more on prompts with more constraints, because it observes the prompt."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def judge(case: Case) -> Verdict:
     """Supported when Spearman's correlation of NFE with constraints is above 0 and above that of a shuffled control.
 
     The first p is that of a permutation test, the second of a bootstrap over prompts that ranks each resample again;
-    Holm over the two, and both must hold. The control is the same policy shown other prompts' features: images that
-    are hard to draw cost it more as well, so the correlation alone would not show that the prompt was read. Rules that
-    see the prompt alone (``prompt_rule``) are set beside; they decide nothing, since they follow constraints by design.
+    Holm over the two, and both must hold. The control is the same policy with other prompts' features: difficult
+    images also cost more, so the correlation alone would not show that the prompt was used. Rules based on the prompt
+    alone (``prompt_rule``) are also reported but not used, since they follow constraints by design.
     """
     claims = case.claims
     case = replace(case, judge=NO_JUDGE, margin=None)
-    claim = f"{claims.policy} spends more NFE on prompts that ask for more, and more so than on shuffled prompts"
+    claim = f"{claims.policy} spends more NFE on prompts with more constraints, and more so than on shuffled prompts"
     control = claims.shuffled or "a shuffled-prompt control"
     why = missing(case, (claims.policy, control))
     if why:
@@ -84,7 +84,7 @@ def _decided(
 
 
 def _rules(case: Case) -> tuple[Comparison, ...]:
-    """The policy's correlation minus that of each rule that sees the prompt alone; not in the family."""
+    """The policy's correlation minus that of each rule based on the prompt alone; not in the family."""
     rows = []
     for rule in (name for name in case.table.samplers if kind_of(name) == "prompt_rule"):
         means = case.table.means((case.claims.policy, rule), ("nfe",))
@@ -94,5 +94,5 @@ def _rules(case: Case) -> tuple[Comparison, ...]:
             gap, p = rank_correlation_gap(
                 policy, constraints, fixed, case.rng, 1 - case.claims.alpha, case.claims.resamples
             )
-            rows.append(Comparison(f"the correlation of {rule} (beside)", gap, p, float(np.nan)))
+            rows.append(Comparison(f"the correlation of {rule} (not in the family)", gap, p, float(np.nan)))
     return tuple(rows)

@@ -8,15 +8,15 @@ from addiffusion_lab.claims.base import Case, Verdict, missing, unanswered
 from addiffusion_lab.claims.equal_cost import judge_groups
 
 MASKED = ",no_refine"
-"""How the name of a policy ends whose refine is masked."""
-MASKED_WORDS = "refine is only masked, a policy trained without it may do better (hypotheses.trained_without=RUN)"
+"""Suffix of the name of a policy with masked refine."""
+MASKED_WORDS = "refine is only masked; a policy trained without it may do better (hypotheses.trained_without=RUN)"
 
 
 def judge(case: Case) -> Verdict:
-    """Above the frontier of the policy without refinement at equal mean NFE, and above every further control.
+    """Supported when above the frontier of the policy without refinement at equal mean NFE, and every further control.
 
-    A policy that does not refine spends less. What it saves may go into full-image steps: it is mixed with fixed
-    schedules, so that there is a comparator at the refining policy's own NFE.
+    A policy that does not refine spends less. The difference may be spent on full-image steps: it is mixed with fixed
+    schedules, so that there is a comparator at the refining policy's NFE.
     """
     claims = case.claims
     claim = f"{claims.policy} is better than the same policy without refinement at equal NFE, judged by {case.judge}"
@@ -24,7 +24,7 @@ def judge(case: Case) -> Verdict:
     how = "the policy with refine masked" if masked else "the policy trained without refinement"
     controls = {how: claims.no_refine, **claims.refine_controls}
     if not claims.no_refine:
-        return unanswered("H4", claim, case, "the policy without refinement", "no policy without refinement was named")
+        return unanswered("H4", claim, case, "the policy without refinement", "no policy without refinement was given")
     everyone = (*claims.points, *(name for members in controls.values() for name in members))
     if why := missing(case, everyone):
         return unanswered("H4", claim, case, ", ".join(claims.no_refine), why)

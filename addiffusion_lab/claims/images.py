@@ -14,7 +14,7 @@ from addiffusion_env.evaluation.tables import MEASURES, measure
 
 @dataclass(frozen=True, eq=False)
 class Means:
-    """Some samplers on the images that all of them have.
+    """Values of some samplers on their common images.
 
     Attributes:
         prompts: (P,) index of each prompt into the table's.
@@ -35,9 +35,9 @@ class ImageTable:
     Attributes:
         samplers: M names.
         prompt_ids: P ids.
-        constraints: (P,) what each prompt asks for.
+        constraints: (P,) number of constraints of each prompt.
         prompt: (N,) index of each image's prompt.
-        columns: measure -> (M, N), NaN where a sampler has no such image or nobody could say.
+        columns: measure -> (M, N), NaN where a sampler has no such image or the value is unknown.
     """
 
     samplers: tuple[str, ...]
@@ -51,12 +51,12 @@ class ImageTable:
         """Joins records by prompt and seed.
 
         Args:
-            records: of all samplers; an image that is there twice counts as its last record.
-            measures: names of measures or held-out scorers; a scorer that a record lacks is unknown there.
+            records: records of all samplers; of duplicate images the last record is used.
+            measures: names of measures or held-out scorers; values of missing scorers are unknown.
 
         Raises:
             ConfigError: without records.
-            UnknownNameError: for a name that is a measure of no record.
+            UnknownNameError: for a measure that no record has.
         """
         if not records:
             raise ConfigError("there are no records to judge claims by", "evaluate first: python eval_sb3.py")
@@ -85,7 +85,7 @@ class ImageTable:
         )
 
     def means(self, samplers: Sequence[str], measures: Sequence[str]) -> Means:
-        """Prompt by prompt, over the images of which every sampler has every measure.
+        """Means per prompt over the images for which every sampler has every measure.
 
         Raises:
             UnknownNameError: for a sampler without records.

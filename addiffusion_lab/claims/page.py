@@ -1,8 +1,8 @@
-"""Writes the page of results from finished evaluations; nothing is drawn and no policy is run.
+"""Writes the page of results from finished evaluations, without generating images.
 
 python eval_sb3.py experiment=study                         about three hours on two cores
 python -m addiffusion_lab.claims.page runs/hypotheses       docs/results.md and its figures
-python -m addiffusion_lab.claims.page runs/hypotheses runs/seed1/hypotheses   the claims of further training seeds too
+python -m addiffusion_lab.claims.page runs/hypotheses runs/seed1/hypotheses   with the claims of further training seeds
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LESSONS = Path(__file__).parent / "lessons.md"
 
 
 def write_page(folders: Sequence[Path], out: Path, detector: Sequence[DetectorAccuracy] = ()) -> Path:
-    """Writes ``results.md``, ``plots`` and ``results.json``, which a policy's card shows, to a folder.
+    """Writes ``results.md``, ``plots`` and ``results.json`` (used by model cards) to a folder.
 
     Args:
-        folders: of evaluations with claims; the first one is the page's, of the others only verdicts are shown.
-        out: the folder.
-        detector: the judge's own accuracy.
+        folders: folders of evaluations with claims; the page shows the first one, and only verdicts of the others.
+        out: the output folder.
+        detector: the judge's accuracy.
 
     Raises:
         ConfigError: for an evaluation without claims.
@@ -50,12 +50,12 @@ def write_page(folders: Sequence[Path], out: Path, detector: Sequence[DetectorAc
     summary = summarise(records, manifest)
     drawn = figures(records, summary, [])
     report = sections(records, summary, manifest, [], drawn)
-    written = [Section("How this page came about", tuple(provenance(manifest))), hypotheses_section(verdicts)]
+    written = [Section("How this page was created", tuple(provenance(manifest))), hypotheses_section(verdicts)]
     if len(folders) > 1:
         rows = [
             (folder.parent.name, *row) for folder in folders for row in verdict_table(deciding(judged(folder)[2])).rows
         ]
-        written.append(Section("Every training seed", (Table(("run", *HEAD), tuple(rows)),)))
+        written.append(Section("All training seeds", (Table(("run", *HEAD), tuple(rows)),)))
     if detector:
         written.append(detector_section(detector))
     written += [section for section in report if any(not isinstance(part, str) for part in section.parts)]
@@ -97,14 +97,14 @@ def provenance(manifest: Manifest) -> list[str]:
         config = _policy(str(settings["policy"]))
         measured = config.frontier_prompts if config is not None else "training prompts"
         lines.append(
-            f"The cost per NFE that decides was fixed before any image was drawn: where the policy's frontier on "
-            f"{measured} spends {rules[0].removesuffix('nfe')} NFE."
+            f"The deciding cost per NFE was fixed before any image was generated: the one at which the policy's "
+            f"frontier on {measured} spends {rules[0].removesuffix('nfe')} NFE."
         )
     return lines
 
 
 def card_results(summary: Summary, manifest: Manifest) -> dict[str, Any]:
-    """What the policy's card shows, as :func:`.read_results` reads it: the policy at each cost per NFE."""
+    """Results for the model card, as read by :func:`.read_results`: the policy at each cost per NFE."""
     traits = manifest.traits
     stem = traits[summary.focus].curve
     rows = [
@@ -140,10 +140,10 @@ def _policy(run: str) -> PolicyConfig | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and writes the page."""
     parser = argparse.ArgumentParser(prog="python -m addiffusion_lab.claims.page", description=__doc__)
-    parser.add_argument("folders", type=Path, nargs="+", help="of evaluations with claims, the page's first")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of evaluations with claims, the page's first")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument(
-        "--scenes", type=int, default=1024, help="on which the detector's accuracy is measured; 0: none"
+        "--scenes", type=int, default=1024, help="scenes to measure the detector's accuracy on; 0: none"
     )
     options = parser.parse_args(arguments)
     found = detector_accuracy(options.scenes) if options.scenes else ()

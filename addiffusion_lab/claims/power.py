@@ -12,14 +12,14 @@ from addiffusion_env.evaluation.statistics.results import Interval
 def prompts_for_non_inferiority(
     spread: float, margin: float, difference: float = 0.0, alpha: float = 0.05, power: float = 0.8
 ) -> int:
-    """Prompts with which :func:`non_inferior` succeeds with probability ``power``.
+    """Number of prompts for which :func:`non_inferior` succeeds with probability ``power``.
 
     Args:
         spread: standard deviation of the paired differences.
         margin: in the same units.
         difference: true mean of first minus second.
-        alpha: of the one-sided test.
-        power: wanted.
+        alpha: significance level of the one-sided test.
+        power: required power.
 
     Raises:
         ConfigError: when the true difference lies beyond the margin: no number of prompts is enough.
@@ -37,7 +37,7 @@ def prompts_for_non_inferiority(
 
 
 def prompts_for_difference(spread: float, effect: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Prompts with which a two-sided paired t-test finds a mean difference ``effect`` (statsmodels' ``TTestPower``).
+    """Number of prompts for which a two-sided paired t-test detects ``effect`` (statsmodels' ``TTestPower``).
 
     Raises:
         ConfigError: for an effect of 0 or a spread that is not above 0.
@@ -47,9 +47,9 @@ def prompts_for_difference(spread: float, effect: float, alpha: float = 0.05, po
     """
     if not abs(effect) > 0 or not spread > 0:
         raise ConfigError(
-            f"effect and spread must differ from 0, got {effect} and {spread}", "plan for the least effect that matters"
+            f"effect and spread must differ from 0, got {effect} and {spread}", "plan for the smallest relevant effect"
         )
-    if abs(effect) >= 4 * spread:  # beyond what the solver brackets
+    if abs(effect) >= 4 * spread:  # outside the solver's bracket
         return 3
     solve = statsmodels("stats.power").TTestPower().solve_power
     found = solve(effect_size=abs(effect) / spread, alpha=alpha, power=power, alternative="two-sided")
@@ -57,7 +57,7 @@ def prompts_for_difference(spread: float, effect: float, alpha: float = 0.05, po
 
 
 def spread_of(interval: Interval) -> float:
-    """Standard deviation a prompt behind a two-sided interval of a mean, by the normal approximation.
+    """Standard deviation per prompt implied by a two-sided interval of a mean, by the normal approximation.
 
     >>> round(spread_of(Interval(0.0, -0.098, 0.098, 0.95, 400)), 3)
     1.0

@@ -17,7 +17,7 @@ _COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yello
 
 
 def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
-    """Prints the verdicts that decide as a table, the reason of each under it, then margins."""
+    """Prints the deciding verdicts as a table, their reasons below it, then margins."""
     from rich.console import Console
     from rich.table import Column
     from rich.table import Table as Printed
@@ -37,16 +37,16 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) 
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """One row a verdict, those that decide and those beside."""
+    """One row per verdict, first deciding ones, then the others."""
     return Table(HEAD, tuple(_cells(verdict) for verdict in verdicts))
 
 
 def hypotheses_section(verdicts: Sequence[Verdict]) -> Section:
-    """The report's section: verdicts, margins and every comparison behind them."""
+    """The report's section: verdicts, margins and all comparisons."""
     deciding = [verdict for verdict in verdicts if verdict.decides]
     beside = [verdict for verdict in verdicts if not verdict.decides]
     parts: list[str | Table | Figure] = [
-        "Supported: shown at the stated level. Not supported: an effect that matters is ruled out. Inconclusive: "
+        "Supported: shown at the stated level. Not supported: a relevant effect is ruled out. Inconclusive: "
         "neither, which is no evidence either way. The prompt is the unit, paired by prompt and seed. H1 is a "
         "one-sided test at alpha with an interval of level 1 - 2 alpha, the others are two-sided with intervals of "
         "level 1 - alpha; p is adjusted by Holm within each claim, and every comparison of a claim must hold. The "
@@ -56,11 +56,11 @@ def hypotheses_section(verdicts: Sequence[Verdict]) -> Section:
         *_margins(verdicts),
     ]
     if beside:
-        parts += ["Other judges, which decide nothing:", verdict_table(beside)]
+        parts += ["Other judges, which do not decide:", verdict_table(beside)]
     rows = tuple(_comparison_cells(verdict, row) for verdict in deciding for row in verdict.comparisons)
     if rows:
-        head = ("claim", "held against", "effect", "p", "p (Holm)", "comparator run there")
-        parts += ["Every comparison behind them:", Table(head, rows)]
+        head = ("claim", "compared with", "effect", "p", "p (Holm)", "comparator run there")
+        parts += ["All comparisons:", Table(head, rows)]
     return Section("Hypotheses", tuple(parts))
 
 

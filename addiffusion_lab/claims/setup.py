@@ -47,12 +47,12 @@ def judge_evaluation(
 
 
 def check_claims(samplers: Sequence[Sampler], backbone: str, settings: Mapping[str, Any]) -> Claims:
-    """Refuses claims that could not be judged, before any model is loaded or image made.
+    """Refuses claims that cannot be judged, before any model is loaded or image generated.
 
     Args:
         samplers: of the evaluation.
-        backbone: whose images.
-        settings: its configuration.
+        backbone: backbone of the images.
+        settings: the evaluation's configuration.
 
     Raises:
         ConfigError: when every judge was optimised or selected by, no policy is evaluated, or a setting does not exist.
@@ -64,13 +64,13 @@ def check_claims(samplers: Sequence[Sampler], backbone: str, settings: Mapping[s
 
 
 def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Claims:
-    """Claims from configuration: the policy is the first learned sampler, its curve the same one at other costs per NFE.
+    """Claims from configuration: the policy is the first learned sampler, its curve that at other costs per NFE.
 
     Args:
-        traits: of all samplers, by name; they say which are points of one curve, and which are controls of another.
-        settings: keyword arguments of :class:`Claims`, lists in place of tuples; and ``trained_without``, the run of
-            a policy that was trained without refinement: H4's comparator, in place of the policy with refine masked,
-            which is set beside it.
+        traits: traits of all samplers, by name; they define curves and controls.
+        settings: keyword arguments of :class:`Claims`, with lists instead of tuples; and ``trained_without``, the run
+            of a policy that was trained without refinement: H4's comparator instead of the policy with masked refine,
+            which becomes an additional control.
 
     Raises:
         ConfigError: for a setting that does not exist, or when no policy was evaluated.
@@ -89,7 +89,7 @@ def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Clai
     with_cost = {name: own.curve for name, own in traits.items() if own.learned and own.curve and name not in others}
     policy = given.pop("policy", None) or next(iter(with_cost), None)
     if policy is None:
-        raise ConfigError("hypotheses are about a policy, and none was evaluated", "set policy=runs/emoji")
+        raise ConfigError("hypotheses need a policy, but none was evaluated", "set policy=runs/emoji")
     curve = tuple(name for name, stem in with_cost.items() if stem == with_cost.get(policy) and name != policy)
     masked = tuple(filter(None, (_control(traits, at, "no_refine") for at in (policy, *curve))))
     found: dict[str, Any] = {"curve": curve, "no_refine": trained or masked}
@@ -101,17 +101,17 @@ def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Clai
 
 
 def _control(traits: Mapping[str, Traits], sampler: str, control: str) -> str:
-    """The sampler that is another one under a single control; empty when it was not run."""
+    """Name of the sampler that is another one with a single control; empty when it was not run."""
     wanted = (sampler, (control,))
     return next((name for name, own in traits.items() if (own.control_of, tuple(own.controls)) == wanted), "")
 
 
 def margin_in(manifest: Manifest, measure: str) -> Margin:
-    """The margin that counts, as old as its earliest entry with this value, even when another stood in between.
+    """The current margin, dated by its earliest entry with this value, even if another was set in between.
 
     Args:
         manifest: of the evaluation.
-        measure: whose units it is in: that of the judge that decides.
+        measure: the deciding judge's measure, in whose units it is.
     """
     value = manifest.margins[-1].margin
     first = min((entry for entry in manifest.margins if entry.margin == value), key=lambda entry: entry.records_before)
@@ -119,7 +119,7 @@ def margin_in(manifest: Manifest, measure: str) -> Margin:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, all the way down."""
+    """Converts lists to tuples recursively."""
     if isinstance(value, Mapping):
         return {key: _frozen(item) for key, item in value.items()}
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

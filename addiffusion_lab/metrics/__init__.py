@@ -1,8 +1,7 @@
 """Metrics of finished images against reference images, by name. Listing them imports nothing heavy.
 
-``fid`` and ``kid`` compare two sets; ``psnr`` and ``lpips`` compare pairs. See :mod:`.measure` for the one call that
-computes several, and
-:mod:`addiffusion_env.profiling` for seconds and peak memory, which are measured while images are drawn.
+``fid`` and ``kid`` compare two sets; ``psnr`` and ``lpips`` compare pairs. See :mod:`.measure` to
+compute several in one call, and :mod:`addiffusion_env.profiling` for seconds and peak memory during generation.
 """
 
 from __future__ import annotations
@@ -29,4 +28,4 @@ FEATURES = Registry(
         "clip": "addiffusion_lab.metrics.features:clip",
     },
 )
-"""Name -> function ``(settings) -> FeatureNetwork``. Only ``inception`` gives what the field calls FID and KID."""
+"""Name -> function ``(settings) -> FeatureNetwork``. Only ``inception`` gives the standard FID and KID."""

@@ -1,4 +1,4 @@
-"""Reference features on the disk: read once, kept under the content of the images and the network's identity."""
+"""Cache of reference features on disk, keyed by the content of the images and the network's identity."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from addiffusion_lab.metrics.network import FeatureNetwork
 
 
 class FeatureCache:
-    """(n, dim) features of whole reference sets, one ``.npy`` file each, written whole or not at all.
+    """(n, dim) features of whole reference sets, one ``.npy`` file each, written atomically.
 
-    Features are kept rather than means and covariances: FID and KID both follow from them, at 4 bytes a number
+    Features are stored rather than means and covariances: FID and KID both follow from them, at 4 bytes per number
     (41,000 images x 2048: 336 MB).
 
     Args:
-        folder: made when missing; ``None`` keeps nothing.
+        folder: created if missing; ``None`` disables the cache.
     """
 
     def __init__(self, folder: Path | str | None) -> None:
         self.folder = None if folder is None else Path(folder).expanduser()
 
     def features(self, images: Images, network: FeatureNetwork, batch: int = 32) -> np.ndarray:
-        """The features of ``images``: from the cache, or computed and then kept.
+        """The features of ``images``: from the cache, or computed and then stored.
 
-        A new ``images`` object is read in any case, for its hash: a folder that has changed is another reference.
+        A new ``images`` object is always read to compute its hash, so that changes of a folder are detected.
 
         Raises:
             RunFolderError: when the cache cannot be written.
@@ -57,10 +57,10 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError) as error:
-        warnings.warn(f"cached features {path} cannot be read ({error}): computed again", stacklevel=4)
+        warnings.warn(f"cached features {path} cannot be read ({error}): recomputing", stacklevel=4)
         return None
     if found.shape != shape or found.dtype != np.float32:
-        warnings.warn(f"cached features {path} are {found.dtype} {found.shape}, not {shape}: again", stacklevel=4)
+        warnings.warn(f"cached features {path} are {found.dtype} {found.shape}, not {shape}: recomputing", stacklevel=4)
         return None
     return found
 

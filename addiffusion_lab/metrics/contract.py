@@ -1,4 +1,4 @@
-"""What every metric of finished images promises."""
+"""Contracts of metrics of finished images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ def the_result_says_what_it_is(metric: Metric) -> None:
     found = metric(_images(0), _images(1), SETTINGS)
     require(isinstance(found, MetricResult), f"it gives a {type(found).__name__}", "return a MetricResult")
     require(bool(found.name and found.backend), f"name {found.name!r}, backend {found.backend!r}", "fill in both")
-    require(bool(np.isfinite(found.value)), f"the value is {found.value}", "return a finite one, or refuse")
+    require(bool(np.isfinite(found.value)), f"the value is {found.value}", "return a finite one, or raise an error")
     require(found.n == len(_images(0)), f"n is {found.n}", "count the images judged")
-    require(len(found.values) in (0, found.n), f"{len(found.values)} values for {found.n} images", "one each, or none")
-    require(bool((metric.__doc__ or "").strip()), "there is no docstring", "give formula and source")
+    require(
+        len(found.values) in (0, found.n),
+        f"{len(found.values)} values for {found.n} images",
+        "return one per image, or none",
+    )
+    require(bool((metric.__doc__ or "").strip()), "there is no docstring", "state formula and source")
 
 
 def equal_images_are_best(metric: Metric) -> None:
-    """Images compared with themselves are better than compared with others."""
+    """Images compared with themselves have a better value than compared with others."""
     same, other = (metric(_images(0), _images(seed), SETTINGS) for seed in (0, 1))
     better = same.value > other.value if same.higher_is_better else same.value < other.value
     require(better, f"themselves {same.value}, others {other.value}", "check higher_is_better")

@@ -1,7 +1,7 @@
-"""FID and KID: how far apart two sets of images are, as distributions of a network's features.
+"""FID and KID: distances between two sets of images, as distributions of a network's features.
 
-Neither has a value per image, so neither can be paired by prompt: they describe, and decide no claim. FID is biased
-upwards on few images, by an amount that depends on the model judged (Chong & Forsyth, 2020, arXiv 1911.07023);
+Neither has a value per image, so neither can be paired by prompt: they are descriptive and decide no claim. FID is
+biased upwards on few images, by an amount that depends on the model judged (Chong & Forsyth, 2020, arXiv 1911.07023);
 KID is not.
 """
 
@@ -21,7 +21,7 @@ from addiffusion_lab.metrics.settings import MetricSettings
 
 BACKEND = "torch-fidelity"
 FID_ENOUGH = 10_000
-"""Images of each set below which a FID is not comparable with published ones."""
+"""Minimum number of images per set for a FID that is comparable with published ones."""
 
 
 def fid(images: Images, reference: Images, settings: MetricSettings) -> MetricResult:
@@ -57,7 +57,7 @@ def kid(images: Images, reference: Images, settings: MetricSettings) -> MetricRe
     notes: tuple[str, ...] = ()
     if size < settings.kid_subset_size:
         wanted = settings.kid_subset_size
-        notes = (f"subsets of {size} images, not {wanted}: the smaller set has no more, so the spread means little",)
+        notes = (f"subsets of {size} images, not {wanted}: the smaller set has no more, so the spread is unreliable",)
     return MetricResult(
         name=_name("kid", network),
         value=mean,
@@ -90,17 +90,17 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, subsets: int, size: i
 
 
 def _both(images: Images, reference: Images, settings: MetricSettings) -> tuple[FeatureNetwork, np.ndarray, np.ndarray]:
-    load_package("torch_fidelity")  # before the hours that features may take
+    load_package("torch_fidelity")  # before computing features, which may take hours
     network = load_features(settings)
     second = FeatureCache(settings.cache).features(reference, network, settings.batch)
     return network, network.features(images, settings.batch), second
 
 
 def _checked(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64: the package computes in the precision that it is given."""
+    """Both as float64: the package computes in the precision of its input."""
     for rows in (first, second):
         if rows.ndim != 2 or len(rows) < 2:
-            raise ConfigError(f"a distribution needs 2 or more images, got features of {rows.shape}", "make more")
+            raise ConfigError(f"a distribution needs 2 or more images, got features of {rows.shape}", "generate more")
     return first.astype(np.float64), second.astype(np.float64)
 
 
@@ -126,7 +126,7 @@ def _sample_notes(n: int, n_reference: int, dim: int) -> tuple[str, ...]:
 def _format_notes(images: Images, reference: Images) -> tuple[str, ...]:
     found = {"made": images.lossy(), "reference": reference.lossy()}
     return tuple(
-        f"{count} {what} images were saved with loss, which moves the number: save PNG on both sides"
+        f"{count} {what} images use lossy compression, which changes the value: save both sets as PNG"
         for what, count in found.items()
         if count
     )

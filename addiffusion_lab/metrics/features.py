@@ -40,7 +40,7 @@ def load_features(settings: MetricSettings) -> FeatureNetwork:
 def inception(settings: MetricSettings) -> FeatureNetwork:
     """Inception-v3's 2048-wide average pool (Heusel et al., 2017, arXiv 1706.08500), on torch-fidelity's resizing."""
     path = find_weights(settings.weights, INCEPTION_URL)
-    read_tensors(path)  # the packages unpickle whatever the file holds: refuse what is no state dict first
+    read_tensors(path)  # the packages unpickle any content: check that it is a state dict first
     options = {"name": "inception-v3-compat", "features_list": ["2048"], "feature_extractor_weights_path": str(path)}
     module = load_package("torch_fidelity.feature_extractor_inceptionv3")
     try:
@@ -81,7 +81,7 @@ def clip(settings: MetricSettings) -> FeatureNetwork:
 def of_embedder(name: str, embedder: Embedder, folder: Path) -> FeatureNetwork:
     """A feature network of any embedder (unit vectors, so distances are small), loaded from ``folder``.
 
-    Its identity is the embedder's and the versions of the packages that it is made of.
+    Its identity consists of the embedder's and the versions of its packages.
     """
 
     def embed(pixels: torch.Tensor) -> torch.Tensor:

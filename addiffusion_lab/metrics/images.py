@@ -1,8 +1,8 @@
-"""Images from tensors, arrays, files or a folder, read a batch at a time as bytes, and known by their content.
+"""Images from tensors, arrays, files or a folder, read in batches as bytes, and identified by their content.
 
-Metrics see 8-bit pixels, whatever the source: that is what is saved and shown, and what Inception was trained on.
-A grey file is read as three equal channels, and transparency is dropped, not laid over a background, as torch-fidelity,
-pytorch-fid and clean-fid do.
+Metrics use 8-bit pixels for any source: the format in which images are saved, and that Inception was trained on.
+A grey file is read as three equal channels, and transparency is dropped, not composited, as in torch-fidelity,
+pytorch-fid and clean-fid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from addiffusion_env.scorers import check_images
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow's modes with one deep channel; what it opens in any other mode it turns into RGB rightly."""
+"""Pillow's modes with one high-precision channel; all other modes are converted to RGB correctly."""
 
 ImagesLike: TypeAlias = "Images | torch.Tensor | np.ndarray | str | Path | Sequence[Any]"
 """A (B, 3, H, W) float tensor in [-1, 1]; a (B, H, W, 3) uint8 array; a folder; or a sequence of paths, of files as
@@ -33,11 +33,11 @@ bytes (as ``RecordStore.images`` gives them), of such tensors without batch, or 
 
 @dataclass(frozen=True)
 class Images:
-    """A set of images, in order. Files are read when they are needed, so that a folder of 30,000 fits.
+    """A set of images, in order. Files are read lazily, so that a folder of 30,000 fits into memory.
 
     Attributes:
         items: paths, files as bytes, (3, H, W) float tensors in [-1, 1] or (H, W, 3) uint8 arrays.
-        known: features of all of them, by the identity of the network that computed them: FID and KID share them.
+        known: features of all images, by the identity of their network: shared by FID and KID.
     """
 
     items: Sequence[Path | bytes | torch.Tensor | np.ndarray]
@@ -45,7 +45,7 @@ class Images:
 
     @classmethod
     def of(cls, source: ImagesLike) -> Images:
-        """Wraps any of :data:`ImagesLike`; a folder gives the images in it (not below it) by file name.
+        """Wraps any of :data:`ImagesLike`; a folder gives its images (without subfolders) by file name.
 
         Raises:
             ConfigError: for a path that does not exist, or no images at all.
@@ -71,7 +71,7 @@ class Images:
         return (pixels_of(item) for item in self.items)
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
-        """(b, 3, H, W) uint8 tensors in order; neighbours of one size share a batch of at most ``size``."""
+        """(b, 3, H, W) uint8 tensors in order; consecutive images of equal size share a batch of at most ``size``."""
         waiting: list[np.ndarray] = []
         for pixels in self:
             if waiting and (len(waiting) >= size or pixels.shape != waiting[0].shape):
@@ -81,11 +81,11 @@ class Images:
         yield _stack(waiting)
 
     def digest(self) -> str:
-        """64 hex digits of all pixels and shapes, in order, whatever container they came from."""
+        """64 hex digits of all pixels and shapes, in order, independent of the container."""
         return hashlib.sha256("".join(content_hash(pixels) for pixels in self).encode()).hexdigest()
 
     def lossy(self) -> int:
-        """How many are files of a lossy format."""
+        """Number of files of a lossy format."""
         return sum(isinstance(item, Path) and item.suffix.lower() in LOSSY for item in self.items)
 
 
@@ -93,7 +93,7 @@ def pixels_of(item: Path | str | bytes | torch.Tensor | np.ndarray) -> np.ndarra
     """One image as (H, W, 3) uint8.
 
     Raises:
-        ConfigError: for a file that is missing or no image.
+        ConfigError: for a file that is missing or not an image.
         ImageRangeError: for a tensor or array of another shape, type or range.
     """
     if isinstance(item, (str, Path)):
@@ -118,7 +118,7 @@ def content_hash(pixels: np.ndarray) -> str:
 
 def _in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder of images", "pass an existing folder, or a list of files")
+        raise ConfigError(f"{folder} is not a folder of images", "pass an existing folder, or a list of files")
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
@@ -139,13 +139,13 @@ def _decode(file: BinaryIO, name: str) -> np.ndarray:
         with Image.open(file) as image:
             if image.mode in DEEP:
                 raise ConfigError(
-                    f"{name} has more than 8 bits a pixel (Pillow's mode {image.mode!r}), which Pillow would clip to "
+                    f"{name} has more than 8 bits per pixel (Pillow's mode {image.mode!r}), which Pillow would clip to "
                     "white, expected 8",
-                    "save it again with 8 bits a channel",
+                    "save it with 8 bits per channel",
                 )
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
-        raise ConfigError(f"{name} cannot be read as an image: {error}", "make it again, as PNG") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise ConfigError(f"{name} cannot be read as an image: {error}", "regenerate it as PNG") from error
 
 
 def _stack(images: Sequence[np.ndarray]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Several metrics of one set of images in one call; their feature networks run once."""
+"""Several metrics of one set of images in one call; feature networks run once."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def image_metrics(
     """Computes ``metrics`` of ``images`` against ``reference``.
 
     Args:
-        images: what a sampler made: a tensor, an array, paths or a folder; see :data:`ImagesLike`.
+        images: images of a sampler: a tensor, an array, paths or a folder; see :data:`ImagesLike`.
         reference: for ``fid`` and ``kid`` any set (real images, or the full schedule's); for ``psnr`` and ``lpips``
-            the images of the same prompts and seeds in the same order. Pass a ``Images`` object to judge many
-            samplers against it: its features are computed once.
+            the images of the same prompts and seeds in the same order. Pass an ``Images`` object to compare many
+            samplers with it: its features are computed once.
         metrics: names of ``METRICS``.
         settings: everything else; ``None``: the defaults of :class:`MetricSettings`.
 
     Returns:
-        Name -> result, in the order asked for.
+        Name -> result, in the requested order.
 
     Raises:
-        UnknownNameError: for a name that is no metric, before anything is computed.
+        UnknownNameError: for an unknown metric, before anything is computed.
         ConfigError, ImageRangeError: for images that cannot be read or paired.
         WeightsError, MissingPackageError: when a network cannot be loaded.
 

@@ -1,4 +1,4 @@
-"""What FID and KID need of a network: images in, vectors out, and a name that changes whenever the vectors do."""
+"""Feature networks of FID and KID: map images to vectors, with an identity that changes with the vectors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from addiffusion_lab.metrics.images import Images
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network and its preparation of images.
+    """A network and its preprocessing.
 
     Attributes:
-        name: short, for results: ``"inception"`` means Inception-v3's 2048-wide pool of the original FID, no other.
-        identity: changes whenever the features of an image may: weights and resizing are in it. Keys the cache.
+        name: short, for results: ``"inception"`` is reserved for Inception-v3's 2048-wide pool of the original FID.
+        identity: changes with anything that affects the features, such as weights and resizing. Key of the cache.
         dim: length of the features.
         embed: (b, 3, H, W) uint8 on the CPU -> (b, dim) floats on any device.
     """
@@ -29,7 +29,7 @@ class FeatureNetwork:
     embed: Callable[[torch.Tensor], torch.Tensor]
 
     def features(self, images: Images, batch: int = 32) -> np.ndarray:
-        """(n, dim) float32, one row per image; computed once for one ``images`` object, which keeps them.
+        """(n, dim) float32, one row per image; computed once per ``images`` object, which stores them.
 
         Raises:
             NumericsError: when the network gives NaN or infinity.

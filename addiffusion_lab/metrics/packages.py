@@ -1,4 +1,4 @@
-"""The metric packages: imported when a metric needs them, named with their versions."""
+"""The metric packages: imported when a metric needs them, reported with their versions."""
 
 from __future__ import annotations
 
@@ -39,37 +39,37 @@ def load_package(module: str) -> Any:
 
 
 def backend_name(package: str) -> str:
-    """``"torch-fidelity 0.4.0"``: a package as it is named in results."""
+    """``"torch-fidelity 0.4.0"``: name of a package in results."""
     return f"{package} {version(package)}"
 
 
 def find_weights(path: Path | str | None, url: str) -> Path:
-    """The file of weights: ``path``, or where torch.hub keeps what it has downloaded from ``url``.
+    """The file of weights: ``path``, or the file that torch.hub has downloaded from ``url``.
 
-    Nothing is downloaded behind the caller's back: evaluation machines often have no way out.
+    Nothing is downloaded implicitly: evaluation machines often have no network access.
 
     Raises:
-        WeightsError: when it is not there, with where to get it and where to put it.
+        WeightsError: when it is missing, with its address and the path to save it to.
     """
     kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     found = kept if path is None else Path(path).expanduser()
     if not found.is_file():
         raise WeightsError(
-            f"no weights at {found}", f"download {url} to {kept}, or to any place and name its path in the settings"
+            f"no weights at {found}", f"download {url} to {kept}, or to any other path and set that in the settings"
         )
     return found
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict, read without running any code that the file may hold.
+    """Reads a state dict without executing code from the file.
 
     Raises:
-        WeightsError: when the file is no state dict.
+        WeightsError: when the file is not a state dict.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    except Exception as error:  # torch.load raises whatever its unpickler met
+    except Exception as error:  # torch.load raises various errors
         raise WeightsError(
-            f"{path} is no file of PyTorch weights: {str(error).splitlines()[0][:200]}", "download it again"
+            f"{path} is not a file of PyTorch weights: {str(error).splitlines()[0][:200]}", "download it again"
         ) from error

@@ -1,6 +1,6 @@
-"""PSNR and LPIPS: how far each image is from the reference image of the same prompt and seed.
+"""PSNR and LPIPS: distance of each image from the reference image of the same prompt and seed.
 
-Both say whether a sampler draws what the reference draws, not whether it draws well.
+Both measure whether a sampler reproduces the reference, not the quality of its images.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from addiffusion_lab.metrics.settings import MetricSettings
 
 PEAK = 255.0
 PSNR_CAP = 100.0
-"""Decibels that identical images (infinite PSNR) count, so that a mean exists."""
+"""Value in decibels of identical images (infinite PSNR), so that a mean exists."""
 LPIPS_LEAST = 32
-"""Pixels a side below which the last layers of the trunks see nothing."""
+"""Minimum side in pixels for which the last layers of the networks have an output."""
 
 
 def psnr(images: Images, reference: Images, settings: MetricSettings) -> MetricResult:
     """Peak signal-to-noise ratio, ``10 log10(255^2 / MSE)`` of each pair over all pixels and channels; the mean.
 
-    The mean is taken over decibels, an image a value, so that it can be paired by prompt.
+    The mean is taken over decibels, one value per image, so that it can be paired by prompt.
 
     Raises:
         ConfigError: when the numbers of images differ.
@@ -78,7 +78,8 @@ def lpips(images: Images, reference: Images, settings: MetricSettings) -> Metric
         for first, second in _pairs(images, reference):
             if min(first.shape[:2]) < LPIPS_LEAST:
                 raise ImageRangeError(
-                    f"LPIPS needs {LPIPS_LEAST} pixels a side, got {first.shape[0]}x{first.shape[1]}", "use psnr"
+                    f"LPIPS needs at least {LPIPS_LEAST} pixels per side, got {first.shape[0]}x{first.shape[1]}",
+                    "use psnr",
                 )
             values.append(float(model(*(_signed(pixels).to(settings.device) for pixels in (first, second)))))
     return MetricResult(
@@ -98,11 +99,11 @@ def lpips(images: Images, reference: Images, settings: MetricSettings) -> Metric
 def _lpips_model(network: str, path: Path, device: str) -> Any:
     package = load_package("lpips")
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # it builds its trunk by torchvision's old arguments
-        # The trunk starts at random and is filled below: the package itself would only download it.
+        warnings.simplefilter("ignore")  # it builds its trunk with deprecated arguments of torchvision
+        # The trunk is initialised at random and loaded below; otherwise the package would download it.
         model = package.LPIPS(net=network, pnet_rand=True, verbose=False)
     source = read_tensors(path)
-    # Its slices keep torchvision's numbers: slice2.3.weight is features.3.weight.
+    # Its slices use torchvision's indices: slice2.3.weight is features.3.weight.
     wanted = {key: f"features.{key.split('.', 1)[1]}" for key in model.net.state_dict()}
     missing = [name for name in wanted.values() if name not in source]
     if missing:
@@ -123,7 +124,8 @@ def _lpips_model(network: str, path: Path, device: str) -> Any:
 def _pairs(images: Images, reference: Images) -> Any:
     if len(images) != len(reference):
         raise ConfigError(
-            f"{len(images)} images but {len(reference)} references", "pair them: same prompts and seeds, one order"
+            f"{len(images)} images but {len(reference)} references",
+            "pair them: same prompts and seeds, in the same order",
         )
     return (_same_size(*pair) for pair in zip(images, reference, strict=True))
 

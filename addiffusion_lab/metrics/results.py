@@ -1,4 +1,4 @@
-"""What a metric says: its number, and everything without which the number cannot be compared with another."""
+"""Result of a metric: its value, and everything that comparisons of values depend on."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ Setting = str | int | float
 
 
 class SmallSampleWarning(UserWarning):
-    """A metric was computed on too few images for its number to be compared with published ones."""
+    """A metric was computed on too few images to be comparable with published values."""
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One number of one metric.
+    """Value of one metric.
 
     Attributes:
         name: the metric; with another network than Inception, ``fid`` is named ``fid[network]``.
         value: the number. FID and KID: 0 or more for equal distributions, lower is closer. PSNR: decibels, higher is
             closer. LPIPS: 0 for equal images, lower is closer.
-        n: images judged.
-        backend: which package computed it, with its version; backends differ, so it belongs in the column head.
-        settings: what else the number depends on: network, sha256 of its weights, size of the reference ...
+        n: number of images.
+        backend: which package computed it, with its version; values of different backends are not comparable.
+        settings: everything else that the value depends on: network, sha256 of its weights, size of the reference ...
         higher_is_better: the direction.
-        values: (n,) one number per image, in order, for paired metrics; empty for those of whole sets.
-        spread: standard deviation over KID's subsets; ``None`` for the others. Subsets overlap: no standard error.
-        notes: reasons for caution, in words.
+        values: (n,) one number per image, in order, for paired metrics; empty for metrics of whole sets.
+        spread: standard deviation over KID's subsets; ``None`` for the others. Subsets overlap, so it is not a standard
+            error.
+        notes: warnings about the value.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How metrics are computed: everything that may change a number, in one value."""
+"""Settings of metrics: everything that may change a value."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from addiffusion_lab.metrics.packages import LPIPS_URLS
 
 @dataclass(frozen=True)
 class MetricSettings(Settings):
-    """Settings shared by all metrics; each reads those that concern it.
+    """Settings shared by all metrics; each reads the relevant ones.
 
     Attributes:
-        features: the network of FID and KID: a name of ``FEATURES``, or an object of one's own.
+        features: the network of FID and KID: a name of ``FEATURES``, or your own object.
         weights: the network's file (``inception``) or folder (``dino``, ``clip``); ``None``: the file that torch.hub
             keeps, or the models of the emoji world.
-        cache: folder in which reference features are kept; ``None``: nowhere.
+        cache: folder in which reference features are kept; ``None``: not cached.
         lpips_network: ``alex`` (the authors' advice for evaluation), ``vgg`` or ``squeeze``.
         lpips_weights: torchvision's file of that network; ``None``: the one that torch.hub keeps.
-        kid_subsets: how many are drawn.
-        kid_subset_size: images of each set in each; the smaller set limits it.
+        kid_subsets: number of subsets.
+        kid_subset_size: images of each set per subset; limited by the smaller set.
         batch: images per forward pass.
         device: where networks run.
-        seed: of KID's subsets.
+        seed: seed of KID's subsets.
     """
 
     section: ClassVar[str] = "metrics.settings"
@@ -49,7 +49,7 @@ class MetricSettings(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what no metric could use, before hours of feature extraction."""
+        """Checks the settings before hours of feature extraction."""
         super().__post_init__()
         if self.lpips_network not in LPIPS_URLS:
             raise unknown("LPIPS network", self.lpips_network, LPIPS_URLS)

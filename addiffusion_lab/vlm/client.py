@@ -1,4 +1,4 @@
-"""One question of texts and images in, one reply out, over OpenAI's chat completions; failures told apart."""
+"""Client of OpenAI's chat completions: a question of texts and images in, a reply out, with classified failures."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Part: TypeAlias = "str | bytes"
 """A text, or a PNG file."""
 
 HIDDEN = "[key]"
-_FILTERED = ("content_filter", "content_policy_violation")  # the image is refused, not the account
+_FILTERED = ("content_filter", "content_policy_violation")  # the image was refused, not the account
 _REASONING = re.compile(r"o\d|gpt-5")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a service said.
+    """Reply of a service.
 
     Attributes:
-        text: of the reply; empty when it refused to answer.
-        input_tokens: as the service counted them, images included; 0 where it did not say.
-        output_tokens: likewise, thinking included.
-        model: the model that the service says has answered.
-        refusal: why there is no text, in the service's words; empty otherwise.
+        text: text of the reply; empty when it refused to answer.
+        input_tokens: number reported by the service, images included; 0 if not reported.
+        output_tokens: number reported by the service, reasoning included; 0 if not reported.
+        model: the model that answered, as reported by the service.
+        refusal: the service's reason when there is no text; empty otherwise.
     """
 
     text: str
@@ -44,24 +44,25 @@ class Reply:
 class VlmClient:
     """One model of one service. Safe to use from several threads.
 
-    Keys come from environment variables only, so that no configuration, manifest or log can hold one. The variable
+    Keys come from environment variables only, so that no configuration, manifest or log can contain one. The variable
     that is read by default is never sent to another ``base_url``. The SDK's own retries are off: every attempt has to
-    pass the money limit of :class:`~addiffusion_lab.vlm.costs.Ledger`.
+    pass the cost limit of :class:`~addiffusion_lab.vlm.costs.Ledger`.
 
     Args:
-        service: of :data:`~addiffusion_lab.vlm.services.SERVICES`.
+        service: one of :data:`~addiffusion_lab.vlm.services.SERVICES`.
         model: a name that stays with one set of weights.
-        base_url: of another server that speaks the same protocol; ``None``: the service's own.
-        key_variable: environment variable that holds the key; ``None``: the service's usual ones, or no key for a
-            server of your own.
+        base_url: base URL of another server with the same protocol; ``None``: the service's.
+        key_variable: environment variable that holds the key; ``None``: the service's usual ones, or no key for your
+            own server.
         timeout: seconds without an answer after which an attempt counts as failed.
-        max_output_tokens: longest reply, thinking included; bounds what a call may cost. ``None``: the service's.
-        reasoning_effort: how much a reasoning model thinks (``"none"``, ``"low"``, ``"medium"``, ``"high"``);
+        max_output_tokens: longest reply, reasoning included; bounds the cost of a call. ``None``: the service's
+            default.
+        reasoning_effort: reasoning effort of the model (``"none"``, ``"low"``, ``"medium"``, ``"high"``);
             ``None``: the model's default.
 
     Attributes:
-        identity: service, host (when not the service's own) and model: names the judge in results and cache keys.
-        settings: what else may change a reply: temperature, longest reply, path of another server, effort if given.
+        identity: service, host (if not the service's) and model: identifies the judge in results and cache keys.
+        settings: other values that may change a reply: temperature, longest reply, path of another server, effort.
 
     Raises:
         ConfigError: for a model that is not pinned, or a missing key.
@@ -84,7 +85,7 @@ class VlmClient:
         self.reasoning_effort = reasoning_effort
         if base_url is None and not service.is_pinned(model):
             raise ConfigError(
-                f"{service.name} model {model!r} is not pinned: the service may change what it means",
+                f"{service.name} model {model!r} is not pinned: the service may change its weights",
                 f"name a snapshot, for example {service.name}:{service.example}",
             )
         if not timeout > 0 or self.max_output_tokens < 1:
@@ -94,7 +95,7 @@ class VlmClient:
             )
         address = urlsplit(base_url or "")
         host = "" if base_url is None else f"@{address.netloc.rpartition('@')[2]}"
-        # Two servers may sit behind one gateway. The usual path is left out, which keeps older cached replies valid.
+        # Two servers may share one gateway. The default path is omitted, which keeps older cached replies valid.
         path = address.path.rstrip("/")
         self.identity = f"{service.name}{host}:{model}"
         self.settings: Mapping[str, str | int | float | None] = {
@@ -120,16 +121,16 @@ class VlmClient:
         return f"{type(self).__name__}({self.identity})"
 
     def image_tokens(self, width: int, height: int) -> int:
-        """Input tokens that an image counts, for estimates."""
+        """Input tokens of an image, for estimates."""
         return self.service.image_tokens(width, height)
 
     def ask(self, parts: Sequence[Part]) -> Reply:
-        """Asks once, at temperature 0. Images are sent whole (``detail=high``).
+        """Sends one request, at temperature 0. Images are sent at full resolution (``detail=high``).
 
         Raises:
             AttemptError: for anything that is not a reply.
         """
-        # Reasoning models refuse a temperature and the old name of the limit, which all other servers know.
+        # Reasoning models refuse a temperature and the old name of the limit, which all other servers support.
         options: dict[str, Any] = {"max_tokens": self.max_output_tokens, "temperature": 0}
         if _REASONING.match(self.model):
             options = {"max_completion_tokens": self.max_output_tokens}
@@ -143,21 +144,21 @@ class VlmClient:
         except self._package.APIStatusError as error:
             if error.code in _FILTERED:
                 return Reply("", 0, 0, self.model, refusal=str(error.code))
-            raise self._refused(error) from None  # its text may quote the key
+            raise self._refused(error) from None  # its text may contain the key
         except self._package.APIConnectionError as error:
             cause = error.__cause__ or error
             raise AttemptError(self._hide(f"no connection: {cause}"), retry=True, billed=True) from None
-        except (ValueError, TypeError, AttributeError) as error:  # no JSON, or of other types than it reads
+        except (ValueError, TypeError, AttributeError) as error:  # not JSON, or with unexpected types
             raise AttemptError(self._hide(f"malformed reply: {error}"), retry=True, billed=True) from None
         return self._read(answer)
 
     def _refused(self, error: Any) -> AttemptError:
         status = int(error.status_code)
-        # Out of money is a 429 too, but waiting does not help.
+        # Exhausted credit is a 429 too, but waiting does not help.
         retry = (status in (408, 409, 429) and error.code != "insufficient_quota") or status >= 500
         wait = retry_after(error.response.headers)
         if wait is None and (delay := re.search(r"'retryDelay': '([\d.]+)s'", str(error.body))):
-            wait = float(delay[1])  # Google says it in the body
+            wait = float(delay[1])  # Google reports it in the body
         return AttemptError(self._hide(f"HTTP {status}: {error.message}"), retry=retry, wait=wait)
 
     def _read(self, answer: Any) -> Reply:
@@ -172,7 +173,7 @@ class VlmClient:
             return Reply(
                 text=text,
                 input_tokens=given,
-                # Gemini counts its thinking in the total only. A text without tokens was not counted at all.
+                # Gemini includes reasoning only in the total. A text with 0 tokens was not counted.
                 output_tokens=max(written, total - given) if written or not text else 0,
                 model=str(answer.model or self.model),
                 refusal=str((message and message.refusal) or refusal or filtered),
@@ -181,24 +182,24 @@ class VlmClient:
             raise AttemptError(self._hide(f"malformed reply: {error}"), retry=True, billed=True) from None
 
     def _hide(self, text: object) -> str:
-        """``text`` on one line, short, without the key: some services quote it in their errors."""
+        """``text`` on one line, short, without the key: some services include it in their errors."""
         return " ".join(str(text).replace(self._key, HIDDEN).split())[:300]
 
     def _find_key(self, base_url: str | None, key_variable: str | None) -> str:
         if base_url is not None and key_variable is None:
-            return "none-needed"  # the package insists on one; local servers read none
+            return "none-needed"  # the package requires one; local servers ignore it
         names = (key_variable,) if key_variable is not None else self.service.key_variables
         found = next((key for name in names if (key := os.environ.get(name, "").strip())), None)
         if found is None:
             raise ConfigError(
                 f"no key for {self.service.name}: the environment variable {' or '.join(names)} is not set",
-                f"export {names[0]}=..., or set base_url to a server of your own",
+                f"export {names[0]}=..., or set base_url to your own server",
             )
         return found
 
 
 def _count(usage: object, name: str) -> int:
-    """A field of a service's usage; 0 where there is none or it is no count, which does not invalidate a reply."""
+    """A field of a service's usage; 0 if it is missing or not a count, which does not invalidate a reply."""
     found = getattr(usage, name, None)
     return int(found) if isinstance(found, (int, float)) and 0 <= found < float("inf") else 0
 
@@ -213,7 +214,7 @@ def _part(part: Part) -> dict[str, Any]:
 def _said(content: Any) -> tuple[str, str]:
     """Text and refusal of a message's content: a text, nothing, or a list of parts (Mistral, some gateways).
 
-    Parts of other types (``thinking``, ``reasoning``) are not what the model answers.
+    Parts of other types (``thinking``, ``reasoning``) are not part of the answer.
 
     Raises:
         TypeError: for anything else.

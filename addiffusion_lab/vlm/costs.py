@@ -1,4 +1,4 @@
-"""What a run may cost at most, and what it has cost: prices, estimates, and a limit that is kept."""
+"""Costs of a run: prices, estimates, and an enforced limit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_lab.vlm.client import Reply, VlmClient
 
 PRICES_OF = "2026-03"
-"""When the prices below were last compared with public lists. Providers change them: pass ``price`` to be sure."""
+"""Date of the prices below. Providers change them: pass ``price`` to be sure."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """What tokens cost.
+    """Price of tokens.
 
     Attributes:
         input: US dollars per million input tokens.
@@ -49,7 +49,7 @@ def price_of(client: VlmClient, price: Price | None) -> Price:
     """``price``, or the listed one of the client's model.
 
     Raises:
-        UnknownNameError: for a model that is not listed when no price is given: it would not be free.
+        UnknownNameError: for a model that is not listed when no price is given.
     """
     if price is not None:
         return price
@@ -62,47 +62,47 @@ def price_of(client: VlmClient, price: Price | None) -> Price:
 
 
 class OverBudgetError(Exception):
-    """The next attempt might exceed the limit; caught by the judge, which then stops asking."""
+    """The next attempt might exceed the limit; caught by the judge, which then stops."""
 
 
 class Ledger:
-    """What has been spent and what is under way, for several threads. The limit is never exceeded knowingly.
+    """Spent and reserved costs, for several threads. The limit is never exceeded knowingly.
 
-    Each attempt first reserves the most that it may cost, and settles for what it did. An attempt that failed after the
-    service was reached stays on the books at its most: nobody knows what was charged. Tokens of images are estimated
-    until the service has counted some; from then on the estimates are raised to its count.
+    Each attempt first reserves its maximum cost, and is then settled at its actual cost. An attempt that failed after
+    the service was reached is booked at its maximum, since the charge is unknown. Tokens of images are estimated
+    until the service has reported some; from then on the estimates are scaled to its counts.
 
     Args:
         client: estimates the tokens of images.
-        price: of tokens.
-        max_cost: US dollars that a run may cost.
+        price: price of tokens.
+        max_cost: limit of a run in US dollars.
     """
 
     def __init__(self, client: VlmClient, price: Price, max_cost: float) -> None:
         if not max_cost >= 0:
-            raise ConfigError(f"max_cost must be 0 or more dollars, got {max_cost}", "say what the run may cost")
+            raise ConfigError(f"max_cost must be 0 or more dollars, got {max_cost}", "pass the limit of the run's cost")
         self.client = client
         self.price = price
         self.max_cost = float(max_cost)
         self.spent = 0.0
-        self._open: list[float] = []  # what attempts under way may cost
-        self._factor = 1.0  # how much more than estimated the service counts, at its worst so far
+        self._open: list[float] = []  # maximum costs of running attempts
+        self._factor = 1.0  # largest ratio of reported to estimated tokens so far
         self._exhausted = False
         self._settled = threading.Condition()
 
     def input_tokens(self, text_length: int, width: int, height: int) -> float:
-        """Estimate of one question: two images, and a token every three characters (English has one every four)."""
+        """Estimate for one question: two images, and one token per three characters (English: one per four)."""
         return text_length / 3 + 2 * self.client.image_tokens(width, height)
 
     def most(self, input_tokens: float) -> float:
-        """US dollars that a question of that many estimated tokens may cost, its longest reply included."""
+        """Maximum cost in US dollars of a question with that many estimated tokens, including the longest reply."""
         return self.price.of(input_tokens * self._factor, self.client.max_output_tokens)
 
     def reserve(self, input_tokens: float) -> float:
-        """Sets money aside for one attempt; returns how much. Waits while attempts under way may leave enough.
+        """Reserves the cost of one attempt and returns it. Waits while running attempts may release enough.
 
         Raises:
-            OverBudgetError: when the limit might be exceeded, and from then on.
+            OverBudgetError: when the limit might be exceeded, and on every later call.
         """
         with self._settled:
             while not self._exhausted:
@@ -117,7 +117,7 @@ class Ledger:
             raise OverBudgetError
 
     def settle(self, reserved: float, estimated: float, reply: Reply) -> None:
-        """Books what a reply has cost, what the service did not count at its most, and learns from how it counts."""
+        """Books the cost of a reply, at its maximum where the service did not count, and updates the estimates."""
         with self._settled:
             self._open.remove(reserved)
             counted = reply.output_tokens or (reply.input_tokens and not reply.text)  # a refusal may have no output
@@ -127,7 +127,7 @@ class Ledger:
             self._settled.notify_all()
 
     def fail(self, reserved: float, billed: bool) -> None:
-        """Books a failed attempt: at its most when it may have been charged, else not at all."""
+        """Books a failed attempt at its maximum if it may have been charged, otherwise not at all."""
         with self._settled:
             self._open.remove(reserved)
             self.spent += reserved if billed else 0.0

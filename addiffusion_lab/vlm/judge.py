@@ -39,24 +39,24 @@ def compare(
 ) -> JudgeReport:
     """Has a VLM compare the images of two samplers, pair by pair, in both orders.
 
-    Images that are equal to the byte are a tie that nobody is asked about. The same call again, with the same
-    ``cache``, pays only for what is missing.
+    Identical images are a tie without a question. A repeated call with the same
+    ``cache`` pays only for missing replies.
 
     Args:
         a: images of one sampler; see :data:`ImagesLike`.
-        b: of another, for the same prompts and seeds in the same order.
-        prompts: one per pair; pairs of one prompt id are averaged before anything is counted over prompts.
+        b: images of another one, for the same prompts and seeds in the same order.
+        prompts: one per pair; pairs of one prompt id are averaged before statistics over prompts.
         client: the judge; see :func:`addiffusion_lab.vlm.make_client`.
-        max_cost: US dollars that this run may cost; it stops before the first question that might exceed them.
-        price: of the judge's tokens; ``None``: the listed one.
-        cache: folder of replies; ``None`` keeps none.
-        retries: how often to ask again; ``None``: the defaults of :class:`RetryPolicy`.
-        workers: questions under way at once.
-        seed: of the bootstrap.
-        say: told the estimate before anything is asked.
+        max_cost: limit of this run in US dollars; it stops before the first question that might exceed it.
+        price: price of the judge's tokens; ``None``: the listed one.
+        cache: folder of replies; ``None`` disables it.
+        retries: retry policy; ``None``: the defaults of :class:`RetryPolicy`.
+        workers: number of concurrent questions.
+        seed: seed of the bootstrap.
+        say: called with the estimate before the first question.
 
     Raises:
-        ConfigError: when the numbers of images and prompts differ, or for a ``max_cost`` or ``workers`` that is none.
+        ConfigError: when the numbers of images and prompts differ, or for an invalid ``max_cost`` or ``workers``.
         ImageRangeError: when the images of a pair differ in size.
         UnknownNameError: for a judge without a listed price when none is given.
         VlmServiceError: when the service refuses, or fails after all retries; replies so far are in the cache.
@@ -65,7 +65,7 @@ def compare(
     pairs = _pairs(Images.of(a), Images.of(b), [Prompt.of(prompt) for prompt in prompts])
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}", "use 4")
-    mean_interval(np.zeros(1), np.random.default_rng(0))  # a missing scipy is told before money is spent
+    mean_interval(np.zeros(1), np.random.default_rng(0))  # raises without scipy before money is spent
     ledger = Ledger(client, price_of(client, price), max_cost)
     session = _Session(client, ReplyCache(cache), ledger, retries or RetryPolicy())
     missing = [tokens for pair in pairs for tokens in session.missing(pair)]
@@ -79,7 +79,7 @@ def compare(
         futures = [pool.submit(session.judge, pair) for pair in pairs]
         try:
             verdicts = tuple(future.result() for future in futures)
-        except BaseException:  # also Ctrl-C: let no further question go out
+        except BaseException:  # also Ctrl-C: send no further questions
             session.closed.set()
             pool.shutdown(cancel_futures=True)
             raise
@@ -100,19 +100,19 @@ def compare(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two images of one prompt; read when they are needed, so that thousands do not lie in memory."""
+    """Two images of one prompt; read lazily to limit memory."""
 
     prompt: Prompt
     a: object
     b: object
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both as (H, W, 3) uint8."""
+        """Both images as (H, W, 3) uint8."""
         first, second = pixels_of(self.a), pixels_of(self.b)  # type: ignore[arg-type]
         if first.shape != second.shape:
             raise ImageRangeError(
                 f"the images of {self.prompt.text!r} are {first.shape} and {second.shape}",
-                "make both at the same size: a judge sees resolution",
+                "make both at the same size: a judge notices resolution",
             )
         return first, second
 
@@ -127,7 +127,7 @@ def _pairs(a: Images, b: Images, prompts: Sequence[Prompt]) -> list[_Pair]:
 
 @dataclass
 class _Session:
-    """Where questions are asked, by several threads."""
+    """State of the judging, shared by several threads."""
 
     client: VlmClient
     cache: ReplyCache
@@ -160,7 +160,7 @@ class _Session:
         except OverBudgetError:
             return PairVerdict(name, "unasked")
         except BaseException:
-            self.closed.set()  # what befell this question will befall the others
+            self.closed.set()  # the other questions would fail too
             raise
         return verdict_of(name, (read_vote(forth.text), read_vote(back.text)), (forth.text, back.text))
 

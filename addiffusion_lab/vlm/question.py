@@ -1,4 +1,4 @@
-"""What the judge is asked, and how its words are read."""
+"""The judge's question, and parsing of its reply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from addiffusion_lab.vlm.client import Part
 
 Vote: TypeAlias = Literal["first", "second", "tie", "unparsed"]
-"""What one reply says of the image shown first and the one shown second."""
+"""Vote of one reply on the image shown first and the one shown second."""
 
 OPENING = (
     "You will see two images that were made for the same text prompt. Compare how well each shows what the prompt asks "
@@ -22,7 +22,7 @@ CLOSING = (
     "VERDICT: FIRST\nVERDICT: SECOND\nVERDICT: TIE"
 )
 
-# What a model thinks aloud, where its server does not take it out: closed, begun in the prompt, or cut off.
+# Reasoning text that a server did not remove: closed, opened in the prompt, or truncated.
 _THINKING = re.compile(
     r"<(think|thinking)>.*?</\1>|\A(?:(?!<think).)*?</think(?:ing)?>|<think(?:ing)?>.*\Z", re.IGNORECASE | re.DOTALL
 )
@@ -31,7 +31,7 @@ _VERDICT = re.compile(r"VERDICT\W*(FIRST|SECOND|TIE)\b", re.IGNORECASE)
 
 def question(prompt: str, first: bytes, second: bytes) -> tuple[Part, ...]:
     """The parts of one request: neutral labels, no sampler's name, images as PNG files."""
-    # JSON quotes the prompt, so that one with quotes or line breaks of its own stays in its place.
+    # JSON quotes the prompt, so that quotes or line breaks in it cannot change the question.
     asked = f"The prompt: {json.dumps(prompt, ensure_ascii=False)}"
     return (f"{OPENING}\n\n{asked}\n\nFirst image:", first, "Second image:", second, CLOSING)
 
@@ -44,7 +44,7 @@ def template_digest() -> str:
 def read_vote(text: str) -> Vote:
     r"""The verdict of a reply; ``unparsed`` when there is none, or when there are several that disagree.
 
-    What stands within ``<think>`` tags is no verdict.
+    Text within ``<think>`` tags is ignored.
 
     >>> read_vote("Both show a dog.\n**Verdict:** FIRST"), read_vote("VERDICT: TIE"), read_vote("The first one.")
     ('first', 'tie', 'unparsed')

@@ -1,4 +1,4 @@
-"""Replies on the disk: one small file each, under the content of the question, written whole or not at all."""
+"""Replies on disk: one small file each, keyed by the content of the question, written atomically."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from addiffusion_lab.vlm.question import template_digest
 
 
 class ReplyCache:
-    """Raw replies, so that a verdict can be read again, and is never paid for twice.
+    """Cache of raw replies, so that verdicts can be parsed again and are paid for only once.
 
     Args:
-        folder: made when missing; ``None`` keeps nothing.
+        folder: created if missing; ``None`` disables the cache.
     """
 
     def __init__(self, folder: Path | str | None) -> None:
@@ -32,7 +32,7 @@ class ReplyCache:
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def read(self, key: str) -> Reply | None:
-        """The reply of ``key``, or ``None``; a file that cannot be read is reported and asked for again."""
+        """The reply of ``key``, or ``None``; for an unreadable file a warning is issued and ``None`` returned."""
         if self.folder is None:
             return None
         path = self._path(key)
@@ -45,7 +45,7 @@ class ReplyCache:
             return None
 
     def write(self, key: str, client: VlmClient, prompt: str, reply: Reply) -> None:
-        """Keeps a reply.
+        """Stores a reply.
 
         Raises:
             RunFolderError: when it cannot be written.

@@ -1,4 +1,4 @@
-"""Retries after rate limits, server errors and time-outs: exponential back-off, or as long as the service says."""
+"""Retries after rate limits, server errors and time-outs: exponential back-off, or the delay requested by the service."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class VlmServiceError(AdDiffusionError, ConnectionError):
 
 
 class AttemptError(Exception):
-    """One attempt that failed. Its message never holds the key.
+    """A failed attempt. Its message never contains the key.
 
     Args:
         message: what happened.
         retry: whether the same request may succeed later.
         wait: seconds that the service asks to wait, or ``None``.
-        billed: whether the service may have charged for it: it was reached, and how far it got is unknown.
+        billed: whether the service may have charged for it, because it was reached.
     """
 
     def __init__(self, message: str, *, retry: bool, wait: float | None = None, billed: bool = False) -> None:
@@ -39,14 +39,14 @@ class AttemptError(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how patiently to ask again.
+    """Retry policy.
 
     Attributes:
-        attempts: in all, the first one included.
-        base: most seconds before the second attempt; doubled for each further one.
-        longest: most seconds of such a pause.
-        patience: most seconds that a service may ask to wait (``Retry-After``); for more the run ends, and can be
-            resumed then.
+        attempts: number of attempts, including the first one.
+        base: maximum seconds before the second attempt; doubled for each further one.
+        longest: maximum seconds of such a pause.
+        patience: maximum seconds that a service may ask to wait (``Retry-After``); beyond that the run ends and can
+            be resumed later.
     """
 
     attempts: int = 6
@@ -55,9 +55,9 @@ class RetryPolicy:
     patience: float = 300.0
 
     def __post_init__(self) -> None:
-        """Refuses policies that never ask."""
+        """Refuses policies without an attempt."""
         if self.attempts < 1 or self.base < 0 or self.longest < 0 or self.patience < 0:
-            raise ConfigError(f"no way to retry: {self}", "attempts of 1 or more, and no negative seconds")
+            raise ConfigError(f"invalid retry policy: {self}", "set attempts to 1 or more, and no negative seconds")
 
 
 def with_retries(
@@ -71,10 +71,10 @@ def with_retries(
 
     Args:
         attempt: raises :class:`AttemptError` when it fails.
-        policy: how often.
+        policy: retry policy.
         who: the service, for messages.
         on_retry: called before every further attempt.
-        sleep: waits.
+        sleep: called to wait.
 
     Raises:
         VlmServiceError: for an error that no retry can fix, after the last attempt, or when the service asks to wait

@@ -1,4 +1,4 @@
-"""The services that a judge can run on, and what differs between them. All of them speak OpenAI's protocol."""
+"""The services that a judge can run on, and their differences. All of them use OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Service:
         summary: one line about it.
         home: base URL of its OpenAI-compatible endpoint.
         example: a pinned model.
-        key_variables: environment variables that may hold the key, the first one set is used.
-        is_pinned: whether the service promises that a model's name stays with one set of weights.
-        image_tokens: (width, height) -> input tokens that an image counts, for estimates.
-        max_output_tokens: default of the longest reply, thinking included.
+        key_variables: environment variables that may hold the key; the first one that is set is used.
+        is_pinned: whether the service promises that a model's name always refers to the same weights.
+        image_tokens: (width, height) -> input tokens of an image, for estimates.
+        max_output_tokens: default of the longest reply, reasoning included.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Service:
 def openai_tokens(width: int, height: int) -> int:
     """85 and 170 per tile of 512 pixels, after fitting into 2048 and the shorter side into 768 (GPT-4o, GPT-4.1).
 
-    Small variants of these models count more for the same image: set a price that says so.
+    Small variants of these models count more for the same image: set a higher price for them.
 
     >>> openai_tokens(64, 64), openai_tokens(1024, 1024)
     (255, 765)
@@ -49,7 +49,7 @@ def openai_tokens(width: int, height: int) -> int:
 def gemini_tokens(width: int, height: int) -> int:
     """258 when both sides are at most 384 pixels, else 258 per tile of 768 (or of 2/3 of the shorter side, if less).
 
-    Recent models count differently at times; the charge follows what they report.
+    Recent models may count differently; the booked cost follows the reported tokens.
 
     >>> gemini_tokens(64, 64), gemini_tokens(1024, 1024)
     (258, 1032)
@@ -69,7 +69,7 @@ SERVICES: Mapping[str, Service] = {
             home="https://api.openai.com/v1",
             example="gpt-4o-2024-11-20",
             key_variables=("OPENAI_API_KEY",),
-            # Snapshots end in a date; gpt-4o and chatgpt-4o-latest move.
+            # Snapshots end in a date; gpt-4o and chatgpt-4o-latest change over time.
             is_pinned=lambda model: re.fullmatch(r".+-\d{4}-\d{2}-\d{2}", model) is not None,
             image_tokens=openai_tokens,
             max_output_tokens=1024,
@@ -80,10 +80,10 @@ SERVICES: Mapping[str, Service] = {
             home="https://generativelanguage.googleapis.com/v1beta/openai/",
             example="gemini-2.5-flash",
             key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-            # Stable names stay; those with latest or exp move.
+            # Stable names are fixed; those with latest or exp change over time.
             is_pinned=lambda model: re.search(r"latest|-exp(-|$)", model) is None,
             image_tokens=gemini_tokens,
-            max_output_tokens=4096,  # its models think by default, which counts
+            max_output_tokens=4096,  # its models reason by default, which counts as output
         ),
     )
 }

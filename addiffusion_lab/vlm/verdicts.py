@@ -28,10 +28,10 @@ class PairVerdict:
     """The verdict on one pair of images.
 
     Attributes:
-        prompt_id: of their prompt.
-        outcome: ``a`` or ``b`` when both orders agree on it; ``tie`` when both say so, when they disagree, or when the
-            images are the same; ``unparsed`` when a reply held no verdict; ``unasked`` when the money ran out.
-        votes: of the order a, b and of the order b, a; empty when nobody was asked.
+        prompt_id: id of their prompt.
+        outcome: ``a`` or ``b`` when both orders agree on it; ``tie`` when both vote for it, when they disagree, or when
+            the images are identical; ``unparsed`` when a reply had no verdict; ``unasked`` when the budget ran out.
+        votes: votes of the order a, b and of the order b, a; empty without questions.
         texts: the replies.
     """
 
@@ -47,12 +47,12 @@ class PairVerdict:
 
     @property
     def flips(self) -> bool:
-        """Whether both orders chose the same place: two opposite verdicts on one pair."""
+        """Whether both orders chose the same position: two opposite verdicts on one pair."""
         return self.votes in (("first", "first"), ("second", "second"))
 
 
 def verdict_of(prompt_id: str, votes: tuple[Vote, Vote], texts: tuple[str, str]) -> PairVerdict:
-    """The verdict that two votes make: of the order a, b and of the order b, a."""
+    """The verdict of two votes: of the order a, b and of the order b, a."""
     return PairVerdict(prompt_id, _outcome(*votes)[0], votes, texts)
 
 
@@ -66,7 +66,7 @@ def _outcome(forth: Vote, back: Vote) -> tuple[Outcome, bool]:
 
 @dataclass(frozen=True)
 class PositionBias:
-    """Whether a judge prefers a place. Every pair is shown both ways, so without bias half the choices are first.
+    """Position bias of a judge. Every pair is shown in both orders, so without bias half of the choices are first.
 
     Attributes:
         first: replies that chose the image shown first.
@@ -78,33 +78,33 @@ class PositionBias:
 
     @property
     def share(self) -> float:
-        """Of the choices, how many are for the first place; .5 without bias, NaN without choices."""
+        """Share of choices for the first position; .5 without bias, NaN without choices."""
         total = self.first + self.second
         return self.first / total if total else math.nan
 
     @property
     def z(self) -> float:
-        """Standard scores from .5 (normal approximation); beyond 2 either way the judge is biased."""
+        """z-score of the share against .5 (normal approximation); above 2 in absolute value the judge is biased."""
         total = self.first + self.second
         return (self.first - self.second) / math.sqrt(total) if total else 0.0
 
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """What a judge found on all pairs.
+    """Results of a judge on all pairs.
 
     Attributes:
-        judge: service and model, as asked for.
-        served: the models that the service says have answered; more than one is a reason for doubt.
+        judge: service and model, as requested.
+        served: the models that answered, as reported by the service; there should be only one.
         template: digest of the wording.
-        verdicts: in the order of the pairs.
+        verdicts: verdicts in the order of the pairs.
         win_rate: of ``a``, ties counting half: mean over prompts, bootstrap interval; ``None`` without verdicts.
-        position: of all replies.
-        asked: replies that were paid for now.
-        cached: replies that were on the disk.
-        retries: attempts that had to be repeated.
-        cost: US dollars that this run has cost, uncertain attempts at their most.
-        estimate: US dollars that it could have cost at most, as told before it began.
+        position: position bias of all replies.
+        asked: number of replies that were paid for in this run.
+        cached: number of replies from the cache.
+        retries: number of attempts that were repeated.
+        cost: cost of this run in US dollars, uncertain attempts at their maximum.
+        estimate: maximum cost in US dollars, as estimated before the run.
     """
 
     judge: str
@@ -125,7 +125,7 @@ class JudgeReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every pair was judged: the money did not run out."""
+        """Whether every pair was judged within the budget."""
         return not self.count("unasked")
 
     @property
@@ -135,7 +135,7 @@ class JudgeReport:
 
     @property
     def flips(self) -> int:
-        """Pairs on which both orders chose the same place."""
+        """Pairs on which both orders chose the same position."""
         return sum(verdict.flips for verdict in self.verdicts)
 
     @property
@@ -145,11 +145,11 @@ class JudgeReport:
 
     @property
     def replies(self) -> int:
-        """Replies in all."""
+        """Total number of replies."""
         return sum(len(verdict.votes) for verdict in self.verdicts)
 
     def scores(self) -> dict[str, float]:
-        """Prompt id -> mean of 1 for ``a``, 0 for ``b`` and .5 for a tie; without pairs that have no verdict.
+        """Prompt id -> mean of 1 for ``a``, 0 for ``b`` and .5 for a tie; pairs without a verdict are skipped.
 
         ``non_inferior(np.array(list(scores().values())), np.full(n, .5), margin)`` tests ``a`` against ``b``.
         """
@@ -184,12 +184,12 @@ def scores_of(verdicts: Sequence[PairVerdict]) -> dict[str, float]:
 
 
 def win_rate(verdicts: Sequence[PairVerdict], seed: int) -> Interval | None:
-    """The win rate of ``a`` over prompts, its seeds averaged first; ``None`` without any verdict."""
+    """The win rate of ``a`` over prompts, averaged over seeds first; ``None`` without any verdict."""
     values = np.array(list(scores_of(verdicts).values()))
     return mean_interval(values, np.random.default_rng(seed)) if len(values) else None
 
 
 def position_bias(verdicts: Sequence[PairVerdict]) -> PositionBias:
-    """Counts which places all votes chose."""
+    """Counts the positions chosen by all votes."""
     votes = [vote for verdict in verdicts for vote in verdict.votes]
     return PositionBias(votes.count("first"), votes.count("second"))

@@ -1,4 +1,4 @@
-"""Capturing attention: right numbers, untouched outputs, and the model's own processors put back."""
+"""Attention capture: correct values, unchanged outputs, and the model's own processors restored."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_shares_sum_to_one_over_the_tokens(backbone):
     maps = backbone.predict(*inputs(backbone), torch.tensor([True, False, True])).attention
     height, width = backbone.capabilities.attention_grid
     assert maps.shape == (3, backbone.capabilities.max_tokens, height, width)
-    assert not maps[1].any()  # the row that did not ask
+    assert not maps[1].any()  # the row without capture
     total = maps[[0, 2]].sum(1)
     if backbone.name == "flux":  # the rest of a cell's attention goes to other cells
         assert 0 < float(total.min()) <= float(total.max()) < 1
@@ -105,7 +105,7 @@ def test_a_row_does_not_depend_on_its_neighbours(backbone):
 
 
 def test_cross_attention_is_what_the_layers_compute(tiny):
-    """Against softmax weights by diffusers' own slow path."""
+    """Compared with the softmax weights of diffusers' own slow path."""
     backbone = tiny("sd15").wrap()
     seen = []
 
@@ -130,7 +130,7 @@ def test_cross_attention_is_what_the_layers_compute(tiny):
 
 
 def test_joint_attention_is_what_the_layers_compute(tiny, monkeypatch):
-    """Against softmax weights of the queries and keys that the layer's own processor hands on."""
+    """Compared with the softmax weights of the queries and keys of the layer's own processor."""
     from diffusers.models.transformers import transformer_flux
 
     attn = tiny("flux").wrap().denoiser.transformer_blocks[0].attn

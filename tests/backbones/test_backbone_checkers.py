@@ -1,4 +1,4 @@
-"""Every backbone keeps its promises and every registered id passes the checkers, on tiny models in the real classes."""
+"""Every backbone fulfils its contract and every registered id passes the checkers, on tiny models of real classes."""
 
 import gymnasium as gym
 import pytest

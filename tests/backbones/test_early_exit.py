@@ -1,4 +1,4 @@
-"""What a stop spends, and where its evaluations stand."""
+"""Cost of an early exit, and the noise levels of its evaluations."""
 
 from __future__ import annotations
 

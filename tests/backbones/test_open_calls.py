@@ -1,4 +1,4 @@
-"""Open calls: torch's state stays each call's own, dropped calls end cleanly, threads do not share them."""
+"""Open calls: torch's state is separate for each call, dropped calls end cleanly, threads do not share them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def torch_state():
 
 
 class OwnPipeline(StableDiffusionPipeline):
-    """A user's pipeline that computes under contexts of its own and notes when a call has ended."""
+    """A user's pipeline that computes under its own contexts and records when a call has ended."""
 
     contexts: tuple[str, ...] = ()
     ended: list[str] = []  # noqa: RUF012

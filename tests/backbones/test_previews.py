@@ -1,4 +1,4 @@
-"""Cheap looks: tiny decoders, the least-squares map that stands in for them, and their sizes."""
+"""Previews: tiny decoders, the least-squares map that replaces them, and their sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_without_a_tiny_decoder_a_fitted_map_is_used_and_said(tiny, name, decode
         backbone.preview(x0)
     message = next(str(w.message) for w in caught if "least-squares" in str(w.message))
     assert f"madebyollin/{decoder}" in message and "preview='linear'" in message
-    with warnings.catch_warnings():  # by choice it warns of nothing
+    with warnings.catch_warnings():  # no warning if chosen explicitly
         warnings.simplefilter("error", UserWarning)
         tiny(name).wrap(preview="linear").preview(x0)
 

@@ -115,7 +115,7 @@ def test_a_scorer_of_the_reward_may_not_decide_alone():
     assert {v.judge for v in deciding(both)} == {"correct", NO_JUDGE}  # the first that is independent
     beside = {v.judge: v for v in both if v.hypothesis == "H2" and not v.decides}
     assert not beside["preference"].independent
-    assert "preference decides nothing" in beside["preference"].reason
+    assert "preference cannot decide" in beside["preference"].reason
     assert beside["hps"].independent
 
 
@@ -154,7 +154,7 @@ def test_what_no_comparator_reaches_is_not_claimed():
     ]
     found = verdicts(costly, names=("H4",))["H4"]
     assert found.verdict == "inconclusive"
-    assert "add a dearer one" in found.reason
+    assert "add a more expensive one" in found.reason
 
 
 def test_nothing_follows_constraints_that_are_all_the_same():
@@ -234,11 +234,11 @@ def test_verdicts_are_printed_and_written():
     printed = console.file.getvalue()
     assert printed.count("supported") >= 5
     assert "Margin: 0.05 in correct, in evaluation.json since 2026-11-01" in printed
-    assert "preference" not in printed.split("H1:")[0]  # what decides nothing is left to the report
+    assert "preference" not in printed.split("H1:")[0]  # judges that do not decide are left to the report
     section = hypotheses_section(found)
     page, text = to_html("t", [section], {}), to_markdown("t", [section])
     for document in (page, text):
-        assert "Other judges, which decide nothing" in document
+        assert "Other judges, which do not decide" in document
         assert "before any record" in document
     assert "<script" not in page
     assert len(verdict_table(found).rows) == len(found)

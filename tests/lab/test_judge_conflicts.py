@@ -79,13 +79,13 @@ def test_conflicts_are_named_with_a_judge_to_add():
     with pytest.raises(ConfigError) as caught:
         settle(["preference", "clip"], uses, "emoji")
     assert "its reward term terminal_bonus pays by it" in caught.value.cause
-    assert "clip_score (policy:emoji@0.01: it sees it" in caught.value.cause
+    assert "clip_score (policy:emoji@0.01: it observes it" in caught.value.cause
     assert "best_of:2x3: it keeps the attempt" in caught.value.cause
     assert "judges=[emoji_detector]" in caught.value.remedy
     with pytest.raises(ConfigError) as hub:
         settle(["image_reward_package"], [Use("image_reward", POLICY, "x"), Use("hps", "b", "y")], "sd15")
     assert "judges=[aesthetic]" in hub.value.remedy
-    with pytest.raises(ConfigError, match="no judge was named"):
+    with pytest.raises(ConfigError, match="no judge was given"):
         settle([], uses, "emoji")
     roles = settle(["preference", "hps", "emoji_detector"], uses, "emoji")
     assert roles.independent == ("hps", "correct")

@@ -152,7 +152,7 @@ def test_reference_features_are_kept_by_content(scenes, tmp_path):
 def test_damaged_features_are_computed_again(scenes, tmp_path, damage):
     first = FeatureCache(tmp_path).features(Images.of(scenes), flat())
     damage(next(tmp_path.iterdir()))
-    with pytest.warns(UserWarning, match="computed again"):
+    with pytest.warns(UserWarning, match="recomputing"):
         assert np.array_equal(FeatureCache(tmp_path).features(Images.of(scenes), flat()), first)
     assert np.array_equal(np.load(next(tmp_path.iterdir())), first), "and mended"
 
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_inception_is_refused(tmp_path):
     garbage, other = tmp_path / "garbage.pth", tmp_path / "other.pth"
     garbage.write_bytes(b"<html>not found</html>")
     torch.save({"conv.weight": torch.zeros(1)}, other)
-    with pytest.raises(WeightsError, match="no file of PyTorch weights"):
+    with pytest.raises(WeightsError, match="not a file of PyTorch weights"):
         load_features(MetricSettings(weights=garbage))
     with pytest.raises(WeightsError, match="no Inception-v3 of the original FID"):
         load_features(MetricSettings(weights=other))

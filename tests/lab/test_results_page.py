@@ -75,7 +75,7 @@ def test_a_page_has_one_verdict_a_claim_and_says_how_it_came_about(tmp_path):
     assert dict(table)["H1"] == "supported" and "no reference that checks finished images was run" in verdicts
     assert "held-out training prompts" in text or "held out of training" in text
     assert "## Accuracy of the detector" in text and "through the autoencoder" in text
-    assert "What was tried on the way" in text
+    assert "What was tried, and its results" in text
     for figure in re.findall(r"\]\((plots/[^)]+)\)", text):
         assert (tmp_path / "docs" / figure).is_file()
     rows = json.loads((tmp_path / "docs" / "results.json").read_text())["rows"]
