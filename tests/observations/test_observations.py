@@ -148,8 +148,8 @@ class Short(Spent):
     [
         (Hidden, "it shows scores of previews"),
         (Nameless, "it shows utility"),
-        (Pooled, "lane . is seen otherwise alone"),
-        (Short, r"its shape is \(4, 1\), it says \(4, 3\)"),
+        (Pooled, "observation of lane . differs when it is alone"),
+        (Short, r"its shape is \(4, 1\), declared is \(4, 3\)"),
     ],
 )
 def test_broken_keys_fail_their_contracts(kind, words):
