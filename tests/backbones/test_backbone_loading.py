@@ -134,9 +134,9 @@ def test_no_network_is_no_missing_file_and_the_command_fetches_everything(monkey
             named_policy("someone/my-policy")
     assert "cannot be fetched: no network\n" in message and "cannot be fetched: no network" in policy.value.cause
     assert f"`hf download {DEFAULT_IDS['sd15']} --include 'model_index.json' --include '*/*'`" in message
-    with pytest.raises(OSError, match="outgoing traffic") as told:  # an EntryNotFoundError, too
+    with pytest.raises(OSError, match="outgoing traffic") as caught:  # an EntryNotFoundError, too
         hf_hub_download("someone/none", "config.json", local_files_only=True)
-    assert reason_of(told.value) == "local_files_only is set"
+    assert reason_of(caught.value) == "local_files_only is set"
 
 
 def test_what_is_no_id_is_said_to_be_none(empty_hub):

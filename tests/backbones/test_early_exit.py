@@ -43,7 +43,7 @@ def test_short_ways(rest):
 
 
 def test_more_than_is_left_is_refused():
-    with pytest.raises(ConfigError, match="8 evaluations with 7 steps left"):
+    with pytest.raises(ConfigError, match="8 evaluations does not fit 7 remaining steps"):
         respace(GRID, 8)
     with pytest.raises(ConfigError, match="-1 evaluations"):
         respace(GRID, -1)

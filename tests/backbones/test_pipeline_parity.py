@@ -208,7 +208,7 @@ def test_any_level_is_what_the_hand_written_backbone_predicts(tiny, name, schedu
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     general = tiny(name).wrap(pipe)
     parts = StableDiffusionParts(
-        pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, general.looks.decoder
+        pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, general.preview_decoder.decoder
     )
     reference = EmojiBackbone(parts, general.capabilities)
     plan = general.sigmas(50, "scheduler")

@@ -88,7 +88,7 @@ def test_pndm_goes_on_after_a_refinement():
             lane = yield from act(backbone, process, lane, action)
         while lane.remaining:
             lane = yield from act(backbone, process, lane, 0)
-        return lane, (yield from finished(lane)).image
+        return lane, (yield from finished(lane)).tensor
 
     with pytest.warns(UserWarning, match="a PNDMScheduler cannot enter its plan in the middle") as warned:
         lane, image = Engine(backbone, NoScorers(), solver="scheduler").run([coroutine()])[0]

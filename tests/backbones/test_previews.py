@@ -57,7 +57,7 @@ def test_the_map_is_affine_a_cell(tiny, name):
     backbone = tiny(name).wrap(preview="linear")
     x0 = torch.randn(2, *backbone.capabilities.latent_shape)
     backbone.preview(x0)
-    colours = backbone.looks.decoder
+    colours = backbone.preview_decoder.decoder
     assert isinstance(colours, LatentColours)
     cell = colours.weights.T @ x0[1, :, 3, 2] + colours.bias
     torch.testing.assert_close(colours(x0)[1, :, 3, 2], cell)
@@ -79,8 +79,10 @@ def test_no_more_is_decoded_than_the_scorers_read(tiny, monkeypatch):
     backbone = tiny("sd15").wrap()
     assert backbone.capabilities.preview_size == (8, 8)
     decoded = []
-    decode = backbone.looks.decoder.decode
-    backbone.looks.decoder.decode = lambda latents, **kwargs: decoded.append(latents.shape) or decode(latents, **kwargs)
+    decode = backbone.preview_decoder.decoder.decode
+    backbone.preview_decoder.decoder.decode = lambda latents, **kwargs: (
+        decoded.append(latents.shape) or decode(latents, **kwargs)
+    )
     assert backbone.preview(torch.randn(2, 4, 8, 8)).shape == (2, 3, 8, 8)
     assert decoded == [(2, 4, 4, 4)]
 
