@@ -99,7 +99,7 @@ def test_bfloat16_is_within_its_own_rounding(tiny, tiny_scorers, name):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
-def test_euler_pipelines_land_where_theirs_do(tiny, tiny_scorers, name, final):
+def test_euler_pipelines_give_equal_final_latents(tiny, tiny_scorers, name, final):
     from diffusers import EulerDiscreteScheduler
 
     pipe = copy.deepcopy(tiny(name).pipe)

@@ -75,7 +75,7 @@ def test_schedulers_that_are_not_known_here(name, kind, settings, says):
     two_lines(error.value)
 
 
-def test_pndm_goes_on_after_a_refinement():
+def test_pndm_continues_after_a_refinement():
     """PNDM counts its steps and cannot enter its plan in the middle: the rest uses first-order steps."""
     pipe = ZOO["sd15"]()
     pipe.scheduler = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True)

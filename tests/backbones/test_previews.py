@@ -25,7 +25,7 @@ def empty_hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "decoder"), [("sd15", "taesd"), ("sdxl", "taesdxl"), ("flux", "taef1")])
-def test_without_a_tiny_decoder_a_fitted_map_is_used_and_said(tiny, name, decoder):
+def test_without_a_tiny_decoder_a_fitted_map_is_used_with_a_warning(tiny, name, decoder):
     backbone = tiny(name).wrap(preview=None)
     x0 = torch.randn(1, *backbone.capabilities.latent_shape)
     with pytest.warns(UserWarning, match="least-squares map") as caught:
@@ -37,7 +37,7 @@ def test_without_a_tiny_decoder_a_fitted_map_is_used_and_said(tiny, name, decode
         tiny(name).wrap(preview="linear").preview(x0)
 
 
-def test_a_decoder_that_was_asked_for_must_be_there(tiny, tmp_path):
+def test_a_requested_decoder_must_exist(tiny, tmp_path):
     with pytest.raises(WeightsError, match="no such folder"):
         tiny("sd15").wrap(preview=str(tmp_path / "absent"))
     with pytest.raises(WeightsError, match="someone/decoder"):
