@@ -117,7 +117,9 @@ class PipelineBackbone(Backbone):
         networks.buckets = self.options.buckets
         denoisers = [getattr(self.pipe, name) for name in networks.network_calls]
         networks.compiled = self.options.compute_forms(self.pipe, denoisers, self.device)
-        self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.options.preview)
+        self.preview_decoder = PreviewDecoder(
+            type(self.pipe).__name__, self.measured, self.decode, self.options.preview
+        )
         self.steps = SchedulerSteps()
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
@@ -177,7 +179,12 @@ class PipelineBackbone(Backbone):
     def identity(self) -> Mapping[str, Any]:
         """The pipeline with all its components, the arguments of its calls, and the preview decoder."""
         options = replace(self.options, preview=None)  # the decoder is described by its content
-        held = {"pipe": self.pipe, "arguments": self.arguments.given, "preview": self.looks.find(), "options": options}
+        held = {
+            "pipe": self.pipe,
+            "arguments": self.arguments.given,
+            "preview": self.preview_decoder.find(),
+            "options": options,
+        }
         form = {"capabilities": self.capabilities, "device": self.device, "dtype": self.measured.dtype}
         return {"class": name_of(type(self)), **described({**held, **form})}
 
@@ -198,7 +205,7 @@ class PipelineBackbone(Backbone):
         return Capabilities(
             latent_shape=measured.layout.shape,  # type: ignore[arg-type]
             image_size=measured.image_size,
-            preview_size=self.looks.size,
+            preview_size=self.preview_decoder.size,
             guidance=guidance.name is not None,
             attention_grid=attention_grid(self.network.module, measured.layout.shape),
             max_tokens=token_limit(self.pipe, arguments),
@@ -209,7 +216,7 @@ class PipelineBackbone(Backbone):
             feature_dim=self.network.feature_dim,
             network_calls=guidance.rows,
             masks=measured.layout.spatial,
-            previews=self.looks.possible,
+            previews=self.preview_decoder.possible,
         )
 
     # Prompts.
@@ -387,4 +394,4 @@ class PipelineBackbone(Backbone):
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:
         """See :meth:`Backbone.preview`."""
-        return self.looks.preview(x0)
+        return self.preview_decoder.preview(x0)

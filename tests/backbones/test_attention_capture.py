@@ -37,8 +37,8 @@ def backbone(request, tiny):
 def test_the_prediction_does_not_change(backbone):
     given = inputs(backbone)
     plain = backbone.predict(*given)
-    looked = backbone.predict(*given, torch.tensor([True, False, True]))
-    assert torch.equal(plain.x0, looked.x0)
+    observed = backbone.predict(*given, torch.tensor([True, False, True]))
+    assert torch.equal(plain.x0, observed.x0)
     assert plain.attention is None
 
 
@@ -75,11 +75,11 @@ def test_a_users_own_processor_keeps_working(tiny):
     own = {name: AttnProcessor() for name in default}
     try:
         backbone.denoiser.set_attn_processor(dict(own))
-        looked = backbone.predict(*given, torch.tensor([True, True, True]))
+        observed = backbone.predict(*given, torch.tensor([True, True, True]))
         assert all(own[name] is value for name, value in backbone.denoiser.attn_processors.items())
     finally:
         backbone.denoiser.set_attn_processor(default)
-    torch.testing.assert_close(looked.x0, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(observed.x0, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_shares_sum_to_one_over_the_tokens(backbone):

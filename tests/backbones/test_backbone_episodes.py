@@ -83,7 +83,7 @@ def test_continuing_to_the_end(settings, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stopping_lands_in_fewer_evaluations(settings, name):
+def test_an_early_exit_takes_fewer_evaluations(settings, name):
     env = make(name, settings, early_exit_steps=2)
     terminated, _, info = play(env, [Action.CONTINUE, Action.STOP])
     assert terminated
@@ -142,7 +142,7 @@ def test_vector_env_equals_scalar_envs_row_by_row(settings, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_going_on_from_a_saved_state(settings, name):
+def test_continuing_from_a_saved_state(settings, name):
     first, second = make(name, settings), make(name, settings)
     first.reset(seed=3)
     first.step(Action.CONTINUE)

@@ -103,7 +103,7 @@ def hub_that_answers(monkeypatch, tmp_path):
         (404, "EntryNotFound", "no such file"),
     ],
 )
-def test_what_the_hub_answers_is_said(hub_that_answers, tmp_path, status, code, reason):
+def test_the_hubs_error_is_reported(hub_that_answers, tmp_path, status, code, reason):
     hub_that_answers.update(status=status, code=code)
     message = failure("flux")
     assert reason in message
@@ -134,12 +134,12 @@ def test_no_network_is_no_missing_file_and_the_command_fetches_everything(monkey
             named_policy("someone/my-policy")
     assert "cannot be fetched: no network\n" in message and "cannot be fetched: no network" in policy.value.cause
     assert f"`hf download {DEFAULT_IDS['sd15']} --include 'model_index.json' --include '*/*'`" in message
-    with pytest.raises(OSError, match="outgoing traffic") as told:  # an EntryNotFoundError, too
+    with pytest.raises(OSError, match="outgoing traffic") as caught:  # an EntryNotFoundError, too
         hf_hub_download("someone/none", "config.json", local_files_only=True)
-    assert reason_of(told.value) == "local_files_only is set"
+    assert reason_of(caught.value) == "local_files_only is set"
 
 
-def test_what_is_no_id_is_said_to_be_none(empty_hub):
+def test_an_invalid_hub_id_is_reported(empty_hub):
     message = failure("sd15", "my model")
     assert "no id of a repository" in message and "hf download" not in message
 

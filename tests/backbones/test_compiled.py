@@ -85,7 +85,7 @@ def test_compiling_comes_with_buckets(tiny):
 
 
 @pytest.mark.parametrize("sizes", [[], [0, 2], [4, 2], [2, 2], [1.5], [True]])
-def test_bad_buckets(tiny, sizes):
+def test_invalid_buckets(tiny, sizes):
     with pytest.raises(ConfigError, match=r"batch_buckets must be (increasing|a list of int)"):
         tiny("sd15").wrap(batch_buckets=sizes)
 

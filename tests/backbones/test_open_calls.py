@@ -115,7 +115,7 @@ def test_a_dropped_lane_closes_its_call(own):
     assert own.ended == ["a dog that is dropped"]
 
 
-def test_lanes_go_on_in_another_thread(own):
+def test_lanes_continue_in_another_thread(own):
     backbone = PipelineBackbone(own, SETTINGS)
     scale = torch.tensor([7.5], dtype=torch.float64)
     conditioning, latents, levels = backbone.begin(Prompt.of("a dog"), 0, 3, "scheduler")

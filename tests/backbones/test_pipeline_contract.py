@@ -99,7 +99,7 @@ def test_a_lane_is_a_value(cases, name):
     def rest(lane):
         while lane.remaining:
             lane = yield from advance(case.process, lane)
-        return (yield from finished(lane)).image[None]
+        return (yield from finished(lane)).tensor[None]
 
     lane = case.engine.run([first_step()])[0]
     restored = restore_lane(case.backbone, lane.state())
@@ -114,7 +114,7 @@ def test_a_lane_is_a_value(cases, name):
         lane = yield from act(case.backbone, again, lane, 2)
         while lane.remaining:
             lane = yield from advance(again, lane)
-        return lane, (yield from finished(lane)).image[None]
+        return lane, (yield from finished(lane)).tensor[None]
 
     lane, other = case.engine.run([resampled()])[0]
     assert other.isfinite().all() and lane.refinements == 1

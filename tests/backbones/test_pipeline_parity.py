@@ -99,7 +99,7 @@ def test_bfloat16_is_within_its_own_rounding(tiny, tiny_scorers, name):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
-def test_euler_pipelines_land_where_theirs_do(tiny, tiny_scorers, name, final):
+def test_euler_pipelines_give_equal_final_latents(tiny, tiny_scorers, name, final):
     from diffusers import EulerDiscreteScheduler
 
     pipe = copy.deepcopy(tiny(name).pipe)
@@ -208,7 +208,7 @@ def test_any_level_is_what_the_hand_written_backbone_predicts(tiny, name, schedu
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     general = tiny(name).wrap(pipe)
     parts = StableDiffusionParts(
-        pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, general.looks.decoder
+        pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, general.preview_decoder.decoder
     )
     reference = EmojiBackbone(parts, general.capabilities)
     plan = general.sigmas(50, "scheduler")

@@ -75,7 +75,7 @@ def test_schedulers_that_are_not_known_here(name, kind, settings, says):
     two_lines(error.value)
 
 
-def test_pndm_goes_on_after_a_refinement():
+def test_pndm_continues_after_a_refinement():
     """PNDM counts its steps and cannot enter its plan in the middle: the rest uses first-order steps."""
     pipe = ZOO["sd15"]()
     pipe.scheduler = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True)
@@ -88,7 +88,7 @@ def test_pndm_goes_on_after_a_refinement():
             lane = yield from act(backbone, process, lane, action)
         while lane.remaining:
             lane = yield from act(backbone, process, lane, 0)
-        return lane, (yield from finished(lane)).image
+        return lane, (yield from finished(lane)).tensor
 
     with pytest.warns(UserWarning, match="a PNDMScheduler cannot enter its plan in the middle") as warned:
         lane, image = Engine(backbone, NoScorers(), solver="scheduler").run([coroutine()])[0]

@@ -180,7 +180,7 @@ def test_mixed_sigmas_in_one_batch_equal_separate_calls(name, path):
 
 
 @pytest.mark.parametrize(("name", "path"), ALL)
-def test_early_exit_on_sigma_zero_returns_x0(name, path):
+def test_a_step_to_sigma_zero_returns_x0(name, path):
     latents = Latents(tensor(6), uniform(0.3), History(tensor(7), uniform(0.6), tensor(14), uniform(0.8)))
     x0 = tensor(8)
     torch.testing.assert_close(SOLVERS.load(name)(path, latents, x0, uniform(0.0)).x, x0, atol=1e-6, rtol=1e-6)

@@ -107,7 +107,7 @@ def test_evaluations_take_prompts_judges_and_world(toy):
     benchmark = {**config, "benchmark": "geneval", "benchmark_path": None, "benchmark_options": None}
     assert choose_prompts(benchmark, toy)[1]["world"] == "toys"
     for judge, backbone in (("emoji_detector", toy), ("toy_judge", "emoji"), ("emoji_detector", "sd15")):
-        with pytest.raises(ConfigError, match=f"judge '{judge}' reads images of the .* and cannot judge those of"):
+        with pytest.raises(ConfigError, match=f"judge '{judge}' supports images of the .* and cannot judge those of"):
             choose_judges([judge], backbone)
     assert choose_judges(["hps"], toy) == ["hps"]
 

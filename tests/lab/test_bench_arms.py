@@ -93,7 +93,7 @@ def test_clocks_and_memory():
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_are_counted(setup):
+def test_subprocesses_are_counted(setup):
     [row] = measure(setup, ["subproc"], [], rounds=1, clock="cpu")
     [alone] = measure(setup, ["vector"], [], rounds=1, clock="cpu")
     assert row.ms > 0 and row.images > 0

@@ -64,7 +64,7 @@ def test_its_rows_are_what_the_command_measures(name, tmp_path):
         (["check", "--pipelines", "z_imag"], "unknown tiny pipeline 'z_imag'"),
     ],
 )
-def test_what_cannot_be_checked_is_said(words, said, capsys):
+def test_what_cannot_be_checked_is_reported(words, said, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert said in capsys.readouterr().err

@@ -104,7 +104,7 @@ class PreviewDecoder:
         if not self.possible:
             raise CapabilityError(
                 f"there are no previews of a {self.name}'s latents",
-                "pass preview= with a tiny decoder made for them, or a policy that looks at finished images only",
+                "pass preview= with a tiny decoder made for them, or a policy that scores finished images only",
             )
         size = self.size
         if self.measured.decoder is None:
