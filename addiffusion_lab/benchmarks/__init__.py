@@ -1,1 +1,1 @@
-"""Public benchmarks, each read in the format that its authors publish; nothing of them is shipped here."""
+"""Public benchmarks, each read in its published format; no benchmark data is shipped."""

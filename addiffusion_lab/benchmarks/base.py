@@ -1,4 +1,4 @@
-"""What all benchmarks share: the published counts, stable ids, fair subsets, and what of them the emoji world knows."""
+"""Base of all benchmarks: published counts, stable ids, stratified subsets, and prompts for the emoji world."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Benchmark(PromptList):
     """A published list of prompts, in its published order.
 
     A prompt's id is a hash of its task and text, so it is the same in a subset, in another copy of the file and in the
-    emoji world. ``metadata["index"]`` is its place in the published list (in its category's file, where there are
+    emoji world. ``metadata["index"]`` is its position in the published list (in its category's file, where there are
     several), from 0.
 
     Args:
         path: the file or folder; ``"hub"`` or ``"hub:owner/name[@revision]"``; ``None`` for the benchmark's folder
             under ``$ADDIFFUSION_BENCHMARKS`` (without the variable, ``../shared/benchmarks``).
-        world: ``"emoji"`` keeps the prompts that the emoji world can draw and judge, in words that it knows.
-        partial: accept another number of prompts than published. Copies that lack half of the list are about, so this
-            must be said.
+        world: ``"emoji"`` keeps the prompts that the emoji world can draw and judge, in words of its vocabulary.
+        partial: accept a number of prompts other than published. Incomplete copies are in circulation, so this is off
+            by default.
 
     Attributes:
-        origin: where it was read.
-        listed: how many prompts the list holds, those that the emoji world lacks included.
-        digest: sha256 of ids and texts in order: equal for equal lists.
+        origin: where it was read from.
+        listed: number of prompts of the list, including those that the emoji world cannot draw.
+        digest: sha256 of ids and texts in order; equal for equal lists.
 
     Raises:
-        PromptError: when files are missing (says what to download from where) or malformed (names file and line), the
-            number of prompts is not the published one, or no prompt is one of the emoji world.
+        PromptError: when files are missing (with what to download from where) or malformed (with file and line), the
+            number of prompts is not the published one, or the emoji world can draw none of the prompts.
         MissingPackageError: for the hub, without the package ``datasets``.
-        UnknownNameError: for a world that does not exist.
+        UnknownNameError: for an unknown world.
     """
 
     about: ClassVar[About]
@@ -73,25 +73,25 @@ class Benchmark(PromptList):
         raise NotImplementedError
 
     def counts(self, origin: Origin) -> Mapping[str, int]:
-        """How many prompts of each task the published version has; empty where nothing is known."""
+        """Number of prompts of each task in the published version; empty if unknown."""
         del origin
         return self.about.counts
 
     def scene(self, prompt: Prompt) -> Scene | None:
-        """What a prompt asks for in the emoji world, or ``None`` where that world lacks something of it."""
+        """The scene of a prompt in the emoji world, or ``None`` if that world cannot draw it."""
         return readable_scene(prompt.text)
 
     def take(self, count: int, seed: int = 0) -> list[Prompt]:
-        """The subset of ``count`` prompts that belongs to ``seed``: every task keeps its share; in published order.
+        """A subset of ``count`` prompts for ``seed``, stratified by task, in published order.
 
         The lists are sorted by task, so the first ``count`` prompts would be of one kind. A prompt's rank within its
-        task is a hash of seed and id: the same everywhere, and a task's larger subset holds its smaller one.
+        task is a hash of seed and id: reproducible, and a task's larger subset contains its smaller one.
 
         Raises:
             ConfigError: for a negative ``count``.
         """
         if count < 0:
-            raise ConfigError(f"count must be at least 0, got {count}", "ask for some prompts")
+            raise ConfigError(f"count must be at least 0, got {count}", "pass 0 or more")
         if count >= len(self.prompts):
             return list(self.prompts)
         tasks: dict[str, list[int]] = defaultdict(list)
@@ -105,7 +105,7 @@ class Benchmark(PromptList):
         return [self.prompts[place] for place in sorted(chosen)]
 
     def record(self) -> dict[str, Any]:
-        """What an evaluation writes down of where its prompts came from: plain values."""
+        """The origin of the prompts as recorded by an evaluation: plain values."""
         return {
             "benchmark": self.name,
             "origin": self.origin,
@@ -116,10 +116,10 @@ class Benchmark(PromptList):
 
 
 class PromptNumbering:
-    """Ids for prompts that have none: a hash of task and text; the second of one text ends in ``-2``.
+    """Ids for prompts without ids: a hash of task and text; a second occurrence ends in ``-2``.
 
     Args:
-        benchmark: its name, the ids' prefix.
+        benchmark: its name, used as prefix of the ids.
     """
 
     def __init__(self, benchmark: str) -> None:
@@ -139,10 +139,10 @@ class PromptNumbering:
 
 
 def check_counts(prompts: Sequence[Prompt], published: Mapping[str, int], about: About, origin: str) -> None:
-    """Refuses a list that is not the published one.
+    """Checks that a list has the published number of prompts.
 
     Raises:
-        PromptError: names every task whose number of prompts differs.
+        PromptError: if not, naming every task whose number of prompts differs.
     """
     if not published:
         return
@@ -156,7 +156,7 @@ def check_counts(prompts: Sequence[Prompt], published: Mapping[str, int], about:
         total = sum(published.values())
         raise PromptError(
             f"{about.title}: {origin} holds {len(prompts)} prompts, published are {total}: {'; '.join(wrong)}",
-            f"take the whole list from {about.url}, or say partial=true (benchmark_options={{partial: true}})",
+            f"take the whole list from {about.url}, or set partial=true (benchmark_options={{partial: true}})",
         )
 
 
@@ -183,5 +183,5 @@ def list_digest(prompts: Iterable[Prompt]) -> str:
 
 
 def filled_lines(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Those of (line number, line) that hold more than blanks."""
+    """The (line number, line) pairs of lines that are not blank."""
     return ((number, line) for number, line in lines if line.strip())

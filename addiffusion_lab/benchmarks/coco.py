@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"(\d+)\.(?:jpg|jpeg|png)$", re.IGNORECASE)
 
 
 class Caption(NamedTuple):
-    """One caption of one image: the image's number or name, the text, and where it was read."""
+    """One caption of one image: the image's number or name, the text, and its place in the file."""
 
     image: str
     text: str
@@ -32,27 +32,27 @@ class Caption(NamedTuple):
 
 
 class CocoPrompts(Benchmark):
-    """COCO-30K's captions, from any of the three forms in which they are handed round.
+    """COCO-30K's captions, from any of the three formats in use.
 
     - ``captions_val2014.json``, COCO's own annotations (40,504 images, five captions each): ``count`` images are
-      drawn, and one caption of each. The draw is a hash of seed and numbers, no generator's stream: the same on every
-      machine and version, and a smaller subset is part of a larger one.
-    - ``metadata.csv`` (``file_name,text``; BK-SDM's list of 30,000): taken as it is, a subset drawn likewise.
+      drawn, and one caption of each. The draw uses a hash of seed and numbers, not a random generator: it is the same
+      on every machine and version, and a smaller subset is part of a larger one.
+    - ``metadata.csv`` (``file_name,text``; BK-SDM's list of 30,000): used as it is; subsets are drawn likewise.
     - the hub's table (``caption``), in its order.
 
     "COCO-30K" in papers means different lists, and their FIDs are not comparable. So the list's hash is recorded
-    (``digest``; also in each evaluation's manifest): compare it before you compare numbers. Captions are alike here and
-    there, so an id also holds the image's number.
+    (``digest``; also in each evaluation's manifest): compare it before comparing numbers. Some captions are
+    identical, so an id also contains the image's number.
 
     Args:
-        path: see :class:`Benchmark`. In a folder with both files, ``metadata.csv`` is read: a list beats a draw.
+        path: see :class:`Benchmark`. In a folder with both files, ``metadata.csv`` takes precedence.
         world: see :class:`Benchmark`.
         partial: accept fewer images than ``count``.
-        count: how many captions.
-        subset_seed: which subset.
+        count: number of captions.
+        subset_seed: selects the subset.
 
     Raises:
-        ConfigError: for a ``count`` below 1. For the rest see :class:`Benchmark`.
+        ConfigError: for a ``count`` below 1. For other errors see :class:`Benchmark`.
     """
 
     about: ClassVar[About] = About(
@@ -98,13 +98,13 @@ class CocoPrompts(Benchmark):
             )
 
     def counts(self, origin: Origin) -> dict[str, int]:
-        """As many as were asked for."""
+        """The requested number."""
         del origin
         return {"caption": self.count}
 
 
 def _captions(origin: Origin, seed: int) -> Iterator[Caption]:
-    """One caption an image; every image once."""
+    """One caption per image; every image once."""
     if isinstance(origin, HubOrigin):
         for number, (place, row) in enumerate(origin.rows(("caption",))):
             yield Caption(f"row {number}", row["caption"], place)
@@ -115,7 +115,7 @@ def _captions(origin: Origin, seed: int) -> Iterator[Caption]:
     for caption in _annotated(document, seed) if annotated else _listed(document):
         if caption.image in seen:
             raise PromptError(
-                f"{caption.place}: the image {caption.image!r:.80} is there twice", "list one caption an image"
+                f"{caption.place}: the image {caption.image!r:.80} occurs twice", "list one caption per image"
             )
         seen.add(caption.image)
         yield caption
@@ -130,7 +130,7 @@ def _document(origin: PathOrigin) -> Document:
 
 
 def _annotated(document: Document, seed: int) -> Iterator[Caption]:
-    """COCO's annotations: of each image the caption whose number hashes lowest, images by number."""
+    """COCO's annotations: for each image the caption with the lowest hash of its number, ordered by image number."""
     content = document.json()
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
@@ -140,7 +140,7 @@ def _annotated(document: Document, seed: int) -> Iterator[Caption]:
         numbers = [item.get(key) for key in ("image_id", "id")] if isinstance(item, dict) else []
         if not numbers or any(type(value) is not int for value in numbers) or "caption" not in item:
             raise PromptError(
-                f"{document.name}, annotation {number}: expected whole numbers image_id and id and a caption",
+                f"{document.name}, annotation {number}: expected integers image_id and id and a caption",
                 f"give {ANNOTATIONS} as published",
             )
         images[item["image_id"]].append((item["id"], item["caption"]))
@@ -150,7 +150,7 @@ def _annotated(document: Document, seed: int) -> Iterator[Caption]:
 
 
 def _listed(document: Document) -> Iterator[Caption]:
-    """A CSV list with a head: a caption, and the image's file name where there is one."""
+    """A CSV list with a header: captions, and file names of images if present."""
     rows = csv.reader(io.StringIO(document.text, newline=""), strict=True)
     columns: tuple[int, int | None] | None = None
     try:
@@ -170,7 +170,7 @@ def _columns(header: list[str], place: str) -> tuple[int, int | None]:
     if text is None:
         raise PromptError(
             f"{place}: expected a column {' or '.join(CAPTION_COLUMNS)}, got {', '.join(names)!r:.200}",
-            f"give {METADATA} with the head file_name,text",
+            f"give {METADATA} with the header file_name,text",
         )
     return text, next((names.index(name) for name in NAME_COLUMNS if name in names), None)
 

@@ -1,4 +1,4 @@
-"""DrawBench (Saharia et al. 2022): 200 prompts in eleven categories. Its licence is unknown, so it is never shipped."""
+"""DrawBench (Saharia et al. 2022): 200 prompts in eleven categories. Its licence is unknown, so it is not shipped."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from addiffusion_lab.benchmarks.origin import About, HubOrigin, Origin, clean
 
 FILE = "drawbench.csv"
 PROMPT_COLUMNS = ("Prompts", "Prompt")
-"""The sheet's own head, and that of copies."""
+"""Header of the sheet, and of copies."""
 
 
 class DrawBenchPrompts(Benchmark):
     """The prompts of the DrawBench sheet, saved as CSV; the task is the category.
 
-    The category "Gary Marcus et al. " has a blank at its end in the sheet, which is stripped here. See
+    The category "Gary Marcus et al. " has a trailing blank in the sheet, which is stripped. See
     :class:`Benchmark` for arguments and errors.
     """
 

@@ -1,4 +1,4 @@
-"""Benchmark prompts in the emoji world: the scene that a prompt asks for, in words that the tokenizer knows."""
+"""Benchmark prompts in the emoji world: the scene of a prompt, in words of the tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from addiffusion_env.prompts.emoji_vocabulary import (
 )
 
 MAX_READABLE = 200
-"""Characters above which a text cannot be a prompt of the grammar; keeps hostile texts from its regular expressions."""
+"""Maximum length of a prompt of the grammar; protects its regular expressions from hostile texts."""
 
 
 def readable_scene(text: str) -> Scene | None:
@@ -27,10 +27,10 @@ def readable_scene(text: str) -> Scene | None:
 
 
 def make_scene(groups: Sequence[Group], relation: int | None, text: str) -> Scene | None:
-    """The scene of these groups, told in ``text`` where that says the same, else in the grammar's own words.
+    """The scene of these groups, worded as ``text`` if that parses to it, otherwise by the grammar.
 
     Returns:
-        the scene, or ``None`` when the emoji world has no such one (too many objects, one class twice ...).
+        The scene, or ``None`` when it does not exist in the emoji world (too many objects, one class twice ...).
     """
     groups = tuple(groups)
     if contradiction(groups, relation):
@@ -42,7 +42,7 @@ def make_scene(groups: Sequence[Group], relation: int | None, text: str) -> Scen
 
 
 def wording(groups: Sequence[Group], relation: int | None) -> str:
-    """The plainest prompt for groups and a relation.
+    """The simplest prompt for groups and a relation.
 
     >>> wording([Group(2, 38), Group(1, 16, 4)], None)
     'a photo of two knives and a green cow'
@@ -62,12 +62,12 @@ def _noun_phrase(group: Group) -> str:
 
 
 def to_emoji(prompt: Prompt, scene: Scene | None) -> Prompt | None:
-    """A benchmark's prompt as one of the emoji world: same id and task, the scene's words and requirements.
+    """Converts a benchmark's prompt to the emoji world: same id and task, the scene's text and requirements.
 
-    The text as published stays in ``metadata["original"]``.
+    The published text is kept in ``metadata["original"]``.
 
     Returns:
-        the prompt, or ``None`` without a scene.
+        The prompt, or ``None`` without a scene.
     """
     if scene is None:
         return None

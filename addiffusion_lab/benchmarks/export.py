@@ -1,7 +1,7 @@
-"""Images in the folders that the official scorers read: GenEval's and T2I-CompBench's.
+"""Exports images in the folder layouts of the official scorers of GenEval and T2I-CompBench.
 
-Both scorers are other people's code with traps of their own, so what is written is checked here: a scorer skips or
-misreads a file of the wrong name without a word.
+The export is checked here, since both scorers skip or
+misread files with wrong names without an error.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Images = Sequence[tuple[Prompt, Sequence[bytes]]]
 """Each prompt with its images as PNG files, one per seed, in the order of the seeds."""
 
 OFFICIAL_FOLDER = "official"
-"""Of the exports, in the evaluation's folder."""
+"""Folder of the exports, in the evaluation's folder."""
 
 MAX_NAME_BYTES = 255
-"""The longest file name of common file systems."""
+"""Maximum length of a file name on common file systems."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OFFICIAL_COPIES = {"geneval": 4, "t2i_compbench": 10}
@@ -36,14 +36,14 @@ _OFFICIAL_COPIES = {"geneval": 4, "t2i_compbench": 10}
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Result of an export.
 
     Attributes:
         folder: the root, for the official scorer.
-        prompts: how many.
-        images: how many.
-        command: how the official scorer is run on it, in a checkout of its repository.
-        notes: where the export is not what published numbers were made from; empty when it is.
+        prompts: number of prompts.
+        images: number of images.
+        command: command of the official scorer, to run in a checkout of its repository.
+        notes: differences from the setup of published numbers; may be empty.
     """
 
     folder: Path
@@ -54,18 +54,18 @@ class Exported:
 
 
 def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], folder: Path | str) -> Exported:
-    """Writes images in a benchmark's official layout. Doing it again writes the same files over.
+    """Writes images in a benchmark's official layout. Repeating it overwrites the same files.
 
     Args:
         benchmark: ``geneval`` or ``t2i_compbench``.
-        images: prompts that the benchmark's reader made, each with its PNG files; equally many each.
-        folder: the root; made when missing. It may hold an earlier export of the same images, nothing else: the
-            scorers read whatever they find.
+        images: prompts of the benchmark's reader, each with the same number of PNG files.
+        folder: the root; created if missing. It may contain an earlier export of the same images, but nothing else,
+            since the scorers read all files.
 
     Raises:
         UnknownNameError: for a benchmark without an official layout.
-        ConfigError: for no images, unequal numbers of them, or files that are no PNG.
-        PromptError: for a prompt of another source, or one that the layout cannot hold; names it.
+        ConfigError: for no images, unequal numbers of them, or files that are not PNG.
+        PromptError: for a prompt of another source, or one that the layout cannot represent.
         RunFolderError: when the folder holds other files or cannot be written.
     """
     if benchmark not in LAYOUTS:
@@ -76,20 +76,20 @@ def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], fol
     planned: dict[Path, bytes] = {}
     for name, data in LAYOUTS[benchmark](given, copies):
         if name in planned:
-            raise PromptError(f"two images would be {name}", "export each prompt of one list once")
+            raise PromptError(f"two images have the name {name}", "export each prompt of one list once")
         planned[name] = data
     _refuse_strangers(root, planned)
     for name, data in planned.items():
         _write(root / name, data)
     usual = _OFFICIAL_COPIES[benchmark]
-    notes = () if copies == usual else (f"{copies} images per prompt, published numbers are of {usual}",)
+    notes = () if copies == usual else (f"{copies} images per prompt, published numbers use {usual}",)
     return Exported(root, len(given), len(given) * copies, _COMMANDS[benchmark].format(folder=root), notes)
 
 
 def geneval_files(given: Images, copies: int) -> Iterator[tuple[Path, bytes]]:
-    """``NNNNN/metadata.jsonl``, the entry as it was, and ``NNNNN/samples/0000.png``; NNNNN is the published place.
+    """``NNNNN/metadata.jsonl``, the original entry, and ``NNNNN/samples/0000.png``; NNNNN is the published index.
 
-    ``metadata.jsonl`` is one JSON object, in ASCII: the scorer opens it in the machine's own encoding.
+    ``metadata.jsonl`` is one JSON object, in ASCII: the scorer opens it with the machine's default encoding.
     """
     del copies
     for prompt, files in given:
@@ -103,7 +103,7 @@ def geneval_files(given: Images, copies: int) -> Iterator[tuple[Path, bytes]]:
 
 
 def t2i_compbench_files(given: Images, copies: int) -> Iterator[tuple[Path, bytes]]:
-    """``<category>/samples/{prompt}_{000000}.png``; the number is place x copies + copy, as the scorers count."""
+    """``<category>/samples/{prompt}_{000000}.png``; the number is index x copies + copy, as the scorers count."""
     for prompt, files in given:
         for number, data in enumerate(files):
             name = t2i_compbench_name(prompt.metadata.get("original", prompt.text), _index(prompt), copies, number)
@@ -115,12 +115,12 @@ def t2i_compbench_name(text: str, index: int, copies: int, copy: int) -> str:
 
     Args:
         text: the prompt.
-        index: its place in its list, from 0.
+        index: its position in its list, from 0.
         copies: images per prompt.
-        copy: which of them, from 0.
+        copy: index of the image, from 0.
 
     Raises:
-        PromptError: for a prompt that cannot be read back: one with an underscore (they cut there), a path separator
+        PromptError: for a prompt that cannot be recovered: one with an underscore (where they split), a path separator
             or a control character, or one that is too long for a file name.
 
     >>> t2i_compbench_name("a green bench and a blue bowl", 2, 10, 3)
@@ -129,12 +129,12 @@ def t2i_compbench_name(text: str, index: int, copies: int, copy: int) -> str:
     name = f"{text}_{index * copies + copy:06d}.png"
     if bad := next((char for char in text if char in "_/\\" or not char.isprintable()), ""):
         raise PromptError(
-            f"prompt {text!r:.80} holds {bad!r}, so T2I-CompBench's scorers cannot read it back from a file name",
+            f"prompt {text!r:.80} contains {bad!r}, so T2I-CompBench's scorers cannot recover it from a file name",
             "leave it out of the export",
         )
     if (size := len(name.encode())) > MAX_NAME_BYTES:
         raise PromptError(
-            f"prompt {text!r:.80} makes a file name of {size} bytes, at most {MAX_NAME_BYTES} fit",
+            f"prompt {text!r:.80} gives a file name of {size} bytes, the maximum is {MAX_NAME_BYTES}",
             "leave it out of the export",
         )
     return name
@@ -151,24 +151,24 @@ _COMMANDS = {
 
 
 def _copies(given: Images) -> int:
-    """Images a prompt, the same for all."""
+    """Images per prompt, the same for all."""
     numbers = Counter(len(files) for _, files in given)
     if not numbers or 0 in numbers:
         raise ConfigError("there are no images to export", "keep them: keep_images=true")
     if len(numbers) > 1:
         raise ConfigError(
-            f"prompts have between {min(numbers)} and {max(numbers)} images, the scorers want equally many",
+            f"prompts have between {min(numbers)} and {max(numbers)} images, the scorers need equal numbers",
             "finish the run first",
         )
     for prompt, files in given:
         if not all(data.startswith(_PNG) for data in files):
-            raise ConfigError(f"an image of {prompt.prompt_id} is no PNG file", "the scorers skip other formats")
+            raise ConfigError(f"an image of {prompt.prompt_id} is not a PNG file", "the scorers skip other formats")
     return next(iter(numbers))
 
 
 def _index(prompt: Prompt, benchmark: str = "t2i_compbench") -> int:
     index = prompt.metadata.get("index")
-    plain = Path(prompt.task).name == prompt.task  # it names a folder
+    plain = Path(prompt.task).name == prompt.task  # it is used as a folder name
     if not (isinstance(index, int) and index >= 0 and plain and prompt.prompt_id.startswith(f"{benchmark}-")):
         raise _stranger(prompt, benchmark)
     return index
@@ -176,7 +176,7 @@ def _index(prompt: Prompt, benchmark: str = "t2i_compbench") -> int:
 
 def _stranger(prompt: Prompt, benchmark: str) -> PromptError:
     return PromptError(
-        f"prompt {prompt.prompt_id!r:.80} is none of {benchmark}", f"make the images with benchmark={benchmark}"
+        f"prompt {prompt.prompt_id!r:.80} is not from {benchmark}", f"generate the images with benchmark={benchmark}"
     )
 
 
@@ -189,14 +189,14 @@ def _refuse_strangers(root: Path, planned: dict[Path, bytes]) -> None:
         raise RunFolderError(f"cannot read {root}: {error.strerror}", "choose another folder") from error
     if others := [path for path in found if path not in planned]:
         raise RunFolderError(
-            f"{root} holds {len(others)} other files, {others[0]} for one: the scorer would count them",
+            f"{root} contains {len(others)} other files, for example {others[0]}: the scorer would count them",
             "choose an empty folder",
         )
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Writes beside the target, then renames: an interrupted export leaves no half image for the scorer."""
-    part = path.with_name(f".{os.getpid()}.part")  # short: the target's own name may be as long as names can be
+    """Writes atomically: an interrupted export leaves no partial image for the scorer."""
+    part = path.with_name(f".{os.getpid()}.part")  # short: the target's name may have the maximum length
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
@@ -210,10 +210,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def check_export(benchmark: str | None) -> None:
-    """Refuses, before any image is drawn, to export prompts that have no official layout.
+    """Checks, before any image is generated, that a benchmark has an official layout.
 
     Raises:
-        UnknownNameError: when ``benchmark`` has none.
+        UnknownNameError: if it has none.
     """
     if benchmark not in LAYOUTS:
         raise unknown("official layout", str(benchmark), LAYOUTS)
@@ -223,13 +223,13 @@ def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -
     """Writes every sampler's images to ``<out_dir>/official/<place>-<sampler>``, seeds in the evaluation's order.
 
     Args:
-        out_dir: of a finished evaluation that kept its images.
+        out_dir: folder of a finished evaluation that kept its images.
         benchmark: see :func:`export`, also for further errors.
-        prompts: those of the evaluation.
+        prompts: prompts of the evaluation.
 
     Raises:
         ConfigError: when images are missing.
-        RunFolderError: when the evaluation cannot be read, or the export not be written.
+        RunFolderError: when the evaluation cannot be read, or the export cannot be written.
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
@@ -248,7 +248,7 @@ def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -
                 "choose another out=, or delete the records: they are regenerated, and kept",
             )
         images = [(prompt, [found[uid] for uid in uids[prompt.prompt_id]]) for prompt in prompts]
-        # Names of samplers hold colons and paths.
+        # Names of samplers contain colons and paths.
         name = "".join(char if char.isalnum() or char in "-." else "-" for char in sampler.name)[-100:]
         written.append(export(benchmark, images, folder / OFFICIAL_FOLDER / f"{place:02d}-{name}"))
     return written

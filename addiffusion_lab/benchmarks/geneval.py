@@ -1,4 +1,4 @@
-"""GenEval (Ghosh et al. 2023): 553 prompts on objects, counts, colours and positions, with machine-readable constraints."""
+"""GenEval (Ghosh et al. 2023): 553 prompts on objects, counts, colours and positions, machine-readable."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _JOINT = re.compile(rf" (?:and|{'|'.join(RELATIONS)}) ")
 class GenEvalPrompts(Benchmark):
     """The prompts of GenEval's ``evaluation_metadata.jsonl``.
 
-    The task is the file's ``tag``. ``metadata["entry"]`` is the line as it was, every field kept: the official scorer
-    reads it back (see :mod:`addiffusion_lab.benchmarks.export`).
+    The task is the file's ``tag``. ``metadata["entry"]`` is the original line with all fields: the official scorer
+    needs it (see :mod:`addiffusion_lab.benchmarks.export`).
 
     With ``world="emoji"`` the prompts of the 67 classes that the emoji world draws carry a :class:`Scene`, so its
-    detector judges them. Its rule is stricter than GenEval's: nothing that was not asked for may be in the image, and
-    a count must be met exactly in every task. See :class:`Benchmark` for arguments and errors.
+    detector judges them. Its rule is stricter than GenEval's: the image must contain nothing else, and
+    counts must be exact in every task. See :class:`Benchmark` for arguments and errors.
     """
 
     about: ClassVar[About] = About(
@@ -64,15 +64,15 @@ class GenEvalPrompts(Benchmark):
             )
 
     def scene(self, prompt: Prompt) -> Scene | None:
-        """The scene that the entry's fields demand."""
+        """The scene described by the entry's fields."""
         return emoji_scene(prompt.metadata["entry"], prompt.text)
 
 
 def read_entry(document: Document, line: int, text: str) -> dict[str, Any]:
-    """One line of the file, its form checked, nothing taken away.
+    """Checks one line of the file and returns it unchanged.
 
     Raises:
-        PromptError: for anything that the official scorer could not read; names file and line.
+        PromptError: for anything that the official scorer could not read, with file and line.
     """
     entry = document.json(text, line)
     if problem := _problem(entry):
@@ -116,7 +116,7 @@ def _item_problem(item: Mapping[str, Any], count: int) -> str:
 
 
 def phrases(text: str, count: int) -> tuple[str, ...]:
-    """The noun phrases of a GenEval prompt, spelled as they are; empty unless there are ``count``.
+    """The noun phrases of a GenEval prompt, with their spelling; empty unless there are ``count``.
 
     >>> phrases("a photo of a dog right of a teddy bear", 2)
     ('a dog', 'a teddy bear')
@@ -126,7 +126,7 @@ def phrases(text: str, count: int) -> tuple[str, ...]:
 
 
 def constraints(entry: Mapping[str, Any]) -> int:
-    """How many separate things an entry asks for: one per class, a colour, a count above one, a position."""
+    """Number of constraints of an entry: one per class, colour, count above one, and position."""
     return sum(1 + ("color" in item) + (item["count"] > 1) + ("position" in item) for item in entry["include"])
 
 
@@ -161,7 +161,7 @@ def _group(item: Mapping[str, Any]) -> Group | None:
 
 
 def _exclusions_hold(entry: Mapping[str, Any], items: list[Mapping[str, Any]]) -> bool:
-    """Whether exact counts say all that ``exclude`` says ("two clocks, but not three")."""
+    """Whether exact counts imply everything in ``exclude`` ("two clocks, but not three")."""
     counts = {item["class"]: item["count"] for item in items}
     return all(
         "color" not in item and "position" not in item and item["count"] > counts.get(item["class"], 0)

@@ -16,8 +16,8 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 class HPDv2Prompts(Benchmark):
     """The prompts of ``benchmark/{anime,concept-art,paintings,photo}.json``, plain lists; the task is the style.
 
-    ``metadata["index"]`` counts within a style: HPSv2's scorer wants ``<style>/{index:05d}.jpg``. Some prompts are
-    there twice; both are kept, under different ids. A path to one file reads that style alone. See :class:`Benchmark`
+    ``metadata["index"]`` counts within a style: HPSv2's scorer wants ``<style>/{index:05d}.jpg``. Some prompts
+    occur twice; both are kept, under different ids. A path to one file reads that style alone. See :class:`Benchmark`
     for arguments and errors.
     """
 
@@ -27,7 +27,7 @@ class HPDv2Prompts(Benchmark):
         folder="hpdv2",
         files=tuple(f"{style}.json" for style in STYLES),
         url="https://huggingface.co/datasets/zhwang/HPDv2/tree/main/benchmark",
-        licence="for its licence see its card",
+        licence="see its dataset card",
         counts={style: 800 for style in STYLES},
         places=("", "benchmark"),
         hub="zhwang/HPDv2@b9517430f34b1080d4f741118d2a440155a165cd",
@@ -50,7 +50,7 @@ class HPDv2Prompts(Benchmark):
                 yield Prompt(prompt, number(prompt, style), task=style, metadata={"index": index})
 
     def counts(self, origin: Origin) -> dict[str, int]:
-        """800 of each style that is read."""
+        """800 per style."""
         return {style: self.about.counts[style] for style in _styles(origin)}
 
 
@@ -59,5 +59,5 @@ def _styles(origin: Origin) -> tuple[str, ...]:
         return STYLES
     name = str(origin).rpartition("/")[2].removesuffix(".json")
     if name not in STYLES:
-        raise PromptError(f"{origin} is no style of HPDv2", f"name the file after one of {', '.join(STYLES)}")
+        raise PromptError(f"{origin} is not a style of HPDv2", f"name the file after one of {', '.join(STYLES)}")
     return (name,)

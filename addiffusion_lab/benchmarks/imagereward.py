@@ -14,7 +14,7 @@ FILE = "benchmark-prompts.json"
 
 
 class ImageRewardPrompts(Benchmark):
-    """The prompts of ``benchmark-prompts.json``, a list of ``{"id", "prompt"}``; ids are the file's own.
+    """The prompts of ``benchmark-prompts.json``, a list of ``{"id", "prompt"}``; ids are those of the file.
 
     See :class:`Benchmark` for arguments and errors.
     """
@@ -44,7 +44,7 @@ class ImageRewardPrompts(Benchmark):
             if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
                 raise PromptError(f"{place}: expected an object with id and prompt", "take the file as published")
             if (own := clean(entry["id"], place)) in seen:
-                raise PromptError(f"{place}: the id {own!r:.80} is there twice", "take the file as published")
+                raise PromptError(f"{place}: the id {own!r:.80} occurs twice", "take the file as published")
             seen.add(own)
             text = clean(entry.get("prompt"), place)
             yield Prompt(

@@ -1,4 +1,4 @@
-"""Where a benchmark's files come from: a path, or the hub through ``datasets``; text in, text with places out."""
+"""Origin of a benchmark's files: a path, or the hub through ``datasets``; reads texts with their positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from addiffusion_env.errors import MissingPackageError, PromptError
 
 ROOT_VARIABLE = "ADDIFFUSION_BENCHMARKS"
 DEFAULT_ROOT = "../shared/benchmarks"
-"""Where benchmarks lie, one folder each, unless the environment variable ``ADDIFFUSION_BENCHMARKS`` says otherwise."""
+"""Default folder of benchmarks; the environment variable ``ADDIFFUSION_BENCHMARKS`` overrides it."""
 
 HUB = "hub"
 _REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*|/[^@]+)(?:@(?P<revision>[\w./-]+))?")
@@ -25,17 +25,17 @@ _REFUSED = frozenset({"Cc", "Cs"})  # control characters drive terminals; lone s
 
 @dataclass(frozen=True)
 class About:
-    """What a benchmark is and where its authors keep it.
+    """Description of a benchmark and its official source.
 
     Attributes:
         name: its registry name.
         title: its name in messages.
         folder: its folder under the benchmarks' root.
-        files: what to download.
-        url: from where.
+        files: files to download.
+        url: address of the download.
         licence: as its authors state it.
-        counts: prompts of each task in the published version; reading anything else needs ``partial=True``.
-        places: folders in which the files may lie below the path given (a checkout keeps them deeper).
+        counts: prompts of each task in the published version; other counts need ``partial=True``.
+        places: subfolders of the given path that may contain the files (as in a checkout).
         hub: the repository on the Hugging Face hub, pinned to a revision; ``None`` where none is known.
     """
 
@@ -51,11 +51,11 @@ class About:
 
     @property
     def remedy(self) -> str:
-        """What to do when the files are not there."""
+        """Remedy when the files are missing."""
         wanted = ", ".join(self.files)
         return (
             f"download {wanted} from {self.url} ({self.licence}) and give their folder or file as path "
-            f"(benchmark_path= of eval_sb3.py), or set {ROOT_VARIABLE} to the folder that holds {self.folder}/"
+            f"(benchmark_path= of eval_sb3.py), or set {ROOT_VARIABLE} to the folder that contains {self.folder}/"
         )
 
 
@@ -65,26 +65,26 @@ class Document:
 
     Attributes:
         name: its path or address, for messages.
-        text: all of it, without a byte order mark.
+        text: its content, without a byte order mark.
     """
 
     name: str
     text: str
 
     def place(self, line: int) -> str:
-        """How messages name a line, counted from 1."""
+        """The place of a line in messages, counted from 1."""
         return f"{self.name}, line {line}"
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """(line number, line). Only LF and CR LF end lines: other separators may stand in a prompt."""
+        """(line number, line). Only LF and CR LF end lines: other separators may be part of a prompt."""
         for number, line in enumerate(self.text.split("\n"), start=1):
             yield number, line.removesuffix("\r")
 
     def json(self, text: str | None = None, line: int | None = None) -> Any:
-        """The value of the whole file, or of ``text``, one of its lines.
+        """Parses the whole file, or ``text`` (one of its lines), as JSON.
 
         Raises:
-            PromptError: when it is not JSON; names the line.
+            PromptError: when it is not JSON, with the line.
         """
         try:
             return json.loads(self.text if text is None else text)
@@ -116,11 +116,11 @@ class PathOrigin:
 
     @property
     def single(self) -> bool:
-        """Whether the path is one file, to be read whatever its name."""
+        """Whether the path is a single file, which is read regardless of its name."""
         return self.path.is_file()
 
     def document(self, name: str) -> Document:
-        """The file ``name`` of the folder, or the one file that the path is.
+        """The file ``name`` of the folder, or the file at the path itself.
 
         Raises:
             PromptError: when it is missing, unreadable or not UTF-8.
@@ -133,7 +133,7 @@ class PathOrigin:
         return read_document(found)
 
     def find(self, name: str) -> Path | None:
-        """Where the file ``name`` lies below the path, or ``None``."""
+        """The path of the file ``name``, or ``None``."""
         candidates = (self.path / place / name for place in self.about.places)
         return next((path for path in candidates if path.is_file()), None)
 
@@ -142,14 +142,14 @@ class HubOrigin:
     """A data set repository on the Hugging Face hub, read through ``datasets``.
 
     Original files are fetched as text and read here, because the table readers of ``datasets`` strip quotes from
-    PartiPrompts. Only benchmarks that the hub has as tables alone are read as tables.
+    PartiPrompts. Only benchmarks that exist on the hub only as tables are read as tables.
 
     Args:
-        repository: ``owner/name``, optionally ``@revision``; an absolute folder in the same layout works, too.
+        repository: ``owner/name``, optionally ``@revision``; an absolute folder in the same layout works too.
         about: the benchmark.
 
     Raises:
-        PromptError: for a repository of another form.
+        PromptError: for an invalid repository.
         MissingPackageError: without the package ``datasets``.
     """
 
@@ -159,7 +159,7 @@ class HubOrigin:
         match = _REPOSITORY.fullmatch(repository)
         if match is None:
             raise PromptError(
-                f"{repository!r} is no data set repository", "give hub:owner/name or hub:owner/name@revision"
+                f"{repository!r} is not a data set repository", "give hub:owner/name or hub:owner/name@revision"
             )
         self.name, self.revision = match["name"], match["revision"]
         self.about = about
@@ -176,7 +176,7 @@ class HubOrigin:
         return f"hub:{self.name}" + (f"@{self.revision}" if self.revision else "")
 
     def document(self, name: str) -> Document:
-        """The repository's file ``name``, as it is.
+        """The repository's file ``name``, unchanged.
 
         Raises:
             PromptError: when the hub cannot be reached or has no such file.
@@ -187,10 +187,10 @@ class HubOrigin:
         return Document(f"{self}/{name}", "".join(table["text"]).removeprefix("\ufeff"))
 
     def rows(self, columns: Sequence[str], config: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(place, row) of a table with one split; ``columns`` alone are read.
+        """(place, row) of a table with one split; only ``columns`` are read.
 
         Raises:
-            PromptError: when the hub cannot be reached, or the table is of another form.
+            PromptError: when the hub cannot be reached, or the table has another format.
         """
         splits = self._attempt(self.name, config, revision=self.revision)
         if len(splits) != 1:
@@ -204,7 +204,7 @@ class HubOrigin:
     def _attempt(self, *arguments: Any, **options: Any) -> Any:
         try:
             return self._load(*arguments, **options)
-        except Exception as error:  # whatever the network, the hub or a reader fails with
+        except Exception as error:  # any error of the network, the hub or a reader
             reason = (str(error).splitlines() or [""])[0]
             raise self._unexpected(f"cannot be loaded: {type(error).__name__}: {reason}") from error
 
@@ -216,7 +216,7 @@ Origin = PathOrigin | HubOrigin
 
 
 def open_origin(path: str | Path | None, about: About) -> Origin:
-    """Where to read a benchmark.
+    """Opens the origin of a benchmark.
 
     Args:
         path: a file, a folder, ``"hub"``, ``"hub:owner/name[@revision]"``, or ``None`` for the benchmark's folder under
@@ -224,7 +224,7 @@ def open_origin(path: str | Path | None, about: About) -> Origin:
         about: the benchmark.
 
     Raises:
-        PromptError: when there is nothing; says what to download from where.
+        PromptError: when there is nothing, with what to download from where.
         MissingPackageError: for the hub, without the package ``datasets``.
     """
     if path is None:
@@ -234,7 +234,7 @@ def open_origin(path: str | Path | None, about: About) -> Origin:
         return PathOrigin(Path(path).expanduser(), about)
     repository = repository or about.hub or ""
     if not repository:
-        raise PromptError(f"no repository of {about.title} on the hub is known", about.remedy)
+        raise PromptError(f"no hub repository of {about.title} is known", about.remedy)
     return HubOrigin(repository, about)
 
 
@@ -242,7 +242,7 @@ def read_document(path: Path) -> Document:
     """Reads a UTF-8 file.
 
     Raises:
-        PromptError: when it cannot be read or is not UTF-8; names the line.
+        PromptError: when it cannot be read or is not UTF-8, with the line.
     """
     try:
         data = path.read_bytes()
@@ -257,10 +257,10 @@ def read_document(path: Path) -> Document:
 
 
 def clean(value: object, place: str) -> str:
-    """A prompt's text: line breaks and tabs are one space, the ends are stripped, the rest is as it was.
+    """A prompt's text: line breaks and tabs become one space, the ends are stripped, the rest is unchanged.
 
     Raises:
-        PromptError: when it is no string, empty, or holds control characters or lone surrogates; names the place.
+        PromptError: when it is not a string, empty, or contains control characters or lone surrogates, with its place.
     """
     if not isinstance(value, str):
         raise PromptError(f"{place}: a prompt must be text, got {type(value).__name__}", "take the file as published")
@@ -268,5 +268,5 @@ def clean(value: object, place: str) -> str:
     if not text:
         raise PromptError(f"{place}: the prompt is empty", "take the file as published")
     if not text.isprintable() and (bad := [char for char in text if unicodedata.category(char) in _REFUSED]):
-        raise PromptError(f"{place}: the prompt holds the control character U+{ord(bad[0]):04X}", "remove it")
+        raise PromptError(f"{place}: the prompt contains the control character U+{ord(bad[0]):04X}", "remove it")
     return text

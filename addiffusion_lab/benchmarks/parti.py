@@ -17,8 +17,8 @@ HEADER = ["Prompt", "Category", "Challenge", "Note"]
 class PartiPrompts(Benchmark):
     """The prompts of ``PartiPrompts.tsv``; the task is the category.
 
-    Quotes are part of the prompts: the file is not in CSV's quoting, which would strip them. Ten prompts end or begin
-    with blanks; those are stripped, and the text as it was is in ``metadata["original"]``. ``metadata`` has
+    Quotes are part of the prompts: the file does not use CSV quoting, which would strip them. Ten prompts start or end
+    with blanks; those are stripped, and the original text is in ``metadata["original"]``. ``metadata`` has
     ``challenge`` and ``note``, too. See :class:`Benchmark` for arguments and errors.
     """
 
@@ -47,7 +47,7 @@ class PartiPrompts(Benchmark):
     )
 
     def read(self, origin: Origin) -> Iterable[Prompt]:
-        """The file's rows: four fields, parted by tabs."""
+        """The file's rows: four fields, separated by tabs."""
         document = origin.document(FILE)
         number = PromptNumbering(self.about.name)
         lines = document.lines()
@@ -60,7 +60,7 @@ class PartiPrompts(Benchmark):
             fields = text.split("\t")
             if len(fields) != len(HEADER):
                 raise PromptError(
-                    f"{document.place(line)}: expected {len(HEADER)} fields parted by tabs, got {len(fields)}",
+                    f"{document.place(line)}: expected {len(HEADER)} fields separated by tabs, got {len(fields)}",
                     "take the file as published",
                 )
             original, category, challenge, note = fields

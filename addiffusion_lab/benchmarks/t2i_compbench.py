@@ -15,27 +15,27 @@ CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "non_spatial
 KINDS = ("spatial", "action", "spatialaction")
 Split = Literal["val", "train", "all"]
 _SPLITS: dict[str, tuple[str, int]] = {"val": ("_val", 300), "train": ("_train", 700), "all": ("", 1000)}
-_PUBLISHED = {("all", "color"): 860}  # the one list that is not of the usual length
+_PUBLISHED = {("all", "color"): 860}  # the only list with another length
 
 
 class T2ICompBenchPrompts(Benchmark):
     """The prompts of ``{category}_{split}.txt``, one per line; the task is the category.
 
-    Most files end without a line end, and some lines in CR LF: neither loses nor changes a prompt. Training lists
-    hold some prompts twice; both are kept, under different ids. ``metadata["index"]`` counts within a category, as the
-    scorers do. A ``complex`` prompt has ``metadata["kind"]`` (``spatial``, ``action``, ``spatialaction``), which its
-    score needs, where the lists of kinds are there.
+    Files without a final line end and lines ending in CR LF are read correctly. Training lists
+    contain some prompts twice; both are kept, under different ids. ``metadata["index"]`` counts within a category, as
+    the scorers do. A ``complex`` prompt has ``metadata["kind"]`` (``spatial``, ``action``, ``spatialaction``), which
+    its score needs, where the lists of kinds exist.
 
     Args:
-        path: a folder of the lists or a checkout of the repository; or one list, whatever its name, of which no count
-            is known; its task is its category, else its name. For the rest see :class:`Benchmark`.
+        path: a folder of the lists or a checkout of the repository; or one list with any name, whose expected count
+            is unknown; its task is its category, otherwise its name. See also :class:`Benchmark`.
         world: see :class:`Benchmark`.
         partial: see :class:`Benchmark`.
-        split: ``val`` is what scores are published on; ``all`` is both.
+        split: ``val`` is used for published scores; ``all`` is both.
         categories: those of ``CATEGORIES`` to read; all when ``None``.
 
     Raises:
-        UnknownNameError: for a split or category that does not exist. For the rest see :class:`Benchmark`.
+        UnknownNameError: for an unknown split or category. For other errors see :class:`Benchmark`.
     """
 
     about: ClassVar[About] = About(
@@ -79,14 +79,14 @@ class T2ICompBenchPrompts(Benchmark):
                 yield Prompt(prompt, number(prompt, task), task=task, metadata={"index": index, **kind})
 
     def counts(self, origin: Origin) -> dict[str, int]:
-        """What the authors say; nothing is known of a list that was named by its path."""
+        """The published counts; unknown for a list that was given by its path."""
         if origin.single:
             return {}
         usual = _SPLITS[self.split][1]
         return {category: _PUBLISHED.get((self.split, category), usual) for category in self.categories}
 
     def _lists(self, origin: Origin) -> list[tuple[str, str]]:
-        """(file name without its ending, task) of each list."""
+        """(file name without suffix, task) of each list."""
         if origin.single:
             stem = Path(str(origin)).stem
             category, _, split = stem.rpartition("_")
@@ -108,7 +108,7 @@ def _texts(origin: Origin, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _kinds(origin: Origin, suffix: str) -> dict[str, str]:
-    """Prompt -> kind, of the mixtures whose lists of kinds are there."""
+    """Prompt -> kind, for mixtures whose lists of kinds exist."""
     if not isinstance(origin, PathOrigin) or not suffix:
         return {}
     found: dict[str, str] = {}

@@ -1,1 +1,1 @@
-"""The demo page: a prompt drawn live by a policy, its probabilities at each decision, fixed-step samplers beside it."""
+"""The demo page: live generation by a policy, its probabilities at each decision, and fixed-step samplers."""

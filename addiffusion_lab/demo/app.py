@@ -1,4 +1,4 @@
-"""The page itself, with Gradio: controls on top, the showing below, streamed after every decision."""
+"""The page in Gradio: controls on top, the output below, streamed after every decision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from addiffusion_lab.demo.prompts import MOST_CHARACTERS, guide_of, read_prompt
 from addiffusion_lab.demo.takes import Studio, Take, comparators
 
 HOST = "127.0.0.1"
-"""This machine alone; ``share`` is the way out."""
+"""Only this machine; ``share`` makes the page public."""
 
 MOST_SEED = 2**31 - 1
 HIGHEST_PORT = 65_535
@@ -25,7 +25,7 @@ class Served:
     """A running server.
 
     Attributes:
-        url: where the page is.
+        url: address of the page.
         blocks: Gradio's object; its ``close`` ends the server.
     """
 
@@ -34,15 +34,15 @@ class Served:
 
 
 def showing(studio: Studio, text: str | None, seed: float | None, cost_per_nfe: float) -> Iterator[str]:
-    """The page's answer to a press of the button, as HTML that grows with every decision.
+    """Event handler of the button: yields HTML after every decision.
 
-    Whatever cannot be drawn becomes a message; nothing is raised.
+    Errors become messages on the page; nothing is raised.
 
     Args:
-        studio: with the policy.
-        text: as typed.
-        seed: of the image, a whole number from 0 to 2^31 - 1.
-        cost_per_nfe: of one NFE.
+        studio: holds the policy.
+        text: the prompt as typed.
+        seed: seed of the image, an integer from 0 to 2^31 - 1.
+        cost_per_nfe: cost of one NFE.
     """
     try:
         prompt = read_prompt(text, studio.traits)
@@ -60,13 +60,13 @@ def showing(studio: Studio, text: str | None, seed: float | None, cost_per_nfe: 
                 takes = [*done, take]
                 yield page.stage(prompt.text, note, takes, names[place + 1 :])
     except AdDiffusionError as error:
-        # A visitor has no settings to set; and of what is not drawn there is nothing else to say.
+        # Visitors cannot change settings, so that part of the remedy is removed.
         yield page.message(error.cause, error.remedy.partition(", or set ")[0])
 
 
 def _seed(seed: float | None) -> int:
     if seed is None or not 0 <= seed <= MOST_SEED or int(seed) != seed:
-        raise ConfigError(f"The seed must be a whole number from 0 to {MOST_SEED}, got {seed}.", "0 is a good one.")
+        raise ConfigError(f"The seed must be a whole number from 0 to {MOST_SEED}, got {seed}.", "Use 0.")
     return int(seed)
 
 
@@ -87,7 +87,7 @@ def build(studio: Studio) -> Any:
     with gradio.Blocks(title="AdDiffusion", analytics_enabled=False) as blocks:
         gradio.HTML(f"<h1>AdDiffusion</h1>{page.legend()}", elem_id="intro", padding=False)
         with gradio.Row():
-            # The length is checked on the server too; what is typed here cannot even be sent.
+            # The length is also checked on the server.
             text = gradio.Textbox(
                 examples[1], label="Prompt", scale=5, lines=1, max_lines=3, max_length=MOST_CHARACTERS, elem_id="prompt"
             )
@@ -109,7 +109,7 @@ def build(studio: Studio) -> Any:
         if vocabulary:
             with gradio.Accordion("What can be drawn?", open=False):
                 gradio.HTML(vocabulary, padding=False)
-        # What is asked for while an image is drawn is drawn next; Gradio's own default drops it.
+        # Requests during generation are queued; Gradio's default drops them.
         gradio.on(
             [button.click, text.submit],
             answer,
@@ -129,21 +129,21 @@ def serve(
     Args:
         policy: ``"emoji"`` or a run's folder.
         device: ``auto``, ``cpu``, ``cuda`` ...
-        port: on this machine; 0 takes any free one.
-        share: also through a public address of Gradio's, for 72 hours.
-        block: wait until the server is ended (Ctrl-C).
+        port: local port; 0 selects any free one.
+        share: also serve at a public Gradio address, for 72 hours.
+        block: wait until the server is stopped (Ctrl-C).
 
     Raises:
         MissingPackageError: without Gradio.
-        ConfigError: when the port is taken, or there is no such port.
+        ConfigError: when the port is in use or invalid.
         AdDiffusionError: when the policy or its model cannot be loaded.
     """
     gradio = _gradio()
     if not 0 <= port <= HIGHEST_PORT:
-        raise ConfigError(f"--port must be from 0 to {HIGHEST_PORT}, got {port}", "0 takes any free one")
+        raise ConfigError(f"--port must be from 0 to {HIGHEST_PORT}, got {port}", "0 selects any free one")
     studio = Studio(AdaptivePipeline.from_pretrained(policy, device=device))
     for _ in studio.fixed("fixed:2", read_prompt("a photo of a dog", studio.traits), 0):
-        pass  # warms up, so that the first visitor's seconds are like the others'
+        pass  # warm-up, so that the first visitor's timing is representative
     blocks = build(studio)
     theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
@@ -159,7 +159,7 @@ def serve(
         )
     except OSError as error:
         raise ConfigError(f"port {port} on {HOST} cannot be used: {error}", "choose another --port, or 0") from error
-    print(f"the demo is at {url}  (Ctrl-C ends it)", flush=True)
+    print(f"the demo is at {url}  (Ctrl-C stops it)", flush=True)
     if block:
         blocks.block_thread()
     return Served(url, blocks)

@@ -1,4 +1,4 @@
-"""The page's images and words as HTML. Everything that a visitor typed is escaped."""
+"""Images and texts of the page as HTML. All user input is escaped."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from addiffusion_lab.demo.takes import Take
 HERE = Path(__file__).parent
 
 SMALLEST = 128
-"""Small images are enlarged by a whole factor to at least this many pixels before they are sent."""
+"""Small images are enlarged by an integer factor to at least this many pixels before they are sent."""
 
 MEANINGS = {
     Action.CONTINUE: "take one more step",
     Action.STOP: "finish now, in a few evaluations",
-    Action.REFINE: "draw a region, or all of it, again",
+    Action.REFINE: "redraw a region or the whole image",
 }
 
 TITLES = {"policy": "Policy"}
 
 
 def escape(text: str) -> str:
-    """Text for HTML; braces, dollars and backticks too, which Gradio's templates would read.
+    """Escapes text for HTML, including braces, dollars and backticks, which Gradio's templates would interpret.
 
     >>> escape("<b>${x}</b>")
     '&lt;b&gt;&#36;&#123;x&#125;&lt;/b&gt;'
@@ -46,7 +46,7 @@ def escape(text: str) -> str:
 
 
 def image(pixels: np.ndarray, description: str, mask: np.ndarray | None = None) -> Markup:
-    """An image element with the pixels in it: (h, w, 3) uint8."""
+    """An image element with embedded pixels: (h, w, 3) uint8."""
     factor = max(1, -(-SMALLEST // min(pixels.shape[:2])))
     large = np.kron(pixels, np.ones((factor, factor, 1), np.uint8)) if factor > 1 else pixels
     buffer = io.BytesIO()
@@ -56,7 +56,7 @@ def image(pixels: np.ndarray, description: str, mask: np.ndarray | None = None) 
 
 
 def title(name: str) -> str:
-    """How a sampler is called on the page.
+    """Display name of a sampler.
 
     >>> title("fixed:6"), title("fixed:1"), title("policy")
     ('6 fixed steps', '1 fixed step', 'Policy')
@@ -68,39 +68,39 @@ def title(name: str) -> str:
 
 
 def legend() -> str:
-    """One line that says what the three actions mean."""
+    """One line that explains the three actions."""
     return str(_macros().legend())
 
 
 def message(cause: str, remedy: str = "", kind: str = "error") -> str:
-    """A box with something to tell: an ``error`` or a ``note``."""
+    """A message box: an ``error`` or a ``note``."""
     return str(_macros().message(cause, remedy, kind))
 
 
 def stage(prompt: str, note: str, takes: Sequence[Take], waiting: Sequence[str] = ()) -> str:
-    """The whole of a showing: the policy's filmstrip, then a card for each sampler.
+    """The whole output: the policy's filmstrip, then a card for each sampler.
 
     Args:
         prompt: the visitor's text.
-        note: what to tell about it; empty for nothing.
-        takes: the policy's first.
-        waiting: names of the samplers still to come.
+        note: a note about it; may be empty.
+        takes: the takes, the policy's first.
+        waiting: names of the samplers that have not started.
     """
     return str(_macros().stage(prompt, note, takes, waiting))
 
 
 def empty() -> str:
-    """What stands where the showing will be."""
+    """Placeholder of the output."""
     return str(_macros().empty())
 
 
 def filmstrip(take: Take) -> str:
-    """A row of cells, a decision each: the preview, the probability of each action, the one that was chosen."""
+    """A row of cells, one per decision: the preview, the probability of each action, the chosen action."""
     return str(_macros().filmstrip(take))
 
 
 def card(take: Take) -> str:
-    """A sampler's image with what it cost, whether it is right, and how it came about in small."""
+    """A sampler's image with its cost, its verdict, and thumbnails of its previews."""
     return str(_macros().card(take))
 
 

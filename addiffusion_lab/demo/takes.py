@@ -1,4 +1,4 @@
-"""Images in progress, moment by moment: what the page shows, without the page."""
+"""State of the generated images after every decision, independent of the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.image_scores import ImageScores
 
 REFERENCE = "fixed:50"
-"""What everybody compares with."""
+"""The fixed-step reference sampler."""
 
 MOST_MOMENTS = 10
 """Previews kept of a fixed-step sampler, evenly spaced over its steps."""
@@ -34,13 +34,14 @@ class Moment:
     """One decision.
 
     Attributes:
-        step: of the schedule, done before it.
-        nfe: spent before it.
-        pixels: (h, w, 3) uint8, what was there to see: the preview, or the finished image that could be taken.
+        step: schedule steps before it.
+        nfe: NFE before it.
+        pixels: (h, w, 3) uint8, the preview, or the finished image that could be accepted.
         action: 0 continue, 1 stop, 2 refine.
-        probabilities: (3,) of the policy, illegal actions 0; ``None`` for a sampler that follows a schedule.
-        preference: of what was seen; NaN where no preview was scored.
-        mask: (h', w') region that the refinement before drew again; ``None`` for none.
+        probabilities: (3,) probabilities of the policy, illegal actions 0; ``None`` for a sampler that follows a
+            schedule.
+        preference: preference of the preview; NaN where it was not scored.
+        mask: (h', w') region that the previous refinement redrew; ``None`` for none.
     """
 
     step: int
@@ -54,17 +55,17 @@ class Moment:
 
 @dataclass(frozen=True)
 class Take:
-    """An image in progress, or made.
+    """An image, in progress or finished.
 
     Attributes:
-        name: of the sampler: ``"policy"``, ``"fixed:6"``.
+        name: name of the sampler: ``"policy"``, ``"fixed:6"``.
         moments: its decisions so far.
-        nfe: spent so far.
-        seconds: of wall-clock spent so far, the previews that only the page needs left out.
+        nfe: NFE so far.
+        seconds: wall-clock seconds so far, without the previews that only the page needs.
         image: (H, W, 3) uint8 when finished.
         preference: of the finished image.
-        correct: whether an object detector finds exactly what the prompt asks for; ``None`` where it cannot say.
-        reason: why not.
+        correct: whether an object detector finds exactly what the prompt asks for; ``None`` without a verdict.
+        reason: the reason if not.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Take:
 
 
 class Studio:
-    """Makes takes with one policy on one model.
+    """Generates takes with one policy on one model.
 
     Args:
         pipe: the policy with its model; it must be a learned one.
@@ -97,19 +98,19 @@ class Studio:
 
     @property
     def traits(self) -> Traits:
-        """Of the model."""
+        """Traits of the model."""
         return self.pipe.backbone.traits
 
     @property
     def highest_cost_per_nfe(self) -> float:
-        """The highest cost per NFE that the policy was trained at; 0 when it knows no cost per NFE."""
+        """The highest cost per NFE that the policy was trained at; 0 when it does not observe it."""
         return self.sampler.config.highest_cost_per_nfe if "cost_per_nfe" in self.sampler.config.observation else 0.0
 
     def policy(self, prompt: Prompt, seed: int, cost_per_nfe: float) -> Iterator[Take]:
-        """The policy's image: a take at each decision, at last the finished one.
+        """The policy's image: yields a take at each decision, and finally the finished one.
 
         Raises:
-            ConfigError: for a cost per NFE that is negative or no number.
+            ConfigError: for a cost per NFE that is negative or not a number.
             PromptError: when the prompt does not fit the text window.
         """
         if not np.isfinite(cost_per_nfe) or cost_per_nfe < 0:
@@ -130,7 +131,7 @@ class Studio:
         backbone = self.pipe.backbone
         process = sampler.process(self.pipe.process)
         engine = Engine(backbone, self.pipe.scorers, solver=process.solver)
-        backbone.encode([prompt.text])  # cached: every sampler finds it done, and none pays for it
+        backbone.encode([prompt.text])  # cached, so that it does not count in any sampler's time
         lane, take = open_lane(backbone, process, prompt, seed), Take(name)
         before: ImageScores | None = None
         image: GeneratedImage | None = None
@@ -170,14 +171,14 @@ class Studio:
 
     @cached_property
     def _judge(self) -> Any:
-        """The first of the model's own held-out judges that gives verdicts, or ``None``."""
+        """The first of the model's default judges that gives verdicts, or ``None``."""
         kinds = (SCORERS.load(name) for name in self.traits.judges)
         kind = next((kind for kind in kinds if hasattr(kind, "verdicts")), None)
         return None if kind is None else kind.from_pretrained(device=self.pipe.backbone.device)
 
 
 def comparators(nfe: float) -> tuple[str, ...]:
-    """The fixed-step samplers to show beside an image that took so many evaluations: as many, and fifty.
+    """The fixed-step samplers to compare with an image of ``nfe`` evaluations: as many steps, and fifty.
 
     >>> comparators(4.5), comparators(0.5)
     (('fixed:5', 'fixed:50'), ('fixed:1', 'fixed:50'))

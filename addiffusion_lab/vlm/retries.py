@@ -1,4 +1,4 @@
-"""Retries after rate limits, server errors and time-outs: exponential back-off, or the delay requested by the service."""
+"""Retries after rate limits, server errors and time-outs: exponential back-off, or the service's delay."""
 
 from __future__ import annotations
 

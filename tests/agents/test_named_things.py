@@ -1,4 +1,4 @@
-"""What a caller may hold in the place of a policy or a model: each works, or is told what it is and what to type."""
+"""Values accepted as a policy or a model: each works, or raises an error that says what to pass."""
 
 import numpy as np
 import pytest

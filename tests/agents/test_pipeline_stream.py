@@ -233,7 +233,7 @@ def test_maps_of_a_refinement_are_no_steps(backbone, scorers):
     process = ProcessConfig(steps=4, guidance_scale=2.0, early_exit_steps=1, refine=refine)
     pipe = AdaptivePipeline(backbone, RefineOnce(), process, scorers=scorers)
     out = pipe("a dog and a cat", callback_on_step_end=lambda _, step, *__: steps.append(step), return_trace=True)
-    # Three evaluations to the stop with its early exit, two of the refinement; its maps are paid for and not told.
+    # Three evaluations to the stop with its early exit, two of the refinement; its maps are counted but not reported.
     assert steps == list(range(len(steps))) and len(steps) < out.nfe[0]
     assert len(out.trace[0].masks) == 1
 

@@ -1,4 +1,4 @@
-"""Training on Ray workers: one is killed and one hangs, training goes on, is counted, and resumes with more of them."""
+"""Training on Ray workers: one is killed and one hangs, training continues, and resumes with more workers."""
 
 import os
 import signal

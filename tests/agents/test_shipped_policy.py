@@ -1,6 +1,6 @@
-"""The policy that ships with the package: how often it is right, at what cost, and what cost per NFE and target do.
+"""The policy that ships with the package: its accuracy, its cost, and the effect of cost per NFE and target.
 
-The bounds follow from its results on 1,024 test prompts (``pretrained/emoji/results.json``: right on .954 to .961, in
+The bounds follow from its results on 1,024 test prompts (``pretrained/emoji/results.json``: correct on .954 to .961, in
 intervals that begin at .939) and from what another instruction set changes on the 64 prompts here.
 """
 
@@ -14,7 +14,7 @@ from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
 PROMPTS = EmojiPrompts(split="test").take(64, seed=0)
 TARGET = 5.0
 LEAST_RIGHT = 0.875
-"""56 of 64. A policy that is right on .955 falls below with probability .002; six fixed steps are right on .77, the
+"""56 of 64. A policy that is correct on .955 falls below with probability .002; six fixed steps are correct on .77, the
 policy without refinement on .80, and pass with probabilities .03 and .08."""
 
 

@@ -1,4 +1,4 @@
-"""RL Baselines3 Zoo and Optuna's sweep, as their configuration files say, in processes of their own."""
+"""RL Baselines3 Zoo and Optuna's sweep, as in their configuration files, in separate processes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from addiffusion_lab.metrics.paired import psnr
 
 
 class OfAllLanes(RewardTerm):
-    """Pays everybody the mean."""
+    """Gives every lane the mean."""
 
     def __call__(self, transition):
         return np.full(len(transition.nfe), transition.nfe.mean())
@@ -64,13 +64,13 @@ class BareSetting(RewardTerm):
 
 
 class Hiding(TerminalBonus):
-    """Pays by preference and says that it does not."""
+    """Depends on preference without declaring it."""
 
     pays_by = ()
 
 
 class Peeking(PreferenceGain):
-    """Pays for previews and says that it does not."""
+    """Depends on previews without declaring it."""
 
     needs_preview = False
 
@@ -233,7 +233,7 @@ def test_broken_backbones(sampler, spoil, words, emoji):
 
 
 class Restless(PromptList):
-    """Draws from a generator of its own."""
+    """Draws from its own generator."""
 
     fresh = np.random.default_rng(0)
 

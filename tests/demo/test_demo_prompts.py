@@ -15,7 +15,7 @@ EMOJI = traits_of("emoji")
     [
         (None, "There is no prompt"),
         (" \n\t ", "There is no prompt"),
-        ("a" * 100_000, r"100,000 characters; up to 400"),
+        ("a" * 100_000, r"100,000 characters; the maximum is 400"),
         ("a dog\x00", r"control character U\+0000"),
         ("a dog\x1b[31m", r"control character U\+001B"),
         ("a \u202egod", r"control character U\+202E"),

@@ -10,7 +10,7 @@ from addiffusion_lab.demo.prompts import read_prompt
 from addiffusion_lab.demo.takes import Studio
 
 EMOJI = traits_of("emoji")
-HARD = "a photo of an elephant left of a giraffe"  # with seed 0 the shipped policy tries twice
+HARD = "a photo of an elephant left of a giraffe"  # with seed 0 the shipped policy makes two attempts
 
 
 def test_the_policys_last_take_is_the_pipelines_image(studio):

@@ -144,7 +144,7 @@ def test_a_frontier_of_another_model_is_warned_of(emoji, scorers, other_emoji):
     own = {"backbone": digest_of(described(emoji)), "scorers": digest_of(described(scorers))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe._with_cost(None, 6.0)  # a policy of before: nobody knows
+        pipe._with_cost(None, 6.0)  # an older policy without an identity
         pipe.sampler.config = replace(pipe.sampler.config, identity=own)
         pipe._with_cost(None, 6.0)
     moved = AdaptivePipeline(other_emoji, pipe.sampler, scorers=with_other_dino(scorers))
@@ -268,7 +268,7 @@ def test_what_was_measured_on_other_images_is_not_reported(manifest, shown, tmp_
     kept = {"reference": "b", "samplers": {"a": {"psnr": row}}, "images": _images(measured)}
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
     assert [section.title for section in metrics_sections(tmp_path, manifest)] == ["Metrics"] * shown
-    del kept["images"]  # of an older version: shown beside a manifest of its age alone
+    del kept["images"]  # of an older version: only valid with a manifest of that version
     (tmp_path / "metrics.json").write_text(json.dumps(kept))
     assert metrics_sections(tmp_path, manifest) == []
     assert len(metrics_sections(tmp_path, replace(manifest, identity={}))) == 1

@@ -1,4 +1,4 @@
-"""A policy that does the same for everybody is called collapsed; one that adapts is not."""
+"""A policy that behaves the same for every prompt is reported as collapsed; one that adapts is not."""
 
 import pytest
 from eval_records import record

@@ -35,8 +35,8 @@ def test_a_wrong_value_is_refused_by_its_key(key, value):
     [
         ("samplers", [], "samplers is empty and there is no policy"),
         ("margin", 0, "a margin must be above 0, got 0"),
-        ("seeds", [], r"seeds must be one number or more, each at least 0, got \[\]"),
-        ("costs_per_nfe", [-1.0], r"costs_per_nfe must be one number or more, each at least 0, got \[-1.0\]"),
+        ("seeds", [], r"seeds must be one or more numbers, each at least 0, got \[\]"),
+        ("costs_per_nfe", [-1.0], r"costs_per_nfe must be one or more numbers, each at least 0, got \[-1.0\]"),
         ("seeds", [0, 2**63], "seeds must be at most 9223372036854775807"),
     ],
 )

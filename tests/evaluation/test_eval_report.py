@@ -27,7 +27,7 @@ EVIL = "<script>alert('x')</script> & a | pipe"
 
 
 def world(count=48):
-    """A policy at 6 NFE that is right more often than 8 fixed steps, and spends more where more is asked."""
+    """A policy at 6 NFE that is correct more often than 8 fixed steps, and spends more on more constraints."""
     draw = np.random.default_rng(0).random(count)
     records = []
     for n in range(count):
@@ -129,7 +129,7 @@ def test_the_summary_finds_what_was_planted(folder):
 
 
 def test_no_two_samplers_look_alike():
-    """Twenty samplers beside four costs per NFE of the policy; the policy is told by its colour, its costs per NFE by their lines."""
+    """Twenty samplers and four costs per NFE of the policy: the policy has its colour, its costs their line styles."""
     costs_per_nfe = ("policy:run@0.01", "policy:run@0", "policy:run@0.02", "policy:run@0.03")
     names = (*costs_per_nfe, *(f"threshold_resample:{n}" for n in range(20)), "fixed:4")
     records = [record(name, n, nfe=4 + place, preference=n) for place, name in enumerate(names) for n in range(3)]

@@ -27,7 +27,7 @@ SAMPLERS_COMPARED = ("fixed:2", "best_of:2x1", "random:0.4")
 
 
 class StopWhenLiked(BaseSampler):
-    """Looks, and stops once the preview is liked."""
+    """Reads preview scores, and stops once the preference is high enough."""
 
     usage = "liked:"
     name = "liked"
@@ -121,7 +121,7 @@ def test_an_unknown_judge_gets_the_nearest_name():
 
 
 def test_the_emoji_worlds_preference_can_be_asked_as_a_judge(context, prompts, tmp_path):
-    """It says what the looks say: the same model on the same image."""
+    """It returns the preview scores: the same model on the same image."""
     judged = replace(context, judges=Judges.of(["blip_preference"]))
     (found,) = evaluate([make_sampler("fixed:2")], prompts[:1], [0], judged, tmp_path)
     assert found.extra["blip_preference"] == pytest.approx(found.preference, abs=1e-3)
@@ -164,8 +164,8 @@ def test_a_damaged_shard_is_made_again(prompts, context, tmp_path):
     ("change", "words"),
     [
         ({"samplers": []}, "at least one sampler"),
-        ({"samplers": ["fixed:2", "fixed:2"]}, "sampler 'fixed:2' is there more than once"),
-        ({"seeds": [1, 1]}, "seed '1' is there more than once"),
+        ({"samplers": ["fixed:2", "fixed:2"]}, "sampler 'fixed:2' is given more than once"),
+        ({"seeds": [1, 1]}, "seed '1' is given more than once"),
         ({"prompts": 0}, "at least one prompt"),
     ],
 )

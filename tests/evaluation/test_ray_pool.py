@@ -84,7 +84,7 @@ def test_records_are_those_of_the_plain_loop_though_a_worker_dies(plain, context
     images = RecordStore(tmp_path / "records").images(uids)
     assert images == RecordStore(plain[1] / "records").images(uids) and len(images) == len(uids)
     monkeypatch.undo()
-    monkeypatch.setattr(ray_pool, "ActorPool", None)  # nothing is left to make: nobody is hired
+    monkeypatch.setattr(ray_pool, "ActorPool", None)  # nothing is left to generate: no worker is started
     assert run(context, prompts[:2], tmp_path, {"kind": "ray", "workers": 2}) == found
 
 

@@ -72,7 +72,7 @@ class Patient(BaseSampler):
 
 @dataclass
 class World:
-    """An evaluation whose every part may be changed; its files lie in a folder of its own."""
+    """An evaluation whose every part may be changed; its files are in a separate folder."""
 
     folder: Path
     scorers: ImageScorers
@@ -148,7 +148,7 @@ def weights_of(component: str):
 
 
 def with_scorer(part: str, **changes: Any):
-    """One of the scorers behind a look with other attributes; ``model`` scales its weights."""
+    """One of the scorers with other attributes; ``model`` scales its weights."""
 
     def change(world: World) -> None:
         scorer = copy.copy(getattr(world.scorers, part))
@@ -393,7 +393,7 @@ def test_what_has_changed_is_named_and_the_report_says_what_was_used(world):
     there = old["backbone"]["pipe"]["unet"]["weights"]
     assert line == f"backbone.pipe.unet.weights: {there[:12]} -> {here[:12]}"
     assert others.splitlines()[0].endswith(
-        f"holds 1 records of these samplers by another model, scorer or judge; last time against now: {line}"
+        f"holds 1 records of these samplers by another model, scorer or judge; previous versus current: {line}"
     )
     report = write_report(world.folder / "out").markdown.read_text()
     assert f"{second.preference:+.2f}" != f"{first.preference:+.2f}"
@@ -401,7 +401,7 @@ def test_what_has_changed_is_named_and_the_report_says_what_was_used(world):
 
 
 def test_records_of_an_older_version_are_read_as_what_they_are(world):
-    """They are not taken for anybody's; a report of their own manifest still reads them."""
+    """They match no identity; a report of their manifest still reads them."""
     import pyarrow.parquet as pq
 
     out = world.folder / "out"
@@ -420,4 +420,4 @@ def test_records_of_an_older_version_are_read_as_what_they_are(world):
     assert [r.identity for r in manifest.select(RecordStore(out / "records").read())] == [None]
     assert "recorded by an older version" in write_report(out).markdown.read_text()
     _, [second], made, others = world.evaluate()
-    assert made == 1 and second.uid != uid and "1 of an older version do not say by which" in others
+    assert made == 1 and second.uid != uid and "1 of an older version do not record it" in others

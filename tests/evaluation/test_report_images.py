@@ -1,4 +1,4 @@
-"""What a reader looks at: images side by side, strips beside their prompts, plots that can be read as shown."""
+"""Images of a report: images side by side, filmstrips next to their prompts, plots that are legible as shown."""
 
 import base64
 import io
@@ -131,7 +131,7 @@ def test_what_has_one_value_is_told_and_not_drawn():
     told = "\n".join(part for section in written for part in section.parts if isinstance(part, str))
     assert "Rank correlation" not in told
     assert "Every image of policy:" in told and "took 5 NFE." in told
-    assert "every prompt comes without a count of what it asks for" in told
+    assert "every prompt has an unknown number of constraints" in told
     assert "Nothing to compare: one sampler, or one cost for all." in told
     assert not any(isinstance(part, Figure) for section in written for part in section.parts)
 

@@ -44,7 +44,7 @@ def case(images, seed=0, judge="correct", limit=MARGIN, **claims):
 
 
 def against_reference(draw, prompts, only_policy, only_reference, nfe=6.0):
-    """H1: the shares of prompts that only one of the two gets right; NFE scattered over four around ``nfe``."""
+    """H1: the shares of prompts on which only one of the two is correct; NFE scattered over four around ``nfe``."""
     place = draw.random(prompts)
     policy = (place < only_policy) | (place > 0.3)
     reference = ((place >= only_policy) & (place < only_policy + only_reference)) | (place > 0.3)
@@ -53,7 +53,7 @@ def against_reference(draw, prompts, only_policy, only_reference, nfe=6.0):
 
 
 def against_frontier(draw, prompts, gain, retry=None):
-    """H2: fixed:4 right on .6, fixed:8 on .8; the policy takes 4 or 8 NFE at random and is right on .7 + ``gain``.
+    """H2: fixed:4 correct on .6, fixed:8 on .8; the policy takes 4 or 8 NFE at random and is correct on .7 + ``gain``.
 
     Args:
         draw: generator.
@@ -79,7 +79,7 @@ def against_frontier(draw, prompts, gain, retry=None):
 
 
 def at_a_corner(draw, prompts, gain):
-    """H2 where the frontier bends: fixed:4, 6 and 8 right on .5, .75 and .85; the policy costs 6 NFE in the mean."""
+    """H2 where the frontier bends: fixed:4, 6 and 8 correct on .5, .75 and .85; the policy costs 6 NFE in the mean."""
     place = draw.random(prompts)
     correct = {f"fixed:{steps}": place < share for steps, share in ((4, 0.5), (6, 0.75), (8, 0.85))}
     nfe = {f"fixed:{steps}": np.full(prompts, float(steps)) for steps in (4, 6, 8)}
@@ -108,7 +108,7 @@ def synthetic(sampler, number, nfe, correct):
 
 
 def with_refinement(draw, prompts, gain):
-    """H4: no refinement spends 5 NFE and is right on .7; refinement spends 7, where 8 fixed steps bring .8."""
+    """H4: no refinement spends 5 NFE and is correct on .7; refinement spends 7, where 8 fixed steps reach .8."""
     place = draw.random(prompts)
     line = 0.7 + 0.1 * 2 / 3 + gain
     return table(

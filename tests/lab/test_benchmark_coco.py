@@ -87,7 +87,7 @@ def test_a_list_without_names_is_told_apart_by_its_lines(tmp_path: Path) -> None
     [
         ("image,words\na,b\n", "line 1: expected a column text or caption or prompt, got 'image, words'"),
         ("file_name,text\na_1.jpg\n", "line 2: expected 2 fields, got 1"),
-        ("file_name,text\na_1.jpg,x\na_01.png,y\n", "line 3: the image '1' is there twice"),
+        ("file_name,text\na_1.jpg,x\na_01.png,y\n", "line 3: the image '1' occurs twice"),
         ('file_name,text\na_1.jpg,"x\n', "not CSV"),
         ("file_name,text\na_1.jpg,\n", "line 2: the prompt is empty"),
         ("[1]", "line 1: expected a column"),
@@ -104,7 +104,7 @@ def test_lists_name_file_and_line(text: str, problem: str, tmp_path: Path) -> No
     [
         ("{", "line 1: not JSON"),
         ("{}", "the list 'annotations' is missing"),
-        ('{"annotations": [3]}', "annotation 1: expected whole numbers image_id and id and a caption"),
+        ('{"annotations": [3]}', "annotation 1: expected integers image_id and id and a caption"),
         ('{"annotations": [{"image_id": 1, "id": 1, "caption": "a"}, {"image_id": "2", "id": 2}]}', "annotation 2"),
         ('{"annotations": [{"image_id": 1, "id": 7, "caption": null}]}', "annotation id 7: a prompt must be text"),
         ('{"annotations": []}', "holds no prompt"),

@@ -163,5 +163,5 @@ def test_a_backbones_settings_of_training_stay_out_of_an_evaluation() -> None:
 def test_prompts_of_other_sources_are_not_exported(tmp_path: Path) -> None:
     from addiffusion_lab.benchmarks.export import export
 
-    with pytest.raises(PromptError, match="make the images with benchmark=geneval"):
+    with pytest.raises(PromptError, match="generate the images with benchmark=geneval"):
         export("geneval", [(Prompt.of("a dog"), [b"\x89PNG\r\n\x1a\n"])], tmp_path / "out")

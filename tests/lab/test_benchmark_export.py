@@ -31,7 +31,7 @@ def shade(path: str) -> int:
 
 
 def geneval_reads(folder: Path) -> dict[str, list[int]]:
-    """What GenEval's evaluate_images.py would judge: prompt -> shades (the walk as in djghosh13/geneval@af4902f)."""
+    """What GenEval's evaluate_images.py would judge: prompt -> shades (traversal as in djghosh13/geneval@af4902f)."""
     found: dict[str, list[int]] = {}
     for subfolder in os.listdir(folder):
         path = os.path.join(folder, subfolder)
@@ -64,7 +64,7 @@ def test_emoji_prompts_are_exported_under_their_published_place(tmp_path: Path) 
     done = export("geneval", [(prompt, [png(7)]) for prompt in source.take(2)], tmp_path / "out")
     places = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert places == [f"{prompt.metadata['index']:05d}" for prompt in source.take(2)]
-    assert done.notes == ("1 images per prompt, published numbers are of 4",)
+    assert done.notes == ("1 images per prompt, published numbers use 4",)
 
 
 def compbench(tmp_path: Path, text: str = "a green bench and a blue bowl\ntwo boys.\n") -> T2ICompBenchPrompts:
@@ -87,7 +87,7 @@ def test_compbench_names_give_back_prompt_and_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["snake_case", "a cup/saucer", "..\\up", "../../etc/passwd", "a\x00b", "a\nb"])
 def test_prompts_that_a_file_name_cannot_carry_are_refused(text: str) -> None:
-    with pytest.raises(PromptError, match="cannot read it back from a file name"):
+    with pytest.raises(PromptError, match="cannot recover it from a file name"):
         t2i_compbench_name(text, 0, 10, 0)
 
 
@@ -96,7 +96,7 @@ def test_names_end_at_what_file_systems_hold(tmp_path: Path) -> None:
     assert len(t2i_compbench_name(fits, 0, 1, 0).encode()) == MAX_NAME_BYTES
     export("t2i_compbench", [(compbench(tmp_path, fits).prompts[0], [png(0)])], tmp_path / "out")
     for text in (fits + "é", "x" * 100_000):
-        with pytest.raises(PromptError, match="makes a file name of"):
+        with pytest.raises(PromptError, match="gives a file name of"):
             t2i_compbench_name(text, 0, 1, 0)
 
 
@@ -106,7 +106,7 @@ def test_nothing_is_written_outside_or_in_part_when_a_prompt_does_not_fit(tmp_pa
         export("t2i_compbench", [(prompt, [png(0)]) for prompt in source], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     forged = Prompt("a cup", "t2i_compbench-1", "../../evil", metadata={"index": 0})
-    with pytest.raises(PromptError, match="is none of t2i_compbench"):
+    with pytest.raises(PromptError, match="is not from t2i_compbench"):
         export("t2i_compbench", [(forged, [png(0)])], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["color_val.txt"]
 
@@ -115,7 +115,7 @@ def test_strange_files_would_be_scored_so_they_are_refused(tmp_path: Path) -> No
     source = GenEvalPrompts(write(tmp_path, *ENTRIES), partial=True)
     many = [(prompt, [png(1), png(2)]) for prompt in source]
     export("geneval", many, tmp_path / "out")
-    with pytest.raises(RunFolderError, match=r"holds 7 other files, 00000/samples/0001\.png"):
+    with pytest.raises(RunFolderError, match=r"contains 7 other files, for example 00000/samples/0001\.png"):
         export("geneval", [(prompt, files[:1]) for prompt, files in many], tmp_path / "out")
 
 
@@ -127,11 +127,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         export("geneval", [], tmp_path / "out")
     with pytest.raises(ConfigError, match="between 1 and 2 images"):
         export("geneval", [(prompts[0], [png(1)]), (prompts[1], [png(1)] * 2)], tmp_path / "out")
-    with pytest.raises(ConfigError, match="is no PNG file"):
+    with pytest.raises(ConfigError, match="is not a PNG file"):
         export("geneval", [(prompts[0], [b"\xff\xd8\xff jpeg"])], tmp_path / "out")
-    with pytest.raises(PromptError, match="is none of geneval"):
+    with pytest.raises(PromptError, match="is not from geneval"):
         export("geneval", [(Prompt.of("a dog"), [png(1)])], tmp_path / "out")
-    with pytest.raises(PromptError, match="two images would be"):
+    with pytest.raises(PromptError, match="two images have the name"):
         export("geneval", [(prompts[0], [png(1)])] * 2, tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot write"):

@@ -174,7 +174,7 @@ def test_impossible_scenes_are_none() -> None:
         ('{"tag": "x", "include": [{"class": "a", "count": 1}], "prompt": 3}', "a prompt must be text, got int"),
         (
             '{"tag": "x", "include": [{"class": "a", "count": 1}], "prompt": "a\\u001b[2J"}',
-            r"holds the control character U\+001B",
+            r"contains the control character U\+001B",
         ),
         ('{"tag": "x", "include": [{"class": "a", "count": 1}], "prompt": "\\ud800"}', r"U\+D800"),
     ],

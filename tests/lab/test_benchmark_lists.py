@@ -51,8 +51,8 @@ def test_parti_prompts_may_hold_line_separators_of_unicode(tmp_path: Path) -> No
         ),
         ("", "line 1: expected the columns"),
         (HEAD, "holds no prompt"),
-        (HEAD + "a\tArts\tBasic\t\n\na\tArts\n", "line 4: expected 4 fields parted by tabs, got 2"),
-        (HEAD + "a\tb\tArts\tBasic\t\n", "line 2: expected 4 fields parted by tabs, got 5"),
+        (HEAD + "a\tArts\tBasic\t\n\na\tArts\n", "line 4: expected 4 fields separated by tabs, got 2"),
+        (HEAD + "a\tb\tArts\tBasic\t\n", "line 2: expected 4 fields separated by tabs, got 5"),
         (HEAD + "\tArts\tBasic\t\n", "line 2: the prompt is empty"),
         (HEAD + "a\x1b[2J\tArts\tBasic\t\n", r"line 2: .*U\+001B"),
     ],
@@ -125,7 +125,7 @@ def test_hpdv2_names_what_is_missing_or_malformed(tmp_path: Path) -> None:
     put(tmp_path, "anime.json", '["a"]')
     with pytest.raises(PromptError, match=r"no concept-art\.json of HPDv2"):
         HPDv2Prompts(tmp_path, partial=True)
-    with pytest.raises(PromptError, match=r"cats\.json is no style of HPDv2"):
+    with pytest.raises(PromptError, match=r"cats\.json is not a style of HPDv2"):
         HPDv2Prompts(put(tmp_path, "cats.json", "[]"), partial=True)
     with pytest.raises(PromptError, match=r"photo\.json: expected a JSON list of prompts, got dict"):
         HPDv2Prompts(put(tmp_path, "photo.json", "{}"), partial=True)
@@ -150,7 +150,7 @@ def test_imagereward_takes_the_files_ids(tmp_path: Path) -> None:
     [
         ("{}", "expected a JSON list, got dict"),
         ('[{"prompt": "a"}]', "prompt 1: expected an object with id and prompt"),
-        ('[{"id": "1", "prompt": "a"}, {"id": "1", "prompt": "b"}]', "prompt 2: the id '1' is there twice"),
+        ('[{"id": "1", "prompt": "a"}, {"id": "1", "prompt": "b"}]', "prompt 2: the id '1' occurs twice"),
         ('[{"id": "1"}]', "prompt 1: a prompt must be text, got NoneType"),
     ],
 )

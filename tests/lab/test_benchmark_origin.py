@@ -251,7 +251,7 @@ def test_odd_repositories_are_refused_before_anything_is_asked(path: str, monkey
 
 
 def test_a_benchmark_without_a_repository_says_so() -> None:
-    with pytest.raises(PromptError, match="no repository of GenEval on the hub is known"):
+    with pytest.raises(PromptError, match="no hub repository of GenEval is known"):
         GenEvalPrompts("hub")
 
 

@@ -25,7 +25,7 @@ SHUFFLED, PLAIN = planted.CONTROL, planted.PLAIN
 
 @lru_cache
 def evaluation(share=0.97, follows=True):
-    """Records of 160 prompts: the policy right on ``share`` at 6 NFE in the mean, fixed steps on .6 to .85."""
+    """Records of 160 prompts: the policy correct on ``share`` at 6 NFE in the mean, fixed steps on .6 to .85."""
     draw = np.random.default_rng(1)
     shares = {
         planted.POLICY: share,
@@ -80,7 +80,7 @@ def test_planted_gains_are_found_in_records():
     assert all(row.holm >= row.p for row in found["H2"].comparisons)
     assert found["H3"].judge == NO_JUDGE
     assert found["H3"].effect.estimate > 0.7
-    # A rule that sees the prompt alone is set beside, outside of the family.
+    # A rule based on the prompt alone is reported outside the family.
     assert np.isnan(found["H3"].comparisons[-1].holm)
     assert "prompt_rule:8,4" in found["H3"].comparisons[-1].comparator
 
@@ -104,7 +104,7 @@ def test_the_same_records_give_the_same_verdicts_whichever_are_asked_for():
 def test_a_scorer_of_the_reward_may_not_decide_alone():
     uses = [
         Use("blip_preference", planted.POLICY, "its reward term terminal_bonus pays by it"),
-        Use("blip_preference", "threshold_resample:0.5", "it keeps the try that it likes best"),
+        Use("blip_preference", "threshold_resample:0.5", "it keeps the attempt with the best such score"),
     ]
     with pytest.raises(ConfigError) as caught:
         verdicts(evaluation(), judges=("preference",), uses=uses)
@@ -158,7 +158,7 @@ def test_what_no_comparator_reaches_is_not_claimed():
 
 
 def test_nothing_follows_constraints_that_are_all_the_same():
-    """A user's own prompts come without constraints: a correlation of +0.000 would rule a claim out that nobody tested."""
+    """A user's prompts come without constraints: a correlation of +0.000 would rule out an untested claim."""
     same = [replace(item, constraints=0) for item in evaluation()]
     found = verdicts(same, names=("H3",))["H3"]
     assert (found.verdict, found.effect, found.n) == ("inconclusive", None, PROMPTS)

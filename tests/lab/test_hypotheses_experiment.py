@@ -144,9 +144,9 @@ def test_where_an_evaluation_goes(tmp_path, monkeypatch):
 
 
 def test_a_plan_tells_its_cost():
-    assert str(PlanCost(10, 0, 0.0, 0.0, float("nan"))) == "plan: 10 images, 0 of them to be made"
+    assert str(PlanCost(10, 0, 0.0, 0.0, float("nan"))) == "plan: 10 images, 0 of them to be generated"
     words = str(PlanCost(10, 4, 3000.0, 6000.0, 0.04))
-    assert "4 of them to be made; 3,000 to 6,000 NFE, 2.0 to 4.0 minutes at 40 ms" in words
+    assert "4 of them to be generated; 3,000 to 6,000 NFE, 2.0 to 4.0 minutes at 40 ms" in words
 
 
 def test_verdicts_are_printed_and_in_the_report(tmp_path, capsys):

@@ -147,7 +147,7 @@ def test_an_evaluation_without_a_held_out_judge_is_refused():
 
 
 def test_the_machine_is_named_with_its_instruction_set():
-    """In a process of its own: torch reads the variable once."""
+    """In a separate process: torch reads the variable once."""
     code = "from addiffusion_env.evaluation.manifest import versions; print(versions()['machine'])"
     plain = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)

@@ -178,7 +178,7 @@ def test_lossy_files_are_noted(scenes, tmp_path):
         Image.fromarray(item).save(tmp_path / f"{number}.jpg")
     with pytest.warns(SmallSampleWarning):
         found = image_metrics(scenes[:4], tmp_path, ["kid"], MetricSettings(features=flat()))
-    assert found["kid"].notes[-1].startswith("4 reference images were saved with loss")
+    assert found["kid"].notes[-1].startswith("4 reference images use lossy compression")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGB"])
@@ -194,7 +194,7 @@ def test_files_of_every_mode_are_read_as_torch_fidelity_reads_them(tmp_path, mod
 
 def test_a_file_of_sixteen_bits_is_refused_not_clipped_to_white(tmp_path):
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ConfigError, match=r"deep\.png has more than 8 bits a pixel .*'I;16'"):
+    with pytest.raises(ConfigError, match=r"deep\.png has more than 8 bits per pixel .*'I;16'"):
         list(Images.of([tmp_path / "deep.png"]))
 
 

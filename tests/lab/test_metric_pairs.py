@@ -52,7 +52,7 @@ def test_identical_images_count_the_cap_and_are_told():
         (torch.full((1, 3, 8, 8), 200.0), bytes_like((1, 8, 8, 3)), ImageRangeError, "must lie in [-1, 1]"),
         (np.zeros((1, 8, 8, 3)), bytes_like((1, 8, 8, 3)), ImageRangeError, "got float64 (8, 8, 3)"),
         ([], [], ConfigError, "needs images, got none"),
-        ("/no/folder", [], ConfigError, "/no/folder is no folder"),
+        ("/no/folder", [], ConfigError, "/no/folder is not a folder"),
         (["/no/file.png"], bytes_like((1, 8, 8, 3)), ConfigError, "no image at /no/file.png"),
     ],
 )
@@ -83,7 +83,7 @@ def test_an_unknown_metric_is_refused_before_anything_is_read():
 
 @pytest.fixture(scope="module")
 def trunk(tmp_path_factory):
-    """The features of torchvision's AlexNet with random weights, under the names of its own file."""
+    """The features of torchvision's AlexNet with random weights, under the names of its file."""
     from torchvision.models import alexnet
 
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def test_lpips_of_equal_images_is_zero_and_of_tiny_ones_refused(trunk):
     settings = MetricSettings(lpips_weights=trunk)
     images = bytes_like((1, 32, 32, 3))
     assert image_metrics(images, images, ["lpips"], settings)["lpips"].value == 0
-    with pytest.raises(ImageRangeError, match="needs 32 pixels a side, got 31x32"):
+    with pytest.raises(ImageRangeError, match="needs at least 32 pixels per side, got 31x32"):
         image_metrics(images[:, 1:], images[:, 1:], ["lpips"], settings)
 
 

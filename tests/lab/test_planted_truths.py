@@ -60,7 +60,7 @@ def test_h1_hardly_ever_passes_what_spends_the_limit():
 
 
 def test_h1_holds_against_all_its_references_or_not_at_all():
-    """On a par with the full schedule, and worse by twice the margin than a reference that tries again."""
+    """On a par with the full schedule, and worse by twice the margin than a reference that resamples."""
 
     def make(draw):
         found = planted.against_reference(draw, 400, 0.1, 0.1)

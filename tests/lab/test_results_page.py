@@ -32,7 +32,7 @@ NFE = {
 
 
 def evaluation(folder, hypotheses):
-    """The records of an evaluation in which the policy is right nine times in ten and the others every second time."""
+    """The records of an evaluation in which the policy is correct on nine in ten and the others on half."""
     prompts = [f"p{number:04d}" for number in range(40)]
     manifest = Manifest(
         samplers=tuple(SamplerEntry(name, name, {}, traits=Traits.of(make_sampler(name))) for name in NFE),

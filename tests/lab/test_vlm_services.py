@@ -210,7 +210,7 @@ def test_content_of_no_known_type_is_malformed(server, content):
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_minutes_that_the_service_asks_for_are_waited_up_to_the_limit(server, service, caplog):
-    """Not within the package, which would sleep where nobody sees it."""
+    """Not within the package, which would sleep unnoticed."""
     client, slept = client_of(server, service, timeout=5.0), []
     server.faults = [(429, {"retry-after": "61"}, failure(429)), (503, {"retry-after": "300"}, failure(503))]
     reply = with_retries(

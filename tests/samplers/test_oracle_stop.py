@@ -1,4 +1,4 @@
-"""The oracle tries every stop, keeps the best by one scorer, and hides no cost."""
+"""The oracle tries every stop, keeps the best by one scorer, and reports its full cost."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_one_prompt_cannot_be_shuffled(context):
 def test_a_policy_that_may_not_refine_never_does(context):
     from addiffusion_env.engine.engine import Engine
 
-    taken, prompts = {}, EmojiPrompts(split="test").take(3, seed=0)  # docs/filmstrips.png: it tries some of them again
+    taken, prompts = {}, EmojiPrompts(split="test").take(3, seed=0)  # docs/filmstrips.png: some of them are resampled
     for spec in ("policy:emoji@0", "policy:emoji@0,no_refine"):
         entry = plan([make_sampler(spec)], prompts, [0], context)[0]
         engine = Engine(context.backbone, context.scorers, decider=entry.sampler.decide)

@@ -65,7 +65,7 @@ def test_sag_without_its_guidance_is_ddim(emoji, scorers, prompts):
 
 
 def euler_of_sd15(config):
-    """Its class does not know set_alpha_to_one=False, which its config keeps: it lands on 0."""
+    """Its class does not know set_alpha_to_one=False, which its config keeps: it ends at 0."""
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler.from_config(config)
@@ -88,7 +88,7 @@ def exit_at_zero(config):
 
 @pytest.mark.parametrize("scheduler", [euler_of_sd15, edited_to_v, exit_at_zero])
 def test_pipelines_land_and_predict_as_the_engine_does(weights, scorers, scheduler):
-    """Seven steps do not divide a thousand levels, and the last one lands all the same."""
+    """Seven steps do not divide a thousand levels, and the last one still ends at 0."""
     from diffusers import StableDiffusionPipeline
 
     own = weights("sd15")[1]

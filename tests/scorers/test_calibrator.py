@@ -15,7 +15,7 @@ PROMPTS, ATTEMPTS = 400, 5
 
 @pytest.fixture(scope="module")
 def planted():
-    """Scores of right and wrong images whose share depends on the prompt: half of them easy, half hard."""
+    """Scores of correct and incorrect images whose share depends on the prompt: half of them easy, half hard."""
     rng = np.random.default_rng(0)
     easy = rng.random(PROMPTS) < 0.5
     text = np.where(easy, 1.0, -1.0)[:, None] * np.eye(8)[0] + 0.3 * rng.normal(size=(PROMPTS, 8))

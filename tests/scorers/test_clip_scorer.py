@@ -1,4 +1,4 @@
-"""CLIP: equal to open_clip's own forward pass, remembered texts, the right activation, the shipped model's ranking."""
+"""CLIP: equal to open_clip's own forward pass, cached texts, the right activation, the shipped model's ranking."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_named_model_gets_the_activation_of_its_tag(clip_folder, tmp_path, mon
 
 @pytest.fixture
 def tagged(clip_folder, tmp_path, monkeypatch):
-    """A named model with a tag of its own activation and preprocessing, one of plain settings, and its weights file."""
+    """A named model with a tag of other activation and preprocessing, a default one, and its weights file."""
     import open_clip
     from open_clip import pretrained as tags
 
@@ -246,7 +246,7 @@ def test_the_shipped_model_tells_a_scene_from_its_twin(scorers, pairs):
     right = cosines.diagonal(dim1=1, dim2=2)
     # Per pair, image and prompt each choose the other among two; relations are CLIP's blind spot here as elsewhere.
     assert (right > cosines.flip(2).diagonal(dim1=1, dim2=2)).float().mean() > 0.85
-    # Among all 48 prompts the right one is among the first three for most images.
+    # Among all 48 prompts the correct one is among the first three for most images.
     against_all = embedded.flatten(0, 1) @ texts.flatten(0, 1).T
     rank = (against_all > against_all.diagonal()[:, None]).sum(1)
     assert (rank < 3).float().mean() > 0.85

@@ -1,4 +1,4 @@
-"""Looks: one batched pass, the same numbers as the scorers alone, rows and joins, refusal of NaN."""
+"""ImageScores: one batched pass, the same numbers as the scorers alone, rows and concatenation, refusal of NaN."""
 
 from __future__ import annotations
 
