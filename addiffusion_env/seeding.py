@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def stable_hash(*parts: object) -> int:
@@ -26,6 +28,8 @@ def keyed_generator(prompt_id: str, seed: int, stream: str = "initial") -> torch
         seed: the image's seed.
         stream: name of the stream: ``"initial"``, ``"refine-0"``, ``"refine-1"`` ...
     """
+    import torch  # here, so that prompts and registries load without it
+
     generator = torch.Generator(device="cpu")
     generator.manual_seed(stable_hash("addiffusion", prompt_id, int(seed), stream))
     return generator
@@ -41,4 +45,6 @@ def keyed_noise(prompt_id: str, seed: int, shape: Sequence[int], stream: str = "
     >>> bool((a == b).all()), bool((a == keyed_noise("p", 1, (4, 2, 2))).any())
     (True, False)
     """
+    import torch
+
     return torch.randn(tuple(shape), generator=keyed_generator(prompt_id, seed, stream), dtype=torch.float32)

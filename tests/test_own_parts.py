@@ -1,4 +1,4 @@
-"""A sampler, a reward term and an observation of one's own: a class, a line of registration, and nothing else."""
+"""A user-defined sampler, reward term and observation key: each is a class and a line of registration."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from addiffusion_lab.claims.conflicts import uses_of
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = '''
-"""Stops once a preview is good enough; pays for it by a fee; shows how sharp x0 has become."""
+"""A sampler that stops at a good preview, a fee per decision, an observation of the budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from typing import ClassVar
 import numpy as np
 
 from addiffusion_env.samplers import SAMPLERS
-from addiffusion_env.samplers.base import BaseMethod, read_numbers
+from addiffusion_env.samplers.base import BaseSampler, read_numbers
 from addiffusion_env.engine.process import REFINE_PRESETS, Action
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.observations.features import Feature
@@ -43,7 +43,7 @@ from addiffusion_env.rewards import RewardTerm
 
 
 @dataclass(frozen=True)
-class GoodEnough(BaseMethod):
+class GoodEnough(BaseSampler):
     """Stops at the first preview whose preference is above a threshold."""
 
     threshold: float
@@ -68,14 +68,14 @@ class GoodEnough(BaseMethod):
 
     def decide(self, requests):
         """Stop or continue."""
-        looks = [request.lane.look for request in requests]
-        good = [look is not None and float(look.preference[0]) > self.threshold for look in looks]
+        scores = [request.lane.scores for request in requests]
+        good = [found is not None and float(found.preference[0]) > self.threshold for found in scores]
         return [int(Action.STOP if yes else Action.CONTINUE) for yes in good]
 
 
 @dataclass(frozen=True)
 class DecisionFee(RewardTerm):
-    """Minus a fee for each decision that goes on."""
+    """Negative fee for each *continue*."""
 
     fee: float = 0.5
 
@@ -117,7 +117,7 @@ TINY = (
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A module in an otherwise empty working directory; what it registers is forgotten afterwards."""
+    """A module in an otherwise empty working directory; its registrations are undone afterwards."""
     name = "parts_of_mine"
     (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name))
     monkeypatch.chdir(tmp_path)
@@ -129,7 +129,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def run(script, *arguments):
-    """A script in a process of its own, in the working directory; its output."""
+    """Runs a script in a separate process, in the working directory; returns its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)

@@ -30,7 +30,7 @@ class FrontierGain:
         cost: the sampler's mean cost.
         frontier: the frontier's quality at that cost.
         between: the two samplers of the mixture (twice the same one beyond an end).
-        reached: whether the frontier reaches this cost; beyond its dearest sampler that one is used. Below its
+        reached: whether the frontier reaches this cost; beyond its most expensive sampler that one is used. Below its
             cheapest, that one is used at its own, higher cost.
         p: two-sided bootstrap p of the null hypothesis that the gain is 0.
     """

@@ -80,7 +80,7 @@ def test_a_showing_streams_the_filmstrip_and_then_the_comparators(studio):
         ("a dog", None, 0.01, "seed must be a whole number"),
         ("a dog", -1, 0.01, "seed must be a whole number"),
         ("a dog", 2**40, 0.01, "seed must be a whole number"),
-        ("a dog", 0, -1.0, "cost_per_nfe must be 0 or more"),
+        ("a dog", 0, -1.0, "cost per NFE must be 0 or more"),
         ("<img src=x onerror=alert(1)> {{constructor}} ${1+1} ../../etc/passwd", 0, 0.01, "text window holds 32"),
     ],
 )

@@ -41,7 +41,7 @@ def test_cost_moves_what_is_spent(studio):
         list(studio.policy(prompt, 1, cost_per_nfe))[-1].nfe for cost_per_nfe in (0.0, studio.highest_cost_per_nfe)
     ]
     assert spent[1] <= spent[0]
-    with pytest.raises(ConfigError, match="cost_per_nfe must be 0 or more"):
+    with pytest.raises(ConfigError, match="The cost per NFE must be 0 or more"):
         next(studio.policy(prompt, 0, float("nan")))
 
 

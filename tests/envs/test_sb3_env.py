@@ -1,4 +1,4 @@
-"""SB3's view of the lanes."""
+"""The SB3 vectorised environment."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_equals_the_vector_env_and_reports_terminal_observations():
             np.testing.assert_array_equal(value, theirs[key])
 
 
-def test_truncation_is_said():
+def test_truncation_is_reported():
     vec = AdDiffusionVecEnv(1, max_decisions=1, **SETTINGS)
     vec.reset()
     _, _, dones, infos = vec.step(np.array([0]))
@@ -42,7 +42,7 @@ def test_truncation_is_said():
 
 
 def test_equals_sb3s_own_vectorised_environment_infos_included():
-    """But for rounding, as batches of another size round."""
+    """Up to rounding, which depends on the batch size."""
     ours, theirs = AdDiffusionVecEnv(2, seed=7, **SETTINGS), DummyVecEnv([lambda: AdDiffusionEnv(**SETTINGS)] * 2)
     theirs.seed(7)
     ours.reset(), theirs.reset()
@@ -104,7 +104,7 @@ def test_masks_reach_maskable_ppo():
 
 
 @pytest.mark.parametrize("kind", ["lanes", "dummy"])
-def test_state_goes_on_exactly(kind):
+def test_a_restored_state_continues_exactly(kind):
     env = make_vec_env(kind, 2, 7, SETTINGS)
     assert isinstance(env, VecMonitor)
     env.reset()

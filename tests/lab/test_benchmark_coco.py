@@ -16,7 +16,7 @@ from addiffusion_lab.benchmarks.coco import CocoPrompts
 
 def annotations(folder: Path, images: int = 40, captions: int = 5) -> Path:
     items: list[dict[str, Any]] = [
-        {"image_id": 1000 - image, "id": 10 * image + n, "caption": f"image {1000 - image} told for the {n}th time\n"}
+        {"image_id": 1000 - image, "id": 10 * image + n, "caption": f"picture {1000 - image} told for the {n}th time\n"}
         for n in range(captions)
         for image in range(images)
     ]
@@ -42,7 +42,7 @@ def test_one_caption_a_image_images_in_order(tmp_path: Path) -> None:
     source = CocoPrompts(annotations(tmp_path), count=25)
     images = [int(prompt.metadata["image"]) for prompt in source]
     assert len(set(images)) == 25 and images == sorted(images)
-    assert all(prompt.text.startswith(f"image {image} told") for prompt, image in zip(source, images, strict=True))
+    assert all(prompt.text.startswith(f"picture {image} told") for prompt, image in zip(source, images, strict=True))
     assert all(prompt.text == prompt.text.strip() for prompt in source)
     assert len({prompt.text[-9:] for prompt in source}) == 5  # not always the first caption
     assert len({prompt.prompt_id for prompt in source}) == 25 and source.prompts[0].task == "caption"

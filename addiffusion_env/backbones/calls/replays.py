@@ -134,9 +134,9 @@ class Replays:
         if step.steady is None or step.lane is lane:
             return
         own = settings.own[program]
-        foretold = (mine if number in own else step for number in range(program.size))
+        predicted = (mine if number in own else step for number in range(program.size))
         if own <= step.steady and all(
-            same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(foretold)
+            same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(predicted)
         ):
             step.proven = own | (step.proven or frozenset())
         else:
