@@ -35,7 +35,7 @@ _OFFICIAL_COPIES = {"geneval": 4, "t2i_compbench": 10}
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """Result of an export.
 
     Attributes:
@@ -53,7 +53,7 @@ class Exported:
     notes: tuple[str, ...]
 
 
-def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], folder: Path | str) -> Exported:
+def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], folder: Path | str) -> ExportResult:
     """Writes images in a benchmark's official layout. Repeating it overwrites the same files.
 
     Args:
@@ -83,7 +83,7 @@ def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], fol
         _write(root / name, data)
     usual = _OFFICIAL_COPIES[benchmark]
     notes = () if copies == usual else (f"{copies} images per prompt, published numbers use {usual}",)
-    return Exported(root, len(given), len(given) * copies, _COMMANDS[benchmark].format(folder=root), notes)
+    return ExportResult(root, len(given), len(given) * copies, _COMMANDS[benchmark].format(folder=root), notes)
 
 
 def geneval_files(given: Images, copies: int) -> Iterator[tuple[Path, bytes]]:
@@ -219,7 +219,7 @@ def check_export(benchmark: str | None) -> None:
         raise unknown("official layout", str(benchmark), LAYOUTS)
 
 
-def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -> list[Exported]:
+def export_run(out_dir: Path | str, benchmark: str, prompts: Sequence[Prompt]) -> list[ExportResult]:
     """Writes every sampler's images to ``<out_dir>/official/<place>-<sampler>``, seeds in the evaluation's order.
 
     Args:

@@ -21,7 +21,7 @@ from addiffusion_lab.claims.power import prompts_for_difference, spread_of
 
 
 @dataclass(frozen=True)
-class Weighed:
+class FamilyVerdict:
     """A family of comparisons, all of which must hold.
 
     Attributes:
@@ -84,7 +84,7 @@ def judge_groups(
     )
 
 
-def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") -> Weighed | str:
+def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") -> FamilyVerdict | str:
     """Judges whether the policy exceeds every group at every point of its curve.
 
     Args:
@@ -148,7 +148,7 @@ def _compare(
     ]
 
 
-def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> Weighed:
+def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> FamilyVerdict:
     """Supported when all hold; not supported when one rules out a relevant gain; inconclusive otherwise."""
     alpha = case.claims.alpha
 
@@ -164,16 +164,16 @@ def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> Weig
     words = f"against {weakest.comparator}: {bounds} in {case.judge}"
     if all(map(holds, comparisons)):
         count = f"all {len(comparisons)} comparisons hold" if len(comparisons) > 1 else "the comparison holds"
-        return Weighed(comparisons, weakest, p, "supported", f"{count}; least {words}", None)
+        return FamilyVerdict(comparisons, weakest, p, "supported", f"{count}; least {words}", None)
     if any(map(fails, comparisons)):
         ruled = f"a gain of {case.relevant:g} is ruled out" if case.relevant else "a gain is ruled out"
-        return Weighed(comparisons, weakest, p, "not supported", f"{ruled} {words}", None)
+        return FamilyVerdict(comparisons, weakest, p, "not supported", f"{ruled} {words}", None)
     if not weakest.reached:
         reason = f"no comparator was run at {weakest.cost:.2f} {cost} or above: add a more expensive one ({words})"
-        return Weighed(comparisons, weakest, p, "inconclusive", reason, None)
+        return FamilyVerdict(comparisons, weakest, p, "inconclusive", reason, None)
     open_ones = sum(not holds(row) for row in comparisons)
     reason = f"{open_ones} of {len(comparisons)} comparisons not decided; {words}"
-    return Weighed(comparisons, weakest, p, "inconclusive", reason, _needed(weakest, case))
+    return FamilyVerdict(comparisons, weakest, p, "inconclusive", reason, _needed(weakest, case))
 
 
 def _needed(row: Comparison, case: Case) -> int | None:
