@@ -12,9 +12,9 @@ from gymnasium.envs.registration import register, registry
 __version__ = "0.1.0"
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    # The first process of the emoji world, kept for those who have results on it.
+    # The first process of the emoji backbone, kept so that earlier results can be reproduced.
     "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 8, "spacing": "coarse_fine", "refine": "resample"},
-    # The process that `make train` trains on, that the shipped policy was trained on and that the results are about.
+    # The process of `make train`, of the shipped policy and of the published results.
     "AdDiffusion-Emoji-v1": {
         "backbone": "emoji",
         "prompt_options": {"split": "train"},
@@ -22,17 +22,17 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "spacing": "trailing",
         "solver": "ddim",
         "guidance_scale": 4.0,
-        # One guided evaluation of six, the second: it decides what is drawn, the others cost half.
+        # Guides one evaluation of six, the second, which decides the image's content; the others cost half an NFE.
         "guidance_interval": [3.0, 7.0],
         "early_exit_steps": 2,
-        # An earlier preview says nothing, and each costs a third of an evaluation in seconds.
+        # Earlier previews are uninformative, and each takes a third of the time of an evaluation.
         "decide_at": [3, 4],
         "check_finished": True,
-        # A low score is answered by another attempt from fresh noise; the attempt of the highest utility is kept.
+        # A low score calls for another attempt from fresh noise; the attempt of the highest utility is kept.
         "refine": {"preset": "resample_keep_best", "limit": 4, "utility": {"calibrator": "emoji"}},
-        # The probability of being correct, its log-odds halved so that .99 and .999 still differ.
+        # The probability of being correct, with halved log-odds so that .99 and .999 still differ.
         "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
-        # Of one NFE, drawn per episode and shown to the policy.
+        # Drawn per episode and observed by the policy.
         "cost_per_nfe": [0.0, 0.03],
         "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
     },
@@ -44,10 +44,10 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "AdDiffusion-Flux2Klein-v0": {"backbone": "flux2_klein", "steps": 4, "refine": "resample"},
     "AdDiffusion-ZImageTurbo-v0": {"backbone": "z_image", "steps": 8, "refine": "resample"},
     "AdDiffusion-QwenImage-v0": {"backbone": "qwen_image", "steps": 50, "refine": "resample"},
-    # Any pipeline: pipe= or name_or_path=. Its own steps, guidance and scheduler are the default.
+    # Any pipeline: pipe= or name_or_path=. Its steps, guidance and scheduler are the defaults.
     "AdDiffusion-Diffusers-v0": {"backbone": "diffusers", "refine": "resample"},
 }
-"""Environment id -> its settings. A new id is one line."""
+"""Environment id -> its settings. A new id is one entry here."""
 
 _LAZY = {
     "AdDiffusionEnv": "addiffusion_env.envs.env",
@@ -68,7 +68,7 @@ __all__ = [
 
 
 def _register() -> None:
-    """Registers every id; safe to call twice, as spawned workers do."""
+    """Registers every id; may be called more than once, as in spawned workers."""
     for name, settings in ENVIRONMENTS.items():
         if name not in registry:
             register(
@@ -76,7 +76,7 @@ def _register() -> None:
                 entry_point="addiffusion_env.envs.env:AdDiffusionEnv",
                 vector_entry_point="addiffusion_env.envs.vector_env:AdDiffusionVectorEnv",
                 kwargs=dict(settings),
-                # Episodes are a function of their seed, so Gymnasium may check determinism.
+                # Episodes are determined by their seed, so Gymnasium may check determinism.
                 nondeterministic=False,
             )
 

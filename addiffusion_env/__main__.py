@@ -13,11 +13,11 @@ from addiffusion_env.plugins import load_plugins
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs one verb."""
+    """Parses the command line and runs one command."""
     parser = argparse.ArgumentParser(prog="python -m addiffusion_env", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    listing = verbs.add_parser("list", help="everything that is registered, and whether it runs here")
-    checking = verbs.add_parser("check", help="hold what bears a name to the contracts of its kind")
+    listing = verbs.add_parser("list", help="list all registered components, and whether they run here")
+    checking = verbs.add_parser("check", help="check a component against the contracts of its kind")
     checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v1, sd15, clip, nfe_cost or fixed:8")
     checking.add_argument("--pipelines", action="store_true", help="measure every tiny diffusers pipeline, or NAME")
     checking.add_argument("--out", type=Path, help="with --pipelines: the Markdown file to write")
@@ -28,21 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             nargs="+",
             action="extend",
             default=[],
-            help="modules to import first, which register components of their own",
+            help="modules to import first, which register further components",
         )
-    bench = verbs.add_parser("bench", help="speed of every way of running, beside the bare denoiser loop")
+    bench = verbs.add_parser(
+        "bench", help="measure the speed of every mode of execution, and of the bare denoiser loop"
+    )
     bench.add_argument("--backbone", default="emoji")
     lab("bench.arguments").add_arguments(bench)
     writer = verbs.add_parser("export", help="write a trained policy as a zip of Stable-Baselines3")
     writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
     writer.add_argument("zip", type=Path, help="the file to write")
-    demo = verbs.add_parser("demo", help="a page in the browser: a policy draws live (needs the extra [demo])")
+    demo = verbs.add_parser("demo", help="serve a web page on which a policy generates images (needs the extra [demo])")
     demo.add_argument("--policy", default="emoji", help="emoji, or the folder of a run")
     demo.add_argument("--device", default="auto")
     demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
-    demo.add_argument("--share", action="store_true", help="also through a public address of Gradio's")
+    demo.add_argument("--share", action="store_true", help="also serve it at a public Gradio address")
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if not words:  # what there is, not merely that something is missing
+    if not words:  # the whole help, not only argparse's error
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     chosen = parser.parse_args(words)
@@ -51,24 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def list_names(chosen: argparse.Namespace) -> None:
-    """Prints everything that is registered, a line each, and whether it runs on this machine."""
+    """Prints all registered components, one per line, and whether they run on this machine."""
     from addiffusion_env.catalogue import catalogue, lines
 
     lab()
     load_plugins(chosen.plugins, "--plugins")
-    print("yes: runs on this machine now; no: what it needs is said behind it")
+    print("yes: runs on this machine; no: needs what its line names")
     for line in lines(catalogue()):
         print(line)
 
 
 def check(chosen: argparse.Namespace) -> None:
-    """Holds what bears a name to the contracts of its kind, or measures the tiny pipelines.
+    """Checks a component against the contracts of its kind, or measures the tiny pipelines.
 
     Raises:
         ConfigError: without a name, or for ``--out`` without ``--pipelines``.
         UnknownNameError: for a name that is not registered.
-        ContractError: for the first promise that is broken.
-        WeightsError: for weights that are not here, with what to fetch.
+        ContractError: for the first contract that is violated.
+        WeightsError: if weights are missing; names the command that downloads them.
     """
     from addiffusion_env.checks.components import find
     from addiffusion_env.errors import ConfigError
@@ -88,7 +90,7 @@ def check(chosen: argparse.Namespace) -> None:
 
 
 def measure_pipelines(chosen: argparse.Namespace) -> None:
-    """Prints or writes what is measured of the tiny pipelines."""
+    """Prints or writes the measurements of the tiny pipelines."""
     text = lab("tiny_pipelines.page").measure_all(chosen.name)
     if chosen.out is None:
         print(text)
@@ -97,10 +99,10 @@ def measure_pipelines(chosen: argparse.Namespace) -> None:
 
 
 def lab(module: str = "") -> Any:
-    """The plugin of the repository, or a module of it: the library does not import it, its commands may.
+    """Imports ``addiffusion_lab``, or a module of it. Only commands may: the library does not depend on it.
 
     Raises:
-        ConfigError: where it is not installed.
+        ConfigError: if it is not installed.
     """
     from importlib import import_module
 
@@ -113,12 +115,12 @@ def lab(module: str = "") -> Any:
 
 
 def run_bench(chosen: argparse.Namespace) -> None:
-    """Measures and prints."""
+    """Measures and prints the speed of a backbone."""
     lab("bench.cli").run_named(chosen)
 
 
 def export(chosen: argparse.Namespace) -> None:
-    """Writes a policy's zip."""
+    """Writes a policy as a zip of Stable-Baselines3."""
     from addiffusion_env.agents.sb3_zip import export_zip
 
     path = export_zip(chosen.policy, chosen.zip)

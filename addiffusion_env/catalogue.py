@@ -1,4 +1,4 @@
-"""Everything that is registered, with a line of description and what it needs to run on this machine."""
+"""All registered components, with a one-line description and what they need to run on this machine."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from addiffusion_env.errors import AdDiffusionError
 from addiffusion_env.registry import Registry
 
 LISTINGS = Registry("kind of thing", more="addiffusion_lab")
-"""Kind -> a function that yields further entries of it: what plugins add to the list."""
+"""Kind -> a function that yields further entries of it; plugins add to it."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered thing.
+    """One registered component.
 
     Attributes:
-        name: how it is named in configurations; a sampler's is its usage.
-        says: what it is, in one line.
-        needs: what this machine lacks to run it, in a few words; empty when it runs.
+        name: its name in configurations; for a sampler its usage.
+        says: a one-line description.
+        needs: what is missing to run it on this machine, in a few words; empty if it runs.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Entry:
 
 
 def catalogue() -> dict[str, list[Entry]]:
-    """Every kind of thing -> its entries, in the order of registration; a plugin's kinds come last."""
+    """Every kind of component -> its entries, in the order of registration; kinds added by plugins come last."""
     found = {
         "environments": list(_environments()),
         "backbones": list(_backbones()),
@@ -66,7 +66,7 @@ def _environments() -> Iterator[Entry]:
         model = backbones[settings["backbone"]]
         scorers = SCORERS.load(traits_of(settings["backbone"]).preference).needs()
         needs = ", ".join(part for part in (model.needs, scorers) if part)
-        steps = f"{settings['steps']} steps of" if "steps" in settings else "the own steps of"
+        steps = f"{settings['steps']} steps of" if "steps" in settings else "the default steps of"
         yield Entry(name, f"{steps} {model.says}", needs)
 
 
@@ -121,14 +121,14 @@ def _reward_presets() -> Iterator[Entry]:
 
     for name, terms in PRESETS.items():
         weights = " + ".join(f"{config.weight:g} {term}" for term, config in terms.items() if config.weight)
-        yield Entry(name, f"{weights}, at a cost per NFE of {PRESET_COSTS[name]:g} an NFE")
+        yield Entry(name, f"{weights}, at a cost of {PRESET_COSTS[name]:g} per NFE")
 
 
 def _refine_presets() -> Iterator[Entry]:
     from addiffusion_env.engine.process import REFINE_PRESETS
 
     for name, preset in REFINE_PRESETS.items():
-        steps = "the schedule's own steps" if preset.steps == "schedule" else f"{preset.steps} evaluations"
+        steps = "the schedule's steps" if preset.steps == "schedule" else f"{preset.steps} evaluations"
         says = f"{preset.region} re-noised by {preset.renoise:g}, {steps} back, keeps {preset.accept}"
         yield Entry(name, says if preset.enabled else "refine is never legal")
 
@@ -140,7 +140,7 @@ def _solvers() -> Iterator[Entry]:
 
 
 def _judges() -> Iterator[Entry]:
-    """Scorers that give verdicts; any scorer can judge beside them."""
+    """Scorers that give verdicts; other scorers can serve as judges by their scores."""
     from addiffusion_env.scorers import SCORERS
 
     for name in SCORERS:
@@ -149,7 +149,7 @@ def _judges() -> Iterator[Entry]:
 
 
 def lacks(attempt: Callable[[], Any], words: str) -> str:
-    """``words`` when an attempt fails in a way that a user can mend, else nothing."""
+    """``words`` if an attempt raises an :class:`AdDiffusionError`, else an empty string."""
     try:
         attempt()
     except AdDiffusionError:
@@ -158,7 +158,7 @@ def lacks(attempt: Callable[[], Any], words: str) -> str:
 
 
 def lines(found: dict[str, list[Entry]]) -> Iterable[str]:
-    """The catalogue as text: kind, then a line an entry."""
+    """The catalogue as text: each kind, then one line per entry."""
     for kind, entries in found.items():
         yield f"\n{kind}"
         width = max(len(entry.name) for entry in entries)

@@ -1,4 +1,4 @@
-"""Hydra configurations, checked before anything runs: a mistyped key gets the nearest known one."""
+"""Hydra configurations, checked before anything runs: the error for an unknown key suggests the nearest known one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RENAMED = {
 
 
 def version_base() -> dict[str, str]:
-    """What Hydra is told of the version whose defaults are wanted: 1.3 warns unless it is told, 1.4 when it is."""
+    """Hydra's ``version_base`` argument, where it is needed: 1.3 warns without it, 1.4 warns with it."""
     import hydra
 
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
@@ -43,12 +43,12 @@ def compose_config(config_dir: Path, config_name: str, overrides: Iterable[str] 
     """Composes a configuration as the scripts do.
 
     Args:
-        config_dir: the folder of the configuration files.
-        config_name: the main file, without its suffix.
-        overrides: as on the command line.
+        config_dir: folder of the configuration files.
+        config_name: name of the main file, without its suffix.
+        overrides: overrides, as on the command line.
 
     Returns:
-        The composed ``DictConfig``; values that refer to others are not resolved.
+        The composed ``DictConfig``; interpolations are not resolved.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -60,10 +60,10 @@ def compose_config(config_dir: Path, config_name: str, overrides: Iterable[str] 
 
 
 def store_environments() -> None:
-    """Makes the settings of every environment id an option of Hydra's group ``environment``.
+    """Registers the settings of every environment id as options of Hydra's group ``environment``.
 
-    A configuration file refers to them, ``environment@env: AdDiffusion-Emoji-v1`` in its defaults list, so that they
-    are written once. Safe to call twice.
+    Configuration files refer to them in their defaults list, ``environment@env: AdDiffusion-Emoji-v1``, so that the
+    settings are defined once. May be called more than once.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -72,10 +72,10 @@ def store_environments() -> None:
 
 
 def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]) -> None:
-    """Composes a configuration once, to refuse what Hydra would refuse, in this project's words.
+    """Composes a configuration once, so that invalid overrides raise clearer errors than Hydra's.
 
     Raises:
-        ConfigError: for an unknown key, group or option, with the nearest known one.
+        ConfigError: for an unknown key, group or option; suggests the nearest known one.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -103,10 +103,10 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
 
 
 def check_removed(keys: Iterable[str]) -> None:
-    """Refuses keys of earlier versions.
+    """Checks for keys that have been removed.
 
     Raises:
-        ConfigError: saying what to do instead.
+        ConfigError: for such a key, with what to do instead.
     """
     for key in keys:
         if key in REMOVED:
@@ -114,7 +114,7 @@ def check_removed(keys: Iterable[str]) -> None:
 
 
 def renamed_overrides(overrides: Iterable[str]) -> list[str]:
-    """Command-line overrides with :data:`RENAMED` keys under their present names.
+    """Command-line overrides with :data:`RENAMED` keys replaced by their new names.
 
     >>> renamed_overrides(["tabular.attempts=3", "lanes=2"])
     ['tabular.attempts=3', 'lanes=2']
@@ -130,11 +130,11 @@ def renamed_overrides(overrides: Iterable[str]) -> list[str]:
 
 
 def renamed(config: Mapping[str, Any], note: bool = True) -> dict[str, Any]:
-    """A configuration with :data:`RENAMED` keys under their present names; what stands under an old name wins.
+    """A configuration with :data:`RENAMED` keys replaced by their new names; a value under an old name wins.
 
     Args:
-        config: nested; not changed.
-        note: whether to say so on the standard error.
+        config: a nested configuration; not modified.
+        note: whether to print a note to standard error.
 
     >>> renamed({"replay": {"tries": 3}, "tabular": {"attempts": 5, "lanes": 8}}, note=False)
     {'tabular': {'attempts': 3, 'lanes': 8}}
@@ -160,17 +160,17 @@ _noted: set[str] = set()
 
 
 def _note_renamed(old: str, new: str) -> None:
-    """Says it once a process."""
+    """Prints the note, once per process."""
     if old not in _noted:
         _noted.add(old)
         print(f"note: the key {old} is called {new} now; a later version will refuse the old name", file=sys.stderr)
 
 
 def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:
-    """Refuses ``--key value`` and a key without a value: settings are written ``key=value``.
+    """Checks that overrides are written ``key=value``, not ``--key value`` or ``key``.
 
     Raises:
-        ConfigError: with the right form.
+        ConfigError: for another form; shows the correct one.
     """
     for item in overrides:
         key = item.lstrip("-").split("=", 1)[0].replace("-", "_")
@@ -181,10 +181,10 @@ def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:
 
 
 def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> None:
-    """Refuses an experiment of another script: Hydra would add its keys, and nobody would read them.
+    """Checks for an experiment of another script: Hydra would add its keys, which this script does not read.
 
     Raises:
-        ConfigError: naming a key that this script does not have.
+        ConfigError: for such an experiment; names a key that this script does not have.
     """
     from omegaconf import OmegaConf
 
@@ -202,16 +202,16 @@ def _check_experiments(base: Mapping[str, Any], overrides: list[str], config_dir
 
 def _option_exists(config_dir: Path, item: str) -> bool:
     group, _, value = item.partition("=")
-    return os.path.isfile(config_dir / group / f"{value}.yaml")  # no error for a name that no file could have
+    return os.path.isfile(config_dir / group / f"{value}.yaml")  # no error for an invalid file name
 
 
 def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], config_dir: Path) -> ConfigError:
     from omegaconf import OmegaConf
 
-    # Unresolved: what a sweep fills in (${hydra:job.num}) has no value before a job runs.
+    # Unresolved: interpolations of a sweep (${hydra:job.num}) have no value before a job runs.
     known = dotted_keys(OmegaConf.to_container(base, resolve=False))  # type: ignore[arg-type]
     for item in overrides:
-        if item.startswith("+"):  # adds a key: there is nothing to be near to
+        if item.startswith("+"):  # adds a new key, which need not be known
             continue
         key = item.lstrip("~").split("=", 1)[0]
         if key.startswith("environment@"):
@@ -233,7 +233,7 @@ def _explain(error: Exception, base: Mapping[str, Any], overrides: list[str], co
 
 
 def _near(key: str, known: list[str]) -> str:
-    """The nearest of all keys, and what stands beside the key, not the hundred keys that there are."""
+    """The nearest of all keys, and the known keys of the same section, rather than all keys."""
     close = closest(key, known)
     hint = f"did you mean {close!r}? " if close else ""
     parent = key.rpartition(".")[0]
@@ -263,7 +263,7 @@ def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def dotted_values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested configuration under Hydra's dotted names.
+    """The leaves of a nested configuration, by Hydra's dotted keys.
 
     >>> dotted_values({"a": 1, "b": {"c": 2}})
     {'a': 1, 'b.c': 2}
@@ -278,7 +278,7 @@ def dotted_values(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What was changed from one nested configuration to another: each key in Hydra's dotted form, with both values.
+    """The differences between two nested configurations: each key in Hydra's dotted form, with both values.
 
     >>> list(differences({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": None}))
     ['b.c: 2 -> 4', 'e: (none) -> null']
@@ -295,12 +295,12 @@ _ABSENT = object()
 
 
 def _written(value: Any) -> str:
-    """A value as JSON, which YAML reads; what was not there, in brackets."""
+    """A value as JSON, which is valid YAML; ``(none)`` for a missing one."""
     return "(none)" if value is _ABSENT else json.dumps(value, default=str)
 
 
 def friendly(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a script's function: no traceback for what a user can mend (two lines, exit 2) or Ctrl-C (130)."""
+    """Wraps a script's main function: no traceback for user errors (two lines, exit code 2) or Ctrl-C (130)."""
 
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> Any:

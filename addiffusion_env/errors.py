@@ -1,7 +1,7 @@
-"""Every error that this package raises on purpose: one line of cause, one line of remedy.
+"""The exceptions of this package: each message is one line of cause and one line of remedy.
 
-All derive from :class:`AdDiffusionError`, so ``except AdDiffusionError`` catches what a user can mend, and from the
-built-in class that a reader expects (``LookupError``, ``ValueError``, ``OSError``), so generic handlers work too.
+All derive from :class:`AdDiffusionError`, so ``except AdDiffusionError`` catches everything that a user can correct,
+and from the matching built-in class (``LookupError``, ``ValueError``, ``OSError``), so generic handlers work too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class AdDiffusionError(Exception):
     """Base of all deliberate errors.
 
     Args:
-        cause: what is wrong, with the value seen and what was expected.
-        remedy: what to do about it.
+        cause: what is wrong, with the value seen and the value expected.
+        remedy: how to correct it.
     """
 
     def __init__(self, cause: str, remedy: str = "") -> None:
@@ -25,99 +25,99 @@ class AdDiffusionError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        # Errors cross process borders (SubprocVecEnv, Ray): pickle by the two lines, not by the joined text.
+        # Errors are pickled between processes (SubprocVecEnv, Ray): by the two lines, not by the joined text.
         return type(self), (self.cause, self.remedy)
 
 
 class UnknownNameError(AdDiffusionError, LookupError):
-    """A name that no registry, config or enumeration knows."""
+    """Raised for a name that is not in a registry, configuration or enumeration."""
 
 
 class ConfigError(AdDiffusionError, ValueError):
-    """A configuration value of the wrong type, range or combination."""
+    """Raised for a configuration value of the wrong type or range, or an invalid combination."""
 
 
 class UnexpectedKeywordError(ConfigError, TypeError):
-    """A keyword argument that a constructor does not take.
+    """Raised for a keyword argument that a constructor does not accept.
 
-    A ``TypeError`` too, as Python's own: libraries that try a keyword of theirs on every environment and go on
-    without it (TorchRL's ``frameskip``) look for that type and for the words "unexpected keyword argument".
+    It is also a ``TypeError``, as in Python itself: libraries that try a keyword on every environment and retry
+    without it (TorchRL's ``frameskip``) check for that type and for the words "unexpected keyword argument".
     """
 
 
 class CapabilityError(AdDiffusionError, ValueError):
-    """A backbone was asked for something it cannot do."""
+    """Raised when a backbone does not support what is requested."""
 
 
 class WeightsError(AdDiffusionError, OSError):
-    """Weights that are missing, corrupted or of another kind than asked for."""
+    """Raised for weights that are missing, corrupted or of an unexpected kind."""
 
 
 class UntrustedFileError(AdDiffusionError, PermissionError):
-    """A file that can run code when it is loaded, and that nobody has said to trust."""
+    """Raised for a file that can run code when it is loaded, unless the user has marked it as trusted."""
 
 
 class PromptError(AdDiffusionError, ValueError):
-    """A prompt that the text encoder would cut or that a source cannot read."""
+    """Raised for a prompt that the text encoder would truncate or that a source cannot read."""
 
 
 class ImageRangeError(AdDiffusionError, ValueError):
-    """An image of the wrong shape, type or range."""
+    """Raised for an image of the wrong shape, type or range."""
 
 
 class NumericsError(AdDiffusionError, ArithmeticError):
-    """NaN or infinity from a denoiser, decoder or scorer."""
+    """Raised for NaN or infinity from a denoiser, decoder, scorer or reward."""
 
 
 class ScorerError(AdDiffusionError, RuntimeError):
-    """A scorer or judge that raised an error of its own."""
+    """Raised when a scorer or judge fails."""
 
 
 class DeviceMemoryError(AdDiffusionError, MemoryError):
-    """The device ran out of memory in a denoiser, decoder or scorer."""
+    """Raised when the device runs out of memory in a denoiser, decoder or scorer."""
 
 
 class IllegalActionError(AdDiffusionError, ValueError):
-    """An action outside the space, or masked at this state."""
+    """Raised for an action outside the action space, or masked in the current state."""
 
 
 class EpisodeOverError(AdDiffusionError, RuntimeError):
-    """``step`` was called on an episode that has ended, or before ``reset``."""
+    """Raised when ``step`` is called on an episode that has ended, or before ``reset``."""
 
 
 class ContractError(AdDiffusionError, AssertionError):
-    """A component does not do what its kind promises; see :mod:`addiffusion_env.checks`."""
+    """Raised when a component violates the contracts of its kind; see :mod:`addiffusion_env.checks`."""
 
 
 class RunFolderError(AdDiffusionError, OSError):
-    """A run folder that cannot be written or read."""
+    """Raised when a run folder cannot be written or read."""
 
 
 class ResumeError(AdDiffusionError, ValueError):
-    """A checkpoint that does not belong to this configuration."""
+    """Raised for a checkpoint that does not match the configuration, or is damaged."""
 
 
 class WorkerError(AdDiffusionError, RuntimeError):
-    """A remote worker that is lost again and again."""
+    """Raised when remote workers cannot be started, or are lost repeatedly."""
 
 
 class MissingPackageError(AdDiffusionError, ImportError):
-    """An optional package that a feature needs is not installed."""
+    """Raised when an optional package that a feature needs is not installed."""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that is most like ``name``; of equals the one that begins like it for longest.
+    """The element of ``known`` that is most similar to ``name``; on a tie the one with the longest common prefix.
 
     >>> closest("sd16", ["sd15", "sd21", "sdxl"]), closest("fid", ["clip"])
     ('sd15', None)
     """
     close = difflib.get_close_matches(name, known := list(known), n=max(1, len(known)), cutoff=0.5)
 
-    def likeness(other: str) -> tuple[float, int]:
-        begun = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
-        return difflib.SequenceMatcher(None, other, name).ratio(), len(list(begun))
+    def similarity(other: str) -> tuple[float, int]:
+        prefix = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+        return difflib.SequenceMatcher(None, other, name).ratio(), len(list(prefix))
 
-    return max(close, default=None, key=likeness)
+    return max(close, default=None, key=similarity)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -129,15 +129,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_settings(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses a mistyped setting.
+    """Checks the names of settings.
 
     Args:
-        what: whose it is, with its verb: ``"tabular has"``.
-        given: names that were given.
-        known: names that there are.
+        what: the owner of the settings with a verb, for the error: ``"tabular has"``.
+        given: the names given.
+        known: the known names.
 
     Raises:
-        ConfigError: naming the setting and the nearest known one.
+        ConfigError: for an unknown name; suggests the nearest known one.
     """
     names = list(known)
     for key in given:
@@ -146,10 +146,10 @@ def check_settings(what: str, given: Iterable[str], known: Iterable[str]) -> Non
 
 
 def check_keywords(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses a mistyped keyword argument, as :func:`check_settings` refuses a setting.
+    """Checks the names of keyword arguments, as :func:`check_settings` does for settings.
 
     Raises:
-        UnexpectedKeywordError: naming the keyword and the nearest known one.
+        UnexpectedKeywordError: for an unknown keyword; suggests the nearest known one.
     """
     names = list(known)
     for key in given:
@@ -159,5 +159,5 @@ def check_keywords(what: str, given: Iterable[str], known: Iterable[str]) -> Non
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """Builds the error for a mistyped ``name`` of a ``kind``, naming the nearest known one."""
+    """Builds the error for an unknown ``name`` of a ``kind``, which suggests the nearest known one."""
     return UnknownNameError(f"unknown {kind} {name!r}", nearest(name, known))

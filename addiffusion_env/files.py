@@ -1,8 +1,7 @@
-"""Files: written whole or not at all, found in folders, fetched from the hub.
+"""Files: atomic writes, weights in folders and on the hub.
 
-Everything that a backbone, a scorer or a policy loads passes through here, so that "the weights are not there" reads
-the same for all of them: which id, where it was looked for, why it cannot be had, the command that fetches it, and the
-environment that works without.
+Backbones, scorers and policies all load their files through this module, so that errors for missing weights are
+uniform: the id, the folder searched, the reason, the command that downloads it, and the environment that works offline.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ from addiffusion_env.errors import AdDiffusionError, RunFolderError, WeightsErro
 
 
 def stamp_of(path: Path | str) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of a file, or of all files below a folder: another one when something was written there.
+    """Name, size and modification time of a file, or of all files below a folder; it changes when files are written.
 
-    Empty where there is nothing. For caches within a process; what is kept longer is kept by content.
+    Empty if nothing exists there. For caches within a process; persistent caches use the content instead.
     """
-    place = Path(path).expanduser()
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    root = Path(path).expanduser()
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
     found = []
     for file in files:
         with suppress(OSError):
-            seen = file.stat()
-            if not stat.S_ISDIR(seen.st_mode):
-                found.append((str(file), seen.st_size, seen.st_mtime_ns))
+            status = file.stat()
+            if not stat.S_ISDIR(status.st_mode):
+                found.append((str(file), status.st_size, status.st_mtime_ns))
     return tuple(found)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into under another name, flushed to the disk and renamed to ``path`` at the end.
+    """Context manager for an atomic write: yields a temporary file that is flushed and renamed to ``path`` at the end.
 
-    The name is flushed too: on return the file outlives a power cut.
+    The folder is flushed as well, so that the file survives a power failure.
 
-    An error within leaves what was at ``path`` before, and no part. Several processes and threads may write the same
-    path: the last one wins. ``OSError`` is left to the caller, who knows the remedy.
+    On an error the previous file is left in place and the temporary one removed. Several processes and threads may
+    write the same path: the last one wins. ``OSError`` is left to the caller, who knows the remedy.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
@@ -52,15 +51,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _flush_names(path.parent)
+        _flush_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _flush_names(folder: Path) -> None:
+def _flush_folder(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders; there the rename itself is journalled
+    except PermissionError:  # Windows cannot open folders; there the rename itself is journalled
         return
     try:
         os.fsync(handle)
@@ -70,10 +69,10 @@ def _flush_names(folder: Path) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Within it a disk that is full or a folder that cannot be written is an error that says so in two lines.
+    """Context manager that turns errors of writing to a folder (disk full, no permission) into a RunFolderError.
 
     Raises:
-        RunFolderError: for any ``OSError`` that is not one of this package's own.
+        RunFolderError: for any ``OSError`` that is not already an :class:`AdDiffusionError`.
     """
     try:
         yield
@@ -87,7 +86,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 WORKS_OFFLINE = "AdDiffusion-Emoji-v1 needs no download and works now"
 
-# Class names, since huggingface_hub has moved these classes between modules from one minor version to the next.
+# By class name, since huggingface_hub has moved these classes between modules in minor versions.
 REASONS = {
     "GatedRepoError": "its licence has not been accepted from this account (gated repository)",
     "RepositoryNotFoundError": "the hub has no such repository, or a private one",
@@ -102,7 +101,7 @@ REASONS = {
     "gaierror": "no network",
     "RemoteEntryNotFoundError": "the repository has no such file",
     "EntryNotFoundError": "the repository has no such file",
-    "LocalEntryNotFoundError": "local_files_only is set",  # unless the hub was asked, which stands among the causes
+    "LocalEntryNotFoundError": "local_files_only is set",  # or a network error, which is among the causes then
 }
 
 
@@ -114,7 +113,7 @@ def cache_folder() -> Path:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from or during, outermost first."""
+    """An error and its causes and contexts, outermost first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -123,12 +122,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a download failed, in a few words: the most telling of an error and its causes."""
+    """Why a download failed, in a few words: the most specific reason among an error and its causes."""
     from huggingface_hub import constants
 
-    # Each by its nearest class that is known: what is not cached is also an EntryNotFoundError.
-    lines = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes(error)]
-    found = {next((name for name in line if name in REASONS), "") for line in lines}
+    # Each by its most derived known class: LocalEntryNotFoundError is also an EntryNotFoundError.
+    classes = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes(error)]
+    found = {next((name for name in names if name in REASONS), "") for names in classes}
     if constants.HF_HUB_OFFLINE and "HFValidationError" not in found:
         return REASONS["OfflineModeIsEnabled"]
     # In this order: "not cached" is often only the consequence of one of the others.
@@ -136,12 +135,12 @@ def reason_of(error: BaseException) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """An error's class and the first line of what it says."""
+    """An error's class and the first line of its message."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def again(path: Path) -> str:
-    """How to get a damaged or missing file anew: by the hub's command when it lies in the hub's cache.
+    """The remedy for a damaged or missing file: the hub's download command if it is in the hub's cache.
 
     Args:
         path: the file; ``folder / "*"`` for all files of a folder.
@@ -151,7 +150,7 @@ def again(path: Path) -> str:
     >>> again(Path("/hub/models--openai--clip/snapshots/1f3e/vae/*")).split(";")[0]
     "run `hf download openai/clip --include 'vae/*' --force-download`"
     >>> again(Path("/data/clip/config.json")).split(";")[0]
-    'copy /data/clip/config.json again from where it came'
+    'copy /data/clip/config.json again from its source'
     """
     parts = path.parts
     for index, part in enumerate(parts):
@@ -160,7 +159,7 @@ def again(path: Path) -> str:
             file = "/".join(parts[index + 3 :])  # below the revision
             chosen = f"--include '{file}'" if "*" in file else file
             return f"run `hf download {repo_id} {chosen} --force-download`; {WORKS_OFFLINE}"
-    return f"copy {path} again from where it came; {WORKS_OFFLINE}"
+    return f"copy {path} again from its source; {WORKS_OFFLINE}"
 
 
 def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path | None = None) -> WeightsError:
@@ -168,20 +167,20 @@ def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path
 
     Args:
         repo_id: hub id, for example ``"THUDM/ImageReward"``.
-        files: all that is needed of it, names or patterns; empty for the whole repository.
-        reason: what the attempt ended with, in a few words.
+        files: names or patterns of the files needed; empty for the whole repository.
+        reason: why the download failed, in a few words.
         looked_in: the cache that was searched; by default the hub's.
     """
     folder = looked_in or repo_folder(repo_id)
     asked = [f"--include '{file}'" for file in files] if "*" in "".join(files) else list(files)
     command = " ".join(["hf download", repo_id, *asked])
-    remedy = f"on a machine with network run `{command}`"
+    remedy = f"on a machine with network access run `{command}`"
     if reason == REASONS["GatedRepoError"]:
         remedy = f"accept the licence at https://huggingface.co/{repo_id}, run `hf auth login`; {remedy}"
     elif reason == REASONS["OfflineModeIsEnabled"]:
         remedy = f"unset it, or {remedy}"
     elif reason == REASONS["HFValidationError"]:
-        remedy = "mend the path or the id"
+        remedy = "correct the path or the id"
     return WeightsError(
         f"{repo_id} is neither a folder here nor complete in {folder}, and cannot be fetched: {reason}",
         f"{remedy}; {WORKS_OFFLINE}",
@@ -189,35 +188,35 @@ def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path
 
 
 def repo_folder(repo_id: str) -> Path:
-    """Where the hub's cache keeps a repository."""
+    """The folder of a repository in the hub's cache."""
     return cache_folder() / f"models--{repo_id.replace('/', '--')}"
 
 
 def cached(repo_id: str, file: str = "model_index.json") -> bool:
-    """Whether the hub's cache on this machine holds a snapshot of a repository with a certain file in it."""
+    """Whether the hub's cache on this machine has a snapshot of a repository that contains a file."""
     return any(repo_folder(repo_id).glob(f"snapshots/*/{file}"))
 
 
 class OnTheHub:
-    """Something whose weights are one repository on the hub, named by its spec's ``default_id``."""
+    """Mixin of components whose weights are one repository on the hub, the ``default_id`` of its spec."""
 
     spec: ClassVar[Any]
 
     @classmethod
     def needs(cls) -> str:
-        """The weights, unless they are in the hub's cache."""
+        """The missing weights; empty if they are in the hub's cache."""
         return "" if cached(cls.spec.default_id) else f"weights {cls.spec.default_id}"
 
 
 def ask_hub(repo_id: str, files: Sequence[str] = ()) -> None:
-    """Asks the hub once for a repository, before a download that would try for half a minute a file without network.
+    """Checks that the hub has a repository, since without network a download retries for half a minute per file.
 
     Args:
         repo_id: hub id.
         files: see :func:`unavailable`.
 
     Raises:
-        WeightsError: when the hub does not answer, or has no such repository.
+        WeightsError: if the hub does not answer, or has no such repository.
     """
     from huggingface_hub import HfApi
 
@@ -228,25 +227,25 @@ def ask_hub(repo_id: str, files: Sequence[str] = ()) -> None:
 
 
 def hub_file(repo_id: str, filename: str, needed: Sequence[str] = ()) -> Path:
-    """The local path of one file of a hub repository, downloaded when it is not cached.
+    """The local path of one file of a hub repository, downloaded if it is not cached.
 
     Args:
         repo_id: hub id.
-        filename: in the repository.
-        needed: all files or patterns that its reader will ask the repository for, when that is more than this one.
+        filename: name of the file in the repository.
+        needed: all files or patterns that the caller needs from the repository, if more than this one.
 
     Raises:
-        WeightsError: naming the id, the cache that was searched and the command that fetches what is needed.
+        WeightsError: if it cannot be downloaded; names the id, the cache searched and the download command.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     files = needed or [filename]
-    # A machine without network ends in a subclass of OSError or in the HTTP library's own error, by hub version.
+    # Without network the error is a subclass of OSError or one of the HTTP library, depending on the hub's version.
     try:
-        there = isinstance(try_to_load_from_cache(repo_id, filename), str)
-    except Exception as error:  # of an id that is none
+        is_cached = isinstance(try_to_load_from_cache(repo_id, filename), str)
+    except Exception as error:  # an invalid id
         raise unavailable(repo_id, files, reason_of(error)) from error
-    if not there:
+    if not is_cached:
         ask_hub(repo_id, files)
     try:
         return Path(hf_hub_download(repo_id, filename))
@@ -255,14 +254,14 @@ def hub_file(repo_id: str, filename: str, needed: Sequence[str] = ()) -> Path:
 
 
 def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
-    """The local snapshot of a hub repository, downloaded when it is not cached.
+    """The local snapshot of a hub repository, downloaded if it is not cached.
 
     Args:
         repo_id: hub id, for example ``"facebook/dinov2-small"``.
-        patterns: file name patterns to fetch; empty for all files.
+        patterns: file name patterns to download; empty for all files.
 
     Raises:
-        WeightsError: as :func:`hub_file`.
+        WeightsError: as for :func:`hub_file`.
     """
     from huggingface_hub import snapshot_download
 
@@ -273,7 +272,7 @@ def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
 
 
 def looks_like_path(name_or_path: str | Path) -> bool:
-    r"""Whether ``name_or_path`` can only be a path: hub ids hold one slash at most and do not begin like one.
+    r"""Whether ``name_or_path`` must be a path: hub ids contain at most one slash and do not start like a path.
 
     >>> [looks_like_path(x) for x in ("facebook/dinov2-small", "gpt2", "./clip", "/data/clip", "a/b/c")]
     [False, False, True, True, True]
@@ -287,10 +286,10 @@ def looks_like_path(name_or_path: str | Path) -> bool:
 
 
 def folder_of(name_or_path: str | Path, patterns: Sequence[str] = ()) -> Path:
-    """The local folder of a model: ``name_or_path`` itself when it is one, else its hub snapshot.
+    """The local folder of a model: ``name_or_path`` itself if it is a folder, else its hub snapshot.
 
     Raises:
-        WeightsError: when it is a path and no such folder exists, or a hub id that cannot be had.
+        WeightsError: for a path that is not a folder, or a hub id that cannot be downloaded.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -306,25 +305,25 @@ def file_in(folder: Path, *names: str) -> Path:
     """The first of ``names`` that exists in ``folder``.
 
     Raises:
-        WeightsError: when none does; the folder's files are listed.
+        WeightsError: if none does; lists the folder's files.
     """
     for name in names:
         if (folder / name).is_file():
             return folder / name
     found = ", ".join(sorted(os.listdir(folder))[:8]) if folder.is_dir() else "no such folder"
-    raise WeightsError(f"{folder} holds none of {', '.join(names)} (it holds: {found})", "point to the model's folder")
+    raise WeightsError(f"{folder} holds none of {', '.join(names)} (it holds: {found})", "give the model's folder")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        WeightsError: when the file is missing or is not one.
+        WeightsError: if the file is missing or not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read {path}: {error}", again(path)) from error
     if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds a {type(value).__name__}, expected a JSON object", "check which file it is")
+        raise WeightsError(f"{path} holds a {type(value).__name__}, expected a JSON object", "check the file's name")
     return value

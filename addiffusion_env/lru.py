@@ -1,4 +1,4 @@
-"""A mapping that forgets what was used least recently."""
+"""A least-recently-used cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Value]):
-    """Keeps ``capacity`` values; the least recently used one goes first.
+    """Keeps at most ``capacity`` values; the least recently used one is evicted first.
 
     >>> cache = LruCache(2)
     >>> for key in "aba": cache[key] = key.upper()
@@ -42,5 +42,5 @@ class LruCache(Generic[Value]):
         return self._items.get(key)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all values."""
         self._items.clear()

@@ -1,4 +1,4 @@
-"""Pages from the templates in ``templates``: every text that is put in is escaped, in HTML and in Markdown."""
+"""Pages rendered from the templates in ``templates``: all inserted text is escaped, in HTML and in Markdown."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-# Characters that act instead of being seen: control characters and changes of direction.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Invisible characters with an effect: control characters and changes of direction.
+_INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def markdown(text: str) -> str:
-    r"""Text that Markdown shows as it is, on one line.
+    r"""Escapes text for Markdown, and joins its lines.
 
     >>> markdown("a *b*\n| c")
     'a \\*b\\* \\| c'
     """
-    return " ".join(re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)).split())
+    return " ".join(re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)).split())
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; cells are taken as Markdown.
+    """A Markdown table; the cells are Markdown.
 
     >>> print(markdown_table(("sampler", "NFE"), [("fixed:8", 8)]))
     | sampler | NFE |
@@ -38,23 +38,25 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def environment(
     escape: Callable[[str], str], filters: Mapping[str, Callable[..., Any]], folder: Path = TEMPLATES, **names: Any
 ) -> Any:
-    """Jinja's environment of the templates.
+    """The Jinja environment of the templates.
 
     Args:
-        escape: makes of a text one that the page shows as it is.
-        filters: name -> function for templates; what one gives as :class:`markupsafe.Markup` is not escaped.
-        folder: of the templates.
-        **names: what templates and their macros can name.
+        escape: escapes a text for the page.
+        filters: name -> filter function; its results of type :class:`markupsafe.Markup` are not escaped.
+        folder: folder of the templates.
+        **names: global names of templates and macros.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
         return (
-            value if isinstance(value, Markup) else Markup(escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value))))
+            value
+            if isinstance(value, Markup)
+            else Markup(escape(_INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", str(value))))
         )
 
-    made = Environment(
+    jinja = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         finalize=shown,
@@ -63,18 +65,18 @@ def environment(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters.update(filters)
-    made.globals.update(names)
-    return made
+    jinja.filters.update(filters)
+    jinja.globals.update(names)
+    return jinja
 
 
 def render(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
-    """A page.
+    """Renders a page.
 
     Args:
-        template: a file's name in ``templates``; ``.html`` is escaped as HTML, others as Markdown.
+        template: name of a file in ``templates``; values are escaped as HTML for ``.html``, otherwise as Markdown.
         filters: see :func:`environment`.
-        **values: what the template names.
+        **values: values of the template's variables.
     """
     escape = html.escape if template.endswith(".html") else markdown
     return environment(escape, filters).get_template(template).render(**values)

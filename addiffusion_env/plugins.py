@@ -1,4 +1,4 @@
-"""Plugins: modules that register components of their own with ``REGISTRY.add``, imported before names are resolved."""
+"""Plugins: modules that register further components with ``REGISTRY.add``, imported before names are resolved."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _loaded: dict[str, None] = {}
 
 
 def load_plugins(names: Sequence[str], key: str = "plugins") -> None:
-    """Imports modules, also from the working directory; one that is imported already is left as it is.
+    """Imports modules, also from the working directory; modules that are already imported are not reloaded.
 
     Args:
-        names: of modules, as ``import`` takes them: ``["my_terms"]``.
-        key: what named them, for error messages.
+        names: names of modules, as for ``import``: ``["my_terms"]``.
+        key: the configuration key or file that names them, for error messages.
 
     Raises:
-        ConfigError: for a module that is not found, with the nearest one, or that raises while it is imported.
+        ConfigError: for a module that is not found (suggests the nearest one), or that raises on import.
     """
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{key} must be a list of modules, got {names!r:.100}", f"write '{key}=[my_module]'")
@@ -33,7 +33,7 @@ def load_plugins(names: Sequence[str], key: str = "plugins") -> None:
     for name in names:
         try:
             import_module(name)
-        except Exception as error:  # whatever the module's own code raises
+        except Exception as error:  # the module's code may raise anything
             raise _not_imported(name, key, error) from error
         _loaded[name] = None
 
@@ -44,21 +44,21 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def require_plugins(names: Sequence[str], where: Path | str) -> None:
-    """Refuses a file that was made with plugins that are not imported. They are never imported on a file's word alone.
+    """Checks that the plugins with which a file was written are imported. A file never causes an import by itself.
 
     Raises:
-        ConfigError: naming the file and the modules.
+        ConfigError: if some are not; names the file and the modules.
     """
     missing = [name for name in names if name not in sys.modules]
     if missing:
         raise ConfigError(
-            f"{where} was made with plugins that are not imported: {', '.join(missing)}",
+            f"{where} was written with plugins that are not imported: {', '.join(missing)}",
             f"if you have them and trust them, pass plugins=[{', '.join(missing)}]; importing a module runs its code",
         )
 
 
 def recorded_plugins(run: Path | str) -> tuple[str, ...]:
-    """The plugins that a training was started with, from the ``config.json`` in its run folder; none without one."""
+    """The plugins of a training run, from the ``config.json`` in its folder; none without that file."""
     try:
         names = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))["plugins"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -67,14 +67,14 @@ def recorded_plugins(run: Path | str) -> tuple[str, ...]:
 
 
 def with_plugins(config: Mapping[str, Any], runs: Iterable[Path | str | None] = ()) -> dict[str, Any]:
-    """Imports what a script's configuration names under ``plugins``, and what runs were started with.
+    """Imports the plugins of a script's configuration and those of training runs.
 
     Args:
-        config: with the key ``plugins``.
-        runs: folders of trainings; ``None`` and what is no such folder have no plugins.
+        config: a configuration with the key ``plugins``.
+        runs: folders of training runs; ``None`` and other folders have no plugins.
 
     Returns:
-        The configuration with all of them under ``plugins``.
+        The configuration with all plugins under ``plugins``.
 
     Raises:
         ConfigError: see :func:`load_plugins`.
@@ -94,4 +94,4 @@ def _not_imported(name: str, key: str, error: Exception) -> ConfigError:
         return ConfigError(cause, "correct the module, or install what it imports")
     near = closest(name, (module.name for module in pkgutil.iter_modules()))
     hint = f"did you mean {near!r}? " if near else ""
-    return ConfigError(cause, f"{hint}name a module that is installed or lies in the working directory {os.getcwd()}")
+    return ConfigError(cause, f"{hint}name a module that is installed or in the working directory {os.getcwd()}")

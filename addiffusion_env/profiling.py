@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a stretch of work, on the device where it runs."""
+"""Time and peak memory of a section of code, on the device where it runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 
 @dataclass(frozen=True)
 class Usage:
-    """What a stretch of work took.
+    """Resources used by a section of code.
 
     Attributes:
-        seconds: wall-clock, with the device's pending work done.
-        peak_bytes: most memory held at once; ``None`` where the system does not tell.
-        memory: what that counts: ``"cuda"``: tensors on the device, models that were there before included; ``"rss"``:
-            the whole process in host memory; ``"none"``.
+        seconds: wall-clock time, including the device's pending work.
+        peak_bytes: peak memory; ``None`` if the system does not report it.
+        memory: what ``peak_bytes`` counts: ``"cuda"``: tensors on the device, including models loaded before;
+            ``"rss"``: the whole process in host memory; ``"none"``.
     """
 
     seconds: float
@@ -28,19 +28,19 @@ class Usage:
 
 
 class Clock:
-    """Seconds so far.
+    """A clock of wall-clock or CPU time.
 
     Args:
-        kind: ``wall``, or ``cpu``: what the processors spent on this process and ``pids``, whoever else is busy. On a
-            machine that is shared only the latter repeats; it does not tell how well two cores are used.
-        device: waited for before each reading.
+        kind: ``wall``, or ``cpu``: CPU time of this process and of ``pids``, which is reproducible on a shared machine
+            but does not show how well several cores are used.
+        device: device to synchronise with before each reading.
     """
 
     def __init__(self, kind: str, device: torch.device) -> None:
         self.kind, self.device = kind, device
 
     def __call__(self, pids: Sequence[int] = ()) -> float:
-        """Seconds since some time."""
+        """Seconds since an arbitrary start."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         if self.kind == "wall":
@@ -49,12 +49,12 @@ class Clock:
 
 
 class Meter:
-    """Measures from its making, or its last :meth:`resample`, to each :meth:`read`.
+    """Measures from its construction, or the last :meth:`restart`, to each :meth:`read`.
 
-    The peaks of the process and of the device are reset, so two meters of one device at a time disturb each other.
+    It resets the peak statistics of the process and the device, so use only one meter per device at a time.
 
     Args:
-        device: where the work runs; only ``cuda`` devices have a memory of their own here.
+        device: device of the work; the memory of the device is measured for ``cuda`` only.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -63,13 +63,13 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts again: clock at 0, peak at what is held now."""
+        """Sets the clock to 0 and the peak to the memory in use."""
         self._memory = reset_peak(self.device)
-        self._begun = self.clock()
+        self._start = self.clock()
 
     def read(self) -> Usage:
-        """What was taken since the start."""
-        seconds = self.clock() - self._begun
+        """The resources used since the start."""
+        seconds = self.clock() - self._start
         peak = None if self._memory == "none" else peak_bytes(self.device)
         return Usage(seconds, peak, "none" if peak is None else self._memory)
 
@@ -81,7 +81,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def reset_peak(device: torch.device) -> str:
-    """Sets the peak of a device, else of this process, to what is held now; what it counts, as in :class:`Usage`."""
+    """Resets the peak of a CUDA device, else of this process; returns what it counts, as in :class:`Usage`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -94,9 +94,9 @@ def reset_peak(device: torch.device) -> str:
 
 
 def peak_bytes(device: torch.device, pids: Sequence[int] = ()) -> int | None:
-    """Most memory held since :func:`reset_peak`: the device's, else this process's and that of ``pids``.
+    """Peak memory since :func:`reset_peak` of a CUDA device, else of this process and ``pids`` together.
 
-    ``None`` where the system does not tell.
+    ``None`` if the system does not report it.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

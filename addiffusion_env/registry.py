@@ -1,4 +1,4 @@
-"""Names that resolve to objects on first use, so listing them imports nothing heavy."""
+"""Registries of names that are resolved to objects on first use, so that listing them imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from addiffusion_env.errors import ConfigError, UnknownNameError, unknown
 
 
 class Registry(Mapping[str, str]):
-    """Maps a name to ``"module:attribute"``, imported when it is loaded.
+    """Maps names to ``"module:attribute"`` targets, which are imported when they are loaded.
 
     Args:
-        kind: what the entries are, for error messages: ``"backbone"``, ``"reward term"``.
+        kind: kind of the entries, for error messages: ``"backbone"``, ``"reward term"``.
         entries: name -> ``"module:attribute"``.
-        more: a module that registers further names when it is imported; errors name it until it is.
+        more: a module that registers further names when it is imported; errors mention it until then.
 
     >>> loaders = Registry("loader", {"json": "json:loads"})
     >>> loaders.load("json")("[1]")
@@ -49,11 +49,11 @@ class Registry(Mapping[str, str]):
         return name in self._entries
 
     def unknown(self, name: str, others: Iterable[str] = ()) -> UnknownNameError:
-        """The error for a mistyped name, with the nearest known one and where further names come from.
+        """The error for an unknown name, with the nearest known one and the module that registers more.
 
         Args:
-            name: that is not registered.
-            others: names that are known elsewhere.
+            name: a name that is not registered.
+            others: further known names.
         """
         error = unknown(self.kind, name, (*others, *self._entries))
         if self.more and self.more not in sys.modules:
@@ -65,27 +65,27 @@ class Registry(Mapping[str, str]):
         """Registers ``target`` (``"module:attribute"``) under ``name``.
 
         Raises:
-            ConfigError: when the name is taken or the target is not of that form.
+            ConfigError: if the name is already registered or the target is not of that form.
         """
         if name in self._entries:
             raise ConfigError(
                 f"{self.kind} {name!r} is already registered as {self._entries[name]}", "pick another name"
             )
         if target.count(":") != 1:
-            raise ConfigError(f"{self.kind} {name!r}: target {target!r} is not 'module:attribute'", "name both parts")
+            raise ConfigError(f"{self.kind} {name!r}: target {target!r} is not 'module:attribute'", "give both parts")
         self._entries[name] = target
 
     def load(self, name: str) -> Any:
         """Imports and returns the object registered as ``name``.
 
         Raises:
-            UnknownNameError: for a name that is not registered; the nearest known one is given.
+            UnknownNameError: for a name that is not registered; suggests the nearest known one.
         """
         return load_object(self[name])
 
 
 def load_object(target: str) -> Any:
-    """Imports and returns what ``"module:attribute"`` names; the attribute may be one of an attribute.
+    """Imports and returns the object ``"module:attribute"``; the attribute may be dotted.
 
     >>> load_object("json:JSONDecoder.decode").__name__
     'decode'

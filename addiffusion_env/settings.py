@@ -1,4 +1,4 @@
-"""Settings read from configuration: a wrong name, type or range is refused by its name, with what was expected."""
+"""Settings read from configuration, with checks of names, types and ranges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ge:
-    """Range of a field, as ``Annotated[int, Ge(1)]``: at least ``bound``. ``None`` is no number and passes."""
+    """Range of a field, as in ``Annotated[int, Ge(1)]``: at least ``bound``. ``None`` is not checked."""
 
     bound: float
     words: ClassVar[str] = "at least"
@@ -44,13 +44,13 @@ class Gt(Ge):
 class Settings:
     """Base of dataclasses that are read from configuration.
 
-    Types and ranges of fields are checked when one is made, from their annotations; see :func:`check_types`.
+    Types and ranges of fields are checked on construction, from their annotations; see :func:`check_types`.
 
     Attributes:
         section: name of the mapping that it is read from (``"tabular"``); empty for a whole configuration, from which
-            the fields are picked and the rest is left alone.
-        see: where to read about the fields, for errors.
-        retired: former field -> what to do instead, for errors.
+            the fields are selected and the other keys ignored.
+        see: where the fields are documented, for errors.
+        retired: removed field -> what to do instead, for errors.
 
     >>> @dataclass(frozen=True)
     ... class Recording(Settings):
@@ -77,11 +77,11 @@ class Settings:
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | Self) -> Self:
-        """Settings from configuration, or as they are.
+        """Builds settings from configuration; settings of this class are returned unchanged.
 
         Raises:
-            ConfigError: for a key that does not exist, with the nearest one or what replaced it; a missing one; or a
-                value of another type or out of its range.
+            ConfigError: for an unknown key (suggests the nearest one, or what replaced it), a missing key, or a value
+                of the wrong type or out of range.
         """
         if isinstance(given, cls):
             return given
@@ -102,18 +102,18 @@ class Settings:
 
 
 def check_types(what: str, settings: Any, see: str = "") -> None:
-    """Refuses a field whose value is not of its declared type, or out of the range that its annotation gives.
+    """Checks that the fields of a dataclass have their declared types and lie in their annotated ranges.
 
-    Numbers of NumPy count as numbers, a whole number as a float, ``True`` as neither; NaN is refused; any sequence does
-    for a list or tuple (OmegaConf has its own), a string for none.
+    NumPy's numbers are accepted as numbers, integers as floats, ``True`` as neither; NaN is refused. Any sequence is
+    accepted for a list or tuple (OmegaConf has its own), except strings.
 
     Args:
-        what: the settings' name in front of the field's, with its dot, or empty: ``"refine."``.
+        what: prefix of the field's name in errors, with a dot, or empty: ``"refine."``.
         settings: a dataclass with type hints that can be resolved.
-        see: where to read about the fields; empty for the dataclass's name.
+        see: where the fields are documented; empty for the dataclass's name.
 
     Raises:
-        ConfigError: naming the field, its value and what it should be.
+        ConfigError: for an invalid value; names the field, the value and what is expected.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -136,15 +136,15 @@ def check_types(what: str, settings: Any, see: str = "") -> None:
 
 
 def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Refuses keyword arguments whose values are not of the types that a function declares.
+    """Checks that keyword arguments have the types that a function declares.
 
     Args:
-        what: whose they are, for the error: ``"reward term 'nfe_cost'"``.
-        function: with type hints that can be resolved.
-        given: names of its parameters and their values.
+        what: the owner of the arguments, for the error: ``"reward term 'nfe_cost'"``.
+        function: a function or class with type hints that can be resolved.
+        given: argument names and values.
 
     Raises:
-        ConfigError: naming the argument, its value and what it should be.
+        ConfigError: for an invalid value; names the argument, the value and what is expected.
     """
     for name, value in given.items():
         _check(f"{name} of {what}", value, _hints(function).get(name, Any), f"see {function.__module__}")
@@ -160,7 +160,9 @@ def _check(name: str, value: Any, hint: Any, see: str) -> None:
 def _hints(declared: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(declared, include_extras=True)
-    except NameError:  # a name that only type checkers see, as among SB3's: the hints beside it are types already
+    except (
+        NameError
+    ):  # a name that is imported for type checkers only, as in SB3: keep the other hints, which are types already
         return {name: hint for name, hint in declared.__annotations__.items() if not isinstance(hint, str)}
 
 

@@ -1,4 +1,4 @@
-"""Shared pieces: the embedded backbone (loaded once), a few prompts, quiet libraries."""
+"""Shared fixtures: the embedded backbone (loaded once), a few prompts; settings that silence libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-import addiffusion_lab  # noqa: F401 (registers what the tests of registered names walk through)
+import addiffusion_lab  # noqa: F401 (registers components that tests iterate over)
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
@@ -18,10 +18,10 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.scorers.image_scores import ImageScorers
 
-# The doctest collector would import every conftest.py under one and the same module name.
+# The doctest collector would import all conftest.py files under the same module name.
 collect_ignore_glob = ["conftest.py", "*/conftest.py", "*/*/conftest.py"]
 
-# One thread a process: the suite runs in two processes (make test), and threads that wait for a busy core cost most.
+# One thread per process: the suite runs in two processes (make test), and oversubscription is slow.
 torch.set_num_threads(1)
 
 

@@ -1,7 +1,7 @@
-"""An Apple GPU that is not there: the CPU computes, under the rules that MPS has.
+"""A simulated Apple GPU: the CPU computes, under the restrictions of MPS.
 
-Tensors that were sent to the device are marked. A marked tensor says that its device is ``mps``; what is computed from
-it is marked; float64 on the device, numpy on the device, and arithmetic between device and CPU are errors, as on MPS.
+Tensors moved to the device are marked. A marked tensor reports the device ``mps``, and so do results computed from it;
+float64 on the device, numpy on the device, and arithmetic between device and CPU are errors, as on MPS.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def send(module: nn.Module) -> None:
 
 
 class PretendMps(TorchFunctionMode):
-    """Within it ``torch.device("mps")`` can be used.
+    """Context manager within which ``torch.device("mps")`` can be used.
 
     Attributes:
-        operations: how many were computed on the device.
+        operations: number of operations on the device.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class PretendMps(TorchFunctionMode):
         return device is not None and torch.device(device).type == "mps"
 
     def _move(self, func, args, kwargs):
-        """``to`` and ``cpu``: the device is taken out of the arguments, the rest is done on the CPU."""
+        """Handles ``to`` and ``cpu``: the device is removed from the arguments, and the call runs on the CPU."""
         tensor, *rest = args
         target = "cpu" if func is Tensor.cpu else None
         kept = []

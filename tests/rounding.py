@@ -1,12 +1,12 @@
-"""How far the same numbers may lie apart where a network saw them in a batch of another size, and what multiplies that.
+"""Tolerances for results that differ by rounding because a network ran on batches of different sizes.
 
-A float32 kernel sums in another order for another shape of batch, thread count or instruction set. So where two paths
-can have one shape (one lane beside one lane) the tests ask for equality; where they cannot, scores may differ by what
-follows, and a test of something made of scores allows that times the slope of what is made.
+The order of sums in a float32 kernel depends on the batch shape, the thread count and the instruction set. Where two
+code paths have the same shapes (one lane each) the tests require equality; elsewhere scores may differ by the
+tolerances below, and a function of scores by the tolerance times its slope.
 
-The largest differences over batches of 1, 2 and 4 lanes of the emoji world (12 tries and their early exits) under
-``ATEN_CPU_CAPABILITY`` default, avx2 and avx512 were 5.7e-6 in CLIP cosines and 5.5e-5 in preferences: the chain of
-denoiser calls multiplies 1e-7 so far. Allowed is about four times as much.
+The largest differences over batches of 1, 2 and 4 lanes of the emoji backbone (12 attempts and their early exits) under
+``ATEN_CPU_CAPABILITY`` default, avx2 and avx512 were 5.7e-6 in CLIP scores and 5.5e-5 in preferences: the chain of
+denoiser calls amplifies 1e-7 that much. The tolerances are about four times as large.
 """
 
 from dataclasses import replace
@@ -17,13 +17,13 @@ import pytest
 CLIP_SCORE = 2e-5
 PREFERENCE = 2e-4
 SEEN = PREFERENCE
-"""Of observations without a calibrator: scores stand in them with a slope of 1 or less, and so do latents and features."""
+"""For observations without a calibrator, which depend on scores, latents and features with a slope of at most 1."""
 REWARD = PREFERENCE
-"""Of the default reward: ``sigmoid(p / 0.4)`` has slopes of at most 0.625, gains count a twentieth."""
+"""For the default reward: ``sigmoid(p / 0.4)`` has slopes of at most 0.625, and gains have a weight of 0.05."""
 
 
 def of_calibrator(calibrator, preference, clip_score, clip_text, step=1e-4):
-    """What log-odds of scores may differ by: the calibrator's slopes there times the scores' own tolerances.
+    """Tolerance of log-odds: the calibrator's slopes times the tolerances of the scores.
 
     The emoji world's calibrator has slopes of up to 371 a unit of cosine: a correlation of .01 is much among images.
     """
@@ -35,12 +35,12 @@ def of_calibrator(calibrator, preference, clip_score, clip_text, step=1e-4):
 
 
 def assert_records_alike(ours, theirs):
-    """Records of the same images from batches of other sizes: equal but for what is measured; scores to rounding."""
+    """Checks that records of the same images are equal, except for measurements; scores up to rounding."""
     assert [_exact(record) for record in ours] == [_exact(record) for record in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert one.preference == pytest.approx(other.preference, abs=PREFERENCE)
         assert one.clip_score == pytest.approx(other.clip_score, abs=CLIP_SCORE)
-        # Whatever scorers are judges: relative to their own size, which may be that of pixels squared.
+        # The judges' scores: relative to their size, since some are sums of squared pixels.
         assert one.extra == pytest.approx(other.extra, rel=1e-3, abs=PREFERENCE)
 
 

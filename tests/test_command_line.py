@@ -20,7 +20,7 @@ from addiffusion_lab.vlm import SERVICES
 
 
 def listed(capsys, *arguments):
-    """What ``list`` prints: kind -> {name: (runs, the rest of the line)}."""
+    """The output of ``list``: kind -> {name: (runs, the rest of the line)}."""
     main(["list", *arguments])
     found, kind = {}, ""
     for line in capsys.readouterr().out.splitlines()[1:]:
@@ -58,7 +58,7 @@ def test_list_describes_everything_that_is_registered(capsys):
             assert "`" not in line and ":class:" not in line
 
 
-def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
+def test_list_shows_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))  # an empty cache
@@ -84,14 +84,14 @@ def test_list_says_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
     "name",
     ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v1", "nfe_cost", "unipc", "psnr", "fid", "text_file", "fixed:2"],
 )
-def test_check_says_what_holds(name, capsys):
+def test_check_prints_the_contracts_that_hold(name, capsys):
     main(["check", name])
     lines = capsys.readouterr().out.splitlines()
     assert name in lines[0]
     assert len(lines) >= 4 and all(line.startswith("  holds: ") for line in lines[1:])
 
 
-def test_check_takes_all_that_bear_a_name(capsys):
+def test_check_finds_all_components_with_a_name(capsys):
     assert [found.kind for found in find("emoji")] == ["backbone", "prompt source"]
     assert [found.how for found in find("sd15")] == ["tiny random weights in the real classes"]
 
@@ -109,7 +109,7 @@ def test_check_takes_all_that_bear_a_name(capsys):
         ("fixed:0", "STEPS must be at least 1"),
     ],
 )
-def test_check_says_what_is_wrong_without_a_traceback(name, words, capsys):
+def test_check_reports_errors_without_a_traceback(name, words, capsys):
     with pytest.raises(SystemExit) as left:
         main(["check", name])
     assert left.value.code == 2 and words in capsys.readouterr().err
@@ -118,20 +118,20 @@ def test_check_says_what_is_wrong_without_a_traceback(name, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "everything that is registered"),  # the whole help
+        ([], "list all registered components"),  # the whole help
         (["lst"], "invalid choice: 'lst'"),
         (["bench", "--lanes", "0"], "must be an integer of at least 1, got '0'"),
         (["bench", "--steps", "-3"], "must be an integer of at least 1, got '-3'"),
         (["bench", "--json", "no/such/folder/file.json"], "its folder is missing"),
     ],
 )
-def test_a_mistyped_command_line_is_told_at_once(arguments, words, capsys):
+def test_a_mistyped_command_line_is_refused(arguments, words, capsys):
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_a_package_that_is_not_there(capsys):
+def test_a_missing_package_is_an_error(capsys):
     with pytest.raises(SystemExit):
         main(["list", "--package", "no_such_module"])
     assert "--plugins: 'no_such_module' cannot be imported" in capsys.readouterr().err

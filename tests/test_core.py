@@ -37,7 +37,7 @@ def test_errors_survive_pickling():
         assert (error.cause, error.remedy, str(error)) == ("cause", "remedy", "cause\n  -> remedy"), kind
 
 
-def test_a_mistyped_name_is_told_the_nearest_one():
+def test_the_error_for_an_unknown_name_suggests_the_nearest():
     error = errors.unknown("solver", "ddmi", ["euler", "ddim"])
     assert isinstance(error, UnknownNameError) and isinstance(error, LookupError)
     assert str(error) == "unknown solver 'ddmi'\n  -> did you mean 'ddim'? known: ddim, euler"
@@ -54,7 +54,7 @@ def test_every_registered_name_loads(registry):
         assert callable(registry.load(name))
 
 
-def test_a_name_is_registered_once():
+def test_a_name_can_be_registered_only_once():
     registry = Registry("thing", {"a": "json:loads"})
     with pytest.raises(ConfigError, match="thing 'a' is already registered as json:loads"):
         registry.add("a", "json:dumps")
@@ -95,7 +95,7 @@ def test_mistyped_overrides_get_the_nearest_name(override, message):
     assert message in str(caught.value)
 
 
-def test_a_key_under_its_former_name_is_understood(capsys):
+def test_former_names_of_keys_are_accepted(capsys):
     _noted.clear()
     given = ["replay.tries=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
     now = ["tabular.attempts=3", "tabular=null", "~tabular.ppo", "+env.max_decisions=3", "lanes=2"]
@@ -106,7 +106,7 @@ def test_a_key_under_its_former_name_is_understood(capsys):
     check_overrides(CONFIGS, "train", now[1:2])
 
 
-def test_a_mistyped_key_is_shown_its_neighbours_only():
+def test_the_error_for_an_unknown_key_lists_its_section_only():
     with pytest.raises(ConfigError) as caught:
         check_overrides(CONFIGS, "train", ["ppo.ent_coeff=0.1"])
     assert "did you mean 'ppo.ent_coef'" in str(caught.value) and "env." not in str(caught.value)
@@ -115,7 +115,7 @@ def test_a_mistyped_key_is_shown_its_neighbours_only():
     assert "did you mean 'lanes'" in str(caught.value) and "ppo.ent_coef" not in str(caught.value)
 
 
-def test_an_interruption_is_a_line(capsys):
+def test_an_interruption_prints_one_line(capsys):
     @friendly
     def interrupted():
         raise KeyboardInterrupt
@@ -151,7 +151,7 @@ def test_every_backbone_has_a_training_configuration(path):
 
 
 @pytest.mark.parametrize("backbone", [path.stem for path in (CONFIGS / "backbone").glob("*.yaml")])
-def test_a_reward_that_is_asked_for_brings_what_belongs_to_it(backbone):
+def test_a_reward_option_sets_the_settings_that_belong_to_it(backbone):
     asked = ["reward=as_published", f"backbone={backbone}"]
     settings = EnvSettings.of(**composed("train", *asked)["env"])
     refine, published = refine_config(settings.refine), REFINE_PRESETS["as_published"]
@@ -193,7 +193,9 @@ def test_no_pre_release_of_hydra_is_taken_and_the_release_is():
     tomllib = pytest.importorskip("tomllib", reason="from Python 3.11 on")
     project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (hydra,) = (item for item in map(Requirement, project["dependencies"]) if item.name == "hydra-core")
-    wanted = hydra.specifier & SpecifierSet(">=1.1.0.dev7")  # the sweeper's, by which pip considers pre-releases
+    wanted = hydra.specifier & SpecifierSet(
+        ">=1.1.0.dev7"
+    )  # the sweeper's requirement, because of which pip considers pre-releases
     assert wanted.prereleases
     versions = ["1.3.8", "1.4.0.dev10", "1.4.0rc1", "1.4.0rc3", "1.4.0rc4", "1.4.0", "1.4.1"]
     assert list(wanted.filter(versions, prereleases=True)) == ["1.3.8", "1.4.0", "1.4.1"]
@@ -203,7 +205,7 @@ def test_every_registered_backbone_has_one():
     assert {path.stem for path in (CONFIGS / "backbone").glob("*.yaml")} == set(BACKBONES)
 
 
-def test_friendly_prints_two_lines_and_leaves(capsys):
+def test_friendly_prints_two_lines_and_exits(capsys):
     @friendly
     def script():
         raise UnknownNameError("unknown thing 'x'", "use y")

@@ -1,8 +1,8 @@
-"""Every block of code and every command in the docs is run, or says above itself that it is not, and why.
+"""Every code block and command in the docs is run, unless a note above it gives the reason why not.
 
-A page's Python blocks run in order in one namespace and in a folder of their own; a block with a title is a file.
-Commands of the command line run in this process; those that take minutes run reduced, by :data:`REDUCED`, and the page
-says so. ``*Not run: reason.*`` above a block keeps it from running.
+A page's Python blocks run in order, in one namespace and a separate folder; a block with a title is a file. Commands of
+the command line run in this process; those that take minutes run with reduced settings, from :data:`REDUCED`, which the
+page mentions. A block below ``*Not run: reason.*`` is skipped.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def commands(code: str) -> list[str]:
 
 @pytest.fixture
 def workshop(tmp_path, monkeypatch):
-    """A folder of its own; what a page registers and imports is forgotten afterwards."""
+    """A separate folder; registrations and imports of a page are undone afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     registered = [dict(registry._entries) for registry in REGISTRIES]
@@ -107,7 +107,7 @@ def run_here(command: str, monkeypatch) -> None:
 
 
 def run_reduced(command: str, folder: Path) -> None:
-    """A script in a process of its own, with what :data:`REDUCED` appends."""
+    """Runs a script in a separate process, with the arguments that :data:`REDUCED` appends."""
     start = next(beginning for beginning in REDUCED if command.startswith(beginning))
     words = shlex.split(f"{command} {REDUCED[start]}")[1:]
     if words[0].endswith(".py"):
@@ -164,7 +164,7 @@ def test_every_block_is_run_or_says_why_not(page):
 
 
 def test_commands_within_lines_exist():
-    """Commands that stand within a sentence: their verb, script or make target is there."""
+    """Commands within a sentence: their command, script or make target exists."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for page in [ROOT / "README.md", *PAGES]:
         for command in re.findall(r"`((?:python|make) [^`\n]+)`", page.read_text(encoding="utf-8")):

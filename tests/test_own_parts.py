@@ -1,4 +1,4 @@
-"""A sampler, a reward term and an observation of one's own: a class, a line of registration, and nothing else."""
+"""A user-defined sampler, reward term and observation key: each is a class and a line of registration."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from addiffusion_lab.claims.conflicts import uses_of
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = '''
-"""Stops once a preview is good enough; pays for it by a fee; shows how sharp x0 has become."""
+"""A sampler that stops at a good preview, a fee per decision, an observation of the budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from typing import ClassVar
 import numpy as np
 
 from addiffusion_env.samplers import SAMPLERS
-from addiffusion_env.samplers.base import BaseMethod, read_numbers
+from addiffusion_env.samplers.base import BaseSampler, read_numbers
 from addiffusion_env.engine.process import REFINE_PRESETS, Action
 from addiffusion_env.observations import FEATURES
 from addiffusion_env.observations.features import Feature
@@ -43,7 +43,7 @@ from addiffusion_env.rewards import RewardTerm
 
 
 @dataclass(frozen=True)
-class GoodEnough(BaseMethod):
+class GoodEnough(BaseSampler):
     """Stops at the first preview whose preference is above a threshold."""
 
     threshold: float
@@ -68,14 +68,14 @@ class GoodEnough(BaseMethod):
 
     def decide(self, requests):
         """Stop or continue."""
-        looks = [request.lane.look for request in requests]
-        good = [look is not None and float(look.preference[0]) > self.threshold for look in looks]
+        scores = [request.lane.scores for request in requests]
+        good = [found is not None and float(found.preference[0]) > self.threshold for found in scores]
         return [int(Action.STOP if yes else Action.CONTINUE) for yes in good]
 
 
 @dataclass(frozen=True)
 class DecisionFee(RewardTerm):
-    """Minus a fee for each decision that goes on."""
+    """Negative fee for each *continue*."""
 
     fee: float = 0.5
 
@@ -117,7 +117,7 @@ TINY = (
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A module in an otherwise empty working directory; what it registers is forgotten afterwards."""
+    """A module in an otherwise empty working directory; its registrations are undone afterwards."""
     name = "parts_of_mine"
     (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name))
     monkeypatch.chdir(tmp_path)
@@ -129,7 +129,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def run(script, *arguments):
-    """A script in a process of its own, in the working directory; its output."""
+    """Runs a script in a separate process, in the working directory; returns its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
@@ -137,7 +137,7 @@ def run(script, *arguments):
     return done.stdout
 
 
-def test_they_work_everywhere_in_python(plugin, capsys):
+def test_they_work_in_all_python_interfaces(plugin, capsys):
     load_plugins([plugin])
     sampler = make_sampler("good_enough:-9")
     assert Traits.of(sampler) == named_traits("good_enough:-9")
@@ -178,7 +178,7 @@ def test_they_work_everywhere_in_python(plugin, capsys):
         assert promise in capsys.readouterr().out
 
 
-def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
+def test_scripts_load_them_and_a_run_records_them(plugin, tmp_path):
     run("train_sb3.py", f"plugins=[{plugin}]", "run_dir=run", *TINY.split())
     assert json.loads((tmp_path / "run/config.json").read_text())["plugins"] == [plugin]
     policy = json.loads((tmp_path / "run/policy/config.json").read_text())
@@ -189,7 +189,7 @@ def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
     assert summary_of("run/report")[2]["sampler"] == "good_enough:-9"
     assert (tmp_path / "run/report/report.html").is_file()
 
-    # The run's folder is enough for what comes after.
+    # Later commands need only the run's folder.
     run("train_sb3.py", "run_dir=run", *TINY.split(), "total_timesteps=16", "report=null")
     policy = json.loads((tmp_path / "run/policy/config.json").read_text())
     assert policy["provenance"]["decisions"] == 16 and policy["plugins"] == [plugin]
@@ -199,7 +199,7 @@ def test_scripts_load_them_and_a_run_remembers_them(plugin, tmp_path):
     assert pipe("a photo of a dog", seeds=0).nfe[0] > 0
 
 
-def test_an_evaluation_alone_takes_them(plugin):
+def test_an_evaluation_loads_them(plugin):
     arguments = ("samplers=[fixed:2,good_enough:-9]", "prompts=1", "out=out", "filmstrips=false", "progress_bar=false")
     run("eval_sb3.py", f"plugins=[{plugin}]", *arguments)
     assert [row["sampler"] for row in summary_of("out")] == ["fixed:2", "good_enough:-9"]

@@ -1,4 +1,4 @@
-"""Modules of a user that register components: imported by name, remembered by a run, never on a stranger's word."""
+"""Plugins: imported by name, recorded by a run, never imported because of a file alone."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from addiffusion_env.rewards import TERMS
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working directory that is not on the path yet; modules of it are forgotten afterwards."""
+    """An empty working directory that is not on the path yet; its modules are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     monkeypatch.setattr(TERMS, "_entries", dict(TERMS.items()))
@@ -42,7 +42,7 @@ def test_a_module_of_the_working_directory_is_imported(here):
         ([3], r"plugins must be a list of modules, got \[3\]"),
     ],
 )
-def test_what_cannot_be_imported_is_told_with_its_cause(here, names, words):
+def test_a_module_that_cannot_be_imported_is_an_error_with_its_cause(here, names, words):
     (here / "plugin_of_mine.py").write_text("")
     (here / "broken_plugin.py").write_text("1 / 0\n")
     (here / "needy_plugin.py").write_text("import not_installed\n")
@@ -52,7 +52,7 @@ def test_what_cannot_be_imported_is_told_with_its_cause(here, names, words):
 
 @pytest.mark.parametrize("flag", ["--plugins", "--package"])
 def test_the_command_line_takes_them(here, flag, capsys):
-    term = "from addiffusion_env.rewards.nfe_cost import NfePrice\n\nclass Fee(NfePrice):\n    '''A fee of mine.'''\n"
+    term = "from addiffusion_env.rewards.nfe_cost import NfeCost\n\nclass Fee(NfeCost):\n    '''A fee of mine.'''\n"
     name = f"fee_{flag.strip('-')}"
     register = f"from addiffusion_env.rewards import TERMS\nTERMS.add({name!r}, 'terms_{name}:Fee')\n"
     (here / f"terms_{name}.py").write_text(term + register)
@@ -60,7 +60,7 @@ def test_the_command_line_takes_them(here, flag, capsys):
     assert f"reward term {name}" in capsys.readouterr().out
 
 
-def test_a_policy_is_read_with_the_plugins_of_its_run_and_without_them_says_which_it_needs(here):
+def test_a_policy_is_loaded_with_the_plugins_of_its_run_and_names_missing_ones(here):
     (here / "plugin_of_a_run.py").write_text("")
     run = here / "run"
     shutil.copytree(PRETRAINED / "emoji", run / "policy")

@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as another machine can say: encodings, modules, locks, spawned processes."""
+"""Windows and macOS, as far as they can be tested elsewhere: encodings, modules, locks, spawned processes."""
 
 import ast
 import fcntl
@@ -23,7 +23,7 @@ SOURCES = [
     *ROOT.glob("*.py"),
 ]
 TEXT_METHODS = {"read_text", "write_text", "open"}
-OTHER_OPENS = {"os.open", "Image.open"}  # these read no text
+OTHER_OPENS = {"os.open", "Image.open"}  # these do not read text
 
 
 def opens_text_without_encoding(call):
@@ -48,7 +48,7 @@ def test_text_files_name_their_encoding():
 
 @pytest.fixture
 def windows(monkeypatch):
-    """Windows' rules for files: no flushing of what was opened for reading, no opening of folders, locks."""
+    """Windows' rules for files: no fsync of files opened for reading, no opening of folders, locks."""
     fsync, open_file, replace = os.fsync, os.open, os.replace
 
     def flush(number):
@@ -82,7 +82,7 @@ def test_files_are_written_by_windows_rules(windows, tmp_path):
     table = pa.table({"x": [1, 2]})
     write_atomically(table, tmp_path / "table.parquet", "none")
     assert pq.read_table(tmp_path / "table.parquet").equals(table)
-    snapshot = object.__new__(Snapshot)  # what a snapshot holds, without a model to take it of
+    snapshot = object.__new__(Snapshot)  # a snapshot without a model
     snapshot.step, snapshot.state = 8, {"step": 8}
     written = snapshot.write(tmp_path)
     assert checkpoints(tmp_path) == [written]

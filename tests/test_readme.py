@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, and every file it links to is there."""
+"""Every Python block of the README runs, and every file it links to exists."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ def test_block_runs(block):
     exec(compile(block, str(README), "exec"), {"__name__": "readme"})
 
 
-def test_links_lead_somewhere():
+def test_linked_files_exist():
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)", TEXT):
         assert (README.parent / target).exists(), target
 

@@ -1,4 +1,4 @@
-"""What is said of a setting of the wrong type or below its least value: each sentence once, for all configurations."""
+"""Errors for settings of the wrong type or out of range: each message once, for all configurations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ def test_numbers_of_numpy_and_any_sequence_pass():
     check_types("", Settings(rate=1, pair=[2, 3], options={"a": object()}, extra={"b": 1}, anything=object()))
 
 
-def test_a_long_value_is_cut():
+def test_a_long_value_is_truncated():
     with pytest.raises(ConfigError) as caught:
         check_types("", Settings(count="x" * 1000))
     assert len(caught.value.cause) < 150
@@ -83,7 +83,7 @@ class Recording(Base):
     scale: Annotated[float, Gt(0)] = 1.0
 
 
-def test_settings_are_read_from_a_mapping_or_taken_as_they_are():
+def test_settings_are_read_from_a_mapping_or_returned_unchanged():
     made = Recording.of({"folder": "x", "images": 1})
     assert made == Recording("x", 1) and Recording.of(made) is made
     assert Recording("x", "all").images == "all", "a range is of numbers"
@@ -101,7 +101,7 @@ def test_settings_are_read_from_a_mapping_or_taken_as_they_are():
         ("x", "recording must be a mapping, got 'x'", "see the docs"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(given, cause, remedy):
+def test_invalid_settings_are_refused(given, cause, remedy):
     with pytest.raises(ConfigError) as caught:
         Recording.of(given)
     assert (caught.value.cause, caught.value.remedy) == (cause, remedy)

@@ -1,4 +1,4 @@
-"""Tiny scorers in the true formats, and what a backbone predicts; tiny pipelines are in the package itself."""
+"""Tiny scorers in the real formats, and a backbone's predictions; tiny pipelines are in addiffusion_lab."""
 
 from __future__ import annotations
 

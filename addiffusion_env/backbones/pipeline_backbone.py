@@ -36,11 +36,11 @@ from addiffusion_env.backbones.calls.loaded import (
     parts_of,
     token_limit,
 )
-from addiffusion_env.backbones.calls.measured import PROMPTS, Measured, image_of, measure, measure_decoding
+from addiffusion_env.backbones.calls.measured import PROMPTS, Measurements, image_of, measure, measure_decoding
 from addiffusion_env.backbones.calls.preview_decoder import PreviewDecoder
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation
 from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
-from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, Wanted
+from addiffusion_env.backbones.calls.scheduler_steps import SchedulerSteps, StepRequest
 from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
@@ -104,7 +104,7 @@ class PipelineBackbone(Backbone):
         self._parts = parts_of(self.pipe)
         self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
         with torch.random.fork_rng(devices=[]):
-            self.measured: Measured = measure(self.evaluator, self.arguments)
+            self.measured: Measurements = measure(self.evaluator, self.arguments)
         assert self.measured.request.plan is not None
         check_size(self.pipe, self.arguments, self.measured.image_size)
         self.convention = self.measured.request.plan.convention
@@ -117,7 +117,9 @@ class PipelineBackbone(Backbone):
         networks.buckets = self.options.buckets
         denoisers = [getattr(self.pipe, name) for name in networks.network_calls]
         networks.compiled = self.options.compute_forms(self.pipe, denoisers, self.device)
-        self.looks = PreviewDecoder(type(self.pipe).__name__, self.measured, self.decode, self.options.preview)
+        self.preview_decoder = PreviewDecoder(
+            type(self.pipe).__name__, self.measured, self.decode, self.options.preview
+        )
         self.steps = SchedulerSteps()
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
@@ -177,7 +179,12 @@ class PipelineBackbone(Backbone):
     def identity(self) -> Mapping[str, Any]:
         """The pipeline with all its components, the arguments of its calls, and the preview decoder."""
         options = replace(self.options, preview=None)  # the decoder is described by its content
-        held = {"pipe": self.pipe, "arguments": self.arguments.given, "preview": self.looks.find(), "options": options}
+        held = {
+            "pipe": self.pipe,
+            "arguments": self.arguments.given,
+            "preview": self.preview_decoder.find(),
+            "options": options,
+        }
         form = {"capabilities": self.capabilities, "device": self.device, "dtype": self.measured.dtype}
         return {"class": name_of(type(self)), **described({**held, **form})}
 
@@ -198,7 +205,7 @@ class PipelineBackbone(Backbone):
         return Capabilities(
             latent_shape=measured.layout.shape,  # type: ignore[arg-type]
             image_size=measured.image_size,
-            preview_size=self.looks.size,
+            preview_size=self.preview_decoder.size,
             guidance=guidance.name is not None,
             attention_grid=attention_grid(self.network.module, measured.layout.shape),
             max_tokens=token_limit(self.pipe, arguments),
@@ -209,7 +216,7 @@ class PipelineBackbone(Backbone):
             feature_dim=self.network.feature_dim,
             network_calls=guidance.rows,
             masks=measured.layout.spatial,
-            previews=self.looks.possible,
+            previews=self.preview_decoder.possible,
         )
 
     # Prompts.
@@ -345,13 +352,13 @@ class PipelineBackbone(Backbone):
         """See :meth:`Backbone.scheduler_step`."""
         layout = self._layout_for(latents.x, conditioning.requests[0])
         states: list[Mapping[str, Any] | None] = [None] * len(sigma_next)
-        wanted: dict[int, Wanted] = {}
+        wanted: dict[int, StepRequest] = {}
         lanes = zip(conditioning.requests, latents.sigma.tolist(), sigma_next.tolist(), strict=True)
         for row, (request, now, after) in enumerate(lanes):
             plan, state = self.plan_of(request), latents.history.scheduler[row]
             index = plan.at(now)[0] if state is None else state["index"]
             if index < len(plan.times) and plan.on_plan(index, now, after):
-                wanted[row] = Wanted(plan, state, index, prediction.steps[row])
+                wanted[row] = StepRequest(plan, state, index, prediction.steps[row])
         made = dict(zip(wanted, self.steps.step(list(wanted.values())), strict=True))
         taken = [row for row, found in made.items() if found is not None]
         if len(taken) == len(sigma_next):
@@ -387,4 +394,4 @@ class PipelineBackbone(Backbone):
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:
         """See :meth:`Backbone.preview`."""
-        return self.looks.preview(x0)
+        return self.preview_decoder.preview(x0)

@@ -16,7 +16,7 @@ class Independent(Arm):
 
     def __init__(self, setup: BenchmarkSetup, decide_every: int) -> None:
         self.setup, self.decide_every = setup, decide_every
-        self.name = f"independent, one a lane, preview every {decide_every}"
+        self.name = f"independent, one per lane, preview every {decide_every}"
         self.envs = [
             AdDiffusionEnv(**setup.environment(decide_every=decide_every)) for _ in range(min(setup.lanes, TIMED_LANES))
         ]

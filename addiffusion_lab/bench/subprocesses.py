@@ -23,7 +23,7 @@ def make_env(settings: dict[str, Any]) -> AdDiffusionEnv:
 class Subprocesses(Arm):
     """Stable-Baselines3's ``SubprocVecEnv`` over scalar environments: one process and copy of the weights per lane."""
 
-    name = "SubprocVecEnv, one a lane, preview every 1"
+    name = "SubprocVecEnv, one per lane, preview every 1"
     own_calls = False
 
     def __init__(self, setup: BenchmarkSetup) -> None:

@@ -145,13 +145,13 @@ def latents_of(case: Case) -> str:
 
 def preview_of(case: Case) -> str:
     """The preview decoder; for a fit, with its error relative to the colours' standard deviation."""
-    looks, measured = case.backbone.looks, case.backbone.measured
-    if not looks.possible:
+    decoder, measured = case.backbone.preview_decoder, case.backbone.measured
+    if not decoder.possible:
         return "none"
     if measured.decoder is None:
         return "latents are pixels"
-    if looks.known is not None:
-        return looks.known.rpartition("/")[2]
+    if decoder.known is not None:
+        return decoder.known.rpartition("/")[2]
     fitted = fit_colours(measured, case.backbone.decode)
     return f"fitted ({fitted.error / max(fitted.spread, 1e-9):.1g})"
 
@@ -203,8 +203,8 @@ def tables(rows: Sequence[Row]) -> str:
         if chosen := [row for row in rows if row.task == task]:
             parts.append(f"### {title}\n\n{table(AGREEMENT, (_cells(row, AGREEMENT) for row in chosen))}")
     parts.append(CONVENTIONS_TEXT + table(CONVENTIONS, (_cells(row, CONVENTIONS) for row in rows)))
-    looks = ([*_cells(row, PREVIEW_COLUMNS[:-1]), row.cells["guidance default"]] for row in rows)
-    parts.append(PREVIEW_TEXT + table(PREVIEW_COLUMNS, looks))
+    previews = ([*_cells(row, PREVIEW_COLUMNS[:-1]), row.cells["guidance default"]] for row in rows)
+    parts.append(PREVIEW_TEXT + table(PREVIEW_COLUMNS, previews))
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines and scorers, each built once a session, and the backbones made of them."""
+"""Tiny pipelines and scorers, each built once per session, and the backbones that wrap them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads cost these models more than they save, and very much more on a busy machine."""
+    """One thread: for these models more threads are slower, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -36,8 +36,8 @@ class Tiny:
     """A tiny pipeline.
 
     Attributes:
-        name: of its backbone.
-        folder: where it lies in the hub's format.
+        name: name of its backbone.
+        folder: its folder in the hub's format.
         pipe: the pipeline itself.
         preview: folder of a tiny decoder for its latents.
     """
@@ -48,7 +48,7 @@ class Tiny:
     preview: Path
 
     def options(self, **changes: Any) -> dict[str, Any]:
-        """Options of the backbone, previews by the tiny decoder."""
+        """Options of the backbone, with previews by the tiny decoder."""
         return {"preview": str(self.preview), **OPTIONS.get(self.name, {}), **changes}
 
     def load(self, dtype: str = "float32", **changes: Any) -> Any:
@@ -80,7 +80,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scorer_paths(tmp_path_factory):
-    """Folders of tiny scorers in the true formats, with CLIP embeddings as wide as ViT-L/14's."""
+    """Folders of tiny scorers in the real formats, with CLIP embeddings of the width of ViT-L/14."""
     root = tmp_path_factory.mktemp("scorers")
     reward = root / "image_reward"
     reward.mkdir()

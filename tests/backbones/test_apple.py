@@ -1,6 +1,6 @@
-"""On an Apple GPU (MPS), which has no float64: everything that a lane does stays within what that device can.
+"""Apple GPUs (MPS) have no float64: a lane uses only operations that the device supports.
 
-No such machine is at hand; :mod:`tests.pretend_mps` holds its rules on the CPU.
+No such machine is available; :mod:`tests.pretend_mps` enforces its rules on the CPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SLOW = [pytest.param(*way, marks=pytest.mark.slow) for way in WAYS[1:]]
 
 @pytest.fixture(scope="module")
 def apple():
-    """Backbone and scorers whose weights lie on the device that is not there."""
+    """Backbone and scorers whose weights are on the simulated device."""
     backbone = EmojiBackbone.from_pretrained(Load(device="cpu"))
     scorers = emoji_scorers(WEIGHTS, "cpu")
     preference = scorers.preference
@@ -68,7 +68,7 @@ def test_a_lane_on_mps_equals_one_on_the_cpu(apple, emoji, scorers, solver, refi
 
 
 def test_every_solver_is_tried():
-    assert {solver for solver, _ in WAYS} == set(SOLVERS) - {"euler_flow"}  # which is for other noise paths
+    assert {solver for solver, _ in WAYS} == set(SOLVERS) - {"euler_flow"}  # euler_flow is for other noise paths
 
 
 def test_the_pretence_refuses_what_mps_refuses():
@@ -85,4 +85,4 @@ def test_the_pretence_refuses_what_mps_refuses():
         with pytest.raises(TypeError, match="to numpy"):
             x.numpy()
         assert torch.zeros(3, device=x.device).device == MPS
-    assert mark(torch.ones(1)).device == torch.device("cpu")  # outside it, tensors are what they are
+    assert mark(torch.ones(1)).device == torch.device("cpu")  # outside the context, tensors are unchanged

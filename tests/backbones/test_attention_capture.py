@@ -1,4 +1,4 @@
-"""Capturing attention: right numbers, untouched outputs, and the model's own processors put back."""
+"""Attention capture: correct values, unchanged outputs, and the model's own processors restored."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def backbone(request, tiny):
 def test_the_prediction_does_not_change(backbone):
     given = inputs(backbone)
     plain = backbone.predict(*given)
-    looked = backbone.predict(*given, torch.tensor([True, False, True]))
-    assert torch.equal(plain.x0, looked.x0)
+    observed = backbone.predict(*given, torch.tensor([True, False, True]))
+    assert torch.equal(plain.x0, observed.x0)
     assert plain.attention is None
 
 
@@ -75,18 +75,18 @@ def test_a_users_own_processor_keeps_working(tiny):
     own = {name: AttnProcessor() for name in default}
     try:
         backbone.denoiser.set_attn_processor(dict(own))
-        looked = backbone.predict(*given, torch.tensor([True, True, True]))
+        observed = backbone.predict(*given, torch.tensor([True, True, True]))
         assert all(own[name] is value for name, value in backbone.denoiser.attn_processors.items())
     finally:
         backbone.denoiser.set_attn_processor(default)
-    torch.testing.assert_close(looked.x0, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(observed.x0, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_shares_sum_to_one_over_the_tokens(backbone):
     maps = backbone.predict(*inputs(backbone), torch.tensor([True, False, True])).attention
     height, width = backbone.capabilities.attention_grid
     assert maps.shape == (3, backbone.capabilities.max_tokens, height, width)
-    assert not maps[1].any()  # the row that did not ask
+    assert not maps[1].any()  # the row without capture
     total = maps[[0, 2]].sum(1)
     if backbone.name == "flux":  # the rest of a cell's attention goes to other cells
         assert 0 < float(total.min()) <= float(total.max()) < 1
@@ -105,7 +105,7 @@ def test_a_row_does_not_depend_on_its_neighbours(backbone):
 
 
 def test_cross_attention_is_what_the_layers_compute(tiny):
-    """Against softmax weights by diffusers' own slow path."""
+    """Compared with the softmax weights of diffusers' own slow path."""
     backbone = tiny("sd15").wrap()
     seen = []
 
@@ -130,7 +130,7 @@ def test_cross_attention_is_what_the_layers_compute(tiny):
 
 
 def test_joint_attention_is_what_the_layers_compute(tiny, monkeypatch):
-    """Against softmax weights of the queries and keys that the layer's own processor hands on."""
+    """Compared with the softmax weights of the queries and keys of the layer's own processor."""
     from diffusers.models.transformers import transformer_flux
 
     attn = tiny("flux").wrap().denoiser.transformer_blocks[0].attn

@@ -1,4 +1,4 @@
-"""Every backbone keeps its promises and every registered id passes the checkers, on tiny models in the real classes."""
+"""Every backbone fulfils its contract and every registered id passes the checkers, on tiny models of real classes."""
 
 import gymnasium as gym
 import pytest
@@ -13,7 +13,7 @@ HUB = {name: settings for name, settings in ENVIRONMENTS.items() if settings["ba
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_an_environment_keeps_its_promises(name, tiny, scorer_paths):
+def test_an_environment_fulfils_its_contract(name, tiny, scorer_paths):
     model = tiny(HUB[name]["backbone"])
     env = gym.make(
         name,
@@ -41,5 +41,5 @@ def loaded(emoji, tiny):
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("contract", BACKBONE_CONTRACTS, ids=lambda contract: contract.__name__)
-def test_a_backbone_keeps_its_promises(contract, name, loaded):
+def test_a_backbone_fulfils_its_contract(contract, name, loaded):
     contract(loaded(name))

@@ -1,4 +1,4 @@
-"""Every architecture under the same environments: observation, refinement, early exit, vector env, learning, resuming."""
+"""Every architecture in the same environments: observation, refinement, early exit, vector env, learning, resuming."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_continuing_to_the_end(settings, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stopping_lands_in_fewer_evaluations(settings, name):
+def test_an_early_exit_takes_fewer_evaluations(settings, name):
     env = make(name, settings, early_exit_steps=2)
     terminated, _, info = play(env, [Action.CONTINUE, Action.STOP])
     assert terminated
@@ -93,8 +93,8 @@ def test_stopping_lands_in_fewer_evaluations(settings, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("preset", "cost_per_nfe"), [("as_published", 3), ("resample_short", 2), ("weakest", 3.5)])
-def test_refining(settings, name, preset, cost_per_nfe):
+@pytest.mark.parametrize(("preset", "nfe"), [("as_published", 3), ("resample_short", 2), ("weakest", 3.5)])
+def test_refining(settings, name, preset, nfe):
     env = make(name, settings, refine=preset)
     env.reset(seed=0, options={"prompt": PROMPTS[0]})
     env.step(Action.CONTINUE)
@@ -103,7 +103,7 @@ def test_refining(settings, name, preset, cost_per_nfe):
     *_, info = env.step(Action.REFINE)
     lane = env.episodes.lane(0)
     # One evaluation for the maps (or half a phrase, which without guidance is a whole one) and two for the region.
-    expected = 5 if (name, preset) == ("flux", "weakest") else cost_per_nfe
+    expected = 5 if (name, preset) == ("flux", "weakest") else nfe
     assert info["nfe"] == 2 + expected
     assert info["refinements"] == 1
     assert lane.sigma == sigma
@@ -142,7 +142,7 @@ def test_vector_env_equals_scalar_envs_row_by_row(settings, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_going_on_from_a_saved_state(settings, name):
+def test_continuing_from_a_saved_state(settings, name):
     first, second = make(name, settings), make(name, settings)
     first.reset(seed=3)
     first.step(Action.CONTINUE)

@@ -1,4 +1,4 @@
-"""Loading from a folder or the hub, options by name, and what is said when something is missing."""
+"""Loading from a folder or the hub, options by name, and messages for missing files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def empty_hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def copied(tiny, tmp_path):
-    """A copy of the tiny SD 1.5 folder, to be broken."""
+    """A copy of the tiny SD 1.5 folder, to be modified."""
     return shutil.copytree(tiny("sd15").folder, tmp_path / "copy")
 
 
@@ -62,7 +62,7 @@ def test_offline_names_the_id_the_cache_the_command_and_what_works(empty_hub, na
 
 @pytest.fixture
 def hub_that_answers(monkeypatch, tmp_path):
-    """A hub on this machine that answers everything with one status and error code, and an empty cache."""
+    """A local hub that answers every request with one status and error code, and an empty cache."""
     from huggingface_hub import constants
 
     answer: dict = {"asked": 0}
@@ -103,7 +103,7 @@ def hub_that_answers(monkeypatch, tmp_path):
         (404, "EntryNotFound", "no such file"),
     ],
 )
-def test_what_the_hub_answers_is_said(hub_that_answers, tmp_path, status, code, reason):
+def test_the_hubs_error_is_reported(hub_that_answers, tmp_path, status, code, reason):
     hub_that_answers.update(status=status, code=code)
     message = failure("flux")
     assert reason in message
@@ -124,7 +124,7 @@ def test_the_hub_is_asked_once_not_for_half_a_minute(hub_that_answers):
 def test_no_network_is_no_missing_file_and_the_command_fetches_everything(monkeypatch, tmp_path):
     from huggingface_hub import constants, hf_hub_download
 
-    with socket.socket() as taken:  # bound, and nobody listens: as good as no network
+    with socket.socket() as taken:  # bound but not listening: equivalent to no network
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -134,19 +134,19 @@ def test_no_network_is_no_missing_file_and_the_command_fetches_everything(monkey
             named_policy("someone/my-policy")
     assert "cannot be fetched: no network\n" in message and "cannot be fetched: no network" in policy.value.cause
     assert f"`hf download {DEFAULT_IDS['sd15']} --include 'model_index.json' --include '*/*'`" in message
-    with pytest.raises(OSError, match="outgoing traffic") as told:  # an EntryNotFoundError, too
+    with pytest.raises(OSError, match="outgoing traffic") as caught:  # an EntryNotFoundError, too
         hf_hub_download("someone/none", "config.json", local_files_only=True)
-    assert reason_of(told.value) == "local_files_only is set"
+    assert reason_of(caught.value) == "local_files_only is set"
 
 
-def test_what_is_no_id_is_said_to_be_none(empty_hub):
+def test_an_invalid_hub_id_is_reported(empty_hub):
     message = failure("sd15", "my model")
     assert "no id of a repository" in message and "hf download" not in message
 
 
 @pytest.fixture
 def snapshot(tiny, empty_hub):
-    """The tiny SD 1.5 as ``someone/tiny`` in the hub's cache, as a download leaves it behind; its folder."""
+    """The tiny SD 1.5 as ``someone/tiny`` in the hub's cache, as after a download; its folder."""
     repo = empty_hub / "models--someone--tiny"
     shutil.copytree(tiny("sd15").folder, repo / "snapshots" / "abc")
     (repo / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""Placing and running a loaded backbone: memory, offloading, half precision, options by name, the text cache."""
+"""Device placement and options of a loaded backbone: memory, offloading, half precision, the text cache."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_offloading_needs_a_gpu(tiny, offload):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_offloaded_components_leave_the_gpu_to_one_another(tiny, name):
-    """With stubs for accelerate's hooks: what matters is when they are told to send their component away."""
+    """With stubs for accelerate's hooks, which record when they are asked to offload their component."""
     pipe = copy.copy(tiny(name).pipe)
     net = pipe.transformer if name == "flux" else pipe.unet
     modules = {pipe.text_encoder: "text", net: "net", pipe.vae.decoder: "vae"}

@@ -1,4 +1,4 @@
-"""Compiled denoisers: one graph a bucket while lanes come and go, and the same predictions."""
+"""Compiled denoisers: one graph per bucket for varying numbers of lanes, and unchanged predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from addiffusion_env.errors import ConfigError
 
 
 def evaluate(backbone, lanes, capture=None):
-    """One evaluation of so many lanes, every second unguided where there is guidance."""
+    """One evaluation of ``lanes`` lanes, every second one without guidance."""
     capabilities = backbone.capabilities
     x = torch.randn(lanes, *capabilities.latent_shape, generator=torch.Generator().manual_seed(2))
     sigma = torch.full((lanes,), float(backbone.sigmas(4, capabilities.default_spacing)[1]), dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_compiling_comes_with_buckets(tiny):
 
 
 @pytest.mark.parametrize("sizes", [[], [0, 2], [4, 2], [2, 2], [1.5], [True]])
-def test_bad_buckets(tiny, sizes):
+def test_invalid_buckets(tiny, sizes):
     with pytest.raises(ConfigError, match=r"batch_buckets must be (increasing|a list of int)"):
         tiny("sd15").wrap(batch_buckets=sizes)
 

@@ -1,4 +1,4 @@
-"""Which device and precision are chosen, and which are refused."""
+"""Selection of device and precision, and refused values."""
 
 from __future__ import annotations
 

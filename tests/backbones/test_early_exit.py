@@ -1,4 +1,4 @@
-"""What a stop spends, and where its evaluations stand."""
+"""Cost of an early exit, and the noise levels of its evaluations."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_no_evaluation_stays():
 
 
 @pytest.mark.parametrize("rest", [[2.0, 0.0], [2.0, 0.03], [1.0, 0.5, 0.0]])
-def test_short_ways(rest):
+def test_short_schedules(rest):
     assert respace(np.array(rest), 1).tolist() == [rest[0], rest[-1]]
 
 
 def test_more_than_is_left_is_refused():
-    with pytest.raises(ConfigError, match="8 evaluations with 7 steps left"):
+    with pytest.raises(ConfigError, match="8 evaluations does not fit 7 remaining steps"):
         respace(GRID, 8)
     with pytest.raises(ConfigError, match="-1 evaluations"):
         respace(GRID, -1)
@@ -58,7 +58,7 @@ def test_auto_takes_steps_no_longer_than_six_in_all():
         assert position / early_exit_evaluations("auto", position, 50) <= 1 / AUTO_EARLY_EXIT_STEPS + 1e-6
 
 
-def test_never_more_than_going_on_would_cost():
+def test_never_more_than_continuing_would_cost():
     assert early_exit_evaluations("auto", 1.0, 4) == 4
     assert early_exit_evaluations(10, 0.5, 3) == 3
     assert early_exit_evaluations("auto", 0.0, 0) == 0

@@ -1,4 +1,4 @@
-"""What components are, by value; and encoded texts, which live as long as their encoder stays as it was."""
+"""Identity of components by value; encoded texts are cached as long as their encoder is unchanged."""
 
 import copy
 import functools
@@ -26,7 +26,7 @@ NAMES = ("sd15", "sd21", "sdxl", "flux")
 
 
 class Judge(Identified):
-    """A component of a user's own."""
+    """A user-defined component."""
 
     not_identity = ("asked",)
 
@@ -161,7 +161,7 @@ CHANGES = [edited_past_the_counters, edited_in_place, swapped]
 
 
 def encoded(pipe, cache=None, text="a dog"):
-    """What a pipeline makes of a prompt, as one tensor; through a cache or by itself."""
+    """A pipeline's encoding of a prompt as one tensor; with or without a cache."""
     encode = pipe.encode_prompt if cache is None else cache.overrides()["encode_prompt"]
     own = inspect.signature(pipe.encode_prompt).parameters
     given = {"prompt": text, "prompt_2": None, "device": torch.device("cpu"), "num_images_per_prompt": 1}
@@ -173,7 +173,7 @@ def encoded(pipe, cache=None, text="a dog"):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("change", CHANGES)
 def test_encoded_texts_do_not_outlive_their_encoder(tiny, name, change):
-    """After a change of any encoder a prompt reads as the pipeline itself reads it."""
+    """After a change of any encoder a prompt is encoded as by the pipeline itself."""
     for part in ("text_encoder", "text_encoder_2"):
         pipe = copy.copy(tiny(name).pipe)
         encoder = copy.deepcopy(getattr(pipe, part, None))
@@ -247,7 +247,7 @@ def test_an_adapters_scale_in_a_text_encoder_is_followed(tiny):
 
 
 def test_offloaded_weights_are_the_same_weights(tiny):
-    """As ``offload=sequential`` lays them away: the layers hold nothing, accelerate's store does."""
+    """As with ``offload=sequential``: the layers are empty, accelerate stores the weights."""
     accelerate = pytest.importorskip("accelerate")
     unet = copy.deepcopy(tiny("sd15").pipe.unet)
     before = weights_digest(unet), fingerprint(unet)
@@ -256,8 +256,8 @@ def test_offloaded_weights_are_the_same_weights(tiny):
     assert (weights_digest(unet), fingerprint(unet)) == before
 
 
-def test_weights_that_are_written_anew_are_loaded_anew(tmp_path):
-    """A notebook that trains, evaluates, trains again and evaluates again, always the same folder."""
+def test_rewritten_weights_are_reloaded(tmp_path):
+    """A notebook that trains, evaluates, trains again and evaluates again with the same folder."""
     from safetensors.torch import load_file, save_file
 
     from addiffusion_env.backbones.emoji import write_manifest
@@ -275,7 +275,7 @@ def test_weights_that_are_written_anew_are_loaded_anew(tmp_path):
     assert first.identity == type(first).from_pretrained(Load()).identity  # what ships, under another path
 
 
-def test_a_calibrator_that_is_fitted_anew_is_another_one(tmp_path):
+def test_a_refitted_calibrator_has_another_identity(tmp_path):
     path = tmp_path / "mine.safetensors"
     shutil.copy(CALIBRATORS / "emoji.safetensors", path)
     first, utility = calibrator_of(str(path)), Utility(calibrator=str(path))

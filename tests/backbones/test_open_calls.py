@@ -1,4 +1,4 @@
-"""Open calls: torch's state stays each call's own, dropped calls end cleanly, threads do not share them."""
+"""Open calls: torch's state is separate for each call, dropped calls end cleanly, threads do not share them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def torch_state():
 
 
 class OwnPipeline(StableDiffusionPipeline):
-    """A user's pipeline that computes under contexts of its own and notes when a call has ended."""
+    """A user's pipeline that computes under its own contexts and records when a call has ended."""
 
     contexts: tuple[str, ...] = ()
     ended: list[str] = []  # noqa: RUF012
@@ -115,7 +115,7 @@ def test_a_dropped_lane_closes_its_call(own):
     assert own.ended == ["a dog that is dropped"]
 
 
-def test_lanes_go_on_in_another_thread(own):
+def test_lanes_continue_in_another_thread(own):
     backbone = PipelineBackbone(own, SETTINGS)
     scale = torch.tensor([7.5], dtype=torch.float64)
     conditioning, latents, levels = backbone.begin(Prompt.of("a dog"), 0, 3, "scheduler")

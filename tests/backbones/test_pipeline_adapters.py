@@ -1,4 +1,4 @@
-"""LoRA, ControlNet, image tasks, quantised networks and guiders: each image is the pipeline's own."""
+"""LoRA, ControlNet, image tasks, quantised networks and guiders: each image equals that of the pipeline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def with_lora(name="sd15"):
 
 
 def check_two(adaptive, pipe, given, per_prompt=({}, {}), **call):
-    """Two prompts at once, each as the pipeline draws it."""
+    """Two prompts at once, each image equal to that of the pipeline."""
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     made = adaptive([PROMPT, OTHER], generator=generators, output_type="pt", **call).images
     wanted = [
@@ -139,10 +139,10 @@ def test_adapters_that_change_under_way_are_refused(change):
             change(pipe)
         return values
 
-    with pytest.raises(ConfigError, match="while an image was under way") as error:
+    with pytest.raises(ConfigError, match="while an image was being generated") as error:
         adaptive(PROMPT, callback_on_step_end=after_step)
     two_lines(error.value)
-    check_same(pipe, SD, adaptive)  # the next image is of one piece
+    check_same(pipe, SD, adaptive)  # the next image is not affected
 
 
 def test_the_text_half_of_a_lora_is_followed():
@@ -187,7 +187,7 @@ def test_a_controlnet_acts_in_its_window(window):
         assert difference(wanted[0], own_image(pipe, always)) > 1e-4
 
 
-# Images to begin with.
+# Image-to-image and inpainting.
 
 
 @pytest.mark.parametrize("name", ["sd15_inpaint", pytest.param("flux_inpaint", marks=pytest.mark.slow)])
@@ -247,7 +247,7 @@ def test_weights_of_eight_bits_are_joined():
 
 
 def test_activations_scaled_by_the_batch_are_not_joined():
-    """One scale for all rows (granularity per tensor): an image would depend on its neighbours."""
+    """One scale for all rows (granularity per tensor): an image would depend on the others in its batch."""
     ao = pytest.importorskip("torchao.quantization")
     pipe = quantised(ao.Int8DynamicActivationInt8WeightConfig(granularity=ao.PerTensor()))
     with pytest.warns(UserWarning, match="not joined: the network's output depends on the number of images"):

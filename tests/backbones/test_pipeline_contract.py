@@ -1,4 +1,4 @@
-"""One backbone for every pipeline: alone it is the pipeline, joined with other images it is still the pipeline."""
+"""One backbone for every pipeline: images equal those of the pipeline, alone and joined with others."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NOT_JOINED = {
     "dreamlite": "cannot draw two images",
     "cascade_decoder": "cannot draw two images",
 }
-"""Pipelines whose network calls are not joined, and what the warning says."""
+"""Pipelines whose network calls are not joined, and the reason in the warning."""
 
 TASKS = ("text-to-image", "image-to-image", "inpainting", "controlnet")
 TAKES_NO_PROMPT = "kandinsky22_decoder"
-"""The second of two pipelines: what the first makes of a prompt is its input, and it is refused."""
+"""The second stage of a two-stage pipeline: its input is the output of the first, and it is refused."""
 MOMENTUM = "hunyuan_image"
-"""Its guider carries on from step to step inside the open call: a lane that is restored begins that anew."""
+"""Its guider has state across steps inside the open call: a restored lane restarts that state."""
 BACKBONES = {name: builder for name, builder in ZOO.items() if builder.task in TASKS}
 ENTRIES = [
     pytest.param(name, id=name, marks=() if builder.fast else pytest.mark.slow) for name, builder in BACKBONES.items()
@@ -55,7 +55,7 @@ def cases():
 def test_it_draws_what_the_pipeline_draws(cases, name):
     case = cases(name)
     wanted = [case.drawn(row) for row in range(3)]
-    assert (wanted[0] - case.drawn(1, seed=0)).abs().max() > 1e-4  # the prompt moves the image, from the same noise
+    assert (wanted[0] - case.drawn(1, seed=0)).abs().max() > 1e-4  # the prompt changes the image, for the same noise
     networks = {getattr(case.pipe, part) for part in case.builder.denoisers}
     lane, alone = case.alone()
     torch.testing.assert_close(alone, wanted[0], atol=1e-5, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_it_draws_what_the_pipeline_draws(cases, name):
 
 @pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_an_early_exit_ends_as_the_pipeline_does(cases, name):
-    """After one step, from the clean prediction: what the pipeline's own call makes of it when its loop ends there."""
+    """After one step, the clean prediction equals the result of the pipeline's own call when its loop ends there."""
     case = cases(name)
     lane, image, own = case.early_exit()
     assert lane.calls == sum(case.builder.calls)  # nothing was spent on the exit
@@ -90,7 +90,7 @@ def test_an_early_exit_ends_as_the_pipeline_does(cases, name):
 
 @pytest.mark.parametrize("name", ENTRIES, scope="module")
 def test_a_lane_is_a_value(cases, name):
-    """Snapshot in the middle, restored in another backbone's hands, it ends as the same image; a resample ends too."""
+    """A snapshot restored in another backbone gives the same image; a resample finishes as well."""
     case = cases(name)
 
     def first_step():
@@ -99,11 +99,11 @@ def test_a_lane_is_a_value(cases, name):
     def rest(lane):
         while lane.remaining:
             lane = yield from advance(case.process, lane)
-        return (yield from finished(lane)).image[None]
+        return (yield from finished(lane)).tensor[None]
 
     lane = case.engine.run([first_step()])[0]
     restored = restore_lane(case.backbone, lane.state())
-    restored = replace(restored, conditioning=lane.conditioning)  # its arguments are the caller's to give again
+    restored = replace(restored, conditioning=lane.conditioning)  # the caller passes the arguments again
     once, twice = case.engine.run([rest(lane)])[0], case.engine.run([rest(restored)])[0]
     if name != MOMENTUM:
         torch.testing.assert_close(once, twice, atol=1e-6, rtol=1e-6)
@@ -114,7 +114,7 @@ def test_a_lane_is_a_value(cases, name):
         lane = yield from act(case.backbone, again, lane, 2)
         while lane.remaining:
             lane = yield from advance(again, lane)
-        return lane, (yield from finished(lane)).image[None]
+        return lane, (yield from finished(lane)).tensor[None]
 
     lane, other = case.engine.run([resampled()])[0]
     assert other.isfinite().all() and lane.refinements == 1
@@ -140,7 +140,7 @@ def test_at_least_42_text_to_image_classes():
 
 
 def test_inpainting_in_tokens_has_places_in_the_image():
-    """Where the mask keeps the image, latents never reach the decoder; the layout is learned all the same."""
+    """Where the mask keeps the image, latents do not reach the decoder; the layout is learned nevertheless."""
     backbone = Case("flux_inpaint").backbone
     assert backbone.capabilities.latent_shape == (4, 8, 8) and backbone.capabilities.previews
     inner = torch.arange(256.0).reshape(1, *backbone.measured.layout.inner)

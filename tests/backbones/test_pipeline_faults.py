@@ -1,4 +1,4 @@
-"""What users bring, by kind: each draws what the pipeline itself draws, or is refused in two lines."""
+"""Variants of users' pipelines: each gives the pipeline's own image, or a two-line error."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_unet_that_takes_the_guidance_scale(name):
 
 @pytest.mark.parametrize("size", [8, [8, 12], (12, 8)])
 def test_sample_sizes(size):
-    """The image's size is the pipeline's own where none is given."""
+    """The default image size is that of the pipeline."""
     pipe = sd15(unet={"sample_size": size})
     pipe.set_progress_bar_config(disable=True)
     wanted = check_same(pipe, {"num_inference_steps": 3}, effect=0.0005)
@@ -166,7 +166,7 @@ def test_a_sample_size_of_none(name):
         assert "height" in two_lines(error.value)
 
 
-# What is replaced or moved after wrapping.
+# Components replaced or moved after wrapping.
 
 
 def replace_scheduler(pipe):
@@ -222,11 +222,11 @@ def test_pipe_to_another_precision_is_seen():
     assert difference(made, wanted) <= 0.02 and difference(before, wanted) > difference(made, wanted)
 
 
-# A user's own class.
+# User-defined classes.
 
 
 class Shouting(diffusers.StableDiffusionPipeline):
-    """Encodes another prompt than it is given."""
+    """Encodes a modified prompt."""
 
     def encode_prompt(self, prompt, *args, **kwargs):
         loud = prompt if not isinstance(prompt, str) else f"{prompt} and a cat on the sofa"
@@ -248,7 +248,7 @@ def test_attention_mask_of_the_text_encoder():
     assert difference(plain, check_same(pipe, GUIDED)) > 0.005
 
 
-# What only the pipeline knows how to use.
+# Features that only the pipeline implements.
 
 
 def safety_checker(threshold):

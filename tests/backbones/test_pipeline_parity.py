@@ -40,7 +40,7 @@ def to_the_end(process, lane):
 
 
 def continued(backbone, scorers, prompts, processes):
-    """The lanes' last latents, all in one engine."""
+    """The lanes' final latents, all in one engine."""
     engine = Engine(backbone, scorers, solver=processes[0].solver)
     lanes = [open_lane(backbone, process, prompt, SEED) for process, prompt in zip(processes, prompts, strict=True)]
     ended = engine.run([to_the_end(process, lane) for process, lane in zip(processes, lanes, strict=True)])
@@ -48,7 +48,7 @@ def continued(backbone, scorers, prompts, processes):
 
 
 def by_pipeline(pipe, backbone, prompts, process, **changes):
-    """The pipeline's last latents from the same noise."""
+    """The pipeline's final latents from the same noise."""
     noise = torch.cat([open_lane(backbone, process, prompt, SEED).latents.x for prompt in prompts])
     noise = noise.to(backbone.dtype)
     settings = {"num_inference_steps": process.steps, "output_type": "latent", **changes}
@@ -87,7 +87,7 @@ def test_bfloat16_is_within_its_own_rounding(tiny, tiny_scorers, name):
     assert backbone.dtype == torch.bfloat16
     process = process_of(backbone, 4, **({} if name == "flux" else {"guidance_scale": 2.0}))
     ours, _ = continued(backbone, tiny_scorers, PROMPTS, [process] * 3)
-    assert ours.dtype == torch.float32  # the solver keeps what the network's precision would lose
+    assert ours.dtype == torch.float32  # the solver is more precise than the network
     half = copy.deepcopy(tiny(name).pipe).to(torch.bfloat16)
     half.set_progress_bar_config(disable=True)
     theirs = by_pipeline(half, backbone, PROMPTS, process).float()
@@ -99,7 +99,7 @@ def test_bfloat16_is_within_its_own_rounding(tiny, tiny_scorers, name):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
-def test_euler_pipelines_land_where_theirs_do(tiny, tiny_scorers, name, final):
+def test_euler_pipelines_give_equal_final_latents(tiny, tiny_scorers, name, final):
     from diffusers import EulerDiscreteScheduler
 
     pipe = copy.deepcopy(tiny(name).pipe)
@@ -208,7 +208,7 @@ def test_any_level_is_what_the_hand_written_backbone_predicts(tiny, name, schedu
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     general = tiny(name).wrap(pipe)
     parts = StableDiffusionParts(
-        pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, general.looks.decoder
+        pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler, general.preview_decoder.decoder
     )
     reference = EmojiBackbone(parts, general.capabilities)
     plan = general.sigmas(50, "scheduler")
@@ -217,7 +217,7 @@ def test_any_level_is_what_the_hand_written_backbone_predicts(tiny, name, schedu
     x = torch.randn(len(sigma), *general.capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
     texts = [prompt.text for prompt in PROMPTS] * 4
     scale = torch.tensor([7.5, 1.0, 3.0] * 4, dtype=torch.float64)
-    for _ in range(2):  # with fresh calls, and with waiting ones
+    for _ in range(2):  # with new calls, and with waiting ones
         ours = general.predict(x, sigma, general.encode(texts), scale)
         theirs = reference.predict(x, sigma, reference.encode(texts), scale)
         # Fractional times of Euler are float32: sigma times guidance multiplies their rounding by a hundred.

@@ -1,4 +1,4 @@
-"""Bad input to the general backbone: two-line errors of our own classes, when it is wrapped or called."""
+"""Invalid input to the general backbone raises the package's two-line errors, when it is wrapped or called."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BETAS = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_sch
 SAYS = {
     "kandinsky22_decoder": "takes no prompt",
     "kandinsky22_prior": "without images",
-    "kandinsky22_combined": "in two stages",
+    "kandinsky22_combined": "of a two-stage model",
     "wan": "WanPipelineOutput without images",
     "stable_audio": "audio pipelines are not supported",
     "dit": "takes no prompt",
@@ -75,8 +75,8 @@ def test_schedulers_that_are_not_known_here(name, kind, settings, says):
     two_lines(error.value)
 
 
-def test_pndm_goes_on_after_a_refinement():
-    """It counts its own steps and cannot enter its plan in the middle: first-order steps lead to the end."""
+def test_pndm_continues_after_a_refinement():
+    """PNDM counts its steps and cannot enter its plan in the middle: the rest uses first-order steps."""
     pipe = ZOO["sd15"]()
     pipe.scheduler = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True)
     adaptive = wrapped(pipe, {**SD, "num_inference_steps": 6})
@@ -88,7 +88,7 @@ def test_pndm_goes_on_after_a_refinement():
             lane = yield from act(backbone, process, lane, action)
         while lane.remaining:
             lane = yield from act(backbone, process, lane, 0)
-        return lane, (yield from finished(lane)).image
+        return lane, (yield from finished(lane)).tensor
 
     with pytest.warns(UserWarning, match="a PNDMScheduler cannot enter its plan in the middle") as warned:
         lane, image = Engine(backbone, NoScorers(), solver="scheduler").run([coroutine()])[0]

@@ -1,4 +1,4 @@
-"""Schedulers as users set them: the image is the pipeline's own, and an early exit ends."""
+"""Schedulers as configured by users: the image equals that of the pipeline, and an early exit finishes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def entries(names):
 
 @pytest.fixture(scope="module")
 def kept():
-    """A tiny pipeline by name with the adaptive pipeline around it; its scheduler is the test's to replace."""
+    """A tiny pipeline by name with its adaptive pipeline; tests may replace its scheduler."""
     made = {}
 
     def get(name, given):
@@ -98,7 +98,7 @@ def kept():
 
 
 def check_early_exit(adaptive):
-    """Stopped after two steps and landed in two evaluations."""
+    """Stops after two steps, with an early exit of two evaluations."""
     process = replace(adaptive.process, early_exit_steps=2)
     stopped = AdaptivePipeline(adaptive.backbone, "stop:2", process=process)
     output = stopped([PROMPT, OTHER], output_type="pt")
@@ -141,7 +141,7 @@ def test_set_shift_after_wrapping_is_followed():
 
 
 class WithGenerator(diffusers.FlowMatchEulerDiscreteScheduler):
-    """Flux hands its generator to no step; this scheduler knows it."""
+    """Flux does not pass its generator to steps; this scheduler stores it."""
 
     generator: torch.Generator
 
@@ -150,7 +150,7 @@ class WithGenerator(diffusers.FlowMatchEulerDiscreteScheduler):
 
 
 def test_noise_of_steps_is_the_images_own():
-    """Where the pipeline's steps draw from torch's own generator, an image is still a function of its generator."""
+    """Even if the pipeline's steps draw from torch's global generator, an image is a function of its generator."""
     pipe = ZOO["flux"]()
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     adaptive = wrapped(pipe, FLUX)

@@ -1,4 +1,4 @@
-"""Denoisers that keep state from one call to the next, and autoencoders that give NaN or infinity."""
+"""Denoisers that keep state between calls, and autoencoders that return NaN or infinity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from addiffusion_env.scorers.image_scores import NoScorers
 GUIDED = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 FLUX = {"num_inference_steps": 4, "height": 16, "width": 16, "max_sequence_length": 32}
 
-# What keeps state from one call to the next.
+# State between calls.
 
 
 def cache_configs():
@@ -67,7 +67,7 @@ def test_a_patched_forward_is_refused(inside):
 
 
 def test_hooks_without_state_are_followed():
-    """Layerwise casting and offloading of groups replace samplers, too."""
+    """Layerwise casting and group offloading also replace methods."""
     pipe = ZOO["sd15"]()
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     pipe.vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
@@ -88,7 +88,7 @@ def test_a_network_that_the_user_has_compiled(whole):
 
 
 class Spoiled(torch.nn.Module):
-    """A decoder's last layer that spoils the images that a condition holds for."""
+    """A decoder's last layer that corrupts the images that satisfy a condition."""
 
     def __init__(self, layer, value, spoils):
         super().__init__()

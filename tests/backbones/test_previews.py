@@ -1,4 +1,4 @@
-"""Cheap looks: tiny decoders, the least-squares map that stands in for them, and their sizes."""
+"""Previews: tiny decoders, the least-squares map that replaces them, and their sizes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def empty_hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "decoder"), [("sd15", "taesd"), ("sdxl", "taesdxl"), ("flux", "taef1")])
-def test_without_a_tiny_decoder_a_fitted_map_is_used_and_said(tiny, name, decoder):
+def test_without_a_tiny_decoder_a_fitted_map_is_used_with_a_warning(tiny, name, decoder):
     backbone = tiny(name).wrap(preview=None)
     x0 = torch.randn(1, *backbone.capabilities.latent_shape)
     with pytest.warns(UserWarning, match="least-squares map") as caught:
         backbone.preview(x0)
     message = next(str(w.message) for w in caught if "least-squares" in str(w.message))
     assert f"madebyollin/{decoder}" in message and "preview='linear'" in message
-    with warnings.catch_warnings():  # by choice it warns of nothing
+    with warnings.catch_warnings():  # no warning if chosen explicitly
         warnings.simplefilter("error", UserWarning)
         tiny(name).wrap(preview="linear").preview(x0)
 
 
-def test_a_decoder_that_was_asked_for_must_be_there(tiny, tmp_path):
+def test_a_requested_decoder_must_exist(tiny, tmp_path):
     with pytest.raises(WeightsError, match="no such folder"):
         tiny("sd15").wrap(preview=str(tmp_path / "absent"))
     with pytest.raises(WeightsError, match="someone/decoder"):
@@ -57,7 +57,7 @@ def test_the_map_is_affine_a_cell(tiny, name):
     backbone = tiny(name).wrap(preview="linear")
     x0 = torch.randn(2, *backbone.capabilities.latent_shape)
     backbone.preview(x0)
-    colours = backbone.looks.decoder
+    colours = backbone.preview_decoder.decoder
     assert isinstance(colours, LatentColours)
     cell = colours.weights.T @ x0[1, :, 3, 2] + colours.bias
     torch.testing.assert_close(colours(x0)[1, :, 3, 2], cell)
@@ -79,8 +79,10 @@ def test_no_more_is_decoded_than_the_scorers_read(tiny, monkeypatch):
     backbone = tiny("sd15").wrap()
     assert backbone.capabilities.preview_size == (8, 8)
     decoded = []
-    decode = backbone.looks.decoder.decode
-    backbone.looks.decoder.decode = lambda latents, **kwargs: decoded.append(latents.shape) or decode(latents, **kwargs)
+    decode = backbone.preview_decoder.decoder.decode
+    backbone.preview_decoder.decoder.decode = lambda latents, **kwargs: (
+        decoded.append(latents.shape) or decode(latents, **kwargs)
+    )
     assert backbone.preview(torch.randn(2, 4, 8, 8)).shape == (2, 3, 8, 8)
     assert decoded == [(2, 4, 4, 4)]
 

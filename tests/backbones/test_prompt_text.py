@@ -1,4 +1,4 @@
-"""Tokenising: what does not fit is refused or cut, and which tokens name something to draw."""
+"""Tokenising: prompts that do not fit are refused or truncated, and content tokens are found."""
 
 from __future__ import annotations
 

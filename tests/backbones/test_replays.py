@@ -1,11 +1,12 @@
-"""Lanes replay their pipeline's loop once it is known, and their images stay the pipeline's."""
+"""Lanes replay their pipeline's loop once it is known, and their images equal those of the pipeline."""
 
 from __future__ import annotations
 
 import diffusers
 import pytest
 import torch
-from addiffusion_env.checks.pipelines import Case
+
+from addiffusion_lab.tiny_pipelines.contract import Case
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Schedules equal diffusers' own, and noise levels and timesteps are each other's inverse."""
+"""Schedules equal those of diffusers, and the conversions of noise levels and timesteps are inverse."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_align_your_steps_is_the_familys_published_list_at_ten_steps(tiny, famil
 
 @pytest.mark.parametrize("listed", [AYS_SD15, AYS_SDXL], ids=["sd15", "sdxl"])
 def test_align_your_steps_interpolates_levels_log_linearly(schedule, listed):
-    """As its authors advise: eleven levels to n + 1, of which the last is where the last step lands."""
+    """As recommended by its authors: eleven levels to n + 1, the last being the level after the last step."""
     schedule = replace(schedule, ays_timesteps=listed)
     levels = schedule.sigma_at(np.array(listed))
     np.testing.assert_allclose(schedule.sigmas(10, "ays")[:-1], levels[:-1])
@@ -95,7 +95,7 @@ def test_every_schedule_falls_and_has_its_length(schedule, spacing):
         assert sigmas.shape == (steps + 1,)
         assert sigmas.dtype == np.float64
         assert (np.diff(sigmas[:-1]) < 0).all()
-        # linspace and a thousand steps end at timestep 0, which is also where SD 1.5 lands.
+        # linspace and a thousand steps end at timestep 0, which is also the final level of SD 1.5.
         assert sigmas[-1] <= sigmas[-2]
 
 
@@ -106,7 +106,7 @@ def test_coarse_fine_begins_as_trailing_with_six_steps_does():
 
 
 @pytest.mark.parametrize("to_one", [True, False])
-def test_where_it_lands(to_one):
+def test_final_level(to_one):
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(**SD15, set_alpha_to_one=to_one)

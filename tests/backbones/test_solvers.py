@@ -1,4 +1,4 @@
-"""Each solver against the diffusers scheduler of its name, in mixed batches, and against closed forms."""
+"""Each solver compared with the diffusers scheduler of its name, in mixed batches, and with closed forms."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_dpmpp_2m_equals_diffusers(spacing, final, steps):
 
 
 def unipc_against(scheduler, path, steps, lower_order_final=False):
-    """Both solve from the same noise with the same network; compared after every step."""
+    """Both start from the same noise with the same network and are compared after every step."""
     sigmas = scheduler.sigmas.double()
     x = tensor(1)
     latents = Latents.start(x, uniform(sigmas[0]))
@@ -117,7 +117,7 @@ def test_unipc_equals_diffusers(spacing, final, steps):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("steps", [2, 3, 8])
 def test_the_last_step_of_unipc_is_corrected_and_of_first_order(spacing, steps):
-    """Where a schedule ends above sigma 0 the correction is seen; at sigma 0 the step is x0 whatever came before."""
+    """If a schedule ends above sigma 0 the correction has an effect; at sigma 0 the step returns x0 in any case."""
     from diffusers import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(
@@ -138,7 +138,7 @@ def test_unipc_on_a_flow_equals_diffusers(steps):
 
 @pytest.mark.parametrize("path", [VP, FLOW])
 def test_unipc_is_finite_from_pure_noise(path):
-    """A flow begins at alpha 0, where the log signal-to-noise ratio is minus infinity."""
+    """A flow starts at alpha 0, where the log signal-to-noise ratio is minus infinity."""
     latents = Latents.start(tensor(1), uniform(1.0))
     for index, onward in enumerate((0.8, 0.5, 0.3, 0.0)):
         latents = unipc_step(path, latents, network(latents.x, index), uniform(onward))
@@ -180,7 +180,7 @@ def test_mixed_sigmas_in_one_batch_equal_separate_calls(name, path):
 
 
 @pytest.mark.parametrize(("name", "path"), ALL)
-def test_early_exit_on_sigma_zero_returns_x0(name, path):
+def test_a_step_to_sigma_zero_returns_x0(name, path):
     latents = Latents(tensor(6), uniform(0.3), History(tensor(7), uniform(0.6), tensor(14), uniform(0.8)))
     x0 = tensor(8)
     torch.testing.assert_close(SOLVERS.load(name)(path, latents, x0, uniform(0.0)).x, x0, atol=1e-6, rtol=1e-6)

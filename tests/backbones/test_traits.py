@@ -1,4 +1,4 @@
-"""A backbone brings its world: prompts, reader, scorers, judges and guide come from its class."""
+"""A backbone's class defines its traits: prompts, reader, scorers, judges and guide."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Every client of docs/howto/clients.md: its block runs as it stands there, and gives what was played.
+"""Every client of docs/howto/clients.md: its code block runs unchanged, and records the episodes correctly.
 
-Skipped where the client is missing; ``make test-slow`` installs those of the extra ``clients``.
+Skipped if the client is not installed; ``make test-slow`` installs those of the extra ``clients``.
 """
 
 import re
@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def ran(*needles):
-    """The namespace after the page's first block and those that hold one of these words."""
+    """The namespace after running the page's first block and the blocks that contain one of these words."""
     chosen = [CODE[0], *(next(code for code in CODE[1:] if needle in code) for needle in needles)]
     namespace = {"__name__": "__main__"}
     for code in chosen:
@@ -36,11 +36,11 @@ def ran(*needles):
 
 
 def taken(actions):
-    """What ``info["action_trace"]`` has of these: with refine="off" action 2 is illegal and continues."""
+    """The actions as recorded in ``info["action_trace"]``: with refine="off" action 2 is replaced by *continue*."""
     return [0 if action == 2 else int(action) for action in actions]
 
 
-def test_the_page_has_a_section_a_client():
+def test_the_page_has_a_section_per_client():
     sections = re.findall(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.M)
     table = re.findall(r"^\| \[(.+?)\]", PAGE.read_text(encoding="utf-8"), flags=re.M)
     assert sections == table and len(table) == 11
@@ -54,7 +54,7 @@ def test_stable_baselines3_learns():
     assert model._n_updates == 2 and np.isfinite([one["r"] for one in model.ep_info_buffer]).all()
 
 
-def test_maskable_ppo_takes_legal_actions_alone():
+def test_maskable_ppo_takes_legal_actions_only():
     page = ran("import MaskablePPO")  # strict: an illegal action would have raised in learn()
     assert page["model"].num_timesteps == 32
     masks = page["get_action_masks"](page["env"])
@@ -73,7 +73,7 @@ def test_sbx_learns_from_flat_observations():
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step"])
 def test_cleanrls_loop_for_256_steps(mode):
-    """128 steps of two lanes; the rows that a reset filled are those that the page says, and an update moves."""
+    """128 steps of two lanes; the rows of resets are those that the page names, and an update changes the weights."""
     page = ran("def collect")
     storage, lanes = page["storage"], page["lanes"]
     if mode == "same_step":
@@ -136,7 +136,7 @@ def test_torchrl_takes_a_vector_environment_in_mode_disabled():
     done = played["next", "done"].squeeze(-1)
     assert played.shape == (2, 8) and done.sum() >= 4
     same = (played["clip"][:, 1:] == played["next", "clip"][:, :-1]).all(-1)
-    torch.testing.assert_close(same, ~done[:, :-1])  # goes on, or begins anew
+    torch.testing.assert_close(same, ~done[:, :-1])  # continues, or is reset
 
 
 def test_tianshou_collects_six_episodes_from_two_processes():
@@ -154,7 +154,7 @@ def test_tianshou_collects_six_episodes_from_two_processes():
 
 
 def test_rllib_records_the_decisions_that_were_played():
-    """One iteration in each mode; in same_step, vector_entry_point loses the decisions that the page says."""
+    """One iteration in each mode; in same_step, vector_entry_point loses the decisions that the page names."""
     pytest.importorskip("ray.rllib")
     ray = pytest.importorskip("ray")
     page = ran("PPOConfig")
@@ -180,7 +180,7 @@ def test_rllib_records_the_decisions_that_were_played():
             for number, (start, played, trace) in zip(lost[name], ended, strict=True):
                 assert trace[start + number :] == played
         assert set(lost["sync"]) == set(lost["next_step"]) == {0}
-        assert set(lost["same_step"]) == {0, 1}  # 0: a lane's first episode, or one behind an episode that vanished
+        assert set(lost["same_step"]) == {0, 1}  # 0: a lane's first episode, or one after a lost episode
     finally:
         ray.shutdown()
 
@@ -209,7 +209,7 @@ def datasets(tmp_path, monkeypatch):
     return ran("import minari")
 
 
-def test_minari_gives_back_steps_and_infos(datasets):
+def test_minari_returns_steps_and_infos(datasets):
     import minari
 
     stored = list(minari.load_dataset("emoji/random-v0").iterate_episodes())

@@ -1,4 +1,4 @@
-"""The project's own engine draws what the reference sampler drew: exact correctness, judged by the shipped detector."""
+"""The engine reproduces the reference sampler's exact correctness, judged by the shipped detector."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def correctness(emoji, scorers, prompts, steps, spacing, lanes=32):
 
 @pytest.mark.slow
 def test_ddim_50_reproduces_the_reference(emoji, scorers):
-    """2,048 grammar prompts, DDIM-50 (leading) at guidance 4: .859 with the reference code."""
+    """2,048 grammar prompts, DDIM-50 (leading) at guidance 4: 0.859 with the reference code."""
     torch.set_num_threads(2)
     scenes, _ = sample_scenes(2048, seed=999)
     prompts = [scene_prompt(scene) for scene in scenes]
@@ -36,7 +36,7 @@ def test_ddim_50_reproduces_the_reference(emoji, scorers):
 
 @pytest.mark.slow
 def test_a_smaller_sample_is_in_keeping(emoji, scorers):
-    """40 single objects and pairs in 6 trailing steps: .95 and .90 in the reference's table, fixed seeds here."""
+    """40 single objects and pairs in 6 trailing steps: 0.95 and 0.90 in the reference's table, fixed seeds here."""
     prompts = EmojiPrompts(split="all", tasks=["single_object", "two_object"]).take(40, seed=5)
     assert correctness(emoji, scorers, prompts, 6, "trailing") >= 0.8
 
@@ -53,7 +53,7 @@ def test_images_of_other_prompts_are_judged_wrong(emoji, scorers):
 @pytest.mark.numeric
 @torch.no_grad()
 def test_the_engine_equals_a_plain_diffusers_loop(emoji, scorers, prompts):
-    """DDIM, leading, guidance 4, as the reference sampled: the same latents from the same noise."""
+    """DDIM, leading, guidance 4, as in the reference: the same latents from the same noise."""
     chosen = prompts[:3]
     scheduler = emoji.parts.scheduler
     scheduler.set_timesteps(10)

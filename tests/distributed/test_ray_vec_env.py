@@ -1,4 +1,4 @@
-"""Lanes in Ray actors: the same episodes whatever the number of workers, and none lost when a worker is."""
+"""Lanes in Ray actors: the same episodes for any number of workers, and recovery from lost workers."""
 
 import os
 import signal
@@ -30,14 +30,14 @@ ACTIONS = np.array([[0, 1, 2, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 2, 0, 0]])
 
 @pytest.fixture(scope="module", autouse=True)
 def own_ray():
-    """One Ray for this file, small: environments use the one that is there."""
+    """One small Ray for this file, which the environments share."""
     start_ray(RayConfig(object_store_mb=100))
     yield
     ray.shutdown()
 
 
 def remote(workers, seed=3, lanes=LANES, settings=SETTINGS, cpus=None, **rollouts):
-    """Of a quarter of two cores: several of them must start beside one another, with a thread a worker."""
+    """A RayVecEnv on a quarter of two cores, so that several can run at once, with one thread per worker."""
     share = 0.5 / workers if cpus is None else cpus
     return RayVecEnv(lanes, seed, RayConfig(workers=workers, cpus=share, **rollouts), **settings)
 
@@ -50,7 +50,7 @@ def play(env, actions=ACTIONS):
 
 
 def facts(rows):
-    """What must be equal to the last bit: prompts, seeds, actions, costs, ends."""
+    """The values that must be exactly equal: prompts, seeds, actions, costs, ends."""
     names = (
         "prompt_id",
         "seed",
@@ -83,7 +83,7 @@ def local():
 
 @pytest.fixture(scope="module")
 def pair():
-    """Two workers of two lanes each, for all tests that do with them: a worker takes seconds to start."""
+    """Two workers with two lanes each, shared by tests, since a worker takes seconds to start."""
     env = remote(2)
     yield env
     env.close()
@@ -91,7 +91,7 @@ def pair():
 
 @pytest.mark.slow
 def test_one_worker_equals_the_environment_of_this_process(local):
-    env = remote(1, cpus=1)  # one thread, as this process has: more of them sum in another order
+    env = remote(1, cpus=1)  # one thread, as in this process: the number of threads changes the order of sums
     rows = play(env)
     assert_alike(rows, local[0], tolerance=0)
     for ours, theirs in zip(rows[1:], local[0][1:], strict=True):
@@ -114,7 +114,7 @@ def test_four_workers_give_what_one_gives(local):
     env.close()
 
 
-def test_masks_samplers_and_attributes(pair):
+def test_masks_methods_and_attributes(pair):
     pair.seed(3)
     pair.reset()
     assert pair.has_attr("action_masks") and not pair.has_attr("nonsense")
@@ -154,7 +154,7 @@ def test_states_fit_any_number_of_workers(pair):
         pytest.param(signal.SIGSTOP, "hung", (0, 1, 2), id="stopped", marks=pytest.mark.slow),
     ],
 )
-def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, monkeypatch):
+def test_a_lost_worker_affects_only_its_own_episodes(pair, number, cause, counted, monkeypatch):
     quiet, ahead = AdDiffusionVecEnv(LANES, 3, **SETTINGS), AdDiffusionVecEnv(LANES, 0, **SETTINGS)
     pair.seed(3)
     pair.losses = Losses()
@@ -187,7 +187,7 @@ def test_a_lost_worker_costs_its_episodes_alone(pair, number, cause, counted, mo
 
 
 def impatient(step_async):
-    """A step with a deadline of its own, so that the new worker still gets the time it needs."""
+    """A step with a short deadline, which does not apply to the start of the new worker."""
 
     def sooner(self, actions):
         step_async(self, actions)
@@ -197,7 +197,7 @@ def impatient(step_async):
 
 
 def alive(pid):
-    """Whether a process is there and no zombie; waits a little for it to end."""
+    """Whether a process exists and is not a zombie; waits briefly for it to end."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         try:
@@ -211,14 +211,14 @@ def alive(pid):
 
 
 @pytest.mark.slow
-def test_a_worker_lost_between_steps_is_left_to_the_next_step():
+def test_a_worker_lost_between_steps_is_replaced_in_the_next_step():
     env = remote(2)
     env.reset()
     os.kill(env.pool.actors[0].pid, signal.SIGKILL)
     time.sleep(2)
     slots = env.state_dict()["slots"]
     assert slots[0] == {"seed": 3, "episode": 0, "lane": None} and slots[2]["lane"] is not None
-    with pytest.raises(WorkerError, match=r"Ray worker 0 died.*\n  -> step the environments"):
+    with pytest.raises(WorkerError, match=r"Ray worker 0 died.*\n  -> call step"):
         env.get_attr("num_envs")
     _, _, dones, infos = env.step(np.array([0, 0, 0, 0]))
     assert dones.tolist() == [True, True, False, False] and infos[0]["worker_lost"] == "died"
@@ -227,17 +227,17 @@ def test_a_worker_lost_between_steps_is_left_to_the_next_step():
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_lost_again_and_again_is_an_error():
+def test_a_worker_that_is_lost_repeatedly_is_an_error():
     env = remote(1, patience=1)
     env.reset()
-    env.pool.config = RayConfig(workers=1, timeout=0.001, patience=1)  # nobody is as fast as that
-    with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, at last it hung"):
+    env.pool.config = RayConfig(workers=1, timeout=0.001, patience=1)  # no worker is that fast
+    with pytest.raises(WorkerError, match=r"worker 0 was lost 2 times in a row, the last time it hung"):
         env.step(np.array([0, 0, 0, 0]))
     env.close()
 
 
 @pytest.mark.slow
-def test_a_worker_that_waits_for_cores_says_so(pair, monkeypatch):
+def test_a_worker_that_waits_for_cores_causes_a_warning(pair, monkeypatch):
     monkeypatch.setattr(actor_pool, "PATIENT", 1.0)
     with (
         pytest.warns(UserWarning, match=r"has not started after 1 s; each needs 100 CPU \(\d.* free\)"),

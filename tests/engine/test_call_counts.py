@@ -1,6 +1,6 @@
-"""The regression guard of speed: what a scripted set of episodes costs in calls, never in seconds.
+"""Performance regression test: the number of model calls of a scripted set of episodes.
 
-A look that is taken twice, a prompt that is encoded anew, a decode that is not batched would show here.
+It detects previews scored twice, prompts encoded repeatedly, and decodes that are not batched.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PROCESS = ProcessConfig(
     steps=4, early_exit_steps=1, refine=RefineConfig(maps="none", region="whole", renoise=1.0, steps=2)
 )
 SCRIPT = ((0, 0, 0, 0), (1,), (0, 1), (0, 2, 1), (0, 0, 1), (0, 0, 0, 1))
-"""Actions of the prompts in turn: all the way, stopped at once, after one step, refined and stopped, ..."""
+"""Actions for each prompt: the full schedule, an immediate stop, a stop after one step, a refinement and a stop, ..."""
 
 NFE = (4, 1, 2, 4, 3, 4)  # an early exit is one evaluation, a refinement two
 
 
 @contextmanager
 def counted(backbone, scorers):
-    """Calls, and rows in them, of every network: the denoiser, the decoders, the scorers, the text encoders."""
+    """Counts calls, and rows in them, of every network: denoiser, decoders, scorers, text encoders."""
     calls, rows = Counter(), Counter()
     networks = {
         "denoiser": backbone.denoiser,
@@ -58,7 +58,7 @@ def counted(backbone, scorers):
 
 @pytest.fixture
 def fresh_prompts():
-    """Six prompts that no other test encodes."""
+    """Six prompts that no other test has encoded."""
     return EmojiPrompts(split="test").take(6, seed=987)
 
 
@@ -71,21 +71,21 @@ def test_a_queue_costs_no_more_calls_than_its_longest_chains(emoji, scorers, fre
     with counted(emoji, scorers) as (calls, rows):
         results = engine.run(coroutines, max_lanes=3)
     assert tuple(episode.lane.nfe for episode in results) == NFE
-    # Three lanes back-filled at once: 4 then 4; 1 then 4; 2 then 3. Eight ticks in all.
+    # Three lanes, refilled immediately: 4 then 4; 1 then 4; 2 then 3. Eight batches in total.
     assert engine.counters.denoiser_batches == calls["denoiser"] == 8
     assert engine.counters.denoiser_rows == rows["denoiser"] == 2 * sum(NFE)
-    # One look a decision but the first and the last of each episode; one a refinement's outcome.
+    # One scored preview per decision, except the first and the last of each episode.
     looks = sum(len(actions) - 1 for actions in SCRIPT)
     assert engine.counters.looks == rows["preview"] == looks
     assert engine.counters.score_batches == calls["preview"]
     assert engine.counters.decodes == rows["vae"] == len(SCRIPT)
     assert rows["clip"] == rows["dino"] == looks + len(SCRIPT)
     assert calls["clip"] == calls["dino"] == calls["preview"] + calls["vae"]
-    assert calls["text"] == len(SCRIPT) and calls["clip_text"] <= len(SCRIPT)  # each prompt is read once
+    assert calls["text"] == len(SCRIPT) and calls["clip_text"] <= len(SCRIPT)  # each prompt is encoded once
 
 
 @pytest.mark.parametrize(("every", "looks"), [(1, 3), (2, 1), (4, 0)])
-def test_looks_come_as_often_as_decisions(emoji, every, looks):
+def test_previews_are_scored_once_per_decision(emoji, every, looks):
     episodes = Episodes(EnvSettings(steps=4, refine="off", decide_every=every), 2)
     for index in range(2):
         episodes.begin(index, index)
@@ -98,7 +98,7 @@ def test_looks_come_as_often_as_decisions(emoji, every, looks):
     assert calls["clip"] == calls["dino"] == looks + 1
 
 
-def test_the_denoisers_own_features_cost_no_call_at_all(emoji):
+def test_the_denoisers_features_need_no_additional_call(emoji):
     blind = {"observation_keys": "denoiser", "reward": {"terminal_bonus": 1.0, "nfe_cost": 1.0}}
     episodes = Episodes(EnvSettings.of(steps=4, refine="off", **blind), 2)
     for index in range(2):

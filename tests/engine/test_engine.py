@@ -1,4 +1,4 @@
-"""Lanes in one batch: the same images as alone, at mixed noise levels, with back-fill."""
+"""Lanes in one batch: the same images as one at a time, at mixed noise levels, with refilled lanes."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ PROCESS = ProcessConfig(steps=4, refine=RefineConfig(maps="none", region="whole"
 
 
 def scripted(scripts):
-    """A decider that plays a fixed list of actions for each prompt."""
+    """A decider that takes a fixed list of actions for each prompt."""
 
     def decide(requests):
         return [scripts[r.lane.prompt.text][len(r.lane.actions)] for r in requests]
@@ -37,7 +37,7 @@ def scripts(prompts):
 
 def test_a_lane_does_not_depend_on_its_neighbours(emoji, scorers, prompts, scripts):
     together = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=7)
-    queued = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=3)  # filled after others ended early
+    queued = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=3)  # refilled after others have ended
     for index in (0, 3, 5):
         alone = episodes(Engine(emoji, scorers), emoji, [prompts[index]], scripts, max_lanes=1)[0]
         for other in (together[index], queued[index]):
@@ -46,7 +46,7 @@ def test_a_lane_does_not_depend_on_its_neighbours(emoji, scorers, prompts, scrip
             torch.testing.assert_close(other.lane.latents.x, alone.lane.latents.x, atol=1e-4, rtol=0)
 
 
-def test_back_fill_keeps_lanes_busy(emoji, scorers, prompts, scripts):
+def test_refilling_keeps_lanes_busy(emoji, scorers, prompts, scripts):
     engine = Engine(emoji, scorers)
     episodes(engine, emoji, prompts * 2, scripts, max_lanes=2)
     assert engine.counters.utilisation > 0.9
@@ -59,17 +59,17 @@ def test_counts_of_calls(emoji, scorers, prompts, scripts):
     assert engine.counters.denoiser_rows == sum(episode.lane.calls for episode in done)
     assert engine.counters.decodes == len(prompts)
     assert engine.counters.looks == 0
-    # One denoiser call a round: as many rounds as the longest lane has evaluations.
+    # One denoiser call per round; the longest lane determines the number of rounds.
     assert engine.counters.denoiser_batches == max(episode.lane.nfe for episode in done)
 
 
 def test_nfe_of_each_action(emoji, scorers, prompts, scripts):
     done = episodes(Engine(emoji, scorers), emoji, prompts, scripts, max_lanes=7)
-    # steps=4, auto early exit: never more than what is left; a whole-image refinement costs k = 2.
+    # steps=4, auto early exit: at most the remaining steps; a whole-image refinement costs k = 2.
     assert [episode.lane.nfe for episode in done] == [4, 4, 4, 6, 4, 6, 4]
 
 
-def test_max_batch_only_changes_the_chunks(emoji, scorers, prompts, scripts):
+def test_max_batch_does_not_change_the_images(emoji, scorers, prompts, scripts):
     whole = episodes(Engine(emoji, scorers), emoji, prompts[:3], scripts, max_lanes=3)
     halved = Engine(emoji, scorers, max_batch=2)
     parts = episodes(halved, emoji, prompts[:3], scripts, max_lanes=3)
@@ -93,7 +93,7 @@ def test_decodes_wait_for_each_other_only_while_lanes_are_busy(emoji, scorers, p
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_image_that_is_tried_again_comes_back_to_a_lane(emoji, scorers, prompts, batch):
+def test_a_new_attempt_after_a_finished_image_gets_a_lane(emoji, scorers, prompts, batch):
     process = ProcessConfig(steps=3, decide_at=(2,), check_finished=True, refine=REFINE_PRESETS["resample_short"])
     scripts = {p.text: [0, 0, 2, 1] if i % 2 else [0, 0, 1] for i, p in enumerate(prompts)}
     engine = Engine(emoji, scorers, decider=scripted(scripts))
@@ -103,17 +103,17 @@ def test_a_image_that_is_tried_again_comes_back_to_a_lane(emoji, scorers, prompt
     assert engine.counters.evaluations == sum(episode.lane.nfe for episode in found.values())
 
 
-def test_programs_are_begun_when_there_is_a_lane(emoji, scorers, prompts, scripts):
-    begun = []
+def test_coroutines_are_started_when_there_is_a_lane(emoji, scorers, prompts, scripts):
+    started = []
 
     def coroutines():
         for prompt in prompts:
-            begun.append(prompt.text)
+            started.append(prompt.text)
             yield play(emoji, PROCESS, prompt, seed=3, looks=False)
 
     stream = Engine(emoji, scorers, decider=scripted(scripts)).stream(coroutines(), max_lanes=2)
     next(stream)
-    assert len(begun) <= 3
+    assert len(started) <= 3
     stream.close()
 
 
@@ -136,14 +136,14 @@ def test_nan_from_the_denoiser_names_prompt_and_sigma(emoji, scorers, prompts, m
 
 
 @pytest.mark.parametrize(
-    ("sampler", "doing"),
+    ("method", "doing"),
     [("predict", "evaluating the denoiser"), ("preview", "scoring previews"), ("decode", "decoding finished")],
 )
-def test_running_out_of_memory_says_what_to_turn_down(emoji, scorers, prompts, monkeypatch, sampler, doing):
+def test_the_out_of_memory_error_names_remedies(emoji, scorers, prompts, monkeypatch, method, doing):
     def full(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(emoji, sampler, full)
+    monkeypatch.setattr(emoji, method, full)
     engine = Engine(emoji, scorers, decider=lambda requests: [0] * len(requests))
     coroutines = [play(emoji, PROCESS, prompt, 0, looks=True) for prompt in prompts[:3]]
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_bad_lane_count(engine):
         list(engine.stream(iter([]), max_lanes=0))
 
 
-def test_an_evaluation_that_stays_leaves_the_latents_alone(emoji, engine, prompts):
+def test_an_evaluation_without_a_step_leaves_the_latents_unchanged(emoji, engine, prompts):
     from addiffusion_env.engine.lane import open_lane
 
     lane = open_lane(emoji, PROCESS, prompts[0], 0)

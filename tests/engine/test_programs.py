@@ -1,4 +1,4 @@
-"""What the actions do to a lane: early exit, refinement in each of its forms, what they cost."""
+"""Effects and costs of the actions on a lane: early exit, and every kind of refinement."""
 
 from dataclasses import replace
 
@@ -11,10 +11,10 @@ from addiffusion_env.engine.lane import open_lane, restore_lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig, RefineConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError
 
-RETRY = ProcessConfig(steps=4, refine=REFINE_PRESETS["resample_short"])
+RESAMPLE = ProcessConfig(steps=4, refine=REFINE_PRESETS["resample_short"])
 
 
-def moved(engine, emoji, process, prompt, steps, seed=0):
+def advanced(engine, emoji, process, prompt, steps, seed=0):
     lane = open_lane(emoji, process, prompt, seed)
     for _ in range(steps):
         [lane] = engine.run([advance(process, lane)])
@@ -22,15 +22,15 @@ def moved(engine, emoji, process, prompt, steps, seed=0):
 
 
 def test_continue_is_a_step_of_the_schedule(engine, emoji, prompts):
-    lane = open_lane(emoji, RETRY, prompts[0], 0)
-    [after] = engine.run([act(emoji, RETRY, lane, Action.CONTINUE)])
+    lane = open_lane(emoji, RESAMPLE, prompts[0], 0)
+    [after] = engine.run([act(emoji, RESAMPLE, lane, Action.CONTINUE)])
     assert (after.step, after.nfe, after.calls, after.remaining) == (1, 1, 2, 3)
     assert after.sigma == float(emoji.sigmas(4, "trailing")[1])
     assert lane.step == 0  # lanes are values
 
 
-def test_decide_every_holds_continue(engine, emoji, prompts):
-    process = replace(RETRY, decide_every=3)
+def test_decide_every_sets_the_length_of_continue(engine, emoji, prompts):
+    process = replace(RESAMPLE, decide_every=3)
     lane = open_lane(emoji, process, prompts[0], 0)
     [after] = engine.run([act(emoji, process, lane, Action.CONTINUE)])
     [end] = engine.run([act(emoji, process, after, Action.CONTINUE)])
@@ -38,29 +38,29 @@ def test_decide_every_holds_continue(engine, emoji, prompts):
 
 
 @pytest.mark.parametrize(("early_exit", "nfe"), [(0, 2), (1, 3), (2, 4), (9, 6), ("auto", 6)])
-def test_stop_lands_in_so_many_evaluations(engine, emoji, prompts, early_exit, nfe):
-    process = replace(RETRY, steps=6, early_exit_steps=early_exit)
-    lane = moved(engine, emoji, process, prompts[0], 2)
+def test_stop_takes_early_exit_steps_evaluations(engine, emoji, prompts, early_exit, nfe):
+    process = replace(RESAMPLE, steps=6, early_exit_steps=early_exit)
+    lane = advanced(engine, emoji, process, prompts[0], 2)
     [exited] = engine.run([act(emoji, process, lane, Action.STOP)])
     assert exited.remaining == 0
     assert exited.nfe == nfe
-    if early_exit == 0:  # the bare jump: the predicted x0 itself
+    if early_exit == 0:  # the result is the predicted x0
         assert torch.equal(exited.latents.x, lane.x0)
 
 
-def test_a_jump_before_any_prediction_pays_for_one(engine, emoji, prompts):
-    process = replace(RETRY, early_exit_steps=0)
+def test_a_stop_before_the_first_prediction_takes_one_evaluation(engine, emoji, prompts):
+    process = replace(RESAMPLE, early_exit_steps=0)
     [exited] = engine.run([act(emoji, process, open_lane(emoji, process, prompts[0], 0), Action.STOP)])
     assert (exited.nfe, exited.remaining) == (1, 0)
 
 
 def test_masks(engine, emoji, prompts):
-    process = replace(RETRY, refine=replace(RETRY.refine, limit=1, first_step=2))
+    process = replace(RESAMPLE, refine=replace(RESAMPLE.refine, limit=1, first_step=2))
     lane = open_lane(emoji, process, prompts[0], 0)
     assert legal_actions(lane, process).tolist() == [True, True, False]  # no image yet
-    lane = moved(engine, emoji, process, prompts[0], 1)
+    lane = advanced(engine, emoji, process, prompts[0], 1)
     assert legal_actions(lane, process).tolist() == [True, True, False]  # before first_step
-    lane = moved(engine, emoji, process, prompts[0], 2)
+    lane = advanced(engine, emoji, process, prompts[0], 2)
     assert legal_actions(lane, process).tolist() == [True, True, True]
     [refined] = engine.run([act(emoji, process, lane, Action.REFINE)])
     assert legal_actions(refined, process).tolist() == [True, True, False]  # the limit
@@ -71,8 +71,8 @@ def test_masks(engine, emoji, prompts):
     ("preset", "nfe"), [("resample_short", 2), ("as_published", 3), ("weakest", 3.5), ("union", 3.5)]
 )
 def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, preset, nfe):
-    process = replace(RETRY, refine=REFINE_PRESETS[preset])
-    lane = moved(engine, emoji, process, prompts[1], 2)
+    process = replace(RESAMPLE, refine=REFINE_PRESETS[preset])
+    lane = advanced(engine, emoji, process, prompts[1], 2)
     [lane] = engine.run([score_preview(lane)])
     rows = engine.counters.denoiser_rows
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
@@ -82,65 +82,65 @@ def test_every_evaluation_of_a_refinement_is_counted(engine, emoji, prompts, pre
     assert len(after.masks) == (0 if preset == "resample_short" else 1)
 
 
-def test_a_masked_refinement_leaves_the_outside_alone(engine, emoji, prompts, monkeypatch):
+def test_a_masked_refinement_leaves_the_outside_unchanged(engine, emoji, prompts, monkeypatch):
     from addiffusion_env.engine import coroutines
 
     left = torch.zeros(1, 1, 16, 16)
     left[..., :8] = 1
     monkeypatch.setattr(coroutines, "attention_mask", lambda *args: left)
-    process = replace(RETRY, refine=RefineConfig(renoise=1.0))
-    lane = moved(engine, emoji, process, prompts[1], 2)
+    process = replace(RESAMPLE, refine=RefineConfig(renoise=1.0))
+    lane = advanced(engine, emoji, process, prompts[1], 2)
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
     torch.testing.assert_close(after.latents.x[..., 8:], lane.latents.x[..., 8:], atol=1e-4, rtol=1e-4)
     assert (after.latents.x[..., :8] - lane.latents.x[..., :8]).abs().mean() > 0.1
 
 
-def test_each_retry_has_noise_of_its_own_and_is_repeatable(engine, emoji, prompts):
-    lane = moved(engine, emoji, RETRY, prompts[1], 2)
-    [first] = engine.run([act(emoji, RETRY, lane, Action.REFINE)])
-    [again] = engine.run([act(emoji, RETRY, lane, Action.REFINE)])
-    [second] = engine.run([act(emoji, RETRY, first, Action.REFINE)])
+def test_each_refinement_has_new_noise_and_is_reproducible(engine, emoji, prompts):
+    lane = advanced(engine, emoji, RESAMPLE, prompts[1], 2)
+    [first] = engine.run([act(emoji, RESAMPLE, lane, Action.REFINE)])
+    [again] = engine.run([act(emoji, RESAMPLE, lane, Action.REFINE)])
+    [second] = engine.run([act(emoji, RESAMPLE, first, Action.REFINE)])
     assert torch.equal(first.latents.x, again.latents.x)
     assert not torch.allclose(first.latents.x, second.latents.x, atol=0.1)
 
 
 @pytest.mark.parametrize(("margin", "kept"), [(-100.0, True), (100.0, False)])
-def test_accept_or_take_back(engine, emoji, prompts, margin, kept):
-    process = replace(RETRY, refine=replace(RETRY.refine, accept="score", margin=margin))
-    lane = moved(engine, emoji, process, prompts[1], 2)
+def test_a_result_is_accepted_or_rejected_by_score(engine, emoji, prompts, margin, kept):
+    process = replace(RESAMPLE, refine=replace(RESAMPLE.refine, accept="score", margin=margin))
+    lane = advanced(engine, emoji, process, prompts[1], 2)
     [lane] = engine.run([score_preview(lane)])
     [after] = engine.run([act(emoji, process, lane, Action.REFINE)])
     assert torch.equal(after.latents.x, lane.latents.x) is not kept
-    assert after.nfe == lane.nfe + 2  # spent either way
+    assert after.nfe == lane.nfe + 2  # charged in both cases
     assert after.refinements == 1
 
 
-def test_refinement_levels_start_where_renoise_says(engine, emoji, prompts):
-    lane = moved(engine, emoji, RETRY, prompts[0], 3)
+def test_renoise_sets_the_first_level_of_a_refinement(engine, emoji, prompts):
+    lane = advanced(engine, emoji, RESAMPLE, prompts[0], 3)
     full = emoji.sigmas(4, "trailing")
-    whole = refine_levels(emoji, RETRY, lane)[0]
+    whole = refine_levels(emoji, RESAMPLE, lane)[0]
     assert whole[0] == pytest.approx(full[0]) and whole[-1] == pytest.approx(lane.sigma)
-    near = refine_levels(emoji, replace(RETRY, refine=replace(RETRY.refine, renoise=1 / 3)), lane)[0]
+    near = refine_levels(emoji, replace(RESAMPLE, refine=replace(RESAMPLE.refine, renoise=1 / 3)), lane)[0]
     assert near[0] == pytest.approx(full[2])
     assert (np.diff(whole) < 0).all()
 
 
 def test_a_lane_survives_its_state(engine, emoji, prompts):
-    lane = moved(engine, emoji, RETRY, prompts[2], 2, seed=5)
+    lane = advanced(engine, emoji, RESAMPLE, prompts[2], 2, seed=5)
     [lane] = engine.run([score_preview(lane)])
     again = restore_lane(emoji, lane.state())
-    [a], [b] = engine.run([advance(RETRY, lane)]), engine.run([advance(RETRY, again)])
+    [a], [b] = engine.run([advance(RESAMPLE, lane)]), engine.run([advance(RESAMPLE, again)])
     assert torch.equal(a.latents.x, b.latents.x)
     assert (a.nfe, a.change, a.step) == (b.nfe, b.change, b.step)
     np.testing.assert_array_equal(lane.scores.preference, again.scores.preference)
 
 
 def test_a_state_saved_with_one_prediction_is_still_read(engine, emoji, prompts):
-    lane = moved(engine, emoji, RETRY, prompts[2], 2, seed=5)
+    lane = advanced(engine, emoji, RESAMPLE, prompts[2], 2, seed=5)
     state = lane.state()
     again = restore_lane(emoji, {**state, "latents": state["latents"][:4]})
     assert torch.isnan(again.latents.history.older_sigma).all()
-    [a], [b] = engine.run([advance(RETRY, lane)]), engine.run([advance(RETRY, again)])
+    [a], [b] = engine.run([advance(RESAMPLE, lane)]), engine.run([advance(RESAMPLE, again)])
     assert torch.equal(a.latents.x, b.latents.x)
 
 
@@ -184,8 +184,8 @@ CHECKED = ProcessConfig(
 )
 
 
-def walked(engine, emoji, prompt, actions):
-    """The lane and image after some decisions of the checked process, and how many evaluations there were."""
+def played(engine, emoji, prompt, actions):
+    """The lane and the image (or ``None``) after some decisions of the process ``CHECKED``."""
     lane, image = open_lane(emoji, CHECKED, prompt, 0), None
     for action in actions:
         assert image is None and legal_actions(lane, CHECKED)[action]
@@ -193,47 +193,47 @@ def walked(engine, emoji, prompt, actions):
     return lane, image
 
 
-def test_continue_goes_on_to_the_next_decision(engine, emoji, prompts):
-    lane, image = walked(engine, emoji, prompts[0], [Action.CONTINUE])
+def test_continue_runs_to_the_next_decision(engine, emoji, prompts):
+    lane, image = played(engine, emoji, prompts[0], [Action.CONTINUE])
     assert (lane.step, image) == (2, None) and lane.scores is not None
-    lane, image = walked(engine, emoji, prompts[0], [Action.CONTINUE, Action.CONTINUE])
+    lane, image = played(engine, emoji, prompts[0], [Action.CONTINUE, Action.CONTINUE])
     assert (lane.step, image) == (3, None)
-    # sigma 14.6 and those below 3 are text-only: half an evaluation each.
+    # Evaluations at sigma 14.6 and below 3 are unguided: half an NFE each.
     assert lane.nfe == CHECKED.nfe_of(emoji.sigmas(4, "trailing")[:3]) == 2.0 and lane.calls == 4
 
 
-@pytest.mark.parametrize("actions", [[0, 0, 0], [0, 1], [1]], ids=["gone on", "landed", "landed at once"])
-def test_a_finished_image_waits_to_be_taken(engine, emoji, prompts, actions):
-    lane, image = walked(engine, emoji, prompts[0], actions)
+@pytest.mark.parametrize("actions", [[0, 0, 0], [0, 1], [1]], ids=["full schedule", "early exit", "immediate exit"])
+def test_a_finished_image_waits_to_be_accepted(engine, emoji, prompts, actions):
+    lane, image = played(engine, emoji, prompts[0], actions)
     assert image is None and lane.shown is not None and lane.remaining == 0
     assert legal_actions(lane, CHECKED).tolist() == [False, True, True]
     spent = lane.nfe
-    taken, image = walked(engine, emoji, prompts[0], [*actions, Action.STOP])
+    taken, image = played(engine, emoji, prompts[0], [*actions, Action.STOP])
     assert torch.equal(image.tensor, lane.shown.tensor) and taken.nfe == spent
     assert taken.actions == (*actions, Action.STOP)
 
 
-def test_trying_again_comes_back_early_and_the_best_liked_is_given(engine, emoji, prompts):
-    first, _ = walked(engine, emoji, prompts[1], [0, 0, 0])
-    again, _ = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE])
+def test_a_new_attempt_returns_early_and_the_best_image_is_returned(engine, emoji, prompts):
+    first, _ = played(engine, emoji, prompts[1], [0, 0, 0])
+    again, _ = played(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE])
     assert (again.step, again.refinements, again.shown) == (2, 1, None) and again.best is not None
     assert again.nfe == first.nfe + CHECKED.nfe_of(emoji.sigmas(4, "trailing")[:2])
-    second, _ = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0])
+    second, _ = played(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0])
     assert not torch.allclose(second.shown.tensor, first.shown.tensor, atol=0.05)
-    _, given = walked(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0, Action.STOP])
+    _, given = played(engine, emoji, prompts[1], [0, 0, 0, Action.REFINE, 0, 0, Action.STOP])
     utility = CHECKED.refine.utility
     best = max((first.shown, second.shown), key=lambda image: utility.at(image.scores))
     assert torch.equal(given.tensor, best.tensor)
 
 
-def test_the_last_try_is_not_asked_about(engine, emoji, prompts):
+def test_after_the_last_attempt_there_is_no_decision(engine, emoji, prompts):
     once = [0, 0, 0]
-    lane, image = walked(engine, emoji, prompts[0], [*once, 2, 0, 0, 2, 0, 0])
+    lane, image = played(engine, emoji, prompts[0], [*once, 2, 0, 0, 2, 0, 0])
     assert image is not None and lane.refinements == 2
 
 
 def test_a_waiting_image_survives_its_state(engine, emoji, prompts):
-    lane, _ = walked(engine, emoji, prompts[0], [0, 0, 0, Action.REFINE, 0, 0])
+    lane, _ = played(engine, emoji, prompts[0], [0, 0, 0, Action.REFINE, 0, 0])
     back = restore_lane(emoji, lane.state())
     assert torch.equal(back.shown.tensor, lane.shown.tensor) and torch.equal(back.best.tensor, lane.best.tensor)
     assert legal_actions(back, CHECKED).tolist() == legal_actions(lane, CHECKED).tolist()
@@ -254,6 +254,6 @@ def test_impossible_processes_are_refused(changes, words):
         replace(CHECKED, **changes)
 
 
-def test_coming_back_needs_a_whole_new_try():
+def test_return_to_needs_a_whole_image_resample():
     with pytest.raises(ConfigError, match="needs a whole-image resample"):
         RefineConfig(return_to=2)

@@ -1,4 +1,4 @@
-"""The loop that the documentation shows draws what the engine draws."""
+"""The sampling loop of the documentation gives the same images as the engine."""
 
 import torch
 
@@ -9,13 +9,13 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.engine.sample import sample
 
 
-def test_the_loop_draws_what_the_engine_draws(emoji, scorers, prompts):
-    own = emoji.capabilities
+def test_the_loop_gives_the_images_of_the_engine(emoji, scorers, prompts):
+    defaults = emoji.capabilities
     process = ProcessConfig(
         steps=4,
-        spacing=own.default_spacing,
-        solver=own.default_solver,
-        guidance_scale=own.default_guidance,
+        spacing=defaults.default_spacing,
+        solver=defaults.default_solver,
+        guidance_scale=defaults.default_guidance,
         refine=REFINE_PRESETS["off"],
     )
 

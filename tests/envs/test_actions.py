@@ -1,4 +1,4 @@
-"""Actions in the forms that clients send, and masks in those that they take."""
+"""Forms of actions that clients send, and of masks that they accept."""
 
 import gymnasium as gym
 import numpy as np
@@ -49,7 +49,7 @@ def test_actions_of_lanes_in_any_form(actions):
         ([-1, 0], "lane 0: action -1 is none of 0, 1, 2"),
     ],
 )
-def test_what_is_no_action_is_refused_and_nothing_moves(actions, message):
+def test_an_invalid_action_is_refused_and_changes_nothing(actions, message):
     env = AdDiffusionVectorEnv(2, **TINY)
     env.reset(seed=0)
     with pytest.raises(IllegalActionError, match=message) as caught:
@@ -58,7 +58,7 @@ def test_what_is_no_action_is_refused_and_nothing_moves(actions, message):
     assert [slot.decisions for slot in env.episodes.slots] == [0, 0]
 
 
-def test_action_spaces_take_the_masks_that_environments_give():
+def test_action_spaces_accept_the_masks_of_environments():
     env = AdDiffusionEnv(steps=2)
     env.reset(seed=0)
     masks = env.action_masks()

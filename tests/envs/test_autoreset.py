@@ -1,4 +1,4 @@
-"""Gymnasium's three autoreset modes: row by row SyncVectorEnv, and every vector wrapper in those that it allows."""
+"""Gymnasium's three autoreset modes: equality with SyncVectorEnv, and every vector wrapper in the modes it allows."""
 
 import warnings
 
@@ -28,7 +28,7 @@ def sync(mode, lanes, **settings):
 
 
 def assert_alike(ours, theirs, where=""):
-    """Equal in keys, types, shapes, texts, counts and ends; scores and pixels as batches of another size round."""
+    """Equal keys, types, shapes, texts, counts and ends; scores and pixels up to rounding (by batch size)."""
     assert type(ours) is type(theirs), where
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys(), where
@@ -58,7 +58,7 @@ def test_rows_equal_gymnasiums_own_vector_environment(mode, limit):
         if mode == "disabled" and over.any():
             options = [{"reset_mask": over.copy()} for _ in range(2)]
             assert_alike(*(env.reset(options=own) for env, own in zip((ours, theirs), options, strict=True)))
-            assert "reset_mask" in options[0]  # the caller's own dict is left alone
+            assert "reset_mask" in options[0]  # the caller's dict is not modified
         stepped = ours.step(np.array(actions))
         for one, other, what in zip(stepped, theirs.step(np.array(actions)), "orctu", strict=True):
             assert_alike(one, other, what)
@@ -67,12 +67,12 @@ def test_rows_equal_gymnasiums_own_vector_environment(mode, limit):
     assert ends >= 3
 
 
-def test_next_step_does_not_read_the_action_of_a_lane_that_begins():
+def test_next_step_ignores_the_action_of_a_lane_that_resets():
     env = made("next_step")
     env.reset(seed=0)
     first = env.step(np.array([1, 0]))
     assert first[2].tolist() == [True, False] and first[4]["image"][0].any()
-    _, reward, terminated, _, infos = env.step(np.array([2, 1]))  # refine is illegal, and not asked
+    _, reward, terminated, _, infos = env.step(np.array([2, 1]))  # refine is illegal, but ignored
     assert reward[0] == 0 and terminated.tolist() == [False, True]
     assert (infos["action"].tolist(), infos["step"][0]) == ([-1, 1], 0)
     assert infos["prompt"][0] != first[4]["prompt"][0]
@@ -85,14 +85,14 @@ def test_disabled_waits_for_a_reset_of_the_lanes_that_ended():
     with pytest.raises(EpisodeOverError, match=r"lane 0 .* after its episode ended\n.*reset_mask"):
         env.step(np.array([0, 0, 0]))
     again, fresh = env.reset(seed=[0, None, None], options={"reset_mask": terminated | truncated})
-    np.testing.assert_array_equal(again["clip"][1], observation["clip"][1])  # left where it was
+    np.testing.assert_array_equal(again["clip"][1], observation["clip"][1])  # unchanged
     np.testing.assert_array_equal(again["clip"][0], begun["clip"][0])  # its first episode once more
     assert fresh["_prompt"].tolist() == [True, False, True] and fresh["prompt"][0] == infos["prompt"][0]
     assert env.step(np.array([1, 1, 1]))[2].all()
 
 
 @pytest.mark.parametrize("mask", [np.zeros(2, bool), np.ones(3, bool), np.ones(2), "all", [1, 0]])
-def test_what_is_no_mask_is_refused(mask):
+def test_an_invalid_mask_is_refused(mask):
     env = made("disabled")
     env.reset(seed=0)
     with pytest.raises(ConfigError, match=r"options\['reset_mask'\] must be \(2,\) bool"):
@@ -110,7 +110,7 @@ def test_seeds_of_some_lanes():
     texts = infos["prompt"]
     assert [texts[0], texts[2]] == [gym.make(ID, **TINY).reset(seed=seed)[1]["prompt"] for seed in (3, 4)]
     drawn = env.episodes.slots[1].seed
-    _, infos = env.reset(seed=[3, None, None])  # lanes without one go on
+    _, infos = env.reset(seed=[3, None, None])  # lanes without one continue
     assert infos["prompt"][0] == texts[0] and infos["prompt"][2] != texts[2]
     assert (env.episodes.slots[1].seed, env.episodes.slots[1].episode) == (drawn, 1)
     assert env.reset(seed=np.int64(8))[1]["prompt"][0] == env.reset(seed=[8, 9, 10])[1]["prompt"][0]
@@ -121,7 +121,9 @@ def test_a_mode_by_name_value_or_enum(name):
     mode = AutoresetMode[name]
     for given in (mode, mode.value, name.lower()):
         assert AdDiffusionVectorEnv(1, autoreset_mode=given, **TINY).autoreset_mode is mode
-    assert AdDiffusionVectorEnv.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP  # the class's, the default
+    assert (
+        AdDiffusionVectorEnv.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    )  # the class attribute is the default
 
 
 def test_bad_arguments_of_the_vector_environment():
@@ -214,7 +216,7 @@ def test_every_vector_wrapper_in_the_modes_that_it_allows(mode):
         observation, _ = env.reset(seed=0)
         assert env.observation_space.contains(observation), name
         rewards = []
-        for actions in ([0, 1], [0, 0]):  # lane 1 ends, then begins anew
+        for actions in ([0, 1], [0, 0]):  # lane 1 ends, then is reset
             if mode == "disabled" and rewards:
                 env.reset(options={"reset_mask": np.array([False, True])})
             observation, reward, terminated, truncated, infos = env.step(np.array(actions))
@@ -229,7 +231,7 @@ def test_every_vector_wrapper_in_the_modes_that_it_allows(mode):
 
 
 def test_flattened_observations_feed_a_loop_like_cleanrls():
-    """32 steps of PPO's storage; every stored action that was not read is a reset step."""
+    """32 steps of PPO's storage; every stored action that was ignored belongs to a reset step."""
     env = vector_wrappers.RecordEpisodeStatistics(flat(made("next_step")))
     seen, _ = env.reset(seed=1)
     assert seen.shape == (2, 392)
@@ -248,7 +250,7 @@ def test_flattened_observations_feed_a_loop_like_cleanrls():
 
 
 def test_a_reader_like_rllibs_records_the_decisions_that_were_played():
-    """It takes the step after an end for a reset, whatever the mode; only in next_step that is what happened."""
+    """It assumes next_step mode: the step after the end of an episode is a reset."""
     env = vector_wrappers.DictInfoToList(made("next_step", steps=3))
     env.reset(seed=1)
     rng = np.random.default_rng(0)
@@ -292,6 +294,6 @@ def test_lists_of_frames_as_through_make():
     lists, expected = ours.render(), scalar.render()
     assert [len(lane) for lane in lists] == [2, 2]
     np.testing.assert_allclose(lists[0], expected, atol=1)
-    assert ours.render() == ([], [])  # given away
+    assert ours.render() == ([], [])  # already returned
     with pytest.raises(UnknownNameError, match="unknown render_mode 'human_list'"):
         made("same_step", render_mode="human_list")

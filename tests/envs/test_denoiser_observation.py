@@ -30,7 +30,7 @@ def test_no_preview_is_decoded_or_scored_before_the_end():
     assert result.infos[0]["reward_terms"]["terminal_bonus"] > 0
 
 
-def test_a_reward_that_compares_previews_still_looks():
+def test_a_reward_that_reads_previews_has_them_scored():
     episodes = Episodes(EnvSettings.of(**{**BLIND, "steps": 3, "reward": "default"}), 1)
     episodes.begin(0, 0)
     episodes.step([0])

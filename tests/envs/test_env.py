@@ -75,7 +75,7 @@ def test_stop_terminates_with_a_finished_image(env):
     assert trail[-1][4]["nfe"] == 3  # one step, and an early exit in two
 
 
-def test_refine_spends_and_stays(env):
+def test_refine_costs_nfe_and_keeps_the_step(env):
     trail = rollout(env, [0, 2, 0])
     before, after = trail[1][4], trail[2][4]
     assert after["nfe"] - before["nfe"] == 2
@@ -102,7 +102,7 @@ def test_options_choose_prompt_id_seed_and_cost(env):
 
 def test_illegal_actions(env):
     env.reset(seed=0)
-    *_, info = env.step(2)  # no image to refine yet: goes on, and says so
+    *_, info = env.step(2)  # no image to refine yet: continues, and reports it
     assert info["illegal_action"] and info["action"] == 0 and info["refinements"] == 0
     with pytest.raises(IllegalActionError, match=r"action 3 is none of 0, 1, 2"):
         env.step(3)
@@ -113,7 +113,7 @@ def test_illegal_actions(env):
         strict.step(2)
 
 
-def test_stepping_out_of_order_is_refused():
+def test_steps_before_reset_and_after_the_end_are_refused():
     env = AdDiffusionEnv(steps=2)
     with pytest.raises(EpisodeOverError, match="stepped before reset"):
         env.step(0)
@@ -140,7 +140,7 @@ def test_bad_reset_options(env, options, message):
         env.reset(seed=0, options=options)
 
 
-def test_a_users_prompt_has_the_grammars_noise(env):
+def test_a_users_prompt_has_the_noise_of_the_grammars_prompt(env):
     from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 
     _, info = env.reset(seed=0, options={"prompt": "a photo of a dog"})
@@ -160,7 +160,7 @@ def test_a_drawn_cost_is_observed():
     assert observation["cost_per_nfe"][0] == pytest.approx(info["cost_per_nfe"] / 0.03)
 
 
-def test_a_prompt_over_the_window_is_refused(env):
+def test_a_prompt_that_is_too_long_is_refused(env):
     with pytest.raises(PromptError, match="the text window holds 32"):
         env.reset(seed=0, options={"prompt": "a dog and " * 20})
 
@@ -227,7 +227,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, sentence):
 
 
 def test_an_unknown_keyword_is_a_type_error_too():
-    """What TorchRL waits for before it goes on without its ``frameskip``."""
+    """TorchRL expects this error before it retries without its ``frameskip``."""
     message = r"got an unexpected keyword argument 'stepz'.*\n  -> did you mean 'steps'"
     for make in (AdDiffusionEnv, lambda **settings: gym.make(EMOJI[0], **settings)):
         with pytest.raises(TypeError, match=message) as caught:

@@ -1,4 +1,4 @@
-"""Infos of fixed keys, shapes and types, from reset to the end, so that any client's buffer can hold them."""
+"""Infos have fixed keys, shapes and types from reset to the end, so that any client's buffer can store them."""
 
 import gymnasium as gym
 import numpy as np
@@ -58,11 +58,11 @@ def test_what_is_in_an_info():
     assert again["action_trace"].tolist() == [0, 2, -1, -1, -1, -1, -1]
     assert again["has_scores"] and again["refine_mask"].max() > 0.5 and first["refine_mask"].max() == 0
     kept = again["refine_mask"].copy()
-    again["refine_mask"][:] = 7  # a client's own to change: the lane keeps its region
+    again["refine_mask"][:] = 7  # a copy: the lane's mask is unchanged
     np.testing.assert_array_equal(env.episodes.lane(0).refine_mask, kept)
     _, reward, *_, last = env.step(1)
     assert sum(last["reward_terms"].values()) == pytest.approx(reward) and last["image"].any()
-    assert isinstance(last["nfe"], float) and last["nfe"].dtype == np.float64  # a float, and what TorchRL reads
+    assert isinstance(last["nfe"], float) and last["nfe"].dtype == np.float64  # a Python float that TorchRL can read
 
 
 def test_a_trace_holds_the_longest_episode():
@@ -72,14 +72,14 @@ def test_a_trace_holds_the_longest_episode():
         env = AdDiffusionEnv(**{**CHEAP, "steps": 4}, refine=config, check_finished=process.check_finished)
         env.reset(seed=0)
         over = False
-        while not over:  # refine whenever it is legal, else go on
+        while not over:  # refine whenever it is legal, else continue
             masks = env.action_masks()
             over = env.step(2 if masks[2] else 0 if masks[0] else 1)[2]
         assert 0 < len(env.episodes.lane(0).actions) <= longest_episode(process)
 
 
 def test_buffers_made_from_the_first_info_hold_all():
-    """What Tianshou's buffer, Minari's collector and NumPy stacks do, in short."""
+    """As Tianshou's buffer, Minari's collector and NumPy stacks do."""
     env = gym.make("AdDiffusion-Emoji-v0", **CHEAP, refine="as_published")
     infos = [env.reset(seed=0)[1]]
     infos += [env.step(action)[4] for action in (0, 2, 0, 0)]

@@ -1,4 +1,4 @@
-"""`AdDiffusion-Emoji-v1` is what `make train` trains on, what the shipped policy was trained on."""
+"""`AdDiffusion-Emoji-v1` is the process of `make train` and of the shipped policy."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def test_the_shipped_policy_records_the_process_of_the_id(emoji):
     assert make_reward(recorded.reward).identity == make_reward(SETTINGS.reward).identity
     assert recorded.cost_range() == SETTINGS.cost_range() == (0.0, 0.03)
     assert recorded.keys() == SETTINGS.keys()
-    # Everything else that a setting could change is the same field by field.
+    # All other fields that a setting could change are equal.
     resolved = {"steps", "spacing", "solver", "guidance_scale", "guidance_interval", "early_exit_steps", "decide_at"}
     resolved |= {"check_finished", "refine", "reward", "cost_per_nfe", "observation_keys"}
     others = [item.name for item in fields(SETTINGS) if item.name not in resolved]
@@ -56,7 +56,7 @@ def test_make_gives_that_process():
     assert gym.make("AdDiffusion-Emoji-v1").unwrapped.settings == SETTINGS
 
 
-def test_the_first_version_stays_as_it_was(emoji):
+def test_the_first_version_is_unchanged(emoji):
     old = EnvSettings.of(**ENVIRONMENTS["AdDiffusion-Emoji-v0"])
     process = old.process(emoji.capabilities, "emoji")
     assert (process.steps, process.spacing, process.solver, process.guidance_scale) == (8, "coarse_fine", "ddim", 4.0)
@@ -84,7 +84,7 @@ print(len([name for name in passed if "addiffusion_env" in name]))
 """
 
 
-def test_make_and_step_pass_few_files_and_load_nothing_of_other_worlds():
+def test_make_and_step_import_few_files_and_no_other_backbones():
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True, cwd=CONFIGS.parent)
     made, other_scorers, stepped = done.stdout.splitlines()
     assert made.isdigit() and int(made) <= 52, "modules of this package, and none of Ray, SB3 or the lab"

@@ -1,4 +1,4 @@
-"""What an episode looks like: frames, filmstrips, regions, the window, Gymnasium's recording wrappers."""
+"""Rendering: frames, filmstrips, regions, the window, Gymnasium's recording wrappers."""
 
 import sys
 
@@ -37,11 +37,11 @@ def test_a_region_is_a_value_in_info_and_marked_in_the_frame():
     amber = (frame[:256] == ACTION_COLOURS[2]).all(-1)
     assert frame.shape == (296, 256, 3) and amber.any()
     *_, info = env.step(0)
-    assert not info["refine_mask"].any()  # of the last action alone
+    assert not info["refine_mask"].any()  # only of the last action
     assert not (env.render()[:256] == ACTION_COLOURS[2]).all(-1).any()
 
 
-def test_a_new_try_of_the_whole_image_has_no_region():
+def test_a_whole_image_resample_has_no_region():
     env = begun("rgb_array", refine="resample_short")
     env.step(0)
     *_, info = env.step(2)
@@ -61,10 +61,10 @@ def test_overlay_tints_by_strength_and_outlines_the_region():
     np.testing.assert_array_equal(overlay_mask(pixels, np.zeros((4, 4))), pixels)
 
 
-def test_filmstrip_grows_by_a_cell_a_decision_and_keeps_its_size():
+def test_a_filmstrip_grows_by_one_cell_per_decision_and_keeps_its_size():
     env = begun("filmstrip", refine="as_published")
     size = env.render().shape
-    assert (env.render() == 255).all()  # nothing has happened yet
+    assert (env.render() == 255).all()  # no decision yet
     for place, action in enumerate([0, 2, 1]):
         env.step(action)
         filmstrip = env.render()
@@ -75,7 +75,7 @@ def test_filmstrip_grows_by_a_cell_a_decision_and_keeps_its_size():
     assert (env.render() == 255).all()
 
 
-def test_filmstrip_is_of_no_use_before_it_is_asked_for():
+def test_no_cells_are_kept_without_the_filmstrip_mode():
     assert begun(None).render() is None
     assert not begun("rgb_array").view.filmstrips[0]
 
@@ -97,7 +97,7 @@ def test_longest_episode_is_as_long_as_one_that_does_everything():
         decisions, over = 0, False
         while not over:
             legal = env.action_masks()
-            # Refine as late as it goes, so that every try is as long as it can be.
+            # Refine as late as possible, so that every attempt is as long as possible.
             last = env.episodes.lane(0).remaining <= 1
             action = 2 if legal[2] and (last or process.refine.return_to is None) else 0 if legal[0] else 1
             over = env.step(action)[2]
@@ -140,7 +140,7 @@ def test_human_mode_shows_what_rgb_array_draws(screen):
         shown.step(action)
         drawn.step(action)
         np.testing.assert_array_equal(shown.view.window.pixels(), drawn.render())
-    assert shown.render() is None  # as Gymnasium has it: the window follows reset and step
+    assert shown.render() is None  # as in Gymnasium: reset and step update the window
     shown.close()
     shown.close()
     assert shown.view.window is None
@@ -242,7 +242,7 @@ def test_a_vector_environments_masks_and_filmstrips():
     *_, infos = env.step(np.array([2, 1]))
     assert infos["refine_mask"].shape == (2, 16, 16) and infos["refine_mask"].any((1, 2)).tolist() == [True, False]
     filmstrips = env.render()
-    # Lane 1 ended and has begun anew; its filmstrip is still the old one's, whole.
+    # Lane 1 has ended and was reset; its filmstrip still shows the whole old episode.
     assert (filmstrips[1][BAR_PLACE[0], BAR_PLACE[1] + 96] == ACTION_COLOURS[1]).all()
     env.step(np.array([0, 0]))
     assert (env.render()[1][BAR_PLACE[0], BAR_PLACE[1] + 96] == 255).all()

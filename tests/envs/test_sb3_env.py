@@ -1,4 +1,4 @@
-"""SB3's view of the lanes."""
+"""The SB3 vectorised environment."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_equals_the_vector_env_and_reports_terminal_observations():
             np.testing.assert_array_equal(value, theirs[key])
 
 
-def test_truncation_is_said():
+def test_truncation_is_reported():
     vec = AdDiffusionVecEnv(1, max_decisions=1, **SETTINGS)
     vec.reset()
     _, _, dones, infos = vec.step(np.array([0]))
@@ -42,7 +42,7 @@ def test_truncation_is_said():
 
 
 def test_equals_sb3s_own_vectorised_environment_infos_included():
-    """But for rounding, as batches of another size round."""
+    """Up to rounding, which depends on the batch size."""
     ours, theirs = AdDiffusionVecEnv(2, seed=7, **SETTINGS), DummyVecEnv([lambda: AdDiffusionEnv(**SETTINGS)] * 2)
     theirs.seed(7)
     ours.reset(), theirs.reset()
@@ -76,10 +76,10 @@ def test_options_take_effect_once(options):
         vec.reset()
 
 
-def test_sb3s_plumbing_reaches_the_lanes():
+def test_sb3s_methods_reach_the_lanes():
     vec = AdDiffusionVecEnv(2, render_mode="rgb_array", **SETTINGS)
     vec.reset()
-    assert vec.render().shape == (592, 256, 3)  # one above the other
+    assert vec.render().shape == (592, 256, 3)  # stacked vertically
     assert [frame.shape for frame in vec.env_method("render", indices=[1])] == [(296, 256, 3)]
     assert vec.get_attr("spec") == [None, None] and vec.has_attr("action_masks") and not vec.has_attr("nope")
     with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
@@ -104,7 +104,7 @@ def test_masks_reach_maskable_ppo():
 
 
 @pytest.mark.parametrize("kind", ["lanes", "dummy"])
-def test_state_goes_on_exactly(kind):
+def test_a_restored_state_continues_exactly(kind):
     env = make_vec_env(kind, 2, 7, SETTINGS)
     assert isinstance(env, VecMonitor)
     env.reset()
@@ -121,7 +121,7 @@ def test_state_goes_on_exactly(kind):
 
 
 def test_a_state_of_an_earlier_version_is_read():
-    """Rewards once had pooled statistics, which states and checkpoints kept."""
+    """Earlier versions stored pooled reward statistics in states and checkpoints."""
     env, other = (make_vec_env("lanes", 1, seed, SETTINGS) for seed in (7, 99))
     env.reset()
     state = env_state(env)

@@ -1,4 +1,4 @@
-"""Pickles, copies and snapshots: equal afterwards, in the middle of an episode and after its end."""
+"""Pickles, copies and snapshots are equal to the original, in the middle of an episode and after its end."""
 
 import copy
 import pickle
@@ -33,10 +33,10 @@ def same(one, other):
 
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("settings", [RICH, ATTEMPTS], ids=["regions", "attempts"])
-def test_a_copy_goes_on_as_the_environment_does(way, settings):
+def test_a_copy_continues_like_the_original(way, settings):
     env = gym.make(ID, **settings, render_mode="filmstrip")
     env.reset(seed=3)
-    for actions in ((0, 2), (0,), (1, 1)):  # a copy at three moments
+    for actions in ((0, 2), (0,), (1, 1)):  # a copy after each step
         other = COPIES[way](env)
         assert other.unwrapped.episodes.backbone is env.unwrapped.episodes.backbone  # the weights are shared
         np.testing.assert_array_equal(env.render(), other.render())
@@ -55,7 +55,7 @@ def test_a_copy_goes_on_as_the_environment_does(way, settings):
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step"])
-def test_vector_environments_and_vec_envs_travel_too(mode):
+def test_vector_environments_and_vec_envs_can_be_pickled(mode):
     env = AdDiffusionVectorEnv(2, autoreset_mode=mode, **RICH)
     env.reset(seed=1)
     env.step(np.array([0, 1]))
@@ -89,7 +89,7 @@ def test_a_pickle_is_read_by_another_process(tmp_path):
     assert (reward, line) == (pytest.approx(env.step(1)[1], abs=1e-6), 7)
 
 
-def test_a_loaded_backbone_does_not_travel_by_name_but_is_shared_by_copies(emoji):
+def test_a_loaded_backbone_cannot_be_pickled_but_is_shared_by_copies(emoji):
     env = AdDiffusionEnv(backbone=emoji, **RICH)
     env.reset(seed=0)
     with pytest.raises(ConfigError, match=r"loaded backbone \(EmojiBackbone\) cannot be pickled\n  -> name"):
@@ -100,7 +100,7 @@ def test_a_loaded_backbone_does_not_travel_by_name_but_is_shared_by_copies(emoji
 
 
 @pytest.mark.parametrize("make", [lambda: AdDiffusionVectorEnv(2, **RICH), lambda: AdDiffusionVecEnv(2, **RICH)])
-def test_a_search_comes_back_to_where_it_was_any_number_of_times(make):
+def test_a_snapshot_can_be_restored_any_number_of_times(make):
     env = make()
     env.reset()
     env.step(np.array([0, 0]))
@@ -112,7 +112,7 @@ def test_a_search_comes_back_to_where_it_was_any_number_of_times(make):
     assert values[0] == values[2] != values[1]
 
 
-def test_a_snapshot_of_one_environment_opens_in_another():
+def test_a_snapshot_can_be_restored_in_another_environment():
     one, other = AdDiffusionEnv(**RICH, render_mode="filmstrip"), AdDiffusionEnv(**RICH, render_mode="filmstrip")
     one.reset(seed=5)
     one.step(0)

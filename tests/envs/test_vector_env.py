@@ -1,4 +1,4 @@
-"""The vector environment: row by row what scalar environments do, Gymnasium's same-step reset."""
+"""The vector environment: rows equal scalar environments, with Gymnasium's same-step reset."""
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +11,7 @@ from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError
 
 SETTINGS = {"steps": 3, "refine": "resample_short"}
-PLAN = np.array([[0, 0, 1], [2, 0, 0], [0, 2, 1], [0, 0, 0], [1, 0, 0]])  # a row a step, a column a lane
+PLAN = np.array([[0, 0, 1], [2, 0, 0], [0, 2, 1], [0, 0, 0], [1, 0, 0]])  # one row per step, one column per lane
 
 
 def test_make_vec_takes_the_vector_entry_point():
@@ -50,7 +50,7 @@ def compare(batch, rows):
         np.testing.assert_allclose(value, np.stack([row[key] for row in rows]), rtol=0, atol=rounding.SEEN)
 
 
-def test_a_wave_of_lanes_is_one_denoiser_call():
+def test_all_lanes_share_one_denoiser_call():
     env = AdDiffusionVectorEnv(4, **SETTINGS)
     env.reset(seed=0)
     env.step(np.zeros(4, int))
@@ -83,7 +83,7 @@ def test_no_lanes_is_refused():
         AdDiffusionVectorEnv(0)
 
 
-def test_state_goes_on_exactly():
+def test_a_restored_state_continues_exactly():
     env = AdDiffusionVectorEnv(2, **SETTINGS)
     env.reset(seed=3)
     env.step(np.array([0, 0]))

@@ -1,4 +1,4 @@
-"""Faults put into real components: which lane they hit is decided by its prompt."""
+"""Faults injected into real components, for the lane of a chosen prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from addiffusion_env.backbones.base import Backbone
 
 
 def nan_for(backbone: Backbone, text: str) -> Callable[..., Any]:
-    """``backbone.predict``, with NaN in the rows of one prompt."""
+    """A ``backbone.predict`` that returns NaN in the rows of one prompt."""
     true, sick = backbone.predict, backbone.encode([text]).tensors["text"]
 
     def predict(x: Any, sigma: Any, conditioning: Any, *args: Any) -> Any:
@@ -26,7 +26,7 @@ def nan_for(backbone: Backbone, text: str) -> Callable[..., Any]:
 
 
 def scores_with(scorer: Any, text: str, fault: Callable[[torch.Tensor, list[int]], torch.Tensor]) -> Callable[..., Any]:
-    """``scorer.score`` with a fault in batches that hold a prompt; ``fault`` is given the scores and its rows."""
+    """A ``scorer.score`` with a fault in batches that contain a prompt; ``fault`` receives the scores and its rows."""
     true = scorer.score
 
     def score(images: torch.Tensor, prompts: Sequence[Any]) -> torch.Tensor:
@@ -48,7 +48,7 @@ def to_error(scores: torch.Tensor, rows: list[int]) -> torch.Tensor:
 
 
 def memory_for(function: Callable[..., Any], rows: int, seen: list[int]) -> Callable[..., Any]:
-    """A model's function on a device that holds ``rows`` rows; notes the sizes of the calls that fit."""
+    """A model's function on a device with memory for ``rows`` rows; records the batch sizes of successful calls."""
 
     def limited(x: torch.Tensor, *args: Any) -> Any:
         if len(x) > rows:

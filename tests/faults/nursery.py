@@ -1,8 +1,8 @@
 """Runs training or evaluation in child processes that it kills: models are loaded once, then forked.
 
-One JSON request a line on stdin: ``{"kind": "train" | "eval", "folder": ..., "kill_after": seconds or null}``; one JSON
-answer a line on stdout: ``{"killed": bool, "status": the exit status, "seconds": ...}``. The child's own output goes to
-``<folder>/log``.
+One JSON request per line on stdin: ``{"kind": "train" | "eval", "folder": ..., "kill_after": seconds or null}``; one
+JSON answer per line on stdout: ``{"killed": bool, "status": the exit status, "seconds": ...}``. The child's output goes
+to ``<folder>/log``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def configured(kind: str) -> dict:
 
 
 def prepare() -> None:
-    """Everything that takes seconds and is no part of what is tested."""
+    """Does everything that takes seconds and is not part of the test."""
     from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 
     for module in (

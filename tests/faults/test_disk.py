@@ -1,4 +1,4 @@
-"""Checkpoints on disks that are full, read-only or damaged: the last good one survives and is found."""
+"""Checkpoints on disks that are full, read-only or damaged: the last valid one survives and is found."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trained():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 4 MiB; needs the right to mount."""
+    """A disk of 4 MiB; needs permission to mount."""
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
@@ -56,7 +56,7 @@ def snapshot(trained, step):
     return made
 
 
-def test_a_checkpoint_is_read_back_as_it_was(trained, tmp_path):
+def test_a_saved_checkpoint_is_loaded_unchanged(trained, tmp_path):
     model, env = trained
     Snapshot(model, env, [{"nfe": 2.0, "actions": [0, 1]}]).write(tmp_path)
     state = read_latest(tmp_path)
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_read_back_as_it_was(trained, tmp_path):
 
 
 def fill(path):
-    """Writes until nothing more fits."""
+    """Writes until the disk is full."""
     with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
         while True:
             file.write(b"\0" * 4096)
@@ -91,7 +91,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(trained, small_disk):
     assert read_latest(small_disk / "checkpoints")["step"] == 40
 
 
-def test_a_folder_that_cannot_be_written_keeps_it_too(trained, small_disk):
+def test_a_read_only_folder_keeps_the_last_good_checkpoint(trained, small_disk):
     snapshot(trained, 8).write(small_disk / "checkpoints")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(RunFolderError, match="Read-only file system"):
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_keeps_it_too(trained, small_disk):
     assert read_latest(small_disk / "checkpoints")["step"] == 8
 
 
-def test_training_goes_on_over_a_full_disk_and_ends_with_the_error(tmp_path, monkeypatch):
+def test_training_continues_on_a_full_disk_and_ends_with_the_error(tmp_path, monkeypatch):
     env = make_vec_env("lanes", 2, 0, ENV)
     model = training.make_model("maskable_ppo", env, PPO, 0, "cpu")
     checkpointer = Checkpointer(tmp_path, every=4)
@@ -120,17 +120,17 @@ def test_training_goes_on_over_a_full_disk_and_ends_with_the_error(tmp_path, mon
     ):
         model.learn(16, callback=[checkpointer])
     assert attempts == [4, 8, 12, 16] and checkpointer.failures == 2
-    checkpointer.rescue()  # says that it cannot, and lets the error be seen
+    checkpointer.rescue()  # warns that it cannot, and does not hide the error
     assert read_latest(tmp_path)["step"] == 4
 
 
 def damaged(data, rng):
-    """A file as crashes and bad disks leave it."""
+    """A file damaged as by a crash or a bad disk."""
     place = rng.randrange(len(data))
     kind = rng.choice(["cut", "cut", "zeros", "flip", "empty", "middle"])
     if kind == "cut":
         return kind, data[:place]
-    if kind == "zeros":  # the length is there, the content never was written
+    if kind == "zeros":  # the right length, but the content was never written
         return kind, data[:place] + b"\0" * (len(data) - place)
     if kind == "flip":
         return kind, data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
@@ -151,7 +151,7 @@ def test_damaged_checkpoints_are_skipped_and_never_half_read(trained, tmp_path):
         if state["step"] == 8:
             assert any(f"{new.name} cannot be read" in str(item.message) for item in told)
             outcomes[f"{kind} skipped"] += 1
-        else:  # a bit that no reader looks at (padding, a date)
+        else:  # a bit that is never read (padding, a date)
             assert str(state) == whole_state
             outcomes[f"{kind} harmless"] += 1
     assert outcomes["cut skipped"] > 5 and outcomes["flip skipped"] > 2, outcomes
@@ -187,14 +187,14 @@ def test_a_checkpoint_with_code_in_it_is_not_run(trained, tmp_path):
 
 def test_a_checkpoint_of_another_agent_is_refused(trained, tmp_path):
     snapshot(trained, 8).write(tmp_path)
-    env = make_vec_env("lanes", 2, 0, {**ENV, "cost_per_nfe": [0.0, 0.1]})  # sees one number more
+    env = make_vec_env("lanes", 2, 0, {**ENV, "cost_per_nfe": [0.0, 0.1]})  # one more number in the observation
     model = training.make_model("maskable_ppo", env, PPO, 0, "cpu")
     with pytest.raises(ResumeError, match="does not fit this run"):
         restore(model, env, read_latest(tmp_path))
 
 
 @pytest.mark.parametrize("trust", [False, None, 1, "yes"])
-def test_a_zip_of_sb3_needs_trust_said_in_so_many_words(trust, tmp_path):
+def test_a_zip_of_sb3_needs_trust_to_be_explicit(trust, tmp_path):
     with pytest.raises(
         UntrustedFileError, match="unpickles Python objects, which can run any code\n  -> pass trust=True"
     ):
@@ -211,8 +211,8 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert path.read_bytes() == b"before" and [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_process_that_may_write_only_a_little_leaves_no_part(tmp_path):
-    """RLIMIT_FSIZE: what a quota does, without root."""
+def test_a_process_over_its_quota_leaves_no_partial_file(tmp_path):
+    """RLIMIT_FSIZE acts like a quota, without root."""
     code = (
         "import resource, signal, sys; from pathlib import Path; from addiffusion_env.files import whole_file\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

@@ -1,6 +1,6 @@
-"""Whatever is put into configuration and files, the answer is a value or one of this package's own errors.
+"""Fuzzing of configuration and files: the result is a value or one of this package's errors.
 
-``ADDIFFUSION_FUZZ`` says how many examples each (25); above 100 they are other ones every time.
+``ADDIFFUSION_FUZZ`` is the number of examples per test (25); above 100 they are different in every run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def answers(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def some(kind: type, *more: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Keyword arguments of a dataclass with odd values, and sometimes a mistyped name."""
+    """Keyword arguments of a dataclass with unusual values, and sometimes a misspelt name."""
     names = [item.name for item in fields(kind)] + list(more) + ["stepz"]
     return st.dictionaries(st.sampled_from(names), odd, max_size=3)
 
@@ -84,13 +84,13 @@ def test_refinement(given_: dict[str, Any], preset: str | None) -> None:
 @fuzz
 @given(some(ProcessConfig))
 def test_processes(given_: dict[str, Any]) -> None:
-    given_.pop("stepz", None)  # not read from configuration by name: EnvSettings is
+    given_.pop("stepz", None)  # unlike EnvSettings it is not built from configuration keys
     answers(ProcessConfig, **given_)
 
 
 @fuzz
 @given(some(TabularConfig))
-def test_replay(given_: dict[str, Any]) -> None:
+def test_tabular_training(given_: dict[str, Any]) -> None:
     answers(TabularConfig.of, given_)
 
 
@@ -161,7 +161,7 @@ def test_prompts(given_: Any) -> None:
 
 # ---------------------------------------------------------------- JSON files
 def put(value: Any, path: list[int], new: Any) -> Any:
-    """The same JSON with ``new`` somewhere in it."""
+    """The same JSON with ``new`` at a path in it."""
     if not path or not isinstance(value, dict | list) or not value:
         return new
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -238,7 +238,7 @@ def test_damaged_shards(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
     assert store.read() == [RECORD]
 
 
-def test_a_column_whose_name_is_no_text_is_a_damage(tmp_path: Path) -> None:
+def test_a_column_whose_name_is_not_text_counts_as_damage(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     shard = store.write([RECORD])
     shard.write_bytes(shard.read_bytes().replace(b"clip_score", b"\xf3lip_score"))
@@ -250,7 +250,7 @@ def test_a_column_whose_name_is_no_text_is_a_damage(tmp_path: Path) -> None:
 @given(
     prompt=st.text(max_size=50), reason=st.text(max_size=50), extra=st.dictionaries(st.text(max_size=5), st.floats())
 )
-def test_records_come_back_as_they_were(
+def test_saved_records_are_loaded_unchanged(
     tmp_path_factory: pytest.TempPathFactory, prompt: str, reason: str, extra: dict[str, float]
 ) -> None:
     made = replace(RECORD, prompt=prompt, reason=reason, extra=extra)

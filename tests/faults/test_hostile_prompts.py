@@ -1,4 +1,4 @@
-"""Prompts are data: none becomes markup, a path, a terminal's command or a shell's, whatever it holds."""
+"""Prompts are data: no prompt is interpreted as markup, a path, a terminal sequence or a shell command."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page."""
+    """A page as parsed by a browser."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def records() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def written(records: list[Record]) -> list[Section]:
-    """A report whose every text comes from outside; every prompt has its filmstrip."""
+    """A report in which every text is external; every prompt has a filmstrip."""
     from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry
     from addiffusion_env.evaluation.summary import summarise
 
@@ -151,7 +151,7 @@ def test_records_keep_hostile_prompts_as_they_are(records: list[Record], tmp_pat
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_frames_draw_hostile_prompts(number: int) -> None:
-    """Whatever the words are, they are drawn where words belong, and change nothing else."""
+    """The text is drawn in its area and changes no other pixels."""
     image, text = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), HOSTILE[number]
     frame, plain = (render_frame(image, [0, 2, 1], 3.5, words) for words in (text, ""))
     np.testing.assert_array_equal(frame[:270], plain[:270])  # preview and action squares

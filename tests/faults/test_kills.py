@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of training and evaluation: the same command again ends where an unbroken run ends.
+"""SIGKILL at random moments of training and evaluation: a resumed run has the results of an uninterrupted one.
 
 ``ADDIFFUSION_KILLS`` says how many times each (20); ``ADDIFFUSION_KILL_SEED`` which moments.
 """
@@ -24,7 +24,7 @@ SEED = int(os.environ.get("ADDIFFUSION_KILL_SEED", "0"))
 
 
 class Nursery:
-    """The process that forks, and kills, the runs."""
+    """The process that forks and kills the runs."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -55,7 +55,7 @@ def nursery():
 
 
 def end_of_training(folder: Path) -> dict:
-    """All that a run leaves for a later command: the policy, its configuration, the last checkpoint."""
+    """The results of a run: the policy, its configuration, the last checkpoint."""
     run = folder / "run"
     state = read_latest(run / "checkpoints")
     return {
@@ -70,7 +70,7 @@ def end_of_training(folder: Path) -> dict:
 
 
 def end_of_evaluation(folder: Path) -> list:
-    """Every record to the last bit, what is measured apart."""
+    """Every record exactly, except for measurements."""
     return [replace(made, seconds=0.0, peak_memory=0) for made in RecordStore(folder / "run/records").read()]
 
 
@@ -80,7 +80,7 @@ LEFT = {"train": ("run/policy/config.json",), "eval": ("run/report.html", "run/r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["train", "eval"])
-def test_a_killed_run_ends_like_an_unbroken_one(kind, nursery, tmp_path):
+def test_a_killed_run_ends_like_an_uninterrupted_one(kind, nursery, tmp_path):
     rng = random.Random(f"{kind} {SEED}")
     unbroken = nursery.run(kind, tmp_path / "whole")
     assert unbroken["status"] == 0, (tmp_path / "whole/log").read_text()[-3000:]
@@ -88,7 +88,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(kind, nursery, tmp_path):
     kills, runs = 0, 0
     while kills < KILLS:
         folder, attempts = tmp_path / f"broken{runs}", []
-        while True:  # killed again and again, until one gets through
+        while True:  # killed repeatedly, until one run finishes
             done = nursery.run(kind, folder, rng.uniform(0, length) if kills < KILLS else None)
             attempts.append(round(done["seconds"], 2))
             if not done["killed"]:

@@ -1,4 +1,4 @@
-"""A lane that fails is dropped alone and counted; a device that is too small gets smaller calls."""
+"""Faults of single lanes are isolated and counted; batches are reduced when the device's memory is too small."""
 
 import re
 import sys
@@ -49,7 +49,7 @@ def healthy(emoji, scorers, three):
 
 @pytest.fixture(params=["denoiser", "nan score", "raising scorer"])
 def fault(request, emoji, scorers, monkeypatch):
-    """The kind of fault that the second prompt's lane meets, and the error that it is dropped with."""
+    """The kind of fault of the second prompt's lane, and the error it is dropped with."""
     if request.param == "denoiser":
         monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
         return NumericsError, "denoiser returned NaN"
@@ -60,7 +60,7 @@ def fault(request, emoji, scorers, monkeypatch):
     return ScorerError, "raised ZeroDivisionError: a scorer's own mistake"
 
 
-def test_one_lane_is_dropped_and_its_neighbours_are_unharmed(fault, emoji, scorers, three, healthy):
+def test_one_lane_is_dropped_and_the_others_are_unaffected(fault, emoji, scorers, three, healthy):
     engine = Engine(emoji, scorers, faults=FaultCount(3))
     with pytest.warns(UserWarning, match=r"image dropped \(1 of at most 3\)"):
         found = images(engine, emoji, three)
@@ -91,7 +91,7 @@ def broken(prediction):
     return prediction
 
 
-def test_a_prompt_that_does_not_fit_is_no_fault_of_its_lane(emoji, scorers, prompts):
+def test_a_prompt_that_is_too_long_is_an_error_not_a_fault(emoji, scorers, prompts):
     from addiffusion_env.prompts import Prompt
 
     engine = Engine(emoji, scorers, faults=FaultCount(9))
@@ -160,7 +160,7 @@ def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
 
     def run(coroutines, *args):
         sick.append(1)
-        if len(sick) == 2:  # the second run of a step is the references'
+        if len(sick) == 2:  # the second run of a step is that of the references
             monkeypatch.setattr(emoji, "predict", nan_for(emoji, SICK))
         return true(coroutines, *args)
 
@@ -173,7 +173,7 @@ def test_a_reference_that_fails_drops_its_episode(emoji, monkeypatch):
 
 
 class Square(RewardTerm):
-    """A user's term that forgot which axis the lanes are on."""
+    """A user's term whose values have a wrong shape."""
 
     def __call__(self, transition):
         return np.zeros((len(transition.action), 1))
@@ -181,7 +181,7 @@ class Square(RewardTerm):
 
 @pytest.fixture(params=[float("nan"), float("-inf"), 1e39], ids=str)
 def term(request, monkeypatch):
-    """A reward with a user's term that is no number for the second of three lanes; and that number."""
+    """A reward with a user's term that is not finite for the second of three lanes, and its value."""
     user = types.ModuleType("users_terms")
 
     class Moody(RewardTerm):
@@ -194,7 +194,7 @@ def term(request, monkeypatch):
     return {"preset": "default", "moody": 1.0}, request.param
 
 
-def test_a_reward_that_is_no_number_drops_its_lane(term):
+def test_a_non_finite_reward_drops_its_lane(term):
     words = re.escape(f"reward term 'moody' is {term[1]} in lane 1, prompt 'a photo of two cats'")
     with pytest.raises(NumericsError, match=words):
         stepped(AdDiffusionVectorEnv(3, **SETTINGS, reward=term[0]), [0, 0, 0])
@@ -209,7 +209,7 @@ def test_a_reward_that_is_no_number_drops_its_lane(term):
     assert env.episodes.slots[1].episode == 1 and env.episodes.engine.faults.count == 1
 
 
-def test_no_weight_of_a_policy_sees_it(term):
+def test_a_non_finite_reward_reaches_no_weight_of_a_policy(term):
     from stable_baselines3.common.vec_env import VecMonitor
 
     env = AdDiffusionVecEnv(3, seed=1, **SETTINGS, reward=term[0], max_faults=99)
@@ -222,7 +222,7 @@ def test_no_weight_of_a_policy_sees_it(term):
     assert np.isfinite(model.rollout_buffer.rewards).all()
 
 
-def test_a_term_of_another_shape_says_so(monkeypatch):
+def test_a_term_of_a_wrong_shape_is_an_error(monkeypatch):
     monkeypatch.setitem(TERMS._entries, "square", f"{__name__}:Square")
     with pytest.raises(AdDiffusionError, match=r"'square' returned an array of shape \(3, 1\) for 3 lanes"):
         stepped(AdDiffusionVectorEnv(3, **SETTINGS, reward={"square": 1.0}), [0, 0, 0])
@@ -234,7 +234,7 @@ def context(emoji, scorers):
     return EvaluationContext(emoji, scorers, PROCESS, Judges.of(["sharpness"]))
 
 
-def test_in_evaluation_the_image_is_left_out_counted_and_tried_again(fault, context, three, tmp_path, monkeypatch):
+def test_in_evaluation_the_image_is_left_out_counted_and_retried(fault, context, three, tmp_path, monkeypatch):
     told = []
     with pytest.warns(UserWarning, match="image dropped"):
         records = evaluate(
@@ -251,7 +251,7 @@ def test_in_evaluation_the_image_is_left_out_counted_and_tried_again(fault, cont
     monkeypatch.undo()
     again = evaluate([make_sampler("fixed:1")], three, [0], context, tmp_path)
     assert [record.prompt for record in again] == TEXTS
-    # A part with a sampler of its own is another part, and its records are kept apart.
+    # A part with another sampler is separate, and so are its records.
     unnamed = {"variant": "", "uid": "", "identity": None}
     made = [replace(record, **unnamed) for record in (again[0], again[2])]
     assert_records_alike(made, [replace(record, **unnamed) for record in records])
@@ -282,7 +282,7 @@ def test_calls_are_halved_until_they_fit(part, emoji, scorers, three, monkeypatc
         torch.testing.assert_close(one.image.tensor, other.image.tensor, atol=1e-3, rtol=0)
 
 
-def test_a_device_that_does_not_hold_one_lane_is_an_error(emoji, scorers, three, monkeypatch):
+def test_a_device_too_small_for_one_lane_is_an_error(emoji, scorers, three, monkeypatch):
     monkeypatch.setattr(emoji, "predict", memory_for(emoji.predict, 0, []))
     with pytest.warns(UserWarning), pytest.raises(DeviceMemoryError, match=": 1 lanes of backbone 'emoji'"):
         images(Engine(emoji, scorers, halve=True), emoji, three)

@@ -1,4 +1,4 @@
-"""A short soak: no lane is lost and every prompt is accounted for. Memory is for `benchmarks/soak.py` at its length."""
+"""A short soak test: every prompt is accounted for. Memory is checked by the longer `benchmarks/soak.py`."""
 
 import json
 import subprocess

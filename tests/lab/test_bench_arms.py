@@ -1,4 +1,4 @@
-"""The bench: every arm does the work it says, its time is accounted for, and the table and JSON say the same."""
+"""The benchmark: every arm does the work it reports, its time is accounted for, and table and JSON agree."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_shares_add_up_and_the_bare_loop_is_the_limit(setup):
     assert bare.of_bare == 1 and bare.shares["denoise"] > 0.9 and bare.images is None
     assert vector.shares["look"] > 0 and vector.shares["decode"] > 0
     assert rows["diffusers pipeline"].shares is None
-    # The class's own samplers are back.
+    # The class's own methods are restored.
     assert not {"predict", "preview", "decode"} & set(vars(setup.backbone))
 
 
@@ -69,7 +69,7 @@ def test_ratios_are_taken_round_by_round(setup):
     none = dict.fromkeys(STAGES, 0.0)
     bare = [Round(1.0, 8, 0, none, 10.0), Round(4.0, 8, 0, none, 12.0), Round(1.0, 8, 0, none, None)]
     arm = [Round(2.0, 8, 2, none, 20.0), Round(8.0, 8, 2, none, 30.0), Round(2.0, 8, 2, none, None)]
-    row = result(setup, "an arm", arm, bare)  # the second round fell into a busy minute
+    row = result(setup, "an arm", arm, bare)  # the second round ran under load
     assert (row.of_bare, row.ms, row.images, row.peak, row.rounds) == (0.5, 250.0, 1.0, 30.0, 3)
     assert shares_of(arm) is None
 
@@ -84,7 +84,7 @@ def test_clocks_and_memory():
     assert processor_seconds(os.getpid()) >= before
     reset_peak(torch.device("cpu"))
     start = peak_bytes(torch.device("cpu"))
-    # Not every kernel resets the peak, and some take idle pages away meanwhile: what was freed since is filled first.
+    # Not every kernel resets the peak, and some reclaim idle pages meanwhile: freed memory is filled first.
     kept = []
     while peak_bytes(torch.device("cpu")) <= start + 40 * 2**20 and len(kept) < 40:
         kept.append(torch.ones(64 * 2**18))  # 64 MiB
@@ -93,7 +93,7 @@ def test_clocks_and_memory():
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_are_counted(setup):
+def test_subprocesses_are_counted(setup):
     [row] = measure(setup, ["subproc"], [], rounds=1, clock="cpu")
     [alone] = measure(setup, ["vector"], [], rounds=1, clock="cpu")
     assert row.ms > 0 and row.images > 0
@@ -102,7 +102,7 @@ def test_processes_of_their_own_are_counted(setup):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
 def test_models_that_were_built_here(tmp_path, name, scorers):
-    """The path that a GPU takes at full size, on 16x16 images."""
+    """The code path of full-size models on a GPU, with 16x16 images."""
     from unittest import mock
 
     from addiffusion_env.envs import episodes

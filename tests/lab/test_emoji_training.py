@@ -1,4 +1,4 @@
-"""Every stage, for two steps at batch 4: it runs, and its files load in the classes that read the shipped ones."""
+"""Every stage, for two steps at batch 4: it runs, and its files load in the classes that load the shipped ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {"steps": 2, "batch": 4, "scenes": 8, "device": "cpu", "l
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other on two threads."""
+    """Networks this small are slower on two threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -309,7 +309,7 @@ def test_targets_mark_every_centre() -> None:
     assert target.colors.tolist() == [1, 0, 5]
     assert (target.heat == 1).nonzero().tolist() == [[0, 36, 5, 4], [0, 36, 11, 11], [1, 13, 8, 8]]
     assert target.heat[0, 13].max() == 0
-    # A larger sprite has the wider bump, and bumps fall off around the centre.
+    # A larger sprite has the wider Gaussian, and Gaussians decrease around the centre.
     assert target.heat[1, 13, 8, 10] > target.heat[0, 36, 5, 6] > 0
     assert target.heat[1, 13, 8, 7] > target.heat[1, 13, 8, 5]
 

@@ -1,4 +1,4 @@
-"""docs/pipelines.md is what the command measures."""
+"""docs/pipelines.md matches the command's measurements."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_the_page_has_every_pipeline_and_all_agree():
     for (columns, name), cells in found.items():
         if columns == AGREEMENT:
             assert all(float(cells[column]) <= limit for column, limit in LIMITS.items()), name
-            assert float(cells["prompt"]) > 1e-3, f"{name}: prompts move nothing, so agreement says nothing"
-    refused = {name: cells["what is said"] for (columns, name), cells in found.items() if columns not in TABLES}
+            assert float(cells["prompt"]) > 1e-3, f"{name}: prompts have no effect, so agreement proves nothing"
+    refused = {name: cells["error message"] for (columns, name), cells in found.items() if columns not in TABLES}
     assert set(refused) == set(REFUSED)
     assert all(" → " in said for said in refused.values())
 
@@ -64,7 +64,7 @@ def test_its_rows_are_what_the_command_measures(name, tmp_path):
         (["check", "--pipelines", "z_imag"], "unknown tiny pipeline 'z_imag'"),
     ],
 )
-def test_what_cannot_be_checked_is_said(words, said, capsys):
+def test_what_cannot_be_checked_is_reported(words, said, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert said in capsys.readouterr().err

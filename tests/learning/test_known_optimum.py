@@ -1,4 +1,4 @@
-"""The policy learns where the optimum is known: a stopping problem in the observation's own form."""
+"""Learning on a problem with a known optimum: optimal stopping, with the observations of the environments."""
 
 import gymnasium as gym
 import numpy as np
@@ -14,10 +14,10 @@ CLIP = 8
 
 
 class StopWhenGood(gym.Env):
-    """Quality is drawn anew at each step: stopping pays it, continuing costs 0.1, refining 0.5; six steps at most.
+    """The quality is drawn independently at each step: stopping pays it, continuing costs 0.1, refining 0.5.
 
-    The optimum stops at the first quality above a threshold; always stopping at once gets 0 in the mean, never
-    stopping gets -0.6.
+    There are at most six steps. The optimal policy stops at the first quality above a threshold; stopping at once
+    returns 0 on average, never stopping -0.6.
     """
 
     observation_space = Observer(CLIP).space

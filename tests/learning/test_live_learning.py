@@ -1,7 +1,7 @@
-"""PPO on the live emoji environment: in a few updates it learns what the reward makes the best thing to do.
+"""PPO on the emoji environment learns the optimal behaviour of a reward in a few updates.
 
-Two rewards of one environment whose optima are known and opposite. Where an evaluation costs more than any image is
-worth, the best is to stop at once; where it is paid for, to take the whole schedule.
+Two rewards of the same environment have opposite known optima. If an evaluation costs more than any image is worth, it
+is optimal to stop at once; if evaluations are rewarded, to take the whole schedule.
 """
 
 import pytest

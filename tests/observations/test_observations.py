@@ -1,4 +1,4 @@
-"""Observations: lengths, bounds, what each number means."""
+"""Observations: lengths, bounds, and the meaning of each number."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_unknown_keys():
         Observer(8, ["timestap"])
 
 
-def test_the_denoisers_features_are_seen_row_by_row():
+def test_the_denoisers_features_do_not_depend_on_the_batch():
     from dataclasses import replace
 
     whole = frame(4, width=8, extreme=50.0)
@@ -95,13 +95,15 @@ def test_the_denoisers_features_are_seen_row_by_row():
     np.testing.assert_array_equal(FEATURES.load("features")().make(unseen), 0)  # before the first evaluation
 
 
-def test_what_is_checked_are_finished_images():
+def test_checked_reads_finished_images_only():
     whole = frame(4, width=8)
     seen, calibrated = FEATURES.load("checked")().make(whole), FEATURES.load("correctness")().make(whole)
     finished = whole.finished > 0
     np.testing.assert_array_equal(seen[finished], calibrated[finished])
-    np.testing.assert_array_equal(seen[~finished][:, [0, 2]], 0)  # no preview of its own
-    np.testing.assert_array_equal(seen[:, [1, 3]], calibrated[:, [1, 3]])  # the best of earlier tries is finished
+    np.testing.assert_array_equal(seen[~finished][:, [0, 2]], 0)  # no value for previews
+    np.testing.assert_array_equal(
+        seen[:, [1, 3]], calibrated[:, [1, 3]]
+    )  # the best of earlier attempts is a finished image
     assert not needs_preview(OBSERVATION_PRESETS["denoiser_checked"])
 
 
@@ -111,18 +113,18 @@ def test_features_need_a_denoiser_that_has_them():
 
 
 @pytest.mark.parametrize("key", FEATURES)
-def test_a_key_keeps_its_promises(key):
+def test_every_key_passes_its_contracts(key):
     assert len(hold(OBSERVATION_CONTRACTS, FEATURES.load(key))) == len(OBSERVATION_CONTRACTS)
 
 
 class Hidden(Correctness):
-    """Depends on preview scores without declaring it."""
+    """Reads previews without declaring needs_preview."""
 
     needs_preview = False
 
 
 class Nameless(Correctness):
-    """Shows scores and does not say which."""
+    """Reads scores without declaring which."""
 
     shows = ()
 
@@ -135,7 +137,7 @@ class Pooled(Spent):
 
 
 class Short(Spent):
-    """One number of the three that it promises."""
+    """Returns one number instead of three."""
 
     def make(self, frame):
         return super().make(frame)[:, :1]
@@ -146,10 +148,10 @@ class Short(Spent):
     [
         (Hidden, "it shows scores of previews"),
         (Nameless, "it shows utility"),
-        (Pooled, "the observation of lane . differs when it is alone"),
+        (Pooled, "observation of lane . differs when it is alone"),
         (Short, r"its shape is \(4, 1\), declared is \(4, 3\)"),
     ],
 )
-def test_broken_keys_are_found_out(kind, words):
+def test_broken_keys_fail_their_contracts(kind, words):
     with pytest.raises(ContractError, match=words):
         hold(OBSERVATION_CONTRACTS, kind)

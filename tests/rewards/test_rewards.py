@@ -1,4 +1,4 @@
-"""Reward terms against closed forms; shaping that cannot pay for idling; presets."""
+"""Reward terms against closed forms; shaping that cannot reward idling; presets."""
 
 import sys
 import types
@@ -32,7 +32,7 @@ def transition(
 
 
 def episode(scores):
-    """The transitions of one lane whose preview scores run through ``scores``, the last being the finished image."""
+    """The transitions of one lane with the given preview scores; the last is that of the finished image."""
     values = [NAN, *scores]
     return [
         transition((a,), (b,), (index == len(scores) - 1,))
@@ -41,12 +41,12 @@ def episode(scores):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_term_keeps_its_promises(name):
+def test_every_term_passes_its_contracts(name):
     assert len(hold(REWARD_CONTRACTS, TERMS.load(name))) == len(REWARD_CONTRACTS)
 
 
 @pytest.mark.parametrize("scores", [[1.0], [0.5, 2.0], [-1.0, 3.0, 0.2, 0.2, 0.2], [2.0] * 30])
-def test_shaping_telescopes_to_nothing(scores):
+def test_shaping_telescopes_to_zero(scores):
     total = sum(float(PreferenceGain()(step)[0]) for step in episode(scores))
     assert total == pytest.approx(0)
 
@@ -57,7 +57,7 @@ def test_discounted_shaping_telescopes_too():
     assert total == pytest.approx(0)
 
 
-def test_the_published_gain_pays_for_the_final_score():
+def test_the_published_gain_sums_to_the_final_score():
     total = sum(float(PreferenceGain(telescopes=0.0)(s)[0]) for s in episode([1.0, 2.0, 4.0]))
     assert total == pytest.approx(3.0)
 
@@ -81,7 +81,7 @@ def test_terms_sum_to_the_reward(preset):
     assert reward[0] == pytest.approx(sum(values[0] for values in terms.values()))
 
 
-def test_idling_pays_as_published_and_costs_by_default():
+def test_idling_is_rewarded_as_published_and_costs_by_default():
     idle = transition((1.0,), (1.0,), dino=(1.0,), cost_per_nfe=(0.014,))
     assert make_reward("as_published")(idle)[0][0] == pytest.approx(0.75 - 0.014)
     assert make_reward("default")(idle)[0][0] == pytest.approx(-0.014)
@@ -120,7 +120,7 @@ def test_gains_are_counted_in_a_fixed_standard_deviation():
     assert reward(step)[1]["preference_gain"][0] == pytest.approx(0.5)
 
 
-def test_a_function_is_no_term(monkeypatch):
+def test_a_function_is_not_a_term(monkeypatch):
     """Terms of earlier versions were functions."""
     user = types.ModuleType("users_terms")
     user.old = lambda transition, scale, fee=0.1: np.zeros(len(transition.action))

@@ -1,4 +1,4 @@
-"""An episode read from the table is the episode that the environment plays; the table survives being killed."""
+"""Episodes of the tabular MDP equal those of the environment; recordings can be interrupted and resumed."""
 
 import re
 from dataclasses import replace
@@ -21,10 +21,10 @@ from addiffusion_env.tabular.tabular_env import TabularVecEnv
 
 CONTINUE, STOP, REFINE = 0, 1, 2
 PATHS = [
-    [CONTINUE, CONTINUE, CONTINUE, STOP],  # to the end, and taken
-    [CONTINUE, STOP, STOP],  # landed early, and taken
-    [STOP, STOP],  # landed blindly
-    [CONTINUE, REFINE, CONTINUE, REFINE, STOP],  # the last attempt has nothing to fall back on: its early exit ends it
+    [CONTINUE, CONTINUE, CONTINUE, STOP],  # full schedule, accepted
+    [CONTINUE, STOP, STOP],  # early exit, accepted
+    [STOP, STOP],  # early exit before the first evaluation
+    [CONTINUE, REFINE, CONTINUE, REFINE, STOP],  # no refinement is left: an early exit ends the episode
     [
         CONTINUE,
         CONTINUE,
@@ -34,7 +34,7 @@ PATHS = [
         REFINE,
         CONTINUE,
         CONTINUE,
-    ],  # the best of three finished ones is given
+    ],  # the best of three finished images is returned
     pytest.param([STOP, REFINE, CONTINUE, CONTINUE, STOP], marks=pytest.mark.numeric),
 ]
 
@@ -45,14 +45,14 @@ KEYS = {
 }
 
 
-# Recorded and played one lane at a time, both make the same calls with batches of one shape, so all is equal but the
-# order in which NumPy sums the denoiser's features.
+# With one lane at a time both make the same calls with the same batch shapes, so everything is equal except the order
+# in which NumPy sums the denoiser's features.
 SAME = 1e-6
 
 
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_the_table_plays_what_the_environment_plays(mdp, table, images, tabular_settings, path, keys):
+def test_the_tabular_mdp_equals_the_environment(mdp, table, images, tabular_settings, path, keys):
     tabular_settings = replace(tabular_settings, observation_keys=KEYS[keys])
     kwargs = {name: getattr(tabular_settings, name) for name in tabular_settings.__dataclass_fields__}
     env = AdDiffusionEnv(**kwargs)
@@ -82,8 +82,8 @@ def test_the_table_plays_what_the_environment_plays(mdp, table, images, tabular_
     env.close()
 
 
-def test_a_later_first_refinement_is_the_tables_too(table, tabular_settings):
-    """Legality is the engine's: of no setting of it is there a second copy to forget."""
+def test_a_later_first_refinement_applies_to_the_table_too(table, tabular_settings):
+    """Legality is derived from the engine, so every setting of it applies to the table."""
     settings = replace(tabular_settings, refine={**tabular_settings.refine, "first_step": 3})
     env = AdDiffusionEnv(**{name: getattr(settings, name) for name in settings.__dataclass_fields__})
     env.reset(seed=0, options={"prompt": table.prompts[0], "seed": 5})
@@ -105,8 +105,8 @@ def test_without_refinement_an_episode_is_one_attempt(table, tabular_settings):
 
 
 @pytest.mark.numeric
-def test_lanes_in_one_batch_are_recorded_as_alone_but_for_rounding(recorder, mdp, table, images):
-    """And what is made of their scores differs by that times its slope, which is large for a calibrator's log-odds."""
+def test_recording_in_batches_changes_results_by_rounding_only(recorder, mdp, table, images):
+    """Functions of scores differ by the rounding times their slope, which is large for a calibrator's log-odds."""
     together = recorder.record(images[:2], lanes=2)
     alone = table.rows([0, 1])
     np.testing.assert_array_equal(together.nfe, alone.nfe)
@@ -117,14 +117,16 @@ def test_lanes_in_one_batch_are_recorded_as_alone_but_for_rounding(recorder, mdp
     allowed = rounding.of_calibrator(mdp.utility, *scores)
     odds = mdp.utility(together.preference, together.clip_score, together.clip_text)
     assert (np.abs(odds - mdp.utility(*scores)) <= allowed)[~np.isnan(odds)].all()
-    assert np.nanmax(allowed) > 10 * rounding.PREFERENCE  # one tolerance for all would be wrong by ten times
+    assert (
+        np.nanmax(allowed) > 10 * rounding.PREFERENCE
+    )  # a single tolerance for all values would be too small by a factor of ten
 
 
 def test_play_table_counts_and_chooses(mdp, table):
     observer = Observer(table.clip_text.shape[1], ("quality",))
 
     def until_the_last(observation, legal):
-        """Finishes every attempt, takes none before the last."""
+        """Finishes every attempt and accepts only the last."""
         return np.where(legal[:, CONTINUE], CONTINUE, np.where(legal[:, REFINE], REFINE, STOP))
 
     outcomes = play_table(mdp, until_the_last, observer, 0.01)
@@ -138,7 +140,7 @@ def test_play_table_counts_and_chooses(mdp, table):
     assert set(outcomes.actions) == {(0, 0, 0, 2, 0, 0, 2, 0, 0)}
 
 
-def test_a_reward_that_is_no_number_reaches_no_policy(mdp, table, tabular_settings, monkeypatch):
+def test_a_non_finite_reward_is_an_error(mdp, table, tabular_settings, monkeypatch):
     env = TabularVecEnv(mdp, tabular_settings, 3, seed=1)
     env.reset()
     words = rf"reward term 'nfe_cost' is nan in lane 1, prompt '{re.escape(table.prompts[env.states.row[1]][:60])}"
@@ -148,7 +150,7 @@ def test_a_reward_that_is_no_number_reaches_no_policy(mdp, table, tabular_settin
         env.step(np.zeros(3, int))
 
 
-def test_replay_env_masks_and_resets(mdp, table, tabular_settings):
+def test_tabular_env_masks_and_resets(mdp, table, tabular_settings):
     env = TabularVecEnv(mdp, tabular_settings, 16, seed=1)
     rng = np.random.default_rng(0)
     observation, ended = env.reset(), 0
@@ -179,10 +181,10 @@ def test_regret_of_known_values(mdp, table, tabular_settings):
     assert found.utility == pytest.approx(single, abs=1e-5)
     name, best = found.best_constant, found.constant_utility
     assert found.to_constant == pytest.approx(best - single, abs=1e-5) and found.to_constant >= 0
-    assert found.oracle_utility >= best and "best of 1" in name  # at such a cost per NFE nobody tries twice
+    assert found.oracle_utility >= best and "best of 1" in name  # at such a cost per NFE a second attempt does not pay
 
 
-def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, images, table, tmp_path):
+def test_shards_are_reused_and_damaged_ones_recorded_again(recorder, images, table, tmp_path):
     first = recorder.record_shards(images, tmp_path, lanes=4, shard=2)
     files = sorted(tmp_path.glob("*.parquet"))
     assert len(files) == 2
@@ -191,12 +193,12 @@ def test_shards_are_read_again_and_damage_is_recorded_anew(recorder, images, tab
     stamp = files[1].stat().st_mtime_ns
     with pytest.warns(UserWarning, match="not a table of attempts"):
         again = recorder.record_shards(images, tmp_path, lanes=4, shard=2)
-    assert files[1].stat().st_mtime_ns == stamp  # read, not made again
+    assert files[1].stat().st_mtime_ns == stamp  # read, not recorded again
     np.testing.assert_array_equal(again.preference, first.preference)
     assert again.prompts == first.prompts and again.steps == (2, 3)
 
 
-def test_a_table_comes_back_as_it_was(table, tmp_path):
+def test_a_saved_table_is_loaded_unchanged(table, tmp_path):
     table.save(tmp_path / "t.parquet")
     back = AttemptTable.load(tmp_path / "t.parquet")
     for name in table.__dataclass_fields__:
@@ -209,8 +211,8 @@ def test_a_table_comes_back_as_it_was(table, tmp_path):
     assert kinds == ["step 2", "step 3", "end", "landed from 2", "landed from 3", "landed from the start"]
 
 
-def test_a_table_without_features_says_so(recorder, table, tmp_path):
-    """Such as one of an earlier version: it is read, and asked only for what it has."""
+def test_a_table_without_features_refuses_keys_that_need_them(recorder, table, tmp_path):
+    """As in files of earlier versions: the table is loaded, and other keys can be observed."""
     import pyarrow.parquet as pq
 
     assert table.features.shape[-1] == recorder.backbone.capabilities.feature_dim > 0

@@ -1,4 +1,4 @@
-"""The tiny pipelines that tests run over; they live in the package, where the command that writes docs needs them."""
+"""The tiny pipelines of the tests; they are part of the package, since the command that writes docs uses them."""
 
 from addiffusion_lab.tiny_pipelines import REFUSED, ZOO
 

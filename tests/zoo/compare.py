@@ -1,4 +1,4 @@
-"""A pipeline's own image beside the one that ``AdaptivePipeline`` makes of it, from the same generator."""
+"""Comparison of a pipeline's own image with that of ``AdaptivePipeline``, from the same generator."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from addiffusion_env.errors import AdDiffusionError
 
 PROMPT, OTHER = "a photo of a red cup", "two dogs on the sofa"
 ROUNDING = 0.0021
-"""Half a step of 8-bit images, and a little: pipelines round theirs only at the end, the engine always."""
+"""Slightly more than half a step of 8-bit images: pipelines round only at the end, the engine always."""
 
 
 def wrapped(pipe: Any, given: Mapping[str, Any], policy: str = "continue") -> AdaptivePipeline:
-    """The pipeline with arguments for every image; no preview is made."""
+    """The pipeline with arguments for every image, without previews."""
     return AdaptivePipeline(PipelineBackbone(pipe, given, preview="none"), policy)
 
 
@@ -51,8 +51,8 @@ def check_same(
     text: str = PROMPT,
     effect: float = 0.005,
 ) -> torch.Tensor:
-    """Asserts that the adaptive pipeline draws the pipeline's own image, in which another prompt moves some pixel by
-    at least ``effect``; returns it."""
+    """Asserts that the adaptive pipeline generates the pipeline's own image, and that another prompt changes some pixel
+    by at least ``effect``; returns the image."""
     adaptive = wrapped(pipe, given) if adaptive is None else adaptive
     wanted = own_image(pipe, given, text)
     assert wanted.isfinite().all()
@@ -64,7 +64,7 @@ def check_same(
 
 
 def two_lines(error: BaseException) -> str:
-    """The message of an error of ours, which has a cause and a remedy."""
+    """The message of one of the package's errors, which has a cause and a remedy."""
     assert isinstance(error, AdDiffusionError)
     assert str(error).count("\n") == 1 and error.cause and error.remedy
     return str(error)

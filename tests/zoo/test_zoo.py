@@ -1,4 +1,4 @@
-"""Each tiny pipeline builds, draws what it should, follows its prompt, and is called as its builder says."""
+"""Each tiny pipeline builds, generates an image of the declared size, follows its prompt, and is called as declared."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from addiffusion_env.backbones.calls.evaluator import Evaluator
-from addiffusion_env.backbones.calls.measured import Measured
+from addiffusion_env.backbones.calls.measured import Measurements
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
 from addiffusion_env.backbones.hooks import (
     AttentionStore,
@@ -34,7 +34,7 @@ class DenoiserHooks:
         feature_dim: width of the features; ``None`` if there is no middle block.
     """
 
-    def __init__(self, evaluator: Evaluator, measured: Measured) -> None:
+    def __init__(self, evaluator: Evaluator, measured: Measurements) -> None:
         self.evaluator, self.measured = evaluator, measured
         self.module = prompt_network(evaluator, measured)
         middle = None if self.module is None else middle_block(self.module)
@@ -155,7 +155,7 @@ def prompt_rows(counts: Sequence[int], branch: int) -> list[int]:
     return [start + min(branch, count - 1) for start, count in zip(starts, counts, strict=True)]
 
 
-def prompt_network(evaluator: Evaluator, measured: Measured) -> Any:
+def prompt_network(evaluator: Evaluator, measured: Measurements) -> Any:
     """The prompt-conditioned network: the largest of those called in the denoising loop."""
     names = {name for name, _ in measured.prompt_sites} or set(evaluator.networks.network_calls)
     modules = [getattr(evaluator.pipe, name) for name in sorted(names)]

@@ -1,4 +1,4 @@
-"""Evaluating many open calls of one pipeline together: opening, bringing to the wanted step, answering, finishing."""
+"""Evaluates many open calls of one pipeline together: opens them, advances them, answers requests, finishes images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, told
+from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, pipeline_errors
 from addiffusion_env.backbones.calls.networks import Networks
-from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, Ended, Event, NetworkRequest, OpenCall
+from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Recorder
 from addiffusion_env.backbones.calls.replays import Replays
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation, same_latents
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, EvaluationResult, same_latents
 from addiffusion_env.backbones.calls.scheduler_plan import LEVEL_TOLERANCE, Plans
 from addiffusion_env.backbones.calls.text_cache import TextCache, adapters_of
 from addiffusion_env.backbones.calls.trees import tensors_in, with_tensors
@@ -26,19 +26,19 @@ from addiffusion_env.backbones.memory import alone, send_away
 from addiffusion_env.errors import CapabilityError, ConfigError
 
 DECODED_AT_ONCE = 4
-"""Images that the autoencoder decodes in one call."""
+"""Maximum number of images that the autoencoder decodes in one call."""
 
 
 class Evaluator:
     """Runs the open calls of one pipeline.
 
     Args:
-        pipe: the pipeline; its weights are shared, itself is not changed.
-        guidance_name: the argument that guidance scales are given as.
+        pipe: the pipeline; its weights are shared and it is not modified.
+        guidance_name: name of the guidance scale argument.
 
     Attributes:
-        networks: makes their network calls.
-        texts: keeps encoded prompts.
+        networks: makes the network calls.
+        texts: cache of encoded prompts.
     """
 
     def __init__(self, pipe: Any, guidance_name: str | None = None) -> None:
@@ -65,7 +65,7 @@ class Evaluator:
         recorder: Recorder | None = None,
         **more: Any,
     ) -> OpenCall:
-        """A new call of a request, up to its first event."""
+        """Opens a new call of a request and runs it up to its first event."""
         arguments = {**request.arguments, **more}
         if scale is not None:
             assert self.guidance_name is not None
@@ -76,22 +76,22 @@ class Evaluator:
         call = OpenCall(self.pipe, arguments, {**self.texts.overrides(), "_device": self._device()})
         call.recorder = recorder
         rng_state = request.rng_state
-        with told(self.pipe, "the beginning of a call", arguments), forked_rng(rng_state):
-            event = call.begun()
+        with pipeline_errors(self.pipe, "the beginning of a call", arguments), forked_rng(rng_state):
+            event = call.start()
         if isinstance(event, NetworkRequest):
             send_away(self.pipe, event.module)
-        if isinstance(event, Ended | AtDecode):
+        if isinstance(event, CallEnd | AtDecode):
             raise CapabilityError(
                 f"a {type(self.pipe).__name__} called no denoiser between its timesteps",
-                "pass a text-to-image pipeline with a denoising loop; of a model in two stages the second, with what "
-                "the first returned as arguments",
+                "pass a text-to-image pipeline with a denoising loop; of a two-stage model pass the second stage, with "
+                "the outputs of the first as arguments",
             )
         if request.plan is None:
             request.plan = self.plans.of(call)
         return call
 
     def _device(self) -> Any:
-        """Where the pipeline computes; it looks through all modules for hooks to know."""
+        """Execution device of the pipeline, cached because it searches all modules for hooks."""
         modules = (part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module))
         places = tuple(getattr(next(module.parameters(), None), "device", None) for module in modules)
         if self._placed is None or self._placed[0] != places:
@@ -99,10 +99,10 @@ class Evaluator:
         return self._placed[1]
 
     def _check_adapters(self, request: CallRequest) -> None:
-        """Refuses to go on with an image whose adapters are others than when it was begun.
+        """Refuses to continue an image if the pipeline's adapters have changed since it was started.
 
         Raises:
-            ConfigError: as said.
+            ConfigError: when they have changed.
         """
         now = adapters_of(self.pipe)
         if request.adapters is None:
@@ -110,12 +110,12 @@ class Evaluator:
         if request.adapters != now:
             raise ConfigError(
                 f"adapters of the {type(self.pipe).__name__} (LoRA) were loaded, fused or given other weights while an "
-                "image was under way",
-                "change them between two calls, or begin the image again",
+                "image was being generated",
+                "change them between two calls, or restart the image",
             )
 
     def drawn(self, request: CallRequest, scale: float | None, generator: Any) -> tuple[Tensor, Any]:
-        """The latents that the pipeline itself would begin with, and the generator's state afterwards.
+        """The initial latents of the pipeline itself, and the generator's state afterwards.
 
         Returns:
             ((1, ...) latents in the pipeline's layout, the generator's state or ``None``).
@@ -135,8 +135,8 @@ class Evaluator:
 
     # Evaluating.
 
-    def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[Evaluated]:
-        """Answers evaluations, their network calls joined where that is known to change nothing."""
+    def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[EvaluationResult]:
+        """Runs evaluations, with network calls joined where that is known not to change the results."""
         adapters = adapters_of(self.pipe)
         for evaluation in evaluations:
             if evaluation.request.adapters != adapters:
@@ -144,10 +144,10 @@ class Evaluator:
         blocks, left = ([], list(range(len(evaluations)))) if keep else self.replays.blocks(evaluations)
         calls = [self._brought(evaluations[at]) for at in left]
         rows, kept = self._answered([*calls, *blocks], [*([at] for at in left), *(block.lanes for block in blocks)])
-        found: dict[int, Evaluated] = {}
+        found: dict[int, EvaluationResult] = {}
         for at, call in zip(left, calls, strict=True):
             evaluation = evaluations[at]
-            found[at] = Evaluated(self._at_step(call), rows[at], kept[at] if keep else [])
+            found[at] = EvaluationResult(self._at_step(call), rows[at], kept[at] if keep else [])
             if call.recorder is not None:
                 self.replays.learn(evaluation, call)
                 call.recorder = None
@@ -156,26 +156,26 @@ class Evaluator:
             found.update(zip(block.lanes, block.found(rows), strict=True))
         return [found[at] for at in range(len(evaluations))]
 
-    def run(self, call: OpenCall) -> Evaluated:
+    def run(self, call: OpenCall) -> EvaluationResult:
         """Answers the network requests of a call until it waits at its scheduler's step.
 
         Raises:
-            CapabilityError: for a pipeline that leaves its loop before.
+            CapabilityError: for a pipeline that leaves its loop earlier.
         """
         rows, kept = self._answered([call], [[0]])
-        return Evaluated(self._at_step(call), rows[0], kept[0])
+        return EvaluationResult(self._at_step(call), rows[0], kept[0])
 
     def _answered(
         self, owners: Sequence[OpenCall | Block], lanes: Sequence[list[int]]
     ) -> tuple[dict[int, int], dict[int, list[tuple[NetworkRequest, Any]]]]:
-        """Answers network requests, together, until there are no more.
+        """Answers network requests together until there are no more.
 
         Args:
-            owners: what makes them.
-            lanes: positions in the batch of the images that each of them makes.
+            owners: open calls or blocks that issue the requests.
+            lanes: for each owner the positions of its images in the batch.
 
         Returns:
-            (for each lane the number of rows, its requests with their answers).
+            (number of rows by lane, requests with their outputs).
         """
         rows = dict.fromkeys((at for part in lanes for at in part), 0)
         kept: dict[int, list[tuple[NetworkRequest, Any]]] = {part[0]: [] for part in lanes}
@@ -203,10 +203,10 @@ class Evaluator:
         return Recorder() if self.replays.enabled and self.networks.joins else None
 
     def _brought(self, evaluation: Evaluation) -> OpenCall:
-        """A call of the evaluation's request that has its network request for the wanted latents and time."""
+        """An open call of the evaluation's request that waits with the network request for its latents and time."""
         request, x = evaluation.request, evaluation.x
         wanted = self.replays.wanted(evaluation)
-        # A fresh call's first request is about the plan's first level; any other is asked for after a step.
+        # The first request of a new call belongs to the plan's first level; other levels need a step before them.
         first = evaluation.index == 0 and begins(evaluation)
         index = 0 if first else max(1, evaluation.index)
         call = self._taken(request, evaluation.scale, index, x)
@@ -214,7 +214,7 @@ class Evaluator:
         if call is None:
             call = self._reopened(request, evaluation.scale, index, x)
             ready = first and call.drawn is not None and same_latents(call.drawn, x)
-        if ready:  # its first network request is about these very latents
+        if ready:  # its first network request already has these latents
             call.recorder = call.recorder if wanted else None
             return call
         call.recorder = None
@@ -222,13 +222,13 @@ class Evaluator:
             self.blank_step(call, call.event)
         assert call.times is not None and isinstance(call.event, AtStep)
         while call.index < index - 1:
-            self.blank_step(call, call.go_on(call.event.sample, call.times[call.index + 1]))
+            self.blank_step(call, call.resume(call.event.sample, call.times[call.index + 1]))
         place_level(call, call.index + 1, evaluation)
-        call.go_on(x, evaluation.time, self._recorder() if wanted else None)
+        call.resume(x, evaluation.time, self._recorder() if wanted else None)
         return call
 
     def _taken(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall | None:
-        """The waiting call that is nearest before ``index``; at the first one that waits with these very latents."""
+        """The waiting call closest before ``index``; at the first step, one that waits with exactly these latents."""
         here = threading.get_ident()
         waiting = request.waiting.get(scale, [])
         if any(call.thread != here for call in waiting):
@@ -241,12 +241,12 @@ class Evaluator:
                     best = at
                     break
             elif call.index < index and (best is None or call.index > waiting[best].index):
-                # One that waits with its first request may be brought on by blank answers.
+                # A call that waits with its first request can be advanced with blank outputs.
                 best = at
         return None if best is None else waiting.pop(best)
 
     def _reopened(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall:
-        """A new call; at the first step with the given latents as its own, where the pipeline takes them."""
+        """Opens a new call; at the first step with the given latents as argument, if the pipeline accepts them."""
         generator = torch.Generator().manual_seed(0)
         for drawn, before in request.draws if index == 0 else ():
             if same_latents(drawn, x):
@@ -258,14 +258,14 @@ class Evaluator:
             try:
                 return self.open_call(request, scale, generator, self._recorder(), latents=x / factor)
             except (ConfigError, CapabilityError):
-                pass  # it wants them in a form of its own
+                pass  # it expects them in a different form
         return self.open_call(request, scale, generator)
 
     def _keep(self, request: CallRequest, scale: float | None, call: OpenCall) -> None:
         request.waiting.setdefault(scale, []).append(call)
 
     def blank_step(self, call: OpenCall, event: Event | None) -> AtStep:
-        """Brings a call to its scheduler's step with empty answers, which cost nothing."""
+        """Advances a call to its scheduler's step with blank outputs, without network evaluations."""
         call.recorder = None
         while isinstance(event, NetworkRequest):
             event = call.answer(self.networks.blank_answer(event))
@@ -275,9 +275,9 @@ class Evaluator:
     # Images.
 
     def finish(self, ends: Sequence[tuple[CallRequest, Tensor]]) -> list[Any]:
-        """What the pipeline returns for some last latents, (1, ...) each in its own layout; decoded together.
+        """The pipeline's outputs for final latents, each (1, ...) in the pipeline's layout; decoded together.
 
-        Of latents that the decoder answers with NaN or infinity it is an image of NaN.
+        If the decoder returns NaN or infinity, the output is an image of NaN.
         """
         calls = []
         with kept_precision(self.pipe) as precisions:
@@ -286,17 +286,17 @@ class Evaluator:
                 call.finish(x)
                 calls.append(call)
                 if isinstance(call.event, AtDecode) and call.event.module.dtype != precisions[call.event.module]:
-                    # The pipeline moves its autoencoder to float32 and back around each decode.
+                    # The pipeline casts its autoencoder to float32 and back around each decode.
                     self._decode([call])
             self._decode([call for call in calls if isinstance(call.event, AtDecode)])
         found = []
         for call in calls:
-            assert isinstance(call.event, Ended)
+            assert isinstance(call.event, CallEnd)
             found.append(call.event.output)
         return found
 
     def _ending(self, request: CallRequest) -> OpenCall:
-        """A call of a request that waits at its scheduler's step; it will be used up."""
+        """An open call of a request that waits at its scheduler's step and can be finished."""
         here = threading.get_ident()
         for waiting in request.waiting.values():
             for at, call in enumerate(waiting):
@@ -333,18 +333,18 @@ class Evaluator:
                     if (image := tensors_in(own)[0]).isfinite().all():
                         call.answer(own)
                     else:
-                        # The pipeline's own end would turn infinity into white, and end in an error for NaN.
+                        # The pipeline's post-processing would turn infinity into white, and raise for NaN.
                         call.close()
-                        call.event = Ended((torch.full((1, 3, *image.shape[-2:]), math.nan),))
+                        call.event = CallEnd((torch.full((1, 3, *image.shape[-2:]), math.nan),))
 
 
 def draws(autoencoder: Any) -> bool:
-    """Whether a decoder may draw from the generator that it is given; diffusers' usual ones take it and do not."""
+    """Whether a decoder may draw from its ``generator`` argument; diffusers' usual ones accept and ignore it."""
     return type(autoencoder).__name__ not in ("AutoencoderKL", "AutoencoderTiny")
 
 
 def begins(evaluation: Evaluation) -> bool:
-    """Whether an evaluation is at the level that its plan begins with."""
+    """Whether an evaluation is at the first level of its plan."""
     plan = evaluation.request.plan
     if plan is None:
         return True
@@ -353,7 +353,7 @@ def begins(evaluation: Evaluation) -> bool:
 
 
 def place_level(call: OpenCall, index: int, evaluation: Evaluation) -> None:
-    """Makes the call's scheduler believe that it is at a level, for what it scales and what the loop looks up."""
+    """Sets the level of the call's scheduler, which determines input scaling and values that the loop looks up."""
     scheduler = call.scheduler
     at = call.begin + index
     sigmas = getattr(scheduler, "sigmas", None)

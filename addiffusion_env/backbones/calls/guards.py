@@ -1,4 +1,4 @@
-"""Contexts around a pipeline's own code: its random numbers, its errors, the precision of its autoencoder."""
+"""Context managers around a pipeline's own code: random state, error translation, autoencoder precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from addiffusion_env.files import in_a_line
 
 @contextmanager
 def forked_rng(state: Tensor | None) -> Iterator[None]:
-    """Within it torch's own generator on the CPU has another state; ``None`` leaves it as it is."""
+    """Context manager that sets the state of torch's CPU generator and restores it; no-op for ``None``."""
     with torch.random.fork_rng(devices=[], enabled=state is not None):
         if state is not None:
             torch.set_rng_state(state)
@@ -23,12 +23,12 @@ def forked_rng(state: Tensor | None) -> Iterator[None]:
 
 
 @contextmanager
-def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """An error of the pipeline's own is told in two lines.
+def pipeline_errors(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Context manager that translates exceptions of the pipeline into errors of this package.
 
     Raises:
         ConfigError: when ``strength`` leaves no step, or the pipeline refuses a value.
-        CapabilityError: for any other error than a lack of memory; ``clip_skip`` does not work beside transformers 5.
+        CapabilityError: for any other exception except out of memory; ``clip_skip`` fails with transformers 5.
     """
     try:
         yield
@@ -49,7 +49,7 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
         if isinstance(error, ValueError):
             raise ConfigError(
                 f"a {type(pipe).__name__} refuses its arguments: {in_a_line(error)[:300]}",
-                "change pipeline_kwargs (prompt_embeds=, image= ...), or the options that stand for them",
+                "change pipeline_kwargs (prompt_embeds=, image= ...), or the options that set them",
             ) from error
         raise CapabilityError(
             f"{what} of {type(pipe).__name__} failed: {in_a_line(error)[:200]}",
@@ -61,7 +61,7 @@ def told(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def kept_precision(pipe: Any) -> Iterator[dict[Any, torch.dtype]]:
-    """Gives the precision of each autoencoder, which is what it was again afterwards, also when a call broke off."""
+    """Context manager that yields the precision of each autoencoder and restores it, also after an exception."""
     modules: list[Any] = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
     precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
     try:

@@ -1,9 +1,9 @@
-"""Joining the network calls of several open calls into one, and splitting its answer.
+"""Joins the network calls of several open calls into one, and splits its output.
 
-Which axis of which argument counts images is not guessed but learned: the pipeline's first step is run for one image
-and for two, and what doubled is the batch axis (:func:`learn`). Everything else must be equal in the calls that are
-joined. Rows are laid out branch by branch, ``[u1 u2 c1 c2]``, as the pipelines themselves lay out two images: networks
-that take their batch apart (perturbed-attention guidance) depend on it.
+The batch axis of each argument is measured: the pipeline's first step is run for one image and for two, and the axis
+that doubles is the batch axis (:func:`learn`). Everything else must be equal in the calls that are joined. Rows are
+ordered by branch, ``[u1 u2 c1 c2]``, as in the pipelines' own calls for two images: networks that split their batch
+(perturbed-attention guidance) depend on this order.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from addiffusion_env.lru import LruCache
 
 @dataclass(frozen=True)
 class Batched:
-    """A tensor whose ``axis`` counts images (times branches)."""
+    """A tensor whose ``axis`` is the batch axis (images times branches)."""
 
     axis: int
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A list with an entry an image (times branches)."""
+class BatchedList:
+    """A list with one entry per image (times branches)."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A container; ``parts`` are what was learned of its entries, in order."""
+    """A container; ``parts`` are the layouts of its entries, in order."""
 
     parts: tuple[Any, ...]
 
 
 CONSTANT = "constant"
-"""What did not change with the number of images."""
+"""A value that does not depend on the number of images."""
 
 
 def learn(one: Any, two: Any) -> Any:
-    """What of a value counts images, from its form for one image and for two.
+    """The batch layout of a value, from its form for one image and for two.
 
     Raises:
-        ValueError: when the two differ in another way than by a doubled axis or list.
+        ValueError: when the two differ other than by a doubled axis or list.
     """
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         changed = [axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
@@ -64,17 +64,17 @@ def learn(one: Any, two: Any) -> Any:
     if len(mine) != len(other):
         if len(other) != 2 * len(mine) or not isinstance(one, list | tuple):
             raise ValueError(f"{len(mine)} and {len(other)} entries")
-        return Listed()
+        return BatchedList()
     parts = tuple(learn(a, b) for a, b in zip(mine, other, strict=True))
     plain = all(part is CONSTANT for part in parts) and not any(isinstance(entry, Tensor) for entry in mine)
     return CONSTANT if plain else Node(parts)
 
 
 def rows_of(spec: Any, value: Any) -> int | None:
-    """How many rows a value has; ``None`` if nothing in it counts images."""
+    """The number of rows of a value; ``None`` if it has no batch axis."""
     if isinstance(spec, Batched):
         return int(value.shape[spec.axis])
-    if isinstance(spec, Listed):
+    if isinstance(spec, BatchedList):
         return len(value)
     if isinstance(spec, Node):
         for part, entry in zip(spec.parts, entries(value) or (), strict=True):
@@ -84,39 +84,39 @@ def rows_of(spec: Any, value: Any) -> int | None:
 
 
 def is_time(value: Any) -> bool:
-    """Whether a constant is a number in a tensor: a time or scale, which may become one a row."""
+    """Whether a constant is a number in a tensor: a timestep or scale, which may become one value per row."""
     return isinstance(value, Tensor) and value.numel() == 1 and value.ndim <= 1
 
 
 def tree_key(spec: Any, value: Any, constant: Callable[[Any], Any]) -> Any:
-    """Equal for values that can be joined.
+    """A key that is equal for values that can be joined.
 
     Args:
-        spec: what was learned of them.
-        value: one of them.
-        constant: makes a hashable key of what must be equal.
+        spec: their batch layout.
+        value: the value.
+        constant: returns a hashable key of a value that must be equal.
     """
     if isinstance(spec, Batched):
         shape = list(value.shape)
         shape[spec.axis] = -1
         return (tuple(shape), value.dtype)
-    if isinstance(spec, Listed):
+    if isinstance(spec, BatchedList):
         # Entries may differ in length: the network itself pads them.
         return tuple(sorted({(e.ndim, e.dtype) if isinstance(e, Tensor) else constant(e) for e in value}, key=str))
     if isinstance(spec, Node):
         return tuple(tree_key(p, e, constant) for p, e in zip(spec.parts, entries(value) or (), strict=True))
     if is_time(value):
-        # A whole timestep is joined with one between two: both are read as floating-point numbers.
+        # Integer and fractional timesteps are joined: both are converted to floating point.
         return ("number", value.ndim, value.dtype if value.is_floating_point() else torch.float32)
     return constant(value)
 
 
 @dataclass(slots=True, eq=False)
 class Lanes:
-    """In a request of several images, a value of which each has another.
+    """A value that differs between the images of a request.
 
     Attributes:
-        values: one for each image; of tensors of one shape, (lanes, ...) in one.
+        values: one value per image; tensors of equal shape are stacked, (lanes, ...).
     """
 
     values: Sequence[Any] | Tensor
@@ -131,7 +131,7 @@ def first_of(value: Any) -> Any:
 
 
 def spread(value: Any, lanes: int) -> list[Any]:
-    """The values of each of so many images."""
+    """The values of each of ``lanes`` images."""
     if isinstance(value, Lanes):
         return list(value.values)
     parts = entries(value)
@@ -150,17 +150,17 @@ def _stacked(value: Any, lanes: int, axis: int) -> Tensor:
 
 
 def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequence[int], apart: bool = False) -> Any:
-    """Many values as one, for a joined call.
+    """Joins the values of several requests for one call.
 
-    With the same number of rows in each image they are laid out branch by branch.
+    If all images have the same number of rows, rows are ordered by branch.
 
     Args:
-        spec: what was learned of them.
-        values: one for each request.
-        rows: of each image.
-        sizes: images of each request.
-        apart: gives each row its own time also where all are the same, as floating-point numbers: a compiled network
-            has one form of call then.
+        spec: their batch layout.
+        values: one value per request.
+        rows: rows of each image.
+        sizes: number of images of each request.
+        apart: expand timesteps to one floating-point value per row even if all are equal, so that a compiled network
+            has only one form of call.
     """
     first = values[0]
     even = all(count == rows[0] for count in rows)
@@ -175,7 +175,7 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
         columns = zip(*(entries(value) or () for value in values), strict=True)
         parts = [joined(part, column, rows, sizes, apart) for part, column in zip(spec.parts, columns, strict=True)]
         return rebuilt(first, parts)
-    if isinstance(spec, Listed):
+    if isinstance(spec, BatchedList):
         flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
         if not even:
             return type(flat[0])(entry for value in flat for entry in value)
@@ -205,7 +205,7 @@ def split(spec: Any, value: Any, rows: Sequence[int], sizes: Sequence[int]) -> l
         else:
             parts = value.split(list(rows), dim=spec.axis)
         return [parts[at] if size == 1 else _together(parts[at : at + size]) for at, size in places]
-    if isinstance(spec, Listed):
+    if isinstance(spec, BatchedList):
         starts = [sum(rows[:lane]) for lane in range(len(rows))]
         own = [
             value[lane :: len(rows)] if even else value[start : start + count]
@@ -245,7 +245,7 @@ Form = tuple
 
 
 def form_of(request: NetworkRequest) -> Form:
-    """Names, containers and numbers of dimensions; no sizes."""
+    """Structure of a request: names, containers and numbers of dimensions, without sizes."""
     if request.form is None:
         request.form = (request.site[0], _form(request.args), _form(request.kwargs))
     return request.form
@@ -257,13 +257,13 @@ def _form(value: Any) -> Any:
     if isinstance(value, Mapping):
         return (*value, *(_form(entry) for entry in value.values()))
     if isinstance(value, list | tuple):
-        # The length of a list may be its number of images.
+        # The length of a list may be the number of images.
         return ("list", *dict.fromkeys(_form(entry) for entry in value))
     return value is None
 
 
 class Digests:
-    """Hashable keys of what must be equal in joined calls; large tensors are read once, while nothing changes them.
+    """Hashable keys of values that must be equal in joined calls; large tensors are hashed once until they change.
 
     Two different objects that are neither tensors nor plain values are never equal: a cache of keys and values belongs
     to one image.
@@ -291,11 +291,11 @@ class Digests:
     def _tensor(self, value: Tensor) -> Any:
         try:
             key = (id(value), value._version)
-        except RuntimeError:  # inference tensors keep no count of their changes
+        except RuntimeError:  # inference tensors have no version counter
             return self._read(value)
         known = self._known.get(key)
         if known is None or known[0] is not value:
-            # The tensor is kept, so that its id is not another's.
+            # The tensor is kept alive, so that its id is not reused.
             known = self._known[key] = (value, self._read(value))
         return known[1]
 
@@ -311,17 +311,17 @@ class Digests:
 
 
 def site_of(one: tuple[NetworkRequest, Any], two: tuple[NetworkRequest, Any]) -> Site:
-    """What two runs of the same step, for one image and for two, say of a network call.
+    """The batch layout of a network call, from two runs of the same step, for one image and for two.
 
     Raises:
-        ValueError: when they differ in another way than by a doubled axis.
+        ValueError: when they differ other than by a doubled axis.
     """
     (first, answer), (second, other) = one, two
     return Site(learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other))
 
 
 def group_key(site: Site | None, request: NetworkRequest, digests: Digests, uneven: bool) -> Any:
-    """Requests with equal keys go into one call; an unknown kind of request is always alone."""
+    """A key that is equal for requests that can share one call; requests of unknown form are never joined."""
     rows = None if site is None else request_rows(site, request)
     if site is None or rows is None:
         return ("alone", id(request))
@@ -337,7 +337,7 @@ def group_key(site: Site | None, request: NetworkRequest, digests: Digests, unev
 
 
 def request_rows(site: Site, request: NetworkRequest) -> int | None:
-    """Rows of each image that a request asks for."""
+    """Number of rows per image of a request."""
     args, kwargs = (request.args, request.kwargs) if request.lanes == 1 else first_of((request.args, request.kwargs))
     rows = rows_of(site.args, args)
     return rows_of(site.kwargs, kwargs) if rows is None else rows
@@ -346,7 +346,7 @@ def request_rows(site: Site, request: NetworkRequest) -> int | None:
 def joined_request(
     site: Site, requests: Sequence[NetworkRequest], rows: Sequence[int], apart: bool = False
 ) -> tuple[tuple, dict]:
-    """Arguments of the joined call; see :func:`joined`."""
+    """The arguments of the joined call; see :func:`joined`."""
     sizes = [request.lanes for request in requests]
     args = joined(site.args, [request.args for request in requests], rows, sizes, apart)
     kwargs = joined(site.kwargs, [request.kwargs for request in requests], rows, sizes, apart)

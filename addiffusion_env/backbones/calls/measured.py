@@ -12,12 +12,12 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.evaluator import Evaluator
-from addiffusion_env.backbones.calls.guards import kept_precision, told
-from addiffusion_env.backbones.calls.joining import Batched, Listed, Node
+from addiffusion_env.backbones.calls.guards import kept_precision, pipeline_errors
+from addiffusion_env.backbones.calls.joining import Batched, BatchedList, Node
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluated, Evaluation
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, EvaluationResult
 from addiffusion_env.backbones.calls.trees import entries, tensors_in, with_tensors
 from addiffusion_env.errors import CapabilityError
 
@@ -68,7 +68,7 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """The measured properties of a pipeline.
 
     Attributes:
@@ -105,7 +105,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
+def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measurements:
     """Measures a pipeline by running a few of its first steps.
 
     Raises:
@@ -117,19 +117,19 @@ def measure(evaluator: Evaluator, arguments: PipelineArguments) -> Measured:
     first = requests[0]
     for request in requests:
         request.rng_state = generator().get_state()  # some pipelines draw from torch's own generator
-    with told(evaluator.pipe, "a first step", first.arguments):
+    with pipeline_errors(evaluator.pipe, "a first step", first.arguments):
         alone = first_step(evaluator, first, None)
     learn_axes(evaluator, arguments, first, alone)
     guidance = measure_guidance(evaluator, arguments, first, alone)
     sites = prompt_sites(alone, first_step(evaluator, requests[1], None), evaluator)
     difference = check_joining(evaluator, requests, guidance)
     sample = alone.step.sample
-    with told(evaluator.pipe, "the end of a call", first.arguments):
+    with pipeline_errors(evaluator.pipe, "the end of a call", first.arguments):
         layout, size, decoder = measure_decoding(evaluator, first, sample)
-    return Measured(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
+    return Measurements(first, guidance, layout, size, decoder, sample.dtype, sample.device, sites, difference)
 
 
-def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> Evaluated:
+def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, **more: Any) -> EvaluationResult:
     """The first evaluation of a new call, not joined with others."""
     call = evaluator.open_call(request, scale, generator(), **more)
     found = evaluator.run(call)
@@ -137,7 +137,9 @@ def first_step(evaluator: Evaluator, request: CallRequest, scale: float | None, 
     return found
 
 
-def learn_axes(evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: Evaluated) -> None:
+def learn_axes(
+    evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: EvaluationResult
+) -> None:
     """Determines which axes are batch axes; if that fails, nothing is joined."""
     ways: list[dict[str, Any]] = [{"prompt": [request.arguments.get("prompt")] * 2}]
     if "num_images_per_prompt" in arguments.parameters:
@@ -153,7 +155,7 @@ def learn_axes(evaluator: Evaluator, arguments: PipelineArguments, request: Call
 
 
 def measure_guidance(
-    evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: Evaluated
+    evaluator: Evaluator, arguments: PipelineArguments, request: CallRequest, alone: EvaluationResult
 ) -> Guidance:
     """Determines at which scale guidance is off, what it costs, and whether the scale is added to 1."""
     name = arguments.guidance_name
@@ -161,7 +163,7 @@ def measure_guidance(
     if name is None or not isinstance(own, int | float):
         return Guidance(None, 1.0, False, (alone.rows, alone.rows))
 
-    def at(scale: float) -> Evaluated:
+    def at(scale: float) -> EvaluationResult:
         return first_step(evaluator, request, float(scale))
 
     try:
@@ -224,7 +226,7 @@ def _marked(value: Any, row: int) -> Any:
     return with_tensors(value, mark)
 
 
-def prompt_sites(a: Evaluated, b: Evaluated, evaluator: Evaluator) -> dict[tuple[str, int], int]:
+def prompt_sites(a: EvaluationResult, b: EvaluationResult, evaluator: Evaluator) -> dict[tuple[str, int], int]:
     """The calls, and their branches, that differ between two prompts with the same noise."""
     found: dict[tuple[str, int], int] = {}
     for (first, _), (second, _) in zip(a.requests, b.requests, strict=False):
@@ -245,7 +247,7 @@ def _rows_that_differ(spec: Any, one: Any, two: Any) -> set[int]:
             return set(range(one.shape[spec.axis]))
         pairs = zip(one.unbind(spec.axis), two.unbind(spec.axis), strict=True)
         return {row for row, (a, b) in enumerate(pairs) if not torch.equal(a, b)}
-    if isinstance(spec, Listed):
+    if isinstance(spec, BatchedList):
         return {row for row, (a, b) in enumerate(zip(one, two, strict=False)) if not _equal(a, b)}
     if isinstance(spec, Node):
         found: set[int] = set()

@@ -96,7 +96,7 @@ class AtDecode:
 
 
 @dataclass(frozen=True)
-class Ended:
+class CallEnd:
     """The call has returned.
 
     Attributes:
@@ -106,7 +106,7 @@ class Ended:
     output: Any
 
 
-Event = NetworkRequest | AtStep | AtDecode | Ended
+Event = NetworkRequest | AtStep | AtDecode | CallEnd
 
 
 class OpenCall:
@@ -148,7 +148,7 @@ class OpenCall:
             own.__dict__[name] = value
         self._greenlet = greenlet(lambda _: type(pipe).__call__(own, **arguments))
 
-    def begun(self) -> Event:
+    def start(self) -> Event:
         """Runs the call up to its first event."""
         return self._switch(None)
 
@@ -163,7 +163,7 @@ class OpenCall:
             self.recorder.answered(value)
         return self._switch(value)
 
-    def go_on(self, latents: Tensor, time: Any, recorder: Recorder | None = None) -> Event:
+    def resume(self, latents: Tensor, time: Any, recorder: Recorder | None = None) -> Event:
         """Resumes a call that waits at ``step``: the step's result is ``latents``, and the next time is ``time``."""
         assert self.times is not None and isinstance(self.event, AtStep)
         self.index += 1
@@ -205,7 +205,7 @@ class OpenCall:
             if self.recorder is not None:
                 self.recorder.stop()
             self._state.leave()
-        self.event = Ended(found) if self._greenlet.dead else found
+        self.event = CallEnd(found) if self._greenlet.dead else found
         return self.event  # type: ignore[return-value]
 
     def _wait(self, event: Event) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from addiffusion_env.backbones.calls.measured import Measured
+from addiffusion_env.backbones.calls.measured import Measurements
 from addiffusion_env.backbones.previews import PREVIEW_SIDE, resized, tiny_decoder
 from addiffusion_env.errors import CapabilityError, WeightsError
 
@@ -61,7 +61,7 @@ class PreviewDecoder:
     """
 
     def __init__(
-        self, name: str, measured: Measured, decode: Callable[[Tensor], Tensor], chosen: str | nn.Module | None
+        self, name: str, measured: Measurements, decode: Callable[[Tensor], Tensor], chosen: str | nn.Module | None
     ) -> None:
         self.name, self.measured, self.decode = name, measured, decode
         self.chosen = chosen
@@ -104,7 +104,7 @@ class PreviewDecoder:
         if not self.possible:
             raise CapabilityError(
                 f"there are no previews of a {self.name}'s latents",
-                "pass preview= with a tiny decoder made for them, or a policy that looks at finished images only",
+                "pass preview= with a tiny decoder made for them, or a policy that scores finished images only",
             )
         size = self.size
         if self.measured.decoder is None:
@@ -152,7 +152,7 @@ class PreviewDecoder:
 
 
 @torch.no_grad()
-def fit_colours(measured: Measured, decode: Callable[[Tensor], Tensor]) -> LatentColours:
+def fit_colours(measured: Measurements, decode: Callable[[Tensor], Tensor]) -> LatentColours:
     """Fits the map on smooth random latents and the pipeline's own decoding of them."""
     layout = measured.layout
     channels, height, width = layout.shape

@@ -1,12 +1,12 @@
-"""What Python code did with tensors, recorded as a straight list of operations and replayed for many lanes at once.
+"""Traces of tensor operations in Python code: recorded as a linear list and replayed for many lanes at once.
 
-A :class:`Recorder` notes every operation that depends on marked tensors, from a pipeline's latents to what it gives its
-scheduler, with network calls in between. All other values that operations and network calls read are ``slots``: numbers
-of the step, tensors of the prompt. The list replays under ``torch.vmap``, so that each lane's arithmetic is what it was
-when the lane was alone.
+A :class:`Recorder` records every operation that depends on marked tensors, from a pipeline's latents to the arguments
+of its scheduler, including network calls. All other values that operations and network calls read are ``slots``:
+numbers of the step, tensors of the prompt. The list is replayed under ``torch.vmap``, so that each lane's arithmetic is
+the same as when the lane runs alone.
 
-Not everything can be replayed: random numbers, operations that write in place, and Python decisions that read a number
-out of a tensor make a recording useless (:attr:`Recorder.failed`).
+Random numbers, in-place operations, and Python branches on tensor values cannot be replayed; they invalidate a
+recording (:attr:`Recorder.failed`).
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from addiffusion_env.backbones.calls.trees import entries, rebuilt
 
 SMALL = 16
-"""Entries of a tensor that is copied when it is recorded: numbers of a plan, which schedulers write over."""
+"""Maximum size of tensors that are copied when recorded: numbers of a plan, which schedulers overwrite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Var:
-    """A tensor that depends on the marked ones."""
+    """A tensor that depends on the marked tensors."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A value that does not."""
+    """A value that does not depend on the marked tensors."""
 
     number: int
 
 
 class Operation(NamedTuple):
-    """One operation of torch's.
+    """One torch operation.
 
     Attributes:
         function: the operator.
         args: its positional arguments, with :class:`Var` and :class:`Slot` for tensors.
         kwargs: its keyword arguments, sorted by name.
-        made: the variables that it makes.
+        made: the variables that it produces.
     """
 
     function: Any
@@ -63,7 +63,7 @@ class NetworkCall(NamedTuple):
         module: ``id`` of the network.
         args: its arguments as a tree of :class:`Var` and :class:`Slot`.
         kwargs: its keyword arguments, likewise.
-        made: the variables in its answer.
+        made: the variables in its output.
     """
 
     site: tuple[str, int]
@@ -74,12 +74,12 @@ class NetworkCall(NamedTuple):
 
 
 class Recorder(TorchDispatchMode):
-    """Notes what is done with marked tensors while it runs.
+    """Records operations on marked tensors while it is active.
 
     Attributes:
-        slots: values that do not depend on them.
-        failed: whether something was done that cannot be replayed.
-        requests: the network calls as they were asked for.
+        slots: values that do not depend on marked tensors.
+        failed: whether an operation occurred that cannot be replayed.
+        requests: the network requests.
     """
 
     def __init__(self) -> None:
@@ -88,29 +88,29 @@ class Recorder(TorchDispatchMode):
         self.failed = False
         self.requests: list[Any] = []
         self._steps: list[Operation | NetworkCall] = []
-        self._known: dict[int, tuple[Tensor, Var | Slot]] = {}  # tensors are kept, so that no id comes twice
+        self._known: dict[int, tuple[Tensor, Var | Slot]] = {}  # tensors are kept alive, so that ids are unique
         self._count = 0
         self._running = False
 
     @property
     def marked(self) -> bool:
-        """Whether there is anything to follow."""
+        """Whether any tensors are marked."""
         return self._count > 0
 
     def start(self) -> None:
-        """Begins to listen, unless it does already."""
+        """Starts recording, if it is not active."""
         if not self._running:
             self._running = True
             self.__enter__()
 
     def stop(self) -> None:
-        """Stops listening, if it does."""
+        """Stops recording, if it is active."""
         if self._running:
             self._running = False
             self.__exit__(None, None, None)
 
     def mark(self, value: Any) -> tuple[Var, ...]:
-        """Follows the tensors in a value from here on."""
+        """Marks the tensors in a value, so that operations on them are recorded."""
         if isinstance(value, Tensor):
             made = Var(self._count)
             self._count += 1
@@ -119,16 +119,16 @@ class Recorder(TorchDispatchMode):
         return tuple(var for part in entries(value) or () for var in self.mark(part))
 
     def asked(self, request: Any) -> None:
-        """A network call begins."""
+        """Records the start of a network call."""
         self.requests.append(request)
         self._asked = (request.site, id(request.module), self.tree(request.args), self.tree(request.kwargs))
 
     def answered(self, answer: Any) -> None:
-        """The network call has its answer."""
+        """Records the output of the network call."""
         self._steps.append(NetworkCall(*self._asked, self.mark(answer)))
 
     def program(self, results: Any) -> Program | None:
-        """What was done up to some results, a tree of values; ``None`` where it cannot be replayed."""
+        """The recorded program that computes ``results``, a tree of values; ``None`` if it cannot be replayed."""
         tree = self.tree(results)
         return None if self.failed else Program(tuple(self._steps), tree, len(self.slots))
 
@@ -166,11 +166,11 @@ class Recorder(TorchDispatchMode):
         return isinstance(value, list | tuple) and any(self._depends(entry) for entry in value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation, and notes it if it depends on what is followed."""
+        """Runs an operation, and records it if it depends on marked tensors."""
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         if not self._depends(args) and not self._depends(tuple(kwargs.values())):
-            # Random numbers of a step are each lane's own.
+            # Random numbers of a step belong to each lane.
             self.failed |= torch.Tag.nondeterministic_seeded in func.tags
             return found
         several = isinstance(found, list | tuple)
@@ -228,11 +228,11 @@ class Segment:
 class Program:
     """A recording, without the values of its slots.
 
-    Two recordings with equal ``form`` are one program.
+    Two recordings with equal ``form`` are the same program.
 
     Attributes:
-        form: all of it, hashable.
-        results: tree of what it makes.
+        form: hashable representation of the program.
+        results: tree of its results.
         size: number of slots.
         calls: its network calls.
         segments: the operations before each network call, and after the last.
@@ -264,17 +264,17 @@ class Program:
 
     @property
     def operands(self) -> set[int]:
-        """Slots that operations read; the others are read by networks alone."""
+        """Slots that operations read; the others are read only by networks."""
         return {number for segment in self.segments for number in segment.slots}
 
     def advance(self, position: int, held: dict[int, Tensor], slots: Callable[[int], Any], lanes: int) -> None:
         """Runs a segment for several lanes.
 
         Args:
-            position: of the segment.
-            held: variable -> (lanes, ...) its value for each lane; those that are made are added.
-            slots: slot -> its values: (the tensor, whether its first axis counts lanes).
-            lanes: how many.
+            position: index of the segment.
+            held: variable -> its value for each lane, (lanes, ...); computed variables are added.
+            slots: slot -> (its value, whether the first axis is the lane axis).
+            lanes: number of lanes.
         """
         segment = self.segments[position]
         if not segment.gives:
@@ -290,13 +290,13 @@ class Program:
 
 
 def filled(tree: Any, like: Any, held: Callable[[int], Any], slots: Callable[[int], Any]) -> Any:
-    """The value that a tree stands for.
+    """The value that a tree represents.
 
     Args:
-        tree: as :meth:`Recorder.tree` made it.
-        like: the value that it was made of: its containers are taken from there.
-        held: the value of a variable.
-        slots: the value of a slot.
+        tree: a tree from :meth:`Recorder.tree`.
+        like: the value that the tree was created from, as a template for containers.
+        held: returns the value of a variable.
+        slots: returns the value of a slot.
     """
     kind = type(tree)
     if kind is Var:
@@ -308,7 +308,7 @@ def filled(tree: Any, like: Any, held: Callable[[int], Any], slots: Callable[[in
 
 
 def column(values: Sequence[Any], device: torch.device) -> tuple[Any, bool]:
-    """One slot's values in several lanes, as :meth:`Program.advance` takes them."""
+    """The values of one slot in several lanes, in the form that :meth:`Program.advance` takes."""
     first = values[0]
     if all(value is first for value in values):
         return first, False
@@ -323,7 +323,7 @@ def leaves(tree: Any, kind: Any) -> list[Any]:
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two values of a slot are one."""
+    """Whether two values of a slot are equal."""
     if one is two:
         return True
     if isinstance(one, Tensor) or isinstance(two, Tensor):

@@ -1,17 +1,17 @@
-"""Evaluations without the pipeline's Python: its loop body, recorded once, replayed for many lanes together.
+"""Evaluations without the pipeline's Python: its loop body is recorded once and replayed for many lanes together.
 
-One turn of a pipeline's loop is a :class:`recording.Program`. Lanes with the same settings (arguments other than the
-prompt, guidance scale, plan) run the same one at the same step, and of the values that it reads some belong to the step
-(its time), some to the lane (its prompt). Which is which is not assumed but compared:
+One iteration of a pipeline's loop is recorded as a :class:`recording.Program`. Lanes with the same settings (arguments
+other than the prompt, guidance scale, plan) run the same program at the same step; some of the values that it reads
+belong to the step (its time), others to the lane (its prompt). Which is which is determined by comparison:
 
-- A lane is *registered* by its first recorded turn; what differs there from another lane's is its own. Once only
+- A lane is *registered* by its first recorded iteration; values that differ from another lane's belong to it. Once only
   arguments of the first network call did, the request that a new call waits with says as much.
-- A step is *known* by one lane's turn, which also says what that lane's first turn had the same.
-- From both follows what any registered lane would read there. This is trusted once it was found true of another lane's
-  recorded turn, and of every value that lanes have of their own.
+- A step is *known* from one lane's recorded iteration, which also shows the values shared with the lane's first one.
+- Together they predict what any registered lane reads at that step. The prediction is used once it was verified on
+  another lane's recorded iteration, for every value that belongs to the lane.
 
 Everything else (random numbers, decisions on values, guiders with memory, values of a lane that change with the step)
-goes on through the pipeline's own call.
+runs through the pipeline's own call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.joining import (
     CONSTANT,
-    Listed,
+    BatchedList,
     Node,
     form_of,
     tree_key,
@@ -35,30 +35,30 @@ from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, Op
 from addiffusion_env.backbones.calls.recording import Program, Slot, Var, leaves, same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents
 from addiffusion_env.backbones.calls.trees import entries
-from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Registered, Settings, Turn
+from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Registration, Settings, Turn
 
 OF_A_LANE = ("prompt", "negative_prompt", "generator", "latents")
-"""Beginnings of the names of arguments that lanes with the same settings may have different ones of."""
+"""Name prefixes of arguments that may differ between lanes with the same settings."""
 
 KEPT = 1024
-"""Most settings, and most steps of each, that are kept."""
+"""Maximum number of settings, and of steps of each, that are kept."""
 
 FAILURES = 4
-"""Recordings of some settings that came to nothing until no more are made."""
+"""Number of failed recordings of the same settings after which no more are made."""
 
 OPERAND = "operand"
-"""In place of what was learned of a network's argument: the slot is read by operations alone."""
+"""Kind of a slot that only operations read, instead of the batch layout of a network's argument."""
 
 
 class Replays:
-    """The recorded turns of one pipeline's loop.
+    """The recorded iterations of one pipeline's loop.
 
     Args:
         pipe: the pipeline.
         networks: makes its network calls.
 
     Attributes:
-        enabled: whether anything is recorded: not of a ``__call__`` that is a user's, which may do more than compute.
+        enabled: whether iterations are recorded; not for a user-defined ``__call__``, which may have side effects.
     """
 
     def __init__(self, pipe: Any, networks: Networks) -> None:
@@ -70,12 +70,12 @@ class Replays:
         self._numbers: dict[Any, int] = {}
         self._quick: set[Any] = set()
 
-    # What is asked.
+    # Queries.
 
     def blocks(self, evaluations: Sequence[Evaluation]) -> tuple[list[Block], list[int]]:
-        """The evaluations that can be replayed, in blocks, and the positions of those that cannot."""
+        """Splits evaluations into blocks that can be replayed and the positions of those that cannot."""
         groups: dict[Any, list[int]] = {}
-        members: list[tuple[Registered, KnownStep] | None] = []
+        members: list[tuple[Registration, KnownStep] | None] = []
         left: list[int] = []
         for at, evaluation in enumerate(evaluations):
             found = self._known(evaluation) if self.enabled else None
@@ -89,12 +89,12 @@ class Replays:
             groups.setdefault(key, []).append(at)
         made = []
         for key, positions in groups.items():
-            chosen: list[tuple[Registered, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
+            chosen: list[tuple[Registration, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
             made.append(Block(chosen, key[1], positions, torch.cat([_latents(evaluations[at]) for at in positions])))
         return made, left
 
     def wanted(self, evaluation: Evaluation) -> bool:
-        """Whether a turn through the pipeline's own call is to be recorded."""
+        """Whether to record this iteration of the pipeline's own call."""
         if not self.enabled or not self.networks.joins:
             return False
         lane = self._lane(evaluation.request, evaluation.scale)
@@ -104,7 +104,7 @@ class Replays:
         return step is None or not step.wrong
 
     def learn(self, evaluation: Evaluation, call: OpenCall) -> None:
-        """Learns from a recorded turn that has reached its scheduler's step."""
+        """Learns from a recorded iteration that has reached its scheduler's step."""
         lane, at = self._lane(evaluation.request, evaluation.scale), (evaluation.index, evaluation.sigma)
         settings = lane.settings
         turn = self._turn(call)
@@ -121,7 +121,7 @@ class Replays:
             if mine is None:
                 if program in settings.own:
                     return  # nothing to compare it with
-                mine = lane.registered[program] = Registered(turn, at)
+                mine = lane.registered[program] = Registration(turn, at)
                 settings.own[program] = frozenset()
             steady = None if mine.at == at else _equal_slots(turn, mine.turn)
             settings.steps[at] = KnownStep(turn, lane, steady)
@@ -134,9 +134,9 @@ class Replays:
         if step.steady is None or step.lane is lane:
             return
         own = settings.own[program]
-        foretold = (mine if number in own else step for number in range(program.size))
+        predicted = (mine if number in own else step for number in range(program.size))
         if own <= step.steady and all(
-            same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(foretold)
+            same(source.turn.slots[number], turn.slots[number]) for number, source in enumerate(predicted)
         ):
             step.proven = own | (step.proven or frozenset())
         else:
@@ -147,16 +147,16 @@ class Replays:
         """Whether a new call need not be recorded from its beginning."""
         return (scale, self.networks.digests(_shared(request))) in self._quick
 
-    # How it is found.
+    # Learning.
 
-    def _register(self, lane: Lane, turn: Turn, at: tuple[int, float]) -> Registered:
+    def _register(self, lane: Lane, turn: Turn, at: tuple[int, float]) -> Registration:
         settings, program = lane.settings, turn.program
         settings.own[program] |= frozenset(range(program.size)) - _equal_slots(turn, settings.steps[at].turn)
-        made = lane.registered[program] = Registered(turn, at)
+        made = lane.registered[program] = Registration(turn, at)
         return made
 
-    def _at_first_request(self, lane: Lane, evaluation: Evaluation) -> Registered | None:
-        """Registers a lane by the network request that its new call waits with, where that says all."""
+    def _at_first_request(self, lane: Lane, evaluation: Evaluation) -> Registration | None:
+        """Registers a lane by the network request that its new call waits with, if that is sufficient."""
         request, plan = evaluation.request, evaluation.request.plan
         assert plan is not None
         at = (0, plan.convention.scheduler_sigma(float(plan.levels[0])))
@@ -183,7 +183,7 @@ class Replays:
         turn = Turn(program, every, step.turn.step, step.turn.requests)
         return self._register(lane, turn, at)
 
-    def _known(self, evaluation: Evaluation) -> tuple[Registered, KnownStep] | None:
+    def _known(self, evaluation: Evaluation) -> tuple[Registration, KnownStep] | None:
         lane = self._lane(evaluation.request, evaluation.scale)
         at = (evaluation.index, evaluation.sigma)
         step = lane.settings.steps.get(at)
@@ -209,7 +209,7 @@ class Replays:
         return lane
 
     def _state(self) -> Any:
-        """What of the pipeline itself its loop may read."""
+        """The state of the pipeline that its loop may read."""
         parts = self.pipe.__dict__.items()
         plain = (bool, int, float, str)
         public = ((name, part) for name, part in parts if name[0] != "_")
@@ -232,7 +232,7 @@ class Replays:
         return None if known is None else Turn(known, recorder.slots, event, recorder.requests)
 
     def _slot_kinds(self, program: Program, requests: Sequence[NetworkRequest]) -> dict[int, Any] | None:
-        """What was learned of the network's argument that each slot is; ``None`` where calls are never joined."""
+        """The batch layout of the network argument of each slot; ``None`` if the calls are never joined."""
         found = dict.fromkeys(range(program.size), OPERAND)
         for call, request in zip(program.calls, requests, strict=True):
             site = self.networks.site(request)
@@ -250,7 +250,7 @@ class Replays:
         return found
 
     def _number(self, turn: Turn, own: frozenset[int], inside: bool = True) -> int:
-        """Equal for turns whose slots, those in ``own`` or those outside, can be joined."""
+        """A key that is equal for iterations whose slots, inside or outside ``own``, can be joined."""
         known = turn.keys.get(own if inside else own | {-1})
         if known is not None:
             return known
@@ -262,7 +262,7 @@ class Replays:
             kind = kinds[number]
             if kind is OPERAND:
                 parts.append((value.shape, value.dtype) if isinstance(value, Tensor) else None)
-            elif isinstance(kind, Listed):
+            elif isinstance(kind, BatchedList):
                 parts.append((value.ndim, value.dtype) if isinstance(value, Tensor) else digests(value))
             else:
                 parts.append(tree_key(kind, value, digests))
@@ -278,7 +278,7 @@ def _latents(evaluation: Evaluation) -> Tensor:
 
 
 def _shared(request: CallRequest) -> dict[str, Any]:
-    """Arguments that are the same in all lanes with the same settings."""
+    """Arguments that are equal in all lanes with the same settings."""
     return {name: value for name, value in request.arguments.items() if not name.startswith(OF_A_LANE)}
 
 
@@ -292,7 +292,7 @@ def _leaf_values(tree: Any, value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _leaves_with(spec: Any, tree: Any) -> Iterator[tuple[Any, Any]]:
-    """(what was learned, leaf) of a tree."""
+    """(batch layout, leaf) of a tree."""
     if type(tree) in (Var, Slot):
         yield spec, tree
         return
@@ -301,7 +301,7 @@ def _leaves_with(spec: Any, tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _inside(part: Any) -> Any:
-    """Numbers of a guider; nothing of other parts."""
+    """Numeric attributes of a guider; none for other components."""
     if not type(part).__module__.startswith("diffusers.guiders"):
         return None
     return (id(part), str(sorted(vars(part).items(), key=str)))

@@ -68,7 +68,7 @@ class Evaluation:
 
 
 @dataclass(slots=True, eq=False)
-class Evaluated:
+class EvaluationResult:
     """The result of an :class:`Evaluation`.
 
     Attributes:
@@ -83,7 +83,7 @@ class Evaluated:
 
 
 def same_latents(a: Tensor, b: Tensor) -> bool:
-    """Whether two latents are the same, up to the rounding of a change of scale and back."""
+    """Whether two latents are equal, up to the rounding error of rescaling back and forth."""
     if a.shape != b.shape:
         return False
     rounding = 1e-5 if a.dtype in (torch.float32, torch.float64) else 1e-2

@@ -1,4 +1,4 @@
-"""A pipeline's own scheduler as a function of values: its plan, and one step of one lane."""
+"""A functional interface to a pipeline's own scheduler: its plan, and one step of one lane."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from addiffusion_env.backbones.calls.stand_ins import plain_scheduler, scheduler
 from addiffusion_env.backbones.conventions import Convention, check_plan, convention_of
 
 LEVELS_KEPT = 4096
-"""Most levels of a plan whose place in it is kept."""
+"""Maximum number of cached level positions of a plan."""
 
 PLANS_KEPT = 64
-"""Most plans that are kept to be shared."""
+"""Maximum number of cached plans."""
 
 LEVEL_TOLERANCE = 1e-6
-"""Relative difference of levels that are one: schedulers keep theirs in single precision."""
+"""Relative tolerance of equal levels: schedulers store theirs in single precision."""
 
 
 @dataclass(frozen=True, eq=False)
 class SchedulerPlan:
-    """What the prologue of a pipeline's call has planned; equal plans are one object (:class:`Plans`).
+    """The schedule set by the prologue of a pipeline's call; equal plans are one object (:class:`Plans`).
 
     Attributes:
-        scheduler: a copy of its scheduler with the plan set; never stepped.
-        convention: what its numbers mean.
-        times: (m,) what the denoiser hears at each evaluation.
-        levels: (m + 1,) float64, their noise levels and the one that the plan lands on.
-        begin: position of the first time in ``scheduler.timesteps``.
+        scheduler: a copy of the scheduler with timesteps set; never stepped.
+        convention: parametrisation of the scheduler.
+        times: (m,) the denoiser's timestep at each evaluation.
+        levels: (m + 1,) float64, their noise levels and the final level.
+        begin: index of the first timestep in ``scheduler.timesteps``.
     """
 
     scheduler: Any
@@ -55,17 +55,17 @@ class SchedulerPlan:
 
         Raises:
             CapabilityError: for a scheduler whose noise levels are not known.
-            ConfigError: for levels that do not fall.
+            ConfigError: for levels that are not decreasing.
         """
         assert call.times is not None
         scheduler = plain_scheduler(call.scheduler)
-        # What the first evaluation has already set is set again by the first step.
+        # State that the first evaluation has set is set again by the first step.
         convention = convention_of(scheduler)
         levels = check_plan(convention.levels(scheduler, call.times, call.begin), scheduler)
         return cls(scheduler, convention, call.times, levels, call.begin)
 
     def at(self, sigma: float) -> tuple[int, Any, float]:
-        """(position, time, the scheduler's own level) of the evaluation at a level."""
+        """(index, timestep, the scheduler's own level) of the evaluation at a level."""
         found = self._known.get(sigma)
         if found is None:
             index = self.index_of(sigma)
@@ -75,16 +75,16 @@ class SchedulerPlan:
         return found
 
     def index_of(self, sigma: float) -> int:
-        """The evaluation of the plan that a level belongs to: the last one at or above it."""
+        """Index of the plan's evaluation that a level belongs to: the last one at or above it."""
         at = int(np.searchsorted(-self.levels[:-1], -sigma * (1 - LEVEL_TOLERANCE), side="right")) - 1
         first = max(0, at)
-        # Of equal levels (second-order schedulers) the first.
+        # The first of equal levels (second-order schedulers).
         while first > 0 and self.levels[first - 1] == self.levels[first]:
             first -= 1
         return first
 
     def time_of(self, index: int, sigma: float) -> Any:
-        """What the denoiser hears at a level: the plan's own time where it is the plan's."""
+        """The denoiser's timestep at a level: the plan's own if the level belongs to it."""
         if abs(self.levels[index] - sigma) <= LEVEL_TOLERANCE * max(1.0, sigma):
             return self.times[index]
         time = self.convention.time_at(sigma, self.times, self.levels)
@@ -102,12 +102,12 @@ class SchedulerPlan:
         """One step of the pipeline's own scheduler.
 
         Args:
-            state: what :meth:`step` returned before, or :meth:`first`; ``None`` to enter the plan at ``index``.
-            index: the evaluation of the plan.
-            at: what the pipeline gave its scheduler.
+            state: state from the previous :meth:`step`, or :meth:`first`; ``None`` to enter the plan at ``index``.
+            index: index of the plan's evaluation.
+            at: the arguments of the scheduler's step.
 
         Returns:
-            (the latents, the state afterwards); ``None`` when this scheduler cannot enter its plan there.
+            (the latents, the state afterwards); ``None`` if this scheduler cannot enter its plan there.
         """
         scheduler = object.__new__(type(self.scheduler))
         scheduler.__dict__.update(scheduler_values(self.scheduler))
@@ -117,7 +117,7 @@ class SchedulerPlan:
         elif (index or self.begin) and not self._enters(scheduler, self.begin + index):
             warnings.warn(
                 f"a {type(scheduler).__name__} cannot enter its plan in the middle: after a refinement or early exit "
-                "images go on in first-order steps (solver=ddim)",
+                "images continue with first-order steps (solver=ddim)",
                 stacklevel=3,
             )
             return None
@@ -150,7 +150,7 @@ class SchedulerPlan:
             scheduler.set_begin_index(index)
             scheduler._step_index = None
             return True
-        # Without an index of its own a scheduler is either a function of its times (DDIM) or counts (PNDM).
+        # A scheduler without a step index is either a function of its timesteps (DDIM) or counts calls (PNDM).
         return not hasattr(scheduler, "ets")
 
 
@@ -158,7 +158,7 @@ class Plans:
     """The plans of one pipeline's calls.
 
     Args:
-        digests: makes keys of schedulers' attributes.
+        digests: hashes schedulers' attributes into keys.
     """
 
     def __init__(self, digests: Digests) -> None:

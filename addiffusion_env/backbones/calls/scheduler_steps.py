@@ -1,8 +1,8 @@
 """Steps of many lanes with their pipeline's own scheduler, recorded once and replayed together.
 
-A step is a function of the model's output, the latents and what the scheduler remembers of the lane; everything else it
-reads belongs to the plan. A second lane's step shows whether that is so. Steps that draw random numbers, decide by
-values or come to the plan from elsewhere are taken one by one (:meth:`SchedulerPlan.step`).
+A step is a function of the model's output, the latents and the scheduler's state of the lane; everything else it reads
+belongs to the plan. This is verified on the step of a second lane. Steps that draw random numbers, branch on values or
+enter the plan from outside are taken one by one (:meth:`SchedulerPlan.step`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from addiffusion_env.backbones.calls.scheduler_plan import SchedulerPlan
 from addiffusion_env.backbones.calls.trees import entries, tensors_in
 
 KEPT = 8192
-"""Most steps that are remembered."""
+"""Maximum number of recorded steps."""
 
 
-class Wanted(NamedTuple):
+class StepRequest(NamedTuple):
     """One lane's step; see :meth:`SchedulerPlan.step`."""
 
     plan: SchedulerPlan
@@ -32,20 +32,20 @@ class Wanted(NamedTuple):
     at: AtStep
 
 
-Stepped = tuple[Tensor, dict[str, Any]] | None
-"""(the latents, the state afterwards); ``None`` where the scheduler cannot enter its plan."""
+StepResult = tuple[Tensor, dict[str, Any]] | None
+"""(the latents, the state afterwards); ``None`` if the scheduler cannot enter its plan."""
 
 
 @dataclass(eq=False)
-class Known:
+class RecordedStep:
     """A recorded step.
 
     Attributes:
-        program: from the model's output, the latents and the remembered tensors to the next ones.
-        slots: what it reads besides.
-        values: what the scheduler remembered afterwards.
-        shapes: of the slots that operations read.
-        proven: whether another lane's step was the same.
+        program: maps the model's output, the latents and the state's tensors to the next ones.
+        slots: other values that it reads.
+        values: the scheduler's state afterwards.
+        shapes: shapes of the slots that operations read.
+        proven: whether the step of another lane was equal.
     """
 
     program: Program
@@ -59,13 +59,13 @@ class SchedulerSteps:
     """The recorded steps of one pipeline's scheduler."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Known | None] = {}
+        self._known: dict[Any, RecordedStep | None] = {}
         self._programs: dict[Any, Program] = {}
 
-    def step(self, wanted: Sequence[Wanted]) -> list[Stepped]:
+    def step(self, wanted: Sequence[StepRequest]) -> list[StepResult]:
         """Takes one step of each lane."""
-        found: dict[int, Stepped] = {}
-        groups: dict[Any, list[tuple[int, Known]]] = {}
+        found: dict[int, StepResult] = {}
+        groups: dict[Any, list[tuple[int, RecordedStep]]] = {}
         for row, lane in enumerate(wanted):
             key = self._key(lane)
             known = self._known.get(key)
@@ -79,8 +79,8 @@ class SchedulerSteps:
             found.update(zip((row for row, _ in group), made, strict=True))
         return [found[row] for row in range(len(wanted))]
 
-    def _key(self, lane: Wanted) -> Any:
-        """Equal for steps of one plan that read the same; ``None`` for one that is never replayed."""
+    def _key(self, lane: StepRequest) -> Any:
+        """A key that is equal for steps of one plan that read the same values; ``None`` for one never replayed."""
         plan, state, index, at = lane
         given = tuple((name, value) for name, value in at.kwargs.items() if name != "generator")
         if at.args or not all(isinstance(value, bool | int | float | str | None) for _, value in given):
@@ -89,7 +89,7 @@ class SchedulerSteps:
         values = _form(state["values"]) if state is not None and on_way else None
         return (plan, index, on_way, values, given, at.sample.shape, at.output.shape, at.sample.dtype, at.output.dtype)
 
-    def _recorded(self, key: Any, lane: Wanted) -> Stepped:
+    def _recorded(self, key: Any, lane: StepRequest) -> StepResult:
         plan, state, index, at = lane
         if key is None or self._known.get(key, plan) is None or len(self._known) > KEPT:
             return plan.step(state, index, at)
@@ -110,14 +110,14 @@ class SchedulerSteps:
         elif before is None:
             program = self._programs.setdefault(program.form, program)
             shapes = tuple((recorder.slots[n].shape, recorder.slots[n].dtype) for n in sorted(program.operands))
-            self._known[key] = Known(program, recorder.slots, after["values"], shapes)
+            self._known[key] = RecordedStep(program, recorder.slots, after["values"], shapes)
         elif before.program.form == program.form and all(map(same, before.slots, recorder.slots)):
             before.proven = True
         else:
             self._known[key] = None
         return found
 
-    def _replayed(self, lanes: Sequence[Wanted], known: Sequence[Known]) -> list[Stepped]:
+    def _replayed(self, lanes: Sequence[StepRequest], known: Sequence[RecordedStep]) -> list[StepResult]:
         program, device = known[0].program, lanes[0].at.sample.device
         inputs = zip(*((lane.at.output, lane.at.sample, *_remembered(lane.state)) for lane in lanes), strict=True)
         held = {number: torch.stack(values) for number, values in enumerate(inputs)}
@@ -125,7 +125,7 @@ class SchedulerSteps:
         rows = {number: value.unbind() for number, value in held.items()}
         _, _, latents, tree = program.results
         fixed = not leaves(tree, type(latents))
-        found: list[Stepped] = []
+        found: list[StepResult] = []
         for row, (lane, one) in enumerate(zip(lanes, known, strict=True)):
             values = one.values
             if not fixed:
@@ -137,12 +137,12 @@ class SchedulerSteps:
 
 
 def _remembered(state: Mapping[str, Any] | None) -> list[Tensor]:
-    """What a scheduler remembers of a lane's latents and predictions."""
+    """The tensors in a scheduler's state: latents and predictions of a lane."""
     return [] if state is None else [value for value in tensors_in(state["values"]) if value.ndim > 1]
 
 
 def _form(value: Any) -> Any:
-    """What a scheduler remembers, without the numbers of latents; numbers of the plan as they are."""
+    """A scheduler's state without the values of its latents; numbers of the plan are included."""
     if isinstance(value, Tensor):
         if value.ndim > 1:
             return (value.shape, value.dtype)

@@ -1,4 +1,4 @@
-"""Values within values: the arguments and answers of networks."""
+"""Nested containers: the arguments and outputs of networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def entries(value: Any) -> list[Any] | None:
 
 
 def rebuilt(like: Any, parts: Sequence[Any]) -> Any:
-    """A container of the kind of ``like`` with other entries."""
+    """A container of the type of ``like`` with other entries."""
     if isinstance(like, Mapping):
         pairs = dict(zip(like, parts, strict=True))
         kind: Any = type(like)
@@ -39,7 +39,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def with_tensors(value: Any, made: Callable[[Tensor], Any]) -> Any:
-    """A value with other tensors, one made of each."""
+    """A value with each tensor replaced by a function of it."""
     if isinstance(value, Tensor):
         return made(value)
     parts = entries(value)

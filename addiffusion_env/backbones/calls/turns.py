@@ -1,4 +1,4 @@
-"""Recorded turns of a pipeline's loop, and lanes that replay one together."""
+"""Recorded iterations of a pipeline's loop, and lanes that replay one together."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from addiffusion_env.backbones.calls.joining import Lanes, form_of
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.recording import Program, column, filled
-from addiffusion_env.backbones.calls.requests import Evaluated
+from addiffusion_env.backbones.calls.requests import EvaluationResult
 from addiffusion_env.backbones.calls.trees import tensors_in
 
 
 @dataclass(eq=False)
 class Turn:
-    """One recorded turn of a pipeline's loop.
+    """One recorded iteration of a pipeline's loop.
 
     Attributes:
-        program: what was done.
-        slots: the values that it read.
-        step: what the scheduler was given.
+        program: the recorded program.
+        slots: the values of its slots.
+        step: the arguments of the scheduler's step.
         requests: the network calls.
     """
 
@@ -35,12 +35,12 @@ class Turn:
 
 
 @dataclass(eq=False)
-class Registered:
-    """A lane in one program.
+class Registration:
+    """A lane's registration in one program.
 
     Attributes:
-        turn: its first recorded one.
-        at: the step of it.
+        turn: the lane's first recorded iteration.
+        at: step of that iteration.
     """
 
     turn: Turn
@@ -49,14 +49,14 @@ class Registered:
 
 @dataclass(eq=False)
 class KnownStep:
-    """A step of some settings.
+    """A known step of some settings.
 
     Attributes:
-        turn: a lane's.
+        turn: the recorded iteration of one lane.
         lane: that lane.
-        steady: slots that had the same value in that lane's first recorded turn; ``None`` if this is it.
-        proven: slots of lanes' own with which another lane's turn was foretold; ``None`` before.
-        wrong: whether one was foretold wrongly.
+        steady: slots with the same value as in that lane's first recorded iteration; ``None`` if this is the first.
+        proven: lane-specific slots for which another lane's iteration was predicted correctly; ``None`` before that.
+        wrong: whether a prediction was incorrect.
     """
 
     turn: Turn
@@ -68,12 +68,12 @@ class KnownStep:
 
 @dataclass(eq=False)
 class Settings:
-    """What is known of all lanes with the same settings.
+    """Knowledge shared by all lanes with the same settings.
 
     Attributes:
-        steps: (position in the plan, noise level) -> the step.
-        own: for each program, slots of which some lanes have a value of their own.
-        failures: recordings that came to nothing.
+        steps: (index in the plan, noise level) -> the step.
+        own: for each program, the lane-specific slots.
+        failures: number of failed recordings.
     """
 
     steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
@@ -86,25 +86,25 @@ class Lane:
     """A request at one guidance scale.
 
     Attributes:
-        settings: that it shares with others.
-        registered: by program.
+        settings: knowledge that it shares with other lanes.
+        registered: its registration by program.
     """
 
     settings: Settings
-    registered: dict[Program, Registered] = field(default_factory=dict)
+    registered: dict[Program, Registration] = field(default_factory=dict)
 
 
 class Block:
-    """Lanes that replay one program together; to the networks, one request of several images.
+    """Lanes that replay one program together; the networks receive one request of several images.
 
     Attributes:
         lanes: positions of the evaluations.
-        requests: the network request that waits; empty at the scheduler's step.
+        requests: the waiting network request; empty at the scheduler's step.
     """
 
     def __init__(
         self,
-        members: Sequence[tuple[Registered, KnownStep]],
+        members: Sequence[tuple[Registration, KnownStep]],
         own: frozenset[int],
         lanes: list[int],
         x: Tensor,
@@ -113,18 +113,18 @@ class Block:
         self.program = members[0][1].turn.program
         self.requests: list[NetworkRequest] = []
         self._own, self._held, self._position = own, {0: x[:, None]}, -1
-        self._go_on()
+        self._resume()
 
     def answer(self, value: Any) -> None:
-        """Answers the request: tensors (lanes, ...)."""
+        """Answers the request with tensors (lanes, ...)."""
         made = self.program.calls[self._position].made
         tensors = tensors_in(value)
         if len(self.lanes) == 1:
             tensors = [tensor[None] for tensor in tensors]
         self._held.update((var.number, tensor) for var, tensor in zip(made, tensors, strict=True))
-        self._go_on()
+        self._resume()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._position += 1
         lanes = len(self.lanes)
         self.program.advance(self._position, self._held, self._column, lanes)
@@ -153,12 +153,12 @@ class Block:
     def _column(self, number: int) -> tuple[Any, bool]:
         return column(self._values(number), self._held[0].device)
 
-    def found(self, rows: Mapping[int, int]) -> list[Evaluated]:
-        """What each lane gives its scheduler; ``rows`` are those of its network calls, by position."""
+    def found(self, rows: Mapping[int, int]) -> list[EvaluationResult]:
+        """The result of each lane; ``rows`` are the network rows by lane position."""
         _, _, output, sample, _ = self.program.results
         outputs, samples = self._held[output.number], self._held[sample.number]
         found = []
         for at, (lane, step), out, x in zip(self.lanes, self.members, outputs.unbind(), samples.unbind(), strict=True):
             given = lane.turn.step
-            found.append(Evaluated(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
+            found.append(EvaluationResult(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
         return found

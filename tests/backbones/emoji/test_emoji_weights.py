@@ -23,7 +23,7 @@ PREVIEW_FILE = "preview/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """A copy of two components and the manifest, free to break."""
+    """A copy of two components and the manifest, to be modified."""
     folder = tmp_path / "weights"
     for component in ("preview", "scheduler"):
         shutil.copytree(WEIGHTS / component, folder / component)
@@ -71,7 +71,7 @@ def test_missing_file(copied: Path) -> None:
         verify(copied, "preview")
     assert PREVIEW_FILE in caught.value.cause
     assert f"python -m addiffusion_lab.emoji_training preview --out {copied.resolve()}" in caught.value.remedy
-    assert verify(copied, "scheduler").is_dir()  # its neighbours still load
+    assert verify(copied, "scheduler").is_dir()  # other components still load
 
 
 def test_truncated_file(copied: Path) -> None:
@@ -103,8 +103,8 @@ def test_a_mended_file_loads_in_the_same_process(copied: Path) -> None:
 def test_checks_once_a_process(copied: Path) -> None:
     verify(copied, "preview")
     (copied / PREVIEW_FILE).write_bytes(b"")
-    verify(copied, "preview")  # known to be intact: not read again
-    write_manifest(copied)  # forgets what was checked
+    verify(copied, "preview")  # verified already: not read again
+    write_manifest(copied)  # clears the verified components
     (copied / PREVIEW_FILE).write_bytes(b"x")
     with pytest.raises(WeightsError, match="1 bytes, expected 0"):
         verify(copied, "preview")

@@ -1,4 +1,4 @@
-"""The denoiser's own features: in every evaluation, for every kind of model, whatever the neighbours are."""
+"""The denoiser's pooled features: in every evaluation, for every kind of model, independent of the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from addiffusion_env.backbones.hooks import FeatureHook, hook
 
 
 def evaluation(backbone, count, only=slice(None)):
-    """One evaluation of ``count`` lanes at mixed noise levels, the second unguided where there is guidance."""
+    """One evaluation of ``count`` lanes at mixed noise levels, the second without guidance."""
     capabilities = backbone.capabilities
     x = torch.randn(count, *capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.from_numpy(backbone.sigmas(4, capabilities.default_spacing)[:count].copy())
@@ -45,7 +45,7 @@ def test_features_are_the_mean_of_the_middle_block(tiny):
     torch.testing.assert_close(found, kept[-1][1:].mean((2, 3)))
 
 
-def test_backbones_of_one_pipeline_share_one_tap(tiny):
+def test_backbones_of_one_pipeline_share_one_feature_hook(tiny):
     first, second = tiny("sd15").wrap(), tiny("sd15").wrap()
     assert first.network.hook is second.network.hook
     hooks = first.denoiser.mid_block._forward_hooks.values()
