@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from addiffusion_env import plugins
 from addiffusion_env.__main__ import main
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.observations import FEATURES
@@ -87,8 +88,9 @@ def workshop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     registered = [dict(registry._entries) for registry in REGISTRIES]
-    modules = set(sys.modules)
+    modules, known = set(sys.modules), dict(plugins._loaded)
     yield tmp_path
+    plugins._loaded = known
     for registry, entries in zip(REGISTRIES, registered, strict=True):
         registry._entries = entries
     for name in set(sys.modules) - modules:

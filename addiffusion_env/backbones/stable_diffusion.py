@@ -73,7 +73,7 @@ class StableDiffusionBackbone(Backbone):
         hook: stores the UNet's pooled features.
     """
 
-    not_identity = ("_texts", "_negative", "_encoded_by", "tap")
+    not_identity = ("_texts", "_negative", "_encoded_by", "hook")
 
     def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
         self.parts = parts

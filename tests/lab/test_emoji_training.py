@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, TrainReport]]:
     """A folder that every stage has written to, in the registry's order."""
     out = tmp_path_factory.mktemp("emoji") / "weights"
-    return out, {context: run_stage(context, out, **TINY) for context in STAGES}
+    return out, {stage: run_stage(stage, out, **TINY) for stage in STAGES}
 
 
 def load_clip(folder: Path) -> Any:
@@ -77,11 +77,11 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_reports_a_finite_loss(trained: tuple[Path, dict[str, TrainReport]], context: str) -> None:
-    report = trained[1][context]
+def test_stage_reports_a_finite_loss(trained: tuple[Path, dict[str, TrainReport]], stage: str) -> None:
+    report = trained[1][stage]
     assert math.isfinite(report.loss)
     assert all(math.isfinite(value) for value in report.metrics.values())
-    assert report.steps == (1 if context == "tokenizer" else 2)
+    assert report.steps == (1 if stage == "tokenizer" else 2)
     assert report.folder.is_dir()
 
 
@@ -162,9 +162,9 @@ def test_unet_refuses_to_resume_from_nothing(trained: tuple[Path, dict[str, Trai
         ("preference", "tokenizer"),
     ],
 )
-def test_stage_names_what_it_needs(tmp_path: Path, context: str, first: str) -> None:
+def test_stage_names_what_it_needs(tmp_path: Path, stage: str, first: str) -> None:
     with pytest.raises(WeightsError, match=f"reads what stage {first} writes") as caught:
-        run_stage(context, tmp_path, **TINY)
+        run_stage(stage, tmp_path, **TINY)
     assert f"python -m addiffusion_lab.emoji_training {first} --out" in caught.value.remedy
 
 
@@ -202,10 +202,10 @@ def test_a_diverging_stage_stops(tmp_path: Path) -> None:
 
 def test_defaults_cover_the_stages() -> None:
     assert set(STAGE_DEFAULTS) == set(STAGES)
-    for context in STAGES:
-        config = stage_config(context, "out")
+    for stage in STAGES:
+        config = stage_config(stage, "out")
         assert (config.seconds is None) != (config.steps is None)
-        assert stage_config(context, "out", steps=3).seconds is None
+        assert stage_config(stage, "out", steps=3).seconds is None
 
 
 @pytest.mark.parametrize(
