@@ -227,7 +227,7 @@ def read_manifest(out_dir: Path | str) -> Manifest:
         raise RunFolderError(
             f"no evaluation in {path.parent}: {MANIFEST_FILE} is missing", "run eval_sb3.py"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}", "delete it and run again: records are kept") from error
 
 

@@ -123,11 +123,11 @@ def test_the_shipped_policy_spends_on_test_prompts_what_its_frontier_says():
 def test_the_card_says_on_which_prompts_also_of_older_policies(tmp_path):
     HubPolicy.from_pretrained("emoji").save_pretrained(tmp_path / "new")
     card = ModelCard.load(tmp_path / "new" / "README.md").text
-    assert f"the mean NFE spent at it, on {load_config(EMOJI).frontier_prompts} (`target_nfe`" in card
+    assert f"the mean NFE at that cost, on {load_config(EMOJI).frontier_prompts} (`target_nfe`" in card
     shutil.copytree(EMOJI, tmp_path / "old")
     raw = json.loads((EMOJI / "config.json").read_text(encoding="utf-8"))
     del raw["frontier_prompts"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(raw))
     HubPolicy.from_pretrained(tmp_path / "old").save_pretrained(tmp_path / "resample_keep_best")
     card = ModelCard.load(tmp_path / "resample_keep_best" / "README.md").text
-    assert "the mean NFE spent at it, on training prompts (`target_nfe` interpolates here)" in card
+    assert "the mean NFE at that cost, on training prompts (`target_nfe` interpolates here)" in card

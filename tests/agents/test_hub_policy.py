@@ -151,7 +151,7 @@ def test_pushed_and_downloaded_over_http(policy, tmp_path, monkeypatch):
         with pytest.raises(WeightsError, match="no such repository"):
             HubPolicy.from_pretrained("someone/another", cache_dir=tmp_path)
         hub.repos["someone/model"] = [{"model_index.json": b'{"_class_name": "FluxPipeline"}', "config.json": b"{}"}]
-        with pytest.raises(WeightsError, match=r"someone/model is a model .*pipeline.*\n  -> name a policy"):
+        with pytest.raises(WeightsError, match=r"someone/model is a model .*pipeline.*\n  -> pass a policy"):
             HubPolicy.from_pretrained("someone/model", cache_dir=tmp_path)
         hub.refuse = True
         with pytest.raises(

@@ -102,7 +102,7 @@ def test_open_clips_vocabulary_takes_open_clips_tokenizer_whatever_lies_in_the_f
     ("text", "message"),
     [
         ({"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}, "no tokenizer in .* and its config names timm/ViT-B-16-SigLIP"),
-        ({"vocab_size": 916}, "no tokenizer in .* and its vocabulary of 916 is its own"),
+        ({"vocab_size": 916}, "no tokenizer in .* and its vocabulary of 916 is not open_clip"),
         ({"tokenizer_kwargs": {"clean": "scrub"}}, r"SimpleTokenizer fails with .*Invalid clean function"),
     ],
 )
