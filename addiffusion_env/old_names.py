@@ -24,7 +24,7 @@ OLD_NAMES: dict[str, dict[str, str]] = {
         "keep_pictures": "keep_images",
         "films": "filmstrips",
     },
-    "column": {"method": "sampler", "demands": "constraints", "pictures": "images"},
+    "column": {"method": "sampler", "demands": "constraints", "picture": "image"},
     "manifest entry": {"methods": "samplers", "price": "cost_per_nfe"},
     "policy file entry": {"highest_price": "highest_cost_per_nfe", "default_price": "default_cost_per_nfe"},
 }

@@ -20,6 +20,7 @@ from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
 from addiffusion_env.files import whole_file
 from addiffusion_env.observations.features import Observer
+from addiffusion_env.old_names import present
 
 NUMBERS = ("clip_score", "preference", "change", "nfe", "calls", "correct")
 VECTORS = ("clip_image", "dino", "features")
@@ -205,7 +206,7 @@ class AttemptTable:
 
     @classmethod
     def _from_arrow(cls, found: Any, head: dict[str, Any]) -> AttemptTable:
-        columns = {name: found.column(name) for name in found.column_names}
+        columns = {present("column", name, note=False): found.column(name) for name in found.column_names}
         at = tuple(columns[name].to_numpy() for name in ("image", "try", "place"))
         images = int(at[0].max()) + 1
         shape = (images, int(head["tries"]), 2 * len(head["steps"]) + 2)

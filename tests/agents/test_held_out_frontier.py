@@ -128,6 +128,6 @@ def test_the_card_says_on_which_prompts_also_of_older_policies(tmp_path):
     raw = json.loads((EMOJI / "config.json").read_text(encoding="utf-8"))
     del raw["frontier_prompts"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(raw))
-    HubPolicy.from_pretrained(tmp_path / "old").save_pretrained(tmp_path / "resample_keep_best")
-    card = ModelCard.load(tmp_path / "resample_keep_best" / "README.md").text
+    HubPolicy.from_pretrained(tmp_path / "old").save_pretrained(tmp_path / "again")
+    card = ModelCard.load(tmp_path / "again" / "README.md").text
     assert "the mean NFE at that cost, on training prompts (`target_nfe` interpolates here)" in card
