@@ -178,6 +178,7 @@ def test_they_work_in_all_python_interfaces(plugin, capsys):
         assert promise in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_scripts_load_them_and_a_run_records_them(plugin, tmp_path):
     run("train_sb3.py", f"plugins=[{plugin}]", "run_dir=run", *TINY.split())
     assert json.loads((tmp_path / "run/config.json").read_text())["plugins"] == [plugin]

@@ -81,6 +81,7 @@ def test_prompts_of_live_episodes_are_remembered_over_a_resume():
 # ---- what is measured
 
 
+@pytest.mark.slow
 def test_the_frontier_is_that_of_the_held_out_table(tmp_path):
     policy, config = load_policy(EMOJI)
     environment = {**config.environment, "refine": {**config.environment["refine"], "limit": 1}}

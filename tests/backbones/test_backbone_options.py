@@ -16,7 +16,8 @@ from addiffusion_env.backbones.memory import check_memory, place
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.errors import AdDiffusionError, ConfigError, PromptError, UnknownNameError, WeightsError
 
-NAMES = ("sd15", "sd21", "sdxl", "flux")
+SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
+NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
 
 
 # ---------------------------------------------------------------------------------------------- the GPU

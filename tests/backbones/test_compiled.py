@@ -36,7 +36,7 @@ def sizes_of(backbone):
     handle.remove()
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
+@pytest.mark.parametrize("name", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow), "flux"])
 def test_filling_up_changes_no_prediction(tiny, name):
     plain, padded = tiny(name).wrap(), tiny(name).wrap(batch_buckets=[4, 16])
     sizes = []

@@ -22,7 +22,8 @@ from addiffusion_env.backbones.identity import Identified, described, difference
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.scorers.utility import CALIBRATORS, Utility, calibrator_of
 
-NAMES = ("sd15", "sd21", "sdxl", "flux")
+SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
+NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
 
 
 class Judge(Identified):

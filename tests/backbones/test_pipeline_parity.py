@@ -17,7 +17,8 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
 from addiffusion_lab.tiny_pipelines.folders import flux_transformer
 
-NAMES = ("sd15", "sd21", "sdxl", "flux")
+SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
+NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
 PROMPTS = [Prompt.of(text) for text in ("a photo of a red cup", "a dog and the cat", "a sofa")]
 SEED = 11
 

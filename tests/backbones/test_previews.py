@@ -13,7 +13,7 @@ from addiffusion_env.backbones.calls.preview_decoder import LatentColours
 from addiffusion_env.backbones.previews import resized
 from addiffusion_env.errors import WeightsError
 
-NAMES = ("sd15", "sdxl", "flux")
+NAMES = ("sd15", pytest.param("sdxl", marks=pytest.mark.slow), "flux")
 
 
 @pytest.fixture(autouse=True)

@@ -87,11 +87,13 @@ def test_h1_says_when_it_is_worse():
     assert spends["not supported"] == 1.0
 
 
+@pytest.mark.slow
 def test_h2_finds_a_gain_as_often_as_planned(frontier_prompts):
     found = outcomes("H2", lambda draw: planted.against_frontier(draw, frontier_prompts, GAIN), 400, kinds=("fixed",))
     assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 400) + 0.02)
 
 
+@pytest.mark.slow
 def test_h2_does_not_take_a_mixture_for_a_policy(frontier_prompts):
     found = outcomes("H2", lambda draw: planted.against_frontier(draw, frontier_prompts, 0.0), 400, kinds=("fixed",))
     assert found["supported"] <= 0.025 + slack(0.025, 400)
@@ -99,6 +101,7 @@ def test_h2_does_not_take_a_mixture_for_a_policy(frontier_prompts):
     assert many["not supported"] >= 0.98  # enough prompts rule out a gain of one margin
 
 
+@pytest.mark.slow
 def test_h2_at_a_bend_of_the_frontier():
     """Which side of the bend the policy is on is not known from the data, and must not be chosen by them."""
     none = outcomes("H2", lambda draw: planted.at_a_corner(draw, 300, 0.0), 400, kinds=("fixed",))
@@ -107,6 +110,7 @@ def test_h2_at_a_bend_of_the_frontier():
     assert found["supported"] >= 0.95
 
 
+@pytest.mark.slow
 def test_h2_takes_more_than_beating_three_of_four_kinds():
     """The policy is far above fixed steps, rule and best-of-n, and on a par with threshold-resample."""
     beaten = outcomes("H2", lambda draw: planted.against_frontier(draw, 300, 0.2, retry=0.9), 300)
@@ -158,6 +162,7 @@ def test_a_reported_gain_is_rarely_above_zero_without_one(make):
     assert np.mean(above) <= 0.025 + slack(0.025, 300)
 
 
+@pytest.mark.slow
 def test_a_reported_gain_is_found_and_its_interval_holds_the_truth():
     found = list(gains(lambda draw: planted.against_frontier(draw, 200, GAIN), 150))
     covered = [result.gain.low <= GAIN <= result.gain.high for result in found]

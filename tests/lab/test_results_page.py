@@ -89,6 +89,7 @@ def test_an_evaluation_without_claims_has_no_page(tmp_path):
         write_page([folder], tmp_path / "docs")
 
 
+@pytest.mark.slow
 def test_the_detector_passes_what_is_right_and_refuses_what_is_wrong():
     rendered, decoded = detector_accuracy(96, seed=5)
     for found in (rendered, decoded):

@@ -15,6 +15,7 @@ STOP = 1
 PPO = {"n_steps": 8, "batch_size": 32, "n_epochs": 8, "learning_rate": 3e-3, "gamma": 1.0, "seed": 0, "device": "cpu"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cost", "stops_at_once"), [(4.0, True), (-4.0, False)])
 def test_ppo_learns_from_what_an_evaluation_costs(cost, stops_at_once):
     """The probability of stopping at the first decision, before and after 16 decisions in each of 8 lanes."""
