@@ -47,6 +47,7 @@ def test_it_spends_by_what_it_sees(aimed):
     assert min(aimed.nfe) <= 3 and max(aimed.nfe) >= 9
 
 
+@pytest.mark.slow
 def test_a_cost_of_zero_spends_more(pipe, aimed):
     free = pipe(PROMPTS[:10], seeds=[0] * 10, cost_per_nfe=0.0).nfe
     assert np.sum(free) >= 1.15 * np.sum(aimed.nfe[:10])
