@@ -77,6 +77,7 @@ def mdp_on(table):
     return TabularMDP(table, transitions, most=20.0, highest_cost_per_nfe=0.05, shown_limit=4)
 
 
+@pytest.mark.slow
 def test_ppo_finds_the_planted_optimum(tmp_path):
     table, _ = planted()
     mdp = mdp_on(table)

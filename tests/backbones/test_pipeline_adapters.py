@@ -14,6 +14,8 @@ from addiffusion_env import AdaptivePipeline
 from addiffusion_env.errors import ConfigError
 from addiffusion_lab.tiny_pipelines.tasks import image
 
+pytestmark = pytest.mark.slow
+
 SD = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 FLUX = {"num_inference_steps": 4, "height": 16, "width": 16, "max_sequence_length": 32}
 

@@ -100,6 +100,7 @@ def test_subprocesses_are_counted(setup):
     assert row.peak > alone.peak  # two more copies of everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
 def test_models_that_were_built_here(tmp_path, name, scorers):
     """The code path of full-size models on a GPU, with 16x16 images."""
