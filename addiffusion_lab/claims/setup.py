@@ -75,6 +75,7 @@ def claims_of(traits: Mapping[str, Traits], settings: Mapping[str, Any]) -> Clai
     Raises:
         ConfigError: for a setting that does not exist, or when no policy was evaluated.
 
+    >>> from addiffusion_env.samplers import named_traits
     >>> names = ("fixed:8", "policy:a@0.01", "policy:a@0.02", "policy:b@0.01")
     >>> claims_of({name: named_traits(name) for name in names}, {}).points
     ('policy:a@0.01', 'policy:a@0.02')

@@ -220,9 +220,8 @@ def test_a_table_without_features_refuses_keys_that_need_them(recorder, table, t
     table.save(tmp_path / "t.parquet")
     kept = pq.read_table(tmp_path / "t.parquet").drop_columns("features")
     old_names = {"image": "picture", "constraints": "demands"}
-    pq.write_table(
-        kept.rename_columns([old_names.get(name, name) for name in kept.column_names]), tmp_path / "old.parquet"
-    )
+    renamed = kept.rename_columns([old_names.get(name, name) for name in kept.column_names])
+    pq.write_table(renamed.replace_schema_metadata(kept.schema.metadata), tmp_path / "old.parquet")
     old = AttemptTable.load(tmp_path / "old.parquet")
     np.testing.assert_array_equal(old.preference, table.preference)
     assert old.observer(["clip", "checked"]).space["checked"].shape == (4,)
