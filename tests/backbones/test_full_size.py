@@ -13,6 +13,8 @@ import full_size
 
 from addiffusion_env.backbones.calls.denoiser_hooks import attention_grid
 
+pytestmark = pytest.mark.slow
+
 EXPECTED = {
     # parameters in millions, latents, attention grid
     "sd15": (860, (4, 64, 64), (16, 16)),

@@ -13,6 +13,8 @@ from addiffusion_env.errors import CapabilityError
 from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines.stable_diffusion import sd15
 
+pytestmark = pytest.mark.slow
+
 SD = {"num_inference_steps": 4, "height": 16, "width": 16}
 GUIDED = {**SD, "guidance_scale": 3.0}
 FLUX = {**SD, "max_sequence_length": 32}
