@@ -14,7 +14,7 @@ from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError, closest, nearest
-from addiffusion_env.old_names import OLD_NAMES
+from addiffusion_env.old_names import OLD_NAMES, note_renamed
 
 HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 
@@ -125,7 +125,7 @@ def renamed_overrides(overrides: Iterable[str]) -> list[str]:
             match = re.fullmatch(rf"([+~]*){re.escape(old)}([.=].*)?", item, re.DOTALL)
             if match is not None:
                 found[index] = f"{match[1]}{new}{match[2] or ''}"
-                _note_renamed(old, new)
+                note_renamed(f"the key {old}", new)
     return found
 
 
@@ -152,18 +152,8 @@ def renamed(config: Mapping[str, Any], note: bool = True) -> dict[str, Any]:
         part[name] = value
         found = {**found, section: part} if section else part
         if note:
-            _note_renamed(old, new)
+            note_renamed(f"the key {old}", new)
     return found
-
-
-_noted: set[str] = set()
-
-
-def _note_renamed(old: str, new: str) -> None:
-    """Prints the note, once per process."""
-    if old not in _noted:
-        _noted.add(old)
-        print(f"note: the key {old} is called {new} now; a later version will refuse the old name", file=sys.stderr)
 
 
 def _check_form(overrides: Iterable[str], base: Mapping[str, Any]) -> None:

@@ -62,36 +62,46 @@ def present_settings(given: Mapping[str, Any], note: bool = True) -> dict[str, A
     {'refine': {'preset': 'resample_keep_best', 'utility': {'calibrator': 'emoji'}}, 'steps': 6}
     """
     found = dict(present("environment setting", given, note))
-    refine = present("refine preset", present("refine setting", found.get("refine"), note), note)
-    if isinstance(refine, Mapping):
-        refine = dict(refine)
-        for key, kind in (("preset", "refine preset"), ("utility", "utility setting")):
-            if key in refine:
-                refine[key] = present(kind, refine[key], note)
-    reward = present("reward term", found.get("reward"), note)
-    if isinstance(reward, Mapping):
-        reward = {name: present("utility setting", term, note) for name, term in reward.items()}
-    keys = found.get("observation_keys")
-    if not isinstance(keys, str) and isinstance(keys, Sequence):
-        keys = [present("observation key", key, note) for key in keys]
-    changed = {
-        "refine": refine,
-        "reward": reward,
-        "observation_keys": keys,
-        "render_mode": present("render mode", found.get("render_mode"), note),
+    inside = {
+        "refine": present_refine,
+        "reward": present_reward,
+        "observation_keys": present_keys,
+        "render_mode": lambda mode, note: present("render mode", mode, note),
     }
-    return {**found, **{name: value for name, value in changed.items() if name in found}}
+    return {key: inside[key](value, note) if key in inside else value for key, value in found.items()}
+
+
+def present_refine(given: Any, note: bool = True) -> Any:
+    """A refinement, as a preset's name or a mapping, under present names."""
+    if not isinstance(given, Mapping):
+        return present("refine preset", given, note)
+    found = dict(present("refine setting", given, note))
+    inside = {"preset": "refine preset", "utility": "utility setting"}
+    return {key: present(inside[key], value, note) if key in inside else value for key, value in found.items()}
+
+
+def present_reward(given: Any, note: bool = True) -> Any:
+    """A reward, as a preset's name or a mapping of terms, under present names."""
+    if not isinstance(given, Mapping):
+        return given
+    terms = present("reward term", given, note)
+    return {name: present("utility setting", term, note) for name, term in terms.items()}
+
+
+def present_keys(given: Any, note: bool = True) -> Any:
+    """A list of observation keys under present names; a preset's name is given back as it is."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return given
+    return [present("observation key", key, note) for key in given]
 
 
 def _renamed(kind: str, old: str, note: bool) -> str:
     if note:
-        _note(kind, old)
+        note_renamed(f"{kind} {old!r}", repr(OLD_NAMES[kind][old]))
     return OLD_NAMES[kind][old]
 
 
 @cache
-def _note(kind: str, old: str) -> None:
-    print(
-        f"note: {kind} {old!r} is called {OLD_NAMES[kind][old]!r} now; a later version will refuse the old name",
-        file=sys.stderr,
-    )
+def note_renamed(what: str, new: str) -> None:
+    """Prints, once per process, that something is understood under its former name."""
+    print(f"note: {what} is called {new} now; a later version will refuse the old name", file=sys.stderr)

@@ -15,10 +15,11 @@ from packaging.specifiers import SpecifierSet
 from addiffusion_env import errors
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.solvers import SOLVERS
-from addiffusion_env.config import _noted, check_overrides, compose_config, friendly, renamed, renamed_overrides
+from addiffusion_env.config import check_overrides, compose_config, friendly, renamed, renamed_overrides
 from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
+from addiffusion_env.old_names import note_renamed
 from addiffusion_env.registry import Registry
 from addiffusion_env.rewards import PRESETS, TERMS, make_reward
 from addiffusion_env.rewards.terminal_bonus import TerminalBonus
@@ -96,7 +97,7 @@ def test_mistyped_overrides_get_the_nearest_name(override, message):
 
 
 def test_former_names_of_keys_are_accepted(capsys):
-    _noted.clear()
+    note_renamed.cache_clear()
     given = ["replay.tries=3", "replay=null", "~replay.ppo", "+env.max_decisions=3", "lanes=2"]
     now = ["tabular.attempts=3", "tabular=null", "~tabular.ppo", "+env.max_decisions=3", "lanes=2"]
     assert renamed_overrides(given) == now

@@ -48,7 +48,7 @@ def test_settings_of_environments():
 
 
 def test_a_note_is_printed_once(capsys):
-    old_names._note.cache_clear()
+    old_names.note_renamed.cache_clear()
     for _ in range(2):
         assert present("sampler", "threshold_retry") == "threshold_resample"
     assert capsys.readouterr().err.count("called 'threshold_resample' now") == 1

@@ -66,7 +66,7 @@ def it_says_what_it_is(case: SamplerCase) -> None:
     bare = case.spec.partition(":")[0]
     kind = SAMPLERS.load(bare)
     require(
-        isinstance(make_sampler(case.spec), Sampler), f"{kind.__name__} makes no Sampler", "derive it from BaseMethod"
+        isinstance(make_sampler(case.spec), Sampler), f"{kind.__name__} makes no Sampler", "derive it from BaseSampler"
     )
     require(kind.usage.split(":")[0] == bare, f"its usage is {kind.usage!r}", f"write {bare}:ARGUMENTS")
     first = (kind.__doc__ or "").strip().splitlines()[0:1]

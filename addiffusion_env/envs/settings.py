@@ -17,7 +17,7 @@ from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, Refine
 from addiffusion_env.errors import ConfigError, check_keywords, check_settings, nearest, unknown
 from addiffusion_env.files import stamp_of
 from addiffusion_env.observations.features import OBSERVATION_PRESETS
-from addiffusion_env.old_names import present, present_settings
+from addiffusion_env.old_names import present_keys, present_refine, present_settings
 from addiffusion_env.prompts import PROMPT_SOURCES, Prompt, PromptList, PromptSource
 from addiffusion_env.registry import load_object
 from addiffusion_env.rewards import PRESET_COSTS
@@ -199,7 +199,7 @@ class EnvSettings:
         """
         asked = "standard" if self.observation_keys is None else self.observation_keys
         if not isinstance(asked, str):
-            return tuple(present("observation key", key) for key in asked)
+            return tuple(present_keys(asked))
         if asked not in OBSERVATION_PRESETS:
             raise unknown("observation preset", asked, OBSERVATION_PRESETS)
         low, high = self.cost_range()
@@ -276,7 +276,7 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
     if isinstance(refine, RefineConfig):
         return refine
     if isinstance(refine, str):
-        refine = present("refine preset", refine)
+        refine = present_refine(refine)
         if refine not in REFINE_PRESETS:
             raise unknown("refine preset", refine, REFINE_PRESETS)
         return REFINE_PRESETS[refine]
@@ -284,7 +284,7 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
         raise ConfigError(
             f"refine must be a preset or a mapping, got {refine!r:.100}", "refine=resample, or {preset: resample}"
         )
-    changes = present_settings({"refine": refine})["refine"]
+    changes = present_refine(refine)
     base = refine_config(str(changes.pop("preset", "as_published")))
     check_settings("refine has", changes, (item.name for item in fields(base)))
     if "utility" in changes:

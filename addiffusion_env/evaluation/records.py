@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 import pyarrow as pa
 
@@ -182,8 +181,3 @@ def by_sampler(records: Iterable[Record]) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record.sampler, []).append(record)
     return groups
-
-
-def summary_row(record: Record) -> dict[str, Any]:
-    """A record as plain JSON values, for pages and logs."""
-    return {**asdict(record), "actions": list(record.actions), "extra": dict(record.extra)}

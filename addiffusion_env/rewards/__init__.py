@@ -10,7 +10,7 @@ import numpy as np
 
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, ContractError, NumericsError, unknown
-from addiffusion_env.old_names import present_settings
+from addiffusion_env.old_names import present_reward
 from addiffusion_env.registry import Registry
 from addiffusion_env.scorers.utility import ImageScoresBatch
 from addiffusion_env.settings import check_arguments
@@ -261,7 +261,7 @@ def make_reward(reward: str | Mapping[str, Any] = "default") -> Reward:
         return Reward(PRESETS[reward])
     if not isinstance(reward, Mapping):
         raise ConfigError(f"reward must be a preset or a mapping of terms, got {reward!r:.100}", "reward=default")
-    changes = present_settings({"reward": dict(reward)})["reward"]
+    changes = present_reward(reward)
     preset = changes.pop("preset", None)
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise unknown("reward preset", str(preset), PRESETS)
