@@ -116,6 +116,10 @@ class TabularMDP:
         """(B,) network calls so far."""
         return states.calls + self._at(self.table.calls, states.row, self.recorded(states), states.place)
 
+    def utility_here(self, states: States) -> np.ndarray:
+        """(B,) utility of the preview or finished image of each lane; 0 before the first evaluation."""
+        return self._at(self.utilities, states.row, self.recorded(states), states.place)
+
     def masks(self, states: States) -> np.ndarray:
         """(B, 3) bool: legal actions."""
         return self.transitions.legal[states.attempt, states.place]
@@ -184,7 +188,7 @@ class TabularMDP:
             budget=self.nfe(states) / self.most,
             refinements=states.attempt / max(1, self.shown_limit),
             cost_per_nfe=states.cost_per_nfe / max(self.highest_cost_per_nfe, 1e-12),
-            utility=self._at(self.utilities, *now),
+            utility=self.utility_here(states),
             best_utility=self._at(self.utilities, row, states.best[:, 0], states.best[:, 1]),
             has_best=(states.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(states), 3)),
