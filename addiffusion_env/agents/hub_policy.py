@@ -1,7 +1,7 @@
 """Trained policies by name: shipped, in a folder, or on the Hugging Face hub, in one format of plain files.
 
-A policy's repository holds ``policy.safetensors``, ``config.json``, ``README.md`` (its model card) and, if its run fitted
-a calibrator, ``calibrator.safetensors``. Reading it executes no code from these files.
+A policy's repository holds ``policy.safetensors``, ``config.json``, ``README.md`` (its model card) and, where its run
+fitted a calibrator, ``calibrator.safetensors``. Reading it executes no code from these files.
 """
 
 from __future__ import annotations

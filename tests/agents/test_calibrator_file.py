@@ -43,9 +43,10 @@ def prior(environment):
 
 def test_it_moves_with_the_policy(saved, tmp_path):
     expected = 2 * calibrator_of("emoji").prior
-    assert CALIBRATOR_FILE in (saved / "config.json").read_text() and str(tmp_path) not in (
-        saved / "config.json"
-    ).read_text()
+    assert (
+        CALIBRATOR_FILE in (saved / "config.json").read_text()
+        and str(tmp_path) not in (saved / "config.json").read_text()
+    )
     saved.rename(tmp_path / "moved")
     HubPolicy.from_pretrained(tmp_path / "moved").save_pretrained(tmp_path / "again")
     HubPolicy.from_pretrained(tmp_path / "again").save_pretrained(tmp_path / "again")  # onto itself
