@@ -130,9 +130,9 @@ class TabularMDP:
         )
         old_nfe, here = self.nfe(states), np.stack([self.recorded(states), states.place], axis=1)
         refined = attempt > states.attempt
-        # An early exit before the first evaluation is recorded for attempt 0 only, whatever the order of attempts.
         order = states.order.copy()
-        order[(states.place == START) & (place > self.table.finish)] = np.arange(order.shape[1])
+        if not self.table.starts:  # then this early exit is recorded for attempt 0 only, whatever the order of attempts
+            order[(states.place == START) & (place > self.table.finish)] = np.arange(order.shape[1])
         following = replace(
             states,
             order=order,

@@ -150,10 +150,12 @@ class Recorder:
     def coroutine(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
         """All attempts of one image: T lists of Q places."""
         lane = open_lane(self.backbone, self.process, prompt, seed)
-        early = yield from self._exited(lane)
-        lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
         attempts = []
         for number in range(self.attempts):
+            early = None
+            if lane.step == 0:  # the policy decides before the first evaluation
+                early = yield from self._exited(lane)
+                lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
             base = lane
             steps = [Place(lane, _scores(lane))]
             while True:
@@ -167,7 +169,7 @@ class Recorder:
             early_exits = []
             for step in steps:
                 early_exits.append((yield from self._exited(step.lane, end)))
-            attempts.append([*steps, end, *early_exits, early if number == 0 else None])
+            attempts.append([*steps, end, *early_exits, early])
             if number + 1 < self.attempts:
                 # The next attempt is the same from every state: fresh noise, the same steps of the schedule.
                 lane = yield from self._scored(act(self.backbone, self.process, base, Action.REFINE))
@@ -175,7 +177,7 @@ class Recorder:
 
     def _scored(self, action: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
         lane = yield from action
-        return (yield from score_preview(lane)) if lane.scores is None else lane
+        return (yield from score_preview(lane)) if lane.scores is None and lane.x0 is not None else lane
 
     def _exited(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
         """The place that *stop* leads to: ``end`` if the early exit equals the rest of the schedule."""
@@ -262,10 +264,10 @@ def check_recordable(process: ProcessConfig) -> None:
         ConfigError: if they do not; names the settings that are needed.
     """
     refine, first = process.refine, next(iter(process.decision_steps), 1)
-    if not process.check_finished or refine.accept != "best" or refine.return_to != first:
+    if not process.check_finished or refine.accept != "best" or refine.return_to not in (0, first):
         raise ConfigError(
             f"a table of attempts needs check_finished, refine.accept=best and refine.return_to={first} (the first "
-            f"decision step), got check_finished={process.check_finished}, accept={refine.accept}, "
+            f"decision step) or 0, got check_finished={process.check_finished}, accept={refine.accept}, "
             f"return_to={refine.return_to}",
             "use refine preset=resample_keep_best with these settings, or train with tabular=null",
         )

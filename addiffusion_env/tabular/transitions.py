@@ -94,7 +94,7 @@ def _place(before: int, lane: Lane, action: int, after: Lane, steps: tuple[int, 
     if lane.shown is not None and action == Action.STOP:
         return before
     if after.remaining:
-        return steps.index(after.step)
+        return steps.index(after.step) if after.step else START
     return early_exit_place(before, len(steps)) if action == Action.STOP else len(steps)
 
 

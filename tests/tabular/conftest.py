@@ -1,5 +1,7 @@
 """A small table of attempts, recorded once."""
 
+from dataclasses import replace
+
 import pytest
 
 from addiffusion_env.agents.tabular_training import make_mdp
@@ -49,6 +51,14 @@ def recorder(tabular_settings):
 @pytest.fixture(scope="session")
 def table(recorder, images):
     return recorder.record(images, lanes=1)
+
+
+@pytest.fixture(scope="session")
+def from_start(recorder, images, tabular_settings):
+    """The tabular MDP and settings of the same process with ``refine.return_to=0``."""
+    settings = replace(tabular_settings, refine={**tabular_settings.refine, "return_to": 0})
+    process = settings.process(recorder.backbone.capabilities, recorder.backbone.name)
+    return make_mdp(replace(recorder, process=process).record(images, lanes=1), settings), settings
 
 
 @pytest.fixture(scope="session")
