@@ -6,21 +6,54 @@ python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table calibrato
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from addiffusion_env.config import friendly
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.scorers.utility import Calibrator
+from addiffusion_env.settings import check_arguments
 from addiffusion_env.tabular.table import AttemptTable
 
+SETTINGS = ("directions", "ridge", "rounds")
+"""Arguments of :meth:`.Calibrator.fit` that may be set."""
 
-def fit_calibrator(table: AttemptTable) -> Calibrator:
-    """Fits a calibrator to the images at the end of the schedule, of every attempt of every prompt."""
+
+def fit_calibrator(table: AttemptTable, **settings: Any) -> Calibrator:
+    """Fits a calibrator to the images at the end of the schedule, of every attempt of every prompt.
+
+    Args:
+        table: the attempts.
+        **settings: :data:`SETTINGS`.
+
+    Raises:
+        ConfigError: for fewer prompts than directions.
+    """
     end = table.finish
-    return Calibrator.fit(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
+    return Calibrator.fit(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text, **settings)
+
+
+def check_fit(settings: Mapping[str, Any] | None, prompts: int) -> None:
+    """Refuses settings of :func:`fit_calibrator` before hours of recording.
+
+    Raises:
+        ConfigError: for an unknown setting, a value of another type, or fewer prompts than directions.
+    """
+    if settings is None:
+        return
+    check_settings("tabular.calibrator has", settings, SETTINGS)
+    check_arguments("tabular.calibrator", Calibrator.fit, settings)
+    directions = settings.get("directions", signature(Calibrator.fit).parameters["directions"].default)
+    if prompts <= directions:
+        raise ConfigError(
+            f"tabular.calibrator has {directions} directions, which needs more prompts than that, and "
+            f"tabular.images is {prompts}",
+            "record more images, lower tabular.calibrator.directions, or set tabular.calibrator=null",
+        )
 
 
 def read_tables(folder: Path) -> AttemptTable:

@@ -117,15 +117,25 @@ class Recorder:
         Raises:
             RunFolderError: if a shard cannot be written.
         """
-        parts, fingerprint = [], self.fingerprint
+        parts, done = [], 0
+        for chunk, path in self.shards(images, folder, shard):
+            parts.append(self._shard(chunk, path, lanes))
+            done += len(chunk)
+            if note is not None:
+                note(done)
+        return AttemptTable.join(parts)
+
+    def shards(
+        self, images: Sequence[tuple[Prompt, int]], folder: Path, shard: int
+    ) -> list[tuple[Sequence[tuple[Prompt, int]], Path]]:
+        """The shards of :meth:`record_shards`: the images of each, and its file, named by its content."""
+        fingerprint, found = self.fingerprint, []
         for first in range(0, len(images), shard):
             chunk = images[first : first + shard]
             ids = json.dumps([[described(prompt), seed] for prompt, seed in chunk])
             name = f"tries-{fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
-            parts.append(self._shard(chunk, folder / name, lanes))
-            if note is not None:
-                note(first + len(chunk))
-        return AttemptTable.join(parts)
+            found.append((chunk, folder / name))
+        return found
 
     def _shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> AttemptTable:
         if path.is_file():
