@@ -20,16 +20,18 @@ from addiffusion_env.tabular.transitions import START
 
 @dataclass(frozen=True)
 class Rule:
-    """Attempts until one is good enough.
+    """Attempts until one is good enough; the finished image of the highest utility is returned.
 
     Attributes:
-        threshold: utility from which a finished image is accepted.
+        threshold: utility from which a finished image is accepted; ``inf`` is best-of-n.
+        attempts: most attempts, of which the last one's image ends the episode.
         early: how many of the first attempts exit early.
         exit_step: step of the schedule from which those exit early; 0 is before the first evaluation.
         abandon: utility of a preview below which an attempt is abandoned; ``-inf`` reads no preview.
     """
 
     threshold: float
+    attempts: int
     early: int = 0
     exit_step: int = 0
     abandon: float = -np.inf
@@ -40,7 +42,8 @@ class Rule:
         step = np.where(place == START, 0, np.array([*table.steps, 0])[np.minimum(place, table.finish)])
         finished, value = place >= table.finish, mdp.utility_here(states)
         exits = ~finished & (step >= self.exit_step) & (states.attempt < self.early)
-        again = np.where(finished, value < self.threshold, (place != START) & ~exits & (value < self.abandon))
+        wrong = np.where(finished, value < self.threshold, (place != START) & ~exits & (value < self.abandon))
+        again = wrong & (states.attempt + 1 < self.attempts)
         wanted = np.where(again, Action.REFINE, np.where(exits | finished, Action.STOP, Action.CONTINUE))
         legal = mdp.masks(states)
         instead = np.where(legal[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
@@ -48,18 +51,25 @@ class Rule:
 
 
 def rules_of(mdp: TabularMDP, thresholds: Iterable[float], abandon: Iterable[float] = ()) -> Iterator[Rule]:
-    """The family of rules on a process.
+    """The family of rules on a process: each number of attempts, of early exits among them, and place of these.
 
     Args:
         mdp: the decision process on a table.
-        thresholds: of finished images.
+        thresholds: of finished images; ``inf``, best-of-n, is always included.
         abandon: thresholds of previews; none reads no preview.
     """
-    exits = [0, *mdp.table.steps]
-    attempts = len(mdp.transitions.legal)
-    early = [(0, 0), *product(range(1, attempts + 1), exits)]
-    for threshold, (count, step), preview in product(thresholds, early, (-np.inf, *abandon)):
-        yield Rule(threshold, count, step, preview)
+    most = len(mdp.transitions.legal)
+    for attempts in range(1, most + 1):
+        early = [(0, 0), *product(range(1, attempts + 1), (0, *mdp.table.steps))]
+        for (count, step), preview in product(early, (-np.inf, *abandon)):
+            for threshold in (*thresholds, np.inf) if attempts > 1 else (np.inf,):
+                yield Rule(float(threshold), attempts, count, step, preview)
+
+
+def thresholds_of(mdp: TabularMDP, count: int = 24) -> np.ndarray:
+    """(count,) thresholds for :func:`rules_of`: quantiles of the utility of the table's finished images."""
+    values = mdp.utilities[:, :, mdp.table.finish :]
+    return np.quantile(values[np.isfinite(mdp.table.preference[:, :, mdp.table.finish :])], np.linspace(0, 0.95, count))
 
 
 @dataclass(frozen=True, eq=False)
