@@ -104,6 +104,11 @@ class TabularMDP:
         """(P, T, Q) utility of each image."""
         return self.utility(self.table.preference, self.table.clip_score, self.table.clip_text)
 
+    @cached_property
+    def priors(self) -> np.ndarray:
+        """(P,) utility to expect of an image of each prompt, before it is drawn."""
+        return self.utility.before(self.table.clip_text)
+
     def recorded(self, states: States) -> np.ndarray:
         """(B,) index of each lane's current attempt in the table."""
         return states.order[np.arange(len(states)), states.attempt]
@@ -193,6 +198,7 @@ class TabularMDP:
             has_best=(states.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(states), 3)),
             features=self._at(table.features, *now),
+            prior=self.priors[row],
             finished=(place >= table.finish).astype(np.float64),
         )
 

@@ -14,16 +14,17 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.agents.recording import recorder_of
 from addiffusion_env.agents.tabular_training import greedy, make_mdp
 from addiffusion_env.config import friendly
-from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.frontier import FrontierGain, Pairing, gains, mixture
 from addiffusion_env.evaluation.manifest import write_text
@@ -35,7 +36,6 @@ from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.tabular.fit_calibrator import read_tables
 from addiffusion_env.tabular.outcomes import Outcomes, play_table
-from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.rules import RuleOutcomes, frontier, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
 
@@ -64,15 +64,12 @@ class Study:
 def record_test(run: Path, prompts: Sequence[Prompt], judge: str, folder: Path, lanes: int) -> AttemptTable:
     """Records the attempts of test prompts under a policy's process, judged; recorded shards are read instead."""
     settings = PolicySampler.from_run(run).settings()
-    backbone = load_backbone(settings)
     scorer = SCORERS.load(judge).from_pretrained()
 
     def verdicts(images: Sequence[torch.Tensor], of: Sequence[Prompt]) -> list[bool]:
         return [bool(value) for value in scorer.score(torch.stack(list(images)), list(of))]
 
-    process = settings.process(backbone.capabilities, backbone.name)
-    scorers = load_scorers(backbone, settings.scorers)
-    recorder = Recorder(backbone, scorers, process, process.refine.limit + 1, verdicts)
+    recorder = replace(recorder_of(settings, refine_config(settings.refine).limit + 1), judge=verdicts)
     images = [(prompt, 0) for prompt in prompts]
 
     def note(done: int) -> None:
@@ -169,8 +166,8 @@ def study_section(found: Study, seed: int = 0) -> Section:
     return Section(
         "What learning adds",
         (
-            f"{len(found.table)} test prompts, {found.table.attempts} recorded attempts of each; a policy's episodes are "
-            "read from the table, which equal the engine's. Rules are chosen on the prompts of training by calibrated "
+            f"{len(found.table)} test prompts, {found.table.attempts} recorded attempts of each; episodes are "
+            "read from this table and equal the engine's. Rules are chosen on the prompts of training by calibrated "
             "probability. Intervals are 95 %, paired over prompts; the mixture of rules is chosen on the test prompts, "
             "which favours the rules.",
             Table(("policy", "NFE", "policy correct", "rules correct", "difference", "rules"), tuple(rows)),
