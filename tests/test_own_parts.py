@@ -142,7 +142,7 @@ def test_they_work_in_all_python_interfaces(plugin, capsys):
     sampler = make_sampler("good_enough:-9")
     assert Traits.of(sampler) == named_traits("good_enough:-9")
     assert {use.scorer for use in uses_of({sampler.name: Traits.of(sampler)}, "emoji")} == {
-        "blip_preference",
+        "emoji_preference",
         "clip",
         "dino",
     }

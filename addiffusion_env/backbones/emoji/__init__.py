@@ -70,6 +70,12 @@ COMPONENTS: Mapping[str, Component] = {
         "transformers.BlipForImageTextRetrieval",
         "ranked on hard negatives, 100 s on one H100; score = logit 1 - logit 0, standardised by its config",
     ),
+    "objects": Component(
+        "objects",
+        "addiffusion_env.scorers.emoji.EmojiPreferenceScorer",
+        "reads objects, on renders and renders that the denoiser redrew, on one CPU core; its config joins the rule of "
+        "the prompt with image_reward's score",
+    ),
     "detector_a": Component(
         "detector", "addiffusion_env.backbones.emoji.detector.Detector", "centre points, on rendered scenes"
     ),
@@ -230,7 +236,7 @@ class EmojiBackbone(StableDiffusionBackbone):
         prompts="emoji",
         prompt_reader="addiffusion_env.prompts.emoji_grammar:emoji_prompt",
         scorers="addiffusion_env.scorers.emoji:EmojiScorers",
-        preference="blip_preference",
+        preference="emoji_preference",
         judges=("emoji_detector",),
         world="emoji",
         embedded=True,
