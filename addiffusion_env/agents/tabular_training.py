@@ -24,6 +24,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.callbacks import pattern_entropy
+from addiffusion_env.agents.imitation import Demonstrations, imitate
 from addiffusion_env.agents.recording import LOCAL, record_prompts
 from addiffusion_env.agents.training import make_model
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
@@ -39,6 +40,7 @@ from addiffusion_env.tabular.mdp import TabularMDP
 from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table
 from addiffusion_env.tabular.recorder import check_recordable
 from addiffusion_env.tabular.regret import regret
+from addiffusion_env.tabular.rules import play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
 from addiffusion_env.tabular.transitions import Transitions
@@ -61,6 +63,8 @@ class TabularConfig(Settings):
         watch_every: updates between two measurements of collapse and regret, in TensorBoard under ``table/``.
         held_out: further prompts of the training source, recorded after training to measure what the policy
             spends on prompts that it was not trained on; 0 measures it on the recorded ones, which is optimistic.
+        imitate: decisions of the best rules on the table (:mod:`.tabular.rules`) that the policy imitates before it
+            learns by itself; 0 begins from random weights.
         shard_size: images per file of the table: at most these are lost by an interruption.
         calibrator: arguments of :meth:`.Calibrator.fit` (``directions``, ``ridge``): fits a calibrator to the recorded
             images, without verdicts, which then ranks attempts and pays for the finished image; ``None`` for none.
@@ -76,6 +80,7 @@ class TabularConfig(Settings):
     ppo: Mapping[str, Any] = field(default_factory=dict)
     watch_every: Annotated[int, Ge(1)] = 10
     held_out: Annotated[int, Ge(0)] = 64
+    imitate: Annotated[int, Ge(0)] = 0
     shard_size: Annotated[int, Ge(1)] = 32
     calibrator: Mapping[str, Any] | None = None
 
@@ -262,6 +267,11 @@ def learn_on_table(
     """
     env = VecMonitor(TabularVecEnv(mdp, settings, tabular.lanes, seed))
     learner = make_model(algorithm, env, tabular.ppo, seed, device)
+    if tabular.imitate:
+        played = [play_rule(mdp, rule) for rule in rules_of(mdp, thresholds_of(mdp))]
+        shown = Demonstrations(TabularVecEnv(mdp, settings, tabular.lanes, seed + 1), played, tabular.imitate)
+        same = imitate(learner, shown, seed=seed)
+        print(f"imitated {len(shown)} decisions of the best rules: {same:.1%} of the actions agree", flush=True)
     watch = TableWatch(mdp, settings, tabular.watch_every)
     if folder is not None:
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))

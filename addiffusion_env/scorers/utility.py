@@ -123,6 +123,14 @@ class Calibrator:
             fits.append((np.linalg.slogdet(precision)[1] - np.einsum("ni,ij,nj->n", error, precision, error)) / 2)
         return np.clip(inputs @ self.prior + fits[0] - fits[1], -MOST, MOST)
 
+    def before(self, clip_text: np.ndarray) -> np.ndarray:
+        """(P,) log-odds, in [-12, 12], that an attempt of each prompt is correct, before its image is known.
+
+        Args:
+            clip_text: (P, D) embeddings of the prompts.
+        """
+        return np.clip(_inputs(clip_text, self.centre, self.basis) @ self.prior, -MOST, MOST)
+
     def save(self, path: Path) -> None:
         """Writes a safetensors file atomically."""
         from safetensors.numpy import save
@@ -244,6 +252,10 @@ class Utility(Settings):
         if self.clip_weight == 0:
             return preference
         return preference + self.clip_weight * (clip_score - self.clip_centre) / self.clip_scale
+
+    def before(self, clip_text: np.ndarray) -> np.ndarray:
+        """(B, D) embeddings of prompts -> (B,) utility to expect before an image is drawn; 0 uncalibrated."""
+        return np.zeros(len(clip_text)) if self.calibrator is None else calibrator_of(self.calibrator).before(clip_text)
 
     def at(self, scores: ImageScores) -> float:
         """Utility of one image."""

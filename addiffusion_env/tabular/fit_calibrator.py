@@ -24,7 +24,10 @@ SETTINGS = ("directions", "ridge", "rounds")
 
 
 def fit_calibrator(table: AttemptTable, **settings: Any) -> Calibrator:
-    """Fits a calibrator to the images at the end of the schedule, of every attempt of every prompt.
+    """Fits a calibrator to the finished images of every attempt of every prompt.
+
+    These are the images at the end of the schedule, and those of an early exit before the first evaluation where every
+    attempt may begin with one. Early exits from later steps repeat most of an image and are left out.
 
     Args:
         table: the attempts.
@@ -33,8 +36,9 @@ def fit_calibrator(table: AttemptTable, **settings: Any) -> Calibrator:
     Raises:
         ConfigError: for fewer prompts than directions.
     """
-    end = table.finish
-    return Calibrator.fit(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text, **settings)
+    places = [table.finish, -1] if table.starts else [table.finish]
+    scores = (values[:, :, places].reshape(len(table), -1) for values in (table.preference, table.clip_score))
+    return Calibrator.fit(*scores, table.clip_text, **settings)
 
 
 def check_fit(settings: Mapping[str, Any] | None, prompts: int) -> None:

@@ -156,14 +156,10 @@ class Recorder:
             if lane.step == 0:  # the policy decides before the first evaluation
                 early = yield from self._exited(lane)
                 lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
-            base = lane
-            steps = [Place(lane, _scores(lane))]
-            while True:
-                lane = yield from act(self.backbone, self.process, lane, Action.CONTINUE)
-                if not lane.remaining:
-                    break
-                lane = yield from score_preview(lane)
+            base, steps = lane, []
+            while lane.remaining:
                 steps.append(Place(lane, _scores(lane)))
+                lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
             image = yield from finished(lane)
             end = Place(lane, image.scores, image)
             early_exits = []
@@ -176,8 +172,10 @@ class Recorder:
         return attempts
 
     def _scored(self, action: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
+        """The lane after an action, with the scores of its preview if it has one and is not finished."""
         lane = yield from action
-        return (yield from score_preview(lane)) if lane.scores is None and lane.x0 is not None else lane
+        seen = lane.x0 is not None and lane.remaining > 0
+        return (yield from score_preview(lane)) if seen and lane.scores is None else lane
 
     def _exited(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
         """The place that *stop* leads to: ``end`` if the early exit equals the rest of the schedule."""

@@ -71,6 +71,13 @@ def test_attempts_that_begin_before_the_first_evaluation_equal_the_environment(f
     check_equal(mdp, images, settings, path)
 
 
+def test_attempts_without_decisions_inside_equal_the_environment(whole_attempts, images):
+    """The policy decides before each attempt and about each finished image; no preview is scored."""
+    mdp, settings = whole_attempts
+    assert mdp.table.steps == () and mdp.table.starts
+    check_equal(mdp, images[:2], settings, [STOP, REFINE, CONTINUE, REFINE, STOP])
+
+
 def test_an_oracle_drops_attempts_by_early_exits(from_start):
     """The cheapest way past an attempt is an early exit before the first evaluation."""
     table = from_start[0].table
