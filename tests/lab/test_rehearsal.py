@@ -123,7 +123,9 @@ def test_a_night_killed_at_every_stage(backbone, tmp_path, monkeypatch):
         spend_the_night(config)
         check_whole(folder, backbone)
         found = RecordStore(folder / "run" / "report" / "records").read()
-        records = {(r.sampler, r.prompt, r.seed): replace(r, seconds=0.0, peak_memory=0, uid="", variant="") for r in found}
+        records = {
+            (r.sampler, r.prompt, r.seed): replace(r, seconds=0.0, peak_memory=0, uid="", variant="") for r in found
+        }
         ends.append(((folder / "run/policy/policy.safetensors").read_bytes(), records))
     assert ends[0] == ends[1]
 
