@@ -51,7 +51,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
 
     started = time.monotonic()
     config = with_plugins(renamed(config), [config["run_dir"]] if config["resume"] == "auto" else [])
-    check_report(config["report"])  # now, not after minutes of training
+    check_report(config["report"], str(config["run_dir"]))  # now, not after minutes of training
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     check_algorithm(config["algorithm"], config["ppo"])

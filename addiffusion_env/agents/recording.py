@@ -34,7 +34,7 @@ def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
     Raises:
         ConfigError: for a process that is not a table of attempts.
     """
-    backbone = load_backbone(settings)
+    backbone, keys = load_backbone(settings), settings.keys()
     return Recorder(
         backbone,
         load_scorers(backbone, settings.scorers),
@@ -42,7 +42,7 @@ def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
         attempts,
         halve=settings.halve_lanes,
         faults=FaultCount(settings.max_faults),
-        features=any(FEATURES.load(key).needs_features for key in settings.keys()),
+        features=any(FEATURES.load(key).needs_features for key in keys),
     )
 
 

@@ -35,9 +35,9 @@ def make_samplers(config: Mapping[str, Any]) -> tuple[list[Sampler], EnvSettings
     runs = [] if config["policy"] is None else [config["policy"]]
     runs += [run for key, kind in extras_in(config).items() for run in kind.runs(config[key])]
     trust = config["trust"]
-    policies: list[Any] = [
-        policy_at(run, cost_per_nfe, trust) for run in runs for cost_per_nfe in config["costs_per_nfe"]
-    ]
+    at_costs = [policy_at(run, cost_per_nfe, trust) for run in runs for cost_per_nfe in config["costs_per_nfe"]]
+    # "24nfe" may be the cost at an end of the frontier, which is listed as well.
+    policies: list[Any] = list({sampler.name: sampler for sampler in at_costs}.values())
     # A policy defines its environment, weights included; the settings given here override it.
     known = policies[0].config.environment if policies else {}
     settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
