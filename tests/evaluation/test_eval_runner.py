@@ -217,11 +217,12 @@ from addiffusion_env.envs.settings import load_backbone, load_scorers
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.runner import Stage, evaluate
+from addiffusion_env.evaluation.runner import EvaluationContext, evaluate
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 emoji = load_backbone(EnvSettings())
-stage = Stage(emoji, load_scorers(emoji), ProcessConfig(steps=2), Judges.of(["emoji_detector"]))
-evaluate([make_sampler("fixed:2")], EmojiPrompts("test").take(400), [0], stage, {out!r}, max_lanes=2, shard_size=2)
+judges = Judges.of(["emoji_detector"])
+context = EvaluationContext(emoji, load_scorers(emoji), ProcessConfig(steps=2), judges)
+evaluate([make_sampler("fixed:2")], EmojiPrompts("test").take(400), [0], context, {out!r}, max_lanes=2, shard_size=2)
 """
 
 
