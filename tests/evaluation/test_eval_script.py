@@ -93,7 +93,7 @@ def run_folder(tmp_path, emoji):
 def test_a_policy_is_evaluated_beside_the_others(run_folder, capsys):
     import eval_sb3
 
-    wanted = {"prompts": 2, "samplers": ["fixed:2", "stop:1"], "costs_per_nfe": [None, 0.05], "progress_bar": False}
+    wanted = {"prompts": 1, "samplers": ["fixed:2", "stop:1"], "costs_per_nfe": [None, 0.05], "progress_bar": False}
     report = eval_sb3.evaluate_run(run_folder, wanted, max_lanes=2)
     assert report.html == run_folder / "report" / "report.html"
     names = [row.sampler for row in report.summary.samplers]
