@@ -35,7 +35,7 @@ numeric: $(VENV)/.dev  ## the numerical tests under older instruction sets, in p
 numeric-default: ISA = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 numeric-avx2: ISA = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 numeric-default numeric-avx2:
-	$(ISA) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numeric $(shell grep -rl --include='test_*.py' 'mark\.numeric' tests)
+	$(ISA) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'numeric and not slow' $(shell grep -rl --include='test_*.py' 'mark\.numeric' tests)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pip install --quiet -e '.[clients,lora,slurm]'

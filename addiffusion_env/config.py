@@ -89,16 +89,16 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
     plain = compose_config(config_dir, config_name)
     _check_form(overrides, plain)
     _check_experiments(plain, wanted, config_dir)
-    groups = [
-        item
-        for item in wanted
-        if os.path.isdir(config_dir / item.split("=", 1)[0]) and _option_exists(config_dir, item)
-    ]
-    base = compose_config(config_dir, config_name, groups)
     try:
         compose_config(config_dir, config_name, wanted)
     # Hydra lets some through: a group's option that is no text, or longer than any file's name.
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        groups = [
+            item
+            for item in wanted
+            if os.path.isdir(config_dir / item.split("=", 1)[0]) and _option_exists(config_dir, item)
+        ]
+        base = compose_config(config_dir, config_name, groups) if groups else plain
         raise _explain(error, base, wanted, config_dir) from error
 
 

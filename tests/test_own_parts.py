@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import addiffusion_env  # noqa: F401 (registers the environments)
-from addiffusion_env import AdaptivePipeline
+from addiffusion_env import AdaptivePipeline, plugins
 from addiffusion_env.__main__ import main
 from addiffusion_env.agents.learned import scores_used
+from addiffusion_env.config import compose_config
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.observations import FEATURES
@@ -122,6 +123,7 @@ def plugin(tmp_path, monkeypatch):
     (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{name}", name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.setattr(plugins, "_loaded", dict(plugins._loaded))
     for registry in (SAMPLERS, TERMS, FEATURES):
         monkeypatch.setattr(registry, "_entries", dict(registry.items()))
     yield name
@@ -201,8 +203,11 @@ def test_scripts_load_them_and_a_run_records_them(plugin, tmp_path):
 
 
 def test_an_evaluation_loads_them(plugin):
+    """In this process; the slow test above runs the scripts."""
+    import eval_sb3
+
     arguments = ("samplers=[fixed:2,good_enough:-9]", "prompts=1", "out=out", "filmstrips=false", "progress_bar=false")
-    run("eval_sb3.py", f"plugins=[{plugin}]", *arguments)
+    eval_sb3.main(compose_config(eval_sb3.CONFIGS, "eval", [f"plugins=[{plugin}]", *arguments]))
     assert [row["sampler"] for row in summary_of("out")] == ["fixed:2", "good_enough:-9"]
 
 

@@ -56,8 +56,15 @@ class SamplerCase:
             return evaluate([make_sampler(self.spec)], list(prompts), [0], self.context, Path(folder), max_lanes=lanes)
 
     @cached_property
+    def before(self) -> tuple[int, dict[str, Any], torch.Tensor]:
+        """The model before the first image: number of hooks, attention processors, one prediction."""
+        module: Any = self.backbone.denoiser  # type: ignore[attr-defined]
+        return _hooks(module), dict(getattr(module, "attn_processors", None) or {}), _predicted(self)
+
+    @cached_property
     def together(self) -> list[Record]:
         """Both images, generated in one batch."""
+        _ = self.before
         return self.records(self.prompts, lanes=2)
 
 
@@ -86,25 +93,24 @@ def cost_is_counted(case: SamplerCase) -> None:
 
 def an_image_is_its_own(case: SamplerCase) -> None:
     """An image depends on its prompt and seed only, not on the rest of the batch."""
-    alone = case.records(case.prompts[::-1], lanes=1)[::-1]
-    for one, other in zip(case.together, alone, strict=True):
-        require(_facts(one) == _facts(other), f"{_facts(one)} became {_facts(other)}", "key noise by prompt and seed")
-        apart = abs(one.preference - other.preference)
-        require(apart <= 2e-3, f"its preference moved by {apart:.2g}", "key noise by prompt and seed")
+    one, [other] = case.together[1], case.records(case.prompts[1:], lanes=1)
+    require(_facts(one) == _facts(other), f"{_facts(one)} became {_facts(other)}", "key noise by prompt and seed")
+    apart = abs(one.preference - other.preference)
+    require(apart <= 2e-3, f"its preference moved by {apart:.2g}", "key noise by prompt and seed")
     require(case.together[0].preference != case.together[1].preference, "two prompts gave one image", "read the prompt")
 
 
 def the_model_is_left_alone(case: SamplerCase) -> None:
     """The model's hooks, attention processors and predictions are unchanged afterwards."""
     module: Any = case.backbone.denoiser  # type: ignore[attr-defined]
-    before = (_hooks(module), getattr(module, "attn_processors", None), _predicted(case))
-    case.records(case.prompts[:1], lanes=1)
-    require(_hooks(module) == before[0], "it left a hook on the model", "remove it")
-    for name, kept in (before[1] or {}).items():
+    hooks, processors, predicted = case.before
+    _ = case.together
+    require(_hooks(module) == hooks, "it left a hook on the model", "remove it")
+    for name, kept in processors.items():
         require(
             module.attn_processors[name] is kept, f"it left another processor at {name}", "restore the previous one"
         )
-    apart = float((_predicted(case) - before[2]).abs().max())
+    apart = float((_predicted(case) - predicted).abs().max())
     require(apart <= 1e-5, f"the model's prediction moved by {apart:.2g}", "undo what was patched")
 
 

@@ -44,7 +44,7 @@ class Builder:
         inputs: prompt -> the keywords that pass it to the pipeline.
         task: ``text-to-image``, ``image-to-image``, ``inpainting`` or ``controlnet``; others are not supported as
             backbones.
-        fast: whether it is one of about a dozen that the fast tests use.
+        fast: whether it is one of the few that the fast tests use.
     """
 
     make: Callable[[], Any]

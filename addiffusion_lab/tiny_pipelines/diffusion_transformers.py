@@ -305,11 +305,11 @@ QWEN: dict[str, Any] = {"guidance": "true_cfg_scale"}
 BUILDERS = {
     "z_image": Builder(z_image, (2,), {**CFG, "max_sequence_length": 64}, fast=True),
     "pixart_alpha": Builder(lambda: pixart("PixArtAlphaPipeline", use_additional_conditions=False), (2,), PIXART),
-    "pixart_sigma": Builder(lambda: pixart(use_additional_conditions=False), (2,), PIXART, fast=True),
+    "pixart_sigma": Builder(lambda: pixart(use_additional_conditions=False), (2,), PIXART),
     "lumina": Builder(lumina, (2,), {**CFG, "clean_caption": False}, (64, 64)),
-    "lumina2": Builder(lumina2, (1, 1), {**CFG, "max_sequence_length": 128}, (64, 64), fast=True),
+    "lumina2": Builder(lumina2, (1, 1), {**CFG, "max_sequence_length": 128}, (64, 64)),
     "cogview3": Builder(cogview3, (2,), {**CFG, **TEXT}),
-    "cogview4": Builder(cogview4, (1, 1), CFG, fast=True),
+    "cogview4": Builder(cogview4, (1, 1), CFG),
     "qwen_image": Builder(qwen_image, (1,), {"true_cfg_scale": 1.0}, **QWEN),
     "qwen_image_cfg": Builder(
         qwen_image, (1, 1), {"true_cfg_scale": 3.0, "negative_prompt": "a cat"}, fast=True, **QWEN

@@ -255,7 +255,7 @@ def sana_sprint() -> Any:
 
 QWEN21 = {"true_cfg_scale": 3.0, "negative_prompt": "a cat"}
 BUILDERS = {
-    "hidream": Builder(hidream, (2,), {**CFG, **TEXT}, fast=True),
+    "hidream": Builder(hidream, (2,), {**CFG, **TEXT}),
     "hunyuan_image": Builder(hunyuan_image, (1, 1), guidance=None),
     "kandinsky5": Builder(kandinsky5, (1, 1), {**CFG, "max_sequence_length": 96}, (64, 64)),
     "cosmos2": Builder(cosmos2, (1, 1), {**CFG, "negative_prompt": "a cat", "max_sequence_length": 64}),

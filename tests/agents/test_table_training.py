@@ -98,7 +98,7 @@ def test_ppo_finds_the_planted_optimum(tmp_path):
 
 def test_same_seed_same_policy(tmp_path):
     table, _ = planted(64)
-    config = TabularConfig(total_timesteps=4096, ppo=PPO)
+    config = TabularConfig(lanes=32, total_timesteps=1024, ppo=PPO)  # two rollouts
     first, second = (learn_on_table(mdp_on(table), SETTINGS, config, "maskable_ppo", 3) for _ in range(2))
     for key, value in first.policy.state_dict().items():
         assert (value == second.policy.state_dict()[key]).all(), key
@@ -106,7 +106,8 @@ def test_same_seed_same_policy(tmp_path):
 
 def test_the_frontier_never_rises_with_cost():
     table, _ = planted(64)
-    learner = learn_on_table(mdp_on(table), SETTINGS, TabularConfig(total_timesteps=2048, ppo=PPO), "maskable_ppo", 0)
+    config = TabularConfig(lanes=32, total_timesteps=512, ppo=PPO)
+    learner = learn_on_table(mdp_on(table), SETTINGS, config, "maskable_ppo", 0)
     frontier = measured_frontier(learner.policy, mdp_on(table), SETTINGS)
     costs_per_nfe, spent = zip(*frontier, strict=True)
     assert list(costs_per_nfe) == sorted(costs_per_nfe) and list(spent) == sorted(spent, reverse=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -226,11 +227,14 @@ def test_the_script_trains_and_reports(tmp_path):
     assert config.frontier_prompts == "2 prompts of the training source that were held out of training"
 
 
-def test_the_script_says_what_is_wrong_in_two_lines(tmp_path):
-    done = run_script("experiment=smoke", "lnaes=3", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the configuration has no key 'lnaes'\n  -> did you mean 'lanes'?")
-    assert "Traceback" not in done.stderr
+def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_sb3.py", "experiment=smoke", "lnaes=3"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "train_sb3.py"), run_name="__main__")
+    assert left.value.code == 2 and not list(tmp_path.iterdir())
+    error = capsys.readouterr().err
+    assert error.startswith("error: the configuration has no key 'lnaes'\n  -> did you mean 'lanes'?")
 
 
 def test_a_run_folder_that_cannot_be_written_is_said_before_anything_is_recorded(tmp_path, monkeypatch, capsys):

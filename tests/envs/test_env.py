@@ -6,7 +6,6 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import (
     AdDiffusionError,
@@ -17,8 +16,6 @@ from addiffusion_env.errors import (
     UnexpectedKeywordError,
     UnknownNameError,
 )
-
-EMOJI = [name for name, settings in ENVIRONMENTS.items() if settings["backbone"] == "emoji"]
 
 
 @pytest.fixture
@@ -36,9 +33,9 @@ def rollout(env, actions, seed=0, **kwargs):
     return trail
 
 
-@pytest.mark.parametrize("name", EMOJI)
-def test_checkers_of_gymnasium_and_sb3_pass(name):
-    env = gym.make(name, steps=2)
+def test_checkers_of_gymnasium_and_sb3_pass():
+    """Of AdDiffusion-Emoji-v1 too: `python -m addiffusion_env check` in tests/test_command_line.py."""
+    env = gym.make("AdDiffusion-Emoji-v0", steps=2)
     check_env(env.unwrapped, skip_render_check=True)
     sb3_check_env(env.unwrapped)
 
@@ -229,7 +226,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, sentence):
 def test_an_unknown_keyword_is_a_type_error_too():
     """TorchRL expects this error before it retries without its ``frameskip``."""
     message = r"got an unexpected keyword argument 'stepz'.*\n  -> did you mean 'steps'"
-    for make in (AdDiffusionEnv, lambda **settings: gym.make(EMOJI[0], **settings)):
+    for make in (AdDiffusionEnv, lambda **settings: gym.make("AdDiffusion-Emoji-v0", **settings)):
         with pytest.raises(TypeError, match=message) as caught:
             make(stepz=3)
         assert isinstance(caught.value, ConfigError)

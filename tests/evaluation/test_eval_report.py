@@ -85,8 +85,12 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder):
-    report = write_report(folder)
+@pytest.fixture(scope="module")
+def report(folder):
+    return write_report(folder)
+
+
+def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder, report):
     page = Page()
     page.feed(report.html.read_text(encoding="utf-8"))
     assert "script" not in page.tags
@@ -103,14 +107,13 @@ def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder
     )
 
 
-def test_the_same_records_give_the_same_report(folder):
-    first = write_report(folder)
-    before = [path.read_bytes() for path in (first.html, first.markdown, first.summary_json)]
+def test_the_same_records_give_the_same_report(folder, report):
+    before = [path.read_bytes() for path in (report.html, report.markdown, report.summary_json)]
     again = write_report(folder)
     assert [path.read_bytes() for path in (again.html, again.markdown, again.summary_json)] == before
 
 
-def test_the_summary_finds_what_was_planted(folder):
+def test_the_summary_finds_what_was_planted(report):
     records = world()
     found = summarise(records, manifest_of(records))
     assert (found.primary, found.focus, found.reference) == ("correct", NAMES[0], "fixed:20")
@@ -124,7 +127,7 @@ def test_the_summary_finds_what_was_planted(folder):
     assert {row.sampler for row in found.pairs} == set(NAMES[1:])
     assert found.regret.best_constant == "fixed:4"
     assert len(found.tasks) == 2 * len(NAMES)
-    saved = json.loads((folder / "summary.json").read_text())
+    saved = json.loads(report.summary_json.read_text())
     assert saved["samplers"][0]["nfe"]["estimate"] == 5.5
 
 

@@ -139,9 +139,10 @@ def test_what_has_one_value_is_told_and_not_drawn():
 @pytest.mark.parametrize(
     ("same", "missing"),
     [
-        ({"constraints": 3}, {"nfe_by_constraints"}),
-        ({"actions": (0, 1)}, {"timelines"}),
-        ({"seconds": 0.5}, {"frontier_seconds"}),
+        (
+            {"constraints": 3, "actions": (0, 1), "seconds": 0.5},
+            {"nfe_by_constraints", "timelines", "frontier_seconds"},
+        ),
         ({"nfe": 6}, {"frontier", "frontier_preference", "frontier_seconds", "nfe_by_task", "nfe_by_constraints"}),
     ],
 )

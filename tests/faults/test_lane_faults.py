@@ -115,6 +115,7 @@ def stepped(env, actions):
     return env.step(np.array(actions))
 
 
+@pytest.mark.parametrize("fault", ["nan score"], indirect=True)
 def test_in_the_vector_env_a_dropped_episode_is_truncated_and_counted(fault, emoji):
     sick = AdDiffusionVectorEnv(3, **SETTINGS, max_faults=1)
     with pytest.warns(UserWarning, match="image dropped"):
@@ -209,6 +210,7 @@ def test_a_non_finite_reward_drops_its_lane(term):
     assert env.episodes.slots[1].episode == 1 and env.episodes.engine.faults.count == 1
 
 
+@pytest.mark.parametrize("term", [float("nan")], ids=str, indirect=True)
 def test_a_non_finite_reward_reaches_no_weight_of_a_policy(term):
     from stable_baselines3.common.vec_env import VecMonitor
 
@@ -234,6 +236,7 @@ def context(emoji, scorers):
     return EvaluationContext(emoji, scorers, PROCESS, Judges.of(["sharpness"]))
 
 
+@pytest.mark.parametrize("fault", ["raising scorer"], indirect=True)
 def test_in_evaluation_the_image_is_left_out_counted_and_retried(fault, context, three, tmp_path, monkeypatch):
     told = []
     with pytest.warns(UserWarning, match="image dropped"):
@@ -269,9 +272,14 @@ def test_a_judge_that_fails_on_one_image_loses_that_record_only(kind, context, t
 
 
 # ---------------------------------------------------------------- memory
+@pytest.fixture(scope="module")
+def whole(emoji, scorers, three):
+    """Images with previews, of whole batches."""
+    return images(Engine(emoji, scorers), emoji, three, looks=True)
+
+
 @pytest.mark.parametrize("part", ["predict", "preview", "decode"])
-def test_calls_are_halved_until_they_fit(part, emoji, scorers, three, monkeypatch):
-    whole = images(Engine(emoji, scorers), emoji, three, looks=True)
+def test_calls_are_halved_until_they_fit(part, whole, emoji, scorers, three, monkeypatch):
     seen = []
     monkeypatch.setattr(emoji, part, memory_for(getattr(emoji, part), 1, seen))
     engine = Engine(emoji, scorers, halve=True)

@@ -146,6 +146,7 @@ def test_an_evaluation_without_a_held_out_judge_is_refused():
         judge_evaluation([], manifest(settings={"policy": None, "judges": ["preference"]}), {})
 
 
+@pytest.mark.slow
 def test_the_machine_is_named_with_its_instruction_set():
     """In a separate process: torch reads the variable once."""
     code = "from addiffusion_env.evaluation.manifest import versions; print(versions()['machine'])"

@@ -1,6 +1,6 @@
 """Planted effects are found as often as planned, planted nothing is claimed no more often than stated.
 
-Every rate is that of a few hundred simulated evaluations, held against its plan with three binomial standard
+Every rate is that of some hundred simulated evaluations, held against its plan with three binomial standard
 deviations. Sizes come from the project's own power formulas, so these are tested with them.
 """
 
@@ -45,18 +45,18 @@ def frontier_prompts():
 
 def test_h1_finds_equality_as_often_as_planned():
     n = prompts_for_non_inferiority(np.sqrt(0.2), MARGIN)
-    found = outcomes("H1", lambda draw: planted.against_reference(draw, n, 0.1, 0.1), 400)
-    assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 400))
+    found = outcomes("H1", lambda draw: planted.against_reference(draw, n, 0.1, 0.1), 200)
+    assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 200))
 
 
 def test_h1_hardly_ever_passes_what_is_worse_by_the_margin():
-    found = outcomes("H1", lambda draw: planted.against_reference(draw, 124, 0.05, 0.15), 400)
-    assert found["supported"] <= 0.05 + slack(0.05, 400)
+    found = outcomes("H1", lambda draw: planted.against_reference(draw, 124, 0.05, 0.15), 200)
+    assert found["supported"] <= 0.05 + slack(0.05, 200)
 
 
 def test_h1_hardly_ever_passes_what_spends_the_limit():
-    found = outcomes("H1", lambda draw: planted.against_reference(draw, 124, 0.2, 0.0, nfe=7.0), 400)
-    assert found["supported"] <= 0.05 + slack(0.05, 400)
+    found = outcomes("H1", lambda draw: planted.against_reference(draw, 124, 0.2, 0.0, nfe=7.0), 200)
+    assert found["supported"] <= 0.05 + slack(0.05, 200)
 
 
 def test_h1_holds_against_all_its_references_or_not_at_all():
@@ -121,14 +121,14 @@ def test_h2_takes_more_than_beating_three_of_four_kinds():
 
 def test_h3_finds_a_correlation_above_its_control_as_often_as_planned():
     n = round(planted.prompts_for_correlation(0.3) * 1.87)  # the control's own scatter comes on top
-    found = outcomes("H3", lambda draw: planted.by_constraints(draw, n, 0.31, 0.0), 300, shuffled=planted.CONTROL)
-    assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 300) + 0.02)
+    found = outcomes("H3", lambda draw: planted.by_constraints(draw, n, 0.31, 0.0), 150, shuffled=planted.CONTROL)
+    assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 150) + 0.02)
 
 
 @pytest.mark.parametrize(("own", "control"), [(0.0, 0.0), (0.4, 0.4)])
 def test_h3_hardly_ever_passes_what_shuffled_prompts_do_as_well(own, control):
-    found = outcomes("H3", lambda draw: planted.by_constraints(draw, 120, own, control), 300, shuffled=planted.CONTROL)
-    assert found["supported"] <= 0.025 + slack(0.025, 300)
+    found = outcomes("H3", lambda draw: planted.by_constraints(draw, 120, own, control), 150, shuffled=planted.CONTROL)
+    assert found["supported"] <= 0.025 + slack(0.025, 150)
 
 
 def test_h4_finds_a_gain_and_raises_few_alarms():
@@ -139,10 +139,10 @@ def test_h4_finds_a_gain_and_raises_few_alarms():
     slope = 0.1 / 3
     share = refined - (plain + 2 * eight) / 3 - slope * (nfe[2] - 7) + slope / 3 * (nfe[0] - 5)
     n = prompts_for_difference(float(share.std()), GAIN)
-    found = outcomes("H4", lambda draw: planted.with_refinement(draw, n, GAIN), 400, **claims)
-    assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 400) + 0.02)
-    none = outcomes("H4", lambda draw: planted.with_refinement(draw, n, 0.0), 400, **claims)
-    assert none["supported"] <= 0.025 + slack(0.025, 400)
+    found = outcomes("H4", lambda draw: planted.with_refinement(draw, n, GAIN), 200, **claims)
+    assert found["supported"] == pytest.approx(POWER, abs=slack(POWER, 200) + 0.02)
+    none = outcomes("H4", lambda draw: planted.with_refinement(draw, n, 0.0), 200, **claims)
+    assert none["supported"] <= 0.025 + slack(0.025, 200)
 
 
 # ---- the report's own estimator of a gain over constant samplers
@@ -158,8 +158,8 @@ def gains(make, runs):
 
 @pytest.mark.parametrize("make", [planted.against_frontier, planted.at_a_corner])
 def test_a_reported_gain_is_rarely_above_zero_without_one(make):
-    above = [found.gain.low > 0 for found in gains(lambda draw: make(draw, 100, 0.0), 300)]
-    assert np.mean(above) <= 0.025 + slack(0.025, 300)
+    above = [found.gain.low > 0 for found in gains(lambda draw: make(draw, 100, 0.0), 150)]
+    assert np.mean(above) <= 0.025 + slack(0.025, 150)
 
 
 @pytest.mark.slow

@@ -19,13 +19,6 @@ def loaded(code):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_making_the_environment_loads_no_hub_scorer_no_ray_and_no_lab():
-    names = loaded("import gymnasium, addiffusion_env; gymnasium.make('AdDiffusion-Emoji-v0')")
-    assert not [name for name in names if name.split(".")[0] in ("ray", "addiffusion_lab", "ImageReward")]
-    assert not [name for name in names if name.startswith("addiffusion_env.scorers.image_reward")]
-    assert "addiffusion_env.envs.env" in names
-
-
 def test_a_local_training_loads_no_ray():
     settings = "{'backbone': 'emoji', 'steps': 2}"
     names = loaded(
@@ -35,11 +28,6 @@ def test_a_local_training_loads_no_ray():
     )
     assert not [name for name in names if name.split(".")[0] == "ray"]
     assert not {"addiffusion_env.distributed.actor_pool", "addiffusion_env.distributed.ray_vec_env"} & set(names)
-
-
-def test_importing_the_lab_loads_nothing_heavy():
-    names = set(loaded("import addiffusion_lab"))
-    assert not names & {"torch", "diffusers", "pandas", "scipy", "addiffusion_lab.claims", "addiffusion_lab.metrics"}
 
 
 def test_without_the_lab_an_error_says_where_names_come_from():

@@ -64,9 +64,10 @@ def play(model, episodes=200):
 )
 def test_learns_when_to_stop(algorithm, policy):
     env = DummyVecEnv([StopWhenGood] * 8)
-    model = algorithm(policy, env, n_steps=64, batch_size=128, learning_rate=1e-3, gamma=1.0, ent_coef=0.005, seed=0)
+    rollouts = {"n_steps": 64, "batch_size": 256, "n_epochs": 8}
+    model = algorithm(policy, env, **rollouts, learning_rate=2e-3, gamma=1.0, ent_coef=0.005, seed=0)
     before, _ = play(model, 50)
-    model.learn(12_000)
+    model.learn(6_000)
     value, taken = play(model)
     # Backward induction with six draws from U(-1, 1) and cost 0.1: 0.43. An untrained policy is far below.
     assert value > 0.33 > before

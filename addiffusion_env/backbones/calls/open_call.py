@@ -275,7 +275,8 @@ class OpenCall:
 
     def _copy(self, pipe: Any) -> Any:
         own = copy.copy(pipe)
-        own.__class__ = pipeline_class(type(pipe))
+        kind: Any = type(pipe)  # mypy takes type[Any] for unhashable, and pipeline_class is cached
+        own.__class__ = pipeline_class(kind)
         parts = own.__dict__
         for name, part in list(parts.items()):
             if isinstance(part, nn.Module):
