@@ -185,12 +185,12 @@ def _calibrator_folder(path: Path) -> Path:
 def _described(
     environment: Mapping[str, Any], data: Mapping[str, Any], arch: dict[str, list[int]], origin: Mapping[str, Any]
 ) -> PolicyConfig:
-    low, high = EnvSettings.of(**environment).cost_range()
+    settings = EnvSettings.of(**environment)
     return PolicyConfig(
         environment=dict(environment),
         observation=describe_space(data["observation_space"]),
         net_arch=arch,
-        highest_cost_per_nfe=high,
-        default_cost_per_nfe=(low + high) / 2,
+        highest_cost_per_nfe=settings.cost_range()[1],
+        default_cost_per_nfe=settings.typical_cost(),
         provenance={**origin, "decisions": int(data.get("num_timesteps", 0))},
     )

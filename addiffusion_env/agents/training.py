@@ -272,7 +272,7 @@ def export_policy(
         frontier_prompts: description of the prompts that the frontier was measured on.
         identity: of the environment (:meth:`.Episodes.identity`) on which the frontier was measured.
     """
-    low, high = EnvSettings.of(**config["env"]).cost_range()
+    settings = EnvSettings.of(**config["env"])
     provenance = {
         "algorithm": config["algorithm"],
         "decisions": model.num_timesteps,
@@ -287,8 +287,8 @@ def export_policy(
         plugins=tuple(config["plugins"]),
         observation=describe_space(space),
         net_arch=layers(model.policy.net_arch),
-        highest_cost_per_nfe=high,
-        default_cost_per_nfe=(low + high) / 2,
+        highest_cost_per_nfe=settings.cost_range()[1],
+        default_cost_per_nfe=settings.typical_cost(),
         frontier=tuple(frontier),
         frontier_prompts=frontier_prompts,
         provenance=provenance,

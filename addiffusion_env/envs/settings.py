@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -190,6 +191,11 @@ class EnvSettings:
                 f"cost_per_nfe must be a number or [low, high] with 0 <= low <= high, got {cost_per_nfe!r}", "use 0.01"
             )
         return float(bounds[0]), float(bounds[1])
+
+    def typical_cost(self) -> float:
+        """The middle of the costs per NFE: their geometric mean, or half of the highest where the lowest is 0."""
+        low, high = self.cost_range()
+        return math.sqrt(low * high) if low else high / 2
 
     def keys(self) -> tuple[str, ...]:
         """The observation keys: those listed, or those of a preset, with ``cost_per_nfe`` if it varies.
