@@ -71,14 +71,19 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "guidance_scale": 4.0,
         # Guides one evaluation of five, the second, which decides the image's content; the others cost half an NFE.
         "guidance_interval": [3.0, 7.0],
-        # An attempt is either an early exit from pure noise, three unguided evaluations (1.5 NFE), or the whole schedule
-        # (3 NFE). Previews inside it cost a third of an evaluation each and decided nothing.
+        # An attempt is either an early exit from pure noise, three unguided evaluations (1.5 NFE), or the whole
+        # schedule (3 NFE). Previews inside it cost a third of an evaluation each and decided nothing.
         "early_exit_steps": 3,
         "decide_every": 5,
         "check_finished": True,
         # A low score calls for another attempt from fresh noise, which the policy begins as it began the first; the
         # attempt of the highest utility is kept.
-        "refine": {"preset": "resample_keep_best", "return_to": 0, "limit": 5, "utility": {"calibrator": "emoji"}},
+        "refine": {
+            "preset": "resample_keep_best",
+            "return_to": 0,
+            "limit": 5,
+            "utility": {"calibrator": "emoji"},
+        },
         # The probability of being correct, with halved log-odds so that .99 and .999 still differ.
         "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
         # Drawn per episode and observed by the policy.
