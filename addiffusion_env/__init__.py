@@ -87,9 +87,9 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         # The probability of being correct, with halved log-odds so that .99 and .999 still differ.
         "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
         # Drawn per episode and observed by the policy.
-        "cost_per_nfe": [0.005, 0.3],
-        # CLIP's embeddings, of 256 numbers, are learned by heart from the prompts of a table; the calibrator says in two
-        # numbers how hard the prompt is and whether the image is correct.
+        "cost_per_nfe": [0.002, 0.45],
+        # The 256 numbers of CLIP's embeddings are learned by heart from the prompts of a table; the calibrator says in
+        # two how hard the prompt is and whether the image is correct.
         "observation_keys": ["timestep", "correctness", "prior", "spent", "cost_per_nfe"],
     },
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},

@@ -76,13 +76,13 @@ def test_the_experiment_has_all_that_the_claims_need():
     assert len(claims.points) == 4
     assert set(claims.kinds) <= {own.kind for own in traits.values()}
     assert claims.reference in traits
-    assert claims.nfe_limit == 7
+    assert claims.nfe_limit == 3.0
     assert check_claims(samplers, "emoji", config) == claims
 
 
 def test_another_policy_brings_its_own_controls():
     config = composed("experiment=hypotheses", "policy=addiffusion_env/agents/pretrained/emoji")
-    assert config["samplers"][0] == "policy:addiffusion_env/agents/pretrained/emoji@5.6nfe,shuffled"
+    assert config["samplers"][0] == "policy:addiffusion_env/agents/pretrained/emoji@2.4nfe,shuffled"
 
 
 def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one():
