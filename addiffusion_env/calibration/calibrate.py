@@ -51,7 +51,6 @@ from addiffusion_env.seeding import stable_hash
 from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.table import AttemptTable
 
-MOST_PROMPTS = 1024
 SEEDS = 8
 """Images of each prompt of a short list, at most."""
 EXITS = (0.4, 0.6)
@@ -91,6 +90,7 @@ def calibrate(
     scorers: ImageScorers | None = None,
     attempts: int = 4,
     lanes: int = 16,
+    most_prompts: int = 1024,
     report_images: int = 6,
     push_to_hub: str | None = None,
     progress_bar: bool = True,
@@ -116,6 +116,7 @@ def calibrate(
             and the guidance interval alone.
         attempts: T, of each prompt; a policy makes at most as many.
         lanes: images in progress at once.
+        most_prompts: images that are recorded at most, however much time there is.
         report_images: prompts that the report shows, beside the pipeline itself; they are not recorded.
         push_to_hub: ``"owner/name"`` to upload the policy to; ``None`` for not.
         progress_bar: whether to show one.
@@ -138,7 +139,7 @@ def calibrate(
             f"minutes must be above 0 and attempts at least 2, got {minutes:g} and {attempts}", "10 minutes, 4 attempts"
         )
     run = _Run(_backbone(model), Path(folder), scorers, attempts, lanes, process)
-    listed = run.images(prompts, report_images)
+    listed = run.images(prompts, most_prompts + report_images)
     if plan:
         return run.cost(listed, minutes * 60, report_images)
     shown, recorded = listed[:report_images], listed[report_images:] or listed
@@ -206,14 +207,13 @@ class _Run:
                 named["pipeline_kwargs"] = given
         return {**named, **chosen, "decide_at": inside, **checked}
 
-    def images(self, prompts: Any, report_images: int) -> list[tuple[Prompt, int]]:
+    def images(self, prompts: Any, most: int) -> list[tuple[Prompt, int]]:
         """(prompt, seed) pairs in the order of recording: every prompt once before any is repeated."""
         source = _source(prompts, self.backbone)
-        found = source.take(MOST_PROMPTS + report_images, seed=0)
+        found = source.take(most, seed=0)
         if prompts is not None:  # the order of a list may be that of its kinds
             found = sorted(found, key=lambda prompt: stable_hash("calibrate", prompt.prompt_id))
-        seeds = 1 if len(found) >= MOST_PROMPTS else SEEDS
-        return [(prompt, seed) for seed in range(seeds) for prompt in found][: MOST_PROMPTS + report_images]
+        return [(prompt, seed) for seed in range(SEEDS) for prompt in found][:most]
 
     def recorder(self) -> Recorder:
         """Records every attempt and early exit of an image."""

@@ -53,11 +53,12 @@ def training_cost(config: Mapping[str, Any]) -> RunCost:
     process = settings.process(backbone.capabilities, backbone.name)
     prompts = settings.prompt_source().take(lanes_of(lanes)[0], seed=0)
     units = measure_units(backbone, scorers, process, prompts, lanes)
-    stages, images = [], 0.0
+    stages: list[Stage] = []
     tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
     if tabular is not None:
         one = recording_work(backbone, process, tabular.attempts)
-        features = any(FEATURES.load(key).needs_features for key in settings.keys())
+        keys = settings.keys()
+        features = any(FEATURES.load(key).needs_features for key in keys)
         width = scorers.clip_dim + scorers.dino_dim + (backbone.capabilities.feature_dim or 0) * features + len(NUMBERS)
         bytes_each = table_bytes(process, tabular.attempts, width)
         stages.append(Stage.known("record", one.times(tabular.images), disk=bytes_each * tabular.images))
