@@ -11,6 +11,7 @@ Run the same command again to go on after an interruption.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +109,8 @@ def defaults() -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("hydra", "defaults")}
 
 
-def check_report(changes: Mapping[str, Any] | None) -> None:
-    """Refuses what :func:`evaluate_run` would refuse, before there is a run to evaluate.
+def check_report(changes: Mapping[str, Any] | None, run: str = "") -> None:
+    """Refuses what :func:`evaluate_run` would refuse, before there is a run to evaluate, nor the policy in its folder.
 
     Raises:
         ConfigError: for an unknown key or a wrong value.
@@ -120,8 +121,10 @@ def check_report(changes: Mapping[str, Any] | None) -> None:
 
     config = with_plugins(changed(defaults(), changes))
     extras_in(config)
-    for sampler in config["samplers"]:
-        make_sampler(sampler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of costs that the policy in its place does not reach
+        for sampler in config["samplers"]:
+            make_sampler(sampler.replace(f"policy:{run}@", "policy:emoji@") if run else sampler)
 
 
 def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, **more: Any) -> Report | None:

@@ -27,21 +27,16 @@ CONFIGS = Path(__file__).parent / "configs"
 def train(config: dict[str, Any]) -> tuple[Path, float]:
     """Trains and saves the policy; returns the run's folder and its last return, which a sweep maximises."""
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
-    from addiffusion_env.agents.checkpoints import checkpoints
     from addiffusion_env.agents.factory import make_rollouts, total_lanes
-    from addiffusion_env.agents.tabular_training import (
-        TabularConfig,
-        held_out_frontier,
-        learn_on_table,
-        make_mdp,
-        record_table,
-    )
+    from addiffusion_env.agents.table_stages import train_on_table, with_calibrator
+    from addiffusion_env.agents.tabular_training import TabularConfig, held_out_frontier, make_mdp, record_table
     from addiffusion_env.agents.train_config import TrainingConfig
     from addiffusion_env.agents.training import (
         attach_logger,
         check_algorithm,
         export_policy,
         exported_at,
+        has_begun,
         hold_to_identity,
         last_return,
         remember_config,
@@ -57,7 +52,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
 
     started = time.monotonic()
     config = with_plugins(renamed(config), [config["run_dir"]] if config["resume"] == "auto" else [])
-    check_report(config["report"])  # now, not after minutes of training
+    check_report(config["report"], str(config["run_dir"]))  # now, not after minutes of training
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     check_algorithm(config["algorithm"], config["ppo"])
@@ -66,7 +61,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
         check_algorithm(config["algorithm"], tabular.ppo)
     resume = wants_resume(config["resume"])
     folder = run_folder(config["run_dir"])
-    if not resume and checkpoints(folder / "checkpoints"):
+    if not resume and has_begun(folder):
         raise ResumeError(
             f"{folder} holds a run and resume={config['resume']}",
             "choose another run_dir, use resume=auto, or delete the folder",
@@ -75,7 +70,9 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
 
     lanes, halve = lanes_of(config["lanes"])
     told = {**config["env"], "max_faults": config["max_faults"], "halve_lanes": halve}
-    env = make_rollouts(config["rollouts"], config["vec_env"], lanes, config["seed"], told)
+    told = with_calibrator(told, tabular, folder, lanes, config["rollouts"])
+    live = config["rollouts"] if config["total_timesteps"] else {"kind": "local"}
+    env = make_rollouts(live, config["vec_env"], lanes, config["seed"], told)
     identity = hold_to_identity(folder, env, resume)
     model, state = resume_or_make(
         config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
@@ -84,13 +81,10 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     mdp = None
     if tabular is not None:
         settings = EnvSettings.of(**told)
-        table = record_table(settings, tabular, folder / "table", lanes)
-        mdp = make_mdp(table, settings)
+        mdp = make_mdp(record_table(settings, tabular, folder / "table", lanes, config["rollouts"]), settings)
         if state is None:
             how = (config["algorithm"], config["seed"], folder, config["device"])
-            learner = learn_on_table(mdp, settings, tabular, *how)
-            model.policy.load_state_dict(learner.policy.state_dict())
-            print(f"trained on the table for {tabular.total_timesteps} decisions", flush=True)
+            train_on_table(model, mdp, settings, tabular, *how)
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
@@ -101,7 +95,7 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     remaining = config["total_timesteps"] - model.num_timesteps
     if remaining > 0:
         try:
-            remote = [WorkerLog()] if config["rollouts"]["kind"] == "ray" else []
+            remote = [WorkerLog()] if live["kind"] == "ray" else []
             callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
             with writing_to(folder):
                 model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=bar)
@@ -115,8 +109,10 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     if remaining > 0 or exported_at(policy) != model.num_timesteps:  # the last run may have been killed in between
         measured = log.frontier(), "episodes of the training itself"
         if mdp is not None and tabular is not None:
-            measured = held_out_frontier(model.policy, mdp, settings, tabular, folder, lanes, log.prompt_ids)
-        export_policy(policy, model, config, *measured, identity)
+            known = (log.prompt_ids, config["rollouts"])
+            measured = held_out_frontier(model.policy, mdp, settings, tabular, folder, lanes, *known)
+        kept = {key: value for key, value in told.items() if key not in ("max_faults", "halve_lanes")}
+        export_policy(policy, model, {**config, "env": kept}, *measured, identity)
     print(f"trained in {time.monotonic() - started:.0f} s; policy: {policy}", flush=True)
     return folder, last_return(model)
 

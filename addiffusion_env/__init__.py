@@ -11,10 +11,40 @@ from gymnasium.envs.registration import register, registry
 
 __version__ = "0.1.0"
 
+
+def _checked(
+    backbone: str, steps: int, decide_at: list[int], early_exit: int, limit: int, **more: Any
+) -> dict[str, Any]:
+    """The process that pays on the emoji world (docs/results.md), for a model from the hub.
+
+    Two looks at an attempt, from the first of which it may be left early (into ``early_exit`` evaluations) or begun
+    anew; a look at the finished image; up to ``limit`` further attempts, of which the best one is returned. The highest
+    cost per NFE makes a whole attempt cost about 0.1, a tenth of what a right image is worth. No figure of it was
+    measured with real weights.
+    """
+    return {
+        "backbone": backbone,
+        "steps": steps,
+        "solver": "ddim",  # a table of attempts needs a single-step solver; on rectified flow this is Euler's step
+        "early_exit_steps": early_exit,
+        "decide_at": decide_at,
+        "check_finished": True,
+        "refine": {"preset": "resample_keep_best", "return_to": decide_at[0], "limit": limit},
+        "reward": {"preset": "default"},
+        "cost_per_nfe": [0.0, round(0.1 / steps, 4)],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
+        **more,
+    }
+
+
+# The interval of noise levels that arXiv:2404.07724 found best for SDXL; _FLOW holds the same signal-to-noise ratios.
+_GUIDED: dict[str, Any] = {"spacing": "trailing", "guidance_interval": [0.28, 5.42]}
+_FLOW: dict[str, Any] = {"guidance_interval": [0.22, 0.84]}
+
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     # The first process of the emoji backbone, kept so that earlier results can be reproduced.
     "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 8, "spacing": "coarse_fine", "refine": "resample"},
-    # The process of `make train`, of the shipped policy and of the published results.
+    # The process of earlier results: previews at steps 3 and 4, and further attempts that begin with a decision there.
     "AdDiffusion-Emoji-v1": {
         "backbone": "emoji",
         "prompt_options": {"split": "train"},
@@ -22,19 +52,38 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "spacing": "trailing",
         "solver": "ddim",
         "guidance_scale": 4.0,
-        # Guides one evaluation of six, the second, which decides the image's content; the others cost half an NFE.
         "guidance_interval": [3.0, 7.0],
         "early_exit_steps": 2,
-        # Earlier previews are uninformative, and each takes a third of the time of an evaluation.
         "decide_at": [3, 4],
         "check_finished": True,
-        # A low score calls for another attempt from fresh noise; the attempt of the highest utility is kept.
         "refine": {"preset": "resample_keep_best", "limit": 4, "utility": {"calibrator": "emoji"}},
+        "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
+        "cost_per_nfe": [0.0, 0.03],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
+    },
+    # The process of `make train`, of the shipped policy and of the published results.
+    "AdDiffusion-Emoji-v2": {
+        "backbone": "emoji",
+        "prompt_options": {"split": "train"},
+        "steps": 5,
+        "spacing": "trailing",
+        "solver": "ddim",
+        "guidance_scale": 4.0,
+        # Guides one evaluation of five, the second, which decides the image's content; the others cost half an NFE.
+        "guidance_interval": [3.0, 7.0],
+        # An attempt is either an early exit from pure noise, three unguided evaluations (1.5 NFE), or the whole schedule
+        # (3 NFE). Previews inside it cost a third of an evaluation each and decided nothing.
+        "early_exit_steps": 3,
+        "decide_every": 5,
+        "check_finished": True,
+        # A low score calls for another attempt from fresh noise, which the policy begins as it began the first; the
+        # attempt of the highest utility is kept.
+        "refine": {"preset": "resample_keep_best", "return_to": 0, "limit": 5, "utility": {"calibrator": "emoji"}},
         # The probability of being correct, with halved log-odds so that .99 and .999 still differ.
         "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
         # Drawn per episode and observed by the policy.
-        "cost_per_nfe": [0.0, 0.03],
-        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
+        "cost_per_nfe": [0.0, 0.06],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness", "prior", "spent"],
     },
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},
@@ -44,6 +93,15 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "AdDiffusion-Flux2Klein-v0": {"backbone": "flux2_klein", "steps": 4, "refine": "resample"},
     "AdDiffusion-ZImageTurbo-v0": {"backbone": "z_image", "steps": 8, "refine": "resample"},
     "AdDiffusion-QwenImage-v0": {"backbone": "qwen_image", "steps": 50, "refine": "resample"},
+    # Checked attempts: what configs/backbone trains on.
+    "AdDiffusion-SD15-v1": _checked("sd15", 20, [5, 10], 8, 3, **_GUIDED),
+    "AdDiffusion-SD21-v1": _checked("sd21", 20, [5, 10], 8, 3, **_GUIDED),
+    "AdDiffusion-SDXL-v1": _checked("sdxl", 20, [5, 10], 8, 3, **_GUIDED),
+    "AdDiffusion-SD35-v1": _checked("sd35", 28, [7, 14], 10, 3, **_FLOW),
+    "AdDiffusion-FluxSchnell-v1": _checked("flux", 4, [2], 1, 3),
+    "AdDiffusion-Flux2Klein-v1": _checked("flux2_klein", 4, [2], 1, 3),
+    "AdDiffusion-ZImageTurbo-v1": _checked("z_image", 8, [3, 5], 2, 3),
+    "AdDiffusion-QwenImage-v1": _checked("qwen_image", 30, [8, 15], 10, 2),
     # Any pipeline: pipe= or name_or_path=. Its steps, guidance and scheduler are the defaults.
     "AdDiffusion-Diffusers-v0": {"backbone": "diffusers", "refine": "resample"},
 }

@@ -40,6 +40,7 @@ for _registry, _names in (
             "metrics": "addiffusion_lab.extras:Metrics",
             "vlm": "addiffusion_lab.extras:VlmJudge",
             "hypotheses": "addiffusion_lab.extras:Hypotheses",
+            "page": "addiffusion_lab.extras:Page",
             "benchmark_export": "addiffusion_lab.extras:BenchmarkExport",
         },
     ),

@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.extras import Extra, Reported
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler
 from addiffusion_lab.benchmarks.export import check_export, export_run
+from addiffusion_lab.claims.page import write_page
 from addiffusion_lab.claims.render import hypotheses_section, print_verdicts
 from addiffusion_lab.claims.setup import check_claims, judge_evaluation
 from addiffusion_lab.measured import (
@@ -49,6 +51,21 @@ class Hypotheses(Extra):
             return Reported()
         verdicts = judge_evaluation(records, manifest, settings)
         return Reported((hypotheses_section(verdicts),), verdicts, partial(print_verdicts, verdicts))
+
+
+class Page(Extra):
+    """A page of results with its figures, written from the records: ``page/results.md``."""
+
+    takes = bool
+
+    def __init__(self, config: Mapping[str, Any], samplers: Sequence[Sampler], backbone: str) -> None:
+        """Refuses a page without claims."""
+        if config.get("hypotheses") is None:
+            raise ConfigError("page=true writes a page about claims, and hypotheses is null", "set hypotheses={}")
+
+    def run(self, folder: Path, prompts: Sequence[Prompt]) -> None:
+        """Writes the page."""
+        print(f"page: {write_page([folder], folder / 'page')}", flush=True)
 
 
 class Metrics(Extra):

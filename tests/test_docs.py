@@ -44,6 +44,7 @@ SWEEP = "hydra.sweeper.n_trials=2 lanes=2 total_timesteps=32 env.refine.limit=1 
 SWEEP += "tabular.images=2 tabular.held_out=0 "
 SWEEP += "tabular.attempts=2 tabular.lanes=4 tabular.total_timesteps=64 tabular.ppo.n_steps=8 tabular.ppo.batch_size=32"
 ZOO = "-n 8 --env-kwargs steps:2 --hyperparams n_steps:4 batch_size:8 n_envs:2 n_epochs:1 --eval-freq -1 -f zoo"
+NIGHT = '\'report.samplers=["policy:${run_dir}@${night.at},no_refine","fixed:2","fixed:4"]\''
 SMALL = "prompts=2 samplers=[fixed:2,fixed:4] filmstrips=false progress_bar=false"
 REDUCED = {
     "python train_sb3.py experiment=sweep": SWEEP,
@@ -51,6 +52,7 @@ REDUCED = {
     "python eval_sb3.py policy=runs/emoji": f"{SMALL} policy={POLICY} out=runs/beside",
     "python eval_sb3.py": SMALL,
     "python -m rl_zoo3.train": ZOO,
+    "python -m addiffusion_lab.rehearsal": f"progress_bar=false {NIGHT}",
 }
 """Beginning of a command -> what is appended so that it takes seconds instead of minutes; the first that fits."""
 

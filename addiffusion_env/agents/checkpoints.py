@@ -57,7 +57,7 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
     last = model._last_obs
     assert isinstance(last, dict) and model._last_episode_starts is not None
     return {
-        "parameters": _copied(model.get_parameters()),  # of the policy and its optimiser
+        "parameters": plain_copy(model.get_parameters()),  # of the policy and its optimiser
         "updates": model._n_updates,
         "episodes": [{key: float(value) for key, value in info.items()} for info in model.ep_info_buffer or ()],
         "observation": {key: torch.from_numpy(value.copy()) for key, value in last.items()},
@@ -77,13 +77,13 @@ def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any], step: int) 
     model._last_episode_starts = state["starts"].numpy()
 
 
-def _copied(value: Any) -> Any:
+def plain_copy(value: Any) -> Any:
     """Nested dicts and lists with their tensors copied to the CPU: training keeps changing the originals."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain_copy(item) for key, item in value.items()}
+    return [plain_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Snapshot:

@@ -1,7 +1,7 @@
 """Trained policies by name: shipped, in a folder, or on the Hugging Face hub, in one format of plain files.
 
-A policy's repository holds ``policy.safetensors``, ``config.json`` and ``README.md`` (its model card). Reading it
-executes no code from these files.
+A policy's repository holds ``policy.safetensors``, ``config.json``, ``README.md`` (its model card) and, where its run
+fitted a calibrator, ``calibrator.safetensors``. Reading it executes no code from these files.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE
 from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.model_card import policy_card
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
@@ -34,7 +35,7 @@ from addiffusion_env.errors import ConfigError, WeightsError, check_keywords
 from addiffusion_env.files import looks_like_path, reason_of, repo_folder, unavailable
 
 CARD_FILE = "README.md"
-FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, INDEX)
+FILES = (CONFIG_FILE, WEIGHTS_FILE, CALIBRATOR_FILE, CARD_FILE, INDEX)
 """Files fetched from a repository: a policy's files, and the one that shows that it is a diffusers model instead."""
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 ZIP_IMPORT = "addiffusion_env.agents.sb3_zip.import_zip"

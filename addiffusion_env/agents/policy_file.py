@@ -8,7 +8,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_model
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
+from addiffusion_env.agents.calibrator_file import copied, located
 from addiffusion_env.agents.policy import AdDiffusionPolicy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
@@ -120,13 +121,15 @@ def describe_space(space: spaces.Dict) -> dict[str, tuple[float, int]]:
 
 
 def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
-    """Writes a policy's folder, each file under a temporary name first.
+    """Writes a policy's folder, each file under a temporary name first; a calibrator that it reads is copied into it.
 
     Raises:
         RunFolderError: when it cannot be written.
+        WeightsError: when its calibrator cannot be read.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        config = replace(config, environment=copied(config.environment, folder))
         # save_model knows that SB3 lists a shared features extractor three times.
         save_model(policy, str(folder / f".{WEIGHTS_FILE}"))
         (folder / f".{CONFIG_FILE}").write_text(config_text(config), encoding="utf-8")
@@ -213,7 +216,7 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
 
     Args:
         raw: the object.
-        where: the folder it was read from, for messages.
+        where: the folder it was read from, which holds its calibrator, if it has one.
 
     Raises:
         WeightsError: for another format, or values of the wrong kind.
@@ -224,7 +227,7 @@ def parse_config(raw: Mapping[str, Any], where: Path) -> PolicyConfig:
         raise WeightsError(f"{where} is not a policy of format {FORMAT}", "use a policy that train_sb3.py saved")
     check_settings(f"the policy in {where} has", plain, (item.name for item in fields(PolicyConfig)))
     try:
-        plain["environment"] = present_settings(plain["environment"], note=False)
+        plain["environment"] = located(present_settings(plain["environment"], note=False), where)
         plain["observation"] = present("observation key", plain["observation"], note=False)
         plain["observation"] = {key: (float(low), int(dim)) for key, (low, dim) in plain["observation"].items()}
         plain["frontier"] = tuple((float(cost_per_nfe), float(nfe)) for cost_per_nfe, nfe in plain["frontier"])

@@ -43,7 +43,8 @@ class Rule(Settings):
     """One way to spend evaluations on an image, and what it was measured to spend.
 
     Attributes:
-        exit_step: step of the schedule after which the first attempts exit early; ``None`` for no early exit.
+        exit_step: step of the schedule after which the first attempts exit early, 0 before the first evaluation;
+            ``None`` for no early exit.
         early: how many of the first attempts do.
         threshold: calibrated probability of a correct image, in [0, 1], from which an image is accepted.
         nfe: mean NFE on recorded attempts.
@@ -52,7 +53,7 @@ class Rule(Settings):
 
     section: ClassVar[str] = "rules"
 
-    exit_step: Annotated[int | None, Ge(1)]
+    exit_step: Annotated[int | None, Ge(0)]
     early: Annotated[int, Ge(0)]
     threshold: Annotated[float, Ge(0)]
     nfe: Annotated[float, Gt(0)]

@@ -7,9 +7,10 @@ continue; besides SB3's members it holds ``addiffusion.json`` with environment, 
 from __future__ import annotations
 
 import json
+import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE, calibrator_path, portable
 from addiffusion_env.agents.hub_policy import ZIP_IMPORT, HubPolicy
 from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_space, parse_config
@@ -64,7 +66,10 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
     try:
         model.save(path)
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(DETAILS_FILE, config_text(saved.details))
+            environment = saved.details.environment
+            if (calibrator := calibrator_path(environment)) is not None:
+                archive.write(calibrator, CALIBRATOR_FILE)
+            archive.writestr(DETAILS_FILE, config_text(replace(saved.details, environment=portable(environment))))
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error}", "choose a folder that can be written") from error
     return path
@@ -163,13 +168,23 @@ def _details(
     path: Path, data: Mapping[str, Any], details: Any, environment: Mapping[str, Any] | None, arch: dict[str, list[int]]
 ) -> PolicyConfig:
     if details is not None and environment is None:
-        return parse_config(details, path)
+        return parse_config(details, _calibrator_folder(path))
     if environment is None:
         raise ConfigError(
             f"{path} does not say which environment it was trained on",
             f"pass policy={ZIP_IMPORT}({str(path)!r}, {{'backbone': 'emoji', ...}}, trust=True)",
         )
     return _described(environment, data, arch, {"imported_from": path.name})
+
+
+def _calibrator_folder(path: Path) -> Path:
+    """A temporary folder with the calibrator of a zip, or the path itself, for messages, if it holds none."""
+    with zipfile.ZipFile(path) as archive:
+        if CALIBRATOR_FILE not in archive.namelist():
+            return path
+        folder = Path(tempfile.mkdtemp(prefix="addiffusion-"))
+        (folder / CALIBRATOR_FILE).write_bytes(archive.read(CALIBRATOR_FILE))
+        return folder
 
 
 def _described(

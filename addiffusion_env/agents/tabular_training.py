@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -24,21 +24,23 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.callbacks import pattern_entropy
+from addiffusion_env.agents.imitation import Demonstrations, imitate
+from addiffusion_env.agents.recording import LOCAL, record_prompts
 from addiffusion_env.agents.training import make_model
-from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, PromptError
 from addiffusion_env.files import whole_file
-from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import make_reward
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.settings import Ge, Settings
+from addiffusion_env.tabular.fit_calibrator import check_fit
 from addiffusion_env.tabular.mdp import TabularMDP
 from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table
-from addiffusion_env.tabular.recorder import Recorder, check_recordable
+from addiffusion_env.tabular.recorder import check_recordable
 from addiffusion_env.tabular.regret import regret
+from addiffusion_env.tabular.rules import play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
 from addiffusion_env.tabular.transitions import Transitions
@@ -61,6 +63,11 @@ class TabularConfig(Settings):
         watch_every: updates between two measurements of collapse and regret, in TensorBoard under ``table/``.
         held_out: further prompts of the training source, recorded after training to measure what the policy
             spends on prompts that it was not trained on; 0 measures it on the recorded ones, which is optimistic.
+        imitate: decisions of the best rules on the table (:mod:`.tabular.rules`) that the policy imitates before it
+            learns by itself; 0 begins from random weights.
+        shard_size: images per file of the table: at most these are lost by an interruption.
+        calibrator: arguments of :meth:`.Calibrator.fit` (``directions``, ``ridge``): fits a calibrator to the recorded
+            images, without verdicts, which then ranks attempts and pays for the finished image; ``None`` for none.
     """
 
     section: ClassVar[str] = "tabular"
@@ -73,6 +80,13 @@ class TabularConfig(Settings):
     ppo: Mapping[str, Any] = field(default_factory=dict)
     watch_every: Annotated[int, Ge(1)] = 10
     held_out: Annotated[int, Ge(0)] = 64
+    imitate: Annotated[int, Ge(0)] = 0
+    shard_size: Annotated[int, Ge(1)] = 32
+    calibrator: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fit(self.calibrator, self.images)
 
 
 def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) -> TabularMDP:
@@ -103,15 +117,17 @@ def make_mdp(table: AttemptTable, settings: EnvSettings, refine: bool = True) ->
     return TabularMDP(table, transitions, most, highest, process.refine.limit, process.refine.utility)
 
 
-def record_table(settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int) -> AttemptTable:
-    """Records the images of a run, or loads recorded ones.
+def record_table(
+    settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int, rollouts: Mapping[str, Any] = LOCAL
+) -> AttemptTable:
+    """Records the images of a run, or loads recorded ones; see :func:`.record_prompts`.
 
     Raises:
         ConfigError: for a process that is not a table of attempts.
         RunFolderError: when a shard cannot be written.
     """
     prompts = settings.prompt_source().take(tabular.images, seed=tabular.prompt_seed)
-    return _record(prompts, settings, tabular, folder, lanes)
+    return record_prompts(prompts, settings, tabular.attempts, folder, lanes, tabular.shard_size, rollouts)
 
 
 def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Container[str] = ()) -> list[Prompt]:
@@ -139,7 +155,12 @@ def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Contai
 
 
 def record_held_out(
-    settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int, seen: Container[str] = ()
+    settings: EnvSettings,
+    tabular: TabularConfig,
+    folder: Path,
+    lanes: int,
+    seen: Container[str] = (),
+    rollouts: Mapping[str, Any] = LOCAL,
 ) -> AttemptTable | None:
     """Records :func:`held_out_prompts`; ``None`` if there are none, with a warning unless none were requested.
 
@@ -153,30 +174,9 @@ def record_held_out(
             f"trained on; the frontier of target_nfe is measured on {'those' if prompts else 'the training prompts'}",
             stacklevel=2,
         )
-    return _record(prompts, settings, tabular, folder, lanes) if prompts else None
-
-
-def _record(
-    prompts: Sequence[Prompt], settings: EnvSettings, tabular: TabularConfig, folder: Path, lanes: int
-) -> AttemptTable:
-    backbone = load_backbone(settings)
-    process = settings.process(backbone.capabilities, backbone.name)
-    scorers = load_scorers(backbone, settings.scorers)
-    faults, keys = FaultCount(settings.max_faults), settings.keys()
-    recorder = Recorder(
-        backbone,
-        scorers,
-        process,
-        tabular.attempts,
-        halve=settings.halve_lanes,
-        faults=faults,
-        features=any(FEATURES.load(key).needs_features for key in keys),
-    )
-
-    def note(done: int) -> None:
-        print(f"recorded {done} of {len(prompts)} images, {tabular.attempts} attempts each", flush=True)
-
-    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
+    if not prompts:
+        return None
+    return record_prompts(prompts, settings, tabular.attempts, folder, lanes, tabular.shard_size, rollouts)
 
 
 def greedy(policy: BasePolicy) -> Decider:
@@ -213,6 +213,7 @@ def held_out_frontier(
     folder: Path,
     lanes: int,
     seen: Container[str] = (),
+    rollouts: Mapping[str, Any] = LOCAL,
 ) -> tuple[list[tuple[float, float]], str]:
     """:func:`measured_frontier` on prompts that the policy was not trained on, and a description of these prompts.
 
@@ -224,11 +225,12 @@ def held_out_frontier(
         folder: of the run; the table goes to ``held_out`` in it.
         lanes: images in progress at once.
         seen: ids of prompts used by live episodes.
+        rollouts: where they are recorded.
 
     Raises:
         RunFolderError: when the table cannot be written.
     """
-    table = record_held_out(settings, tabular, folder / "held_out", lanes, seen)
+    table = record_held_out(settings, tabular, folder / "held_out", lanes, seen, rollouts)
     if table is None:
         return measured_frontier(policy, mdp, settings), f"{len(mdp.table)} training prompts"
     return measured_frontier(policy, make_mdp(table, settings), settings), held_out_words(table)
@@ -265,6 +267,11 @@ def learn_on_table(
     """
     env = VecMonitor(TabularVecEnv(mdp, settings, tabular.lanes, seed))
     learner = make_model(algorithm, env, tabular.ppo, seed, device)
+    if tabular.imitate:
+        played = [play_rule(mdp, rule) for rule in rules_of(mdp, thresholds_of(mdp))]
+        shown = Demonstrations(TabularVecEnv(mdp, settings, tabular.lanes, seed + 1), played, tabular.imitate)
+        same = imitate(learner, shown, seed=seed)
+        print(f"imitated {len(shown)} decisions of the best rules: {same:.1%} of the actions agree", flush=True)
     watch = TableWatch(mdp, settings, tabular.watch_every)
     if folder is not None:
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))

@@ -84,16 +84,21 @@ def run_folder(path: str | Path) -> Path:
     return folder
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run's folder holds a checkpoint or a trained policy, which other settings must not continue."""
+    return bool(checkpoints(folder / "checkpoints")) or exported_at(folder / "policy") is not None
+
+
 def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
     """Saves the resolved configuration in the run's folder, and checks a resumed run against it.
 
     Raises:
-        ResumeError: when there are checkpoints and a relevant key has changed, or the configuration cannot be
-            read; nothing is written then.
+        ResumeError: when there are checkpoints or a policy and a relevant key has changed, or the configuration cannot
+            be read; nothing is written then.
         RunFolderError: when it cannot be written.
     """
     path = folder / "config.json"
-    if resume and path.is_file() and checkpoints(folder / "checkpoints"):
+    if resume and path.is_file() and has_begun(folder):
         try:
             old = renamed(json.loads(path.read_text(encoding="utf-8")), note=False)
         except (OSError, ValueError, TypeError) as error:
@@ -124,7 +129,7 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
         The identity, as returned by :meth:`.Episodes.identity`.
 
     Raises:
-        ResumeError: when there are checkpoints of another identity; nothing is written then.
+        ResumeError: when there are checkpoints or a policy of another identity; nothing is written then.
         WorkerError: when the environments hold different models.
         RunFolderError: when it cannot be written.
     """
@@ -136,7 +141,7 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
                 "give all machines the same weights, packages and kind of device",
             )
     path = folder / IDENTITY_FILE
-    if resume and checkpoints(folder / "checkpoints"):
+    if resume and has_begun(folder):
         lines = changed_since(path, found)
         mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
         if len(mild) < len(lines):

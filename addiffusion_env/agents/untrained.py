@@ -32,7 +32,8 @@ PROBE = "a photo of a red cup"
 LINEAR = 1e-2
 """Largest relative deviation from a straight line at which guidance counts as linear in its scale."""
 
-SCHEDULE = ("steps", "spacing", "solver", "guidance_scale", "guidance_interval", "early_exit_steps", "decide_at")
+DECISIONS = ("decide_at", "decide_every")
+SCHEDULE = ("steps", "spacing", "solver", "guidance_scale", "guidance_interval", "early_exit_steps", *DECISIONS)
 """Settings of an environment id that its backbone's default process takes over."""
 
 
@@ -69,11 +70,11 @@ def scorers_there(backbone: Backbone) -> ImageScorers:
 def default_settings(backbone: Backbone) -> dict[str, Any]:
     """The process of a pipeline without a trained policy, as keyword arguments of an environment.
 
-    The process of the environment id that trains checked attempts on this backbone, where there is one; otherwise the
+    The process of the newest environment id of checked attempts on this backbone, where there is one; otherwise the
     pipeline's own schedule, solver and guidance scale, with guidance limited to :data:`GUIDED`
     (:func:`default_interval`).
     """
-    for known in ENVIRONMENTS.values():
+    for known in reversed(ENVIRONMENTS.values()):
         if known["backbone"] == backbone.name and known.get("check_finished"):
             return {key: known[key] for key in SCHEDULE if key in known}
     can, interval = backbone.capabilities, default_interval(backbone)
@@ -88,7 +89,7 @@ def default_settings(backbone: Backbone) -> dict[str, Any]:
 
 def default_process(backbone: Backbone) -> ProcessConfig:
     """:func:`default_settings` as a process without refinement, from which a rule derives its own."""
-    known: Mapping[str, Any] = {key: value for key, value in default_settings(backbone).items() if key != "decide_at"}
+    known: Mapping[str, Any] = {key: value for key, value in default_settings(backbone).items() if key not in DECISIONS}
     process = EnvSettings(refine="off", **known).process(backbone.capabilities, backbone.name)
     return replace(process, check_finished=False)
 

@@ -15,7 +15,7 @@ from addiffusion_env import __version__
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
 from addiffusion_env.agents.rule_policy import Rule, rule_entry, save_rules
-from addiffusion_env.agents.untrained import SCHEDULE, default_settings, scorers_there
+from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
@@ -186,16 +186,18 @@ class _Run:
         """The settings by which ``eval_sb3.py`` and ``AdaptivePipeline`` make the same process again."""
         chosen = {**default_settings(self.backbone), **changes}
         steps = int(chosen["steps"])
-        if "decide_at" not in chosen:
+        if not set(DECISIONS) & set(chosen):
             exits = (CheckedAttempts().exit_at,) if self.blind else EXITS
             chosen["decide_at"] = sorted({max(1, round(share * steps)) for share in exits})
-        inside = [step for step in chosen["decide_at"] if step < steps]
-        if not inside:
+        inside = [step for step in chosen.pop("decide_at", ()) if step < steps]
+        chosen.update({"decide_at": inside} if inside else {"decide_every": steps})
+        if self.blind and not inside:
             raise ConfigError(
-                f"a schedule of {steps} step has no place to exit early or to begin another attempt",
-                "calibrate a pipeline with more steps: steps=4",
+                f"no scorer was there, and a schedule of {steps} steps has no place to exit early",
+                "pass scorers=, or calibrate a pipeline with more steps",
             )
-        refine = {"preset": "resample_keep_best", "return_to": inside[0], "limit": self.attempts - 1}
+        # Every attempt begins with a decision before its first evaluation, and may be an early exit from there.
+        refine = {"preset": "resample_keep_best", "return_to": 0, "limit": self.attempts - 1}
         checked = {"check_finished": True, "refine": refine} if not self.blind else {"refine": "off"}
         named = {"backbone": self.backbone.name}
         pipe = getattr(self.backbone, "pipe", None)
@@ -205,7 +207,7 @@ class _Run:
             given = {key: value for key, value in self.backbone.arguments.given.items() if _is_plain(value)}  # type: ignore[attr-defined]
             if given and self.backbone.name == "diffusers":
                 named["pipeline_kwargs"] = given
-        return {**named, **chosen, "decide_at": inside, **checked}
+        return {**named, **chosen, **checked}
 
     def images(self, prompts: Any, most: int) -> list[tuple[Prompt, int]]:
         """(prompt, seed) pairs in the order of recording: every prompt once before any is repeated."""

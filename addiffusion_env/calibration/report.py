@@ -111,7 +111,8 @@ def _frontier(policy: RulePolicy) -> Section:
 def _exit_words(rule: Rule) -> str:
     if rule.exit_step is None:
         return "never"
-    return f"first attempt, after step {rule.exit_step}" if rule.early == 1 else f"after step {rule.exit_step}"
+    where = f"after step {rule.exit_step}" if rule.exit_step else "before the first step"
+    return f"first attempt, {where}" if rule.early == 1 else where
 
 
 def _images(

@@ -33,10 +33,11 @@ def fit(table: AttemptTable, rows: np.ndarray | None = None) -> Calibrator:
             "run the same command again with more minutes: it continues with what is recorded",
         )
     rows = np.arange(len(table)) if rows is None else rows
-    end = table.finish
+    places = [table.finish, -1] if table.starts else [table.finish]
     directions = max(1, min(MOST_DIRECTIONS, len(rows) // PROMPTS_PER_DIRECTION, table.clip_text.shape[1]))
-    scores = (values[rows, :, end] for values in (table.preference, table.clip_score))
-    return Calibrator.fit(*scores, table.clip_text[rows], directions=directions)
+    scores = (values[rows][:, :, places].reshape(len(rows), -1) for values in (table.preference, table.clip_score))
+    # One scale of scores for all prompts: a scale of each, as for training on more prompts, would be fitted to noise.
+    return Calibrator.fit(*scores, table.clip_text[rows], directions=directions, absolute=True)
 
 
 def held_out_log_odds(table: AttemptTable, folds: int = FOLDS) -> np.ndarray:
@@ -62,15 +63,16 @@ def measured_rules(table: AttemptTable, log_odds: np.ndarray) -> list[Rule]:
     """
     finish, attempts = table.finish, table.attempts
     exits: list[tuple[int | None, int]] = [(None, 0)]
-    for place, step in enumerate(table.steps):
-        early = finish + 1 + place
+    ends: dict[int | None, int] = {None: finish}
+    ends.update((step, finish + 1 + place) for place, step in enumerate(table.steps))
+    ends.update({0: table.nfe.shape[2] - 1} if table.starts else {})
+    for step, early in list(ends.items())[1:]:
         if np.allclose(table.nfe[:, :, early], table.nfe[:, :, finish]):
             continue  # it takes the rest of the schedule
         exits += [(step, 1), (step, attempts)] if attempts > 1 else [(step, 1)]
     rules = []
     for step, early in exits:
-        at = finish if step is None else finish + 1 + table.steps.index(step)
-        places = np.where(np.arange(attempts) < early, at, finish)
+        places = np.where(np.arange(attempts) < early, ends[step], finish)
         for threshold in THRESHOLDS if attempts > 1 else (0.0,):
             rule = Rule(step, early, threshold, 1.0)
             nfe, probability = outcome(table.nfe, log_odds, places, rule.least_utility)

@@ -65,7 +65,7 @@ def env_step(
         return ended(process, replace(lane, actions=(*lane.actions, int(action))), lane.shown)
     lane = yield from act(backbone, process, lane, action)
     if lane.remaining:
-        if looks and lane.scores is None:
+        if looks and lane.scores is None and lane.x0 is not None:
             lane = yield from score_preview(lane)
         return lane, None
     image = yield from finished(lane)
@@ -175,6 +175,8 @@ def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Ten
     # renoise=1 begins from pure noise, as a new seed would; below 1, noise is added to the clean prediction.
     if process.refine.renoise == 1:
         latents = backbone.begin(lane.prompt, lane.seed, process.steps, process.spacing, stream)[1]
+        if len(levels) == 1:  # return_to=0: the lane is again as it was before the first evaluation
+            return replace(lane, latents=latents, rest=rest, step=step, x0=None, scores=None, change=0.0, features=None)
         x = latents.x
     else:
         x = path.mix(lane.x0, lane.noise(stream), at[0])

@@ -53,7 +53,8 @@ class RefineConfig(Settings):
         margin: in standard deviations of preference; may be negative.
         utility: ranks finished images under ``accept=best``; see :class:`addiffusion_env.scorers.utility.Utility`.
         return_to: step of the schedule at which a whole-image refinement returns control to the policy, so that a new
-            attempt can be abandoned as early as the first one; ``None`` for the step at which it was taken.
+            attempt can be abandoned as early as the first one; 0 for fresh noise before the first evaluation, where the
+            policy decides about every attempt as it did about the first; ``None`` for the step at which it was taken.
         limit: maximum number of refinements in an episode.
         first_step: first step of the schedule at which the action is legal; at least 1, since there is no clean
             prediction before.
@@ -71,7 +72,7 @@ class RefineConfig(Settings):
     accept: str = "always"
     margin: float = 0.0
     utility: Utility = field(default_factory=Utility)
-    return_to: Annotated[int | None, Ge(1)] = None
+    return_to: Annotated[int | None, Ge(0)] = None
     limit: Annotated[int, Ge(0)] = 4
     first_step: Annotated[int, Ge(1)] = 1
 
@@ -104,6 +105,11 @@ class RefineConfig(Settings):
                 f"refine.return_to={self.return_to} needs a whole-image resample (region=whole, renoise=1, "
                 f"steps=schedule), got region={self.region}, renoise={self.renoise:g}, steps={self.steps}",
                 "use refine preset=resample_keep_best, or leave return_to out",
+            )
+        if self.return_to == 0 and self.accept == "score":
+            raise ConfigError(
+                "refine.accept=score compares two previews, and refine.return_to=0 returns before there is one",
+                "use refine.accept=best, or return_to at the first decision step",
             )
 
 

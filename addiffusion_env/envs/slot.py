@@ -148,10 +148,12 @@ class Framer:
         no_features = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
         now = ImageScoresBatch.of([lane.scores for lane in lanes], width)
         best = ImageScoresBatch.of([None if lane.best is None else lane.best.scores for lane in lanes])
+        clip_text = self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy()
         return Frame.of(
             now,
             ImageScoresBatch.of(before),
-            clip_text=self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy(),
+            clip_text=clip_text,
+            prior=utility.before(clip_text),
             x0_change=np.array([lane.change for lane in lanes]),
             log_snr=self.backbone.path.half_log_snr(sigma).clamp(*LOG_SNR_RANGE).numpy(),
             budget=np.array([lane.nfe for lane in lanes]) / self.max_nfe,

@@ -35,12 +35,12 @@ def make_samplers(config: Mapping[str, Any]) -> tuple[list[Sampler], EnvSettings
     runs = [] if config["policy"] is None else [config["policy"]]
     runs += [run for key, kind in extras_in(config).items() for run in kind.runs(config[key])]
     trust = config["trust"]
-    policies: list[Any] = [
-        policy_at(run, cost_per_nfe, trust) for run in runs for cost_per_nfe in config["costs_per_nfe"]
-    ]
+    at_costs = [policy_at(run, cost_per_nfe, trust) for run in runs for cost_per_nfe in config["costs_per_nfe"]]
+    # "24nfe" may be the cost at an end of the frontier, which is listed as well.
+    policies: list[Any] = list({sampler.name: sampler for sampler in at_costs}.values())
     # A policy defines its environment, weights included; the settings given here override it.
     known = policies[0].config.environment if policies else {}
-    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
+    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v2"]))
     source, options = choose_prompts(config, str(settings.backbone))
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
     samplers = policies + [make_sampler(spec) for spec in config["samplers"]]

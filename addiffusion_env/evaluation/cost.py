@@ -260,7 +260,8 @@ def recording_work(backbone: Backbone, process: ProcessConfig, attempts: int) ->
     one = Work.attempt(backbone, process, looks=True)
     for step in process.decision_steps:
         one += _early_exit(backbone, process, levels[step:])
-    found = one.times(attempts) + _early_exit(backbone, process, levels)
+    starts = attempts if process.refine.return_to == 0 else 1  # attempts that begin before the first evaluation
+    found = one.times(attempts) + _early_exit(backbone, process, levels).times(starts)
     return replace(found, images=1)
 
 

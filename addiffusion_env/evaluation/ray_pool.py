@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -14,7 +12,8 @@ import torch
 from addiffusion_env.agents.factory import ROLLOUTS
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.identity import difference_words
-from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, LostWorkerError, RayConfig, import_ray
+from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, RayConfig, import_ray
+from addiffusion_env.distributed.task_round import Task, TaskRound
 from addiffusion_env.engine.lane import Fault, FaultCount
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
@@ -22,9 +21,6 @@ from addiffusion_env.evaluation.judges import Judges
 from addiffusion_env.evaluation.runner import EvaluationContext, Job, Maker, Making, Plan, Shard, Work, in_turn, plan
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler
-
-POLL = 1.0
-"""Seconds between two checks for jobs that exceed their time limit."""
 
 
 def maker(
@@ -73,12 +69,10 @@ class Chunk:
     Attributes:
         sampler: index of the sampler.
         uids: of its jobs.
-        losses: number of workers lost while working on it.
     """
 
     sampler: int
     uids: tuple[str, ...]
-    losses: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,9 +166,9 @@ class RayPool:
         Raises:
             WorkerError: when more than ``patience`` workers are lost over one chunk, or a worker cannot be started.
         """
-        chunks = deque(
+        chunks = [
             Chunk(index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
-        )
+        ]
         if not chunks:
             return
         config = replace(self.config, workers=min(self.config.workers, len(chunks)))
@@ -184,85 +178,24 @@ class RayPool:
         arguments = (self._samplers, self._settings, self._judges, prompts, seeds, work[0][0].identity)
         pool = ActorPool(config, ImageWorker, [arguments] * config.workers, self._settings.device)
         with closing(pool):
-            yield from _Round(pool, chunks, making).shards()
+            yield from self._shards(TaskRound(pool, "make", [self._task(chunk, making) for chunk in chunks]), making)
 
+    def _task(self, chunk: Chunk, making: Making) -> Task:
+        waves = -(-len(chunk.uids) // making.lanes)
+        told = replace(making, faults=FaultCount(making.faults.limit), on_fault=None)
+        return Task((chunk, told), len(chunk.uids), self.config.timeout * waves)
 
-@dataclass(frozen=True)
-class Running:
-    """A chunk assigned to a worker.
-
-    Attributes:
-        worker: index of the worker.
-        chunk: its chunk.
-        until: time after which it counts as hanging, on the clock of ``time.monotonic``.
-    """
-
-    worker: int
-    chunk: Chunk
-    until: float
-
-
-class _Round:
-    """Runs the chunks of one evaluation through a pool."""
-
-    def __init__(self, pool: ActorPool, chunks: deque[Chunk], making: Making) -> None:
-        self.pool, self.chunks, self.making = pool, chunks, making
-        self.idle = list(range(len(pool.actors)))
-        self.running: dict[Any, Running] = {}
-        self.trouble: AdDiffusionError | None = None
-
-    def shards(self) -> Iterator[Shard]:
-        """Yields shards as they finish; after an error, running chunks are awaited before it is raised."""
-        ray = import_ray()
-        while self.running or (self.chunks and self.trouble is None):
-            while self.idle and self.chunks and self.trouble is None:
-                self._give(self.idle.pop(), self.chunks.popleft())
-            ready, _ = ray.wait(list(self.running), timeout=POLL)
-            now = time.monotonic()
-            for ref in ready or [ref for ref, job in self.running.items() if job.until < now]:
-                shard = self._take(ref)
-                if shard:
-                    yield shard
-        if self.trouble is not None:
-            raise self.trouble
-
-    def _give(self, worker: int, chunk: Chunk) -> None:
-        waves = -(-len(chunk.uids) // self.making.lanes)
-        until = time.monotonic() + self.pool.config.timeout * waves
-        told = replace(self.making, faults=FaultCount(self.making.faults.limit), on_fault=None)
-        ref = self.pool.ask(worker, "make", chunk, told)
-        self.running[ref] = Running(worker, chunk, until)
-
-    def _take(self, ref: Any) -> Shard:
-        job = self.running.pop(ref)
-        try:
-            made: ChunkResult = self.pool.answer(job.worker, ref, job.until)
-        except LostWorkerError as error:
-            self._lose(job, error)
-            return []
-        self.idle.append(job.worker)
-        self.trouble = self.trouble or made.error
-        for dropped, fault in made.dropped:
-            self._drop(dropped, fault)
-        return made.shard
-
-    def _drop(self, job: Job, fault: Fault) -> None:
-        """Counts an image that a worker left out: the limit applies to all workers together."""
-        try:
-            self.making.faults.drop(fault.error)
-        except AdDiffusionError as error:
-            self.trouble = self.trouble or error
-        if self.making.on_fault is not None:
-            self.making.on_fault(job, fault)
-
-    def _lose(self, job: Running, error: LostWorkerError) -> None:
-        chunk = replace(job.chunk, losses=job.chunk.losses + 1)
-        if chunk.losses > self.pool.config.patience:
-            self.trouble = self.trouble or WorkerError(
-                f"{chunk.losses} Ray workers were lost over the same {len(chunk.uids)} images, the last one {error}",
-                "lower max_lanes, raise rollouts.timeout, or look at /tmp/ray/session_latest/logs",
-            )
-        else:
-            self.chunks.appendleft(chunk)
-        self.pool.replace(job.worker, error)
-        self.idle.append(job.worker)
+    @staticmethod
+    def _shards(tasks: TaskRound, making: Making) -> Iterator[Shard]:
+        made: ChunkResult
+        for _, made in tasks.answers():
+            tasks.stop(made.error)
+            for job, fault in made.dropped:
+                try:
+                    making.faults.drop(fault.error)  # the limit applies to all workers together
+                except AdDiffusionError as error:
+                    tasks.stop(error)
+                if making.on_fault is not None:
+                    making.on_fault(job, fault)
+            if made.shard:
+                yield made.shard

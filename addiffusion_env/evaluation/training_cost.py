@@ -63,8 +63,9 @@ def training_cost(config: Mapping[str, Any]) -> RunCost:
         bytes_each = table_bytes(process, tabular.attempts, width)
         stages.append(Stage.known("record", one.times(tabular.images), disk=bytes_each * tabular.images))
         table = blank_table(prompts, backbone, scorers, process, tabular.attempts, features)
-        pace = seconds_per_decision(table, settings, tabular, config)
-        stages.append(Stage.known("learn on the table", Work(), fixed=pace * tabular.total_timesteps))
+        pace, imitation = seconds_per_decision(table, settings, tabular, config)
+        learning = imitation + pace * tabular.total_timesteps
+        stages.append(Stage.known("learn on the table", Work(), fixed=learning))
     if config["total_timesteps"]:
         stages.append(_live(config["total_timesteps"], backbone, process, settings))
     if tabular is not None and tabular.held_out:
@@ -101,14 +102,19 @@ def _report(report: Mapping[str, Any], backbone: Backbone, process: ProcessConfi
 
 def seconds_per_decision(
     table: AttemptTable, settings: EnvSettings, tabular: TabularConfig, config: Mapping[str, Any]
-) -> float:
-    """Seconds of a decision of the algorithm on a table, measured over one rollout and its update."""
+) -> tuple[float, float]:
+    """Seconds of a decision of the algorithm on a table, measured over one rollout and its update, and of imitation."""
     decisions = tabular.lanes * int(tabular.ppo.get("n_steps", 2048))
     short = replace(tabular, total_timesteps=decisions)
     mdp = make_mdp(table, settings)
-    begun = time.perf_counter()
-    learn_on_table(mdp, settings, short, config["algorithm"], config["seed"], None, config["device"])
-    return (time.perf_counter() - begun) / decisions
+
+    def seconds(imitate: int) -> float:
+        begun, chosen = time.perf_counter(), replace(short, imitate=imitate)
+        learn_on_table(mdp, settings, chosen, config["algorithm"], config["seed"], None, config["device"])
+        return time.perf_counter() - begun
+
+    plain = seconds(0)
+    return plain / decisions, max(0.0, seconds(tabular.imitate) - plain) if tabular.imitate else 0.0
 
 
 def blank_table(

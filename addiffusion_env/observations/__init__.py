@@ -18,6 +18,7 @@ FEATURES = Registry(
         "cost_per_nfe": "addiffusion_env.observations.features:CostPerNfe",
         "attempts": "addiffusion_env.observations.features:Attempts",
         "correctness": "addiffusion_env.observations.features:Correctness",
+        "prior": "addiffusion_env.observations.features:Prior",
         "checked": "addiffusion_env.observations.features:Checked",
         "phrases": "addiffusion_env.observations.features:Phrases",
         "features": "addiffusion_env.observations.features:DenoiserFeatures",
@@ -52,6 +53,7 @@ class Frame:
         evidence: (B, 3) summary of the phrase maps (:func:`engine.regions.evidence_of`), in [0, 1]; 0 without any.
         features: (B, F) pooled output of the denoiser's middle block at the last evaluation, unnormalised; 0 before
             the first evaluation, and F is 0 if they are not recorded.
+        prior: (B,) utility to expect of an image of the prompt before it is drawn; 0 without a calibrator.
         finished: (B,) whether the scored image is a finished one that can be accepted or replaced, 0 or 1.
     """
 
@@ -72,6 +74,7 @@ class Frame:
     has_best: np.ndarray
     evidence: np.ndarray
     features: np.ndarray
+    prior: np.ndarray
     finished: np.ndarray
 
     @classmethod

@@ -187,6 +187,21 @@ class Checked(Correctness):
         return super().make(replace(frame, utility=frame.utility * frame.finished))
 
 
+class Prior(Feature):
+    """Calibrated log-odds that an attempt of this prompt is correct, before it is drawn, as tanh(x / 2): (B, 1).
+
+    They say how hard the prompt is; 0 without a calibrator.
+    """
+
+    def width(self, widths: Widths) -> int:
+        """1."""
+        return 1
+
+    def make(self, frame: Frame) -> np.ndarray:
+        """The frame's value, squashed."""
+        return np.tanh(frame.prior / 2)[:, None]
+
+
 class Phrases(Feature):
     """Summary of the last refinement's phrase maps: (B, 3) in [0, 1]."""
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from addiffusion_env.errors import PromptError
+from addiffusion_env.errors import PromptError, unknown
 from addiffusion_env.registry import Registry
 from addiffusion_env.seeding import stable_hash
 
@@ -87,6 +87,33 @@ class PromptSource(Protocol):
 
     def take(self, count: int, seed: int = 0) -> list[Prompt]:
         """A fixed list of ``count`` prompts for ``seed``: the same in every process."""
+
+
+LIST_SPLITS = ("all", "train", "test")
+TEST_SHARE = 4
+"""One in so many prompts of a list without published splits is in its test split."""
+
+
+def split_list(prompts: Sequence[Prompt], split: str, name: str) -> list[Prompt]:
+    """A split of a list that has none of its own: by a hash of the text, so that equal texts stay together.
+
+    Args:
+        prompts: the list.
+        split: ``"train"`` (three quarters), ``"test"`` (the rest) or ``"all"``.
+        name: of the list, for messages.
+
+    Raises:
+        UnknownNameError: for another split.
+        PromptError: when no prompt is left.
+    """
+    if split not in LIST_SPLITS:
+        raise unknown("split", split, LIST_SPLITS)
+    if split == "all":
+        return list(prompts)
+    chosen = [p for p in prompts if (stable_hash("split", p.text) % TEST_SHARE == 0) == (split == "test")]
+    if not chosen:
+        raise PromptError(f"split={split} of {name} holds none of its {len(prompts)} prompts", "use a longer list")
+    return chosen
 
 
 class PromptList:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts import Prompt, PromptList
+from addiffusion_env.prompts import Prompt, PromptList, split_list
 
 
 class TextFilePrompts(PromptList):
@@ -16,14 +16,17 @@ class TextFilePrompts(PromptList):
 
     Args:
         path: the file.
+        split: ``"train"``, ``"test"`` or ``"all"``; see :func:`.split_list`.
 
     Raises:
-        PromptError: when the file is missing, unreadable, not UTF-8, or holds no prompt.
+        PromptError: when the file is missing, unreadable, not UTF-8, or holds no prompt of the split.
+        UnknownNameError: for an unknown split.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, split: str = "all") -> None:
         self.path = Path(path)
-        super().__init__([Prompt.of(line) for line in _read_lines(self.path)], name=self.path.name)
+        prompts = [Prompt.of(line) for line in _read_lines(self.path)]
+        super().__init__(split_list(prompts, split, str(self.path)), name=self.path.name)
 
 
 def _read_lines(path: Path) -> list[str]:

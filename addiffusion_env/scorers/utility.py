@@ -64,6 +64,7 @@ class Calibrator:
         directions: int = 64,
         ridge: float = 150.0,
         rounds: int = 60,
+        absolute: bool = False,
     ) -> Calibrator:
         """Fits by expectation maximisation, initialised by a split at the median of the scores.
 
@@ -75,6 +76,8 @@ class Calibrator:
                 ridge of 150, among 0 to 127 and 1 to 150.
             ridge: strength of the ridge penalty, in numbers of images.
             rounds: number of EM iterations.
+            absolute: whether the scores mean the same for every prompt, as those of a scorer trained on one absolute
+                scale do; then only the probability before the scores depends on the prompt.
 
         Raises:
             ConfigError: for fewer prompts than directions.
@@ -95,8 +98,9 @@ class Calibrator:
         pull = ridge * np.eye(inputs.shape[1])
         pull[0, 0] = 1e-3
         prior = np.zeros(inputs.shape[1])
+        constant = inputs * (np.arange(inputs.shape[1]) == 0)
         for _ in range(rounds):
-            means, precisions = _regressions(inputs, scores, right, pull)
+            means, precisions = _regressions(constant if absolute else inputs, scores, right, pull)
             prior = _logistic(inputs, right, prior, pull)
             found = cls(centre, basis, prior, means, precisions)
             right = 1 / (1 + np.exp(-found._odds(inputs, scores)))
@@ -122,6 +126,14 @@ class Calibrator:
             error = scores - inputs @ mean
             fits.append((np.linalg.slogdet(precision)[1] - np.einsum("ni,ij,nj->n", error, precision, error)) / 2)
         return np.clip(inputs @ self.prior + fits[0] - fits[1], -MOST, MOST)
+
+    def before(self, clip_text: np.ndarray) -> np.ndarray:
+        """(P,) log-odds, in [-12, 12], that an attempt of each prompt is correct, before its image is known.
+
+        Args:
+            clip_text: (P, D) embeddings of the prompts.
+        """
+        return np.clip(_inputs(clip_text, self.centre, self.basis) @ self.prior, -MOST, MOST)
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file atomically."""
@@ -244,6 +256,10 @@ class Utility(Settings):
         if self.clip_weight == 0:
             return preference
         return preference + self.clip_weight * (clip_score - self.clip_centre) / self.clip_scale
+
+    def before(self, clip_text: np.ndarray) -> np.ndarray:
+        """(B, D) embeddings of prompts -> (B,) utility to expect before an image is drawn; 0 uncalibrated."""
+        return np.zeros(len(clip_text)) if self.calibrator is None else calibrator_of(self.calibrator).before(clip_text)
 
     def at(self, scores: ImageScores) -> float:
         """Utility of one image."""

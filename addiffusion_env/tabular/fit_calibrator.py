@@ -1,26 +1,63 @@
 """Fits a calibrator to the finished images of a table of attempts; verdicts are not used.
 
-python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table calibrators/emoji.safetensors
+python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table calibrators/emoji.safetensors --absolute
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from addiffusion_env.config import friendly
-from addiffusion_env.errors import ConfigError
+from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.scorers.utility import Calibrator
+from addiffusion_env.settings import check_arguments
 from addiffusion_env.tabular.table import AttemptTable
 
+SETTINGS = ("directions", "ridge", "rounds", "absolute")
+"""Arguments of :meth:`.Calibrator.fit` that may be set."""
 
-def fit_calibrator(table: AttemptTable) -> Calibrator:
-    """Fits a calibrator to the images at the end of the schedule, of every attempt of every prompt."""
-    end = table.finish
-    return Calibrator.fit(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
+
+def fit_calibrator(table: AttemptTable, **settings: Any) -> Calibrator:
+    """Fits a calibrator to the finished images of every attempt of every prompt.
+
+    These are the images at the end of the schedule, and those of an early exit before the first evaluation where every
+    attempt may begin with one. Early exits from later steps repeat most of an image and are left out.
+
+    Args:
+        table: the attempts.
+        **settings: :data:`SETTINGS`.
+
+    Raises:
+        ConfigError: for fewer prompts than directions.
+    """
+    places = [table.finish, -1] if table.starts else [table.finish]
+    scores = (values[:, :, places].reshape(len(table), -1) for values in (table.preference, table.clip_score))
+    return Calibrator.fit(*scores, table.clip_text, **settings)
+
+
+def check_fit(settings: Mapping[str, Any] | None, prompts: int) -> None:
+    """Refuses settings of :func:`fit_calibrator` before hours of recording.
+
+    Raises:
+        ConfigError: for an unknown setting, a value of another type, or fewer prompts than directions.
+    """
+    if settings is None:
+        return
+    check_settings("tabular.calibrator has", settings, SETTINGS)
+    check_arguments("tabular.calibrator", Calibrator.fit, settings)
+    directions = settings.get("directions", signature(Calibrator.fit).parameters["directions"].default)
+    if prompts <= directions:
+        raise ConfigError(
+            f"tabular.calibrator has {directions} directions, which needs more prompts than that, and "
+            f"tabular.images is {prompts}",
+            "record more images, lower tabular.calibrator.directions, or set tabular.calibrator=null",
+        )
 
 
 def read_tables(folder: Path) -> AttemptTable:
@@ -42,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m addiffusion_env.tabular.fit_calibrator", description=__doc__)
     parser.add_argument("table", type=Path, help="folder of Parquet files that training recorded")
     parser.add_argument("out", type=Path, help="file to write, .safetensors")
+    parser.add_argument("--absolute", action="store_true", help="the scores mean the same for every prompt")
     chosen = parser.parse_args(arguments)
     table = read_tables(chosen.table)
-    calibrator = fit_calibrator(table)
+    calibrator = fit_calibrator(table, absolute=chosen.absolute)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     calibrator.save(chosen.out)
     end = table.finish

@@ -104,6 +104,11 @@ class TabularMDP:
         """(P, T, Q) utility of each image."""
         return self.utility(self.table.preference, self.table.clip_score, self.table.clip_text)
 
+    @cached_property
+    def priors(self) -> np.ndarray:
+        """(P,) utility to expect of an image of each prompt, before it is drawn."""
+        return self.utility.before(self.table.clip_text)
+
     def recorded(self, states: States) -> np.ndarray:
         """(B,) index of each lane's current attempt in the table."""
         return states.order[np.arange(len(states)), states.attempt]
@@ -115,6 +120,10 @@ class TabularMDP:
     def network_calls(self, states: States) -> np.ndarray:
         """(B,) network calls so far."""
         return states.calls + self._at(self.table.calls, states.row, self.recorded(states), states.place)
+
+    def utility_here(self, states: States) -> np.ndarray:
+        """(B,) utility of the preview or finished image of each lane; 0 before the first evaluation."""
+        return self._at(self.utilities, states.row, self.recorded(states), states.place)
 
     def masks(self, states: States) -> np.ndarray:
         """(B, 3) bool: legal actions."""
@@ -130,9 +139,9 @@ class TabularMDP:
         )
         old_nfe, here = self.nfe(states), np.stack([self.recorded(states), states.place], axis=1)
         refined = attempt > states.attempt
-        # An early exit before the first evaluation is recorded for attempt 0 only, whatever the order of attempts.
         order = states.order.copy()
-        order[(states.place == START) & (place > self.table.finish)] = np.arange(order.shape[1])
+        if not self.table.starts:  # then this early exit is recorded for attempt 0 only, whatever the order of attempts
+            order[(states.place == START) & (place > self.table.finish)] = np.arange(order.shape[1])
         following = replace(
             states,
             order=order,
@@ -184,11 +193,12 @@ class TabularMDP:
             budget=self.nfe(states) / self.most,
             refinements=states.attempt / max(1, self.shown_limit),
             cost_per_nfe=states.cost_per_nfe / max(self.highest_cost_per_nfe, 1e-12),
-            utility=self._at(self.utilities, *now),
+            utility=self.utility_here(states),
             best_utility=self._at(self.utilities, row, states.best[:, 0], states.best[:, 1]),
             has_best=(states.best[:, 1] >= 0).astype(np.float64),
             evidence=np.zeros((len(states), 3)),
             features=self._at(table.features, *now),
+            prior=self.priors[row],
             finished=(place >= table.finish).astype(np.float64),
         )
 

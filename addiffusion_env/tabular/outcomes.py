@@ -40,13 +40,24 @@ class Outcomes:
 
 
 def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, cost_per_nfe: float) -> Outcomes:
-    """Runs one episode per image of a table, with the same results as the engine.
+    """Runs one episode of a policy per image of a table, with the same results as the engine.
 
     Args:
         mdp: the decision process on the table.
         decide: the policy.
         observer: computes its observations.
         cost_per_nfe: the cost per NFE, shown to the policy.
+    """
+    return play(mdp, lambda states: decide(observer.observe(mdp.frame(states)), mdp.masks(states)), cost_per_nfe)
+
+
+def play(mdp: TabularMDP, choose: Callable[[States], np.ndarray], cost_per_nfe: float) -> Outcomes:
+    """Runs one episode per image of a table.
+
+    Args:
+        mdp: the decision process on the table.
+        choose: states -> (B,) legal actions.
+        cost_per_nfe: the cost per NFE of the states.
     """
     table, size = mdp.table, len(mdp.table)
     rows = np.arange(size)
@@ -57,7 +68,7 @@ def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, cost_per_nf
     image = np.zeros((size, 2), dtype=int)
     actions: list[list[int]] = [[] for _ in range(size)]
     while running.any():
-        chosen = decide(observer.observe(mdp.frame(states)), mdp.masks(states))
+        chosen = choose(states)
         # Ended lanes are stepped as well, and their results discarded.
         step = mdp.step(states, np.where(running, chosen, 1))
         for lane in np.flatnonzero(running):

@@ -118,15 +118,25 @@ class Recorder:
         Raises:
             RunFolderError: if a shard cannot be written.
         """
-        parts, fingerprint = [], self.fingerprint
+        parts, done = [], 0
+        for chunk, path in self.shards(images, folder, shard):
+            parts.append(self._shard(chunk, path, lanes))
+            done += len(chunk)
+            if note is not None:
+                note(done)
+        return AttemptTable.join(parts)
+
+    def shards(
+        self, images: Sequence[tuple[Prompt, int]], folder: Path, shard: int
+    ) -> list[tuple[Sequence[tuple[Prompt, int]], Path]]:
+        """The shards of :meth:`record_shards`: the images of each, and its file, named by its content."""
+        fingerprint, found = self.fingerprint, []
         for first in range(0, len(images), shard):
             chunk = images[first : first + shard]
             ids = json.dumps([[described(prompt), seed] for prompt, seed in chunk])
             name = f"tries-{fingerprint}-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.parquet"
-            parts.append(self._shard(chunk, folder / name, lanes))
-            if note is not None:
-                note(first + len(chunk))
-        return AttemptTable.join(parts)
+            found.append((chunk, folder / name))
+        return found
 
     def _shard(self, chunk: Sequence[tuple[Prompt, int]], path: Path, lanes: int) -> AttemptTable:
         if path.is_file():
@@ -141,32 +151,32 @@ class Recorder:
     def coroutine(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
         """All attempts of one image: T lists of Q places."""
         lane = open_lane(self.backbone, self.process, prompt, seed)
-        early = yield from self._exited(lane)
-        lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
         attempts = []
         for number in range(self.attempts):
-            base = lane
-            steps = [Place(lane, _scores(lane))]
-            while True:
-                lane = yield from act(self.backbone, self.process, lane, Action.CONTINUE)
-                if not lane.remaining:
-                    break
-                lane = yield from score_preview(lane)
+            early = None
+            if lane.step == 0:  # the policy decides before the first evaluation
+                early = yield from self._exited(lane)
+                lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
+            base, steps = lane, []
+            while lane.remaining:
                 steps.append(Place(lane, _scores(lane)))
+                lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
             image = yield from finished(lane)
             end = Place(lane, image.scores, image)
             early_exits = []
             for step in steps:
                 early_exits.append((yield from self._exited(step.lane, end)))
-            attempts.append([*steps, end, *early_exits, early if number == 0 else None])
+            attempts.append([*steps, end, *early_exits, early])
             if number + 1 < self.attempts:
                 # The next attempt is the same from every state: fresh noise, the same steps of the schedule.
                 lane = yield from self._scored(act(self.backbone, self.process, base, Action.REFINE))
         return attempts
 
     def _scored(self, action: Generator[Request, Any, Lane]) -> Generator[Request, Any, Lane]:
+        """The lane after an action, with the scores of its preview if it has one and is not finished."""
         lane = yield from action
-        return (yield from score_preview(lane)) if lane.scores is None else lane
+        seen = lane.x0 is not None and lane.remaining > 0
+        return (yield from score_preview(lane)) if seen and lane.scores is None else lane
 
     def _exited(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
         """The place that *stop* leads to: ``end`` if the early exit equals the rest of the schedule."""
@@ -253,10 +263,10 @@ def check_recordable(process: ProcessConfig) -> None:
         ConfigError: if they do not; names the settings that are needed.
     """
     refine, first = process.refine, next(iter(process.decision_steps), 1)
-    if not process.check_finished or refine.accept != "best" or refine.return_to != first:
+    if not process.check_finished or refine.accept != "best" or refine.return_to not in (0, first):
         raise ConfigError(
             f"a table of attempts needs check_finished, refine.accept=best and refine.return_to={first} (the first "
-            f"decision step), got check_finished={process.check_finished}, accept={refine.accept}, "
+            f"decision step) or 0, got check_finished={process.check_finished}, accept={refine.accept}, "
             f"return_to={refine.return_to}",
             "use refine preset=resample_keep_best with these settings, or train with tabular=null",
         )

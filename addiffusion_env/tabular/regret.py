@@ -95,10 +95,11 @@ def regret(table: AttemptTable, outcomes: Outcomes, reward: Reward, cost_per_nfe
 def oracle(table: AttemptTable, values: np.ndarray, cost_per_nfe: float) -> tuple[np.ndarray, np.ndarray]:
     """(P,) utility and (P,) NFE of an oracle that knows all (P, T, Q) values.
 
-    It goes straight to the best image, abandoning each attempt before it at the first decision.
+    It goes straight to the best image, abandoning each attempt before it at the cheapest place: the first decision, or
+    an early exit before the first evaluation.
     """
     finished = slice(table.finish, None)
-    first = np.nan_to_num(table.nfe[:, :, 0])
+    first = np.nan_to_num(np.fmin(table.nfe[:, :, 0], table.nfe[:, :, -1]))
     dropped = np.cumsum(first, axis=1) - first
     spent = (np.nan_to_num(table.nfe[:, :, finished]) + dropped[:, :, None]).reshape(len(table), -1)
     utility = values[:, :, finished].reshape(len(table), -1) - cost_per_nfe * spent

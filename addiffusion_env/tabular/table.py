@@ -34,7 +34,7 @@ class AttemptTable:
 
     With ``K`` decision steps, place ``k < K`` is a step, place ``K`` the image at the end of the schedule, place
     ``K + 1 + k`` the image of *stop* at step ``k``, and place ``2 K + 1`` the image of *stop* before the first
-    evaluation, which is recorded for the first attempt only.
+    evaluation, which later attempts have only if each begins there (``refine.return_to=0``).
 
     Attributes:
         prompts: P texts.
@@ -92,6 +92,11 @@ class AttemptTable:
     def finish(self) -> int:
         """K, the place of the image at the end of the schedule."""
         return len(self.steps)
+
+    @property
+    def starts(self) -> bool:
+        """Whether every attempt begins before the first evaluation, and not the first one alone."""
+        return bool(np.isfinite(self.nfe[:, 1:, -1]).all())
 
     def observer(self, keys: Sequence[str]) -> Observer:
         """The observer of these keys for the table.

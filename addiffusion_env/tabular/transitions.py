@@ -12,7 +12,7 @@ as long.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +25,7 @@ from addiffusion_env.engine.lane import Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import NoScorers
+from addiffusion_env.scorers.utility import Utility
 
 START = -1
 """The place before the first evaluation: index -1, the last one of every array."""
@@ -71,6 +72,8 @@ class Transitions:
         same = np.meshgrid(np.arange(attempts), [*range(places), START], np.arange(len(Action)), indexing="ij")
         found = cls(np.zeros(shape, bool), same[0].copy(), same[1].copy(), np.ones(shape, bool))
         blank = cast(Backbone, _BlankBackbone(backbone, process))
+        # Which image is better decides no transition, and the stand-in's scores are empty.
+        process = replace(process, refine=replace(process.refine, utility=Utility()))
         engine = Engine(blank, NoScorers(), solver=process.solver)
         states: dict[tuple[int, int], Lane] = {(0, START): open_lane(blank, process, Prompt("blank", "blank"), 0)}
         new = list(states)
@@ -94,7 +97,7 @@ def _place(before: int, lane: Lane, action: int, after: Lane, steps: tuple[int, 
     if lane.shown is not None and action == Action.STOP:
         return before
     if after.remaining:
-        return steps.index(after.step)
+        return steps.index(after.step) if after.step else START
     return early_exit_place(before, len(steps)) if action == Action.STOP else len(steps)
 
 

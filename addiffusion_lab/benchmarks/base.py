@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from addiffusion_env.errors import ConfigError, PromptError, unknown
-from addiffusion_env.prompts import Prompt, PromptList, text_id
+from addiffusion_env.prompts import Prompt, PromptList, split_list, text_id
 from addiffusion_env.prompts.emoji_vocabulary import Scene
 from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.benchmarks.emoji_world import readable_scene, to_emoji
@@ -32,6 +32,8 @@ class Benchmark(PromptList):
         world: ``"emoji"`` keeps the prompts that the emoji world can draw and judge, in words of its vocabulary.
         partial: accept a number of prompts other than published. Incomplete copies are in circulation, so this is off
             by default.
+        split: ``"train"``, ``"test"`` or ``"all"``: a split for training on a list that has no published one; see
+            :func:`.split_list`.
 
     Attributes:
         origin: where it was read from.
@@ -42,12 +44,14 @@ class Benchmark(PromptList):
         PromptError: when files are missing (with what to download from where) or malformed (with file and line), the
             number of prompts is not the published one, or the emoji world can draw none of the prompts.
         MissingPackageError: for the hub, without the package ``datasets``.
-        UnknownNameError: for an unknown world.
+        UnknownNameError: for an unknown world or split.
     """
 
     about: ClassVar[About]
 
-    def __init__(self, path: str | Path | None = None, world: World = "any", partial: bool = False) -> None:
+    def __init__(
+        self, path: str | Path | None = None, world: World = "any", partial: bool = False, split: str = "all"
+    ) -> None:
         if world not in WORLDS:
             raise unknown("world", world, WORLDS)
         origin = open_origin(path, self.about)
@@ -57,6 +61,7 @@ class Benchmark(PromptList):
         if not partial:
             check_counts(prompts, self.counts(origin), self.about, str(origin))
         self.listed = len(prompts)
+        prompts = split_list(prompts, split, self.about.title)
         if world == "emoji":
             prompts = [found for prompt in prompts if (found := to_emoji(prompt, self.scene(prompt))) is not None]
             if not prompts:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_config
+from addiffusion_env.backbones import traits_of
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import Manifest, read_manifest, write_text
@@ -30,7 +31,8 @@ from addiffusion_lab.claims.detector import DetectorAccuracy, detector_accuracy,
 from addiffusion_lab.claims.render import HEAD, hypotheses_section, verdict_table
 from addiffusion_lab.claims.setup import judge_evaluation
 
-TITLE = "Results on the emoji world"
+TITLES = {"emoji": "Results on the emoji world"}
+"""Backbone -> title of its page; others are titled by their name."""
 LESSONS = Path(__file__).parent / "lessons.md"
 
 
@@ -61,7 +63,9 @@ def write_page(folders: Sequence[Path], out: Path, detector: Sequence[DetectorAc
     written += [section for section in report if any(not isinstance(part, str) for part in section.parts)]
     save_figures(drawn, out / PLOTS_FOLDER)
     write_text(out / "results.json", json.dumps(card_results(summary, manifest), indent=1))
-    return write_text(out / "results.md", to_markdown(TITLE, written) + "\n" + LESSONS.read_text(encoding="utf-8"))
+    title = TITLES.get(manifest.backbone, f"Results with {manifest.backbone}")
+    lessons = "\n" + LESSONS.read_text(encoding="utf-8") if traits_of(manifest.backbone).embedded else ""
+    return write_text(out / "results.md", to_markdown(title, written) + lessons)
 
 
 def judged(folder: Path) -> tuple[Manifest, list[Record], tuple[Verdict, ...]]:
@@ -114,7 +118,7 @@ def card_results(summary: Summary, manifest: Manifest) -> dict[str, Any]:
         "about": f"{len(manifest.prompt_ids)} prompts of {manifest.settings.get('prompt_source')}, seeds "
         f"{list(manifest.seeds)}, judged by {', '.join(manifest.settings.get('judges') or ['none'])}. Seconds are wall "
         "clock.",
-        "command": "python eval_sb3.py experiment=study",
+        "command": f"python eval_sb3.py experiment={'study' if manifest.backbone in TITLES else 'claims'}",
         "rows": [
             {
                 "sampler": f"policy@{row.sampler.rpartition('@')[2]}",

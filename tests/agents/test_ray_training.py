@@ -3,14 +3,18 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from addiffusion_env.agents import training
+from addiffusion_env.agents import recording, training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
 from addiffusion_env.agents.factory import make_rollouts
+from addiffusion_env.agents.recording import record_prompts
+from addiffusion_env.distributed import task_round
 from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
+from addiffusion_env.envs.settings import EnvSettings
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -66,3 +70,37 @@ def test_workers_are_lost_training_goes_on_and_resumes_with_more_of_them(tmp_pat
     events.Reload()
     assert {"rollouts/deaths", "rollouts/hangs", "rollouts/lost_episodes"} <= set(events.Tags()["scalars"])
     assert events.Scalars("rollouts/lost_episodes")[-1].value == 4
+
+
+def test_attempts_are_recorded_in_workers_of_which_one_dies(tmp_path):
+    """The table is that of this process: shards are recorded whole, wherever."""
+    settings = EnvSettings.of(
+        steps=3,
+        decide_at=[2],
+        check_finished=True,
+        early_exit_steps=1,
+        refine={"preset": "resample_keep_best", "return_to": 2, "limit": 1},
+        prompt_options={"split": "train"},
+    )
+    prompts = settings.prompt_source().take(6)
+    here = record_prompts(prompts, settings, 2, tmp_path / "here", 2, shard=2)
+    assert len(list((tmp_path / "here").iterdir())) == 3
+
+    class Dying(task_round.TaskRound):
+        killed = False
+
+        def _give(self, worker, task):
+            super()._give(worker, task)
+            if not Dying.killed:
+                Dying.killed = True
+                os.kill(self.pool.actors[worker].pid, signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(recording, "TaskRound", Dying)
+        there = record_prompts(prompts, settings, 2, tmp_path / "there", 4, 2, {"kind": "ray", "workers": 2})
+    assert Dying.killed and there.identity == here.identity and there.prompt_ids == here.prompt_ids
+    for name in ("preference", "clip_score", "nfe", "clip_image"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(here, name), err_msg=name)
+    with pytest.MonkeyPatch.context() as patched:  # everything is there: no worker is started
+        patched.setattr(recording, "ActorPool", None)
+        record_prompts(prompts, settings, 2, tmp_path / "there", 4, 2, {"kind": "ray", "workers": 2})

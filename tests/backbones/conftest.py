@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-
-# The scorers' tests keep the names and shapes of ImageReward's checkpoint.
-sys.path.append(str(Path(__file__).parents[1] / "scorers"))
-import scorer_models
 
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS, OPTIONS
 from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
+from addiffusion_lab.tiny_pipelines.scorers import scorer_folders
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,24 +75,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def scorer_paths(tmp_path_factory):
     """Folders of tiny scorers in the real formats, with CLIP embeddings of the width of ViT-L/14."""
-    root = tmp_path_factory.mktemp("scorers")
-    reward = root / "image_reward"
-    reward.mkdir()
-    generator = torch.Generator().manual_seed(1)
-    state = scorer_models.random_weights(scorer_models.vision_state(), "blip.visual_encoder.", generator)
-    state |= scorer_models.random_weights(scorer_models.text_state(), "blip.text_encoder.", generator)
-    state |= scorer_models.random_weights(scorer_models.head_state(), "mlp.", generator)
-    torch.save(state, reward / "ImageReward.pt")
-    (reward / "med_config.json").write_text(json.dumps(scorer_models.MED_CONFIG))
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    (reward / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    (reward / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
-    return {
-        "clip": str(tiny_models.clip_folder(root / "clip")),
-        "image_reward": str(reward),
-        "dino": str(tiny_models.dino_folder(root / "dino")),
-    }
+    return scorer_folders(tmp_path_factory.mktemp("scorers"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from addiffusion_env.distributed import task_round
 from addiffusion_env.distributed.actor_pool import RayConfig, start_ray
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
@@ -58,19 +59,19 @@ class DyingPool(RayPool):
     """Kills a worker's process just after it was given its first jobs."""
 
     def __call__(self, *args):
-        give, killed = ray_pool._Round._give, []
+        give, killed = task_round.TaskRound._give, []
 
-        def give_and_kill(self, worker, chunk):
-            give(self, worker, chunk)
+        def give_and_kill(self, worker, task):
+            give(self, worker, task)
             if not killed:
                 killed.append(self.pool.actors[worker].pid)
                 os.kill(killed[0], signal.SIGKILL)
 
-        ray_pool._Round._give = give_and_kill
+        task_round.TaskRound._give = give_and_kill
         try:
             yield from super().__call__(*args)
         finally:
-            ray_pool._Round._give = give
+            task_round.TaskRound._give = give
         assert killed
 
 
@@ -110,7 +111,7 @@ def test_a_worker_with_other_weights_or_packages_is_refused(context, prompts):
     arguments = (1, ray.cloudpickle.dumps(samplers), SETTINGS, JUDGES, prompts[:1], [0])
     ImageWorker().setup(*arguments, planned)
     other = {**planned, "packages": {**planned["packages"], "diffusers": "0.1"}}
-    with pytest.raises(WorkerError, match=r"than were planned here: packages\.diffusers: 0\.1"):
+    with pytest.raises(WorkerError, match=r"than planned: packages\.diffusers: 0\.1"):
         ImageWorker().setup(*arguments, other)
 
 

@@ -42,6 +42,7 @@ def frame(size=4, width=768, seed=0, extreme=1.0, features=12):
         has_best=np.ones(size),
         evidence=rng.uniform(size=(size, 3)),
         features=extreme * rng.normal(size=(size, features)),
+        prior=number(),
         finished=np.arange(size) % 2.0,
     )
 

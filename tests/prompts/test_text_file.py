@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from addiffusion_env.errors import PromptError
+from addiffusion_env.errors import PromptError, UnknownNameError
 from addiffusion_env.prompts import PROMPT_SOURCES, PromptSource, text_id
 from addiffusion_env.prompts.text_file import TextFilePrompts
 
@@ -55,3 +55,16 @@ def test_refuses_a_folder(tmp_path: Path) -> None:
 def test_refuses_another_encoding(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="not UTF-8: byte 0xe9 at offset 5"):
         TextFilePrompts(write(tmp_path, "a café".encode("latin-1")))
+
+
+def test_a_split_is_stable_and_keeps_equal_texts_together(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(f"a photo of {n} dogs" for n in range(100)))
+    whole = [prompt.text for prompt in TextFilePrompts(path)]
+    train, test = ([prompt.text for prompt in TextFilePrompts(path, split)] for split in ("train", "test"))
+    assert sorted(train + test) == sorted(whole) and 15 <= len(test) <= 35
+    assert [text for text in whole if text in set(train)] == train  # in the order of the file
+    path.write_text("\n".join(reversed(whole)) + "\na cat")
+    assert {prompt.text for prompt in TextFilePrompts(path, "test")} - {"a cat"} == set(test)
+    with pytest.raises(UnknownNameError, match="did you mean 'train'"):
+        TextFilePrompts(path, "trian")

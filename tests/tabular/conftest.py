@@ -1,5 +1,7 @@
 """A small table of attempts, recorded once."""
 
+from dataclasses import replace
+
 import pytest
 
 from addiffusion_env.agents.tabular_training import make_mdp
@@ -49,6 +51,25 @@ def recorder(tabular_settings):
 @pytest.fixture(scope="session")
 def table(recorder, images):
     return recorder.record(images, lanes=1)
+
+
+@pytest.fixture(scope="session")
+def from_start(recorder, images, tabular_settings):
+    """The tabular MDP and settings of the same process with ``refine.return_to=0``."""
+    return _recorded(replace(tabular_settings, refine={**tabular_settings.refine, "return_to": 0}), recorder, images)
+
+
+@pytest.fixture(scope="session")
+def whole_attempts(recorder, images, tabular_settings):
+    """As ``from_start``, without decisions inside the schedule: *continue* runs a whole attempt."""
+    refine = {**tabular_settings.refine, "return_to": 0}
+    settings = replace(tabular_settings, refine=refine, decide_at=None, decide_every=4)
+    return _recorded(settings, recorder, images[:2])
+
+
+def _recorded(settings, recorder, images):
+    process = settings.process(recorder.backbone.capabilities, recorder.backbone.name)
+    return make_mdp(replace(recorder, process=process).record(images, lanes=1), settings), settings
 
 
 @pytest.fixture(scope="session")

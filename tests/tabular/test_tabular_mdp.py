@@ -15,7 +15,7 @@ from addiffusion_env.rewards import make_reward
 from addiffusion_env.tabular.mdp import States
 from addiffusion_env.tabular.outcomes import play_table
 from addiffusion_env.tabular.recorder import check_recordable
-from addiffusion_env.tabular.regret import regret, worth
+from addiffusion_env.tabular.regret import oracle, regret, worth
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
 
@@ -52,8 +52,45 @@ SAME = 1e-6
 
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_the_tabular_mdp_equals_the_environment(mdp, table, images, tabular_settings, path, keys):
-    tabular_settings = replace(tabular_settings, observation_keys=KEYS[keys])
+def test_the_tabular_mdp_equals_the_environment(mdp, images, tabular_settings, path, keys):
+    check_equal(mdp, images, replace(tabular_settings, observation_keys=KEYS[keys]), path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        [STOP, REFINE, STOP, REFINE, CONTINUE, CONTINUE, CONTINUE],  # two early exits, then the whole schedule
+        [CONTINUE, REFINE, STOP, REFINE, CONTINUE, STOP],
+    ],
+    ids=str,
+)
+def test_attempts_that_begin_before_the_first_evaluation_equal_the_environment(from_start, images, path):
+    """With ``return_to=0`` every attempt begins with a decision, and may be an early exit from pure noise."""
+    mdp, settings = from_start
+    assert mdp.table.starts
+    check_equal(mdp, images, settings, path)
+
+
+def test_attempts_without_decisions_inside_equal_the_environment(whole_attempts, images):
+    """The policy decides before each attempt and about each finished image; no preview is scored."""
+    mdp, settings = whole_attempts
+    assert mdp.table.steps == () and mdp.table.starts
+    check_equal(mdp, images[:2], settings, [STOP, REFINE, CONTINUE, REFINE, STOP])
+
+
+def test_an_oracle_drops_attempts_by_early_exits(from_start):
+    """The cheapest way past an attempt is an early exit before the first evaluation."""
+    table = from_start[0].table
+    values = np.zeros_like(table.nfe)
+    values[:, 2, table.finish] = 1.0
+    utility, spent = oracle(table, values, 0.01)
+    np.testing.assert_allclose(spent, 2 * table.nfe[0, 0, -1] + table.nfe[:, 2, table.finish])
+    np.testing.assert_allclose(utility, 1 - 0.01 * spent)
+
+
+def check_equal(mdp, images, tabular_settings, path):
+    """Plays ``path`` in the environment and on the table; both must agree at every decision."""
+    table = mdp.table
     kwargs = {name: getattr(tabular_settings, name) for name in tabular_settings.__dataclass_fields__}
     env = AdDiffusionEnv(**kwargs)
     observer, reward = table.observer(tabular_settings.keys()), make_reward(tabular_settings.reward)
