@@ -189,8 +189,9 @@ class _Run:
         if not set(DECISIONS) & set(chosen):
             exits = (CheckedAttempts().exit_at,) if self.blind else EXITS
             chosen["decide_at"] = sorted({max(1, round(share * steps)) for share in exits})
-        inside = [step for step in chosen.pop("decide_at", ()) if step < steps]
-        chosen.update({"decide_at": inside} if inside else {"decide_every": steps})
+        inside = [step for step in chosen.pop("decide_at", None) or () if step < steps]
+        chosen["decide_every"] = 1 if inside else steps
+        chosen["decide_at"] = inside or None
         if self.blind and not inside:
             raise ConfigError(
                 f"no scorer was there, and a schedule of {steps} steps has no place to exit early",

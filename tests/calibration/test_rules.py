@@ -113,10 +113,10 @@ def test_a_rule_is_used_saved_and_found_as_a_trained_policy(folder, emoji, tmp_p
     copy = HubPolicy.from_pretrained(tmp_path / "copy").sampler()
     assert copy.rules == pipe.sampler.rules
     assert np.array_equal(Calibrator.load(copy.folder / "policy.safetensors").prior, calibrator_of("emoji").prior)
-    config = {"policy": str(folder), "costs_per_nfe": [None, "3nfe"], "samplers": [], "trust": False, "env": None}
+    config = {"policy": str(folder), "costs_per_nfe": [None, "5nfe"], "samplers": [], "trust": False, "env": None}
     more = {"device": "auto", "dtype": "auto", "prompt_source": None, "prompt_options": None, "benchmark": None}
     samplers, settings = make_samplers({**config, **more})
-    assert [sampler.rule.nfe for sampler in samplers] == [3.0, 3.0] and settings.backbone == "emoji"
+    assert [sampler.rule.nfe for sampler in samplers] == [3.0, 5.0] and settings.backbone == "emoji"
 
 
 def test_what_a_rule_cannot_do_is_refused(folder, tmp_path):
