@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def evaluate(config: dict[str, Any]) -> Report:
-    """Makes what is missing, writes the report, prints its table."""
+def evaluate(config: dict[str, Any]) -> Report | None:
+    """Makes what is missing, writes the report, prints its table; with ``plan`` only prints what is missing."""
     from tqdm import tqdm
 
     from addiffusion_env.backbones.devices import resolve_device
@@ -59,6 +59,11 @@ def evaluate(config: dict[str, Any]) -> Report:
     process = settings.process(backbone.capabilities, backbone.name)
     context = EvaluationContext(backbone, load_scorers(backbone, settings.scorers), process, judges)
     plans, make = prepare(samplers, prompts, config["seeds"], context, config["rollouts"], settings, config["judges"])
+    waiting = to_make(folder, plans, config["shard_size"])
+    cost = plan_cost(plans, context, waiting, config["max_lanes"])
+    if config["plan"]:
+        print(cost.table())
+        return None
     others = others_in(folder, plans)
     write_manifest(
         folder,
@@ -70,8 +75,7 @@ def evaluate(config: dict[str, Any]) -> Report:
         described(context.scorers, judges),
     )
     keep = config["keep_images"] or any(extra.needs_images for extra in extras)
-    waiting = to_make(folder, plans, config["shard_size"])
-    print(plan_cost(plans, context, waiting, config["max_lanes"]), *filter(None, [others]), sep="\n", flush=True)
+    print(cost, *filter(None, [others]), sep="\n", flush=True)
 
     total = sum(len(entry.jobs) for entry in plans)
     dropped: list[str] = []
@@ -123,7 +127,7 @@ def check_report(changes: Mapping[str, Any] | None, run: str = "") -> None:
             make_sampler(sampler.replace(f"policy:{run}@", "policy:emoji@") if run else sampler)
 
 
-def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, **more: Any) -> Report:
+def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, **more: Any) -> Report | None:
     """Evaluates a run's policy with the defaults of ``configs/eval.yaml``; the report goes to ``<run>/report``.
 
     Raises:

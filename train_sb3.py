@@ -4,6 +4,7 @@ python train_sb3.py                             the default experiment on the em
 python train_sb3.py experiment=smoke            every part once, in a minute
 python train_sb3.py lanes=8 ppo.ent_coef=0.01   any key of configs/train.yaml
 python train_sb3.py rollouts=ray rollouts.workers=4   lanes in four Ray actors, here or on a cluster
+python train_sb3.py --plan                      what every stage costs on this machine, instead of running it
 python train_sb3.py experiment=sweep            Optuna over PPO's settings
 Run the same command again to go on after an interruption.
 """
@@ -129,6 +130,11 @@ def report(folder: Path, config: dict[str, Any]) -> None:
 def main(config: DictConfig) -> float:
     """Hydra's entry."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if plain["plan"]:
+        from addiffusion_env.evaluation.training_cost import training_cost
+
+        print(training_cost(plain).table())
+        return 0.0
     folder, score = train(plain)
     if plain["report"] is not None:
         report(folder, plain)

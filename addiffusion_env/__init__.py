@@ -120,6 +120,7 @@ _LAZY = {
     "AdDiffusionVecEnv": "addiffusion_env.envs.sb3_env",
     "AdaptivePipeline": "addiffusion_env.agents.pipeline",
     "AdDiffusionError": "addiffusion_env.errors",
+    "calibrate": "addiffusion_env.calibration.calibrate",
 }
 
 __all__ = [
@@ -129,6 +130,7 @@ __all__ = [
     "AdDiffusionVecEnv",
     "AdDiffusionVectorEnv",
     "AdaptivePipeline",
+    "calibrate",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m addiffusion_env list | check NAME | bench | demo | export RUN ZIP``."""
+"""The command line: ``python -m addiffusion_env list | check NAME | calibrate MODEL | bench | demo | export``."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     bench.add_argument("--backbone", default="emoji")
     lab("bench.arguments").add_arguments(bench)
+    calibrating = verbs.add_parser(
+        "calibrate", help="make a policy for a pipeline in minutes, without labels or training"
+    )
+    calibrating.add_argument("model", help="emoji, sd15 ..., or the folder or hub id of a diffusers pipeline")
+    calibrating.add_argument(
+        "--prompts", type=Path, help="a text file, one prompt in each line; default: the backbone's"
+    )
+    calibrating.add_argument("--minutes", type=float, default=10.0, help="of recording, with the report")
+    calibrating.add_argument("--out", type=Path, default=Path("runs/calibration"), help="folder of policy and report")
+    calibrating.add_argument("--steps", type=int, help="of the schedule; default: the pipeline's own")
+    calibrating.add_argument("--attempts", type=int, default=4, help="of each prompt")
+    calibrating.add_argument("--lanes", type=int, default=16, help="images at once")
+    calibrating.add_argument("--report-images", type=int, default=6, help="prompts that the report shows")
+    calibrating.add_argument("--push-to-hub", metavar="OWNER/NAME", help="also upload the policy")
+    calibrating.add_argument("--plan", action="store_true", help="measure this machine, print the cost, and stop")
     writer = verbs.add_parser("export", help="write a trained policy as a zip of Stable-Baselines3")
     writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
     writer.add_argument("zip", type=Path, help="the file to write")
@@ -48,7 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     chosen = parser.parse_args(words)
-    run = {"list": list_names, "check": check, "bench": run_bench, "demo": run_demo, "export": export}
+    run = {
+        "list": list_names,
+        "check": check,
+        "calibrate": run_calibrate,
+        "bench": run_bench,
+        "demo": run_demo,
+        "export": export,
+    }
     friendly(run[chosen.verb])(chosen)
 
 
@@ -117,6 +139,29 @@ def lab(module: str = "") -> Any:
 def run_bench(chosen: argparse.Namespace) -> None:
     """Measures and prints the speed of a backbone."""
     lab("bench.cli").run_named(chosen)
+
+
+def run_calibrate(chosen: argparse.Namespace) -> None:
+    """Calibrates a pipeline, or prints what that costs."""
+    from addiffusion_env.calibration.calibrate import calibrate
+    from addiffusion_env.evaluation.cost import RunCost
+
+    made = calibrate(
+        chosen.model,
+        chosen.prompts,
+        chosen.minutes,
+        chosen.out,
+        attempts=chosen.attempts,
+        lanes=chosen.lanes,
+        report_images=chosen.report_images,
+        push_to_hub=chosen.push_to_hub,
+        plan=chosen.plan,
+        **({} if chosen.steps is None else {"steps": chosen.steps}),
+    )
+    if isinstance(made, RunCost):
+        print(made.table())
+        return
+    print(f"policy: {made.folder}, from {made.prompts} recorded images; report: {made.report}", made.url, sep="\n")
 
 
 def export(chosen: argparse.Namespace) -> None:

@@ -18,6 +18,9 @@ from addiffusion_env.old_names import OLD_NAMES, note_renamed
 
 HYDRA_FLAGS = re.compile(r"^(-|[~+]*hydra[./=])")
 
+PLAN_FLAG = "--plan"
+"""Written for ``plan=true``: Hydra has its own flags only."""
+
 REMOVED = {"warm_start": "leave it out: training begins with PPO, on recorded attempts first where there is a table"}
 """Keys of earlier versions -> what to do instead."""
 
@@ -311,6 +314,7 @@ def run_script(main: Callable[[], Any], config_dir: Path, config_name: str) -> N
     """Runs a Hydra script after checking its overrides."""
     store_environments()
     if not any(item in ("--help", "-h", "--hydra-help", "--info", "--cfg") for item in sys.argv[1:]):
-        sys.argv[1:] = renamed_overrides(sys.argv[1:])
+        flagged = ["plan=true" if item == PLAN_FLAG else item for item in sys.argv[1:]]
+        sys.argv[1:] = renamed_overrides(flagged)
         check_overrides(config_dir, config_name, sys.argv[1:])
     main()

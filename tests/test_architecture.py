@@ -22,6 +22,7 @@ LAYERS = [  # lowest first; a module may import its own folder or anything in a 
     {"distributed", "tabular"},
     {"agents"},
     {"evaluation"},
+    {"calibration"},
     {"bench", "catalogue", "checks"},
     {"__init__", "__main__"},
 ]

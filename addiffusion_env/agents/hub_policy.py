@@ -23,9 +23,12 @@ from addiffusion_env.agents.policy_file import (
     WEIGHTS_FILE,
     PolicyConfig,
     find_policy,
+    load_config,
     load_policy,
     save_policy,
 )
+from addiffusion_env.agents.rule_policy import RulePolicy, load_calibrator, save_rules
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import INDEX, backbone_in
 from addiffusion_env.errors import ConfigError, WeightsError, check_keywords
@@ -45,7 +48,7 @@ class HubPolicy(
     pipeline_tag="text-to-image",
     tags=["reinforcement-learning", "stable-baselines3", "adaptive-inference"],
 ):
-    """A trained policy that can be saved, pushed to the hub and loaded from it.
+    """A trained policy or a calibrated rule that can be saved, pushed to the hub and loaded from it.
 
     ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` come from huggingface_hub.
 
@@ -54,22 +57,24 @@ class HubPolicy(
     0.015
 
     Args:
-        network: the policy's weights.
+        network: the policy's weights; of a calibrated rule its folder.
         details: what it was trained on, its frontier and its results.
     """
 
-    def __init__(self, network: ActorCriticPolicy, details: PolicyConfig) -> None:
+    def __init__(self, network: ActorCriticPolicy | Path, details: PolicyConfig) -> None:
         self.network = network
         self.details = details
 
     @classmethod
-    def of(cls, sampler: PolicySampler) -> HubPolicy:
+    def of(cls, sampler: SavedPolicy) -> HubPolicy:
         """The policy of a sampler, without its cost per NFE."""
-        return cls(sampler.policy, sampler.config)
+        return cls(sampler.folder if isinstance(sampler, RulePolicy) else sampler.policy, sampler.config)  # type: ignore[attr-defined]
 
-    def sampler(self, cost_per_nfe: float | None = None) -> PolicySampler:
+    def sampler(self, cost_per_nfe: float | None = None) -> SavedPolicy:
         """The policy as a sampler, at the given cost per NFE or at its default one."""
         chosen = self.details.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
+        if isinstance(self.network, Path):
+            return RulePolicy(self.details, self.network, chosen, f"policy@{chosen:g}")
         return PolicySampler(self.network, self.details, chosen, f"policy@{chosen:g}")
 
     @classmethod
@@ -91,7 +96,9 @@ class HubPolicy(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **_: Any) -> HubPolicy:
-        return cls(*load_policy(Path(model_id)))
+        folder = find_policy(model_id) or Path(model_id)
+        config = load_config(folder)
+        return cls(folder.resolve(), config) if config.rules else cls(*load_policy(folder))
 
     def check_saveable(self) -> None:
         """Refuses a network of another class: its files could not be read again.
@@ -99,7 +106,7 @@ class HubPolicy(
         Raises:
             ConfigError: for a network of another class.
         """
-        if not isinstance(self.network, AdDiffusionPolicy | MaskableAdDiffusionPolicy):
+        if not isinstance(self.network, AdDiffusionPolicy | MaskableAdDiffusionPolicy | Path):
             raise ConfigError(
                 f"a {type(self.network).__name__} cannot be saved in this format, only AdDiffusionPolicy and "
                 "MaskableAdDiffusionPolicy can",
@@ -107,8 +114,11 @@ class HubPolicy(
             )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self.check_saveable()
-        save_policy(save_directory, self.network, self.details)
+        if isinstance(self.network, Path):
+            save_rules(save_directory, self.details, load_calibrator(self.network, self.details))
+        else:
+            self.check_saveable()
+            save_policy(save_directory, self.network, self.details)
         # The mixin keeps an existing card; this one is written from the policy that is being saved.
         (save_directory / CARD_FILE).unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config, load_policy
+from addiffusion_env.agents.rule_policy import RulePolicy
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.backbones.fingerprint import digest_of
-from addiffusion_env.backbones.identity import described
 from addiffusion_env.engine.coroutines import legal_actions
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.lane import Decide, Lane, Request
@@ -37,7 +36,7 @@ CONTROLS = ("shuffled", "no_refine")
 
 
 @dataclass
-class PolicySampler:
+class PolicySampler(SavedPolicy):
     """A trained policy from a run's folder (or a shipped one), at its default cost per NFE or another one.
 
     Two controls remove one input or action and leave the rest unchanged. With ``shuffled``
@@ -68,8 +67,6 @@ class PolicySampler:
 
     usage: ClassVar[str] = "policy:FOLDER[@COST][,shuffled][,no_refine]"
     example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
-    kind: ClassVar[str] = "policy"
-    learned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.config.check_cost_per_nfe(self.cost_per_nfe)
@@ -85,8 +82,8 @@ class PolicySampler:
         return ""
 
     @classmethod
-    def parse(cls, text: str) -> PolicySampler:
-        """Loads the policy of a run's folder, at the given cost per NFE or its default one.
+    def parse(cls, text: str) -> SavedPolicy:  # type: ignore[override]
+        """Loads the policy of a run's folder (a network or a calibrated rule), at a cost per NFE or its default one.
 
         ``5.6nfe`` as cost per NFE is the cost at which the policy's frontier on training prompts spends 5.6 NFE.
 
@@ -102,8 +99,14 @@ class PolicySampler:
         folder, at, cost_per_nfe = text.rpartition("@")
         if not at:
             folder, cost_per_nfe = text, ""
-        sampler = cls.from_run(folder, cost_per_nfe=_cost_per_nfe(cost_per_nfe, folder))
+        sampler = load_sampler(folder, _cost_per_nfe(cost_per_nfe, folder))
         sampler.name = ",".join((f"policy:{run_name(folder)}@{sampler.cost_per_nfe:g}", *controls))
+        if not isinstance(sampler, cls):
+            if controls:
+                raise ConfigError(
+                    f"{folder} holds a calibrated rule, which has no controls", f"leave out {controls[0]}"
+                )
+            return sampler
         sampler.shuffled, sampler.no_refine = (control in controls for control in CONTROLS)
         return sampler
 
@@ -118,7 +121,7 @@ class PolicySampler:
     @property
     def curve(self) -> str:
         """The same policy at other costs per NFE; none for controls."""
-        return "" if self.controls else self.name.rpartition("@")[0]
+        return "" if self.controls else super().curve
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -140,20 +143,6 @@ class PolicySampler:
         """Whether it needs previews: not when it reads the denoiser's features instead."""
         return needs_preview(list(self.config.observation))
 
-    def cost_per_nfe_for(self, target_nfe: float, backbone: Backbone, scorers: ImageScorers) -> float:
-        """See :meth:`PolicyConfig.cost_per_nfe_for`; warns when the frontier was measured on others than these."""
-        parts = {"backbone": backbone, "scorers": scorers}
-        measured = self.config.identity.items()
-        changed = [name for name, digest in measured if digest != digest_of(described(parts[name]))]
-        if changed:
-            warnings.warn(
-                f"the policy's frontier was measured with another {' and '.join(changed)} (weights, precision, "
-                "settings or kind of device): it may spend more or less than target_nfe "
-                "here\n  -> give cost_per_nfe= instead",
-                stacklevel=4,
-            )
-        return self.config.cost_per_nfe_for(float(target_nfe))
-
     @classmethod
     def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> PolicySampler:
         """Loads a policy from a shipped name, a policy's folder or a run's folder.
@@ -168,15 +157,8 @@ class PolicySampler:
 
     @property
     def expected_nfe(self) -> float | None:
-        """Mean NFE of its frontier at its cost per NFE; ``None`` without a measured frontier, or with a control."""
-        if not self.config.frontier or self.no_refine:
-            return None
-        costs_per_nfe, nfe = zip(*sorted(self.config.frontier), strict=True)
-        return float(np.interp(self.cost_per_nfe, costs_per_nfe, nfe))
-
-    def settings(self) -> EnvSettings:
-        """The environment that the policy was trained on."""
-        return EnvSettings.of(**self.config.environment)
+        """See :attr:`.SavedPolicy.expected_nfe`; ``None`` with a control, with which nothing was measured."""
+        return None if self.no_refine else super().expected_nfe
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The decision process that the policy was trained on, whatever ``base`` is."""
@@ -279,6 +261,16 @@ class PolicySampler:
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         allowed = self.process(self._process)
         return probabilities, np.stack([legal_actions(request.lane, allowed) for request in requests])
+
+
+def load_sampler(folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> SavedPolicy:
+    """Loads a trained network or a calibrated rule from a shipped name, a policy's folder or a run's folder.
+
+    Raises:
+        WeightsError: when there is none.
+    """
+    ruled = load_config(find_policy(folder) or Path(folder)).rules
+    return (RulePolicy if ruled else PolicySampler).from_run(folder, cost_per_nfe, name)
 
 
 def scores_used(settings: EnvSettings) -> ScoresUsed:

@@ -11,7 +11,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from addiffusion_env.agents.hub_policy import HubPolicy, is_zip, located, named_policy, no_policy
-from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.agents.learned import load_sampler
 from addiffusion_env.agents.policy_file import find_policy, load_config, shipped
 from addiffusion_env.agents.sb3_zip import import_zip, of_model
 from addiffusion_env.backbones import BACKBONES, traits_of
@@ -54,7 +54,7 @@ def make_policy(policy: str | Path | Sampler | HubPolicy | BaseAlgorithm, trust:
     text = NAMED.get(str(policy), str(policy))
     specified = ":" in text[2:]  # a colon before that follows a Windows drive letter
     folder = None if specified and find_policy(text) is None else named_policy(policy)
-    return make_sampler(text) if folder is None else PolicySampler.from_run(folder)
+    return make_sampler(text) if folder is None else load_sampler(folder)
 
 
 def policy_at(run: str | Path, cost_per_nfe: float | None = None, trust: bool = False) -> Sampler:

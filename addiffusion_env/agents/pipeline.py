@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
-from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
 from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
+from addiffusion_env.agents.untrained import default_policy, default_process
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.engine.engine import Counters, Engine
@@ -40,14 +41,16 @@ class AdaptivePipeline:
     >>> out.images[0].size, out.nfe.tolist()
     ((64, 64), [4.0, 4.0])
 
-    To wrap a loaded diffusers pipeline, use ``AdaptivePipeline(pipe, "fixed:20")``: the weights are shared with
-    ``pipe``. Options of the wrapper (previews, compilation) are those of the backbone's ``from_pipeline``; the backbone
-    that it returns can be passed instead of the pipeline.
+    To wrap a loaded diffusers pipeline, use ``AdaptivePipeline(pipe)`` or ``AdaptivePipeline(pipe, "fixed:20")``: the
+    weights are shared with ``pipe``. Without a policy it checks its images (:func:`.untrained.default_policy`).
+    Options of the wrapper (previews, compilation) are those of the backbone's ``from_pipeline``; the backbone that it
+    returns can be passed instead of the pipeline.
 
     Args:
         model: any text-to-image pipeline of diffusers, or a :class:`Backbone`.
-        policy: a sampler; a specification of one without learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the
-            name, folder or hub id of a trained policy; or a model of Stable-Baselines3, or its zip.
+        policy: ``None`` for checked attempts on the pipeline's own schedule; a sampler; a specification of one without
+            learning (``"fixed:20"``, ``"stop:12"``, ``"oracle"``); or the name, folder or hub id of a trained or
+            calibrated policy; or a model of Stable-Baselines3, or its zip.
         process: the decision process of a policy without learning; ``None`` is the model's own schedule without
             refinement. A trained policy brings its own.
         scorers: score previews and finished images; ``None`` uses the model's default, or none for samplers
@@ -73,7 +76,7 @@ class AdaptivePipeline:
     def __init__(
         self,
         model: Any,
-        policy: str | Path | Sampler | HubPolicy | BaseAlgorithm,
+        policy: str | Path | Sampler | HubPolicy | BaseAlgorithm | None = None,
         process: ProcessConfig | None = None,
         scorers: ImageScorers | None = None,
         max_lanes: int = 16,
@@ -82,14 +85,18 @@ class AdaptivePipeline:
     ) -> None:
         load_plugins(plugins)
         self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
-        self.sampler = make_policy(policy, trust)
-        if process is not None and isinstance(self.sampler, PolicySampler):
+        if policy is None:
+            self.sampler, scorers = default_policy(self.backbone, scorers)
+            process = process or default_process(self.backbone)
+        else:
+            self.sampler = make_policy(policy, trust)
+        if process is not None and isinstance(self.sampler, SavedPolicy):
             raise ConfigError(
                 f"policy {self.sampler.name!r} only supports the process that it was trained on, "
                 "but process= was given",
                 "leave process= out",
             )
-        if isinstance(self.sampler, PolicySampler):  # before gigabytes of scorers are loaded
+        if isinstance(self.sampler, SavedPolicy):  # before gigabytes of scorers are loaded
             can, name = self.backbone.capabilities, self.backbone.name
             width = scorers.clip_dim if scorers else clip_width(name)
             self.sampler.check_fits(name, width, can.feature_dim or 0)
@@ -144,7 +151,7 @@ class AdaptivePipeline:
         model = settings if backbone is None or isinstance(backbone, str | Path) else backbone
         made = None if model is settings else model if isinstance(model, Backbone) else PipelineBackbone(model)
         name = str(settings.backbone) if made is None else made.name
-        if isinstance(sampler, PolicySampler):  # before gigabytes of model and scorers are loaded
+        if isinstance(sampler, SavedPolicy):  # before gigabytes of model and scorers are loaded
             sampler.check_fits(name, clip_width(name, settings.scorers if name == settings.backbone else None))
         made = made or load_backbone(settings)
         own = bool(settings.scorers) and name == settings.backbone and reads_scores(sampler)
@@ -198,7 +205,7 @@ class AdaptivePipeline:
         if pipeline_kwargs:
             known = [self._prompt(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
             process, texts[:] = with_pipeline_kwargs(
-                self.backbone, self.sampler, process, known, num_images_per_prompt, pipeline_kwargs
+                self.backbone, self.sampler, self._own, process, known, num_images_per_prompt, pipeline_kwargs
             )
         jobs = list(make_jobs(texts, seeds, num_images_per_prompt, self._prompt))
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -283,7 +290,7 @@ class AdaptivePipeline:
         return self._trained().push_to_hub(repo_id, **options)
 
     def _trained(self) -> HubPolicy:
-        if not isinstance(self.sampler, PolicySampler):
+        if not isinstance(self.sampler, SavedPolicy):
             raise ConfigError(f"policy {self.sampler.name!r} has no weights to save", "pass it when loading: policy=")
         return HubPolicy.of(self.sampler)
 
@@ -329,9 +336,9 @@ class AdaptivePipeline:
             self.process = self._own_process()
 
     def _own_process(self) -> ProcessConfig:
-        own = EnvSettings(refine="off")
         capabilities, name = self.backbone.capabilities, self.backbone.name
-        made = self.sampler.process(self._base or own.process(capabilities, name))
+        self._own = self._base or EnvSettings(refine="off").process(capabilities, name)
+        made = self.sampler.process(self._own)
         made.check(capabilities, name)
         return made
 
@@ -346,13 +353,13 @@ class AdaptivePipeline:
             return self.sampler
         if cost_per_nfe is not None and target_nfe is not None:
             raise ConfigError("both cost_per_nfe and target_nfe were given", "give one of them")
-        if not isinstance(self.sampler, PolicySampler):
+        if not isinstance(self.sampler, SavedPolicy):
             raise ConfigError(
                 f"policy {self.sampler.name!r} has no cost per NFE", "leave out cost_per_nfe and target_nfe"
             )
-        if "cost_per_nfe" not in self.sampler.config.observation:
+        if not self.sampler.varies_cost:
             raise ConfigError(
-                f"policy {self.sampler.name!r} was trained at one cost per NFE", "leave out cost_per_nfe and target_nfe"
+                f"policy {self.sampler.name!r} was made at one cost per NFE", "leave out cost_per_nfe and target_nfe"
             )
         if target_nfe is not None and not target_nfe > 0:
             raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
@@ -364,9 +371,9 @@ class AdaptivePipeline:
         if not np.isfinite(chosen) or chosen < 0:
             raise ConfigError(
                 f"cost_per_nfe must be 0 or more, got {chosen}",
-                f"up to {self.sampler.config.highest_cost_per_nfe:g} was trained",
+                f"up to {self.sampler.config.highest_cost_per_nfe:g} was measured",
             )
-        sampler = replace(self.sampler, cost_per_nfe=float(chosen))
+        sampler = replace(self.sampler, cost_per_nfe=float(chosen))  # type: ignore[type-var]
         sampler.bind(self.backbone, self.scorers)
         return sampler
 

@@ -52,6 +52,7 @@ def belongs_to_prompt(name: str) -> bool:
 def with_pipeline_kwargs(
     backbone: Backbone,
     sampler: Sampler,
+    base: ProcessConfig,
     process: ProcessConfig,
     prompts: Sequence[Prompt],
     images_per_prompt: int,
@@ -65,6 +66,7 @@ def with_pipeline_kwargs(
     Args:
         backbone: the model.
         sampler: the policy.
+        base: the process that the policy's own is derived from.
         process: the policy's own process.
         prompts: of the call.
         images_per_prompt: images of each prompt.
@@ -93,7 +95,8 @@ def with_pipeline_kwargs(
         if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
             raise ConfigError(f"{guidance.name} must be one number, got {scale!r:.60}", "call once for each scale")
         changes["guidance_scale"] = guidance.scale(float(scale))
-    process = _changed(backbone, sampler, process, changes, guidance.name)
+    if changes:
+        process = _changed(backbone, sampler, base, changes, guidance.name)
     for name in STEPPED:
         if arguments.get(name) not in (None, 0) and process.solver != SCHEDULER:
             raise ConfigError(
@@ -115,10 +118,10 @@ def with_pipeline_kwargs(
 
 
 def _changed(
-    backbone: Backbone, sampler: Sampler, process: ProcessConfig, changes: Mapping[str, Any], guidance: str | None
+    backbone: Backbone, sampler: Sampler, base: ProcessConfig, changes: Mapping[str, Any], guidance: str | None
 ) -> ProcessConfig:
     """The process with other steps or guidance, if the policy leaves them free."""
-    changed = sampler.process(replace(process, **changes))
+    changed = sampler.process(replace(base, **changes))
     for name, value in changes.items():
         if getattr(changed, name) != value:
             argument = "num_inference_steps" if name == "steps" else guidance

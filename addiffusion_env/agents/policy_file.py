@@ -57,6 +57,7 @@ class PolicyConfig:
             which a policy spends less than on others.
         provenance: training command, seed, steps, results.
         results: measured results, as returned by :func:`read_results`; ``None`` if not measured.
+        rules: of a calibrated rule (:class:`.rule_policy.Rule`); empty for a network.
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
         identity: ``backbone`` and ``scorers`` -> sha256 of the models that it was trained and its frontier measured on;
             empty in files of older versions.
@@ -71,6 +72,7 @@ class PolicyConfig:
     frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
+    rules: Sequence[Mapping[str, Any]] = ()
     plugins: Sequence[str] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
 
@@ -151,6 +153,7 @@ def config_text(config: PolicyConfig) -> str:
         "frontier": [list(pair) for pair in config.frontier],
         "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
+        **({"rules": [dict(rule) for rule in config.rules]} if config.rules else {}),
         **({"plugins": list(config.plugins)} if config.plugins else {}),
         **({"identity": dict(config.identity)} if config.identity else {}),
         **({"results": dict(config.results)} if config.results else {}),

@@ -50,6 +50,11 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
         RunFolderError: when the file cannot be written.
     """
     saved, path = HubPolicy.from_pretrained(name_or_dir), Path(path)
+    if isinstance(saved.network, Path):
+        raise ConfigError(
+            f"{name_or_dir} holds a calibrated rule, which has no network for Stable-Baselines3",
+            "copy its folder, or push it to the hub",
+        )
     kind, policy = ALGORITHMS[str(saved.details.provenance.get("algorithm", "maskable_ppo"))]
     arch = {key: list(widths) for key, widths in saved.details.net_arch.items()}
     # Spaces instead of an environment: SB3 builds its networks from them alone.

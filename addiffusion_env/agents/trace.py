@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Evaluate, Outcome, Request
@@ -101,7 +101,7 @@ def trace_of(job: Job, episode: Episode, decisions: Decisions, sampler: Sampler,
         backbone: decodes the previews, in one batch.
     """
     requests = decisions.requests
-    learned = isinstance(sampler, PolicySampler) and requests
+    learned = isinstance(sampler, SavedPolicy) and requests
     chances = sampler.probabilities(requests) if learned else [None] * len(requests)
     previews = previews_of(backbone, [request.lane for request in requests])
     made = tuple(

@@ -36,6 +36,7 @@ class TrainingConfig(Settings):
         tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
+        plan: whether to print the cost of the training instead.
 
     Raises:
         ConfigError: for a value of another type or out of its range.
@@ -60,6 +61,7 @@ class TrainingConfig(Settings):
     tabular: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]
+    plan: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()

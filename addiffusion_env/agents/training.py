@@ -58,6 +58,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "report",
     "progress_bar",
+    "plan",
     "device",
     "max_faults",
 )

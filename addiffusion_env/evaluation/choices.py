@@ -9,9 +9,9 @@ from typing import Any
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.agents.hub_policy import is_zip
-from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import policy_at
 from addiffusion_env.agents.policy_file import shipped
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import traits_of
 from addiffusion_env.envs.settings import EnvSettings, clip_width
 from addiffusion_env.evaluation.benchmarks import choose_prompts
@@ -45,7 +45,7 @@ def make_samplers(config: Mapping[str, Any]) -> tuple[list[Sampler], EnvSettings
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
     samplers = policies + [make_sampler(spec) for spec in config["samplers"]]
     for sampler in samplers:
-        if isinstance(sampler, PolicySampler):
+        if isinstance(sampler, SavedPolicy):
             sampler.check_fits(str(settings.backbone), clip_width(str(settings.backbone), settings.scorers))
     return samplers, settings
 

@@ -53,6 +53,7 @@ class EvaluationConfig(Settings):
         keep_images: as PNG.
         filmstrips: whether to make filmstrips.
         progress_bar: whether to show one.
+        plan: whether to print the cost of the evaluation instead.
 
     Raises:
         ConfigError: for a value of another type or out of its range.
@@ -88,6 +89,7 @@ class EvaluationConfig(Settings):
     keep_images: bool
     filmstrips: bool
     progress_bar: bool
+    plan: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,7 @@ SAMPLERS = Registry(
         "prompt_rule": "addiffusion_env.samplers.prompt_rule:PromptRule",
         "best_of": "addiffusion_env.samplers.best_of:BestOf",
         "threshold_resample": "addiffusion_env.samplers.threshold_resample:ThresholdResample",
+        "checked_attempts": "addiffusion_env.samplers.checked_attempts:CheckedAttempts",
         "interval": "addiffusion_env.samplers.interval:Interval",
         "oracle_stop": "addiffusion_env.samplers.oracle_stop:OracleStop",
         "policy": "addiffusion_env.agents.learned:PolicySampler",
@@ -36,8 +37,8 @@ def make_sampler(spec: str) -> Sampler:
 
     Args:
         spec: ``"fixed:20"``, ``"stop:6"``, ``"random:0.1"``, ``"prompt_rule:8,6"``, ``"best_of:3x6"``,
-            ``"threshold_resample:0.8"``, ``"interval:fixed:6"``, ``"oracle_stop:preference"``,
-            ``"policy:FOLDER"`` or ``"policy:FOLDER@COST"``,
+            ``"threshold_resample:0.8"``, ``"checked_attempts:0.5,0.6,3"``, ``"interval:fixed:6"``,
+            ``"oracle_stop:preference"``, ``"policy:FOLDER"`` or ``"policy:FOLDER@COST"``,
             either followed by ``",shuffled"`` or ``",no_refine"``.
 
     Raises:

@@ -16,6 +16,7 @@ import torch
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described, identity_of
+from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.coroutines import act, early_exit_levels, finished, score_preview
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Fault, FaultCount, GeneratedImage, Lane, Request, open_lane
@@ -269,9 +270,9 @@ def check_recordable(process: ProcessConfig) -> None:
             f"return_to={refine.return_to}",
             "use refine preset=resample_keep_best with these settings, or train with tabular=null",
         )
-    if process.solver != "ddim":
+    if process.solver not in ("ddim", SCHEDULER):  # after fresh noise the pipeline's scheduler begins anew
         raise ConfigError(
-            f"a table of attempts needs a single-step solver, got {process.solver}",
+            f"a table of attempts needs a single-step solver or the pipeline's own, got {process.solver}",
             "use solver=ddim, or train with tabular=null",
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.pipeline import AdaptivePipeline
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.samplers import make_sampler
 from addiffusion_env.samplers.base import BaseSampler
@@ -41,7 +41,7 @@ class Adaptive(Arm):
     def __init__(self, setup: BenchmarkSetup, sampler: Any, name: str, images: int) -> None:
         self.name, self.setup, self.images = name, setup, images
         # A trained policy supports only the process that it was trained on.
-        process = None if isinstance(sampler, PolicySampler) else setup.process
+        process = None if isinstance(sampler, SavedPolicy) else setup.process
         self.pipe = AdaptivePipeline(setup.backbone, sampler, process, setup.scorers, max_lanes=setup.lanes)
         self.texts = [prompt.text for prompt in setup.prompts(images)]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.pipeline import AdaptivePipeline
+from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import Traits
 from addiffusion_env.engine.coroutines import env_step
 from addiffusion_env.engine.engine import Engine
@@ -89,12 +89,12 @@ class Studio:
     """
 
     def __init__(self, pipe: AdaptivePipeline) -> None:
-        if not isinstance(pipe.sampler, PolicySampler):
+        if not isinstance(pipe.sampler, SavedPolicy):
             raise ConfigError(
                 f"the demo shows a trained policy, got {pipe.sampler.name!r}", "name a run's folder, or 'emoji'"
             )
         self.pipe = pipe
-        self.sampler: PolicySampler = pipe.sampler
+        self.sampler: Any = pipe.sampler
 
     @property
     def traits(self) -> Traits:
@@ -104,7 +104,7 @@ class Studio:
     @property
     def highest_cost_per_nfe(self) -> float:
         """The highest cost per NFE that the policy was trained at; 0 when it does not observe it."""
-        return self.sampler.config.highest_cost_per_nfe if "cost_per_nfe" in self.sampler.config.observation else 0.0
+        return self.sampler.config.highest_cost_per_nfe if self.sampler.varies_cost else 0.0
 
     def policy(self, prompt: Prompt, seed: int, cost_per_nfe: float) -> Iterator[Take]:
         """The policy's image: yields a take at each decision, and finally the finished one.
@@ -153,7 +153,7 @@ class Studio:
 
     def _moment(self, sampler: Any, request: Decide, action: int) -> Moment:
         lane: Lane = request.lane
-        probabilities = sampler.probabilities([request])[0] if isinstance(sampler, PolicySampler) else None
+        probabilities = sampler.probabilities([request])[0] if isinstance(sampler, SavedPolicy) else None
         preference = float("nan") if lane.scores is None else float(lane.scores.preference[0])
         return Moment(lane.step, lane.nfe, self._pixels(lane), action, probabilities, preference, lane.refine_mask)
 

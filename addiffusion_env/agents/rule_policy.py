@@ -1,0 +1,203 @@
+"""A calibrated rule as a policy: checked attempts, with an early exit and a threshold for every cost per NFE.
+
+It is saved in the folder of any policy: ``config.json`` with the rules, and in ``policy.safetensors`` the calibrator's
+arrays in place of a network's weights (none for a rule that checks no image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from addiffusion_env.agents.policy_file import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    PolicyConfig,
+    config_text,
+    find_policy,
+    folder_digest,
+    load_config,
+)
+from addiffusion_env.agents.saved_policy import SavedPolicy
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.engine.episode import play
+from addiffusion_env.engine.lane import Decide
+from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.base import EpisodeCoroutine
+from addiffusion_env.samplers.checked_attempts import rule_action
+from addiffusion_env.samplers.traits import ScoresUsed, selected_by
+from addiffusion_env.scorers.image_scores import ImageScorers
+from addiffusion_env.scorers.utility import Calibrator, Utility
+from addiffusion_env.settings import Ge, Gt, Settings
+
+
+@dataclass(frozen=True)
+class Rule(Settings):
+    """One way to spend evaluations on an image, and what it was measured to spend.
+
+    Attributes:
+        exit_step: step of the schedule after which the first attempts exit early, 0 before the first evaluation;
+            ``None`` for no early exit.
+        early: how many of the first attempts do.
+        threshold: calibrated probability of a correct image, in [0, 1], from which an image is accepted.
+        nfe: mean NFE on recorded attempts.
+        probability: mean calibrated probability of the images that it returned there; NaN is written as ``None``.
+    """
+
+    section: ClassVar[str] = "rules"
+
+    exit_step: Annotated[int | None, Ge(0)]
+    early: Annotated[int, Ge(0)]
+    threshold: Annotated[float, Ge(0)]
+    nfe: Annotated[float, Gt(0)]
+    probability: float | None = None
+
+    @property
+    def least_utility(self) -> float:
+        """The threshold in log-odds, as the calibrator returns them; infinite at 0 and 1."""
+        with np.errstate(divide="ignore"):
+            return float(np.log(self.threshold) - np.log1p(-min(self.threshold, 1.0)))
+
+
+def rule_at(rules: Sequence[Rule], cost_per_nfe: float) -> Rule:
+    """The rule of the highest mean probability minus cost; the cheapest of ties."""
+    return max(rules, key=lambda rule: ((rule.probability or 0.0) - cost_per_nfe * rule.nfe, -rule.nfe))
+
+
+@dataclass
+class RulePolicy(SavedPolicy):
+    """A calibrated rule from a policy's folder, at its default cost per NFE or another one.
+
+    Attributes:
+        config: its process, rules and frontier.
+        folder: holds the calibrator.
+        cost_per_nfe: cost of one NFE, in calibrated probability of a correct image; selects the rule.
+        name: for records.
+        fingerprint: hash of its files.
+    """
+
+    config: PolicyConfig
+    folder: Path
+    cost_per_nfe: float
+    name: str = "policy"
+    fingerprint: str = ""
+
+    needs_preview: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.config.check_cost_per_nfe(self.cost_per_nfe)
+        self.rules = tuple(Rule.of(rule) for rule in self.config.rules)
+        self.rule = rule_at(self.rules, self.cost_per_nfe)
+        self._checked = isinstance(self.settings().refine, Mapping)
+        self._utility = Utility(calibrator=str(self.folder / WEIGHTS_FILE)) if self._checked else Utility()
+        self._process: ProcessConfig | None = None
+
+    @classmethod
+    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> RulePolicy:
+        """Loads a rule from a policy's folder or the folder of a calibration.
+
+        Raises:
+            WeightsError: when there is none.
+        """
+        found = find_policy(folder) or Path(folder)
+        config = load_config(found)
+        chosen = config.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
+        return cls(config, found.resolve(), chosen, name or f"policy@{chosen:g}", folder_digest(found))
+
+    @property
+    def scores_used(self) -> ScoresUsed:
+        """Those of the calibrator; none for a rule that checks no image."""
+        return selected_by(self._utility.parts if self._checked else (), needs_preview=False)
+
+    @property
+    def learned(self) -> bool:  # type: ignore[override]
+        """Whether it was fitted: not if it checks no image."""
+        return self._checked
+
+    @property
+    def constant(self) -> bool:
+        """A rule that checks no image spends the same on every prompt."""
+        return not self._checked
+
+    @property
+    def attempt_counts(self) -> tuple[int, int]:
+        """Least and most attempts of an image."""
+        refine = self.settings().refine
+        return 1, 1 + int(refine["limit"]) if isinstance(refine, Mapping) else 1
+
+    def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:
+        """See :meth:`.SavedPolicy.check_fits`."""
+        if not self._checked:
+            return
+        width = len(Calibrator.load(self.folder / WEIGHTS_FILE).centre)
+        if width != clip_dim:
+            raise ConfigError(
+                f"policy {self.name!r} does not fit the {backbone} backbone: it was calibrated on "
+                f"{self.settings().backbone} with text embeddings of {width} numbers; here they have {clip_dim}",
+                "calibrate this pipeline: addiffusion_env.calibrate(pipe)",
+            )
+
+    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
+        """Fills in the process's defaults from the backbone."""
+        process = self.settings().process(backbone.capabilities, backbone.name)
+        self._process = replace(process, refine=replace(process.refine, utility=self._utility))
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """See :meth:`.SavedPolicy.process`."""
+        return self._process or base
+
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
+        """One episode, without previews."""
+        return play(backbone, process, prompt, seed, looks=False)
+
+    def decide(self, requests: Sequence[Decide]) -> list[int]:
+        """See :func:`.rule_action`."""
+        rule = self.rule
+        least = rule.least_utility
+        return [
+            int(rule_action(request.lane, rule.exit_step, rule.early, least, self._utility)) for request in requests
+        ]
+
+    def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:
+        """(B, 3), 1 for the rule's action."""
+        return np.eye(len(Action))[self.decide(requests)]
+
+
+def save_rules(folder: Path, config: PolicyConfig, calibrator: Calibrator | None) -> None:
+    """Writes a rule's folder, the configuration last: a folder without it holds no policy.
+
+    Raises:
+        RunFolderError: when it cannot be written.
+    """
+    from safetensors.numpy import save
+
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if calibrator is None:
+            with whole_file(folder / WEIGHTS_FILE) as file:
+                file.write(save({"none": np.zeros(1, np.float32)}))
+        else:
+            calibrator.save(folder / WEIGHTS_FILE)
+        with whole_file(folder / CONFIG_FILE) as file:
+            file.write(config_text(config).encode())
+
+
+def load_calibrator(folder: Path, config: PolicyConfig) -> Calibrator | None:
+    """The calibrator of a rule's folder; ``None`` for one that checks no image.
+
+    Raises:
+        WeightsError: when it is missing or damaged.
+    """
+    return Calibrator.load(folder / WEIGHTS_FILE) if isinstance(config.environment.get("refine"), Mapping) else None
+
+
+def rule_entry(rule: Rule) -> dict[str, Any]:
+    """A rule as JSON."""
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(rule).items()}

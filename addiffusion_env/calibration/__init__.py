@@ -1,0 +1,1 @@
+"""A policy for any pipeline in minutes, without labels: record attempts, fit a calibrator, choose thresholds."""

@@ -1,0 +1,384 @@
+"""``calibrate(pipe)``: records attempts of a pipeline for some minutes and makes a policy of them, without labels."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from addiffusion_env import __version__
+from addiffusion_env.agents.hub_policy import HubPolicy
+from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
+from addiffusion_env.agents.rule_policy import Rule, rule_entry, save_rules
+from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
+from addiffusion_env.backbones import BACKBONES
+from addiffusion_env.backbones.base import Backbone
+from addiffusion_env.backbones.fingerprint import digest_of
+from addiffusion_env.backbones.identity import described
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.calibration.report import write_report
+from addiffusion_env.calibration.rules import (
+    FEWEST_PROMPTS,
+    costs_of,
+    fit,
+    frontier_of,
+    held_out_log_odds,
+    measured_rules,
+)
+from addiffusion_env.envs.settings import EnvSettings, load_backbone
+from addiffusion_env.errors import ConfigError, ResumeError, check_keywords
+from addiffusion_env.evaluation.cost import (
+    RECORD_BYTES,
+    RunCost,
+    Stage,
+    UnitCosts,
+    Work,
+    measure_units,
+    recording_work,
+    table_bytes,
+)
+from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.prompts import Prompt, PromptList, PromptSource
+from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_env.samplers.checked_attempts import CheckedAttempts
+from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
+from addiffusion_env.seeding import stable_hash
+from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.tabular.table import AttemptTable
+
+SEEDS = 8
+"""Images of each prompt of a short list, at most."""
+EXITS = (0.4, 0.6)
+"""Shares of the schedule from which early exits are recorded."""
+SHARE_OF_A_TRY = 0.05
+"""The default cost per NFE: a further attempt must raise the probability of a correct image by this much."""
+REPORT_SHARE = 0.15
+"""Share of the minutes that is left for the report."""
+PROGRESS_FILE, POLICY_FOLDER, TABLE_FOLDER = "progress.json", "policy", "table"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The result of a calibration.
+
+    Attributes:
+        folder: holds everything; a name of the policy for ``AdaptivePipeline``, ``eval_sb3.py`` and the hub.
+        rules: the frontier, by increasing NFE.
+        report: path of the page with images side by side.
+        prompts: number of images that were recorded, with all their attempts.
+        url: of the commit on the hub; empty where it was not pushed.
+    """
+
+    folder: Path
+    rules: tuple[Rule, ...]
+    report: Path
+    prompts: int
+    url: str = ""
+
+
+def calibrate(
+    model: Any,
+    prompts: Sequence[str | Prompt] | str | Path | PromptSource | None = None,
+    minutes: float = 10.0,
+    folder: str | Path = "runs/calibration",
+    *,
+    scorers: ImageScorers | None = None,
+    attempts: int = 4,
+    lanes: int = 16,
+    most_prompts: int = 1024,
+    report_images: int = 6,
+    push_to_hub: str | None = None,
+    progress_bar: bool = True,
+    plan: bool = False,
+    **process: Any,
+) -> Calibration | RunCost:
+    """Makes a policy for a pipeline from recorded attempts: early exit, thresholds, frontier. No labels, no training.
+
+    Every prompt is attempted ``attempts`` times, in full and with early exits. A mixture model of the scores
+    (:class:`.Calibrator`) says how probably an image is correct, and the rules that are best at some cost per NFE
+    (:mod:`.calibration.rules`) are written as a policy, which is used as a trained one:
+    ``AdaptivePipeline(pipe, "runs/calibration")(prompts, target_nfe=20)``. Called again after an interruption it goes
+    on with what is recorded; called with more minutes, it records more.
+
+    Args:
+        model: a diffusers pipeline, a :class:`.Backbone`, or the name of one (``"emoji"``, ``"sd15"``), a folder or a
+            hub id of a pipeline.
+        prompts: prompts like those to come: a list, a text file with one in each line, or a source; ``None`` takes
+            the backbone's own source. Short lists are drawn with up to eight seeds.
+        minutes: of recording, with the report.
+        folder: for everything that is written.
+        scorers: score finished images; ``None`` loads the backbone's own. Without any, the policy is the early exit
+            and the guidance interval alone.
+        attempts: T, of each prompt; a policy makes at most as many.
+        lanes: images in progress at once.
+        most_prompts: images that are recorded at most, however much time there is.
+        report_images: prompts that the report shows, beside the pipeline itself; they are not recorded.
+        push_to_hub: ``"owner/name"`` to upload the policy to; ``None`` for not.
+        progress_bar: whether to show one.
+        plan: measure and return the cost instead of calibrating.
+        **process: other settings of the process than the default ones: ``steps``, ``guidance_interval``, ``decide_at``
+            (steps from which attempts may exit early) ..., as in an environment.
+
+    Returns:
+        The calibration; with ``plan`` its cost.
+
+    Raises:
+        ConfigError: for too little time, too few prompts, or a setting that does not exist.
+        CapabilityError: for a pipeline that cannot be driven.
+        RunFolderError: when the folder cannot be written.
+        WeightsError: when the model is not available, or the hub refuses the policy.
+    """
+    check_keywords("calibrate has", process, SCHEDULE)
+    if minutes <= 0 or attempts < 2:
+        raise ConfigError(
+            f"minutes must be above 0 and attempts at least 2, got {minutes:g} and {attempts}", "10 minutes, 4 attempts"
+        )
+    run = _Run(_backbone(model), Path(folder), scorers, attempts, lanes, process)
+    listed = run.images(prompts, most_prompts + report_images)
+    if plan:
+        return run.cost(listed, minutes * 60, report_images)
+    shown, recorded = listed[:report_images], listed[report_images:] or listed
+    table = None if run.blind else run.record(recorded, minutes * 60, progress_bar)
+    rules = run.save(table, minutes)
+    report = write_report(run.folder, run.backbone, run.scorers, [prompt for prompt, _ in shown], lanes, progress_bar)
+    url = "" if push_to_hub is None else HubPolicy.from_pretrained(run.folder).push_to_hub(push_to_hub)
+    return Calibration(run.folder, tuple(rules), report, 0 if table is None else len(table), url)
+
+
+class _Run:
+    """A calibration in progress.
+
+    Args:
+        backbone: the model.
+        folder: of the run.
+        scorers: see :func:`calibrate`.
+        attempts: of each prompt.
+        lanes: images in progress at once.
+        changes: settings of the process.
+
+    Attributes:
+        blind: whether there are no scorers.
+        environment: the settings of the policy's environment.
+        process: its process.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        folder: Path,
+        scorers: ImageScorers | None,
+        attempts: int,
+        lanes: int,
+        changes: Mapping[str, Any],
+    ) -> None:
+        self.backbone, self.folder, self.attempts, self.lanes = backbone, folder, attempts, lanes
+        self.scorers = scorers or scorers_there(backbone)
+        self.blind = isinstance(self.scorers, NoScorers)
+        self.environment = self._environment(changes)
+        self.process = EnvSettings.of(**self.environment).process(backbone.capabilities, backbone.name)
+
+    def _environment(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings by which ``eval_sb3.py`` and ``AdaptivePipeline`` make the same process again."""
+        chosen = {**default_settings(self.backbone), **changes}
+        steps = int(chosen["steps"])
+        if not set(DECISIONS) & set(chosen):
+            exits = (CheckedAttempts().exit_at,) if self.blind else EXITS
+            chosen["decide_at"] = sorted({max(1, round(share * steps)) for share in exits})
+        inside = [step for step in chosen.pop("decide_at", None) or () if step < steps]
+        chosen["decide_every"] = 1 if inside else steps
+        chosen["decide_at"] = inside or None
+        if self.blind and not inside:
+            raise ConfigError(
+                f"no scorer was there, and a schedule of {steps} steps has no place to exit early",
+                "pass scorers=, or calibrate a pipeline with more steps",
+            )
+        # Every attempt begins with a decision before its first evaluation, and may be an early exit from there.
+        refine = {"preset": "resample_keep_best", "return_to": 0, "limit": self.attempts - 1}
+        checked = {"check_finished": True, "refine": refine} if not self.blind else {"refine": "off"}
+        named = {"backbone": self.backbone.name}
+        pipe = getattr(self.backbone, "pipe", None)
+        if pipe is not None:
+            if path := str(getattr(pipe, "_name_or_path", None) or pipe.config.get("_name_or_path") or ""):
+                named["name_or_path"] = path
+            given = {key: value for key, value in self.backbone.arguments.given.items() if _is_plain(value)}  # type: ignore[attr-defined]
+            if given and self.backbone.name == "diffusers":
+                named["pipeline_kwargs"] = given
+        return {**named, **chosen, **checked}
+
+    def images(self, prompts: Any, most: int) -> list[tuple[Prompt, int]]:
+        """(prompt, seed) pairs in the order of recording: every prompt once before any is repeated."""
+        source = _source(prompts, self.backbone)
+        found = source.take(most, seed=0)
+        if prompts is not None:  # the order of a list may be that of its kinds
+            found = sorted(found, key=lambda prompt: stable_hash("calibrate", prompt.prompt_id))
+        return [(prompt, seed) for seed in range(SEEDS) for prompt in found][:most]
+
+    def recorder(self) -> Recorder:
+        """Records every attempt and early exit of an image."""
+        return Recorder(self.backbone, self.scorers, self.process, self.attempts)
+
+    def units(self, images: Sequence[tuple[Prompt, int]]) -> UnitCosts:
+        """What this machine needs for the units of work."""
+        prompts = [prompt for prompt, _ in images[: self.lanes]]
+        return measure_units(self.backbone, self.scorers, self.process, prompts, self.lanes)
+
+    def cost(self, images: Sequence[tuple[Prompt, int]], budget: float, report_images: int) -> RunCost:
+        """The cost of as many images as fit into ``budget`` seconds."""
+        units = self.units(images)
+        one = recording_work(self.backbone, self.process, self.attempts)
+        count = 0 if self.blind else min(len(images), int((1 - REPORT_SHARE) * budget / max(units.seconds(one), 1e-9)))
+        width = self.scorers.clip_dim + self.scorers.dino_dim + 6
+        base = EnvSettings(refine="off").process(self.backbone.capabilities, self.backbone.name)
+        pair = Work.attempt(self.backbone, base, looks=False) + Work.attempt(self.backbone, self.process, looks=False)
+        height, across = self.backbone.capabilities.image_size
+        disk = count * table_bytes(self.process, self.attempts, width)
+        stages = [
+            Stage.known("record", one.times(count), disk=disk),
+            Stage.known("fit", Work(), more=0.02 * count),
+            Stage.known(
+                "report", pair.times(report_images), disk=2 * report_images * (RECORD_BYTES + height * across * 2)
+            ),
+        ]
+        return RunCost(tuple(stages), units, count)
+
+    def record(self, images: Sequence[tuple[Prompt, int]], budget: float, progress_bar: bool) -> AttemptTable:
+        """Records shard by shard until the budget, in seconds, is spent; existing shards are read."""
+        recorder, shard = self.recorder(), self.lanes
+        progress = _Progress(self.folder / PROGRESS_FILE, recorder.fingerprint)
+        limit = (1 - REPORT_SHARE) * budget
+        pace = progress.pace
+        if pace is None:
+            begun = time.monotonic()
+            pace = self.units(images).seconds(recording_work(self.backbone, self.process, self.attempts))
+            progress.spent += time.monotonic() - begun
+        if pace * FEWEST_PROMPTS > 2 * limit:
+            raise ConfigError(
+                f"{budget / 60:g} minutes record about {limit / pace:.0f} prompts here, and a calibrator needs "
+                f"{FEWEST_PROMPTS}",
+                f"minutes={1.3 * pace * FEWEST_PROMPTS / 60:.0f}, fewer steps, or attempts=2",
+            )
+        parts: list[AttemptTable] = []
+        with tqdm(desc="attempts", unit="prompt", disable=None if progress_bar else True) as bar:
+            for first in range(0, len(images), shard):
+                new = first >= progress.images
+                if new and first >= FEWEST_PROMPTS and progress.spent + pace * shard > limit:
+                    break
+                bar.total = min(len(images), first + shard * max(1, round((limit - progress.spent) / (pace * shard))))
+                chunk, begun = images[first : first + shard], time.monotonic()
+                parts.append(recorder.record_shards(chunk, self.folder / TABLE_FOLDER, self.lanes, len(chunk)))
+                if new:
+                    progress.add(len(chunk), time.monotonic() - begun)
+                    pace = progress.pace or pace
+                bar.update(len(chunk))
+            bar.total = bar.n
+        return AttemptTable.join(parts)
+
+    def save(self, table: AttemptTable | None, minutes: float) -> list[Rule]:
+        """Fits, chooses and writes the policy."""
+        full = self.process.nfe_of(self.backbone.sigmas(self.process.steps, self.process.spacing)[:-1])
+        if table is None:
+            step = self.environment["decide_at"][0]
+            rules, costs, calibrator = [Rule(step, 1, 0.0, full)], [0.0], None
+            about = "no prompt: no scorer was there"
+        else:
+            rules = frontier_of(measured_rules(table, held_out_log_odds(table)))
+            costs, calibrator = costs_of(rules), fit(table)
+            about = f"{len(table)} recorded images, judged by calibrators that were fitted to other prompts"
+        made = {
+            "kind": "calibrated rule" if calibrator else "early exit",
+            "prompts": 0 if table is None else len(table),
+        }
+        varies = len(rules) > 1
+        config = PolicyConfig(
+            environment={**self.environment, **({"cost_per_nfe": [0.0, costs[0]]} if varies else {})},
+            observation={"cost_per_nfe": (0.0, 1)} if varies else {},
+            net_arch={},
+            rules=[rule_entry(rule) for rule in rules],
+            highest_cost_per_nfe=costs[0],
+            default_cost_per_nfe=min(SHARE_OF_A_TRY / full, costs[0]),
+            frontier=tuple((round(cost, 6), round(rule.nfe, 4)) for cost, rule in zip(costs, rules, strict=True))[::-1]
+            if varies
+            else (),
+            frontier_prompts=about,
+            provenance={**made, "attempts": self.attempts, "minutes": minutes, "version": __version__},
+            identity={
+                name: digest_of(described(part))
+                for name, part in zip(FRONTIER_OF, (self.backbone, self.scorers), strict=True)
+            },
+        )
+        save_rules(self.folder / POLICY_FOLDER, config, calibrator)
+        return rules
+
+
+class _Progress:
+    """What a calibration has recorded and spent, in a file.
+
+    Args:
+        path: of the file.
+        fingerprint: of the recorder; another one begins anew.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path, self.fingerprint = path, fingerprint
+        self.images, self.spent, self.recording = 0, 0.0, 0.0
+        if not path.is_file():
+            return
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["fingerprint"] == fingerprint:
+                self.images, self.spent, self.recording = (
+                    int(held["images"]),
+                    float(held["seconds"]),
+                    float(held["recording"]),
+                )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResumeError(f"{path} cannot be read: {error}", "delete it: recorded attempts are kept") from error
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds an image; ``None`` before the first shard."""
+        return self.recording / self.images if self.images else None
+
+    def add(self, images: int, seconds: float) -> None:
+        """Notes a recorded shard."""
+        self.images, self.spent, self.recording = self.images + images, self.spent + seconds, self.recording + seconds
+        plain = {
+            "fingerprint": self.fingerprint,
+            "images": self.images,
+            "seconds": self.spent,
+            "recording": self.recording,
+        }
+        with writing_to(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.path) as file:
+                file.write(json.dumps(plain).encode())
+
+
+def _backbone(model: Any) -> Backbone:
+    if isinstance(model, Backbone):
+        return model
+    if isinstance(model, str | Path):
+        named = str(model) in BACKBONES and not Path(model).is_dir()
+        return load_backbone(EnvSettings(backbone=str(model)) if named else EnvSettings("diffusers", str(model)))
+    return PipelineBackbone(model)
+
+
+def _source(prompts: Any, backbone: Backbone) -> PromptSource:
+    if prompts is None:
+        return EnvSettings(backbone=backbone).prompt_source()
+    if isinstance(prompts, str | Path):
+        return TextFilePrompts(prompts)
+    return prompts if isinstance(prompts, PromptSource) else PromptList(prompts)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
