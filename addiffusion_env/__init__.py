@@ -44,7 +44,7 @@ _FLOW: dict[str, Any] = {"guidance_interval": [0.22, 0.84]}
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     # The first process of the emoji backbone, kept so that earlier results can be reproduced.
     "AdDiffusion-Emoji-v0": {"backbone": "emoji", "steps": 8, "spacing": "coarse_fine", "refine": "resample"},
-    # The process of `make train`, of the shipped policy and of the published results.
+    # The process of earlier results: previews at steps 3 and 4, and further attempts that begin with a decision there.
     "AdDiffusion-Emoji-v1": {
         "backbone": "emoji",
         "prompt_options": {"split": "train"},
@@ -52,19 +52,38 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "spacing": "trailing",
         "solver": "ddim",
         "guidance_scale": 4.0,
-        # Guides one evaluation of six, the second, which decides the image's content; the others cost half an NFE.
         "guidance_interval": [3.0, 7.0],
         "early_exit_steps": 2,
-        # Earlier previews are uninformative, and each takes a third of the time of an evaluation.
         "decide_at": [3, 4],
         "check_finished": True,
-        # A low score calls for another attempt from fresh noise; the attempt of the highest utility is kept.
         "refine": {"preset": "resample_keep_best", "limit": 4, "utility": {"calibrator": "emoji"}},
+        "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
+        "cost_per_nfe": [0.0, 0.03],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
+    },
+    # The process of `make train`, of the shipped policy and of the published results.
+    "AdDiffusion-Emoji-v2": {
+        "backbone": "emoji",
+        "prompt_options": {"split": "train"},
+        "steps": 5,
+        "spacing": "trailing",
+        "solver": "ddim",
+        "guidance_scale": 4.0,
+        # Guides one evaluation of five, the second, which decides the image's content; the others cost half an NFE.
+        "guidance_interval": [3.0, 7.0],
+        # An attempt is either an early exit from pure noise, three unguided evaluations (1.5 NFE), or the whole schedule
+        # (3 NFE). Previews inside it cost a third of an evaluation each and decided nothing.
+        "early_exit_steps": 3,
+        "decide_every": 5,
+        "check_finished": True,
+        # A low score calls for another attempt from fresh noise, which the policy begins as it began the first; the
+        # attempt of the highest utility is kept.
+        "refine": {"preset": "resample_keep_best", "return_to": 0, "limit": 5, "utility": {"calibrator": "emoji"}},
         # The probability of being correct, with halved log-odds so that .99 and .999 still differ.
         "reward": {"preset": "default", "terminal_bonus": {"centre": 0.0, "width": 2.0, "calibrator": "emoji"}},
         # Drawn per episode and observed by the policy.
-        "cost_per_nfe": [0.0, 0.03],
-        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
+        "cost_per_nfe": [0.0, 0.06],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness", "prior", "spent"],
     },
     "AdDiffusion-SD15-v0": {"backbone": "sd15", "steps": 50, "refine": "as_published"},
     "AdDiffusion-SD21-v0": {"backbone": "sd21", "steps": 50, "refine": "as_published"},

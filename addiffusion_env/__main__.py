@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="list all registered components, and whether they run here")
     checking = verbs.add_parser("check", help="check a component against the contracts of its kind")
-    checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v1, sd15, clip, nfe_cost or fixed:8")
+    checking.add_argument("name", nargs="?", help="for example AdDiffusion-Emoji-v2, sd15, clip, nfe_cost or fixed:8")
     checking.add_argument("--pipelines", action="store_true", help="measure every tiny diffusers pipeline, or NAME")
     checking.add_argument("--out", type=Path, help="with --pipelines: the Markdown file to write")
     for verb in (listing, checking):

@@ -62,7 +62,7 @@ def compose_config(config_dir: Path, config_name: str, overrides: Iterable[str] 
 def store_environments() -> None:
     """Registers the settings of every environment id as options of Hydra's group ``environment``.
 
-    Configuration files refer to them in their defaults list, ``environment@env: AdDiffusion-Emoji-v1``, so that the
+    Configuration files refer to them in their defaults list, ``environment@env: AdDiffusion-Emoji-v2``, so that the
     settings are defined once. May be called more than once.
     """
     from hydra.core.config_store import ConfigStore

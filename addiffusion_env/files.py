@@ -84,7 +84,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-WORKS_OFFLINE = "AdDiffusion-Emoji-v1 needs no download and works now"
+WORKS_OFFLINE = "AdDiffusion-Emoji-v2 needs no download and works now"
 
 # By class name, since huggingface_hub has moved these classes between modules in minor versions.
 REASONS = {

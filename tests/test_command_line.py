@@ -82,7 +82,7 @@ def test_list_shows_what_runs_on_this_machine(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v1", "nfe_cost", "unipc", "psnr", "fid", "text_file", "fixed:2"],
+    ["AdDiffusion-Emoji-v0", "AdDiffusion-Emoji-v2", "nfe_cost", "unipc", "psnr", "fid", "text_file", "fixed:2"],
 )
 def test_check_prints_the_contracts_that_hold(name, capsys):
     main(["check", name])

@@ -80,7 +80,7 @@ def test_noise_is_a_function_of_prompt_seed_and_stream():
     [
         ("env.stepz=3", "no key 'env.stepz'\n  -> did you mean 'env.steps'"),
         ("reward=defalt", "configs/reward has no option 'defalt'\n  -> did you mean 'default'"),
-        ("environment@env=AdDiffusion-Emoji-v2", "-> did you mean 'AdDiffusion-Emoji-v1'"),
+        ("environment@env=AdDiffusion-Emoji-v3", "-> did you mean 'AdDiffusion-Emoji-v2'"),
         ("env.max_decisionz=3", "+env.max_decisionz=VALUE adds what the files leave out"),
         ("tabular={pikture: 3}", "that tabular does not have\n  -> +tabular.NAME=VALUE adds one"),
         ("rollouts.lanes.most=3", "rollouts.lanes is null: write 'rollouts.lanes={most: VALUE}'"),

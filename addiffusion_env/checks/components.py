@@ -30,7 +30,7 @@ from addiffusion_env.samplers import SAMPLERS, make_sampler
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.image_scores import ImageScorers
 
-EMOJI_SCORERS = {"clip": "clip", "blip_preference": "preference", "dino": "dino"}
+EMOJI_SCORERS = {"clip": "clip", "emoji_preference": "preference", "dino": "dino"}
 """Scorer -> the corresponding part of the emoji world: same class, weights in the package."""
 
 

@@ -37,7 +37,7 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
         **settings: the fields of :class:`addiffusion_env.envs.settings.EnvSettings`.
 
     >>> import gymnasium as gym, addiffusion_env
-    >>> env = gym.make("AdDiffusion-Emoji-v1")
+    >>> env = gym.make("AdDiffusion-Emoji-v2")
     >>> observation, info = env.reset(seed=0)
     >>> sorted((key, value.shape) for key, value in observation.items())
     [('clip', (256,)), ('correctness', (4,)), ('cost_per_nfe', (1,)), ('quality', (8,)), ('timestep', (128,))]

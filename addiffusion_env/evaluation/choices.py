@@ -40,7 +40,7 @@ def make_samplers(config: Mapping[str, Any]) -> tuple[list[Sampler], EnvSettings
     policies: list[Any] = list({sampler.name: sampler for sampler in at_costs}.values())
     # A policy defines its environment, weights included; the settings given here override it.
     known = policies[0].config.environment if policies else {}
-    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v1"]))
+    settings = EnvSettings.of(**({**known, **(config["env"] or {})} or ENVIRONMENTS["AdDiffusion-Emoji-v2"]))
     source, options = choose_prompts(config, str(settings.backbone))
     settings = replace(settings, prompts=source, prompt_options=options, device=config["device"], dtype=config["dtype"])
     samplers = policies + [make_sampler(spec) for spec in config["samplers"]]

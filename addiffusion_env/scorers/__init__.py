@@ -36,6 +36,7 @@ SCORERS = Registry(
         "image_reward": "addiffusion_env.scorers.image_reward:ImageRewardScorer",
         "image_reward_package": "addiffusion_env.scorers.image_reward_package:ImageRewardPackageScorer",
         "blip_preference": "addiffusion_env.scorers.emoji:BlipPreferenceScorer",
+        "emoji_preference": "addiffusion_env.scorers.emoji:EmojiPreferenceScorer",
         "dino": "addiffusion_env.scorers.dino:DinoEmbedder",
         "hps": "addiffusion_env.scorers.hps:HpsScorer",
         "aesthetic": "addiffusion_env.scorers.aesthetic:AestheticScorer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,13 +11,16 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.emoji import WEIGHTS, verify
+from addiffusion_env.backbones.emoji.objects import ObjectReader, candidates, load_object_reader
 from addiffusion_env.errors import ConfigError, WeightsError
-from addiffusion_env.files import folder_of
+from addiffusion_env.files import folder_of, read_json
+from addiffusion_env.prompts.emoji_grammar import parse
 from addiffusion_env.scorers import CHUNK, ModelScorer, load_transformers
 from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.preprocess import Preprocess
+from addiffusion_env.scorers.scene_probability import scene_logits
 from addiffusion_env.scorers.tokens import GroundedEncoder, Tokenizer, beside_or_inside, load_transformers_tokenizer
 
 
@@ -98,8 +102,94 @@ class BlipPreferenceScorer(ModelScorer):
         return (logits[:, 1] - logits[:, 0] - self.mean) / self.std
 
 
+SUREST = 6.0
+"""Log-odds of a prompt's rule count up to this absolute value, odds of 400 to 1; beyond, the matching score decides."""
+
+
+class EmojiPreferenceScorer(ModelScorer):
+    """How well an image fits its prompt and how clean it is, in standard deviations, with the prompt's rule checked.
+
+    The sum of two scores: :class:`BlipPreferenceScorer`'s, and the log-odds that the image shows exactly the objects
+    that the prompt asks for, which :mod:`.scene_probability` computes from what an
+    :class:`~addiffusion_env.backbones.emoji.objects.ObjectReader` sees. Weights and scale are in the reader's config,
+    from matching and contradicting pairs of synthetic images: 0 is undecided, +1 is an image that clearly fits. A
+    prompt outside the grammar has no rule: its score is the matching model's alone.
+
+    Args:
+        matching: scores the fit of image and text.
+        reader: reads the objects.
+        weights: of the matching score and of the log-odds.
+        mean: subtracted from their sum.
+        std: divides it; above 0.
+        chunk: images per forward pass.
+    """
+
+    name: ClassVar[str] = "emoji_preference"
+    unit: ClassVar[str] = "standard deviations"
+
+    def __init__(
+        self,
+        matching: BlipPreferenceScorer,
+        reader: ObjectReader,
+        weights: tuple[float, float],
+        mean: float,
+        std: float,
+        *,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.matching = matching
+        self.reader = reader.to(device=matching.encoder.device).eval().requires_grad_(False)
+        self.weights = weights
+        self.mean = mean
+        self.std = std
+        self.chunk = chunk
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path | None = None, *, device: torch.device | str = "cpu"
+    ) -> EmojiPreferenceScorer:
+        """Loads the scorer from a folder of emoji weights: ``image_reward/``, ``objects/`` and ``tokenizer/``.
+
+        Args:
+            name_or_path: the folder; ``None`` is the one included in the package.
+            device: where the models run.
+
+        Raises:
+            WeightsError: when a file is missing, corrupted or of another model.
+        """
+        folder = WEIGHTS if name_or_path is None else folder_of(name_or_path)
+        matching = BlipPreferenceScorer.from_pretrained(
+            verify(folder, "image_reward"), device=device, tokenizer=verify(folder, "tokenizer")
+        )
+        reader = load_object_reader(folder, device)
+        config = read_json(verify(folder, "objects") / "config.json")
+        weights, mean, std = (config.get(f"score_{key}") for key in ("weights", "mean", "std"))
+        if not isinstance(weights, list) or len(weights) != 2 or mean is None or not std or std <= 0:
+            raise WeightsError(
+                f"{folder / 'objects'}: config.json has score_weights={weights!r}, score_mean={mean!r}, "
+                f"score_std={std!r}, expected two numbers, a number and a positive number",
+                f"train it again: python -m addiffusion_lab.emoji_training objects --out {folder}",
+            )
+        return cls(matching, reader, (float(weights[0]), float(weights[1])), float(mean), float(std))
+
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        scores = self.matching._score(images, texts)
+        scenes = [_parsed(text) for text in texts]
+        known = [row for row, scene in enumerate(scenes) if scene is not None]
+        if not known:
+            return scores
+        encoder = self.matching.encoder
+        found = candidates(self.reader(encoder.preprocess(images[known], encoder.device, torch.float32)))
+        rule = scene_logits(found, [scene for scene in scenes if scene is not None]).clamp(-SUREST, SUREST)
+        joint = (self.weights[0] * scores[known] + self.weights[1] * rule - self.mean) / self.std
+        return scores.index_copy(0, torch.tensor(known, device=scores.device), joint)
+
+
+_parsed = lru_cache(maxsize=4096)(parse)
+
+
 def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> ImageScorers:
-    """CLIP, preference scorer and DINO from the folder that also holds their tokenizer.
+    """CLIP, preference scorer and DINO from a folder of emoji weights.
 
     Raises:
         WeightsError: when a part is missing.
@@ -110,7 +200,7 @@ def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> I
     tokenizer = folder / "tokenizer"
     return ImageScorers(
         ClipScorer.from_pretrained(folder / "clip", device=device, tokenizer=tokenizer),
-        BlipPreferenceScorer.from_pretrained(folder / "image_reward", device=device, tokenizer=tokenizer),
+        EmojiPreferenceScorer.from_pretrained(folder, device=device),
         DinoEmbedder.from_pretrained(folder / "dino", device=device),
     )
 
@@ -142,6 +232,6 @@ class EmojiScorers:
             WeightsError: for a missing or corrupted file.
         """
         cls.check(paths)
-        for component in ("clip", "image_reward", "dino"):
+        for component in ("clip", "dino"):
             verify(WEIGHTS, component)
         return emoji_scorers(WEIGHTS, device)

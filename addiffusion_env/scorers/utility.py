@@ -64,6 +64,7 @@ class Calibrator:
         directions: int = 64,
         ridge: float = 150.0,
         rounds: int = 60,
+        absolute: bool = False,
     ) -> Calibrator:
         """Fits by expectation maximisation, initialised by a split at the median of the scores.
 
@@ -75,6 +76,8 @@ class Calibrator:
                 ridge of 150, among 0 to 127 and 1 to 150.
             ridge: strength of the ridge penalty, in numbers of images.
             rounds: number of EM iterations.
+            absolute: whether the scores mean the same for every prompt, as those of a scorer trained on one absolute
+                scale do; then only the probability before the scores depends on the prompt.
 
         Raises:
             ConfigError: for fewer prompts than directions.
@@ -95,8 +98,9 @@ class Calibrator:
         pull = ridge * np.eye(inputs.shape[1])
         pull[0, 0] = 1e-3
         prior = np.zeros(inputs.shape[1])
+        constant = inputs * (np.arange(inputs.shape[1]) == 0)
         for _ in range(rounds):
-            means, precisions = _regressions(inputs, scores, right, pull)
+            means, precisions = _regressions(constant if absolute else inputs, scores, right, pull)
             prior = _logistic(inputs, right, prior, pull)
             found = cls(centre, basis, prior, means, precisions)
             right = 1 / (1 + np.exp(-found._odds(inputs, scores)))

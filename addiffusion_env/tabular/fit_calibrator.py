@@ -1,6 +1,6 @@
 """Fits a calibrator to the finished images of a table of attempts; verdicts are not used.
 
-python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table calibrators/emoji.safetensors
+python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table calibrators/emoji.safetensors --absolute
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from addiffusion_env.scorers.utility import Calibrator
 from addiffusion_env.settings import check_arguments
 from addiffusion_env.tabular.table import AttemptTable
 
-SETTINGS = ("directions", "ridge", "rounds")
+SETTINGS = ("directions", "ridge", "rounds", "absolute")
 """Arguments of :meth:`.Calibrator.fit` that may be set."""
 
 
@@ -79,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m addiffusion_env.tabular.fit_calibrator", description=__doc__)
     parser.add_argument("table", type=Path, help="folder of Parquet files that training recorded")
     parser.add_argument("out", type=Path, help="file to write, .safetensors")
+    parser.add_argument("--absolute", action="store_true", help="the scores mean the same for every prompt")
     chosen = parser.parse_args(arguments)
     table = read_tables(chosen.table)
-    calibrator = fit_calibrator(table)
+    calibrator = fit_calibrator(table, absolute=chosen.absolute)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     calibrator.save(chosen.out)
     end = table.finish

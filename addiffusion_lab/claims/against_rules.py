@@ -38,6 +38,7 @@ from addiffusion_env.tabular.fit_calibrator import read_tables
 from addiffusion_env.tabular.outcomes import Outcomes, play_table
 from addiffusion_env.tabular.rules import RuleOutcomes, frontier, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_lab.claims.calibration import calibration_section, calibrations
 
 NFE_POINTS = (2.5, 3.0, 3.5, 4.0, 5.0)
 COSTS = 9
@@ -217,7 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--prompts must be at least 2, got {options.prompts}", "use 1024")
     prompts = EmojiPrompts("test").take(options.prompts, seed=options.prompt_seed)
     test = record_test(options.runs[0], prompts, options.judge, options.out / "table", options.lanes)
-    page = to_markdown("Policies against rules", [study_section(study(options.runs, test))])
+    settings = PolicySampler.from_run(options.runs[0]).settings()
+    measured = calibrations(test, refine_config(settings.refine).utility)
+    page = to_markdown(
+        "Policies against rules", [study_section(study(options.runs, test)), calibration_section(measured)]
+    )
     print(page)
     print(f"written: {write_text(options.out / 'against_rules.md', page)}")
 

@@ -11,8 +11,11 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.samplers.traits import Traits
 
-MEASURE_OF = {"emoji_detector": "correct", "clip": "clip_score", "blip_preference": "preference"}
+MEASURE_OF = {"emoji_detector": "correct", "clip": "clip_score", "emoji_preference": "preference"}
 """Judges whose column in the records has a different name."""
+
+# Two implementations of one model, and a model that is part of another scorer.
+_SAME = {"image_reward_package": "image_reward", "blip_preference": "emoji_preference"}
 
 _HELD_OUT = ("hps", "image_reward", "aesthetic")
 
@@ -22,7 +25,7 @@ class Use:
     """Use of a scorer by a sampler.
 
     Attributes:
-        scorer: the model behind it (``"blip_preference"``, ``"image_reward"``, ``"clip"``, ``"dino"``).
+        scorer: the model behind it (``"emoji_preference"``, ``"image_reward"``, ``"clip"``, ``"dino"``).
         sampler: the sampler that uses it.
         how: description of the use: ``"its reward term terminal_bonus pays by it"``.
     """
@@ -111,7 +114,7 @@ def _model(part: str, backbone: str) -> str:
 
 
 def _same(name: str) -> str:
-    return "image_reward" if name == "image_reward_package" else name  # one model, two implementations
+    return _SAME.get(name, name)
 
 
 def _behind(judge: str, uses: Sequence[Use], backbone: str) -> tuple[str, ...]:

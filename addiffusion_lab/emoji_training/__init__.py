@@ -22,5 +22,6 @@ STAGES = Registry(
         "dino": f"{_HERE}.distillation:train_dino",
         "detector": f"{_HERE}.detection:train_detector",
         "preference": f"{_HERE}.preference:train_preference",
+        "objects": f"{_HERE}.objects:train_objects",
     },
 )

@@ -26,8 +26,9 @@ class TrainConfig:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` ... On CUDA the networks run in bfloat16.
         workers: number of processes that draw scenes; the scenes do not depend on it.
         variant: the detector's architecture, ``"a"`` or ``"b"``.
-        resume: ``unet`` continues from its checkpoint in ``out``.
+        resume: ``unet`` and ``objects`` continue from their checkpoint in ``out``.
         anneal: decay the learning rate to zero at the end; off for a ``unet`` run that is to be resumed.
+        redrawn: renders that the denoiser redraws for ``objects``, before training.
         compile: apply ``torch.compile`` to ``unet``: worthwhile for training of more than a few minutes.
         log_every: steps between two printed lines; 0 prints none.
     """
@@ -42,6 +43,7 @@ class TrainConfig:
     device: str = "auto"
     workers: int = 1
     variant: str = "a"
+    redrawn: int = 8192
     resume: bool = False
     anneal: bool = True
     compile: bool = False
@@ -51,7 +53,7 @@ class TrainConfig:
         if (self.seconds is None) == (self.steps is None):
             got = f"seconds={self.seconds}, steps={self.steps}"
             raise ConfigError(f"a stage needs exactly one budget, got {got}", "give --seconds or --steps")
-        for name in ("seconds", "steps", "batch", "scenes", "lr", "workers"):
+        for name in ("seconds", "steps", "batch", "scenes", "lr", "workers", "redrawn"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}", f"raise --{name}")
@@ -86,6 +88,7 @@ STAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dino": {"seconds": 100.0, "batch": 512},
     "detector": {"seconds": 100.0, "batch": 512},
     "preference": {"seconds": 100.0, "batch": 256, "scenes": 200_000, "lr": 8e-4},
+    "objects": {"seconds": 3000.0, "batch": 48, "scenes": 40_000, "lr": 2e-3},
 }
 
 

@@ -31,19 +31,19 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 def test_every_zoo_file_is_tried_here():
     assert {path.stem for path in ZOO} == set(SMALL)
     for path in ZOO:
-        assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == {"AdDiffusion-Emoji-v1"}
+        assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == {"AdDiffusion-Emoji-v2"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
 def test_the_zoo_trains_by_the_file(path, tmp_path):
     pytest.importorskip("rl_zoo3", reason="needs the extra [zoo]")
-    zoo = ["-m", "rl_zoo3.train", "--algo", path.stem, "--env", "AdDiffusion-Emoji-v1"]
+    zoo = ["-m", "rl_zoo3.train", "--algo", path.stem, "--env", "AdDiffusion-Emoji-v2"]
     zoo += ["--gym-packages", "addiffusion_env", "--conf-file", str(path), "--env-kwargs", "steps:2"]
     out = run(*zoo, "--hyperparams", *SMALL[path.stem], "-n", "8", "--eval-freq", "-1", "-f", str(tmp_path))
     assert f"Loading hyperparameters from: {path}" in out
-    folder = tmp_path / path.stem / "AdDiffusion-Emoji-v1_1"
-    assert (folder / "AdDiffusion-Emoji-v1.zip").is_file()
+    folder = tmp_path / path.stem / "AdDiffusion-Emoji-v2_1"
+    assert (folder / "AdDiffusion-Emoji-v2.zip").is_file()
 
 
 @pytest.mark.slow

@@ -36,10 +36,10 @@ def apple():
     """Backbone and scorers whose weights are on the simulated device."""
     backbone = EmojiBackbone.from_pretrained(Load(device="cpu"))
     scorers = emoji_scorers(WEIGHTS, "cpu")
-    preference = scorers.preference
+    preference, reader = scorers.preference.matching, scorers.preference.reader
     parts = (backbone.denoiser, backbone.vae, backbone.previewer, backbone.parts.text_encoder)
     seen = (scorers.clip.model, scorers.dino.model, preference.head, preference.encoder.vision, preference.encoder.text)
-    for module in (*parts, *seen):
+    for module in (*parts, *seen, reader):
         send(module)
     for owner in (backbone, scorers.clip, scorers.dino, preference.encoder):
         owner.device = MPS

@@ -58,7 +58,7 @@ def test_offline_names_the_id_the_cache_the_command_and_what_works(empty_hub, na
     assert str(empty_hub) in message
     assert f"hf download {DEFAULT_IDS[name]}" in message
     assert "HF_HUB_OFFLINE is set" in message
-    assert "AdDiffusion-Emoji-v1" in message
+    assert "AdDiffusion-Emoji-v2" in message
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_the_hubs_error_is_reported(hub_that_answers, tmp_path, status, code, re
     assert "black-forest-labs/FLUX.1-schnell" in message
     assert str(tmp_path / "cache") in message
     assert "hf download black-forest-labs/FLUX.1-schnell" in message
-    assert "AdDiffusion-Emoji-v1" in message
+    assert "AdDiffusion-Emoji-v2" in message
     accept = "accept the licence at https://huggingface.co/black-forest-labs/FLUX.1-schnell, run `hf auth login`"
     assert (accept in message) == (code == "GatedRepo")
 
@@ -185,7 +185,7 @@ def test_no_such_folder(tmp_path):
     message = failure("sdxl", tmp_path / "absent")
     assert str(tmp_path / "absent") in message
     assert "a hub id such as stabilityai/stable-diffusion-xl-base-1.0" in message
-    assert "AdDiffusion-Emoji-v1" in message
+    assert "AdDiffusion-Emoji-v2" in message
 
 
 def test_a_single_file_is_sent_to_from_pipeline(tmp_path):
@@ -220,7 +220,7 @@ def test_a_file_that_is_cut_off_is_named(copied):
     path.write_bytes(whole[:-100])
     message = failure("sd15", copied)
     assert f"{path} is damaged" in message
-    assert "AdDiffusion-Emoji-v1" in message
+    assert "AdDiffusion-Emoji-v2" in message
     assert f"copy {path} again" in message
     for start in (whole[:5], whole[:100], b"<html>" * 9):
         path.write_bytes(start)

@@ -30,7 +30,7 @@ def test_weights_that_do_not_fit_say_by_how_much():
     assert "8.0 GiB free" in message
     assert "offload=model" in message
     assert "dtype=auto" in message
-    assert "AdDiffusion-Emoji-v1" in message
+    assert "AdDiffusion-Emoji-v2" in message
     with pytest.raises(WeightsError) as caught:
         check_memory("some/model", 24 * 2**30, 8 * 2**30, torch.device("cuda"), "none", torch.bfloat16)
     assert "dtype" not in str(caught.value)

@@ -86,7 +86,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_environments_take_prompts_reader_and_scorers(toy):
-    env = gym.make("AdDiffusion-Emoji-v1", backbone=toy, prompt_options={"kind": "long"})
+    env = gym.make("AdDiffusion-Emoji-v2", backbone=toy, prompt_options={"kind": "long"})
     _, info = env.reset(seed=0)
     assert info["prompt"].startswith("A LONG ")
     _, info = env.reset(seed=0, options={"prompt": "a dog"})

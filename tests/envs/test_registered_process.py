@@ -1,4 +1,4 @@
-"""`AdDiffusion-Emoji-v1` is the process of `make train` and of the shipped policy."""
+"""`AdDiffusion-Emoji-v2` is the process of `make train` and of the shipped policy."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from addiffusion_env.evaluation.choices import make_samplers
 from addiffusion_env.rewards import PRESETS, make_reward
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SETTINGS = EnvSettings.of(**ENVIRONMENTS["AdDiffusion-Emoji-v1"])
+SETTINGS = EnvSettings.of(**ENVIRONMENTS["AdDiffusion-Emoji-v2"])
 
 
 def trained(*overrides):
@@ -53,7 +53,7 @@ def test_an_evaluation_without_a_policy_uses_the_process_of_the_id(emoji):
 
 
 def test_make_gives_that_process():
-    assert gym.make("AdDiffusion-Emoji-v1").unwrapped.settings == SETTINGS
+    assert gym.make("AdDiffusion-Emoji-v2").unwrapped.settings == SETTINGS
 
 
 def test_the_first_version_is_unchanged(emoji):
@@ -71,7 +71,7 @@ def test_the_first_version_is_unchanged(emoji):
 
 COUNT = """
 import sys, gymnasium, addiffusion_env
-env = gymnasium.make("AdDiffusion-Emoji-v1")
+env = gymnasium.make("AdDiffusion-Emoji-v2")
 own = [name for name in sys.modules if name.startswith("addiffusion")]
 print(len(own), *[name for name in ("ray", "stable_baselines3", "addiffusion_lab") if name in sys.modules])
 print(*[name for name in own if "image_reward" in name or "hub_" in name])

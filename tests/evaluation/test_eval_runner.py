@@ -122,9 +122,9 @@ def test_an_unknown_judge_gets_the_nearest_name():
 
 def test_the_emoji_worlds_preference_can_be_asked_as_a_judge(context, prompts, tmp_path):
     """It returns the preview scores: the same model on the same image."""
-    judged = replace(context, judges=Judges.of(["blip_preference"]))
+    judged = replace(context, judges=Judges.of(["emoji_preference"]))
     (found,) = evaluate([make_sampler("fixed:2")], prompts[:1], [0], judged, tmp_path)
-    assert found.extra["blip_preference"] == pytest.approx(found.preference, abs=1e-3)
+    assert found.extra["emoji_preference"] == pytest.approx(found.preference, abs=1e-3)
     with pytest.raises(ConfigError, match="dino"):
         Judges.of(["dino"])
 

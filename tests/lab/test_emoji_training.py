@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from addiffusion_env.backbones.emoji import WEIGHTS, verify
 from addiffusion_env.backbones.emoji.detector import STRIDE, load_detector
+from addiffusion_env.backbones.emoji.objects import load_object_reader
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, UnknownNameError, WeightsError
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
 from addiffusion_lab.emoji_training import STAGES
@@ -29,7 +30,7 @@ from addiffusion_lab.emoji_training.latent_diffusion import CHECKPOINT
 from addiffusion_lab.emoji_training.preference import ranking_loss, twin
 from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
-TINY: dict[str, Any] = {"steps": 2, "batch": 4, "scenes": 8, "device": "cpu", "log_every": 0}
+TINY: dict[str, Any] = {"steps": 2, "batch": 4, "scenes": 8, "redrawn": 16, "device": "cpu", "log_every": 0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,6 +73,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "dino": pretrained("transformers", "Dinov2Model"),
     "image_reward": pretrained("transformers", "BlipForImageTextRetrieval"),
     "clip": load_clip,
+    "objects": lambda folder: load_object_reader(folder.parent),
     "detector_a": lambda folder: load_detector(folder.parent),
 }
 

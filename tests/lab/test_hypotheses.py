@@ -103,8 +103,8 @@ def test_the_same_records_give_the_same_verdicts_whichever_are_asked_for():
 
 def test_a_scorer_of_the_reward_may_not_decide_alone():
     uses = [
-        Use("blip_preference", planted.POLICY, "its reward term terminal_bonus pays by it"),
-        Use("blip_preference", "threshold_resample:0.5", "it keeps the attempt with the best such score"),
+        Use("emoji_preference", planted.POLICY, "its reward term terminal_bonus pays by it"),
+        Use("emoji_preference", "threshold_resample:0.5", "it keeps the attempt with the best such score"),
     ]
     with pytest.raises(ConfigError) as caught:
         verdicts(evaluation(), judges=("preference",), uses=uses)
@@ -227,7 +227,7 @@ def test_bad_claims_are_refused(changes, words):
 def test_verdicts_are_printed_and_written():
     from rich.console import Console
 
-    uses = [Use("blip_preference", planted.POLICY, "its reward term terminal_bonus pays by it")]
+    uses = [Use("emoji_preference", planted.POLICY, "its reward term terminal_bonus pays by it")]
     found = decide(evaluation(), claims(), ("emoji_detector", "preference"), MARGINS, uses)
     console = Console(file=io.StringIO(), width=160)
     print_verdicts(found, console)

@@ -95,12 +95,12 @@ def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one()
 
 def test_a_shipped_policy_is_known_by_what_paid_it():
     uses = uses_in(manifest_of(["policy:emoji@0.004", "policy:emoji@0.004,shuffled"]))
-    assert {use.scorer for use in uses if "pays by it" in use.how} == {"blip_preference", "clip"}
+    assert {use.scorer for use in uses if "pays by it" in use.how} == {"emoji_preference", "clip"}
     assert {use.sampler for use in uses} == {"policy:emoji@0.004", "policy:emoji@0.004,shuffled"}
     assert not [use for use in uses if "not available" in use.how]
 
 
-@pytest.mark.parametrize("judges", [[], ["blip_preference"], ["clip", "blip_preference"]])
+@pytest.mark.parametrize("judges", [[], ["emoji_preference"], ["clip", "emoji_preference"]])
 def test_a_scorer_of_the_reward_cannot_decide_alone(judges):
     with pytest.raises(ConfigError, match=r"judges=\[emoji_detector\]"):
         check_claims(
@@ -112,7 +112,7 @@ def test_a_scorer_of_the_reward_cannot_decide_alone(judges):
 
 def test_claims_that_cannot_be_judged_cost_no_image(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
-        eval_sb3.main(compose_config(CONFIGS, "eval", [*SMALL, FEW, "judges=[blip_preference]", f"out={tmp_path}"]))
+        eval_sb3.main(compose_config(CONFIGS, "eval", [*SMALL, FEW, "judges=[emoji_preference]", f"out={tmp_path}"]))
     assert left.value.code == 2
     assert "no judge is independent" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.parquet"))

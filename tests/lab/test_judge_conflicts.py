@@ -46,8 +46,8 @@ def manifest(samplers=(POLICY, "fixed:8"), **changes):
 
 
 def test_a_reward_pays_by_the_scorers_of_its_terms():
-    assert scorers_of({**BARE, "reward": "default"}) == {"blip_preference"}  # clip_gain has weight 0
-    assert scorers_of({**BARE, "reward": "as_published"}) == {"blip_preference", "clip", "dino"}
+    assert scorers_of({**BARE, "reward": "default"}) == {"emoji_preference"}  # clip_gain has weight 0
+    assert scorers_of({**BARE, "reward": "as_published"}) == {"emoji_preference", "clip", "dino"}
     assert scorers_of({**BARE, "reward": {"clip_gain": 1.0}}) == {"clip"}
     assert scorers_of({**BARE, "reward": {"nfe_cost": 1.0}}) == set()
     assert scorers_of({**BARE, "reward": "default"}, backbone="sd15") == {"image_reward"}
@@ -57,8 +57,8 @@ def test_a_reward_pays_by_the_scorers_of_its_terms():
 
 def test_what_a_policy_sees_or_keeps_by_counts_as_well():
     with_cost = {"reward": {"nfe_cost": 1.0}}
-    assert scorers_of({**with_cost, "refine": "off"}) == {"blip_preference", "clip", "dino"}  # it sees all three
-    assert scorers_of({**with_cost, **BARE, "refine": {"preset": "weakest"}}) == {"blip_preference"}
+    assert scorers_of({**with_cost, "refine": "off"}) == {"emoji_preference", "clip", "dino"}  # it sees all three
+    assert scorers_of({**with_cost, **BARE, "refine": {"preset": "weakest"}}) == {"emoji_preference"}
     assert scorers_of({**with_cost, **BARE, "refine": {"preset": "weakest", "accept": "always"}}) == set()
 
 
@@ -67,7 +67,7 @@ def test_samplers_without_a_policy_file_are_known_by_their_kind():
     names += ["interval:fixed:6", "interval:best_of:2x2", "prompt_rule:8,6", "continue"]
     found = {use.sampler: use for use in uses_of(named(*names), "emoji")}
     assert set(found) == {"best_of:2x3", "threshold_resample:0.5", "oracle_stop:clip_score", "interval:best_of:2x2"}
-    assert found["best_of:2x3"].scorer == "blip_preference"
+    assert found["best_of:2x3"].scorer == "emoji_preference"
     assert found["oracle_stop:clip_score"].scorer == "clip"
     unknown = uses_of(named("other:1"), "sd15")
     assert {use.scorer for use in unknown} == {"image_reward", "clip", "dino"}  # the worst is assumed
@@ -95,10 +95,10 @@ def test_conflicts_are_named_with_a_judge_to_add():
 def test_a_policy_that_sees_only_the_denoiser_has_used_only_what_paid_it():
     seen = {"reward": {"nfe_cost": 1.0}, "refine": "off"}
     assert scorers_of({**seen, "observation_keys": "denoiser"}) == set()
-    assert scorers_of({**seen, "observation_keys": "denoiser_checked"}) == {"blip_preference"}  # of finished images
+    assert scorers_of({**seen, "observation_keys": "denoiser_checked"}) == {"emoji_preference"}  # of finished images
     assert scorers_of({**seen, "observation_keys": ["timestep", "phrases", "prompt"]}) == set()
     both = {"preset": "resample_keep_best", "utility": {"clip_weight": 0.5}}
-    assert scorers_of({**seen, "refine": both, "observation_keys": "denoiser"}) == {"blip_preference", "clip"}
+    assert scorers_of({**seen, "refine": both, "observation_keys": "denoiser"}) == {"emoji_preference", "clip"}
 
 
 def test_the_manifest_says_what_a_policy_was_paid_by_when_its_file_is_gone():
@@ -114,7 +114,7 @@ def test_an_older_manifest_goes_by_the_names_that_it_has():
     assert older.traits.learned and not older.traits.needs_preview and older.traits.curve == "policy:emoji"
     uses = uses_in(replace(manifest(), samplers=(older,)))
     assert {(use.scorer, use.how) for use in uses} == {
-        (scorer, "its policy file is not available") for scorer in ("blip_preference", "clip", "dino")
+        (scorer, "its policy file is not available") for scorer in ("emoji_preference", "clip", "dino")
     }
 
 

@@ -13,8 +13,13 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.emoji import BlipPreferenceScorer
 
 
+@pytest.fixture(scope="module")
+def matching(scorers):
+    return scorers.preference.matching
+
+
 @torch.no_grad()
-def test_equals_transformers_own_forward_with_full_padding(emoji_weights, scorers, pairs):
+def test_equals_transformers_own_forward_with_full_padding(emoji_weights, matching, pairs):
     from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
     images, prompts = pairs[0][:8, 0], [pair[0] for pair in pairs[1][:8]]
@@ -25,12 +30,12 @@ def test_equals_transformers_own_forward_with_full_padding(emoji_weights, scorer
     mask = (torch.cumsum(ids == tokenizer.eos_token_id, 1) <= 1).long()
     logits = model(input_ids=ids, pixel_values=images, attention_mask=mask, use_itm_head=True)[0]
     wanted = (logits[:, 1] - logits[:, 0] - model.config.score_mean) / model.config.score_std
-    assert torch.allclose(scorers.preference.score(images, prompts), wanted, atol=1e-5)
+    assert torch.allclose(matching.score(images, prompts), wanted, atol=1e-5)
 
 
 @pytest.mark.numeric
-def test_a_score_depends_on_neither_neighbours_nor_chunks(scorers, pairs):
-    scorer = scorers.preference
+def test_a_score_depends_on_neither_neighbours_nor_chunks(matching, pairs):
+    scorer = matching
     images, prompts = pairs[0][:6, 0], [pair[0] for pair in pairs[1][:6]]
     whole = scorer.score(images, prompts)
     alone = torch.cat([scorer.score(images[i : i + 1], prompts[i : i + 1]) for i in range(6)])
@@ -39,13 +44,11 @@ def test_a_score_depends_on_neither_neighbours_nor_chunks(scorers, pairs):
     assert torch.allclose(chunked.score(images, prompts), whole, atol=1e-4)
 
 
-def test_the_matching_image_wins_and_the_matching_prompt_wins(scorers, pairs):
+def test_the_matching_image_wins_and_the_matching_prompt_wins(matching, pairs):
     images, prompts = pairs
     scores = torch.stack(
         [
-            torch.stack(
-                [scorers.preference.score(images[:, i], [pair[j] for pair in prompts]) for j in range(2)], dim=1
-            )
+            torch.stack([matching.score(images[:, i], [pair[j] for pair in prompts]) for j in range(2)], dim=1)
             for i in range(2)
         ],
         dim=1,
@@ -56,20 +59,20 @@ def test_the_matching_image_wins_and_the_matching_prompt_wins(scorers, pairs):
     assert right.mean() > 0.5 > -0.5 > scores.flip(2).diagonal(dim1=1, dim2=2).mean()
 
 
-def test_a_blurred_image_scores_less(scorers, pairs):
+def test_a_blurred_image_scores_less(matching, pairs):
     images, prompts = pairs[0][:, 0], [pair[0] for pair in pairs[1]]
     small = torch.nn.functional.interpolate(images, scale_factor=0.25, mode="area")
     blurred = torch.nn.functional.interpolate(small, size=64, mode="bilinear")
-    assert (scorers.preference.score(images, prompts) > scorers.preference.score(blurred, prompts)).float().mean() > 0.9
+    assert (matching.score(images, prompts) > matching.score(blurred, prompts)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_inside(emoji_weights, scorers, pairs, dtype):
+def test_half_precision_stays_inside(emoji_weights, matching, pairs, dtype):
     half = BlipPreferenceScorer.from_pretrained(emoji_weights / "image_reward", dtype=dtype)
     images, prompts = pairs[0][:4, 0], [pair[0] for pair in pairs[1][:4]]
     scores = half.score(images, prompts)
     assert scores.dtype == torch.float32
-    assert torch.allclose(scores, scorers.preference.score(images, prompts), atol=0.15)
+    assert torch.allclose(scores, matching.score(images, prompts), atol=0.15)
 
 
 def test_nan_weights_are_named(emoji_weights, pairs):

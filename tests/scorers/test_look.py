@@ -77,12 +77,12 @@ def test_without_dino_its_width_is_zero(clip_folder, make_images):
     assert ImageScores.cat([scores, scores]).dino.shape == (4, 0)
 
 
-@pytest.mark.parametrize("part", ["clip", "blip_preference", "dino"])
+@pytest.mark.parametrize("part", ["clip", "emoji_preference", "dino"])
 def test_a_value_that_is_not_finite_names_its_scorer_and_prompt(emoji_weights, batch, part):
     scorers = emoji_scorers(emoji_weights)
     weights = {
         "clip": scorers.clip.model.visual.conv1.weight,
-        "blip_preference": scorers.preference.head.weight,
+        "emoji_preference": scorers.preference.reader.head.weight,
         "dino": scorers.dino.model.layernorm.weight,
     }
     weights[part].data.fill_(torch.nan)

@@ -35,7 +35,7 @@ def test_offline_names_the_cache_the_command_and_what_works(offline, bert_folder
     message = str(caught.value)
     assert command in message
     assert str(offline) in message
-    assert "AdDiffusion-Emoji-v1" in message
+    assert "AdDiffusion-Emoji-v2" in message
 
 
 def test_an_open_clip_tag_that_cannot_be_fetched_names_its_repository(monkeypatch):

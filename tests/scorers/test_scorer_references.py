@@ -34,6 +34,7 @@ REFERENCES = {
     "image_reward": "the arithmetic and the transform of image-reward",
     "image_reward_package": "it is the package",
     "blip_preference": "transformers",
+    "emoji_preference": "blip_preference, and the sum over all readings of the objects",
     "sharpness": "scipy",
     "emoji_detector": "none: the emoji world's own model and rules",
 }
@@ -304,7 +305,7 @@ def test_blip_preference_equals_transformers(emoji_weights, scorers):
         pixels = transform(image)[None]
         logits = model(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_itm_head=True)[0]
         wanted.append((logits[:, 1] - logits[:, 0] - model.config.score_mean) / model.config.score_std)
-        got.append(scorers.preference.score(as_tensor(image), [text]))
+        got.append(scorers.preference.matching.score(as_tensor(image), [text]))
     pair(torch.cat(wanted), torch.cat(got))
 
 

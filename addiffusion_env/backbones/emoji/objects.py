@@ -1,0 +1,133 @@
+"""Reads the objects of an image as probabilities: where one is, of which class and colour.
+
+Its use is :mod:`addiffusion_env.scorers.emoji`, so it shares neither weights, training images nor outputs with the
+detector that judges: an object here is a cell's probability, a class and a colour are distributions given an object,
+and no threshold decides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from addiffusion_env.backbones.emoji import WEIGHTS, verify
+from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS
+
+STRIDE = 4
+"""Pixels per cell of the maps."""
+
+CANDIDATES = 8
+"""Candidate objects per image; an image of the emoji world shows four at most."""
+
+
+class Maps(NamedTuple):
+    """Logits on a 16x16 grid.
+
+    Attributes:
+        objects: (B, 1, 16, 16) of "an object's centre is here".
+        classes: (B, classes, 16, 16) of the class, given an object.
+        colors: (B, 11, 16, 16) of the colour, given an object; 0 for the emoji's own colours.
+    """
+
+    objects: Tensor
+    classes: Tensor
+    colors: Tensor
+
+
+class Candidates(NamedTuple):
+    """The ``K`` most probable objects of each image.
+
+    Attributes:
+        present: (B, K) probability that it is an object.
+        classes: (B, K, classes) log-probabilities of its class.
+        colors: (B, K, 11) log-probabilities of its colour.
+        centres: (B, K, 2) x and y in pixels.
+    """
+
+    present: Tensor
+    classes: Tensor
+    colors: Tensor
+    centres: Tensor
+
+
+class _Block(nn.Module):
+    """Residual block of two 3x3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, second = _convolution(width, width), _convolution(width, width)
+        self.layers = nn.Sequential(*first, nn.ReLU(inplace=True), *second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.layers(x))
+
+
+def _convolution(width_in: int, width_out: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    convolution = nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(width_out)
+
+
+class ObjectReader(nn.Module):
+    """(B, 3, 64, 64) images in [-1, 1] -> :class:`Maps`; 1.0 M parameters.
+
+    Args:
+        width: channels at stride 4; twice as many at stride 8.
+        blocks: residual blocks at stride 8.
+    """
+
+    def __init__(self, width: int = 48, blocks: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            *_convolution(3, width // 2, stride=2),
+            nn.ReLU(inplace=True),
+            *_convolution(width // 2, width, stride=2),
+            nn.ReLU(inplace=True),
+        )
+        self.down = nn.Sequential(*_convolution(width, 2 * width, stride=2), nn.ReLU(inplace=True))
+        self.coarse = nn.Sequential(*(_Block(2 * width) for _ in range(blocks)))
+        self.up = nn.Conv2d(2 * width, width, 1)
+        self.fine = _Block(width)
+        self.sizes = (1, len(CLASSES), 1 + len(COLORS))
+        self.head = nn.Conv2d(width, sum(self.sizes), 1)
+        assert self.head.bias is not None
+        nn.init.constant_(self.head.bias[:1], -3.0)  # few cells are centres
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Maps:
+        """Returns the logits."""
+        fine = self.stem(images.contiguous(memory_format=torch.channels_last))
+        coarse = self.coarse(self.down(fine))
+        fine = self.fine(fine + F.interpolate(self.up(coarse), scale_factor=2))
+        return Maps(*self.head(fine).split(self.sizes, 1))
+
+
+def candidates(maps: Maps) -> Candidates:
+    """The cells that are more probable than every other one within two cells (8 pixels), the most probable first."""
+    probability = maps.objects.sigmoid()
+    peak = probability == F.max_pool2d(probability, 5, stride=1, padding=2)
+    present, cells = (probability * peak).flatten(1).topk(CANDIDATES, dim=1)
+    columns = maps.objects.shape[3]
+
+    def at(logits: Tensor) -> Tensor:
+        found = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1))
+        return found.transpose(1, 2).log_softmax(2)
+
+    centres = torch.stack([cells % columns, cells // columns], dim=2) * STRIDE + STRIDE / 2
+    return Candidates(present, at(maps.classes), at(maps.colors), centres)
+
+
+def load_object_reader(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu") -> ObjectReader:
+    """Loads the trained reader, in float32 and evaluation mode, from a folder of emoji weights.
+
+    Raises:
+        WeightsError: for a missing or corrupted file.
+    """
+    from safetensors.torch import load_file
+
+    reader = ObjectReader()
+    reader.load_state_dict(load_file(verify(folder, "objects") / "model.safetensors"))
+    return reader.to(device).eval().requires_grad_(False)
