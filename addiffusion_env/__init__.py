@@ -15,11 +15,11 @@ __version__ = "0.1.0"
 def _checked(
     backbone: str, steps: int, decide_at: list[int], early_exit: int, limit: int, **more: Any
 ) -> dict[str, Any]:
-    """The process that pays on the emoji world (docs/results.md), for a model from the hub.
+    """Checked attempts, which pay on the emoji world (docs/results.md), for a model from the hub.
 
-    Two looks at an attempt, from the first of which it may be left early (into ``early_exit`` evaluations) or begun
-    anew; a look at the finished image; up to ``limit`` further attempts, of which the best one is returned. The highest
-    cost per NFE makes a whole attempt cost about 0.1, a tenth of what a right image is worth. No figure of it was
+    The policy decides at two steps of an attempt (leave it into ``early_exit`` evaluations, begin anew), since an
+    attempt takes many evaluations here; at the finished image; and returns the best of up to ``limit + 1`` attempts.
+    At the highest cost per NFE an attempt costs about 0.1, a tenth of what a right image is worth. No figure of it was
     measured with real weights.
     """
     return {
@@ -32,7 +32,7 @@ def _checked(
         "refine": {"preset": "resample_keep_best", "return_to": decide_at[0], "limit": limit},
         "reward": {"preset": "default"},
         "cost_per_nfe": [0.0, round(0.1 / steps, 4)],
-        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness"],
+        "observation_keys": ["clip", "timestep", "quality", "cost_per_nfe", "correctness", "prior", "spent"],
         **more,
     }
 

@@ -67,6 +67,10 @@ class TrainingConfig(Settings):
         super().__post_init__()
         if self.seed > HIGHEST_SEED:
             raise ConfigError(f"seed must be at most {HIGHEST_SEED}, got {self.seed}", "use a lower one")
+        if self.tabular is None and self.total_timesteps == 0:
+            raise ConfigError(
+                "total_timesteps is 0 and tabular is null: nothing would be trained", "total_timesteps=4096"
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | TrainingConfig) -> TrainingConfig:

@@ -6,12 +6,14 @@ import pytest
 from omegaconf import OmegaConf
 from stable_baselines3.common.vec_env import VecMonitor
 
+import eval_sb3
 import train_sb3
 from addiffusion_env import AdDiffusionVecEnv
 from addiffusion_env.agents.tabular_training import TabularConfig
 from addiffusion_env.agents.train_config import TrainingConfig
 from addiffusion_env.agents.training import check_algorithm, make_model
 from addiffusion_env.config import compose_config
+from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import ConfigError
 
 FILE = OmegaConf.to_container(OmegaConf.load(train_sb3.CONFIGS / "train.yaml"))
@@ -30,6 +32,26 @@ def test_a_wrong_value_is_refused_by_its_key(key, value):
     """The sentences are those of tests/test_settings.py."""
     with pytest.raises(ConfigError, match=f"^{key} must be "):
         TrainingConfig.of({**CONFIG, key: value})
+
+
+@pytest.mark.parametrize("backbone", ["sd15", "flux", "qwen_image"])
+def test_recipes_of_the_hub(backbone):
+    """Prompts of training and of evaluation differ; the published design has a table on no backbone."""
+    whole = compose_config(train_sb3.CONFIGS, "train", ["experiment=full", f"backbone={backbone}"])
+    config = OmegaConf.to_container(whole, resolve=True)
+    TrainingConfig.of(config)
+    tabular, settings = TabularConfig.of(config["tabular"]), EnvSettings.of(**config["env"])
+    assert tabular.calibrator is not None and tabular.attempts <= settings.refine["limit"] + 1
+    assert settings.refine["return_to"] == settings.decide_at[0]
+    splits = config["env"]["prompt_options"]["split"], config["report"]["prompt_options"]["split"]
+    assert splits == ("train", "test")
+    assert set(config["report"]) <= set(eval_sb3.defaults())
+    published = compose_config(train_sb3.CONFIGS, "train", ["experiment=as_published", f"backbone={backbone}"])
+    old = OmegaConf.to_container(published, resolve=True)
+    assert old["tabular"] is None and refine_config(old["env"]["refine"]).return_to is None
+    assert EnvSettings.of(**old["env"]).guidance_interval is None
+    with pytest.raises(ConfigError, match="nothing would be trained"):
+        TrainingConfig.of({**old, "total_timesteps": 0})
 
 
 @pytest.mark.parametrize(
