@@ -14,8 +14,8 @@ from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
 PROMPTS = EmojiPrompts(split="test").take(64, seed=0)
 TARGET = 2.5
 LEAST_RIGHT = 0.89
-"""57 of 64. A policy that is correct on .96 falls below with probability .006; early exits that nobody checks are correct
-on .77 and pass with probability .02."""
+"""57 of 64. A policy that is correct on .96 falls below with probability .006; early exits that nobody checks are
+correct on .77 and pass with probability .02."""
 
 
 @pytest.fixture(scope="module")
