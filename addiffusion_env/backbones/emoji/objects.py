@@ -4,9 +4,9 @@ Its use is :mod:`addiffusion_env.scorers.emoji`, so it shares neither weights, t
 detector that judges: an object here is a cell's probability, a class and a colour are distributions given an object,
 and no threshold decides.
 
-From these follows the probability that an image shows exactly what a scene asks for. Each candidate is absent, an object
-of one group (of its class and, if the prompt names one, its colour), or something that the prompt does not ask for,
-independently of the others. The scene holds when every group has its exact number, nothing else is there, and the
+From these follows the probability that an image shows exactly what a scene asks for. Each candidate is absent, an
+object of one group (of its class and, if the prompt names one, its colour), or something that the prompt does not ask
+for, independently of the others. The scene holds when every group has its exact number, nothing else is there, and the
 relation of its two objects holds: a Poisson-binomial distribution over the groups, summed exactly.
 """
 
