@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bench", help="measure the speed of every mode of execution, and of the bare denoiser loop"
     )
     bench.add_argument("--backbone", default="emoji")
+    bench.add_argument("--against", type=Path, help="another checkout of the project, measured in turn with this one")
+    bench.add_argument(
+        "--instant", action="store_true", help="networks that return at once: only the Python around them is measured"
+    )
     lab("bench.arguments").add_arguments(bench)
     calibrating = verbs.add_parser(
         "calibrate", help="make a policy for a pipeline in minutes, without labels or training"

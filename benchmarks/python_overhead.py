@@ -1,12 +1,13 @@
-"""Python overhead per lane-step: evaluations and steps around a denoiser that returns immediately.
+"""Python overhead per lane-step, with networks that return immediately.
 
-    python benchmarks/python_overhead.py                        the emoji world's pipeline, 1, 16, 64 and 256 lanes
+    python benchmarks/python_overhead.py                        the emoji world, 1, 16, 64 and 256 lanes
     python benchmarks/python_overhead.py --lanes 64 --steps 8 --rounds 5 --json runs/python_overhead.json
 
-The UNet returns zeros. A lane-step is one guided ``predict`` and one step of a solver. Lanes are at different steps, as
-in a queue, and a finished one is replaced by a new image. The cost of starting an image (text encoder, noise, a
-pipeline's call up to its loop) is a separate column. Times are processor times, which are reproducible on a shared
-machine.
+The first rows are one guided ``predict`` and one step of a solver of lanes at different steps, as in a queue; one that
+ends is replaced by a new image, whose cost (text encoder, noise, a pipeline's call up to its loop) is a column.
+The other rows are whole arms of ``python -m addiffusion_env bench --instant``, new prompts in every round: beginning,
+previews, scores, decisions, decoding and the images' formats included. Times are processor times, which are
+reproducible on a shared machine, up to its load.
 """
 
 from __future__ import annotations
@@ -16,27 +17,26 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
-from addiffusion_env.backbones.emoji import EmojiBackbone
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_env.scorers.emoji import emoji_scorers
 from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
+from addiffusion_lab.bench.instant import make_instant
+from addiffusion_lab.bench.measure import measure as measure_arms
+from addiffusion_lab.bench.setup import make_setup
 
-
-class Instant(UNet2DConditionModel):
-    """A UNet that returns zeros."""
-
-    def forward(self, sample: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        """Zeros in the shape of ``sample``."""
-        return (torch.zeros_like(sample),)
+ARMS = ("bare", "vector", "continue", "any_pipeline")
+SAMPLERS = ("continue", "policy:emoji")
+"""Arms of the benchmark and samplers that run through the pipeline, besides fixed steps."""
 
 
 class Lanes:
@@ -67,10 +67,11 @@ class Lanes:
         """The initial state of a lane: conditioning, latents and noise levels."""
         prompt = self.prompts[self.images % len(self.prompts)]
         start = time.process_time()
-        begun = self.backbone.begin(prompt, self.images, self.steps, self.backbone.capabilities.default_spacing)
+        spacing = self.backbone.capabilities.default_spacing
+        conditioning, latents, [levels] = self.backbone.begin([(prompt, self.images)], self.steps, spacing)
         self.began += time.process_time() - start
         self.images += 1
-        return begun
+        return conditioning, latents, levels
 
     def tick(self) -> float:
         """Takes one lane-step of every lane and replaces finished ones; returns the seconds of the lane-steps."""
@@ -92,9 +93,10 @@ class Lanes:
         return seconds
 
 
-def instant(backbone: EmojiBackbone) -> EmojiBackbone:
-    """Replaces a backbone's UNet by one that returns zeros."""
-    backbone.denoiser.__class__ = Instant
+def instant() -> EmojiBackbone:
+    """A copy of the emoji world's backbone with instant networks."""
+    backbone = EmojiBackbone.from_pretrained()
+    make_instant(backbone, emoji_scorers(WEIGHTS))
     return backbone
 
 
@@ -122,24 +124,31 @@ def main() -> None:
     def general() -> Backbone:
         import diffusers
 
-        pipe = pipeline_of(instant(EmojiBackbone.from_pretrained()))
+        pipe = pipeline_of(instant())
         if chosen.scheduler:
             pipe.scheduler = getattr(diffusers, chosen.scheduler).from_config(pipe.scheduler.config)
         return PipelineBackbone(pipe, preview="none")
 
     ways: dict[str, tuple[Callable[[], Backbone], bool]] = {
-        "hand-written loop, ddim": (lambda: instant(EmojiBackbone.from_pretrained()), False),
-        "pipeline, ddim": (general, False),
-        f"pipeline, solver={SCHEDULER}": (general, True),
+        "predict and step: hand-written loop, ddim": (instant, False),
+        "predict and step: pipeline, ddim": (general, False),
+        f"predict and step: pipeline, solver={SCHEDULER}": (general, True),
     }
-    rows: dict[str, list[tuple[float, float]]] = {}
+    rows: dict[str, list[tuple[float, float | None]]] = {}
     for name, (make, own) in ways.items():
         backbone = make()
         rows[name] = [measure(Lanes(backbone, count, chosen.steps, own), chosen.rounds) for count in chosen.lanes]
+    setup = make_setup("emoji", 1, chosen.steps, 1, None)
+    make_instant(setup.backbone, setup.scorers)
+    for count in chosen.lanes:
+        sized = replace(setup, lanes=count, images=2 * count)
+        for arm in measure_arms(sized, ARMS, [f"fixed:{chosen.steps}", *SAMPLERS], chosen.rounds, "cpu"):
+            rows.setdefault(arm.arm, []).append((1000 * arm.ms, None))
     print("| microseconds per lane-step |" + "".join(f" {count} lanes |" for count in chosen.lanes) + " begin, ms |")
     print("| --- |" + " --- |" * (len(chosen.lanes) + 1))
     for name, figures in rows.items():
-        print(f"| {name} |" + "".join(f" {step:.0f} |" for step, _ in figures) + f" {figures[-1][1]:.1f} |")
+        begin = "" if figures[-1][1] is None else f"{figures[-1][1]:.2f}"
+        print(f"| {name} |" + "".join(f" {step:.0f} |" for step, _ in figures) + f" {begin} |")
     if chosen.json is not None:
         chosen.json.write_text(json.dumps({"lanes": chosen.lanes, "steps": chosen.steps, "rows": rows}, indent=2))
 

@@ -1,6 +1,7 @@
 """`python -m addiffusion_env`."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +136,34 @@ def test_a_missing_package_is_an_error(capsys):
     with pytest.raises(SystemExit):
         main(["list", "--package", "no_such_module"])
     assert "--plugins: 'no_such_module' cannot be imported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--against", "{}"], "is no checkout of this project"),
+        (["--against", "{}", "--rounds", "1"], "--rounds=1 with --against gives no interval"),
+        (["--instant", "--backbone", "sd15"], "--instant replaces the networks of the embedded backbone"),
+    ],
+)
+def test_a_benchmark_that_cannot_run_says_why(more, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as left:
+        main(["bench", *(word.format(tmp_path) for word in more)])
+    assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.slow  # two processes that import everything
+def test_a_checkout_is_compared_with_itself(capsys, tmp_path):
+    path, here = tmp_path / "bench.json", str(Path(__file__).parents[1])
+    arms = ["--instant", "--arms", "bare", "--samplers", "fixed:2", "--clock", "cpu"]
+    main(["bench", "--against", here, "--lanes", "2", "--steps", "2", "--rounds", "2", *arms, "--json", str(path)])
+    assert "times as fast" in capsys.readouterr().out
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["arm"], row["lanes"]) for row in rows] == [
+        ("bare denoiser loop", 2),
+        ("AdaptivePipeline, fixed:2", 2),
+    ]
+    assert all(row["low"] <= row["speedup"] <= row["high"] and row["rounds"] == 2 for row in rows)
 
 
 def test_bench_prints_a_ratio_and_writes_json(capsys, tmp_path):

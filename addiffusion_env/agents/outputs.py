@@ -12,11 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from addiffusion_env.agents.trace import Job, Trace
-from addiffusion_env.engine.engine import Counters
+from addiffusion_env.engine import Counters
 from addiffusion_env.engine.episode import Episode
+from addiffusion_env.engine.lane import to_pixels
 from addiffusion_env.errors import unknown
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+
+CONVERTED_AT_ONCE = 16
+"""Images that are converted to pixels together: one transfer from the device for all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +145,10 @@ def check_output_type(output_type: str) -> str:
 
 def convert(episodes: Sequence[Episode], output_type: str) -> Any:
     """The images of episodes in one of :data:`OUTPUT_TYPES`; all formats hold the same 8-bit colours."""
-    pixels = np.stack([episode.image.pixels() for episode in episodes])
+    images = [episode.image.tensor for episode in episodes]
+    parts = (images[at : at + CONVERTED_AT_ONCE] for at in range(0, len(images), CONVERTED_AT_ONCE))
+    pixels = np.concatenate([to_pixels(torch.stack(part)) for part in parts])
     if output_type == "pil":
         return [Image.fromarray(image) for image in pixels]
-    scaled = pixels.astype(np.float32) / 255
+    scaled = np.divide(pixels, 255, dtype=np.float32)
     return scaled if output_type == "np" else torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()

@@ -21,7 +21,8 @@ from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
 from addiffusion_env.agents.untrained import default_policy, default_process
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.engine.engine import Counters, Engine
+from addiffusion_env.engine import Counters
+from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, clip_width, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones import Traits
+from addiffusion_env.backbones.batches import Batched
 from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.backbones.schedules import NoisePath
 from addiffusion_env.errors import CapabilityError, PromptError
@@ -62,7 +63,7 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
-class History:
+class History(Batched):
     """The state of a multistep solver for each lane: its last two predictions.
 
     Attributes:
@@ -78,7 +79,7 @@ class History:
     sigma: Tensor
     older_x0: Tensor
     older_sigma: Tensor
-    scheduler: tuple[Mapping[str, Any] | None, ...] = ()
+    scheduler: tuple[Mapping[str, Any] | None, ...] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
         if not self.scheduler:
@@ -88,30 +89,22 @@ class History:
     def none(cls, like: Tensor) -> History:
         """An empty history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
         nothing = torch.full((len(like),), float("nan"), dtype=torch.float64)
-        return cls(torch.zeros_like(like), nothing, torch.zeros_like(like), nothing)
+        zeros = like.new_zeros(()).expand(like.shape)
+        return cls(zeros, nothing, zeros, nothing)
 
     def then(self, x0: Tensor, sigma: Tensor) -> History:
         """The history after one more prediction: ``x0`` (B, C, H, W) at noise levels ``sigma`` (B,)."""
         return History(x0, sigma, self.x0, self.sigma)
 
-    def row(self, index: int) -> History:
-        """The history of one image, as a batch of one."""
-        at = slice(index, index + 1)
-        return History(self.x0[at], self.sigma[at], self.older_x0[at], self.older_sigma[at], self.scheduler[at])
-
-    @staticmethod
-    def cat(parts: Sequence[History]) -> History:
-        """Joins batches into one."""
-        tensors = [torch.cat([getattr(part, name) for part in parts]) for name in HISTORY_TENSORS]
-        x0, sigma, older_x0, older_sigma = tensors
-        return History(x0, sigma, older_x0, older_sigma, tuple(state for part in parts for state in part.scheduler))
+    def __len__(self) -> int:
+        return len(self.sigma)
 
 
 HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")
 
 
 @dataclass(frozen=True)
-class Latents:
+class Latents(Batched):
     """The denoising state of a batch of images.
 
     Attributes:
@@ -130,22 +123,11 @@ class Latents:
         return cls(x, sigma.to(torch.float64), History.none(x))
 
     def __len__(self) -> int:
-        return len(self.x)
-
-    def row(self, index: int) -> Latents:
-        """One image, as a batch of one."""
-        at = slice(index, index + 1)
-        return Latents(self.x[at], self.sigma[at], self.history.row(index))
-
-    @staticmethod
-    def cat(parts: Sequence[Latents]) -> Latents:
-        """Joins batches into one."""
-        history = History.cat([part.history for part in parts])
-        return Latents(torch.cat([p.x for p in parts]), torch.cat([p.sigma for p in parts]), history)
+        return len(self.sigma)
 
 
 @dataclass(frozen=True)
-class Conditioning:
+class Conditioning(Batched):
     """Encoded prompts: named tensors, batch first.
 
     Attributes:
@@ -156,22 +138,10 @@ class Conditioning:
 
     tensors: Mapping[str, Tensor]
     content: tuple[tuple[int, ...], ...]
-    requests: tuple[Any, ...] = ()
+    requests: tuple[Any, ...] = field(default_factory=tuple)
 
     def __len__(self) -> int:
         return len(self.content)
-
-    def row(self, index: int) -> Conditioning:
-        """One prompt, as a batch of one."""
-        tensors = {name: value[index : index + 1] for name, value in self.tensors.items()}
-        return Conditioning(tensors, self.content[index : index + 1], self.requests[index : index + 1])
-
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Joins batches into one."""
-        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        content = tuple(item for part in parts for item in part.content)
-        return Conditioning(tensors, content, tuple(item for part in parts for item in part.requests))
 
 
 @dataclass(frozen=True)
@@ -289,27 +259,39 @@ class Backbone(Identified, ABC):
         """
 
     def begin(
-        self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
-    ) -> tuple[Conditioning, Latents, np.ndarray]:
-        """The initial state of an image, before its first evaluation.
+        self, images: Sequence[tuple[Prompt, int]], steps: int, spacing: str
+    ) -> tuple[Conditioning, Latents, list[np.ndarray]]:
+        """The initial states of images, before their first evaluation; prompts are encoded in one call.
 
         Args:
-            prompt: the prompt.
-            seed: seed of the image; together with the prompt's id and ``stream`` it determines the noise.
+            images: the prompt and seed of each, which determine its noise.
             steps: number of steps of the schedule.
             spacing: timestep spacing of the schedule.
-            stream: name of the noise stream.
 
         Returns:
-            The encoded prompt and the noisy latents, each a batch of one, and the schedule's (m + 1,) noise levels.
+            The B encoded prompts, the B noisy latents, and for each image the schedule's (m + 1,) noise levels.
 
         Raises:
-            PromptError: when the prompt does not fit the text window.
+            PromptError: when a prompt does not fit the text window.
         """
         levels = self.sigmas(steps, spacing)
-        noise = keyed_noise(prompt.prompt_id, seed, self.capabilities.latent_shape, stream)[None].to(self.device)
-        latents = Latents.start(noise, torch.tensor([levels[0]], dtype=torch.float64))
-        return self.encode([prompt.text]), latents, levels
+        latents = self._noise([(prompt, seed, "initial") for prompt, seed in images], levels)
+        return self.encode([prompt.text for prompt, _ in images]), latents, [levels] * len(images)
+
+    def draw(
+        self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
+    ) -> tuple[Latents, np.ndarray]:
+        """The noisy latents of one image, a batch of one, and the schedule's (m + 1,) noise levels.
+
+        ``stream`` names the noise: of the start, or of an image's n-th refinement. The prompt is not encoded.
+        """
+        levels = self.sigmas(steps, spacing)
+        return self._noise([(prompt, seed, stream)], levels), levels
+
+    def _noise(self, streams: Sequence[tuple[Prompt, int, str]], levels: np.ndarray) -> Latents:
+        shape = self.capabilities.latent_shape
+        noise = torch.stack([keyed_noise(prompt.prompt_id, seed, shape, stream) for prompt, seed, stream in streams])
+        return Latents.start(noise.to(self.device), torch.full((len(noise),), float(levels[0]), dtype=torch.float64))
 
     def refresh(self) -> None:
         """Re-measures the model if it was changed from outside since the last measurement; a no-op for most."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,6 +60,22 @@ def resolve_dtype(name: str, device: torch.device, auto: str = "float16") -> tor
     if name == "float16" and device.type == "cpu":
         raise ConfigError("float16 was requested on the CPU", "use float32 or bfloat16")
     return DTYPES[name]
+
+
+@contextmanager
+def without_triton() -> Iterator[None]:
+    """Context manager of imports that load ``torch._dynamo``: on a machine without a GPU, without triton (75 MB).
+
+    Triton compiles for GPUs only; torch then takes it for not installed.
+    """
+    if torch.cuda.is_available() or torch.xpu.is_available() or "triton" in sys.modules:
+        yield
+        return
+    sys.modules["triton"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["triton"]
 
 
 def dtype_keyword() -> str:

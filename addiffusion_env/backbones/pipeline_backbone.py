@@ -219,8 +219,6 @@ class PipelineBackbone(Backbone):
             previews=self.preview_decoder.possible,
         )
 
-    # Prompts.
-
     def request(self, prompt: str | Prompt, steps: int | None = None) -> CallRequest:
         """The pipeline request of one image.
 
@@ -245,9 +243,22 @@ class PipelineBackbone(Backbone):
         return Conditioning({}, conditioning.content, (CallRequest({**request.arguments, "prompt": text}),))
 
     def begin(
+        self, images: Sequence[tuple[Prompt, int]], steps: int, spacing: str
+    ) -> tuple[Conditioning, Latents, list[np.ndarray]]:
+        """See :meth:`Backbone.begin`; the pipeline draws the noise, with the generator of each prompt and seed."""
+        begun = [self._begun(*image, steps, spacing) for image in images]
+        content = self.network.content_positions([prompt.text for prompt, _ in images])
+        conditioning = Conditioning({}, content, tuple(part[0] for part in begun))
+        return conditioning, Latents.cat([latents for _, latents, _ in begun]), [levels for _, _, levels in begun]
+
+    def draw(self, *image: Any, **stream: Any) -> tuple[Latents, np.ndarray]:
+        """See :meth:`Backbone.draw`; it opens a call of the pipeline."""
+        return self._begun(*image, **stream)[1:]
+
+    def _begun(
         self, prompt: Prompt, seed: int, steps: int, spacing: str, stream: str = "initial"
-    ) -> tuple[Conditioning, Latents, np.ndarray]:
-        """See :meth:`Backbone.begin`; the pipeline draws the noise, with the generator of this prompt and seed."""
+    ) -> tuple[CallRequest, Latents, np.ndarray]:
+        """The request of an image, with the latents and levels that its call begins with."""
         request = self.request(prompt, steps)
         generator = request.arguments.pop("generator", None)
         if generator is None or stream != "initial":
@@ -269,10 +280,7 @@ class PipelineBackbone(Backbone):
         x = self.layout_of(inner, request).outer(inner.float() / self.convention.scale(float(plan.levels[0])))
         latents = Latents.start(x, torch.tensor([levels[0]], dtype=torch.float64))
         history = replace(latents.history, scheduler=(plan.first(state),))
-        conditioning = Conditioning({}, self.network.content_positions([prompt.text]), (request,))
-        return conditioning, replace(latents, history=history), levels
-
-    # Noise levels.
+        return request, replace(latents, history=history), levels
 
     def plan_of(self, request: CallRequest) -> SchedulerPlan:
         """The plan of a request's call, which is opened if necessary."""
@@ -297,8 +305,6 @@ class PipelineBackbone(Backbone):
         """The value of ``t`` in the pipeline's loop at each noise level."""
         plan = self.plan_of(self.measured.request)
         return torch.tensor([self.convention.time_at(float(level), plan.times, plan.levels) for level in sigma])
-
-    # Evaluations.
 
     def layout_of(self, inner: Tensor, request: CallRequest) -> LatentLayout:
         """The layout of latents; if their size differs from the measured one, it is learned from the request's call."""
@@ -340,9 +346,8 @@ class PipelineBackbone(Backbone):
         return Prediction(x0, calls, attention, features, tuple(item.step for item in found))
 
     def _layout_for(self, x: Tensor, request: CallRequest) -> LatentLayout:
-        for layout in self._layouts.values():
-            if layout.shape == tuple(x.shape[1:]):
-                return layout
+        if known := [layout for layout in self._layouts.values() if layout.shape == tuple(x.shape[1:])]:
+            return known[0]
         inner, _ = self.evaluator.drawn(request, None, torch.Generator().manual_seed(0))
         return self.layout_of(inner, request)
 
@@ -374,8 +379,6 @@ class PipelineBackbone(Backbone):
             states[row] = made[row][1]  # type: ignore[index]
         past = latents.history.then(prediction.x0, latents.sigma)
         return Latents(x, sigma_next, replace(past, scheduler=tuple(states)))
-
-    # Images.
 
     @torch.no_grad()
     def decode(self, x0: Tensor, conditioning: Sequence[Conditioning] | None = None) -> Tensor:

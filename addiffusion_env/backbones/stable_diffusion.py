@@ -73,7 +73,7 @@ class StableDiffusionBackbone(Backbone):
         hook: stores the UNet's pooled features.
     """
 
-    not_identity = ("_texts", "_negative", "_encoded_by", "hook")
+    not_identity = ("_levels", "_texts", "_negative", "_encoded_by", "_last_text", "hook")
 
     def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
         self.parts = parts
@@ -87,9 +87,11 @@ class StableDiffusionBackbone(Backbone):
         assert isinstance(convention, Discrete)
         self.convention = convention
         self.path = self.convention.path
+        self._levels: dict[tuple[int, str], np.ndarray] = {}
         self._texts: LruCache[Conditioning] = LruCache(TEXTS_KEPT)
         self._negative: Tensor | None = None
         self._encoded_by: tuple[Any, ...] = ()
+        self._last_text: tuple[Any, Tensor, Tensor] = (None, torch.empty(0), torch.empty(0))
         for item in fields(parts):
             module = getattr(parts, item.name)
             if isinstance(module, nn.Module):
@@ -97,7 +99,9 @@ class StableDiffusionBackbone(Backbone):
 
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         """See :meth:`Backbone.sigmas`; spacings are those of :data:`backbones.schedules.VP_SPACINGS`."""
-        return self.convention.respaced(steps, spacing)
+        if (steps, spacing) not in self._levels:  # every image asks for them
+            self._levels[steps, spacing] = self.convention.respaced(steps, spacing)
+        return self._levels[steps, spacing]
 
     def timesteps(self, sigma: Tensor) -> Tensor:
         """The training timestep of each noise level; fractional for levels of an early exit."""
@@ -122,25 +126,23 @@ class StableDiffusionBackbone(Backbone):
             row = fresh.tensors["text"][0]
             self._texts.capacity = min(TEXTS_KEPT, TEXT_CACHE // (row.numel() * row.element_size()))
             for index, text in enumerate(missing):
-                self._texts[text] = known[text] = self._kept(fresh.row(index))
+                self._texts[text] = known[text] = fresh.rows([index])  # a view would keep its whole batch alive
         for text in texts:
             self._texts.get(text)  # marks the text as recently used
         return Conditioning.cat([found for text in texts if (found := known[text]) is not None])
 
     @torch.no_grad()
     def encode_uncached(self, prompts: list[str]) -> Conditioning:
-        """CLIP's last hidden states of the prompts and of the empty negative prompt."""
+        """CLIP's last hidden states of the prompts; all rows share those of the empty negative prompt."""
         ids = tokenize(self.parts.tokenizer, prompts, self.capabilities.max_tokens, self.truncate_prompts)
-        empty = tokenize(self.parts.tokenizer, [""], self.capabilities.max_tokens)
-        states = self.parts.text_encoder(torch.cat([ids, empty]).to(self.device))[0].to(self.dtype)
-        text, negative = states[:-1], states[-1:].expand(len(prompts), -1, -1)
-        return Conditioning({"text": text, "negative": negative}, content_positions(self.parts.tokenizer, ids))
-
-    def _kept(self, row: Conditioning) -> Conditioning:
-        """A copy of a row for the cache, since a view keeps its whole batch alive; all share one negative prompt."""
+        content = content_positions(self.parts.tokenizer, ids)
+        if self._negative is None:  # encoded along with the first prompts
+            ids = torch.cat([ids, tokenize(self.parts.tokenizer, [""], self.capabilities.max_tokens)])
+        states = self.parts.text_encoder(ids.to(self.device))[0].to(self.dtype)
+        text = states[: len(prompts)]
         if self._negative is None:
-            self._negative = row.tensors["negative"].clone()
-        return Conditioning({"text": row.tensors["text"].clone(), "negative": self._negative}, row.content)
+            text, self._negative = text.clone(), states[-1:].clone()
+        return Conditioning({"text": text, "negative": self._negative.expand(len(text), -1, -1)}, content)
 
     @torch.no_grad()
     def predict(
@@ -154,20 +156,35 @@ class StableDiffusionBackbone(Backbone):
         """See :meth:`Backbone.predict`; rows with guidance use a second row of the same network call."""
         size = len(x)
         guided = torch.nonzero(guidance_scale != 1).flatten()
-        at = guided.to(x.device)
+        every = len(guided) == size
+        at = slice(None) if every else guided.to(x.device)
         place = torch.cat([torch.arange(size), guided])
-        on = place.to(x.device)
-        text = torch.cat([conditioning.tensors["text"], conditioning.tensors["negative"][at]])
-        times = self.timesteps(sigma[place]).to(x.device)
+        noisy = torch.cat([x, x[at]])
+        times = self.timesteps(sigma)[place].to(x.device)
         store = self._store(capture)
         with captured_cross_attention(self.denoiser, store) if store else nullcontext():
-            output = self.denoiser(x[on].to(self.dtype), times, encoder_hidden_states=text, return_dict=False)[0]
-        clean = self.convention.clean(x[on], output.float(), sigma[place])
-        own, negative, x0 = clean[:size], clean[size:], clean[:size].clone()
+            text = self._network_text(conditioning, guided)
+            output = self.denoiser(noisy.to(self.dtype), times, encoder_hidden_states=text, return_dict=False)[0]
+        clean = self.convention.clean(noisy, output.float(), sigma[place])
+        own, negative = clean[:size], clean[size:]
         # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: equivalent to the form in the noise.
-        x0[at] = negative + rows(guidance_scale[guided], x) * (own[at] - negative)
+        mixed = negative + rows(guidance_scale[guided], x) * (own[at] - negative)
+        if every:
+            x0 = mixed
+        else:
+            x0 = own.clone()
+            x0[at] = mixed
         calls = 1 + (guidance_scale != 1).long()
         return Prediction(x0, calls, self._maps(store, size), self.hook.take(size))
+
+    def _network_text(self, conditioning: Conditioning, guided: Tensor) -> Tensor:
+        """The text input: prompts, then the negative prompts of guided rows; kept while the lanes stay the same."""
+        known, rows_of_it, text = self._last_text
+        if known is not conditioning or not torch.equal(rows_of_it, guided):
+            negative = conditioning.tensors["negative"][guided.to(self.device)]
+            text = torch.cat([conditioning.tensors["text"], negative])
+            self._last_text = (conditioning, guided, text)
+        return text
 
     def _store(self, capture: Tensor | None) -> AttentionStore | None:
         if capture is None or not bool(capture.any()):

@@ -20,28 +20,21 @@ def tokenize(tokenizer: Any, prompts: list[str], max_tokens: int, truncate: bool
     Raises:
         PromptError: when a prompt does not fit and ``truncate`` is off.
     """
-    if not truncate:
-        for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
-            if len(ids) > max_tokens:
-                raise PromptError(
-                    f"prompt of {len(ids)} tokens, the text window holds {max_tokens} (special tokens included): "
-                    f"{prompt[:60]!r}",
-                    "shorten it, or set truncate_prompts=true to drop its end",
-                )
-    batch = tokenizer(prompts, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")
-    return torch.as_tensor(batch.input_ids)
+    rows = tokenizer(prompts, padding="max_length", max_length=max_tokens, truncation=truncate).input_ids
+    for prompt, ids in zip(prompts, rows, strict=True):
+        if len(ids) > max_tokens:
+            raise PromptError(
+                f"prompt of {len(ids)} tokens, the text window holds {max_tokens} (special tokens included): "
+                f"{prompt[:60]!r}",
+                "shorten it, or set truncate_prompts=true to drop its end",
+            )
+    return torch.tensor(rows)
 
 
 def content_positions(tokenizer: Any, ids: Tensor) -> tuple[tuple[int, ...], ...]:
     """For each row of ids (B, tokens), the positions of its content tokens: no special tokens, no stop words."""
-    special = set(tokenizer.all_special_ids)
-    rows = []
-    for row in ids.tolist():
-        tokens = tokenizer.convert_ids_to_tokens(row)
-        words = [str(token).replace("</w>", "").strip("Ġ▁ ").lower() for token in tokens]
-        rows.append(
-            tuple(
-                i for i, (t, w) in enumerate(zip(row, words, strict=True)) if t not in special and w not in STOP_WORDS
-            )
-        )
-    return tuple(rows)
+    rows = ids.tolist()
+    known = list({token for row in rows for token in row} - set(tokenizer.all_special_ids))
+    words = (str(name).replace("</w>", "").strip("Ġ▁ ").lower() for name in tokenizer.convert_ids_to_tokens(known))
+    content = {token for token, word in zip(known, words, strict=True) if word not in STOP_WORDS}
+    return tuple(tuple(place for place, token in enumerate(row) if token in content) for row in rows)

@@ -81,12 +81,10 @@ class LaneWorker(BaseWorker):
             options: reset options of each lane.
         """
         episodes = self.env.episodes
-        infos = [
-            self._reduced(episodes.begin(index, seed, chosen, episode))
-            for index, ((seed, episode), chosen) in enumerate(zip(places, options, strict=True))
-        ]
+        seeds, firsts = [seed for seed, _ in places], [episode for _, episode in places]
+        infos = episodes.begin_all(range(len(places)), seeds, options, firsts)
         self.env.view.reset()
-        return WorkerReset(episodes.observe(), infos, self.env.action_masks())
+        return WorkerReset(episodes.observe(), [self._reduced(info) for info in infos], self.env.action_masks())
 
     def step(self, actions: np.ndarray) -> WorkerStep:
         """Takes one action in every lane; a lane whose episode ends begins its next one."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Latents
+from addiffusion_env.backbones.batches import evolved
 from addiffusion_env.backbones.schedules import early_exit_evaluations, respace
 from addiffusion_env.engine.lane import (
     Evaluate,
@@ -21,6 +22,7 @@ from addiffusion_env.engine.lane import (
     Request,
     ScorePreview,
     after_evaluation,
+    relative_change,
 )
 from addiffusion_env.engine.process import Action, ProcessConfig, RefineConfig
 from addiffusion_env.engine.regions import attention_mask, evidence_of, phrase_masks, phrases_of, without
@@ -62,15 +64,15 @@ def env_step(
         The lane at its next decision, and the finished image once the episode has ended (otherwise ``None``).
     """
     if lane.shown is not None and action == Action.STOP:
-        return ended(process, replace(lane, actions=(*lane.actions, int(action))), lane.shown)
+        return ended(process, evolved(lane, actions=(*lane.actions, int(action))), lane.shown)
     lane = yield from act(backbone, process, lane, action)
     if lane.remaining:
         if looks and lane.scores is None and lane.x0 is not None:
             lane = yield from score_preview(lane)
         return lane, None
     image = yield from finished(lane)
-    lane = replace(lane, scores=image.scores)
-    waiting = replace(lane, shown=image)
+    lane = evolved(lane, scores=image.scores)
+    waiting = evolved(lane, shown=image)
     if process.check_finished and legal_actions(waiting, process)[Action.REFINE]:
         return waiting, None
     return ended(process, lane, image)
@@ -79,7 +81,7 @@ def env_step(
 def ended(process: ProcessConfig, lane: Lane, image: GeneratedImage) -> tuple[Lane, GeneratedImage]:
     """The end of an episode: its image is ``image``, or with ``accept=best`` an earlier one of higher utility."""
     chosen = better(process.refine.utility, lane.best, image) if process.refine.accept == "best" else image
-    return replace(lane, scores=chosen.scores, shown=None, best=None), chosen
+    return evolved(lane, scores=chosen.scores, shown=None, best=None), chosen
 
 
 def better(utility: Utility, kept: GeneratedImage | None, new: GeneratedImage) -> GeneratedImage:
@@ -91,7 +93,7 @@ def better(utility: Utility, kept: GeneratedImage | None, new: GeneratedImage) -
 
 def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> LaneCoroutine:
     """Takes one legal action; the returned lane is fully denoised when ``lane.remaining`` is 0."""
-    lane = replace(lane, actions=(*lane.actions, int(action)))
+    lane = evolved(lane, actions=(*lane.actions, int(action)))
     if action == Action.STOP:
         return (yield from exit_early(backbone, process, lane))
     if action == Action.REFINE:
@@ -105,9 +107,8 @@ def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> 
 def advance(process: ProcessConfig, lane: Lane) -> LaneCoroutine:
     """One step of the schedule."""
     # The last step is first order, as with diffusers' lower_order_final.
-    outcome = yield ask(process, lane, lane.latents, float(lane.rest[1]), last=lane.remaining == 1)
-    lane = after_evaluation(lane, outcome.latents, lane.rest[1:], outcome.x0, process.cost(outcome.calls))
-    return replace(lane, step=lane.step + 1, features=outcome.features)
+    outcome = yield ask(process, lane, lane.latents, float(lane.rest[1]), lane.remaining == 1, lane.sigma)
+    return after_evaluation(lane, outcome, lane.rest[1:], process.cost(outcome.calls), lane.step + 1)
 
 
 def exit_early(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCoroutine:
@@ -117,8 +118,8 @@ def exit_early(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCo
         if lane.x0 is None:  # there is no prediction yet: one evaluation is needed
             lane = yield from advance(process, lane)
         assert lane.x0 is not None
-        return replace(lane, latents=replace(lane.latents, x=lane.x0), rest=lane.rest[-1:])
-    lane = replace(lane, rest=levels)
+        return evolved(lane, latents=replace(lane.latents, x=lane.x0), rest=lane.rest[-1:])
+    lane = evolved(lane, rest=levels)
     while lane.remaining:
         lane = yield from advance(process, lane)
     return lane
@@ -126,11 +127,10 @@ def exit_early(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCo
 
 def early_exit_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
     """(m + 1,) noise levels of an early exit, from the lane's current level to the end."""
-    position = float(backbone.timestep_position(torch.tensor([lane.sigma]))[0])
-    evaluations = early_exit_evaluations(process.early_exit_steps, position, lane.remaining)
+    positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
+    evaluations = early_exit_evaluations(process.early_exit_steps, float(positions[0]), lane.remaining)
     if evaluations == lane.remaining:
         return lane.rest  # nothing to save: the schedule is left as it is
-    positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
     positions[-1] = 0.0  # the end of the schedule is position 0, even if the checkpoint's last sigma is not 0
     return respace(lane.rest, evaluations, positions)
 
@@ -143,13 +143,13 @@ def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCorout
     config = process.refine
     if lane.shown is not None:
         best = better(config.utility, lane.best, lane.shown) if config.accept == "best" else None
-        lane = replace(lane, shown=None, best=best)
-    lane = replace(lane, refinements=lane.refinements + 1)
+        lane = evolved(lane, shown=None, best=best)
+    lane = evolved(lane, refinements=lane.refinements + 1)
     lane, mask = yield from region(backbone, process, lane)
     refined = yield from regenerate(backbone, process, lane, mask)
     if mask is not None:
         masks = (*lane.masks, mask[0, 0].float().cpu().numpy())
-        lane, refined = replace(lane, masks=masks), replace(refined, masks=masks)
+        lane, refined = evolved(lane, masks=masks), evolved(refined, masks=masks)
     if config.accept != "score":
         return refined
     if lane.scores is None:
@@ -158,7 +158,7 @@ def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCorout
     assert lane.scores is not None and refined.scores is not None
     if float(refined.scores.preference[0]) >= float(lane.scores.preference[0]) + config.margin:
         return refined
-    return replace(lane, nfe=refined.nfe, calls=refined.calls)
+    return evolved(lane, nfe=refined.nfe, calls=refined.calls)
 
 
 def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Tensor | None) -> LaneCoroutine:
@@ -174,30 +174,31 @@ def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Ten
     stream = f"refine-{lane.refinements - 1}"
     # renoise=1 begins from pure noise, as a new seed would; below 1, noise is added to the clean prediction.
     if process.refine.renoise == 1:
-        latents = backbone.begin(lane.prompt, lane.seed, process.steps, process.spacing, stream)[1]
+        latents, _ = backbone.draw(lane.prompt, lane.seed, process.steps, process.spacing, stream)
         if len(levels) == 1:  # return_to=0: the lane is again as it was before the first evaluation
-            return replace(lane, latents=latents, rest=rest, step=step, x0=None, scores=None, change=0.0, features=None)
+            return evolved(lane, latents=latents, rest=rest, step=step, x0=None, scores=None, change=0.0, features=None)
         x = latents.x
     else:
         x = path.mix(lane.x0, lane.noise(stream), at[0])
         latents = Latents.start(x, at[0])
-    old_noise = path.noise_of(x_old, lane.x0, at[-1])
     if mask is not None:
+        old_noise = path.noise_of(x_old, lane.x0, at[-1])
         x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, at[0])
         latents = Latents.start(x, at[0])
     refined = lane
     for level, following in zip(levels[1:], at[1:], strict=True):
-        outcome: Outcome = yield ask(process, lane, latents, float(level))
-        x, x0 = outcome.latents.x, outcome.x0
+        outcome: Outcome = yield ask(process, refined, latents, float(level))
         if mask is not None:
-            x = mask * x + (1 - mask) * path.mix(lane.x0, old_noise, following)
-            x0 = mask * x0 + (1 - mask) * lane.x0
-        latents = Latents.start(x, following) if mask is not None else outcome.latents
-        refined = after_evaluation(refined, latents, rest, x0, process.cost(outcome.calls))
-        refined = replace(refined, features=outcome.features)
+            assert refined.x0 is not None
+            x = mask * outcome.latents.x + (1 - mask) * path.mix(lane.x0, old_noise, following)
+            x0 = mask * outcome.x0 + (1 - mask) * lane.x0
+            change = float(relative_change(x0, refined.x0))
+            outcome = replace(outcome, latents=Latents.start(x, following), x0=x0, change=change)
+        latents = outcome.latents
+        refined = after_evaluation(refined, outcome, rest, process.cost(outcome.calls), lane.step)
     if mask is None and latents.history.scheduler[0] is not None:
-        return replace(refined, step=step)  # the pipeline's scheduler is on its timesteps, and its history is kept
-    return replace(refined, latents=Latents.start(latents.x, at[-1]), step=step)
+        return evolved(refined, step=step)  # the pipeline's scheduler is on its timesteps, and its history is kept
+    return evolved(refined, latents=Latents.start(latents.x, at[-1]), step=step)
 
 
 def refine_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> tuple[np.ndarray, np.ndarray, int]:
@@ -250,7 +251,7 @@ def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Gener
         lane = charged(process, lane, other)
         maps.append((whole.x0 - other.x0).abs().mean(1)[0])
     stacked = torch.stack(maps)
-    return replace(lane, evidence=evidence_of(stacked)), stacked
+    return evolved(lane, evidence=evidence_of(stacked)), stacked
 
 
 def pick_phrase(config: RefineConfig, maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -266,7 +267,7 @@ def score_preview(lane: Lane) -> LaneCoroutine:
     """The lane with the scores of its last clean prediction."""
     assert lane.x0 is not None
     scores = yield ScorePreview(lane.x0, lane.prompt)
-    return replace(lane, scores=scores)
+    return evolved(lane, scores=scores)
 
 
 def finished(lane: Lane) -> Generator[Request, Any, GeneratedImage]:
@@ -274,13 +275,20 @@ def finished(lane: Lane) -> Generator[Request, Any, GeneratedImage]:
     return (yield Finish(lane.latents.x, lane.prompt, lane.conditioning))
 
 
-def ask(process: ProcessConfig, lane: Lane, latents: Latents, sigma_next: float | None, last: bool = False) -> Evaluate:
-    """The guided evaluation of ``latents`` under the lane's prompt."""
-    scale = process.scale_at(float(latents.sigma[0]))
-    return Evaluate(latents, lane.conditioning, sigma_next, scale, False, lane.prompt.text, last)
+def ask(
+    process: ProcessConfig,
+    lane: Lane,
+    latents: Latents,
+    sigma_next: float | None,
+    last: bool = False,
+    sigma: float | None = None,
+) -> Evaluate:
+    """The guided evaluation of ``latents`` under the lane's prompt; ``sigma`` is their level where it is known."""
+    scale = process.scale_at(float(latents.sigma[0]) if sigma is None else sigma)
+    return Evaluate(latents, lane.conditioning, sigma_next, scale, False, lane.prompt.text, last, lane.x0)
 
 
 def charged(process: ProcessConfig, lane: Lane, outcome: Outcome) -> Lane:
     """The lane charged for an evaluation that left its latents unchanged."""
     nfe, calls = process.cost(outcome.calls)
-    return replace(lane, nfe=lane.nfe + nfe, calls=lane.calls + calls)
+    return evolved(lane, nfe=lane.nfe + nfe, calls=lane.calls + calls)

@@ -7,18 +7,21 @@ of each scorer, decisions with one call of the policy, evaluations with one call
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
+from addiffusion_env.engine import Counters
 from addiffusion_env.engine.lane import (
     LANE_ERRORS,
+    Begin,
     Coroutine,
     Decide,
     Evaluate,
@@ -28,57 +31,14 @@ from addiffusion_env.engine.lane import (
     Outcome,
     Request,
     ScorePreview,
+    open_lanes,
+    relative_change,
 )
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
-
-
-@dataclass
-class Counters:
-    """Counts of the engine's work since it was created.
-
-    Attributes:
-        denoiser_batches: batched calls of the denoiser.
-        denoiser_rows: rows in them, i.e. network calls; a guided evaluation counts two.
-        evaluations: evaluations requested by lanes.
-        looks: previews decoded and scored.
-        score_batches: batches of previews.
-        decodes: images decoded by the full decoder.
-        decode_batches: batches of decoded images.
-        busy: lanes occupied, summed over denoiser calls.
-        capacity: lanes available, summed over denoiser calls.
-        queued_busy: the part of ``busy`` counted while coroutines were waiting for a lane.
-        queued_capacity: the part of ``capacity`` counted while coroutines were waiting for a lane.
-    """
-
-    denoiser_batches: int = 0
-    denoiser_rows: int = 0
-    evaluations: int = 0
-    looks: int = 0
-    score_batches: int = 0
-    decodes: int = 0
-    decode_batches: int = 0
-    busy: int = 0
-    capacity: int = 0
-    queued_busy: int = 0
-    queued_capacity: int = 0
-
-    def snapshot(self) -> dict[str, int]:
-        """The counts as a plain dict."""
-        return asdict(self)
-
-    @property
-    def utilisation(self) -> float:
-        """Fraction of lanes occupied, in [0, 1]; includes the end of a run, when lanes run empty."""
-        return self.busy / self.capacity if self.capacity else 0.0
-
-    @property
-    def queued_utilisation(self) -> float:
-        """The same while coroutines were waiting for a lane, in [0, 1]; 0 if none ever waited."""
-        return self.queued_busy / self.queued_capacity if self.queued_capacity else 0.0
 
 
 @dataclass
@@ -167,6 +127,7 @@ class Engine:
     def __post_init__(self) -> None:
         check_solver(self.solver, self.backbone.path)
         self._step = None if self.solver == SCHEDULER else SOLVERS.load(self.solver)
+        self._joined: tuple[Sequence[Conditioning], Conditioning] | None = None
 
     def run(self, coroutines: Iterable[Coroutine], max_lanes: int | None = None) -> list[Any]:
         """Runs coroutines to their ends; returns their results in order, a :class:`Fault` for each one dropped.
@@ -210,7 +171,7 @@ class Engine:
         exited: list[Task] = []
         while True:
             lanes += queue.take(max_lanes - len(lanes))
-            self._look_and_decide(lanes)
+            self._begin_and_decide(lanes)
             ended = [task for task in lanes if task.done]
             exited += [task for task in lanes if isinstance(task.waiting, Finish)]
             lanes = [task for task in lanes if isinstance(task.waiting, Evaluate)]
@@ -228,14 +189,22 @@ class Engine:
                 return
             self._evaluate(lanes, room=max_lanes, queued=not queue.empty)
 
-    def _look_and_decide(self, tasks: Sequence[Task]) -> None:
-        """Answers preview and decision requests until every task has ended or waits for the denoiser or the decoder."""
+    def _begin_and_decide(self, tasks: Sequence[Task]) -> None:
+        """Answers requests until every task has ended or waits for the denoiser or the decoder."""
+        answers = {Begin: self._begin, ScorePreview: self._score_previews, Decide: self._decide}
         while True:
-            groups = {kind: [t for t in tasks if isinstance(t.waiting, kind)] for kind in (ScorePreview, Decide)}
-            if not any(groups.values()):
+            groups: dict[type, list[Task]] = {}
+            for task in tasks:
+                groups.setdefault(type(task.waiting), []).append(task)
+            # Images begin first, so that their first decision is made together with those of the other lanes.
+            kinds = [Begin] if Begin in groups else [kind for kind in (ScorePreview, Decide) if kind in groups]
+            if not kinds:
                 return
-            self._score_previews(groups[ScorePreview])
-            self._decide(groups[Decide])
+            for kind in kinds:
+                answers[kind](groups[kind])
+
+    def _begin(self, tasks: Sequence[Task]) -> None:
+        self._answer("encoding the prompts of", tasks, lambda requests: open_lanes(self.backbone, requests))
 
     def _resume(self, task: Task, answer: Any) -> None:
         """Sends an answer to a task; one of :data:`LANE_ERRORS` ends that task alone."""
@@ -302,7 +271,8 @@ class Engine:
         images: list[GeneratedImage | Exception] = []
         for request, image, fine in zip(requests, decoded, good, strict=True):
             scores = next(found) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
-            images.append(GeneratedImage(image, scores) if isinstance(scores, ImageScores) else scores)
+            # A copy of the scores: finished images outlive their batch.
+            images.append(GeneratedImage(image, scores.rows([0])) if isinstance(scores, ImageScores) else scores)
         return images
 
     def _not_decoded(self, request: Finish, bad: int, images: int) -> NumericsError:
@@ -355,7 +325,7 @@ class Engine:
             One outcome per request, or the error of a lane for which the denoiser returned NaN or infinity.
         """
         latents = Latents.cat([request.latents for request in requests])
-        conditioning = Conditioning.cat([request.conditioning for request in requests])
+        conditioning = self._conditioning([request.conditioning for request in requests])
         scale = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float64)
         capture = torch.tensor([request.capture for request in requests])
         prediction = self.backbone.predict(latents.x, latents.sigma, conditioning, scale, capture)
@@ -373,23 +343,38 @@ class Engine:
             stepped = self.backbone.scheduler_step(latents, prediction, conditioning, levels)
         else:
             stepped = self._step(self.backbone.path, latents, prediction.x0, levels, last)
+        x0, size = prediction.x0, len(requests)
+        compared = [row for row, request in enumerate(requests) if request.before is not None]
+        checks = torch.zeros(2, size, dtype=x0.dtype, device=x0.device)
+        checks[0] = torch.isfinite(x0).flatten(1).all(1)
+        if compared:
+            before = torch.cat([request.before for request in requests if request.before is not None])
+            all_rows = len(compared) == size
+            checks[1, slice(None) if all_rows else compared] = relative_change(x0 if all_rows else x0[compared], before)
+        finite, change = checks.tolist()  # the only synchronisation with the device
+        calls = prediction.calls.tolist()
+        attention = [None] * size if prediction.attention is None else prediction.attention.split(1)
+        features = [None] * size if prediction.features is None else prediction.features.split(1)
         outcomes: list[Outcome | NumericsError] = []
-        finite = torch.isfinite(prediction.x0).flatten(1).all(1).tolist()
-        for row, request in enumerate(requests):
+        for row, (request, own) in enumerate(zip(requests, x0.split(1), strict=True)):
             if not finite[row]:
-                outcomes.append(_not_finite(request, len(requests) - sum(finite), len(requests)))
+                outcomes.append(_not_finite(request, size - int(sum(finite)), size))
                 continue
-            at = slice(row, row + 1)
-            outcomes.append(
-                Outcome(
-                    latents=request.latents if request.sigma_next is None else stepped.row(row),
-                    x0=prediction.x0[at],
-                    calls=int(prediction.calls[row]),
-                    attention=None if prediction.attention is None else prediction.attention[at],
-                    features=None if prediction.features is None else prediction.features[at],
-                )
-            )
+            after = request.latents if request.sigma_next is None else stepped.row(row)
+            outcomes.append(Outcome(after, own, calls[row], attention[row], features[row], change[row]))
         return outcomes
+
+    def _conditioning(self, parts: Sequence[Conditioning]) -> Conditioning:
+        """The lanes' prompts, joined; those that were joined for the last call are taken from there."""
+        known: dict[int, Conditioning] = {}
+        if self._joined is not None:
+            old, joined = self._joined
+            if len(old) == len(parts) and all(map(operator.is_, old, parts)):
+                return joined
+            known = {id(part): joined.row(row) for row, part in enumerate(old)}
+        made = Conditioning.cat([known.get(id(part), part) for part in parts])
+        self._joined = (parts, made)
+        return made
 
 
 def _not_finite(request: Evaluate, bad: int, lanes: int) -> NumericsError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import env_step
-from addiffusion_env.engine.lane import Decide, GeneratedImage, Lane, Request, open_lane
+from addiffusion_env.engine.lane import Begin, Decide, GeneratedImage, Lane, Request
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
 
@@ -38,7 +38,7 @@ def play(
         seed: the image's seed.
         looks: whether the policy needs scored previews; without them their cost is saved.
     """
-    lane = open_lane(backbone, process, prompt, seed)
+    lane = yield Begin(process, prompt, seed)
     before = None
     image: GeneratedImage | None = None
     while image is None:

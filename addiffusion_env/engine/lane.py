@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.backbones.base import HISTORY_TENSORS, Backbone, Conditioning, History, Latents
+from addiffusion_env.backbones.batches import evolved
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
 from addiffusion_env.prompts import Prompt
@@ -67,6 +68,15 @@ class FaultCount:
 
 
 @dataclass(frozen=True)
+class Begin:
+    """Request to start an image from pure noise; answered by a :class:`Lane`. Prompts are encoded in batches."""
+
+    process: ProcessConfig
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Request to evaluate the denoiser for one lane and take a solver step.
 
@@ -78,6 +88,7 @@ class Evaluate:
         capture: whether to return attention maps.
         who: the prompt, for error messages.
         last: whether the schedule ends with this step, which solvers take in first order.
+        before: (1, C, H, W) the lane's last clean prediction, which the new one is compared with; ``None`` for none.
     """
 
     latents: Latents
@@ -87,6 +98,7 @@ class Evaluate:
     capture: bool
     who: str
     last: bool = False
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,7 @@ class Outcome:
         calls: network calls: 2 for a guided evaluation, otherwise 1.
         attention: (1, tokens, h, w) or ``None``.
         features: (1, F) of the denoiser's middle block, or ``None``.
+        change: :func:`relative_change` of ``x0`` from the request's ``before``; 0 without one.
     """
 
     latents: Latents
@@ -106,6 +119,7 @@ class Outcome:
     calls: int
     attention: Tensor | None
     features: Tensor | None = None
+    change: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,8 +157,8 @@ class GeneratedImage:
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, H, W) in [-1, 1] -> (H, W, 3) uint8."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ class Decide:
     before: ImageScores | None
 
 
-Request: TypeAlias = Evaluate | ScorePreview | Finish | Decide
+Request: TypeAlias = Begin | Evaluate | ScorePreview | Finish | Decide
 Coroutine: TypeAlias = Generator[Request, Any, Any]
 """The work of a single lane: it yields requests and is sent their answers."""
 
@@ -265,13 +279,31 @@ class Lane:
 
 
 def open_lane(backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> Lane:
-    """Starts an image from pure noise, as every diffusers pipeline does.
+    """Starts an image from pure noise, as every diffusers pipeline does; a coroutine requests it (:class:`Begin`).
 
     Raises:
         PromptError: if the prompt is longer than the text encoder's context.
     """
-    conditioning, latents, levels = backbone.begin(prompt, int(seed), process.steps, process.spacing)
-    return Lane(prompt, int(seed), conditioning, latents, levels, levels=levels)
+    return open_lanes(backbone, [Begin(process, prompt, seed)])[0]
+
+
+def open_lanes(backbone: Backbone, requests: Sequence[Begin]) -> list[Lane]:
+    """Starts several images; those of one schedule together, with one call of the text encoder.
+
+    Raises:
+        PromptError: if a prompt is longer than the text encoder's context.
+    """
+    groups: dict[tuple[int, str], list[int]] = {}
+    for at, request in enumerate(requests):
+        groups.setdefault((request.process.steps, request.process.spacing), []).append(at)
+    lanes: dict[int, Lane] = {}
+    for (steps, spacing), places in groups.items():
+        images = [(requests[at].prompt, int(requests[at].seed)) for at in places]
+        conditioning, latents, levels = backbone.begin(images, steps, spacing)
+        for row, (at, (prompt, seed), own) in enumerate(zip(places, images, levels, strict=True)):
+            # A prompt stays for the whole image, so that it does not keep its batch alive.
+            lanes[at] = Lane(prompt, seed, conditioning.rows([row]), latents.row(row), own, levels=own)
+    return [lanes[at] for at in range(len(requests))]
 
 
 def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
@@ -307,29 +339,33 @@ def restore_lane(backbone: Backbone, state: Mapping[str, Any]) -> Lane:
     )
 
 
-def after_evaluation(lane: Lane, latents: Latents, rest: np.ndarray, x0: Tensor, cost: tuple[float, int]) -> Lane:
+def after_evaluation(lane: Lane, outcome: Outcome, rest: np.ndarray, cost: tuple[float, int], step: int) -> Lane:
     """The lane after an evaluation.
 
     Args:
         lane: the lane before it.
-        latents: the new latents.
+        outcome: its latents, clean prediction and features.
         rest: the remaining noise levels.
-        x0: the clean prediction.
         cost: (NFE, network calls) of the evaluation.
+        step: number of steps of the schedule that are done.
     """
-    change = 0.0
-    if lane.x0 is not None:
-        change = float((x0 - lane.x0).norm() / lane.x0.norm().clamp_min(1e-8))
-    return replace(
+    return evolved(
         lane,
-        latents=latents,
+        latents=outcome.latents,
         rest=rest,
-        x0=x0,
+        x0=outcome.x0,
         scores=None,
-        change=change,
+        change=outcome.change,
         nfe=lane.nfe + cost[0],
         calls=lane.calls + cost[1],
+        step=step,
+        features=outcome.features,
     )
+
+
+def relative_change(x0: Tensor, before: Tensor) -> Tensor:
+    """(B,) relative change of clean predictions (B, C, H, W): ``|x0 - before| / |before|``."""
+    return (x0 - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp_min(1e-8)
 
 
 def scores_state(scores: ImageScores | None) -> dict[str, Tensor] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS
 from addiffusion_env.prompts import Prompt
 
@@ -38,16 +38,16 @@ def sample(
     defaults = backbone.capabilities
     steps = steps or defaults.default_steps
     scale = defaults.default_guidance if guidance_scale is None else guidance_scale
-    starts = [backbone.begin(Prompt.of(prompt), seed, steps, defaults.default_spacing) for prompt in prompts]
-    conditioning, latents = Conditioning.cat([part[0] for part in starts]), Latents.cat([part[1] for part in starts])
-    levels = torch.from_numpy(np.stack([part[2] for part in starts]))  # (B, m + 1) decreasing noise levels
-    scales = torch.full((len(starts),), scale, dtype=torch.float64)
+    images = [(Prompt.of(prompt), seed) for prompt in prompts]
+    conditioning, latents, schedules = backbone.begin(images, steps, defaults.default_spacing)
+    levels = torch.from_numpy(np.stack(schedules))  # (B, m + 1) decreasing noise levels
+    scales = torch.full((len(images),), scale, dtype=torch.float64)
     for column in range(1, levels.shape[1]):
         prediction = backbone.predict(latents.x, latents.sigma, conditioning, scales)
         if defaults.default_solver == SCHEDULER:
             latents = backbone.scheduler_step(latents, prediction, conditioning, levels[:, column])
         else:
-            last = torch.full((len(starts),), column == levels.shape[1] - 1)
+            last = torch.full((len(images),), column == levels.shape[1] - 1)
             solver = SOLVERS.load(defaults.default_solver)
             latents = solver(backbone.path, latents, prediction.x0, levels[:, column], last)
-    return backbone.decode(latents.x, [part[0] for part in starts])
+    return backbone.decode(latents.x, [conditioning.row(row) for row in range(len(images))])

@@ -16,7 +16,7 @@ import numpy as np
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Fault, FaultCount, GeneratedImage, Lane, Request, open_lane, to_pixels
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request, open_lanes, to_pixels
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer, InfoMaker, Slot, numbers_of, portable
@@ -97,7 +97,6 @@ class Episodes:
                 "set reference_steps, for example to 20",
             )
 
-    # ------------------------------------------------------------------ beginning
     def begin(
         self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None, first: int = 0
     ) -> dict[str, Any]:
@@ -113,17 +112,38 @@ class Episodes:
             EpisodeOverError: if the lane never had a seed.
             PromptError: if the prompt is longer than the text encoder's context.
         """
-        old = self.slots[index]
-        if seed is None and old is None:
-            raise EpisodeOverError("the first reset of a lane needs a seed", "call reset(seed=0)")
-        lane_seed = old.seed if seed is None and old else int(seed or 0)
-        episode = old.episode + 1 if seed is None and old else first
-        slot = self.slots[index] = self._open(lane_seed, episode, options or {})
-        return self.infos.info(slot)
+        return self.begin_all([index], [seed], [options], [first])[0]
 
-    def _open(self, seed: int, episode: int, options: Mapping[str, Any]) -> Slot:
-        prompt, image_seed, cost_per_nfe = self._draw(seed, episode, options)
-        return Slot(seed, episode, open_lane(self.backbone, self.process, prompt, image_seed), None, cost_per_nfe)
+    def begin_all(
+        self,
+        indices: Sequence[int],
+        seeds: Sequence[int | None] | None = None,
+        options: Sequence[Mapping[str, Any] | None] | None = None,
+        firsts: Sequence[int] | None = None,
+    ) -> list[dict[str, Any]]:
+        """:meth:`begin` of several lanes, whose prompts are encoded together; returns their infos."""
+        count = len(indices)
+        given = zip(indices, seeds or [None] * count, options or [None] * count, firsts or [0] * count, strict=True)
+        draws = []
+        for index, seed, chosen, first in given:
+            old = self.slots[index]
+            if seed is None and old is None:
+                raise EpisodeOverError("the first reset of a lane needs a seed", "call reset(seed=0)")
+            place = (old.seed, old.episode + 1) if seed is None and old else (int(seed or 0), first)
+            draws.append((*place, chosen or {}))
+        slots = self._opened(draws)
+        for index, slot in zip(indices, slots, strict=True):
+            self.slots[index] = slot
+        return list(map(self.infos.info, slots))
+
+    def _opened(self, draws: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[Slot]:
+        """New episodes from (lane's seed, index of the episode, reset options)."""
+        drawn = [self._draw(*draw) for draw in draws]
+        lanes = open_lanes(self.backbone, [Begin(self.process, prompt, seed) for prompt, seed, _ in drawn])
+        return [
+            Slot(seed, episode, lane, None, cost_per_nfe)
+            for (seed, episode, _), lane, (_, _, cost_per_nfe) in zip(draws, lanes, drawn, strict=True)
+        ]
 
     def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
         options = present("reset option", options)
@@ -144,7 +164,6 @@ class Episodes:
         """A user's prompt. A text gets the id it has in the backbone's prompt set, so that its noise is the same."""
         return Prompt.of(self.backbone.traits.read_prompt(prompt) if isinstance(prompt, str) else prompt, prompt_id)
 
-    # ------------------------------------------------------------------ stepping
     def step(self, actions: Any, reset_ended: bool = False) -> StepResult:
         """Takes one action on every lane.
 
@@ -163,7 +182,7 @@ class Episodes:
         running = [index for index in lanes if index not in ended]
         before = [self._live(index) for index in running]
         chosen, refused = self._legal(running, before, [numbers[index] for index in running])
-        fresh = [self._open(slot.seed, slot.episode + 1, {}) for slot in map(self._known, ended)]
+        fresh = self._opened([(slot.seed, slot.episode + 1, {}) for slot in map(self._known, ended)])
         coroutines = [
             env_step(self.backbone, self.process, slot.lane, action, self.looks)
             for slot, action in zip(before, chosen, strict=True)
@@ -297,7 +316,7 @@ class Episodes:
         ]
 
     def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, GeneratedImage]:
-        fresh = open_lane(self.backbone, process, lane.prompt, lane.seed)
+        fresh = yield Begin(process, lane.prompt, lane.seed)
         while fresh.remaining:
             fresh = yield from advance(process, fresh)
         return (yield from finished(fresh))
@@ -371,7 +390,7 @@ class Episodes:
     def _slot(self, entry: Mapping[str, Any]) -> Slot:
         # The lane is missing after the loss of a Ray worker, and in older checkpoints once its episode had ended.
         return (
-            self._open(entry["seed"], entry["episode"], {})
+            self._opened([(entry["seed"], entry["episode"], {})])[0]
             if entry["lane"] is None
             else Slot.restored(self.backbone, entry)
         )

@@ -67,10 +67,10 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
 
     def reset(self) -> dict[str, np.ndarray]:  # type: ignore[override]
         """Begins an episode in every lane, with the options of ``set_options``; only the first reset uses the seed."""
-        for lane, (seed, options) in enumerate(zip(self._seeds, self._options, strict=True)):
-            if seed is None and self._first_seed is not None:
-                seed = self._first_seed + lane
-            self.reset_infos[lane] = self.episodes.begin(lane, seed, options)
+        seeds = list(self._seeds)
+        if self._first_seed is not None:
+            seeds = [self._first_seed + lane if seed is None else seed for lane, seed in enumerate(seeds)]
+        self.reset_infos[:] = self.episodes.begin_all(range(self.num_envs), seeds, self._options)
         self._first_seed = None
         self._reset_seeds()
         self._reset_options()
@@ -90,9 +90,13 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
             info["TimeLimit.truncated"] = bool(result.truncated[lane])
             if done[lane]:
                 info["terminal_observation"] = {key: value[lane].copy() for key, value in result.observation.items()}
-                self.reset_infos[lane] = self.episodes.begin(lane)
+        observation = result.observation
+        if done.any():
+            ended = np.flatnonzero(done).tolist()
+            for lane, info in zip(ended, self.episodes.begin_all(ended), strict=True):
+                self.reset_infos[lane] = info
+            observation = self.episodes.observe()
         self.view.show()
-        observation = self.episodes.observe() if done.any() else result.observation
         return observation, result.reward.astype(np.float32), done, result.infos
 
     def action_masks(self) -> np.ndarray:

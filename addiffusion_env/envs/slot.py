@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
 from addiffusion_env.backbones.base import Backbone, Capabilities
+from addiffusion_env.backbones.batches import evolved
 from addiffusion_env.engine.lane import (
     Fault,
     GeneratedImage,
@@ -291,9 +292,9 @@ class Slot:
     def after_step(self, result: tuple[Lane, GeneratedImage | None] | Fault) -> Slot:
         """The slot after its action, or unchanged except for the fault that the action met."""
         if isinstance(result, Fault):
-            return replace(self, decisions=self.decisions + 1, fault=result)
+            return evolved(self, decisions=self.decisions + 1, fault=result)
         lane, image = result
-        return replace(self, lane=lane, before=self.lane.scores, decisions=self.decisions + 1, image=image)
+        return evolved(self, lane=lane, before=self.lane.scores, decisions=self.decisions + 1, image=image)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, from which :meth:`restored` restores the slot."""

@@ -20,7 +20,7 @@ TERMS = Registry(
     {
         "clip_gain": "addiffusion_env.rewards.gains:ClipGain",
         "preference_gain": "addiffusion_env.rewards.gains:PreferenceGain",
-        "dino_stability": "addiffusion_env.rewards.dino_stability:DinoStability",
+        "dino_stability": "addiffusion_env.rewards.gains:DinoStability",
         "nfe_cost": "addiffusion_env.rewards.nfe_cost:NfeCost",
         "terminal_bonus": "addiffusion_env.rewards.terminal_bonus:TerminalBonus",
     },

@@ -1,4 +1,4 @@
-"""Gains of a score from one decision to the next."""
+"""Changes from one decision to the next: gains of a score, stability of the content."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ class PreferenceGain(Gain):
     def __call__(self, transition: Transition) -> np.ndarray:
         """From the previous decision to this one."""
         return self._of(transition, transition.preference_before, transition.preference_after)
+
+
+class DinoStability(RewardTerm):
+    """DINO cosine between the images before and after, in [-1, 1].
+
+    It rewards idling (about +0.75 per step), so all presets except ``as_published`` give it weight 0.
+    """
+
+    pays_by = ("dino",)
+
+    def __call__(self, transition: Transition) -> np.ndarray:
+        """The transition's value."""
+        return transition.dino_similarity
 
 
 def _gain(

@@ -8,7 +8,7 @@ from typing import ClassVar
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import act, finished
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.lane import open_lane
+from addiffusion_env.engine.lane import Begin
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.errors import unknown
 from addiffusion_env.prompts import Prompt
@@ -63,7 +63,7 @@ class OracleStop(BaseSampler):
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
         """Every stop of one trajectory, and its end."""
-        lane = open_lane(backbone, process, prompt, seed)
+        lane = yield Begin(process, prompt, seed)
         nfe, calls = 0.0, 0
         tried: list[Episode] = []
         while True:

@@ -115,7 +115,7 @@ class ClipScorer(Scorer, Embedder):
 
     name: ClassVar[str] = "clip"
     unit: ClassVar[str] = "cosine"
-    not_identity = ("label", "_texts", "_encoded_by")
+    not_identity = ("label", "_texts", "_encoded_by", "_last")
 
     def __init__(
         self,
@@ -138,6 +138,7 @@ class ClipScorer(Scorer, Embedder):
         self.chunk = chunk
         self._texts: LruCache[torch.Tensor] = LruCache(REMEMBERED_TEXTS)
         self._encoded_by: tuple[Any, ...] = ()
+        self._last: tuple[list[str] | None, torch.Tensor] = (None, torch.zeros(0))
         self.dim = int(self._encode_texts(["a"]).shape[1])
 
     @classmethod
@@ -200,14 +201,17 @@ class ClipScorer(Scorer, Embedder):
         texts = texts_of(prompts)
         state = (self.model, self.tokenizer, versions_of(self.model))
         if state != self._encoded_by:
-            self._texts, self._encoded_by = LruCache(REMEMBERED_TEXTS), state
+            self._texts, self._encoded_by, self._last = LruCache(REMEMBERED_TEXTS), state, (None, torch.zeros(0))
+        if texts == self._last[0]:  # a step's scores, observation and reward ask for the same prompts
+            return self._last[1]
         found = {text: self._texts.get(text) for text in texts}
         fresh = [text for text, vector in found.items() if vector is None]
         if fresh:
             for text, vector in zip(fresh, in_chunks(self._encode_texts, fresh, size=self.chunk), strict=True):
                 self._texts[text] = found[text] = vector
         rows = [vector for text in texts if (vector := found[text]) is not None]
-        return torch.stack(rows) if rows else torch.zeros(0, self.dim)
+        self._last = (texts, torch.stack(rows) if rows else torch.zeros(0, self.dim))
+        return self._last[1]
 
     def similarity(self, image_embeddings: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         """(B, dim) embeddings of :meth:`embed_images` and ``B`` prompts -> (B,) cosines in [-1, 1].
@@ -215,8 +219,15 @@ class ClipScorer(Scorer, Embedder):
         Raises:
             NumericsError: when a cosine is not finite.
         """
-        cosines = (image_embeddings * self.embed_texts(prompts)).sum(1).clamp(-1, 1)
-        return require_finite(cosines, f"{self.name} ({self.label})", texts_of(prompts))
+        return self.cosines(image_embeddings, self.embed_texts(prompts), texts_of(prompts))
+
+    def cosines(self, images: torch.Tensor, texts: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """(B,) cosines of (B, dim) image and text embeddings; ``names`` are the texts, for the error.
+
+        Raises:
+            NumericsError: when a cosine is not finite.
+        """
+        return require_finite((images * texts).sum(1).clamp(-1, 1), f"{self.name} ({self.label})", names)
 
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         """See :meth:`.Scorer.score`; cosines in [-1, 1]."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from addiffusion_env.backbones.batches import Batched
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers import Scorer, check_pairs, named, require_finite
 from addiffusion_env.scorers.clip import ClipScorer
@@ -16,7 +17,7 @@ from addiffusion_env.scorers.dino import DinoEmbedder
 
 
 @dataclass(frozen=True, eq=False)
-class ImageScores:
+class ImageScores(Batched):
     """Scores and embeddings of ``B`` images; all arrays are float32.
 
     Attributes:
@@ -35,20 +36,6 @@ class ImageScores:
 
     def __len__(self) -> int:
         return len(self.clip_score)
-
-    def rows(self, indices: Sequence[int] | np.ndarray) -> ImageScores:
-        """The scores of the images ``indices``, in that order; a copy."""
-        index = np.asarray(indices, dtype=np.intp)
-        return ImageScores(*(getattr(self, field.name)[index] for field in fields(self)))
-
-    def row(self, index: int) -> ImageScores:
-        """The scores of one image, still with the batch dimension: B is 1."""
-        return self.rows([index])
-
-    @classmethod
-    def cat(cls, scores: Sequence[ImageScores]) -> ImageScores:
-        """Concatenates scores of the same scorers along the batch."""
-        return cls(*(np.concatenate([getattr(scores, field.name) for scores in scores]) for field in fields(cls)))
 
 
 class ImageScorers:
@@ -92,7 +79,8 @@ class ImageScorers:
         texts = check_pairs(images, prompts)
         with named(f"clip ({self.clip.label})") as name:
             clip_image = require_finite(self.clip.embed_images(images), name, texts)
-            clip_text, clip_score = self.clip.embed_texts(prompts), self.clip.similarity(clip_image, prompts)
+            clip_text = self.clip.embed_texts(prompts)
+            clip_score = self.clip.cosines(clip_image, clip_text, texts)
         with named(self.preference.name) as name:
             preference = require_finite(self.preference.score(images, prompts), name, texts)
         dino = torch.zeros(len(images), 0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -54,6 +54,8 @@ class Calibrator:
     prior: np.ndarray
     means: np.ndarray
     precisions: np.ndarray
+
+    not_identity = ("_spreads",)
 
     @classmethod
     def fit(
@@ -120,11 +122,16 @@ class Calibrator:
         scores = np.stack([preference, clip_score], axis=-1).reshape(-1, 2).astype(np.float64)
         return self._odds(inputs, scores).reshape(shape)
 
+    @cached_property
+    def _spreads(self) -> np.ndarray:
+        """(2,) logarithms of the precisions' determinants."""
+        return np.linalg.slogdet(self.precisions)[1]
+
     def _odds(self, inputs: np.ndarray, scores: np.ndarray) -> np.ndarray:
         fits = []
-        for mean, precision in zip(self.means, self.precisions, strict=True):
+        for mean, precision, spread in zip(self.means, self.precisions, self._spreads, strict=True):
             error = scores - inputs @ mean
-            fits.append((np.linalg.slogdet(precision)[1] - np.einsum("ni,ij,nj->n", error, precision, error)) / 2)
+            fits.append((spread - np.einsum("ni,ij,nj->n", error, precision, error)) / 2)
         return np.clip(inputs @ self.prior + fits[0] - fits[1], -MOST, MOST)
 
     def before(self, clip_text: np.ndarray) -> np.ndarray:
@@ -167,12 +174,10 @@ def calibrator_of(name: str) -> Calibrator:
         UnknownNameError: for a name that is not shipped.
         WeightsError: for a file without a calibrator.
     """
-    shipped = {path.stem: path for path in CALIBRATORS.glob("*.safetensors")}
-    if name in shipped:
-        return _read(shipped[name], stamp_of(shipped[name]))
-    if not name.endswith(".safetensors"):
-        raise unknown("calibrator", name, shipped)
-    return _read(Path(name), stamp_of(name))
+    path = Path(name) if name.endswith(".safetensors") else CALIBRATORS / f"{name}.safetensors"
+    if not name.endswith(".safetensors") and not path.is_file():
+        raise unknown("calibrator", name, [shipped.stem for shipped in CALIBRATORS.glob("*.safetensors")])
+    return _read(path, stamp_of(path))
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.coroutines import act, early_exit_levels, finished, score_preview
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Fault, FaultCount, GeneratedImage, Lane, Request, open_lane
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import ConfigError, ResumeError
 from addiffusion_env.observations import LOG_SNR_RANGE
@@ -150,7 +150,7 @@ class Recorder:
 
     def coroutine(self, prompt: Prompt, seed: int) -> Generator[Request, Any, list[list[Place | None]]]:
         """All attempts of one image: T lists of Q places."""
-        lane = open_lane(self.backbone, self.process, prompt, seed)
+        lane = yield Begin(self.process, prompt, seed)
         attempts = []
         for number in range(self.attempts):
             early = None

@@ -67,9 +67,13 @@ def rules_of(mdp: TabularMDP, thresholds: Iterable[float], abandon: Iterable[flo
 
 
 def thresholds_of(mdp: TabularMDP, count: int = 24) -> np.ndarray:
-    """(count,) thresholds for :func:`rules_of`: quantiles of the utility of the table's finished images."""
+    """Up to ``count`` thresholds for :func:`rules_of`: quantiles of the utility of the table's finished images.
+
+    The utility is bounded, so several quantiles can be its bound.
+    """
     values = mdp.utilities[:, :, mdp.table.finish :]
-    return np.quantile(values[np.isfinite(mdp.table.preference[:, :, mdp.table.finish :])], np.linspace(0, 0.95, count))
+    finished = values[np.isfinite(mdp.table.preference[:, :, mdp.table.finish :])]
+    return np.unique(np.quantile(finished, np.linspace(0, 0.95, count)))
 
 
 @dataclass(frozen=True, eq=False)

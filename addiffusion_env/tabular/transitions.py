@@ -12,6 +12,7 @@ as long.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -115,9 +116,13 @@ class _BlankBackbone:
     def sigmas(self, steps: int, spacing: str) -> np.ndarray:
         return self.levels
 
-    def begin(self, *_: Any) -> tuple[Conditioning, Latents, np.ndarray]:
+    def begin(self, images: Sequence[Any], *_: Any) -> tuple[Conditioning, Latents, list[np.ndarray]]:
+        latents = Latents.cat([self.draw()[0] for _ in images])
+        return Conditioning({}, ((),) * len(images)), latents, [self.levels] * len(images)
+
+    def draw(self, *_: Any) -> tuple[Latents, np.ndarray]:
         level = torch.tensor(self.levels[:1], dtype=torch.float64)
-        return Conditioning({}, ((),)), Latents.start(torch.zeros(1, 1, 1, 1), level), self.levels
+        return Latents.start(torch.zeros(1, 1, 1, 1), level), self.levels
 
     def predict(self, x: torch.Tensor, sigma: Any, conditioning: Any, scale: torch.Tensor, capture: Any) -> Prediction:
         return Prediction(torch.zeros_like(x), torch.where(scale == 1, *self.calls))

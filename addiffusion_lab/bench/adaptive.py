@@ -43,7 +43,11 @@ class Adaptive(Arm):
         # A trained policy supports only the process that it was trained on.
         process = None if isinstance(sampler, SavedPolicy) else setup.process
         self.pipe = AdaptivePipeline(setup.backbone, sampler, process, setup.scorers, max_lanes=setup.lanes)
-        self.texts = [prompt.text for prompt in setup.prompts(images)]
+        self.prepare(0)
+
+    def prepare(self, number: int) -> None:
+        """Takes new prompts."""
+        self.texts = [prompt.text for prompt in self.setup.prompts(self.images, seed=number)]
 
     def round(self) -> RoundResult:
         """Processes the whole queue."""

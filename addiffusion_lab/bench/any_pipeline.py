@@ -22,7 +22,11 @@ class AnyPipeline(Arm):
         backbone = setup.backbone if own else PipelineBackbone(pipeline_of(setup.backbone), preview="none")
         self.setup, self.pipe = setup, AdaptivePipeline(backbone, "continue", max_lanes=setup.lanes)
         self.pipe.set_progress_bar_config(disable=True)
-        self.texts = [prompt.text for prompt in setup.prompts(setup.lanes)]
+        self.prepare(0)
+
+    def prepare(self, number: int) -> None:
+        """Takes new prompts."""
+        self.texts = [prompt.text for prompt in self.setup.prompts(self.setup.lanes, seed=number)]
 
     def round(self) -> RoundResult:
         """Generates one image per lane."""

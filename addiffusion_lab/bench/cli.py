@@ -7,15 +7,32 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from addiffusion_env.agents.policy_file import shipped
+from addiffusion_env.backbones import traits_of
+from addiffusion_env.errors import ConfigError
+from addiffusion_lab.bench.against import run as run_against
+from addiffusion_lab.bench.instant import make_instant
 from addiffusion_lab.bench.measure import ArmResult, measure
 from addiffusion_lab.bench.report import setting, table, write_json
 from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
 
 
 def run_named(chosen: argparse.Namespace) -> None:
-    """Measures a registered backbone with its default weights."""
-    setup = make_setup(chosen.backbone, chosen.lanes[0], chosen.steps, chosen.preview_every, chosen.images)
+    """Measures a registered backbone with its default weights.
+
+    Raises:
+        ConfigError: for ``--instant`` with a backbone that is not embedded in the package.
+    """
+    if chosen.instant and not traits_of(chosen.backbone).embedded:
+        raise ConfigError(
+            f"--instant replaces the networks of the embedded backbone, got --backbone {chosen.backbone}",
+            "leave --backbone out",
+        )
     samplers = chosen.samplers or [f"policy:{name}" for name in shipped() if name == chosen.backbone]
+    if chosen.against is not None:
+        return run_against(chosen, samplers)
+    setup = make_setup(chosen.backbone, chosen.lanes[0], chosen.steps, chosen.preview_every, chosen.images)
+    if chosen.instant:
+        make_instant(setup.backbone, setup.scorers)
     run_setup(setup, chosen, samplers)
 
 

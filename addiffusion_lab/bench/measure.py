@@ -99,10 +99,11 @@ def measure(
     found: dict[str, list[Round]] = {arm.name: [] for arm in arms}
     watch = Clock(clock, setup.backbone.device)
     try:
-        for env_step in range(rounds + 1):
+        for number in range(rounds + 1):
             for arm in arms:
+                arm.prepare(number)
                 timed = one_round(setup, arm, watch)
-                if env_step:
+                if number:
                     found[arm.name].append(timed)
     finally:
         for arm in arms:

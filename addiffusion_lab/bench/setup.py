@@ -54,9 +54,9 @@ class BenchmarkSetup:
             refine=REFINE_PRESETS["off"],
         )
 
-    def prompts(self, count: int) -> list[Prompt]:
-        """The first test prompts of the emoji grammar; their content does not affect other models' speed."""
-        return EmojiPrompts(split="test").take(count, seed=0)
+    def prompts(self, count: int, seed: int = 0) -> list[Prompt]:
+        """Test prompts of the emoji grammar; their content does not affect other models' speed."""
+        return EmojiPrompts(split="test").take(count, seed)
 
     def environment(self, **changes: Any) -> dict[str, Any]:
         """Keywords of an environment with this setup's model."""
@@ -139,6 +139,9 @@ class Arm(ABC):
     name: str
     pids: tuple[int, ...] = ()
     own_calls: ClassVar[bool] = True
+
+    def prepare(self, number: int) -> None:  # noqa: B027 - most need nothing
+        """Called before round ``number``, outside its time: chooses prompts that were not encoded before."""
 
     @abstractmethod
     def round(self) -> RoundResult:

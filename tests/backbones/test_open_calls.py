@@ -107,7 +107,7 @@ def test_torch_state_stays_with_its_call(own, contexts):
 def test_a_dropped_lane_closes_its_call(own):
     backbone = PipelineBackbone(own, SETTINGS)
     own.ended.clear()
-    conditioning, latents, _ = backbone.begin(Prompt.of("a dog that is dropped"), 0, 3, "scheduler")
+    conditioning, latents, _ = backbone.begin([(Prompt.of("a dog that is dropped"), 0)], 3, "scheduler")
     backbone.predict(latents.x, latents.sigma, conditioning, torch.tensor([7.5], dtype=torch.float64))
     assert own.ended == []
     del conditioning
@@ -118,7 +118,7 @@ def test_a_dropped_lane_closes_its_call(own):
 def test_lanes_continue_in_another_thread(own):
     backbone = PipelineBackbone(own, SETTINGS)
     scale = torch.tensor([7.5], dtype=torch.float64)
-    conditioning, latents, levels = backbone.begin(Prompt.of("a dog"), 0, 3, "scheduler")
+    conditioning, latents, [levels] = backbone.begin([(Prompt.of("a dog"), 0)], 3, "scheduler")
     after = torch.tensor([levels[1]], dtype=torch.float64)
     here = backbone.predict(latents.x, latents.sigma, conditioning, scale)
     moved = backbone.scheduler_step(latents, here, conditioning, after)

@@ -5,17 +5,27 @@ It detects previews scored twice, prompts encoded repeatedly, and decodes that a
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from pretend_mps import MPS, PretendMps, marked, send
+
+from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig, RefineConfig
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_env.scorers.emoji import emoji_scorers
+from addiffusion_env.scorers.image_scores import NoScorers
+from addiffusion_lab.bench.instant import make_instant
 
 PROCESS = ProcessConfig(
     steps=4, early_exit_steps=1, refine=RefineConfig(maps="none", region="whole", renoise=1.0, steps=2)
@@ -81,7 +91,9 @@ def test_a_queue_costs_no_more_calls_than_its_longest_chains(emoji, scorers, fre
     assert engine.counters.decodes == rows["vae"] == len(SCRIPT)
     assert rows["clip"] == rows["dino"] == looks + len(SCRIPT)
     assert calls["clip"] == calls["dino"] == calls["preview"] + calls["vae"]
-    assert calls["text"] == len(SCRIPT) and calls["clip_text"] <= len(SCRIPT)  # each prompt is encoded once
+    # Each prompt is encoded once, with those that begin at the same time; and the empty one perhaps, once in a process.
+    assert calls["text"] == 4 and rows["text"] - len(SCRIPT) in (0, 1)
+    assert calls["clip_text"] <= len(SCRIPT)
 
 
 @pytest.mark.parametrize(("every", "looks"), [(1, 3), (2, 1), (4, 0)])
@@ -107,3 +119,53 @@ def test_the_denoisers_features_need_no_additional_call(emoji):
         for _ in range(4):
             episodes.step([0, 0])
     assert (calls["denoiser"], calls["preview"], calls["vae"], calls["clip"]) == (4, 0, 1, 1)
+
+
+def test_lanes_that_begin_together_are_encoded_together(emoji):
+    episodes = Episodes(EnvSettings(steps=2, refine="off"), 5)
+    with counted(emoji, episodes.scorers) as (calls, rows):
+        episodes.begin_all(range(5), [411, 412, 413, 414, 415])
+    assert calls["text"] == 1 and rows["text"] - 5 in (0, 1)
+
+
+class Reads(PretendMps):
+    """Counts the times that Python waits for a value from the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in READS and marked(args[0]):
+            self.count += 1
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+READS = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.nonzero}
+
+
+@pytest.fixture(scope="module")
+def instant():
+    """A backbone on the simulated device whose networks return at once."""
+    backbone = EmojiBackbone.from_pretrained()
+    scorers = emoji_scorers(WEIGHTS, "cpu")
+    make_instant(backbone, scorers)
+    for module in (backbone.denoiser, backbone.vae, backbone.previewer, backbone.parts.text_encoder):
+        send(module)
+    backbone.device = MPS
+    return backbone
+
+
+def test_a_step_waits_for_the_device_once_whatever_the_number_of_lanes(instant):
+    prompts = EmojiPrompts(split="test").take(6, seed=4)
+
+    def reads(lanes, steps):
+        engine = Engine(instant, NoScorers(), decider=lambda asked: [0] * len(asked))
+        with Reads() as device:
+            made = engine.run([play(instant, ProcessConfig(steps=steps), p, 0, looks=False) for p in prompts[:lanes]])
+        assert [episode.lane.nfe for episode in made] == [steps] * lanes
+        assert all(0 < episode.lane.change < 1 for episode in made)
+        return device.count
+
+    assert reads(6, 5) - reads(6, 4) == reads(2, 5) - reads(2, 4) == 1
+    assert reads(6, 4) == reads(2, 4)

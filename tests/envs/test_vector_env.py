@@ -7,7 +7,7 @@ import rounding
 from gymnasium.vector import AutoresetMode
 
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
+from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv, stacked
 from addiffusion_env.errors import ConfigError
 
 SETTINGS = {"steps": 3, "refine": "resample_short"}
@@ -96,3 +96,30 @@ def test_a_restored_state_continues_exactly():
     np.testing.assert_array_equal(one[1], two[1])
     for key in one[0]:
         np.testing.assert_array_equal(one[0][key], two[0][key])
+
+
+def test_infos_are_stacked_as_gymnasium_does():
+    numbers = {
+        "count": 3,
+        "cosine": np.float32(0.5),
+        "done": True,
+        "text": "a dog",
+        "mask": np.eye(2),
+        "terms": {"a": 1.0},
+    }
+    infos = {0: numbers, 2: {**numbers, "extra": 1, "terms": {"b": 2.0}, "final_obs": {"x": np.ones(2)}}}
+    env, expected = gym.vector.VectorEnv(), {}
+    env.num_envs = 4
+    for lane, info in infos.items():
+        expected = env._add_info(expected, info, lane)
+    same(stacked(infos, 4), expected)
+
+
+def same(ours, theirs):
+    assert set(ours) == set(theirs)
+    for key, value in theirs.items():
+        if isinstance(value, dict):
+            same(ours[key], value)
+        else:
+            assert ours[key].dtype == value.dtype, key
+            np.testing.assert_array_equal(ours[key], value)

@@ -20,9 +20,9 @@ def context(emoji, scorers):
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
-        ("policy:emoji", "policy:emoji@0.015"),
+        ("policy:emoji", "policy:emoji@0.03"),
         ("policy:emoji@0.010,shuffled", "policy:emoji@0.01,shuffled"),
-        ("policy:emoji,no_refine", "policy:emoji@0.015,no_refine"),
+        ("policy:emoji,no_refine", "policy:emoji@0.03,no_refine"),
         ("policy:emoji@0,no_refine,shuffled", "policy:emoji@0,shuffled,no_refine"),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -117,9 +117,17 @@ class Lanes:
 
     Attributes:
         values: one value per image; tensors of equal shape are stacked, (lanes, ...).
+        flat: the images' values along a batch axis, by axis, once they were joined.
     """
 
     values: Sequence[Any] | Tensor
+    flat: dict[int, Tensor] = field(default_factory=dict)
+
+    def along(self, axis: int) -> Tensor:
+        """The values joined along a batch axis, by branch."""
+        if axis not in self.flat:
+            self.flat[axis] = _stacked(self, len(self.values), axis + 1).flatten(axis, axis + 1)
+        return self.flat[axis]
 
 
 def first_of(value: Any) -> Any:
@@ -168,6 +176,8 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
         if not even:
             flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
             return torch.cat(flat, dim=spec.axis)
+        if len(values) == 1 and isinstance(first, Lanes):
+            return first.along(spec.axis)
         after = spec.axis + 1
         parts = [_stacked(value, size, after) for value, size in zip(values, sizes, strict=True)]
         return (torch.cat(parts, dim=after) if len(parts) > 1 else parts[0]).flatten(spec.axis, after)
@@ -184,14 +194,18 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
     if not is_time(first):
         return first
     flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
-    if not apart and all(value is first or value.item() == first.item() for value in flat):
+    if not apart and all(value is first for value in flat):
         return first
-    numbers = [value.reshape(1) for value in flat]
+    numbers = torch.cat([value.reshape(1) for value in flat])
+    if not apart and bool((numbers == numbers[0]).all()):
+        return first
     if apart and not first.is_floating_point():
-        numbers = [number.float() for number in numbers]
-    if not even:
-        return torch.cat([number.expand(count) for number, count in zip(numbers, rows, strict=True)])
-    return torch.cat(numbers).repeat(rows[0])
+        numbers = numbers.float()
+    return (
+        numbers.repeat(rows[0])
+        if even
+        else numbers.repeat_interleave(torch.tensor(rows, device=numbers.device), output_size=sum(rows))
+    )
 
 
 def split(spec: Any, value: Any, rows: Sequence[int], sizes: Sequence[int]) -> list[Any]:

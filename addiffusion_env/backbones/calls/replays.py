@@ -26,6 +26,7 @@ from torch import Tensor
 from addiffusion_env.backbones.calls.joining import (
     CONSTANT,
     BatchedList,
+    Lanes,
     Node,
     form_of,
     tree_key,
@@ -69,6 +70,7 @@ class Replays:
         self._kinds: dict[Program, dict[int, Any]] = {}
         self._numbers: dict[Any, int] = {}
         self._quick: set[Any] = set()
+        self._shared: dict[tuple[int, int], Lanes] = {}
 
     # Queries.
 
@@ -90,7 +92,8 @@ class Replays:
         made = []
         for key, positions in groups.items():
             chosen: list[tuple[Registration, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
-            made.append(Block(chosen, key[1], positions, torch.cat([_latents(evaluations[at]) for at in positions])))
+            x = torch.cat([_latents(evaluations[at]) for at in positions])
+            made.append(Block(chosen, key[1], positions, x, self._shared))
         return made, left
 
     def wanted(self, evaluation: Evaluation) -> bool:
@@ -251,7 +254,7 @@ class Replays:
 
     def _number(self, turn: Turn, own: frozenset[int], inside: bool = True) -> int:
         """A key that is equal for iterations whose slots, inside or outside ``own``, can be joined."""
-        known = turn.keys.get(own if inside else own | {-1})
+        known = turn.keys.get((own, inside))
         if known is not None:
             return known
         kinds, digests = self._kinds[turn.program], self.networks.digests
@@ -267,7 +270,7 @@ class Replays:
             else:
                 parts.append(tree_key(kind, value, digests))
         found = self._numbers.setdefault(tuple(parts), len(self._numbers))
-        turn.keys[own if inside else own | {-1}] = found
+        turn.keys[own, inside] = found
         return found
 
 

@@ -93,10 +93,14 @@ class SchedulerPlan:
 
     def on_plan(self, index: int, sigma: float, sigma_next: float) -> bool:
         """Whether a step leads from an evaluation of the plan to the next one."""
-        now, then = self.levels[index], self.levels[index + 1]
+        now, then = self._numbers[index], self._numbers[index + 1]
         return abs(now - sigma) <= LEVEL_TOLERANCE * max(1, now) and abs(then - sigma_next) <= LEVEL_TOLERANCE * max(
             1, then
         )
+
+    @functools.cached_property
+    def _numbers(self) -> list[float]:
+        return self.levels.tolist()
 
     def step(self, state: Mapping[str, Any] | None, index: int, at: AtStep) -> tuple[Tensor, dict[str, Any]] | None:
         """One step of the pipeline's own scheduler.

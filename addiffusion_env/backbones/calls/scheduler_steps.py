@@ -46,6 +46,7 @@ class RecordedStep:
         values: the scheduler's state afterwards.
         shapes: shapes of the slots that operations read.
         proven: whether the step of another lane was equal.
+        after: :func:`_form` of ``values``, once it was needed: that of every lane after this step.
     """
 
     program: Program
@@ -53,6 +54,7 @@ class RecordedStep:
     values: dict[str, Any]
     shapes: tuple[Any, ...]
     proven: bool = False
+    after: Any = None
 
 
 class SchedulerSteps:
@@ -61,6 +63,7 @@ class SchedulerSteps:
     def __init__(self) -> None:
         self._known: dict[Any, RecordedStep | None] = {}
         self._programs: dict[Any, Program] = {}
+        self._forms: dict[int, tuple[Any, Any]] = {}  # of the states after the last call, by id
 
     def step(self, wanted: Sequence[StepRequest]) -> list[StepResult]:
         """Takes one step of each lane."""
@@ -73,10 +76,17 @@ class SchedulerSteps:
                 groups.setdefault((known.program, known.shapes), []).append((row, known))
             else:
                 found[row] = self._recorded(key, lane)
+        forms: dict[int, tuple[Any, Any]] = {}
         for group in groups.values():
             lanes = [wanted[row] for row, _ in group]
             made = self._replayed(lanes, [known for _, known in group])
             found.update(zip((row for row, _ in group), made, strict=True))
+            for (_, known), result in zip(group, made, strict=True):
+                assert result is not None
+                values = result[1]["values"]
+                if known.after is not None:
+                    forms[id(values)] = (values, known.after)
+        self._forms = forms
         return [found[row] for row in range(len(wanted))]
 
     def _key(self, lane: StepRequest) -> Any:
@@ -86,7 +96,10 @@ class SchedulerSteps:
         if at.args or not all(isinstance(value, bool | int | float | str | None) for _, value in given):
             return None
         on_way = state is not None and state["index"] == index
-        values = _form(state["values"]) if state is not None and on_way else None
+        values = None
+        if state is not None and on_way:
+            kept = self._forms.get(id(state["values"]))
+            values = _form(state["values"]) if kept is None else kept[1]
         return (plan, index, on_way, values, given, at.sample.shape, at.output.shape, at.sample.dtype, at.output.dtype)
 
     def _recorded(self, key: Any, lane: StepRequest) -> StepResult:
@@ -124,12 +137,16 @@ class SchedulerSteps:
         program.advance(0, held, lambda number: column([one.slots[number] for one in known], device), len(lanes))
         rows = {number: value.unbind() for number, value in held.items()}
         _, _, latents, tree = program.results
-        fixed = not leaves(tree, type(latents))
+        changing = leaves(tree, type(latents))
+        # Small tensors are part of a form, so lanes have it in common only if theirs are all of the plan.
+        common = all(held[var.number].ndim > 2 for var in changing)
         found: list[StepResult] = []
         for row, (lane, one) in enumerate(zip(lanes, known, strict=True)):
             values = one.values
-            if not fixed:
+            if changing:
                 values = filled(tree, values, lambda number, row=row: rows[number][row], one.slots.__getitem__)
+            if common and one.after is None:
+                one.after = _form(values)
             generator = None if lane.state is None else lane.state["generator"]
             after = {"index": lane.index + 1, "values": values, "generator": generator}
             found.append((rows[latents.number][row], after))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Turn:
     slots: list[Any]
     step: AtStep
     requests: list[NetworkRequest]
-    keys: dict[frozenset[int], int] = field(default_factory=dict)
+    keys: dict[tuple[frozenset[int], bool], int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -99,6 +100,7 @@ class Block:
 
     Attributes:
         lanes: positions of the evaluations.
+        shared: the lanes' own values in the last step, (program's id, slot) -> values: prompts that are joined already.
         requests: the waiting network request; empty at the scheduler's step.
     """
 
@@ -108,8 +110,9 @@ class Block:
         own: frozenset[int],
         lanes: list[int],
         x: Tensor,
+        shared: dict[tuple[int, int], Lanes],
     ) -> None:
-        self.members, self.lanes = members, lanes
+        self.members, self.lanes, self._shared = members, lanes, shared
         self.program = members[0][1].turn.program
         self.requests: list[NetworkRequest] = []
         self._own, self._held, self._position = own, {0: x[:, None]}, -1
@@ -148,7 +151,15 @@ class Block:
 
     def _value(self, number: int) -> Any:
         values = self._values(number)
-        return values[0] if all(value is values[0] for value in values) else Lanes(values)
+        if all(value is values[0] for value in values):
+            return values[0]
+        if number not in self._own:
+            return Lanes(values)
+        place = (id(self.program), number)
+        last = self._shared.get(place)
+        if last is None or len(last.values) != len(values) or not all(map(operator.is_, last.values, values)):
+            last = self._shared[place] = Lanes(values)
+        return last
 
     def _column(self, number: int) -> tuple[Any, bool]:
         return column(self._values(number), self._held[0].device)

@@ -21,7 +21,7 @@ import torch
 
 from addiffusion_env.backbones import Traits
 from addiffusion_env.backbones.base import Capabilities, Load
-from addiffusion_env.backbones.devices import quiet_loading, resolve_device, resolve_dtype
+from addiffusion_env.backbones.devices import quiet_loading, resolve_device, resolve_dtype, without_triton
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts
 from addiffusion_env.errors import ConfigError, WeightsError, nearest, unknown
 
@@ -251,7 +251,8 @@ class EmojiBackbone(StableDiffusionBackbone):
             WeightsError: for a missing or corrupted file.
             ConfigError: for an option that this backbone does not have.
         """
-        from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+        with without_triton():
+            from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
         load = load or Load()

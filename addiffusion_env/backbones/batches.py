@@ -1,0 +1,135 @@
+"""Values whose attributes are batch first, with rows that are taken from their batch only when they are read.
+
+A step of 64 lanes would otherwise slice every tensor 64 times and join the slices again for the next step. Here a lane
+holds (batch, index); joining the rows of one batch returns the batch itself, or one selection of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Value = TypeVar("Value")
+
+
+def evolved(value: Value, **changes: Any) -> Value:
+    """:func:`dataclasses.replace` for values without derived attributes: a tenth of its time, nothing is checked."""
+    made = object.__new__(type(value))
+    made.__dict__.update(value.__dict__)
+    made.__dict__.update(changes)
+    return made
+
+
+class Batched:
+    """Base class of frozen dataclasses whose fields are batch first: tensors, arrays, tuples, mappings of tensors.
+
+    Fields have no class-level defaults (use ``default_factory``), so that a missing one is read from the batch.
+    """
+
+    def row(self, index: int) -> Self:
+        """One image, as a batch of one; its tensors are views, its arrays copies."""
+        made = object.__new__(type(self))
+        # The only row of a row is that row, so that all rows of a batch have one parent.
+        made.__dict__["_place"] = self.__dict__.get("_place") or (self, index if index >= 0 else index + len(self))
+        return made
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The images ``indices``, in that order; a copy, except of tensors that hold or repeat a single row."""
+        index = np.asarray(indices, dtype=np.intp)
+        made = object.__new__(type(self))
+        made.__dict__.update({item.name: _taken(getattr(self, item.name), index) for item in fields(self)})  # type: ignore[arg-type]
+        return made
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Joins batches into one; rows of one batch in its order are the batch itself."""
+        groups: dict[int, tuple[Self, list[int]]] = {}
+        order: list[tuple[int, int]] = []  # (group, row in it) of each image
+        for part in parts:
+            place = part.__dict__.get("_place")
+            batch, own = (part, range(len(part))) if place is None else (place[0], (place[1],))
+            _, rows = groups.setdefault(id(batch), (batch, []))
+            order += [(id(batch), len(rows) + at) for at in range(len(own))]
+            rows += own
+        taken = {
+            key: batch if rows == [*range(len(batch))] else batch.rows(rows) for key, (batch, rows) in groups.items()
+        }
+        if len(taken) == 1:
+            return next(iter(taken.values()))
+        joined = object.__new__(cls)
+        for item in fields(cls):  # type: ignore[arg-type]
+            joined.__dict__[item.name] = _joined([getattr(part, item.name) for part in taken.values()])
+        starts, start = {}, 0
+        for key, part in taken.items():
+            starts[key], start = start, start + len(part)
+        index = [starts[key] + row for key, row in order]
+        return joined if index == [*range(len(index))] else joined.rows(index)
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of a row that has not been read before."""
+        place = self.__dict__.get("_place")
+        if place is None or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        batch, index = place
+        found = self.__dict__[name] = _row(getattr(batch, name), index)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: a row is stored without its batch."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+def _row(value: Any, index: int) -> Any:
+    if isinstance(value, Batched):
+        return value.row(index)
+    if isinstance(value, Mapping):
+        return {name: _row(part, index) for name, part in value.items()}
+    found = value[index : index + 1]
+    return found.copy() if isinstance(found, np.ndarray) else found
+
+
+def _taken(value: Any, index: np.ndarray) -> Any:
+    if isinstance(value, Tensor):
+        if _repeats(value):
+            return value[:1].expand(len(index), *value.shape[1:])
+        return value.index_select(0, torch.from_numpy(index).to(value.device))
+    if isinstance(value, Batched):
+        return value.rows(index)
+    if isinstance(value, Mapping):
+        return {name: _taken(part, index) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(value[at] for at in index.tolist()) if value else ()
+    return value[index]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        key = (first.data_ptr(), first.shape[1:], first.stride()[1:])
+        if all(_repeats(value) and (value.data_ptr(), value.shape[1:], value.stride()[1:]) == key for value in values):
+            return first[:1].expand(sum(map(len, values)), *first.shape[1:])
+        return torch.cat(list(values))
+    if isinstance(first, Batched):
+        return type(first).cat(values)
+    if isinstance(first, Mapping):
+        return {name: _joined([value[name] for value in values]) for name in first}
+    return tuple(part for value in values for part in value) if isinstance(first, tuple) else np.concatenate(values)
+
+
+def _repeats(value: Tensor) -> bool:
+    """Whether a tensor is one row, or one row repeated without copies (the empty negative prompt)."""
+    return len(value) == 1 or value.stride(0) == 0
