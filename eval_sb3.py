@@ -65,15 +65,8 @@ def evaluate(config: dict[str, Any]) -> Report | None:
         print(cost.table())
         return None
     others = others_in(folder, plans)
-    write_manifest(
-        folder,
-        plans,
-        backbone.name,
-        config,
-        config["margin"],
-        config["cost_per_nfe"],
-        described(context.scorers, judges),
-    )
+    scorers = described(context.scorers, judges)
+    write_manifest(folder, plans, backbone.name, config, config["margin"], config["cost_per_nfe"], scorers)
     keep = config["keep_images"] or any(extra.needs_images for extra in extras)
     print(cost, *filter(None, [others]), sep="\n", flush=True)
 
