@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.emoji import WEIGHTS, verify
-from addiffusion_env.backbones.emoji.objects import ObjectReader, candidates, load_object_reader
+from addiffusion_env.backbones.emoji.objects import ObjectReader, candidates, load_object_reader, scene_logits
 from addiffusion_env.errors import ConfigError, WeightsError
 from addiffusion_env.files import folder_of, read_json
 from addiffusion_env.prompts.emoji_grammar import parse
@@ -20,7 +20,6 @@ from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.preprocess import Preprocess
-from addiffusion_env.scorers.scene_probability import scene_logits
 from addiffusion_env.scorers.tokens import GroundedEncoder, Tokenizer, beside_or_inside, load_transformers_tokenizer
 
 
@@ -110,7 +109,7 @@ class EmojiPreferenceScorer(ModelScorer):
     """How well an image fits its prompt and how clean it is, in standard deviations, with the prompt's rule checked.
 
     The sum of two scores: :class:`BlipPreferenceScorer`'s, and the log-odds that the image shows exactly the objects
-    that the prompt asks for, which :mod:`.scene_probability` computes from what an
+    that the prompt asks for, which :func:`~addiffusion_env.backbones.emoji.objects.scene_logits` computes from what an
     :class:`~addiffusion_env.backbones.emoji.objects.ObjectReader` sees. Weights and scale are in the reader's config,
     from matching and contradicting pairs of synthetic images: 0 is undecided, +1 is an image that clearly fits. A
     prompt outside the grammar has no rule: its score is the matching model's alone.

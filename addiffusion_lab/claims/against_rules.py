@@ -40,7 +40,9 @@ from addiffusion_env.tabular.rules import RuleOutcomes, frontier, play_rule, rul
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.claims.calibration import calibration_section, calibrations
 
-NFE_POINTS = (2.5, 3.0, 3.5, 4.0, 5.0)
+NFE_POINTS = (1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0)
+OUT = Path("runs/against_rules")
+"""Where the attempts of test prompts are recorded."""
 COSTS = 9
 """Costs per NFE at which a policy is played, evenly over the range that it was trained for."""
 
@@ -110,7 +112,7 @@ def compare(found: Study, run: str, rng: np.random.Generator) -> dict[float, Fro
     """A policy's gain over the rules at each of :data:`NFE_POINTS` within its reach; neighbouring costs are mixed."""
     quality = np.stack([outcomes.correct for outcomes in found.policies[run]])
     spent = np.stack([outcomes.nfe for outcomes in found.policies[run]])
-    names = [str(one.rule) for one in found.rules]
+    names = [_words(one) for one in found.rules]
     rules = [np.stack([getattr(one.outcomes, name) for one in found.rules]) for name in ("correct", "nfe")]
     means = spent.mean(1)
     points = [at for at in NFE_POINTS if means.min() <= at <= means.max()]
@@ -161,7 +163,9 @@ def study_section(found: Study, seed: int = 0) -> Section:
                     between,
                 )
             )
-    rules = [_row(_words(one), one.outcomes, rng) for one in found.rules]
+    # Rules whose NFE are nearly the same are shown once.
+    shown = {round(one.nfe, 1): one for one in found.rules}.values()
+    rules = [_row(_words(one), one.outcomes, rng) for one in shown]
     first = next(iter(found.policies))
     middle = found.policies[first][COSTS // 2]
     return Section(
@@ -203,6 +207,13 @@ def _words(one: RuleOutcomes) -> str:
     return f"{check} {rule.attempts} attempts{early}"
 
 
+def learning_sections(runs: Sequence[Path], test: AttemptTable) -> list[Section]:
+    """What learning adds, and how well the calibrator of the first run agrees with the judge, on one table."""
+    settings = PolicySampler.from_run(runs[0]).settings()
+    measured = calibrations(test, refine_config(settings.refine).utility)
+    return [study_section(study(runs, test)), calibration_section(measured)]
+
+
 @friendly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Records the test prompts, plays policies and rules, writes the section."""
@@ -212,17 +223,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt-seed", type=int, default=2026)
     parser.add_argument("--judge", default="emoji_detector")
     parser.add_argument("--lanes", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=Path("runs/against_rules"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
     if options.prompts < 2:
         raise ConfigError(f"--prompts must be at least 2, got {options.prompts}", "use 1024")
     prompts = EmojiPrompts("test").take(options.prompts, seed=options.prompt_seed)
     test = record_test(options.runs[0], prompts, options.judge, options.out / "table", options.lanes)
-    settings = PolicySampler.from_run(options.runs[0]).settings()
-    measured = calibrations(test, refine_config(settings.refine).utility)
-    page = to_markdown(
-        "Policies against rules", [study_section(study(options.runs, test)), calibration_section(measured)]
-    )
+    page = to_markdown("Policies against rules", learning_sections(options.runs, test))
     print(page)
     print(f"written: {write_text(options.out / 'against_rules.md', page)}")
 

@@ -3,6 +3,7 @@
 python eval_sb3.py experiment=study                         about three hours on two cores
 python -m addiffusion_lab.claims.page runs/hypotheses       docs/results.md and its figures
 python -m addiffusion_lab.claims.page runs/hypotheses runs/seed1/hypotheses   with the claims of further training seeds
+python -m addiffusion_lab.claims.page runs/hypotheses --runs runs/emoji_full   with claims.against_rules
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.evaluation.summary import Summary, summarise
+from addiffusion_env.tabular.fit_calibrator import read_tables
+from addiffusion_lab.claims.against_rules import OUT, learning_sections
 from addiffusion_lab.claims.base import Verdict
 from addiffusion_lab.claims.decide import deciding
 from addiffusion_lab.claims.detector import DetectorAccuracy, detector_accuracy, detector_section
@@ -36,13 +39,16 @@ TITLES = {"emoji": "Results on the emoji world"}
 LESSONS = Path(__file__).parent / "lessons.md"
 
 
-def write_page(folders: Sequence[Path], out: Path, detector: Sequence[DetectorAccuracy] = ()) -> Path:
+def write_page(
+    folders: Sequence[Path], out: Path, detector: Sequence[DetectorAccuracy] = (), learning: Sequence[Section] = ()
+) -> Path:
     """Writes ``results.md``, ``plots`` and ``results.json`` (used by model cards) to a folder.
 
     Args:
         folders: folders of evaluations with claims; the page shows the first one, and only verdicts of the others.
         out: the output folder.
         detector: the judge's accuracy.
+        learning: sections of :mod:`.against_rules`.
 
     Raises:
         ConfigError: for an evaluation without claims.
@@ -58,6 +64,7 @@ def write_page(folders: Sequence[Path], out: Path, detector: Sequence[DetectorAc
             (folder.parent.name, *row) for folder in folders for row in verdict_table(deciding(judged(folder)[2])).rows
         ]
         written.append(Section("All training seeds", (Table(("run", *HEAD), tuple(rows)),)))
+    written += learning
     if detector:
         written.append(detector_section(detector))
     written += [section for section in report if any(not isinstance(part, str) for part in section.parts)]
@@ -146,12 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m addiffusion_lab.claims.page", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="folders of evaluations with claims, the page's first")
     parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--runs", type=Path, nargs="*", default=(), help="training runs to compare with rules")
+    parser.add_argument(
+        "--attempts", type=Path, default=OUT, help="folder in which against_rules recorded test prompts"
+    )
     parser.add_argument(
         "--scenes", type=int, default=1024, help="scenes to measure the detector's accuracy on; 0: none"
     )
     options = parser.parse_args(arguments)
     found = detector_accuracy(options.scenes) if options.scenes else ()
-    print(f"written: {write_page(options.folders, options.out, found)}")
+    learning = learning_sections(options.runs, read_tables(options.attempts / "table")) if options.runs else ()
+    print(f"written: {write_page(options.folders, options.out, found, learning)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The policy that ships with the package: its accuracy, its cost, and the effect of cost per NFE and target.
 
-The bounds follow from its results on 1,024 test prompts (``pretrained/emoji/results.json``: correct on .954 to .961, in
-intervals that begin at .939) and from what another instruction set changes on the 64 prompts here.
+The bounds follow from its results on 1,024 test prompts (``docs/results.md``: correct on about .96 at 2.5 NFE) and from
+what another instruction set changes on the 64 prompts here.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
 
 PROMPTS = EmojiPrompts(split="test").take(64, seed=0)
-TARGET = 5.0
-LEAST_RIGHT = 0.875
-"""56 of 64. A policy that is correct on .955 falls below with probability .002; six fixed steps are correct on .77, the
-policy without refinement on .80, and pass with probabilities .03 and .08."""
+TARGET = 2.5
+LEAST_RIGHT = 0.89
+"""57 of 64. A policy that is correct on .96 falls below with probability .006; early exits that nobody checks are
+correct on .77 and pass with probability .02."""
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def test_it_spends_about_the_target(aimed):
 def test_it_spends_by_what_it_sees(aimed):
     """Easy prompts end at once, hard ones are tried again; one behaviour for all would be a fixed schedule."""
     behaviours = {tuple(actions) for actions in aimed.actions}
-    assert len(behaviours) >= 8
-    assert min(aimed.nfe) <= 3 and max(aimed.nfe) >= 9
+    assert len(behaviours) >= 4
+    assert min(aimed.nfe) == 1.5 and max(aimed.nfe) >= 6
 
 
 @pytest.mark.slow
-def test_a_cost_of_zero_spends_more(pipe, aimed):
-    free = pipe(PROMPTS[:10], seeds=[0] * 10, cost_per_nfe=0.0).nfe
-    assert np.sum(free) >= 1.15 * np.sum(aimed.nfe[:10])
+def test_the_highest_cost_spends_less_than_the_lowest(pipe):
+    spent = [np.sum(pipe(PROMPTS, seeds=[0] * len(PROMPTS), cost_per_nfe=cost).nfe) for cost in (0.002, 0.45)]
+    assert spent[1] < 0.8 * spent[0]

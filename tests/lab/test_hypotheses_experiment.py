@@ -66,9 +66,9 @@ def test_the_experiment_has_all_that_the_claims_need():
     traits = {sampler.name: Traits.of(sampler) for sampler in samplers}
     claims = claims_of(traits, config["hypotheses"])
     cost_per_nfe = round(
-        load_config(find_policy("emoji")).cost_per_nfe_for(5.6), 6
+        load_config(find_policy("emoji")).cost_per_nfe_for(2.4), 6
     )  # chosen on training prompts, by rule
-    assert 0.003 < cost_per_nfe < 0.006
+    assert 0.1 < cost_per_nfe < 0.4
     assert claims.policy == f"policy:emoji@{cost_per_nfe:g}"
     assert claims.shuffled == f"{claims.policy},shuffled"
     assert claims.no_refine == (f"{claims.policy},no_refine",)
