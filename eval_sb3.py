@@ -102,6 +102,12 @@ def defaults() -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("hydra", "defaults")}
 
 
+def own_settings(config: DictConfig) -> dict[str, Any]:
+    """Those of this script: a backbone's file also holds settings of training, which are left unresolved."""
+    found = {key: config[key] for key in defaults()}
+    return {key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in found.items()}
+
+
 def check_report(changes: Mapping[str, Any] | None, run: str = "") -> None:
     """Refuses what :func:`evaluate_run` would refuse, before there is a run to evaluate, nor the policy in its folder.
 
@@ -135,8 +141,7 @@ def evaluate_run(folder: Path | str, changes: Mapping[str, Any] | None = None, *
 @friendly
 def main(config: DictConfig) -> None:
     """Hydra's entry."""
-    wanted: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    evaluate({key: wanted[key] for key in defaults()})  # a backbone's file also holds settings of training
+    evaluate(own_settings(config))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def composed(script, *overrides):
 
 def test_every_experiment_composes():
     for path in sorted((CONFIGS / "experiment").glob("*.yaml")):
-        script = "eval" if path.stem in ("hypotheses", "study") else "train"
+        script = "eval" if path.stem in ("hypotheses", "study", "claims") else "train"
         check_overrides(CONFIGS, script, [f"experiment={path.stem}"])
 
 

@@ -197,8 +197,8 @@ def test_the_limits_quote_what_was_measured():
     page = GENERATED.read_text(encoding="utf-8")
     rows = json.loads((POLICY / "results.json").read_text(encoding="utf-8"))["rows"]
     measured = {(row["correct"]["estimate"], row["nfe"]["estimate"]) for row in rows}
-    quoted = re.findall(r"(\d\.\d+) correct at (\d+\.\d+) NFE", text)
-    intervals = re.findall(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", text)
+    quoted = re.findall(r"(\.\d+) \[\.\d+, \.\d+\] correct at (\d+\.\d+) NFE", text)
+    intervals = re.findall(r"\.\d+ \[\.\d+, \.\d+\]", text)
     assert quoted and intervals
     assert {(float(share), float(nfe)) for share, nfe in quoted} <= measured
     assert [interval for interval in intervals if interval not in page] == []

@@ -154,7 +154,7 @@ def test_they_work_in_all_python_interfaces(plugin, capsys):
         "observation_keys": ["halfway", "timestep"],
         "refine": "off",
     }
-    env = gym.make("AdDiffusion-Emoji-v2", steps=4, decide_at=None, check_finished=False, **settings)
+    env = gym.make("AdDiffusion-Emoji-v2", steps=4, decide_every=1, check_finished=False, **settings)
     first, _ = env.reset(seed=0)
     assert first["halfway"].tolist() == [0.0]
     seen = [env.step(0) for _ in range(3)]

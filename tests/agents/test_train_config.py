@@ -46,6 +46,12 @@ def test_recipes_of_the_hub(backbone):
     splits = config["env"]["prompt_options"]["split"], config["report"]["prompt_options"]["split"]
     assert splits == ("train", "test")
     assert set(config["report"]) <= set(eval_sb3.defaults())
+    given = ["experiment=claims", f"backbone={backbone}", f"run_dir={config['run_dir']}", "benchmark=drawbench"]
+    claims = eval_sb3.own_settings(compose_config(eval_sb3.CONFIGS, "eval", given))
+    assert (claims["policy"], claims["env"], claims["max_lanes"]) == (config["run_dir"], None, config["lanes"])
+    assert {key: claims[key] for key in ("samplers", "judges", "hypotheses", "costs_per_nfe")} == {
+        key: config["report"][key] for key in ("samplers", "judges", "hypotheses", "costs_per_nfe")
+    }
     published = compose_config(train_sb3.CONFIGS, "train", ["experiment=as_published", f"backbone={backbone}"])
     old = OmegaConf.to_container(published, resolve=True)
     assert old["tabular"] is None and refine_config(old["env"]["refine"]).return_to is None

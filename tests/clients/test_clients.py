@@ -82,12 +82,13 @@ def test_cleanrls_loop_for_256_steps(mode):
         storage = page["collect"](lanes, lambda _: rng.integers(0, 3, 2), 128)
         assert not storage["reset"].any() and storage["done"].sum() > 64
         return
-    assert storage["observation"].shape == (128, 2, 392) and storage["action"].shape == (128, 2)
+    width = gym.spaces.flatdim(lanes.single_observation_space)
+    assert storage["observation"].shape == (128, 2, width) and storage["action"].shape == (128, 2)
     reset = storage["reset"]
     np.testing.assert_array_equal(reset, storage["done"])
     assert 0.2 < reset.mean() < 0.5 and (storage["reward"][reset] == 0).all()
     assert not (reset[1:] & reset[:-1]).any()  # every episode has a decision
-    net = torch.nn.Linear(392, 3)
+    net = torch.nn.Linear(width, 3)
     optimizer = torch.optim.Adam(net.parameters())
     keep = torch.from_numpy(~reset)
     chosen = torch.distributions.Categorical(logits=net(torch.from_numpy(storage["observation"])))
@@ -106,7 +107,7 @@ def test_torchrl_makes_checks_and_collects():
     done = data["next", "done"].squeeze(-1)
     assert 64 / 3 - 1 <= done.sum() < 64 and torch.isfinite(data["next", "reward"]).all()
     goes_on = ~done[:-1]
-    same = (data["clip"][1:] == data["next", "clip"][:-1]).all(-1)
+    same = (data["correctness"][1:] == data["next", "correctness"][:-1]).all(-1)
     assert same[goes_on].all() and not same[~goes_on].any()  # the last observation is the old episode's
     nfe = data["next", "nfe"].reshape(-1)
     assert (nfe > 0).all() and data["next", "clip_score"].reshape(-1)[done].ne(0).all()
@@ -135,7 +136,7 @@ def test_torchrl_takes_a_vector_environment_in_mode_disabled():
     played = envs.GymWrapper(lanes["disabled"]).rollout(8, break_when_any_done=False)
     done = played["next", "done"].squeeze(-1)
     assert played.shape == (2, 8) and done.sum() >= 4
-    same = (played["clip"][:, 1:] == played["next", "clip"][:, :-1]).all(-1)
+    same = (played["correctness"][:, 1:] == played["next", "correctness"][:, :-1]).all(-1)
     torch.testing.assert_close(same, ~done[:, :-1])  # continues, or is reset
 
 
@@ -192,7 +193,8 @@ def test_skrl_steps_flat_observations():
     twin = gym.make_vec(page["ID"], num_envs=2, **page["TINY"])
     twin.reset(seed=[slot.seed for slot in env.unwrapped.episodes.slots])
     seen, reward, terminated, *_ = twin.step(np.array([0, 1]))
-    assert page["observation"].shape == (2, 392) and page["terminated"].flatten().tolist() == [False, True]
+    width = gym.spaces.flatdim(twin.single_observation_space)
+    assert page["observation"].shape == (2, width) and page["terminated"].flatten().tolist() == [False, True]
     np.testing.assert_array_equal(page["terminated"].flatten(), terminated)
     np.testing.assert_allclose(page["reward"].flatten().numpy(), reward, atol=1e-3)
     own = {key: value[0] for key, value in seen.items()}
@@ -239,5 +241,5 @@ def test_d3rlpy_learns_from_minaris_episodes(datasets):
     code = next(code for code in CODE if "import d3rlpy" in code)
     exec(compile(code, str(PAGE), "exec"), datasets)
     assert datasets["data"].transition_count == 5 and datasets["data"].size() == 3
-    assert datasets["episodes"][0].observations.shape == (2, 392)
+    assert datasets["episodes"][0].observations.shape == (2, gym.spaces.flatdim(datasets["spaces"]))
     assert len(datasets["history"]) == 2 and np.isfinite(datasets["history"][-1][1]["loss"])
