@@ -321,7 +321,7 @@ class _Run:
             rules=[rule.entry() for rule in rules],
             highest_cost_per_nfe=costs[0],
             default_cost_per_nfe=min(SHARE_OF_A_TRY / full, costs[0]),
-            frontier=tuple((round(cost, 6), round(rule.nfe, 4)) for cost, rule in zip(costs, rules, strict=True))[::-1]
+            frontier=tuple((cost, rule.nfe) for cost, rule in zip(costs, rules, strict=True))[::-1]
             if varies
             else (),
             frontier_prompts=about,
