@@ -76,7 +76,6 @@ def evaluate(config: dict[str, Any]) -> Report | None:
     )
     keep = config["keep_images"] or any(extra.needs_images for extra in extras)
     print(cost, *filter(None, [others]), sep="\n", flush=True)
-
     total = sum(len(entry.jobs) for entry in plans)
     dropped: list[str] = []
     with tqdm(total=total, unit="image", disable=None if config["progress_bar"] else True) as bar:

@@ -22,9 +22,10 @@ from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.calibration.held_out import FOLDS, fit, measured_rules
+from addiffusion_env.calibration.progress import Progress
 from addiffusion_env.calibration.report import write_report
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
-from addiffusion_env.errors import ConfigError, ResumeError, check_keywords
+from addiffusion_env.errors import ConfigError, check_keywords
 from addiffusion_env.evaluation.cost import (
     RECORD_BYTES,
     RunCost,
@@ -36,7 +37,6 @@ from addiffusion_env.evaluation.cost import (
     recording_work,
     table_bytes,
 )
-from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.prompts import Prompt, PromptList, PromptSource
 from addiffusion_env.prompts.text_file import TextFilePrompts
 from addiffusion_env.samplers.checked_attempts import CheckedAttempts
@@ -261,7 +261,7 @@ class _Run:
         recorder, shard = self.recorder(), self.lanes
         shards = recorder.shards(images, self.folder / TABLE_FOLDER, shard)
         # The name of a shard says what it holds: others than these prompts, or another process, begin anew.
-        progress = _Progress(self.folder / PROGRESS_FILE, shards[0][1].stem)
+        progress = Progress(self.folder / PROGRESS_FILE, shards[0][1].stem)
         limit = (1 - REPORT_SHARE) * budget
         pace = progress.pace
         if pace is None:
@@ -321,9 +321,7 @@ class _Run:
             rules=[rule.entry() for rule in rules],
             highest_cost_per_nfe=costs[0],
             default_cost_per_nfe=min(SHARE_OF_A_TRY / full, costs[0]),
-            frontier=tuple((cost, rule.nfe) for cost, rule in zip(costs, rules, strict=True))[::-1]
-            if varies
-            else (),
+            frontier=tuple((cost, rule.nfe) for cost, rule in zip(costs, rules, strict=True))[::-1] if varies else (),
             frontier_prompts=about,
             provenance={**made, "attempts": self.attempts, "minutes": minutes, "version": __version__},
             identity={
@@ -333,50 +331,6 @@ class _Run:
         )
         save_rules(self.folder / POLICY_FOLDER, config, calibrator)
         return rules
-
-
-class _Progress:
-    """What a calibration has recorded and spent, in a file.
-
-    Args:
-        path: of the file.
-        fingerprint: of what is recorded; another one begins anew.
-    """
-
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self.path, self.fingerprint = path, fingerprint
-        self.images, self.spent, self.recording = 0, 0.0, 0.0
-        if not path.is_file():
-            return
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            if held["fingerprint"] == fingerprint:
-                self.images, self.spent, self.recording = (
-                    int(held["images"]),
-                    float(held["seconds"]),
-                    float(held["recording"]),
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"{path} cannot be read: {error}", "delete it: recorded attempts are kept") from error
-
-    @property
-    def pace(self) -> float | None:
-        """Seconds an image; ``None`` before the first shard."""
-        return self.recording / self.images if self.images else None
-
-    def add(self, images: int, seconds: float) -> None:
-        """Notes a recorded shard."""
-        self.images, self.spent, self.recording = self.images + images, self.spent + seconds, self.recording + seconds
-        plain = {
-            "fingerprint": self.fingerprint,
-            "images": self.images,
-            "seconds": self.spent,
-            "recording": self.recording,
-        }
-        with writing_to(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.path) as file:
-                file.write(json.dumps(plain).encode())
 
 
 def _backbone(model: Any) -> Backbone:
