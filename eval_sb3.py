@@ -69,7 +69,6 @@ def evaluate(config: dict[str, Any]) -> Report | None:
     write_manifest(folder, plans, backbone.name, config, config["margin"], config["cost_per_nfe"], made_by)
     keep = config["keep_images"] or any(extra.needs_images for extra in extras)
     print(cost, *filter(None, [others]), sep="\n", flush=True)
-
     total = sum(len(entry.jobs) for entry in plans)
     dropped: list[str] = []
     with tqdm(total=total, unit="image", disable=None if config["progress_bar"] else True) as bar:

@@ -15,7 +15,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.nn import functional as F
 
-from addiffusion_env.tabular.rules import RuleOutcomes, best_rule
+from addiffusion_env.tabular.rules import RuleOutcomes, best_rule, rule_actions
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
 
 COSTS = 16
@@ -48,7 +48,7 @@ class Demonstrations:
             chosen = np.zeros(env.num_envs, dtype=np.int64)
             for index in np.unique(nearest):
                 here = nearest == index
-                chosen[here] = rules[index](env.mdp, states)[here]
+                chosen[here] = rule_actions(rules[index], env.mdp, states)[here]
             taken.append(chosen)
             legal.append(env.action_masks())
             observation, reward, done, _ = env.step(chosen)

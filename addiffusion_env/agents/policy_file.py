@@ -57,7 +57,7 @@ class PolicyConfig:
             which a policy spends less than on others.
         provenance: training command, seed, steps, results.
         results: measured results, as returned by :func:`read_results`; ``None`` if not measured.
-        rules: of a calibrated rule (:class:`.rule_policy.Rule`); empty for a network.
+        rules: of a calibrated rule (:class:`.rule_policy.MeasuredRule`); empty for a network.
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
         identity: ``backbone`` and ``scorers`` -> sha256 of the models that it was trained and its frontier measured on;
             empty in files of older versions.

@@ -7,9 +7,9 @@ arrays in place of a network's weights (none for a rule that checks no image).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -31,44 +31,40 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import EpisodeCoroutine
-from addiffusion_env.samplers.checked_attempts import rule_action
+from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Calibrator, Utility
-from addiffusion_env.settings import Ge, Gt, Settings
+from addiffusion_env.settings import Gt
+from addiffusion_env.tabular.rules import RuleOutcomes, best_rule
 
 
 @dataclass(frozen=True)
-class Rule(Settings):
-    """One way to spend evaluations on an image, and what it was measured to spend.
+class MeasuredRule(Rule):
+    """A rule and what it was measured to spend; its thresholds are log-odds of a correct image, as of a calibrator.
 
     Attributes:
-        exit_step: step of the schedule after which the first attempts exit early, 0 before the first evaluation;
-            ``None`` for no early exit.
-        early: how many of the first attempts do.
-        threshold: calibrated probability of a correct image, in [0, 1], from which an image is accepted.
         nfe: mean NFE on recorded attempts.
-        probability: mean calibrated probability of the images that it returned there; NaN is written as ``None``.
+        probability: mean calibrated probability of the images that it returned there; ``None`` where no image was
+            scored.
     """
 
-    section: ClassVar[str] = "rules"
+    nfe: Annotated[float, Gt(0)] = field(kw_only=True)
+    probability: float | None = field(kw_only=True, default=None)
 
-    exit_step: Annotated[int | None, Ge(0)]
-    early: Annotated[int, Ge(0)]
-    threshold: Annotated[float, Ge(0)]
-    nfe: Annotated[float, Gt(0)]
-    probability: float | None = None
+    @classmethod
+    def from_outcomes(cls, played: RuleOutcomes) -> MeasuredRule:
+        """The rule of some outcomes with their means."""
+        return cls(**asdict(played.rule), nfe=played.nfe, probability=played.mean_probability)
 
     @property
-    def least_utility(self) -> float:
-        """The threshold in log-odds, as the calibrator returns them; infinite at 0 and 1."""
-        with np.errstate(divide="ignore"):
-            return float(np.log(self.threshold) - np.log1p(-min(self.threshold, 1.0)))
+    def mean_probability(self) -> float:
+        """The probability; 0 where no image was scored."""
+        return self.probability or 0.0
 
-
-def rule_at(rules: Sequence[Rule], cost_per_nfe: float) -> Rule:
-    """The rule of the highest mean probability minus cost; the cheapest of ties."""
-    return max(rules, key=lambda rule: ((rule.probability or 0.0) - cost_per_nfe * rule.nfe, -rule.nfe))
+    def entry(self) -> dict[str, Any]:
+        """As JSON; infinite thresholds, which are the defaults, are left out."""
+        return {name: value for name, value in asdict(self).items() if value is None or np.isfinite(value)}
 
 
 @dataclass
@@ -89,12 +85,10 @@ class RulePolicy(SavedPolicy):
     name: str = "policy"
     fingerprint: str = ""
 
-    needs_preview: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         self.config.check_cost_per_nfe(self.cost_per_nfe)
-        self.rules = tuple(Rule.of(rule) for rule in self.config.rules)
-        self.rule = rule_at(self.rules, self.cost_per_nfe)
+        self.rules = tuple(MeasuredRule.of(rule) for rule in self.config.rules)
+        self.rule: Rule = best_rule(self.rules, self.cost_per_nfe)
         self._checked = isinstance(self.settings().refine, Mapping)
         self._utility = Utility(calibrator=str(self.folder / WEIGHTS_FILE)) if self._checked else Utility()
         self._process: ProcessConfig | None = None
@@ -112,9 +106,14 @@ class RulePolicy(SavedPolicy):
         return cls(config, found.resolve(), chosen, name or f"policy@{chosen:g}", folder_digest(found))
 
     @property
+    def needs_preview(self) -> bool:
+        """Whether the rule abandons attempts by their previews."""
+        return self.rule.abandon > -np.inf
+
+    @property
     def scores_used(self) -> ScoresUsed:
         """Those of the calibrator; none for a rule that checks no image."""
-        return selected_by(self._utility.parts if self._checked else (), needs_preview=False)
+        return selected_by(self._utility.parts if self._checked else (), self.needs_preview)
 
     @property
     def learned(self) -> bool:  # type: ignore[override]
@@ -129,8 +128,7 @@ class RulePolicy(SavedPolicy):
     @property
     def attempt_counts(self) -> tuple[int, int]:
         """Least and most attempts of an image."""
-        refine = self.settings().refine
-        return 1, 1 + int(refine["limit"]) if isinstance(refine, Mapping) else 1
+        return 1, self.rule.attempts
 
     def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:
         """See :meth:`.SavedPolicy.check_fits`."""
@@ -154,16 +152,12 @@ class RulePolicy(SavedPolicy):
         return self._process or base
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """One episode, without previews."""
-        return play(backbone, process, prompt, seed, looks=False)
+        """One episode; previews are scored only where the rule reads them."""
+        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """See :func:`.rule_action`."""
-        rule = self.rule
-        least = rule.least_utility
-        return [
-            int(rule_action(request.lane, rule.exit_step, rule.early, least, self._utility)) for request in requests
-        ]
+        """See :meth:`.Rule.decide`."""
+        return self.rule.decide([request.lane for request in requests], self._utility)
 
     def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:
         """(B, 3), 1 for the rule's action."""
@@ -196,8 +190,3 @@ def load_calibrator(folder: Path, config: PolicyConfig) -> Calibrator | None:
         WeightsError: when it is missing or damaged.
     """
     return Calibrator.load(folder / WEIGHTS_FILE) if isinstance(config.environment.get("refine"), Mapping) else None
-
-
-def rule_entry(rule: Rule) -> dict[str, Any]:
-    """A rule as JSON."""
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(rule).items()}

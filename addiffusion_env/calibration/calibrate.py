@@ -14,45 +14,43 @@ from tqdm.auto import tqdm
 from addiffusion_env import __version__
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
-from addiffusion_env.agents.rule_policy import Rule, rule_entry, save_rules
+from addiffusion_env.agents.rule_policy import MeasuredRule, save_rules
 from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.calibration.held_out import FOLDS, fit, measured_rules
+from addiffusion_env.calibration.progress import Progress
 from addiffusion_env.calibration.report import write_report
-from addiffusion_env.calibration.rules import (
-    FEWEST_PROMPTS,
-    costs_of,
-    fit,
-    frontier_of,
-    held_out_log_odds,
-    measured_rules,
-)
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
-from addiffusion_env.errors import ConfigError, ResumeError, check_keywords
+from addiffusion_env.errors import ConfigError, check_keywords
 from addiffusion_env.evaluation.cost import (
     RECORD_BYTES,
     RunCost,
     Stage,
     UnitCosts,
     Work,
+    early_exit_work,
     measure_units,
     recording_work,
     table_bytes,
 )
-from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.prompts import Prompt, PromptList, PromptSource
 from addiffusion_env.prompts.text_file import TextFilePrompts
 from addiffusion_env.samplers.checked_attempts import CheckedAttempts
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.tabular.rules import costs_of, hull
 from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_env.tabular.transitions import Transitions
 
 SEEDS = 8
 """Images of each prompt of a short list, at most."""
+FEWEST_IMAGES = 16
+"""Fewest images that a calibrator is fitted to."""
 EXITS = (0.4, 0.6)
 """Shares of the schedule from which early exits are recorded."""
 SHARE_OF_A_TRY = 0.05
@@ -75,7 +73,7 @@ class Calibration:
     """
 
     folder: Path
-    rules: tuple[Rule, ...]
+    rules: tuple[MeasuredRule, ...]
     report: Path
     prompts: int
     url: str = ""
@@ -101,7 +99,7 @@ def calibrate(
 
     Every prompt is attempted ``attempts`` times, in full and with early exits. A mixture model of the scores
     (:class:`.Calibrator`) says how probably an image is correct, and the rules that are best at some cost per NFE
-    (:mod:`.calibration.rules`) are written as a policy, which is used as a trained one:
+    (:mod:`.tabular.rules`) are written as a policy, which is used as a trained one:
     ``AdaptivePipeline(pipe, "runs/calibration")(prompts, target_nfe=20)``. Called again after an interruption it goes
     on with what is recorded; called with more minutes, it records more.
 
@@ -134,18 +132,19 @@ def calibrate(
         WeightsError: when the model is not available, or the hub refuses the policy.
     """
     check_keywords("calibrate has", process, SCHEDULE)
-    if minutes <= 0 or attempts < 2:
+    if minutes <= 0 or attempts < 2 or most_prompts < FEWEST_IMAGES:
         raise ConfigError(
-            f"minutes must be above 0 and attempts at least 2, got {minutes:g} and {attempts}", "10 minutes, 4 attempts"
+            f"minutes must be above 0, attempts at least 2 and most_prompts at least {FEWEST_IMAGES}, got {minutes:g}, "
+            f"{attempts} and {most_prompts}",
+            "10 minutes, 4 attempts, 1024 prompts",
         )
     run = _Run(_backbone(model), Path(folder), scorers, attempts, lanes, process)
-    listed = run.images(prompts, most_prompts + report_images)
+    shown, recorded = run.images(prompts, most_prompts, report_images)
     if plan:
-        return run.cost(listed, minutes * 60, report_images)
-    shown, recorded = listed[:report_images], listed[report_images:] or listed
+        return run.cost(recorded, minutes * 60, len(shown))
     table = None if run.blind else run.record(recorded, minutes * 60, progress_bar)
     rules = run.save(table, minutes)
-    report = write_report(run.folder, run.backbone, run.scorers, [prompt for prompt, _ in shown], lanes, progress_bar)
+    report = write_report(run.folder, run.backbone, run.scorers, shown, lanes, progress_bar)
     url = "" if push_to_hub is None else HubPolicy.from_pretrained(run.folder).push_to_hub(push_to_hub)
     return Calibration(run.folder, tuple(rules), report, 0 if table is None else len(table), url)
 
@@ -210,13 +209,21 @@ class _Run:
                 named["pipeline_kwargs"] = given
         return {**named, **chosen, **checked}
 
-    def images(self, prompts: Any, most: int) -> list[tuple[Prompt, int]]:
-        """(prompt, seed) pairs in the order of recording: every prompt once before any is repeated."""
-        source = _source(prompts, self.backbone)
-        found = source.take(most, seed=0)
+    def images(self, prompts: Any, most: int, report: int) -> tuple[list[Prompt], list[tuple[Prompt, int]]]:
+        """At most ``report`` prompts, shown with seed 0, and ``most`` other (prompt, seed) pairs, which are recorded.
+
+        Every prompt is recorded once before any is repeated.
+        """
+        found = _source(prompts, self.backbone).take(most + report, seed=0)
         if prompts is not None:  # the order of a list may be that of its kinds
             found = sorted(found, key=lambda prompt: stable_hash("calibrate", prompt.prompt_id))
-        return [(prompt, seed) for seed in range(SEEDS) for prompt in found][:most]
+        if len(found) < FOLDS and not self.blind:
+            raise ConfigError(
+                f"a calibrator needs {FOLDS} different prompts, got {len(found)}", "give more, like those to come"
+            )
+        pairs = [(prompt, seed) for seed in range(SEEDS) for prompt in found]
+        shown = min(report, len(found))
+        return found[:shown], pairs[shown:][:most]
 
     def recorder(self) -> Recorder:
         """Records every attempt and early exit of an image."""
@@ -230,8 +237,11 @@ class _Run:
     def cost(self, images: Sequence[tuple[Prompt, int]], budget: float, report_images: int) -> RunCost:
         """The cost of as many images as fit into ``budget`` seconds."""
         units = self.units(images)
-        one = recording_work(self.backbone, self.process, self.attempts)
-        count = 0 if self.blind else min(len(images), int((1 - REPORT_SHARE) * budget / max(units.seconds(one), 1e-9)))
+        one, count = recording_work(self.backbone, self.process, self.attempts), 0
+        if not self.blind:
+            pace = units.seconds(one)
+            self.check_budget(budget, pace)
+            count = min(len(images), max(FEWEST_IMAGES, int((1 - REPORT_SHARE) * budget / pace)))
         width = self.scorers.clip_dim + self.scorers.dino_dim + 6
         base = EnvSettings(refine="off").process(self.backbone.capabilities, self.backbone.name)
         pair = Work.attempt(self.backbone, base, looks=False) + Work.attempt(self.backbone, self.process, looks=False)
@@ -249,28 +259,25 @@ class _Run:
     def record(self, images: Sequence[tuple[Prompt, int]], budget: float, progress_bar: bool) -> AttemptTable:
         """Records shard by shard until the budget, in seconds, is spent; existing shards are read."""
         recorder, shard = self.recorder(), self.lanes
-        progress = _Progress(self.folder / PROGRESS_FILE, recorder.fingerprint)
+        shards = recorder.shards(images, self.folder / TABLE_FOLDER, shard)
+        # The name of a shard says what it holds: others than these prompts, or another process, begin anew.
+        progress = Progress(self.folder / PROGRESS_FILE, shards[0][1].stem)
         limit = (1 - REPORT_SHARE) * budget
         pace = progress.pace
         if pace is None:
             begun = time.monotonic()
             pace = self.units(images).seconds(recording_work(self.backbone, self.process, self.attempts))
             progress.spent += time.monotonic() - begun
-        if pace * FEWEST_PROMPTS > 2 * limit:
-            raise ConfigError(
-                f"{budget / 60:g} minutes record about {limit / pace:.0f} prompts here, and a calibrator needs "
-                f"{FEWEST_PROMPTS}",
-                f"minutes={1.3 * pace * FEWEST_PROMPTS / 60:.0f}, fewer steps, or attempts=2",
-            )
+        self.check_budget(budget, pace)
         parts: list[AttemptTable] = []
         with tqdm(desc="attempts", unit="prompt", disable=None if progress_bar else True) as bar:
-            for first in range(0, len(images), shard):
-                new = first >= progress.images
-                if new and first >= FEWEST_PROMPTS and progress.spent + pace * shard > limit:
+            for first, (chunk, path) in zip(range(0, len(images), shard), shards, strict=True):
+                new = not path.is_file()
+                if new and first >= FEWEST_IMAGES and progress.spent + pace * shard > limit:
                     break
                 bar.total = min(len(images), first + shard * max(1, round((limit - progress.spent) / (pace * shard))))
-                chunk, begun = images[first : first + shard], time.monotonic()
-                parts.append(recorder.record_shards(chunk, self.folder / TABLE_FOLDER, self.lanes, len(chunk)))
+                begun = time.monotonic()
+                parts.append(recorder.record_shards(chunk, path.parent, self.lanes, len(chunk)))
                 if new:
                     progress.add(len(chunk), time.monotonic() - begun)
                     pace = progress.pace or pace
@@ -278,15 +285,28 @@ class _Run:
             bar.total = bar.n
         return AttemptTable.join(parts)
 
-    def save(self, table: AttemptTable | None, minutes: float) -> list[Rule]:
+    def check_budget(self, budget: float, pace: float) -> None:
+        """Refuses a budget, in seconds, that records too few images at ``pace`` seconds each."""
+        limit = (1 - REPORT_SHARE) * budget
+        if pace * FEWEST_IMAGES > 2 * limit:
+            raise ConfigError(
+                f"{budget / 60:g} minutes record about {limit / pace:.0f} images here, and a calibrator needs "
+                f"{FEWEST_IMAGES}",
+                f"minutes={max(1, round(1.3 * pace * FEWEST_IMAGES / 60))}, fewer steps, or attempts=2",
+            )
+
+    def save(self, table: AttemptTable | None, minutes: float) -> list[MeasuredRule]:
         """Fits, chooses and writes the policy."""
-        full = self.process.nfe_of(self.backbone.sigmas(self.process.steps, self.process.spacing)[:-1])
+        levels = self.backbone.sigmas(self.process.steps, self.process.spacing)
+        full = self.process.nfe_of(levels[:-1])
         if table is None:
             step = self.environment["decide_at"][0]
-            rules, costs, calibrator = [Rule(step, 1, 0.0, full)], [0.0], None
+            nfe = self.process.nfe_of(levels[:step]) + early_exit_work(self.backbone, self.process, levels[step:]).nfe
+            rules, costs, calibrator = [MeasuredRule(early=1, exit_step=step, nfe=nfe)], [0.0], None
             about = "no prompt: no scorer was there"
         else:
-            rules = frontier_of(measured_rules(table, held_out_log_odds(table)))
+            best = hull(measured_rules(table, Transitions.of(self.backbone, self.process)))
+            rules = [MeasuredRule.from_outcomes(one) for one in best]
             costs, calibrator = costs_of(rules), fit(table)
             about = f"{len(table)} recorded images, judged by calibrators that were fitted to other prompts"
         made = {
@@ -298,12 +318,10 @@ class _Run:
             environment={**self.environment, **({"cost_per_nfe": [0.0, costs[0]]} if varies else {})},
             observation={"cost_per_nfe": (0.0, 1)} if varies else {},
             net_arch={},
-            rules=[rule_entry(rule) for rule in rules],
+            rules=[rule.entry() for rule in rules],
             highest_cost_per_nfe=costs[0],
             default_cost_per_nfe=min(SHARE_OF_A_TRY / full, costs[0]),
-            frontier=tuple((round(cost, 6), round(rule.nfe, 4)) for cost, rule in zip(costs, rules, strict=True))[::-1]
-            if varies
-            else (),
+            frontier=tuple((cost, rule.nfe) for cost, rule in zip(costs, rules, strict=True))[::-1] if varies else (),
             frontier_prompts=about,
             provenance={**made, "attempts": self.attempts, "minutes": minutes, "version": __version__},
             identity={
@@ -313,50 +331,6 @@ class _Run:
         )
         save_rules(self.folder / POLICY_FOLDER, config, calibrator)
         return rules
-
-
-class _Progress:
-    """What a calibration has recorded and spent, in a file.
-
-    Args:
-        path: of the file.
-        fingerprint: of the recorder; another one begins anew.
-    """
-
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self.path, self.fingerprint = path, fingerprint
-        self.images, self.spent, self.recording = 0, 0.0, 0.0
-        if not path.is_file():
-            return
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            if held["fingerprint"] == fingerprint:
-                self.images, self.spent, self.recording = (
-                    int(held["images"]),
-                    float(held["seconds"]),
-                    float(held["recording"]),
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"{path} cannot be read: {error}", "delete it: recorded attempts are kept") from error
-
-    @property
-    def pace(self) -> float | None:
-        """Seconds an image; ``None`` before the first shard."""
-        return self.recording / self.images if self.images else None
-
-    def add(self, images: int, seconds: float) -> None:
-        """Notes a recorded shard."""
-        self.images, self.spent, self.recording = self.images + images, self.spent + seconds, self.recording + seconds
-        plain = {
-            "fingerprint": self.fingerprint,
-            "images": self.images,
-            "seconds": self.spent,
-            "recording": self.recording,
-        }
-        with writing_to(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.path) as file:
-                file.write(json.dumps(plain).encode())
 
 
 def _backbone(model: Any) -> Backbone:

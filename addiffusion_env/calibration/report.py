@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from addiffusion_env.agents.rule_policy import Rule, RulePolicy
+from addiffusion_env.agents.rule_policy import RulePolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.evaluation.manifest import write_text
@@ -20,6 +21,7 @@ from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.always_continue import AlwaysContinue
 from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.image_scores import ImageScorers
 
 IMAGES_FOLDER, PAGE = "images", "report.html"
@@ -73,7 +75,7 @@ def _summary(policy: RulePolicy, folder: Path) -> Section:
         if interval is None
         else f"Guidance is on between the noise levels {interval[0]:g} and {interval[1]:g}; other steps cost half."
     )
-    if not policy.attempt_counts[1] > 1:
+    if not policy.learned:
         words = (
             "No scorer was there, so no image is checked: the policy exits early, and nothing about it was measured."
         )
@@ -89,7 +91,7 @@ def _summary(policy: RulePolicy, folder: Path) -> Section:
 
 
 def _frontier(policy: RulePolicy) -> Section:
-    head = ("cost per NFE", "mean NFE", "calibrated probability", "early exit", "accepted from")
+    head = ("cost per NFE", "mean NFE", "calibrated probability", "early exit", "attempts", "accepted from")
     costs = [cost for cost, _ in sorted(policy.config.frontier, reverse=True)] or [policy.cost_per_nfe]
     rows = tuple(
         (
@@ -97,7 +99,8 @@ def _frontier(policy: RulePolicy) -> Section:
             f"{rule.nfe:.2f}",
             "-" if rule.probability is None else f"{rule.probability:.3f}",
             _exit_words(rule),
-            f"{rule.threshold:.3g}",
+            f"at most {rule.attempts}" if rule.attempts > 1 else "1",
+            _threshold_words(rule),
         )
         for cost, rule in zip(costs, policy.rules, strict=True)
     )
@@ -109,10 +112,18 @@ def _frontier(policy: RulePolicy) -> Section:
 
 
 def _exit_words(rule: Rule) -> str:
-    if rule.exit_step is None:
+    if not rule.early:
         return "never"
     where = f"after step {rule.exit_step}" if rule.exit_step else "before the first step"
-    return f"first attempt, {where}" if rule.early == 1 else where
+    if rule.early >= rule.attempts:
+        return where
+    return f"first {'attempt' if rule.early == 1 else f'{rule.early} attempts'}, {where}"
+
+
+def _threshold_words(rule: Rule) -> str:
+    if rule.attempts == 1:
+        return "-"
+    return "the best of all" if rule.threshold == np.inf else f"{1 / (1 + np.exp(-rule.threshold)):.3g}"
 
 
 def _images(
@@ -140,5 +151,5 @@ def _images(
         rows.append(tuple(cells))
     if not rows:
         return []
-    words = "The pipeline itself and the policy, from the same seed, on prompts that were not recorded."
+    words = "The pipeline itself and the policy, from the same seed; these images were not recorded."
     return [Section("Side by side", (words, Table(("prompt", "the pipeline", "the policy"), tuple(rows))))]

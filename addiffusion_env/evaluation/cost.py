@@ -259,13 +259,14 @@ def recording_work(backbone: Backbone, process: ProcessConfig, attempts: int) ->
     levels = backbone.sigmas(process.steps, process.spacing)
     one = Work.attempt(backbone, process, looks=True)
     for step in process.decision_steps:
-        one += _early_exit(backbone, process, levels[step:])
+        one += early_exit_work(backbone, process, levels[step:])
     starts = attempts if process.refine.return_to == 0 else 1  # attempts that begin before the first evaluation
-    found = one.times(attempts) + _early_exit(backbone, process, levels).times(starts)
+    found = one.times(attempts) + early_exit_work(backbone, process, levels).times(starts)
     return replace(found, images=1)
 
 
-def _early_exit(backbone: Backbone, process: ProcessConfig, rest: np.ndarray) -> Work:
+def early_exit_work(backbone: Backbone, process: ProcessConfig, rest: np.ndarray) -> Work:
+    """Work of an early exit with the noise levels ``rest`` left; none where it takes all of them anyway."""
     lane = cast(Lane, SimpleNamespace(rest=rest, sigma=float(rest[0]), remaining=len(rest) - 1))
     ahead = early_exit_levels(backbone, process, lane)
     if len(ahead) == len(rest):

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from addiffusion_env.engine.lane import Decide, Lane
-from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
+from addiffusion_env.engine.lane import Decide
+from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.samplers.base import BaseSampler, read_numbers, require_at_least
+from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.utility import Utility
 
 
@@ -99,23 +100,6 @@ class CheckedAttempts(BaseSampler):
         )
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """See :func:`rule_action`; the only decision within the schedule is the early exit."""
-        early = self.early if self.exit_at < 1 else 0
-        return [int(rule_action(request.lane, 1, early, self.threshold, self.utility)) for request in requests]
-
-
-def rule_action(lane: Lane, exit_step: int | None, early: int, threshold: float, utility: Utility) -> Action:
-    """The action of checked attempts.
-
-    Args:
-        lane: at a decision.
-        exit_step: first step of the schedule at which an attempt exits early; ``None`` for no early exit.
-        early: how many of the first attempts do.
-        threshold: lowest utility of an accepted image.
-        utility: of finished images.
-    """
-    if lane.shown is not None:
-        return Action.STOP if utility.at(lane.shown.scores) >= threshold else Action.REFINE
-    if exit_step is not None and lane.step >= exit_step and lane.refinements < early:
-        return Action.STOP
-    return Action.CONTINUE
+        """See :class:`.Rule`; the only decision within the schedule is the early exit."""
+        rule = Rule(self.threshold, self.attempts, self.early if self.exit_at < 1 else 0, exit_step=1)
+        return rule.decide([request.lane for request in requests], self.utility)

@@ -27,6 +27,7 @@ class Outcomes:
         clip_score: (P,) CLIP score of the returned image.
         correct: (P,) the judge's verdict on it; NaN without one.
         actions: P tuples of actions.
+        image: (P, 2) attempt and place of the returned image.
     """
 
     nfe: np.ndarray
@@ -37,6 +38,7 @@ class Outcomes:
     clip_score: np.ndarray
     correct: np.ndarray
     actions: tuple[tuple[int, ...], ...]
+    image: np.ndarray
 
 
 def play_table(mdp: TabularMDP, decide: Decider, observer: Observer, cost_per_nfe: float) -> Outcomes:
@@ -91,4 +93,5 @@ def play(mdp: TabularMDP, choose: Callable[[States], np.ndarray], cost_per_nfe: 
         clip_score=table.clip_score[at],
         correct=table.correct[at],
         actions=tuple(tuple(row) for row in actions),
+        image=image,
     )

@@ -1,4 +1,4 @@
-"""Rules without learning, on a table of attempts: exit early, check the finished image, attempt it again.
+"""Rules on a table of attempts: what each spends and returns, and the best ones.
 
 They are the comparators that only learning can beat, and the start of learning (:mod:`agents.imitation`). Their
 thresholds are chosen by the calibrated probability of recorded images, without any judge's verdict.
@@ -9,45 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from addiffusion_env.engine.process import Action
+from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.tabular.mdp import States, TabularMDP
 from addiffusion_env.tabular.outcomes import Outcomes, play
 from addiffusion_env.tabular.transitions import START
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Attempts until one is good enough; the finished image of the highest utility is returned.
-
-    Attributes:
-        threshold: utility from which a finished image is accepted; ``inf`` is best-of-n.
-        attempts: most attempts, of which the last one's image ends the episode.
-        early: how many of the first attempts exit early.
-        exit_step: step of the schedule from which those exit early; 0 is before the first evaluation.
-        abandon: utility of a preview below which an attempt is abandoned; ``-inf`` reads no preview.
-    """
-
-    threshold: float
-    attempts: int
-    early: int = 0
-    exit_step: int = 0
-    abandon: float = -np.inf
-
-    def __call__(self, mdp: TabularMDP, states: States) -> np.ndarray:
-        """(B,) legal actions."""
-        table, place = mdp.table, states.place
-        step = np.where(place == START, 0, np.array([*table.steps, 0])[np.minimum(place, table.finish)])
-        finished, value = place >= table.finish, mdp.utility_here(states)
-        exits = ~finished & (step >= self.exit_step) & (states.attempt < self.early)
-        wrong = np.where(finished, value < self.threshold, (place != START) & ~exits & (value < self.abandon))
-        again = wrong & (states.attempt + 1 < self.attempts)
-        wanted = np.where(again, Action.REFINE, np.where(exits | finished, Action.STOP, Action.CONTINUE))
-        legal = mdp.masks(states)
-        instead = np.where(legal[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
-        return np.where(legal[np.arange(len(states)), wanted], wanted, instead)
 
 
 def rules_of(mdp: TabularMDP, thresholds: Iterable[float], abandon: Iterable[float] = ()) -> Iterator[Rule]:
@@ -67,13 +37,21 @@ def rules_of(mdp: TabularMDP, thresholds: Iterable[float], abandon: Iterable[flo
 
 
 def thresholds_of(mdp: TabularMDP, count: int = 24) -> np.ndarray:
-    """Up to ``count`` thresholds for :func:`rules_of`: quantiles of the utility of the table's finished images.
-
-    The utility is bounded, so several quantiles can be its bound.
-    """
+    """At most ``count`` different thresholds for :func:`rules_of`: quantiles of the utility of finished images."""
     values = mdp.utilities[:, :, mdp.table.finish :]
-    finished = values[np.isfinite(mdp.table.preference[:, :, mdp.table.finish :])]
-    return np.unique(np.quantile(finished, np.linspace(0, 0.95, count)))
+    known = values[np.isfinite(mdp.table.preference[:, :, mdp.table.finish :])]
+    return np.unique(np.quantile(known, np.linspace(0, 0.95, count)))
+
+
+def rule_actions(rule: Rule, mdp: TabularMDP, states: States) -> np.ndarray:
+    """(B,) legal actions of a rule; where it wants an illegal one, the attempt goes on."""
+    table, place = mdp.table, states.place
+    step = np.where(place == START, 0, np.array([*table.steps, 0])[np.minimum(place, table.finish)])
+    value = np.where(place == START, np.nan, mdp.utility_here(states))
+    wanted = rule.actions(step, states.attempt, place >= table.finish, value)
+    legal = mdp.masks(states)
+    instead = np.where(legal[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
+    return np.where(legal[np.arange(len(states)), wanted], wanted, instead)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,20 +81,63 @@ class RuleOutcomes:
 
 def play_rule(mdp: TabularMDP, rule: Rule) -> RuleOutcomes:
     """One episode of a rule per image of the table."""
-    outcomes = play(mdp, lambda states: rule(mdp, states), 0.0)
-    value = mdp.utility(outcomes.preference, outcomes.clip_score, mdp.table.clip_text)
+    outcomes = play(mdp, lambda states: rule_actions(rule, mdp, states), 0.0)
+    value = mdp.utilities[np.arange(len(mdp.table)), outcomes.image[:, 0], outcomes.image[:, 1]]
     return RuleOutcomes(rule, outcomes, 1 / (1 + np.exp(-value)))
 
 
-def best_rule(played: Sequence[RuleOutcomes], cost_per_nfe: float) -> RuleOutcomes:
+class Measured(Protocol):
+    """A rule that was measured: :class:`RuleOutcomes`, or one that was saved."""
+
+    @property
+    def nfe(self) -> float:
+        """Mean NFE."""
+
+    @property
+    def mean_probability(self) -> float:
+        """Mean calibrated probability."""
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def best_rule(played: Sequence[M], cost_per_nfe: float) -> M:
     """The one of the highest mean probability minus cost; the cheapest of ties."""
     return max(played, key=lambda one: (one.mean_probability - cost_per_nfe * one.nfe, -one.nfe))
 
 
-def frontier(played: Sequence[RuleOutcomes]) -> list[RuleOutcomes]:
+def frontier(played: Sequence[M]) -> list[M]:
     """Those that no other one beats in both NFE and probability, by increasing NFE."""
-    kept: list[RuleOutcomes] = []
+    kept: list[M] = []
     for one in sorted(played, key=lambda one: (one.nfe, -one.mean_probability)):
         if not kept or one.mean_probability > kept[-1].mean_probability:
             kept.append(one)
     return kept
+
+
+def hull(played: Sequence[M]) -> list[M]:
+    """Those of the frontier that are best at some cost per NFE (:func:`best_rule`), by increasing NFE."""
+    kept: list[M] = []
+    for one in frontier(played):
+        while len(kept) > 1 and _slope(kept[-2], kept[-1]) <= _slope(kept[-1], one):
+            kept.pop()
+        kept.append(one)
+    return kept
+
+
+def costs_of(best: Sequence[Measured]) -> list[float]:
+    """For each rule of a :func:`hull` a cost per NFE at which it is the best: the middle of its range.
+
+    The most expensive rule is best from 0, the cheapest at any cost above its range's lower end; half as much more is
+    taken for it.
+    """
+    slopes = [_slope(one, other) for one, other in zip(best, best[1:], strict=False)]
+    if not slopes:
+        return [0.0]
+    above = [1.5 * slopes[0], *slopes]
+    below = [*slopes, 0.0]
+    return [(low + high) / 2 for low, high in zip(below, above, strict=True)]
+
+
+def _slope(one: Measured, other: Measured) -> float:
+    return (other.mean_probability - one.mean_probability) / (other.nfe - one.nfe)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,18 +11,23 @@ from addiffusion_env import AdaptivePipeline
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PolicyConfig
-from addiffusion_env.agents.rule_policy import Rule, RulePolicy, rule_entry, save_rules
+from addiffusion_env.agents.rule_policy import MeasuredRule, RulePolicy, save_rules
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.agents.untrained import default_interval, guidance_is_linear
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.calibration.rules import costs_of, frontier_of, measured_rules, outcome
+from addiffusion_env.calibration.held_out import HeldOut, every_order, measured_rules
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.choices import make_samplers
+from addiffusion_env.evaluation.training_cost import blank_table
+from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.utility import Calibrator, calibrator_of
+from addiffusion_env.tabular.mdp import TabularMDP
 from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.tabular.rules import best_rule, costs_of, hull, play_rule
+from addiffusion_env.tabular.transitions import Transitions
 from addiffusion_lab.tiny_pipelines import ZOO
 
 PROCESS = {
@@ -31,9 +37,13 @@ PROCESS = {
     "early_exit_steps": 1,
     "decide_at": [1],
     "check_finished": True,
-    "refine": {"preset": "resample_keep_best", "return_to": 1, "limit": 1},
+    "refine": {"preset": "resample_keep_best", "return_to": 0, "limit": 1},
 }
-RULES = (Rule(1, 1, 0.0, 2.0, 0.5), Rule(1, 1, 0.6, 3.0, 0.7), Rule(None, 0, 0.9, 5.0, 0.8))
+RULES = (
+    MeasuredRule(early=1, exit_step=1, nfe=2.0, probability=0.5),
+    MeasuredRule(0.5, 2, early=1, exit_step=1, nfe=3.0, probability=0.7),
+    MeasuredRule(2.0, 2, nfe=5.0, probability=0.8),
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,7 @@ def folder(tmp_path_factory):
         environment={**PROCESS, "cost_per_nfe": [0.0, costs[0]]},
         observation={"cost_per_nfe": (0.0, 1)},
         net_arch={},
-        rules=[rule_entry(rule) for rule in RULES],
+        rules=[rule.entry() for rule in RULES],
         highest_cost_per_nfe=costs[0],
         default_cost_per_nfe=costs[1],
         frontier=tuple((cost, rule.nfe) for cost, rule in zip(costs, RULES, strict=True)),
@@ -54,50 +64,77 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_a_rule_spends_until_an_image_is_accepted():
-    """Two prompts, two attempts: the first prompt's second image is good, the second prompt's first one."""
-    nfe = np.array([[[3.0], [4.0]], [[3.0], [4.0]]])
-    odds = np.array([[[-2.0], [1.0]], [[2.0], [-1.0]]])
-    good = 1 / (1 + np.exp(-np.array([1.0, 2.0])))
-    spent, probability = outcome(nfe, odds, np.zeros(2, int), least=0.0)
-    # With the first attempt first: 3 + 4 and 3; with the second first: 4 and 4 + 3.
-    assert spent == pytest.approx((7 + 3 + 4 + 7) / 4) and probability == pytest.approx(good.mean())
-    assert outcome(nfe, odds, np.zeros(2, int), least=-np.inf)[0] == pytest.approx(3.5)
-    assert outcome(nfe, odds, np.zeros(2, int), least=np.inf)[0] == pytest.approx(7)
-
-
-def test_the_frontier_holds_the_best_rule_at_every_cost():
-    rng = np.random.default_rng(0)
-    rules = [
-        Rule(None, 0, 0.5, float(nfe), float(p)) for nfe, p in zip(1 + 9 * rng.random(60), rng.random(60), strict=True)
-    ]
-    frontier = frontier_of(rules)
-    costs = costs_of(frontier)
-    assert costs == sorted(costs, reverse=True) and len(frontier) > 2
-    for rule, cost in zip(frontier, costs, strict=True):
-        gains = [other.probability - cost * other.nfe for other in rules]
-        assert rule.probability - cost * rule.nfe == pytest.approx(max(gains))
-
-
-def test_a_rule_on_the_engine_spends_what_it_spends_on_the_table(folder, emoji, scorers, prompts):
+@pytest.fixture(scope="module")
+def played(folder, emoji, scorers, prompts):
+    """The policy and its process, images, and the decision process on a table of their attempts."""
     policy = RulePolicy.from_run(folder)
     policy.bind(emoji, scorers)
     process = policy.process(EnvSettings(refine="off").process(emoji.capabilities, emoji.name))
     images = [(prompt, 0) for prompt in prompts[:2]]
     table = Recorder(emoji, scorers, process, attempts=2).record(images)
-    odds = calibrator_of("emoji")(np.nan_to_num(table.preference), np.nan_to_num(table.clip_score), table.clip_text)
-    engine = Engine(emoji, scorers, decider=policy.decide)
-    early, finish = table.finish + 1, table.finish
-    for rule in (Rule(1, 1, 0.0, 1.0), Rule(1, 1, 1.0, 1.0), Rule(None, 0, 1.0, 1.0)):
-        policy.rule = rule
-        made = engine.run(policy.coroutine(emoji, process, *image) for image in images)
-        first = early if rule.exit_step else finish
-        for row, episode in enumerate(made):
-            accepted = odds[row, 0, first] >= rule.least_utility
-            assert episode.lane.nfe == table.nfe[row, 0, first] + (0 if accepted else table.nfe[row, 1, finish])
-            best = max(odds[row, 0, first], -np.inf if accepted else odds[row, 1, finish])
-            assert process.refine.utility.at(episode.image.scores) == pytest.approx(best, abs=1e-4)
-    assert len(measured_rules(table, odds)) == 3 * len({rule.threshold for rule in measured_rules(table, odds)})
+    return policy, process, images, TabularMDP(table, Transitions.of(emoji, process), 1, 0, 1, process.refine.utility)
+
+
+ON_ENGINE = (
+    Rule(early=1, exit_step=1),
+    Rule(np.inf, 2, early=2),
+    Rule(np.inf, 2, early=1, exit_step=1),
+    Rule(0.0, 2),
+    Rule(0.0, 2, abandon=np.inf),
+)
+
+
+@pytest.mark.parametrize("rule", ON_ENGINE, ids=str)
+def test_a_rule_on_the_engine_equals_the_rule_on_the_table(rule, played, emoji, scorers):
+    policy, process, images, mdp = played
+    policy.rule = rule
+    made = Engine(emoji, scorers, decider=policy.decide).run(
+        policy.coroutine(emoji, process, *image) for image in images
+    )
+    told = play_rule(mdp, rule)
+    assert tuple(episode.lane.actions for episode in made) == told.outcomes.actions
+    np.testing.assert_allclose([episode.lane.nfe for episode in made], told.outcomes.nfe)
+    odds = np.array([process.refine.utility.at(episode.image.scores) for episode in made])
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), told.probability, atol=1e-4)
+
+
+def test_a_rule_is_measured_with_every_attempt_first(played):
+    mdp = played[-1]
+    odds, nfe = mdp.utilities[:, :, mdp.table.finish], mdp.table.nfe[:, :, mdp.table.finish]
+    least = float(np.median(odds))
+    spent, value = [], []
+    for first in range(2):
+        accepted = odds[:, first] >= least
+        spent.append(nfe[:, first] + np.where(accepted, 0, nfe[:, 1 - first]))
+        value.append(np.where(accepted, odds[:, first], odds.max(1)))
+    told = play_rule(replace(mdp, table=every_order(mdp.table)), Rule(least, 2))
+    assert told.nfe == pytest.approx(np.mean(spent))
+    assert told.mean_probability == pytest.approx((1 / (1 + np.exp(-np.array(value)))).mean())
+
+
+def test_calibrators_judge_prompts_that_they_were_not_fitted_to(played, emoji, scorers, prompts):
+    process = played[1]
+    table = blank_table(prompts, emoji, scorers, process, 2, features=False)
+    table = replace(table, prompt_ids=tuple(f"{row // 2}" for row in range(len(table))))
+    utility = HeldOut.fitted(table)
+    assert (utility.fold[::2] == utility.fold[1::2]).all() and set(utility.fold) == set(range(4))
+    held = utility.fold == 0
+    louder = replace(table, preference=np.where(held[:, None, None], 9, table.preference).astype(np.float32))
+    one, other = (each.calibrators for each in (utility, HeldOut.fitted(louder)))
+    np.testing.assert_array_equal(one[0].means, other[0].means)
+    assert not np.array_equal(one[1].means, other[1].means)
+    measured = measured_rules(table, Transitions.of(emoji, process))
+    assert len({one.rule for one in measured}) == len(measured) and len(measured[0].probability) == 2 * len(table)
+
+
+def test_the_hull_holds_the_best_rule_at_every_cost():
+    rng = np.random.default_rng(0)
+    points = zip(1 + 9 * rng.random(60), rng.random(60), strict=True)
+    rules = [MeasuredRule(nfe=float(nfe), probability=float(value)) for nfe, value in points]
+    best = hull(rules)
+    costs = costs_of(best)
+    assert costs == sorted(costs, reverse=True) and len(best) > 2
+    assert [best_rule(rules, cost) for cost in costs] == best
 
 
 def test_a_rule_is_used_saved_and_found_as_a_trained_policy(folder, emoji, tmp_path):
@@ -108,7 +145,7 @@ def test_a_rule_is_used_saved_and_found_as_a_trained_policy(folder, emoji, tmp_p
     out = pipe(["a photo of a dog"], cost_per_nfe=0.0, return_trace=True)
     assert out.trace[0].decisions[0].probabilities[Action.CONTINUE] == 1
     pipe.save_pretrained(tmp_path / "copy")
-    assert json.loads((tmp_path / "copy" / "config.json").read_text())["rules"][1]["threshold"] == 0.6
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["rules"][1]["threshold"] == 0.5
     assert "calibrated" in (tmp_path / "copy" / "README.md").read_text()
     copy = HubPolicy.from_pretrained(tmp_path / "copy").sampler()
     assert copy.rules == pipe.sampler.rules
