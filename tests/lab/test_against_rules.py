@@ -17,7 +17,7 @@ def outcomes(share, nfe, rng, actions=((1, 1),)):
     spent = nfe + rng.normal(0, 0.2, PROMPTS)
     taken = tuple(actions[n % len(actions)] for n in range(PROMPTS))
     zero = np.zeros(PROMPTS)
-    return Outcomes(spent, zero, zero, zero + 1, zero, zero, correct, taken)
+    return Outcomes(spent, zero, zero, zero + 1, zero, zero, correct, taken, np.zeros((PROMPTS, 2), int))
 
 
 def study(gain, rng):
