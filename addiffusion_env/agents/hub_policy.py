@@ -54,7 +54,7 @@ class HubPolicy(
 
     >>> policy = HubPolicy.from_pretrained("emoji")
     >>> policy.details.default_cost_per_nfe
-    0.015
+    0.03
 
     Args:
         network: the policy's weights; of a calibrated rule its folder.

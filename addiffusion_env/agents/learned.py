@@ -191,6 +191,13 @@ class PolicySampler(SavedPolicy):
                     if known != backbone
                     else "pass scorers= with the CLIP that it was trained with",
                 )
+        calibrator = refine_config(self.settings().refine).utility.calibrator
+        if calibrator is not None and (width := len(calibrator_of(calibrator).centre)) != clip_dim:
+            raise ConfigError(
+                f"policy {self.name!r} does not fit the {backbone} backbone: its calibrator reads text embeddings of "
+                f"{width} numbers; here they have {clip_dim}",
+                f"use it on {self.settings().backbone}, or here a policy without training: policy='fixed:20'",
+            )
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Makes the policy ready to decide on a backbone's lanes."""

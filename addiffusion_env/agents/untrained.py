@@ -121,7 +121,8 @@ def highest_level(backbone: Backbone) -> float:
 def guidance_is_linear(backbone: Backbone) -> bool:
     """Whether the clean prediction is linear in the guidance scale, measured at scales 1, 2 and 4 on one image."""
     can = backbone.capabilities
-    conditioning, latents, levels = backbone.begin(Prompt.of(PROBE), 0, can.default_steps, can.default_spacing)
+    image = (Prompt.of(PROBE), 0)
+    conditioning, latents, [levels] = backbone.begin([image], can.default_steps, can.default_spacing)
     scales = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     with torch.no_grad():
         x0 = backbone.predict(

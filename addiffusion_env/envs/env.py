@@ -40,10 +40,10 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
     >>> env = gym.make("AdDiffusion-Emoji-v2")
     >>> observation, info = env.reset(seed=0)
     >>> sorted((key, value.shape) for key, value in observation.items())
-    [('clip', (256,)), ('correctness', (4,)), ('cost_per_nfe', (1,)), ('quality', (8,)), ('timestep', (128,))]
-    >>> observation, reward, terminated, truncated, info = env.step(0)  # to the first preview, after three evaluations
+    [('correctness', (4,)), ('cost_per_nfe', (1,)), ('prior', (1,)), ('spent', (3,)), ('timestep', (128,))]
+    >>> observation, reward, terminated, truncated, info = env.step(1)  # an early exit, whose image is scored
     >>> terminated, float(info["nfe"]), info["image"].shape
-    (False, 2.0, (64, 64, 3))
+    (False, 1.5, (64, 64, 3))
     """
 
     metadata = {"render_modes": [*RENDER_MODES], "render_fps": 4}  # noqa: RUF012 - Gymnasium's own convention

@@ -41,10 +41,12 @@ def traced(lanes: Sequence[Lane], reward: Reward, cost_per_nfe: float) -> dict[s
     """
     before, after = [lane.scores for lane in lanes[:-1]], [lane.scores for lane in lanes[1:]]
     moves = len(lanes) - 1
+    # The prompt's embedding comes with the scores; a lane before its first evaluation has none.
+    text = next(scores.clip_text for scores in reversed(after) if scores is not None)
     transition = Transition.of(
         ImageScoresBatch.of(before),
         ImageScoresBatch.of(after),
-        clip_text=np.stack([scores.clip_text[0] for scores in after if scores is not None]),
+        clip_text=np.repeat(text, moves, axis=0),
         nfe=np.diff([lane.nfe for lane in lanes]),
         cost_per_nfe=np.full(moves, cost_per_nfe),
         action=np.array(lanes[-1].actions),

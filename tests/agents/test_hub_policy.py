@@ -236,7 +236,7 @@ def test_the_zip_comes_back_as_the_policy(exported, policy, tmp_path):
         import_zip(plain, trust=True)
     told = import_zip(plain, environment=policy.details.environment, trust=True)
     same(told, policy)
-    assert told.details.observation == policy.details.observation and told.details.highest_cost_per_nfe == 0.03
+    assert told.details.observation == policy.details.observation and told.details.highest_cost_per_nfe == 0.45
 
 
 def test_a_zip_is_read_only_on_trust(exported):

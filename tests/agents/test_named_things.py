@@ -108,13 +108,13 @@ def test_an_evaluation_takes_a_zip_on_trust(tmp_path, monkeypatch):
     with pytest.raises(UntrustedFileError, match="trust=True"):
         make_samplers(config)
     samplers, settings = make_samplers({**config, "trust": True})
-    assert [sampler.name for sampler in samplers] == ["policy:mine@0.015", "policy:mine@0.01"]
+    assert [sampler.name for sampler in samplers] == ["policy:mine@0.03", "policy:mine@0.01"]
     assert samplers[0].fingerprint == samplers[1].fingerprint and len(samplers[0].fingerprint) == 64
     assert settings.keys() == make_policy("emoji").settings().keys()
     monkeypatch.chdir(tmp_path)
     more = {"trust": True, "costs_per_nfe": [None], "samplers": ["fixed:2"], "prompts": 1, "filmstrips": False}
     report = eval_sb3.evaluate({**config, **more, "progress_bar": False})
-    assert report.summary.focus == "policy:mine@0.015" and (tmp_path / "runs/eval_mine/summary.json").is_file()
+    assert report.summary.focus == "policy:mine@0.03" and (tmp_path / "runs/eval_mine/summary.json").is_file()
 
 
 def test_a_zip_that_says_no_environment_is_told_how(tmp_path, maskable):
@@ -187,7 +187,7 @@ def test_an_evaluation_refuses_it_too():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "nearest"), [({"target_nfe": 1000}, "7.64"), ({"target_nfe": 1}, "4.19"), ({"cost_per_nfe": 5}, "0.03")]
+    ("wanted", "nearest"), [({"target_nfe": 1000}, "2.86"), ({"target_nfe": 1}, "1.58"), ({"cost_per_nfe": 5}, "0.45")]
 )
 def test_what_was_not_trained_is_warned_of_with_the_nearest_that_was(emoji_pipe, wanted, nearest):
     with pytest.warns(UserWarning, match=f"the nearest is {nearest}$"):

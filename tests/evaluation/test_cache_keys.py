@@ -176,7 +176,7 @@ def test_a_report_of_what_a_policy_was_before_is_not_what_it_is_now(tmp_path):
     (report / "evaluation.json").write_text(json.dumps({"settings": settings, "samplers": [sampler]}))
     assert read_results(policy)["rows"][0]["sampler"] == "policy:x"
     config = policy / "config.json"
-    config.write_text(config.read_text().replace('"highest_cost_per_nfe": 0.03', '"highest_cost_per_nfe": 0.04'))
+    config.write_text(config.read_text().replace('"highest_cost_per_nfe": 0.45', '"highest_cost_per_nfe": 0.46'))
     assert read_results(policy) is None
 
 
