@@ -29,6 +29,7 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import make_reward
 from addiffusion_env.samplers.traits import PARTS, ScoresUsed, Traits
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
+from addiffusion_env.scorers.utility import calibrator_of
 from addiffusion_env.seeding import stable_hash
 
 CONTROLS = ("shuffled", "no_refine")
