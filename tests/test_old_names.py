@@ -21,7 +21,7 @@ OLD = {
     "price": [0.0, 0.03],
     "landing_steps": 2,
     "check_finished": True,
-    "refine": {"preset": "again", "limit": 4, "liking": {"belief": "emoji"}},
+    "refine": {"preset": "again", "return_to": 0, "limit": 5, "liking": {"belief": "emoji"}},
     "reward": {"preset": "default", "nfe_price": 2.0, "terminal_bonus": {"belief": "emoji"}},
     "observation_keys": ["clip", "price", "tries", "belief"],
     "render_mode": "film",
@@ -79,8 +79,8 @@ def test_a_policy_file(tmp_path):
     folder.mkdir()
     config = json.loads((PRETRAINED / "emoji" / "config.json").read_text(encoding="utf-8"))
     config["environment"] |= {"price": config["environment"].pop("cost_per_nfe")}
-    config["environment"]["refine"] = {"preset": "again", "limit": 4, "liking": {"belief": "emoji"}}
-    config["environment"]["observation_keys"] = ["clip", "timestep", "quality", "price", "belief"]
+    config["environment"]["refine"] = {"preset": "again", "return_to": 0, "limit": 5, "liking": {"belief": "emoji"}}
+    config["environment"]["observation_keys"] = ["timestep", "belief", "prior", "spent", "price"]
     config["observation"] = {old("observation key", key): value for key, value in config["observation"].items()}
     config = {old("policy file entry", key): value for key, value in config.items()}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

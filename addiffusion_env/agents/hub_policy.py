@@ -53,7 +53,7 @@ class HubPolicy(
     ``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(...)`` come from huggingface_hub.
 
     >>> policy = HubPolicy.from_pretrained("emoji")
-    >>> policy.details.default_cost_per_nfe
+    >>> round(policy.details.default_cost_per_nfe, 3)
     0.03
 
     Args:

@@ -7,36 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from addiffusion_env.agents.factory import ROLLOUTS
-from addiffusion_env.engine.lane import FaultCount
-from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
+from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import unknown
-from addiffusion_env.observations import FEATURES
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.tabular.recorder import recorder_of
 from addiffusion_env.tabular.table import AttemptTable
 
 LOCAL: Mapping[str, Any] = {"kind": "local"}
 
 Images = Sequence[tuple[Prompt, int]]
 """(prompt, seed) pairs."""
-
-
-def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
-    """The recorder of an environment's process, with the denoiser's features where an observation key needs them.
-
-    Raises:
-        ConfigError: for a process that is not a table of attempts.
-    """
-    backbone, keys = load_backbone(settings), settings.keys()
-    return Recorder(
-        backbone,
-        load_scorers(backbone, settings.scorers),
-        settings.process(backbone.capabilities, backbone.name),
-        attempts,
-        halve=settings.halve_lanes,
-        faults=FaultCount(settings.max_faults),
-        features=any(FEATURES.load(key).needs_features for key in keys),
-    )
 
 
 def record_prompts(

@@ -14,7 +14,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from addiffusion_env.agents.calibrator_file import named_calibrators
 from addiffusion_env.agents.checkpoints import plain_copy, rng_state, set_rng_state
-from addiffusion_env.agents.recording import recorder_of
 from addiffusion_env.agents.tabular_training import TabularConfig, learn_on_table, record_table
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
@@ -23,6 +22,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.files import whole_file
 from addiffusion_env.tabular.fit_calibrator import fit_calibrator
 from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.recorder import recorder_of
 
 LOG_ODDS = {"centre": 0.0, "width": 2.0}
 """Terminal bonus on a calibrator's log-odds: halved, so that probabilities of .99 and .999 still differ."""

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
-from addiffusion_env.agents.recording import Images, recorder_of
 from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, RayConfig
 from addiffusion_env.distributed.task_round import Task, TaskRound
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, WorkerError
-from addiffusion_env.tabular.recorder import Recorder
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.tabular.recorder import Recorder, recorder_of
 from addiffusion_env.tabular.table import AttemptTable
+
+Images = Sequence[tuple[Prompt, int]]
+"""(prompt, seed) pairs."""
 
 
 def record_in_workers(

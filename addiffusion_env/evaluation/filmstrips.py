@@ -144,8 +144,10 @@ def filmstrip_of(
     """
     lanes = decisions.lanes_of(episode)[1:]
     actions = episode.lane.actions[-len(lanes) - 1 :]
-    previews = [preview for preview in previews_of(backbone, lanes) if preview is not None]
-    frames = tuple(png_bytes(pixels) for pixels in (*previews, episode.image.pixels()))
+    image = episode.image.pixels()
+    blank = np.full_like(image, 127)  # a further attempt that has not begun
+    previews = [blank if preview is None else preview for preview in previews_of(backbone, lanes)]
+    frames = tuple(png_bytes(pixels) for pixels in (*previews, image))
     image_scores = [*(lane.scores for lane in lanes), episode.image.scores]
     preferences = tuple(float("nan") if scores is None else float(scores.preference[0]) for scores in image_scores)
     return Filmstrip(record.uid, record.sampler, role, frames, tuple(actions), preferences, terms)

@@ -21,8 +21,9 @@ from addiffusion_env.engine.coroutines import act, early_exit_levels, finished, 
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request
 from addiffusion_env.engine.process import Action, ProcessConfig
+from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError, ResumeError
-from addiffusion_env.observations import LOG_SNR_RANGE
+from addiffusion_env.observations import FEATURES, LOG_SNR_RANGE
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 from addiffusion_env.tabular.table import AttemptTable
@@ -280,3 +281,21 @@ def check_recordable(process: ProcessConfig) -> None:
 def _scores(lane: Lane) -> ImageScores:
     assert lane.scores is not None
     return lane.scores
+
+
+def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
+    """The recorder of an environment's process, with the denoiser's features where an observation key needs them.
+
+    Raises:
+        ConfigError: for a process that is not a table of attempts.
+    """
+    backbone, keys = load_backbone(settings), settings.keys()
+    return Recorder(
+        backbone,
+        load_scorers(backbone, settings.scorers),
+        settings.process(backbone.capabilities, backbone.name),
+        attempts,
+        halve=settings.halve_lanes,
+        faults=FaultCount(settings.max_faults),
+        features=any(FEATURES.load(key).needs_features for key in keys),
+    )

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from addiffusion_env.agents.learned import PolicySampler
-from addiffusion_env.agents.recording import recorder_of
 from addiffusion_env.agents.tabular_training import greedy, make_mdp
 from addiffusion_env.config import friendly
 from addiffusion_env.envs.settings import EnvSettings, refine_config
@@ -36,6 +35,7 @@ from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.tabular.fit_calibrator import read_tables
 from addiffusion_env.tabular.outcomes import Outcomes, play_table
+from addiffusion_env.tabular.recorder import recorder_of
 from addiffusion_env.tabular.rules import RuleOutcomes, frontier, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.claims.calibration import calibration_section, calibrations

@@ -58,7 +58,7 @@ def test_the_card_says_what_was_measured_and_by_which_command(policy, tmp_path):
     assert card.data.pipeline_tag == "text-to-image" and "stable-baselines3" in card.data.tags
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     first = policy.details.results["rows"][0]
-    assert results == {name: first[name]["estimate"] for name in ("correct", "nfe", "seconds")}
+    assert results == {name: first[name]["estimate"] for name in ("correct", "nfe")}
     for words in (
         f"| {first['sampler']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
         policy.details.results["command"],

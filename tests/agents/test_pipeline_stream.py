@@ -76,7 +76,7 @@ def test_a_pipeline_of_another_class_is_refused(tmp_path):
 
 
 def test_a_policy_for_other_embeddings_is_refused(backbone):
-    with pytest.raises(ConfigError, match="trained on emoji, where 'clip' holds 256 numbers; here it holds 0"):
+    with pytest.raises(ConfigError, match="its calibrator reads text embeddings of 128 numbers; here they have 0"):
         AdaptivePipeline(backbone, "emoji", scorers=NoScorers())
 
 
@@ -173,7 +173,7 @@ def test_a_trained_policy_is_traced_with_its_probabilities():
     for decision in trace.decisions:
         assert decision.probabilities.sum() == pytest.approx(1)
         assert decision.action == decision.probabilities.argmax()
-    later = [decision for decision in trace.decisions if decision.nfe > 0]
+    later = [decision for decision in trace.decisions if decision.preview is not None]
     assert later and all(np.isfinite([decision.preference, decision.clip_score]).all() for decision in later)
     assert np.isfinite(trace.preference) and later[-1].preview.shape == (64, 64, 3)
 

@@ -185,6 +185,6 @@ def test_with_scorers_the_untrained_default_checks_its_images(emoji, scorers):
         warnings.simplefilter("error")
         pipe = AdaptivePipeline(emoji)
     assert pipe.process.check_finished and pipe.process.guidance_interval == (3.0, 7.0)
-    out = pipe(["a photo of a bus left of a bear", "a photo of a dog"], seeds=[0, 1])
-    for preference, actions in zip(out.preference, out.actions, strict=True):
-        assert preference >= 0 or actions.count(Action.REFINE) == 2
+    out = pipe(["a photo of a bus left of a bear", "a photo of a dog"], seeds=[0, 1], return_trace=True)
+    for trace, actions in zip(out.trace, out.actions, strict=True):
+        assert trace.preference >= 0 or actions.count(Action.REFINE) == 2

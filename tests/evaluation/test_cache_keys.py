@@ -144,19 +144,20 @@ def test_a_frontier_of_another_model_is_warned_of(emoji, scorers, other_emoji):
     own = {"backbone": digest_of(described(emoji)), "scorers": digest_of(described(scorers))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe._with_cost(None, 6.0)  # an older policy without an identity
+        pipe.sampler.config = replace(pipe.sampler.config, identity={})
+        pipe._with_cost(None, 2.5)  # an older policy without an identity
         pipe.sampler.config = replace(pipe.sampler.config, identity=own)
-        pipe._with_cost(None, 6.0)
+        pipe._with_cost(None, 2.5)
     moved = AdaptivePipeline(other_emoji, pipe.sampler, scorers=with_other_dino(scorers))
     with pytest.warns(UserWarning, match="measured with another backbone and scorers"):
-        moved._with_cost(None, 6.0)
+        moved._with_cost(None, 2.5)
 
 
 def test_a_policys_file_keeps_what_its_frontier_was_measured_on():
     from addiffusion_env.agents.policy_file import PRETRAINED, config_text
 
     config = load_config(PRETRAINED / "emoji")
-    assert config.identity == {}
+    assert set(config.identity) == {"backbone", "scorers"}
     kept = replace(config, identity={"backbone": "ab", "scorers": "cd"}, results=None)
     assert parse_config(json.loads(config_text(kept)), Path("x")).identity == kept.identity
 
