@@ -21,7 +21,7 @@ OLD = {
     "price": [0.0, 0.03],
     "landing_steps": 2,
     "check_finished": True,
-    "refine": {"preset": "again", "return_to": 0, "limit": 5, "liking": {"belief": "emoji"}},
+    "refine": {"preset": "again", "limit": 4, "liking": {"belief": "emoji"}},
     "reward": {"preset": "default", "nfe_price": 2.0, "terminal_bonus": {"belief": "emoji"}},
     "observation_keys": ["clip", "price", "tries", "belief"],
     "render_mode": "film",
