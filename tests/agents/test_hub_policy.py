@@ -62,9 +62,9 @@ def test_the_card_says_what_was_measured_and_by_which_command(policy, tmp_path):
     for words in (
         f"| {first['sampler']} | {shown(first['correct'])} | {first['nfe']['estimate']:.2f} |",
         policy.details.results["command"],
-        "| {:.6f} | {:.2f} |".format(*policy.details.frontier[1]),
-        "- decisions: `600064`",
-        '"decide_at"',
+        "| {:.4g} | {:.2f} |".format(*policy.details.frontier[1]),
+        f"- decisions: `{policy.details.provenance['decisions']}`",
+        '"decide_every"',
     ):
         assert words in card.text
 
