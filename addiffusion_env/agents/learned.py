@@ -29,7 +29,6 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import make_reward
 from addiffusion_env.samplers.traits import PARTS, ScoresUsed, Traits
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
-from addiffusion_env.scorers.utility import calibrator_of
 from addiffusion_env.seeding import stable_hash
 
 CONTROLS = ("shuffled", "no_refine")
@@ -167,17 +166,7 @@ class PolicySampler(SavedPolicy):
         return replace(process, refine=REFINE_PRESETS["off"]) if self.no_refine else process
 
     def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:
-        """Refuses a model whose observations have other widths than in training.
-
-        Args:
-            backbone: the model's registry name.
-            clip_dim: width of its CLIP embedding.
-            feature_dim: width of its denoiser's features; ``None`` if not known yet.
-
-        Raises:
-            ConfigError: naming what the policy was trained on.
-            CapabilityError: when it reads the features of a denoiser that has none.
-        """
+        """See :meth:`.SavedPolicy.check_fits`."""
         trained = {key: width for key, (_, width) in self.config.observation.items()}
         if feature_dim is None:
             trained = {key: width for key, width in trained.items() if not FEATURES.load(key).needs_features}
@@ -192,13 +181,9 @@ class PolicySampler(SavedPolicy):
                     if known != backbone
                     else "pass scorers= with the CLIP that it was trained with",
                 )
-        calibrator = refine_config(self.settings().refine).utility.calibrator
-        if calibrator is not None and (width := len(calibrator_of(calibrator).centre)) != clip_dim:
-            raise ConfigError(
-                f"policy {self.name!r} does not fit the {backbone} backbone: its calibrator reads text embeddings of "
-                f"{width} numbers; here they have {clip_dim}",
-                f"use it on {self.settings().backbone}, or here a policy without training: policy='fixed:20'",
-            )
+        settings = self.settings()
+        remedy = f"use it on {settings.backbone}, or here a policy without training: policy='fixed:20'"
+        self._check_calibrator(refine_config(settings.refine).utility, backbone, clip_dim, remedy)
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Makes the policy ready to decide on a backbone's lanes."""

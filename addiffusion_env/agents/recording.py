@@ -15,9 +15,6 @@ from addiffusion_env.tabular.table import AttemptTable
 
 LOCAL: Mapping[str, Any] = {"kind": "local"}
 
-Images = Sequence[tuple[Prompt, int]]
-"""(prompt, seed) pairs."""
-
 
 def record_prompts(
     prompts: Sequence[Prompt],

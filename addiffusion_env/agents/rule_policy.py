@@ -27,7 +27,6 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.errors import ConfigError
 from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import EpisodeCoroutine
@@ -132,15 +131,8 @@ class RulePolicy(SavedPolicy):
 
     def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:
         """See :meth:`.SavedPolicy.check_fits`."""
-        if not self._checked:
-            return
-        width = len(Calibrator.load(self.folder / WEIGHTS_FILE).centre)
-        if width != clip_dim:
-            raise ConfigError(
-                f"policy {self.name!r} does not fit the {backbone} backbone: it was calibrated on "
-                f"{self.settings().backbone} with text embeddings of {width} numbers; here they have {clip_dim}",
-                "calibrate this pipeline: addiffusion_env.calibrate(pipe)",
-            )
+        remedy = "calibrate this pipeline: addiffusion_env.calibrate(pipe)"
+        self._check_calibrator(self._utility, backbone, clip_dim, remedy)
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Fills in the process's defaults from the backbone."""

@@ -16,7 +16,9 @@ from addiffusion_env.backbones.identity import described
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.scorers.image_scores import ImageScorers
+from addiffusion_env.scorers.utility import Utility, calibrator_of
 
 
 class SavedPolicy(ABC):
@@ -94,6 +96,18 @@ class SavedPolicy(ABC):
             ConfigError: naming what the policy was made on.
             CapabilityError: when it reads the features of a denoiser that has none.
         """
+
+    def _check_calibrator(self, utility: Utility, backbone: str, clip_dim: int, remedy: str) -> None:
+        """The part of :meth:`check_fits` about the calibrator of a utility, if it has one."""
+        if utility.calibrator is None:
+            return
+        width = len(calibrator_of(utility.calibrator).centre)
+        if width != clip_dim:
+            raise ConfigError(
+                f"policy {self.name!r} does not fit the {backbone} backbone: its calibrator reads text embeddings of "
+                f"{width} numbers; here they have {clip_dim}",
+                remedy,
+            )
 
     @abstractmethod
     def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.scorers.utility import Calibrator, Utility
+from addiffusion_env.tabular.fit_calibrator import fit_calibrator
 from addiffusion_env.tabular.mdp import TabularMDP
 from addiffusion_env.tabular.rules import RuleOutcomes, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import NUMBERS, VECTORS, AttemptTable
@@ -22,13 +23,11 @@ MOST_DIRECTIONS = 64
 
 def fit(table: AttemptTable, rows: Sequence[int] | np.ndarray | None = None) -> Calibrator:
     """Fits a calibrator to the finished images of some rows (all by default); verdicts are not read."""
-    rows = np.arange(len(table)) if rows is None else np.asarray(rows)
-    places = [table.finish, -1] if table.starts else [table.finish]
-    prompts = len({table.prompt_ids[row] for row in rows})
+    chosen = table if rows is None else table.rows(rows)
+    prompts = len(set(chosen.prompt_ids))
     directions = min(MOST_DIRECTIONS, prompts // PROMPTS_PER_DIRECTION, table.clip_text.shape[1])
-    scores = (values[rows][:, :, places].reshape(len(rows), -1) for values in (table.preference, table.clip_score))
     # One scale of scores for all prompts: a scale of each, as for training on more prompts, would be fitted to noise.
-    return Calibrator.fit(*scores, table.clip_text[rows], directions=directions, absolute=True)
+    return fit_calibrator(chosen, directions=directions, absolute=True)
 
 
 @dataclass(frozen=True, eq=False)

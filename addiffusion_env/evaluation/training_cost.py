@@ -25,8 +25,7 @@ from addiffusion_env.evaluation.cost import (
     table_bytes,
     work_range,
 )
-from addiffusion_env.observations import FEATURES
-from addiffusion_env.observations.features import needs_preview
+from addiffusion_env.observations.features import needs_features, needs_preview
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers import make_sampler
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -57,8 +56,7 @@ def training_cost(config: Mapping[str, Any]) -> RunCost:
     tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
     if tabular is not None:
         one = recording_work(backbone, process, tabular.attempts)
-        keys = settings.keys()
-        features = any(FEATURES.load(key).needs_features for key in keys)
+        features = needs_features(settings.keys())
         width = scorers.clip_dim + scorers.dino_dim + (backbone.capabilities.feature_dim or 0) * features + len(NUMBERS)
         bytes_each = table_bytes(process, tabular.attempts, width)
         stages.append(Stage.known("record", one.times(tabular.images), disk=bytes_each * tabular.images))

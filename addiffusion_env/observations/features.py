@@ -292,6 +292,15 @@ def needs_preview(keys: Sequence[str]) -> bool:
     return any(feature.needs_preview for feature in features_of(keys).values())
 
 
+def needs_features(keys: Sequence[str]) -> bool:
+    """Whether an observation of these keys needs the denoiser's features.
+
+    >>> needs_features(["timestep", "quality"]), needs_features(OBSERVATION_PRESETS["denoiser"])
+    (False, True)
+    """
+    return any(feature.needs_features for feature in features_of(keys).values())
+
+
 def parts_shown(keys: Sequence[str], utility: Sequence[str]) -> tuple[str, ...]:
     """The scorers on which an observation of these keys depends, by their part in :class:`.ImageScorers`.
 

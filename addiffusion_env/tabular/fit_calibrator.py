@@ -24,10 +24,7 @@ SETTINGS = ("directions", "ridge", "rounds", "absolute")
 
 
 def fit_calibrator(table: AttemptTable, **settings: Any) -> Calibrator:
-    """Fits a calibrator to the finished images of every attempt of every prompt.
-
-    These are the images at the end of the schedule, and those of an early exit before the first evaluation where every
-    attempt may begin with one. Early exits from later steps repeat most of an image and are left out.
+    """Fits a calibrator to the finished images of every attempt, at :attr:`.AttemptTable.finished_places`.
 
     Args:
         table: the attempts.
@@ -36,8 +33,8 @@ def fit_calibrator(table: AttemptTable, **settings: Any) -> Calibrator:
     Raises:
         ConfigError: for fewer prompts than directions.
     """
-    places = [table.finish, -1] if table.starts else [table.finish]
-    scores = (values[:, :, places].reshape(len(table), -1) for values in (table.preference, table.clip_score))
+    at = table.finished_places
+    scores = (values[:, :, at].reshape(len(table), -1) for values in (table.preference, table.clip_score))
     return Calibrator.fit(*scores, table.clip_text, **settings)
 
 

@@ -23,7 +23,8 @@ from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError, ResumeError
-from addiffusion_env.observations import FEATURES, LOG_SNR_RANGE
+from addiffusion_env.observations import LOG_SNR_RANGE
+from addiffusion_env.observations.features import needs_features
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
 from addiffusion_env.tabular.table import AttemptTable
@@ -289,7 +290,7 @@ def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
     Raises:
         ConfigError: for a process that is not a table of attempts.
     """
-    backbone, keys = load_backbone(settings), settings.keys()
+    backbone = load_backbone(settings)
     return Recorder(
         backbone,
         load_scorers(backbone, settings.scorers),
@@ -297,5 +298,5 @@ def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:
         attempts,
         halve=settings.halve_lanes,
         faults=FaultCount(settings.max_faults),
-        features=any(FEATURES.load(key).needs_features for key in keys),
+        features=needs_features(settings.keys()),
     )

@@ -98,6 +98,15 @@ class AttemptTable:
         """Whether every attempt begins before the first evaluation, and not the first one alone."""
         return bool(np.isfinite(self.nfe[:, 1:, -1]).all())
 
+    @property
+    def finished_places(self) -> tuple[int, ...]:
+        """The places of finished images that differ.
+
+        They are the end of the schedule and, where every attempt has one, the early exit before the first evaluation.
+        Early exits from later steps repeat most of an image.
+        """
+        return (self.finish, self.nfe.shape[2] - 1) if self.starts else (self.finish,)
+
     def observer(self, keys: Sequence[str]) -> Observer:
         """The observer of these keys for the table.
 

@@ -43,9 +43,8 @@ class Calibration:
 def calibrations(table: AttemptTable, utility: Utility) -> list[Calibration]:
     """Measures every place of finished images; the table must hold verdicts."""
     found, odds = [], utility(table.preference, table.clip_score, table.clip_text)
-    places = [table.finish, -1] if table.starts else [table.finish]
     names = ("end of the schedule", "early exit before the first evaluation")
-    for name, place in zip(names, places, strict=False):
+    for name, place in zip(names, table.finished_places, strict=False):
         said, verdict = 1 / (1 + np.exp(-odds[:, :, place])), table.correct[:, :, place]
         found.append(_measured(name, said, verdict))
     return found
