@@ -20,7 +20,7 @@ from addiffusion_env.agents.tabular_training import (
     measured_frontier,
     record_table,
 )
-from addiffusion_env.agents.training import make_model
+from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.prompts.emoji_grammar import parse, split_of
 from addiffusion_env.tabular.table import AttemptTable
