@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         algorithm_settings,
         check_algorithm,
         check_group,
-        check_table,
         log_interval,
+        table_settings,
     )
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.factory import make_rollouts, total_lanes
@@ -75,7 +76,7 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     check_group(algorithm, overrides)
     tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
     if tabular is not None:
-        check_table(algorithm)
+        tabular = replace(tabular, ppo=table_settings(algorithm, chosen, tabular.ppo))
         check_algorithm(algorithm, tabular.ppo)
     resume = wants_resume(config["resume"])
     folder = run_folder(config["run_dir"])

@@ -1,7 +1,7 @@
 """The algorithms of a training: any class of Stable-Baselines3 or sb3-contrib that takes discrete actions, or your own.
 
-``algorithm=dqn``, ``DQN``, ``recurrent_ppo``, ``RecurrentPPO`` or ``my_module.MyAlgorithm``. The policy is this project's
-where the class admits it, otherwise its ``MultiInput`` policy with :class:`.KeyProjection` in front.
+``algorithm=dqn``, ``DQN``, ``recurrent_ppo``, ``RecurrentPPO`` or ``my_module.MyAlgorithm``. The policy is this
+project's where the class admits it, otherwise its ``MultiInput`` policy with :class:`.KeyProjection` in front.
 """
 
 from __future__ import annotations
@@ -159,17 +159,31 @@ def check_group(name: str, overrides: Iterable[str]) -> None:
             )
 
 
-def check_table(name: str) -> None:
-    """Checks that an algorithm can learn on a table of attempts.
+def table_settings(name: str, chosen: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the algorithm on a table: those of ``tabular.ppo``, with the network of the live agent.
+
+    Args:
+        name: of the algorithm.
+        chosen: keyword arguments of the live agent, which takes the weights over.
+        table: those of ``tabular.ppo``.
 
     Raises:
-        ConfigError: for any but PPO and MaskablePPO, with what to set.
+        ConfigError: for an algorithm that does not learn on a table, or another network than the live agent's.
     """
     if not issubclass(find_algorithm(name), TABLE_FAMILY):
         raise ConfigError(
             f"tabular: on a table of attempts only PPO and MaskablePPO learn, and algorithm={name}",
             "tabular=null total_timesteps=20000 learns on the live environment alone; or algorithm=maskable_ppo",
         )
+    network = {key: chosen[key] for key in ("policy", "policy_kwargs") if key in chosen}
+    for key in ("policy", "policy_kwargs"):
+        if key in table and table[key] != network.get(key):
+            raise ConfigError(
+                f"tabular.ppo.{key} is {table[key]!r:.100}, and the agent that takes its weights over has "
+                f"{network.get(key)!r:.100}",
+                f"give it once: 'algorithm_kwargs={{{key}: ...}}'",
+            )
+    return {**table, **network}
 
 
 def check_algorithm(name: str, settings: Mapping[str, Any]) -> None:

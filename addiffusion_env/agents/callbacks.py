@@ -20,7 +20,6 @@ from addiffusion_env.agents.figures import image_grid, timelines
 from addiffusion_env.engine.process import Action
 from addiffusion_env.errors import RunFolderError
 
-
 PICTURES_EVERY = 256
 """Decisions between two grids of images in TensorBoard, where a rollout is shorter: DQN's takes a few."""
 

@@ -99,13 +99,17 @@ def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any], step: int) 
 def buffer_state(buffer: ReplayBuffer) -> dict[str, Any]:
     """The transitions in a replay buffer as tensors, which share its memory: to be written, not kept."""
     filled = buffer.size()
-    parts = {name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray | dict)}
-    return {
-        name: {key: torch.from_numpy(array[:filled]) for key, array in value.items()}
-        if isinstance(value, dict)
-        else torch.from_numpy(value[:filled])
-        for name, value in parts.items()
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array[:filled])
+
+    made: dict[str, Any] = {
+        name: tensor(value) for name, value in vars(buffer).items() if isinstance(value, np.ndarray)
     }
+    for name, value in vars(buffer).items():
+        if isinstance(value, dict) and all(isinstance(item, np.ndarray) for item in value.values()):
+            made[name] = {key: tensor(item) for key, item in value.items()}
+    return made
 
 
 def load_buffer_state(buffer: ReplayBuffer, state: Mapping[str, Any], place: int, full: bool) -> None:

@@ -112,8 +112,8 @@ class HubPolicy(
         ours, theirs = ({key: value.shape for key, value in one.state_dict().items()} for one in (self.network, again))
         if ours != theirs:
             raise ConfigError(
-                f"a {type(self.network).__name__} cannot be saved whose class or policy_kwargs cannot be written as text",
-                "define its classes at the top of modules, give numbers, texts and lists, or keep the model's own save()",
+                f"a {type(self.network).__name__} cannot be saved: its class or policy_kwargs have no written form",
+                "define its classes at the top of modules and give numbers, texts and lists, or use the model's save()",
             )
 
     def _save_pretrained(self, save_directory: Path) -> None:

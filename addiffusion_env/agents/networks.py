@@ -1,7 +1,7 @@
 """Networks of Stable-Baselines3's policies: in plain values, built again without unpickling, asked for decisions.
 
-A policy of any class is described by the class's name and its ``policy_kwargs``. Building one from a description imports
-no module but those of :data:`LIBRARIES`: the class of a plugin must be imported already.
+A policy of any class is described by the class's name and its ``policy_kwargs``. Building one from a description
+imports no module but those of :data:`LIBRARIES`: the class of a plugin must be imported already.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from addiffusion_env.agents.algorithms import default_policy, find_algorithm
@@ -88,7 +88,8 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
         trust: whether the zip may be unpickled, which can run any code.
 
     Raises:
-        ConfigError: without ``trust`` or without an environment.
+        ConfigError: without an environment, or for a policy with other observations than the environments here.
+        UntrustedFileError: without ``trust``.
         WeightsError: for a file that is missing, damaged or not an SB3 zip.
     """
     path = Path(path)
@@ -105,6 +106,7 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     if not (isinstance(kind, type) and issubclass(kind, BasePolicy)):
         raise WeightsError(f"{path} holds no policy of Stable-Baselines3, its class is {kind}", "save the model again")
     assert data is not None
+    _check_space(kind.__name__, data["observation_space"])
     config = _details(path, data, details, environment)
     made: dict[str, Any] = dict(data.get("policy_kwargs") or {})
     try:
@@ -128,11 +130,7 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
     if model.get_vec_normalize_env() is not None:
         raise ConfigError(f"the {kind} model reads observations through VecNormalize", "train it without")
     space, env = model.observation_space, model.get_env()
-    if not isinstance(space, spaces.Dict) or not set(space.spaces) <= set(FEATURES):
-        raise ConfigError(
-            f"the {kind} model was trained on observations that no environment here has, a {type(space).__name__}",
-            "train it on an AdDiffusion environment",
-        )
+    _check_space(kind, space)
     if env is None:
         raise ConfigError(
             f"the {kind} model does not say which environment it was trained on", f"{kind}.load(path, env=env) does"
@@ -140,7 +138,17 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
     environment = _plain(env.get_attr("settings", [0])[0])
     network.set_training_mode(False)
     data = {"observation_space": space, "num_timesteps": model.num_timesteps}
-    return HubPolicy(network, _described(environment, data, *_network(type(network), model.policy_kwargs), {"algorithm": kind}))
+    return HubPolicy(
+        network, _described(environment, data, *_network(type(network), model.policy_kwargs), {"algorithm": kind})
+    )
+
+
+def _check_space(name: str, space: spaces.Space) -> None:
+    if not isinstance(space, spaces.Dict) or not set(space.spaces) <= set(FEATURES):
+        raise ConfigError(
+            f"the {name} model was trained on observations that no environment here has, a {type(space).__name__}",
+            "train it on an AdDiffusion environment",
+        )
 
 
 def _network(kind: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[int]]]:
@@ -165,9 +173,7 @@ def _plain(settings: EnvSettings) -> dict[str, Any]:
     return {**changed, "backbone": backbone.name if isinstance(backbone, Backbone) else backbone}
 
 
-def _details(
-    path: Path, data: Mapping[str, Any], details: Any, environment: Mapping[str, Any] | None
-) -> PolicyConfig:
+def _details(path: Path, data: Mapping[str, Any], details: Any, environment: Mapping[str, Any] | None) -> PolicyConfig:
     if details is not None and environment is None:
         return parse_config(details, _calibrator_folder(path))
     if environment is None:

@@ -261,7 +261,7 @@ def learn_on_table(
         mdp: the decision process on the recorded table.
         settings: of the environment.
         tabular: training settings.
-        algorithm: name of one that :func:`.check_table` accepts.
+        algorithm: name of one that :func:`.table_settings` accepts.
         seed: of the networks and of the draws.
         folder: TensorBoard files go to ``tensorboard/table`` in it, the monitored values to ``table.json``; ``None``
             for neither.

@@ -186,6 +186,7 @@ class Remembered(int):
     memory: Any
 
     def __new__(cls, action: int, memory: Any) -> Remembered:
+        """An action and the memory after it."""
         made = super().__new__(cls, action)
         made.memory = memory
         return made
