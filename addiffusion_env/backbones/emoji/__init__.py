@@ -240,6 +240,7 @@ class EmojiBackbone(StableDiffusionBackbone):
         judges=("emoji_detector",),
         world="emoji",
         embedded=True,
+        policy="emoji_rule",
         guide="addiffusion_env.backbones.emoji.guide:EmojiGuide",
     )
 
