@@ -29,6 +29,7 @@ from addiffusion_env.engine.lane import (
     Finish,
     GeneratedImage,
     Outcome,
+    Remembered,
     Request,
     ScorePreview,
     open_lanes,
@@ -307,7 +308,7 @@ class Engine:
         requests: list[Any] = [task.waiting for task in tasks]
         actions = self.decider(requests)
         for task, action in zip(tasks, actions, strict=True):
-            task.resume(int(action))
+            task.resume(action if isinstance(action, Remembered) else int(action))
 
     def _evaluate(self, tasks: Sequence[Task], room: int, queued: bool) -> None:
         self.counters.busy += len(tasks)

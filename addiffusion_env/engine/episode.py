@@ -39,10 +39,10 @@ def play(
         looks: whether the policy needs scored previews; without them their cost is saved.
     """
     lane = yield Begin(process, prompt, seed)
-    before = None
+    before = memory = None
     image: GeneratedImage | None = None
     while image is None:
-        action = yield Decide(lane, before)
-        before = lane.scores
-        lane, image = yield from env_step(backbone, process, lane, action, looks)
+        action = yield Decide(lane, before, memory)
+        before, memory = lane.scores, getattr(action, "memory", None)
+        lane, image = yield from env_step(backbone, process, lane, int(action), looks)
     return Episode(lane, image)

@@ -163,15 +163,33 @@ def to_pixels(image: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decide:
-    """Request for the policy's action; answered by an ``int``.
+    """Request for the policy's action; answered by an ``int``, or :class:`Remembered`.
 
     Attributes:
         lane: the waiting lane (:class:`addiffusion_env.engine.lane.Lane`) with its current scores.
         before: its scores at the previous decision, or ``None``.
+        memory: what a policy with a memory returned with its previous action in this episode, or ``None``.
     """
 
     lane: Any
     before: ImageScores | None
+    memory: Any = None
+
+
+class Remembered(int):
+    """An action of a policy with a memory, such as the state of an LSTM, which the next :class:`Decide` carries.
+
+    Attributes:
+        memory: the state after the decision; never changed.
+    """
+
+    memory: Any
+
+    def __new__(cls, action: int, memory: Any) -> Remembered:
+        """An action and the memory after it."""
+        made = super().__new__(cls, action)
+        made.memory = memory
+        return made
 
 
 Request: TypeAlias = Begin | Evaluate | ScorePreview | Finish | Decide

@@ -134,20 +134,21 @@ class Studio:
         backbone.encode([prompt.text])  # cached, so that it does not count in any sampler's time
         lane, take = open_lane(backbone, process, prompt, seed), Take(name)
         before: ImageScores | None = None
+        memory: Any = None
         image: GeneratedImage | None = None
         decisions = 0
         while image is None:
             began = time.perf_counter()
-            request = Decide(lane, before)
+            request = Decide(lane, before, memory)
             [action] = sampler.decide([request])
             deciding = time.perf_counter() - began
             if sampler.needs_preview or decisions * MOST_MOMENTS % process.steps < MOST_MOMENTS:
                 moment = self._moment(sampler, request, action)
                 take = replace(take, moments=(*take.moments, moment), nfe=lane.nfe)
                 yield take
-            before, decisions = lane.scores, decisions + 1
+            before, memory, decisions = lane.scores, getattr(action, "memory", None), decisions + 1
             began = time.perf_counter()
-            [(lane, image)] = engine.run([env_step(backbone, process, lane, action, sampler.needs_preview)])
+            [(lane, image)] = engine.run([env_step(backbone, process, lane, int(action), sampler.needs_preview)])
             take = replace(take, seconds=take.seconds + deciding + time.perf_counter() - began, nfe=lane.nfe)
         yield self._finished(take, prompt, image)
 
