@@ -47,6 +47,21 @@ class Decisions(EpisodeObserver):
         return [request.lane for request in self.requests if request.lane.seed == episode.lane.seed]
 
 
+class LastDecision(EpisodeObserver):
+    """Keeps the last decision of each attempt; those before it are dropped, with the tensors of their lanes."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Decide] = {}
+
+    def decided(self, request: Decide, action: int) -> None:
+        """Records the decision."""
+        self.requests[request.lane.seed] = request
+
+    def of(self, episode: Episode) -> Decide | None:
+        """The last decision of the attempt that was kept; ``None`` where nothing was decided."""
+        return self.requests.get(episode.lane.seed)
+
+
 def observed(
     coroutine: Generator[Request, Any, Episode], observers: Sequence[EpisodeObserver]
 ) -> Generator[Request, Any, Episode]:
