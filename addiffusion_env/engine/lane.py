@@ -256,6 +256,11 @@ class Lane:
         return len(self.rest) - 1
 
     @property
+    def preview_step(self) -> int:
+        """The step of the schedule that the scored preview is of; 0 where the scores are a finished image's."""
+        return self.step if self.remaining else 0
+
+    @property
     def refine_mask(self) -> np.ndarray | None:
         """(h, w) in [0, 1] at the latents' resolution: the region that the last action regenerated.
 

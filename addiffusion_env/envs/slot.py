@@ -160,7 +160,7 @@ class Framer:
             budget=np.array([lane.nfe for lane in lanes]) / self.max_nfe,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, self.process.refine.limit),
             cost_per_nfe=np.array(costs_per_nfe) / max(self.highest_cost_per_nfe, 1e-12),
-            utility=now.liked(utility),
+            utility=now.liked(utility, np.array([lane.preview_step for lane in lanes])),
             best_utility=best.liked(utility),
             has_best=best.known.astype(np.float64),
             evidence=np.stack([no_evidence if lane.evidence is None else lane.evidence for lane in lanes]),
