@@ -222,7 +222,7 @@ class PolicySampler(SavedPolicy):
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane."""
         probabilities, legal = self._distribution(requests)
-        return [int(action) for action in np.where(legal, probabilities, -1.0).argmax(1)]
+        return np.where(legal, probabilities, -1.0).argmax(1).tolist()
 
     def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:
         """(B, 3) the policy's probability of each action, in [0, 1]; illegal ones are 0, the others sum to 1."""
@@ -253,7 +253,7 @@ class PolicySampler(SavedPolicy):
         tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
         probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         allowed = self.process(self._process)
-        return probabilities, np.stack([legal_actions(request.lane, allowed) for request in requests])
+        return probabilities, legal_actions([request.lane for request in requests], allowed)
 
 
 def load_sampler(folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> SavedPolicy:

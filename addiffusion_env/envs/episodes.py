@@ -227,12 +227,12 @@ class Episodes:
         self, indices: Sequence[int], slots: Sequence[Slot], numbers: Sequence[int]
     ) -> tuple[list[int], list[bool]]:
         chosen, refused = [], []
-        for index, slot, value in zip(indices, slots, numbers, strict=True):
+        masks = legal_actions([slot.lane for slot in slots], self.process).tolist()
+        for index, slot, value, legal in zip(indices, slots, numbers, masks, strict=True):
             if value not in (0, 1, 2):
                 raise IllegalActionError(
                     f"lane {index}: action {value} is none of 0, 1, 2", "0 is continue, 1 stop, 2 refine"
                 )
-            legal = legal_actions(slot.lane, self.process)
             masked = not legal[value]
             if masked and self.settings.strict:
                 raise IllegalActionError(
@@ -333,7 +333,7 @@ class Episodes:
 
     def action_masks(self) -> np.ndarray:
         """(B, 3) bool: legal actions of each lane."""
-        return np.stack([legal_actions(self._known(index).lane, self.process) for index in range(len(self.slots))])
+        return legal_actions([self._known(index).lane for index in range(len(self.slots))], self.process)
 
     def lane(self, index: int) -> Lane:
         """The current state of lane ``index``.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.backbones.base import Capabilities
+from addiffusion_env.engine.lane import pixels_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.slot import Slot
 from addiffusion_env.scorers.utility import ImageScoresBatch
@@ -73,10 +74,10 @@ class InfoMaker:
         scores = ImageScoresBatch.of([lane.scores for lane in lanes])
         traces = np.full((count, self.longest), -1, dtype=np.int8)
         images = np.zeros((count, *self.image_size, 3), np.uint8)
-        for row, (slot, lane) in enumerate(zip(slots, lanes, strict=True)):
+        for row, lane in enumerate(lanes):
             traces[row, : len(lane.actions)] = lane.actions
-            if slot.image is not None:
-                images[row] = slot.image.pixels()
+        if finished := {row: slot.image for row, slot in enumerate(slots) if slot.image is not None}:
+            images[list(finished)] = pixels_of(list(finished.values()))
         nothing = [0.0] * count
         columns: dict[str, Any] = {
             "prompt": [lane.prompt.text for lane in lanes],
