@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -67,8 +67,7 @@ class FaultCount:
         return Fault(error)
 
 
-@dataclass(frozen=True)
-class Begin:
+class Begin(NamedTuple):
     """Request to start an image from pure noise; answered by a :class:`Lane`. Prompts are encoded in batches."""
 
     process: ProcessConfig
@@ -76,8 +75,7 @@ class Begin:
     seed: int
 
 
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(NamedTuple):
     """Request to evaluate the denoiser for one lane and take a solver step.
 
     Attributes:
@@ -101,8 +99,7 @@ class Evaluate:
     before: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer to :class:`Evaluate`; every tensor is a batch of one.
 
     Attributes:
@@ -122,16 +119,14 @@ class Outcome:
     change: float = 0.0
 
 
-@dataclass(frozen=True)
-class ScorePreview:
+class ScorePreview(NamedTuple):
     """Request to decode and score a cheap preview of clean latents (1, C, H, W); answered by :class:`ImageScores`."""
 
     x0: Tensor
     prompt: Prompt
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(NamedTuple):
     """Request to fully decode and score denoised latents (1, C, H, W); answered by :class:`GeneratedImage`."""
 
     x: Tensor
@@ -156,13 +151,23 @@ class GeneratedImage:
         return to_pixels(self.tensor)
 
 
+CONVERTED_AT_ONCE = 16
+"""Images that are converted to pixels together: one transfer from the device for all of them."""
+
+
+def pixels_of(images: Sequence[GeneratedImage]) -> np.ndarray:
+    """(B, H, W, 3) uint8 of finished images of one size, at least one."""
+    tensors = [image.tensor for image in images]
+    parts = (tensors[at : at + CONVERTED_AT_ONCE] for at in range(0, len(tensors), CONVERTED_AT_ONCE))
+    return np.concatenate([to_pixels(torch.stack(part)) for part in parts])
+
+
 def to_pixels(image: Tensor) -> np.ndarray:
     """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8."""
     return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Decide:
+class Decide(NamedTuple):
     """Request for the policy's action; answered by an ``int``, or :class:`Remembered`.
 
     Attributes:
