@@ -5,7 +5,7 @@ python benchmarks/images_per_second.py --against /tmp/before
 
 Each checkout runs its own code and its own policy, in a process of its own. They alternate in chunks of prompts, the
 order reversed every time, so that load on the machine slows both. Seconds are processor time of the whole call:
-prompts, policy, scores and final decode; loading is not counted. All images are judged by this checkout's emoji detector.
+prompts, policy, scores and final decode; loading is not counted. All images are judged by this checkout's detector.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine import Counters
+from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import (
     LANE_ERRORS,
     Begin,
@@ -28,7 +29,6 @@ from addiffusion_env.engine.lane import (
     Evaluate,
     FaultCount,
     Finish,
-    GeneratedImage,
     Outcome,
     Remembered,
     Request,

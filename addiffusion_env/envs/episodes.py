@@ -16,7 +16,8 @@ import numpy as np
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request, open_lanes, to_pixels
+from addiffusion_env.engine.images import GeneratedImage, to_pixels
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.infos import Columns, InfoMaker, info_of
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers

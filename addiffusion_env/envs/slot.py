@@ -15,16 +15,8 @@ from gymnasium.vector.utils import batch_space
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.lane import (
-    Fault,
-    GeneratedImage,
-    Lane,
-    image_state,
-    restore_image,
-    restore_lane,
-    restore_scores,
-    scores_state,
-)
+from addiffusion_env.engine.images import GeneratedImage, image_state, restore_image, restore_scores, scores_state
+from addiffusion_env.engine.lane import Fault, Lane, restore_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, IllegalActionError
 from addiffusion_env.observations import LOG_SNR_RANGE, Frame

@@ -15,7 +15,8 @@ from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import Traits as ModelTraits
 from addiffusion_env.engine.coroutines import env_step
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Decide, GeneratedImage, Lane, open_lane, to_pixels
+from addiffusion_env.engine.images import GeneratedImage, to_pixels
+from addiffusion_env.engine.lane import Decide, Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
