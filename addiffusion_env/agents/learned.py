@@ -222,9 +222,9 @@ class PolicySampler(SavedPolicy):
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane, with the memory that its next decision is to carry."""
         probabilities, legal, memories = self._distribution(requests)
-        actions = np.where(legal, probabilities, -1.0).argmax(1)
+        actions = np.where(legal, probabilities, -1.0).argmax(1).tolist()
         return [
-            int(action) if memory is None else Remembered(int(action), memory)
+            action if memory is None else Remembered(action, memory)
             for action, memory in zip(actions, memories, strict=True)
         ]
 
@@ -254,7 +254,7 @@ class PolicySampler(SavedPolicy):
         frame = shown([request.lane for request in requests], [request.before for request in requests])
         observation = self._observer.observe(frame)
         allowed = self.process(self._process)
-        legal = np.stack([legal_actions(request.lane, allowed) for request in requests])
+        legal = legal_actions([request.lane for request in requests], allowed)
         before = [request.memory for request in requests]
         probabilities, memories = action_probabilities(self.policy, observation, legal, before)
         return probabilities, legal, memories

@@ -8,7 +8,8 @@ from typing import Any
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import env_step
-from addiffusion_env.engine.lane import Begin, Decide, GeneratedImage, Lane, Request
+from addiffusion_env.engine.images import GeneratedImage
+from addiffusion_env.engine.lane import Begin, Decide, Lane, Request
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
 
