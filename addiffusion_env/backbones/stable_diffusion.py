@@ -221,4 +221,5 @@ class StableDiffusionBackbone(Backbone):
 
 def run_decoder(decoder: Any, x: Tensor) -> Tensor:
     """Calls a diffusers autoencoder: (B, C, h, w) -> (B, 3, H, W) float32."""
-    return decoder.decode(x.to(decoder.dtype), return_dict=False)[0].float()
+    # diffusers' own ``dtype`` visits every layer.
+    return decoder.decode(x.to(next(decoder.parameters()).dtype), return_dict=False)[0].float()
