@@ -208,7 +208,8 @@ class StableDiffusionBackbone(Backbone):
         height, width = self.capabilities.image_size
         chunk = max(1, DECODE_PIXELS // (height * width))
         scaled = x0 / self.vae.config.scaling_factor
-        return torch.cat([run_decoder(self.vae, part).clamp(-1, 1) for part in scaled.split(chunk)])
+        parts = [run_decoder(self.vae, part).clamp(-1, 1) for part in scaled.split(chunk)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:
