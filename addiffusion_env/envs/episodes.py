@@ -193,11 +193,10 @@ class Episodes:
         after = self._with_references([slot.after_step(result) for slot, result in zip(before, results, strict=True)])
         after, reward, terms = self._rewards(running, before, after, chosen)
         action, illegal = [-1] * len(lanes), [False] * len(lanes)
-        for index, slot in zip(ended, fresh, strict=True):
-            self.slots[index] = slot
         for row, index in enumerate(running):
-            self.slots[index], action[index], illegal[index] = after[row], chosen[row], refused[row]
-        slots = [self._known(index) for index in lanes]
+            action[index], illegal[index] = chosen[row], refused[row]
+        by_lane = {**dict(zip(ended, fresh, strict=True)), **dict(zip(running, after, strict=True))}
+        self.slots[:] = slots = [by_lane[index] for index in lanes]
         infos = self.infos.columns(slots, action, illegal, terms)
         terminated = np.array([slot.image is not None for slot in slots])
         truncated = np.array([self._cut(slot) for slot in slots]) & ~terminated
@@ -278,10 +277,11 @@ class Episodes:
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
         keys = [_key(slot.lane) if slot.image is not None else None for slot in after]
+        now = ImageScoresBatch.of([slot.lane.scores for slot in after])
         return Transition.of(
             ImageScoresBatch.of([slot.lane.scores for slot in before]),
-            ImageScoresBatch.of([slot.lane.scores for slot in after]),
-            clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
+            now,
+            clip_text=now.clip_text(self.scorers.clip, [slot.lane.prompt for slot in after]),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             cost_per_nfe=np.array([slot.cost_per_nfe for slot in after]),
             action=np.array(actions),
@@ -316,8 +316,8 @@ class Episodes:
             for slot in slots
         ]
 
-    def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, GeneratedImage]:
-        fresh = yield Begin(process, lane.prompt, lane.seed)
+    def _reference_run(self, process: Any, fresh: Lane) -> Generator[Request, Any, GeneratedImage]:
+        fresh = yield Begin(process, fresh.prompt, fresh.seed)
         while fresh.remaining:
             fresh = yield from advance(process, fresh)
         return (yield from finished(fresh))
