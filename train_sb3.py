@@ -151,7 +151,7 @@ def main(config: DictConfig) -> float:
     if plain["plan"]:
         from addiffusion_env.evaluation.training_cost import training_cost
 
-        print(training_cost(plain).table())
+        print(training_cost(with_plugins(plain)).table())
         return 0.0
     folder, score = train(plain, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
     if plain["report"] is not None:

@@ -23,6 +23,9 @@ LABELS = {
     "env/quality": "preference of an image",
     "env/refine_fraction": "share of decisions: refine",
     "env/stop_fraction": "share of decisions: stop",
+    "table/nfe": "NFE of an image, greedy",
+    "table/preference": "preference of an image, greedy",
+    "table/regret_to_oracle": "regret to the oracle, greedy",
 }
 """Tag -> label of its axis; other tags are their own labels."""
 
@@ -31,6 +34,8 @@ TAGS = ("rollout/ep_rew_mean", "env/nfe", "env/quality")
 
 def read_curve(run: Path, tag: str) -> tuple[np.ndarray, np.ndarray]:
     """(N,) decisions and (N,) values of a scalar, by decisions; of a resumed run, from all its files.
+
+    A scalar of the live environment is preferred to one of the table, where a run has both.
 
     Args:
         run: folder of a run.
@@ -42,17 +47,16 @@ def read_curve(run: Path, tag: str) -> tuple[np.ndarray, np.ndarray]:
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    files = sorted((run / "tensorboard").glob("events.*"))
-    if not files:
+    folder, found, known = run / "tensorboard", dict[int, float](), set[str]()
+    if not any(folder.rglob("events.*")):
         raise RunFolderError(f"{run} has no TensorBoard files", "name the folder of a run: runs/dqn")
-    found: dict[int, float] = {}
-    known: set[str] = set()
-    for file in files:
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
-        events.Reload()
-        known.update(events.Tags()["scalars"])
-        if tag in events.Tags()["scalars"]:
-            found.update((event.step, event.value) for event in events.Scalars(tag))
+    for stage in (folder, folder / "table"):
+        for file in [] if found else sorted(stage.glob("events.*")):
+            events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+            events.Reload()
+            known.update(events.Tags()["scalars"])
+            if tag in events.Tags()["scalars"]:
+                found.update((event.step, event.value) for event in events.Scalars(tag))
     if not found:
         raise unknown(f"scalar of {run}", tag, known)
     steps = sorted(found)

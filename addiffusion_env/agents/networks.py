@@ -154,12 +154,13 @@ def action_probabilities(
         return _probs(found), [tuple(lanes[:, :, row]) for row in range(len(memories))]
     if hasattr(policy, "get_distribution"):
         return _probs(policy.get_distribution(tensors)), memories
+    network: Any = policy  # whose networks are modules: torch declares their attributes as tensors, too
     if isinstance(policy, DQNPolicy):
-        values = policy.q_net(tensors)
+        values = network.q_net(tensors)
     elif isinstance(policy, QRDQNPolicy):
-        values = policy.quantile_net(tensors).mean(dim=1)
+        values = network.quantile_net(tensors).mean(dim=1)
     else:  # a class of its own: the action alone is known, in place of an illegal one the first legal one
-        values = torch.nn.functional.one_hot(policy._predict(tensors, deterministic=True).long().flatten(), 3).float()
+        values = torch.nn.functional.one_hot(network._predict(tensors, deterministic=True).long().flatten(), 3).float()
     chosen = np.where(legal, values.cpu().numpy(), -np.inf).argmax(1)
     return np.eye(3)[chosen], memories
 

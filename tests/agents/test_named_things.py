@@ -11,6 +11,7 @@ from addiffusion_env.agents import pipeline
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy
+from addiffusion_env.agents.networks import action_probabilities
 from addiffusion_env.agents.policy import KeyProjection, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.backbones import BACKBONES
@@ -156,7 +157,7 @@ def test_a_model_whose_network_has_no_name_decides_and_is_not_saved(vec_env, tmp
         pipe.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [DQN, RecurrentPPO])
+@pytest.mark.parametrize("kind", [pytest.param(DQN, marks=pytest.mark.slow), RecurrentPPO])
 def test_a_value_network_and_one_with_a_memory_are_policies(kind, vec_env, tmp_path):
     """In memory, saved as plain files, and as a zip; however many images are drawn at once."""
     settings = {"buffer_size": 8, "device": "cpu", "seed": 0} if kind is DQN else SHORT
@@ -174,14 +175,12 @@ def test_a_value_network_and_one_with_a_memory_are_policies(kind, vec_env, tmp_p
     assert AdaptivePipeline.from_pretrained(path, trust=True)(prompts).actions == wanted.actions
     alone = AdDiffusionEnv(**PROCESS)
     observation, _ = alone.reset(seed=0, options={"prompt": DOG[0], "seed": 0, "cost_per_nfe": 0.01})
-    state, start, done, taken = None, np.ones(1, bool), False, []
+    memories, done, taken = [None], False, []
     while not done:
-        action, state = model.predict(observation, state, start, deterministic=True)
-        legal = alone.action_masks()
-        assert legal[int(action)], "choose a seed at which it asks for legal actions only"
-        taken.append(int(action))
-        observation, _, done, _, _ = alone.step(int(action))
-        start = np.zeros(1, bool)
+        seen, legal = {key: value[None] for key, value in observation.items()}, alone.action_masks()[None]
+        chances, memories = action_probabilities(model.policy, seen, legal, memories)
+        taken.append(int(np.where(legal, chances, -1).argmax()))
+        observation, _, done, _, _ = alone.step(taken[-1])
     assert pipe(DOG, seeds=0, cost_per_nfe=0.01).actions[0] == taken
 
 
