@@ -24,7 +24,7 @@ class TrainingConfig(Settings):
         resume: ``"auto"`` or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
         device: of the policy network.
-        algorithm: key of :data:`.ALGORITHMS`.
+        algorithm: see :func:`.find_algorithm`.
         vec_env: see :func:`.make_vec_env`.
         lanes: number of parallel episodes, or ``"auto"``.
         max_faults: number of episodes that may be dropped.
@@ -32,7 +32,8 @@ class TrainingConfig(Settings):
         checkpoint_every: decisions between checkpoints.
         progress_bar: whether to show one.
         env: see :class:`.EnvSettings`.
-        ppo: keyword arguments of the algorithm.
+        ppo: keyword arguments of PPO, MaskablePPO and RecurrentPPO.
+        algorithm_kwargs: those of any algorithm; see :func:`.algorithm_settings`.
         tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
@@ -58,6 +59,7 @@ class TrainingConfig(Settings):
     progress_bar: bool
     env: Mapping[str, Any]
     ppo: Mapping[str, Any]
+    algorithm_kwargs: Mapping[str, Any] | None
     tabular: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]

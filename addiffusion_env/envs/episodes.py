@@ -16,10 +16,12 @@ import numpy as np
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request, open_lanes, to_pixels
+from addiffusion_env.engine.images import GeneratedImage, to_pixels
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.infos import Columns, InfoMaker, info_of
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
-from addiffusion_env.envs.slot import Framer, InfoMaker, Slot, numbers_of, portable
+from addiffusion_env.envs.slot import Framer, Slot, numbers_of, portable
 from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
 from addiffusion_env.observations import Frame
 from addiffusion_env.observations.features import Observer, needs_preview
@@ -43,14 +45,14 @@ class StepResult:
         reward: (B,) float64.
         terminated: (B,) bool, whether the image is finished.
         truncated: (B,) bool, whether the episode was ended from outside: a limit, or a fault.
-        infos: one dict per lane.
+        infos: the lanes' infos, key by key (:mod:`addiffusion_env.envs.infos`).
     """
 
     observation: dict[str, np.ndarray]
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    infos: list[dict[str, Any]]
+    infos: Columns
 
 
 class Episodes:
@@ -112,7 +114,7 @@ class Episodes:
             EpisodeOverError: if the lane never had a seed.
             PromptError: if the prompt is longer than the text encoder's context.
         """
-        return self.begin_all([index], [seed], [options], [first])[0]
+        return info_of(self.begin_all([index], [seed], [options], [first]), 0)
 
     def begin_all(
         self,
@@ -120,7 +122,7 @@ class Episodes:
         seeds: Sequence[int | None] | None = None,
         options: Sequence[Mapping[str, Any] | None] | None = None,
         firsts: Sequence[int] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Columns:
         """:meth:`begin` of several lanes, whose prompts are encoded together; returns their infos."""
         count = len(indices)
         given = zip(indices, seeds or [None] * count, options or [None] * count, firsts or [0] * count, strict=True)
@@ -134,7 +136,7 @@ class Episodes:
         slots = self._opened(draws)
         for index, slot in zip(indices, slots, strict=True):
             self.slots[index] = slot
-        return list(map(self.infos.info, slots))
+        return self.infos.columns(slots)
 
     def _opened(self, draws: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[Slot]:
         """New episodes from (lane's seed, index of the episode, reset options)."""
@@ -189,18 +191,17 @@ class Episodes:
         ]
         results: list[tuple[Lane, GeneratedImage | None] | Fault] = self.engine.run(coroutines)
         after = self._with_references([slot.after_step(result) for slot, result in zip(before, results, strict=True)])
-        after, paid, terms = self._rewards(running, before, after, chosen)
-        slots = {**dict(zip(ended, fresh, strict=True)), **dict(zip(running, after, strict=True))}
-        self.slots = [slots[index] for index in lanes]
-        reward = np.zeros(len(lanes))
-        reward[running] = paid
-        infos = {index: self.infos.info(slot) for index, slot in zip(ended, fresh, strict=True)}
+        after, reward, terms = self._rewards(running, before, after, chosen)
+        action, illegal = [-1] * len(lanes), [False] * len(lanes)
+        for index, slot in zip(ended, fresh, strict=True):
+            self.slots[index] = slot
         for row, index in enumerate(running):
-            lane_terms = {name: values[row] for name, values in terms.items()}
-            infos[index] = self.infos.info(after[row], chosen[row], refused[row], lane_terms)
-        terminated = np.array([slots[index].image is not None for index in lanes])
-        truncated = np.array([self._cut(slots[index]) for index in lanes]) & ~terminated
-        return StepResult(self.observe(), reward, terminated, truncated, [infos[index] for index in lanes])
+            self.slots[index], action[index], illegal[index] = after[row], chosen[row], refused[row]
+        slots = [self._known(index) for index in lanes]
+        infos = self.infos.columns(slots, action, illegal, terms)
+        terminated = np.array([slot.image is not None for slot in slots])
+        truncated = np.array([self._cut(slot) for slot in slots]) & ~terminated
+        return StepResult(self.observe(), reward, terminated, truncated, infos)
 
     def ended(self, index: int) -> bool:
         """Whether the episode of lane ``index`` is over."""
@@ -227,12 +228,12 @@ class Episodes:
         self, indices: Sequence[int], slots: Sequence[Slot], numbers: Sequence[int]
     ) -> tuple[list[int], list[bool]]:
         chosen, refused = [], []
-        for index, slot, value in zip(indices, slots, numbers, strict=True):
+        masks = legal_actions([slot.lane for slot in slots], self.process).tolist()
+        for index, slot, value, legal in zip(indices, slots, numbers, masks, strict=True):
             if value not in (0, 1, 2):
                 raise IllegalActionError(
                     f"lane {index}: action {value} is none of 0, 1, 2", "0 is continue, 1 stop, 2 refine"
                 )
-            legal = legal_actions(slot.lane, self.process)
             masked = not legal[value]
             if masked and self.settings.strict:
                 raise IllegalActionError(
@@ -250,12 +251,12 @@ class Episodes:
     def _rewards(
         self, indices: Sequence[int], before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]
     ) -> tuple[list[Slot], np.ndarray, dict[str, np.ndarray]]:
-        """The slots, their rewards and their terms; 0 for dropped episodes.
+        """The slots of the lanes ``indices``, the rewards of all lanes and their terms; 0 for dropped episodes.
 
         An episode with a NaN or infinite term is dropped here.
         """
-        slots, reward = list(after), np.zeros(len(after))
-        terms = {name: np.zeros(len(after)) for name in self.reward.terms}
+        slots, reward = list(after), np.zeros(len(self.slots))
+        terms = {name: np.zeros(len(self.slots)) for name in self.reward.terms}
         sound = [row for row, slot in enumerate(slots) if slot.fault is None]
         if not sound:
             return slots, reward, terms
@@ -269,10 +270,10 @@ class Episodes:
             error = reward_error(name, value, f"lane {indices[row]}", slots[row].lane.prompt.text)
             slots[row] = before[row].after_step(self.engine.faults.drop(error))
         kept = [place for place in range(len(sound)) if place not in failed]
-        rows = [sound[place] for place in kept]
-        reward[rows] = paid[kept]
+        lanes = [indices[sound[place]] for place in kept]
+        reward[lanes] = paid[kept]
         for name, values in parts.items():
-            terms[name][rows] = values[kept]
+            terms[name][lanes] = values[kept]
         return slots, reward, terms
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
@@ -333,7 +334,7 @@ class Episodes:
 
     def action_masks(self) -> np.ndarray:
         """(B, 3) bool: legal actions of each lane."""
-        return np.stack([legal_actions(self._known(index).lane, self.process) for index in range(len(self.slots))])
+        return legal_actions([self._known(index).lane for index in range(len(self.slots))], self.process)
 
     def lane(self, index: int) -> Lane:
         """The current state of lane ``index``.

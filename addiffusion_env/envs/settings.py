@@ -327,6 +327,22 @@ def load_backbone(settings: EnvSettings) -> Backbone:
     return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options, stamps)
 
 
+def named_backbone(name: str | Path, device: str = "auto") -> Backbone:
+    """The backbone that a user names: one of the registry, or any diffusers pipeline by its folder, hub id or file.
+
+    Args:
+        name: a folder of that name comes before the registry.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+
+    Raises:
+        ConfigError: when the device is not available.
+        WeightsError: when there is no such pipeline, or it does not load.
+    """
+    if str(name) in BACKBONES and not Path(name).is_dir():
+        return load_backbone(EnvSettings(str(name), device=device))
+    return load_backbone(EnvSettings("diffusers", str(name), device=device))
+
+
 def _stamps(*values: Any) -> tuple:
     """Stamps of the folders among some settings, so that changed weights are loaded again."""
     return tuple(stamp_of(value) for value in values if isinstance(value, str | Path))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from addiffusion_env.agents.algorithms import algorithm_settings, table_settings
 from addiffusion_env.agents.factory import total_lanes
 from addiffusion_env.agents.tabular_training import TabularConfig, learn_on_table, make_mdp
 from addiffusion_env.backbones.base import Backbone
@@ -55,6 +56,8 @@ def training_cost(config: Mapping[str, Any]) -> RunCost:
     stages: list[Stage] = []
     tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
     if tabular is not None:
+        chosen = algorithm_settings(config["algorithm"], config["ppo"], config["algorithm_kwargs"])
+        tabular = replace(tabular, ppo=table_settings(config["algorithm"], chosen, tabular.ppo))
         one = recording_work(backbone, process, tabular.attempts)
         features = needs_features(settings.keys())
         width = scorers.clip_dim + scorers.dino_dim + (backbone.capabilities.feature_dim or 0) * features + len(NUMBERS)

@@ -16,7 +16,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend_mps import MPS, PretendMps, marked, send
 
-from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
+from addiffusion_env.backbones.emoji import EmojiBackbone
+from addiffusion_env.backbones.emoji.manifest import WEIGHTS
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig, RefineConfig
