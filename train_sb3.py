@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,12 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         config: the keys of ``configs/train.yaml``.
         overrides: which of them were given on the command line, and must therefore take effect.
     """
-    from addiffusion_env.agents.algorithms import (
-        algorithm_settings,
-        check_algorithm,
-        check_group,
-        log_interval,
-        table_settings,
-    )
+    from addiffusion_env.agents.algorithms import log_interval
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.factory import make_rollouts, total_lanes
     from addiffusion_env.agents.table_stages import train_on_table, with_calibrator
-    from addiffusion_env.agents.tabular_training import TabularConfig, held_out_frontier, make_mdp, record_table
-    from addiffusion_env.agents.train_config import TrainingConfig
+    from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, record_table
+    from addiffusion_env.agents.train_config import TrainingConfig, algorithm_and_table
     from addiffusion_env.agents.training import (
         attach_logger,
         export_policy,
@@ -71,13 +64,7 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
     algorithm = config["algorithm"]
-    chosen = algorithm_settings(algorithm, config["ppo"], config["algorithm_kwargs"])
-    check_algorithm(algorithm, chosen)
-    check_group(algorithm, overrides)
-    tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
-    if tabular is not None:
-        tabular = replace(tabular, ppo=table_settings(algorithm, chosen, tabular.ppo))
-        check_algorithm(algorithm, tabular.ppo)
+    chosen, tabular = algorithm_and_table(config, overrides)
     resume = wants_resume(config["resume"])
     folder = run_folder(config["run_dir"])
     if not resume and has_begun(folder):
@@ -100,8 +87,7 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
         settings = EnvSettings.of(**told)
         mdp = make_mdp(record_table(settings, tabular, folder / "table", lanes, config["rollouts"]), settings)
         if state is None:
-            how = (algorithm, config["seed"], folder, config["device"])
-            train_on_table(model, mdp, settings, tabular, *how)
+            train_on_table(model, mdp, settings, tabular, algorithm, config["seed"], folder, config["device"])
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)

@@ -241,11 +241,12 @@ class PolicySampler(SavedPolicy):
 
     def _misread(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
         """The frame with the text embedding of another prompt, also in a utility that reads it."""
-        assert self._scorers is not None, "bind() first"
+        assert self._scorers is not None and self._framer is not None, "bind() first"
         others = [self._shown[lane.prompt.prompt_id] for lane in lanes]
         texts = self._scorers.clip.embed_texts(others).numpy()
         shown = [_with_text(lane, text[None]) for lane, text in zip(lanes, texts, strict=True)]
-        return replace(self._seen(shown, before), clip_text=texts)
+        seen, utility = self._seen(shown, before), self._framer.process.refine.utility
+        return replace(seen, clip_text=texts, prior=utility.before(texts))
 
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray, Sequence[Memory]]:
         """(B, 3) action probabilities of the network, (B, 3) bool which actions are legal, and memories afterwards."""

@@ -267,7 +267,8 @@ class Engine:
         finite = finite_rows(decoded)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        found = iter(self._scores_of(decoded[finite], prompts) if prompts else ())
+        sound = decoded if all(good) else decoded[finite]
+        found = iter(self._scores_of(sound, prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
         images: list[GeneratedImage | Exception] = []

@@ -43,7 +43,8 @@ def pixels_of(images: Sequence[GeneratedImage]) -> np.ndarray:
 
 def to_pixels(image: Tensor) -> np.ndarray:
     """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).cpu().numpy()
+    scaled = image.clamp(-1, 1).add_(1).mul_(127.5).round_()  # in place on the copy that clamp makes
+    return scaled.byte().movedim(-3, -1).cpu().numpy()
 
 
 def scores_state(scores: ImageScores | None) -> dict[str, Tensor] | None:

@@ -19,18 +19,15 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.images import GeneratedImage, to_pixels
 from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.draws import draw
 from addiffusion_env.envs.infos import Columns, InfoMaker, info_of
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer, Slot, numbers_of, portable
-from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
+from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverError, IllegalActionError
 from addiffusion_env.observations import Frame
 from addiffusion_env.observations.features import Observer, needs_preview
-from addiffusion_env.old_names import present
-from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
 from addiffusion_env.scorers.utility import ImageScoresBatch
-
-RESET_OPTIONS = ("prompt", "prompt_id", "seed", "cost_per_nfe")
 
 REFERENCE_CACHE = 100_000
 """Maximum number of cached reference scores, one per (prompt, seed)."""
@@ -140,31 +137,25 @@ class Episodes:
 
     def _opened(self, draws: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[Slot]:
         """New episodes from (lane's seed, index of the episode, reset options)."""
-        drawn = [self._draw(*draw) for draw in draws]
+        self._refresh()
+        read = self.backbone.traits.read_prompt
+        drawn = [draw(self.source, self.costs_per_nfe, read, *place) for place in draws]
         lanes = open_lanes(self.backbone, [Begin(self.process, prompt, seed) for prompt, seed, _ in drawn])
         return [
             Slot(seed, episode, lane, None, cost_per_nfe)
             for (seed, episode, _), lane, (_, _, cost_per_nfe) in zip(draws, lanes, drawn, strict=True)
         ]
 
-    def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
-        options = present("reset option", options)
-        for key in options:
-            if key not in RESET_OPTIONS:
-                raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))
-        if options.get("prompt_id") is not None and options.get("prompt") is None:
-            raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
-        rng = np.random.default_rng([seed, episode])
-        prompt = self.source.sample(rng)
-        image_seed = int(rng.integers(2**31))
-        cost_per_nfe = float(rng.uniform(*self.costs_per_nfe))
-        if options.get("prompt") is not None:
-            prompt = self._own(options["prompt"], options.get("prompt_id"))
-        return prompt, int(options.get("seed", image_seed)), float(options.get("cost_per_nfe", cost_per_nfe))
-
-    def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
-        """A user's prompt. A text gets the id it has in the backbone's prompt set, so that its noise is the same."""
-        return Prompt.of(self.backbone.traits.read_prompt(prompt) if isinstance(prompt, str) else prompt, prompt_id)
+    def _refresh(self) -> None:
+        """Takes over changes of the model since the last episode: its device, its components."""
+        before = self.backbone.capabilities
+        self.backbone.refresh()
+        if self.backbone.capabilities != before:
+            raise CapabilityError(
+                f"{self.backbone.name} has changed since this environment was made: its capabilities were "
+                f"{before}, and are {self.backbone.capabilities}",
+                "make the environment again",
+            )
 
     def step(self, actions: Any, reset_ended: bool = False) -> StepResult:
         """Takes one action on every lane.
@@ -193,11 +184,10 @@ class Episodes:
         after = self._with_references([slot.after_step(result) for slot, result in zip(before, results, strict=True)])
         after, reward, terms = self._rewards(running, before, after, chosen)
         action, illegal = [-1] * len(lanes), [False] * len(lanes)
-        for index, slot in zip(ended, fresh, strict=True):
-            self.slots[index] = slot
         for row, index in enumerate(running):
-            self.slots[index], action[index], illegal[index] = after[row], chosen[row], refused[row]
-        slots = [self._known(index) for index in lanes]
+            action[index], illegal[index] = chosen[row], refused[row]
+        by_lane = {**dict(zip(ended, fresh, strict=True)), **dict(zip(running, after, strict=True))}
+        self.slots[:] = slots = [by_lane[index] for index in lanes]
         infos = self.infos.columns(slots, action, illegal, terms)
         terminated = np.array([slot.image is not None for slot in slots])
         truncated = np.array([self._cut(slot) for slot in slots]) & ~terminated
@@ -278,10 +268,11 @@ class Episodes:
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
         keys = [_key(slot.lane) if slot.image is not None else None for slot in after]
+        now = ImageScoresBatch.of([slot.lane.scores for slot in after])
         return Transition.of(
             ImageScoresBatch.of([slot.lane.scores for slot in before]),
-            ImageScoresBatch.of([slot.lane.scores for slot in after]),
-            clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
+            now,
+            clip_text=now.clip_text(self.scorers.clip, [slot.lane.prompt for slot in after]),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             cost_per_nfe=np.array([slot.cost_per_nfe for slot in after]),
             action=np.array(actions),
@@ -316,8 +307,8 @@ class Episodes:
             for slot in slots
         ]
 
-    def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, GeneratedImage]:
-        fresh = yield Begin(process, lane.prompt, lane.seed)
+    def _reference_run(self, process: Any, fresh: Lane) -> Generator[Request, Any, GeneratedImage]:
+        fresh = yield Begin(process, fresh.prompt, fresh.seed)
         while fresh.remaining:
             fresh = yield from advance(process, fresh)
         return (yield from finished(fresh))

@@ -137,7 +137,7 @@ class Framer:
         no_features = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
         now = ImageScoresBatch.of([lane.scores for lane in lanes], width)
         best = ImageScoresBatch.of([None if lane.best is None else lane.best.scores for lane in lanes])
-        clip_text = self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy()
+        clip_text = now.clip_text(self.scorers.clip, [lane.prompt for lane in lanes])
         return Frame.of(
             now,
             ImageScoresBatch.of(before),
@@ -151,7 +151,7 @@ class Framer:
             utility=now.liked(utility, np.array([lane.preview_step for lane in lanes])),
             best_utility=best.liked(utility),
             has_best=best.known.astype(np.float64),
-            evidence=np.stack([no_evidence if lane.evidence is None else lane.evidence for lane in lanes]),
+            evidence=np.array([no_evidence if lane.evidence is None else lane.evidence for lane in lanes]),
             features=torch.cat([no_features if lane.features is None else lane.features for lane in lanes])
             .cpu()
             .numpy(),

@@ -31,6 +31,8 @@ import numpy as np
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.files import stamp_of, whole_file
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.image_scores import ImageScores
 from addiffusion_env.scorers.regressions import coordinates, group_regressions, logistic, standardised_logistic
 from addiffusion_env.settings import Gt, Settings
@@ -366,6 +368,10 @@ class ImageScoresBatch:
     def score(self, name: str, absent: float = 0.0) -> np.ndarray:
         """(B,) float64 scores: ``clip_score`` or ``preference``; ``absent`` where there are no scores."""
         return np.where(self.known, getattr(self.scores, name).astype(np.float64), absent)
+
+    def clip_text(self, clip: ClipScorer, prompts: Sequence[Prompt]) -> np.ndarray:
+        """(B, D) CLIP embeddings of the lanes' prompts, from the scores where every lane has them."""
+        return self.scores.clip_text if self.known.all() else clip.embed_texts(prompts).numpy()
 
     def similarity(self, other: ImageScoresBatch) -> np.ndarray:
         """(B,) cosine of the DINO embeddings of two images of each lane; 0 where one is missing."""

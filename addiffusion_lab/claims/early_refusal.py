@@ -73,5 +73,6 @@ def _crossed(
         if not within:
             return None
         best = max(within, key=lambda one: one.probability[chosen_on].mean())
-        found[:, judged] = np.stack([best.outcomes.correct, best.outcomes.nfe, best.outcomes.looks])[:, judged]
+        looks = best.outcomes.looks * (best.rule.abandon > -np.inf)  # no other rule reads previews
+        found[:, judged] = np.stack([best.outcomes.correct, best.outcomes.nfe, looks])[:, judged]
     return found[0], found[1], found[2]
