@@ -176,7 +176,7 @@ def export(chosen: argparse.Namespace) -> None:
     from addiffusion_env.agents.sb3_zip import export_zip
 
     path = export_zip(chosen.policy, chosen.zip)
-    print(f"{path}: load it with sb3_contrib.MaskablePPO.load, or stable_baselines3.PPO.load if PPO trained it")
+    print(f"{path}: load it with the class that trained it, for example sb3_contrib.MaskablePPO.load")
 
 
 def run_demo(chosen: argparse.Namespace) -> None:

@@ -14,13 +14,10 @@ from torch import Tensor
 from addiffusion_env.agents.trace import Job, Trace
 from addiffusion_env.engine import Counters
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.lane import to_pixels
+from addiffusion_env.engine.images import pixels_of
 from addiffusion_env.errors import unknown
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-
-CONVERTED_AT_ONCE = 16
-"""Images that are converted to pixels together: one transfer from the device for all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +142,7 @@ def check_output_type(output_type: str) -> str:
 
 def convert(episodes: Sequence[Episode], output_type: str) -> Any:
     """The images of episodes in one of :data:`OUTPUT_TYPES`; all formats hold the same 8-bit colours."""
-    images = [episode.image.tensor for episode in episodes]
-    parts = (images[at : at + CONVERTED_AT_ONCE] for at in range(0, len(images), CONVERTED_AT_ONCE))
-    pixels = np.concatenate([to_pixels(torch.stack(part)) for part in parts])
+    pixels = pixels_of([episode.image for episode in episodes])
     if output_type == "pil":
         return [Image.fromarray(image) for image in pixels]
     scaled = np.divide(pixels, 255, dtype=np.float32)

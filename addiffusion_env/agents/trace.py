@@ -171,7 +171,7 @@ class StepEnd:
                 f"callback_on_step_end returned latents of shape {shape}, expected {tuple(outcome.latents.x.shape)}",
                 "each call is about one image",
             )
-        return replace(outcome, latents=replace(outcome.latents, x=latents.to(outcome.latents.x)))
+        return outcome._replace(latents=replace(outcome.latents, x=latents.to(outcome.latents.x)))
 
 
 class StepCalls(EpisodeObserver):
@@ -199,5 +199,6 @@ def traced(
     """A sampler's coroutine for a job; returns the job, its episode and, if requested, its trace."""
     decisions = Decisions()
     observers = [*([decisions] if keep else []), *([] if step_end is None else [StepCalls(step_end, job)])]
-    episode = yield from observed(sampler.coroutine(backbone, process, job.prompt, job.seed), observers)
+    coroutine = sampler.coroutine(backbone, process, job.prompt, job.seed)
+    episode = yield from observed(coroutine, observers) if observers else coroutine
     return job, episode, trace_of(job, episode, decisions, sampler, backbone) if keep else None

@@ -110,7 +110,7 @@ def versions_of(module: nn.Module) -> tuple[Any, ...]:
 
     For models that are not edited after loading and are checked at every preview; edits through ``.data`` are missed.
     """
-    return tuple((value.data_ptr(), _version(value)) for value in _tensors_of(module))
+    return tuple([(value.data_ptr(), _version(value)) for value in _tensors_of(module)])
 
 
 def settings_of(module: nn.Module) -> dict[str, Any]:
@@ -161,7 +161,8 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     """A module's layers, like ``modules()``, whose nested generators take ten times as long."""
     found = [module]
     for layer in found:
-        found += [part for part in layer._modules.values() if part is not None]
+        if layer._modules:
+            found += [part for part in layer._modules.values() if part is not None]
     return found
 
 
@@ -169,6 +170,8 @@ def _tensors_of(module: nn.Module) -> list[Tensor]:
     """The tensors of :func:`weights_of`, without their names."""
     found = []
     for layer in _layers(module):
+        if not (layer._parameters or layer._buffers):
+            continue
         hidden = layer._non_persistent_buffers_set
         for name, value in (*layer._parameters.items(), *layer._buffers.items()):
             if value is not None and name not in hidden:

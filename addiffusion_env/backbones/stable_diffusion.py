@@ -208,7 +208,8 @@ class StableDiffusionBackbone(Backbone):
         height, width = self.capabilities.image_size
         chunk = max(1, DECODE_PIXELS // (height * width))
         scaled = x0 / self.vae.config.scaling_factor
-        return torch.cat([run_decoder(self.vae, part).clamp(-1, 1) for part in scaled.split(chunk)])
+        parts = [run_decoder(self.vae, part).clamp(-1, 1) for part in scaled.split(chunk)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
     def preview(self, x0: Tensor) -> Tensor:
@@ -221,4 +222,5 @@ class StableDiffusionBackbone(Backbone):
 
 def run_decoder(decoder: Any, x: Tensor) -> Tensor:
     """Calls a diffusers autoencoder: (B, C, h, w) -> (B, 3, H, W) float32."""
-    return decoder.decode(x.to(decoder.dtype), return_dict=False)[0].float()
+    # diffusers' own ``dtype`` visits every layer.
+    return decoder.decode(x.to(next(decoder.parameters()).dtype), return_dict=False)[0].float()

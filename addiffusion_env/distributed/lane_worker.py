@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from addiffusion_env.distributed.actor_pool import BaseWorker
+from addiffusion_env.envs.infos import info_of
 from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
 
 THUMBNAIL = 64
@@ -82,7 +83,8 @@ class LaneWorker(BaseWorker):
         """
         episodes = self.env.episodes
         seeds, firsts = [seed for seed, _ in places], [episode for _, episode in places]
-        infos = episodes.begin_all(range(len(places)), seeds, options, firsts)
+        begun = episodes.begin_all(range(len(places)), seeds, options, firsts)
+        infos = [info_of(begun, lane) for lane in range(len(places))]
         self.env.view.reset()
         return WorkerReset(episodes.observe(), [self._reduced(info) for info in infos], self.env.action_masks())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from addiffusion_env.backbones.base import Backbone, Latents
 from addiffusion_env.backbones.batches import evolved
 from addiffusion_env.backbones.schedules import early_exit_evaluations, respace
+from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import (
     Evaluate,
     Finish,
-    GeneratedImage,
     Lane,
     Outcome,
     Request,
@@ -31,21 +31,25 @@ from addiffusion_env.scorers.utility import Utility
 LaneCoroutine = Generator[Request, Any, Lane]
 
 
-def legal_actions(lane: Lane, process: ProcessConfig) -> np.ndarray:
-    """(3,) bool: which of continue, stop, refine are legal.
-
-    *Refine* needs a clean prediction, steps left in the schedule and refinements left in the budget. A finished image
-    that the policy is shown (``check_finished``) can be accepted (*stop*) or replaced by a new attempt (*refine*).
-    """
+def may_refine(lane: Lane, process: ProcessConfig) -> bool:
+    """Whether *refine* is legal: it needs a clean prediction, steps left in the schedule, and refinements left."""
     refine = process.refine
-    may_refine = (
+    return (
         refine.enabled
         and lane.x0 is not None
-        and (lane.remaining > 0 or lane.shown is not None)
+        and (len(lane.rest) > 1 or lane.shown is not None)
         and lane.step >= refine.first_step
         and lane.refinements < refine.limit
     )
-    return np.array([lane.remaining > 0, True, may_refine])
+
+
+def legal_actions(lanes: Sequence[Lane], process: ProcessConfig) -> np.ndarray:
+    """(B, 3) bool: which of continue, stop, refine are legal in each lane.
+
+    A finished image that the policy is shown (``check_finished``) can be accepted (*stop*) or replaced by a new attempt
+    (*refine*).
+    """
+    return np.array([(len(lane.rest) > 1, True, may_refine(lane, process)) for lane in lanes])
 
 
 def env_step(
@@ -73,7 +77,7 @@ def env_step(
     image = yield from finished(lane)
     lane = evolved(lane, scores=image.scores)
     waiting = evolved(lane, shown=image)
-    if process.check_finished and legal_actions(waiting, process)[Action.REFINE]:
+    if process.check_finished and may_refine(waiting, process):
         return waiting, None
     return ended(process, lane, image)
 
@@ -193,7 +197,7 @@ def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Ten
             x = mask * outcome.latents.x + (1 - mask) * path.mix(lane.x0, old_noise, following)
             x0 = mask * outcome.x0 + (1 - mask) * lane.x0
             change = float(relative_change(x0, refined.x0))
-            outcome = replace(outcome, latents=Latents.start(x, following), x0=x0, change=change)
+            outcome = outcome._replace(latents=Latents.start(x, following), x0=x0, change=change)
         latents = outcome.latents
         refined = after_evaluation(refined, outcome, rest, process.cost(outcome.calls), lane.step)
     if mask is None and latents.history.scheduler[0] is not None:
@@ -230,7 +234,7 @@ def region(
         return lane, None
     if config.maps == "attention":
         request = ask(process, lane, lane.latents, None)
-        outcome: Outcome = yield replace(request, capture=True)
+        outcome: Outcome = yield request._replace(capture=True)
         lane = charged(process, lane, outcome)
         assert outcome.attention is not None
         positions = lane.conditioning.content[0]
@@ -241,13 +245,13 @@ def region(
 
 def phrase_maps(backbone: Backbone, process: ProcessConfig, lane: Lane) -> Generator[Request, Any, tuple[Lane, Tensor]]:
     """(P, H, W): effect of each phrase, ``|x0(prompt) - x0(prompt without the phrase)|``, mean over channels."""
-    request = replace(ask(process, lane, lane.latents, None), guidance_scale=1.0)
+    request = ask(process, lane, lane.latents, None)._replace(guidance_scale=1.0)
     whole: Outcome = yield request
     lane = charged(process, lane, whole)
     maps = []
     for phrase in phrases_of(lane.prompt):
         conditioning = backbone.rephrased(lane.conditioning, without(lane.prompt.text, phrase))
-        other: Outcome = yield replace(request, conditioning=conditioning)
+        other: Outcome = yield request._replace(conditioning=conditioning)
         lane = charged(process, lane, other)
         maps.append((whole.x0 - other.x0).abs().mean(1)[0])
     stacked = torch.stack(maps)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
+from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine import Counters
+from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import (
     LANE_ERRORS,
     Begin,
@@ -27,8 +29,8 @@ from addiffusion_env.engine.lane import (
     Evaluate,
     FaultCount,
     Finish,
-    GeneratedImage,
     Outcome,
+    Remembered,
     Request,
     ScorePreview,
     open_lanes,
@@ -262,10 +264,11 @@ class Engine:
         known = [request.conditioning for request in requests if request.conditioning is not None]
         x = torch.cat([request.x for request in requests])
         decoded = self.backbone.decode(x, known if len(known) == len(requests) else None)
-        finite = torch.isfinite(decoded).flatten(1).all(1)
+        finite = finite_rows(decoded)
         good = finite.tolist()
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
-        found = iter(self._scores_of(decoded[finite], prompts) if prompts else ())
+        sound = decoded if all(good) else decoded[finite]
+        found = iter(self._scores_of(sound, prompts) if prompts else ())
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
         images: list[GeneratedImage | Exception] = []
@@ -307,7 +310,7 @@ class Engine:
         requests: list[Any] = [task.waiting for task in tasks]
         actions = self.decider(requests)
         for task, action in zip(tasks, actions, strict=True):
-            task.resume(int(action))
+            task.resume(action if isinstance(action, Remembered) else int(action))
 
     def _evaluate(self, tasks: Sequence[Task], room: int, queued: bool) -> None:
         self.counters.busy += len(tasks)
@@ -346,7 +349,7 @@ class Engine:
         x0, size = prediction.x0, len(requests)
         compared = [row for row, request in enumerate(requests) if request.before is not None]
         checks = torch.zeros(2, size, dtype=x0.dtype, device=x0.device)
-        checks[0] = torch.isfinite(x0).flatten(1).all(1)
+        checks[0] = finite_rows(x0)
         if compared:
             before = torch.cat([request.before for request in requests if request.before is not None])
             all_rows = len(compared) == size

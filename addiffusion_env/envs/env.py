@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.infos import info_of
 from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
 from addiffusion_env.envs.slot import ActionSpace
@@ -89,7 +90,7 @@ class AdDiffusionEnv(Restorable, gym.Env[Observation, np.int64]):
             float(result.reward[0]),
             bool(result.terminated[0]),
             bool(result.truncated[0]),
-            result.infos[0],
+            info_of(result.infos, 0),
         )
 
     def action_masks(self) -> np.ndarray:

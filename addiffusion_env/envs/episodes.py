@@ -16,19 +16,18 @@ import numpy as np
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request, open_lanes, to_pixels
+from addiffusion_env.engine.images import GeneratedImage, to_pixels
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.draws import draw
+from addiffusion_env.envs.infos import Columns, InfoMaker, info_of
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
-from addiffusion_env.envs.slot import Framer, InfoMaker, Slot, numbers_of, portable
-from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
+from addiffusion_env.envs.slot import Framer, Slot, numbers_of, portable
+from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverError, IllegalActionError
 from addiffusion_env.observations import Frame
 from addiffusion_env.observations.features import Observer, needs_preview
-from addiffusion_env.old_names import present
-from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
 from addiffusion_env.scorers.utility import ImageScoresBatch
-
-RESET_OPTIONS = ("prompt", "prompt_id", "seed", "cost_per_nfe")
 
 REFERENCE_CACHE = 100_000
 """Maximum number of cached reference scores, one per (prompt, seed)."""
@@ -43,14 +42,14 @@ class StepResult:
         reward: (B,) float64.
         terminated: (B,) bool, whether the image is finished.
         truncated: (B,) bool, whether the episode was ended from outside: a limit, or a fault.
-        infos: one dict per lane.
+        infos: the lanes' infos, key by key (:mod:`addiffusion_env.envs.infos`).
     """
 
     observation: dict[str, np.ndarray]
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    infos: list[dict[str, Any]]
+    infos: Columns
 
 
 class Episodes:
@@ -112,7 +111,7 @@ class Episodes:
             EpisodeOverError: if the lane never had a seed.
             PromptError: if the prompt is longer than the text encoder's context.
         """
-        return self.begin_all([index], [seed], [options], [first])[0]
+        return info_of(self.begin_all([index], [seed], [options], [first]), 0)
 
     def begin_all(
         self,
@@ -120,7 +119,7 @@ class Episodes:
         seeds: Sequence[int | None] | None = None,
         options: Sequence[Mapping[str, Any] | None] | None = None,
         firsts: Sequence[int] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Columns:
         """:meth:`begin` of several lanes, whose prompts are encoded together; returns their infos."""
         count = len(indices)
         given = zip(indices, seeds or [None] * count, options or [None] * count, firsts or [0] * count, strict=True)
@@ -134,35 +133,29 @@ class Episodes:
         slots = self._opened(draws)
         for index, slot in zip(indices, slots, strict=True):
             self.slots[index] = slot
-        return list(map(self.infos.info, slots))
+        return self.infos.columns(slots)
 
     def _opened(self, draws: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[Slot]:
         """New episodes from (lane's seed, index of the episode, reset options)."""
-        drawn = [self._draw(*draw) for draw in draws]
+        self._refresh()
+        read = self.backbone.traits.read_prompt
+        drawn = [draw(self.source, self.costs_per_nfe, read, *place) for place in draws]
         lanes = open_lanes(self.backbone, [Begin(self.process, prompt, seed) for prompt, seed, _ in drawn])
         return [
             Slot(seed, episode, lane, None, cost_per_nfe)
             for (seed, episode, _), lane, (_, _, cost_per_nfe) in zip(draws, lanes, drawn, strict=True)
         ]
 
-    def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
-        options = present("reset option", options)
-        for key in options:
-            if key not in RESET_OPTIONS:
-                raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))
-        if options.get("prompt_id") is not None and options.get("prompt") is None:
-            raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
-        rng = np.random.default_rng([seed, episode])
-        prompt = self.source.sample(rng)
-        image_seed = int(rng.integers(2**31))
-        cost_per_nfe = float(rng.uniform(*self.costs_per_nfe))
-        if options.get("prompt") is not None:
-            prompt = self._own(options["prompt"], options.get("prompt_id"))
-        return prompt, int(options.get("seed", image_seed)), float(options.get("cost_per_nfe", cost_per_nfe))
-
-    def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
-        """A user's prompt. A text gets the id it has in the backbone's prompt set, so that its noise is the same."""
-        return Prompt.of(self.backbone.traits.read_prompt(prompt) if isinstance(prompt, str) else prompt, prompt_id)
+    def _refresh(self) -> None:
+        """Takes over changes of the model since the last episode: its device, its components."""
+        before = self.backbone.capabilities
+        self.backbone.refresh()
+        if self.backbone.capabilities != before:
+            raise CapabilityError(
+                f"{self.backbone.name} has changed since this environment was made: its capabilities were "
+                f"{before}, and are {self.backbone.capabilities}",
+                "make the environment again",
+            )
 
     def step(self, actions: Any, reset_ended: bool = False) -> StepResult:
         """Takes one action on every lane.
@@ -189,18 +182,16 @@ class Episodes:
         ]
         results: list[tuple[Lane, GeneratedImage | None] | Fault] = self.engine.run(coroutines)
         after = self._with_references([slot.after_step(result) for slot, result in zip(before, results, strict=True)])
-        after, paid, terms = self._rewards(running, before, after, chosen)
-        slots = {**dict(zip(ended, fresh, strict=True)), **dict(zip(running, after, strict=True))}
-        self.slots = [slots[index] for index in lanes]
-        reward = np.zeros(len(lanes))
-        reward[running] = paid
-        infos = {index: self.infos.info(slot) for index, slot in zip(ended, fresh, strict=True)}
+        after, reward, terms = self._rewards(running, before, after, chosen)
+        action, illegal = [-1] * len(lanes), [False] * len(lanes)
         for row, index in enumerate(running):
-            lane_terms = {name: values[row] for name, values in terms.items()}
-            infos[index] = self.infos.info(after[row], chosen[row], refused[row], lane_terms)
-        terminated = np.array([slots[index].image is not None for index in lanes])
-        truncated = np.array([self._cut(slots[index]) for index in lanes]) & ~terminated
-        return StepResult(self.observe(), reward, terminated, truncated, [infos[index] for index in lanes])
+            action[index], illegal[index] = chosen[row], refused[row]
+        by_lane = {**dict(zip(ended, fresh, strict=True)), **dict(zip(running, after, strict=True))}
+        self.slots[:] = slots = [by_lane[index] for index in lanes]
+        infos = self.infos.columns(slots, action, illegal, terms)
+        terminated = np.array([slot.image is not None for slot in slots])
+        truncated = np.array([self._cut(slot) for slot in slots]) & ~terminated
+        return StepResult(self.observe(), reward, terminated, truncated, infos)
 
     def ended(self, index: int) -> bool:
         """Whether the episode of lane ``index`` is over."""
@@ -227,12 +218,12 @@ class Episodes:
         self, indices: Sequence[int], slots: Sequence[Slot], numbers: Sequence[int]
     ) -> tuple[list[int], list[bool]]:
         chosen, refused = [], []
-        for index, slot, value in zip(indices, slots, numbers, strict=True):
+        masks = legal_actions([slot.lane for slot in slots], self.process).tolist()
+        for index, slot, value, legal in zip(indices, slots, numbers, masks, strict=True):
             if value not in (0, 1, 2):
                 raise IllegalActionError(
                     f"lane {index}: action {value} is none of 0, 1, 2", "0 is continue, 1 stop, 2 refine"
                 )
-            legal = legal_actions(slot.lane, self.process)
             masked = not legal[value]
             if masked and self.settings.strict:
                 raise IllegalActionError(
@@ -250,12 +241,12 @@ class Episodes:
     def _rewards(
         self, indices: Sequence[int], before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]
     ) -> tuple[list[Slot], np.ndarray, dict[str, np.ndarray]]:
-        """The slots, their rewards and their terms; 0 for dropped episodes.
+        """The slots of the lanes ``indices``, the rewards of all lanes and their terms; 0 for dropped episodes.
 
         An episode with a NaN or infinite term is dropped here.
         """
-        slots, reward = list(after), np.zeros(len(after))
-        terms = {name: np.zeros(len(after)) for name in self.reward.terms}
+        slots, reward = list(after), np.zeros(len(self.slots))
+        terms = {name: np.zeros(len(self.slots)) for name in self.reward.terms}
         sound = [row for row, slot in enumerate(slots) if slot.fault is None]
         if not sound:
             return slots, reward, terms
@@ -269,18 +260,19 @@ class Episodes:
             error = reward_error(name, value, f"lane {indices[row]}", slots[row].lane.prompt.text)
             slots[row] = before[row].after_step(self.engine.faults.drop(error))
         kept = [place for place in range(len(sound)) if place not in failed]
-        rows = [sound[place] for place in kept]
-        reward[rows] = paid[kept]
+        lanes = [indices[sound[place]] for place in kept]
+        reward[lanes] = paid[kept]
         for name, values in parts.items():
-            terms[name][rows] = values[kept]
+            terms[name][lanes] = values[kept]
         return slots, reward, terms
 
     def _transition(self, before: Sequence[Slot], after: Sequence[Slot], actions: Sequence[int]) -> Transition:
         keys = [_key(slot.lane) if slot.image is not None else None for slot in after]
+        now = ImageScoresBatch.of([slot.lane.scores for slot in after])
         return Transition.of(
             ImageScoresBatch.of([slot.lane.scores for slot in before]),
-            ImageScoresBatch.of([slot.lane.scores for slot in after]),
-            clip_text=self.scorers.clip.embed_texts([slot.lane.prompt for slot in after]).numpy(),
+            now,
+            clip_text=now.clip_text(self.scorers.clip, [slot.lane.prompt for slot in after]),
             nfe=np.array([new.lane.nfe - old.lane.nfe for old, new in zip(before, after, strict=True)]),
             cost_per_nfe=np.array([slot.cost_per_nfe for slot in after]),
             action=np.array(actions),
@@ -315,8 +307,8 @@ class Episodes:
             for slot in slots
         ]
 
-    def _reference_run(self, process: Any, lane: Lane) -> Generator[Request, Any, GeneratedImage]:
-        fresh = yield Begin(process, lane.prompt, lane.seed)
+    def _reference_run(self, process: Any, fresh: Lane) -> Generator[Request, Any, GeneratedImage]:
+        fresh = yield Begin(process, fresh.prompt, fresh.seed)
         while fresh.remaining:
             fresh = yield from advance(process, fresh)
         return (yield from finished(fresh))
@@ -333,7 +325,7 @@ class Episodes:
 
     def action_masks(self) -> np.ndarray:
         """(B, 3) bool: legal actions of each lane."""
-        return np.stack([legal_actions(self._known(index).lane, self.process) for index in range(len(self.slots))])
+        return legal_actions([self._known(index).lane for index in range(len(self.slots))], self.process)
 
     def lane(self, index: int) -> Lane:
         """The current state of lane ``index``.

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.episodes import Episodes
-from addiffusion_env.envs.slot import longest_episode
+from addiffusion_env.envs.infos import longest_episode
 from addiffusion_env.errors import ConfigError, MissingPackageError
 
 ACTION_COLOURS = {0: (70, 130, 200), 1: (200, 60, 60), 2: (240, 170, 30)}

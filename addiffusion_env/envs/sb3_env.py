@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.infos import info_of
 from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.slot import ActionSpace
@@ -70,7 +71,8 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         seeds = list(self._seeds)
         if self._first_seed is not None:
             seeds = [self._first_seed + lane if seed is None else seed for lane, seed in enumerate(seeds)]
-        self.reset_infos[:] = self.episodes.begin_all(range(self.num_envs), seeds, self._options)
+        begun = self.episodes.begin_all(range(self.num_envs), seeds, self._options)
+        self.reset_infos[:] = [info_of(begun, lane) for lane in range(self.num_envs)]
         self._first_seed = None
         self._reset_seeds()
         self._reset_options()
@@ -85,7 +87,8 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         """Takes one action in every lane."""
         result = self.episodes.step(self._actions)
         done = result.terminated | result.truncated
-        for lane, info in enumerate(result.infos):
+        infos = [info_of(result.infos, lane) for lane in range(self.num_envs)]
+        for lane, info in enumerate(infos):
             self.view.stepped(lane, bool(done[lane]))
             info["TimeLimit.truncated"] = bool(result.truncated[lane])
             if done[lane]:
@@ -93,11 +96,12 @@ class AdDiffusionVecEnv(Restorable, SharedVecEnv):
         observation = result.observation
         if done.any():
             ended = np.flatnonzero(done).tolist()
-            for lane, info in zip(ended, self.episodes.begin_all(ended), strict=True):
-                self.reset_infos[lane] = info
+            begun = self.episodes.begin_all(ended)
+            for row, lane in enumerate(ended):
+                self.reset_infos[lane] = info_of(begun, row)
             observation = self.episodes.observe()
         self.view.show()
-        return observation, result.reward.astype(np.float32), done, result.infos
+        return observation, result.reward.astype(np.float32), done, infos
 
     def action_masks(self) -> np.ndarray:
         """(num_envs, 3) bool: legal actions of each lane."""

@@ -17,7 +17,7 @@ from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_keywords, check_settings, nearest, unknown
 from addiffusion_env.files import stamp_of
-from addiffusion_env.observations.features import OBSERVATION_PRESETS
+from addiffusion_env.observations.features import OBSERVATION_PRESETS, UTILITY, features_of
 from addiffusion_env.old_names import present_keys, present_refine, present_settings
 from addiffusion_env.prompts import PROMPT_SOURCES, Prompt, PromptList, PromptSource
 from addiffusion_env.registry import load_object
@@ -216,6 +216,7 @@ class EnvSettings:
 
         Raises:
             CapabilityError: if the backbone does not support the settings.
+            ConfigError: where a key shows the utility of previews that the calibrator was not fitted to.
         """
         steps = capabilities.default_steps if self.steps is None else self.steps
         decide_at, refine = self._within(steps)
@@ -233,6 +234,8 @@ class EnvSettings:
             network_calls=capabilities.network_calls,
         )
         config.check(capabilities, name)
+        if any(key.needs_preview and UTILITY in key.shows for key in features_of(self.keys()).values()):
+            refine.utility.check_steps(config.decision_steps)
         return config
 
     def _within(self, steps: int) -> tuple[tuple[int, ...] | None, RefineConfig]:

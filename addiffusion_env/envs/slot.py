@@ -1,12 +1,8 @@
-"""One episode of an environment: its actions, its state, the frames of its observations, and its info.
-
-Infos have constant keys, shapes and types, since replay buffers allocate their arrays from the first info they see.
-Real numbers are np.float64, which is a Python float and readable by TorchRL.
-"""
+"""One episode of an environment: its actions, its state, and the frames of its observations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,18 +13,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from addiffusion_env.backbones.base import Backbone, Capabilities
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.lane import (
-    Fault,
-    GeneratedImage,
-    Lane,
-    image_state,
-    restore_image,
-    restore_lane,
-    restore_scores,
-    scores_state,
-)
+from addiffusion_env.engine.images import GeneratedImage, image_state, restore_image, restore_scores, scores_state
+from addiffusion_env.engine.lane import Fault, Lane, restore_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, IllegalActionError
 from addiffusion_env.observations import LOG_SNR_RANGE, Frame
@@ -114,7 +102,7 @@ def numbers_of(actions: Any, lanes: int) -> list[int]:
         raise IllegalActionError(
             f"actions must be whole numbers, got {actions!r:.60}", "0 is continue, 1 stop, 2 refine"
         )
-    return [int(action) for action in given.reshape(-1)]
+    return [int(action) for action in given.reshape(-1).tolist()]
 
 
 @dataclass(frozen=True)
@@ -149,7 +137,7 @@ class Framer:
         no_features = torch.zeros(1, self.backbone.capabilities.feature_dim or 0, device=self.backbone.device)
         now = ImageScoresBatch.of([lane.scores for lane in lanes], width)
         best = ImageScoresBatch.of([None if lane.best is None else lane.best.scores for lane in lanes])
-        clip_text = self.scorers.clip.embed_texts([lane.prompt for lane in lanes]).numpy()
+        clip_text = now.clip_text(self.scorers.clip, [lane.prompt for lane in lanes])
         return Frame.of(
             now,
             ImageScoresBatch.of(before),
@@ -160,10 +148,10 @@ class Framer:
             budget=np.array([lane.nfe for lane in lanes]) / self.max_nfe,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, self.process.refine.limit),
             cost_per_nfe=np.array(costs_per_nfe) / max(self.highest_cost_per_nfe, 1e-12),
-            utility=now.liked(utility),
+            utility=now.liked(utility, np.array([lane.preview_step for lane in lanes])),
             best_utility=best.liked(utility),
             has_best=best.known.astype(np.float64),
-            evidence=np.stack([no_evidence if lane.evidence is None else lane.evidence for lane in lanes]),
+            evidence=np.array([no_evidence if lane.evidence is None else lane.evidence for lane in lanes]),
             features=torch.cat([no_features if lane.features is None else lane.features for lane in lanes])
             .cpu()
             .numpy(),
@@ -178,82 +166,6 @@ class Framer:
         steps = schedule if isinstance(refine.steps, str) else float(refine.steps)
         maps = {"none": 0, "attention": 1, "phrase": 2}[refine.maps]  # phrase: 4 calls (3 phrases, the prompt) = 2 NFE
         return schedule + (refine.limit * (maps + steps) if refine.enabled else 0)
-
-
-def longest_episode(process: ProcessConfig) -> int:
-    """Maximum number of decisions in an episode: every step and every refinement."""
-    decisions = len(process.decision_steps) + 1
-    if not process.refine.enabled:
-        return decisions
-    back = process.refine.return_to
-    repeated = 0 if back is None else sum(step > back for step in process.decision_steps) + 1
-    return decisions + process.refine.limit * (1 + repeated)
-
-
-@dataclass(frozen=True)
-class InfoMaker:
-    """Builds the infos of an environment.
-
-    Attributes:
-        image_size: (H, W) of a finished image.
-        mask_size: (h, w) of a refinement mask; ``None`` if *refine* regenerates no regions.
-        longest: maximum number of decisions in an episode.
-        terms: names of the reward terms.
-    """
-
-    image_size: tuple[int, int]
-    mask_size: tuple[int, int] | None
-    longest: int
-    terms: tuple[str, ...]
-
-    @classmethod
-    def of(cls, capabilities: Capabilities, process: ProcessConfig, terms: Iterable[str]) -> InfoMaker:
-        """For a backbone, a decision process and the terms of a reward."""
-        regions = process.refine.enabled and process.refine.region != "whole"
-        masks = capabilities.latent_shape[-2:] if regions else None
-        return cls(capabilities.image_size, masks, longest_episode(process), tuple(terms))
-
-    def info(
-        self, slot: Slot, action: int = -1, illegal: bool = False, paid: Mapping[str, float] | None = None
-    ) -> dict[str, Any]:
-        """One lane's info.
-
-        Args:
-            slot: the lane's state.
-            action: the action that led there; -1 after a reset.
-            illegal: whether the requested action was illegal and replaced.
-            paid: name -> value of each reward term; ``None`` for all 0.
-        """
-        lane, scores, image = slot.lane, slot.lane.scores, slot.image
-        trace = np.full(self.longest, -1, dtype=np.int8)
-        trace[: len(lane.actions)] = lane.actions
-        info: dict[str, Any] = {
-            "prompt": lane.prompt.text,
-            "prompt_id": lane.prompt.prompt_id,
-            "task": lane.prompt.task,
-            "seed": lane.seed,
-            "sigma": np.float64(lane.sigma),
-            "step": lane.step,
-            "nfe": np.float64(lane.nfe),
-            "network_calls": lane.calls,
-            "refinements": lane.refinements,
-            "cost_per_nfe": np.float64(slot.cost_per_nfe),
-            # Zero and a flag, not NaN: Gymnasium's checker compares infos, and NaN is equal to nothing.
-            "has_scores": scores is not None,
-            "clip_score": np.float64(0 if scores is None else scores.clip_score[0]),
-            "preference": np.float64(0 if scores is None else scores.preference[0]),
-            "action": action,
-            "illegal_action": illegal,
-            "action_trace": trace,
-            "reward_terms": {name: 0.0 if paid is None else float(paid[name]) for name in self.terms},
-            "fault": "" if slot.fault is None else slot.fault.error.cause,
-            "has_image": image is not None,
-            "image": np.zeros((*self.image_size, 3), np.uint8) if image is None else image.pixels(),
-        }
-        if self.mask_size is not None:
-            mask = lane.refine_mask
-            info["refine_mask"] = np.zeros(self.mask_size, np.float32) if mask is None else mask.copy()
-        return info
 
 
 def portable(state: Any) -> Any:

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.infos import rows_of, stacked, write
 from addiffusion_env.envs.rendering import View
 from addiffusion_env.envs.settings import RENDER_MODES, EnvSettings
 from addiffusion_env.envs.slot import ActionSpace
@@ -100,7 +101,7 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         chosen = [self._options(given, index) for index in lanes]
         begun = self.episodes.begin_all(lanes, [seeds[index] for index in lanes], chosen)
         self.view.reset(lanes if len(lanes) < self.num_envs else None)
-        return self.episodes.observe(), stacked(dict(zip(lanes, begun, strict=True)), self.num_envs)
+        return self.episodes.observe(), stacked(begun, lanes, self.num_envs)
 
     def _lanes(self, mask: Any) -> list[int]:
         """Which lanes a ``reset_mask`` resets."""
@@ -157,15 +158,18 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
         for index in range(self.num_envs):
             if index not in ended:
                 self.view.stepped(index, bool(over[index]))
-        infos: dict[int, dict[str, Any]] = dict(enumerate(result.infos))
+        infos = stacked(result.infos, range(self.num_envs), self.num_envs)
         if over.any() and self.autoreset_mode == AutoresetMode.SAME_STEP:
             following = np.flatnonzero(over).tolist()
-            for index, info in zip(following, self.episodes.begin_all(following), strict=True):
-                last = {key: value[index].copy() for key, value in observation.items()}
-                infos[index] = {"final_obs": last, "final_info": infos[index], **info}
+            last = np.full(self.num_envs, None, dtype=object)
+            for index in following:
+                last[index] = {key: value[index].copy() for key, value in observation.items()}
+            final = stacked(rows_of(result.infos, following), following, self.num_envs)
+            write(infos, self.episodes.begin_all(following), following)
+            infos.update(final_obs=last, _final_obs=over.copy(), final_info=final, _final_info=over.copy())
             observation = self.episodes.observe()
         self.view.show()
-        return observation, result.reward, result.terminated, truncated, stacked(infos, self.num_envs)
+        return observation, result.reward, result.terminated, truncated, infos
 
     def _at_limit(self) -> np.ndarray:
         """(num_envs,) bool: lanes with ``max_episode_steps`` decisions, terminated or not, as in ``TimeLimit``."""
@@ -189,34 +193,6 @@ class AdDiffusionVectorEnv(Restorable, VectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the window of mode ``human``."""
         self.view.close()
-
-
-def stacked(infos: Mapping[int, Mapping[str, Any]], lanes: int) -> dict[str, Any]:
-    """The infos of a vector environment from lane -> info: what Gymnasium's ``_add_info`` makes of them, key by key.
-
-    ``_add_info`` takes them lane by lane, and more time than the rest of a step.
-    """
-    columns: dict[str, dict[int, Any]] = {}
-    for lane, info in infos.items():
-        for key, value in info.items():
-            columns.setdefault(key, {})[lane] = value
-    found: dict[str, Any] = {}
-    for key, column in columns.items():
-        places, values = list(column), list(column.values())
-        first, mask = values[0], np.zeros(lanes, dtype=bool)
-        mask[places] = True
-        if isinstance(first, dict) and key != "final_obs":
-            array: Any = stacked(column, lanes)
-        elif isinstance(first, bool | int | float | np.number | np.ndarray):
-            shape, dtype = (first.shape, first.dtype) if isinstance(first, np.ndarray) else ((), type(first))
-            array = np.zeros((lanes, *shape), dtype=dtype)
-            array[places] = values
-        else:
-            array = np.full(lanes, None, dtype=object)
-            for place, value in column.items():
-                array[place] = value
-        found[key], found[f"_{key}"] = array, mask
-    return found
 
 
 def _mode(mode: str | AutoresetMode) -> AutoresetMode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.fingerprint import digest_of
@@ -13,11 +13,9 @@ from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Decide, Request
 from addiffusion_env.engine.observers import LastDecision, observed
 from addiffusion_env.evaluation.judges import Judgement
+from addiffusion_env.evaluation.plan import Job, Plan
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.samplers.base import EpisodeCoroutine
-
-if TYPE_CHECKING:
-    from addiffusion_env.evaluation.runner import Job, Plan
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.finished import Finished, record_of, with_last_decision
 from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.plan import Job, Plan
 from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.profiling import Meter
@@ -44,34 +45,6 @@ class EvaluationContext:
     scorers: ImageScorers
     process: ProcessConfig
     judges: Judges = field(default_factory=Judges)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to generate."""
-
-    uid: str
-    prompt: Prompt
-    seed: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The planned images of one sampler.
-
-    Attributes:
-        sampler: bound to the context's backbone.
-        process: its decision process.
-        variant: see :func:`variant_of`.
-        jobs: prompts in order, the seeds of each together.
-        identity: identity of the models that generate and judge them; see :func:`.identity_of`.
-    """
-
-    sampler: Sampler
-    process: ProcessConfig
-    variant: str
-    jobs: tuple[Job, ...]
-    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 Shard = list[tuple[Record, bytes | None]]

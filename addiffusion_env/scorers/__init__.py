@@ -5,6 +5,7 @@ Where files come from: :mod:`addiffusion_env.files`.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.devices import quiet_loading
 from addiffusion_env.backbones.identity import Identified
 from addiffusion_env.errors import (
@@ -62,6 +64,9 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
     Raises:
         ImageRangeError: for another shape, integer pixels, values outside [-1.01, 1.01], NaN or infinity.
     """
+    global _checked
+    if not images.is_inference() and (images is _checked[0]() and images._version == _checked[1]):
+        return images  # the scorers of a batch check it one after another
     if images.ndim == 4 and images.shape[1] in COLOURS:
         kind, remedy = COLOURS[images.shape[1]]
         raise ImageRangeError(f"images must be (B, 3, H, W), got {tuple(images.shape)}: {kind}", remedy)
@@ -79,7 +84,12 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
             raise ImageRangeError(
                 f"images must lie in [-1, 1], got [{low:.3g}, {high:.3g}]", "scale: images / 127.5 - 1 for bytes"
             )
+    if not images.is_inference():  # those have no version
+        _checked = (weakref.ref(images), images._version)
     return images
+
+
+_checked: tuple[Callable[[], torch.Tensor | None], int] = (lambda: None, 0)  # the last images that passed, as they were
 
 
 class Scorer(Identified, ABC):
@@ -190,8 +200,7 @@ def require_finite(values: torch.Tensor, scorer: str, texts: Sequence[str]) -> t
     Raises:
         NumericsError: naming the scorer and the text of the first row that is not.
     """
-    finite = torch.isfinite(values)
-    wrong = ~(finite.flatten(1).all(1) if values.ndim > 1 else finite)
+    wrong = ~(finite_rows(values) if values.ndim > 1 and values.numel() else torch.isfinite(values))
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise NumericsError(

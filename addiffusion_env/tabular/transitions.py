@@ -79,7 +79,7 @@ class Transitions:
         states: dict[tuple[int, int], Lane] = {(0, START): open_lane(blank, process, Prompt("blank", "blank"), 0)}
         new = list(states)
         while new:
-            moves = [(state, int(a)) for state in new for a in np.flatnonzero(legal_actions(states[state], process))]
+            moves = [(state, int(a)) for state in new for a in np.flatnonzero(legal_actions([states[state]], process))]
             results = engine.run([env_step(blank, process, states[state], action) for state, action in moves])
             new = []
             for (state, action), (lane, image) in zip(moves, results, strict=True):

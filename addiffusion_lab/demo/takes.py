@@ -15,7 +15,8 @@ from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import Traits as ModelTraits
 from addiffusion_env.engine.coroutines import env_step
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Decide, GeneratedImage, Lane, open_lane, to_pixels
+from addiffusion_env.engine.images import GeneratedImage, to_pixels
+from addiffusion_env.engine.lane import Decide, Lane, open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
@@ -158,11 +159,12 @@ class Studio:
         backbone.encode([prompt.text])  # cached, so that it does not count in any sampler's time
         lane, take = open_lane(backbone, process, prompt, seed), Take(name)
         before: ImageScores | None = None
+        memory: Any = None
         image: GeneratedImage | None = None
         decisions = 0
         while image is None:
             began = time.perf_counter()
-            request = Decide(lane, before)
+            request = Decide(lane, before, memory)
             [action] = sampler.decide([request])
             deciding = time.perf_counter() - began
             if (
@@ -174,9 +176,9 @@ class Studio:
                 moment = self._moment(sampler, request, action)
                 take = replace(take, moments=(*take.moments, moment), nfe=lane.nfe)
                 yield take
-            before, decisions = lane.scores, decisions + 1
+            before, memory, decisions = lane.scores, getattr(action, "memory", None), decisions + 1
             began = time.perf_counter()
-            [(lane, image)] = engine.run([env_step(backbone, process, lane, action, sampler.needs_preview)])
+            [(lane, image)] = engine.run([env_step(backbone, process, lane, int(action), sampler.needs_preview)])
             take = replace(take, seconds=take.seconds + deciding + time.perf_counter() - began, nfe=lane.nfe)
         yield self._finished(take, prompt, image)
 

@@ -10,18 +10,23 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend_mps import MPS, PretendMps, marked, send
 
-from addiffusion_env.backbones.emoji import WEIGHTS, EmojiBackbone
+import addiffusion_env.envs.episodes as episodes_module
+from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.backbones.emoji import EmojiBackbone
+from addiffusion_env.backbones.emoji.manifest import WEIGHTS
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.process import ProcessConfig, RefineConfig
 from addiffusion_env.envs.episodes import Episodes
 from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji import emoji_scorers
 from addiffusion_env.scorers.image_scores import NoScorers
@@ -145,18 +150,19 @@ READS = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.__float__, Tensor.__int_
 
 
 @pytest.fixture(scope="module")
-def instant():
-    """A backbone on the simulated device whose networks return at once."""
+def instant_parts():
+    """A backbone on the simulated device and scorers on the CPU, whose networks return at once."""
     backbone = EmojiBackbone.from_pretrained()
     scorers = emoji_scorers(WEIGHTS, "cpu")
     make_instant(backbone, scorers)
     for module in (backbone.denoiser, backbone.vae, backbone.previewer, backbone.parts.text_encoder):
         send(module)
     backbone.device = MPS
-    return backbone
+    return backbone, scorers
 
 
-def test_a_step_waits_for_the_device_once_whatever_the_number_of_lanes(instant):
+def test_a_step_waits_for_the_device_once_whatever_the_number_of_lanes(instant_parts):
+    instant, _ = instant_parts
     prompts = EmojiPrompts(split="test").take(6, seed=4)
 
     def reads(lanes, steps):
@@ -168,4 +174,45 @@ def test_a_step_waits_for_the_device_once_whatever_the_number_of_lanes(instant):
         return device.count
 
     assert reads(6, 5) - reads(6, 4) == reads(2, 5) - reads(2, 4) == 1
+    assert reads(6, 4) == reads(2, 4)
+
+
+def test_a_step_of_an_environment_makes_as_many_calls_and_reads_for_any_number_of_lanes(instant_parts, monkeypatch):
+    instant, scorers = instant_parts
+    monkeypatch.setattr(episodes_module, "load_scorers", lambda backbone, paths: scorers)
+
+    def cost(lanes):
+        env, found = AdDiffusionVectorEnv(lanes, backbone=instant, steps=3, refine="off"), []
+        engine = env.episodes.engine.counters
+        with Reads() as device, counted(instant, scorers) as (calls, _):
+            env.reset(seed=3000 + 10 * lanes)
+            for _ in range(3):
+                start = np.array([device.count, calls["text"], *counts_of(engine)])
+                env.step(np.zeros(lanes, int))
+                found.append(np.array([device.count, calls["text"], *counts_of(engine)]) - start)
+        return np.array(found)
+
+    few, many = cost(2), cost(6)
+    assert (few == many).all()
+    assert many[:, 1:].tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [1, 1, 0, 1]]  # the last step begins the next episodes
+    assert many[:, 0].max() <= 8
+
+
+def counts_of(counters):
+    return counters.denoiser_batches, counters.score_batches, counters.decode_batches
+
+
+def test_a_decision_of_a_policy_reads_as_often_for_any_number_of_lanes(instant_parts):
+    instant, scorers = instant_parts
+    sampler = PolicySampler.from_run("emoji")
+    sampler.bind(instant, scorers)
+    prompts = EmojiPrompts(split="test").take(6, seed=5)
+
+    def reads(lanes, steps):
+        engine = Engine(instant, scorers, decider=lambda asked: [0 * action for action in sampler.decide(asked)])
+        with Reads() as device:
+            engine.run([play(instant, ProcessConfig(steps=steps), p, 0) for p in prompts[:lanes]])
+        return device.count
+
+    assert reads(6, 5) - reads(6, 4) == reads(2, 5) - reads(2, 4) > 0
     assert reads(6, 4) == reads(2, 4)

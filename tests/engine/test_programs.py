@@ -63,13 +63,13 @@ def test_a_stop_before_the_first_prediction_takes_one_evaluation(engine, emoji, 
 def test_masks(engine, emoji, prompts):
     process = replace(RESAMPLE, refine=replace(RESAMPLE.refine, limit=1, first_step=2))
     lane = open_lane(emoji, process, prompts[0], 0)
-    assert legal_actions(lane, process).tolist() == [True, True, False]  # no image yet
+    assert legal_actions([lane], process)[0].tolist() == [True, True, False]  # no image yet
     lane = advanced(engine, emoji, process, prompts[0], 1)
-    assert legal_actions(lane, process).tolist() == [True, True, False]  # before first_step
+    assert legal_actions([lane], process)[0].tolist() == [True, True, False]  # before first_step
     lane = advanced(engine, emoji, process, prompts[0], 2)
-    assert legal_actions(lane, process).tolist() == [True, True, True]
+    assert legal_actions([lane], process)[0].tolist() == [True, True, True]
     [refined] = engine.run([act(emoji, process, lane, Action.REFINE)])
-    assert legal_actions(refined, process).tolist() == [True, True, False]  # the limit
+    assert legal_actions([refined], process)[0].tolist() == [True, True, False]  # the limit
 
 
 # region evaluations + k: none + 2; attention 1 + 2; phrases (1 + P) / 2 + 2 with P = 2 phrases.
@@ -198,7 +198,7 @@ def played(engine, emoji, prompt, actions):
     if key not in KNOWN:
         *before, action = actions
         lane, image = played(engine, emoji, prompt, before)
-        assert image is None and legal_actions(lane, CHECKED)[action]
+        assert image is None and legal_actions([lane], CHECKED)[0][action]
         [KNOWN[key]] = engine.run([env_step(emoji, CHECKED, lane, action)])
     return KNOWN[key]
 
@@ -216,7 +216,7 @@ def test_continue_runs_to_the_next_decision(engine, emoji, prompts):
 def test_a_finished_image_waits_to_be_accepted(engine, emoji, prompts, actions):
     lane, image = played(engine, emoji, prompts[0], actions)
     assert image is None and lane.shown is not None and lane.remaining == 0
-    assert legal_actions(lane, CHECKED).tolist() == [False, True, True]
+    assert legal_actions([lane], CHECKED)[0].tolist() == [False, True, True]
     spent = lane.nfe
     taken, image = played(engine, emoji, prompts[0], [*actions, Action.STOP])
     assert torch.equal(image.tensor, lane.shown.tensor) and taken.nfe == spent
@@ -246,7 +246,7 @@ def test_a_waiting_image_survives_its_state(engine, emoji, prompts):
     lane, _ = played(engine, emoji, prompts[0], [0, 0, 0, Action.REFINE, 0, 0])
     back = restore_lane(emoji, lane.state())
     assert torch.equal(back.shown.tensor, lane.shown.tensor) and torch.equal(back.best.tensor, lane.best.tensor)
-    assert legal_actions(back, CHECKED).tolist() == legal_actions(lane, CHECKED).tolist()
+    assert legal_actions([back], CHECKED)[0].tolist() == legal_actions([lane], CHECKED)[0].tolist()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.env import AdDiffusionEnv
+from addiffusion_env.envs.infos import longest_episode
 from addiffusion_env.envs.settings import refine_config
-from addiffusion_env.envs.slot import longest_episode
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 
 CHEAP = {"steps": 3, "early_exit_steps": 0, "guidance_scale": 1.0}

@@ -7,7 +7,9 @@ import rounding
 from gymnasium.vector import AutoresetMode
 
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv, stacked
+from addiffusion_env.envs.infos import info_of, stacked
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
+from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.errors import ConfigError
 
 SETTINGS = {"steps": 3, "refine": "resample_short"}
@@ -98,26 +100,47 @@ def test_a_restored_state_continues_exactly():
         np.testing.assert_array_equal(one[0][key], two[0][key])
 
 
-def test_infos_are_stacked_as_gymnasium_does():
-    numbers = {
-        "count": 3,
-        "cosine": np.float32(0.5),
-        "done": True,
-        "text": "a dog",
-        "mask": np.eye(2),
-        "terms": {"a": 1.0},
+@pytest.mark.parametrize("places", [[0, 2], [0, 1, 2, 3]])
+def test_infos_are_stacked_as_gymnasium_does(places):
+    count = len(places)
+    columns = {
+        "count": list(range(count)),
+        "cosine": np.linspace(0, 1, count, dtype=np.float32),
+        "done": [True] * count,
+        "text": ["a dog", "two cats"] * (count // 2),
+        "mask": np.arange(4 * count).reshape(count, 2, 2),
+        "terms": {"a": [1.0] * count},
     }
-    infos = {0: numbers, 2: {**numbers, "extra": 1, "terms": {"b": 2.0}, "final_obs": {"x": np.ones(2)}}}
     env, expected = gym.vector.VectorEnv(), {}
     env.num_envs = 4
-    for lane, info in infos.items():
-        expected = env._add_info(expected, info, lane)
-    same(stacked(infos, 4), expected)
+    for row, lane in enumerate(places):
+        expected = env._add_info(expected, info_of(columns, row), lane)
+    same(stacked(columns, places, 4), expected)
+
+
+def test_infos_of_a_step_are_those_of_gymnasium():
+    """The same episodes as SB3's environment, whose infos are one dict per lane, and Gymnasium's joined from them."""
+    vector, single = AdDiffusionVectorEnv(3, **SETTINGS), AdDiffusionVecEnv(3, seed=10, **SETTINGS)
+    vector.reset(seed=10)
+    single.reset()
+    for actions in PLAN:
+        *_, infos = vector.step(actions)
+        _, _, done, infos_of_lanes = single.step(actions)
+        expected = {}
+        for lane, info in enumerate(infos_of_lanes):
+            del info["TimeLimit.truncated"]
+            if done[lane]:
+                last = info.pop("terminal_observation")
+                info = {"final_obs": last, "final_info": info, **single.reset_infos[lane]}
+            expected = vector._add_info(expected, info, lane)
+        same(infos, expected)
 
 
 def same(ours, theirs):
     assert set(ours) == set(theirs)
     for key, value in theirs.items():
+        if key == "final_obs":
+            continue
         if isinstance(value, dict):
             same(ours[key], value)
         else:

@@ -115,3 +115,4 @@ def test_a_calibrator_reads_the_other_prompt_too(context):
     own, other = sampler._seen(lanes, nothing), sampler._misread(lanes, nothing)
     assert (own.preference == other.preference).all()
     assert abs(own.utility - other.utility).min() > 1e-3
+    assert abs(own.prior - other.prior).min() > 1e-3
