@@ -104,7 +104,8 @@ def test_a_policy_of_another_model_does_not_fit_a_pipeline(folder):
 
 
 def test_a_backbone_is_named_in_place_of_a_folder():
-    studio = load(pipe="emoji", device="cpu")
+    assert load(pipe="emoji", device="cpu").sampler.name.startswith("policy")  # the rule that ships for it
+    studio = load("checked_attempts:0", pipe="emoji", device="cpu")
     assert "untrained" in page.about(studio) and studio.scored and not studio.learned
     last = list(studio.policy(read_prompt(HARD, EMOJI), 0, 0.0))[-1]
     assert last.correct is not None and last.moments[-1].probabilities is None
