@@ -1,8 +1,9 @@
-"""Trains a policy with Stable-Baselines3's PPO: configuration -> environments -> PPO -> policy -> report.
+"""Trains a policy with Stable-Baselines3: configuration -> environments -> algorithm -> policy -> report.
 
 python train_sb3.py                             the default experiment on the embedded emoji world
 python train_sb3.py experiment=smoke            every part once, in a minute
 python train_sb3.py lanes=8 ppo.ent_coef=0.01   any key of configs/train.yaml
+python train_sb3.py experiment=dqn              another algorithm of Stable-Baselines3 or sb3-contrib, or your own class
 python train_sb3.py rollouts=ray rollouts.workers=4   lanes in four Ray actors, here or on a cluster
 python train_sb3.py --plan                      what every stage costs on this machine, instead of running it
 python train_sb3.py experiment=sweep            Optuna over PPO's settings
@@ -12,10 +13,12 @@ Run the same command again to go on after an interruption.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from addiffusion_env.config import dotted_values, friendly, renamed, run_script, version_base
@@ -24,16 +27,21 @@ from addiffusion_env.plugins import with_plugins
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def train(config: dict[str, Any]) -> tuple[Path, float]:
-    """Trains and saves the policy; returns the run's folder and its last return, which a sweep maximises."""
+def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, float]:
+    """Trains and saves the policy; returns the run's folder and its last return, which a sweep maximises.
+
+    Args:
+        config: the keys of ``configs/train.yaml``.
+        overrides: which of them were given on the command line, and must therefore take effect.
+    """
+    from addiffusion_env.agents.algorithms import log_interval
     from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
     from addiffusion_env.agents.factory import make_rollouts, total_lanes
     from addiffusion_env.agents.table_stages import train_on_table, with_calibrator
-    from addiffusion_env.agents.tabular_training import TabularConfig, held_out_frontier, make_mdp, record_table
-    from addiffusion_env.agents.train_config import TrainingConfig
+    from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, record_table
+    from addiffusion_env.agents.train_config import TrainingConfig, algorithm_and_table
     from addiffusion_env.agents.training import (
         attach_logger,
-        check_algorithm,
         export_policy,
         exported_at,
         has_begun,
@@ -55,10 +63,8 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     check_report(config["report"], str(config["run_dir"]))  # now, not after minutes of training
     config = {**config, "lanes": total_lanes(config)}
     TrainingConfig.of(config)
-    check_algorithm(config["algorithm"], config["ppo"])
-    tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
-    if tabular is not None:
-        check_algorithm(config["algorithm"], tabular.ppo)
+    algorithm = config["algorithm"]
+    chosen, tabular = algorithm_and_table(config, overrides)
     resume = wants_resume(config["resume"])
     folder = run_folder(config["run_dir"])
     if not resume and has_begun(folder):
@@ -74,17 +80,14 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
     live = config["rollouts"] if config["total_timesteps"] else {"kind": "local"}
     env = make_rollouts(live, config["vec_env"], lanes, config["seed"], told)
     identity = hold_to_identity(folder, env, resume)
-    model, state = resume_or_make(
-        config["algorithm"], env, config["ppo"], config["seed"], config["device"], folder, resume
-    )
+    model, state = resume_or_make(algorithm, env, chosen, config["seed"], config["device"], folder, resume)
     attach_logger(model, folder)
     mdp = None
     if tabular is not None:
         settings = EnvSettings.of(**told)
         mdp = make_mdp(record_table(settings, tabular, folder / "table", lanes, config["rollouts"]), settings)
         if state is None:
-            how = (config["algorithm"], config["seed"], folder, config["device"])
-            train_on_table(model, mdp, settings, tabular, *how)
+            train_on_table(model, mdp, settings, tabular, algorithm, config["seed"], folder, config["device"])
     begun = "training from" if state is None else "resumed at"
     print(f"{begun} decision {model.num_timesteps} of {config['total_timesteps']}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
@@ -98,7 +101,8 @@ def train(config: dict[str, Any]) -> tuple[Path, float]:
             remote = [WorkerLog()] if live["kind"] == "ray" else []
             callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
             with writing_to(folder):
-                model.learn(remaining, callback=callbacks, reset_num_timesteps=False, progress_bar=bar)
+                every = log_interval(model)
+                model.learn(remaining, callbacks, every, reset_num_timesteps=False, progress_bar=bar)
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise
@@ -133,9 +137,9 @@ def main(config: DictConfig) -> float:
     if plain["plan"]:
         from addiffusion_env.evaluation.training_cost import training_cost
 
-        print(training_cost(plain).table())
+        print(training_cost(with_plugins(plain)).table())
         return 0.0
-    folder, score = train(plain)
+    folder, score = train(plain, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
     if plain["report"] is not None:
         report(folder, plain)
     return score

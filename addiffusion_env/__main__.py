@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
     writer.add_argument("zip", type=Path, help="the file to write")
     demo = verbs.add_parser("demo", help="serve a web page on which a policy generates images (needs the extra [demo])")
-    demo.add_argument("--policy", default="emoji", help="emoji, or the folder of a run")
+    demo.add_argument("--pipe", help="folder or hub id of any diffusers pipeline, beside fixed steps; or sd15 ...")
+    demo.add_argument(
+        "--policy", help="a run's or calibration's folder, a hub id or emoji; default: emoji, or with --pipe untrained"
+    )
     demo.add_argument("--device", default="auto")
     demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
     demo.add_argument("--share", action="store_true", help="also serve it at a public Gradio address")
@@ -173,12 +176,12 @@ def export(chosen: argparse.Namespace) -> None:
     from addiffusion_env.agents.sb3_zip import export_zip
 
     path = export_zip(chosen.policy, chosen.zip)
-    print(f"{path}: load it with sb3_contrib.MaskablePPO.load, or stable_baselines3.PPO.load if PPO trained it")
+    print(f"{path}: load it with the class that trained it, for example sb3_contrib.MaskablePPO.load")
 
 
 def run_demo(chosen: argparse.Namespace) -> None:
     """Serves the demo page until Ctrl-C."""
-    lab("demo.app").serve(chosen.policy, chosen.device, chosen.port, chosen.share)
+    lab("demo.app").serve(chosen.policy, chosen.device, chosen.port, chosen.share, pipe=chosen.pipe)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,18 @@ SWEEP += "tabular.attempts=2 tabular.lanes=4 tabular.total_timesteps=64 tabular.
 ZOO = "-n 8 --env-kwargs steps:2 --hyperparams n_steps:4 batch_size:8 n_envs:2 n_epochs:1 --eval-freq -1 -f zoo"
 NIGHT = '\'report.samplers=["policy:${run_dir}@${night.at},no_refine","fixed:2","fixed:4"]\''
 SMALL = "prompts=2 samplers=[fixed:2,fixed:4] filmstrips=false progress_bar=false"
+TABLE = "tabular.images=2 tabular.attempts=2 env.refine.limit=1 tabular.lanes=4 tabular.total_timesteps=64 "
+TABLE += "tabular.ppo.n_steps=8 tabular.ppo.batch_size=32"
+LIVE = "lanes=2 total_timesteps=32 report=null progress_bar=false"
+REPLAY = f"{LIVE} algorithm_kwargs.learning_starts=8"
 REDUCED = {
+    "python train_sb3.py experiment=afternoon": TABLE,
+    "python train_sb3.py experiment=dqn": REPLAY,
+    "python train_sb3.py algorithm=qrdqn": LIVE,
+    "python train_sb3.py experiment=recurrent_ppo": f"{LIVE} ppo.n_steps=4 ppo.batch_size=8",
+    "python train_sb3.py plugins=[my_backbones]": f"{LIVE} ppo.n_steps=4 ppo.batch_size=8",
+    "python eval_sb3.py policy=runs/dqn": SMALL,
+    "python -m addiffusion_lab.learning_curves": "",
     "python train_sb3.py experiment=sweep": SWEEP,
     "python train_sb3.py": "experiment=smoke",
     "python eval_sb3.py policy=runs/emoji": f"{SMALL} policy={POLICY} out=runs/beside",

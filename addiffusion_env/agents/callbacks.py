@@ -20,6 +20,9 @@ from addiffusion_env.agents.figures import image_grid, timelines
 from addiffusion_env.engine.process import Action
 from addiffusion_env.errors import RunFolderError
 
+PICTURES_EVERY = 256
+"""Decisions between two grids of images in TensorBoard, where a rollout is shorter: DQN's takes a few."""
+
 
 class EpisodeLog(BaseCallback):
     """Logs finished episodes: ``env/nfe``, ``env/quality``, action shares, images, timelines, hyperparameters.
@@ -42,6 +45,7 @@ class EpisodeLog(BaseCallback):
         self.terms: Counter[str] = Counter()
         self.decisions = 0
         self.faults = 0
+        self._pictured = -PICTURES_EVERY
         self.prompt_ids: set[str] = set()
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -100,7 +104,9 @@ class EpisodeLog(BaseCallback):
             record(f"reward/{name}", value / max(1, self.decisions))
         self.terms.clear()
         self.decisions = 0
-        self._write_histogram_and_images()
+        if self.num_timesteps - self._pictured >= PICTURES_EVERY:
+            self._pictured = self.num_timesteps
+            self._write_histogram_and_images()
 
     def frontier(self, bins: int = 4) -> list[tuple[float, float]]:
         """(cost per NFE, mean NFE) of the last episodes in ``bins`` equal groups by cost per NFE; NFE never increases.

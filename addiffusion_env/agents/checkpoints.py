@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env.agents.factory import env_state, load_env_state
@@ -53,12 +55,21 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 
 def model_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """State of an on-policy agent between an update and the next rollout, without its settings, as plain values."""
+    """State of an agent between an update and the next rollout, without its settings, as plain values.
+
+    Of a replay buffer only the place is kept, its transitions are added by :func:`buffer_state`.
+    """
     last = model._last_obs
     assert isinstance(last, dict) and model._last_episode_starts is not None
+    buffer = getattr(model, "replay_buffer", None)
     return {
         "parameters": plain_copy(model.get_parameters()),  # of the policy and its optimiser
         "updates": model._n_updates,
+        # DQN counts the steps since it copied its target network, its episodes and its exploration.
+        "counters": {name: value for name, value in vars(model).items() if type(value) in (int, float)},
+        "memory": plain_copy(getattr(model, "_last_lstm_states", None)),
+        "sampling": model.action_space.np_random.bit_generator.state,  # of random actions
+        "place": None if buffer is None else [buffer.pos, buffer.full],
         "episodes": [{key: float(value) for key, value in info.items()} for info in model.ep_info_buffer or ()],
         "observation": {key: torch.from_numpy(value.copy()) for key, value in last.items()},
         "starts": torch.from_numpy(np.array(model._last_episode_starts, dtype=bool)),
@@ -68,13 +79,51 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
 def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any], step: int) -> None:
     """Restores :func:`model_state` on an agent of the same settings."""
     model.set_parameters(state["parameters"], exact_match=True, device=model.device)
+    for name, value in state.get("counters", {}).items():  # none in files of earlier versions, nor the following
+        setattr(model, name, value)
     model.num_timesteps = step
     model._n_updates = state["updates"]
+    if state.get("memory") is not None:
+        model._last_lstm_states = RNNStates(*_on(state["memory"], model.device))  # type: ignore[attr-defined]
+    if "sampling" in state:
+        model.action_space.np_random.bit_generator.state = state["sampling"]
+    if state.get("place") is not None:
+        load_buffer_state(model.replay_buffer, state["buffer"], *state["place"])  # type: ignore[attr-defined]
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     # With a last observation SB3 does not reset the environments: the rollout continues where it was.
     model._last_obs = {key: value.numpy() for key, value in state["observation"].items()}
     model._last_episode_starts = state["starts"].numpy()
+
+
+def buffer_state(buffer: ReplayBuffer) -> dict[str, Any]:
+    """The transitions in a replay buffer as tensors, which share its memory: to be written, not kept."""
+    filled = buffer.size()
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array[:filled])
+
+    made: dict[str, Any] = {
+        name: tensor(value) for name, value in vars(buffer).items() if isinstance(value, np.ndarray)
+    }
+    for name, value in vars(buffer).items():
+        if isinstance(value, dict) and all(isinstance(item, np.ndarray) for item in value.values()):
+            made[name] = {key: tensor(item) for key, item in value.items()}
+    return made
+
+
+def load_buffer_state(buffer: ReplayBuffer, state: Mapping[str, Any], place: int, full: bool) -> None:
+    """Restores :func:`buffer_state`, with the place of the next transition, and whether all places are filled."""
+    for name, value in state.items():
+        mine = getattr(buffer, name)
+        for array, saved in [(mine[key], value[key]) for key in value] if isinstance(value, dict) else [(mine, value)]:
+            array[: len(saved)] = saved.numpy()
+    buffer.pos, buffer.full = place, full
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    """Nested lists of tensors as tuples of tensors on a device."""
+    return value.to(device) if isinstance(value, torch.Tensor) else tuple(_on(item, device) for item in value)
 
 
 def plain_copy(value: Any) -> Any:
@@ -104,6 +153,8 @@ class Snapshot:
         prompt_ids: Iterable[str] = (),
     ) -> None:
         self.step = model.num_timesteps
+        # Read when it is written: those that follow this snapshot are collected again, into the same places.
+        self.buffer: ReplayBuffer | None = getattr(model, "replay_buffer", None)
         self.state = {
             "format": FORMAT,
             "step": self.step,
@@ -127,8 +178,11 @@ class Snapshot:
             folder.mkdir(parents=True, exist_ok=True)
             for part in folder.glob(".step_*.part"):  # of processes that were killed while they wrote
                 part.unlink(missing_ok=True)
+            agent = self.state["model"]
+            if self.buffer is not None:
+                agent = {**agent, "buffer": buffer_state(self.buffer)}
             with whole_file(target) as file:
-                torch.save(self.state, file)
+                torch.save({**self.state, "model": agent}, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             raise RunFolderError(
                 f"cannot write checkpoint {target}: {error}", "free space or choose another run_dir"

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE
 from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.model_card import policy_card
-from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.networks import build_network
 from addiffusion_env.agents.policy_file import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -61,7 +61,7 @@ class HubPolicy(
         details: what it was trained on, its frontier and its results.
     """
 
-    def __init__(self, network: ActorCriticPolicy | Path, details: PolicyConfig) -> None:
+    def __init__(self, network: BasePolicy | Path, details: PolicyConfig) -> None:
         self.network = network
         self.details = details
 
@@ -101,16 +101,19 @@ class HubPolicy(
         return cls(folder.resolve(), config) if config.rules else cls(*load_policy(folder))
 
     def check_saveable(self) -> None:
-        """Refuses a network of another class: its files could not be read again.
+        """Refuses a network that its description would not build again, which a model in memory may have.
 
         Raises:
-            ConfigError: for a network of another class.
+            ConfigError: for such a network.
         """
-        if not isinstance(self.network, AdDiffusionPolicy | MaskableAdDiffusionPolicy | Path):
+        if isinstance(self.network, Path):
+            return
+        again = build_network(self.details.network, self.details.net_arch, self.details.space())
+        ours, theirs = ({key: value.shape for key, value in one.state_dict().items()} for one in (self.network, again))
+        if ours != theirs:
             raise ConfigError(
-                f"a {type(self.network).__name__} cannot be saved in this format, only AdDiffusionPolicy and "
-                "MaskableAdDiffusionPolicy can",
-                "train with one of them as SB3's policy, or keep the model's own save()",
+                f"a {type(self.network).__name__} cannot be saved: its class or policy_kwargs have no written form",
+                "define its classes at the top of modules and give numbers, texts and lists, or use the model's save()",
             )
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import BasePolicy
 
+from addiffusion_env.agents.networks import Memory, action_probabilities
 from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config, load_policy
 from addiffusion_env.agents.rule_policy import RulePolicy
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import legal_actions
 from addiffusion_env.engine.episode import Episode, play
-from addiffusion_env.engine.lane import Decide, Lane, Request
+from addiffusion_env.engine.lane import Decide, Lane, Remembered, Request
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.envs.slot import Framer
@@ -57,7 +57,7 @@ class PolicySampler(SavedPolicy):
         no_refine: whether refine is masked.
     """
 
-    policy: ActorCriticPolicy
+    policy: BasePolicy
     config: PolicyConfig
     cost_per_nfe: float
     name: str = "policy"
@@ -220,13 +220,17 @@ class PolicySampler(SavedPolicy):
         return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """The most probable legal action of each lane."""
-        probabilities, legal = self._distribution(requests)
-        return np.where(legal, probabilities, -1.0).argmax(1).tolist()
+        """The most probable legal action of each lane, with the memory that its next decision is to carry."""
+        probabilities, legal, memories = self._distribution(requests)
+        actions = np.where(legal, probabilities, -1.0).argmax(1).tolist()
+        return [
+            action if memory is None else Remembered(action, memory)
+            for action, memory in zip(actions, memories, strict=True)
+        ]
 
     def probabilities(self, requests: Sequence[Decide]) -> np.ndarray:
         """(B, 3) the policy's probability of each action, in [0, 1]; illegal ones are 0, the others sum to 1."""
-        probabilities, legal = self._distribution(requests)
+        probabilities, legal, _ = self._distribution(requests)
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
@@ -244,17 +248,17 @@ class PolicySampler(SavedPolicy):
         seen, utility = self._seen(shown, before), self._framer.process.refine.utility
         return replace(seen, clip_text=texts, prior=utility.before(texts))
 
-    @torch.no_grad()
-    def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray]:
-        """(B, 3) action probabilities of the network, and (B, 3) bool: which actions are legal."""
+    def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray, Sequence[Memory]]:
+        """(B, 3) action probabilities of the network, (B, 3) bool which actions are legal, and memories afterwards."""
         assert self._observer is not None and self._process is not None, "bind() first"
         shown = self._misread if self.shuffled else self._seen
         frame = shown([request.lane for request in requests], [request.before for request in requests])
         observation = self._observer.observe(frame)
-        tensors = {key: torch.as_tensor(value, device=self.policy.device) for key, value in observation.items()}
-        probabilities = self.policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[union-attr]
         allowed = self.process(self._process)
-        return probabilities, legal_actions([request.lane for request in requests], allowed)
+        legal = legal_actions([request.lane for request in requests], allowed)
+        before = [request.memory for request in requests]
+        probabilities, memories = action_probabilities(self.policy, observation, legal, before)
+        return probabilities, legal, memories
 
 
 def load_sampler(folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> SavedPolicy:

@@ -14,7 +14,7 @@ from torch import Tensor
 from addiffusion_env.agents.trace import Job, Trace
 from addiffusion_env.engine import Counters
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.lane import pixels_of
+from addiffusion_env.engine.images import pixels_of
 from addiffusion_env.errors import unknown
 
 OUTPUT_TYPES = ("pil", "np", "pt")

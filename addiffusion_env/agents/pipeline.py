@@ -86,6 +86,8 @@ class AdaptivePipeline:
     ) -> None:
         load_plugins(plugins)
         self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
+        if policy is None and process is None:
+            policy = self.backbone.traits.policy
         if policy is None:
             self.sampler, scorers = default_policy(self.backbone, scorers)
             process = process or default_process(self.backbone)

@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from addiffusion_env.agents.calibrator_file import copied, located
-from addiffusion_env.agents.policy import AdDiffusionPolicy
+from addiffusion_env.agents.networks import build_network
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
@@ -49,7 +49,7 @@ class PolicyConfig:
     Attributes:
         environment: the environment's settings that it was trained on.
         observation: key -> (low, length) of the observation.
-        net_arch: widths of the hidden layers for policy and value.
+        net_arch: widths of the hidden layers for policy and value, of this project's own policy.
         highest_cost_per_nfe: the cost per NFE that is observed as 1.
         default_cost_per_nfe: used when neither a cost per NFE nor a target is given.
         frontier: (cost per NFE, mean NFE) pairs, decreasing in NFE, for ``target_nfe``.
@@ -61,6 +61,8 @@ class PolicyConfig:
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
         identity: ``backbone`` and ``scorers`` -> sha256 of the models that it was trained and its frontier measured on;
             empty in files of older versions.
+        network: of any other network, its class and ``policy_kwargs`` (:func:`.networks.describe_network`); empty for
+            this project's own policy.
     """
 
     environment: Mapping[str, Any]
@@ -75,6 +77,7 @@ class PolicyConfig:
     rules: Sequence[Mapping[str, Any]] = ()
     plugins: Sequence[str] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     def space(self) -> spaces.Dict:
         """The observation space, its keys in the order of the policy's weights."""
@@ -153,6 +156,7 @@ def config_text(config: PolicyConfig) -> str:
         "frontier": [list(pair) for pair in config.frontier],
         "frontier_prompts": config.frontier_prompts,
         "provenance": dict(config.provenance),
+        **({"network": dict(config.network)} if config.network else {}),
         **({"rules": [dict(rule) for rule in config.rules]} if config.rules else {}),
         **({"plugins": list(config.plugins)} if config.plugins else {}),
         **({"identity": dict(config.identity)} if config.identity else {}),
@@ -284,7 +288,7 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_weights(policy: AdDiffusionPolicy, tensors: Mapping[str, Tensor]) -> None:
+def load_weights(policy: BasePolicy, tensors: Mapping[str, Tensor]) -> None:
     """Puts tensors into a policy, those that an earlier version named by an old observation key too.
 
     Raises:
@@ -304,17 +308,19 @@ def load_weights(policy: AdDiffusionPolicy, tensors: Mapping[str, Tensor]) -> No
         raise ValueError(f"missing {missing or 'nothing'}, not known {unexpected or 'nothing'}")
 
 
-def load_policy(folder: Path, device: str = "cpu") -> tuple[AdDiffusionPolicy, PolicyConfig]:
+def load_policy(folder: Path, device: str = "cpu") -> tuple[BasePolicy, PolicyConfig]:
     """Loads a policy for inference.
 
     Raises:
         WeightsError: when a file is missing, damaged or does not fit.
+        ConfigError: when its network is of a class that is not imported.
     """
     config = load_config(folder)
     try:
-        arch = {key: list(widths) for key, widths in config.net_arch.items()}
-        policy = AdDiffusionPolicy(config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch=arch)
+        policy = build_network(config.network, config.net_arch, config.space())
         load_weights(policy, load_file(folder / WEIGHTS_FILE))
+    except ConfigError:
+        raise
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
         raise WeightsError(
             f"{folder / WEIGHTS_FILE} cannot be loaded: {error}", "copy the folder again, or train again"

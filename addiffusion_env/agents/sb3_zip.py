@@ -1,7 +1,7 @@
 """Stable-Baselines3's own models and zip files: export of a policy to a zip, and import of a zip as a policy.
 
-A zip that :func:`export_zip` wrote loads with ``MaskablePPO.load`` (or ``PPO.load``) like any other and training can
-continue; besides SB3's members it holds ``addiffusion.json`` with environment, frontier and provenance.
+A zip that :func:`export_zip` wrote loads with the ``load`` of its algorithm (``MaskablePPO.load``) like any other and
+training can continue; besides SB3's members it holds ``addiffusion.json`` with environment, frontier and provenance.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from addiffusion_env.agents.algorithms import default_policy, find_algorithm
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE, calibrator_path, portable
 from addiffusion_env.agents.hub_policy import ZIP_IMPORT, HubPolicy
-from addiffusion_env.agents.policy import NET_ARCH, AdDiffusionPolicy, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.networks import describe_network, load_class, with_classes
+from addiffusion_env.agents.policy import NET_ARCH
 from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_space, parse_config
-from addiffusion_env.agents.training import ALGORITHMS, layers
+from addiffusion_env.agents.training import layers
 from addiffusion_env.agents.trust import require_trust
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
@@ -55,10 +56,13 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
             f"{name_or_dir} holds a calibrated rule, which has no network for Stable-Baselines3",
             "copy its folder, or push it to the hub",
         )
-    kind, policy = ALGORITHMS[str(saved.details.provenance.get("algorithm", "maskable_ppo"))]
-    arch = {key: list(widths) for key, widths in saved.details.net_arch.items()}
+    kind = find_algorithm(str(saved.details.provenance.get("algorithm", "maskable_ppo")))
+    policy, given = default_policy(kind), {"net_arch": {k: list(v) for k, v in saved.details.net_arch.items()}}
+    if network := saved.details.network:
+        policy, given = load_class("policy", network["policy"], BasePolicy), with_classes(network["policy_kwargs"])
     # Spaces instead of an environment: SB3 builds its networks from them alone.
-    model: Any = kind(policy, None, policy_kwargs={"net_arch": arch}, device="cpu", _init_setup_model=False)  # type: ignore[call-arg,arg-type]
+    small = {"buffer_size": 1} if issubclass(kind, OffPolicyAlgorithm) else {}
+    model: Any = kind(policy, None, policy_kwargs=given, device="cpu", _init_setup_model=False, **small)  # type: ignore[arg-type]
     model.observation_space, model.action_space, model.n_envs = saved.details.space(), spaces.Discrete(3), 1
     model._setup_model()
     model.policy.load_state_dict(saved.network.state_dict())
@@ -84,8 +88,8 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
         trust: whether the zip may be unpickled, which can run any code.
 
     Raises:
-        ConfigError: without ``trust``, without an environment, or for a policy of another class than
-            :class:`AdDiffusionPolicy` and its maskable form.
+        ConfigError: without an environment, or for a policy with other observations than the environments here.
+        UntrustedFileError: without ``trust``.
         WeightsError: for a file that is missing, damaged or not an SB3 zip.
     """
     path = Path(path)
@@ -99,19 +103,16 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
             f"{path} is no readable zip of Stable-Baselines3: {error}", "save the model again"
         ) from error
     kind = (data or {}).get("policy_class")
-    if not (isinstance(kind, type) and issubclass(kind, AdDiffusionPolicy | MaskableAdDiffusionPolicy)):
-        name = getattr(kind, "__name__", kind)
-        raise ConfigError(
-            f"{path} holds a {name}, and only AdDiffusionPolicy and MaskableAdDiffusionPolicy can be saved here",
-            "train with one of them as SB3's policy, or pass the model itself: policy=PPO.load(path, env=env)",
-        )
+    if not (isinstance(kind, type) and issubclass(kind, BasePolicy)):
+        raise WeightsError(f"{path} holds no policy of Stable-Baselines3, its class is {kind}", "save the model again")
     assert data is not None
-    arch = layers((data.get("policy_kwargs") or {}).get("net_arch", NET_ARCH))
-    config = _details(path, data, details, environment, arch)
-    network = AdDiffusionPolicy(config.space(), spaces.Discrete(3), lambda _: 0.0, net_arch=arch)
+    _check_space(kind.__name__, data["observation_space"])
+    config = _details(path, data, details, environment)
+    made: dict[str, Any] = dict(data.get("policy_kwargs") or {})
     try:
+        network = kind(config.space(), spaces.Discrete(3), lambda _: 0.0, **made)
         network.load_state_dict(params["policy"])  # type: ignore[arg-type]
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError) as error:
         raise WeightsError(f"the weights in {path} do not fit: {error}", "save the model again") from error
     return HubPolicy(network.eval(), config)
 
@@ -120,27 +121,16 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
     """The policy of a model in memory, with the environment that the model was trained on.
 
     Args:
-        model: PPO, A2C or MaskablePPO, with any policy class, trained on one of this project's environments.
+        model: of any algorithm and policy class, trained on one of this project's environments.
 
     Raises:
-        ConfigError: for a model without action probabilities (DQN) or with a recurrent state (RecurrentPPO), one with
-            other or normalised observations, or one that was loaded without its environment.
+        ConfigError: for a model with other or normalised observations, or one that was loaded without its environment.
     """
-    kind, policy = type(model).__name__, model.policy
-    network: Any = policy if isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy) else None
-    if network is None or isinstance(policy, RecurrentActorCriticPolicy):
-        raise ConfigError(
-            f"a {kind} model has no probabilities of actions that follow from one observation alone",
-            "train with PPO, A2C or MaskablePPO",
-        )
+    kind, network = type(model).__name__, model.policy
     if model.get_vec_normalize_env() is not None:
         raise ConfigError(f"the {kind} model reads observations through VecNormalize", "train it without")
     space, env = model.observation_space, model.get_env()
-    if not isinstance(space, spaces.Dict) or not set(space.spaces) <= set(FEATURES):
-        raise ConfigError(
-            f"the {kind} model was trained on observations that no environment here has, a {type(space).__name__}",
-            "train it on an AdDiffusion environment",
-        )
+    _check_space(kind, space)
     if env is None:
         raise ConfigError(
             f"the {kind} model does not say which environment it was trained on", f"{kind}.load(path, env=env) does"
@@ -148,7 +138,26 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
     environment = _plain(env.get_attr("settings", [0])[0])
     network.set_training_mode(False)
     data = {"observation_space": space, "num_timesteps": model.num_timesteps}
-    return HubPolicy(network, _described(environment, data, layers(network.net_arch), {"algorithm": kind}))
+    return HubPolicy(
+        network, _described(environment, data, *_network(type(network), model.policy_kwargs), {"algorithm": kind})
+    )
+
+
+def _check_space(name: str, space: spaces.Space) -> None:
+    if not isinstance(space, spaces.Dict) or not set(space.spaces) <= set(FEATURES):
+        raise ConfigError(
+            f"the {name} model was trained on observations that no environment here has, a {type(space).__name__}",
+            "train it on an AdDiffusion environment",
+        )
+
+
+def _network(kind: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Description and hidden layers of a network; both empty where it cannot be described, nor saved."""
+    try:
+        network = describe_network(kind, policy_kwargs)
+    except ConfigError:
+        return {}, {}
+    return network, {} if network else layers(policy_kwargs.get("net_arch", NET_ARCH))
 
 
 def _plain(settings: EnvSettings) -> dict[str, Any]:
@@ -164,9 +173,7 @@ def _plain(settings: EnvSettings) -> dict[str, Any]:
     return {**changed, "backbone": backbone.name if isinstance(backbone, Backbone) else backbone}
 
 
-def _details(
-    path: Path, data: Mapping[str, Any], details: Any, environment: Mapping[str, Any] | None, arch: dict[str, list[int]]
-) -> PolicyConfig:
+def _details(path: Path, data: Mapping[str, Any], details: Any, environment: Mapping[str, Any] | None) -> PolicyConfig:
     if details is not None and environment is None:
         return parse_config(details, _calibrator_folder(path))
     if environment is None:
@@ -174,7 +181,8 @@ def _details(
             f"{path} does not say which environment it was trained on",
             f"pass policy={ZIP_IMPORT}({str(path)!r}, {{'backbone': 'emoji', ...}}, trust=True)",
         )
-    return _described(environment, data, arch, {"imported_from": path.name})
+    network = _network(data["policy_class"], data.get("policy_kwargs") or {})
+    return _described(environment, data, *network, {"imported_from": path.name})
 
 
 def _calibrator_folder(path: Path) -> Path:
@@ -188,13 +196,18 @@ def _calibrator_folder(path: Path) -> Path:
 
 
 def _described(
-    environment: Mapping[str, Any], data: Mapping[str, Any], arch: dict[str, list[int]], origin: Mapping[str, Any]
+    environment: Mapping[str, Any],
+    data: Mapping[str, Any],
+    network: dict[str, Any],
+    arch: dict[str, list[int]],
+    origin: Mapping[str, Any],
 ) -> PolicyConfig:
     settings = EnvSettings.of(**environment)
     return PolicyConfig(
         environment=dict(environment),
         observation=describe_space(data["observation_space"]),
         net_arch=arch,
+        network=network,
         highest_cost_per_nfe=settings.cost_range()[1],
         default_cost_per_nfe=settings.typical_cost(),
         provenance={**origin, "decisions": int(data.get("num_timesteps", 0))},

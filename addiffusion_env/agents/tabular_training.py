@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import torch
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
+from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import pattern_entropy
 from addiffusion_env.agents.imitation import Demonstrations, imitate
+from addiffusion_env.agents.networks import action_probabilities
 from addiffusion_env.agents.recording import LOCAL, record_prompts
-from addiffusion_env.agents.training import make_model
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, PromptError
@@ -180,12 +181,16 @@ def record_held_out(
 
 
 def greedy(policy: BasePolicy) -> Decider:
-    """The most probable legal action, as :class:`agents.learned.PolicySampler` decides."""
+    """The most probable legal action, as :class:`agents.learned.PolicySampler` decides.
 
-    @torch.no_grad()
+    Raises:
+        ConfigError: for a policy with a memory, which a table does not keep.
+    """
+    if isinstance(policy, RecurrentActorCriticPolicy):
+        raise ConfigError("a policy with a memory cannot be played on a table", "evaluate it: eval_sb3.py policy=RUN")
+
     def decide(observation: dict[str, np.ndarray], legal: np.ndarray) -> np.ndarray:
-        tensors = {key: torch.as_tensor(value, device=policy.device) for key, value in observation.items()}
-        probabilities = policy.get_distribution(tensors).distribution.probs.cpu().numpy()  # type: ignore[attr-defined,operator]
+        probabilities, _ = action_probabilities(policy, observation, legal, [None] * len(legal))
         return np.where(legal, probabilities, -1.0).argmax(1)
 
     return decide
@@ -256,7 +261,7 @@ def learn_on_table(
         mdp: the decision process on the recorded table.
         settings: of the environment.
         tabular: training settings.
-        algorithm: name in :data:`agents.training.ALGORITHMS`.
+        algorithm: name of one that :func:`.table_settings` accepts.
         seed: of the networks and of the draws.
         folder: TensorBoard files go to ``tensorboard/table`` in it, the monitored values to ``table.json``; ``None``
             for neither.

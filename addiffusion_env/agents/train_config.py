@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+from addiffusion_env.agents.algorithms import algorithm_settings, check_algorithm, check_group, table_settings
+from addiffusion_env.agents.tabular_training import TabularConfig
 from addiffusion_env.config import check_removed
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.settings import Ge, Settings
@@ -24,7 +26,7 @@ class TrainingConfig(Settings):
         resume: ``"auto"`` or ``"never"``.
         seed: lane i's episodes come from ``seed + i``.
         device: of the policy network.
-        algorithm: key of :data:`.ALGORITHMS`.
+        algorithm: see :func:`.find_algorithm`.
         vec_env: see :func:`.make_vec_env`.
         lanes: number of parallel episodes, or ``"auto"``.
         max_faults: number of episodes that may be dropped.
@@ -32,7 +34,8 @@ class TrainingConfig(Settings):
         checkpoint_every: decisions between checkpoints.
         progress_bar: whether to show one.
         env: see :class:`.EnvSettings`.
-        ppo: keyword arguments of the algorithm.
+        ppo: keyword arguments of PPO, MaskablePPO and RecurrentPPO.
+        algorithm_kwargs: those of any algorithm; see :func:`.algorithm_settings`.
         tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
         report: keys of ``configs/eval.yaml``; ``None`` for no report.
         rollouts: ``kind: local``, or ``kind: ray`` and its settings.
@@ -58,6 +61,7 @@ class TrainingConfig(Settings):
     progress_bar: bool
     env: Mapping[str, Any]
     ppo: Mapping[str, Any]
+    algorithm_kwargs: Mapping[str, Any] | None
     tabular: Mapping[str, Any] | None
     report: Mapping[str, Any] | None
     rollouts: Mapping[str, Any]
@@ -78,3 +82,28 @@ class TrainingConfig(Settings):
         if isinstance(given, Mapping):
             check_removed(given)
         return super().of(given)
+
+
+def algorithm_and_table(
+    config: Mapping[str, Any], overrides: Iterable[str] = ()
+) -> tuple[dict[str, Any], TabularConfig | None]:
+    """The keyword arguments of the algorithm, and the training on a table with those of its own, all checked.
+
+    Args:
+        config: the keys of ``configs/train.yaml``.
+        overrides: which of them were given on the command line, and must therefore take effect.
+
+    Raises:
+        UnknownNameError: for an unknown algorithm or policy.
+        ConfigError: for settings that are unknown or would not take effect.
+    """
+    name = config["algorithm"]
+    chosen = algorithm_settings(name, config["ppo"], config["algorithm_kwargs"])
+    check_algorithm(name, chosen)
+    check_group(name, overrides)
+    if config["tabular"] is None:
+        return chosen, None
+    tabular = TabularConfig.of(config["tabular"])
+    tabular = replace(tabular, ppo=table_settings(name, chosen, tabular.ppo))
+    check_algorithm(name, tabular.ppo)
+    return chosen, tabular

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import warnings
@@ -12,39 +11,22 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib import MaskablePPO
-from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env import __version__
+from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
-from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.networks import describe_network
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_space, load_config, save_policy
-from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed
 from addiffusion_env.backbones.identity import differences as identity_differences
 from addiffusion_env.config import differences, renamed
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import (
-    ConfigError,
-    ResumeError,
-    RunFolderError,
-    WeightsError,
-    WorkerError,
-    check_settings,
-    unknown,
-)
+from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import whole_file, writing_to
-from addiffusion_env.settings import check_arguments
-
-ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], type]] = {
-    "ppo": (PPO, AdDiffusionPolicy),
-    "maskable_ppo": (MaskablePPO, MaskableAdDiffusionPolicy),
-}
-"""Config name -> (algorithm, policy class)."""
 
 IDENTITY_FILE = "identity.json"
 """Identity of the models, scorers and reward of a run; see :meth:`.Episodes.identity`."""
@@ -170,38 +152,6 @@ def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
         raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start again") from error
 
 
-def check_algorithm(algorithm: str, settings: Mapping[str, Any]) -> None:
-    """Checks an algorithm's settings against SB3's signature before anything is loaded.
-
-    Raises:
-        UnknownNameError: for an unknown algorithm.
-        ConfigError: for an unknown setting, with the nearest one, or a value of another type.
-    """
-    if algorithm not in ALGORITHMS:
-        raise unknown("algorithm", algorithm, ALGORITHMS)
-    kind, _ = ALGORITHMS[algorithm]
-    own = ("self", "policy", "env", "seed", "device", "verbose")  # set by make_model
-    known = [name for name in inspect.signature(kind.__init__).parameters if name not in own]
-    check_settings(f"{algorithm} has", settings, known)
-    check_arguments(algorithm, kind.__init__, settings)
-
-
-def make_model(algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str) -> BaseAlgorithm:
-    """A new agent.
-
-    Raises:
-        UnknownNameError: for an unknown algorithm.
-        ConfigError: for settings that are unknown or refused, or a device that torch does not know.
-    """
-    check_algorithm(algorithm, settings)
-    (kind, policy), where = ALGORITHMS[algorithm], resolve_device(device)
-    try:
-        return kind(policy, env, seed=seed, device=where, verbose=0, **settings)
-    except (AssertionError, ValueError, ZeroDivisionError) as error:  # errors by which SB3 refuses a value
-        shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-        raise ConfigError(f"{algorithm} refuses {shown}: {error}", "change the named setting") from error
-
-
 def resume_or_make(
     algorithm: str, env: VecMonitor, settings: Mapping[str, Any], seed: int, device: str, folder: Path, resume: bool
 ) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
@@ -283,11 +233,13 @@ def export_policy(
     }
     space = model.observation_space
     assert isinstance(space, spaces.Dict)
+    network = describe_network(type(model.policy), model.policy_kwargs)
     described = PolicyConfig(
         environment=config["env"],
         plugins=tuple(config["plugins"]),
         observation=describe_space(space),
-        net_arch=layers(model.policy.net_arch),
+        net_arch={} if network else layers(model.policy.net_arch),
+        network=network,
         highest_cost_per_nfe=settings.cost_range()[1],
         default_cost_per_nfe=settings.typical_cost(),
         frontier=tuple(frontier),

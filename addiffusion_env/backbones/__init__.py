@@ -44,6 +44,8 @@ class Traits:
         judges: registry names of the default held-out judges of an evaluation.
         world: vocabulary that benchmarks write their prompts in; ``"any"`` leaves them as published.
         embedded: whether the weights ship with the package.
+        policy: name of the shipped policy that ``AdaptivePipeline`` uses without another one; ``None`` for the
+            untrained default.
         guide: ``"module:attribute"`` of the demo's help texts, a :class:`addiffusion_lab.demo.prompts.Guide`; ``None``
             for none.
     """
@@ -56,6 +58,7 @@ class Traits:
     judges: tuple[str, ...] = ("hps",)
     world: str = "any"
     embedded: bool = False
+    policy: str | None = None
     guide: str | None = None
 
     def read_prompt(self, text: str) -> Prompt:

@@ -16,7 +16,6 @@ from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig
 from addiffusion_env.agents.rule_policy import MeasuredRule, save_rules
 from addiffusion_env.agents.untrained import DECISIONS, SCHEDULE, default_settings, scorers_there
-from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
@@ -24,7 +23,7 @@ from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.calibration.held_out import FOLDS, fit, measured_rules
 from addiffusion_env.calibration.progress import Progress
 from addiffusion_env.calibration.report import write_report
-from addiffusion_env.envs.settings import EnvSettings, load_backbone
+from addiffusion_env.envs.settings import EnvSettings, named_backbone
 from addiffusion_env.errors import ConfigError, check_keywords
 from addiffusion_env.evaluation.cost import (
     RECORD_BYTES,
@@ -337,8 +336,7 @@ def _backbone(model: Any) -> Backbone:
     if isinstance(model, Backbone):
         return model
     if isinstance(model, str | Path):
-        named = str(model) in BACKBONES and not Path(model).is_dir()
-        return load_backbone(EnvSettings(backbone=str(model)) if named else EnvSettings("diffusers", str(model)))
+        return named_backbone(model)
     return PipelineBackbone(model)
 
 

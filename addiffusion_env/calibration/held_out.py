@@ -22,7 +22,7 @@ MOST_DIRECTIONS = 64
 
 
 def fit(table: AttemptTable, rows: Sequence[int] | np.ndarray | None = None) -> Calibrator:
-    """Fits a calibrator to the finished images of some rows (all by default); verdicts are not read."""
+    """Fits a calibrator to some rows (all by default), as :func:`.fit_calibrator`; verdicts are not read."""
     chosen = table if rows is None else table.rows(rows)
     prompts = len(set(chosen.prompt_ids))
     directions = min(MOST_DIRECTIONS, prompts // PROMPTS_PER_DIRECTION, table.clip_text.shape[1])
@@ -48,12 +48,15 @@ class HeldOut(Utility):
         fold = np.unique(table.prompt_ids, return_inverse=True)[1] % FOLDS
         return cls(calibrators=[fit(table, np.flatnonzero(fold != held)) for held in range(FOLDS)], fold=fold)
 
-    def __call__(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray, step: np.ndarray | int = 0
+    ) -> np.ndarray:
         """See :class:`.Utility`; the rows are those of the table."""
+        at = np.broadcast_to(step, np.shape(preference))
         found = np.zeros(np.shape(preference))
         for held, calibrator in enumerate(self.calibrators):
             rows = self.fold == held
-            found[rows] = calibrator(preference[rows], clip_score[rows], clip_text[rows])
+            found[rows] = calibrator(preference[rows], clip_score[rows], clip_text[rows], at[rows])
         return found
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from addiffusion_env.backbones.base import Backbone, Latents
 from addiffusion_env.backbones.batches import evolved
 from addiffusion_env.backbones.schedules import early_exit_evaluations, respace
+from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import (
     Evaluate,
     Finish,
-    GeneratedImage,
     Lane,
     Outcome,
     Request,

@@ -20,6 +20,7 @@ from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine import Counters
+from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import (
     LANE_ERRORS,
     Begin,
@@ -28,8 +29,8 @@ from addiffusion_env.engine.lane import (
     Evaluate,
     FaultCount,
     Finish,
-    GeneratedImage,
     Outcome,
+    Remembered,
     Request,
     ScorePreview,
     open_lanes,
@@ -309,7 +310,7 @@ class Engine:
         requests: list[Any] = [task.waiting for task in tasks]
         actions = self.decider(requests)
         for task, action in zip(tasks, actions, strict=True):
-            task.resume(int(action))
+            task.resume(action if isinstance(action, Remembered) else int(action))
 
     def _evaluate(self, tasks: Sequence[Task], room: int, queued: bool) -> None:
         self.counters.busy += len(tasks)

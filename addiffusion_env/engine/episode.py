@@ -8,7 +8,8 @@ from typing import Any
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import env_step
-from addiffusion_env.engine.lane import Begin, Decide, GeneratedImage, Lane, Request
+from addiffusion_env.engine.images import GeneratedImage
+from addiffusion_env.engine.lane import Begin, Decide, Lane, Request
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
 
@@ -39,10 +40,10 @@ def play(
         looks: whether the policy needs scored previews; without them their cost is saved.
     """
     lane = yield Begin(process, prompt, seed)
-    before = None
+    before = memory = None
     image: GeneratedImage | None = None
     while image is None:
-        action = yield Decide(lane, before)
-        before = lane.scores
-        lane, image = yield from env_step(backbone, process, lane, action, looks)
+        action = yield Decide(lane, before, memory)
+        before, memory = lane.scores, getattr(action, "memory", None)
+        lane, image = yield from env_step(backbone, process, lane, int(action), looks)
     return Episode(lane, image)

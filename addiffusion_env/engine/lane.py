@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import HISTORY_TENSORS, Backbone, Conditioning, History, Latents
 from addiffusion_env.backbones.batches import evolved
+from addiffusion_env.engine.images import GeneratedImage, image_state, restore_image, restore_scores, scores_state
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
 from addiffusion_env.prompts import Prompt
@@ -134,50 +135,34 @@ class Finish(NamedTuple):
     conditioning: Conditioning | None = None
 
 
-@dataclass(frozen=True)
-class GeneratedImage:
-    """A finished image.
-
-    Attributes:
-        tensor: (3, H, W) float32 in [-1, 1].
-        scores: its scores.
-    """
-
-    tensor: Tensor
-    scores: ImageScores
-
-    def pixels(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        return to_pixels(self.tensor)
-
-
-CONVERTED_AT_ONCE = 16
-"""Images that are converted to pixels together: one transfer from the device for all of them."""
-
-
-def pixels_of(images: Sequence[GeneratedImage]) -> np.ndarray:
-    """(B, H, W, 3) uint8 of finished images of one size, at least one."""
-    tensors = [image.tensor for image in images]
-    parts = (tensors[at : at + CONVERTED_AT_ONCE] for at in range(0, len(tensors), CONVERTED_AT_ONCE))
-    return np.concatenate([to_pixels(torch.stack(part)) for part in parts])
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8."""
-    scaled = image.clamp(-1, 1).add_(1).mul_(127.5).round_()  # in place on the copy that clamp makes
-    return scaled.byte().movedim(-3, -1).cpu().numpy()
-
-
 class Decide(NamedTuple):
-    """Request for the policy's action; answered by an ``int``.
+    """Request for the policy's action; answered by an ``int``, or :class:`Remembered`.
 
     Attributes:
         lane: the waiting lane (:class:`addiffusion_env.engine.lane.Lane`) with its current scores.
         before: its scores at the previous decision, or ``None``.
+        memory: what a policy with a memory returned with its previous action in this episode, or ``None``.
     """
 
     lane: Any
     before: ImageScores | None
+    memory: Any = None
+
+
+class Remembered(int):
+    """An action of a policy with a memory, such as the state of an LSTM, which the next :class:`Decide` carries.
+
+    Attributes:
+        memory: the state after the decision; never changed.
+    """
+
+    memory: Any
+
+    def __new__(cls, action: int, memory: Any) -> Remembered:
+        """An action and the memory after it."""
+        made = super().__new__(cls, action)
+        made.memory = memory
+        return made
 
 
 Request: TypeAlias = Begin | Evaluate | ScorePreview | Finish | Decide
@@ -242,6 +227,11 @@ class Lane:
     def remaining(self) -> int:
         """Number of steps left in the schedule."""
         return len(self.rest) - 1
+
+    @property
+    def preview_step(self) -> int:
+        """The step of the schedule that the scored preview is of; 0 where the scores are a finished image's."""
+        return self.step if self.remaining else 0
 
     @property
     def refine_mask(self) -> np.ndarray | None:
@@ -372,29 +362,3 @@ def after_evaluation(lane: Lane, outcome: Outcome, rest: np.ndarray, cost: tuple
 def relative_change(x0: Tensor, before: Tensor) -> Tensor:
     """(B,) relative change of clean predictions (B, C, H, W): ``|x0 - before| / |before|``."""
     return (x0 - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp_min(1e-8)
-
-
-def scores_state(scores: ImageScores | None) -> dict[str, Tensor] | None:
-    """Scores as named tensors."""
-    if scores is None:
-        return None
-    return {item.name: torch.from_numpy(getattr(scores, item.name)) for item in fields(scores)}
-
-
-def image_state(image: GeneratedImage | None) -> dict[str, Any] | None:
-    """A finished image as named tensors."""
-    return None if image is None else {"image": image.tensor, "look": scores_state(image.scores)}
-
-
-def restore_image(state: Mapping[str, Any] | None) -> GeneratedImage | None:
-    """Restores an image from :func:`image_state`."""
-    if state is None:
-        return None
-    scores = restore_scores(state["look"])
-    assert scores is not None
-    return GeneratedImage(state["image"], scores)
-
-
-def restore_scores(state: Mapping[str, Tensor] | None) -> ImageScores | None:
-    """Restores scores from :func:`scores_state`."""
-    return None if state is None else ImageScores(**{name: value.numpy() for name, value in state.items()})

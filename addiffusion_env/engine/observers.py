@@ -11,7 +11,8 @@ from PIL import Image
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.episode import Episode
-from addiffusion_env.engine.lane import Decide, Evaluate, Lane, Outcome, Request, to_pixels
+from addiffusion_env.engine.images import to_pixels
+from addiffusion_env.engine.lane import Decide, Evaluate, Lane, Outcome, Request
 
 
 class EpisodeObserver:
@@ -45,6 +46,21 @@ class Decisions(EpisodeObserver):
     def lanes_of(self, episode: Episode) -> list[Lane]:
         """The lane at each decision of the attempt that was kept; other attempts have other seeds."""
         return [request.lane for request in self.requests if request.lane.seed == episode.lane.seed]
+
+
+class LastDecision(EpisodeObserver):
+    """Keeps the last decision of each attempt; those before it are dropped, with the tensors of their lanes."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Decide] = {}
+
+    def decided(self, request: Decide, action: int) -> None:
+        """Records the decision."""
+        self.requests[request.lane.seed] = request
+
+    def of(self, episode: Episode) -> Decide | None:
+        """The last decision of the attempt that was kept; ``None`` where nothing was decided."""
+        return self.requests.get(episode.lane.seed)
 
 
 def observed(

@@ -16,20 +16,18 @@ import numpy as np
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.engine.coroutines import advance, env_step, finished, legal_actions
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request, open_lanes, to_pixels
+from addiffusion_env.engine.images import GeneratedImage, to_pixels
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request, open_lanes
 from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.draws import draw
 from addiffusion_env.envs.infos import Columns, InfoMaker, info_of
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer, Slot, numbers_of, portable
-from addiffusion_env.errors import ConfigError, EpisodeOverError, IllegalActionError, nearest
+from addiffusion_env.errors import CapabilityError, ConfigError, EpisodeOverError, IllegalActionError
 from addiffusion_env.observations import Frame
 from addiffusion_env.observations.features import Observer, needs_preview
-from addiffusion_env.old_names import present
-from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import Transition, failures, make_reward, reward_error
 from addiffusion_env.scorers.utility import ImageScoresBatch
-
-RESET_OPTIONS = ("prompt", "prompt_id", "seed", "cost_per_nfe")
 
 REFERENCE_CACHE = 100_000
 """Maximum number of cached reference scores, one per (prompt, seed)."""
@@ -139,31 +137,25 @@ class Episodes:
 
     def _opened(self, draws: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[Slot]:
         """New episodes from (lane's seed, index of the episode, reset options)."""
-        drawn = [self._draw(*draw) for draw in draws]
+        self._refresh()
+        read = self.backbone.traits.read_prompt
+        drawn = [draw(self.source, self.costs_per_nfe, read, *place) for place in draws]
         lanes = open_lanes(self.backbone, [Begin(self.process, prompt, seed) for prompt, seed, _ in drawn])
         return [
             Slot(seed, episode, lane, None, cost_per_nfe)
             for (seed, episode, _), lane, (_, _, cost_per_nfe) in zip(draws, lanes, drawn, strict=True)
         ]
 
-    def _draw(self, seed: int, episode: int, options: Mapping[str, Any]) -> tuple[Prompt, int, float]:
-        options = present("reset option", options)
-        for key in options:
-            if key not in RESET_OPTIONS:
-                raise ConfigError(f"reset has no option {key!r}", nearest(key, RESET_OPTIONS))
-        if options.get("prompt_id") is not None and options.get("prompt") is None:
-            raise ConfigError("reset was given a prompt_id without a prompt", "give both, or a prompt alone")
-        rng = np.random.default_rng([seed, episode])
-        prompt = self.source.sample(rng)
-        image_seed = int(rng.integers(2**31))
-        cost_per_nfe = float(rng.uniform(*self.costs_per_nfe))
-        if options.get("prompt") is not None:
-            prompt = self._own(options["prompt"], options.get("prompt_id"))
-        return prompt, int(options.get("seed", image_seed)), float(options.get("cost_per_nfe", cost_per_nfe))
-
-    def _own(self, prompt: Prompt | str, prompt_id: str | None) -> Prompt:
-        """A user's prompt. A text gets the id it has in the backbone's prompt set, so that its noise is the same."""
-        return Prompt.of(self.backbone.traits.read_prompt(prompt) if isinstance(prompt, str) else prompt, prompt_id)
+    def _refresh(self) -> None:
+        """Takes over changes of the model since the last episode: its device, its components."""
+        before = self.backbone.capabilities
+        self.backbone.refresh()
+        if self.backbone.capabilities != before:
+            raise CapabilityError(
+                f"{self.backbone.name} has changed since this environment was made: its capabilities were "
+                f"{before}, and are {self.backbone.capabilities}",
+                "make the environment again",
+            )
 
     def step(self, actions: Any, reset_ended: bool = False) -> StepResult:
         """Takes one action on every lane.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.backbones.base import Capabilities
-from addiffusion_env.engine.lane import pixels_of
+from addiffusion_env.engine.images import pixels_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.slot import Slot
 from addiffusion_env.scorers.utility import ImageScoresBatch

@@ -17,7 +17,7 @@ from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
 from addiffusion_env.errors import ConfigError, check_keywords, check_settings, nearest, unknown
 from addiffusion_env.files import stamp_of
-from addiffusion_env.observations.features import OBSERVATION_PRESETS
+from addiffusion_env.observations.features import OBSERVATION_PRESETS, UTILITY, features_of
 from addiffusion_env.old_names import present_keys, present_refine, present_settings
 from addiffusion_env.prompts import PROMPT_SOURCES, Prompt, PromptList, PromptSource
 from addiffusion_env.registry import load_object
@@ -216,6 +216,7 @@ class EnvSettings:
 
         Raises:
             CapabilityError: if the backbone does not support the settings.
+            ConfigError: where a key shows the utility of previews that the calibrator was not fitted to.
         """
         steps = capabilities.default_steps if self.steps is None else self.steps
         decide_at, refine = self._within(steps)
@@ -233,6 +234,8 @@ class EnvSettings:
             network_calls=capabilities.network_calls,
         )
         config.check(capabilities, name)
+        if any(key.needs_preview and UTILITY in key.shows for key in features_of(self.keys()).values()):
+            refine.utility.check_steps(config.decision_steps)
         return config
 
     def _within(self, steps: int) -> tuple[tuple[int, ...] | None, RefineConfig]:
@@ -322,6 +325,22 @@ def load_backbone(settings: EnvSettings) -> Backbone:
     )
     stamps = _stamps(load.name_or_path, load.options.get("preview"))
     return _backbone(settings.backbone, load.name_or_path, load.device, load.dtype, options, stamps)
+
+
+def named_backbone(name: str | Path, device: str = "auto") -> Backbone:
+    """The backbone that a user names: one of the registry, or any diffusers pipeline by its folder, hub id or file.
+
+    Args:
+        name: a folder of that name comes before the registry.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+
+    Raises:
+        ConfigError: when the device is not available.
+        WeightsError: when there is no such pipeline, or it does not load.
+    """
+    if str(name) in BACKBONES and not Path(name).is_dir():
+        return load_backbone(EnvSettings(str(name), device=device))
+    return load_backbone(EnvSettings("diffusers", str(name), device=device))
 
 
 def _stamps(*values: Any) -> tuple:

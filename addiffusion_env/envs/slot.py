@@ -15,16 +15,8 @@ from gymnasium.vector.utils import batch_space
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.engine.lane import (
-    Fault,
-    GeneratedImage,
-    Lane,
-    image_state,
-    restore_image,
-    restore_lane,
-    restore_scores,
-    scores_state,
-)
+from addiffusion_env.engine.images import GeneratedImage, image_state, restore_image, restore_scores, scores_state
+from addiffusion_env.engine.lane import Fault, Lane, restore_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, IllegalActionError
 from addiffusion_env.observations import LOG_SNR_RANGE, Frame
@@ -156,7 +148,7 @@ class Framer:
             budget=np.array([lane.nfe for lane in lanes]) / self.max_nfe,
             refinements=np.array([lane.refinements for lane in lanes]) / max(1, self.process.refine.limit),
             cost_per_nfe=np.array(costs_per_nfe) / max(self.highest_cost_per_nfe, 1e-12),
-            utility=now.liked(utility),
+            utility=now.liked(utility, np.array([lane.preview_step for lane in lanes])),
             best_utility=best.liked(utility),
             has_best=best.known.astype(np.float64),
             evidence=np.array([no_evidence if lane.evidence is None else lane.evidence for lane in lanes]),

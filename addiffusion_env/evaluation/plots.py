@@ -17,6 +17,7 @@ import numpy as np
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS
 from addiffusion_env.errors import MissingPackageError
+from addiffusion_env.evaluation.decision_tree import decision_tree
 from addiffusion_env.evaluation.filmstrips import Filmstrip, draw_filmstrip
 from addiffusion_env.evaluation.records import Record, by_sampler
 from addiffusion_env.evaluation.statistics import Interval
@@ -107,6 +108,7 @@ def plots(pyplot: Any, records: Sequence[Record], summary: Summary, filmstrips: 
         found["nfe_by_constraints"] = nfe_by_constraints(pyplot, varying, summary)
     if _differ(record.actions for record in focus):
         found["timelines"] = timelines(pyplot, focus)
+        found["decision_tree"] = decision_tree(pyplot, focus, _action_colours(), WIDTH, SMALL)
     paid = [filmstrip for filmstrip in filmstrips if filmstrip.sampler == summary.focus and filmstrip.terms]
     if paid:
         found["reward_terms"] = reward_terms(pyplot, paid)
@@ -282,7 +284,7 @@ def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
     longest = max(len(row.actions) for row in rows)
     cells = np.array([(*row.actions, *[np.nan] * (longest - len(row.actions))) for row in rows])
     figure, axes = pyplot.subplots(figsize=(WIDTH, 0.17 * len(rows) + 0.9))
-    colours = [tuple(np.array(ACTION_COLOURS[action]) / 255) for action in sorted(ACTION_COLOURS)]
+    colours = list(_action_colours().values())
     edges = np.arange(longest + 1) + 0.5, np.arange(len(rows) + 1)
     axes.pcolormesh(
         *edges,
@@ -306,6 +308,11 @@ def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
     actions = [Action(action).name.lower() for action in sorted(ACTION_COLOURS)]
     figure.legend(handles, actions, fontsize=SMALL, frameon=False, loc="outside upper center", ncols=len(actions))
     return figure
+
+
+def _action_colours() -> dict[int, tuple[float, ...]]:
+    """Action -> its colour, as matplotlib takes it."""
+    return {action: tuple(np.array(ACTION_COLOURS[action]) / 255) for action in sorted(ACTION_COLOURS)}
 
 
 def reward_terms(pyplot: Any, filmstrips: Sequence[Filmstrip]) -> Any:

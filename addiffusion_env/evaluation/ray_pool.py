@@ -18,7 +18,8 @@ from addiffusion_env.engine.lane import Fault, FaultCount
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.runner import EvaluationContext, Job, Maker, Making, Plan, Shard, Work, in_turn, plan
+from addiffusion_env.evaluation.plan import Job, Plan
+from addiffusion_env.evaluation.runner import EvaluationContext, Maker, Making, Shard, Work, in_turn, plan
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import pyarrow as pa
 
@@ -49,6 +50,13 @@ class Record:
             tensors, otherwise of the whole process; ``None`` where it was not measured.
         identity: sha256 of the models that generated and judged it (:func:`.identity_of`), listed in full in the
             manifest of its evaluation; ``None`` in older records, whose weights are unknown.
+        last_step: steps of the schedule that were done at the last decision of the attempt that was kept, those of an
+            early exit included; ``None`` where nothing was decided and in older records, as for the next two.
+        last_checked: whether that decision was about a finished image, which *stop* accepts.
+        probabilities: the policy's probability of continue, stop and refine at that decision, illegal actions 0;
+            ``None`` also for a sampler without a policy.
+        correctness: the calibrated probability, in (0, 1), that the image is correct, by the calibrator of the
+            sampler's own process; ``None`` for a process without one and in older records.
     """
 
     uid: str
@@ -73,6 +81,10 @@ class Record:
     seconds: float = float("nan")
     peak_memory: int | None = None
     identity: str | None = None
+    last_step: int | None = None
+    last_checked: bool | None = None
+    probabilities: tuple[float, ...] | None = None
+    correctness: float | None = None
 
 
 SCHEMA = pa.schema(
@@ -99,12 +111,16 @@ SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("peak_memory", pa.int64(), nullable=True),
         pa.field("identity", pa.string(), nullable=True),
+        pa.field("last_step", pa.int32(), nullable=True),
+        pa.field("last_checked", pa.bool_(), nullable=True),
+        pa.field("probabilities", pa.list_(pa.float64()), nullable=True),
+        pa.field("correctness", pa.float64(), nullable=True),
     ],
     metadata={"format": "addiffusion records 1"},
 )
 """The parquet schema: one column per field of :class:`Record`, in its order."""
 
-ADDED = ("peak_memory", "identity")
+ADDED = ("peak_memory", "identity", "last_step", "last_checked", "probabilities", "correctness")
 """Columns that older shards lack; their values are then unknown."""
 
 
@@ -125,11 +141,17 @@ def to_table(records: Sequence[Record]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Record]:
     """The records of a table that :func:`to_table` made."""
-    names = [item.name for item in fields(Record)]
-    return [
-        Record(**{**{name: row[name] for name in names}, "actions": tuple(row["actions"]), "extra": dict(row["extra"])})
-        for row in table.to_pylist()
-    ]
+    return [_from_row(row) for row in table.to_pylist()]
+
+
+def _from_row(row: Mapping[str, Any]) -> Record:
+    chances = row["probabilities"]
+    plain = {
+        "actions": tuple(row["actions"]),
+        "extra": dict(row["extra"]),
+        "probabilities": None if chances is None else tuple(chances),
+    }
+    return Record(**{**{item.name: row[item.name] for item in fields(Record)}, **plain})
 
 
 def variant_of(sampler: Sampler, backbone: str, process: ProcessConfig, identity: str = "") -> str:

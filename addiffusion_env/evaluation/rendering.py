@@ -17,8 +17,8 @@ LEAST_SHOWN = 720
 """Minimum width of a plot in pixels: its smallest letters are then 10 pixels high."""
 
 
-def to_markdown(title: str, written: Sequence[Section]) -> str:
-    """Sections as GitHub Markdown; figures are files in ``plots``."""
+def to_markdown(title: str, written: Sequence[Section], links: Mapping[str, str] | None = None) -> str:
+    """Sections as GitHub Markdown; figures are files in ``plots``; ``links`` are further pages, by their title."""
 
     def image(figure: Figure) -> Markup:
         return Markup(f"![{markdown(figure.caption)}]({PLOTS_FOLDER}/{figure.file})")
@@ -33,13 +33,16 @@ def to_markdown(title: str, written: Sequence[Section]) -> str:
         rows = [[cell(content, number == part.strong) for content in row] for number, row in enumerate(part.rows)]
         return Markup(markdown_table([markdown(name) for name in part.head], rows))
 
-    return render("report.md", {"image": image, "table": table}, title=title, sections=written)
+    return render("report.md", {"image": image, "table": table}, title=title, sections=written, links=links or {})
 
 
-def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) -> str:
+def to_html(
+    title: str, written: Sequence[Section], drawn: Mapping[str, bytes], links: Mapping[str, str] | None = None
+) -> str:
     """Sections as one HTML file: style and figures inside, every text escaped, without scripts or external resources.
 
-    On screens narrower than :data:`LEAST_SHOWN` pixels a plot scrolls instead of shrinking.
+    On screens narrower than :data:`LEAST_SHOWN` pixels a plot scrolls instead of shrinking. ``links`` are further
+    pages, by their title.
     """
 
     def embedded(figure: Figure) -> dict[str, str | int]:
@@ -48,4 +51,5 @@ def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, bytes]) 
         source = f"data:image/{kind};base64,{base64.b64encode(drawn[figure.stem]).decode()}"
         return {"source": source, "width": width, "shown": figure.width or width}
 
-    return render("report.html", {"image": embedded}, title=title, sections=written, least_shown=LEAST_SHOWN)
+    values = {"title": title, "sections": written, "links": links or {}, "least_shown": LEAST_SHOWN}
+    return render("report.html", {"image": embedded}, **values)

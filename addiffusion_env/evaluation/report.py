@@ -1,4 +1,4 @@
-"""Writes summary.json, report.md and one self-contained report.html from the records of a folder."""
+"""Writes summary.json, report.md, one self-contained report.html and a gallery from the records of a folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.extras import EXTRAS, Reported
 from addiffusion_env.evaluation.filmstrips import read_filmstrips
+from addiffusion_env.evaluation.gallery import PAGE, write_gallery
 from addiffusion_env.evaluation.manifest import read_manifest, write_text
 from addiffusion_env.evaluation.plots import figures, save_figures
 from addiffusion_env.evaluation.rendering import PLOTS_FOLDER, to_html, to_markdown
@@ -32,6 +33,7 @@ class Report:
         html: path of the self-contained HTML file.
         markdown: path of the Markdown file, with figures in ``plots`` next to it.
         summary_json: path of the numbers.
+        gallery: path of the page with a card for every image; its images are in ``gallery`` next to it.
         summary: the numbers, in memory.
         extras: key of an extra -> what it reported; see :mod:`.extras`.
     """
@@ -39,12 +41,15 @@ class Report:
     html: Path
     markdown: Path
     summary_json: Path
+    gallery: Path
     summary: Summary
     extras: Mapping[str, Reported] = field(default_factory=dict)
 
 
 def write_report(out_dir: Path | str) -> Report:
-    """Reads a folder's manifest, records and filmstrips; writes its report. The same records give the same report.
+    """Reads a folder's manifest, records and filmstrips; writes its report and gallery.
+
+    The same records give the same report; an evaluation that is complete is reported again by the same command.
 
     Args:
         out_dir: of an evaluation.
@@ -56,7 +61,8 @@ def write_report(out_dir: Path | str) -> Report:
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    records = manifest.select(RecordStore(folder / RECORDS_FOLDER).read())
+    store = RecordStore(folder / RECORDS_FOLDER)
+    records = manifest.select(store.read())
     if not records:
         raise RunFolderError(f"{folder} holds no record of its evaluation", "run eval_sb3.py with this out= again")
     summary = summarise(records, manifest)
@@ -80,11 +86,12 @@ def write_report(out_dir: Path | str) -> Report:
             f"cannot write {folder / PLOTS_FOLDER}: {error.strerror}", "choose another out="
         ) from error
     results = {key: found.results for key, found in extras.items() if found.results is not None}
-    plain = {**asdict(summary), **results}
+    plain, links = {**asdict(summary), **results}, {f"Gallery of all {len(records)} images": PAGE}
     return Report(
-        html=write_text(folder / "report.html", to_html(TITLE, written, drawn)),
-        markdown=write_text(folder / "report.md", to_markdown(TITLE, written)),
+        html=write_text(folder / "report.html", to_html(TITLE, written, drawn, links)),
+        markdown=write_text(folder / "report.md", to_markdown(TITLE, written, links)),
         summary_json=write_text(folder / "summary.json", json.dumps(_plain(plain), indent=1)),
+        gallery=write_gallery(folder, records, manifest, store),
         summary=summary,
         extras=extras,
     )

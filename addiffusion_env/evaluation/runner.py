@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -13,12 +13,13 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import identity_of
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import LANE_ERRORS, Fault, FaultCount
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.judges import Judgement, Judges
+from addiffusion_env.evaluation.finished import Finished, record_of, with_last_decision
+from addiffusion_env.evaluation.judges import Judges
+from addiffusion_env.evaluation.plan import Job, Plan
 from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, variant_of
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.profiling import Meter
@@ -44,34 +45,6 @@ class EvaluationContext:
     scorers: ImageScorers
     process: ProcessConfig
     judges: Judges = field(default_factory=Judges)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to generate."""
-
-    uid: str
-    prompt: Prompt
-    seed: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The planned images of one sampler.
-
-    Attributes:
-        sampler: bound to the context's backbone.
-        process: its decision process.
-        variant: see :func:`variant_of`.
-        jobs: prompts in order, the seeds of each together.
-        identity: identity of the models that generate and judge them; see :func:`.identity_of`.
-    """
-
-    sampler: Sampler
-    process: ProcessConfig
-    variant: str
-    jobs: tuple[Job, ...]
-    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 Shard = list[tuple[Record, bytes | None]]
@@ -295,8 +268,11 @@ def _make(
     """Generates groups of a sampler's images; yields each when it is done, and partial ones before an error."""
     elapsed = 0.0
     for group in groups:
-        coroutines = (entry.sampler.coroutine(context.backbone, entry.process, job.prompt, job.seed) for job in group)
-        made: list[tuple[Job, Episode]] = []
+        coroutines = (
+            with_last_decision(entry.sampler.coroutine(context.backbone, entry.process, job.prompt, job.seed))
+            for job in group
+        )
+        made: list[tuple[Job, Finished]] = []
         trouble: BaseException | None = None
         meter = Meter(context.backbone.device)
         try:
@@ -318,7 +294,7 @@ def _make(
 
 def _judged(
     entry: Plan,
-    made: Sequence[tuple[Job, Episode]],
+    made: Sequence[tuple[Job, Finished]],
     context: EvaluationContext,
     rate: float,
     peak: int | None,
@@ -340,7 +316,7 @@ def _judged(
     """
     try:
         judgements = context.judges.judge(
-            [episode.image.tensor for _, episode in made], [job.prompt for job, _ in made]
+            [done.episode.image.tensor for _, done in made], [job.prompt for job, _ in made]
         )
     except LANE_ERRORS as error:
         if faults.limit and len(made) > 1:
@@ -351,48 +327,12 @@ def _judged(
         return []
     name = context.backbone.name
     rows = []
-    for (job, episode), judgement in zip(made, judgements, strict=True):
+    for (job, done), judgement in zip(made, judgements, strict=True):
+        episode = done.episode
         seconds = episode.lane.calls * rate
         if isinstance(episode, BilledEpisode):
             judgement = replace(judgement, extra={**judgement.extra, **episode.costs})
             seconds = seconds if episode.seconds is None else episode.seconds
-        record = record_of(entry, job, episode, judgement, name, seconds, peak)
+        record = record_of(entry, job, done, judgement, name, seconds, peak)
         rows.append((record, episode.image.pixels()))
     return rows
-
-
-def record_of(
-    entry: Plan,
-    job: Job,
-    episode: Episode,
-    judgement: Judgement,
-    backbone: str,
-    seconds: float,
-    peak_memory: int | None = None,
-) -> Record:
-    """The record of one finished episode."""
-    lane, scores = episode.lane, episode.image.scores
-    return Record(
-        uid=job.uid,
-        variant=entry.variant,
-        sampler=entry.sampler.name,
-        backbone=backbone,
-        prompt=job.prompt.text,
-        prompt_id=job.prompt.prompt_id,
-        task=job.prompt.task,
-        constraints=job.prompt.constraints,
-        seed=job.seed,
-        nfe=float(lane.nfe),
-        network_calls=int(lane.calls),
-        decisions=len(lane.actions),
-        actions=tuple(lane.actions),
-        refinements=lane.refinements,
-        preference=float(scores.preference[0]),
-        clip_score=float(scores.clip_score[0]),
-        correct=judgement.correct,
-        reason=judgement.reason,
-        extra=judgement.extra,
-        seconds=seconds,
-        peak_memory=peak_memory,
-        identity=digest_of(entry.identity),
-    )

@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from addiffusion_env.evaluation.manifest import Manifest
+from addiffusion_env.evaluation.plan import Plan
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.runner import RECORDS_FOLDER, Plan
+from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Figure, Section, Table, cut, judged
 from addiffusion_env.evaluation.store import RecordStore
 
@@ -92,20 +93,21 @@ def sample_section(
     return Section("Images of the same prompts", (words, table)), drawn
 
 
-def thumbnail(png: bytes) -> tuple[str, bytes]:
-    """An image small enough for a report: (suffix, file).
+def thumbnail(png: bytes, most: int = THUMBNAIL) -> tuple[str, bytes]:
+    """An image small enough for a page: (suffix, file).
 
     Args:
-        png: a PNG file. It is returned as it is when its longer side is at most :data:`THUMBNAIL`.
+        png: a PNG file. It is returned as it is when its longer side is at most ``most``.
+        most: pixels.
 
     Returns:
         ``.png`` or, for a larger image, ``.jpg`` scaled down to that size.
     """
     with Image.open(io.BytesIO(png)) as image:
-        if max(image.size) <= THUMBNAIL:
+        if max(image.size) <= most:
             return ".png", png
         small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        small.thumbnail((most, most), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85, optimize=True)
     return ".jpg", buffer.getvalue()

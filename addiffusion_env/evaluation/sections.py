@@ -198,6 +198,9 @@ def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]
     if "timelines" in drawn:
         words = "One row per image, one cell per decision, by kind of prompt and NFE"
         parts.append(Figure("timelines", f"{words}; evenly spaced if there are more."))
+    if "decision_tree" in drawn:
+        words = "Which actions follow which: the height of a box is its share of the images"
+        parts.append(Figure("decision_tree", f"{words}; beside it those that ended there."))
     return Section("Distribution of NFE", tuple(parts))
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +81,16 @@ class RecordStore:
 
     def images(self, uids: Iterable[str]) -> dict[str, bytes]:
         """A mapping uid -> PNG file, for those of ``uids`` whose image was kept."""
+        return dict(self.each_image(uids))
+
+    def each_image(self, uids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """(uid, PNG file) of the images that were kept, shard by shard; one that was made again comes again, newer."""
         wanted = set(uids)
-        found: dict[str, bytes] = {}
         for path in sorted(self.folder.glob("images-*.parquet")):
             table = _read(path, _IMAGES)
             for row in [] if table is None else table.to_pylist():
                 if row["uid"] in wanted:
-                    found[row["uid"]] = row["png"]
-        return found
+                    yield row["uid"], row["png"]
 
     def shards(self) -> list[Path]:
         """The record shards, oldest first."""

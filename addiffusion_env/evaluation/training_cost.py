@@ -11,6 +11,7 @@ import numpy as np
 
 from addiffusion_env.agents.factory import total_lanes
 from addiffusion_env.agents.tabular_training import TabularConfig, learn_on_table, make_mdp
+from addiffusion_env.agents.train_config import algorithm_and_table
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
@@ -53,7 +54,7 @@ def training_cost(config: Mapping[str, Any]) -> RunCost:
     prompts = settings.prompt_source().take(lanes_of(lanes)[0], seed=0)
     units = measure_units(backbone, scorers, process, prompts, lanes)
     stages: list[Stage] = []
-    tabular = None if config["tabular"] is None else TabularConfig.of(config["tabular"])
+    tabular = algorithm_and_table(config)[1]
     if tabular is not None:
         one = recording_work(backbone, process, tabular.attempts)
         features = needs_features(settings.keys())

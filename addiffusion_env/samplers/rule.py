@@ -53,5 +53,8 @@ class Rule(Settings):
         step, attempt = (np.array([getattr(lane, name) for lane in lanes]) for name in ("step", "refinements"))
         finished = np.array([lane.shown is not None for lane in lanes], dtype=bool)
         seen = [lane.scores if lane.shown is None else lane.shown.scores for lane in lanes]
-        value = np.array([np.nan if scores is None else utility.at(scores) for scores in seen])
-        return self.actions(step, attempt, finished, value).tolist()
+        at = [lane.preview_step for lane in lanes]
+        value = [
+            np.nan if scores is None else utility.at(scores, place) for scores, place in zip(seen, at, strict=True)
+        ]
+        return self.actions(step, attempt, finished, np.array(value)).tolist()

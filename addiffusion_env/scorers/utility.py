@@ -10,14 +10,18 @@ Fitted by ``python -m addiffusion_env.tabular.fit_calibrator TABLE OUT`` on a ta
 
 Neither score alone separates attempts well. On 320 emoji prompts, five attempts each, preference alone predicts
 which finished image is correct with AUC .88, CLIP alone .67, both together .92 (judged by the detector, which is used
-for nothing else): preference captures relations, CLIP classes and counts. A :class:`.calibrator.Calibrator` also
+for nothing else): preference captures relations, CLIP classes and counts. A :class:`Calibrator` also
 knows that the same scores mean more on an easy prompt than on a hard one.
+
+A score of a preview means something else again: blurred images score low. So a calibrator may hold, for each step at
+which previews are scored, a regression of what it says of the finished image of the same attempt, which needs no
+verdict either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -30,6 +34,7 @@ from addiffusion_env.files import stamp_of, whole_file
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.clip import ClipScorer
 from addiffusion_env.scorers.image_scores import ImageScores
+from addiffusion_env.scorers.regressions import coordinates, group_regressions, logistic, standardised_logistic
 from addiffusion_env.settings import Gt, Settings
 
 CALIBRATORS = Path(__file__).parent / "calibrators"
@@ -43,12 +48,18 @@ MOST = 12.0
 class Calibrator:
     """A fitted mixture; ``D`` is the width of the prompt's CLIP embedding, ``K`` the number of kept directions.
 
+    It knows its places: finished images, whether of a whole schedule or of an early exit, and the previews of ``S``
+    steps of the schedule. One without any step, as in files of earlier versions, reads previews as finished images.
+
     Attributes:
         centre: (D,) mean prompt embedding.
         basis: (D, K) directions of the prompts' embeddings, scaled to unit variance.
         prior: (K + 1,) logistic regression of correctness without scores; the first entry is the constant.
         means: (2, K + 1, 2) regressions of (preference, CLIP score) of correct and of incorrect images.
         precisions: (2, 2, 2) inverse covariances around them.
+        steps: (S,) int, the steps of the schedule whose previews it knows.
+        previews: (S, 5) for each of them a linear model of the log-odds at the end: a constant, then the weights of
+            preference, CLIP score, log-odds before the image, and log-odds of the preview as a finished image.
     """
 
     centre: np.ndarray
@@ -56,8 +67,8 @@ class Calibrator:
     prior: np.ndarray
     means: np.ndarray
     precisions: np.ndarray
-
-    not_identity = ("_spreads",)
+    steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    previews: np.ndarray = field(default_factory=lambda: np.zeros((0, 5)))
 
     @classmethod
     def fit(
@@ -95,7 +106,7 @@ class Calibrator:
         _, spread, rows = np.linalg.svd(clip_text - centre, full_matrices=False)
         basis = rows[:directions].T / (spread[:directions] / np.sqrt(len(clip_text)))
         scores = np.stack([preference, clip_score], axis=-1).reshape(-1, 2).astype(np.float64)
-        inputs = np.repeat(_inputs(clip_text, centre, basis), preference.shape[1], axis=0)
+        inputs = np.repeat(coordinates(clip_text, centre, basis), preference.shape[1], axis=0)
         # Sum of both scores in standard deviations: images above its median start as correct.
         total = (scores / scores.std(0)).sum(1)
         right = 1 / (1 + np.exp(-4 * (total - np.median(total)) / total.std() - 1))
@@ -104,25 +115,102 @@ class Calibrator:
         prior = np.zeros(inputs.shape[1])
         constant = inputs * (np.arange(inputs.shape[1]) == 0)
         for _ in range(rounds):
-            means, precisions = _regressions(constant if absolute else inputs, scores, right, pull)
-            prior = _logistic(inputs, right, prior, pull)
+            means, precisions = group_regressions(constant if absolute else inputs, scores, right, pull)
+            prior = logistic(inputs, right, prior, pull)
             found = cls(centre, basis, prior, means, precisions)
             right = 1 / (1 + np.exp(-found._odds(inputs, scores)))
         return found
 
-    def __call__(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
-        """Log-odds of correctness, in [-12, 12], with the scores' shape.
+    def with_previews(
+        self,
+        steps: Sequence[int],
+        preference: np.ndarray,
+        clip_score: np.ndarray,
+        clip_text: np.ndarray,
+        finished: np.ndarray,
+        ridge: float = 1.0,
+    ) -> Calibrator:
+        """A copy that knows the previews of some steps: a logistic regression of ``finished`` for each of them.
+
+        Args:
+            steps: S steps of the schedule.
+            preference: (P, T, S) scores of the previews of T attempts of each of P prompts.
+            clip_score: (P, T, S) scores.
+            clip_text: (P, D) CLIP embeddings of the prompts.
+            finished: (P, T) log-odds of the finished images of the same attempts.
+            ridge: strength of the ridge penalty on the standardised inputs, in numbers of images.
+        """
+        alone = replace(self, steps=self.steps[:0], previews=self.previews[:0])
+        inputs = alone._preview_inputs(preference, clip_score, clip_text)
+        # Probabilities as targets of the cross-entropy: it is least where they are the expected ones.
+        target = 1 / (1 + np.exp(-finished.reshape(-1).astype(np.float64)))
+        found = [
+            standardised_logistic(inputs[:, :, at].reshape(-1, inputs.shape[-1]), target, ridge)
+            for at in range(len(steps))
+        ]
+        return replace(self, steps=np.array(steps, np.int64), previews=np.reshape(found, (len(steps), -1)))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its class and content; that of one without previews is the same as before there were any."""
+        held = {item.name: getattr(self, item.name) for item in fields(self)}
+        without = () if len(self.steps) else ("steps", "previews")
+        kept = {name: value for name, value in held.items() if name not in without}
+        return {"class": f"{type(self).__module__}.{type(self).__name__}", **kept}
+
+    def __call__(
+        self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray, step: np.ndarray | int = 0
+    ) -> np.ndarray:
+        """Log-odds of correctness, in [-12, 12], with the scores' shape: of a preview, those of its finished image.
 
         Args:
             preference: (B, ...) standard deviations.
             clip_score: the same shape.
             clip_text: (B, D) embeddings of the prompts.
+            step: the same shape, or one that broadcasts to it: 0 for finished images, for previews the steps of the
+                schedule that are done. Read only by a calibrator that knows previews.
+
+        Raises:
+            ConfigError: for a step whose previews it does not know, if it knows those of others.
         """
         shape = np.shape(preference)
+        if not len(self.steps):
+            return self._finished(preference, clip_score, clip_text)
+        at = np.broadcast_to(step, shape)
+        self.check_steps(np.unique(at[at != 0]).tolist())
+        inputs = self._preview_inputs(preference, clip_score, clip_text)
+        found = inputs[..., -1]  # as finished images
+        for known, weights in zip(self.steps, self.previews, strict=True):
+            found = np.where(at == known, (inputs * weights).sum(-1), found)
+        return np.clip(found, -MOST, MOST)
+
+    def check_steps(self, steps: Sequence[int]) -> None:
+        """Checks that it can judge the previews of these steps of the schedule.
+
+        Raises:
+            ConfigError: for a step that it was not fitted to, if it was fitted to others.
+        """
+        unknown_steps = sorted(set(steps) - set(self.steps.tolist()))
+        if len(self.steps) and unknown_steps:
+            raise ConfigError(
+                f"a calibrator was fitted to previews of the steps {self.steps.tolist()} and to finished images, and "
+                f"is asked about previews of {unknown_steps}",
+                "decide at its steps, or fit one to attempts of this process: addiffusion_env.tabular.fit_calibrator",
+            )
+
+    def _finished(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
+        """The log-odds of finished images."""
+        shape = np.shape(preference)
         each = int(np.prod(shape[1:], dtype=int))
-        inputs = np.repeat(_inputs(clip_text, self.centre, self.basis), each, axis=0)
+        inputs = np.repeat(coordinates(clip_text, self.centre, self.basis), each, axis=0)
         scores = np.stack([preference, clip_score], axis=-1).reshape(-1, 2).astype(np.float64)
         return self._odds(inputs, scores).reshape(shape)
+
+    def _preview_inputs(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
+        """(..., 5) the inputs of :attr:`previews`."""
+        before = self.before(clip_text).reshape(-1, *[1] * (np.ndim(preference) - 1))
+        parts = (1.0, preference, clip_score, before, self._finished(preference, clip_score, clip_text))
+        return np.stack([np.broadcast_to(part, np.shape(preference)) for part in parts], axis=-1).astype(np.float64)
 
     @cached_property
     def _spreads(self) -> np.ndarray:
@@ -142,14 +230,15 @@ class Calibrator:
         Args:
             clip_text: (P, D) embeddings of the prompts.
         """
-        return np.clip(_inputs(clip_text, self.centre, self.basis) @ self.prior, -MOST, MOST)
+        return np.clip(coordinates(clip_text, self.centre, self.basis) @ self.prior, -MOST, MOST)
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file atomically."""
         from safetensors.numpy import save
 
         with whole_file(path) as file:
-            file.write(save({item.name: np.ascontiguousarray(getattr(self, item.name)) for item in fields(self)}))
+            kept = {name: np.ascontiguousarray(value) for name, value in self.identity.items() if name != "class"}
+            file.write(save(kept))
 
     @classmethod
     def load(cls, path: Path) -> Calibrator:
@@ -186,37 +275,6 @@ def calibrator_of(name: str) -> Calibrator:
 def _read(path: Path, stamp: tuple) -> Calibrator:
     del stamp  # only part of the cache key
     return Calibrator.load(path)
-
-
-def _inputs(clip_text: np.ndarray, centre: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """(P, K + 1) a constant and the prompts' coordinates."""
-    return np.c_[np.ones(len(clip_text)), (clip_text - centre) @ basis]
-
-
-def _regressions(
-    inputs: np.ndarray, scores: np.ndarray, right: np.ndarray, pull: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted ridge regression of each group and the inverse covariance of its residuals."""
-    means, precisions = [], []
-    for weight in (right, 1 - right):
-        weighted = inputs.T * weight
-        mean = np.linalg.solve(weighted @ inputs + pull, weighted @ scores)
-        error = scores - inputs @ mean
-        covariance = (error.T * weight) @ error / max(weight.sum(), 1e-9)
-        floor = 1e-3 * np.diag(scores.var(0))  # a group of one image has no variance
-        means.append(mean)
-        precisions.append(np.linalg.inv(covariance + floor))
-    return np.stack(means), np.stack(precisions)
-
-
-def _logistic(inputs: np.ndarray, right: np.ndarray, start: np.ndarray, pull: np.ndarray, steps: int = 5) -> np.ndarray:
-    """Ridge logistic regression of the responsibilities, a few Newton steps from the previous solution."""
-    found = start.copy()
-    for _ in range(steps):
-        share = 1 / (1 + np.exp(-inputs @ found))
-        slope = (inputs.T * (share * (1 - share))) @ inputs + pull
-        found += np.linalg.solve(slope, inputs.T @ (right - share) - pull @ found)
-    return found
 
 
 @dataclass(frozen=True)
@@ -256,10 +314,15 @@ class Utility(Settings):
         calibrator = None if self.calibrator is None else described(calibrator_of(self.calibrator))
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "calibrator": calibrator}
 
-    def __call__(self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray) -> np.ndarray:
-        """(B, ...) scores of images of B prompts, (B, D) embeddings of the prompts -> (B, ...) utility."""
+    def __call__(
+        self, preference: np.ndarray, clip_score: np.ndarray, clip_text: np.ndarray, step: np.ndarray | int = 0
+    ) -> np.ndarray:
+        """(B, ...) scores of images of B prompts, (B, D) embeddings of the prompts -> (B, ...) utility.
+
+        ``step`` is 0 for finished images and the step of the schedule for previews; see :meth:`Calibrator.__call__`.
+        """
         if self.calibrator is not None:
-            return calibrator_of(self.calibrator)(preference, clip_score, clip_text)
+            return calibrator_of(self.calibrator)(preference, clip_score, clip_text, step)
         if self.clip_weight == 0:
             return preference
         return preference + self.clip_weight * (clip_score - self.clip_centre) / self.clip_scale
@@ -268,9 +331,14 @@ class Utility(Settings):
         """(B, D) embeddings of prompts -> (B,) utility to expect before an image is drawn; 0 uncalibrated."""
         return np.zeros(len(clip_text)) if self.calibrator is None else calibrator_of(self.calibrator).before(clip_text)
 
-    def at(self, scores: ImageScores) -> float:
-        """Utility of one image."""
-        return float(self(scores.preference, scores.clip_score, scores.clip_text)[0])
+    def at(self, scores: ImageScores, step: int = 0) -> float:
+        """Utility of one image: a finished one, or the preview of a step of the schedule."""
+        return float(self(scores.preference, scores.clip_score, scores.clip_text, step)[0])
+
+    def check_steps(self, steps: Sequence[int]) -> None:
+        """See :meth:`Calibrator.check_steps`."""
+        if self.calibrator is not None:
+            calibrator_of(self.calibrator).check_steps(steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,9 +380,13 @@ class ImageScoresBatch:
         found[both] = (self.scores.dino[both] * other.scores.dino[both]).sum(1) if both.any() else 0.0
         return found
 
-    def liked(self, utility: Utility) -> np.ndarray:
-        """(B,) float64 utility of each image; 0 where there are no scores."""
+    def liked(self, utility: Utility, step: np.ndarray | int = 0) -> np.ndarray:
+        """(B,) float64 utility of each image; 0 where there are no scores.
+
+        ``step`` is (B,): 0 for finished images, and the step of the schedule for previews.
+        """
         if not self.known.any():
             return np.zeros(len(self.known))
-        value = utility(self.scores.preference, self.scores.clip_score, self.scores.clip_text)
+        at = np.where(self.known, step, 0)
+        value = utility(self.scores.preference, self.scores.clip_score, self.scores.clip_text, at)
         return np.where(self.known, value, 0.0)

@@ -1,4 +1,4 @@
-"""Fits a calibrator to the finished images of a table of attempts; verdicts are not used.
+"""Fits a calibrator to every place of a table of attempts, finished images and previews; verdicts are not used.
 
 python -m addiffusion_env.tabular.fit_calibrator runs/emoji_full/table calibrators/emoji.safetensors --absolute
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import ConfigError, check_settings
-from addiffusion_env.scorers.utility import Calibrator
+from addiffusion_env.scorers.utility import Calibrator, calibrator_of
 from addiffusion_env.settings import check_arguments
 from addiffusion_env.tabular.table import AttemptTable
 
@@ -23,19 +23,33 @@ SETTINGS = ("directions", "ridge", "rounds", "absolute")
 """Arguments of :meth:`.Calibrator.fit` that may be set."""
 
 
-def fit_calibrator(table: AttemptTable, **settings: Any) -> Calibrator:
-    """Fits a calibrator to the finished images of every attempt, at :attr:`.AttemptTable.finished_places`.
+def fit_calibrator(table: AttemptTable, finished: Calibrator | None = None, **settings: Any) -> Calibrator:
+    """Fits a calibrator to every place of the attempts: finished images, and the previews of each decision step.
+
+    A mixture of the scores says how probably a finished image is correct, at :attr:`.AttemptTable.finished_places`;
+    what it says of the end of an attempt is what the previews of the attempt are fitted to.
 
     Args:
         table: the attempts.
+        finished: a calibrator of finished images that is kept, so that only its previews are fitted; ``None`` fits
+            both.
         **settings: :data:`SETTINGS`.
 
     Raises:
-        ConfigError: for fewer prompts than directions.
+        ConfigError: for fewer prompts than directions, or settings of a fit that ``finished`` replaces.
     """
-    at = table.finished_places
-    scores = (values[:, :, at].reshape(len(table), -1) for values in (table.preference, table.clip_score))
-    return Calibrator.fit(*scores, table.clip_text, **settings)
+    if finished is not None and settings:
+        raise ConfigError(
+            f"{', '.join(settings)} would not take effect: the calibrator of finished images is given", "leave out one"
+        )
+    if finished is None:
+        at = table.finished_places
+        scores = (values[:, :, at].reshape(len(table), -1) for values in (table.preference, table.clip_score))
+        finished = Calibrator.fit(*scores, table.clip_text, **settings)
+    end, previews = table.finish, slice(table.finish)
+    says = finished(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
+    seen = (values[:, :, previews] for values in (table.preference, table.clip_score))
+    return finished.with_previews(table.steps, *seen, table.clip_text, says)
 
 
 def check_fit(settings: Mapping[str, Any] | None, prompts: int) -> None:
@@ -77,17 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("table", type=Path, help="folder of Parquet files that training recorded")
     parser.add_argument("out", type=Path, help="file to write, .safetensors")
     parser.add_argument("--absolute", action="store_true", help="the scores mean the same for every prompt")
+    parser.add_argument("--finished", metavar="CALIBRATOR", help="keep this one, by name or file, and fit its previews")
     chosen = parser.parse_args(arguments)
     table = read_tables(chosen.table)
-    calibrator = fit_calibrator(table, absolute=chosen.absolute)
+    kept = None if chosen.finished is None else calibrator_of(chosen.finished)
+    calibrator = fit_calibrator(table, kept, **({"absolute": True} if chosen.absolute else {}))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     calibrator.save(chosen.out)
-    end = table.finish
-    odds = calibrator(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
-    probability = 1 / (1 + np.exp(-odds))
-    confident = np.mean(abs(probability - 0.5) > 0.45)
-    print(f"{len(table)} prompts, {table.attempts} attempts each: mean probability of correct {probability.mean():.3f}")
-    print(f"above .95 or below .05 for {confident:.3f} of the images; written: {chosen.out}")
+    odds = calibrator(table.preference, table.clip_score, table.clip_text, table.place_steps)
+    print(f"{len(table)} prompts, {table.attempts} attempts each; written: {chosen.out}")
+    for place in range(table.finish + 1):
+        probability = 1 / (1 + np.exp(-odds[:, :, place]))
+        confident = np.mean(abs(probability - 0.5) > 0.45)
+        print(
+            f"{table.kind(place)}: mean probability of correct {probability.mean():.3f}, above .95 or below .05 for "
+            f"{confident:.3f} of the images"
+        )
 
 
 if __name__ == "__main__":

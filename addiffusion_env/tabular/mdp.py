@@ -101,8 +101,9 @@ class TabularMDP:
 
     @cached_property
     def utilities(self) -> np.ndarray:
-        """(P, T, Q) utility of each image."""
-        return self.utility(self.table.preference, self.table.clip_score, self.table.clip_text)
+        """(P, T, Q) utility of each image and preview."""
+        table = self.table
+        return self.utility(table.preference, table.clip_score, table.clip_text, table.place_steps)
 
     @cached_property
     def priors(self) -> np.ndarray:

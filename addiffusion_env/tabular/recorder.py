@@ -19,7 +19,8 @@ from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.engine.coroutines import act, early_exit_levels, finished, score_preview
 from addiffusion_env.engine.engine import Engine
-from addiffusion_env.engine.lane import Begin, Fault, FaultCount, GeneratedImage, Lane, Request
+from addiffusion_env.engine.images import GeneratedImage
+from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError, ResumeError

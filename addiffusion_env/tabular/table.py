@@ -94,6 +94,11 @@ class AttemptTable:
         return len(self.steps)
 
     @property
+    def place_steps(self) -> np.ndarray:
+        """(Q,) int, the step of the schedule of each place with a preview; 0 for finished images."""
+        return np.array([*self.steps, *[0] * (len(self.steps) + 2)])
+
+    @property
     def starts(self) -> bool:
         """Whether every attempt begins before the first evaluation, and not the first one alone."""
         return bool(np.isfinite(self.nfe[:, 1:, -1]).all())

@@ -46,11 +46,12 @@ def calibrations(table: AttemptTable, utility: Utility) -> list[Calibration]:
     names = ("end of the schedule", "early exit before the first evaluation")
     for name, place in zip(names, table.finished_places, strict=False):
         said, verdict = 1 / (1 + np.exp(-odds[:, :, place])), table.correct[:, :, place]
-        found.append(_measured(name, said, verdict))
+        found.append(agreement(name, said, verdict))
     return found
 
 
-def _measured(place: str, said: np.ndarray, verdict: np.ndarray) -> Calibration:
+def agreement(place: str, said: np.ndarray, verdict: np.ndarray) -> Calibration:
+    """Compares (P, T) probabilities with (P, T) verdicts; entries without a verdict are left out."""
     known = np.isfinite(said) & np.isfinite(verdict)
     flat, right = said[known], verdict[known]
     at = np.clip(np.searchsorted(BINS, flat, side="right") - 1, 0, len(BINS) - 2)
@@ -60,7 +61,7 @@ def _measured(place: str, said: np.ndarray, verdict: np.ndarray) -> Calibration:
         if (at == k).any()
     )
     brier = float(((flat - right) ** 2).mean())
-    within = _within(said, verdict)
+    within = within_prompts(said, verdict)
     return Calibration(place, len(flat), float(right.mean()), float(flat.mean()), auc(flat, right), within, brier, bins)
 
 
@@ -76,7 +77,7 @@ def auc(score: np.ndarray, verdict: np.ndarray) -> float:
     return float(mannwhitneyu(right, wrong).statistic / (len(right) * len(wrong)))
 
 
-def _within(score: np.ndarray, verdict: np.ndarray) -> float:
+def within_prompts(score: np.ndarray, verdict: np.ndarray) -> float:
     """:func:`auc` over pairs of images of the same prompt, from (P, T) scores and verdicts."""
     above = pairs = 0.0
     for values, judged in zip(score, verdict, strict=True):

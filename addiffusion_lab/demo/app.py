@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.pipeline import AdaptivePipeline
+from addiffusion_env.agents.saved_policy import SavedPolicy
+from addiffusion_env.envs.settings import named_backbone
 from addiffusion_env.errors import AdDiffusionError, ConfigError, MissingPackageError
 from addiffusion_lab.demo import page
 from addiffusion_lab.demo.prompts import MOST_CHARACTERS, guide_of, read_prompt
-from addiffusion_lab.demo.takes import Studio, Take, comparators
+from addiffusion_lab.demo.takes import Studio, Take, check_policy
 
 HOST = "127.0.0.1"
 """Only this machine; ``share`` makes the page public."""
@@ -52,8 +55,8 @@ def showing(studio: Studio, text: str | None, seed: float | None, cost_per_nfe: 
         yield page.stage(prompt.text, note, takes)
         for take in studio.policy(prompt, number, cost_per_nfe):
             takes = [take]
-            yield page.stage(prompt.text, note, takes, comparators(take.nfe) if take.image is not None else ())
-        names = comparators(takes[0].nfe)
+            yield page.stage(prompt.text, note, takes, studio.comparators(take.nfe) if take.image is not None else ())
+        names = studio.comparators(takes[0].nfe)
         for place, name in enumerate(names):
             done = list(takes)
             for take in studio.fixed(name, prompt, number):
@@ -85,7 +88,7 @@ def build(studio: Studio) -> Any:
         yield from showing(studio, text, seed, cost_per_nfe)
 
     with gradio.Blocks(title="AdDiffusion", analytics_enabled=False) as blocks:
-        gradio.HTML(f"<h1>AdDiffusion</h1>{page.legend()}", elem_id="intro", padding=False)
+        gradio.HTML(f"<h1>AdDiffusion</h1>{page.about(studio)}{page.legend()}", elem_id="intro", padding=False)
         with gradio.Row():
             # The length is also checked on the server.
             text = gradio.Textbox(
@@ -95,7 +98,7 @@ def build(studio: Studio) -> Any:
             cost_per_nfe = gradio.Slider(
                 0,
                 highest or 1,
-                value=studio.sampler.cost_per_nfe,
+                value=studio.cost_per_nfe,
                 step=(highest or 1) / 30,
                 label="Cost per NFE",
                 info="Higher spends less.",
@@ -121,17 +124,50 @@ def build(studio: Studio) -> Any:
     return blocks
 
 
+def load(policy: str | None = None, device: str = "auto", pipe: str | None = None) -> Studio:
+    """Loads a policy and its model, or a policy and the pipeline that it is shown on.
+
+    Args:
+        policy: see :func:`serve`.
+        device: see :func:`serve`.
+        pipe: see :func:`serve`.
+
+    Raises:
+        ConfigError: for a policy that cannot be shown, or does not fit the pipeline.
+        AdDiffusionError: when the policy or its model cannot be loaded.
+    """
+    if pipe is None:
+        return Studio(AdaptivePipeline.from_pretrained(policy or "emoji", device=device))
+    sampler = None if policy is None else make_policy(policy)
+    if sampler is not None:  # before the pipeline is loaded
+        check_policy(sampler)
+    backbone = named_backbone(pipe, device)
+    if policy is not None and isinstance(sampler, SavedPolicy):  # with the scorers that it was made with
+        return Studio(AdaptivePipeline.from_pretrained(policy, sampler, backbone=backbone), own_steps=True)
+    return Studio(AdaptivePipeline(backbone, sampler), own_steps=True)
+
+
 def serve(
-    policy: str = "emoji", device: str = "auto", port: int = 7860, share: bool = False, block: bool = True
+    policy: str | None = None,
+    device: str = "auto",
+    port: int = 7860,
+    share: bool = False,
+    block: bool = True,
+    pipe: str | None = None,
 ) -> Served:
     """Loads a policy and serves the page.
 
     Args:
-        policy: ``"emoji"`` or a run's folder.
+        policy: ``"emoji"``, the folder of a run or calibration, or a hub id; with ``pipe`` also a sampler that decides,
+            such as ``"stop:12"``. ``None`` is ``"emoji"``, or with ``pipe`` the untrained default
+            (:func:`.untrained.default_policy`).
         device: ``auto``, ``cpu``, ``cuda`` ...
         port: local port; 0 selects any free one.
         share: also serve at a public Gradio address, for 72 hours.
         block: wait until the server is stopped (Ctrl-C).
+        pipe: any diffusers pipeline, by its folder or hub id, or a backbone's name: it is shown beside its own number
+            of steps and half of it. ``None`` is the model that the policy was made on, beside as many fixed steps as
+            the policy took and fifty.
 
     Raises:
         MissingPackageError: without Gradio.
@@ -141,7 +177,7 @@ def serve(
     gradio = _gradio()
     if not 0 <= port <= HIGHEST_PORT:
         raise ConfigError(f"--port must be from 0 to {HIGHEST_PORT}, got {port}", "0 selects any free one")
-    studio = Studio(AdaptivePipeline.from_pretrained(policy, device=device))
+    studio = load(policy, device, pipe)
     for _ in studio.fixed("fixed:2", read_prompt("a photo of a dog", studio.traits), 0):
         pass  # warm-up, so that the first visitor's timing is representative
     blocks = build(studio)

@@ -17,12 +17,15 @@ from PIL import Image
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS, overlay_mask
 from addiffusion_env.pages import environment
-from addiffusion_lab.demo.takes import Take
+from addiffusion_env.samplers.checked_attempts import CheckedAttempts
+from addiffusion_lab.demo.takes import Studio, Take
 
 HERE = Path(__file__).parent
 
 SMALLEST = 128
 """Small images are enlarged by an integer factor to at least this many pixels before they are sent."""
+
+LARGEST_PNG, JPEG_QUALITY = 256, 92
 
 MEANINGS = {
     Action.CONTINUE: "take one more step",
@@ -50,9 +53,12 @@ def image(pixels: np.ndarray, description: str, mask: np.ndarray | None = None) 
     factor = max(1, -(-SMALLEST // min(pixels.shape[:2])))
     large = np.kron(pixels, np.ones((factor, factor, 1), np.uint8)) if factor > 1 else pixels
     buffer = io.BytesIO()
-    Image.fromarray(large if mask is None else overlay_mask(large, mask)).save(buffer, "PNG")
+    # The whole page is sent after every decision: photographs as PNG would be megabytes each time.
+    kind = "png" if factor > 1 or max(large.shape) <= LARGEST_PNG else "jpeg"
+    Image.fromarray(large if mask is None else overlay_mask(large, mask)).save(buffer, kind, quality=JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Markup(f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">')
+    style = ' class="ad-enlarged"' if factor > 1 else ""
+    return Markup(f'<img{style} alt="{escape(description)}" src="data:image/{kind};base64,{data}">')
 
 
 def title(name: str) -> str:
@@ -65,6 +71,29 @@ def title(name: str) -> str:
     if kind == "fixed":
         return f"{steps} fixed step{'' if steps == '1' else 's'}"
     return TITLES.get(name, name)
+
+
+def about(studio: Studio) -> str:
+    """One line that says which model draws, and by which policy."""
+    backbone = studio.pipe.backbone
+    pipe = getattr(backbone, "pipe", None)
+    return str(_macros().about(backbone.name if pipe is None else type(pipe).__name__, policy_words(studio.sampler)))
+
+
+def policy_words(sampler: Any) -> str:
+    """What a policy does, in a few words; its name where that is all that is known.
+
+    >>> from addiffusion_env.samplers.checked_attempts import CheckedAttempts
+    >>> policy_words(CheckedAttempts(attempts=1))
+    'untrained: the first attempt exits after 60 % of the steps; no image is checked'
+    """
+    if not isinstance(sampler, CheckedAttempts):
+        return str(sampler.name)
+    first = f"untrained: the first attempt exits after {100 * sampler.exit_at:g} % of the steps"
+    if sampler.attempts == 1:
+        return f"{first}; no image is checked"
+    again = f"{sampler.attempts - 1} times at most"
+    return f"{first}; an image that scores below {sampler.threshold:g} is drawn again, {again}"
 
 
 def legend() -> str:

@@ -62,7 +62,7 @@ def inception(settings: MetricSettings) -> FeatureNetwork:
 
 def dino(settings: MetricSettings) -> FeatureNetwork:
     """DINOv2 class tokens; without ``weights`` those of the emoji world."""
-    from addiffusion_env.backbones.emoji import WEIGHTS, verify
+    from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
     from addiffusion_env.scorers.dino import DinoEmbedder
 
     folder = verify(WEIGHTS, "dino") if settings.weights is None else Path(settings.weights)
@@ -71,7 +71,7 @@ def dino(settings: MetricSettings) -> FeatureNetwork:
 
 def clip(settings: MetricSettings) -> FeatureNetwork:
     """CLIP image embeddings; without ``weights`` those of the emoji world."""
-    from addiffusion_env.backbones.emoji import WEIGHTS, verify
+    from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
     from addiffusion_env.scorers.clip import ClipScorer
 
     folder = verify(WEIGHTS, "clip") if settings.weights is None else Path(settings.weights)

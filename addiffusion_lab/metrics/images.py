@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import torch
 
-from addiffusion_env.engine.lane import to_pixels
+from addiffusion_env.engine.images import to_pixels
 from addiffusion_env.errors import ConfigError, ImageRangeError
 from addiffusion_env.scorers import check_images
 

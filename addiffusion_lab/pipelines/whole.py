@@ -24,7 +24,8 @@ from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
-from addiffusion_env.engine.lane import GeneratedImage, open_lane
+from addiffusion_env.engine.images import GeneratedImage
+from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError, WeightsError
 from addiffusion_env.prompts import Prompt

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import EpisodeLog
 from addiffusion_env.agents.checkpoints import Snapshot
 from addiffusion_env.agents.factory import make_vec_env
@@ -20,7 +21,6 @@ from addiffusion_env.agents.tabular_training import (
     measured_frontier,
     record_table,
 )
-from addiffusion_env.agents.training import make_model
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.prompts.emoji_grammar import parse, split_of
 from addiffusion_env.tabular.table import AttemptTable

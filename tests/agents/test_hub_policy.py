@@ -249,7 +249,9 @@ def test_zips_that_are_no_policy_of_ours(tmp_path):
     with pytest.raises(WeightsError, match="no readable zip of Stable-Baselines3"):
         import_zip(tmp_path / "broken.zip", trust=True)
     PPO("MlpPolicy", "CartPole-v1", n_steps=2, batch_size=2, device="cpu").save(tmp_path / "other.zip")
-    with pytest.raises(ConfigError, match="holds a ActorCriticPolicy, and only AdDiffusionPolicy"):
+    with pytest.raises(
+        ConfigError, match="the ActorCriticPolicy model was trained on observations that no environment"
+    ):
         import_zip(tmp_path / "other.zip", trust=True)
     with pytest.raises(WeightsError, match="no policy 'emojy'"):
         export_zip("emojy", tmp_path / "out.zip")

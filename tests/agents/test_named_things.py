@@ -11,7 +11,8 @@ from addiffusion_env.agents import pipeline
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy
-from addiffusion_env.agents.policy import MaskableAdDiffusionPolicy
+from addiffusion_env.agents.networks import action_probabilities
+from addiffusion_env.agents.policy import KeyProjection, MaskableAdDiffusionPolicy
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import backbone_in
@@ -136,22 +137,51 @@ def test_a_model_in_memory_decides_as_it_predicts(policy, vec_env):
     assert pipe(DOG, seeds=0).actions[0][0] == int(action)
 
 
-def test_what_cannot_decide_from_one_observation_is_refused(tmp_path):
-    env = AdDiffusionEnv(**PROCESS)
-    for model in (
-        DQN("MultiInputPolicy", env, buffer_size=8),
-        RecurrentPPO("MultiInputLstmPolicy", env, **SHORT),
-        PPO("MlpPolicy", "CartPole-v1", device="cpu"),
-    ):
-        assert isinstance(told(make_policy, model), ConfigError)
-    plain = PPO("MultiInputPolicy", env, **SHORT)
-    with pytest.raises(ConfigError, match="MultiInputActorCriticPolicy cannot be saved"):
-        AdaptivePipeline.from_pretrained("emoji", policy=plain).save_pretrained(tmp_path)
-    plain.save(tmp_path / "model.zip")
+def test_models_that_belong_to_no_environment_here_are_refused(tmp_path):
+    assert isinstance(told(make_policy, PPO("MlpPolicy", "CartPole-v1", device="cpu")), ConfigError)
+    PPO("MultiInputPolicy", AdDiffusionEnv(**PROCESS), **SHORT).save(tmp_path / "model.zip")
     with pytest.raises(ConfigError, match=r"\n  -> PPO.load\(path, env=env\)"):
         make_policy(PPO.load(tmp_path / "model.zip"))
     with pytest.raises(ConfigError, match="got int"):
         make_policy(3)
+
+
+def test_a_model_whose_network_has_no_name_decides_and_is_not_saved(vec_env, tmp_path):
+    class Hidden(KeyProjection):
+        pass
+
+    model = PPO("MultiInputPolicy", vec_env, **SHORT, policy_kwargs={"features_extractor_class": Hidden})
+    pipe = AdaptivePipeline.from_pretrained("emoji", policy=model)
+    assert len(pipe(DOG).actions[0]) > 0
+    with pytest.raises(ConfigError, match="MultiInputActorCriticPolicy cannot be saved"):
+        pipe.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(DQN, marks=pytest.mark.slow), RecurrentPPO])
+def test_a_value_network_and_one_with_a_memory_are_policies(kind, vec_env, tmp_path):
+    """In memory, saved as plain files, and as a zip; however many images are drawn at once."""
+    settings = {"buffer_size": 8, "device": "cpu", "seed": 0} if kind is DQN else SHORT
+    model = kind("MultiInputPolicy" if kind is DQN else "MultiInputLstmPolicy", vec_env, **settings)
+    pipe = AdaptivePipeline.from_pretrained("emoji", policy=model)
+    prompts = ["a photo of a dog", "two red cups", "a photo of a cat"]
+    wanted = pipe(prompts, return_trace=True)
+    for trace, actions in zip(wanted.trace, wanted.actions, strict=True):
+        assert [decision.probabilities.argmax() for decision in trace.decisions] == actions
+    assert AdaptivePipeline.from_pretrained("emoji", policy=model, max_lanes=1)(prompts).actions == wanted.actions
+    pipe.save_pretrained(tmp_path / "policy")
+    assert AdaptivePipeline.from_pretrained(tmp_path / "policy")(prompts).actions == wanted.actions
+    path = export_zip(tmp_path / "policy", tmp_path / "model.zip")
+    assert kind.load(path).num_timesteps == 0
+    assert AdaptivePipeline.from_pretrained(path, trust=True)(prompts).actions == wanted.actions
+    alone = AdDiffusionEnv(**PROCESS)
+    observation, _ = alone.reset(seed=0, options={"prompt": DOG[0], "seed": 0, "cost_per_nfe": 0.01})
+    memories, done, taken = [None], False, []
+    while not done:
+        seen, legal = {key: value[None] for key, value in observation.items()}, alone.action_masks()[None]
+        chances, memories = action_probabilities(model.policy, seen, legal, memories)
+        taken.append(int(np.where(legal, chances, -1).argmax()))
+        observation, _, done, _, _ = alone.step(taken[-1])
+    assert pipe(DOG, seeds=0, cost_per_nfe=0.01).actions[0] == taken
 
 
 def test_a_model_in_memory_is_saved_as_a_policy(maskable, tmp_path):

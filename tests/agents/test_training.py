@@ -26,11 +26,14 @@ from addiffusion_env.errors import AdDiffusionError, NumericsError, ResumeError,
 ROOT = Path(__file__).parents[2]
 ENV = {"steps": 2, "refine": {"preset": "resample_short"}, "cost_per_nfe": 0.01}
 PPO = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
+REPLAY = {"learning_starts": 4, "batch_size": 4, "buffer_size": 16, "train_freq": 2, "target_update_interval": 8}
+SETTINGS = {"dqn": REPLAY, "qrdqn": REPLAY, "a2c": {"n_steps": 4}, "trpo": {"n_steps": 4, "batch_size": 8}}
 
 
 def learn(folder, total, algorithm="maskable_ppo", kind="lanes", resume=True, stop_after=None):
     env = make_vec_env(kind, 2, 0, ENV)
-    model, state = training.resume_or_make(algorithm, env, PPO, 0, "cpu", folder, resume)
+    settings = SETTINGS.get(algorithm, PPO)
+    model, state = training.resume_or_make(algorithm, env, settings, 0, "cpu", folder, resume)
     training.attach_logger(model, folder)
     checkpointer = Checkpointer(folder / "checkpoints", every=8)
     callbacks = [EpisodeLog({"lanes": 2}), checkpointer]
@@ -69,6 +72,21 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, algorithm):
     assert torch.equal(parameters(again), parameters(whole))
     ours, theirs = again.policy.optimizer.state_dict(), whole.policy.optimizer.state_dict()
     assert torch.equal(ours["state"][0]["exp_avg"], theirs["state"][0]["exp_avg"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["dqn", "qrdqn", "recurrent_ppo", "a2c", "trpo"])
+def test_an_interrupted_run_of_another_algorithm_ends_like_an_unbroken_one(tmp_path, algorithm):
+    """A replay buffer of eight steps, past its end, the target network and the memory are those of the unbroken run."""
+    whole, _ = learn(tmp_path / "whole", 40, algorithm)
+    learn(tmp_path / "broken", 40, algorithm, stop_after=22)
+    assert checkpoints(tmp_path / "broken/checkpoints")[-1].name < "step_000000022.pt"
+    again, resumed = learn(tmp_path / "broken", 40, algorithm)
+    assert resumed and again.num_timesteps == whole.num_timesteps == 40
+    assert torch.equal(parameters(again), parameters(whole))
+    if algorithm in ("dqn", "qrdqn"):
+        assert again._n_calls == whole._n_calls and again.exploration_rate == whole.exploration_rate
+        np.testing.assert_array_equal(again.replay_buffer.rewards, whole.replay_buffer.rewards)
 
 
 def test_dummy_environments_train_too(tmp_path):
@@ -225,6 +243,24 @@ def test_the_script_trains_and_reports(tmp_path):
     config = load_config(tmp_path / "run/policy")
     assert len(config.frontier) == FRONTIER_COSTS
     assert config.frontier_prompts == "2 prompts of the training source that were held out of training"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["dqn", "recurrent_ppo"])
+def test_a_run_of_another_algorithm_is_resumed_evaluated_and_used(tmp_path, algorithm):
+    from addiffusion_env import AdaptivePipeline
+
+    small = ["total_timesteps=32", "lanes=2", "progress_bar=false", "report.prompts=2", "report.samplers=[fixed:2]"]
+    small += ["algorithm_kwargs.learning_starts=8"] if algorithm == "dqn" else ["ppo.n_steps=4", "ppo.batch_size=8"]
+    run = tmp_path / "run"
+    for total in (16, 32):
+        done = run_script(f"experiment={algorithm}", *small, f"total_timesteps={total}", f"run_dir={run}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "resumed at decision 16 of 32" in done.stdout and (run / "report/report.html").is_file()
+    assert load_config(run / "policy").provenance["decisions"] == 32
+    pipe = AdaptivePipeline.from_pretrained(run)
+    prompts = ["a photo of a dog", "two red cups"]
+    assert pipe(prompts).actions == [pipe(prompt).actions[0] for prompt in prompts]
 
 
 def test_the_script_says_what_is_wrong_in_two_lines(tmp_path, monkeypatch, capsys):

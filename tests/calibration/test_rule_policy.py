@@ -13,7 +13,12 @@ from addiffusion_env.agents.make import make_policy
 from addiffusion_env.agents.policy_file import PolicyConfig
 from addiffusion_env.agents.rule_policy import MeasuredRule, RulePolicy, save_rules
 from addiffusion_env.agents.sb3_zip import export_zip
-from addiffusion_env.agents.untrained import default_interval, guidance_is_linear
+from addiffusion_env.agents.untrained import (
+    default_interval,
+    default_policy,
+    default_process,
+    guidance_is_linear,
+)
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.calibration.held_out import HeldOut, every_order, measured_rules
 from addiffusion_env.engine.engine import Engine
@@ -183,7 +188,7 @@ def test_guidance_is_limited_only_where_it_is_linear():
 def test_with_scorers_the_untrained_default_checks_its_images(emoji, scorers):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe = AdaptivePipeline(emoji)
+        pipe = AdaptivePipeline(emoji, default_policy(emoji, scorers)[0], default_process(emoji))
     assert pipe.process.check_finished and pipe.process.guidance_interval == (3.0, 7.0)
     out = pipe(["a photo of a bus left of a bear", "a photo of a dog"], seeds=[0, 1], return_trace=True)
     for trace, actions in zip(out.trace, out.actions, strict=True):

@@ -13,6 +13,7 @@ from legible import assert_legible
 from PIL import Image
 
 from addiffusion_env.evaluation import plots
+from addiffusion_env.evaluation.decision_tree import branches
 from addiffusion_env.evaluation.filmstrips import Filmstrip
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry, write_text
 from addiffusion_env.evaluation.records import by_sampler, digest_of
@@ -88,6 +89,7 @@ STEMS = (
     "nfe_by_task",
     "nfe_by_constraints",
     "timelines",
+    "decision_tree",
     "reward_terms",
 )
 
@@ -111,6 +113,20 @@ def test_timelines_show_every_kind_of_prompt_and_every_decision():
         name if len(name) <= 24 else name[:22] + "..." for name in sorted(TASKS)
     ]
     assert {tuple(row.compressed().astype(int)) for row in cells} == {record.actions for record in records}
+
+
+def test_the_decision_tree_has_each_branch_with_its_share_of_the_images():
+    [one] = world(1, [LONG])
+    sequences = [(1, 1)] * 6 + [(1, 2, 1)] * 3 + [(0, 1)]
+    records = [replace(one, actions=actions, nfe=len(actions), correct=actions[-2] == 1) for actions in sequences]
+    found = {branch.actions: branch for branch in branches(records)}
+    assert {actions: round(branch.share, 9) for actions, branch in found.items()} == {
+        (0,): 0.1, (0, 1): 0.1, (1,): 0.9, (1, 1): 0.6, (1, 2): 0.3, (1, 2, 1): 0.3
+    }  # fmt: skip
+    assert found[1, 1].nfe == 2 and found[1, 1].correct == 1 and found[1, 2, 1].correct == 0
+    assert found[1,].ended == 0 and found[1,].correct is None
+    lows = [found[actions].low for actions in ((0,), (1,), (1, 1), (1, 2), (1, 2, 1))]
+    assert lows == pytest.approx([0, 0.1, 0.1, 0.7, 0.7])
 
 
 def test_one_fixed_schedule_has_its_interval_too():
@@ -141,7 +157,7 @@ def test_what_has_one_value_is_told_and_not_drawn():
     [
         (
             {"constraints": 3, "actions": (0, 1), "seconds": 0.5},
-            {"nfe_by_constraints", "timelines", "frontier_seconds"},
+            {"nfe_by_constraints", "timelines", "decision_tree", "frontier_seconds"},
         ),
         ({"nfe": 6}, {"frontier", "frontier_preference", "frontier_seconds", "nfe_by_task", "nfe_by_constraints"}),
     ],

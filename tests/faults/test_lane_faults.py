@@ -12,8 +12,8 @@ import torch
 from injected import memory_for, nan_for, scores_with, to_error, to_nan
 from rounding import assert_records_alike
 
+from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import EpisodeLog
-from addiffusion_env.agents.training import make_model
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.lane import Fault, FaultCount

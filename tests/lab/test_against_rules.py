@@ -6,7 +6,7 @@ import pytest
 from addiffusion_env.tabular.outcomes import Outcomes
 from addiffusion_env.tabular.rules import Rule, RuleOutcomes
 from addiffusion_lab.claims.against_rules import Study, branches, compare
-from addiffusion_lab.claims.calibration import _measured
+from addiffusion_lab.claims.calibration import agreement
 
 PROMPTS = 4000
 
@@ -54,11 +54,11 @@ def test_calibration_of_known_probabilities():
     """Verdicts drawn with the stated probability are calibrated; their order says nothing within a prompt."""
     rng = np.random.default_rng(1)
     said = np.repeat(rng.uniform(0.05, 0.99, 2000)[:, None], 4, axis=1)
-    found = _measured("here", said, (rng.random(said.shape) < said).astype(float))
+    found = agreement("here", said, (rng.random(said.shape) < said).astype(float))
     assert found.images == 8000 and found.within == 0.5
     assert found.brier == pytest.approx(float((said * (1 - said)).mean()), abs=0.01)
     assert found.auc == pytest.approx(0.83, abs=0.02)
     for low, high, number, mean, right in found.bins:
         assert low <= mean <= high and abs(mean - right) < 4 * np.sqrt(0.25 / number)
-    perfect = _measured("here", np.array([[0.9, 0.1], [0.2, 0.7]]), np.array([[1.0, 0.0], [0.0, 1.0]]))
+    perfect = agreement("here", np.array([[0.9, 0.1], [0.2, 0.7]]), np.array([[1.0, 0.0], [0.0, 1.0]]))
     assert perfect.auc == perfect.within == 1.0

@@ -20,6 +20,7 @@ from addiffusion_env.agents.policy_file import load_config
 from addiffusion_env.config import compose_config
 from addiffusion_env.errors import ConfigError, ResumeError, UnknownNameError
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.scorers.utility import Calibrator
 from addiffusion_lab.claims.page import judged
 from addiffusion_lab.rehearsal import rehearse
 
@@ -78,9 +79,11 @@ def kill_at(config: dict, pattern: str, log: Path) -> None:
 
 
 def check_policy(folder: Path) -> None:
-    """The policy of a run, with the run's calibrator and its frontier."""
+    """The policy of a run, with its frontier and the run's calibrator, which knows the previews of the process."""
     policy = load_config(folder / "run" / "policy")
-    assert named_calibrators(policy.environment) == (str(folder / "run" / "policy" / CALIBRATOR_FILE),)
+    (calibrator,) = named_calibrators(policy.environment)
+    assert calibrator == str(folder / "run" / "policy" / CALIBRATOR_FILE)
+    assert Calibrator.load(Path(calibrator)).steps.tolist() == [2]
     assert policy.frontier and "held out" in policy.frontier_prompts
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
+from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.policy import AdDiffusionPolicy, MaskableAdDiffusionPolicy
 from addiffusion_env.observations.features import Observer
 
@@ -76,6 +77,28 @@ def test_learns_when_to_stop(algorithm, policy):
     low = [action for action, quality in taken if quality < -0.2]
     assert np.mean([action == 1 for action in high]) > 0.95
     assert np.mean([action == 0 for action in low]) > 0.9
+
+
+@pytest.mark.slow
+def test_dqn_learns_when_to_stop():
+    settings = {
+        "buffer_size": 20_000,
+        "learning_starts": 1000,
+        "batch_size": 128,
+        "train_freq": 8,
+        "gradient_steps": 8,
+        "target_update_interval": 500,
+        "learning_rate": 1e-3,
+        "gamma": 1.0,
+        "exploration_fraction": 0.5,
+    }
+    model = make_model("dqn", VecMonitor(DummyVecEnv([StopWhenGood] * 8)), settings, 0, "cpu")
+    before, _ = play(model, 50)
+    model.learn(20_000)
+    value, taken = play(model)
+    assert value > 0.33 > before
+    assert np.mean([action == 1 for action, quality in taken if quality > 0.8]) > 0.95
+    assert np.mean([action == 0 for action, quality in taken if quality < -0.2]) > 0.9
 
 
 def test_the_optimum_in_the_docstring():

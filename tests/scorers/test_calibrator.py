@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from addiffusion_env.backbones.emoji import WEIGHTS
+from addiffusion_env.backbones.emoji.manifest import WEIGHTS
+from addiffusion_env.backbones.identity import described
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError, WeightsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.emoji import emoji_scorers
@@ -52,6 +53,53 @@ def test_images_do_not_depend_on_their_neighbours(planted, calibrator):
     assert np.array_equal(calibrator(preference[3:4], clip[3:4], text[3:4]), whole[3:4])
     assert np.array_equal(calibrator(preference[:, 2], clip[:, 2], text), whole[:, 2])
     assert abs(whole).max() <= MOST
+
+
+@pytest.fixture(scope="module")
+def previewed(planted, calibrator):
+    """Previews score lower and say less than finished images; (calibrator, preference, CLIP score) of two steps."""
+    _, text, _, preference, clip = planted
+    rng = np.random.default_rng(1)
+    blurred = [0.5 * preference - 1.2 + spread * rng.normal(size=preference.shape) for spread in (0.6, 0.1)]
+    seen = np.stack(blurred, -1), np.stack([clip - 0.1, clip - 0.05], -1)
+    return calibrator.with_previews([3, 4], *seen, text, calibrator(preference, clip, text)), *seen
+
+
+def test_previews_are_judged_by_what_becomes_of_them(planted, calibrator, previewed):
+    _, text, right, preference, clip = planted
+    fitted, seen, seen_clip = previewed
+    brier = {}
+    for at, step in enumerate((3, 4)):
+        chance = 1 / (1 + np.exp(-fitted(seen[..., at], seen_clip[..., at], text, step)))
+        assert chance.mean() == pytest.approx(right.mean(), abs=0.03)
+        confident = chance > 0.8
+        assert right[confident].mean() == pytest.approx(chance[confident].mean(), abs=0.05)
+        brier[step] = ((chance - right) ** 2).mean()
+        as_finished = 1 / (1 + np.exp(-calibrator(seen[..., at], seen_clip[..., at], text)))
+        assert brier[step] < 0.5 * ((as_finished - right) ** 2).mean()
+    assert brier[4] < brier[3] < right.mean() * (1 - right.mean())
+    assert np.array_equal(fitted(preference, clip, text), calibrator(preference, clip, text))
+
+
+def test_places_may_be_mixed_and_unknown_ones_are_refused(planted, previewed, tmp_path):
+    _, text, _, _, _ = planted
+    fitted, seen, seen_clip = previewed
+    both = fitted(seen, seen_clip, text, np.array([3, 0]))
+    assert np.array_equal(both[..., 0], fitted(seen[..., 0], seen_clip[..., 0], text, 3))
+    assert np.array_equal(both[..., 1], fitted(seen[..., 1], seen_clip[..., 1], text))
+    with pytest.raises(ConfigError, match=r"previews of the steps \[3, 4\].*asked about previews of \[5\]"):
+        fitted(seen, seen_clip, text, np.array([3, 5]))
+    fitted.save(tmp_path / "mine.safetensors")
+    loaded = Calibrator.load(tmp_path / "mine.safetensors")
+    assert np.array_equal(loaded(seen, seen_clip, text, np.array([3, 4])), fitted(seen, seen_clip, text, [3, 4]))
+
+
+def test_a_calibrator_without_previews_reads_them_as_finished_images(planted, calibrator, previewed):
+    """As those of earlier versions do; such a file and its identity are what they were."""
+    _, text, _, preference, clip = planted
+    assert np.array_equal(calibrator(preference, clip, text, 3), calibrator(preference, clip, text))
+    assert set(described(calibrator)) == {"class", "centre", "basis", "prior", "means", "precisions"}
+    assert described(calibrator) != described(previewed[0])
 
 
 def test_files_go_round_and_damaged_ones_are_refused(calibrator, planted, tmp_path):

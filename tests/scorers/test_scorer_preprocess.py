@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from addiffusion_env.engine.lane import to_pixels
+from addiffusion_env.engine.images import to_pixels
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, resize_bytes
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.imitation import Demonstrations, _returns, imitate
 from addiffusion_env.agents.tabular_training import greedy
-from addiffusion_env.agents.training import make_model
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.tabular.outcomes import play_table
 from addiffusion_env.tabular.rules import best_rule, frontier, play_rule, rules_of, thresholds_of

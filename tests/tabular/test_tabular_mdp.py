@@ -12,6 +12,8 @@ from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.errors import CapabilityError, ConfigError, NumericsError, ResumeError
 from addiffusion_env.observations.features import Observer
 from addiffusion_env.rewards import make_reward
+from addiffusion_env.scorers.utility import calibrator_of
+from addiffusion_env.tabular.fit_calibrator import fit_calibrator
 from addiffusion_env.tabular.mdp import States
 from addiffusion_env.tabular.outcomes import play_table
 from addiffusion_env.tabular.recorder import check_recordable
@@ -76,6 +78,20 @@ def test_attempts_without_decisions_inside_equal_the_environment(whole_attempts,
     mdp, settings = whole_attempts
     assert mdp.table.steps == () and mdp.table.starts
     check_equal(mdp, images[:2], settings, [STOP, REFINE, CONTINUE, REFINE, STOP])
+
+
+def test_previews_have_their_own_calibrator_in_both(mdp, images, tabular_settings, tmp_path):
+    path = tmp_path / "previews.safetensors"
+    fit_calibrator(mdp.table, calibrator_of("emoji")).save(path)
+    named = {**tabular_settings.refine, "utility": {"calibrator": str(path)}}
+    settings = replace(tabular_settings, refine=named, observation_keys=["correctness", "attempts"])
+    own = make_mdp(mdp.table, settings)
+    finish = mdp.table.finish
+    np.testing.assert_array_equal(own.utilities[:, :, finish:], mdp.utilities[:, :, finish:])
+    assert np.abs(own.utilities - mdp.utilities)[:, :, :finish].min() > 0.01
+    check_equal(own, images[:2], settings, [CONTINUE, CONTINUE, REFINE, CONTINUE, CONTINUE, STOP])
+    with pytest.raises(ConfigError, match=r"asked about previews of \[1\]"):
+        AdDiffusionEnv(**{**vars(settings), "decide_at": [1, 2, 3]})
 
 
 def test_an_oracle_drops_attempts_by_early_exits(from_start):

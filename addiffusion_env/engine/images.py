@@ -1,0 +1,73 @@
+"""Finished images: as tensors with their scores, as pixels, and as plain tensors in a saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from addiffusion_env.scorers.image_scores import ImageScores
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A finished image.
+
+    Attributes:
+        tensor: (3, H, W) float32 in [-1, 1].
+        scores: its scores.
+    """
+
+    tensor: Tensor
+    scores: ImageScores
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return to_pixels(self.tensor)
+
+
+CONVERTED_AT_ONCE = 16
+"""Images that are converted to pixels together: one transfer from the device for all of them."""
+
+
+def pixels_of(images: Sequence[GeneratedImage]) -> np.ndarray:
+    """(B, H, W, 3) uint8 of finished images of one size, at least one."""
+    tensors = [image.tensor for image in images]
+    parts = (tensors[at : at + CONVERTED_AT_ONCE] for at in range(0, len(tensors), CONVERTED_AT_ONCE))
+    return np.concatenate([to_pixels(torch.stack(part)) for part in parts])
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8."""
+    scaled = image.clamp(-1, 1).add_(1).mul_(127.5).round_()  # in place on the copy that clamp makes
+    return scaled.byte().movedim(-3, -1).cpu().numpy()
+
+
+def scores_state(scores: ImageScores | None) -> dict[str, Tensor] | None:
+    """Scores as named tensors."""
+    if scores is None:
+        return None
+    return {item.name: torch.from_numpy(getattr(scores, item.name)) for item in fields(scores)}
+
+
+def image_state(image: GeneratedImage | None) -> dict[str, Any] | None:
+    """A finished image as named tensors."""
+    return None if image is None else {"image": image.tensor, "look": scores_state(image.scores)}
+
+
+def restore_image(state: Mapping[str, Any] | None) -> GeneratedImage | None:
+    """Restores an image from :func:`image_state`."""
+    if state is None:
+        return None
+    scores = restore_scores(state["look"])
+    assert scores is not None
+    return GeneratedImage(state["image"], scores)
+
+
+def restore_scores(state: Mapping[str, Tensor] | None) -> ImageScores | None:
+    """Restores scores from :func:`scores_state`."""
+    return None if state is None else ImageScores(**{name: value.numpy() for name, value in state.items()})

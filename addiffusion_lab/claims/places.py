@@ -1,0 +1,169 @@
+"""What a preview, or the denoiser itself, says of an attempt before it is finished: AUC, Brier, reliability, seconds.
+
+python -m addiffusion_lab.claims.places --prompts 256
+
+Attempts of training prompts are recorded under a process with decisions inside the schedule. Whatever is fitted is
+fitted without verdicts, on one half of the prompts, to what the shipped calibrator says of the finished images, and
+judged on the other half by the detector's verdict on the finished image of the same attempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.calibration.held_out import HeldOut
+from addiffusion_env.config import friendly
+from addiffusion_env.envs.settings import EnvSettings, load_backbone
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.evaluation.manifest import write_text
+from addiffusion_env.evaluation.rendering import to_markdown
+from addiffusion_env.evaluation.sections import Section, Table
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_env.scorers import SCORERS
+from addiffusion_env.scorers.utility import Utility, calibrator_of
+from addiffusion_env.tabular.fit_calibrator import fit_calibrator
+from addiffusion_env.tabular.recorder import recorder_of
+from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_lab.claims.calibration import Calibration, agreement, calibration_section, within_prompts
+from addiffusion_lab.claims.early_refusal import refusal_section
+from addiffusion_lab.claims.maps import MappedEmoji, maps_of, seconds_section
+from addiffusion_lab.claims.ridge import crossed
+
+PROCESSES: dict[str, dict[str, Any]] = {
+    "AdDiffusion-Emoji-v1": ENVIRONMENTS["AdDiffusion-Emoji-v1"],
+    "AdDiffusion-Emoji-v2 with a decision at step 3": {
+        **ENVIRONMENTS["AdDiffusion-Emoji-v2"],
+        "decide_every": 1,
+        "decide_at": [3],
+    },
+}
+"""Previews are measured on the first; rules that refuse attempts by them on each."""
+SHIPPED = "emoji"
+"""The calibrator of finished images."""
+OUT = Path("runs/places")
+
+
+def settings_of(process: Mapping[str, Any]) -> EnvSettings:
+    """The environment of a process, with maps in the features."""
+    return EnvSettings.of(**{**process, "backbone": MappedEmoji.from_pretrained()})
+
+
+def record(settings: EnvSettings, prompts: int, seed: int, attempts: int, lanes: int, folder: Path) -> AttemptTable:
+    """Records attempts of training prompts with verdicts and maps; recorded shards are read instead."""
+    scorer = SCORERS.load("emoji_detector").from_pretrained()
+
+    def verdicts(images: Sequence[torch.Tensor], of: Sequence[Prompt]) -> list[bool]:
+        return [bool(value) for value in scorer.score(torch.stack(list(images)), list(of))]
+
+    recorder = replace(recorder_of(settings, attempts), judge=verdicts, features=True)
+    images = [(prompt, 0) for prompt in EmojiPrompts("train").take(prompts, seed=seed)]
+    return recorder.record_shards(images, folder, lanes, note=lambda done: print(f"recorded {done}", flush=True))
+
+
+def halves(table: AttemptTable) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of two halves of the prompts: all images of a prompt are in one of them."""
+    number = np.unique(table.prompt_ids, return_inverse=True)[1] % 2
+    return np.flatnonzero(number == 0), np.flatnonzero(number == 1)
+
+
+def crossed_calibrators(table: AttemptTable) -> HeldOut:
+    """The shipped calibrator, whose previews were fitted to the other half of the prompts."""
+    kept, fold = calibrator_of(SHIPPED), np.zeros(len(table), int)
+    one, other = halves(table)
+    fold[other] = 1
+    return HeldOut(calibrators=[fit_calibrator(table.rows(fitted), kept) for fitted in (other, one)], fold=fold)
+
+
+def calibrators_section(table: AttemptTable) -> Section:
+    """Brier, reliability and AUC of the calibrator of each place, and of the one of finished images at previews."""
+    scores = table.preference, table.clip_score, table.clip_text
+    said = 1 / (1 + np.exp(-crossed_calibrators(table)(*scores, table.place_steps)))
+    verdict = table.correct[:, :, table.finish]
+    plain = 1 / (1 + np.exp(-Utility(calibrator=SHIPPED)(*scores)))
+    found: list[Calibration] = []
+    for place, step in enumerate(table.steps):
+        found.append(agreement(f"preview of step {step}, read as a finished image", plain[:, :, place], verdict))
+        found.append(agreement(f"preview of step {step}, its own calibrator", said[:, :, place], verdict))
+    found.append(agreement("end of the schedule", said[:, :, table.finish], verdict))
+    found.append(agreement("early exit before the first evaluation", said[:, :, -1], table.correct[:, :, -1]))
+    return replace(calibration_section(found), title="A calibrator for every place")
+
+
+def sources(table: AttemptTable, place: int) -> dict[str, np.ndarray]:
+    """What is read at a place -> (P, T, D) inputs of a regression; all hold the log-odds before the image."""
+    calibrator = calibrator_of(SHIPPED)
+    before = np.repeat(calibrator.before(table.clip_text)[:, None, None], table.attempts, axis=1)
+    numbers = [table.preference[:, :, place], table.clip_score[:, :, place]]
+    scores = np.stack([*numbers, calibrator(*numbers, table.clip_text)], axis=-1)
+    embedding = table.clip_image[:, :, place] * table.clip_text[:, None]
+    maps = maps_of(table.features[:, :, place])
+    return {
+        "the prompt alone": before,
+        "preview: scores": np.concatenate([before, scores], -1),
+        "preview: scores and CLIP embedding": np.concatenate([before, scores, embedding], -1),
+        **{name: np.concatenate([before, values], -1) for name, values in maps.items()},
+        "preview: scores, and the middle block in 2x2 cells": np.concatenate(
+            [before, scores, maps["middle block, 2x2 cells"]], -1
+        ),
+    }
+
+
+def sources_section(table: AttemptTable) -> Section:
+    """AUC of each source at each decision, by a ridge regression of what the calibrator says of the finished image."""
+    verdict, end = table.correct[:, :, table.finish], table.finish
+    says = calibrator_of(SHIPPED)(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
+    target = 1 / (1 + np.exp(-says))
+    rows = []
+    for place, step in enumerate(table.steps):
+        for name, inputs in sources(table, place).items():
+            said = np.clip(crossed(inputs, target, halves(table)), 0, 1)
+            told = agreement(name, said, verdict)
+            own = within_prompts(crossed(inputs, target, halves(table), within=True), verdict)
+            numbers = (told.auc, told.within, own, told.brier)
+            rows.append((str(step), name, str(inputs.shape[-1]), *(f"{value:.3f}" for value in numbers)))
+    head = ("step", "read", "numbers", "AUC", "within a prompt", "within, fitted within prompts", "Brier")
+    return Section("Previews and the denoiser's maps", (Table(head, tuple(rows)),))
+
+
+@friendly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Records, fits on halves, and writes the sections."""
+    parser = argparse.ArgumentParser(prog="python -m addiffusion_lab.claims.places", description=__doc__)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--prompt-seed", type=int, default=777)
+    parser.add_argument("--attempts", type=int, default=4)
+    parser.add_argument("--lanes", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    if options.prompts < 16:
+        raise ConfigError(f"--prompts must be at least 16, got {options.prompts}", "use 256")
+    sections = []
+    for number, (name, process) in enumerate(PROCESSES.items()):
+        settings = settings_of(process)
+        backbone = load_backbone(settings)
+        table = record(
+            settings, options.prompts, options.prompt_seed, options.attempts, options.lanes, options.out / "table"
+        )
+        if number == 0:
+            sections = [calibrators_section(table), sources_section(table), seconds_section(options.lanes)]
+        found = settings.process(backbone.capabilities, backbone.name)
+        told = replace(found, refine=replace(found.refine, limit=options.attempts - 1))
+        sections.append(
+            refusal_section(table, backbone, told, crossed_calibrators(table), halves(table), f"Early refusal: {name}")
+        )
+    page = to_markdown("What is known at each place", sections)
+    print(page)
+    print(f"written: {write_text(options.out / 'places.md', page)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Images a second of the shipped policies, and how many of them are correct, in turn with another checkout.
+
+git clone . /tmp/before && git -C /tmp/before checkout f3e5c9c
+python benchmarks/images_per_second.py --against /tmp/before
+
+Each checkout runs its own code and its own policy, in a process of its own. They alternate in chunks of prompts, the
+order reversed every time, so that load on the machine slows both. Seconds are processor time of the whole call:
+prompts, policy, scores and final decode; loading is not counted. All images are judged by this checkout's detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from addiffusion_env.config import friendly
+from addiffusion_env.evaluation.statistics.intervals import t_interval
+from addiffusion_env.pages import markdown_table
+from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
+from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
+
+HERE = Path(__file__).resolve().parents[1]
+WORKER = """
+import json, os, sys, time
+import numpy as np, torch
+torch.set_num_threads(1)
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # whatever the code prints
+from addiffusion_env import AdaptivePipeline
+policy, lanes = sys.argv[1], int(sys.argv[2])
+pipe = AdaptivePipeline.from_pretrained(policy, device="cpu", max_lanes=lanes)
+pipe(["a photo of a dog"] * lanes, seeds=list(range(lanes)))
+print("ready", file=answers, flush=True)
+for line in sys.stdin:
+    prompts, path = json.loads(line)
+    start = time.process_time()
+    out = pipe(prompts, seeds=[0] * len(prompts), output_type="np")
+    seconds = time.process_time() - start
+    np.save(path, np.asarray(out.images, dtype=np.float32))
+    print(json.dumps([seconds, [float(nfe) for nfe in out.nfe]]), file=answers, flush=True)
+"""
+
+
+class Arm:
+    """A policy of a checkout, loaded in a process of its own."""
+
+    def __init__(self, name: str, path: Path, policy: str, lanes: int) -> None:
+        self.name = name
+        self.seconds: list[float] = []
+        self.nfe: list[float] = []
+        self.correct: list[bool] = []
+        # With -c the working directory comes first on sys.path, before an installed copy.
+        command = [sys.executable, "-c", WORKER, policy, str(lanes)]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+            "OMP_NUM_THREADS": "1"
+        }
+        self.process = subprocess.Popen(
+            command, cwd=path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer()
+
+    def draw(self, prompts: Sequence[Any], judge: EmojiDetectorScorer, path: Path) -> None:
+        """One chunk, drawn there and judged here."""
+        assert self.process.stdin is not None
+        print(json.dumps([[prompt.text for prompt in prompts], str(path)]), file=self.process.stdin, flush=True)
+        seconds, nfe = json.loads(self._answer())
+        self.seconds.append(seconds)
+        self.nfe += nfe
+        images = torch.from_numpy(np.load(path)).permute(0, 3, 1, 2) * 2 - 1
+        self.correct += [bool(one) for one in judge.score(images, prompts)]
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with code {self.process.wait()}; its message is above")
+        return line
+
+    def row(self, first: Arm) -> tuple[str, ...]:
+        """A row of the table, compared with the first arm."""
+        images = len(self.correct)
+        speed = t_interval(np.log(np.divide(first.seconds, self.seconds)), 0.95)
+        better = t_interval(np.subtract(self.correct, first.correct, dtype=float), 0.95)
+        compared = (
+            f"{np.exp(speed.estimate):.2f} [{np.exp(speed.low):.2f}, {np.exp(speed.high):.2f}]",
+            f"{better.estimate:+.3f} [{better.low:+.3f}, {better.high:+.3f}]",
+        )
+        return (
+            self.name,
+            f"{images / sum(self.seconds):.2f}",
+            f"{np.mean(self.nfe):.2f}",
+            f"{np.mean(self.correct):.3f}",
+            *(compared if self is not first else ("", "")),
+        )
+
+
+@friendly
+def main() -> None:
+    """Draws the chunks in turn and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, required=True, help="another checkout, the first row")
+    parser.add_argument("--policies", nargs="+", default=["emoji", "emoji_rule"], help="of this checkout")
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--prompt-seed", type=int, default=2027)
+    parser.add_argument("--chunk", type=int, default=64, help="prompts in a turn")
+    parser.add_argument("--lanes", type=int, default=16)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    judge, prompts = (
+        EmojiDetectorScorer.from_pretrained(),
+        EmojiPrompts("test").take(options.prompts, seed=options.prompt_seed),
+    )
+    arms = [Arm(f"{options.against.name}: emoji", options.against, "emoji", options.lanes)]
+    arms += [Arm(policy, HERE, policy, options.lanes) for policy in options.policies]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, start in enumerate(range(0, len(prompts), options.chunk)):
+            for arm in arms if number % 2 else arms[::-1]:
+                arm.draw(prompts[start : start + options.chunk], judge, Path(folder, "images.npy"))
+            print(f"{start + options.chunk} of {len(prompts)} prompts", file=sys.stderr, flush=True)
+    head = ("policy", "images per CPU second", "NFE", "correct", "times as fast", "correct, difference")
+    print(markdown_table(head, [arm.row(arms[0]) for arm in arms]))
+
+
+if __name__ == "__main__":
+    main()
