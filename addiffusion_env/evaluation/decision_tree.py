@@ -14,6 +14,8 @@ from addiffusion_env.evaluation.records import Record
 
 LABELLED = 0.04
 """Smallest share of the images that a label fits into."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue."""
 MOST_LABELLED = 12
 """Most decisions at which a label fits into the width of one."""
 
@@ -88,7 +90,8 @@ def decision_tree(pyplot: Any, records: Sequence[Record], colours: dict[int, Any
         )
         if branch.share >= labelled:
             text = f"{Action(action).name.lower()} {branch.share:.0%}"
-            axes.text(left + 0.05, branch.low + branch.share / 2, text, color="white", fontsize=small, va="center")
+            ink = "black" if np.dot(colours[action][:3], LUMINANCE) > 0.6 else "white"
+            axes.text(left + 0.05, branch.low + branch.share / 2, text, color=ink, fontsize=small, va="center")
         if branch.ended >= labelled:
             verdict = "" if branch.correct is None else f", {branch.correct:.0%} correct"
             at = branch.low + branch.ended / 2

@@ -73,7 +73,7 @@ def maps_of(features: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def seconds_section(lanes: int, rounds: int = 10) -> Section:
+def seconds_section(lanes: int, rounds: int = 5) -> Section:
     """Process time of one lane's share of an evaluation and of each source, measured in turn; the least of all rounds.
 
     Each is what its source adds to an evaluation without guidance.

@@ -159,8 +159,8 @@ def serve(
 
     Args:
         policy: ``"emoji"``, the folder of a run or calibration, or a hub id; with ``pipe`` also a sampler that decides,
-            such as ``"stop:12"``. ``None`` is ``"emoji"``, or with ``pipe`` the untrained default
-            (:func:`.untrained.default_policy`).
+            such as ``"stop:12"``. ``None`` is ``"emoji"``, or with ``pipe`` what ``AdaptivePipeline``
+            does without a policy (:func:`.untrained.default_policy`).
         device: ``auto``, ``cpu``, ``cuda`` ...
         port: local port; 0 selects any free one.
         share: also serve at a public Gradio address, for 72 hours.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.envs.episodes import Episodes
+from addiffusion_env.envs.infos import info_of
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import UnknownNameError
 
@@ -22,12 +23,12 @@ def test_no_preview_is_decoded_or_scored_before_the_end():
     np.testing.assert_array_equal(first["features"], 0)
     result = episodes.step([0, 0])
     assert np.abs(result.observation["features"]).max() > 0
-    assert not result.infos[0]["has_scores"] and result.infos[0]["clip_score"] == 0
+    assert not info_of(result.infos, 0)["has_scores"] and info_of(result.infos, 0)["clip_score"] == 0
     result = episodes.step([1, 1])
     counts = episodes.engine.counters
     assert (counts.looks, counts.decodes) == (0, 2)
     assert result.terminated.all() and np.isfinite(result.reward).all()
-    assert result.infos[0]["reward_terms"]["terminal_bonus"] > 0
+    assert info_of(result.infos, 0)["reward_terms"]["terminal_bonus"] > 0
 
 
 def test_a_reward_that_reads_previews_has_them_scored():

@@ -95,7 +95,8 @@ def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder
     page.feed(report.html.read_text(encoding="utf-8"))
     assert "script" not in page.tags
     assert EVIL in page.text
-    assert all(source.startswith(("data:image/png;base64,", "#")) for source in page.sources)
+    others = [source for source in page.sources if not source.startswith(("data:image/png;base64,", "#"))]
+    assert others == ["gallery.html"] and report.gallery == folder / "gallery.html" and report.gallery.is_file()
     assert page.tags.count("img") == 6
     for name in NAMES:
         assert name in page.text
@@ -108,9 +109,10 @@ def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder
 
 
 def test_the_same_records_give_the_same_report(folder, report):
-    before = [path.read_bytes() for path in (report.html, report.markdown, report.summary_json)]
+    before = [path.read_bytes() for path in (report.html, report.markdown, report.summary_json, report.gallery)]
     again = write_report(folder)
-    assert [path.read_bytes() for path in (again.html, again.markdown, again.summary_json)] == before
+    after = [path.read_bytes() for path in (again.html, again.markdown, again.summary_json, again.gallery)]
+    assert after == before
 
 
 def test_the_summary_finds_what_was_planted(report):
