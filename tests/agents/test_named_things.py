@@ -70,7 +70,7 @@ def test_an_evaluation_is_told_what_its_policy_is_instead():
 
 def test_no_name_is_listed_twice():
     known = told(AdaptivePipeline.from_pretrained, "emojy").remedy.partition("known: ")[2].split(", ")
-    assert known == sorted({*BACKBONES, "emoji"})
+    assert known == sorted({*BACKBONES, "emoji", "emoji_rule"})
 
 
 @pytest.mark.filterwarnings("ignore:previews are a linear map")
