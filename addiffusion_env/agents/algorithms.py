@@ -122,7 +122,7 @@ def default_policy(kind: type[BaseAlgorithm]) -> type[BasePolicy] | None:
     """The policy class of an algorithm for the observations here; ``None`` if it has none for a Dict."""
     known = getattr(kind, "policy_aliases", {})
     found = known.get("MultiInputPolicy") or known.get("MultiInputLstmPolicy")
-    return OWN_POLICIES.get(found, found)
+    return None if found is None else OWN_POLICIES.get(found, found)
 
 
 def algorithm_settings(name: str, ppo: Mapping[str, Any], others: Mapping[str, Any] | None) -> dict[str, Any]:

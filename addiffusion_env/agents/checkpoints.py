@@ -155,7 +155,7 @@ class Snapshot:
         self.step = model.num_timesteps
         # Read when it is written: those that follow this snapshot are collected again, into the same places.
         self.buffer: ReplayBuffer | None = getattr(model, "replay_buffer", None)
-        self.state = {
+        self.state: dict[str, Any] = {
             "format": FORMAT,
             "step": self.step,
             "model": model_state(model),

@@ -114,7 +114,7 @@ def _shares_state(env: VecEnv) -> bool:
 
 def env_state(env: VecMonitor) -> dict[str, Any]:
     """Everything an interrupted rollout needs from its environments, as plain tensors, numbers and strings."""
-    inner = env.venv
+    inner: Any = env.venv
     lanes = inner.state_dict() if _shares_state(inner) else inner.env_method("state_dict")
     return {"lanes": lanes, "returns": env.episode_returns.tolist(), "lengths": env.episode_lengths.tolist()}
 
@@ -122,7 +122,7 @@ def env_state(env: VecMonitor) -> dict[str, Any]:
 def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
     """Restores :func:`env_state` on an environment of the same kind and size."""
     env.reset()
-    inner = env.venv
+    inner: Any = env.venv
     if _shares_state(inner):
         inner.load_state_dict(state["lanes"])
     else:

@@ -8,6 +8,7 @@ arXiv:1709.10087).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,11 @@ class Demonstrations:
         low, high = env.costs_per_nfe
         costs = np.linspace(low, high, COSTS)
         rules = [best_rule(played, cost).rule for cost in costs]
-        seen, taken, legal, rewards, ends = [env.reset()], [], [], [], []
+        seen: list[Any] = [env.reset()]  # dicts; step() has SB3's type, which allows arrays and tuples
+        taken: list[np.ndarray] = []
+        legal: list[np.ndarray] = []
+        rewards: list[np.ndarray] = []
+        ends: list[np.ndarray] = []
         while len(taken) * env.num_envs < decisions or not np.any(ends, axis=0).all():
             states = env.states
             nearest = np.abs(states.cost_per_nfe[:, None] - costs).argmin(1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from stable_baselines3.common.policies import BasePolicy
@@ -17,8 +17,7 @@ from addiffusion_env.agents.rule_policy import RulePolicy
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import legal_actions
-from addiffusion_env.engine.episode import Episode, play
-from addiffusion_env.engine.lane import Decide, Lane, Remembered, Request
+from addiffusion_env.engine.lane import Decide, Lane, Remembered
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.envs.slot import Framer
@@ -212,12 +211,6 @@ class PolicySampler(SavedPolicy):
         self._shown = {p.prompt_id: other for p, other in zip(circle, circle[1:] + circle[:1], strict=True)}
         dealt = stable_hash(*(prompt.prompt_id for prompt in circle))
         self.fingerprint = f"{self.fingerprint.partition('+')[0]}+shuffled {dealt:x}"
-
-    def coroutine(
-        self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int
-    ) -> Generator[Request, Any, Episode]:
-        """One episode."""
-        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """The most probable legal action of each lane, with the memory that its next decision is to carry."""

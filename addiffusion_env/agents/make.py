@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,8 @@ def policy_at(run: str | Path, cost_per_nfe: float | None = None, trust: bool = 
         return make_sampler(f"policy:{run}" if cost_per_nfe is None else f"policy:{run}@{cost_per_nfe}")
     sampler = import_zip(run, trust=trust).sampler(cost_per_nfe)
     fingerprint = hashlib.sha256(Path(run).read_bytes()).hexdigest()
-    return replace(sampler, name=f"policy:{Path(run).stem}@{sampler.cost_per_nfe:g}", fingerprint=fingerprint)
+    sampler.name, sampler.fingerprint = f"policy:{Path(run).stem}@{sampler.cost_per_nfe:g}", fingerprint
+    return sampler
 
 
 def policy_and_model(

@@ -152,9 +152,9 @@ def action_probabilities(
         found, after = policy.get_distribution(tensors, (hidden, cell), starts)
         lanes = torch.stack(list(after)).cpu().numpy()
         return _probs(found), [tuple(lanes[:, :, row]) for row in range(len(memories))]
-    if hasattr(policy, "get_distribution"):
-        return _probs(policy.get_distribution(tensors)), memories
     network: Any = policy  # whose networks are modules: torch declares their attributes as tensors, too
+    if hasattr(network, "get_distribution"):
+        return _probs(network.get_distribution(tensors)), memories
     if isinstance(policy, DQNPolicy):
         values = network.q_net(tensors)
     elif isinstance(policy, QRDQNPolicy):

@@ -88,6 +88,7 @@ class AdaptivePipeline:
         self.backbone: Backbone = model if isinstance(model, Backbone) else PipelineBackbone(model)
         if policy is None and process is None:
             policy = self.backbone.traits.policy
+        self.sampler: Sampler
         if policy is None:
             self.sampler, scorers = default_policy(self.backbone, scorers)
             process = process or default_process(self.backbone)

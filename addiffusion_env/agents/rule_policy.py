@@ -24,12 +24,9 @@ from addiffusion_env.agents.policy_file import (
 )
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.files import whole_file, writing_to
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import EpisodeCoroutine
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -142,10 +139,6 @@ class RulePolicy(SavedPolicy):
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """See :meth:`.SavedPolicy.process`."""
         return self._process or base
-
-    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """One episode; previews are scored only where the rule reads them."""
-        return play(backbone, process, prompt, seed, looks=self.needs_preview)
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
         """See :meth:`.Rule.decide`."""

@@ -13,10 +13,13 @@ from addiffusion_env.agents.policy_file import PolicyConfig
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
+from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
+from addiffusion_env.prompts import Prompt
+from addiffusion_env.samplers.base import EpisodeCoroutine
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Utility, calibrator_of
 
@@ -75,6 +78,11 @@ class SavedPolicy(ABC):
         """The environment that the policy was made on."""
         return EnvSettings.of(**self.config.environment)
 
+    @property
+    @abstractmethod
+    def needs_preview(self) -> bool:
+        """Whether it needs a scored preview at each decision."""
+
     @abstractmethod
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """See :class:`.Sampler`."""
@@ -82,6 +90,14 @@ class SavedPolicy(ABC):
     @abstractmethod
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The decision process that the policy was made on, whatever ``base`` is."""
+
+    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
+        """One episode; previews are scored only where the policy reads them."""
+        return play(backbone, process, prompt, seed, looks=self.needs_preview)
+
+    @abstractmethod
+    def decide(self, requests: Sequence[Decide]) -> list[int]:
+        """One action for each lane that waits for a decision."""
 
     @abstractmethod
     def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:

@@ -62,7 +62,7 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
         policy, given = load_class("policy", network["policy"], BasePolicy), with_classes(network["policy_kwargs"])
     # Spaces instead of an environment: SB3 builds its networks from them alone.
     small = {"buffer_size": 1} if issubclass(kind, OffPolicyAlgorithm) else {}
-    model: Any = kind(policy, None, policy_kwargs=given, device="cpu", _init_setup_model=False, **small)  # type: ignore[arg-type]
+    model: Any = kind(policy, None, policy_kwargs=given, device="cpu", _init_setup_model=False, **small)  # type: ignore[arg-type,call-arg]
     model.observation_space, model.action_space, model.n_envs = saved.details.space(), spaces.Discrete(3), 1
     model._setup_model()
     model.policy.load_state_dict(saved.network.state_dict())

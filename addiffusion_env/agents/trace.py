@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,8 +101,9 @@ def trace_of(job: Job, episode: Episode, decisions: Decisions, sampler: Sampler,
         backbone: decodes the previews, in one batch.
     """
     requests = decisions.requests
-    learned = isinstance(sampler, SavedPolicy) and requests
-    chances = sampler.probabilities(requests) if learned else [None] * len(requests)
+    chances: Iterable[np.ndarray | None] = [None] * len(requests)
+    if isinstance(sampler, SavedPolicy) and requests:
+        chances = sampler.probabilities(requests)
     previews = previews_of(backbone, [request.lane for request in requests])
     made = tuple(
         Decision(request.lane.sigma, request.lane.nfe, action, chance, *scores_of(request.lane.scores), preview)

@@ -6,7 +6,7 @@ holds (batch, index); joining the rows of one batch returns the batch itself, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -99,9 +99,8 @@ class Batched:
         raise NotImplementedError
 
 
-@cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(item.name for item in fields(kind))
+# Typed as a plain function of a class: mypy takes a class without a metaclass for unhashable (``cache``'s own type).
+_names: Callable[[type], tuple[str, ...]] = cache(lambda kind: tuple(item.name for item in fields(kind)))
 
 
 def finite_rows(values: Tensor) -> Tensor:

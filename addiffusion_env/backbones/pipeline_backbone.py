@@ -97,7 +97,7 @@ class PipelineBackbone(Backbone):
     @classmethod
     def _options(cls, options: Mapping[str, Any], more: Sequence[str] = ()) -> PipelineOptions:
         plain = {name: value for name, value in options.items() if name not in (*cls.argument_options, *more)}
-        return PipelineOptions.of(plain, cls.name, (*cls.argument_options, *more))
+        return PipelineOptions.from_keywords(plain, cls.name, (*cls.argument_options, *more))
 
     def _measure(self) -> None:
         self.options.prepare(self.pipe)

@@ -83,7 +83,7 @@ class PipelineOptions(Settings):
     vae_tiling: bool = False
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], backbone: str, more: Iterable[str] = ()) -> PipelineOptions:
+    def from_keywords(cls, options: Mapping[str, Any], backbone: str, more: Iterable[str] = ()) -> PipelineOptions:
         """Creates options from keywords.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class StableDiffusionBackbone(Backbone):
         hook: stores the UNet's pooled features.
     """
 
-    not_identity = ("_levels", "_texts", "_negative", "_encoded_by", "_last_text", "hook")
+    not_identity: ClassVar[tuple[str, ...]] = ("_levels", "_texts", "_negative", "_encoded_by", "_last_text", "hook")
 
     def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
         self.parts = parts

@@ -198,7 +198,7 @@ class _Run:
         # Every attempt begins with a decision before its first evaluation, and may be an early exit from there.
         refine = {"preset": "resample_keep_best", "return_to": 0, "limit": self.attempts - 1}
         checked = {"check_finished": True, "refine": refine} if not self.blind else {"refine": "off"}
-        named = {"backbone": self.backbone.name}
+        named: dict[str, Any] = {"backbone": self.backbone.name}
         pipe = getattr(self.backbone, "pipe", None)
         if pipe is not None:
             if path := str(getattr(pipe, "_name_or_path", None) or pipe.config.get("_name_or_path") or ""):

@@ -79,5 +79,7 @@ def every_order(table: AttemptTable) -> AttemptTable:
     """(T * P images) the table with each of its T attempts as the first, without embeddings of images."""
     turns, blank = range(table.attempts), np.zeros((*table.nfe.shape, 0), np.float32)
     vectors: dict[str, Any] = {name: blank for name in VECTORS}
-    numbers = {name: np.concatenate([np.roll(getattr(table, name), -turn, 1) for turn in turns]) for name in NUMBERS}
+    numbers: dict[str, Any] = {
+        name: np.concatenate([np.roll(getattr(table, name), -turn, 1) for turn in turns]) for name in NUMBERS
+    }
     return replace(replace(table, **vectors).rows(np.tile(np.arange(len(table)), table.attempts)), **numbers)

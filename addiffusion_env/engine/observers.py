@@ -67,7 +67,7 @@ def observed(
     coroutine: Generator[Request, Any, Episode], observers: Sequence[EpisodeObserver]
 ) -> Generator[Request, Any, Episode]:
     """A sampler's coroutine whose decisions and evaluations are passed to observers."""
-    answer = None
+    answer: Any = None
     while True:
         try:
             request = coroutine.send(answer)

@@ -285,10 +285,10 @@ def refine_config(refine: str | Mapping[str, Any] | RefineConfig) -> RefineConfi
     if isinstance(refine, RefineConfig):
         return refine
     if isinstance(refine, str):
-        refine = present_refine(refine)
-        if refine not in REFINE_PRESETS:
-            raise unknown("refine preset", refine, REFINE_PRESETS)
-        return REFINE_PRESETS[refine]
+        preset: str = present_refine(refine)
+        if preset not in REFINE_PRESETS:
+            raise unknown("refine preset", preset, REFINE_PRESETS)
+        return REFINE_PRESETS[preset]
     if not isinstance(refine, Mapping):
         raise ConfigError(
             f"refine must be a preset or a mapping, got {refine!r:.100}", "refine=resample, or {preset: resample}"

@@ -96,7 +96,7 @@ def _report(report: Mapping[str, Any], backbone: Backbone, process: ProcessConfi
         few, many = work_range(sampler, sampler.process(process), backbone)
         least, most, expected = least + few, most + many, expected + (few + many).times(0.5)
     disk = RECORD_BYTES * prompts * (1 + len(samplers))
-    return Stage("report", *(work.times(prompts) for work in (least, most, expected)), disk=disk)
+    return Stage("report", least.times(prompts), most.times(prompts), expected.times(prompts), disk=disk)
 
 
 def seconds_per_decision(
@@ -133,8 +133,10 @@ def blank_table(
         "dino": scorers.dino_dim,
         "features": (backbone.capabilities.feature_dim or 0) * features,
     }
-    vectors = {name: rng.standard_normal((*shape, width)).astype(np.float32) for name, width in dims.items()}
-    numbers = {name: rng.random(shape).astype(np.float32) for name in NUMBERS}
+    vectors: dict[str, Any] = {
+        name: rng.standard_normal((*shape, width)).astype(np.float32) for name, width in dims.items()
+    }
+    numbers: dict[str, Any] = {name: rng.random(shape).astype(np.float32) for name in NUMBERS}
     return AttemptTable(
         prompts=tuple(prompt.text for prompt in shown),
         prompt_ids=tuple(f"{row}" for row in range(TABLE_ROWS)),

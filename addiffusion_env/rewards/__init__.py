@@ -206,7 +206,7 @@ def _term(name: str, config: TermConfig) -> RewardTerm:
             f"reward term {name!r} is registered as {kind!r:.80}, expected a subclass of RewardTerm",
             "register a class whose instances are called with a transition; its settings are dataclass fields",
         )
-    known = [item.name for item in fields(kind) if item.init] if is_dataclass(kind) else []
+    known: list[str] = [item.name for item in fields(kind) if item.init] if is_dataclass(kind) else []
     for setting in config.settings:
         if setting not in known:
             raise unknown(f"setting of reward term {name!r}", setting, known or ["(none)"])

@@ -44,12 +44,14 @@ def fit_calibrator(table: AttemptTable, finished: Calibrator | None = None, **se
         )
     if finished is None:
         at = table.finished_places
-        scores = (values[:, :, at].reshape(len(table), -1) for values in (table.preference, table.clip_score))
-        finished = Calibrator.fit(*scores, table.clip_text, **settings)
+        preference, clip_score = (
+            values[:, :, at].reshape(len(table), -1) for values in (table.preference, table.clip_score)
+        )
+        finished = Calibrator.fit(preference, clip_score, table.clip_text, **settings)
     end, previews = table.finish, slice(table.finish)
     says = finished(table.preference[:, :, end], table.clip_score[:, :, end], table.clip_text)
-    seen = (values[:, :, previews] for values in (table.preference, table.clip_score))
-    return finished.with_previews(table.steps, *seen, table.clip_text, says)
+    preference, clip_score = table.preference[:, :, previews], table.clip_score[:, :, previews]
+    return finished.with_previews(table.steps, preference, clip_score, table.clip_text, says)
 
 
 def check_fit(settings: Mapping[str, Any] | None, prompts: int) -> None:

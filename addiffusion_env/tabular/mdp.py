@@ -178,8 +178,8 @@ class TabularMDP:
         known = at[:, 1] >= 0
         vectors = (np.where(known[:, None], values[where], 0.0) for values in (table.clip_image, table.dino))
         scores = (np.where(known, values[where], 0.0) for values in (table.clip_score, table.preference))
-        clip_image, dino = vectors
-        return ImageScoresBatch(ImageScores(clip_image, table.clip_text[row], *scores, dino), known)
+        (clip_image, dino), (clip_score, preference) = vectors, scores
+        return ImageScoresBatch(ImageScores(clip_image, table.clip_text[row], clip_score, preference, dino), known)
 
     def frame(self, states: States) -> Frame:
         """The decision states as a frame, as :class:`.envs.slot.Framer` builds it from lanes."""

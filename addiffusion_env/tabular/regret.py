@@ -68,8 +68,8 @@ def worth(reward: Reward, preference: np.ndarray, clip_score: np.ndarray, clip_t
     flat = np.asarray(preference, dtype=np.float64).reshape(-1)
     known, zero = np.isfinite(flat), np.zeros(len(flat))
     none = np.zeros((len(flat), 0))
-    columns = (np.where(known, np.asarray(values, np.float64).reshape(-1), 0.0) for values in (clip_score, flat))
-    scores = ImageScores(none, none, *columns, none)
+    clip, liked = (np.where(known, np.asarray(values, np.float64).reshape(-1), 0.0) for values in (clip_score, flat))
+    scores = ImageScores(none, none, clip, liked, none)
     transition = Transition.of(
         ImageScoresBatch(scores, zero > 0),
         ImageScoresBatch(scores, zero == 0),

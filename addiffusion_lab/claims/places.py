@@ -102,8 +102,8 @@ def sources(table: AttemptTable, place: int) -> dict[str, np.ndarray]:
     """What is read at a place -> (P, T, D) inputs of a regression; all hold the log-odds before the image."""
     calibrator = calibrator_of(SHIPPED)
     before = np.repeat(calibrator.before(table.clip_text)[:, None, None], table.attempts, axis=1)
-    numbers = [table.preference[:, :, place], table.clip_score[:, :, place]]
-    scores = np.stack([*numbers, calibrator(*numbers, table.clip_text)], axis=-1)
+    preference, clip_score = table.preference[:, :, place], table.clip_score[:, :, place]
+    scores = np.stack([preference, clip_score, calibrator(preference, clip_score, table.clip_text)], axis=-1)
     embedding = table.clip_image[:, :, place] * table.clip_text[:, None]
     maps = maps_of(table.features[:, :, place])
     return {

@@ -6,7 +6,7 @@ import base64
 import functools
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,5 +145,9 @@ def stylesheet() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _macros() -> Any:
-    filters = {"image": image, "title": title, "name": lambda action: Action(action).name.lower()}
+    filters: dict[str, Callable[..., Any]] = {
+        "image": image,
+        "title": title,
+        "name": lambda action: Action(action).name.lower(),
+    }
     return environment(escape, filters, HERE, meanings=MEANINGS).get_template("demo.html").module

@@ -154,7 +154,7 @@ def train_objects(config: TrainConfig) -> TrainReport:
     run = Run("objects", config)
     preference = BlipPreferenceScorer.from_pretrained(earlier(config, "image_reward", "preference"), device=run.device)
     earlier(config, "unet", "unet")
-    backbone = EmojiBackbone.from_pretrained(Load(name_or_path=config.out, device=str(run.device)))
+    backbone = EmojiBackbone.from_pretrained(Load(name_or_path=str(config.out), device=str(run.device)))
     redrawn = redrawn_bank(Redrawer(backbone), config.redrawn, config.out / "redrawn", config.seed)
     run.say(f"{len(redrawn.texts)} redrawn pictures")
     training = _Training(run, redrawn)
@@ -164,6 +164,7 @@ def train_objects(config: TrainConfig) -> TrainReport:
         training.update()
     training.save()
     reader = training.average.module.eval()
+    assert isinstance(reader, ObjectReader)
     fitted = fit_joint(run, reader, preference, redrawn)
     folder = config.out / "objects"
     save_state(reader, folder)

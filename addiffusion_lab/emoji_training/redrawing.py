@@ -173,7 +173,10 @@ class Redrawer:
         """
         rng, batch = np.random.default_rng(seed), min(batch, count)
         generator = torch.Generator(self.backbone.device).manual_seed(seed)
-        images, layouts, starts, texts = [], [], [], []
+        images: list[np.ndarray] = []
+        layouts: list[np.ndarray] = []
+        starts: list[int] = []
+        texts: list[str] = []
         while len(texts) < count:
             start, early = STARTS[len(images) % len(STARTS)], bool(rng.random() < 0.5)
             contents, prompts = zip(*(_content(start, rng) for _ in range(batch)), strict=True)

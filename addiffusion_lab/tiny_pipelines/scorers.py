@@ -51,8 +51,8 @@ def dino_folder(folder: Path) -> Path:
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(4)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder)
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
     return folder
 
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -327,9 +328,7 @@ class Evaluator:
                     latents = torch.cat([event.latents for event in events]) if len(part) > 1 else first.latents
                     answer = first.module.decode(latents, *first.args, **first.kwargs)
                 for row, call in enumerate(part):
-                    own = (
-                        answer if len(part) == 1 else with_tensors(answer, lambda value, row=row: value[row : row + 1])
-                    )
+                    own = answer if len(part) == 1 else with_tensors(answer, itemgetter(slice(row, row + 1)))
                     if (image := tensors_in(own)[0]).isfinite().all():
                         call.answer(own)
                     else:

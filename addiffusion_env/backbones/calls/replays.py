@@ -258,7 +258,7 @@ class Replays:
         if known is not None:
             return known
         kinds, digests = self._kinds[turn.program], self.networks.digests
-        parts = []
+        parts: list[Any] = []
         for number, value in enumerate(turn.slots):
             if (number in own) is not inside:
                 continue

@@ -7,7 +7,7 @@ enter the plan from outside are taken one by one (:meth:`SchedulerPlan.step`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class StepRequest(NamedTuple):
 
     plan: SchedulerPlan
     state: Mapping[str, Any] | None
-    index: int
+    step_index: int
     at: AtStep
 
 
@@ -140,15 +140,19 @@ class SchedulerSteps:
         changing = leaves(tree, type(latents))
         # Small tensors are part of a form, so lanes have it in common only if theirs are all of the plan.
         common = all(held[var.number].ndim > 2 for var in changing)
+
+        def held_by(row: int) -> Callable[[int], Tensor]:
+            return lambda number: rows[number][row]
+
         found: list[StepResult] = []
         for row, (lane, one) in enumerate(zip(lanes, known, strict=True)):
             values = one.values
             if changing:
-                values = filled(tree, values, lambda number, row=row: rows[number][row], one.slots.__getitem__)
+                values = filled(tree, values, held_by(row), one.slots.__getitem__)
             if common and one.after is None:
                 one.after = _form(values)
             generator = None if lane.state is None else lane.state["generator"]
-            after = {"index": lane.index + 1, "values": values, "generator": generator}
+            after = {"index": lane.step_index + 1, "values": values, "generator": generator}
             found.append((rows[latents.number][row], after))
         return found
 
