@@ -83,7 +83,7 @@ def test_files_are_written_by_windows_rules(windows, tmp_path):
     write_atomically(table, tmp_path / "table.parquet", "none")
     assert pq.read_table(tmp_path / "table.parquet").equals(table)
     snapshot = object.__new__(Snapshot)  # a snapshot without a model
-    snapshot.step, snapshot.state = 8, {"step": 8}
+    snapshot.step, snapshot.buffer, snapshot.state = 8, None, {"step": 8, "model": {}}
     written = snapshot.write(tmp_path)
     assert checkpoints(tmp_path) == [written]
 

@@ -101,6 +101,7 @@ def test_a_zip_works_on_trust(tmp_path, emoji_pipe):
     assert "import_zip" in told(HubPolicy.from_pretrained, path).remedy
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_a_zip_on_trust(tmp_path, monkeypatch):
     import eval_sb3
 
@@ -157,7 +158,8 @@ def test_a_model_whose_network_has_no_name_decides_and_is_not_saved(vec_env, tmp
         pipe.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(DQN, marks=pytest.mark.slow), RecurrentPPO])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [DQN, RecurrentPPO])
 def test_a_value_network_and_one_with_a_memory_are_policies(kind, vec_env, tmp_path):
     """In memory, saved as plain files, and as a zip; however many images are drawn at once."""
     settings = {"buffer_size": 8, "device": "cpu", "seed": 0} if kind is DQN else SHORT

@@ -74,7 +74,8 @@ def test_hooks_without_state_are_followed():
     check_same(pipe, GUIDED)
 
 
-@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [True, False])
 def test_a_network_that_the_user_has_compiled(whole):
     pipe = ZOO["sd15"]()
     if whole:

@@ -97,7 +97,7 @@ def test_a_report_is_one_file_with_everything_escaped_and_nothing_fetched(folder
     assert EVIL in page.text
     others = [source for source in page.sources if not source.startswith(("data:image/png;base64,", "#"))]
     assert others == ["gallery.html"] and report.gallery == folder / "gallery.html" and report.gallery.is_file()
-    assert page.tags.count("img") == 6
+    assert page.tags.count("img") == 7
     for name in NAMES:
         assert name in page.text
     assert "old" not in [row.sampler for row in report.summary.samplers]

@@ -99,6 +99,7 @@ def test_an_export_without_a_layout_is_refused_before_the_run() -> None:
             check_export(name)
 
 
+@pytest.mark.slow
 def test_geneval_runs_on_the_emoji_world_and_is_exported(geneval: Path, tmp_path: Path) -> None:
     import eval_sb3
 

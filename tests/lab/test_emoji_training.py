@@ -79,6 +79,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_reports_a_finite_loss(trained: tuple[Path, dict[str, TrainReport]], stage: str) -> None:
     report = trained[1][stage]
@@ -88,6 +89,7 @@ def test_stage_reports_a_finite_loss(trained: tuple[Path, dict[str, TrainReport]
     assert report.folder.is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", LOADERS)
 def test_output_loads_as_the_shipped_weights_do(trained: tuple[Path, dict[str, TrainReport]], component: str) -> None:
     ours, shipped = LOADERS[component](verify(trained[0], component)), LOADERS[component](WEIGHTS / component)
@@ -98,6 +100,7 @@ def test_output_loads_as_the_shipped_weights_do(trained: tuple[Path, dict[str, T
         assert all(torch.isfinite(value).all() for value in ours.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", sorted(set(LOADERS) - {"tokenizer", "scheduler"}))
 def test_files_are_the_shipped_ones_in_name_and_precision(
     trained: tuple[Path, dict[str, TrainReport]], component: str
@@ -109,6 +112,7 @@ def test_files_are_the_shipped_ones_in_name_and_precision(
     assert dtypes[0] == dtypes[1]
 
 
+@pytest.mark.slow
 def test_tokenizer_is_the_shipped_one(trained: tuple[Path, dict[str, TrainReport]]) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         ours, shipped = (json.loads((folder / "tokenizer" / name).read_text()) for folder in (trained[0], WEIGHTS))
@@ -116,6 +120,7 @@ def test_tokenizer_is_the_shipped_one(trained: tuple[Path, dict[str, TrainReport
     assert trained[1]["tokenizer"].loss == 0  # every word of the grammar is one token
 
 
+@pytest.mark.slow
 def test_tokens_of_a_prompt(trained: tuple[Path, dict[str, TrainReport]]) -> None:
     tokenizer = LOADERS["tokenizer"](trained[0] / "tokenizer")
     ids = tokenize(tokenizer, ["a photo of two red cups", ""])
@@ -123,6 +128,7 @@ def test_tokens_of_a_prompt(trained: tuple[Path, dict[str, TrainReport]]) -> Non
     assert (ids != tokenizer.eos_token_id).sum(1).tolist() == [7, 1]
 
 
+@pytest.mark.slow
 def test_vae_decoder_stage_keeps_the_encoder(trained: tuple[Path, dict[str, TrainReport]], tmp_path: Path) -> None:
     shutil.copytree(trained[0] / "vae", tmp_path / "vae")
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
@@ -136,6 +142,7 @@ def test_vae_decoder_stage_keeps_the_encoder(trained: tuple[Path, dict[str, Trai
     assert LOADERS["vae"](tmp_path / "vae").config.scaling_factor == scale
 
 
+@pytest.mark.slow
 def test_unet_resumes(trained: tuple[Path, dict[str, TrainReport]]) -> None:
     before = torch.load(trained[0] / CHECKPOINT, weights_only=True)
     report = run_stage("unet", trained[0], **TINY, resume=True)
@@ -145,6 +152,7 @@ def test_unet_resumes(trained: tuple[Path, dict[str, TrainReport]]) -> None:
     assert not torch.equal(before["models"]["unet.conv_in.weight"], after["models"]["unet.conv_in.weight"])
 
 
+@pytest.mark.slow
 def test_unet_refuses_to_resume_from_nothing(trained: tuple[Path, dict[str, TrainReport]], tmp_path: Path) -> None:
     (tmp_path / "tokenizer").symlink_to(trained[0] / "tokenizer")
     config = stage_config("unet", tmp_path, **TINY, resume=True)

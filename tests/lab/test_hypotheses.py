@@ -101,6 +101,7 @@ def test_the_same_records_give_the_same_verdicts_whichever_are_asked_for():
     assert one["H2"] == every["H2"]
 
 
+@pytest.mark.slow
 def test_a_scorer_of_the_reward_may_not_decide_alone():
     uses = [
         Use("emoji_preference", planted.POLICY, "its reward term terminal_bonus pays by it"),
@@ -224,6 +225,7 @@ def test_bad_claims_are_refused(changes, words):
         claims(**changes)
 
 
+@pytest.mark.slow
 def test_verdicts_are_printed_and_written():
     from rich.console import Console
 
