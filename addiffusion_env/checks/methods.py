@@ -131,9 +131,8 @@ def _process(capabilities: Capabilities) -> ProcessConfig:
 
 def _facts(record: Record) -> Record:
     """The values of a record that may not depend on the machine's speed or on the batch size."""
-    machine = {"seconds": 0.0, "peak_memory": 0}
-    scores = {"preference": 0.0, "clip_score": 0.0, "extra": {}, "probabilities": None, "correctness": None}
-    return replace(record, **machine, **scores)
+    timeless = replace(record, seconds=0.0, peak_memory=0)
+    return replace(timeless, preference=0.0, clip_score=0.0, extra={}, probabilities=None, correctness=None)
 
 
 def _hooks(module: Any) -> int:
