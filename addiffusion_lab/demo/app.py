@@ -98,7 +98,7 @@ def build(studio: Studio) -> Any:
             cost_per_nfe = gradio.Slider(
                 0,
                 highest or 1,
-                value=studio.cost_per_nfe,
+                value=float(f"{studio.cost_per_nfe:.4g}"),
                 step=(highest or 1) / 30,
                 label="Cost per NFE",
                 info="Higher spends less.",
