@@ -142,11 +142,11 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) 
     """A schedule of ``steps`` evaluations with the solver and guidance of ``base``, one decision each, no refinement.
 
     Trailing spacing is the strongest of the standard ones where few steps are taken (arXiv:2305.08891, section 3.3);
-    it is the default, except where ``base`` steps with the pipeline's own scheduler, which defines its own spacing.
-    A spacing other than the scheduler's is stepped with DDIM.
+    it is the default, except where ``base`` keeps the pipeline's own timesteps: some schedulers have no others. A
+    spacing other than the scheduler's is stepped with DDIM.
     """
     own = base.solver == SCHEDULER
-    chosen = spacing or (SCHEDULER if own else "trailing")
+    chosen = spacing or (SCHEDULER if base.spacing == SCHEDULER else "trailing")
     return replace(
         base,
         steps=steps,

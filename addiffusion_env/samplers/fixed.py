@@ -16,7 +16,7 @@ class FixedSteps(BaseSampler):
 
     Attributes:
         steps: evaluations per image.
-        spacing: timestep spacing; ``None`` is trailing, or the pipeline's own where its scheduler steps.
+        spacing: timestep spacing; ``None`` is trailing, or the pipeline's own where the process keeps them.
         solver: a solver's name, or ``None`` for that of the base process.
     """
 
