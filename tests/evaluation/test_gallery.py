@@ -102,7 +102,7 @@ def test_every_image_has_a_card_and_every_text_is_escaped(tmp_path):
     assert files == [f"gallery/{records[0].uid}.png"] * 2 + [f"gallery/{records[1].uid}.jpg"] * 2
     with Image.open(tmp_path / files[-1]) as large:
         assert large.size == (LARGEST, LARGEST // 2)
-    assert "12 images, 2 of them with a picture" in text and text.count("not kept") == 10
+    assert "12 images, 2 of them with their image stored" in text and text.count("not kept") == 10
 
 
 def test_a_card_says_where_the_policy_stopped_and_why(tmp_path):
