@@ -51,7 +51,7 @@ def test_a_prompt_is_drawn_in_the_browser(page, served, tmp_path):
     assert all(
         re.fullmatch(r"\d+\.\d\d s", text) for text in stage.locator(".ad-cost span:last-child").all_inner_texts()
     )
-    assert stage.locator(".ad-filmstrip .ad-cell").count() == len(drawn.actions[0]) + 1
+    assert stage.locator(".ad-film .ad-cell").count() == len(drawn.actions[0]) + 1
     assert "as asked" in stage.locator('[data-sampler="policy"]').inner_text()
     assert stage.locator("img").count() >= 5 and stage.locator("img").evaluate_all(LOADED)
     shot = page.screenshot(path=str(tmp_path / "demo.png"), full_page=True)
