@@ -242,7 +242,7 @@ def _collapse(summary: Summary) -> Section:
         parts.append(Table((*head, "continue / stop / refine", "why"), rows))
     if (lost := summary.regret) is not None:
         parts.append(
-            f"Utility is preference minus {lost.cost_per_nfe:g} per NFE. {summary.focus}: {lost.utility:+.3f}; "
+            f"Net preference is preference minus {lost.cost_per_nfe:g} per NFE. {summary.focus}: {lost.utility:+.3f}; "
             f"best constant in hindsight, {lost.best_constant}: {lost.constant_utility:+.3f} "
             f"(regret {lost.to_constant:+.3f}); oracle over the constants: {lost.oracle_utility:+.3f} at "
             f"{lost.oracle_nfe:.2f} NFE (regret {lost.to_oracle:+.3f})."
