@@ -146,7 +146,7 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) 
     spacing other than the scheduler's is stepped with DDIM.
     """
     own = base.solver == SCHEDULER
-    chosen = spacing or (SCHEDULER if base.spacing == SCHEDULER else "trailing")
+    chosen = spacing or (SCHEDULER if SCHEDULER in (base.solver, base.spacing) else "trailing")
     return replace(
         base,
         steps=steps,
