@@ -141,7 +141,7 @@ def test_a_missing_package_is_an_error(capsys):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--against", "{}"], "is no checkout of this project"),
+        pytest.param(["--against", "{}"], "is no checkout of this project", marks=pytest.mark.slow),
         (["--against", "{}", "--rounds", "1"], "--rounds=1 with --against gives no interval"),
         (["--instant", "--backbone", "sd15"], "--instant replaces the networks of the embedded backbone"),
     ],

@@ -61,6 +61,7 @@ def test_the_vocabulary_names_every_thing():
     assert "teddy bear" in EmojiGuide.vocabulary() and "left of" in EmojiGuide.vocabulary()
 
 
+@pytest.mark.slow
 def test_a_showing_streams_the_filmstrip_and_then_the_comparators(studio):
     stages = list(showing(studio, "a photo of a dog", 0, 0.015))
     assert len(stages) > 10

@@ -81,6 +81,7 @@ def folder(tmp_path_factory):
     return str(path / "sd15")
 
 
+@pytest.mark.slow
 def test_any_pipeline_is_shown_beside_its_own_steps(folder):
     with pytest.warns(UserWarning, match="images are not checked"):  # no scorer of real images is on this machine
         studio = load(pipe=folder, device="cpu")

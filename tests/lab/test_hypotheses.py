@@ -95,6 +95,7 @@ def test_a_bad_policy_is_not_supported_and_a_fair_one_inconclusive():
     assert fair.prompts_needed > PROMPTS
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_verdicts_whichever_are_asked_for():
     records = evaluation(share=0.8)
     every, one = verdicts(records), verdicts(records[::-1], names=("H2",))
@@ -120,6 +121,7 @@ def test_a_scorer_of_the_reward_may_not_decide_alone():
     assert beside["hps"].independent
 
 
+@pytest.mark.slow
 def test_a_margin_that_came_after_the_records_supports_nothing():
     late = verdicts(evaluation(), margins=(planted.margin(0.05, records_before=40),))["H1"]
     assert late.verdict == "inconclusive"

@@ -150,6 +150,7 @@ def test_a_plan_tells_its_cost():
     assert "4 of them to be generated; 3,000 to 6,000 NFE, 2.0 to 4.0 minutes at 40 ms" in words
 
 
+@pytest.mark.slow
 def test_verdicts_are_printed_and_in_the_report(tmp_path, capsys):
     """From records alone: the images of a real run are in the slow test below."""
     from addiffusion_env.evaluation.console import print_report

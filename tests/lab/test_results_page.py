@@ -65,6 +65,7 @@ def evaluation(folder, hypotheses):
     return folder
 
 
+@pytest.mark.slow
 def test_a_page_has_one_verdict_a_claim_and_says_how_it_came_about(tmp_path):
     folder = evaluation(tmp_path / "run", {"nfe_limit": 8.0, "reference": "fixed:50"})
     text = write_page([folder], tmp_path / "docs", detector_accuracy(16)).read_text(encoding="utf-8")
