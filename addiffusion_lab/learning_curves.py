@@ -26,6 +26,7 @@ LABELS = {
     "table/nfe": "NFE of an image, greedy",
     "table/preference": "preference of an image, greedy",
     "table/regret_to_oracle": "regret to the oracle, greedy",
+    "table/regret_to_constant": "regret to the best constant, greedy",
 }
 """Tag -> label of its axis; other tags are their own labels."""
 
