@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.agents.trace import Trace
 from addiffusion_env.config import friendly
+from addiffusion_env.engine.images import to_pixels
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import Cell, draw_filmstrip
 from addiffusion_env.evaluation.samples import sample_prompts
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe: Any = AdaptivePipeline.from_pretrained(options.policy)
     out = pipe(chosen, seeds=[0] * len(chosen), output_type="pt", return_trace=True)
     verdicts = EmojiDetectorScorer.from_pretrained().verdicts(out.images * 2 - 1, chosen)
-    pixels = (out.images * 255).round().byte().movedim(1, -1).numpy()
+    pixels = to_pixels(out.images * 2 - 1)
     rows = []
     for prompt, trace, verdict, image in zip(chosen, out.trace, verdicts, pixels, strict=True):
         judged = "correct" if verdict.correct else f"wrong: {verdict.reason}"

@@ -8,7 +8,7 @@ randomness is keyed: the j-th episode of a lane with seed s draws its prompt, it
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,7 @@ class Episodes:
     def __init__(self, settings: EnvSettings, num_lanes: int = 1) -> None:
         self.settings = settings
         self.backbone = load_backbone(settings)
+        self._capabilities = self.backbone.capabilities  # which process and spaces were made for
         self.process = settings.process(self.backbone.capabilities, self.backbone.name)
         # Raises for an invalid schedule before the first episode.
         self.backbone.sigmas(self.process.steps, self.process.spacing)
@@ -148,12 +149,14 @@ class Episodes:
 
     def _refresh(self) -> None:
         """Takes over changes of the model since the last episode: its device, its components."""
-        before = self.backbone.capabilities
         self.backbone.refresh()
-        if self.backbone.capabilities != before:
+        if (now := self.backbone.capabilities) != self._capabilities:
+            pairs = (
+                (item.name, getattr(self._capabilities, item.name), getattr(now, item.name)) for item in fields(now)
+            )
+            changes = ", ".join(f"{name} {then} -> {new}" for name, then, new in pairs if then != new)
             raise CapabilityError(
-                f"{self.backbone.name} has changed since this environment was made: its capabilities were "
-                f"{before}, and are {self.backbone.capabilities}",
+                f"{self.backbone.name} has changed since this environment was made: {changes}",
                 "make the environment again",
             )
 
