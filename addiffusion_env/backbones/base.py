@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor
 from addiffusion_env.backbones import Traits
 from addiffusion_env.backbones.batches import Batched
 from addiffusion_env.backbones.identity import Identified
-from addiffusion_env.backbones.schedules import NoisePath
+from addiffusion_env.backbones.schedules import NoisePath, early_exit_evaluations, respace
 from addiffusion_env.errors import CapabilityError, PromptError
+from addiffusion_env.lru import LruCache
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.seeding import keyed_noise
 
@@ -88,9 +90,7 @@ class History(Batched):
     @classmethod
     def none(cls, like: Tensor) -> History:
         """An empty history for (B, C, H, W) latents: the next step of a multistep solver is first order."""
-        nothing = torch.full((len(like),), float("nan"), dtype=torch.float64)
-        zeros = like.new_zeros(()).expand(like.shape)
-        return cls(zeros, nothing, zeros, nothing)
+        return _empty_history(like.shape, like.dtype, like.device)
 
     def then(self, x0: Tensor, sigma: Tensor) -> History:
         """The history after one more prediction: ``x0`` (B, C, H, W) at noise levels ``sigma`` (B,)."""
@@ -98,6 +98,14 @@ class History(Batched):
 
     def __len__(self) -> int:
         return len(self.sigma)
+
+
+@lru_cache(maxsize=64)
+def _empty_history(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> History:
+    """One for all lanes: every resampling begins with it, and nothing is written in place."""
+    nothing = torch.full((shape[0],), float("nan"), dtype=torch.float64)
+    zeros = torch.zeros((), dtype=dtype, device=device).expand(shape)
+    return History(zeros, nothing, zeros, nothing)
 
 
 HISTORY_TENSORS = tuple(item.name for item in fields(History) if item.name != "scheduler")
@@ -198,6 +206,7 @@ class Backbone(Identified, ABC):
         decoder_name: name and precision of the image decoder, for error messages.
     """
 
+    not_identity: ClassVar[tuple[str, ...]] = ("_early_exits",)
     name: ClassVar[str]
     traits: ClassVar[Traits] = Traits()
     path: NoisePath
@@ -290,8 +299,9 @@ class Backbone(Identified, ABC):
 
     def _noise(self, streams: Sequence[tuple[Prompt, int, str]], levels: np.ndarray) -> Latents:
         shape = self.capabilities.latent_shape
-        noise = torch.stack([keyed_noise(prompt.prompt_id, seed, shape, stream) for prompt, seed, stream in streams])
-        return Latents.start(noise.to(self.device), torch.full((len(noise),), float(levels[0]), dtype=torch.float64))
+        noises = [keyed_noise(prompt.prompt_id, seed, shape, stream) for prompt, seed, stream in streams]
+        noise = noises[0][None] if len(noises) == 1 else torch.stack(noises)
+        return Latents.start(noise.to(self.device), torch.full((len(noises),), float(levels[0]), dtype=torch.float64))
 
     def refresh(self) -> None:
         """Re-measures the model if it was changed from outside since the last measurement; a no-op for most."""
@@ -340,6 +350,30 @@ class Backbone(Identified, ABC):
         """Position of noise levels on the schedule: (B,) -> (B,) in [0, 1], 1 at the start, 0 when clean."""
         start = float(self.sigmas(self.capabilities.default_steps, self.capabilities.default_spacing)[0])
         return (sigma / start).clamp(0, 1)
+
+    def early_exit_levels(self, rest: np.ndarray, early_exit_steps: int | str) -> np.ndarray:
+        """The noise levels of an early exit: the rest of a schedule in fewer steps; ``rest`` itself if it is as short.
+
+        Args:
+            rest: (r + 1,) noise levels from the lane's current one to the end.
+            early_exit_steps: see :func:`.schedules.early_exit_evaluations`.
+
+        Returns:
+            (m + 1,) noise levels; remembered, since the lanes of a process exit at few levels.
+        """
+        key = (rest.tobytes(), early_exit_steps)
+        known = self._early_exits.get(key)
+        if known is None:
+            positions = self.timestep_position(torch.from_numpy(rest)).numpy().copy()
+            evaluations = early_exit_evaluations(early_exit_steps, float(positions[0]), len(rest) - 1)
+            positions[-1] = 0.0  # the end of the schedule is position 0, even if the checkpoint's last sigma is not 0
+            nothing_saved = evaluations == len(rest) - 1
+            known = self._early_exits[key] = rest if nothing_saved else respace(rest, evaluations, positions)
+        return known
+
+    @cached_property
+    def _early_exits(self) -> LruCache[np.ndarray]:
+        return LruCache(256)
 
     def timesteps(self, sigma: Tensor) -> Tensor:
         """The network's timestep of each noise level, (B,) -> (B,), as passed to callbacks.

@@ -111,6 +111,7 @@ class PipelineBackbone(Backbone):
         if isinstance(self.convention, Discrete):
             self.convention.schedule = replace(self.convention.schedule, ays_timesteps=ays_timesteps(self.pipe))
         self.path = self.convention.path
+        self._early_exits.clear()
         self.device, self.decoder_name = torch.device(self.measured.device), self.measured.decoder_name
         self.network = DenoiserHooks(self.evaluator, self.measured)
         networks = self.evaluator.networks

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from addiffusion_env.backbones.base import Backbone, Latents
 from addiffusion_env.backbones.batches import evolved
-from addiffusion_env.backbones.schedules import early_exit_evaluations, respace
 from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import (
     Evaluate,
@@ -74,7 +73,7 @@ def env_step(
         if looks and lane.scores is None and lane.x0 is not None:
             lane = yield from score_preview(lane)
         return lane, None
-    image = yield from finished(lane)
+    image = yield from finished(lane, process.refine.utility if process.refine.accept == "best" else None)
     lane = evolved(lane, scores=image.scores)
     waiting = evolved(lane, shown=image)
     if process.check_finished and may_refine(waiting, process):
@@ -90,9 +89,10 @@ def ended(process: ProcessConfig, lane: Lane, image: GeneratedImage) -> tuple[La
 
 def better(utility: Utility, kept: GeneratedImage | None, new: GeneratedImage) -> GeneratedImage:
     """The finished image of higher utility; the earlier one on a tie."""
-    if kept is not None and utility.at(kept.scores) >= utility.at(new.scores):
-        return kept
-    return new
+    if kept is None:
+        return new
+    old, fresh = (utility.at(image.scores) if image.utility is None else image.utility for image in (kept, new))
+    return kept if old >= fresh else new
 
 
 def act(backbone: Backbone, process: ProcessConfig, lane: Lane, action: int) -> LaneCoroutine:
@@ -117,7 +117,7 @@ def advance(process: ProcessConfig, lane: Lane) -> LaneCoroutine:
 
 def exit_early(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCoroutine:
     """Re-spaces the rest of the schedule into a few evaluations and takes them; with zero, jumps to predicted x0."""
-    levels = early_exit_levels(backbone, process, lane)
+    levels = backbone.early_exit_levels(lane.rest, process.early_exit_steps)
     if len(levels) == 1 and lane.remaining > 0:
         if lane.x0 is None:  # there is no prediction yet: one evaluation is needed
             lane = yield from advance(process, lane)
@@ -127,16 +127,6 @@ def exit_early(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCo
     while lane.remaining:
         lane = yield from advance(process, lane)
     return lane
-
-
-def early_exit_levels(backbone: Backbone, process: ProcessConfig, lane: Lane) -> np.ndarray:
-    """(m + 1,) noise levels of an early exit, from the lane's current level to the end."""
-    positions = backbone.timestep_position(torch.from_numpy(lane.rest)).numpy().copy()
-    evaluations = early_exit_evaluations(process.early_exit_steps, float(positions[0]), lane.remaining)
-    if evaluations == lane.remaining:
-        return lane.rest  # nothing to save: the schedule is left as it is
-    positions[-1] = 0.0  # the end of the schedule is position 0, even if the checkpoint's last sigma is not 0
-    return respace(lane.rest, evaluations, positions)
 
 
 def refine(backbone: Backbone, process: ProcessConfig, lane: Lane) -> LaneCoroutine:
@@ -174,7 +164,6 @@ def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Ten
     path, x_old = backbone.path, lane.latents.x
     assert lane.x0 is not None
     levels, rest, step = refine_levels(backbone, process, lane)
-    at = [torch.tensor([level], dtype=torch.float64) for level in levels]
     stream = f"refine-{lane.refinements - 1}"
     # renoise=1 begins from pure noise, as a new seed would; below 1, noise is added to the clean prediction.
     if process.refine.renoise == 1:
@@ -182,7 +171,8 @@ def regenerate(backbone: Backbone, process: ProcessConfig, lane: Lane, mask: Ten
         if len(levels) == 1:  # return_to=0: the lane is again as it was before the first evaluation
             return evolved(lane, latents=latents, rest=rest, step=step, x0=None, scores=None, change=0.0, features=None)
         x = latents.x
-    else:
+    at = [torch.tensor([level], dtype=torch.float64) for level in levels]
+    if process.refine.renoise != 1:
         x = path.mix(lane.x0, lane.noise(stream), at[0])
         latents = Latents.start(x, at[0])
     if mask is not None:
@@ -274,9 +264,9 @@ def score_preview(lane: Lane) -> LaneCoroutine:
     return evolved(lane, scores=scores)
 
 
-def finished(lane: Lane) -> Generator[Request, Any, GeneratedImage]:
-    """The finished image of a fully denoised lane."""
-    return (yield Finish(lane.latents.x, lane.prompt, lane.conditioning))
+def finished(lane: Lane, utility: Utility | None = None) -> Generator[Request, Any, GeneratedImage]:
+    """The finished image of a fully denoised lane, with its ``utility`` if one is given."""
+    return (yield Finish(lane.latents.x, lane.prompt, lane.conditioning, utility))
 
 
 def ask(

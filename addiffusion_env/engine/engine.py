@@ -39,6 +39,7 @@ from addiffusion_env.engine.lane import (
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
+from addiffusion_env.scorers.utility import Utility
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
@@ -269,14 +270,31 @@ class Engine:
         prompts = [request.prompt for request, fine in zip(requests, good, strict=True) if fine]
         sound = decoded if all(good) else decoded[finite]
         found = iter(self._scores_of(sound, prompts) if prompts else ())
+        scores = [
+            next(found) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
+            for request, fine in zip(requests, good, strict=True)
+        ]
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
-        images: list[GeneratedImage | Exception] = []
-        for request, image, fine in zip(requests, decoded, good, strict=True):
-            scores = next(found) if fine else self._not_decoded(request, len(good) - sum(good), len(good))
-            # A copy of the scores: finished images outlive their batch.
-            images.append(GeneratedImage(image, scores.rows([0])) if isinstance(scores, ImageScores) else scores)
-        return images
+        utilities = self._utilities(requests, scores)
+        return [
+            GeneratedImage(image, own, utilities.get(row)) if isinstance(own, ImageScores) else own
+            for row, (image, own) in enumerate(zip(decoded, scores, strict=True))
+        ]
+
+    @staticmethod
+    def _utilities(requests: Sequence[Finish], scores: Sequence[ImageScores | Exception]) -> dict[int, float]:
+        """The utility of each image that was scored and has one, by its row."""
+        groups: dict[Utility, dict[int, ImageScores]] = {}
+        for row, (request, own) in enumerate(zip(requests, scores, strict=True)):
+            if request.utility is not None and isinstance(own, ImageScores):
+                groups.setdefault(request.utility, {})[row] = own
+        found: dict[int, float] = {}
+        for utility, rows in groups.items():
+            batch = ImageScores.cat(list(rows.values()))
+            values = utility(batch.preference, batch.clip_score, batch.clip_text)
+            found.update(zip(rows, values.tolist(), strict=True))
+        return found
 
     def _not_decoded(self, request: Finish, bad: int, images: int) -> NumericsError:
         return NumericsError(

@@ -20,10 +20,13 @@ class GeneratedImage:
     Attributes:
         tensor: (3, H, W) float32 in [-1, 1].
         scores: its scores.
+        utility: its utility, where the process compares finished images (``refine.accept=best``); ``None`` otherwise,
+            and for an image restored from a saved state.
     """
 
     tensor: Tensor
     scores: ImageScores
+    utility: float | None = None
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""

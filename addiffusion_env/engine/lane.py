@@ -18,6 +18,7 @@ from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import AdDiffusionError, ConfigError, ImageRangeError, NumericsError, ScorerError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import ImageScores
+from addiffusion_env.scorers.utility import Utility
 from addiffusion_env.seeding import keyed_noise
 
 LANE_ERRORS = (NumericsError, ImageRangeError, ScorerError)
@@ -128,11 +129,19 @@ class ScorePreview(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Request to fully decode and score denoised latents (1, C, H, W); answered by :class:`GeneratedImage`."""
+    """Request to fully decode and score denoised latents (1, C, H, W); answered by :class:`GeneratedImage`.
+
+    Attributes:
+        x: the latents.
+        prompt: the prompt.
+        conditioning: a batch of one, for models whose decoding depends on it.
+        utility: computes :attr:`.GeneratedImage.utility`; ``None`` where it is not needed.
+    """
 
     x: Tensor
     prompt: Prompt
     conditioning: Conditioning | None = None
+    utility: Utility | None = None
 
 
 class Decide(NamedTuple):

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from addiffusion_env.backbones.base import Backbone
-from addiffusion_env.engine.coroutines import early_exit_levels
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
-from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.evaluation.plan import Plan
@@ -268,8 +265,7 @@ def recording_work(backbone: Backbone, process: ProcessConfig, attempts: int) ->
 
 def early_exit_work(backbone: Backbone, process: ProcessConfig, rest: np.ndarray) -> Work:
     """Work of an early exit with the noise levels ``rest`` left; none where it takes all of them anyway."""
-    lane = cast(Lane, SimpleNamespace(rest=rest, sigma=float(rest[0]), remaining=len(rest) - 1))
-    ahead = early_exit_levels(backbone, process, lane)
+    ahead = backbone.early_exit_levels(rest, process.early_exit_steps)
     if len(ahead) == len(rest):
         return Work()  # it takes the rest of the schedule
     calls = process.calls_of(ahead[:-1])

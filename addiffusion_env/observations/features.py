@@ -13,6 +13,8 @@ from addiffusion_env.errors import CapabilityError
 from addiffusion_env.observations import FEATURES, LOG_SNR_RANGE, Frame
 
 TIMESTEP_DIM = 128
+FREQUENCIES = np.pi * np.geomspace(1, 64, TIMESTEP_DIM // 2)
+"""Of the key ``timestep``."""
 QUALITY = (
     "clip_score",
     "clip_change",
@@ -97,8 +99,7 @@ class Timestep(Feature):
         """Sines, then cosines."""
         low, high = LOG_SNR_RANGE
         position = (np.clip(frame.log_snr, low, high) - low) / (high - low)
-        frequencies = np.pi * np.geomspace(1, 64, TIMESTEP_DIM // 2)
-        angles = position[:, None] * frequencies
+        angles = position[:, None] * FREQUENCIES
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -265,10 +265,18 @@ def calibrator_of(name: str) -> Calibrator:
         UnknownNameError: for a name that is not shipped.
         WeightsError: for a file without a calibrator.
     """
-    path = Path(name) if name.endswith(".safetensors") else CALIBRATORS / f"{name}.safetensors"
-    if not name.endswith(".safetensors") and not path.is_file():
-        raise unknown("calibrator", name, [shipped.stem for shipped in CALIBRATORS.glob("*.safetensors")])
+    if not name.endswith(".safetensors"):
+        return _shipped(name)
+    path = Path(name)
     return _read(path, stamp_of(path))
+
+
+@cache
+def _shipped(name: str) -> Calibrator:
+    path = CALIBRATORS / f"{name}.safetensors"
+    if not path.is_file():
+        raise unknown("calibrator", name, [shipped.stem for shipped in CALIBRATORS.glob("*.safetensors")])
+    return Calibrator.load(path)
 
 
 @lru_cache(maxsize=8)

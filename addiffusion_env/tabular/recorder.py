@@ -17,7 +17,7 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described, identity_of
 from addiffusion_env.backbones.solvers import SCHEDULER
-from addiffusion_env.engine.coroutines import act, early_exit_levels, finished, score_preview
+from addiffusion_env.engine.coroutines import act, finished, score_preview
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import Begin, Fault, FaultCount, Lane, Request
@@ -183,7 +183,8 @@ class Recorder:
 
     def _exited(self, lane: Lane, end: Place | None = None) -> Generator[Request, Any, Place]:
         """The place that *stop* leads to: ``end`` if the early exit equals the rest of the schedule."""
-        if end is not None and np.array_equal(early_exit_levels(self.backbone, self.process, lane), lane.rest):
+        levels = self.backbone.early_exit_levels(lane.rest, self.process.early_exit_steps)
+        if end is not None and np.array_equal(levels, lane.rest):
             return end
         exited = yield from act(self.backbone, self.process, lane, Action.STOP)
         image = yield from finished(exited)
