@@ -30,7 +30,7 @@ from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import (
     ays_timesteps,
-    check_length,
+    check_lengths,
     check_pipeline,
     check_size,
     parts_of,
@@ -221,22 +221,21 @@ class PipelineBackbone(Backbone):
         )
 
     def request(self, prompt: str | Prompt, steps: int | None = None) -> CallRequest:
-        """The pipeline request of one image.
-
-        Raises:
-            PromptError: when the prompt does not fit the text window.
-        """
+        """The pipeline request of one image."""
         text = prompt.text if isinstance(prompt, Prompt) else prompt
         more = prompt.arguments if isinstance(prompt, Prompt) else {}
-        if not self.options.truncate_prompts:
-            check_length(self.pipe, text, self.capabilities.max_tokens)
         return CallRequest(self.arguments.call(text, steps or self.capabilities.default_steps, more))
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Creates requests for prompts; the pipeline encodes each text once, when the first call is opened."""
         texts = check_prompts(prompts)
+        self._check_lengths(texts)
         content = self.network.content_positions(texts)
         return Conditioning({}, content, tuple(self.request(text) for text in texts))
+
+    def _check_lengths(self, texts: Sequence[str]) -> None:
+        if not self.options.truncate_prompts:
+            check_lengths(self.pipe, texts, self.capabilities.max_tokens)
 
     def rephrased(self, conditioning: Conditioning, text: str) -> Conditioning:
         """See :meth:`Backbone.rephrased`; size and other arguments are unchanged."""
@@ -247,8 +246,11 @@ class PipelineBackbone(Backbone):
         self, images: Sequence[tuple[Prompt, int]], steps: int, spacing: str
     ) -> tuple[Conditioning, Latents, list[np.ndarray]]:
         """See :meth:`Backbone.begin`; the pipeline draws the noise, with the generator of each prompt and seed."""
-        begun = [self._begun(*image, steps, spacing) for image in images]
-        content = self.network.content_positions([prompt.text for prompt, _ in images])
+        texts = [prompt.text for prompt, _ in images]
+        self._check_lengths(texts)
+        with self.evaluator.texts.unchanged():
+            begun = [self._begun(*image, steps, spacing) for image in images]
+        content = self.network.content_positions(texts)
         conditioning = Conditioning({}, content, tuple(part[0] for part in begun))
         return conditioning, Latents.cat([latents for _, latents, _ in begun]), [levels for _, _, levels in begun]
 
@@ -359,25 +361,27 @@ class PipelineBackbone(Backbone):
         layout = self._layout_for(latents.x, conditioning.requests[0])
         states: list[Mapping[str, Any] | None] = [None] * len(sigma_next)
         wanted: dict[int, StepRequest] = {}
-        lanes = zip(conditioning.requests, latents.sigma.tolist(), sigma_next.tolist(), strict=True)
+        targets = sigma_next.tolist()
+        lanes = zip(conditioning.requests, latents.sigma.tolist(), targets, strict=True)
         for row, (request, now, after) in enumerate(lanes):
             plan, state = self.plan_of(request), latents.history.scheduler[row]
             index = plan.at(now)[0] if state is None else state["index"]
             if index < len(plan.times) and plan.on_plan(index, now, after):
                 wanted[row] = StepRequest(plan, state, index, prediction.steps[row])
-        made = dict(zip(wanted, self.steps.step(list(wanted.values())), strict=True))
-        taken = [row for row, found in made.items() if found is not None]
-        if len(taken) == len(sigma_next):
-            x = torch.empty_like(latents.x)
+        made, after = self.steps.step(list(wanted.values()))
+        states_of = {row: state for row, state in zip(wanted, after, strict=True) if state is not None}
+        for row, state in states_of.items():
+            states[row] = state
+        if made is not None:
+            factors = torch.tensor([self.convention.scale(targets[row]) for row in states_of])
+            made = layout.outer(made.float() / rows(factors, made)).to(latents.x)
+        if made is not None and len(states_of) == len(targets):
+            x = made
         else:
             # Steps outside the plan (early exit, refinement) are first-order steps along the path.
             x = ddim_step(self.path, latents, prediction.x0, sigma_next).x
-        if taken:
-            factors = torch.tensor([self.convention.scale(after) for after in sigma_next.tolist()])[taken]
-            stepped = torch.cat([made[row][0] for row in taken]).float()  # type: ignore[index]
-            x[taken] = layout.outer(stepped / rows(factors, stepped)).to(x)
-        for row in taken:
-            states[row] = made[row][1]  # type: ignore[index]
+            if made is not None:
+                x[list(states_of)] = made
         past = latents.history.then(prediction.x0, latents.sigma)
         return Latents(x, sigma_next, replace(past, scheduler=tuple(states)))
 

@@ -27,7 +27,8 @@ def make_instant(backbone: Any, scorers: Any) -> None:
     _replace(unet, lambda sample, *args, **kwargs: (torch.zeros_like(sample),))
     for autoencoder in (vae, preview):
         _replace(autoencoder, lambda x, *args, **kwargs: (x[:, :3, :1, :1].expand(-1, -1, *size),), "decode")
-    _replace(text, lambda ids, *args, **kwargs: (ids.new_zeros((*ids.shape, width), dtype=torch.float32),))
+    # Prompts must differ: a pipeline's backbone tells lanes apart by the values that its loop reads.
+    _replace(text, lambda ids, *args, **kwargs: (ids[..., None].float().expand(*ids.shape, width),))
     clip, dino = scorers.clip, scorers.dino
     clip_width, dino_width = clip.dim, dino.dim
     clip.model.encode_image = lambda images: _embedding(images, clip_width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -113,21 +114,28 @@ def token_limit(pipe: Any, arguments: PipelineArguments) -> int:
     return max(limits, default=NO_LIMIT)
 
 
-def check_length(pipe: Any, text: str, limit: int) -> None:
-    """Refuses a prompt that every tokenizer of the pipeline would truncate.
+def check_lengths(pipe: Any, texts: Sequence[str], limit: int) -> None:
+    """Refuses prompts that every tokenizer of the pipeline would truncate; all are tokenised in one call of each.
 
     Raises:
         PromptError: with the prompt's length and the limit.
     """
-    if limit >= NO_LIMIT or not isinstance(text, str):
+    plain = [text for text in texts if isinstance(text, str)]
+    if limit >= NO_LIMIT or not plain:
         return
     lengths = []
     for tokenizer in tokenizers(pipe):
-        convert = getattr(pipe, "maybe_convert_prompt", None)
-        whole = text if convert is None else convert(text, tokenizer)
-        lengths.append(len(tokenizer.tokenize(whole)) + tokenizer.num_special_tokens_to_add())
-    if lengths and min(lengths) > limit:
-        raise PromptError(
-            f"prompt of {min(lengths)} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",
-            "shorten it, or set truncate_prompts=true to drop its end",
-        )
+        whole = plain
+        if hasattr(pipe, "maybe_convert_prompt") and set(tokenizer.added_tokens_encoder) - set(
+            tokenizer.all_special_tokens
+        ):  # textual inversions of several vectors
+            whole = [pipe.maybe_convert_prompt(text, tokenizer) for text in plain]
+        special = tokenizer.num_special_tokens_to_add()
+        rows = tokenizer(whole, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        lengths.append([len(row) + special for row in rows])
+    for text, length in zip(plain, map(min, zip(*lengths, strict=True)), strict=False):
+        if length > limit:
+            raise PromptError(
+                f"prompt of {length} tokens, the text window holds {limit} (special tokens included): {text[:60]!r}",
+                "shorten it, or set truncate_prompts=true to drop its end",
+            )

@@ -11,6 +11,7 @@ recording (:attr:`Recorder.failed`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -196,6 +197,8 @@ class Segment:
         gives: variables that are read afterwards.
     """
 
+    __name__ = "segment"  # torch.vmap names its function, at the cost of a representation of it where it has no name
+
     operations: tuple[Operation, ...]
     reads: tuple[int, ...]
     slots: tuple[int, ...]
@@ -261,6 +264,11 @@ class Program:
             if position:
                 call = self.calls[position - 1]
                 after += leaves((call.args, call.kwargs), Var)
+
+    @functools.cached_property
+    def first_slots(self) -> frozenset[int]:
+        """Slots that the first network call reads."""
+        return frozenset(leaf.number for leaf in leaves((self.calls[0].args, self.calls[0].kwargs), Slot))
 
     @property
     def operands(self) -> set[int]:

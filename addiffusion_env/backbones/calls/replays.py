@@ -33,8 +33,8 @@ from addiffusion_env.backbones.calls.joining import (
 )
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
-from addiffusion_env.backbones.calls.recording import Program, Slot, Var, leaves, same
-from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents
+from addiffusion_env.backbones.calls.recording import Program, Slot, Var, same
+from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents, same_rows
 from addiffusion_env.backbones.calls.trees import entries
 from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Registration, Settings, Turn
 
@@ -92,7 +92,7 @@ class Replays:
         made = []
         for key, positions in groups.items():
             chosen: list[tuple[Registration, KnownStep]] = [members[at] for at in positions]  # type: ignore[misc]
-            x = torch.cat([_latents(evaluations[at]) for at in positions])
+            x = torch.cat(_latents([evaluations[at] for at in positions]))
             made.append(Block(chosen, key[1], positions, x, self._shared))
         return made, left
 
@@ -168,10 +168,9 @@ class Replays:
             return None
         program = step.turn.program
         own, first = lane.settings.own[program], program.calls[0]
-        inside = {leaf.number for tree in (first.args, first.kwargs) for leaf in leaves(tree, Slot)}
         waiting = (call for call in request.waiting.get(evaluation.scale, ()) if call.index == 0 and call.requests)
         call = next(waiting, None)
-        if call is None or not own or not own <= inside:
+        if call is None or not own or not own <= program.first_slots:
             return None
         asked, like = call.requests[0], step.turn.requests[0]
         if asked.site != like.site or asked.module is not like.module or form_of(asked) != form_of(like):
@@ -274,10 +273,18 @@ class Replays:
         return found
 
 
-def _latents(evaluation: Evaluation) -> Tensor:
-    """An evaluation's latents; at the start of the plan those that the pipeline drew, without rounding."""
-    drawn = (x for x, _ in evaluation.request.draws if evaluation.index == 0 and same_latents(x, evaluation.x))
-    return next(drawn, evaluation.x)
+def _latents(evaluations: Sequence[Evaluation]) -> list[Tensor]:
+    """The latents of evaluations; at the start of the plan those that the pipeline drew, without rounding."""
+    found = [evaluation.x for evaluation in evaluations]
+    first = [at for at, evaluation in enumerate(evaluations) if evaluation.index == 0 and evaluation.request.draws]
+    if not first:
+        return found
+    last = [evaluations[at].request.draws[-1][0] for at in first]
+    same = same_rows(last, [found[at] for at in first])
+    for at, drawn, equal in zip(first, last, same, strict=True):
+        earlier = evaluations[at].request.draws[:-1]
+        found[at] = drawn if equal else next((x for x, _ in earlier if same_latents(x, found[at])), found[at])
+    return found
 
 
 def _shared(request: CallRequest) -> dict[str, Any]:

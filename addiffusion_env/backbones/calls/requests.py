@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,12 +79,20 @@ class EvaluationResult:
 
     step: AtStep
     rows: int = 0
-    requests: list[tuple[NetworkRequest, Any]] = field(default_factory=list)
+    requests: Sequence[tuple[NetworkRequest, Any]] = ()
 
 
 def same_latents(a: Tensor, b: Tensor) -> bool:
     """Whether two latents are equal, up to the rounding error of rescaling back and forth."""
-    if a.shape != b.shape:
-        return False
-    rounding = 1e-5 if a.dtype in (torch.float32, torch.float64) else 1e-2
-    return bool((a.float() - b.float()).abs().max() <= rounding * a.float().abs().max())
+    return same_rows([a], [b])[0]
+
+
+def same_rows(one: Sequence[Tensor], two: Sequence[Tensor]) -> list[bool]:
+    """:func:`same_latents` of each pair, with a single synchronisation with the device where all shapes are equal."""
+    if len({a.shape for a in (*one, *two)}) > 1:
+        pairs = zip(one, two, strict=True)
+        return [a.shape == b.shape and same_rows([a], [b])[0] for a, b in pairs]
+    first, second = torch.stack(list(one)).float().flatten(1), torch.stack(list(two)).float().flatten(1)
+    rounding = 1e-5 if one[0].dtype in (torch.float32, torch.float64) else 1e-2
+    equal: list[bool] = ((first - second).abs().amax(1) <= rounding * first.abs().amax(1)).tolist()
+    return equal

@@ -32,8 +32,8 @@ class StepRequest(NamedTuple):
     at: AtStep
 
 
-StepResult = tuple[Tensor, dict[str, Any]] | None
-"""(the latents, the state afterwards); ``None`` if the scheduler cannot enter its plan."""
+States = list[dict[str, Any] | None]
+"""The scheduler's state of each lane after its step; ``None`` if the scheduler cannot enter its plan."""
 
 
 @dataclass(eq=False)
@@ -65,29 +65,39 @@ class SchedulerSteps:
         self._programs: dict[Any, Program] = {}
         self._forms: dict[int, tuple[Any, Any]] = {}  # of the states after the last call, by id
 
-    def step(self, wanted: Sequence[StepRequest]) -> list[StepResult]:
-        """Takes one step of each lane."""
-        found: dict[int, StepResult] = {}
+    def step(self, wanted: Sequence[StepRequest]) -> tuple[Tensor | None, States]:
+        """Takes one step of each lane.
+
+        Returns:
+            (N, ...) latents of the N lanes that have a state afterwards, in their order (``None`` for no lane), and the
+            states of all lanes.
+        """
+        states: States = [None] * len(wanted)
+        parts: list[tuple[list[int], Tensor]] = []
         groups: dict[Any, list[tuple[int, RecordedStep]]] = {}
         for row, lane in enumerate(wanted):
             key = self._key(lane)
             known = self._known.get(key)
             if known is not None and known.proven:
                 groups.setdefault((known.program, known.shapes), []).append((row, known))
-            else:
-                found[row] = self._recorded(key, lane)
+            elif (taken := self._recorded(key, lane)) is not None:
+                parts.append(([row], taken[0]))
+                states[row] = taken[1]
         forms: dict[int, tuple[Any, Any]] = {}
         for group in groups.values():
-            lanes = [wanted[row] for row, _ in group]
-            made = self._replayed(lanes, [known for _, known in group])
-            found.update(zip((row for row, _ in group), made, strict=True))
-            for (_, known), result in zip(group, made, strict=True):
-                assert result is not None
-                values = result[1]["values"]
+            rows = [row for row, _ in group]
+            latents, after = self._replayed([wanted[row] for row in rows], [known for _, known in group])
+            parts.append((rows, latents))
+            for (row, known), state in zip(group, after, strict=True):
+                states[row] = state
                 if known.after is not None:
-                    forms[id(values)] = (values, known.after)
+                    forms[id(state["values"])] = (state["values"], known.after)
         self._forms = forms
-        return [found[row] for row in range(len(wanted))]
+        if len(parts) < 2:
+            return (parts[0][1] if parts else None), states
+        order = [row for rows, _ in parts for row in rows]
+        place = sorted(range(len(order)), key=order.__getitem__)
+        return torch.cat([latents for _, latents in parts])[place], states
 
     def _key(self, lane: StepRequest) -> Any:
         """A key that is equal for steps of one plan that read the same values; ``None`` for one never replayed."""
@@ -102,7 +112,7 @@ class SchedulerSteps:
             values = _form(state["values"]) if kept is None else kept[1]
         return (plan, index, on_way, values, given, at.sample.shape, at.output.shape, at.sample.dtype, at.output.dtype)
 
-    def _recorded(self, key: Any, lane: StepRequest) -> StepResult:
+    def _recorded(self, key: Any, lane: StepRequest) -> tuple[Tensor, dict[str, Any]] | None:
         plan, state, index, at = lane
         if key is None or self._known.get(key, plan) is None or len(self._known) > KEPT:
             return plan.step(state, index, at)
@@ -130,21 +140,24 @@ class SchedulerSteps:
             self._known[key] = None
         return found
 
-    def _replayed(self, lanes: Sequence[StepRequest], known: Sequence[RecordedStep]) -> list[StepResult]:
+    def _replayed(
+        self, lanes: Sequence[StepRequest], known: Sequence[RecordedStep]
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """The latents of lanes whose steps run one program, joined, and their states afterwards."""
         program, device = known[0].program, lanes[0].at.sample.device
         inputs = zip(*((lane.at.output, lane.at.sample, *_remembered(lane.state)) for lane in lanes), strict=True)
         held = {number: torch.stack(values) for number, values in enumerate(inputs)}
         program.advance(0, held, lambda number: column([one.slots[number] for one in known], device), len(lanes))
-        rows = {number: value.unbind() for number, value in held.items()}
         _, _, latents, tree = program.results
         changing = leaves(tree, type(latents))
+        rows = {var.number: held[var.number].unbind() for var in changing}
         # Small tensors are part of a form, so lanes have it in common only if theirs are all of the plan.
         common = all(held[var.number].ndim > 2 for var in changing)
 
         def held_by(row: int) -> Callable[[int], Tensor]:
             return lambda number: rows[number][row]
 
-        found: list[StepResult] = []
+        found: list[dict[str, Any]] = []
         for row, (lane, one) in enumerate(zip(lanes, known, strict=True)):
             values = one.values
             if changing:
@@ -152,9 +165,8 @@ class SchedulerSteps:
             if common and one.after is None:
                 one.after = _form(values)
             generator = None if lane.state is None else lane.state["generator"]
-            after = {"index": lane.step_index + 1, "values": values, "generator": generator}
-            found.append((rows[latents.number][row], after))
-        return found
+            found.append({"index": lane.step_index + 1, "values": values, "generator": generator})
+        return held[latents.number].flatten(0, 1), found
 
 
 def _remembered(state: Mapping[str, Any] | None) -> list[Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +29,16 @@ class TextCache:
     def __init__(self, pipe: Any, digests: Digests) -> None:
         self.pipe, self.digests = pipe, digests
         self._texts: LruCache[Any] = LruCache(TEXTS_KEPT)
+        self._state: Any = None
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Context manager in which the text encoders stay as they are: their state is computed once, not per image."""
+        self._state = encoder_state(self.pipe)
+        try:
+            yield
+        finally:
+            self._state = None
 
     def overrides(self) -> dict[str, Any]:
         """Attributes of a copy of the pipeline that encodes through this cache."""
@@ -36,7 +48,8 @@ class TextCache:
     def _cached(self, encode: Any) -> Any:
         @functools.wraps(encode)
         def encoded(*args: Any, **kwargs: Any) -> Any:
-            key = (encoder_state(self.pipe), self.digests((args, kwargs)))
+            state = encoder_state(self.pipe) if self._state is None else self._state
+            key = (state, self.digests((args, kwargs)))
             if (known := self._texts.get(key)) is not None:
                 return known[0]
             with alone(self.pipe):
