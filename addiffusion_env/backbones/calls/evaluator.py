@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, pipeline_errors
+from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, pipeline_errors, precision_of
 from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd, Event, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Recorder
@@ -286,7 +286,10 @@ class Evaluator:
                 call = self._ending(request)
                 call.finish(x)
                 calls.append(call)
-                if isinstance(call.event, AtDecode) and call.event.module.dtype != precisions[call.event.module]:
+                if (
+                    isinstance(call.event, AtDecode)
+                    and precision_of(call.event.module) != precisions[call.event.module]
+                ):
                     # The pipeline casts its autoencoder to float32 and back around each decode.
                     self._decode([call])
             self._decode([call for call in calls if isinstance(call.event, AtDecode)])

@@ -63,10 +63,15 @@ def pipeline_errors(pipe: Any, what: str, arguments: Mapping[str, Any]) -> Itera
 def kept_precision(pipe: Any) -> Iterator[dict[Any, torch.dtype]]:
     """Context manager that yields the precision of each autoencoder and restores it, also after an exception."""
     modules: list[Any] = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
-    precisions = {part: part.dtype for part in modules if hasattr(part, "decode")}
+    precisions = {part: precision_of(part) for part in modules if hasattr(part, "decode")}
     try:
         yield precisions
     finally:
         for part, dtype in precisions.items():
-            if part.dtype != dtype:
+            if precision_of(part) != dtype:
                 part.to(dtype=dtype)
+
+
+def precision_of(module: torch.nn.Module) -> torch.dtype:
+    """Precision of a network's first floating-point weight; diffusers' own ``dtype`` visits every layer."""
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)

@@ -126,7 +126,8 @@ class Replays:
                     return  # nothing to compare it with
                 mine = lane.registered[program] = Registration(turn, at)
                 settings.own[program] = frozenset()
-            steady = None if mine.at == at else _equal_slots(turn, mine.turn)
+            pairs = enumerate(zip(turn.slots, mine.turn.slots, strict=True))
+            steady = None if mine.at == at else frozenset(number for number, pair in pairs if same(*pair))
             settings.steps[at] = KnownStep(turn, lane, steady)
             while len(settings.steps) > KEPT:
                 settings.steps.popitem(last=False)
@@ -154,7 +155,9 @@ class Replays:
 
     def _register(self, lane: Lane, turn: Turn, at: tuple[int, float]) -> Registration:
         settings, program = lane.settings, turn.program
-        settings.own[program] |= frozenset(range(program.size)) - _equal_slots(turn, settings.steps[at].turn)
+        own, other = settings.own[program], settings.steps[at].turn
+        pairs = enumerate(zip(turn.slots, other.slots, strict=True))
+        settings.own[program] = own | {number for number, pair in pairs if number not in own and not same(*pair)}
         made = lane.registered[program] = Registration(turn, at)
         return made
 
@@ -315,8 +318,3 @@ def _inside(part: Any) -> Any:
     if not type(part).__module__.startswith("diffusers.guiders"):
         return None
     return (id(part), str(sorted(vars(part).items(), key=str)))
-
-
-def _equal_slots(turn: Turn, other: Turn) -> frozenset[int]:
-    pairs = zip(turn.slots, other.slots, strict=True)
-    return frozenset(number for number, (mine, theirs) in enumerate(pairs) if same(mine, theirs))
