@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import tempfile
 import threading
@@ -84,6 +85,7 @@ class OpenVino(Identified):
             )
         self.dtype = dtype
         self.threads = torch.get_num_threads()
+        self._process = os.getpid()
         self._entries: weakref.WeakKeyDictionary[nn.Module, _Entry | None] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -106,9 +108,14 @@ class OpenVino(Identified):
 
         Raises:
             CapabilityError: for inputs of another shape or type, a network that cannot be converted, or one with a
-                hook, which would not be called.
+                hook, which would not be called; after a fork with more than one thread, which would hang.
             NumericsError: for weights that are not finite, at conversion.
         """
+        if self.threads > 1 and os.getpid() != self._process:
+            raise CapabilityError(
+                f"OpenVINO with {self.threads} threads was loaded before this process was forked, and hangs in it",
+                "start processes with spawn or forkserver, or set OMP_NUM_THREADS=1",
+            )
         with self._lock:
             entry = self._entries.get(network)
             state = versions_of(network)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import multiprocessing
+import os
 import pickle
 import sys
 import threading
@@ -291,6 +293,33 @@ def test_copies_of_the_engine_convert_again(converted, decoder):
     for other in (copy.deepcopy(converted.engine), pickle.loads(pickle.dumps(converted.engine))):
         assert other.identity == converted.engine.identity
         close(other.run(decode, decoder, latents(1))[0], decoder.decode(latents(1)).sample)
+
+
+@needs_openvino
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_process_runs_one_thread_and_refuses_two(converted, decoder, threads):
+    engine, x = OpenVino(), latents(1)
+    wanted = engine.run(decode, decoder, x)[0]
+    engine.threads = threads
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=answer_of, args=(answers, engine, decoder, x))
+    child.start()
+    found = answers.get()
+    child.join(30)
+    if threads == 1:
+        assert found == wanted.tolist()
+    else:
+        assert found.startswith("OpenVINO with 2 threads was loaded before this process was forked")
+        assert "\n  -> start processes with spawn" in found
+
+
+def answer_of(answers, engine, network, x):
+    try:
+        answers.put(engine.run(decode, network, x)[0].tolist())
+    except CapabilityError as error:
+        answers.put(str(error))
 
 
 @needs_openvino
