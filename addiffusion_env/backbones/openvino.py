@@ -86,7 +86,7 @@ class OpenVino(Identified):
         self.dtype = dtype
         self.threads = torch.get_num_threads()
         self._process = os.getpid()
-        self._entries: weakref.WeakKeyDictionary[nn.Module, _Entry | None] = weakref.WeakKeyDictionary()
+        self._entries: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     @property
@@ -120,12 +120,15 @@ class OpenVino(Identified):
             entry = self._entries.get(network)
             state = versions_of(network)
             _refuse_hooks(network)
+            if entry is not None:
+                entry.check(type(network).__name__, inputs)
             if entry is None or entry.versions != state:
                 # A network that was changed in memory is not kept on disk: training would fill it.
-                source = _model_of(function, network, inputs, keep=network not in self._entries)
+                source = _model_of(function, network, inputs, keep=entry is None)
                 entry = _Entry(state, sampled(network), inputs, self._compile(source))
+                entry.check(type(network).__name__, inputs)
                 self._entries[network] = entry
-        return entry.call(type(network).__name__, inputs)
+        return entry.call(inputs)
 
     def refresh(self, *networks: nn.Module) -> None:
         """Forgets those of ``networks`` whose weights changed, also through ``.data``, which :meth:`run` misses."""
@@ -133,7 +136,7 @@ class OpenVino(Identified):
             for network in networks:
                 entry = self._entries.get(network)
                 if entry is not None and entry.sample != sampled(network):
-                    self._entries[network] = None
+                    entry.versions = ()
 
     def _compile(self, source: tuple[bytes, bytes]) -> Any:
         # Not from a path: OpenVINO's cache then compares the time of one of its two files only.
@@ -141,7 +144,7 @@ class OpenVino(Identified):
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.dtype],
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # processes with a thread each would share one core
+            "ENABLE_CPU_PINNING": False,  # which core is left to the system: workers share a machine
         }
         return core().compile_model(core().read_model(*source), "CPU", settings)
 
@@ -213,15 +216,17 @@ class _Entry:
     def __post_init__(self) -> None:
         self.example = [value[:0] for value in self.example]
 
-    def call(self, name: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        rows = len(inputs[0])
-        shapes = [(rows, *value.shape[1:]) for value in self.example]
+    def check(self, name: str, inputs: Sequence[Tensor]) -> None:
+        shapes = [(len(inputs[0]), *value.shape[1:]) for value in self.example]
         if [tuple(value.shape) for value in inputs] != shapes or any(v.dtype != torch.float32 for v in inputs):
             found = ", ".join(f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" for value in inputs)
             raise CapabilityError(
                 f"{name} on OpenVINO takes float32 inputs of shapes {', '.join(map(str, shapes))}, got {found}",
                 "use the model's own size, or load it without engine=openvino",
             )
+
+    def call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        rows = len(inputs[0])
         request = getattr(self.requests, "request", None)
         if request is None:
             request = self.requests.request = self.compiled.create_infer_request()

@@ -215,6 +215,8 @@ def test_changed_weights_are_never_stale(emoji, converted, decoder, folder):
     close(after, plain.preview(x))
     decoder.decoder.layers[-1].weight.data.mul_(0.5)  # which torch does not count
     backbone.refresh()
+    with pytest.raises(CapabilityError, match="AutoencoderTiny on OpenVINO takes float32 inputs"):
+        backbone.engine.run(decode, decoder, torch.zeros(1, 4, 8, 8))  # does not become the new size
     close(backbone.preview(x), plain.preview(x))
     assert set(folder.iterdir()) == files  # training fills no disk
 
