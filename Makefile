@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train eval test numeric numeric-default numeric-avx2 test-slow check bench docs clean
+.PHONY: train eval test numeric numeric-default numeric-avx2 test-slow openvino check bench docs clean
 
 # The core, installed editable.
 $(VENV)/.core: pyproject.toml
@@ -40,6 +40,10 @@ numeric-default numeric-avx2:
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pip install --quiet -e '.[clients,lora,slurm]'
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+openvino: $(VENV)/.dev  ## the tests of the extra openvino, which is not installed otherwise
+	$(BIN)/python -m pip install --quiet -e '.[openvino]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/backbones/test_openvino.py $(ARGS)
 
 check: $(VENV)/.dev  ## style, types, tests
 	$(BIN)/ruff check .

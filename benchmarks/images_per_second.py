@@ -2,6 +2,7 @@
 
 git clone . /tmp/before && git -C /tmp/before checkout f3e5c9c
 python benchmarks/images_per_second.py --against /tmp/before
+python benchmarks/images_per_second.py --against . --policies emoji --engines openvino    # the extra openvino
 
 Each checkout runs its own code and its own policy, in a process of its own. They alternate in chunks of prompts, the
 order reversed every time, so that load on the machine slows both. Seconds are processor time of the whole call:
@@ -37,8 +38,13 @@ torch.set_num_threads(1)
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever the code prints
 from addiffusion_env import AdaptivePipeline
-policy, lanes = sys.argv[1], int(sys.argv[2])
-pipe = AdaptivePipeline.from_pretrained(policy, device="cpu", max_lanes=lanes)
+policy, lanes, (engine, _, dtype) = sys.argv[1], int(sys.argv[2]), sys.argv[3].partition(":")
+model = {"device": "cpu"}
+if engine != "torch":
+    from addiffusion_env.envs.settings import EnvSettings, load_backbone
+    options = EnvSettings(device="cpu", dtype=dtype or "float32", backbone_options={"engine": engine})
+    model["backbone"] = load_backbone(options)
+pipe = AdaptivePipeline.from_pretrained(policy, max_lanes=lanes, **model)
 pipe(["a photo of a dog"] * lanes, seeds=list(range(lanes)))
 print("ready", file=answers, flush=True)
 for line in sys.stdin:
@@ -54,13 +60,13 @@ for line in sys.stdin:
 class Arm:
     """A policy of a checkout, loaded in a process of its own."""
 
-    def __init__(self, name: str, path: Path, policy: str, lanes: int) -> None:
+    def __init__(self, name: str, path: Path, policy: str, lanes: int, engine: str = "torch") -> None:
         self.name = name
         self.seconds: list[float] = []
         self.nfe: list[float] = []
         self.correct: list[bool] = []
         # With -c the working directory comes first on sys.path, before an installed copy.
-        command = [sys.executable, "-c", WORKER, policy, str(lanes)]
+        command = [sys.executable, "-c", WORKER, policy, str(lanes), engine]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
             "OMP_NUM_THREADS": "1"
         }
@@ -108,8 +114,13 @@ class Arm:
 def main() -> None:
     """Draws the chunks in turn and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", type=Path, required=True, help="another checkout, the first row")
+    parser.add_argument(
+        "--against", type=lambda text: Path(text).resolve(), required=True, help="another checkout, the first row"
+    )
     parser.add_argument("--policies", nargs="+", default=["emoji", "emoji_rule"], help="of this checkout")
+    parser.add_argument(
+        "--engines", nargs="+", default=["torch"], help="of this checkout: torch, openvino, openvino:bfloat16"
+    )
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--prompt-seed", type=int, default=2027)
     parser.add_argument("--chunk", type=int, default=64, help="prompts in a turn")
@@ -121,7 +132,11 @@ def main() -> None:
         EmojiPrompts("test").take(options.prompts, seed=options.prompt_seed),
     )
     arms = [Arm(f"{options.against.name}: emoji", options.against, "emoji", options.lanes)]
-    arms += [Arm(policy, HERE, policy, options.lanes) for policy in options.policies]
+    arms += [
+        Arm(policy if engine == "torch" else f"{policy}, {engine}", HERE, policy, options.lanes, engine)
+        for policy in options.policies
+        for engine in options.engines
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for number, start in enumerate(range(0, len(prompts), options.chunk)):
             for arm in arms if number % 2 else arms[::-1]:

@@ -31,6 +31,7 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "diffusers": {"backbones", "samplers", "bench"},
     "transformers": {"backbones", "scorers"},
     "open_clip": {"backbones", "scorers"},
+    "openvino": {"backbones"},
     "gymnasium": {"__init__", "__main__", "observations", "envs", "agents", "checks"},
     "stable_baselines3": {"agents", "distributed", "envs", "evaluation", "bench"},
     "sb3_contrib": {"agents", "evaluation"},

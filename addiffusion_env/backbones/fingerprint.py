@@ -96,7 +96,7 @@ def sampled(*parts: Any) -> tuple[Any, ...]:
 def adapters_in(module: nn.Module) -> tuple[Any, ...]:
     """The active adapter state (PEFT) of a network: for each layer the scales, and which are enabled or merged."""
     found = []
-    for layer in _layers(module):
+    for layer in layers_of(module):
         held = layer.__dict__
         if type(held.get("scaling")) is dict:
             # A scale that is set for one call and taken back leaves rounding.
@@ -157,7 +157,7 @@ def _sampled_state(module: nn.Module) -> tuple[Any, ...]:
     return (name_of(type(module)), tuple(versions), sums, adapters_in(module))
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
+def layers_of(module: nn.Module) -> list[nn.Module]:
     """A module's layers, like ``modules()``, whose nested generators take ten times as long."""
     found = [module]
     for layer in found:
@@ -169,7 +169,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 def _tensors_of(module: nn.Module) -> list[Tensor]:
     """The tensors of :func:`weights_of`, without their names."""
     found = []
-    for layer in _layers(module):
+    for layer in layers_of(module):
         if not (layer._parameters or layer._buffers):
             continue
         hidden = layer._non_persistent_buffers_set

@@ -15,6 +15,7 @@ from addiffusion_env.backbones.base import Backbone, Capabilities, Conditioning,
 from addiffusion_env.backbones.conventions import Discrete, convention_of
 from addiffusion_env.backbones.fingerprint import sampled
 from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_cross_attention, hook
+from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.backbones.previews import resized
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.text import content_positions, tokenize
@@ -71,8 +72,10 @@ class StableDiffusionBackbone(Backbone):
         previewer: decoder of previews.
         dtype: precision of the UNet; latents and solver steps are always float32.
         hook: stores the UNet's pooled features.
+        engine: runs the UNet and the decoders; ``None`` for torch.
     """
 
+    engine: OpenVino | None = None
     not_identity: ClassVar[tuple[str, ...]] = ("_levels", "_texts", "_negative", "_encoded_by", "_last_text", "hook")
 
     def __init__(self, parts: StableDiffusionParts, capabilities: Capabilities, truncate_prompts: bool = False) -> None:
@@ -162,9 +165,20 @@ class StableDiffusionBackbone(Backbone):
         noisy = torch.cat([x, x[at]])
         times = self.timesteps(sigma)[place].to(x.device)
         store = self._store(capture)
-        with captured_cross_attention(self.denoiser, store) if store else nullcontext():
-            text = self._network_text(conditioning, guided)
-            output = self.denoiser(noisy.to(self.dtype), times, encoder_hidden_states=text, return_dict=False)[0]
+        text = self._network_text(conditioning, guided)
+        if self.engine is None:
+            with captured_cross_attention(self.denoiser, store) if store else nullcontext():
+                output = self.denoiser(noisy.to(self.dtype), times, encoder_hidden_states=text, return_dict=False)[0]
+            features = self.hook.take(size)
+        else:
+            output, pooled = self.engine.run(denoise, self.denoiser, noisy, times.float(), text)
+            features = pooled[:size]
+            if store is not None:  # only torch has attention maps: these rows again, so that no other row changes
+                asked, store.rows = store.rows, torch.arange(len(store.rows))
+                with captured_cross_attention(self.denoiser, store):
+                    self.denoiser(noisy[asked], times[asked], encoder_hidden_states=text[asked])
+                self.hook.take(0)
+                store.rows = asked
         clean = self.convention.clean(noisy, output.float(), sigma[place])
         own, negative = clean[:size], clean[size:]
         # Ho and Salimans 2022 (arXiv:2207.12598), equation 6, in x0: equivalent to the form in the noise.
@@ -175,7 +189,7 @@ class StableDiffusionBackbone(Backbone):
             x0 = own.clone()
             x0[at] = mixed
         calls = 1 + (guidance_scale != 1).long()
-        return Prediction(x0, calls, self._maps(store, size), self.hook.take(size))
+        return Prediction(x0, calls, self._maps(store, size), features)
 
     def _network_text(self, conditioning: Conditioning, guided: Tensor) -> Tensor:
         """The text input: prompts, then the negative prompts of guided rows; kept while the lanes stay the same."""
@@ -208,7 +222,7 @@ class StableDiffusionBackbone(Backbone):
         height, width = self.capabilities.image_size
         chunk = max(1, DECODE_PIXELS // (height * width))
         scaled = x0 / self.vae.config.scaling_factor
-        parts = [run_decoder(self.vae, part).clamp(-1, 1) for part in scaled.split(chunk)]
+        parts = [run_decoder(self.vae, part, self.engine).clamp(-1, 1) for part in scaled.split(chunk)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
@@ -217,10 +231,29 @@ class StableDiffusionBackbone(Backbone):
         size = self.capabilities.preview_size
         scale = self.capabilities.image_size[0] // self.capabilities.latent_shape[1]
         grid = (max(1, size[0] // scale), max(1, size[1] // scale))
-        return resized(run_decoder(self.previewer, resized(x0, grid)), size).clamp(-1, 1)
+        return resized(run_decoder(self.previewer, resized(x0, grid), self.engine), size).clamp(-1, 1)
+
+    def refresh(self) -> None:
+        """See :meth:`Backbone.refresh`; networks of an engine are converted again if their weights were changed."""
+        if self.engine is not None:
+            self.engine.refresh(self.denoiser, self.vae, self.previewer)
 
 
-def run_decoder(decoder: Any, x: Tensor) -> Tensor:
+def run_decoder(decoder: Any, x: Tensor, engine: OpenVino | None = None) -> Tensor:
     """Calls a diffusers autoencoder: (B, C, h, w) -> (B, 3, H, W) float32."""
     # diffusers' own ``dtype`` visits every layer.
-    return decoder.decode(x.to(next(decoder.parameters()).dtype), return_dict=False)[0].float()
+    return compute(engine, decode, decoder, x.to(next(decoder.parameters()).dtype))[0].float()
+
+
+def decode(decoder: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """A diffusers autoencoder's decoder, for :func:`.compute`."""
+    return decoder.decode(x, return_dict=False)
+
+
+def denoise(unet: Any, x: Tensor, times: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+    """A UNet's output and the pooled features of its middle block, for :class:`.OpenVino`."""
+    output = unet(x, times, encoder_hidden_states=text, return_dict=False)[0]
+    features: FeatureHook = hook(unet.mid_block)
+    pooled, features.pooled = features.pooled, None
+    assert pooled is not None
+    return output, pooled

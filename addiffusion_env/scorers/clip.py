@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from addiffusion_env.backbones.fingerprint import versions_of
+from addiffusion_env.backbones.openvino import OpenVino
 from addiffusion_env.errors import ConfigError, WeightsError, unknown
 from addiffusion_env.files import ask_hub, cached, file_in, looks_like_path, read_json, reason_of, unavailable
 from addiffusion_env.lru import LruCache
@@ -111,8 +112,10 @@ class ClipScorer(Scorer, Embedder):
     Attributes:
         dim: length of the embeddings.
         label: for column heads, for example ``"ViT-L-14/openai"``.
+        engine: runs the image tower; ``None`` for torch.
     """
 
+    engine: OpenVino | None = None
     name: ClassVar[str] = "clip"
     unit: ClassVar[str] = "cosine"
     not_identity = ("label", "_texts", "_encoded_by", "_last")
@@ -235,11 +238,17 @@ class ClipScorer(Scorer, Embedder):
         return self.similarity(self.embed_images(images), prompts)
 
     def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.model.encode_image(self.preprocess(images, self.device, self.dtype))
+        engine, pixels = self.engine, self.preprocess(images, self.device, self.dtype)
+        features = engine.run(image_tower, self.model.visual, pixels)[0] if engine else self.model.encode_image(pixels)
         return F.normalize(features.float(), dim=-1)  # in float32: in half precision lengths deviate by 1e-3
 
     def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)
+
+
+def image_tower(visual: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The image tower of open_clip's ``CLIP``, which is its ``encode_image``, for :class:`.OpenVino`."""
+    return (visual(pixels),)
 
 
 def needs_quick_gelu(name: str, tag: str) -> bool:

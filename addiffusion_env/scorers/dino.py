@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
+from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import again, folder_of, in_a_line
 from addiffusion_env.scorers import CHUNK, Embedder, check_images, in_chunks, load_transformers
@@ -30,8 +31,10 @@ class DinoEmbedder(Embedder):
     Attributes:
         dim: length of the embeddings: 96 for the emoji world's, 384 for dinov2-small.
         label: for column heads.
+        engine: runs the model; ``None`` for torch.
     """
 
+    engine: OpenVino | None = None
     name: ClassVar[str] = "dino"
     not_identity = ("label",)
 
@@ -88,8 +91,13 @@ class DinoEmbedder(Embedder):
         return (first * second).sum(1).clamp(-1, 1)
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        output = self.model(pixel_values=self.preprocess(images, self.device, self.dtype))
-        return F.normalize(output.pooler_output.float(), dim=-1)
+        pixels = self.preprocess(images, self.device, self.dtype)
+        return F.normalize(compute(self.engine, pooled, self.model, pixels)[0].float(), dim=-1)
+
+
+def pooled(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The normalised class token, for :func:`.compute`."""
+    return (model(pixel_values=pixels).pooler_output,)
 
 
 def preprocess_of(folder: Path) -> Preprocess | None:

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
-from addiffusion_env.backbones.emoji.objects import ObjectReader, candidates, load_object_reader, scene_logits
+from addiffusion_env.backbones.emoji.objects import Maps, ObjectReader, candidates, load_object_reader, scene_logits
+from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.errors import ConfigError, WeightsError
 from addiffusion_env.files import folder_of, read_json
-from addiffusion_env.prompts.emoji_grammar import parse
+from addiffusion_env.prompts.emoji_grammar import emoji_prompt, parse
+from addiffusion_env.prompts.emoji_vocabulary import IMAGE_SIZE
 from addiffusion_env.scorers import CHUNK, ModelScorer, load_transformers
 from addiffusion_env.scorers.clip import ClipScorer, embedding_width
 from addiffusion_env.scorers.dino import DinoEmbedder
@@ -178,13 +180,19 @@ class EmojiPreferenceScorer(ModelScorer):
         if not known:
             return scores
         encoder = self.matching.encoder
-        found = candidates(self.reader(encoder.preprocess(images[known], encoder.device, torch.float32)))
+        pixels = encoder.preprocess(images[known], encoder.device, torch.float32)
+        found = candidates(Maps(*compute(encoder.engine, maps_of, self.reader, pixels)))
         rule = scene_logits(found, [scene for scene in scenes if scene is not None]).clamp(-SUREST, SUREST)
         joint = (self.weights[0] * scores[known] + self.weights[1] * rule - self.mean) / self.std
         return scores.index_copy(0, torch.tensor(known, device=scores.device), joint)
 
 
 _parsed = lru_cache(maxsize=4096)(parse)
+
+
+def maps_of(reader: ObjectReader, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The reader's maps, for :func:`.compute`."""
+    return tuple(reader(pixels))
 
 
 def emoji_scorers(weights_folder: Path, device: torch.device | str = "cpu") -> ImageScorers:
@@ -234,3 +242,25 @@ class EmojiScorers:
         for component in ("clip", "dino"):
             verify(WEIGHTS, component)
         return emoji_scorers(WEIGHTS, device)
+
+
+class OpenVinoScorers(EmojiScorers):
+    """The same with their image networks on OpenVINO; texts, and how they meet the image, stay in torch."""
+
+    dtype: ClassVar[str] = "float32"
+
+    @classmethod
+    def load(cls, device: torch.device | str, paths: Mapping[str, str]) -> ImageScorers:
+        """Loads them on the CPU and converts the networks."""
+        made = super().load("cpu", paths)
+        engine = OpenVino(cls.dtype)
+        assert isinstance(made.preference, EmojiPreferenceScorer) and made.dino is not None
+        made.clip.engine = made.dino.engine = made.preference.matching.encoder.engine = engine
+        made.scores(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE), [emoji_prompt("a photo of a dog")])
+        return made
+
+
+class Bfloat16OpenVinoScorers(OpenVinoScorers):
+    """The same in bfloat16."""
+
+    dtype = "bfloat16"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from addiffusion_env.backbones.openvino import OpenVino, compute
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import in_a_line
 from addiffusion_env.scorers.preprocess import Preprocess
@@ -179,9 +180,14 @@ class GroundedEncoder:
         device: where both run.
         dtype: their precision.
 
+    Attributes:
+        engine: runs ``vision``; ``None`` for torch.
+
     Raises:
         WeightsError: when the tokenizer has more ids than the text encoder has embeddings, or produces longer texts.
     """
+
+    engine: OpenVino | None = None
 
     def __init__(
         self,
@@ -212,7 +218,12 @@ class GroundedEncoder:
     def __call__(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """(B, 3, H, W) images in [-1, 1] and ``B`` texts -> (B, width) float32 features on the encoder's device."""
         ids, mask = (value.to(self.device) for value in self.tokenizer.trimmed(texts))
-        seen = self.vision(pixel_values=self.preprocess(images, self.device, self.dtype)).last_hidden_state
+        (seen,) = compute(self.engine, tokens_of, self.vision, self.preprocess(images, self.device, self.dtype))
         # No mask over the image: all of its tokens are used, and an all-ones mask changes nothing.
         read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         return read[:, 0].float()
+
+
+def tokens_of(vision: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A vision transformer's last hidden states, for :func:`.compute`."""
+    return (vision(pixel_values=pixels).last_hidden_state,)

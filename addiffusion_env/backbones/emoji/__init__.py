@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from addiffusion_env.backbones import Traits
 from addiffusion_env.backbones.base import Capabilities, Load
 from addiffusion_env.backbones.devices import quiet_loading, resolve_device, resolve_dtype, without_triton
 from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+from addiffusion_env.backbones.openvino import OpenVino, engine_of
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone, StableDiffusionParts
 from addiffusion_env.errors import ConfigError, nearest
 
-OPTIONS = ("truncate_prompts",)
+OPTIONS = ("truncate_prompts", "engine")
+
+SCORERS_ON = {
+    "float32": "addiffusion_env.scorers.emoji:OpenVinoScorers",
+    "bfloat16": "addiffusion_env.scorers.emoji:Bfloat16OpenVinoScorers",
+}
+"""Precision of the engine OpenVINO -> the scorers in it."""
 
 
 class EmojiBackbone(StableDiffusionBackbone):
@@ -21,6 +30,7 @@ class EmojiBackbone(StableDiffusionBackbone):
     """
 
     name = "emoji"
+    not_identity = ("traits",)
     traits = Traits(
         prompts="emoji",
         prompt_reader="addiffusion_env.prompts.emoji_grammar:emoji_prompt",
@@ -37,9 +47,14 @@ class EmojiBackbone(StableDiffusionBackbone):
     def from_pretrained(cls, load: Load | None = None) -> EmojiBackbone:
         """Loads the shipped weights, checking each file's sha256, or a folder of the same layout.
 
+        Options: ``truncate_prompts``, and ``engine="openvino"``, which runs the UNet, both decoders and the scorers'
+        image networks on OpenVINO, in ``dtype``, instead of torch.
+
         Raises:
             WeightsError: for a missing or corrupted file.
-            ConfigError: for an option that this backbone does not have.
+            UnknownNameError: for an unknown engine.
+            ConfigError: for an option that this backbone does not have, or a dtype or device that the engine lacks.
+            MissingPackageError: when the engine is not installed.
         """
         with without_triton():
             from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
@@ -50,8 +65,9 @@ class EmojiBackbone(StableDiffusionBackbone):
             if option not in OPTIONS:
                 raise ConfigError(f"the emoji backbone has no option {option!r}", nearest(option, OPTIONS))
         folder = WEIGHTS if load.name_or_path is None else load.name_or_path
-        device = resolve_device(load.device)
-        dtype = resolve_dtype(load.dtype, device)
+        engine = engine_of(load)
+        device = resolve_device("cpu" if engine else load.device)
+        dtype = torch.float32 if engine else resolve_dtype(load.dtype, device)
 
         def model(kind: type, component: str) -> torch.nn.Module:
             return kind.from_pretrained(verify(folder, component), torch_dtype=dtype).to(device)  # type: ignore[attr-defined]
@@ -82,4 +98,16 @@ class EmojiBackbone(StableDiffusionBackbone):
             # 35 and 35 ms, since half of its time goes into attention and its linear layers.
             for part in (parts.unet, parts.vae, parts.preview):
                 part.to(memory_format=torch.channels_last)
-        return cls(parts, capabilities, bool(load.options.get("truncate_prompts", False)))
+        made = cls(parts, capabilities, bool(load.options.get("truncate_prompts", False)))
+        if engine is not None:
+            made._run_on(engine)
+        return made
+
+    def _run_on(self, engine: OpenVino) -> None:
+        """Runs all but the text encoder on an engine from now on; converts the networks."""
+        self.engine = engine
+        self.traits = replace(self.traits, scorers=SCORERS_ON[engine.dtype])  # type: ignore[misc]
+        x0 = torch.zeros(1, *self.capabilities.latent_shape)
+        self.predict(x0, torch.ones(1, dtype=torch.float64), self.encode([""]), torch.ones(1, dtype=torch.float64))
+        self.preview(x0)
+        self.decode(x0)
