@@ -29,6 +29,7 @@ from addiffusion_env.backbones.calls.denoiser_hooks import DenoiserHooks, attent
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import (
+    NO_LIMIT,
     ays_timesteps,
     check_lengths,
     check_pipeline,
@@ -125,6 +126,7 @@ class PipelineBackbone(Backbone):
         self._plans: dict[int, CallRequest] = {}
         self._layouts = {self.measured.layout.inner: self.measured.layout}
         self.capabilities = self._capabilities()
+        self._most_tokens = NO_LIMIT if self.options.truncate_prompts else self.capabilities.max_tokens
 
     @property
     def denoiser(self) -> Any:
@@ -229,13 +231,9 @@ class PipelineBackbone(Backbone):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Creates requests for prompts; the pipeline encodes each text once, when the first call is opened."""
         texts = check_prompts(prompts)
-        self._check_lengths(texts)
+        check_lengths(self.pipe, texts, self._most_tokens)
         content = self.network.content_positions(texts)
         return Conditioning({}, content, tuple(self.request(text) for text in texts))
-
-    def _check_lengths(self, texts: Sequence[str]) -> None:
-        if not self.options.truncate_prompts:
-            check_lengths(self.pipe, texts, self.capabilities.max_tokens)
 
     def rephrased(self, conditioning: Conditioning, text: str) -> Conditioning:
         """See :meth:`Backbone.rephrased`; size and other arguments are unchanged."""
@@ -247,7 +245,7 @@ class PipelineBackbone(Backbone):
     ) -> tuple[Conditioning, Latents, list[np.ndarray]]:
         """See :meth:`Backbone.begin`; the pipeline draws the noise, with the generator of each prompt and seed."""
         texts = [prompt.text for prompt, _ in images]
-        self._check_lengths(texts)
+        check_lengths(self.pipe, texts, self._most_tokens)
         with self.evaluator.texts.unchanged():
             begun = [self._begun(*image, steps, spacing) for image in images]
         content = self.network.content_positions(texts)
@@ -255,7 +253,7 @@ class PipelineBackbone(Backbone):
         return conditioning, Latents.cat([latents for _, latents, _ in begun]), [levels for _, _, levels in begun]
 
     def draw(self, *image: Any, **stream: Any) -> tuple[Latents, np.ndarray]:
-        """See :meth:`Backbone.draw`; it opens a call of the pipeline."""
+        """See :meth:`Backbone.draw`."""
         return self._begun(*image, **stream)[1:]
 
     def _begun(
@@ -369,19 +367,16 @@ class PipelineBackbone(Backbone):
             if index < len(plan.times) and plan.on_plan(index, now, after):
                 wanted[row] = StepRequest(plan, state, index, prediction.steps[row])
         made, after = self.steps.step(list(wanted.values()))
-        states_of = {row: state for row, state in zip(wanted, after, strict=True) if state is not None}
-        for row, state in states_of.items():
+        for row, state in zip(wanted, after, strict=True):
             states[row] = state
-        if made is not None:
-            factors = torch.tensor([self.convention.scale(targets[row]) for row in states_of])
-            made = layout.outer(made.float() / rows(factors, made)).to(latents.x)
-        if made is not None and len(states_of) == len(targets):
-            x = made
-        else:
+        taken = [row for row, state in enumerate(states) if state is not None]
+        if len(taken) < len(targets):
             # Steps outside the plan (early exit, refinement) are first-order steps along the path.
             x = ddim_step(self.path, latents, prediction.x0, sigma_next).x
-            if made is not None:
-                x[list(states_of)] = made
+        if made is not None:
+            factors = torch.tensor([self.convention.scale(targets[row]) for row in taken])
+            made = layout.outer(made.float() / rows(factors, made)).to(latents.x)
+            x = made if len(taken) == len(targets) else x.index_copy(0, torch.tensor(taken, device=x.device), made)
         past = latents.history.then(prediction.x0, latents.sigma)
         return Latents(x, sigma_next, replace(past, scheduler=tuple(states)))
 

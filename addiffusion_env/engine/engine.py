@@ -20,7 +20,7 @@ from addiffusion_env.backbones.base import Backbone, Conditioning, Latents
 from addiffusion_env.backbones.batches import finite_rows
 from addiffusion_env.backbones.solvers import SCHEDULER, SOLVERS, check_solver
 from addiffusion_env.engine import Counters
-from addiffusion_env.engine.images import GeneratedImage
+from addiffusion_env.engine.images import GeneratedImage, utilities_of
 from addiffusion_env.engine.lane import (
     LANE_ERRORS,
     Begin,
@@ -39,7 +39,6 @@ from addiffusion_env.engine.lane import (
 from addiffusion_env.errors import ConfigError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import ImageScorers, ImageScores
-from addiffusion_env.scorers.utility import Utility
 
 Decider = Callable[[Sequence[Decide]], Sequence[int]]
 
@@ -276,25 +275,11 @@ class Engine:
         ]
         self.counters.decodes += len(requests)
         self.counters.decode_batches += 1
-        utilities = self._utilities(requests, scores)
+        utilities = utilities_of([request.utility for request in requests], scores)
         return [
-            GeneratedImage(image, own, utilities.get(row)) if isinstance(own, ImageScores) else own
-            for row, (image, own) in enumerate(zip(decoded, scores, strict=True))
+            GeneratedImage(image, own, utility) if isinstance(own, ImageScores) else own
+            for image, own, utility in zip(decoded, scores, utilities, strict=True)
         ]
-
-    @staticmethod
-    def _utilities(requests: Sequence[Finish], scores: Sequence[ImageScores | Exception]) -> dict[int, float]:
-        """The utility of each image that was scored and has one, by its row."""
-        groups: dict[Utility, dict[int, ImageScores]] = {}
-        for row, (request, own) in enumerate(zip(requests, scores, strict=True)):
-            if request.utility is not None and isinstance(own, ImageScores):
-                groups.setdefault(request.utility, {})[row] = own
-        found: dict[int, float] = {}
-        for utility, rows in groups.items():
-            batch = ImageScores.cat(list(rows.values()))
-            values = utility(batch.preference, batch.clip_score, batch.clip_text)
-            found.update(zip(rows, values.tolist(), strict=True))
-        return found
 
     def _not_decoded(self, request: Finish, bad: int, images: int) -> NumericsError:
         return NumericsError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from addiffusion_env.scorers.image_scores import ImageScores
+from addiffusion_env.scorers.utility import Utility
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,20 @@ class GeneratedImage:
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
         return to_pixels(self.tensor)
+
+
+def utilities_of(utilities: Sequence[Utility | None], scores: Sequence[ImageScores | Exception]) -> list[float | None]:
+    """The utility of each image, computed together; ``None`` where none is asked for or the image has no scores."""
+    groups: dict[Utility, dict[int, ImageScores]] = {}
+    for row, (utility, own) in enumerate(zip(utilities, scores, strict=True)):
+        if utility is not None and isinstance(own, ImageScores):
+            groups.setdefault(utility, {})[row] = own
+    found: dict[int, float] = {}
+    for utility, images in groups.items():
+        batch = ImageScores.cat(list(images.values()))
+        values = utility(batch.preference, batch.clip_score, batch.clip_text)
+        found.update(zip(images, values.tolist(), strict=True))
+    return [found.get(row) for row in range(len(scores))]
 
 
 CONVERTED_AT_ONCE = 16
