@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from addiffusion_env.backbones.schedules import AUTO_EARLY_EXIT_STEPS, early_exit_evaluations, respace
 from addiffusion_env.errors import ConfigError
@@ -69,3 +70,21 @@ def test_never_more_than_continuing_would_cost():
 def test_bad_early_exit_steps(value):
     with pytest.raises(ConfigError, match="early_exit_steps"):
         early_exit_evaluations(value, 0.5, 3)
+
+
+@pytest.mark.parametrize("steps", [0, 2, "auto"])
+def test_a_backbones_early_exits_are_the_respaced_rest(emoji, steps):
+    rest = emoji.sigmas(8, "trailing")[2:]
+    positions = emoji.timestep_position(torch.from_numpy(rest)).numpy().copy()
+    evaluations = early_exit_evaluations(steps, float(positions[0]), len(rest) - 1)
+    positions[-1] = 0.0
+    expected = respace(rest, evaluations, positions).tolist()
+    assert emoji.early_exit_levels(rest, steps).tolist() == expected
+    assert emoji.early_exit_levels(rest.copy(), steps).tolist() == expected  # the second time from memory
+    assert emoji.early_exit_levels(rest[-2:], 1) is not emoji.early_exit_levels(rest[-3:], 1)
+
+
+def test_a_remembered_early_exit_is_no_part_of_the_identity(emoji):
+    before = emoji.identity
+    emoji.early_exit_levels(emoji.sigmas(7, "trailing")[3:], 1)
+    assert emoji.identity == before
