@@ -31,7 +31,7 @@ from addiffusion_env.agents.rule_policy import RulePolicy, load_calibrator, save
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import INDEX, backbone_in
-from addiffusion_env.errors import ConfigError, WeightsError, check_keywords
+from addiffusion_env.errors import ConfigError, WeightsError, check_settings
 from addiffusion_env.files import looks_like_path, reason_of, repo_folder, unavailable
 
 CARD_FILE = "README.md"
@@ -175,7 +175,7 @@ def located(name_or_dir: str | Path, **hub: Any) -> Path | None:
 
     For a hub id without a policy only the files that identify it are fetched.
     """
-    check_keywords("loading from the hub has", hub, HUB_OPTIONS)
+    check_settings("loading from the hub has", hub, HUB_OPTIONS, keywords=True)
     found, name = find_policy(name_or_dir), str(name_or_dir)
     if found is not None:
         return found

@@ -24,7 +24,7 @@ from addiffusion_env.calibration.held_out import FOLDS, fit, measured_rules
 from addiffusion_env.calibration.progress import Progress
 from addiffusion_env.calibration.report import write_report
 from addiffusion_env.envs.settings import EnvSettings, named_backbone
-from addiffusion_env.errors import ConfigError, check_keywords
+from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.cost import (
     RECORD_BYTES,
     RunCost,
@@ -130,7 +130,7 @@ def calibrate(
         RunFolderError: when the folder cannot be written.
         WeightsError: when the model is not available, or the hub refuses the policy.
     """
-    check_keywords("calibrate has", process, SCHEDULE)
+    check_settings("calibrate has", process, SCHEDULE, keywords=True)
     if minutes <= 0 or attempts < 2 or most_prompts < FEWEST_IMAGES:
         raise ConfigError(
             f"minutes must be above 0, attempts at least 2 and most_prompts at least {FEWEST_IMAGES}, got {minutes:g}, "
