@@ -27,10 +27,9 @@ from addiffusion_env.agents.networks import describe_network, load_class, with_c
 from addiffusion_env.agents.policy import NET_ARCH
 from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_space, parse_config
 from addiffusion_env.agents.training import layers
-from addiffusion_env.agents.trust import require_trust
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
+from addiffusion_env.errors import ConfigError, RunFolderError, UntrustedFileError, WeightsError
 from addiffusion_env.observations import FEATURES
 
 DETAILS_FILE = "addiffusion.json"
@@ -115,6 +114,26 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     except (KeyError, RuntimeError, TypeError) as error:
         raise WeightsError(f"the weights in {path} do not fit: {error}", "save the model again") from error
     return HubPolicy(network.eval(), config)
+
+
+def require_trust(path: Path | str, trust: bool) -> None:
+    """Refuses to open a file that can run code unless the caller has declared it trusted.
+
+    Policies (safetensors and JSON) and checkpoints (tensors, numbers, strings) run no code and need no trust. A zip of
+    Stable-Baselines3 does: its ``data`` holds pickled Python objects, and unpickling can run any code.
+
+    Args:
+        path: the file.
+        trust: value passed by the user; only ``True`` itself counts.
+
+    Raises:
+        UntrustedFileError: unless ``trust`` is ``True``, with the reason.
+    """
+    if trust is not True:
+        raise UntrustedFileError(
+            f"{path} is a Stable-Baselines3 zip: loading it unpickles Python objects, which can run any code",
+            "pass trust=True if you made it yourself or know who did; policies saved by train_sb3.py need no trust",
+        )
 
 
 def of_model(model: BaseAlgorithm) -> HubPolicy:
