@@ -17,15 +17,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin,
 from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE
-from addiffusion_env.agents.learned import PolicySampler
+from addiffusion_env.agents.learned import PolicySampler, load_sampler
 from addiffusion_env.agents.networks import build_network
 from addiffusion_env.agents.policy_file import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     PolicyConfig,
     find_policy,
-    load_config,
-    load_policy,
     save_policy,
 )
 from addiffusion_env.agents.rule_policy import RulePolicy, load_calibrator, save_rules
@@ -78,10 +76,8 @@ class HubPolicy(
 
     def sampler(self, cost_per_nfe: float | None = None) -> SavedPolicy:
         """The policy as a sampler, at the given cost per NFE or at its default one."""
-        chosen = self.details.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
-        if isinstance(self.network, Path):
-            return RulePolicy(self.details, self.network, chosen, f"policy@{chosen:g}")
-        return PolicySampler(self.network, self.details, chosen, f"policy@{chosen:g}")
+        kind = RulePolicy if isinstance(self.network, Path) else PolicySampler
+        return kind.of(self.network, self.details, cost_per_nfe)
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> HubPolicy:  # type: ignore[override]
@@ -102,9 +98,7 @@ class HubPolicy(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **_: Any) -> HubPolicy:
-        folder = find_policy(model_id) or Path(model_id)
-        config = load_config(folder)
-        return cls(folder.resolve(), config) if config.rules else cls(*load_policy(folder))
+        return cls.of(load_sampler(model_id))
 
     def check_saveable(self) -> None:
         """Refuses a network that its description would not build again, which a model in memory may have.

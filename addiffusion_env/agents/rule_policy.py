@@ -18,9 +18,6 @@ from addiffusion_env.agents.policy_file import (
     WEIGHTS_FILE,
     PolicyConfig,
     config_text,
-    find_policy,
-    folder_digest,
-    load_config,
 )
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
@@ -68,15 +65,15 @@ class RulePolicy(SavedPolicy):
     """A calibrated rule from a policy's folder, at its default cost per NFE or another one.
 
     Attributes:
-        config: its process, rules and frontier.
         folder: holds the calibrator.
+        config: its process, rules and frontier.
         cost_per_nfe: cost of one NFE, in calibrated probability of a correct image; selects the rule.
         name: for records.
         fingerprint: hash of its files.
     """
 
-    config: PolicyConfig
     folder: Path
+    config: PolicyConfig
     cost_per_nfe: float
     name: str = "policy"
     fingerprint: str = ""
@@ -89,20 +86,13 @@ class RulePolicy(SavedPolicy):
         self._utility = Utility(calibrator=str(self.folder / WEIGHTS_FILE)) if self._checked else Utility()
         self._process: ProcessConfig | None = None
 
-    @classmethod
-    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> RulePolicy:
-        """Loads a rule from a policy's folder or the folder of a calibration.
-
-        Raises:
-            WeightsError: when there is none.
-        """
-        found = find_policy(folder) or Path(folder)
-        config = load_config(found)
-        chosen = config.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
-        return cls(config, found.resolve(), chosen, name or f"policy@{chosen:g}", folder_digest(found))
+    @staticmethod
+    def source(folder: Path) -> Path:
+        """See :meth:`.SavedPolicy.source`."""
+        return folder.resolve()
 
     @property
-    def needs_preview(self) -> bool:
+    def needs_preview(self) -> bool:  # type: ignore[override]
         """Whether the rule abandons attempts by their previews."""
         return self.rule.abandon > -np.inf
 
@@ -117,12 +107,12 @@ class RulePolicy(SavedPolicy):
         return self._checked
 
     @property
-    def constant(self) -> bool:
+    def constant(self) -> bool:  # type: ignore[override]
         """A rule that checks no image spends the same on every prompt."""
         return not self._checked
 
     @property
-    def attempt_counts(self) -> tuple[int, int]:
+    def attempt_counts(self) -> tuple[int, int]:  # type: ignore[override]
         """Least and most attempts of an image."""
         return 1, self.rule.attempts
 
@@ -137,7 +127,7 @@ class RulePolicy(SavedPolicy):
         self._process = replace(process, refine=replace(process.refine, utility=self._utility))
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """See :meth:`.SavedPolicy.process`."""
+        """The decision process that the rule was chosen on, whatever ``base`` is."""
         return self._process or base
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
