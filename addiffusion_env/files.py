@@ -68,8 +68,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Context manager that turns errors of writing to a folder (disk full, no permission) into a RunFolderError.
+def writing_to(place: Path) -> Iterator[None]:
+    """Context manager that turns errors of writing to a folder or file (disk full, no permission) into RunFolderError.
 
     Raises:
         RunFolderError: for any ``OSError`` that is not already an :class:`AdDiffusionError`.
@@ -80,8 +80,21 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise RunFolderError(
-            f"cannot write to {folder}: {error.strerror or error}", "free space, or choose another folder"
+            f"cannot write to {place}: {error.strerror or error}", "free space, or choose another folder"
         ) from error
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file atomically, in a folder that is created if it is missing.
+
+    Raises:
+        RunFolderError: when it cannot be written.
+    """
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(text.encode())
+    return path
 
 
 WORKS_OFFLINE = "AdDiffusion-Emoji-v2 needs no download and works now"

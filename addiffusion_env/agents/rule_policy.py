@@ -23,7 +23,7 @@ from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.files import whole_file, write_text, writing_to
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -154,8 +154,7 @@ def save_rules(folder: Path, config: PolicyConfig, calibrator: Calibrator | None
                 file.write(save({"none": np.zeros(1, np.float32)}))
         else:
             calibrator.save(folder / WEIGHTS_FILE)
-        with whole_file(folder / CONFIG_FILE) as file:
-            file.write(config_text(config).encode())
+        write_text(folder / CONFIG_FILE, config_text(config))
 
 
 def load_calibrator(folder: Path, config: PolicyConfig) -> Calibrator | None:

@@ -29,7 +29,8 @@ from addiffusion_env.agents.policy_file import PolicyConfig, config_text, descri
 from addiffusion_env.agents.training import layers
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, RunFolderError, UntrustedFileError, WeightsError
+from addiffusion_env.errors import ConfigError, UntrustedFileError, WeightsError
+from addiffusion_env.files import writing_to
 from addiffusion_env.observations import FEATURES
 
 DETAILS_FILE = "addiffusion.json"
@@ -66,15 +67,13 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
     model._setup_model()
     model.policy.load_state_dict(saved.network.state_dict())
     model.num_timesteps = int(saved.details.provenance.get("decisions", 0))
-    try:
+    with writing_to(path):
         model.save(path)
         with zipfile.ZipFile(path, "a") as archive:
             environment = saved.details.environment
             if (calibrator := calibrator_path(environment)) is not None:
                 archive.write(calibrator, CALIBRATOR_FILE)
             archive.writestr(DETAILS_FILE, config_text(replace(saved.details, environment=portable(environment))))
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error}", "choose a folder that can be written") from error
     return path
 
 

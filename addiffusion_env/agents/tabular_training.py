@@ -31,7 +31,7 @@ from addiffusion_env.agents.recording import LOCAL, record_prompts
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, PromptError
-from addiffusion_env.files import whole_file
+from addiffusion_env.files import write_text
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import make_reward
 from addiffusion_env.seeding import stable_hash
@@ -282,8 +282,7 @@ def learn_on_table(
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
     learner.learn(tabular.total_timesteps, callback=watch)
     if folder is not None:
-        with whole_file(folder / "table.json") as file:
-            file.write(json.dumps(watch.history, indent=1).encode())
+        write_text(folder / "table.json", json.dumps(watch.history, indent=1))
     return learner
 
 

@@ -26,7 +26,7 @@ from addiffusion_env.backbones.identity import differences as identity_differenc
 from addiffusion_env.config import differences, renamed
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
-from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.files import write_text
 
 IDENTITY_FILE = "identity.json"
 """Identity of the models, scorers and reward of a run; see :meth:`.Episodes.identity`."""
@@ -97,8 +97,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
                 f"run {folder} was made with another configuration ({'; '.join(changed)})",
                 "put those keys back, choose another run_dir, or delete the folder to start again",
             )
-    with writing_to(folder), whole_file(path) as file:
-        file.write(json.dumps(dict(config), indent=2).encode())
+    write_text(path, json.dumps(dict(config), indent=2))
 
 
 def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, Any]:
@@ -133,8 +132,7 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
             )
         if mild:
             warnings.warn(f"the run continues with different rounding than it began with: {listed(mild)}", stacklevel=2)
-    with writing_to(folder), whole_file(path) as file:
-        file.write(json.dumps(found, indent=1).encode())
+    write_text(path, json.dumps(found, indent=1))
     return found
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from addiffusion_env.errors import ResumeError
-from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.files import write_text
 
 
 class Progress:
@@ -47,7 +47,4 @@ class Progress:
             "seconds": self.spent,
             "recording": self.recording,
         }
-        with writing_to(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.path) as file:
-                file.write(json.dumps(plain).encode())
+        write_text(self.path, json.dumps(plain))
