@@ -224,10 +224,6 @@ class _Run:
         shown = min(report, len(found))
         return found[:shown], pairs[shown:][:most]
 
-    def recorder(self) -> Recorder:
-        """Records every attempt and early exit of an image."""
-        return Recorder(self.backbone, self.scorers, self.process, self.attempts)
-
     def units(self, images: Sequence[tuple[Prompt, int]]) -> UnitCosts:
         """What this machine needs for the units of work."""
         prompts = [prompt for prompt, _ in images[: self.lanes]]
@@ -257,7 +253,7 @@ class _Run:
 
     def record(self, images: Sequence[tuple[Prompt, int]], budget: float, progress_bar: bool) -> AttemptTable:
         """Records shard by shard until the budget, in seconds, is spent; existing shards are read."""
-        recorder, shard = self.recorder(), self.lanes
+        recorder, shard = Recorder(self.backbone, self.scorers, self.process, self.attempts), self.lanes
         shards = recorder.shards(images, self.folder / TABLE_FOLDER, shard)
         # The name of a shard says what it holds: others than these prompts, or another process, begin anew.
         progress = Progress(self.folder / PROGRESS_FILE, shards[0][1].stem)
@@ -308,10 +304,7 @@ class _Run:
             rules = [MeasuredRule.from_outcomes(one) for one in best]
             costs, calibrator = costs_of(rules), fit(table)
             about = f"{len(table)} recorded images, judged by calibrators that were fitted to other prompts"
-        made = {
-            "kind": "calibrated rule" if calibrator else "early exit",
-            "prompts": 0 if table is None else len(table),
-        }
+        made = {"kind": "calibrated rule" if calibrator else "early exit", "prompts": len(table) if table else 0}
         varies = len(rules) > 1
         config = PolicyConfig(
             environment={**self.environment, **({"cost_per_nfe": [0.0, costs[0]]} if varies else {})},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from addiffusion_env.errors import ResumeError
 from addiffusion_env.files import write_text
@@ -20,16 +21,11 @@ class Progress:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = path, fingerprint
         self.images, self.spent, self.recording = 0, 0.0, 0.0
-        if not path.is_file():
-            return
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
+            held: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"fingerprint": None}
             if held["fingerprint"] == fingerprint:
-                self.images, self.spent, self.recording = (
-                    int(held["images"]),
-                    float(held["seconds"]),
-                    float(held["recording"]),
-                )
+                self.images = int(held["images"])
+                self.spent, self.recording = float(held["seconds"]), float(held["recording"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{path} cannot be read: {error}", "delete it: recorded attempts are kept") from error
 
@@ -41,10 +37,5 @@ class Progress:
     def add(self, images: int, seconds: float) -> None:
         """Notes a recorded shard."""
         self.images, self.spent, self.recording = self.images + images, self.spent + seconds, self.recording + seconds
-        plain = {
-            "fingerprint": self.fingerprint,
-            "images": self.images,
-            "seconds": self.spent,
-            "recording": self.recording,
-        }
-        write_text(self.path, json.dumps(plain))
+        spent = {"images": self.images, "seconds": self.spent, "recording": self.recording}
+        write_text(self.path, json.dumps({"fingerprint": self.fingerprint, **spent}))
