@@ -78,17 +78,13 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
         shipped = {key.replace("_", ""): kind for key, kind in shipped_algorithms().items()}
         found = shipped.get(name.replace("_", "").lower())
         if found is None:
-            raise _unknown(name)
+            error = unknown("algorithm", name, _suitable())
+            raise type(error)(error.cause, f"{error.remedy}; or your own class as module.Class, with plugins=[module]")
         kind = found
     reason = _unsuitable(kind)
     if reason:
         raise ConfigError(f"algorithm {name} does not suit: {reason}", f"use one of {', '.join(_suitable())}")
     return kind
-
-
-def _unknown(name: str) -> Exception:
-    error = unknown("algorithm", name, _suitable())
-    return type(error)(error.cause, f"{error.remedy}; or your own class as module.Class, with plugins=[module]")
 
 
 @cache

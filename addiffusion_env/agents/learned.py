@@ -211,28 +211,23 @@ class PolicySampler(SavedPolicy):
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
-    def _seen(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
-        """The policy's observation."""
-        assert self._framer is not None, "bind() first"
-        return self._framer.frame(lanes, before, [self.cost_per_nfe] * len(lanes))
-
-    def _misread(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
-        """The frame with the text embedding of another prompt, also in a utility that reads it."""
+    def _frame(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
+        """The policy's observation; if shuffled, with other prompts' text embeddings, which the utility reads too."""
         assert self._scorers is not None and self._framer is not None, "bind() first"
-        others = [self._shown[lane.prompt.prompt_id] for lane in lanes]
-        texts = self._scorers.clip.embed_texts(others).numpy()
+        costs_per_nfe = [self.cost_per_nfe] * len(lanes)
+        if not self.shuffled:
+            return self._framer.frame(lanes, before, costs_per_nfe)
+        texts = self._scorers.clip.embed_texts([self._shown[lane.prompt.prompt_id] for lane in lanes]).numpy()
         shown = [_with_text(lane, text[None]) for lane, text in zip(lanes, texts, strict=True)]
-        seen, utility = self._seen(shown, before), self._framer.process.refine.utility
-        return replace(seen, clip_text=texts, prior=utility.before(texts))
+        prior = self._framer.process.refine.utility.before(texts)
+        return replace(self._framer.frame(shown, before, costs_per_nfe), clip_text=texts, prior=prior)
 
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray, Sequence[Memory]]:
         """(B, 3) action probabilities of the network, (B, 3) bool which actions are legal, and memories afterwards."""
         assert self._observer is not None and self._process is not None, "bind() first"
-        shown = self._misread if self.shuffled else self._seen
-        frame = shown([request.lane for request in requests], [request.before for request in requests])
-        observation = self._observer.observe(frame)
-        allowed = self.process(self._process)
-        legal = legal_actions([request.lane for request in requests], allowed)
+        lanes = [request.lane for request in requests]
+        observation = self._observer.observe(self._frame(lanes, [request.before for request in requests]))
+        legal = legal_actions(lanes, self.process(self._process))
         before = [request.memory for request in requests]
         probabilities, memories = action_probabilities(self.policy, observation, legal, before)
         return probabilities, legal, memories

@@ -107,6 +107,11 @@ def describe_network(kind: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -
     return {"policy": _named("policy", kind), "policy_kwargs": _plain("policy_kwargs", kept)}
 
 
+def layers(arch: Any) -> dict[str, list[int]]:
+    """Converts SB3's two formats of hidden layers to one."""
+    return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
+
+
 def build_network(network: Mapping[str, Any], net_arch: Mapping[str, Sequence[int]], space: spaces.Dict) -> BasePolicy:
     """A policy with new weights.
 

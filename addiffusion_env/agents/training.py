@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env import __version__
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
-from addiffusion_env.agents.networks import describe_network
+from addiffusion_env.agents.networks import describe_network, layers
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_space, load_config, save_policy
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed
@@ -26,7 +26,7 @@ from addiffusion_env.backbones.identity import differences as identity_differenc
 from addiffusion_env.config import differences, renamed
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
-from addiffusion_env.files import write_text
+from addiffusion_env.files import read_json, write_text
 
 IDENTITY_FILE = "identity.json"
 """Identity of the models, scorers and reward of a run; see :meth:`.Episodes.identity`."""
@@ -81,12 +81,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
     """
     path = folder / "config.json"
     if resume and path.is_file() and has_begun(folder):
-        try:
-            old = renamed(json.loads(path.read_text(encoding="utf-8")), note=False)
-        except (OSError, ValueError, TypeError) as error:
-            raise ResumeError(
-                f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start again"
-            ) from error
+        old = renamed(_remembered(path), note=False)
         before, now = (
             {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
             for made in (old, config)
@@ -122,8 +117,8 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
                 "give all machines the same weights, packages and kind of device",
             )
     path = folder / IDENTITY_FILE
-    if resume and has_begun(folder):
-        lines = changed_since(path, found)
+    if resume and path.is_file() and has_begun(folder):
+        lines = identity_differences(_remembered(path), found)
         mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
         if len(mild) < len(lines):
             raise ResumeError(
@@ -136,18 +131,12 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
     return found
 
 
-def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
-    """The differences between an identity and the one stored in a file; none when there is no file.
-
-    Raises:
-        ResumeError: when the file cannot be read.
-    """
-    if not path.is_file():
-        return []
+def _remembered(path: Path) -> dict[str, Any]:
+    """What a run has stored in a file."""
     try:
-        return identity_differences(json.loads(path.read_text(encoding="utf-8")), found)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start again") from error
+        return read_json(path)
+    except WeightsError as error:
+        raise ResumeError(error.cause, "choose another run_dir, or delete the folder to start again") from error
 
 
 def resume_or_make(
@@ -177,11 +166,6 @@ def last_return(model: BaseAlgorithm) -> float:
     """Mean return of the last 100 training episodes (of all, if fewer have ended); NaN before the first one ends."""
     episodes = [] if model.ep_info_buffer is None else [episode["r"] for episode in model.ep_info_buffer]
     return float(np.mean(episodes)) if episodes else float("nan")
-
-
-def layers(arch: Any) -> dict[str, list[int]]:
-    """Converts SB3's two formats of hidden layers to one."""
-    return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
 
 def wants_resume(resume: Any) -> bool:

@@ -152,10 +152,7 @@ class AttemptTable:
         kept: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "constraints", "seeds")
         }
-        texts: dict[str, Any] = {
-            name: tuple(item for part in parts for item in getattr(part, name))
-            for name in ("prompts", "prompt_ids", "tasks")
-        }
+        texts: dict[str, Any] = {name: tuple(item for part in parts for item in getattr(part, name)) for name in TEXTS}
         return replace(parts[0], **kept, **texts)
 
     def save(self, path: Path) -> None:
