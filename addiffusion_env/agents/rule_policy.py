@@ -13,12 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from addiffusion_env.agents.policy_file import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    PolicyConfig,
-    config_text,
-)
+from addiffusion_env.agents.policy_file import CONFIG_FILE, WEIGHTS_FILE, PolicyConfig, config_text
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.lane import Decide
