@@ -28,9 +28,8 @@ def an_episode_belongs_to_its_seed(env: gym.Env) -> None:
         end = env.step(1)
         ends.append(end if end[2] else env.step(1))  # with check_finished a second stop accepts the finished image
     (first, reward, terminated, _, info), (second, again, *_, more) = ends
-    require(
-        bool(terminated) and info["image"].any(), "stop did not end the episode with an image", "exit early and decode"
-    )
+    imaged = bool(terminated) and info["image"].any()
+    require(imaged, "stop did not end the episode with an image", "exit early and decode")
     require(reward == again, f"the reward {reward} became {again}", "key noise by prompt and seed")
     require(np.array_equal(info["image"], more["image"]), "the image differs", "key noise by prompt and seed")
     for key, value in first.items():
