@@ -57,8 +57,11 @@ def make_jobs(
             raise PromptError("no prompts were given", "pass at least one")
         for prompt in prompts:
             Prompt.of(prompt)
-        if not single and (isinstance(seeds, Sequence) or hasattr(seeds, "__len__")):
-            _check_count(len(seeds), len(prompts), images_per_prompt)  # type: ignore[arg-type]
+        if not single and hasattr(seeds, "__len__"):
+            if len(seeds) != len(prompts) * images_per_prompt:  # type: ignore[arg-type]
+                each = f" of {images_per_prompt} images each" if images_per_prompt > 1 else ""
+                given = f"{len(seeds)} seeds for {len(prompts)} prompts{each}"  # type: ignore[arg-type]
+                raise ConfigError(given, "give one seed per image, or one number")
             seeds = [_seed(seed) for seed in seeds]  # type: ignore[union-attr]
     if single:
         first = 0 if seeds is None else _seed(seeds)
@@ -82,12 +85,6 @@ def _jobs(
                 )
             yield Job(index, prompt, _seed(seed))
             index += 1
-
-
-def _check_count(seeds: int, prompts: int, images_per_prompt: int) -> None:
-    if seeds != prompts * images_per_prompt:
-        each = f" of {images_per_prompt} images each" if images_per_prompt > 1 else ""
-        raise ConfigError(f"{seeds} seeds for {prompts} prompts{each}", "give one seed per image, or one number")
 
 
 def _seed(seed: Any) -> int:

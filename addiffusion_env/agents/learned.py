@@ -285,12 +285,12 @@ def _cost_per_nfe(text: str, folder: str) -> float | None:
         return round(config.cost_per_nfe_for(float(text.removesuffix("nfe"))), 6)
     try:
         cost_per_nfe = float(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"the cost per NFE of a policy must be a number, got {text!r}", "write policy:FOLDER@0.01"
-        ) from error
+    except ValueError:
+        cost_per_nfe = float("nan")
     if not cost_per_nfe >= 0:
-        raise ConfigError(f"the cost per NFE of a policy must be at least 0, got {text!r}", "write policy:FOLDER@0.01")
+        raise ConfigError(
+            f"the cost per NFE of a policy must be a number of at least 0, got {text!r}", "write policy:FOLDER@0.01"
+        )
     return cost_per_nfe
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from addiffusion_env.engine.process import Action
 from addiffusion_env.observations import Frame
 from addiffusion_env.rewards import Transition
 from addiffusion_env.scorers.image_scores import ImageScores
@@ -130,14 +131,16 @@ class TabularMDP:
         """(B, 3) bool: legal actions."""
         return self.transitions.legal[states.attempt, states.place]
 
+    def legalised(self, states: States, actions: np.ndarray) -> np.ndarray:
+        """(B,) the actions; in place of an illegal one *continue*, or *stop* where that is illegal too."""
+        legal = self.masks(states)
+        instead = np.where(legal[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
+        return np.where(legal[np.arange(len(states)), actions], actions, instead)
+
     def step(self, states: States, actions: np.ndarray) -> TabularStep:
         """Takes one legal action in every lane."""
-        move = (states.attempt, states.place, actions)
-        attempt, place, ended = (
-            self.transitions.attempt[move],
-            self.transitions.place[move],
-            self.transitions.ended[move],
-        )
+        move, to = (states.attempt, states.place, actions), self.transitions
+        attempt, place, ended = to.attempt[move], to.place[move], to.ended[move]
         old_nfe, here = self.nfe(states), np.stack([self.recorded(states), states.place], axis=1)
         refined = attempt > states.attempt
         order = states.order.copy()

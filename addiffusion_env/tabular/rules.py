@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from addiffusion_env.engine.process import Action
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.tabular.mdp import States, TabularMDP
 from addiffusion_env.tabular.outcomes import Outcomes, play
@@ -48,10 +47,7 @@ def rule_actions(rule: Rule, mdp: TabularMDP, states: States) -> np.ndarray:
     table, place = mdp.table, states.place
     step = np.where(place == START, 0, np.array([*table.steps, 0])[np.minimum(place, table.finish)])
     value = np.where(place == START, np.nan, mdp.utility_here(states))
-    wanted = rule.actions(step, states.attempt, place >= table.finish, value)
-    legal = mdp.masks(states)
-    instead = np.where(legal[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
-    return np.where(legal[np.arange(len(states)), wanted], wanted, instead)
+    return mdp.legalised(states, rule.actions(step, states.attempt, place >= table.finish, value))
 
 
 @dataclass(frozen=True, eq=False)
