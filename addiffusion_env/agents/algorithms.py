@@ -25,8 +25,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
-from addiffusion_env.agents.networks import load_class, with_classes
-from addiffusion_env.agents.policy import AdDiffusionPolicy, KeyProjection, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.policy import (
+    AdDiffusionPolicy,
+    KeyProjection,
+    MaskableAdDiffusionPolicy,
+    load_class,
+    with_classes,
+)
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.settings import check_arguments

@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE
 from addiffusion_env.agents.learned import PolicySampler, load_sampler
-from addiffusion_env.agents.networks import build_network
+from addiffusion_env.agents.policy import build_network
 from addiffusion_env.agents.policy_file import CONFIG_FILE, WEIGHTS_FILE, PolicyConfig, find_policy, save_policy
 from addiffusion_env.agents.rule_policy import RulePolicy, load_calibrator, save_rules
 from addiffusion_env.agents.saved_policy import SavedPolicy

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from stable_baselines3.common.policies import BasePolicy
 
-from addiffusion_env.agents.networks import Memory, action_probabilities
+from addiffusion_env.agents.policy import Memory, action_probabilities
 from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_config, load_policy
 from addiffusion_env.agents.rule_policy import RulePolicy
 from addiffusion_env.agents.saved_policy import SavedPolicy

@@ -12,10 +12,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
 from addiffusion_env.agents.hub_policy import HubPolicy
-from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
+from addiffusion_env.agents.inputs import Prompts, Seeds, listed, make_jobs, with_pipeline_kwargs
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
-from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
 from addiffusion_env.agents.untrained import default_policy, default_process
@@ -193,7 +192,7 @@ class AdaptivePipeline:
             **pipeline_kwargs: arguments of the diffusers pipeline's own ``__call__``: ``negative_prompt``,
                 ``guidance_scale``, ``num_inference_steps``, ``height``, ``width``, ``generator``, ``latents``,
                 ``image`` ...; one value for all, or for per-prompt arguments a list (or the rows of a tensor) with one
-                value per prompt. See :mod:`addiffusion_env.agents.pipeline_kwargs`.
+                value per prompt. See :mod:`addiffusion_env.agents.inputs`.
 
         Raises:
             PromptError: for no prompt, or one that does not fit the text window.

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from addiffusion_env.agents.calibrator_file import copied, located
-from addiffusion_env.agents.networks import build_network
+from addiffusion_env.agents.policy import build_network
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, WeightsError, check_settings, closest
@@ -58,7 +58,7 @@ class PolicyConfig:
         frontier_prompts: description of the prompts it was measured on; files without it used training prompts, on
             which a policy spends less than on others.
         provenance: training command, seed, steps, results.
-        network: of any other network, its class and ``policy_kwargs`` (:func:`.networks.describe_network`); empty for
+        network: of any other network, its class and ``policy_kwargs`` (:func:`.policy.describe_network`); empty for
             this project's own policy.
         rules: of a calibrated rule (:class:`.rule_policy.MeasuredRule`); empty for a network.
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.

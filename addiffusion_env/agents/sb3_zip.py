@@ -23,8 +23,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from addiffusion_env.agents.algorithms import default_policy, find_algorithm
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE, calibrator_path, portable
 from addiffusion_env.agents.hub_policy import ZIP_IMPORT, HubPolicy
-from addiffusion_env.agents.networks import describe_network, layers, load_class, with_classes
-from addiffusion_env.agents.policy import NET_ARCH
+from addiffusion_env.agents.policy import NET_ARCH, describe_network, layers, load_class, with_classes
 from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_space, parse_config
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings

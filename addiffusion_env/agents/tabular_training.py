@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import pattern_entropy
 from addiffusion_env.agents.imitation import Demonstrations, imitate
-from addiffusion_env.agents.networks import action_probabilities
+from addiffusion_env.agents.policy import action_probabilities
 from addiffusion_env.agents.recording import LOCAL, record_prompts
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer
@@ -37,13 +37,12 @@ from addiffusion_env.rewards import make_reward
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.settings import Ge, Settings
 from addiffusion_env.tabular.fit_calibrator import check_fit
-from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table, regret
 from addiffusion_env.tabular.recorder import check_recordable
 from addiffusion_env.tabular.rules import play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
-from addiffusion_env.tabular.transitions import Transitions
 
 FRONTIER_COSTS = 8
 """Costs per NFE at which a policy's NFE is measured for ``target_nfe``."""

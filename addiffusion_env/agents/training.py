@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env import __version__
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
-from addiffusion_env.agents.networks import describe_network, layers
+from addiffusion_env.agents.policy import describe_network, layers
 from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_space, load_config, save_policy
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed

@@ -41,10 +41,10 @@ from addiffusion_env.prompts.text_file import TextFilePrompts
 from addiffusion_env.samplers.checked_attempts import CheckedAttempts
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 from addiffusion_env.seeding import stable_hash
+from addiffusion_env.tabular.mdp import Transitions
 from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.rules import costs_of, hull
 from addiffusion_env.tabular.table import AttemptTable
-from addiffusion_env.tabular.transitions import Transitions
 
 SEEDS = 8
 """Images of each prompt of a short list, at most."""

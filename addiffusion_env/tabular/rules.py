@@ -14,9 +14,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from addiffusion_env.samplers.rule import Rule
-from addiffusion_env.tabular.mdp import States, TabularMDP
+from addiffusion_env.tabular.mdp import START, States, TabularMDP
 from addiffusion_env.tabular.outcomes import Outcomes, play
-from addiffusion_env.tabular.transitions import START
 
 
 def rules_of(mdp: TabularMDP, thresholds: Iterable[float], abandon: Iterable[float] = ()) -> Iterator[Rule]:

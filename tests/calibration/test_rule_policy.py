@@ -29,10 +29,9 @@ from addiffusion_env.evaluation.choices import make_samplers
 from addiffusion_env.evaluation.training_cost import blank_table
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.utility import Calibrator, calibrator_of
-from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.rules import best_rule, costs_of, hull, play_rule
-from addiffusion_env.tabular.transitions import Transitions
 from addiffusion_lab.tiny_pipelines import ZOO
 
 PROCESS = {
