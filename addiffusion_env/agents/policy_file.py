@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from addiffusion_env.agents.calibrator_file import copied, located
-from addiffusion_env.agents.policy import build_network
+from addiffusion_env.agents.policy import build_network, layers
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, WeightsError, check_settings, closest
@@ -123,6 +123,31 @@ class PolicyConfig:
 def describe_space(space: spaces.Dict) -> dict[str, tuple[float, int]]:
     """A Dict of one-dimensional Boxes as plain numbers."""
     return {key: (float(box.low.min()), int(box.shape[0])) for key, box in space.spaces.items()}  # type: ignore[union-attr,attr-defined,index]
+
+
+def describe_policy(
+    environment: Mapping[str, Any], space: spaces.Space, network: Mapping[str, Any], net_arch: Any, **more: Any
+) -> PolicyConfig:
+    """The configuration of a network that was trained on an environment.
+
+    Args:
+        environment: the environment's settings.
+        space: its observation space.
+        network: see :func:`.describe_network`.
+        net_arch: hidden layers of this project's own policy, in either of SB3's formats.
+        **more: further fields of :class:`PolicyConfig`.
+    """
+    settings = EnvSettings.of(**environment)
+    assert isinstance(space, spaces.Dict)
+    return PolicyConfig(
+        environment=dict(environment),
+        observation=describe_space(space),
+        net_arch={} if network else layers(net_arch),
+        network=network,
+        highest_cost_per_nfe=settings.cost_range()[1],
+        default_cost_per_nfe=settings.typical_cost(),
+        **more,
+    )
 
 
 def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecMonitor
@@ -18,13 +17,12 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env import __version__
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
-from addiffusion_env.agents.policy import describe_network, layers
-from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_space, load_config, save_policy
+from addiffusion_env.agents.policy import describe_network
+from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed
 from addiffusion_env.backbones.identity import differences as identity_differences
 from addiffusion_env.config import differences, renamed
-from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
 from addiffusion_env.files import read_json, write_text
 
@@ -205,7 +203,6 @@ def export_policy(
         frontier_prompts: description of the prompts that the frontier was measured on.
         identity: of the environment (:meth:`.Episodes.identity`) on which the frontier was measured.
     """
-    settings = EnvSettings.of(**config["env"])
     provenance = {
         "algorithm": config["algorithm"],
         "decisions": model.num_timesteps,
@@ -213,17 +210,12 @@ def export_policy(
         "version": __version__,
         "run_dir": str(config["run_dir"]),
     }
-    space = model.observation_space
-    assert isinstance(space, spaces.Dict)
-    network = describe_network(type(model.policy), model.policy_kwargs)
-    described = PolicyConfig(
-        environment=config["env"],
+    described = describe_policy(
+        config["env"],
+        model.observation_space,
+        describe_network(type(model.policy), model.policy_kwargs),
+        getattr(model.policy, "net_arch", None),
         plugins=tuple(config["plugins"]),
-        observation=describe_space(space),
-        net_arch={} if network else layers(model.policy.net_arch),
-        network=network,
-        highest_cost_per_nfe=settings.cost_range()[1],
-        default_cost_per_nfe=settings.typical_cost(),
         frontier=tuple(frontier),
         frontier_prompts=frontier_prompts,
         provenance=provenance,
