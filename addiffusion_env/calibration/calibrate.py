@@ -149,15 +149,7 @@ def calibrate(
 
 
 class _Run:
-    """A calibration in progress.
-
-    Args:
-        backbone: the model.
-        folder: of the run.
-        scorers: see :func:`calibrate`.
-        attempts: of each prompt.
-        lanes: images in progress at once.
-        changes: settings of the process.
+    """A calibration in progress; its arguments are those of :func:`calibrate`.
 
     Attributes:
         blind: whether there are no scorers.
