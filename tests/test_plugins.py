@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from addiffusion_env import plugins
 from addiffusion_env.__main__ import main
 from addiffusion_env.agents.policy_file import PRETRAINED, load_config
 from addiffusion_env.errors import ConfigError
@@ -19,6 +20,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     monkeypatch.setattr(TERMS, "_entries", dict(TERMS.items()))
+    monkeypatch.setattr(plugins, "_loaded", dict(plugins._loaded))
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
