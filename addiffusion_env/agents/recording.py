@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from addiffusion_env.agents.factory import ROLLOUTS
-from addiffusion_env.backbones.identity import difference_words
-from addiffusion_env.distributed.actor_pool import ActorPool, BaseWorker, RayConfig
-from addiffusion_env.distributed.task_round import Task, TaskRound
-from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import AdDiffusionError, WorkerError, unknown
+from addiffusion_env.errors import unknown
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.tabular.recorder import Recorder, recorder_of
+from addiffusion_env.tabular.recorder import recorder_of
 from addiffusion_env.tabular.table import AttemptTable
-
-Images = Sequence[tuple[Prompt, int]]
-"""(prompt, seed) pairs."""
 
 LOCAL: Mapping[str, Any] = {"kind": "local"}
 
@@ -65,86 +54,7 @@ def record_prompts(
         shards = recorder.shards(images, folder, shard)
         missing = [(chunk, path) for chunk, path in shards if not path.is_file()]
         if missing:
+            from addiffusion_env.agents.table_worker import record_in_workers  # loads Ray
+
             record_in_workers(missing, recorder, settings, attempts, lanes, rollouts)
     return recorder.record_shards(images, folder, lanes, shard, note)
-
-
-def record_in_workers(
-    missing: Sequence[tuple[Images, Path]],
-    recorder: Recorder,
-    settings: EnvSettings,
-    attempts: int,
-    lanes: int,
-    rollouts: Mapping[str, Any],
-) -> None:
-    """Records missing shards in a pool of workers; each shard is written when it arrives."""
-    config = RayConfig.of(rollouts)
-    lanes = max(1, lanes // config.workers)
-    config = replace(config, workers=min(config.workers, len(missing)))
-    arguments = (settings, attempts, recorder.identity)
-    pool = ActorPool(config, TableWorker, [arguments] * config.workers, settings.device)
-    tasks = [
-        # One attempt of each wave of lanes may take as long as an image of an evaluation.
-        Task((chunk, lanes, str(path)), len(chunk), config.timeout * attempts * -(-len(chunk) // lanes))
-        for chunk, path in missing
-    ]
-    total, done = sum(len(chunk) for chunk, _ in missing), 0
-    with closing(pool):
-        tasks_given = TaskRound(pool, "record", tasks)
-        for task, (table, dropped) in tasks_given.answers():
-            chunk, _, path = task.arguments
-            table.save(Path(path))
-            done += len(chunk)
-            print(f"recorded {done} of {total} missing images in {config.workers} workers", flush=True)
-            for error in dropped:
-                try:
-                    recorder.faults.drop(error)  # the limit applies to all workers together
-                except AdDiffusionError as last:
-                    tasks_given.stop(last)
-
-
-class TableWorker(BaseWorker):
-    """Records shards in a process with its own model and scorers."""
-
-    def setup(self, threads: int, settings: EnvSettings, attempts: int, identity: Mapping[str, Any]) -> None:
-        """Loads the model.
-
-        Args:
-            threads: number of torch threads.
-            settings: of the environment.
-            attempts: per image.
-            identity: :attr:`.Recorder.identity` of the process that asks.
-
-        Raises:
-            WorkerError: when this worker has other weights, precision or packages: its shards would be labelled
-                incorrectly.
-        """
-        torch.set_num_threads(threads)
-        self.limit = settings.max_faults
-        self.recorder = recorder_of(settings, attempts)
-        if self.recorder.identity != identity:
-            raise WorkerError(
-                "a Ray worker would record other attempts than planned: "
-                f"{difference_words(identity, self.recorder.identity)}",
-                "give all machines the same weights and packages, and set env.device= and env.dtype=",
-            )
-
-    def record(self, images: Images, lanes: int, _: str) -> tuple[AttemptTable, list[AdDiffusionError]]:
-        """The table of some images, and the errors of those that were left out."""
-        faults = _Kept(self.limit)
-        table = replace(self.recorder, faults=faults).record(images, lanes)
-        return table, faults.errors
-
-
-class _Kept(FaultCount):
-    """Counts dropped lanes and keeps their errors."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.errors: list[AdDiffusionError] = []
-
-    def drop(self, error: AdDiffusionError) -> Any:
-        """See :meth:`.FaultCount.drop`."""
-        dropped = super().drop(error)
-        self.errors.append(error)
-        return dropped

@@ -110,18 +110,8 @@ def frontier(played: Sequence[M]) -> list[M]:
     return kept
 
 
-def hull(played: Sequence[M]) -> list[M]:
-    """Those of the frontier that are best at some cost per NFE (:func:`best_rule`), by increasing NFE."""
-    kept: list[M] = []
-    for one in frontier(played):
-        while len(kept) > 1 and _slope(kept[-2], kept[-1]) <= _slope(kept[-1], one):
-            kept.pop()
-        kept.append(one)
-    return kept
-
-
 def costs_of(best: Sequence[Measured]) -> list[float]:
-    """For each rule of a :func:`hull` a cost per NFE at which it is the best: the middle of its range.
+    """For each rule of an upper hull, by increasing NFE, a cost per NFE at which it is the best: the middle of its range.
 
     The most expensive rule is best from 0, the cheapest at any cost above its range's lower end; half as much more is
     taken for it.

@@ -31,7 +31,7 @@ from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.utility import Calibrator, calibrator_of
 from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.recorder import Recorder
-from addiffusion_env.tabular.rules import best_rule, costs_of, hull, play_rule
+from addiffusion_env.tabular.rules import best_rule, costs_of, play_rule
 from addiffusion_lab.tiny_pipelines import ZOO
 
 PROCESS = {
@@ -135,7 +135,7 @@ def test_the_hull_holds_the_best_rule_at_every_cost():
     rng = np.random.default_rng(0)
     points = zip(1 + 9 * rng.random(60), rng.random(60), strict=True)
     rules = [MeasuredRule(nfe=float(nfe), probability=float(value)) for nfe, value in points]
-    best = hull(rules)
+    best = best_at_some_cost(rules)
     costs = costs_of(best)
     assert costs == sorted(costs, reverse=True) and len(best) > 2
     assert [best_rule(rules, cost) for cost in costs] == best
