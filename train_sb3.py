@@ -102,8 +102,7 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
             remote = [WorkerLog()] if live["kind"] == "ray" else []
             callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
             with writing_to(folder):
-                every = log_interval(model)
-                model.learn(remaining, callbacks, every, reset_num_timesteps=False, progress_bar=bar)
+                model.learn(remaining, callbacks, log_interval(model), reset_num_timesteps=False, progress_bar=bar)
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise

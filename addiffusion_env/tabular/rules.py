@@ -111,7 +111,7 @@ def frontier(played: Sequence[M]) -> list[M]:
 
 
 def costs_of(best: Sequence[Measured]) -> list[float]:
-    """For each rule of an upper hull, by increasing NFE, a cost per NFE at which it is the best: the middle of its range.
+    """For each rule of an upper hull, by increasing NFE, a cost per NFE at which it is best: the middle of its range.
 
     The most expensive rule is best from 0, the cheapest at any cost above its range's lower end; half as much more is
     taken for it.

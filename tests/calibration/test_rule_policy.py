@@ -20,6 +20,7 @@ from addiffusion_env.agents.untrained import (
     guidance_is_linear,
 )
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.calibration.calibrate import best_at_some_cost
 from addiffusion_env.calibration.held_out import HeldOut, every_order, measured_rules
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.process import Action
