@@ -39,8 +39,9 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
     from addiffusion_env.agents.factory import make_rollouts, total_lanes
     from addiffusion_env.agents.table_stages import train_on_table, with_calibrator
     from addiffusion_env.agents.tabular_training import held_out_frontier, make_mdp, record_table
-    from addiffusion_env.agents.train_config import TrainingConfig, algorithm_and_table
     from addiffusion_env.agents.training import (
+        TrainingConfig,
+        algorithm_and_table,
         attach_logger,
         export_policy,
         exported_at,
@@ -101,8 +102,7 @@ def train(config: dict[str, Any], overrides: Iterable[str] = ()) -> tuple[Path, 
             remote = [WorkerLog()] if live["kind"] == "ray" else []
             callbacks, bar = [log, checkpointer, *remote], config["progress_bar"]
             with writing_to(folder):
-                every = log_interval(model)
-                model.learn(remaining, callbacks, every, reset_num_timesteps=False, progress_bar=bar)
+                model.learn(remaining, callbacks, log_interval(model), reset_num_timesteps=False, progress_bar=bar)
         except (Exception, SystemExit):  # a SLURM launcher ends a job that runs out of time by SystemExit
             checkpointer.rescue()
             raise

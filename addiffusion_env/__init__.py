@@ -123,15 +123,7 @@ _LAZY = {
     "calibrate": "addiffusion_env.calibration.calibrate",
 }
 
-__all__ = [
-    "ENVIRONMENTS",
-    "AdDiffusionEnv",
-    "AdDiffusionError",
-    "AdDiffusionVecEnv",
-    "AdDiffusionVectorEnv",
-    "AdaptivePipeline",
-    "calibrate",
-]
+__all__ = ["ENVIRONMENTS", *_LAZY]
 
 
 def _register() -> None:

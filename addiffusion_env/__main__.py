@@ -30,15 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             default=[],
             help="modules to import first, which register further components",
         )
-    bench = verbs.add_parser(
+    speed = verbs.add_parser(
         "bench", help="measure the speed of every mode of execution, and of the bare denoiser loop"
     )
-    bench.add_argument("--backbone", default="emoji")
-    bench.add_argument("--against", type=Path, help="another checkout of the project, measured in turn with this one")
-    bench.add_argument(
+    speed.add_argument("--backbone", default="emoji")
+    speed.add_argument("--against", type=Path, help="another checkout of the project, measured in turn with this one")
+    speed.add_argument(
         "--instant", action="store_true", help="networks that return at once: only the Python around them is measured"
     )
-    lab("bench.arguments").add_arguments(bench)
+    lab("bench.arguments").add_arguments(speed)
     calibrating = verbs.add_parser(
         "calibrate", help="make a policy for a pipeline in minutes, without labels or training"
     )
@@ -57,27 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     writer = verbs.add_parser("export", help="write a trained policy as a zip of Stable-Baselines3")
     writer.add_argument("policy", help="a run's or policy's folder, a hub id, or emoji")
     writer.add_argument("zip", type=Path, help="the file to write")
-    demo = verbs.add_parser("demo", help="serve a web page on which a policy generates images (needs the extra [demo])")
-    demo.add_argument("--pipe", help="folder or hub id of any diffusers pipeline, beside fixed steps; or sd15 ...")
-    demo.add_argument(
+    site = verbs.add_parser("demo", help="serve a web page on which a policy generates images (needs the extra [demo])")
+    site.add_argument("--pipe", help="folder or hub id of any diffusers pipeline, beside fixed steps; or sd15 ...")
+    site.add_argument(
         "--policy", help="a run's or calibration's folder, a hub id or emoji; default: emoji, or with --pipe untrained"
     )
-    demo.add_argument("--device", default="auto")
-    demo.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
-    demo.add_argument("--share", action="store_true", help="also serve it at a public Gradio address")
+    site.add_argument("--device", default="auto")
+    site.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0 takes any free one")
+    site.add_argument("--share", action="store_true", help="also serve it at a public Gradio address")
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words:  # the whole help, not only argparse's error
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     chosen = parser.parse_args(words)
-    run = {
-        "list": list_names,
-        "check": check,
-        "calibrate": run_calibrate,
-        "bench": run_bench,
-        "demo": run_demo,
-        "export": export,
-    }
+    run = {"list": list_names, "check": check, "calibrate": calibrate, "bench": bench, "demo": demo, "export": export}
     friendly(run[chosen.verb])(chosen)
 
 
@@ -107,7 +100,11 @@ def check(chosen: argparse.Namespace) -> None:
     lab()
     load_plugins(chosen.plugins, "--plugins")
     if chosen.pipelines:
-        measure_pipelines(chosen)
+        text = lab("tiny_pipelines.page").measure_all(chosen.name)
+        if chosen.out is None:
+            print(text)
+        else:
+            chosen.out.write_text(text, encoding="utf-8")
         return
     if chosen.name is None or chosen.out is not None:
         cause = "check needs a name" if chosen.name is None else "--out goes with --pipelines"
@@ -116,15 +113,6 @@ def check(chosen: argparse.Namespace) -> None:
         print(f"{found.kind} {chosen.name}{f' ({found.how})' if found.how else ''}", flush=True)
         for promise in found.run():
             print(f"  holds: {promise}", flush=True)
-
-
-def measure_pipelines(chosen: argparse.Namespace) -> None:
-    """Prints or writes the measurements of the tiny pipelines."""
-    text = lab("tiny_pipelines.page").measure_all(chosen.name)
-    if chosen.out is None:
-        print(text)
-    else:
-        chosen.out.write_text(text, encoding="utf-8")
 
 
 def lab(module: str = "") -> Any:
@@ -143,17 +131,17 @@ def lab(module: str = "") -> Any:
         raise ConfigError(f"this command needs addiffusion_lab: {error}", "install the whole repository") from error
 
 
-def run_bench(chosen: argparse.Namespace) -> None:
+def bench(chosen: argparse.Namespace) -> None:
     """Measures and prints the speed of a backbone."""
     lab("bench.cli").run_named(chosen)
 
 
-def run_calibrate(chosen: argparse.Namespace) -> None:
+def calibrate(chosen: argparse.Namespace) -> None:
     """Calibrates a pipeline, or prints what that costs."""
-    from addiffusion_env.calibration.calibrate import calibrate
+    from addiffusion_env.calibration import calibrate as calibration
     from addiffusion_env.evaluation.cost import RunCost
 
-    made = calibrate(
+    made = calibration.calibrate(
         chosen.model,
         chosen.prompts,
         chosen.minutes,
@@ -179,7 +167,7 @@ def export(chosen: argparse.Namespace) -> None:
     print(f"{path}: load it with the class that trained it, for example sb3_contrib.MaskablePPO.load")
 
 
-def run_demo(chosen: argparse.Namespace) -> None:
+def demo(chosen: argparse.Namespace) -> None:
     """Serves the demo page until Ctrl-C."""
     lab("demo.app").serve(chosen.policy, chosen.device, chosen.port, chosen.share, pipe=chosen.pipe)
 

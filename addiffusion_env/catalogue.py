@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,18 +32,28 @@ class Entry:
 
 def catalogue() -> dict[str, list[Entry]]:
     """Every kind of component -> its entries, in the order of registration; kinds added by plugins come last."""
+    from addiffusion_env.backbones import BACKBONES
+    from addiffusion_env.backbones.solvers import SOLVERS
+    from addiffusion_env.observations import FEATURES
+    from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
+    from addiffusion_env.rewards import TERMS
+    from addiffusion_env.samplers import SAMPLERS
+    from addiffusion_env.scorers import SCORERS
+
+    backbones = list(_entries(BACKBONES))
     found = {
-        "environments": list(_environments()),
-        "backbones": list(_backbones()),
-        "prompt sources": list(_sources()),
-        "scorers": list(_scorers()),
-        "reward terms": list(_terms()),
-        "observation keys": list(_keys()),
+        "environments": list(_environments({entry.name: entry for entry in backbones})),
+        "backbones": backbones,
+        "prompt sources": list(_entries(PROMPT_SOURCES, [name for name in PROMPT_SOURCES if name not in BENCHMARKS])),
+        "scorers": list(_entries(SCORERS)),
+        "reward terms": list(_entries(TERMS)),
+        "observation keys": list(_entries(FEATURES)),
         "reward presets": list(_reward_presets()),
         "refine presets": list(_refine_presets()),
-        "solvers": list(_solvers()),
-        "samplers": list(_samplers()),
-        "judges": list(_judges()),
+        "solvers": list(_entries(SOLVERS)),
+        "samplers": list(_entries(SAMPLERS)),
+        # Scorers that give verdicts; other scorers can serve as judges by their scores.
+        "judges": list(_entries(SCORERS, [name for name in SCORERS if hasattr(SCORERS.load(name), "verdicts")])),
     }
     for kind in LISTINGS:
         found.setdefault(kind, []).extend(LISTINGS.load(kind)())
@@ -56,64 +66,25 @@ def first_line(thing: Any) -> str:
     return re.sub(r":\w+:(?=`)", "", line).replace("`", "").removesuffix(".")
 
 
-def _environments() -> Iterator[Entry]:
+def _entries(registry: Registry, names: Iterable[str] | None = None) -> Iterator[Entry]:
+    """The entries of registered classes and functions; those without ``needs()`` run everywhere."""
+    for name in registry if names is None else names:
+        kind = registry.load(name)
+        needs = kind.needs() if hasattr(kind, "needs") else ""
+        yield Entry(getattr(kind, "usage", name), first_line(kind), needs)
+
+
+def _environments(backbones: Mapping[str, Entry]) -> Iterator[Entry]:
     from addiffusion_env import ENVIRONMENTS
     from addiffusion_env.backbones import traits_of
     from addiffusion_env.scorers import SCORERS
 
-    backbones = {entry.name: entry for entry in _backbones()}
     for name, settings in ENVIRONMENTS.items():
         model = backbones[settings["backbone"]]
         scorers = SCORERS.load(traits_of(settings["backbone"]).preference).needs()
         needs = ", ".join(part for part in (model.needs, scorers) if part)
         steps = f"{settings['steps']} steps of" if "steps" in settings else "the default steps of"
         yield Entry(name, f"{steps} {model.says}", needs)
-
-
-def _classes(registry: Any) -> Iterator[Entry]:
-    for name in registry:
-        kind = registry.load(name)
-        yield Entry(name, first_line(kind), kind.needs())
-
-
-def _backbones() -> Iterator[Entry]:
-    from addiffusion_env.backbones import BACKBONES
-
-    return _classes(BACKBONES)
-
-
-def _scorers() -> Iterator[Entry]:
-    from addiffusion_env.scorers import SCORERS
-
-    return _classes(SCORERS)
-
-
-def _samplers() -> Iterator[Entry]:
-    from addiffusion_env.samplers import SAMPLERS
-
-    for name in SAMPLERS:
-        kind = SAMPLERS.load(name)
-        yield Entry(kind.usage, first_line(kind), kind.needs())
-
-
-def _sources() -> Iterator[Entry]:
-    from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES
-
-    for name in PROMPT_SOURCES:
-        if name not in BENCHMARKS:
-            yield Entry(name, first_line(PROMPT_SOURCES.load(name)))
-
-
-def _terms() -> Iterator[Entry]:
-    from addiffusion_env.rewards import TERMS
-
-    return (Entry(name, first_line(TERMS.load(name))) for name in TERMS)
-
-
-def _keys() -> Iterator[Entry]:
-    from addiffusion_env.observations import FEATURES
-
-    return (Entry(name, first_line(FEATURES.load(name))) for name in FEATURES)
 
 
 def _reward_presets() -> Iterator[Entry]:
@@ -131,21 +102,6 @@ def _refine_presets() -> Iterator[Entry]:
         steps = "the schedule's steps" if preset.steps == "schedule" else f"{preset.steps} evaluations"
         says = f"{preset.region} re-noised by {preset.renoise:g}, {steps} back, keeps {preset.accept}"
         yield Entry(name, says if preset.enabled else "refine is never legal")
-
-
-def _solvers() -> Iterator[Entry]:
-    from addiffusion_env.backbones.solvers import SOLVERS
-
-    return (Entry(name, first_line(SOLVERS.load(name))) for name in SOLVERS)
-
-
-def _judges() -> Iterator[Entry]:
-    """Scorers that give verdicts; other scorers can serve as judges by their scores."""
-    from addiffusion_env.scorers import SCORERS
-
-    for name in SCORERS:
-        if hasattr(SCORERS.load(name), "verdicts"):
-            yield Entry(name, first_line(SCORERS.load(name)), SCORERS.load(name).needs())
 
 
 def lacks(attempt: Callable[[], Any], words: str) -> str:

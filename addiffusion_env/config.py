@@ -96,11 +96,7 @@ def check_overrides(config_dir: Path, config_name: str, overrides: Iterable[str]
         compose_config(config_dir, config_name, wanted)
     # Hydra lets some through: a group's option that is no text, or longer than any file's name.
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        groups = [
-            item
-            for item in wanted
-            if os.path.isdir(config_dir / item.split("=", 1)[0]) and _option_exists(config_dir, item)
-        ]
+        groups = [item for item in wanted if _option_exists(config_dir, item)]
         base = compose_config(config_dir, config_name, groups) if groups else plain
         raise _explain(error, base, wanted, config_dir) from error
 
@@ -246,12 +242,10 @@ def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
     ['a', 'b', 'b.c']
     """
     keys = []
-    for key in config:
-        name = f"{prefix}{key}"
-        keys.append(name)
-        value = config[key]
-        if isinstance(value, Mapping) or hasattr(value, "items"):
-            keys += dotted_keys(value, name + ".")
+    for key, value in config.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            keys += dotted_keys(value, f"{prefix}{key}.")
     return keys
 
 

@@ -128,34 +128,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names)}"
 
 
-def check_settings(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+def check_settings(what: str, given: Iterable[str], known: Iterable[str], keywords: bool = False) -> None:
     """Checks the names of settings.
 
     Args:
         what: the owner of the settings with a verb, for the error: ``"tabular has"``.
         given: the names given.
         known: the known names.
+        keywords: whether they were given as keyword arguments.
 
     Raises:
-        ConfigError: for an unknown name; suggests the nearest known one.
+        ConfigError: for an unknown name; suggests the nearest known one. An UnexpectedKeywordError for ``keywords``.
     """
     names = list(known)
     for key in given:
         if key not in names:
-            raise ConfigError(f"{what} no setting {key!r}", nearest(key, names))
-
-
-def check_keywords(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Checks the names of keyword arguments, as :func:`check_settings` does for settings.
-
-    Raises:
-        UnexpectedKeywordError: for an unknown keyword; suggests the nearest known one.
-    """
-    names = list(known)
-    for key in given:
-        if key not in names:
-            cause = f"got an unexpected keyword argument {key!r}: {what} no setting {key!r}"
-            raise UnexpectedKeywordError(cause, nearest(key, names))
+            cause, remedy = f"{what} no setting {key!r}", nearest(key, names)
+            if keywords:
+                raise UnexpectedKeywordError(f"got an unexpected keyword argument {key!r}: {cause}", remedy)
+            raise ConfigError(cause, remedy)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -68,8 +68,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Context manager that turns errors of writing to a folder (disk full, no permission) into a RunFolderError.
+def writing_to(place: Path) -> Iterator[None]:
+    """Context manager that turns errors of writing to a folder or file (disk full, no permission) into RunFolderError.
 
     Raises:
         RunFolderError: for any ``OSError`` that is not already an :class:`AdDiffusionError`.
@@ -80,8 +80,21 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise RunFolderError(
-            f"cannot write to {folder}: {error.strerror or error}", "free space, or choose another folder"
+            f"cannot write to {place}: {error.strerror or error}", "free space, or choose another folder"
         ) from error
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file atomically, in a folder that is created if it is missing.
+
+    Raises:
+        RunFolderError: when it cannot be written.
+    """
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(text.encode())
+    return path
 
 
 WORKS_OFFLINE = "AdDiffusion-Emoji-v2 needs no download and works now"
@@ -103,13 +116,6 @@ REASONS = {
     "EntryNotFoundError": "the repository has no such file",
     "LocalEntryNotFoundError": "local_files_only is set",  # or a network error, which is among the causes then
 }
-
-
-def cache_folder() -> Path:
-    """The hub's cache: ``HF_HUB_CACHE``, or ``~/.cache/huggingface/hub``."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -188,8 +194,10 @@ def unavailable(repo_id: str, files: Sequence[str], reason: str, looked_in: Path
 
 
 def repo_folder(repo_id: str) -> Path:
-    """The folder of a repository in the hub's cache."""
-    return cache_folder() / f"models--{repo_id.replace('/', '--')}"
+    """The folder of a repository in the hub's cache: ``HF_HUB_CACHE``, or ``~/.cache/huggingface/hub``."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
 
 
 def cached(repo_id: str, file: str = "model_index.json") -> bool:
@@ -253,24 +261,6 @@ def hub_file(repo_id: str, filename: str, needed: Sequence[str] = ()) -> Path:
         raise unavailable(repo_id, files, reason_of(error)) from error
 
 
-def hub_folder(repo_id: str, patterns: Sequence[str] = ()) -> Path:
-    """The local snapshot of a hub repository, downloaded if it is not cached.
-
-    Args:
-        repo_id: hub id, for example ``"facebook/dinov2-small"``.
-        patterns: file name patterns to download; empty for all files.
-
-    Raises:
-        WeightsError: as for :func:`hub_file`.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(patterns) or None))
-    except Exception as error:
-        raise unavailable(repo_id, patterns, reason_of(error)) from error
-
-
 def looks_like_path(name_or_path: str | Path) -> bool:
     r"""Whether ``name_or_path`` must be a path: hub ids contain at most one slash and do not start like a path.
 
@@ -288,6 +278,10 @@ def looks_like_path(name_or_path: str | Path) -> bool:
 def folder_of(name_or_path: str | Path, patterns: Sequence[str] = ()) -> Path:
     """The local folder of a model: ``name_or_path`` itself if it is a folder, else its hub snapshot.
 
+    Args:
+        name_or_path: a folder, or a hub id, for example ``"facebook/dinov2-small"``.
+        patterns: file name patterns to download; empty for all files.
+
     Raises:
         WeightsError: for a path that is not a folder, or a hub id that cannot be downloaded.
     """
@@ -298,7 +292,12 @@ def folder_of(name_or_path: str | Path, patterns: Sequence[str] = ()) -> Path:
         raise WeightsError(
             f"no such folder: {path}", f"give a model folder or a hub id of the form 'owner/name'; {WORKS_OFFLINE}"
         )
-    return hub_folder(str(name_or_path), patterns)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=list(patterns) or None))
+    except Exception as error:
+        raise unavailable(str(name_or_path), patterns, reason_of(error)) from error
 
 
 def file_in(folder: Path, *names: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import math
 import numbers
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -24,21 +25,14 @@ class Ge:
 
     bound: float
     words: ClassVar[str] = "at least"
-
-    def holds(self, value: Any) -> bool:
-        """Whether a number lies in the range."""
-        return value >= self.bound
+    holds: ClassVar[Any] = staticmethod(operator.ge)
 
 
-@dataclass(frozen=True)
 class Gt(Ge):
     """Range of a field: above ``bound``."""
 
-    words: ClassVar[str] = "above"
-
-    def holds(self, value: Any) -> bool:
-        """Whether a number lies in the range."""
-        return value > self.bound
+    words = "above"
+    holds = staticmethod(operator.gt)
 
 
 class Settings:
@@ -131,7 +125,7 @@ def check_types(what: str, settings: Any, see: str = "") -> None:
         ranges = getattr(hint, "__metadata__", ())
         _check(name, value, hint.__origin__ if ranges else hint, see)
         for allowed in ranges:
-            if isinstance(value, numbers.Real) and not allowed.holds(value):
+            if isinstance(value, numbers.Real) and not allowed.holds(value, allowed.bound):
                 raise ConfigError(f"{name} must be {allowed.words} {allowed.bound:g}, got {value}", see)
 
 
@@ -160,9 +154,7 @@ def _check(name: str, value: Any, hint: Any, see: str) -> None:
 def _hints(declared: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(declared, include_extras=True)
-    except (
-        NameError
-    ):  # a name that is imported for type checkers only, as in SB3: keep the other hints, which are types already
+    except NameError:  # imported for type checkers only, as in SB3: keep the other hints, which are types already
         return {name: hint for name, hint in declared.__annotations__.items() if not isinstance(hint, str)}
 
 

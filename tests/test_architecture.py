@@ -33,7 +33,7 @@ ONLY_IN = {  # third-party name -> the only places that may import it
     "open_clip": {"backbones", "scorers"},
     "openvino": {"backbones"},
     "gymnasium": {"__init__", "__main__", "observations", "envs", "agents", "checks"},
-    "stable_baselines3": {"agents", "distributed", "envs", "evaluation", "bench"},
+    "stable_baselines3": {"agents", "distributed", "envs", "evaluation", "bench", "checks"},
     "sb3_contrib": {"agents", "evaluation"},
     "hydra": {"config"},
     "matplotlib": {"evaluation"},

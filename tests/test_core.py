@@ -22,7 +22,7 @@ from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameErr
 from addiffusion_env.old_names import note_renamed
 from addiffusion_env.registry import Registry
 from addiffusion_env.rewards import PRESETS, TERMS, make_reward
-from addiffusion_env.rewards.terminal_bonus import TerminalBonus
+from addiffusion_env.rewards.terms import TerminalBonus
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.seeding import keyed_noise, stable_hash
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from addiffusion_env import plugins
 from addiffusion_env.__main__ import main
 from addiffusion_env.agents.policy_file import PRETRAINED, load_config
 from addiffusion_env.errors import ConfigError
@@ -19,6 +20,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     monkeypatch.setattr(TERMS, "_entries", dict(TERMS.items()))
+    monkeypatch.setattr(plugins, "_loaded", dict(plugins._loaded))
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -52,7 +54,7 @@ def test_a_module_that_cannot_be_imported_is_an_error_with_its_cause(here, names
 
 @pytest.mark.parametrize("flag", ["--plugins", "--package"])
 def test_the_command_line_takes_them(here, flag, capsys):
-    term = "from addiffusion_env.rewards.nfe_cost import NfeCost\n\nclass Fee(NfeCost):\n    '''A fee of mine.'''\n"
+    term = "from addiffusion_env.rewards.terms import NfeCost\n\nclass Fee(NfeCost):\n    '''A fee of mine.'''\n"
     name = f"fee_{flag.strip('-')}"
     register = f"from addiffusion_env.rewards import TERMS\nTERMS.add({name!r}, 'terms_{name}:Fee')\n"
     (here / f"terms_{name}.py").write_text(term + register)

@@ -25,8 +25,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
-from addiffusion_env.agents.networks import load_class, with_classes
-from addiffusion_env.agents.policy import AdDiffusionPolicy, KeyProjection, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.policy import (
+    AdDiffusionPolicy,
+    KeyProjection,
+    MaskableAdDiffusionPolicy,
+    load_class,
+    with_classes,
+)
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.settings import check_arguments
@@ -78,17 +83,13 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
         shipped = {key.replace("_", ""): kind for key, kind in shipped_algorithms().items()}
         found = shipped.get(name.replace("_", "").lower())
         if found is None:
-            raise _unknown(name)
+            error = unknown("algorithm", name, _suitable())
+            raise type(error)(error.cause, f"{error.remedy}; or your own class as module.Class, with plugins=[module]")
         kind = found
     reason = _unsuitable(kind)
     if reason:
         raise ConfigError(f"algorithm {name} does not suit: {reason}", f"use one of {', '.join(_suitable())}")
     return kind
-
-
-def _unknown(name: str) -> Exception:
-    error = unknown("algorithm", name, _suitable())
-    return type(error)(error.cause, f"{error.remedy}; or your own class as module.Class, with plugins=[module]")
 
 
 @cache

@@ -5,23 +5,28 @@ from __future__ import annotations
 import signal
 import warnings
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
+from PIL import Image as Picture
+from PIL import ImageDraw
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Image, TensorBoardOutputFormat
 
 from addiffusion_env.agents.checkpoints import Snapshot
-from addiffusion_env.agents.figures import image_grid, timelines
 from addiffusion_env.engine.process import Action
+from addiffusion_env.envs.rendering import ACTION_COLOURS
 from addiffusion_env.errors import RunFolderError
 
 PICTURES_EVERY = 256
 """Decisions between two grids of images in TensorBoard, where a rollout is shorter: DQN's takes a few."""
+
+CELL, CAPTION = 96, 14
+"""Pixels of an image in such a grid, and of the line below it."""
 
 
 class EpisodeLog(BaseCallback):
@@ -143,6 +148,30 @@ def pattern_entropy(patterns: list[tuple[int, ...]]) -> float:
     """
     shares = np.array(list(Counter(patterns).values())) / len(patterns)
     return float(abs(np.sum(shares * np.log2(shares))))
+
+
+def image_grid(images: Sequence[np.ndarray], nfe: Sequence[float], columns: int = 8) -> np.ndarray:
+    """Finished images in a grid, each with its NFE below: (H, W, 3) uint8."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    grid = Picture.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), (24, 24, 28))
+    draw = ImageDraw.Draw(grid)
+    for index, (image, spent) in enumerate(zip(images, nfe, strict=True)):
+        left, top = (index % columns) * CELL, (index // columns) * (CELL + CAPTION)
+        grid.paste(Picture.fromarray(image).resize((CELL - 2, CELL - 2)), (left + 1, top + 1))
+        draw.text((left + 4, top + CELL), f"NFE {spent:g}", fill=(235, 235, 235))
+    return np.asarray(grid)
+
+
+def timelines(actions: Sequence[Sequence[int]], size: int = 12) -> np.ndarray:
+    """One row per episode, one square per action, in the usual action colours: (H, W, 3) uint8."""
+    longest = max(len(row) for row in actions)
+    canvas = np.full((len(actions) * size, longest * size, 3), 24, dtype=np.uint8)
+    for row, taken in enumerate(actions):
+        for column, action in enumerate(taken):
+            block = (slice(row * size, (row + 1) * size - 1), slice(column * size, (column + 1) * size - 1))
+            canvas[block] = ACTION_COLOURS[int(action)]
+    return canvas
 
 
 class WorkerLog(BaseCallback):

@@ -98,17 +98,12 @@ def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any], step: int) 
 
 def buffer_state(buffer: ReplayBuffer) -> dict[str, Any]:
     """The transitions in a replay buffer as tensors, which share its memory: to be written, not kept."""
-    filled = buffer.size()
-
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array[:filled])
-
-    made: dict[str, Any] = {
-        name: tensor(value) for name, value in vars(buffer).items() if isinstance(value, np.ndarray)
-    }
+    made: dict[str, Any] = {}
     for name, value in vars(buffer).items():
-        if isinstance(value, dict) and all(isinstance(item, np.ndarray) for item in value.values()):
-            made[name] = {key: tensor(item) for key, item in value.items()}
+        if isinstance(value, np.ndarray):
+            made[name] = torch.from_numpy(value[: buffer.size()])
+        elif isinstance(value, dict) and all(isinstance(item, np.ndarray) for item in value.values()):
+            made[name] = {key: torch.from_numpy(item[: buffer.size()]) for key, item in value.items()}
     return made
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -81,41 +82,28 @@ def make_vec_env(kind: str, num_envs: int, seed: int, settings: Mapping[str, Any
     if kind == "lanes":
         env = AdDiffusionVecEnv(num_envs, seed=seed, **settings)
     else:
-        makers = [_Maker(dict(settings), index) for index in range(num_envs)]
+        makers = [partial(_make_env, dict(settings), index, loaded_plugins()) for index in range(num_envs)]
         # spawn: a forked child would inherit torch's thread pools in an undefined state.
         env = DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers, start_method="spawn")  # type: ignore[arg-type]
         env.seed(seed)
     return VecMonitor(env)
 
 
-class _Maker:
-    """A picklable factory of one environment."""
-
-    def __init__(self, settings: dict[str, Any], index: int) -> None:
-        self.settings = settings
-        self.index = index
-        self.plugins = loaded_plugins()
-
-    def __call__(self) -> gym.Env:
-        load_plugins(self.plugins)  # SubprocVecEnv creates it in another process
-        settings = dict(self.settings)
-        if multiprocessing.parent_process() is not None:
-            # Ctrl-C reaches the whole process group; only the parent handles it, after its checkpoint.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            if settings.get("device", "auto") == "auto" and torch.cuda.device_count() > 1:
-                settings["device"] = f"cuda:{self.index % torch.cuda.device_count()}"
-        return AdDiffusionEnv(**settings)
-
-
-def _shares_state(env: VecEnv) -> bool:
-    """Whether all lanes share a model and one state; other vectorised environments hold one environment per lane."""
-    return hasattr(env, "load_state_dict")
+def _make_env(settings: dict[str, Any], index: int, plugins: Sequence[str]) -> gym.Env:
+    """One environment; SubprocVecEnv calls this in another process."""
+    load_plugins(plugins)
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches the whole process group; only the parent handles it, after its checkpoint.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if settings.get("device", "auto") == "auto" and torch.cuda.device_count() > 1:
+            settings = {**settings, "device": f"cuda:{index % torch.cuda.device_count()}"}
+    return AdDiffusionEnv(**settings)
 
 
 def env_state(env: VecMonitor) -> dict[str, Any]:
     """Everything an interrupted rollout needs from its environments, as plain tensors, numbers and strings."""
-    inner: Any = env.venv
-    lanes = inner.state_dict() if _shares_state(inner) else inner.env_method("state_dict")
+    inner: Any = env.venv  # its lanes share a model and one state, or it holds one environment per lane
+    lanes = inner.state_dict() if hasattr(inner, "state_dict") else inner.env_method("state_dict")
     return {"lanes": lanes, "returns": env.episode_returns.tolist(), "lengths": env.episode_lengths.tolist()}
 
 
@@ -123,7 +111,7 @@ def load_env_state(env: VecMonitor, state: Mapping[str, Any]) -> None:
     """Restores :func:`env_state` on an environment of the same kind and size."""
     env.reset()
     inner: Any = env.venv
-    if _shares_state(inner):
+    if hasattr(inner, "load_state_dict"):
         inner.load_state_dict(state["lanes"])
     else:
         for index, one in enumerate(state["lanes"]):

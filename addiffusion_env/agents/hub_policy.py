@@ -6,39 +6,37 @@ fitted a calibrator, ``calibrator.safetensors``. Reading it executes no code fro
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from stable_baselines3.common.policies import BasePolicy
 
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE
-from addiffusion_env.agents.learned import PolicySampler
-from addiffusion_env.agents.model_card import policy_card
-from addiffusion_env.agents.networks import build_network
-from addiffusion_env.agents.policy_file import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    PolicyConfig,
-    find_policy,
-    load_config,
-    load_policy,
-    save_policy,
-)
+from addiffusion_env.agents.learned import PolicySampler, load_sampler
+from addiffusion_env.agents.policy import build_network
+from addiffusion_env.agents.policy_file import CONFIG_FILE, WEIGHTS_FILE, PolicyConfig, find_policy, save_policy
 from addiffusion_env.agents.rule_policy import RulePolicy, load_calibrator, save_rules
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import INDEX, backbone_in
-from addiffusion_env.errors import ConfigError, WeightsError, check_keywords
+from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.errors import ConfigError, WeightsError, check_settings
 from addiffusion_env.files import looks_like_path, reason_of, repo_folder, unavailable
+from addiffusion_env.pages import TEMPLATES, markdown_table
 
 CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, CALIBRATOR_FILE, CARD_FILE, INDEX)
 """Files fetched from a repository: a policy's files, and the one that shows that it is a diffusers model instead."""
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 ZIP_IMPORT = "addiffusion_env.agents.sb3_zip.import_zip"
+
+COLUMNS = {"correct": "correct", "nfe": "NFE", "preference": "preference", "seconds": "seconds"}
+"""Figure -> its heading in the card's table."""
 
 
 class HubPolicy(
@@ -72,10 +70,8 @@ class HubPolicy(
 
     def sampler(self, cost_per_nfe: float | None = None) -> SavedPolicy:
         """The policy as a sampler, at the given cost per NFE or at its default one."""
-        chosen = self.details.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
-        if isinstance(self.network, Path):
-            return RulePolicy(self.details, self.network, chosen, f"policy@{chosen:g}")
-        return PolicySampler(self.network, self.details, chosen, f"policy@{chosen:g}")
+        kind = RulePolicy if isinstance(self.network, Path) else PolicySampler
+        return kind.of(self.network, self.details, cost_per_nfe)
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> HubPolicy:  # type: ignore[override]
@@ -96,9 +92,7 @@ class HubPolicy(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **_: Any) -> HubPolicy:
-        folder = find_policy(model_id) or Path(model_id)
-        config = load_config(folder)
-        return cls(folder.resolve(), config) if config.rules else cls(*load_policy(folder))
+        return cls.of(load_sampler(model_id))
 
     def check_saveable(self) -> None:
         """Refuses a network that its description would not build again, which a model in memory may have.
@@ -175,7 +169,7 @@ def located(name_or_dir: str | Path, **hub: Any) -> Path | None:
 
     For a hub id without a policy only the files that identify it are fetched.
     """
-    check_keywords("loading from the hub has", hub, HUB_OPTIONS)
+    check_settings("loading from the hub has", hub, HUB_OPTIONS, keywords=True)
     found, name = find_policy(name_or_dir), str(name_or_dir)
     if found is not None:
         return found
@@ -214,3 +208,66 @@ def _downloaded(repo_id: str, **hub: Any) -> Path:
     except Exception as error:  # offline it is an OSError or the HTTP library's own kind, by version
         cache = Path(hub["cache_dir"]) / repo_folder(repo_id).name if hub.get("cache_dir") else None
         raise unavailable(repo_id, [], reason_of(error), cache) from error
+
+
+def policy_card(details: PolicyConfig, data: ModelCardData) -> ModelCard:
+    """The card, from ``templates/policy_card.md``.
+
+    Args:
+        details: the policy's configuration.
+        data: licence, tags and library; results are added to a copy.
+    """
+    backbone, results = str(details.environment.get("backbone", EnvSettings.backbone)), details.results
+    known: dict[str, Any] = {**data.to_dict(), "model_name": f"addiffusion-{backbone}"}
+    if results:
+        known["eval_results"] = eval_results(results)
+    frontier = [(f"{cost_per_nfe:.4g}", f"{nfe:.2f}") for cost_per_nfe, nfe in details.frontier]
+    return ModelCard.from_template(
+        ModelCardData(**known),
+        template_path=str(TEMPLATES / "policy_card.md"),
+        backbone=backbone,
+        details=details,
+        results=results,
+        measured=measured(results["rows"]) if results else "",
+        frontier=markdown_table(("cost_per_nfe", "mean NFE"), frontier) if frontier else "",
+        environment=json.dumps(dict(details.environment), indent=2),
+    )
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results as a table, with 95 % intervals where they were computed."""
+    shown = [name for name in COLUMNS if any(row.get(name) for row in rows)]
+    body = [(row["sampler"], *(figure(row.get(name)) for name in shown)) for row in rows]
+    return markdown_table(("sampler", *(COLUMNS[name] for name in shown)), body)
+
+
+def figure(value: Mapping[str, Any] | None) -> str:
+    """A number with its interval.
+
+    >>> figure({"estimate": 0.958, "low": 0.944, "high": 0.969}), figure({"estimate": 6.42}), figure(None)
+    ('0.958 [0.944, 0.969]', '6.42', '')
+    """
+    if not value:
+        return ""
+    if value.get("low") is None:
+        return f"{value['estimate']:.4g}"
+    return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
+    """The policy's results (from its first row) in the hub's metadata format."""
+    first = results["rows"][0]
+    return [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=results.get("dataset", "prompts"),
+            dataset_name=results["about"].split(".")[0],
+            metric_type=name,
+            metric_name=f"{COLUMNS[name]} ({first['sampler']})",
+            metric_value=first[name]["estimate"],
+            source_name=results["command"],
+            source_url="https://pypi.org/project/addiffusion-env/",
+        )
+        for name in COLUMNS
+        if first.get(name)
+    ]

@@ -43,27 +43,22 @@ class Demonstrations:
         costs = np.linspace(low, high, COSTS)
         rules = [best_rule(played, cost).rule for cost in costs]
         seen: list[Any] = [env.reset()]  # dicts; step() has SB3's type, which allows arrays and tuples
-        taken: list[np.ndarray] = []
-        legal: list[np.ndarray] = []
-        rewards: list[np.ndarray] = []
-        ends: list[np.ndarray] = []
-        while len(taken) * env.num_envs < decisions or not np.any(ends, axis=0).all():
+        steps: list[tuple[np.ndarray, ...]] = []
+        while len(steps) * env.num_envs < decisions or not np.any([done for *_, done in steps], axis=0).all():
             states = env.states
             nearest = np.abs(states.cost_per_nfe[:, None] - costs).argmin(1)
             chosen = np.zeros(env.num_envs, dtype=np.int64)
             for index in np.unique(nearest):
                 here = nearest == index
                 chosen[here] = rule_actions(rules[index], env.mdp, states)[here]
-            taken.append(chosen)
-            legal.append(env.action_masks())
+            legal = env.action_masks()
             observation, reward, done, _ = env.step(chosen)
             seen.append(observation)
-            rewards.append(reward)
-            ends.append(done)
-        whole, returns = _returns(np.stack(rewards), np.stack(ends))
+            steps.append((chosen, legal, reward, done))
+        taken, masks, rewards, ends = map(np.stack, zip(*steps, strict=True))
+        whole, returns = _returns(rewards, ends)
         self.observations = {key: np.stack([one[key] for one in seen[:-1]])[whole] for key in seen[0]}
-        self.actions, self.masks = np.stack(taken)[whole], np.stack(legal)[whole]
-        self.returns = returns[whole].astype(np.float32)
+        self.actions, self.masks, self.returns = taken[whole], masks[whole], returns[whole].astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -6,13 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from stable_baselines3.common.policies import BasePolicy
 
-from addiffusion_env.agents.networks import Memory, action_probabilities
-from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config, load_policy
+from addiffusion_env.agents.policy import Memory, action_probabilities
+from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, load_config, load_policy
 from addiffusion_env.agents.rule_policy import RulePolicy
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
@@ -64,9 +63,6 @@ class PolicySampler(SavedPolicy):
     shuffled: bool = False
     no_refine: bool = False
 
-    usage: ClassVar[str] = "policy:FOLDER[@COST][,shuffled][,no_refine]"
-    example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
-
     def __post_init__(self) -> None:
         self.config.check_cost_per_nfe(self.cost_per_nfe)
         self._shown: dict[str, Prompt] = {}
@@ -74,11 +70,6 @@ class PolicySampler(SavedPolicy):
         self._observer: Observer | None = None
         self._framer: Framer | None = None
         self._process: ProcessConfig | None = None
-
-    @classmethod
-    def needs(cls) -> str:
-        """Empty: a policy for the emoji world ships with the package."""
-        return ""
 
     @classmethod
     def parse(cls, text: str) -> SavedPolicy:  # type: ignore[override]
@@ -115,10 +106,10 @@ class PolicySampler(SavedPolicy):
         text, controls = _controls(name)
         used = tuple((part, "its policy file is not available") for part in PARTS)
         own = {"control_of": text, "controls": controls} if controls else {"curve": text.rpartition("@")[0]}
-        return Traits(kind=cls.kind, learned=True, needs_preview=True, scores_used=used, **own)
+        return Traits(kind="policy", learned=True, needs_preview=True, scores_used=used, **own)
 
     @property
-    def curve(self) -> str:
+    def curve(self) -> str:  # type: ignore[override]
         """The same policy at other costs per NFE; none for controls."""
         return "" if self.controls else super().curve
 
@@ -138,21 +129,14 @@ class PolicySampler(SavedPolicy):
         return scores_used(self.settings())
 
     @property
-    def needs_preview(self) -> bool:
+    def needs_preview(self) -> bool:  # type: ignore[override]
         """Whether it needs previews: not when it reads the denoiser's features instead."""
         return needs_preview(list(self.config.observation))
 
-    @classmethod
-    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> PolicySampler:
-        """Loads a policy from a shipped name, a policy's folder or a run's folder.
-
-        Raises:
-            WeightsError: when there is none.
-        """
-        found = find_policy(folder) or Path(folder)
-        policy, config = load_policy(found)
-        chosen = config.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
-        return cls(policy, config, chosen, name or f"policy@{chosen:g}", fingerprint=folder_digest(found))
+    @staticmethod
+    def source(folder: Path) -> BasePolicy:
+        """See :meth:`.SavedPolicy.source`."""
+        return load_policy(folder)[0]
 
     @property
     def expected_nfe(self) -> float | None:
@@ -227,41 +211,32 @@ class PolicySampler(SavedPolicy):
         allowed = np.where(legal, probabilities, 0.0)
         return allowed / allowed.sum(1, keepdims=True)
 
-    def _seen(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
-        """The policy's observation."""
-        assert self._framer is not None, "bind() first"
-        return self._framer.frame(lanes, before, [self.cost_per_nfe] * len(lanes))
-
-    def _misread(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
-        """The frame with the text embedding of another prompt, also in a utility that reads it."""
+    def _frame(self, lanes: Sequence[Lane], before: Sequence[ImageScores | None]) -> Frame:
+        """The policy's observation; if shuffled, with other prompts' text embeddings, which the utility reads too."""
         assert self._scorers is not None and self._framer is not None, "bind() first"
-        others = [self._shown[lane.prompt.prompt_id] for lane in lanes]
-        texts = self._scorers.clip.embed_texts(others).numpy()
+        costs_per_nfe = [self.cost_per_nfe] * len(lanes)
+        if not self.shuffled:
+            return self._framer.frame(lanes, before, costs_per_nfe)
+        texts = self._scorers.clip.embed_texts([self._shown[lane.prompt.prompt_id] for lane in lanes]).numpy()
         shown = [_with_text(lane, text[None]) for lane, text in zip(lanes, texts, strict=True)]
-        seen, utility = self._seen(shown, before), self._framer.process.refine.utility
-        return replace(seen, clip_text=texts, prior=utility.before(texts))
+        prior = self._framer.process.refine.utility.before(texts)
+        return replace(self._framer.frame(shown, before, costs_per_nfe), clip_text=texts, prior=prior)
 
     def _distribution(self, requests: Sequence[Decide]) -> tuple[np.ndarray, np.ndarray, Sequence[Memory]]:
         """(B, 3) action probabilities of the network, (B, 3) bool which actions are legal, and memories afterwards."""
         assert self._observer is not None and self._process is not None, "bind() first"
-        shown = self._misread if self.shuffled else self._seen
-        frame = shown([request.lane for request in requests], [request.before for request in requests])
-        observation = self._observer.observe(frame)
-        allowed = self.process(self._process)
-        legal = legal_actions([request.lane for request in requests], allowed)
+        lanes = [request.lane for request in requests]
+        observation = self._observer.observe(self._frame(lanes, [request.before for request in requests]))
+        legal = legal_actions(lanes, self.process(self._process))
         before = [request.memory for request in requests]
         probabilities, memories = action_probabilities(self.policy, observation, legal, before)
         return probabilities, legal, memories
 
 
-def load_sampler(folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> SavedPolicy:
-    """Loads a trained network or a calibrated rule from a shipped name, a policy's folder or a run's folder.
-
-    Raises:
-        WeightsError: when there is none.
-    """
+def load_sampler(folder: Path | str, cost_per_nfe: float | None = None) -> SavedPolicy:
+    """Loads a trained network or a calibrated rule; see :meth:`.SavedPolicy.from_run`."""
     ruled = load_config(find_policy(folder) or Path(folder)).rules
-    return (RulePolicy if ruled else PolicySampler).from_run(folder, cost_per_nfe, name)
+    return (RulePolicy if ruled else PolicySampler).from_run(folder, cost_per_nfe)
 
 
 def scores_used(settings: EnvSettings) -> ScoresUsed:
@@ -310,12 +285,12 @@ def _cost_per_nfe(text: str, folder: str) -> float | None:
         return round(config.cost_per_nfe_for(float(text.removesuffix("nfe"))), 6)
     try:
         cost_per_nfe = float(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"the cost per NFE of a policy must be a number, got {text!r}", "write policy:FOLDER@0.01"
-        ) from error
+    except ValueError:
+        cost_per_nfe = float("nan")
     if not cost_per_nfe >= 0:
-        raise ConfigError(f"the cost per NFE of a policy must be at least 0, got {text!r}", "write policy:FOLDER@0.01")
+        raise ConfigError(
+            f"the cost per NFE of a policy must be a number of at least 0, got {text!r}", "write policy:FOLDER@0.01"
+        )
     return cost_per_nfe
 
 

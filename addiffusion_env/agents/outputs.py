@@ -129,15 +129,10 @@ def collect(made: Sequence[Generated], output_type: str, utilisation: float) -> 
     )
 
 
-def check_output_type(output_type: str) -> str:
-    """Returns a known output type.
-
-    Raises:
-        UnknownNameError: for an unknown type, with the nearest one.
-    """
+def check_output_type(output_type: str) -> None:
+    """Refuses an unknown output type with :class:`.UnknownNameError`, which names the nearest one."""
     if output_type not in OUTPUT_TYPES:
         raise unknown("output_type", str(output_type), OUTPUT_TYPES)
-    return output_type
 
 
 def convert(episodes: Sequence[Episode], output_type: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
 from addiffusion_env.agents.hub_policy import HubPolicy
-from addiffusion_env.agents.jobs import Prompts, Seeds, listed, make_jobs
+from addiffusion_env.agents.inputs import Prompts, Seeds, listed, make_jobs, with_pipeline_kwargs
 from addiffusion_env.agents.make import make_policy, model_settings, policy_and_model
 from addiffusion_env.agents.outputs import Generated, ImageStream, PipelineOutput, check_output_type, collect, in_order
-from addiffusion_env.agents.pipeline_kwargs import with_pipeline_kwargs
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.agents.trace import Job, StepCallback, StepEnd, traced
 from addiffusion_env.agents.untrained import default_policy, default_process
@@ -193,7 +192,7 @@ class AdaptivePipeline:
             **pipeline_kwargs: arguments of the diffusers pipeline's own ``__call__``: ``negative_prompt``,
                 ``guidance_scale``, ``num_inference_steps``, ``height``, ``width``, ``generator``, ``latents``,
                 ``image`` ...; one value for all, or for per-prompt arguments a list (or the rows of a tensor) with one
-                value per prompt. See :mod:`addiffusion_env.agents.pipeline_kwargs`.
+                value per prompt. See :mod:`addiffusion_env.agents.inputs`.
 
         Raises:
             PromptError: for no prompt, or one that does not fit the text window.
@@ -204,20 +203,19 @@ class AdaptivePipeline:
         """
         check_output_type(output_type)
         self._refresh()
-        texts = listed(prompts)
+        texts, read = listed(prompts), self.backbone.traits.read_prompt
         process = self.process
         if pipeline_kwargs:
-            known = [self._prompt(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
+            known = [read(text) if isinstance(text, str) else Prompt.of(text) for text in texts]
             process, texts[:] = with_pipeline_kwargs(
                 self.backbone, self.sampler, self._own, process, known, num_images_per_prompt, pipeline_kwargs
             )
-        jobs = list(make_jobs(texts, seeds, num_images_per_prompt, self._prompt))
-        step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        lanes = min(self.max_lanes, len(jobs))
-        sampler = self._with_cost(cost_per_nfe, target_nfe)
-        made, counters = self._run(jobs, sampler, process, step_end, return_trace, lanes)
-        finished = list(in_order(self._with_progress(made, len(jobs))))
-        return collect(finished, output_type, counters.utilisation)
+        jobs = list(make_jobs(texts, seeds, num_images_per_prompt, read))
+        callback = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+        sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), min(self.max_lanes, len(jobs))
+        made, counters = self._run(jobs, sampler, process, callback, return_trace, lanes)
+        shown = tqdm(made, total=len(jobs), unit="image", **self._progress_bar_config)
+        return collect(list(in_order(iter(shown))), output_type, counters.utilisation)
 
     def stream(
         self,
@@ -264,11 +262,10 @@ class AdaptivePipeline:
         """
         check_output_type(output_type)
         self._refresh()
-        jobs = make_jobs(prompts, seeds, num_images_per_prompt, self._prompt)
-        step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        lanes = self.max_lanes if max_lanes is None else max_lanes
-        sampler = self._with_cost(cost_per_nfe, target_nfe)
-        made, counters = self._run(jobs, sampler, self.process, step_end, return_trace, lanes, decode_batch)
+        jobs = make_jobs(prompts, seeds, num_images_per_prompt, self.backbone.traits.read_prompt)
+        callback = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+        sampler, lanes = self._with_cost(cost_per_nfe, target_nfe), self.max_lanes if max_lanes is None else max_lanes
+        made, counters = self._run(jobs, sampler, self.process, callback, return_trace, lanes, decode_batch)
         return ImageStream(made, counters, output_type, ordered)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -303,12 +300,14 @@ class AdaptivePipeline:
         jobs: Iterable[Job],
         sampler: Sampler,
         process: ProcessConfig,
-        step_end: StepEnd | None,
+        callback: tuple[StepCallback | None, Sequence[str]],
         return_trace: bool,
         max_lanes: int,
         decode_batch: int = 4,
     ) -> tuple[Generator[Generated, None, None], Counters]:
         """Finished images in order of completion, and the counters of the engine that generates them."""
+        function, tensors = callback
+        step_end = None if function is None else StepEnd(self, self.backbone, function, tensors)
         engine = Engine(self.backbone, self.scorers, solver=process.solver, decider=sampler.decide)
         coroutines = (traced(job, sampler, process, self.backbone, step_end, return_trace) for job in jobs)
         stream = engine.stream(coroutines, max_lanes, decode_batch)
@@ -328,9 +327,6 @@ class AdaptivePipeline:
         """Settings of the progress bar over images, as in diffusers: ``disable=True``, ``desc``, ``leave`` ..."""
         self._progress_bar_config = kwargs
 
-    def _with_progress(self, made: Iterable[Generated], total: int) -> Iterator[Generated]:
-        return iter(tqdm(made, total=total, unit="image", **self._progress_bar_config))
-
     def _refresh(self) -> None:
         """Updates the backbone from changes to the wrapped model: its device, precision, components, scheduler."""
         before = self.backbone.capabilities
@@ -345,12 +341,6 @@ class AdaptivePipeline:
         made = self.sampler.process(self._own)
         made.check(capabilities, name)
         return made
-
-    def _step_end(self, function: StepCallback | None, tensors: Sequence[str]) -> StepEnd | None:
-        return None if function is None else StepEnd(self, self.backbone, function, tuple(tensors))
-
-    def _prompt(self, text: str) -> Prompt:
-        return self.backbone.traits.read_prompt(text)
 
     def _with_cost(self, cost_per_nfe: float | None, target_nfe: float | None) -> Sampler:
         if cost_per_nfe is None and target_nfe is None:
@@ -367,11 +357,9 @@ class AdaptivePipeline:
             )
         if target_nfe is not None and not target_nfe > 0:
             raise ConfigError(f"target_nfe must be above 0, got {target_nfe}", "it is a mean number of evaluations")
-        chosen = (
-            cost_per_nfe
-            if cost_per_nfe is not None
-            else self.sampler.cost_per_nfe_for(target_nfe or 0, self.backbone, self.scorers)
-        )
+        chosen = cost_per_nfe
+        if chosen is None:
+            chosen = self.sampler.cost_per_nfe_for(target_nfe or 0, self.backbone, self.scorers)
         if not np.isfinite(chosen) or chosen < 0:
             raise ConfigError(
                 f"cost_per_nfe must be 0 or more, got {chosen}",

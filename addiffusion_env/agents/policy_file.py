@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_model
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from addiffusion_env.agents.calibrator_file import copied, located
-from addiffusion_env.agents.networks import build_network
+from addiffusion_env.agents.policy import build_network, layers
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError, check_settings, closest
+from addiffusion_env.errors import ConfigError, WeightsError, check_settings, closest
+from addiffusion_env.files import write_text, writing_to
 from addiffusion_env.old_names import present, present_settings
 from addiffusion_env.plugins import load_plugins, recorded_plugins, require_plugins
 from addiffusion_env.settings import check_types
@@ -38,6 +38,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 """Policies that ship with the package, one folder each."""
 RESULTS_FILE = "results.json"
 """Results file in a policy's folder, for results measured outside its run's report."""
+OPTIONAL = ("network", "rules", "plugins", "identity", "results")
+"""Entries of its configuration that are left out where they are empty."""
 ABOUT = ("README.md", RESULTS_FILE)
 """Files that describe a policy and do not affect its behaviour."""
 
@@ -56,13 +58,13 @@ class PolicyConfig:
         frontier_prompts: description of the prompts it was measured on; files without it used training prompts, on
             which a policy spends less than on others.
         provenance: training command, seed, steps, results.
-        results: measured results, as returned by :func:`read_results`; ``None`` if not measured.
+        network: of any other network, its class and ``policy_kwargs`` (:func:`.policy.describe_network`); empty for
+            this project's own policy.
         rules: of a calibrated rule (:class:`.rule_policy.MeasuredRule`); empty for a network.
         plugins: modules that must be imported before it can be used; see :mod:`addiffusion_env.plugins`.
         identity: ``backbone`` and ``scorers`` -> sha256 of the models that it was trained and its frontier measured on;
             empty in files of older versions.
-        network: of any other network, its class and ``policy_kwargs`` (:func:`.networks.describe_network`); empty for
-            this project's own policy.
+        results: measured results, as returned by :func:`read_results`; ``None`` if not measured.
     """
 
     environment: Mapping[str, Any]
@@ -73,11 +75,11 @@ class PolicyConfig:
     frontier: tuple[tuple[float, float], ...] = ()
     frontier_prompts: str = "training prompts"
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    results: Mapping[str, Any] | None = None
+    network: Mapping[str, Any] = field(default_factory=dict)
     rules: Sequence[Mapping[str, Any]] = ()
     plugins: Sequence[str] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
-    network: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] | None = None
 
     def space(self) -> spaces.Dict:
         """The observation space, its keys in the order of the policy's weights."""
@@ -123,6 +125,31 @@ def describe_space(space: spaces.Dict) -> dict[str, tuple[float, int]]:
     return {key: (float(box.low.min()), int(box.shape[0])) for key, box in space.spaces.items()}  # type: ignore[union-attr,attr-defined,index]
 
 
+def describe_policy(
+    environment: Mapping[str, Any], space: spaces.Space, network: Mapping[str, Any], net_arch: Any, **more: Any
+) -> PolicyConfig:
+    """The configuration of a network that was trained on an environment.
+
+    Args:
+        environment: the environment's settings.
+        space: its observation space.
+        network: see :func:`.describe_network`.
+        net_arch: hidden layers of this project's own policy, in either of SB3's formats.
+        **more: further fields of :class:`PolicyConfig`.
+    """
+    settings = EnvSettings.of(**environment)
+    assert isinstance(space, spaces.Dict)
+    return PolicyConfig(
+        environment=dict(environment),
+        observation=describe_space(space),
+        net_arch={} if network else layers(net_arch),
+        network=network,
+        highest_cost_per_nfe=settings.cost_range()[1],
+        default_cost_per_nfe=settings.typical_cost(),
+        **more,
+    )
+
+
 def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
     """Writes a policy's folder, each file under a temporary name first; a calibrator that it reads is copied into it.
 
@@ -130,39 +157,20 @@ def save_policy(folder: Path, policy: BasePolicy, config: PolicyConfig) -> None:
         RunFolderError: when it cannot be written.
         WeightsError: when its calibrator cannot be read.
     """
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         config = replace(config, environment=copied(config.environment, folder))
         # save_model knows that SB3 lists a shared features extractor three times.
         save_model(policy, str(folder / f".{WEIGHTS_FILE}"))
-        (folder / f".{CONFIG_FILE}").write_text(config_text(config), encoding="utf-8")
         os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
-        os.replace(folder / f".{CONFIG_FILE}", folder / CONFIG_FILE)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write the policy to {folder}: {error}", "choose a folder that can be written"
-        ) from error
+        write_text(folder / CONFIG_FILE, config_text(config))
 
 
 def config_text(config: PolicyConfig) -> str:
     """A policy's configuration as JSON, as :func:`parse_config` reads it."""
-    plain = {
-        "format": FORMAT,
-        "environment": dict(config.environment),
-        "observation": {key: list(value) for key, value in config.observation.items()},
-        "net_arch": {key: list(value) for key, value in config.net_arch.items()},
-        "highest_cost_per_nfe": config.highest_cost_per_nfe,
-        "default_cost_per_nfe": config.default_cost_per_nfe,
-        "frontier": [list(pair) for pair in config.frontier],
-        "frontier_prompts": config.frontier_prompts,
-        "provenance": dict(config.provenance),
-        **({"network": dict(config.network)} if config.network else {}),
-        **({"rules": [dict(rule) for rule in config.rules]} if config.rules else {}),
-        **({"plugins": list(config.plugins)} if config.plugins else {}),
-        **({"identity": dict(config.identity)} if config.identity else {}),
-        **({"results": dict(config.results)} if config.results else {}),
-    }
-    return json.dumps(plain, indent=2)
+    plain = {item.name: getattr(config, item.name) for item in fields(config)}
+    kept = {name: value for name, value in plain.items() if value or name not in OPTIONAL}
+    return json.dumps({"format": FORMAT, **kept}, indent=2, default=dict)  # other mappings than dicts
 
 
 def shipped() -> list[str]:
@@ -308,8 +316,8 @@ def load_weights(policy: BasePolicy, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"missing {missing or 'nothing'}, not known {unexpected or 'nothing'}")
 
 
-def load_policy(folder: Path, device: str = "cpu") -> tuple[BasePolicy, PolicyConfig]:
-    """Loads a policy for inference.
+def load_policy(folder: Path) -> tuple[BasePolicy, PolicyConfig]:
+    """Loads a policy for inference, on the CPU.
 
     Raises:
         WeightsError: when a file is missing, damaged or does not fit.
@@ -325,4 +333,4 @@ def load_policy(folder: Path, device: str = "cpu") -> tuple[BasePolicy, PolicyCo
         raise WeightsError(
             f"{folder / WEIGHTS_FILE} cannot be loaded: {error}", "copy the folder again, or train again"
         ) from error
-    return policy.to(torch.device(device)).eval(), config
+    return policy.eval(), config

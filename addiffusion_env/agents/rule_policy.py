@@ -13,20 +13,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from addiffusion_env.agents.policy_file import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    PolicyConfig,
-    config_text,
-    find_policy,
-    folder_digest,
-    load_config,
-)
+from addiffusion_env.agents.policy_file import CONFIG_FILE, WEIGHTS_FILE, PolicyConfig, config_text
 from addiffusion_env.agents.saved_policy import SavedPolicy
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.files import whole_file, write_text, writing_to
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -68,15 +60,15 @@ class RulePolicy(SavedPolicy):
     """A calibrated rule from a policy's folder, at its default cost per NFE or another one.
 
     Attributes:
-        config: its process, rules and frontier.
         folder: holds the calibrator.
+        config: its process, rules and frontier.
         cost_per_nfe: cost of one NFE, in calibrated probability of a correct image; selects the rule.
         name: for records.
         fingerprint: hash of its files.
     """
 
-    config: PolicyConfig
     folder: Path
+    config: PolicyConfig
     cost_per_nfe: float
     name: str = "policy"
     fingerprint: str = ""
@@ -89,20 +81,13 @@ class RulePolicy(SavedPolicy):
         self._utility = Utility(calibrator=str(self.folder / WEIGHTS_FILE)) if self._checked else Utility()
         self._process: ProcessConfig | None = None
 
-    @classmethod
-    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> RulePolicy:
-        """Loads a rule from a policy's folder or the folder of a calibration.
-
-        Raises:
-            WeightsError: when there is none.
-        """
-        found = find_policy(folder) or Path(folder)
-        config = load_config(found)
-        chosen = config.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
-        return cls(config, found.resolve(), chosen, name or f"policy@{chosen:g}", folder_digest(found))
+    @staticmethod
+    def source(folder: Path) -> Path:
+        """See :meth:`.SavedPolicy.source`."""
+        return folder.resolve()
 
     @property
-    def needs_preview(self) -> bool:
+    def needs_preview(self) -> bool:  # type: ignore[override]
         """Whether the rule abandons attempts by their previews."""
         return self.rule.abandon > -np.inf
 
@@ -117,12 +102,12 @@ class RulePolicy(SavedPolicy):
         return self._checked
 
     @property
-    def constant(self) -> bool:
+    def constant(self) -> bool:  # type: ignore[override]
         """A rule that checks no image spends the same on every prompt."""
         return not self._checked
 
     @property
-    def attempt_counts(self) -> tuple[int, int]:
+    def attempt_counts(self) -> tuple[int, int]:  # type: ignore[override]
         """Least and most attempts of an image."""
         return 1, self.rule.attempts
 
@@ -137,7 +122,7 @@ class RulePolicy(SavedPolicy):
         self._process = replace(process, refine=replace(process.refine, utility=self._utility))
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
-        """See :meth:`.SavedPolicy.process`."""
+        """The decision process that the rule was chosen on, whatever ``base`` is."""
         return self._process or base
 
     def decide(self, requests: Sequence[Decide]) -> list[int]:
@@ -164,8 +149,7 @@ def save_rules(folder: Path, config: PolicyConfig, calibrator: Calibrator | None
                 file.write(save({"none": np.zeros(1, np.float32)}))
         else:
             calibrator.save(folder / WEIGHTS_FILE)
-        with whole_file(folder / CONFIG_FILE) as file:
-            file.write(config_text(config).encode())
+        write_text(folder / CONFIG_FILE, config_text(config))
 
 
 def load_calibrator(folder: Path, config: PolicyConfig) -> Calibrator | None:

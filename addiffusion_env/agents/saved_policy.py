@@ -5,26 +5,27 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from addiffusion_env.agents.policy_file import PolicyConfig
+from addiffusion_env.agents.policy_file import PolicyConfig, find_policy, folder_digest, load_config
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
-from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.lane import Decide
-from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import EpisodeCoroutine
+from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Utility, calibrator_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class SavedPolicy(ABC):
+
+class SavedPolicy(BaseSampler, ABC):
     """A sampler from a policy's folder: a trained network, or a calibrated rule.
 
     Attributes:
@@ -39,11 +40,40 @@ class SavedPolicy(ABC):
     name: str
     fingerprint: str
 
-    kind: ClassVar[str] = "policy"
+    usage: ClassVar[str] = "policy:FOLDER[@COST][,shuffled][,no_refine]"
+    example: ClassVar[tuple[str, str]] = ("emoji", "policy:emoji")
     learned: ClassVar[bool] = True
 
+    @classmethod
+    def from_run(cls, folder: Path | str, cost_per_nfe: float | None = None, name: str | None = None) -> Self:
+        """Loads a policy from a shipped name, a policy's folder, or the folder of a run or a calibration.
+
+        Raises:
+            WeightsError: when there is none.
+        """
+        found = find_policy(folder) or Path(folder)
+        return cls.of(cls.source(found), load_config(found), cost_per_nfe, name, folder_digest(found))
+
+    @classmethod
+    def of(
+        cls,
+        source: Any,
+        config: PolicyConfig,
+        cost_per_nfe: float | None = None,
+        name: str | None = None,
+        fingerprint: str = "",
+    ) -> Self:
+        """A policy at a cost per NFE, or at its default one."""
+        chosen = config.default_cost_per_nfe if cost_per_nfe is None else float(cost_per_nfe)
+        return cls(source, config, chosen, name or f"policy@{chosen:g}", fingerprint)  # type: ignore[call-arg]
+
+    @staticmethod
+    @abstractmethod
+    def source(folder: Path) -> Any:
+        """What decides, from a policy's folder: the first argument of the class."""
+
     @property
-    def curve(self) -> str:
+    def curve(self) -> str:  # type: ignore[override]
         """The same policy at other costs per NFE."""
         return self.name.rpartition("@")[0]
 
@@ -77,27 +107,6 @@ class SavedPolicy(ABC):
     def settings(self) -> EnvSettings:
         """The environment that the policy was made on."""
         return EnvSettings.of(**self.config.environment)
-
-    @property
-    @abstractmethod
-    def needs_preview(self) -> bool:
-        """Whether it needs a scored preview at each decision."""
-
-    @abstractmethod
-    def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
-        """See :class:`.Sampler`."""
-
-    @abstractmethod
-    def process(self, base: ProcessConfig) -> ProcessConfig:
-        """The decision process that the policy was made on, whatever ``base`` is."""
-
-    def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
-        """One episode; previews are scored only where the policy reads them."""
-        return play(backbone, process, prompt, seed, looks=self.needs_preview)
-
-    @abstractmethod
-    def decide(self, requests: Sequence[Decide]) -> list[int]:
-        """One action for each lane that waits for a decision."""
 
     @abstractmethod
     def check_fits(self, backbone: str, clip_dim: int, feature_dim: int | None = None) -> None:

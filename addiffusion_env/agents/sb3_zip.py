@@ -23,14 +23,12 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from addiffusion_env.agents.algorithms import default_policy, find_algorithm
 from addiffusion_env.agents.calibrator_file import CALIBRATOR_FILE, calibrator_path, portable
 from addiffusion_env.agents.hub_policy import ZIP_IMPORT, HubPolicy
-from addiffusion_env.agents.networks import describe_network, load_class, with_classes
-from addiffusion_env.agents.policy import NET_ARCH
-from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_space, parse_config
-from addiffusion_env.agents.training import layers
-from addiffusion_env.agents.trust import require_trust
+from addiffusion_env.agents.policy import NET_ARCH, describe_network, load_class, with_classes
+from addiffusion_env.agents.policy_file import PolicyConfig, config_text, describe_policy, parse_config
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.envs.settings import EnvSettings
-from addiffusion_env.errors import ConfigError, RunFolderError, WeightsError
+from addiffusion_env.errors import ConfigError, UntrustedFileError, WeightsError
+from addiffusion_env.files import writing_to
 from addiffusion_env.observations import FEATURES
 
 DETAILS_FILE = "addiffusion.json"
@@ -67,15 +65,13 @@ def export_zip(name_or_dir: str | Path, path: str | Path) -> Path:
     model._setup_model()
     model.policy.load_state_dict(saved.network.state_dict())
     model.num_timesteps = int(saved.details.provenance.get("decisions", 0))
-    try:
+    with writing_to(path):
         model.save(path)
         with zipfile.ZipFile(path, "a") as archive:
             environment = saved.details.environment
             if (calibrator := calibrator_path(environment)) is not None:
                 archive.write(calibrator, CALIBRATOR_FILE)
             archive.writestr(DETAILS_FILE, config_text(replace(saved.details, environment=portable(environment))))
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error}", "choose a folder that can be written") from error
     return path
 
 
@@ -117,6 +113,26 @@ def import_zip(path: str | Path, environment: Mapping[str, Any] | None = None, t
     return HubPolicy(network.eval(), config)
 
 
+def require_trust(path: Path | str, trust: bool) -> None:
+    """Refuses to open a file that can run code unless the caller has declared it trusted.
+
+    Policies (safetensors and JSON) and checkpoints (tensors, numbers, strings) run no code and need no trust. A zip of
+    Stable-Baselines3 does: its ``data`` holds pickled Python objects, and unpickling can run any code.
+
+    Args:
+        path: the file.
+        trust: value passed by the user; only ``True`` itself counts.
+
+    Raises:
+        UntrustedFileError: unless ``trust`` is ``True``, with the reason.
+    """
+    if trust is not True:
+        raise UntrustedFileError(
+            f"{path} is a Stable-Baselines3 zip: loading it unpickles Python objects, which can run any code",
+            "pass trust=True if you made it yourself or know who did; policies saved by train_sb3.py need no trust",
+        )
+
+
 def of_model(model: BaseAlgorithm) -> HubPolicy:
     """The policy of a model in memory, with the environment that the model was trained on.
 
@@ -137,10 +153,9 @@ def of_model(model: BaseAlgorithm) -> HubPolicy:
         )
     environment = _plain(env.get_attr("settings", [0])[0])
     network.set_training_mode(False)
-    data = {"observation_space": space, "num_timesteps": model.num_timesteps}
-    return HubPolicy(
-        network, _described(environment, data, *_network(type(network), model.policy_kwargs), {"algorithm": kind})
-    )
+    described = _network(type(network), model.policy_kwargs)
+    provenance = {"algorithm": kind, "decisions": model.num_timesteps}
+    return HubPolicy(network, describe_policy(environment, space, *described, provenance=provenance))
 
 
 def _check_space(name: str, space: spaces.Space) -> None:
@@ -151,13 +166,12 @@ def _check_space(name: str, space: spaces.Space) -> None:
         )
 
 
-def _network(kind: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def _network(kind: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """Description and hidden layers of a network; both empty where it cannot be described, nor saved."""
     try:
-        network = describe_network(kind, policy_kwargs)
+        return describe_network(kind, policy_kwargs), policy_kwargs.get("net_arch", NET_ARCH)
     except ConfigError:
-        return {}, {}
-    return network, {} if network else layers(policy_kwargs.get("net_arch", NET_ARCH))
+        return {}, {"pi": [], "vf": []}
 
 
 def _plain(settings: EnvSettings) -> dict[str, Any]:
@@ -181,8 +195,9 @@ def _details(path: Path, data: Mapping[str, Any], details: Any, environment: Map
             f"{path} does not say which environment it was trained on",
             f"pass policy={ZIP_IMPORT}({str(path)!r}, {{'backbone': 'emoji', ...}}, trust=True)",
         )
-    network = _network(data["policy_class"], data.get("policy_kwargs") or {})
-    return _described(environment, data, *network, {"imported_from": path.name})
+    described = _network(data["policy_class"], data.get("policy_kwargs") or {})
+    provenance = {"imported_from": path.name, "decisions": int(data.get("num_timesteps", 0))}
+    return describe_policy(environment, data["observation_space"], *described, provenance=provenance)
 
 
 def _calibrator_folder(path: Path) -> Path:
@@ -193,22 +208,3 @@ def _calibrator_folder(path: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="addiffusion-"))
         (folder / CALIBRATOR_FILE).write_bytes(archive.read(CALIBRATOR_FILE))
         return folder
-
-
-def _described(
-    environment: Mapping[str, Any],
-    data: Mapping[str, Any],
-    network: dict[str, Any],
-    arch: dict[str, list[int]],
-    origin: Mapping[str, Any],
-) -> PolicyConfig:
-    settings = EnvSettings.of(**environment)
-    return PolicyConfig(
-        environment=dict(environment),
-        observation=describe_space(data["observation_space"]),
-        net_arch=arch,
-        network=network,
-        highest_cost_per_nfe=settings.cost_range()[1],
-        default_cost_per_nfe=settings.typical_cost(),
-        provenance={**origin, "decisions": int(data.get("num_timesteps", 0))},
-    )

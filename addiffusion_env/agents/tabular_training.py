@@ -26,25 +26,23 @@ from stable_baselines3.common.vec_env import VecMonitor
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.callbacks import pattern_entropy
 from addiffusion_env.agents.imitation import Demonstrations, imitate
-from addiffusion_env.agents.networks import action_probabilities
+from addiffusion_env.agents.policy import action_probabilities
 from addiffusion_env.agents.recording import LOCAL, record_prompts
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.envs.slot import Framer
 from addiffusion_env.errors import ConfigError, PromptError
-from addiffusion_env.files import whole_file
+from addiffusion_env.files import write_text
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.rewards import make_reward
 from addiffusion_env.seeding import stable_hash
 from addiffusion_env.settings import Ge, Settings
 from addiffusion_env.tabular.fit_calibrator import check_fit
-from addiffusion_env.tabular.mdp import TabularMDP
-from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
+from addiffusion_env.tabular.outcomes import Decider, Outcomes, play_table, regret
 from addiffusion_env.tabular.recorder import check_recordable
-from addiffusion_env.tabular.regret import regret
 from addiffusion_env.tabular.rules import play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
-from addiffusion_env.tabular.transitions import Transitions
 
 FRONTIER_COSTS = 8
 """Costs per NFE at which a policy's NFE is measured for ``target_nfe``."""
@@ -155,31 +153,6 @@ def held_out_prompts(settings: EnvSettings, tabular: TabularConfig, seen: Contai
     return [prompt for prompt in unseen if prompt.prompt_id in chosen]
 
 
-def record_held_out(
-    settings: EnvSettings,
-    tabular: TabularConfig,
-    folder: Path,
-    lanes: int,
-    seen: Container[str] = (),
-    rollouts: Mapping[str, Any] = LOCAL,
-) -> AttemptTable | None:
-    """Records :func:`held_out_prompts`; ``None`` if there are none, with a warning unless none were requested.
-
-    Raises:
-        RunFolderError: when a shard cannot be written.
-    """
-    prompts = held_out_prompts(settings, tabular, seen) if tabular.held_out else []
-    if len(prompts) < tabular.held_out:
-        warnings.warn(
-            f"tabular.held_out={tabular.held_out}: the training source holds {len(prompts)} prompts that were not "
-            f"trained on; the frontier of target_nfe is measured on {'those' if prompts else 'the training prompts'}",
-            stacklevel=2,
-        )
-    if not prompts:
-        return None
-    return record_prompts(prompts, settings, tabular.attempts, folder, lanes, tabular.shard_size, rollouts)
-
-
 def greedy(policy: BasePolicy) -> Decider:
     """The most probable legal action, as :class:`agents.learned.PolicySampler` decides.
 
@@ -222,6 +195,8 @@ def held_out_frontier(
 ) -> tuple[list[tuple[float, float]], str]:
     """:func:`measured_frontier` on prompts that the policy was not trained on, and a description of these prompts.
 
+    A warning is issued when the training source holds fewer such prompts than requested.
+
     Args:
         policy: trained on ``mdp``.
         mdp: the decision process on the training table; used for measuring when no prompt is held out.
@@ -235,15 +210,19 @@ def held_out_frontier(
     Raises:
         RunFolderError: when the table cannot be written.
     """
-    table = record_held_out(settings, tabular, folder / "held_out", lanes, seen, rollouts)
-    if table is None:
+    prompts = held_out_prompts(settings, tabular, seen) if tabular.held_out else []
+    if len(prompts) < tabular.held_out:
+        warnings.warn(
+            f"tabular.held_out={tabular.held_out}: the training source holds {len(prompts)} prompts that were not "
+            f"trained on; the frontier of target_nfe is measured on {'those' if prompts else 'the training prompts'}",
+            stacklevel=2,
+        )
+    if not prompts:
         return measured_frontier(policy, mdp, settings), f"{len(mdp.table)} training prompts"
-    return measured_frontier(policy, make_mdp(table, settings), settings), held_out_words(table)
-
-
-def held_out_words(table: AttemptTable) -> str:
-    """Text of :attr:`~.PolicyConfig.frontier_prompts` for a table of held-out prompts."""
-    return f"{len(table)} prompts of the training source that were held out of training"
+    held_out = folder / "held_out"
+    table = record_prompts(prompts, settings, tabular.attempts, held_out, lanes, tabular.shard_size, rollouts)
+    words = f"{len(table)} prompts of the training source that were held out of training"
+    return measured_frontier(policy, make_mdp(table, settings), settings), words
 
 
 def learn_on_table(
@@ -282,8 +261,7 @@ def learn_on_table(
         learner.set_logger(configure(str(folder / "tensorboard" / "table"), ["tensorboard"]))
     learner.learn(tabular.total_timesteps, callback=watch)
     if folder is not None:
-        with whole_file(folder / "table.json") as file:
-            file.write(json.dumps(watch.history, indent=1).encode())
+        write_text(folder / "table.json", json.dumps(watch.history, indent=1))
     return learner
 
 

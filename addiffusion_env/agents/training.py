@@ -1,32 +1,136 @@
-"""Parts of `train_sb3.py`: the algorithm, its warm start, the run folder, resuming."""
+"""Parts of `train_sb3.py`: its configuration, the algorithm, the run folder, resuming."""
 
 from __future__ import annotations
 
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecMonitor
 
 from addiffusion_env import __version__
-from addiffusion_env.agents.algorithms import make_model
+from addiffusion_env.agents.algorithms import (
+    algorithm_settings,
+    check_algorithm,
+    check_group,
+    make_model,
+    table_settings,
+)
 from addiffusion_env.agents.checkpoints import checkpoints, read_latest, restore
-from addiffusion_env.agents.networks import describe_network
-from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_space, load_config, save_policy
+from addiffusion_env.agents.policy import describe_network
+from addiffusion_env.agents.policy_file import FRONTIER_OF, PolicyConfig, describe_policy, load_config, save_policy
+from addiffusion_env.agents.tabular_training import TabularConfig
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import difference_words, listed
 from addiffusion_env.backbones.identity import differences as identity_differences
-from addiffusion_env.config import differences, renamed
-from addiffusion_env.envs.settings import EnvSettings
+from addiffusion_env.config import check_removed, differences, renamed
 from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError, WeightsError, WorkerError
-from addiffusion_env.files import whole_file, writing_to
+from addiffusion_env.files import read_json, write_text
+from addiffusion_env.settings import Ge, Settings
+
+HIGHEST_SEED = 2**32 - 1
+"""The largest seed of NumPy's global generator, which SB3 seeds."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """A training's configuration.
+
+    Attributes:
+        plugins: modules to import first; see :mod:`addiffusion_env.plugins`.
+        run_dir: folder of checkpoints, log, policy and report.
+        resume: ``"auto"`` or ``"never"``.
+        seed: lane i's episodes come from ``seed + i``.
+        device: of the policy network.
+        algorithm: see :func:`.find_algorithm`.
+        vec_env: see :func:`.make_vec_env`.
+        lanes: number of parallel episodes, or ``"auto"``.
+        max_faults: number of episodes that may be dropped.
+        total_timesteps: decisions on the live environment, 0 or more.
+        checkpoint_every: decisions between checkpoints.
+        progress_bar: whether to show one.
+        env: see :class:`.EnvSettings`.
+        ppo: keyword arguments of PPO, MaskablePPO and RecurrentPPO.
+        algorithm_kwargs: those of any algorithm; see :func:`.algorithm_settings`.
+        tabular: see :class:`.TabularConfig`; ``None`` trains on the live environment alone.
+        report: keys of ``configs/eval.yaml``; ``None`` for no report.
+        rollouts: ``kind: local``, or ``kind: ray`` and its settings.
+        plan: whether to print the cost of the training instead.
+
+    Raises:
+        ConfigError: for a value of another type or out of its range.
+    """
+
+    see: ClassVar[str] = "see configs/train.yaml"
+
+    plugins: Sequence[str]
+    run_dir: str
+    resume: str
+    seed: Annotated[int, Ge(0)]
+    device: str
+    algorithm: str
+    vec_env: str
+    lanes: int | str
+    max_faults: Annotated[int, Ge(0)]
+    total_timesteps: Annotated[int, Ge(0)]
+    checkpoint_every: Annotated[int, Ge(1)]
+    progress_bar: bool
+    env: Mapping[str, Any]
+    ppo: Mapping[str, Any]
+    algorithm_kwargs: Mapping[str, Any] | None
+    tabular: Mapping[str, Any] | None
+    report: Mapping[str, Any] | None
+    rollouts: Mapping[str, Any]
+    plan: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed > HIGHEST_SEED:
+            raise ConfigError(f"seed must be at most {HIGHEST_SEED}, got {self.seed}", "use a lower one")
+        if self.tabular is None and self.total_timesteps == 0:
+            raise ConfigError(
+                "total_timesteps is 0 and tabular is null: nothing would be trained", "total_timesteps=4096"
+            )
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | TrainingConfig) -> TrainingConfig:
+        """See :meth:`.Settings.of`; removed keys are refused too."""
+        if isinstance(given, Mapping):
+            check_removed(given)
+        return super().of(given)
+
+
+def algorithm_and_table(
+    config: Mapping[str, Any], overrides: Iterable[str] = ()
+) -> tuple[dict[str, Any], TabularConfig | None]:
+    """The keyword arguments of the algorithm, and the training on a table with those of its own, all checked.
+
+    Args:
+        config: the keys of ``configs/train.yaml``.
+        overrides: which of them were given on the command line, and must therefore take effect.
+
+    Raises:
+        UnknownNameError: for an unknown algorithm or policy.
+        ConfigError: for settings that are unknown or would not take effect.
+    """
+    name = config["algorithm"]
+    chosen = algorithm_settings(name, config["ppo"], config["algorithm_kwargs"])
+    check_algorithm(name, chosen)
+    check_group(name, overrides)
+    if config["tabular"] is None:
+        return chosen, None
+    tabular = TabularConfig.of(config["tabular"])
+    tabular = replace(tabular, ppo=table_settings(name, chosen, tabular.ppo))
+    check_algorithm(name, tabular.ppo)
+    return chosen, tabular
+
 
 IDENTITY_FILE = "identity.json"
 """Identity of the models, scorers and reward of a run; see :meth:`.Episodes.identity`."""
@@ -81,12 +185,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
     """
     path = folder / "config.json"
     if resume and path.is_file() and has_begun(folder):
-        try:
-            old = renamed(json.loads(path.read_text(encoding="utf-8")), note=False)
-        except (OSError, ValueError, TypeError) as error:
-            raise ResumeError(
-                f"{path} cannot be read: {error}", "choose another run_dir, or delete the folder to start again"
-            ) from error
+        old = renamed(_remembered(path), note=False)
         before, now = (
             {key: value for key, value in made.items() if key not in MAY_CHANGE and value is not None}
             for made in (old, config)
@@ -97,8 +196,7 @@ def remember_config(folder: Path, config: Mapping[str, Any], resume: bool) -> No
                 f"run {folder} was made with another configuration ({'; '.join(changed)})",
                 "put those keys back, choose another run_dir, or delete the folder to start again",
             )
-    with writing_to(folder), whole_file(path) as file:
-        file.write(json.dumps(dict(config), indent=2).encode())
+    write_text(path, json.dumps(dict(config), indent=2))
 
 
 def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, Any]:
@@ -123,8 +221,8 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
                 "give all machines the same weights, packages and kind of device",
             )
     path = folder / IDENTITY_FILE
-    if resume and has_begun(folder):
-        lines = changed_since(path, found)
+    if resume and path.is_file() and has_begun(folder):
+        lines = identity_differences(_remembered(path), found)
         mild = [line for line in lines if line.startswith("packages.") or line.partition(": ")[0].endswith(".device")]
         if len(mild) < len(lines):
             raise ResumeError(
@@ -133,23 +231,16 @@ def hold_to_identity(folder: Path, env: VecMonitor, resume: bool) -> dict[str, A
             )
         if mild:
             warnings.warn(f"the run continues with different rounding than it began with: {listed(mild)}", stacklevel=2)
-    with writing_to(folder), whole_file(path) as file:
-        file.write(json.dumps(found, indent=1).encode())
+    write_text(path, json.dumps(found, indent=1))
     return found
 
 
-def changed_since(path: Path, found: Mapping[str, Any]) -> list[str]:
-    """The differences between an identity and the one stored in a file; none when there is no file.
-
-    Raises:
-        ResumeError: when the file cannot be read.
-    """
-    if not path.is_file():
-        return []
+def _remembered(path: Path) -> dict[str, Any]:
+    """What a run has stored in a file."""
     try:
-        return identity_differences(json.loads(path.read_text(encoding="utf-8")), found)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ResumeError(f"{path} cannot be read: {error}", "choose another folder, or start again") from error
+        return read_json(path)
+    except WeightsError as error:
+        raise ResumeError(error.cause, "choose another run_dir, or delete the folder to start again") from error
 
 
 def resume_or_make(
@@ -179,11 +270,6 @@ def last_return(model: BaseAlgorithm) -> float:
     """Mean return of the last 100 training episodes (of all, if fewer have ended); NaN before the first one ends."""
     episodes = [] if model.ep_info_buffer is None else [episode["r"] for episode in model.ep_info_buffer]
     return float(np.mean(episodes)) if episodes else float("nan")
-
-
-def layers(arch: Any) -> dict[str, list[int]]:
-    """Converts SB3's two formats of hidden layers to one."""
-    return {key: list(arch[key] if isinstance(arch, dict) else arch) for key in ("pi", "vf")}
 
 
 def wants_resume(resume: Any) -> bool:
@@ -223,7 +309,6 @@ def export_policy(
         frontier_prompts: description of the prompts that the frontier was measured on.
         identity: of the environment (:meth:`.Episodes.identity`) on which the frontier was measured.
     """
-    settings = EnvSettings.of(**config["env"])
     provenance = {
         "algorithm": config["algorithm"],
         "decisions": model.num_timesteps,
@@ -231,17 +316,12 @@ def export_policy(
         "version": __version__,
         "run_dir": str(config["run_dir"]),
     }
-    space = model.observation_space
-    assert isinstance(space, spaces.Dict)
-    network = describe_network(type(model.policy), model.policy_kwargs)
-    described = PolicyConfig(
-        environment=config["env"],
+    described = describe_policy(
+        config["env"],
+        model.observation_space,
+        describe_network(type(model.policy), model.policy_kwargs),
+        getattr(model.policy, "net_arch", None),
         plugins=tuple(config["plugins"]),
-        observation=describe_space(space),
-        net_arch={} if network else layers(model.policy.net_arch),
-        network=network,
-        highest_cost_per_nfe=settings.cost_range()[1],
-        default_cost_per_nfe=settings.typical_cost(),
         frontier=tuple(frontier),
         frontier_prompts=frontier_prompts,
         provenance=provenance,

@@ -49,9 +49,7 @@ def default_policy(backbone: Backbone, scorers: ImageScorers | None) -> tuple[Ch
     """
     if scorers is None:
         scorers = scorers_there(backbone)
-    if isinstance(scorers, NoScorers):
-        return CheckedAttempts(attempts=1), scorers
-    return CheckedAttempts(), scorers
+    return CheckedAttempts(attempts=1) if isinstance(scorers, NoScorers) else CheckedAttempts(), scorers
 
 
 def scorers_there(backbone: Backbone) -> ImageScorers:
@@ -100,22 +98,18 @@ def default_interval(backbone: Backbone) -> tuple[float, float] | None:
     ``None`` where limiting guidance saves nothing (none, or one network call with it as without) or changes more than
     the guidance: where the prediction is not linear in the scale, as with rescaled or renormalised guidance.
     """
-    plain, guided = backbone.capabilities.network_calls
-    if not backbone.capabilities.guidance or backbone.capabilities.default_guidance <= 1 or guided <= plain:
+    can = backbone.capabilities
+    plain, guided = can.network_calls
+    if not can.guidance or can.default_guidance <= 1 or guided <= plain:
         return None
     if not guidance_is_linear(backbone):
         return None
     # The level of a signal-to-noise ratio: half_log_snr decreases in sigma on every path.
     levels = np.geomspace(1e-4, 1e3, 4001)
-    ratios = -backbone.path.half_log_snr(torch.from_numpy(levels).clamp(max=highest_level(backbone))).numpy()
+    highest = float(backbone.sigmas(can.default_steps, can.default_spacing)[0])
+    ratios = -backbone.path.half_log_snr(torch.from_numpy(levels).clamp(max=highest)).numpy()
     low, high = np.interp(np.log(GUIDED), ratios, levels)
     return float(f"{low:.4g}"), float(f"{high:.4g}")
-
-
-def highest_level(backbone: Backbone) -> float:
-    """The first noise level of the backbone's own schedule."""
-    can = backbone.capabilities
-    return float(backbone.sigmas(can.default_steps, can.default_spacing)[0])
 
 
 def guidance_is_linear(backbone: Backbone) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from addiffusion_env import __version__
@@ -21,10 +22,9 @@ from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.calibration.held_out import FOLDS, fit, measured_rules
-from addiffusion_env.calibration.progress import Progress
 from addiffusion_env.calibration.report import write_report
 from addiffusion_env.envs.settings import EnvSettings, named_backbone
-from addiffusion_env.errors import ConfigError, check_keywords
+from addiffusion_env.errors import ConfigError, ResumeError, check_settings
 from addiffusion_env.evaluation.cost import (
     RECORD_BYTES,
     RunCost,
@@ -36,15 +36,17 @@ from addiffusion_env.evaluation.cost import (
     recording_work,
     table_bytes,
 )
+from addiffusion_env.evaluation.frontier import upper_hull
+from addiffusion_env.files import write_text
 from addiffusion_env.prompts import Prompt, PromptList, PromptSource
 from addiffusion_env.prompts.text_file import TextFilePrompts
 from addiffusion_env.samplers.checked_attempts import CheckedAttempts
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 from addiffusion_env.seeding import stable_hash
+from addiffusion_env.tabular.mdp import Transitions
 from addiffusion_env.tabular.recorder import Recorder
-from addiffusion_env.tabular.rules import costs_of, hull
+from addiffusion_env.tabular.rules import costs_of
 from addiffusion_env.tabular.table import AttemptTable
-from addiffusion_env.tabular.transitions import Transitions
 
 SEEDS = 8
 """Images of each prompt of a short list, at most."""
@@ -130,7 +132,7 @@ def calibrate(
         RunFolderError: when the folder cannot be written.
         WeightsError: when the model is not available, or the hub refuses the policy.
     """
-    check_keywords("calibrate has", process, SCHEDULE)
+    check_settings("calibrate has", process, SCHEDULE, keywords=True)
     if minutes <= 0 or attempts < 2 or most_prompts < FEWEST_IMAGES:
         raise ConfigError(
             f"minutes must be above 0, attempts at least 2 and most_prompts at least {FEWEST_IMAGES}, got {minutes:g}, "
@@ -149,15 +151,7 @@ def calibrate(
 
 
 class _Run:
-    """A calibration in progress.
-
-    Args:
-        backbone: the model.
-        folder: of the run.
-        scorers: see :func:`calibrate`.
-        attempts: of each prompt.
-        lanes: images in progress at once.
-        changes: settings of the process.
+    """A calibration in progress; its arguments are those of :func:`calibrate`.
 
     Attributes:
         blind: whether there are no scorers.
@@ -224,10 +218,6 @@ class _Run:
         shown = min(report, len(found))
         return found[:shown], pairs[shown:][:most]
 
-    def recorder(self) -> Recorder:
-        """Records every attempt and early exit of an image."""
-        return Recorder(self.backbone, self.scorers, self.process, self.attempts)
-
     def units(self, images: Sequence[tuple[Prompt, int]]) -> UnitCosts:
         """What this machine needs for the units of work."""
         prompts = [prompt for prompt, _ in images[: self.lanes]]
@@ -257,7 +247,7 @@ class _Run:
 
     def record(self, images: Sequence[tuple[Prompt, int]], budget: float, progress_bar: bool) -> AttemptTable:
         """Records shard by shard until the budget, in seconds, is spent; existing shards are read."""
-        recorder, shard = self.recorder(), self.lanes
+        recorder, shard = Recorder(self.backbone, self.scorers, self.process, self.attempts), self.lanes
         shards = recorder.shards(images, self.folder / TABLE_FOLDER, shard)
         # The name of a shard says what it holds: others than these prompts, or another process, begin anew.
         progress = Progress(self.folder / PROGRESS_FILE, shards[0][1].stem)
@@ -304,14 +294,11 @@ class _Run:
             rules, costs, calibrator = [MeasuredRule(early=1, exit_step=step, nfe=nfe)], [0.0], None
             about = "no prompt: no scorer was there"
         else:
-            best = hull(measured_rules(table, Transitions.of(self.backbone, self.process)))
-            rules = [MeasuredRule.from_outcomes(one) for one in best]
+            measured = measured_rules(table, Transitions.of(self.backbone, self.process))
+            rules = best_at_some_cost([MeasuredRule.from_outcomes(one) for one in measured])
             costs, calibrator = costs_of(rules), fit(table)
             about = f"{len(table)} recorded images, judged by calibrators that were fitted to other prompts"
-        made = {
-            "kind": "calibrated rule" if calibrator else "early exit",
-            "prompts": 0 if table is None else len(table),
-        }
+        made = {"kind": "calibrated rule" if calibrator else "early exit", "prompts": len(table) if table else 0}
         varies = len(rules) > 1
         config = PolicyConfig(
             environment={**self.environment, **({"cost_per_nfe": [0.0, costs[0]]} if varies else {})},
@@ -330,6 +317,12 @@ class _Run:
         )
         save_rules(self.folder / POLICY_FOLDER, config, calibrator)
         return rules
+
+
+def best_at_some_cost(rules: Sequence[MeasuredRule]) -> list[MeasuredRule]:
+    """Those that are best at some cost per NFE (:func:`.best_rule`), by increasing NFE."""
+    spent, reached = (np.array([getattr(rule, name) for rule in rules]) for name in ("nfe", "mean_probability"))
+    return [rules[at] for at in upper_hull(spent, reached)]
 
 
 def _backbone(model: Any) -> Backbone:
@@ -354,3 +347,34 @@ def _is_plain(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+class Progress:
+    """What a calibration has recorded and spent, in a file.
+
+    Args:
+        path: of the file.
+        fingerprint: of what is recorded; another one begins anew.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path, self.fingerprint = path, fingerprint
+        self.images, self.spent, self.recording = 0, 0.0, 0.0
+        try:
+            held: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"fingerprint": None}
+            if held["fingerprint"] == fingerprint:
+                self.images = int(held["images"])
+                self.spent, self.recording = float(held["seconds"]), float(held["recording"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResumeError(f"{path} cannot be read: {error}", "delete it: recorded attempts are kept") from error
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds an image; ``None`` before the first shard."""
+        return self.recording / self.images if self.images else None
+
+    def add(self, images: int, seconds: float) -> None:
+        """Notes a recorded shard."""
+        self.images, self.spent, self.recording = self.images + images, self.spent + seconds, self.recording + seconds
+        spent = {"images": self.images, "seconds": self.spent, "recording": self.recording}
+        write_text(self.path, json.dumps({"fingerprint": self.fingerprint, **spent}))

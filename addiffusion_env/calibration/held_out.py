@@ -10,10 +10,9 @@ import numpy as np
 
 from addiffusion_env.scorers.utility import Calibrator, Utility
 from addiffusion_env.tabular.fit_calibrator import fit_calibrator
-from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.rules import RuleOutcomes, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import NUMBERS, VECTORS, AttemptTable
-from addiffusion_env.tabular.transitions import Transitions
 
 FOLDS = 4
 """Parts of the prompts; each is judged by a calibrator that was fitted to the others."""

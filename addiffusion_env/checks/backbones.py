@@ -29,9 +29,8 @@ def progress_is_bounded(backbone: Backbone) -> None:
     start = float(backbone.sigmas(backbone.capabilities.default_steps, backbone.capabilities.default_spacing)[0])
     found = backbone.timestep_position(torch.tensor([start, start / 2, 0.0], dtype=torch.float64)).tolist()
     require(0.9 < found[0] <= 1 and 0 <= found[2] < 0.01, f"it gives {found[0]} and {found[2]}", "scale it")
-    require(
-        found[2] <= found[1] <= found[0], f"half of the noise gives {found[1]}", "make it decrease with the noise level"
-    )
+    falls = found[2] <= found[1] <= found[0]
+    require(falls, f"half of the noise gives {found[1]}", "make it decrease with the noise level")
 
 
 def prompts_are_rows(backbone: Backbone) -> None:
@@ -159,15 +158,13 @@ def _predict(
     backbone: Backbone, x: Tensor, sigma: Tensor, prompts: tuple[str, ...], scale: float | None = None
 ) -> Prediction:
     guidance = backbone.capabilities.default_guidance if scale is None else scale
-    return backbone.predict(
-        x, sigma, backbone.encode(list(prompts)), torch.full((len(x),), guidance, dtype=torch.float64)
-    )
+    scales = torch.full((len(x),), guidance, dtype=torch.float64)
+    return backbone.predict(x, sigma, backbone.encode(list(prompts)), scales)
 
 
 def _same(found: Tensor, wanted: Tensor, what: str) -> None:
-    require(
-        found.shape == wanted.shape, f"{what}: shapes {tuple(found.shape)}, {tuple(wanted.shape)}", "mind the batch"
-    )
+    shapes = tuple(found.shape), tuple(wanted.shape)
+    require(shapes[0] == shapes[1], f"{what}: shapes {shapes[0]}, {shapes[1]}", "mind the batch")
     if not wanted.is_floating_point():
         require(torch.equal(found, wanted), f"{what}: differs", "make rows independent")
         return

@@ -57,11 +57,8 @@ def identity_is_held(subject: Identified, use: Callable[[], Any]) -> None:
         ) from error
     use()
     changed = differences(before, subject.identity)
-    require(
-        not changed,
-        f"the identity of {kind} changes with use: {listed(changed)}",
-        "list attributes that only cache in not_identity",
-    )
+    cause = f"the identity of {kind} changes with use: {listed(changed)}"
+    require(not changed, cause, "list attributes that only cache in not_identity")
     weight = next((value for module in _modules(subject) for value in module.parameters() if value.numel()), None)
     if weight is None:
         return
@@ -71,9 +68,8 @@ def identity_is_held(subject: Identified, use: Callable[[], Any]) -> None:
         found = subject.identity
     finally:
         weight.data.copy_(kept)
-    require(
-        found != before, f"the identity of {kind} is the same with other weights", "include the hash of the weights"
-    )
+    cause = f"the identity of {kind} is the same with other weights"
+    require(found != before, cause, "include the hash of the weights")
 
 
 def _modules(subject: Any) -> Iterator[nn.Module]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common import env_checker
 
-from addiffusion_env.agents.checks import check_for_sb3
 from addiffusion_env.checks.base import require
 
 
@@ -17,7 +17,7 @@ def gymnasiums_checker_passes(env: gym.Env) -> None:
 
 def sb3s_checker_passes(env: gym.Env) -> None:
     """Stable-Baselines3's check_env passes."""
-    check_for_sb3(env)
+    env_checker.check_env(env)
 
 
 def an_episode_belongs_to_its_seed(env: gym.Env) -> None:
@@ -28,9 +28,8 @@ def an_episode_belongs_to_its_seed(env: gym.Env) -> None:
         end = env.step(1)
         ends.append(end if end[2] else env.step(1))  # with check_finished a second stop accepts the finished image
     (first, reward, terminated, _, info), (second, again, *_, more) = ends
-    require(
-        bool(terminated) and info["image"].any(), "stop did not end the episode with an image", "exit early and decode"
-    )
+    imaged = bool(terminated) and info["image"].any()
+    require(imaged, "stop did not end the episode with an image", "exit early and decode")
     require(reward == again, f"the reward {reward} became {again}", "key noise by prompt and seed")
     require(np.array_equal(info["image"], more["image"]), "the image differs", "key noise by prompt and seed")
     for key, value in first.items():

@@ -72,9 +72,8 @@ def it_says_what_it_is(case: SamplerCase) -> None:
     """Its usage begins with its name, its docstring with a sentence, and needs() is a string."""
     bare = case.spec.partition(":")[0]
     kind = SAMPLERS.load(bare)
-    require(
-        isinstance(make_sampler(case.spec), Sampler), f"{kind.__name__} makes no Sampler", "derive it from BaseSampler"
-    )
+    made = make_sampler(case.spec)
+    require(isinstance(made, Sampler), f"{kind.__name__} makes no Sampler", "derive it from BaseSampler")
     require(kind.usage.split(":")[0] == bare, f"its usage is {kind.usage!r}", f"write {bare}:ARGUMENTS")
     first = (kind.__doc__ or "").strip().splitlines()[0:1]
     require(bool(first) and first[0].endswith("."), f"its docstring begins {first}", "with one sentence on one line")
@@ -107,9 +106,8 @@ def the_model_is_left_alone(case: SamplerCase) -> None:
     _ = case.together
     require(_hooks(module) == hooks, "it left a hook on the model", "remove it")
     for name, kept in processors.items():
-        require(
-            module.attn_processors[name] is kept, f"it left another processor at {name}", "restore the previous one"
-        )
+        same = module.attn_processors[name] is kept
+        require(same, f"it left another processor at {name}", "restore the previous one")
     apart = float((_predicted(case) - predicted).abs().max())
     require(apart <= 1e-5, f"the model's prediction moved by {apart:.2g}", "undo what was patched")
 

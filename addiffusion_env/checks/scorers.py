@@ -21,11 +21,8 @@ def it_says_what_it_is(scorer: Scorer | Embedder) -> None:
     kind = type(scorer)
     require(bool(getattr(kind, "name", "")), f"{kind.__name__} has no name", "set the class attribute name")
     require(bool((kind.__doc__ or "").strip()), f"{kind.__name__} has no docstring", "explain the score")
-    require(
-        callable(getattr(kind, "from_pretrained", None)),
-        "there is no from_pretrained",
-        "define it: scorers are loaded by it",
-    )
+    loads = callable(getattr(kind, "from_pretrained", None))
+    require(loads, "there is no from_pretrained", "define it: scorers are loaded by it")
     if isinstance(scorer, Scorer):
         require(bool(scorer.unit), f"{kind.__name__} has no unit", "set one for column heads, such as 'cosine'")
 
@@ -34,24 +31,15 @@ def numbers_are_finite(scorer: Scorer | Embedder) -> None:
     """B images give B finite float32 numbers, or B unit vectors, on the CPU."""
     found = _of(scorer, _images(), _prompts())
     rows = (len(TEXTS),) if isinstance(scorer, Scorer) else (len(TEXTS), scorer.dim)
-    require(
-        tuple(found.shape) == rows, f"the result is {tuple(found.shape)}, expected {rows}", "return one row per image"
-    )
-    require(
-        found.dtype == torch.float32 and found.device.type == "cpu",
-        f"{found.dtype} on {found.device}",
-        "return float32 on the CPU",
-    )
-    require(
-        bool(torch.isfinite(found).all()),
-        f"not all numbers are finite: {found}",
-        "raise an error for what cannot be scored",
-    )
+    shape, plain = tuple(found.shape), found.dtype == torch.float32 and found.device.type == "cpu"
+    require(shape == rows, f"the result is {shape}, expected {rows}", "return one row per image")
+    require(plain, f"{found.dtype} on {found.device}", "return float32 on the CPU")
+    finite = bool(torch.isfinite(found).all())
+    require(finite, f"not all numbers are finite: {found}", "raise an error for what cannot be scored")
     if isinstance(scorer, Embedder):
         lengths = scorer.embed_images(_images()).norm(dim=1)
-        require(
-            bool(((lengths - 1).abs() < 1e-3).all()), f"vectors are {lengths.tolist()} long", "normalise to unit length"
-        )
+        unit = bool(((lengths - 1).abs() < 1e-3).all())
+        require(unit, f"vectors are {lengths.tolist()} long", "normalise to unit length")
 
 
 def an_image_is_scored_alone(scorer: Scorer | Embedder) -> None:

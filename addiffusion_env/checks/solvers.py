@@ -19,13 +19,12 @@ def it_lands_on_the_prediction(solver: Solver) -> None:
     found = solver(path, latents, x0, torch.zeros(SHAPE[0], dtype=torch.float64))
     apart = float((found.x - x0).abs().max())
     require(apart < 1e-4, f"at noise level 0 it is {apart:.2g} off the prediction", "use first order in the last step")
-    require(
-        bool((found.sigma == 0).all()), f"its sigma is {found.sigma.tolist()}", "set sigma of each row to its target"
-    )
+    reached = bool((found.sigma == 0).all())
+    require(reached, f"its sigma is {found.sigma.tolist()}", "set sigma of each row to its target")
 
 
 def rows_step_alone(solver: Solver) -> None:
-    """A row's step does not depend on the others, each each with its own noise level and history."""
+    """A row's step does not depend on the others, each with its own noise level and history."""
     path, latents, x0 = _state(solver)
     sigma_next = latents.sigma * torch.tensor([0.5, 0.9, 0.1], dtype=torch.float64)
     twice = solver(path, solver(path, latents, x0, sigma_next), 0.9 * x0, sigma_next / 2)

@@ -34,24 +34,20 @@ class WorkerReset:
 
 
 @dataclass(frozen=True)
-class WorkerStep:
+class WorkerStep(WorkerReset):
     """The result of one step of ``k`` lanes, with SB3's same-step reset.
 
+    At the end of an episode the observation is the first of the next one, the info that of the ended one.
+
     Attributes:
-        observation: key -> (k, dim) float32; after the end of an episode the first of the next one.
         reward: (k,) float32.
         done: (k,) bool.
-        infos: one dict per lane; at the end of an episode that of the ended one.
         reset_infos: lane -> the info of the new episode, for lanes that were reset.
-        masks: (k, 3) bool, legal actions.
     """
 
-    observation: dict[str, np.ndarray]
     reward: np.ndarray
     done: np.ndarray
-    infos: list[dict[str, Any]]
     reset_infos: dict[int, dict[str, Any]]
-    masks: np.ndarray
 
 
 class LaneWorker(BaseWorker):
@@ -69,10 +65,6 @@ class LaneWorker(BaseWorker):
         """
         torch.set_num_threads(threads)
         self.env = AdDiffusionVecEnv(lanes, **settings)
-
-    def spaces(self) -> tuple[Any, Any]:
-        """The observation space and the action space of one lane."""
-        return self.env.observation_space, self.env.action_space
 
     def begin(self, places: Sequence[tuple[int, int]], options: Sequence[Mapping[str, Any]]) -> WorkerReset:
         """Begins an episode in every lane.
@@ -94,7 +86,7 @@ class LaneWorker(BaseWorker):
         observation, reward, done, infos = self.env.step_wait()
         reset_infos = {int(lane): self._reduced(dict(self.env.reset_infos[lane])) for lane in np.flatnonzero(done)}
         infos = [self._reduced(info) for info in infos]
-        return WorkerStep(observation, reward, done, infos, reset_infos, self.env.action_masks())
+        return WorkerStep(observation, infos, self.env.action_masks(), reward, done, reset_infos)
 
     def _reduced(self, info: dict[str, Any]) -> dict[str, Any]:
         """An info with a thumbnail instead of its image, and an empty ``worker_lost``."""
@@ -108,10 +100,6 @@ class LaneWorker(BaseWorker):
         """Restores :meth:`state`; returns the (k, 3) legal actions."""
         self.env.load_state_dict({"slots": slots, "faults": 0})
         return self.env.action_masks()
-
-    def images(self) -> list[Any]:
-        """One frame per lane; see :meth:`AdDiffusionVecEnv.get_images`."""
-        return list(self.env.get_images())
 
     def get(self, name: str) -> Any:
         """Returns an attribute of the vector environment."""

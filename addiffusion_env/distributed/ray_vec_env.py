@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from addiffusion_env.distributed.actor_pool import ActorPool, LostWorkerError, RayConfig
 from addiffusion_env.distributed.lane_worker import LaneWorker, WorkerReset, WorkerStep
 from addiffusion_env.engine.lane import FaultCount
-from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv
+from addiffusion_env.envs.sb3_env import AdDiffusionVecEnv, SharedVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, WorkerError
 from addiffusion_env.rewards import make_reward
@@ -36,7 +35,7 @@ class Losses:
     lost_episodes: int = 0
 
 
-class RayVecEnv(VecEnv):
+class RayVecEnv(SharedVecEnv):
     """``num_envs`` lanes, distributed over Ray actors; each holds one vector environment on its own device.
 
     Observations, rewards and infos are sent back after each step; latents stay with the actor, except for checkpoints.
@@ -77,7 +76,8 @@ class RayVecEnv(VecEnv):
         arguments = [(settings, len(share)) for share in self.shares]
         self.pool = ActorPool(config, LaneWorker, arguments, checked.device)
         self._lost: dict[int, LostWorkerError] = {}
-        super().__init__(num_envs, *self._answer(0, self.pool.ask(0, "spaces")))
+        spaces = [self._answer(0, self.pool.ask(0, "get", name)) for name in ("observation_space", "action_space")]
+        super().__init__(num_envs, *spaces)
         self._first_seed: int | None = seed
         self._lane_seeds = np.zeros(num_envs, dtype=np.int64)
         self._episodes = np.full(num_envs, -1, dtype=np.int64)
@@ -187,7 +187,7 @@ class RayVecEnv(VecEnv):
             for lane in share
         ]
         reward, done = np.zeros(len(share), np.float32), np.ones(len(share), dtype=bool)
-        return WorkerStep(reset.observation, reward, done, infos, dict(enumerate(reset.infos)), reset.masks)
+        return WorkerStep(reset.observation, infos, reset.masks, reward, done, dict(enumerate(reset.infos)))
 
     def _count(self, error: LostWorkerError, episodes: int) -> None:
         self.losses.deaths += error.cause == "died"
@@ -286,13 +286,9 @@ class RayVecEnv(VecEnv):
         repeated = [value for value, share in zip(values, self.shares, strict=True) for _ in share]
         return [repeated[lane] for lane in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """``False`` for every lane: lanes are never wrapped individually."""
-        return [False for _ in self._get_indices(indices)]
-
     def get_images(self) -> Sequence[np.ndarray | None]:
         """One frame per lane."""
-        return [frame for frames in self._ask_all("images") for frame in frames]
+        return [frame for frames in self._ask_all("call", "get_images", (), {}) for frame in frames]
 
 
 def _stack(parts: Sequence[Observation]) -> Observation:

@@ -32,21 +32,6 @@ class Task:
     losses: int = 0
 
 
-@dataclass(frozen=True)
-class Running:
-    """A task assigned to a worker.
-
-    Attributes:
-        worker: index of the worker.
-        task: its task.
-        until: time after which it counts as hanging, on the clock of ``time.monotonic``.
-    """
-
-    worker: int
-    task: Task
-    until: float
-
-
 class TaskRound:
     """Gives each worker the next task when it is free.
 
@@ -60,7 +45,8 @@ class TaskRound:
         self.pool, self.method = pool, method
         self.waiting = deque(tasks)
         self.idle = list(range(len(pool.actors)))
-        self.running: dict[Any, Running] = {}
+        # Ray's reference -> index of the worker, its task, and when it counts as hanging (``time.monotonic``).
+        self.running: dict[Any, tuple[int, Task, float]] = {}
         self.trouble: AdDiffusionError | None = None
 
     def stop(self, error: AdDiffusionError | None) -> None:
@@ -80,31 +66,29 @@ class TaskRound:
                 self._give(self.idle.pop(), self.waiting.popleft())
             ready, _ = ray.wait(list(self.running), timeout=POLL)
             now = time.monotonic()
-            for ref in ready or [ref for ref, job in self.running.items() if job.until < now]:
+            for ref in ready or [ref for ref, (*_, until) in self.running.items() if until < now]:
                 yield from self._take(ref)
         if self.trouble is not None:
             raise self.trouble
 
     def _give(self, worker: int, task: Task) -> None:
         ref = self.pool.ask(worker, self.method, *task.arguments)
-        self.running[ref] = Running(worker, task, time.monotonic() + task.seconds)
+        self.running[ref] = worker, task, time.monotonic() + task.seconds
 
     def _take(self, ref: Any) -> Iterator[tuple[Task, Any]]:
-        job = self.running.pop(ref)
+        worker, task, until = self.running.pop(ref)
+        self.idle.append(worker)
         try:
-            answer = self.pool.answer(job.worker, ref, job.until)
+            answer = self.pool.answer(worker, ref, until)
         except LostWorkerError as error:
-            self._lose(job, error)
-            return
+            self._lose(worker, task, error)
         except AdDiffusionError as error:
-            self.idle.append(job.worker)
             self.stop(error)
-            return
-        self.idle.append(job.worker)
-        yield job.task, answer
+        else:
+            yield task, answer
 
-    def _lose(self, job: Running, error: LostWorkerError) -> None:
-        task = replace(job.task, losses=job.task.losses + 1)
+    def _lose(self, worker: int, task: Task, error: LostWorkerError) -> None:
+        task = replace(task, losses=task.losses + 1)
         if task.losses > self.pool.config.patience:
             self.stop(
                 WorkerError(
@@ -114,5 +98,4 @@ class TaskRound:
             )
         else:
             self.waiting.appendleft(task)
-        self.pool.replace(job.worker, error)
-        self.idle.append(job.worker)
+        self.pool.replace(worker, error)

@@ -15,7 +15,7 @@ from addiffusion_env.backbones.base import Backbone, Capabilities, Load
 from addiffusion_env.backbones.solvers import check_solver_name
 from addiffusion_env.engine.lane import FaultCount
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig, RefineConfig
-from addiffusion_env.errors import ConfigError, check_keywords, check_settings, nearest, unknown
+from addiffusion_env.errors import ConfigError, check_settings, nearest, unknown
 from addiffusion_env.files import stamp_of
 from addiffusion_env.observations.features import OBSERVATION_PRESETS, UTILITY, features_of
 from addiffusion_env.old_names import present_keys, present_refine, present_settings
@@ -133,7 +133,7 @@ class EnvSettings:
             UnexpectedKeywordError: for an unknown keyword; suggests the nearest one.
         """
         kwargs = present_settings(kwargs)
-        check_keywords("environments have", kwargs, (*(item.name for item in fields(cls)), *others))
+        check_settings("environments have", kwargs, (*(item.name for item in fields(cls)), *others), keywords=True)
         return cls(**kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EnvSettings:

@@ -13,7 +13,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.evaluation.statistics.arrays import scipy_stats
 from addiffusion_env.evaluation.tables import common
-from addiffusion_env.tabular.regret import Regret, regret_of
+from addiffusion_env.tabular.outcomes import Regret, regret_of
 
 
 @dataclass(frozen=True)

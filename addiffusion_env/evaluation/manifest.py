@@ -23,7 +23,7 @@ from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, ui
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.statistics.arrays import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.files import whole_file
+from addiffusion_env.files import write_text
 from addiffusion_env.old_names import present
 from addiffusion_env.samplers import named_traits
 from addiffusion_env.samplers.traits import Traits
@@ -268,17 +268,3 @@ def versions() -> dict[str, str]:
             continue
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {instruction_set()}"
     return {**found, "machine": machine}
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file atomically: under a temporary name, then renamed.
-
-    Raises:
-        RunFolderError: when it cannot be written.
-    """
-    try:
-        with whole_file(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror}", "free space, or choose another out=") from error
-    return path

@@ -27,7 +27,7 @@ from addiffusion_env.evaluation.statistics import (
 from addiffusion_env.evaluation.tables import column, focus_of, paired
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.seeding import stable_hash
-from addiffusion_env.tabular.regret import Regret
+from addiffusion_env.tabular.outcomes import Regret
 
 LEVEL = 0.95
 

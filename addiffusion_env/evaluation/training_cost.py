@@ -11,7 +11,7 @@ import numpy as np
 
 from addiffusion_env.agents.factory import total_lanes
 from addiffusion_env.agents.tabular_training import TabularConfig, learn_on_table, make_mdp
-from addiffusion_env.agents.train_config import algorithm_and_table
+from addiffusion_env.agents.training import algorithm_and_table
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig

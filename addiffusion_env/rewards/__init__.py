@@ -1,4 +1,4 @@
-"""The reward: a weighted sum of named terms. A new term is one file and one line here."""
+"""The reward: a weighted sum of named terms. A new term is one class and one line here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from addiffusion_env.settings import check_arguments
 TERMS = Registry(
     "reward term",
     {
-        "clip_gain": "addiffusion_env.rewards.gains:ClipGain",
-        "preference_gain": "addiffusion_env.rewards.gains:PreferenceGain",
-        "dino_stability": "addiffusion_env.rewards.gains:DinoStability",
-        "nfe_cost": "addiffusion_env.rewards.nfe_cost:NfeCost",
-        "terminal_bonus": "addiffusion_env.rewards.terminal_bonus:TerminalBonus",
+        "clip_gain": "addiffusion_env.rewards.terms:ClipGain",
+        "preference_gain": "addiffusion_env.rewards.terms:PreferenceGain",
+        "dino_stability": "addiffusion_env.rewards.terms:DinoStability",
+        "nfe_cost": "addiffusion_env.rewards.terms:NfeCost",
+        "terminal_bonus": "addiffusion_env.rewards.terms:TerminalBonus",
     },
 )
 

@@ -162,7 +162,8 @@ class Recorder:
                 lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
             base, steps = lane, []
             while lane.remaining:
-                steps.append(Place(lane, _scores(lane)))
+                assert lane.scores is not None
+                steps.append(Place(lane, lane.scores))
                 lane = yield from self._scored(act(self.backbone, self.process, lane, Action.CONTINUE))
             image = yield from finished(lane)
             end = Place(lane, image.scores, image)
@@ -279,11 +280,6 @@ def check_recordable(process: ProcessConfig) -> None:
             f"a table of attempts needs a single-step solver or the pipeline's own, got {process.solver}",
             "use solver=ddim, or train with tabular=null",
         )
-
-
-def _scores(lane: Lane) -> ImageScores:
-    assert lane.scores is not None
-    return lane.scores
 
 
 def recorder_of(settings: EnvSettings, attempts: int) -> Recorder:

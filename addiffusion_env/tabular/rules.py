@@ -13,11 +13,9 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from addiffusion_env.engine.process import Action
 from addiffusion_env.samplers.rule import Rule
-from addiffusion_env.tabular.mdp import States, TabularMDP
+from addiffusion_env.tabular.mdp import START, States, TabularMDP
 from addiffusion_env.tabular.outcomes import Outcomes, play
-from addiffusion_env.tabular.transitions import START
 
 
 def rules_of(mdp: TabularMDP, thresholds: Iterable[float], abandon: Iterable[float] = ()) -> Iterator[Rule]:
@@ -48,10 +46,7 @@ def rule_actions(rule: Rule, mdp: TabularMDP, states: States) -> np.ndarray:
     table, place = mdp.table, states.place
     step = np.where(place == START, 0, np.array([*table.steps, 0])[np.minimum(place, table.finish)])
     value = np.where(place == START, np.nan, mdp.utility_here(states))
-    wanted = rule.actions(step, states.attempt, place >= table.finish, value)
-    legal = mdp.masks(states)
-    instead = np.where(legal[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
-    return np.where(legal[np.arange(len(states)), wanted], wanted, instead)
+    return mdp.legalised(states, rule.actions(step, states.attempt, place >= table.finish, value))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +110,8 @@ def frontier(played: Sequence[M]) -> list[M]:
     return kept
 
 
-def hull(played: Sequence[M]) -> list[M]:
-    """Those of the frontier that are best at some cost per NFE (:func:`best_rule`), by increasing NFE."""
-    kept: list[M] = []
-    for one in frontier(played):
-        while len(kept) > 1 and _slope(kept[-2], kept[-1]) <= _slope(kept[-1], one):
-            kept.pop()
-        kept.append(one)
-    return kept
-
-
 def costs_of(best: Sequence[Measured]) -> list[float]:
-    """For each rule of a :func:`hull` a cost per NFE at which it is the best: the middle of its range.
+    """For each rule of an upper hull, by increasing NFE, a cost per NFE at which it is best: the middle of its range.
 
     The most expensive rule is best from 0, the cheapest at any cost above its range's lower end; half as much more is
     taken for it.

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from addiffusion_env.backbones.identity import difference_words
-from addiffusion_env.errors import ConfigError, ResumeError, RunFolderError
-from addiffusion_env.files import whole_file
+from addiffusion_env.errors import ConfigError, ResumeError
+from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.observations.features import Observer
 from addiffusion_env.old_names import present
 
@@ -152,10 +152,7 @@ class AttemptTable:
         kept: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in (*ARRAYS, "constraints", "seeds")
         }
-        texts: dict[str, Any] = {
-            name: tuple(item for part in parts for item in getattr(part, name))
-            for name in ("prompts", "prompt_ids", "tasks")
-        }
+        texts: dict[str, Any] = {name: tuple(item for part in parts for item in getattr(part, name)) for name in TEXTS}
         return replace(parts[0], **kept, **texts)
 
     def save(self, path: Path) -> None:
@@ -168,12 +165,10 @@ class AttemptTable:
         """
         import pyarrow.parquet as pq
 
-        try:
+        with writing_to(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as file:
                 pq.write_table(self._to_arrow(), file, compression="zstd", write_page_checksum=True)
-        except OSError as error:
-            raise RunFolderError(f"cannot write {path}: {error}", "free space, or choose another folder") from error
 
     def _to_arrow(self) -> Any:
         import pyarrow as pa

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.sb3_env import SharedVecEnv
 from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.envs.slot import ActionSpace
@@ -60,10 +59,8 @@ class TabularVecEnv(SharedVecEnv):
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
         """Takes one action in every lane; a lane whose episode ends begins its next one."""
-        states, masks = self.states, self.mdp.masks(self.states)
-        legal = masks[np.arange(self.num_envs), self._actions]
-        instead = np.where(masks[:, Action.CONTINUE], Action.CONTINUE, Action.STOP)
-        step = self.mdp.step(states, np.where(legal, self._actions, instead))
+        states = self.states
+        step = self.mdp.step(states, self.mdp.legalised(states, self._actions))
         reward, parts = self.reward(self.mdp.transition(states, step, self._actions))
         for failed, (name, value) in failures(reward, parts).items():
             raise reward_error(name, value, f"lane {failed}", self.table.prompts[states.row[failed]])

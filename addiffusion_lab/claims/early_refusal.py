@@ -11,10 +11,9 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.evaluation.sections import Section, Table
 from addiffusion_env.evaluation.statistics import paired_share_interval
 from addiffusion_env.scorers.utility import Utility
-from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.rules import RuleOutcomes, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
-from addiffusion_env.tabular.transitions import Transitions
 
 BUDGETS = (1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 """Most NFE of an image, in the mean over the prompts that a rule is chosen on."""

@@ -22,8 +22,13 @@ from addiffusion_env.agents.algorithms import (
     table_settings,
 )
 from addiffusion_env.agents.checkpoints import buffer_state, load_buffer_state
-from addiffusion_env.agents.networks import action_probabilities, build_network, describe_network
-from addiffusion_env.agents.policy import AdDiffusionPolicy, KeyProjection
+from addiffusion_env.agents.policy import (
+    AdDiffusionPolicy,
+    KeyProjection,
+    action_probabilities,
+    build_network,
+    describe_network,
+)
 from addiffusion_env.errors import AdDiffusionError, ConfigError, UnknownNameError
 
 SPACE = spaces.Dict({"clip": spaces.Box(-1, 1, (6,), np.float32), "quality": spaces.Box(-1, 1, (2,), np.float32)})

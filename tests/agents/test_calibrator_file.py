@@ -73,6 +73,8 @@ def test_a_missing_file_and_two_files_are_refused(tmp_path):
     one, other = ({"refine": {"utility": {"calibrator": str(tmp_path / name)}}} for name in ("a.safetensors", "b"))
     with pytest.raises(WeightsError, match="no calibrator in"):
         copied(one, tmp_path)
+    with pytest.raises(WeightsError, match="no calibrator in"):
+        save_policy(tmp_path / "policy", *settings(tmp_path / "a.safetensors"))
     both = {**one, "reward": {"terminal_bonus": {"calibrator": "other.safetensors"}}}
     with pytest.raises(ConfigError, match=r"names .*a\.safetensors and other\.safetensors"):
         copied(both, tmp_path)

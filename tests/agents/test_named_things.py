@@ -11,8 +11,7 @@ from addiffusion_env.agents import pipeline
 from addiffusion_env.agents.hub_policy import HubPolicy
 from addiffusion_env.agents.learned import PolicySampler
 from addiffusion_env.agents.make import make_policy
-from addiffusion_env.agents.networks import action_probabilities
-from addiffusion_env.agents.policy import KeyProjection, MaskableAdDiffusionPolicy
+from addiffusion_env.agents.policy import KeyProjection, MaskableAdDiffusionPolicy, action_probabilities
 from addiffusion_env.agents.sb3_zip import export_zip
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.pipelines import backbone_in

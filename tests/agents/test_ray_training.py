@@ -8,7 +8,7 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from addiffusion_env.agents import recording, training
+from addiffusion_env.agents import table_worker, training
 from addiffusion_env.agents.callbacks import Checkpointer, EpisodeLog, WorkerLog
 from addiffusion_env.agents.factory import make_rollouts
 from addiffusion_env.agents.recording import record_prompts
@@ -96,11 +96,11 @@ def test_attempts_are_recorded_in_workers_of_which_one_dies(tmp_path):
                 os.kill(self.pool.actors[worker].pid, signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(recording, "TaskRound", Dying)
+        patched.setattr(table_worker, "TaskRound", Dying)
         there = record_prompts(prompts, settings, 2, tmp_path / "there", 4, 2, {"kind": "ray", "workers": 2})
     assert Dying.killed and there.identity == here.identity and there.prompt_ids == here.prompt_ids
     for name in ("preference", "clip_score", "nfe", "clip_image"):
         np.testing.assert_array_equal(getattr(there, name), getattr(here, name), err_msg=name)
     with pytest.MonkeyPatch.context() as patched:  # everything is there: no worker is started
-        patched.setattr(recording, "ActorPool", None)
+        patched.setattr(table_worker, "ActorPool", None)
         record_prompts(prompts, settings, 2, tmp_path / "there", 4, 2, {"kind": "ray", "workers": 2})

@@ -17,11 +17,9 @@ from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.observations.features import Observer
 from addiffusion_env.rewards import make_reward
-from addiffusion_env.tabular.mdp import TabularMDP
-from addiffusion_env.tabular.outcomes import play_table
-from addiffusion_env.tabular.regret import regret
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
+from addiffusion_env.tabular.outcomes import play_table, regret
 from addiffusion_env.tabular.table import AttemptTable
-from addiffusion_env.tabular.transitions import Transitions
 
 SETTINGS = EnvSettings.of(
     steps=4,

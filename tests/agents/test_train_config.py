@@ -11,7 +11,7 @@ import train_sb3
 from addiffusion_env import AdDiffusionVecEnv
 from addiffusion_env.agents.algorithms import check_algorithm, make_model
 from addiffusion_env.agents.tabular_training import TabularConfig
-from addiffusion_env.agents.train_config import TrainingConfig
+from addiffusion_env.agents.training import TrainingConfig
 from addiffusion_env.config import compose_config
 from addiffusion_env.envs.settings import EnvSettings, refine_config
 from addiffusion_env.errors import ConfigError

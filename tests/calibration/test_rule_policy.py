@@ -20,6 +20,7 @@ from addiffusion_env.agents.untrained import (
     guidance_is_linear,
 )
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_env.calibration.calibrate import best_at_some_cost
 from addiffusion_env.calibration.held_out import HeldOut, every_order, measured_rules
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.process import Action
@@ -29,10 +30,9 @@ from addiffusion_env.evaluation.choices import make_samplers
 from addiffusion_env.evaluation.training_cost import blank_table
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.utility import Calibrator, calibrator_of
-from addiffusion_env.tabular.mdp import TabularMDP
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.recorder import Recorder
-from addiffusion_env.tabular.rules import best_rule, costs_of, hull, play_rule
-from addiffusion_env.tabular.transitions import Transitions
+from addiffusion_env.tabular.rules import best_rule, costs_of, play_rule
 from addiffusion_lab.tiny_pipelines import ZOO
 
 PROCESS = {
@@ -136,7 +136,7 @@ def test_the_hull_holds_the_best_rule_at_every_cost():
     rng = np.random.default_rng(0)
     points = zip(1 + 9 * rng.random(60), rng.random(60), strict=True)
     rules = [MeasuredRule(nfe=float(nfe), probability=float(value)) for nfe, value in points]
-    best = hull(rules)
+    best = best_at_some_cost(rules)
     costs = costs_of(best)
     assert costs == sorted(costs, reverse=True) and len(best) > 2
     assert [best_rule(rules, cost) for cost in costs] == best

@@ -19,8 +19,7 @@ from addiffusion_env.checks.solvers import SOLVER_CONTRACTS
 from addiffusion_env.errors import ContractError, PromptError
 from addiffusion_env.prompts import Prompt, PromptList
 from addiffusion_env.rewards import RewardTerm
-from addiffusion_env.rewards.gains import PreferenceGain
-from addiffusion_env.rewards.terminal_bonus import TerminalBonus
+from addiffusion_env.rewards.terms import PreferenceGain, TerminalBonus
 from addiffusion_env.scorers import check_images
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 from addiffusion_lab.metrics.contract import METRIC_CONTRACTS

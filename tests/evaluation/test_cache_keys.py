@@ -135,7 +135,7 @@ def test_a_run_on_another_device_or_package_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match=r"backbone\.device: cuda -> cpu; packages\.torch: 1"):
         hold_to_identity(tmp_path, env, True)
     (tmp_path / "identity.json").write_text("[")
-    with pytest.raises(ResumeError, match="cannot be read"):
+    with pytest.raises(ResumeError, match="cannot read"):
         hold_to_identity(tmp_path, env, True)
 
 

@@ -53,10 +53,10 @@ class Brightness(SharpnessScorer):
 
 def brightness(folder: Path, channel: str = "", factor: float = 1.0) -> Any:
     """A scorer from a file that its author may edit."""
-    path = folder / "my_scorers.py"
+    path = folder / "edited_scorers.py"
     path.write_text(SCORER.replace("{channel}", channel))
-    spec = importlib.util.spec_from_file_location("my_scorers", path)
-    sys.modules["my_scorers"] = module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location("edited_scorers", path)
+    sys.modules["edited_scorers"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.Brightness(factor)
 

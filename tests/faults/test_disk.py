@@ -20,7 +20,7 @@ from addiffusion_env.agents import training
 from addiffusion_env.agents.callbacks import Checkpointer
 from addiffusion_env.agents.checkpoints import Snapshot, checkpoints, read_latest, restore
 from addiffusion_env.agents.factory import make_vec_env
-from addiffusion_env.agents.trust import require_trust
+from addiffusion_env.agents.sb3_zip import require_trust
 from addiffusion_env.errors import ResumeError, RunFolderError, UntrustedFileError
 from addiffusion_env.files import whole_file
 

@@ -10,8 +10,7 @@ from addiffusion_env.checks.base import hold
 from addiffusion_env.checks.rewards import REWARD_CONTRACTS
 from addiffusion_env.errors import AdDiffusionError, ConfigError
 from addiffusion_env.rewards import PRESETS, TERMS, TermConfig, Transition, make_reward
-from addiffusion_env.rewards.gains import PreferenceGain
-from addiffusion_env.rewards.terminal_bonus import TerminalBonus
+from addiffusion_env.rewards.terms import PreferenceGain, TerminalBonus
 
 NAN = float("nan")
 

@@ -112,7 +112,9 @@ def test_a_calibrator_reads_the_other_prompt_too(context):
         [sampler.coroutine(context.backbone, entry.process, PROMPTS[0], 0)]
     )
     nothing = [None] * len(lanes)
-    own, other = sampler._seen(lanes, nothing), sampler._misread(lanes, nothing)
+    other = sampler._frame(lanes, nothing)
+    sampler.shuffled = False
+    own = sampler._frame(lanes, nothing)
     assert (own.preference == other.preference).all()
     assert abs(own.utility - other.utility).min() > 1e-3
     assert abs(own.prior - other.prior).min() > 1e-3

@@ -49,8 +49,8 @@ def test_a_specification_is_its_samplers_name(spec):
         ("random:1.5", ConfigError, r"in \[0, 1\], got 1.5"),
         ("turbo:5", ConfigError, "1 to 4, got 5"),
         ("interval:sag:20", ConfigError, "guides every step or none"),
-        ("policy:nowhere@cheap", ConfigError, "cost per NFE of a policy must be a number"),
-        ("policy:nowhere@-1", ConfigError, "cost per NFE of a policy must be at least 0"),
+        ("policy:nowhere@cheap", ConfigError, "cost per NFE of a policy must be a number of at least 0, got 'cheap'"),
+        ("policy:nowhere@-1", ConfigError, "cost per NFE of a policy must be a number of at least 0, got '-1'"),
         ("policy:nowhere", WeightsError, "nowhere"),
     ],
 )

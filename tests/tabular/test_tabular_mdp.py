@@ -15,9 +15,8 @@ from addiffusion_env.rewards import make_reward
 from addiffusion_env.scorers.utility import calibrator_of
 from addiffusion_env.tabular.fit_calibrator import fit_calibrator
 from addiffusion_env.tabular.mdp import States
-from addiffusion_env.tabular.outcomes import play_table
+from addiffusion_env.tabular.outcomes import oracle, play_table, regret, worth
 from addiffusion_env.tabular.recorder import check_recordable
-from addiffusion_env.tabular.regret import oracle, regret, worth
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_env.tabular.tabular_env import TabularVecEnv
 
