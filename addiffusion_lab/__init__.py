@@ -25,8 +25,8 @@ for _registry, _names in (
     (
         SAMPLERS,
         {
-            "lcm": "addiffusion_lab.pipelines.lcm:LatentConsistency",
-            "turbo": "addiffusion_lab.pipelines.turbo:SDXLTurbo",
+            "lcm": "addiffusion_lab.pipelines.distilled:LatentConsistency",
+            "turbo": "addiffusion_lab.pipelines.distilled:SDXLTurbo",
             "sag": "addiffusion_lab.pipelines.self_attention:SelfAttentionGuidance",
             "attend_excite": "addiffusion_lab.pipelines.attend_excite:AttendAndExcite",
             "fbcache": "addiffusion_lab.pipelines.first_block_cache:FirstBlockCache",

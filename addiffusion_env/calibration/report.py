@@ -19,8 +19,8 @@ from addiffusion_env.evaluation.samples import SHOWN, thumbnail
 from addiffusion_env.evaluation.sections import Figure, Section, Table, cut
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.always_continue import AlwaysContinue
 from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.fixed import AlwaysContinue
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.image_scores import ImageScorers
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 SAMPLERS = Registry(
     "sampler",
     {
-        "continue": "addiffusion_env.samplers.always_continue:AlwaysContinue",
+        "continue": "addiffusion_env.samplers.fixed:AlwaysContinue",
         "fixed": "addiffusion_env.samplers.fixed:FixedSteps",
-        "stop": "addiffusion_env.samplers.constant_stop:ConstantStop",
+        "stop": "addiffusion_env.samplers.fixed:ConstantStop",
         "random": "addiffusion_env.samplers.random_stop:RandomStop",
         "prompt_rule": "addiffusion_env.samplers.prompt_rule:PromptRule",
         "best_of": "addiffusion_env.samplers.best_of:BestOf",
-        "threshold_resample": "addiffusion_env.samplers.threshold_resample:ThresholdResample",
+        "threshold_resample": "addiffusion_env.samplers.best_of:ThresholdResample",
         "checked_attempts": "addiffusion_env.samplers.checked_attempts:CheckedAttempts",
         "interval": "addiffusion_env.samplers.interval:Interval",
         "oracle_stop": "addiffusion_env.samplers.oracle_stop:OracleStop",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.solvers import SCHEDULER
@@ -15,6 +16,9 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 EpisodeCoroutine = Generator[Request, Any, Episode]
 
@@ -72,10 +76,13 @@ class NeedsPrompts(Protocol):
 class BaseSampler:
     """Default behaviour of samplers: no preparation, the base process, one episode, always continue.
 
-    A subclass declares its traits (:class:`.traits.Traits`) where they differ from those here.
+    A subclass declares its traits (:class:`.traits.Traits`) where they differ from those here. If it is a dataclass,
+    its fields that are numbers or texts are the values of its specification, in order: :meth:`parse` reads them, and
+    :attr:`name` writes them.
 
     Attributes:
-        usage: format of its specification; begins with its registered name.
+        usage: format of its specification; begins with its registered name; optional values are in brackets.
+        separator: between the values of its specification.
         needs_preview: see :class:`Sampler`.
         selects_by: the scorers by which it selects one of several finished images, as names of parts of
             :class:`.ImageScorers`. A sampler that neither selects nor needs previews runs without any scorer.
@@ -91,6 +98,7 @@ class BaseSampler:
     """
 
     usage: ClassVar[str]
+    separator: ClassVar[str] = ","
     needs_preview: ClassVar[bool] = False
     selects_by: ClassVar[Sequence[str]] = ()
     constant: ClassVar[bool] = False
@@ -107,10 +115,30 @@ class BaseSampler:
         """What this machine lacks to run it, in a few words; empty when nothing is missing."""
         return ""
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads the part of its specification after the colon.
+
+        Raises:
+            ConfigError: for numbers of the wrong form or range.
+        """
+        kinds = _values(cls)
+        if not kinds and not text:
+            return cls()
+        return cls(*read_numbers(cls, text, list(kinds.values()), cls.separator, cls.usage.count("[")))
+
     @property
     def name(self) -> str:
-        """The specification that creates it."""
-        raise NotImplementedError
+        """The specification that creates it; optional values are left out where all have their defaults."""
+        if not is_dataclass(self):
+            raise NotImplementedError
+        own = [item for item in fields(self) if item.name in _values(type(self))]
+        optional = own[len(own) - self.usage.count("[") :]
+        if all(getattr(self, item.name) == item.default for item in optional):
+            own = own[: len(own) - len(optional)]
+        values = [value for item in own if (value := getattr(self, item.name)) is not None]
+        shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        return self.usage.partition(":")[0] + (":" + self.separator.join(shown) if shown else "")
 
     @property
     def kind(self) -> str:
@@ -138,6 +166,22 @@ class BaseSampler:
         return [int(Action.CONTINUE)] * len(requests)
 
 
+def _values(kind: type) -> dict[str, type]:
+    """Field -> type, for the fields of a class of samplers that its specification holds."""
+    if not is_dataclass(kind):
+        return {}
+    hints = typing.get_type_hints(kind)
+    options = {
+        item.name: typing.get_args(hints[item.name]) or (hints[item.name],) for item in fields(kind) if item.init
+    }
+    return {name: types[0] for name, types in options.items() if types[0] in (int, float, str)}
+
+
+def every_step(base: ProcessConfig) -> ProcessConfig:
+    """The base schedule with a decision at every step and without refinement."""
+    return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
+
+
 def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) -> ProcessConfig:
     """A schedule of ``steps`` evaluations with the solver and guidance of ``base``, one decision each, no refinement.
 
@@ -148,15 +192,11 @@ def fixed_schedule(base: ProcessConfig, steps: int, spacing: str | None = None) 
     own = base.solver == SCHEDULER
     chosen = spacing or (SCHEDULER if SCHEDULER in (base.solver, base.spacing) else "trailing")
     return replace(
-        base,
+        every_step(base),
         steps=steps,
         spacing=chosen,
         solver="ddim" if own and chosen != SCHEDULER else base.solver,
         guidance_interval=None,  # guided throughout, as the field's fixed-step samplers are
-        decide_every=1,
-        decide_at=None,
-        check_finished=False,
-        refine=REFINE_PRESETS["off"],
     )
 
 
@@ -176,16 +216,14 @@ def read_numbers(
         ConfigError: for any other form.
     """
     parts = [part.strip() for part in text.split(separator)]
-    if not len(kinds) - optional <= len(parts) <= len(kinds):
-        raise _misread(sampler, text)
     try:
+        if not len(kinds) - optional <= len(parts) <= len(kinds):
+            raise ValueError(len(parts))
         return [kind(part) for kind, part in zip(kinds, parts, strict=False)]
     except ValueError as error:
-        raise _misread(sampler, text) from error
-
-
-def _misread(sampler: type[BaseSampler], text: str) -> ConfigError:
-    return ConfigError(f"a sampler is written {sampler.usage!r}, got {text!r} after the colon", "for example fixed:20")
+        raise ConfigError(
+            f"a sampler is written {sampler.usage!r}, got {text!r} after the colon", "for example fixed:20"
+        ) from error
 
 
 def require_at_least(name: str, what: str, value: float, least: float) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.samplers.base import BaseSampler, read_numbers, require_at_least
+from addiffusion_env.samplers.base import BaseSampler, require_at_least
 from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.utility import Utility
 
@@ -51,14 +51,9 @@ class CheckedAttempts(BaseSampler):
                 "0.6 exits after 60 % of the steps, 1 takes all of them",
             )
 
-    @classmethod
-    def parse(cls, text: str) -> CheckedAttempts:
-        """``"0"``, ``"0.5,0.6"``, ``"0.5,0.6,3"`` or ``"0.5,0.6,3,1"``."""
-        return cls(*read_numbers(cls, text, (float, float, int, int), ",", optional=3))
-
     @property
     def name(self) -> str:
-        """``checked_attempts:0.5,0.6,3,1``."""
+        """``checked_attempts:0.5,0.6,3,1``: with all its values."""
         return f"checked_attempts:{self.threshold:g},{self.exit_at:g},{self.attempts},{self.early}"
 
     @property

@@ -9,10 +9,10 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.coroutines import act, finished
 from addiffusion_env.engine.episode import Episode
 from addiffusion_env.engine.lane import Begin
-from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
+from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import unknown
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine, read_numbers
+from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine, every_step
 
 SCORES = {"preference": "preference", "clip_score": "clip"}
 """Score that it may select by -> scorer that gives it. Claims are decided by judges, which it does not see."""
@@ -42,16 +42,6 @@ class OracleStop(BaseSampler):
         if self.score not in SCORES:
             raise unknown("score of oracle_stop", self.score, SCORES)
 
-    @classmethod
-    def parse(cls, text: str) -> OracleStop:
-        """``"preference"`` or ``"clip_score"``."""
-        return cls(*read_numbers(cls, text, (str,), ","))
-
-    @property
-    def name(self) -> str:
-        """``oracle_stop:preference``."""
-        return f"oracle_stop:{self.score}"
-
     @property
     def selects_by(self) -> tuple[str, ...]:  # type: ignore[override]
         """The scorer of its score."""
@@ -59,7 +49,7 @@ class OracleStop(BaseSampler):
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process, one decision per step, without refinement."""
-        return replace(base, decide_every=1, decide_at=None, check_finished=False, refine=REFINE_PRESETS["off"])
+        return every_step(base)
 
     def coroutine(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> EpisodeCoroutine:
         """Every stop of one trajectory, and its end."""

@@ -12,13 +12,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Scene, parse
 from addiffusion_env.prompts.emoji_vocabulary import COLORS
-from addiffusion_env.samplers.base import (
-    BaseSampler,
-    EpisodeCoroutine,
-    fixed_schedule,
-    read_numbers,
-    require_at_least,
-)
+from addiffusion_env.samplers.base import BaseSampler, EpisodeCoroutine, fixed_schedule, require_at_least
 
 _COLOUR = re.compile(rf"\b({'|'.join(COLORS)})\b", re.IGNORECASE)
 
@@ -52,16 +46,6 @@ class PromptRule(BaseSampler):
 
     def __post_init__(self) -> None:
         require_at_least("prompt_rule", "STEPS", min(self.coloured, self.plain), 1)
-
-    @classmethod
-    def parse(cls, text: str) -> PromptRule:
-        """``"8,6"``."""
-        return cls(*read_numbers(cls, text, (int, int), ","))
-
-    @property
-    def name(self) -> str:
-        """``prompt_rule:8,6``."""
-        return f"prompt_rule:{self.coloured},{self.plain}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The schedule of coloured prompts; :meth:`coroutine` shortens it for the others."""

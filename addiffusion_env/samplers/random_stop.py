@@ -9,7 +9,7 @@ from typing import ClassVar
 from addiffusion_env.engine.lane import Decide, Lane
 from addiffusion_env.engine.process import REFINE_PRESETS, Action, ProcessConfig
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.samplers.base import BaseSampler, read_numbers
+from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_env.seeding import stable_hash
 
 
@@ -31,16 +31,6 @@ class RandomStop(BaseSampler):
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ConfigError(f"random: PROBABILITY must be in [0, 1], got {self.probability}", "use random:0.1")
-
-    @classmethod
-    def parse(cls, text: str) -> RandomStop:
-        """``"0.1"``."""
-        return cls(*read_numbers(cls, text, (float,), ","))
-
-    @property
-    def name(self) -> str:
-        """``random:0.1``."""
-        return f"random:{self.probability:g}"
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """The base process without refinement."""

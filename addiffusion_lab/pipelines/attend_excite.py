@@ -14,7 +14,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.regions import phrases_of
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.samplers.base import fixed_schedule, require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     PipelineResult,
@@ -52,16 +52,6 @@ class AttendAndExcite(WholePipeline):
 
     def __post_init__(self) -> None:
         require_at_least("attend_excite", "STEPS", self.steps, 1)
-
-    @classmethod
-    def parse(cls, text: str) -> AttendAndExcite:
-        """``"20"``."""
-        return cls(*read_numbers(cls, text, (int,), ","))
-
-    @property
-    def name(self) -> str:
-        """``attend_excite:20``."""
-        return f"attend_excite:{self.steps}"
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Checks the backbone.

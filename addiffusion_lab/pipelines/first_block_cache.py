@@ -21,7 +21,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.files import cached
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.samplers.base import fixed_schedule, require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     PipelineResult,
@@ -58,20 +58,10 @@ class FirstBlockCache(WholePipeline):
         require_at_least("fbcache", "THRESHOLD", self.threshold, 0)
 
     @classmethod
-    def parse(cls, text: str) -> FirstBlockCache:
-        """``"20,0.1"``."""
-        return cls(*read_numbers(cls, text, (int, float), ","))
-
-    @classmethod
     def needs(cls) -> str:
         """A transformer's weights, unless they are cached."""
         repo = FluxBackbone.spec.default_id
         return "" if cached(repo) else f"backbone=flux, a transformer ({repo})"
-
-    @property
-    def name(self) -> str:
-        """``fbcache:20,0.1``."""
-        return f"fbcache:{self.steps},{self.threshold:g}"
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Checks the backbone.

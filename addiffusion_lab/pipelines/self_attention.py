@@ -8,7 +8,7 @@ from typing import ClassVar
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import fixed_schedule, read_numbers, require_at_least
+from addiffusion_env.samplers.base import fixed_schedule, require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     PipelineResult,
@@ -43,16 +43,6 @@ class SelfAttentionGuidance(WholePipeline):
     def __post_init__(self) -> None:
         require_at_least("sag", "STEPS", self.steps, 1)
         require_at_least("sag", "SCALE", self.scale, 0)
-
-    @classmethod
-    def parse(cls, text: str) -> SelfAttentionGuidance:
-        """``"20"`` or ``"20,0.5"``."""
-        return cls(*read_numbers(cls, text, (int, float), ",", optional=1))
-
-    @property
-    def name(self) -> str:
-        """``sag:20``, with the scale if it is not 0.75."""
-        return f"sag:{self.steps}" if self.scale == 0.75 else f"sag:{self.steps},{self.scale:g}"
 
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Checks the backbone.

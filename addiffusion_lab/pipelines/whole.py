@@ -16,18 +16,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from addiffusion_env.backbones.base import Backbone, Load
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.devices import quiet_loading
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.stable_diffusion import StableDiffusionBackbone
 from addiffusion_env.engine.images import GeneratedImage
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
-from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError, WeightsError
+from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine
 from addiffusion_env.scorers.image_scores import ImageScorers
@@ -259,28 +258,3 @@ def silent(pipe: Any) -> Any:
     """Returns the pipeline with progress bars disabled."""
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def load_beside(spec: PipelineSpec, weights: str, backbone: Backbone, needs: str) -> Any:
-    """Loads a pipeline with separate weights, frozen, on a backbone's device and in its precision.
-
-    Args:
-        spec: class of the pipeline.
-        weights: hub id or folder.
-        backbone: backbone of the evaluation.
-        needs: requirement of the sampler, for the error: "lcm needs ...".
-
-    Raises:
-        WeightsError: when the weights are not available; the message has the download command and alternatives.
-    """
-    assert isinstance(backbone, PipelineBackbone)
-    offload = backbone.options.offload
-    load = Load(weights, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
-    try:
-        pipe = load_pipeline(load, offload=offload, spec=spec)
-    except WeightsError as error:
-        raise WeightsError(error.cause, f"{needs}, in a folder or from the hub: {error.remedy}") from error
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False)
-    return silent(pipe)
