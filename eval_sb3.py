@@ -34,16 +34,14 @@ def evaluate(config: dict[str, Any]) -> Report | None:
 
     from addiffusion_env.backbones.devices import resolve_device
     from addiffusion_env.envs.settings import load_backbone, load_scorers
-    from addiffusion_env.evaluation.benchmarks import take_prompts
-    from addiffusion_env.evaluation.choices import make_extras, make_samplers, out_folder, with_defaults
-    from addiffusion_env.evaluation.console import print_report
+    from addiffusion_env.evaluation.choices import make_extras, make_samplers, out_folder, take_prompts, with_defaults
     from addiffusion_env.evaluation.cost import plan_cost
     from addiffusion_env.evaluation.eval_config import EvaluationConfig
     from addiffusion_env.evaluation.filmstrips import render_filmstrips
     from addiffusion_env.evaluation.judges import Judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
     from addiffusion_env.evaluation.ray_pool import prepare
-    from addiffusion_env.evaluation.report import write_report
+    from addiffusion_env.evaluation.report import print_report, write_report
     from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, to_make
     from addiffusion_env.evaluation.samples import sample_uids
 

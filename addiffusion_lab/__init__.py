@@ -13,11 +13,11 @@ from addiffusion_env.samplers import SAMPLERS
 
 _PROMPTS = {
     "coco": "addiffusion_lab.benchmarks.coco:CocoPrompts",
-    "drawbench": "addiffusion_lab.benchmarks.drawbench:DrawBenchPrompts",
+    "drawbench": "addiffusion_lab.benchmarks.lists:DrawBenchPrompts",
     "geneval": "addiffusion_lab.benchmarks.geneval:GenEvalPrompts",
-    "hpdv2": "addiffusion_lab.benchmarks.hpdv2:HPDv2Prompts",
-    "imagereward": "addiffusion_lab.benchmarks.imagereward:ImageRewardPrompts",
-    "parti": "addiffusion_lab.benchmarks.parti:PartiPrompts",
+    "hpdv2": "addiffusion_lab.benchmarks.lists:HPDv2Prompts",
+    "imagereward": "addiffusion_lab.benchmarks.lists:ImageRewardPrompts",
+    "parti": "addiffusion_lab.benchmarks.lists:PartiPrompts",
     "t2i_compbench": "addiffusion_lab.benchmarks.t2i_compbench:T2ICompBenchPrompts",
 }
 

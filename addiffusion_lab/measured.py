@@ -24,8 +24,7 @@ from addiffusion_env.settings import Ge, Settings
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.measure import OF_FEATURES, image_metrics
-from addiffusion_lab.metrics.results import MetricResult
-from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.metrics.settings import MetricResult, MetricSettings
 from addiffusion_lab.vlm import make_client
 from addiffusion_lab.vlm.costs import Price
 from addiffusion_lab.vlm.judge import compare

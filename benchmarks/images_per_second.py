@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from addiffusion_env.config import friendly
-from addiffusion_env.evaluation.statistics.intervals import t_interval
+from addiffusion_env.evaluation.statistics import t_interval
 from addiffusion_env.pages import markdown_table
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer

@@ -30,7 +30,7 @@ from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji import emoji_scorers
-from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
+from addiffusion_lab.bench.arms import pipeline_of
 from addiffusion_lab.bench.instant import make_instant
 from addiffusion_lab.bench.measure import measure as measure_arms
 from addiffusion_lab.bench.setup import make_setup

@@ -19,7 +19,7 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.lane import Decide
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.files import whole_file, write_text, writing_to
-from addiffusion_env.samplers.rule import Rule
+from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.samplers.traits import ScoresUsed, selected_by
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.utility import Calibrator, Utility

@@ -38,8 +38,7 @@ from addiffusion_env.evaluation.cost import (
 )
 from addiffusion_env.evaluation.frontier import upper_hull
 from addiffusion_env.files import write_text
-from addiffusion_env.prompts import Prompt, PromptList, PromptSource
-from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_env.prompts import Prompt, PromptList, PromptSource, TextFilePrompts
 from addiffusion_env.samplers.checked_attempts import CheckedAttempts
 from addiffusion_env.scorers.image_scores import ImageScorers, NoScorers
 from addiffusion_env.seeding import stable_hash

@@ -20,8 +20,8 @@ from addiffusion_env.evaluation.sections import Figure, Section, Table, cut
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler
+from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.samplers.fixed import AlwaysContinue
-from addiffusion_env.samplers.rule import Rule
 from addiffusion_env.scorers.image_scores import ImageScorers
 
 IMAGES_FOLDER, PAGE = "images", "report.html"

@@ -11,7 +11,7 @@ import numpy as np
 from addiffusion_env.engine.process import Action
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.records import Record
-from addiffusion_env.evaluation.statistics.arrays import scipy_stats
+from addiffusion_env.evaluation.statistics import scipy_stats
 from addiffusion_env.evaluation.tables import common
 from addiffusion_env.tabular.outcomes import Regret, regret_of
 

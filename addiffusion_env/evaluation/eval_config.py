@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.errors import ConfigError, check_settings
 from addiffusion_env.evaluation.extras import EXTRAS, Extra
-from addiffusion_env.evaluation.statistics.arrays import positive_margin
+from addiffusion_env.evaluation.statistics import positive_margin
 from addiffusion_env.settings import Ge, Settings
 
 HIGHEST_SEED = 2**63 - 1

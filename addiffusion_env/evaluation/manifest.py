@@ -21,7 +21,7 @@ from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.plan import Plan
 from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
-from addiffusion_env.evaluation.statistics.arrays import positive_margin
+from addiffusion_env.evaluation.statistics import positive_margin
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.files import write_text
 from addiffusion_env.old_names import present

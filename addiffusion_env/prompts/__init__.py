@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,7 @@ PROMPT_SOURCES = Registry(
     "prompt source",
     {
         "emoji": "addiffusion_env.prompts.emoji_grammar:EmojiPrompts",
-        "text_file": "addiffusion_env.prompts.text_file:TextFilePrompts",
+        "text_file": "addiffusion_env.prompts:TextFilePrompts",
     },
     more="addiffusion_lab",
 )
@@ -150,3 +151,45 @@ class PromptList:
             return self.prompts[:count]
         chosen = np.random.default_rng(seed).choice(len(self.prompts), count, replace=False)
         return [self.prompts[index] for index in sorted(chosen)]
+
+
+class TextFilePrompts(PromptList):
+    """The prompts of a UTF-8 text file, one per line, in its order.
+
+    Blank lines and lines that begin with ``#`` are skipped; duplicate lines are skipped, since
+    records are joined on the prompt.
+
+    Args:
+        path: the file.
+        split: ``"train"``, ``"test"`` or ``"all"``; see :func:`.split_list`.
+
+    Raises:
+        PromptError: when the file is missing, unreadable, not UTF-8, or holds no prompt of the split.
+        UnknownNameError: for an unknown split.
+    """
+
+    def __init__(self, path: str | Path, split: str = "all") -> None:
+        self.path = Path(path)
+        prompts = [Prompt.of(line) for line in _read_lines(self.path)]
+        super().__init__(split_list(prompts, split, str(self.path)), name=self.path.name)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors write a byte order mark
+    except FileNotFoundError as error:
+        raise PromptError(f"no prompt file at {path}", "give the path of a text file, one prompt per line") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"prompt file {path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}",
+            "save it as UTF-8",
+        ) from error
+    except OSError as error:
+        raise PromptError(
+            f"prompt file {path} cannot be read: {error.strerror}", "give a readable text file"
+        ) from error
+    lines = (line.strip() for line in text.splitlines())
+    prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not prompts:
+        raise PromptError(f"prompt file {path} holds no prompt", "write one prompt per line; lines with # are comments")
+    return prompts

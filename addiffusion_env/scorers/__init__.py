@@ -36,7 +36,7 @@ SCORERS = Registry(
     {
         "clip": "addiffusion_env.scorers.clip:ClipScorer",
         "image_reward": "addiffusion_env.scorers.image_reward:ImageRewardScorer",
-        "image_reward_package": "addiffusion_env.scorers.image_reward_package:ImageRewardPackageScorer",
+        "image_reward_package": "addiffusion_env.scorers.image_reward:ImageRewardPackageScorer",
         "blip_preference": "addiffusion_env.scorers.emoji:BlipPreferenceScorer",
         "emoji_preference": "addiffusion_env.scorers.emoji:EmojiPreferenceScorer",
         "dino": "addiffusion_env.scorers.dino:DinoEmbedder",

@@ -14,7 +14,7 @@ from addiffusion_env.files import WORKS_OFFLINE
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers import Scorer, check_pairs, read_state_dict, require_finite
 from addiffusion_env.scorers.clip import ClipScorer
-from addiffusion_env.scorers.linear_head import linear_head
+from addiffusion_env.scorers.image_reward import linear_head
 
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_URL = (

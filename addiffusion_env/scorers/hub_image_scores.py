@@ -64,7 +64,7 @@ def preference_scorer(given: Mapping[str, str], device: torch.device | str, dtyp
 
     name = given.get("image_reward", IMAGE_REWARD_REPO)
     if given.get("preference", DEFAULTS["preference"]) == "image_reward_package":
-        from addiffusion_env.scorers.image_reward_package import ImageRewardPackageScorer, import_package
+        from addiffusion_env.scorers.image_reward import ImageRewardPackageScorer, import_package
 
         import_package()  # before downloading 1.8 GB
         weights, config = locate(name, None)

@@ -1,6 +1,6 @@
 """ImageReward (Xu et al., 2023, arXiv 2304.05977) in transformers' BLIP classes, from the official files.
 
-The package ``image-reward`` cannot be imported with a current transformers (see :mod:`.image_reward_package`). Its
+The package ``image-reward`` cannot be imported with a current transformers (see :mod:`.image_reward`). Its
 network is BLIP-large's image-grounded text encoder with a linear head, and transformers has BLIP: this module renames
 the weights of ``ImageReward.pt`` and gives the same scores; a test compares the two where the package can be imported.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from addiffusion_env.errors import WeightsError
+from addiffusion_env.errors import MissingPackageError, WeightsError
 from addiffusion_env.files import again, cached, file_in, folder_of, hub_file, looks_like_path, read_json
 from addiffusion_env.scorers import BERT_REPO, CHUNK, IMAGE_REWARD_REPO, ModelScorer, load_strict, read_state_dict
-from addiffusion_env.scorers.linear_head import linear_head
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from addiffusion_env.scorers.tokens import GroundedEncoder, Tokenizer, load_transformers_tokenizer
 
@@ -209,3 +209,93 @@ def bert_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     return Tokenizer(tokenizer, MAX_TOKENS)
+
+
+# Positions of the linear layers in the published nn.Sequential; the others are dropout, unused for scoring.
+POSITIONS = (0, 2, 4, 6, 7)
+
+
+def linear_head(state: Mapping[str, torch.Tensor], prefix: str, where: str, inputs: int) -> nn.Sequential:
+    """Builds the head from the names ``{prefix}layers.{0,2,4,6,7}.{weight,bias}``; float32, (B, inputs) -> (B, 1).
+
+    Published widths: 768-1024-128-64-16-1. The widths are read from the weights.
+
+    Args:
+        state: a state dict that contains the head.
+        prefix: ``"mlp."`` in ImageReward, ``""`` in the aesthetic predictor.
+        where: the file, for messages.
+        inputs: the width of its input features.
+
+    Raises:
+        WeightsError: when layers are missing, unexpected, or do not fit each other or the features.
+    """
+    start = f"{prefix}layers."
+    found = {name.removeprefix(start): value.float() for name, value in state.items() if name.startswith(start)}
+    biases = [found.get(f"{position}.bias", torch.zeros(1)) for position in POSITIONS]
+    widths = [inputs, *(len(bias) for bias in biases)]
+    if widths[-1] != 1:
+        raise WeightsError(f"{where}: the head ends in {widths[-1]} numbers, expected 1", "point to the right file")
+    layers = zip(map(str, POSITIONS), pairwise(widths), strict=True)
+    head = nn.ModuleDict({position: nn.Linear(*shape) for position, shape in layers})
+    load_strict(head, found, f"{where} ({start}*)")
+    return nn.Sequential(*head.values()).eval().requires_grad_(False)
+
+
+REMEDY = (
+    "use the scorer 'image_reward': the same weights and numbers without the package; or make a separate environment "
+    "with image-reward==1.5, transformers==4.55.4, timm==0.6.13, diffusers==0.35.2, clip-anytorch and setuptools<81"
+)
+
+
+def import_package() -> Any:
+    """Imports and returns the module ``ImageReward``.
+
+    Raises:
+        MissingPackageError: with the reason: not installed, or one of its own imports fails.
+    """
+    try:
+        import ImageReward
+    except Exception as error:  # with a current transformers various errors occur
+        raise MissingPackageError(
+            f"the package ImageReward cannot be imported: {type(error).__name__}: {error}", REMEDY
+        ) from error
+    return ImageReward
+
+
+class ImageRewardPackageScorer(ModelScorer):
+    """ImageReward-v1.0 through its package: images go through PIL one by one, so it is slow; used as a reference.
+
+    Args:
+        model: what ``ImageReward.load`` returns.
+    """
+
+    chunk = 1
+    name: ClassVar[str] = "image_reward_package"
+    unit: ClassVar[str] = "standard deviations"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @classmethod
+    def needs(cls) -> str:
+        """Its package, which requires older versions of others (see :func:`import_package`), and its weights."""
+        from importlib.util import find_spec
+
+        return "" if find_spec("ImageReward") else "the extra [image-reward], transformers 4.55 and weights"
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str = "ImageReward-v1.0", *, med_config: str | None = None, device: str = "cpu"
+    ) -> ImageRewardPackageScorer:
+        """Loads a model by the package's name for it, or from the path of its checkpoint.
+
+        Raises:
+            MissingPackageError: when the package cannot be imported.
+        """
+        return cls(import_package().load(name_or_path, device=device, med_config=med_config))
+
+    def _score(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        from PIL import Image
+
+        pixels = ((images[0].float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        return torch.tensor([self.model.score(texts[0], Image.fromarray(pixels))])

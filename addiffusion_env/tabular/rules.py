@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from addiffusion_env.samplers.rule import Rule
+from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.tabular.mdp import START, States, TabularMDP
 from addiffusion_env.tabular.outcomes import Outcomes, play
 

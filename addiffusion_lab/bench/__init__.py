@@ -9,14 +9,14 @@ from addiffusion_env.registry import Registry
 ARMS = Registry(
     "bench arm",
     {
-        "bare": "addiffusion_lab.bench.denoiser:BareDenoiser",
-        "pipeline": "addiffusion_lab.bench.diffusers_pipeline:DiffusersPipeline",
-        "independent": "addiffusion_lab.bench.independent:preview_always",
-        "independent_every": "addiffusion_lab.bench.independent:preview_sometimes",
-        "subproc": "addiffusion_lab.bench.subprocesses:Subprocesses",
-        "vector": "addiffusion_lab.bench.vector_env:VectorEnvironment",
-        "continue": "addiffusion_lab.bench.adaptive:always_continue",
-        "any_pipeline": "addiffusion_lab.bench.any_pipeline:AnyPipeline",
+        "bare": "addiffusion_lab.bench.arms:BareDenoiser",
+        "pipeline": "addiffusion_lab.bench.arms:DiffusersPipeline",
+        "independent": "addiffusion_lab.bench.arms:preview_always",
+        "independent_every": "addiffusion_lab.bench.arms:preview_sometimes",
+        "subproc": "addiffusion_lab.bench.arms:Subprocesses",
+        "vector": "addiffusion_lab.bench.arms:VectorEnvironment",
+        "continue": "addiffusion_lab.bench.arms:always_continue",
+        "any_pipeline": "addiffusion_lab.bench.arms:AnyPipeline",
     },
 )
 """Name -> factory of the arm for a benchmark setup. Samplers (``fixed:50``, ``policy:emoji``) are further arms."""

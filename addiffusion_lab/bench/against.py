@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.statistics.intervals import t_interval
+from addiffusion_env.evaluation.statistics import t_interval
 from addiffusion_env.pages import markdown_table
-from addiffusion_lab.bench.report import setting
+from addiffusion_lab.bench.measure import setting
 
 HERE = Path(__file__).resolve().parents[2]
 NEEDED = Path("addiffusion_lab", "bench", "measure.py")

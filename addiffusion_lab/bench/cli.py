@@ -11,8 +11,7 @@ from addiffusion_env.backbones import traits_of
 from addiffusion_env.errors import ConfigError
 from addiffusion_lab.bench.against import run as run_against
 from addiffusion_lab.bench.instant import make_instant
-from addiffusion_lab.bench.measure import ArmResult, measure
-from addiffusion_lab.bench.report import setting, table, write_json
+from addiffusion_lab.bench.measure import ArmResult, measure, setting, table, write_json
 from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
 
 

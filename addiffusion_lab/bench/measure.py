@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from addiffusion_env.backbones.devices import instruction_set
+from addiffusion_env.pages import markdown_table
 from addiffusion_env.profiling import Clock, peak_bytes, reset_peak
 from addiffusion_lab.bench import ARMS
-from addiffusion_lab.bench.adaptive import by_sampler
-from addiffusion_lab.bench.denoiser import BareDenoiser
-from addiffusion_lab.bench.meter import STAGES, Stages
+from addiffusion_lab.bench.arms import BareDenoiser, by_sampler
 from addiffusion_lab.bench.setup import Arm, BenchmarkSetup
 
 
@@ -160,3 +163,88 @@ def device_in_words(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()
     return f"{cpu} CPU ({instruction_set()}), {torch.get_num_threads()} threads"
+
+
+STAGES = ("denoise", "look", "decode")
+"""Parts that are timed separately; the rest of a round is Python: coroutines, solver, policy, observations."""
+
+
+class Stages:
+    """The time of one round by part.
+
+    Attributes:
+        seconds: seconds of each of :data:`STAGES`.
+    """
+
+    def __init__(self, setup: BenchmarkSetup, clock: Clock) -> None:
+        self.setup, self.clock = setup, clock
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Context manager that times the calls of denoiser, previewer, scorers and decoder."""
+        calls = [
+            (self.setup.backbone, "predict", "denoise"),
+            (self.setup.backbone, "preview", "look"),
+            (self.setup.scorers, "scores", "look"),
+            (self.setup.backbone, "decode", "decode"),
+        ]
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        for owner, name, stage in calls:
+            setattr(owner, name, self._timing(getattr(owner, name), stage))
+        try:
+            yield
+        finally:
+            for owner, name, _ in calls:
+                delattr(owner, name)  # restores the class's method
+
+    def _timing(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = self.clock()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds[stage] += self.clock() - began
+
+        return timed
+
+
+HEADS = ("arm", "lanes", "ms per lane-step", "of bare", "images /s", *STAGES, "python", "peak MiB")
+
+
+def row(result: ArmResult) -> tuple[str, ...]:
+    """The cells of one arm."""
+    shares = result.shares
+    parts = ["-"] * 4 if shares is None else [f"{100 * shares[name]:.0f} %" for name in (*STAGES, "python")]
+    return (
+        result.arm,
+        str(result.lanes),
+        f"{result.ms:.1f}",
+        "-" if result.of_bare is None else f"{100 * result.of_bare:.0f} %",
+        "-" if result.images is None else f"{result.images:.2f}",
+        *parts,
+        "-" if result.peak is None else f"{result.peak:.0f}",
+    )
+
+
+def table(results: Sequence[ArmResult]) -> str:
+    """All arms as a Markdown table."""
+    return markdown_table(HEADS, map(row, results))
+
+
+def setting(device: torch.device, clock: str) -> dict[str, Any]:
+    """The machine and clock of the measurement, with the machine's load."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "device": device_in_words(device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "clock": clock,
+        "load": load,
+    }
+
+
+def write_json(path: Path, results: Sequence[ArmResult], where: dict[str, Any]) -> None:
+    """Writes the results as JSON."""
+    rows = [asdict(result) for result in results]
+    path.write_text(json.dumps({**where, "rows": rows}, indent=2) + "\n", encoding="utf-8")

@@ -15,9 +15,8 @@ import numpy as np
 from addiffusion_env.evaluation.frontier import Pairing, gains, mixture
 from addiffusion_env.evaluation.statistics import holm
 from addiffusion_env.samplers import named_traits
-from addiffusion_lab.claims.base import Case, Comparison, Outcome, Verdict, unanswered
-from addiffusion_lab.claims.images import Means
-from addiffusion_lab.claims.power import prompts_for_difference, spread_of
+from addiffusion_lab.claims.base import Case, Comparison, Means, Outcome, Verdict, unanswered
+from addiffusion_lab.claims.statistics import prompts_for_difference, spread_of
 
 
 @dataclass(frozen=True)

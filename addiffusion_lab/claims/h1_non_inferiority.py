@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from addiffusion_env.evaluation.statistics import (
-    Margin,
-    MarginTest,
-    at_most,
-    non_inferior,
-)
+from addiffusion_env.evaluation.statistics import MarginTest, non_inferior
 from addiffusion_lab.claims.base import (
     Case,
     Comparison,
@@ -19,7 +14,7 @@ from addiffusion_lab.claims.base import (
     too_few,
     unanswered,
 )
-from addiffusion_lab.claims.power import prompts_for_non_inferiority
+from addiffusion_lab.claims.statistics import Margin, at_most, prompts_for_non_inferiority
 
 
 def judge(case: Case) -> Verdict:

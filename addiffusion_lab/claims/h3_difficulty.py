@@ -17,8 +17,8 @@ from addiffusion_lab.claims.base import (
     too_few,
     unanswered,
 )
-from addiffusion_lab.claims.correlation import rank_correlation_gap, spearman_interval
 from addiffusion_lab.claims.equal_cost import kind_of
+from addiffusion_lab.claims.statistics import rank_correlation_gap, spearman_interval
 
 
 def judge(case: Case) -> Verdict:

@@ -29,10 +29,9 @@ from addiffusion_env.evaluation.summary import Summary, summarise
 from addiffusion_env.tabular.fit_calibrator import read_tables
 from addiffusion_lab.claims.against_rules import OUT, learning_sections
 from addiffusion_lab.claims.base import Verdict
-from addiffusion_lab.claims.decide import deciding
 from addiffusion_lab.claims.detector import DetectorAccuracy, detector_accuracy, detector_section
 from addiffusion_lab.claims.render import HEAD, hypotheses_section, verdict_table
-from addiffusion_lab.claims.setup import judge_evaluation
+from addiffusion_lab.claims.setup import deciding, judge_evaluation
 
 TITLES = {"emoji": "Results on the emoji world"}
 """Backbone -> title of its page; others are titled by their name."""

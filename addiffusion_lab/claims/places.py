@@ -19,24 +19,27 @@ import numpy as np
 import torch
 
 from addiffusion_env import ENVIRONMENTS
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.calibration.held_out import HeldOut
 from addiffusion_env.config import friendly
+from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.evaluation.rendering import to_markdown
 from addiffusion_env.evaluation.sections import Section, Table
+from addiffusion_env.evaluation.statistics import paired_share_interval
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.utility import Utility, calibrator_of
 from addiffusion_env.tabular.fit_calibrator import fit_calibrator
+from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.recorder import recorder_of
+from addiffusion_env.tabular.rules import RuleOutcomes, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.claims.calibration import Calibration, agreement, calibration_section, within_prompts
-from addiffusion_lab.claims.early_refusal import refusal_section
 from addiffusion_lab.claims.maps import MappedEmoji, maps_of, seconds_section
-from addiffusion_lab.claims.ridge import crossed
 
 PROCESSES: dict[str, dict[str, Any]] = {
     "AdDiffusion-Emoji-v1": ENVIRONMENTS["AdDiffusion-Emoji-v1"],
@@ -167,3 +170,117 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+STRENGTHS = tuple(10.0 ** np.arange(-3, 4))
+"""Penalties, as multiples of the number of inputs."""
+FOLDS = 4
+
+
+def crossed(
+    inputs: np.ndarray, target: np.ndarray, halves: tuple[np.ndarray, np.ndarray], within: bool = False
+) -> np.ndarray:
+    """(P, T) predictions for each half of the rows by a regression that is fitted to the other.
+
+    Args:
+        inputs: (P, T, D) of T attempts of each of P prompts.
+        target: (P, T).
+        halves: the rows of both halves.
+        within: whether inputs and target are taken relative to their mean over the prompt's attempts, so that only
+            what distinguishes these is fitted.
+    """
+    values, wanted = inputs.astype(np.float64), target.astype(np.float64)
+    if within:
+        values, wanted = values - values.mean(1, keepdims=True), wanted - wanted.mean(1, keepdims=True)
+    found = np.zeros(target.shape)
+    for fitted, judged in (halves, halves[::-1]):
+        seen = values[fitted].reshape(-1, values.shape[-1])
+        centre, spread = seen.mean(0), np.maximum(seen.std(0), 1e-9)
+        rows = ((values[np.concatenate([fitted, judged])] - centre) / spread).reshape(-1, values.shape[-1])
+        group = np.repeat(np.arange(len(fitted)) % FOLDS, values.shape[1])
+        count = len(group)
+        said = _chosen(rows @ rows.T / values.shape[-1], wanted[fitted].reshape(-1), group)
+        found[judged] = said[count:].reshape(len(judged), -1)
+    return found
+
+
+def _chosen(kernel: np.ndarray, target: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Predictions of every row of a kernel whose first rows have a target, at the strength of the least error."""
+    count = len(target)
+    error = np.zeros(len(STRENGTHS))
+    for held in range(FOLDS):
+        kept, left = np.flatnonzero(group != held), np.flatnonzero(group == held)
+        told = _solved(kernel[np.ix_(kept, kept)], target[kept], kernel[np.ix_(left, kept)], STRENGTHS)
+        error += ((told - target[left]) ** 2).sum(1)
+    best = STRENGTHS[int(error.argmin())]
+    return _solved(kernel[:count, :count], target, kernel[:, :count], (best,))[0]
+
+
+def _solved(own: np.ndarray, target: np.ndarray, other: np.ndarray, strengths: tuple[float, ...]) -> np.ndarray:
+    """(S, N) predictions of the rows ``other`` at each strength."""
+    values, vectors = np.linalg.eigh(own)
+    mean = target.mean()
+    turned = vectors.T @ (target - mean)
+    return np.stack([mean + other @ (vectors @ (turned / (values + strength))) for strength in strengths])
+
+
+BUDGETS = (1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
+"""Most NFE of an image, in the mean over the prompts that a rule is chosen on."""
+THRESHOLDS, QUANTILES = 10, (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+"""Number of thresholds of finished images, and quantiles of the utility of previews below which they are refused."""
+
+
+def refusal_section(
+    table: AttemptTable,
+    backbone: Backbone,
+    process: ProcessConfig,
+    utility: Utility,
+    halves: tuple[np.ndarray, np.ndarray],
+    title: str,
+) -> Section:
+    """Rules chosen on one half of the prompts by calibrated probability, and judged on the other by the verdicts.
+
+    Args:
+        table: with verdicts.
+        backbone: provides the schedule.
+        process: of the table.
+        utility: of its images and previews.
+        halves: row numbers.
+        title: of the section.
+    """
+    mdp = TabularMDP(table, Transitions.of(backbone, process), 1.0, 0.0, table.attempts - 1, utility)
+    thresholds = thresholds_of(mdp, THRESHOLDS)
+    refused = np.quantile(mdp.utilities[:, :, : table.finish], QUANTILES)
+    plain = [play_rule(mdp, rule) for rule in rules_of(mdp, thresholds)]
+    looking = [*plain, *(play_rule(mdp, rule) for rule in rules_of(mdp, thresholds, refused) if rule.abandon > -np.inf)]
+    rows = []
+    for budget in BUDGETS:
+        without, having = (_crossed(played, halves, budget) for played in (plain, looking))
+        if without is None or having is None:
+            continue
+        gain = paired_share_interval(having[0], without[0])
+        rows.append(
+            (
+                f"{budget:g}",
+                *(f"{correct.mean():.3f} at {nfe.mean():.2f}" for correct, nfe, _ in (without, having)),
+                f"{gain.estimate:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+                f"{having[2].mean():.2f}",
+            )
+        )
+    head = ("budget", "finished images only", "and previews", "gain in share correct", "previews an image")
+    return Section(title, (Table(head, tuple(rows)),))
+
+
+def _crossed(
+    played: Sequence[RuleOutcomes], halves: tuple[np.ndarray, np.ndarray], budget: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(P,) verdicts, NFE and previews of the rules that are best on the other half; ``None`` where none is so cheap."""
+    found = np.zeros((3, len(played[0].probability)))
+    for chosen_on, judged in (halves, halves[::-1]):
+        within = [one for one in played if one.outcomes.nfe[chosen_on].mean() <= budget]
+        if not within:
+            return None
+        best = max(within, key=lambda one: one.probability[chosen_on].mean())
+        looks = best.outcomes.looks * (best.rule.abandon > -np.inf)  # no other rule reads previews
+        found[:, judged] = np.stack([best.outcomes.correct, best.outcomes.nfe, looks])[:, judged]
+    return found[0], found[1], found[2]

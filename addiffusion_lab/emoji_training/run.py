@@ -15,8 +15,7 @@ from torch import nn
 from addiffusion_env.backbones.devices import resolve_device
 from addiffusion_env.errors import NumericsError, WeightsError
 from addiffusion_env.seeding import stable_hash
-from addiffusion_lab.emoji_training.clock import StepBudget
-from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
+from addiffusion_lab.emoji_training.config import StepBudget, TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.renderer import Renderer
 
 

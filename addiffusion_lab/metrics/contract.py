@@ -8,8 +8,7 @@ import numpy as np
 
 from addiffusion_env.checks.base import require
 from addiffusion_lab.metrics.images import Images
-from addiffusion_lab.metrics.results import MetricResult
-from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.metrics.settings import MetricResult, MetricSettings
 
 Metric = Callable[[Images, Images, MetricSettings], MetricResult]
 SETTINGS = MetricSettings(features="dino", kid_subsets=4, kid_subset_size=8)

@@ -11,13 +11,10 @@ import numpy as np
 import torch
 
 from addiffusion_env.errors import ConfigError
-from addiffusion_lab.metrics.cache import FeatureCache
-from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.features import FeatureCache, load_features
 from addiffusion_lab.metrics.images import Images
-from addiffusion_lab.metrics.network import FeatureNetwork
 from addiffusion_lab.metrics.packages import backend_name, load_package
-from addiffusion_lab.metrics.results import MetricResult, Setting
-from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.metrics.settings import FeatureNetwork, MetricResult, MetricSettings, Setting
 
 BACKEND = "torch-fidelity"
 FID_ENOUGH = 10_000

@@ -18,7 +18,7 @@ import torch
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.statistics.intervals import t_interval
+from addiffusion_env.evaluation.statistics import t_interval
 from addiffusion_env.pages import markdown_table
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.features import load_features
 from addiffusion_lab.metrics.images import Images, ImagesLike
-from addiffusion_lab.metrics.results import MetricResult, SmallSampleWarning
-from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.metrics.settings import MetricResult, MetricSettings, SmallSampleWarning
 
 OF_FEATURES = ("fid", "kid")
 

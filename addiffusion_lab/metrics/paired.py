@@ -25,8 +25,7 @@ from addiffusion_lab.metrics.packages import (
     load_package,
     read_tensors,
 )
-from addiffusion_lab.metrics.results import MetricResult
-from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.metrics.settings import MetricResult, MetricSettings
 
 PEAK = 255.0
 PSNR_CAP = 100.0

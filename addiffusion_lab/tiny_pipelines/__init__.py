@@ -8,7 +8,6 @@ from addiffusion_lab.tiny_pipelines import (
     diffusion_transformers,
     flux,
     language_models,
-    perturbed_attention,
     refused,
     several_encoders,
     stable_diffusion,
@@ -24,7 +23,6 @@ FAMILIES = (
     language_models,
     several_encoders,
     unets,
-    perturbed_attention,
     tasks,
     controls,
 )

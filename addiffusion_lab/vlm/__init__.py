@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from addiffusion_env.errors import ConfigError, unknown
-from addiffusion_lab.vlm.client import VlmClient
-from addiffusion_lab.vlm.services import SERVICES
+from addiffusion_lab.vlm.client import SERVICES, VlmClient
 
 __all__ = ["SERVICES", "make_client"]
 

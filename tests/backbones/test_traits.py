@@ -10,8 +10,7 @@ from addiffusion_env.backbones import BACKBONES, Traits, traits_of
 from addiffusion_env.catalogue import catalogue
 from addiffusion_env.envs.settings import EnvSettings, clip_width, load_backbone, load_scorers
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.benchmarks import choose_prompts
-from addiffusion_env.evaluation.choices import with_defaults
+from addiffusion_env.evaluation.choices import choose_prompts, with_defaults
 from addiffusion_env.evaluation.judges import choose_judges
 from addiffusion_env.prompts import PROMPT_SOURCES
 from addiffusion_env.scorers import SCORERS

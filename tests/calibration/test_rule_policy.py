@@ -28,7 +28,7 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.choices import make_samplers
 from addiffusion_env.evaluation.training_cost import blank_table
-from addiffusion_env.samplers.rule import Rule
+from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.scorers.utility import Calibrator, calibrator_of
 from addiffusion_env.tabular.mdp import TabularMDP, Transitions
 from addiffusion_env.tabular.recorder import Recorder

@@ -26,11 +26,10 @@ from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.measured import _images, metrics_sections
 from addiffusion_lab.metrics import features
-from addiffusion_lab.metrics.cache import FeatureCache
-from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.features import FeatureCache, load_features
 from addiffusion_lab.metrics.settings import MetricSettings
 from addiffusion_lab.vlm import make_client
-from addiffusion_lab.vlm.replies import ReplyCache
+from addiffusion_lab.vlm.judge import ReplyCache
 
 
 @pytest.fixture

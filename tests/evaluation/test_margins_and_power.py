@@ -6,7 +6,7 @@ from scipy import stats as scipy_stats
 
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation import statistics as st
-from addiffusion_lab.claims import correlation, power
+from addiffusion_lab.claims import statistics as claims
 
 
 def rng(seed=0):
@@ -101,20 +101,20 @@ def test_ranks_of_resamples_are_those_of_the_drawn_prompts():
     drawn = rng(3).integers(0, 25, 25)
     weights = np.bincount(drawn, minlength=25)[None] / 25
     expected = scipy_stats.spearmanr(x[drawn], y[drawn]).statistic
-    assert correlation._correlations(weights, x, y)[0] == pytest.approx(expected)
-    assert correlation.spearman_interval(x, y, rng()).estimate == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
-    assert correlation.spearman_interval(np.ones(25), y, rng()).high == 0.0
+    assert claims._correlations(weights, x, y)[0] == pytest.approx(expected)
+    assert claims.spearman_interval(x, y, rng()).estimate == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
+    assert claims.spearman_interval(np.ones(25), y, rng()).high == 0.0
 
 
 def test_the_gap_of_two_rank_correlations():
     constraints = np.tile([1.0, 2.0, 3.0, 4.0], 50)
     follows, control = constraints + rng(1).normal(0, 1, 200), rng(2).normal(0, 1, 200)
-    gap, p = correlation.rank_correlation_gap(follows, constraints, control, rng(3))
+    gap, p = claims.rank_correlation_gap(follows, constraints, control, rng(3))
     own = scipy_stats.spearmanr(follows, constraints).statistic - scipy_stats.spearmanr(control, constraints).statistic
     assert gap.estimate == pytest.approx(own)
     assert gap.low > 0.3
     assert p < 0.01
-    assert correlation.rank_correlation_gap(follows, constraints, follows, rng(3))[1] == 1.0
+    assert claims.rank_correlation_gap(follows, constraints, follows, rng(3))[1] == 1.0
 
 
 def test_sizes_give_the_power_they_promise():
@@ -123,10 +123,10 @@ def test_sizes_give_the_power_they_promise():
     def share_of(hits):
         return sum(hits) / runs
 
-    n = power.prompts_for_difference(1.0, 0.3)
+    n = claims.prompts_for_difference(1.0, 0.3)
     found = (scipy_stats.ttest_1samp(rng(s).normal(0.3, 1, n), 0.0).pvalue < 0.05 for s in range(runs))
     assert share_of(found) == pytest.approx(0.8, abs=0.06)
-    n = power.prompts_for_non_inferiority(0.3, 0.1)
+    n = claims.prompts_for_non_inferiority(0.3, 0.1)
     found = (st.non_inferior(rng(s).normal(0, 0.3, n), np.zeros(n), 0.1).holds for s in range(runs))
     assert share_of(found) == pytest.approx(0.8, abs=0.06)
 
@@ -134,8 +134,8 @@ def test_sizes_give_the_power_they_promise():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: power.prompts_for_difference(0.3, 0.0), "must differ from 0"),
-        (lambda: power.prompts_for_non_inferiority(0.3, 0.02, difference=-0.03), "cannot be shown non-inferior"),
+        (lambda: claims.prompts_for_difference(0.3, 0.0), "must differ from 0"),
+        (lambda: claims.prompts_for_non_inferiority(0.3, 0.02, difference=-0.03), "cannot be shown non-inferior"),
     ],
 )
 def test_plans_that_cannot_be_made_are_refused(call, words):

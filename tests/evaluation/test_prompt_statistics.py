@@ -6,7 +6,7 @@ from scipy import stats as scipy_stats
 
 from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation import statistics as st
-from addiffusion_lab.claims import power
+from addiffusion_lab.claims.statistics import prompts_for_non_inferiority
 
 
 def rng(seed=0):
@@ -79,7 +79,7 @@ def test_margins_are_decided_by_the_interval():
 
 def test_non_inferiority_has_its_power_and_its_false_alarms():
     margin, spread, runs = 0.02, 0.3, 400
-    n = power.prompts_for_non_inferiority(spread, margin)
+    n = prompts_for_non_inferiority(spread, margin)
     assert n == 1392
     same = sum(st.non_inferior(rng(s).normal(0, spread, n), np.zeros(n), margin).holds for s in range(runs))
     edge = sum(st.non_inferior(rng(s).normal(-margin, spread, n), np.zeros(n), margin).holds for s in range(runs))

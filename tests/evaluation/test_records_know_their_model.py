@@ -25,8 +25,7 @@ from addiffusion_env.evaluation.records import SCHEMA, uid_of
 from addiffusion_env.evaluation.report import write_report
 from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, plan, to_make
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_env.prompts import Prompt, TextFilePrompts
 from addiffusion_env.samplers import make_sampler
 from addiffusion_env.samplers.base import BaseSampler
 from addiffusion_env.scorers.image_scores import ImageScorers

@@ -5,9 +5,8 @@ import pytest
 from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.observers import Decisions, observed
 from addiffusion_env.envs.env import AdDiffusionEnv
-from addiffusion_env.evaluation.filmstrips import Filmstrip
+from addiffusion_env.evaluation.filmstrips import Filmstrip, terms_of
 from addiffusion_env.evaluation.runner import EvaluationContext, plan
-from addiffusion_env.evaluation.traces import terms_of
 from addiffusion_env.prompts.emoji_grammar import emoji_prompt
 from addiffusion_env.samplers import make_sampler
 

@@ -69,7 +69,7 @@ def prepare() -> None:
         "train_sb3",
         "addiffusion_env.agents.callbacks",
         "addiffusion_env.agents.tabular_training",
-        "addiffusion_env.evaluation.benchmarks",
+        "addiffusion_env.evaluation.choices",
         "addiffusion_env.evaluation.report",
     ):
         importlib.import_module(module)

@@ -27,8 +27,7 @@ from addiffusion_env.errors import AdDiffusionError, ConfigError
 from addiffusion_env.evaluation.manifest import MANIFEST_FILE, read_manifest
 from addiffusion_env.evaluation.records import SCHEMA, Record, to_table
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_env.prompts import Prompt, TextFilePrompts
 from addiffusion_env.rewards import PRESETS, make_reward
 from addiffusion_env.samplers import SAMPLERS, make_sampler
 

@@ -18,8 +18,7 @@ from addiffusion_env.evaluation.records import Record, uid_of
 from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_env.evaluation.sections import Section, Table, sections
 from addiffusion_env.evaluation.store import RecordStore
-from addiffusion_env.prompts import Prompt
-from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_env.prompts import Prompt, TextFilePrompts
 from addiffusion_lab.benchmarks.export import export
 
 HOSTILE = [

@@ -6,9 +6,8 @@ import numpy as np
 from eval_records import record
 from scipy.stats import norm
 
-from addiffusion_env.evaluation.statistics import Margin
-from addiffusion_lab.claims.base import Case, Claims
-from addiffusion_lab.claims.images import ImageTable
+from addiffusion_lab.claims.base import Case, Claims, ImageTable
+from addiffusion_lab.claims.statistics import Margin
 
 POLICY, CONTROL, PLAIN = "policy:emoji@0.01", "policy:emoji@0.01,shuffled", "policy:emoji@0.01,no_refine"
 

@@ -15,10 +15,8 @@ from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.errors import UnknownNameError
 from addiffusion_env.profiling import Clock, peak_bytes, processor_seconds, reset_peak
 from addiffusion_lab.bench import ARMS
-from addiffusion_lab.bench.adaptive import by_sampler
-from addiffusion_lab.bench.independent import Independent
-from addiffusion_lab.bench.measure import Round, measure, result, shares_of
-from addiffusion_lab.bench.meter import STAGES
+from addiffusion_lab.bench.arms import Independent, by_sampler
+from addiffusion_lab.bench.measure import STAGES, Round, measure, result, shares_of
 from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder

@@ -12,7 +12,7 @@ from PIL import Image
 
 from addiffusion_env.config import check_overrides
 from addiffusion_env.errors import ConfigError, PromptError, UnknownNameError
-from addiffusion_env.evaluation.benchmarks import choose_prompts, take_prompts
+from addiffusion_env.evaluation.choices import choose_prompts, take_prompts
 from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.evaluation.records import prompt_key, uid_of
 from addiffusion_env.evaluation.store import RecordStore

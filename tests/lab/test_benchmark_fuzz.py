@@ -15,13 +15,10 @@ from test_benchmark_geneval import ENTRIES
 from addiffusion_env.errors import PromptError
 from addiffusion_lab.benchmarks.base import Benchmark, list_digest
 from addiffusion_lab.benchmarks.coco import CocoPrompts
-from addiffusion_lab.benchmarks.drawbench import DrawBenchPrompts
 from addiffusion_lab.benchmarks.export import MAX_NAME_BYTES, t2i_compbench_name
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
-from addiffusion_lab.benchmarks.hpdv2 import HPDv2Prompts
-from addiffusion_lab.benchmarks.imagereward import ImageRewardPrompts
+from addiffusion_lab.benchmarks.lists import DrawBenchPrompts, HPDv2Prompts, ImageRewardPrompts, PartiPrompts
 from addiffusion_lab.benchmarks.origin import clean
-from addiffusion_lab.benchmarks.parti import PartiPrompts
 from addiffusion_lab.benchmarks.t2i_compbench import T2ICompBenchPrompts
 
 FILES: dict[str, tuple[Callable[..., Benchmark], str]] = {

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from addiffusion_env.errors import PromptError, UnknownNameError
-from addiffusion_lab.benchmarks.drawbench import DrawBenchPrompts
-from addiffusion_lab.benchmarks.hpdv2 import STYLES, HPDv2Prompts
-from addiffusion_lab.benchmarks.imagereward import ImageRewardPrompts
-from addiffusion_lab.benchmarks.parti import PartiPrompts
+from addiffusion_lab.benchmarks.lists import STYLES, DrawBenchPrompts, HPDv2Prompts, ImageRewardPrompts, PartiPrompts
 from addiffusion_lab.benchmarks.t2i_compbench import CATEGORIES, T2ICompBenchPrompts
 
 HEAD = "Prompt\tCategory\tChallenge\tNote\n"

@@ -15,11 +15,9 @@ from addiffusion_env.errors import ConfigError, MissingPackageError, PromptError
 from addiffusion_env.prompts import BENCHMARKS, PROMPT_SOURCES, Prompt, PromptSource
 from addiffusion_lab.benchmarks.base import PromptNumbering, check_counts, share_out
 from addiffusion_lab.benchmarks.coco import CocoPrompts
-from addiffusion_lab.benchmarks.drawbench import DrawBenchPrompts
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
-from addiffusion_lab.benchmarks.hpdv2 import STYLES, HPDv2Prompts
+from addiffusion_lab.benchmarks.lists import STYLES, DrawBenchPrompts, HPDv2Prompts, PartiPrompts
 from addiffusion_lab.benchmarks.origin import HubOrigin, clean
-from addiffusion_lab.benchmarks.parti import PartiPrompts
 from addiffusion_lab.benchmarks.t2i_compbench import T2ICompBenchPrompts
 
 PARTI_HEAD = "Prompt\tCategory\tChallenge\tNote\n"

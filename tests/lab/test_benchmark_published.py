@@ -14,8 +14,7 @@ from addiffusion_env.prompts.emoji_vocabulary import CLASSES, vocabulary_words
 from addiffusion_lab.benchmarks.base import Benchmark
 from addiffusion_lab.benchmarks.export import t2i_compbench_name
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts
-from addiffusion_lab.benchmarks.imagereward import ImageRewardPrompts
-from addiffusion_lab.benchmarks.parti import PartiPrompts
+from addiffusion_lab.benchmarks.lists import ImageRewardPrompts, PartiPrompts
 from addiffusion_lab.benchmarks.t2i_compbench import CATEGORIES, T2ICompBenchPrompts
 
 PROJECT = Path(__file__).parent.parent.parent

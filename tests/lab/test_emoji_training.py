@@ -22,8 +22,7 @@ from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, Unkn
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
 from addiffusion_lab.emoji_training import STAGES
 from addiffusion_lab.emoji_training.__main__ import build_parser, main, run_stage
-from addiffusion_lab.emoji_training.clock import StepBudget, rate_factor
-from addiffusion_lab.emoji_training.config import STAGE_DEFAULTS, TrainReport, stage_config
+from addiffusion_lab.emoji_training.config import STAGE_DEFAULTS, StepBudget, TrainReport, rate_factor, stage_config
 from addiffusion_lab.emoji_training.data import augment, degrade, draw_chunks, scene_bank, tokenize
 from addiffusion_lab.emoji_training.detection import focal_loss, targets_of
 from addiffusion_lab.emoji_training.distillation import random_crop

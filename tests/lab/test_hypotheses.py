@@ -12,11 +12,10 @@ from eval_records import record
 from addiffusion_env.errors import ConfigError, UnknownNameError
 from addiffusion_env.evaluation.rendering import to_html, to_markdown
 from addiffusion_lab.claims import HYPOTHESES
-from addiffusion_lab.claims.base import NO_JUDGE, Claims
+from addiffusion_lab.claims.base import NO_JUDGE, Claims, ImageTable
 from addiffusion_lab.claims.conflicts import Use
-from addiffusion_lab.claims.decide import decide, deciding
-from addiffusion_lab.claims.images import ImageTable
 from addiffusion_lab.claims.render import hypotheses_section, print_verdicts, verdict_table
+from addiffusion_lab.claims.setup import decide, deciding
 
 PROMPTS = 160
 MARGINS = (planted.margin(0.05),)

@@ -153,10 +153,9 @@ def test_a_plan_tells_its_cost():
 @pytest.mark.slow
 def test_verdicts_are_printed_and_in_the_report(tmp_path, capsys):
     """From records alone: the images of a real run are in the slow test below."""
-    from addiffusion_env.evaluation.console import print_report
     from addiffusion_env.evaluation.manifest import MarginEntry, write_text
     from addiffusion_env.evaluation.records import uid_of
-    from addiffusion_env.evaluation.report import write_report
+    from addiffusion_env.evaluation.report import print_report, write_report
 
     nfe = {
         "policy:emoji@0.004": 6,

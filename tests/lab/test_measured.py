@@ -51,7 +51,7 @@ def evaluated(tmp_path, server):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::addiffusion_lab.metrics.results.SmallSampleWarning")
+@pytest.mark.filterwarnings("ignore::addiffusion_lab.metrics.settings.SmallSampleWarning")
 def test_metrics_and_a_judge_are_in_the_report_and_cost_nothing_twice(evaluated, server, tmp_path, capsys):
     import eval_sb3
 

@@ -9,14 +9,11 @@ from PIL import Image
 
 from addiffusion_env.errors import ConfigError, NumericsError, RunFolderError, UnknownNameError, WeightsError
 from addiffusion_lab.metrics import METRICS
-from addiffusion_lab.metrics.cache import FeatureCache
 from addiffusion_lab.metrics.distances import frechet_distance, kernel_distance
-from addiffusion_lab.metrics.features import load_features
+from addiffusion_lab.metrics.features import FeatureCache, load_features
 from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.measure import image_metrics
-from addiffusion_lab.metrics.network import FeatureNetwork
-from addiffusion_lab.metrics.results import SmallSampleWarning
-from addiffusion_lab.metrics.settings import MetricSettings
+from addiffusion_lab.metrics.settings import FeatureNetwork, MetricSettings, SmallSampleWarning
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("torch_fidelity")

@@ -6,7 +6,7 @@ import torch
 
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_lab.claims.maps import MappedEmoji, maps_of
-from addiffusion_lab.claims.ridge import crossed
+from addiffusion_lab.claims.places import crossed
 
 PROMPTS, ATTEMPTS, WIDTH = 200, 4, 300
 HALVES = np.arange(0, PROMPTS, 2), np.arange(1, PROMPTS, 2)

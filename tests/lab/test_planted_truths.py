@@ -10,7 +10,7 @@ import pytest
 
 from addiffusion_env.evaluation.frontier import gain_over
 from addiffusion_lab.claims import HYPOTHESES
-from addiffusion_lab.claims.power import prompts_for_difference, prompts_for_non_inferiority
+from addiffusion_lab.claims.statistics import prompts_for_difference, prompts_for_non_inferiority
 
 POWER, MARGIN, GAIN = 0.8, planted.MARGIN.value, 0.1
 

@@ -11,8 +11,7 @@ from addiffusion_env.errors import ConfigError, ImageRangeError, RunFolderError,
 from addiffusion_lab.vlm import make_client
 from addiffusion_lab.vlm.costs import PRICES
 from addiffusion_lab.vlm.judge import compare
-from addiffusion_lab.vlm.question import read_vote
-from addiffusion_lab.vlm.verdicts import verdict_of
+from addiffusion_lab.vlm.verdicts import read_vote, verdict_of
 
 pytest.importorskip("openai")
 

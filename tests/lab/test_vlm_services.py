@@ -14,8 +14,8 @@ from addiffusion_env.evaluation.store import png_bytes
 from addiffusion_lab.vlm import make_client
 from addiffusion_lab.vlm.client import Reply
 from addiffusion_lab.vlm.costs import Ledger, Price
-from addiffusion_lab.vlm.question import read_vote
 from addiffusion_lab.vlm.retries import AttemptError, RetryPolicy, VlmServiceError, retry_after, with_retries
+from addiffusion_lab.vlm.verdicts import read_vote
 
 KEY = "sk-secret-0123456789"
 PNG = png_bytes(grey(1)[0])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from addiffusion_env.errors import PromptError, UnknownNameError
-from addiffusion_env.prompts import PROMPT_SOURCES, PromptSource, text_id
-from addiffusion_env.prompts.text_file import TextFilePrompts
+from addiffusion_env.prompts import PROMPT_SOURCES, PromptSource, TextFilePrompts, text_id
 
 
 def write(folder: Path, data: bytes) -> Path:

@@ -12,8 +12,7 @@ from scorer_models import MED_CONFIG
 
 from addiffusion_env.errors import MissingPackageError, WeightsError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.image_reward import ImageRewardScorer
-from addiffusion_env.scorers.image_reward_package import ImageRewardPackageScorer, import_package
+from addiffusion_env.scorers.image_reward import ImageRewardPackageScorer, ImageRewardScorer, import_package
 
 PROMPTS = [Prompt.of(text) for text in ("a dog", "c", "the quick brown fox")]
 

@@ -6,7 +6,7 @@ import pytest
 from addiffusion_env.agents.algorithms import make_model
 from addiffusion_env.agents.imitation import Demonstrations, _returns, imitate
 from addiffusion_env.agents.tabular_training import greedy
-from addiffusion_env.samplers.rule import Rule
+from addiffusion_env.samplers.checked_attempts import Rule
 from addiffusion_env.tabular.outcomes import play_table
 from addiffusion_env.tabular.rules import best_rule, frontier, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.tabular_env import TabularVecEnv

@@ -1,0 +1,400 @@
+"""Statistics over prompts: paired, with explicit random generators; scipy and statsmodels do the work.
+
+The unit is the prompt (its mean over seeds). Every array is (P,), one entry per prompt, paired by position.
+
+Paired shares against a margin: T. Tango, Equivalence test and confidence interval for the difference in proportions for
+the paired-sample design, Statistics in Medicine 17 (1998) 891-908, equations 7 to 12: it stays valid when few prompts
+differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+import numpy as np
+
+from addiffusion_env.errors import ConfigError, MissingPackageError
+
+
+def checked(values: np.ndarray, least: int = 1) -> np.ndarray:
+    """(P,) float64 values.
+
+    Raises:
+        ConfigError: for another shape, fewer than ``least`` values, NaN or infinity.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < least:
+        raise ConfigError(f"need {least} or more prompts, got an array of {values.shape}", "evaluate more prompts")
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{(~np.isfinite(values)).sum()} of {len(values)} values are not finite", "drop them first")
+    return values
+
+
+def pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) and (P,) float64 values, paired by position.
+
+    Raises:
+        ConfigError: when they differ in length; otherwise as :func:`checked`.
+    """
+    first, second = checked(first), checked(second)
+    if len(first) != len(second):
+        raise ConfigError(f"paired values must be of one length, got {len(first)} and {len(second)}", "pair by prompt")
+    return first, second
+
+
+def differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(P,) ``first - second``, paired by position."""
+    first, second = pair(first, second)
+    return first - second
+
+
+def binary(*arrays: np.ndarray) -> bool:
+    """Whether every value is 0 or 1."""
+    return all(bool(np.isin(values, (0.0, 1.0)).all()) for values in arrays)
+
+
+def constant(values: np.ndarray) -> bool:
+    """Whether values are equal up to rounding."""
+    return bool(np.ptp(values) <= 1e-12 * max(1.0, abs(float(values[0]))))
+
+
+def positive_margin(margin: float) -> float:
+    """The margin as a float.
+
+    Raises:
+        ConfigError: unless it is above 0.
+    """
+    if not margin > 0:
+        raise ConfigError(f"a margin must be above 0, got {margin}", "fix it in config before the run, for example .01")
+    return float(margin)
+
+
+def scipy_stats() -> Any:
+    """``scipy.stats``, imported on use.
+
+    Raises:
+        MissingPackageError: without scipy.
+    """
+    return _load("scipy", "stats")
+
+
+def statsmodels(name: str) -> Any:
+    """``statsmodels.<name>``, imported on use.
+
+    Raises:
+        MissingPackageError: without statsmodels.
+    """
+    return _load("statsmodels", name)
+
+
+def _load(package: str, module: str) -> Any:
+    try:
+        return import_module(f"{package}.{module}")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"reports need {package}, which is not installed", "pip install 'addiffusion-env[eval]'"
+        ) from error
+
+
+ROUND = 12
+"""Decimals to which paired differences are rounded before they are ranked, so that equal ones are tied."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval.
+
+    Attributes:
+        estimate: the sample value.
+        low: lower bound.
+        high: upper bound.
+        level: confidence, in (0, 1).
+        n: prompts.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Significance:
+    """Result of a test.
+
+    Attributes:
+        statistic: its value.
+        p: two-sided p-value.
+        n: prompts.
+    """
+
+    statistic: float
+    p: float
+    n: int
+
+
+@dataclass(frozen=True)
+class MarginTest:
+    """A test against a margin.
+
+    Attributes:
+        difference: mean of first minus second with the (1 - 2 alpha) interval that belongs to the test: Tango's score
+            interval where every value is 0 or 1, Student's otherwise.
+        margin: in the measure's units; chosen before the data were seen.
+        p: of the null hypothesis that the difference lies outside the margin.
+        holds: whether p is below alpha, which is the same as the interval lying inside the margin.
+    """
+
+    difference: Interval
+    margin: float
+    p: float
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """A p-value adjusted within its family.
+
+    Attributes:
+        p: the unadjusted value.
+        adjusted: Holm's adjusted value; comparable with alpha.
+        rejected: whether it is below alpha.
+    """
+
+    p: float
+    adjusted: float
+    rejected: bool
+
+
+def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = 5000) -> Interval:
+    """The mean over prompts with its percentile bootstrap interval.
+
+    Paired differences of verdicts are mostly 0 with a few -1 and 1. On such data the percentile interval has better
+    coverage than the bias-corrected and accelerated one (.925 against .905 of 200 samples of 24 prompts with
+    truth .08, .945 against .94 with 512), so it is used throughout.
+
+    Raises:
+        ConfigError: without any value.
+    """
+    values = checked(values)
+    estimate = float(values.mean())
+    if constant(values):  # no variation to resample
+        return Interval(estimate, estimate, estimate, level, len(values))
+    found = (
+        scipy_stats()
+        .bootstrap(
+            (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, method="percentile", rng=rng
+        )
+        .confidence_interval
+    )
+    return Interval(estimate, float(found.low), float(found.high), level, len(values))
+
+
+def paired_interval(
+    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = 5000
+) -> Interval:
+    """Mean of ``first - second`` over prompts with its bootstrap interval: prompts are resampled as pairs."""
+    return mean_interval(differences(first, second), rng, level, resamples)
+
+
+def share_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0.95) -> Interval:
+    """A share with its interval: Wilson's where every prompt is 0 or 1, the bootstrap's where seeds were averaged.
+
+    Wilson's interval stays valid near 0 and 1, where a bootstrap of equal values has no width.
+    """
+    values = checked(values)
+    if not binary(values):
+        return mean_interval(values, rng, level)
+    low, high = statsmodels("stats.proportion").proportion_confint(
+        int(values.sum()), len(values), alpha=1 - level, method="wilson"
+    )
+    share = float(values.mean())
+    # At 0 and 1 Wilson's bounds exclude the share by rounding error, and an error bar must not be negative.
+    return Interval(share, min(float(low), share), max(float(high), share), level, len(values))
+
+
+def t_interval(values: np.ndarray, level: float) -> Interval:
+    """The mean with Student's interval."""
+    values = checked(values, least=2)
+    estimate, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(scipy_stats().t.ppf((1 + level) / 2, len(values) - 1)) * error
+    return Interval(estimate, estimate - half, estimate + half, level, len(values))
+
+
+def resampled(prompts: int, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """(resamples, prompts) frequency of each prompt in each resample: the weights of bootstrap means."""
+    drawn = rng.integers(0, prompts, (resamples, prompts))
+    drawn += prompts * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * prompts).reshape(resamples, prompts) / prompts
+
+
+def bootstrap_p(draws: np.ndarray) -> float:
+    """Two-sided p of the null hypothesis that a statistic is 0, from its (resamples,) bootstrap draws.
+
+    Twice the share of draws on the less frequent side of 0, zeros counted on both sides, one draw added to each
+    (Davison and Hinkley 1997, section 4.4): it is below alpha where the percentile interval of level 1 - alpha excludes
+    0.
+
+    >>> bootstrap_p(np.array([0.1, 0.2, -0.1])), bootstrap_p(np.zeros(9))
+    (1.0, 1.0)
+    """
+    rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (len(draws) + 1))
+
+
+def paired_share_score(first_only: int, second_only: int, prompts: int, difference: float) -> float:
+    """Tango's score: about standard normal when the shares of first and second truly differ by ``difference``.
+
+    The variance is that of the most likely table *under the hypothesis*, so it does not vanish when no prompt
+    differs.
+
+    Args:
+        first_only: number of prompts on which only the first sampler is correct.
+        second_only: number of prompts on which only the second one is.
+        prompts: total number of prompts.
+        difference: hypothetical share of first minus second, in (-1, 1).
+
+    The paper's example, 44 lenses, one discordant, margin .1:
+
+    >>> round(paired_share_score(0, 1, 44, -0.1), 3)
+    1.709
+    """
+    b, c, n, delta = first_only, second_only, prompts, difference
+    linear = -b - c + (2 * n - b + c) * delta
+    constant = -c * delta * (1 - delta)
+    root = np.sqrt(max(0.0, linear**2 - 8 * n * constant))
+    share = (root - linear) / (4 * n)  # most likely share of second-only prompts under the hypothesis
+    variance = n * (2 * share + delta * (1 - delta))
+    top = b - c - n * delta
+    if variance <= 1e-12 * n:
+        return 0.0 if abs(top) < 1e-9 else float(np.copysign(np.inf, top))
+    return float(top / np.sqrt(variance))
+
+
+def paired_share_interval(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Interval:
+    """Difference of two paired shares with Tango's score interval: the differences that the score does not reject.
+
+    Raises:
+        ConfigError: when a value is neither 0 nor 1.
+    """
+    first, second = pair(first, second)
+    if not binary(first, second):
+        raise ConfigError("a score interval needs verdicts of 0 and 1", "use paired_interval where seeds were averaged")
+    b, c, n = discordant(first, second)
+    critical = float(scipy_stats().norm.ppf((1 + level) / 2))
+    estimate = (b - c) / n
+
+    def bound(side: float) -> float:
+        end = side * (1 - 1e-9)
+
+        def beyond(delta: float) -> float:
+            return paired_share_score(b, c, n, delta) + side * critical
+
+        if side * beyond(end) > 0 or abs(estimate - end) < 1e-6:  # not rejected at the end of the range
+            return side
+        return float(_load("scipy", "optimize").brentq(beyond, min(estimate, end), max(estimate, end), xtol=1e-9))
+
+    return Interval(estimate, bound(-1.0), bound(1.0), level, n)
+
+
+def discordant(first: np.ndarray, second: np.ndarray) -> tuple[int, int, int]:
+    """(number correct only in first, only in second, number of prompts) of verdicts of 0 and 1."""
+    return int((first > second).sum()), int((first < second).sum()), len(first)
+
+
+def spearman(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, permutations: int = 9999) -> Significance:
+    """Spearman's rank correlation with a two-sided permutation test, with ties handled.
+
+    The smallest p that ``permutations`` can give is 1 / (permutations + 1). For constant values the correlation is 0.
+    """
+    stats = scipy_stats()
+    x, y = pair(x, y)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Significance(0.0, 1.0, len(x))
+    # Spearman's coefficient is Pearson's of the ranks; permuting one side does not change the spread of either.
+    left, right = (_standard(stats.rankdata(values)) for values in (x, y))
+    found = stats.permutation_test(
+        (left,),
+        lambda shuffled, axis: (shuffled * right).mean(axis=axis),
+        permutation_type="pairings",
+        n_resamples=permutations,
+        batch=500,
+        vectorized=True,
+        rng=rng,
+    )
+    return Significance(float(found.statistic), float(found.pvalue), len(x))
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / values.std()
+
+
+Key = TypeVar("Key", bound=str)
+
+
+def wilcoxon(first: np.ndarray, second: np.ndarray) -> Significance:
+    """Wilcoxon's signed-rank test; prompts without a difference are ranked, then dropped (Pratt 1959).
+
+    Early stops cause many exact zeros; dropping them before ranking would overstate the remaining differences.
+    A large p is no evidence of equality: use :func:`non_inferior` for that.
+    """
+    found_differences = np.round(differences(first, second), ROUND)
+    if not found_differences.any():
+        return Significance(0.0, 1.0, len(found_differences))
+    found = scipy_stats().wilcoxon(found_differences, zero_method="pratt")
+    return Significance(float(found.statistic), float(found.pvalue), len(found_differences))
+
+
+def holm(p_values: Mapping[Key, float], alpha: float = 0.05) -> dict[Key, Adjusted]:
+    """Holm's step-down adjustment over one family of tests."""
+    if not p_values:
+        return {}
+    rejected, adjusted, *_ = statsmodels("stats.multitest").multipletests(
+        list(p_values.values()), alpha=alpha, method="holm"
+    )
+    rows = zip(p_values.items(), adjusted, rejected, strict=True)
+    return {name: Adjusted(float(p), float(new), bool(out)) for (name, p), new, out in rows}
+
+
+def non_inferior(first: np.ndarray, second: np.ndarray, margin: float, alpha: float = 0.05) -> MarginTest:
+    """Whether ``first`` is at most ``margin`` worse than ``second`` in the mean (one-sided, paired).
+
+    Tango's score test where every value is 0 or 1, Student's otherwise.
+    """
+    first, second = pair(first, second)
+    margin = positive_margin(margin)
+    p = _worse_by(first, second, margin)
+    return MarginTest(_margin_interval(first, second, alpha), margin, p, p < alpha)
+
+
+def _margin_interval(first: np.ndarray, second: np.ndarray, alpha: float) -> Interval:
+    if binary(first, second):
+        return paired_share_interval(first, second, 1 - 2 * alpha)
+    return t_interval(first - second, 1 - 2 * alpha)
+
+
+def _worse_by(first: np.ndarray, second: np.ndarray, margin: float) -> float:
+    """The p-value of the null hypothesis that ``first`` is worse than ``second`` by ``margin`` or more."""
+    if binary(first, second):
+        return float(scipy_stats().norm.sf(paired_share_score(*discordant(first, second), -margin)))
+    shifted = checked(first - second, least=2) + margin
+    shares = all(values.min() >= 0 and values.max() <= 1 for values in (first, second))
+    if shares and constant(shifted) and shifted[0] > 0:
+        # Shares that differ by `margin` differ on at least that share of prompts: the probability of seeing none.
+        return float((1 - min(1.0, margin)) ** len(shifted))
+    return one_sided(shifted)
+
+
+def one_sided(values: np.ndarray) -> float:
+    """The p-value of the null hypothesis that the mean is 0 or less."""
+    values = checked(values, least=2)
+    if constant(values):  # no spread: the mean is exact
+        return 0.0 if values[0] > 0 else 1.0
+    return float(scipy_stats().ttest_1samp(values, 0.0, alternative="greater").pvalue)

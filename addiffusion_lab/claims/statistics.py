@@ -1,0 +1,197 @@
+"""Statistics of the claims: dated margins, limits, intervals of rank correlations, and numbers of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from addiffusion_env.errors import ConfigError
+from addiffusion_env.evaluation.statistics import (
+    Interval,
+    MarginTest,
+    bootstrap_p,
+    checked,
+    constant,
+    one_sided,
+    pair,
+    positive_margin,
+    resampled,
+    scipy_stats,
+    statsmodels,
+    t_interval,
+)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The largest irrelevant deficit, and when it was set: one chosen after seeing the data is not valid evidence.
+
+    Attributes:
+        value: in the measure's units, above 0.
+        measure: which measure it is for (``"correct"``).
+        set_at: when the evaluation's manifest first had it; UTC, ISO 8601.
+        records_before: number of records at that time; above 0 it may have been chosen after seeing results.
+    """
+
+    value: float
+    measure: str
+    set_at: str
+    records_before: int
+
+    def __post_init__(self) -> None:
+        positive_margin(self.value)
+
+    @property
+    def before_data(self) -> bool:
+        """Whether it was fixed before any image was judged."""
+        return self.records_before == 0
+
+    def __str__(self) -> str:
+        when = "before any record" if self.before_data else f"after {self.records_before} records"
+        return f"{self.value:g} in {self.measure}, in evaluation.json since {self.set_at}, {when}"
+
+
+def at_most(values: np.ndarray, limit: float, alpha: float = 0.05) -> MarginTest:
+    """Whether a mean lies below ``limit`` (one-sided t-test); equal values may also lie on it.
+
+    Returns:
+        A test whose ``difference`` is the mean itself with its (1 - 2 alpha) interval, and whose ``margin`` the limit.
+    """
+    values = checked(values, least=2)
+    if constant(values):
+        p = 0.0 if values[0] <= limit + 1e-9 else 1.0
+    else:
+        p = one_sided(limit - values)
+    return MarginTest(t_interval(values, 1 - 2 * alpha), float(limit), p, p < alpha)
+
+
+def spearman_interval(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = 5000
+) -> Interval:
+    """Spearman's rank correlation over prompts with its percentile bootstrap interval."""
+    x, y = pair(x, y)
+    draws = np.concatenate([_correlations(resampled(len(x), rng, n), x, y) for n in _chunks(resamples)])
+    return _interval(_spearman(x, y), draws, level, len(x))
+
+
+def rank_correlation_gap(
+    x: np.ndarray,
+    y: np.ndarray,
+    control: np.ndarray,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 5000,
+) -> tuple[Interval, float]:
+    """Spearman's correlation of ``x`` with ``y`` minus that of ``control`` with ``y``, over the same prompts.
+
+    Args:
+        x: (P,) values that are claimed to correlate with ``y``.
+        y: (P,) values.
+        control: (P,) values that should correlate less with ``y``.
+        rng: draws the resamples.
+        level: confidence.
+        resamples: of prompts; each is ranked again.
+
+    Returns:
+        The difference with its percentile bootstrap interval, and its two-sided p.
+    """
+    (x, y), (control, _) = pair(x, y), pair(control, y)
+    draws = []
+    for count in _chunks(resamples):
+        weights = resampled(len(y), rng, count)
+        draws.append(_correlations(weights, x, y) - _correlations(weights, control, y))
+    gaps = np.concatenate(draws)
+    return _interval(_spearman(x, y) - _spearman(control, y), gaps, level, len(y)), bootstrap_p(gaps)
+
+
+def _interval(estimate: float, draws: np.ndarray, level: float, prompts: int) -> Interval:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), level, prompts)
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    return float(_correlations(np.full((1, len(x)), 1 / len(x)), x, y)[0])
+
+
+def _correlations(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(R,) Spearman's correlations under (R, P) weights that sum to 1 per row; 0 for constant values."""
+    left, right = _midranks(weights, x), _midranks(weights, y)
+    products = (weights * left * right).sum(1)
+    spread = (weights * left**2).sum(1) * (weights * right**2).sum(1)
+    return np.where(spread > 1e-18, products / np.sqrt(np.maximum(spread, 1e-18)), 0.0)
+
+
+def _midranks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(R, P) midranks of ``values`` in each weighted sample, as shares, minus their mean of one half."""
+    _, group = np.unique(values, return_inverse=True)
+    members = np.zeros((len(values), group.max() + 1))
+    members[np.arange(len(values)), group] = 1.0
+    mass = weights @ members
+    return (np.cumsum(mass, axis=1) - mass / 2)[:, group] - 0.5
+
+
+def _chunks(total: int, size: int = 500) -> list[int]:
+    return [min(size, total - first) for first in range(0, total, size)]
+
+
+def prompts_for_non_inferiority(
+    spread: float, margin: float, difference: float = 0.0, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Number of prompts for which :func:`non_inferior` succeeds with probability ``power``.
+
+    Args:
+        spread: standard deviation of the paired differences.
+        margin: in the same units.
+        difference: true mean of first minus second.
+        alpha: significance level of the one-sided test.
+        power: required power.
+
+    Raises:
+        ConfigError: when the true difference lies beyond the margin: no number of prompts is enough.
+
+    >>> prompts_for_non_inferiority(0.30, 0.02)
+    1392
+    """
+    room = positive_margin(margin) + difference
+    if not room > 0:
+        raise ConfigError(
+            f"a sampler that is {-difference:g} worse cannot be shown non-inferior within {margin:g}",
+            "plan for a smaller deficit, or choose another margin before the run",
+        )
+    return _normal_prompts(spread, room, 1 - alpha, power)
+
+
+def prompts_for_difference(spread: float, effect: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Number of prompts for which a two-sided paired t-test detects ``effect`` (statsmodels' ``TTestPower``).
+
+    Raises:
+        ConfigError: for an effect of 0 or a spread that is not above 0.
+
+    >>> prompts_for_difference(0.5, 0.1)
+    199
+    """
+    if not abs(effect) > 0 or not spread > 0:
+        raise ConfigError(
+            f"effect and spread must differ from 0, got {effect} and {spread}", "plan for the smallest relevant effect"
+        )
+    if abs(effect) >= 4 * spread:  # outside the solver's bracket
+        return 3
+    solve = statsmodels("stats.power").TTestPower().solve_power
+    found = solve(effect_size=abs(effect) / spread, alpha=alpha, power=power, alternative="two-sided")
+    return max(3, int(np.ceil(float(np.asarray(found).item()))))
+
+
+def spread_of(interval: Interval) -> float:
+    """Standard deviation per prompt implied by a two-sided interval of a mean, by the normal approximation.
+
+    >>> round(spread_of(Interval(0.0, -0.098, 0.098, 0.95, 400)), 3)
+    1.0
+    """
+    critical = float(scipy_stats().norm.ppf((1 + interval.level) / 2))
+    return (interval.high - interval.low) / (2 * critical) * float(np.sqrt(interval.n))
+
+
+def _normal_prompts(spread: float, room: float, *quantiles: float) -> int:
+    normal = scipy_stats().norm
+    return int(np.ceil((sum(float(normal.ppf(q)) for q in quantiles) * spread / room) ** 2))
