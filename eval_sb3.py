@@ -40,9 +40,9 @@ def evaluate(config: dict[str, Any]) -> Report | None:
     from addiffusion_env.evaluation.filmstrips import render_filmstrips
     from addiffusion_env.evaluation.judges import Judges, described
     from addiffusion_env.evaluation.manifest import others_in, write_manifest
-    from addiffusion_env.evaluation.ray_pool import prepare
+    from addiffusion_env.evaluation.ray_pool import maker
     from addiffusion_env.evaluation.report import print_report, write_report
-    from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, to_make
+    from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, plan, to_make
     from addiffusion_env.evaluation.samples import sample_uids
 
     EvaluationConfig.of(config)
@@ -56,7 +56,8 @@ def evaluate(config: dict[str, Any]) -> Report | None:
     backbone = load_backbone(settings)
     process = settings.process(backbone.capabilities, backbone.name)
     context = EvaluationContext(backbone, load_scorers(backbone, settings.scorers), process, judges)
-    plans, make = prepare(samplers, prompts, config["seeds"], context, config["rollouts"], settings, config["judges"])
+    make = maker(config["rollouts"], samplers, settings, config["judges"])  # before planning binds the samplers
+    plans = plan(samplers, prompts, config["seeds"], context)
     waiting = to_make(folder, plans, config["shard_size"])
     cost = plan_cost(plans, context, waiting, config["max_lanes"])
     if config["plan"]:

@@ -17,7 +17,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.episode import play
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
-from addiffusion_env.evaluation.plan import Plan
+from addiffusion_env.evaluation.records import Plan
 from addiffusion_env.evaluation.runner import EvaluationContext
 from addiffusion_env.profiling import Meter
 from addiffusion_env.prompts import Prompt

@@ -25,8 +25,7 @@ from addiffusion_env.engine.observers import Decisions, observed, previews_of
 from addiffusion_env.envs import rendering
 from addiffusion_env.envs.rendering import Cell
 from addiffusion_env.errors import RunFolderError
-from addiffusion_env.evaluation.plan import Plan
-from addiffusion_env.evaluation.records import Record, by_sampler
+from addiffusion_env.evaluation.records import Plan, Record, by_sampler
 from addiffusion_env.evaluation.runner import EvaluationContext
 from addiffusion_env.evaluation.store import png_bytes, write_atomically
 from addiffusion_env.evaluation.tables import focus_of

@@ -18,8 +18,7 @@ from addiffusion_env.backbones import fingerprint
 from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.backbones.identity import difference_words
 from addiffusion_env.errors import RunFolderError
-from addiffusion_env.evaluation.plan import Plan
-from addiffusion_env.evaluation.records import Record, digest_of, prompt_key, uid_of
+from addiffusion_env.evaluation.records import Plan, Record, digest_of, prompt_key, uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.statistics import positive_margin
 from addiffusion_env.evaluation.store import RecordStore

@@ -18,7 +18,7 @@ from addiffusion_env.engine.lane import Fault, FaultCount
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.errors import AdDiffusionError, WorkerError, check_settings, unknown
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.plan import Job, Plan
+from addiffusion_env.evaluation.records import Job
 from addiffusion_env.evaluation.runner import EvaluationContext, Maker, Making, Shard, Work, in_turn, plan
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.samplers.base import Sampler
@@ -32,7 +32,7 @@ def maker(
     Args:
         rollouts: ``kind: local`` for one sampler after the other in this process, ``kind: ray`` for a pool of actors,
             with the fields of :class:`RayConfig`.
-        samplers: not bound yet; they are copied here, and bound in every actor.
+        samplers: not bound yet: call it before :func:`plan`, which binds them. They are bound in every actor.
         settings: settings from which an actor loads its backbone and scorers.
         judges: registry names; every actor judges its own images.
 
@@ -47,20 +47,6 @@ def maker(
     if rollouts["kind"] != "ray":
         raise unknown("rollouts.kind", str(rollouts["kind"]), ROLLOUTS)
     return RayPool(RayConfig.of(rollouts), samplers, settings, judges)
-
-
-def prepare(
-    samplers: Sequence[Sampler],
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
-    context: EvaluationContext,
-    rollouts: Mapping[str, Any],
-    settings: EnvSettings,
-    judges: Sequence[str],
-) -> tuple[list[Plan], Maker]:
-    """The plan of an evaluation and the function that carries it out; see :func:`plan` and :func:`maker`."""
-    make = maker(rollouts, samplers, settings, judges)  # before planning binds the samplers
-    return plan(samplers, prompts, seeds, context), make
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,10 +17,18 @@ from addiffusion_env.engine.lane import LANE_ERRORS, Fault, FaultCount
 from addiffusion_env.engine.lanes import lanes_of
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.finished import Finished, record_of, with_last_decision
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.plan import Job, Plan
-from addiffusion_env.evaluation.records import Record, prompt_key, uid_of, variant_of
+from addiffusion_env.evaluation.records import (
+    Finished,
+    Job,
+    Plan,
+    Record,
+    prompt_key,
+    record_of,
+    uid_of,
+    variant_of,
+    with_last_decision,
+)
 from addiffusion_env.evaluation.store import RecordStore, png_bytes
 from addiffusion_env.profiling import Meter
 from addiffusion_env.prompts import Prompt
@@ -131,30 +139,13 @@ def evaluate(
     seeds: Sequence[int],
     context: EvaluationContext,
     out_dir: Path | str,
-    *,
-    max_lanes: int | str = 8,
-    shard_size: int = 32,
-    keep_images: bool | frozenset[str] = False,
-    max_faults: int = 0,
-    on_records: Callable[[Sequence[Record]], None] | None = None,
-    on_fault: Callable[[Job, Fault], None] | None = None,
+    **settings: Any,
 ) -> list[Record]:
     """Generates, judges and records every image of samplers x prompts x seeds that is not recorded yet.
 
-    Combines :func:`plan` and :func:`carry_out`; see there for arguments, result and errors.
+    Combines :func:`plan` and :func:`carry_out`; see there for arguments (``settings``), result and errors.
     """
-    plans = plan(samplers, prompts, seeds, context)
-    return carry_out(
-        plans,
-        context,
-        out_dir,
-        max_lanes=max_lanes,
-        shard_size=shard_size,
-        keep_images=keep_images,
-        max_faults=max_faults,
-        on_records=on_records,
-        on_fault=on_fault,
-    )
+    return carry_out(plan(samplers, prompts, seeds, context), context, out_dir, **settings)
 
 
 def carry_out(

@@ -9,8 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from addiffusion_env.evaluation.manifest import Manifest
-from addiffusion_env.evaluation.plan import Plan
-from addiffusion_env.evaluation.records import Record
+from addiffusion_env.evaluation.records import Plan, Record
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.sections import Figure, Section, Table, cut, judged
 from addiffusion_env.evaluation.store import RecordStore

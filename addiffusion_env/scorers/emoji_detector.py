@@ -74,27 +74,6 @@ def _judge_relation(found: Sequence[Detection], scene: Scene) -> str:
     return f"expected {wanted}, found them at ({first.x:.0f}, {first.y:.0f}) and ({second.x:.0f}, {second.y:.0f})"
 
 
-def partial(found: Sequence[Detection], scene: Scene) -> float:
-    """The share of a prompt's constraints that are met, in [0, 1], minus 0.15 for each surplus object.
-
-    Every object is one constraint, its colour (if specified) another, the relation one more. A surplus object of the
-    requested class cancels one that is correct.
-    """
-    met, constraints = 0, 0
-    for group in scene.groups:
-        same = [item for item in found if item.cls == group.cls]
-        constraints += group.count
-        met += max(0, min(len(same), group.count) - max(0, len(same) - group.count))
-        if group.color:
-            constraints += group.count
-            met += min(group.count, sum(item.color == group.color for item in same))
-    if scene.relation is not None:
-        constraints += 1
-        met += judge(found, scene).correct
-    extras = max(0, len(found) - scene.object_count)
-    return max(0.0, met / constraints - 0.15 * extras)
-
-
 class EmojiDetectorScorer(Scorer):
     """1 for an image that shows exactly what its prompt asks for, else 0.
 

@@ -45,11 +45,6 @@ class ImageScorers:
         clip: embeds images and texts.
         preference: scores images for prompts, in standard deviations.
         dino: embeds images; ``None`` leaves :attr:`ImageScores.dino` at width 0.
-
-    Attributes:
-        clip: see above.
-        preference: see above.
-        dino: see above.
     """
 
     def __init__(self, clip: ClipScorer, preference: Scorer, dino: DinoEmbedder | None) -> None:

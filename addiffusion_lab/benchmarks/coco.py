@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -151,17 +149,12 @@ def _annotated(document: Document, seed: int) -> Iterator[Caption]:
 
 def _listed(document: Document) -> Iterator[Caption]:
     """A CSV list with a header: captions, and file names of images if present."""
-    rows = csv.reader(io.StringIO(document.text, newline=""), strict=True)
     columns: tuple[int, int | None] | None = None
-    try:
-        for row in rows:
-            place = document.place(rows.line_num)
-            if columns is None:
-                columns = _columns(row, place)
-            elif any(field.strip() for field in row):
-                yield _caption(row, columns, place)
-    except csv.Error as error:
-        raise PromptError(f"{document.place(rows.line_num)}: not CSV: {error}", "take the file as published") from error
+    for place, row in document.table("take the file as published"):
+        if columns is None:
+            columns = _columns(row, place)
+        else:
+            yield _caption(row, columns, place)
 
 
 def _columns(header: list[str], place: str) -> tuple[int, int | None]:

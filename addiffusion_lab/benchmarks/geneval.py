@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from addiffusion_env.errors import PromptError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, RELATIONS, Group, Scene
 from addiffusion_lab.benchmarks.base import Benchmark, PromptNumbering, filled_lines
 from addiffusion_lab.benchmarks.emoji_world import make_scene
-from addiffusion_lab.benchmarks.origin import About, Document, Origin, clean
+from addiffusion_lab.benchmarks.origin import About, Document, Origin, clean, malformed
 
 FILE = "evaluation_metadata.jsonl"
 _CLASS = {item.name: index for index, item in enumerate(CLASSES)}
@@ -76,7 +75,7 @@ def read_entry(document: Document, line: int, text: str) -> dict[str, Any]:
     """
     entry = document.json(text, line)
     if problem := _problem(entry):
-        raise PromptError(f"{document.place(line)}: {problem}", "take the file as published")
+        raise malformed(document.place(line), f"{problem}")
     return entry
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from addiffusion_env.errors import PromptError
 from addiffusion_env.prompts import Prompt
 from addiffusion_lab.benchmarks.base import Benchmark, PromptNumbering
-from addiffusion_lab.benchmarks.origin import About, HubOrigin, Origin, clean
+from addiffusion_lab.benchmarks.origin import About, HubOrigin, Origin, clean, malformed
 
 HEADER = ["Prompt", "Category", "Challenge", "Note"]
 
@@ -53,16 +51,14 @@ class PartiPrompts(Benchmark):
         number = PromptNumbering(self.about.name)
         lines = document.lines()
         if (header := next(lines)[1].split("\t")) != HEADER:
-            raise PromptError(
-                f"{document.place(1)}: expected the columns {', '.join(HEADER)}, got {', '.join(header)!r:.200}",
-                "take the file as published",
+            raise malformed(
+                document.place(1), f"expected the columns {', '.join(HEADER)}, got {', '.join(header)!r:.200}"
             )
         for index, (line, text) in enumerate(entry for entry in lines if entry[1]):
             fields = text.split("\t")
             if len(fields) != len(HEADER):
-                raise PromptError(
-                    f"{document.place(line)}: expected {len(HEADER)} fields separated by tabs, got {len(fields)}",
-                    "take the file as published",
+                raise malformed(
+                    document.place(line), f"expected {len(HEADER)} fields separated by tabs, got {len(fields)}"
                 )
             original, category, challenge, note = fields
             prompt = clean(original, document.place(line))
@@ -101,10 +97,7 @@ class HPDv2Prompts(Benchmark):
             document = origin.document(f"{folder}{style}.json")
             texts = document.json()
             if not isinstance(texts, list):
-                raise PromptError(
-                    f"{document.name}: expected a JSON list of prompts, got {type(texts).__name__}",
-                    "take the file as published",
-                )
+                raise malformed(document.name, f"expected a JSON list of prompts, got {type(texts).__name__}")
             for index, text in enumerate(texts):
                 prompt = clean(text, f"{document.name}, prompt {index + 1}")
                 yield Prompt(prompt, number(prompt, style), task=style, metadata={"index": index})
@@ -145,16 +138,14 @@ class ImageRewardPrompts(Benchmark):
         document = origin.document("benchmark-prompts.json")
         entries = document.json()
         if not isinstance(entries, list):
-            raise PromptError(
-                f"{document.name}: expected a JSON list, got {type(entries).__name__}", "take the file as published"
-            )
+            raise malformed(document.name, f"expected a JSON list, got {type(entries).__name__}")
         seen: set[str] = set()
         for index, entry in enumerate(entries):
             place = f"{document.name}, prompt {index + 1}"
             if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
-                raise PromptError(f"{place}: expected an object with id and prompt", "take the file as published")
+                raise malformed(place, "expected an object with id and prompt")
             if (own := clean(entry["id"], place)) in seen:
-                raise PromptError(f"{place}: the id {own!r:.80} occurs twice", "take the file as published")
+                raise malformed(place, f"the id {own!r:.80} occurs twice")
             seen.add(own)
             text = clean(entry.get("prompt"), place)
             yield Prompt(
@@ -211,23 +202,14 @@ def _rows(origin: Origin) -> Iterator[tuple[str, Any, Any]]:
             yield place, entry["Prompts"], entry["Category"]
         return
     document = origin.document("drawbench.csv")
-    rows = csv.reader(io.StringIO(document.text, newline=""), strict=True)
     columns: tuple[int, int] | None = None
-    try:
-        for row in rows:
-            place = document.place(rows.line_num)
-            if columns is None:
-                columns = _columns(row, place)
-            elif any(field.strip() for field in row):
-                if len(row) <= max(columns):
-                    raise PromptError(
-                        f"{place}: expected a prompt and a category, got {len(row)} field", "save it again"
-                    )
-                yield place, row[columns[0]], row[columns[1]]
-    except csv.Error as error:
-        raise PromptError(
-            f"{document.place(rows.line_num)}: not CSV: {error}", "save the sheet as CSV again"
-        ) from error
+    for place, row in document.table("save the sheet as CSV again"):
+        if columns is None:
+            columns = _columns(row, place)
+        elif len(row) <= max(columns):
+            raise PromptError(f"{place}: expected a prompt and a category, got {len(row)} field", "save it again")
+        else:
+            yield place, row[columns[0]], row[columns[1]]
 
 
 def _columns(header: list[str], place: str) -> tuple[int, int]:

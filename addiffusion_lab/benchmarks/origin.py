@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -80,6 +82,20 @@ class Document:
         for number, line in enumerate(self.text.split("\n"), start=1):
             yield number, line.removesuffix("\r")
 
+    def table(self, remedy: str) -> Iterator[tuple[str, list[str]]]:
+        """(place, fields) of the rows of a CSV file: the header, then those that are not blank.
+
+        Raises:
+            PromptError: when it is not CSV, with the line and ``remedy``.
+        """
+        rows = csv.reader(io.StringIO(self.text, newline=""), strict=True)
+        try:
+            for number, row in enumerate(rows):
+                if number == 0 or any(field.strip() for field in row):
+                    yield self.place(rows.line_num), row
+        except csv.Error as error:
+            raise PromptError(f"{self.place(rows.line_num)}: not CSV: {error}", remedy) from error
+
     def json(self, text: str | None = None, line: int | None = None) -> Any:
         """Parses the whole file, or ``text`` (one of its lines), as JSON.
 
@@ -91,7 +107,7 @@ class Document:
         except (ValueError, RecursionError) as error:
             place = self.place(getattr(error, "lineno", 1) if line is None else line)
             reason = getattr(error, "msg", None) or str(error)
-            raise PromptError(f"{place}: not JSON: {reason}", "take the file as published") from error
+            raise malformed(place, f"not JSON: {reason}") from error
 
 
 class PathOrigin:
@@ -256,6 +272,11 @@ def read_document(path: Path) -> Document:
         raise PromptError(f"{path} cannot be read: {error.strerror}", "give a readable file") from error
 
 
+def malformed(place: str, what: str) -> PromptError:
+    """The error for a file that differs from the published one."""
+    return PromptError(f"{place}: {what}", "take the file as published")
+
+
 def clean(value: object, place: str) -> str:
     """A prompt's text: line breaks and tabs become one space, the ends are stripped, the rest is unchanged.
 
@@ -263,10 +284,10 @@ def clean(value: object, place: str) -> str:
         PromptError: when it is not a string, empty, or contains control characters or lone surrogates, with its place.
     """
     if not isinstance(value, str):
-        raise PromptError(f"{place}: a prompt must be text, got {type(value).__name__}", "take the file as published")
+        raise malformed(place, f"a prompt must be text, got {type(value).__name__}")
     text = _LINE_BREAKS.sub(" ", value).strip()
     if not text:
-        raise PromptError(f"{place}: the prompt is empty", "take the file as published")
+        raise malformed(place, "the prompt is empty")
     if not text.isprintable() and (bad := [char for char in text if unicodedata.category(char) in _REFUSED]):
         raise PromptError(f"{place}: the prompt contains the control character U+{ord(bad[0]):04X}", "remove it")
     return text

@@ -12,7 +12,7 @@ from addiffusion_env.envs.settings import EnvSettings
 from addiffusion_env.errors import AdDiffusionError, ConfigError, WorkerError
 from addiffusion_env.evaluation import ray_pool
 from addiffusion_env.evaluation.judges import Judges
-from addiffusion_env.evaluation.ray_pool import ImageWorker, RayPool, maker, prepare
+from addiffusion_env.evaluation.ray_pool import ImageWorker, RayPool, maker
 from addiffusion_env.evaluation.runner import EvaluationContext, carry_out, in_turn, plan
 from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.samplers import make_sampler
@@ -40,8 +40,14 @@ def context(emoji, scorers):
 
 def run(context, prompts, folder, rollouts, **options):
     samplers = [make_sampler(spec) for spec in SAMPLERS_COMPARED]
-    plans, make = prepare(samplers, prompts, SEEDS, context, rollouts, SETTINGS, JUDGES)
-    return carry_out(plans, context, folder, make=make, **{"max_lanes": 2, "shard_size": 2, **options})
+    make = maker(rollouts, samplers, SETTINGS, JUDGES)
+    return carry_out(
+        plan(samplers, prompts, SEEDS, context),
+        context,
+        folder,
+        make=make,
+        **{"max_lanes": 2, "shard_size": 2, **options},
+    )
 
 
 def settled(records):

@@ -11,7 +11,7 @@ from addiffusion_env.errors import ImageRangeError, PromptError, UnknownNameErro
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Scene, emoji_prompt, layout, parse, sample_scenes, scene_prompt
 from addiffusion_env.prompts.emoji_vocabulary import TASKS
-from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer, judge, partial
+from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer, judge
 from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
 CAT, DOG, CUP = 12, 13, 36
@@ -62,39 +62,35 @@ def test_right_findings_are_right(text: str, found: list[Detection]) -> None:
     assert verdict.correct
     assert verdict.reason == "correct"
     assert verdict.found == tuple(found)
-    assert partial(found, read(text)) == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "reason", "share"),
+    ("text", "found", "reason"),
     [
-        ("a dog", [], "expected 1 dog, found 0", 0),
-        ("two red cups", [item(CUP, RED)], "expected 2 red cup, found 1", 2 / 4),
-        ("two cups", [item(CUP)] * 3, "expected 2 cup, found 3", 1 / 2 - 0.15),
-        ("a red dog", [item(DOG, BLUE)], "expected 1 red dog, found 0 red and blue", 1 / 2),
-        ("a red dog", [item(DOG)], "expected 1 red dog, found 0 red and uncoloured", 1 / 2),
-        ("a dog", [item(DOG), item(CAT)], "expected nothing else, found cat", 1 - 0.15),
-        ("a dog and a cat", [item(DOG), item(CUP)], "expected 1 cat, found 0; expected nothing else, found cup", 1 / 2),
+        ("a dog", [], "expected 1 dog, found 0"),
+        ("two red cups", [item(CUP, RED)], "expected 2 red cup, found 1"),
+        ("two cups", [item(CUP)] * 3, "expected 2 cup, found 3"),
+        ("a red dog", [item(DOG, BLUE)], "expected 1 red dog, found 0 red and blue"),
+        ("a red dog", [item(DOG)], "expected 1 red dog, found 0 red and uncoloured"),
+        ("a dog", [item(DOG), item(CAT)], "expected nothing else, found cat"),
+        ("a dog and a cat", [item(DOG), item(CUP)], "expected 1 cat, found 0; expected nothing else, found cup"),
         (
             "a dog left of a cat",
             [item(DOG, x=50), item(CAT, x=14)],
             "expected dog left of cat, found them at (50, 32) and (14, 32)",
-            2 / 3,
         ),
         # Within the margin of 6 pixels neither is left of the other.
         (
             "a dog left of a cat",
             [item(DOG, x=30), item(CAT, x=36)],
             "expected dog left of cat, found them at (30, 32) and (36, 32)",
-            2 / 3,
         ),
     ],
 )
-def test_wrong_findings_say_why(text: str, found: list[Detection], reason: str, share: float) -> None:
+def test_wrong_findings_say_why(text: str, found: list[Detection], reason: str) -> None:
     verdict = judge(found, read(text))
     assert not verdict.correct
     assert verdict.reason == reason
-    assert partial(found, read(text)) == pytest.approx(share)
 
 
 def reference_rule(found: list[Detection], scene: Scene) -> bool:
