@@ -140,8 +140,7 @@ def _gain_words(summary: Summary, gain: FrontierGain, cost: str) -> str:
     beyond = "" if gain.reached else " The constant samplers do not reach this cost: their most expensive one is used."
     return (
         f"At equal mean {cost} ({gain.cost:.2f}), {summary.focus} minus the strongest constant, {mixture} with "
-        f"{summary.primary} {gain.frontier:.3f}: {gain.gain.estimate:+.3f} [{gain.gain.low:+.3f}, "
-        f"{gain.gain.high:+.3f}].{beyond}"
+        f"{summary.primary} {gain.frontier:.3f}: {gain.gain.signed}.{beyond}"
     )
 
 

@@ -11,10 +11,10 @@ HYPOTHESES = Registry(
     "hypothesis",
     {
         "H1": "addiffusion_lab.claims.h1_non_inferiority:judge",
-        "H2": "addiffusion_lab.claims.h2_frontier:judge",
-        "H2_seconds": "addiffusion_lab.claims.h2_frontier:judge_seconds",
+        "H2": "addiffusion_lab.claims.equal_cost:judge_frontier",
+        "H2_seconds": "addiffusion_lab.claims.equal_cost:judge_seconds",
         "H3": "addiffusion_lab.claims.h3_difficulty:judge",
-        "H4": "addiffusion_lab.claims.h4_refinement:judge",
+        "H4": "addiffusion_lab.claims.equal_cost:judge_refinement",
     },
 )
 """Name -> a pure function from a :class:`~addiffusion_lab.claims.base.Case` to a ``Verdict``."""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,21 +65,30 @@ class Study:
     table: AttemptTable
 
 
-def record_test(run: Path, prompts: Sequence[Prompt], judge: str, folder: Path, lanes: int) -> AttemptTable:
-    """Records the attempts of test prompts under a policy's process, judged; recorded shards are read instead."""
-    settings = PolicySampler.from_run(run).settings()
+def record_judged(
+    settings: EnvSettings, attempts: int, prompts: Sequence[Prompt], judge: str, folder: Path, lanes: int, **more: Any
+) -> AttemptTable:
+    """Records attempts of prompts under a process, judged; recorded shards are read instead.
+
+    Args:
+        settings: of the environment.
+        attempts: of each prompt.
+        prompts: one image of each.
+        judge: registry name of the scorer that gives the verdicts.
+        folder: of the shards.
+        lanes: images at once.
+        **more: further fields of the recorder.
+    """
     scorer = SCORERS.load(judge).from_pretrained()
 
     def verdicts(images: Sequence[torch.Tensor], of: Sequence[Prompt]) -> list[bool]:
         return [bool(value) for value in scorer.score(torch.stack(list(images)), list(of))]
 
-    recorder = replace(recorder_of(settings, refine_config(settings.refine).limit + 1), judge=verdicts)
-    images = [(prompt, 0) for prompt in prompts]
-
     def note(done: int) -> None:
-        print(f"recorded {done} of {len(prompts)} test prompts", flush=True)
+        print(f"recorded {done} of {len(prompts)} prompts", flush=True)
 
-    return recorder.record_shards(images, folder, lanes, note=note)
+    recorder = replace(recorder_of(settings, attempts), judge=verdicts, **more)
+    return recorder.record_shards([(prompt, 0) for prompt in prompts], folder, lanes, note=note)
 
 
 def study(runs: Sequence[Path], test: AttemptTable) -> Study:
@@ -228,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.prompts < 2:
         raise ConfigError(f"--prompts must be at least 2, got {options.prompts}", "use 1024")
     prompts = EmojiPrompts("test").take(options.prompts, seed=options.prompt_seed)
-    test = record_test(options.runs[0], prompts, options.judge, options.out / "table", options.lanes)
+    settings = PolicySampler.from_run(options.runs[0]).settings()
+    attempts = refine_config(settings.refine).limit + 1
+    test = record_judged(settings, attempts, prompts, options.judge, options.out / "table", options.lanes)
     page = to_markdown("Policies against rules", learning_sections(options.runs, test))
     print(page)
     print(f"written: {write_text(options.out / 'against_rules.md', page)}")

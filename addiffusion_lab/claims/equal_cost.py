@@ -1,4 +1,4 @@
-"""The policy against groups of comparators at equal mean cost: shared by H2 and H4.
+"""H2 and H4: the policy against groups of comparators at equal mean cost, along its whole curve.
 
 A group's frontier is the upper hull of its samplers in (mean cost, mean quality): the strongest mixture
 at any cost. The hull is chosen on the same prompts that it is judged on, which favours the comparators. Along the
@@ -8,37 +8,15 @@ policy's curve neighbouring costs per NFE are mixed; none is selected by the dat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from addiffusion_env.evaluation.frontier import Pairing, gains, mixture
 from addiffusion_env.evaluation.statistics import holm
 from addiffusion_env.samplers import named_traits
-from addiffusion_lab.claims.base import Case, Comparison, Means, Outcome, Verdict, unanswered
+from addiffusion_lab.claims.base import Case, Comparison, Means, Outcome, Verdict, missing, unanswered
 from addiffusion_lab.claims.statistics import prompts_for_difference, spread_of
-
-
-@dataclass(frozen=True)
-class FamilyVerdict:
-    """A family of comparisons, all of which must hold.
-
-    Attributes:
-        comparisons: the comparisons in order.
-        weakest: the deciding comparison.
-        p: largest adjusted p-value.
-        verdict: see :class:`~addiffusion_lab.claims.base.Verdict`.
-        reason: explanation as text.
-        prompts_needed: number of prompts to detect a gain of one margin at the weakest; ``None`` where the claim is
-            decided.
-    """
-
-    comparisons: tuple[Comparison, ...]
-    weakest: Comparison
-    p: float
-    verdict: Outcome
-    reason: str
-    prompts_needed: int | None
 
 
 def kind_of(sampler: str) -> str:
@@ -50,66 +28,101 @@ def kind_of(sampler: str) -> str:
     return named_traits(sampler).kind
 
 
+MASKED = ",no_refine"
+"""Suffix of the name of a policy with masked refine."""
+MASKED_WORDS = "refine is only masked; a policy trained without it may do better (hypotheses.trained_without=RUN)"
+
+
+def judge_frontier(case: Case) -> Verdict:
+    """H2: supported when above the frontier of every kind of comparator at equal mean NFE, along the policy's curve.
+
+    Each kind may be mixed with fixed steps, so that it has a frontier at every NFE. All comparisons form one family.
+    """
+    return _judge_kinds(case, "H2", "nfe", case.claims.kinds)
+
+
+def judge_seconds(case: Case) -> Verdict:
+    """H2 at equal mean seconds against fixed steps. Previews cost time and no NFE, so results may differ."""
+    return _judge_kinds(case, "H2_seconds", "seconds", ("fixed",))
+
+
+def _judge_kinds(case: Case, name: str, cost: str, kinds: Sequence[str]) -> Verdict:
+    unit = "NFE" if cost == "nfe" else cost
+    claim = f"{case.claims.policy} is better than {', '.join(kinds)} at equal mean {unit}, judged by {case.judge}"
+    if why := missing(case, case.claims.points):
+        return unanswered(name, claim, case, ", ".join(kinds), why)
+    of_kind = {kind: [sampler for sampler in case.table.samplers if kind_of(sampler) == kind] for kind in kinds}
+    for kind, members in of_kind.items():
+        if not members:
+            reason = f"no sampler of kind {kind!r} was run, and the claim is about every kind"
+            return unanswered(name, claim, case, kind, reason)
+    return judge_groups(case, name, claim, ", ".join(kinds), of_kind, cost)
+
+
+def judge_refinement(case: Case) -> Verdict:
+    """H4: supported when above the frontier of the policy without refinement at equal mean NFE, and every control.
+
+    A policy that does not refine spends less. The difference may be spent on full-image steps: it is mixed with fixed
+    schedules, so that there is a comparator at the refining policy's NFE.
+    """
+    claims = case.claims
+    claim = f"{claims.policy} is better than the same policy without refinement at equal NFE, judged by {case.judge}"
+    masked = all(name.endswith(MASKED) for name in claims.no_refine)
+    how = "the policy with refine masked" if masked else "the policy trained without refinement"
+    controls = {how: claims.no_refine, **claims.refine_controls}
+    if not claims.no_refine:
+        return unanswered("H4", claim, case, "the policy without refinement", "no policy without refinement was given")
+    everyone = (*claims.points, *(name for members in controls.values() for name in members))
+    if why := missing(case, everyone):
+        return unanswered("H4", claim, case, ", ".join(claims.no_refine), why)
+    verdict = judge_groups(case, "H4", claim, ", ".join(claims.no_refine), controls)
+    return replace(verdict, reason=f"{verdict.reason}; {MASKED_WORDS}") if masked else verdict
+
+
 def judge_groups(
     case: Case, name: str, claim: str, comparator: str, groups: Mapping[str, Sequence[str]], cost: str = "nfe"
 ) -> Verdict:
-    """The verdict on a claim to exceed every group, each mixed with fixed steps so that it covers every cost.
+    """The verdict on a claim to exceed every group at every point of the policy's curve.
 
     Args:
         case: its policy and curve must have records.
         name: the hypothesis.
         claim: the claim as text.
         comparator: comparator named in an unanswered verdict.
-        groups: name -> samplers with records.
+        groups: name -> samplers with records; each is mixed with fixed steps, so that it covers every cost.
         cost: the measure to equalise.
     """
     fixed = [sampler for sampler in case.table.samplers if kind_of(sampler) == "fixed"]
-    found = weigh(case, {group: tuple(dict.fromkeys((*members, *fixed))) for group, members in groups.items()}, cost)
-    if isinstance(found, str):
-        return unanswered(name, claim, case, comparator, found)
+    mixed = {group: tuple(dict.fromkeys((*members, *fixed))) for group, members in groups.items()}
+    curve = case.claims.points
+    rivals = list(dict.fromkeys(name for members in mixed.values() for name in members))
+    means = case.table.means([*curve, *rivals], [case.judge, cost])
+    if (least := case.claims.least_prompts) > len(means):
+        why = f"{len(means)} prompts have both {case.judge} and {cost} for all samplers, fewer than {least}"
+        return unanswered(name, claim, case, comparator, why)
+    rows = {group: [len(curve) + rivals.index(member) for member in members] for group, members in mixed.items()}
+    points = _points(means.values[cost][: len(curve)].mean(1), case, cost)
+    if not points:
+        why = "none of the NFE points lies between the ends of the policy's curve"
+        return unanswered(name, claim, case, comparator, why)
+    raw = _compare(means, len(curve), rows, points, case, cost)
+    adjusted = holm({str(n): row.p for n, row in enumerate(raw)}, case.claims.alpha)
+    comparisons = tuple(replace(row, holm=adjusted[str(n)].adjusted) for n, row in enumerate(raw))
+    weakest, outcome, reason, needed = _decided(comparisons, case, cost)
     return Verdict(
         hypothesis=name,
         claim=claim,
-        verdict=found.verdict,
-        effect=found.weakest.effect,
-        p=found.p,
-        n=found.weakest.effect.n,
-        comparator=found.weakest.comparator,
+        verdict=outcome,
+        effect=weakest.effect,
+        p=max(row.holm for row in comparisons),
+        n=weakest.effect.n,
+        comparator=weakest.comparator,
         judge=case.judge,
         margin=case.margin,
-        reason=found.reason,
-        comparisons=found.comparisons,
-        prompts_needed=found.prompts_needed,
+        reason=reason,
+        comparisons=comparisons,
+        prompts_needed=needed,
     )
-
-
-def weigh(case: Case, groups: Mapping[str, Sequence[str]], cost: str = "nfe") -> FamilyVerdict | str:
-    """Judges whether the policy exceeds every group at every point of its curve.
-
-    Args:
-        case: its policy and curve must have records.
-        groups: name -> samplers with records.
-        cost: the measure to equalise.
-
-    Returns:
-        The family, or a text saying why there is none.
-    """
-    curve = case.claims.points
-    rivals = list(dict.fromkeys(name for members in groups.values() for name in members))
-    means = case.table.means([*curve, *rivals], [case.judge, cost])
-    if (least := case.claims.least_prompts) > len(means):
-        return f"{len(means)} prompts have both {case.judge} and {cost} for all samplers, fewer than {least}"
-    rows = {name: [len(curve) + rivals.index(member) for member in members] for name, members in groups.items()}
-    points = _points(means.values[cost][: len(curve)].mean(1), case, cost)
-    if not points:
-        return "none of the NFE points lies between the ends of the policy's curve"
-    raw = _compare(means, len(curve), rows, points, case, cost)
-    adjusted = holm({str(n): row.p for n, row in enumerate(raw)}, case.claims.alpha)
-    comparisons = tuple(
-        Comparison(row.comparator, row.effect, row.p, adjusted[str(n)].adjusted, row.cost, row.reached)
-        for n, row in enumerate(raw)
-    )
-    return _decided(comparisons, case, cost)
 
 
 def _points(own: np.ndarray, case: Case, cost: str) -> list[np.ndarray]:
@@ -147,32 +160,33 @@ def _compare(
     ]
 
 
-def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> FamilyVerdict:
-    """Supported when all hold; not supported when one rules out a relevant gain; inconclusive otherwise."""
-    alpha = case.claims.alpha
+def _decided(comparisons: tuple[Comparison, ...], case: Case, cost: str) -> tuple[Comparison, Outcome, str, int | None]:
+    """Supported when all hold; not supported when one rules out a relevant gain; inconclusive otherwise.
+
+    Returns:
+        The weakest comparison, the verdict, its reason, and for an undecided one the number of prompts to detect a gain
+        of one margin.
+    """
 
     def holds(row: Comparison) -> bool:
-        return row.reached and row.holm < alpha and row.effect.estimate > 0
+        return row.reached and row.holm < case.claims.alpha and row.effect.estimate > 0
 
     def fails(row: Comparison) -> bool:
         return row.effect.high < case.relevant and not holds(row)
 
     weakest = min(comparisons, key=lambda row: (holds(row), not fails(row), row.effect.low))
-    p = max(row.holm for row in comparisons)
-    bounds = f"{weakest.effect.estimate:+.3f} [{weakest.effect.low:+.3f}, {weakest.effect.high:+.3f}]"
-    words = f"against {weakest.comparator}: {bounds} in {case.judge}"
+    words = f"against {weakest.comparator}: {weakest.effect.signed} in {case.judge}"
     if all(map(holds, comparisons)):
         count = f"all {len(comparisons)} comparisons hold" if len(comparisons) > 1 else "the comparison holds"
-        return FamilyVerdict(comparisons, weakest, p, "supported", f"{count}; least {words}", None)
+        return weakest, "supported", f"{count}; least {words}", None
     if any(map(fails, comparisons)):
         ruled = f"a gain of {case.relevant:g} is ruled out" if case.relevant else "a gain is ruled out"
-        return FamilyVerdict(comparisons, weakest, p, "not supported", f"{ruled} {words}", None)
+        return weakest, "not supported", f"{ruled} {words}", None
     if not weakest.reached:
         reason = f"no comparator was run at {weakest.cost:.2f} {cost} or above: add a more expensive one ({words})"
-        return FamilyVerdict(comparisons, weakest, p, "inconclusive", reason, None)
-    open_ones = sum(not holds(row) for row in comparisons)
-    reason = f"{open_ones} of {len(comparisons)} comparisons not decided; {words}"
-    return FamilyVerdict(comparisons, weakest, p, "inconclusive", reason, _needed(weakest, case))
+        return weakest, "inconclusive", reason, None
+    reason = f"{sum(not holds(row) for row in comparisons)} of {len(comparisons)} comparisons not decided; {words}"
+    return weakest, "inconclusive", reason, _needed(weakest, case)
 
 
 def _needed(row: Comparison, case: Case) -> int | None:

@@ -76,7 +76,7 @@ def judge(case: Case) -> Verdict:
 
 def _decided(quality: MarginTest, nfe: MarginTest, margin: Margin, reference: str) -> tuple[Outcome, str]:
     found, spent = quality.difference, nfe.difference
-    bounds = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    bounds = found.signed
     cost = f"{spent.estimate:.2f} NFE [{spent.low:.2f}, {spent.high:.2f}]"
     if found.high < -quality.margin:
         return "not supported", f"it is worse than {reference} by more than {margin.value:g}: {bounds}"

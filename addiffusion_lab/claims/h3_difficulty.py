@@ -72,8 +72,8 @@ def judge(case: Case) -> Verdict:
 def _decided(
     own: Interval, gap: Interval, family: tuple[Comparison, ...], case: Case, control: str
 ) -> tuple[Outcome, str]:
-    rho = f"rank correlation {own.estimate:+.3f} [{own.low:+.3f}, {own.high:+.3f}]"
-    above = f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] above {control}"
+    rho = f"rank correlation {own.signed}"
+    above = f"{gap.signed} above {control}"
     if all(row.holm < case.claims.alpha and row.effect.estimate > 0 for row in family):
         return "supported", f"{rho}, {above}"
     if own.high < case.claims.least_correlation:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from addiffusion_env import ENVIRONMENTS
 from addiffusion_env.backbones.base import Backbone
@@ -29,15 +28,13 @@ from addiffusion_env.evaluation.manifest import write_text
 from addiffusion_env.evaluation.rendering import to_markdown
 from addiffusion_env.evaluation.sections import Section, Table
 from addiffusion_env.evaluation.statistics import paired_share_interval
-from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
-from addiffusion_env.scorers import SCORERS
 from addiffusion_env.scorers.utility import Utility, calibrator_of
 from addiffusion_env.tabular.fit_calibrator import fit_calibrator
 from addiffusion_env.tabular.mdp import TabularMDP, Transitions
-from addiffusion_env.tabular.recorder import recorder_of
 from addiffusion_env.tabular.rules import RuleOutcomes, play_rule, rules_of, thresholds_of
 from addiffusion_env.tabular.table import AttemptTable
+from addiffusion_lab.claims.against_rules import record_judged
 from addiffusion_lab.claims.calibration import Calibration, agreement, calibration_section, within_prompts
 from addiffusion_lab.claims.maps import MappedEmoji, maps_of, seconds_section
 
@@ -58,18 +55,6 @@ OUT = Path("runs/places")
 def settings_of(process: Mapping[str, Any]) -> EnvSettings:
     """The environment of a process, with maps in the features."""
     return EnvSettings.of(**{**process, "backbone": MappedEmoji.from_pretrained()})
-
-
-def record(settings: EnvSettings, prompts: int, seed: int, attempts: int, lanes: int, folder: Path) -> AttemptTable:
-    """Records attempts of training prompts with verdicts and maps; recorded shards are read instead."""
-    scorer = SCORERS.load("emoji_detector").from_pretrained()
-
-    def verdicts(images: Sequence[torch.Tensor], of: Sequence[Prompt]) -> list[bool]:
-        return [bool(value) for value in scorer.score(torch.stack(list(images)), list(of))]
-
-    recorder = replace(recorder_of(settings, attempts), judge=verdicts, features=True)
-    images = [(prompt, 0) for prompt in EmojiPrompts("train").take(prompts, seed=seed)]
-    return recorder.record_shards(images, folder, lanes, note=lambda done: print(f"recorded {done}", flush=True))
 
 
 def halves(table: AttemptTable) -> tuple[np.ndarray, np.ndarray]:
@@ -150,11 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.prompts < 16:
         raise ConfigError(f"--prompts must be at least 16, got {options.prompts}", "use 256")
     sections = []
+    prompts = EmojiPrompts("train").take(options.prompts, seed=options.prompt_seed)
     for number, (name, process) in enumerate(PROCESSES.items()):
         settings = settings_of(process)
         backbone = load_backbone(settings)
-        table = record(
-            settings, options.prompts, options.prompt_seed, options.attempts, options.lanes, options.out / "table"
+        table = record_judged(
+            settings, options.attempts, prompts, "emoji_detector", options.out / "table", options.lanes, features=True
         )
         if number == 0:
             sections = [calibrators_section(table), sources_section(table), seconds_section(options.lanes)]
@@ -263,7 +249,7 @@ def refusal_section(
             (
                 f"{budget:g}",
                 *(f"{correct.mean():.3f} at {nfe.mean():.2f}" for correct, nfe, _ in (without, having)),
-                f"{gain.estimate:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+                gain.signed,
                 f"{having[2].mean():.2f}",
             )
         )

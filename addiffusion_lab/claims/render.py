@@ -65,12 +65,10 @@ def hypotheses_section(verdicts: Sequence[Verdict]) -> Section:
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:
-    effect = verdict.effect
-    shown = "-" if effect is None else f"{effect.estimate:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
     return (
         verdict.hypothesis,
         verdict.verdict,
-        shown,
+        "-" if verdict.effect is None else verdict.effect.signed,
         _p(verdict.p),
         str(verdict.n),
         verdict.comparator,
@@ -86,8 +84,8 @@ def _reason(verdict: Verdict) -> str:
 
 
 def _comparison_cells(verdict: Verdict, row: Comparison) -> tuple[str, ...]:
-    effect = f"{row.effect.estimate:+.3f} [{row.effect.low:+.3f}, {row.effect.high:+.3f}]"
-    return (verdict.hypothesis, row.comparator, effect, _p(row.p), _p(row.holm), "yes" if row.reached else "no")
+    signed = row.effect.signed
+    return (verdict.hypothesis, row.comparator, signed, _p(row.p), _p(row.holm), "yes" if row.reached else "no")
 
 
 def _margins(verdicts: Sequence[Verdict]) -> list[str]:

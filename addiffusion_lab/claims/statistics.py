@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,6 @@ from addiffusion_env.evaluation.statistics import (
     one_sided,
     pair,
     positive_margin,
-    resampled,
     scipy_stats,
     statsmodels,
     t_interval,
@@ -69,10 +69,8 @@ def at_most(values: np.ndarray, limit: float, alpha: float = 0.05) -> MarginTest
 def spearman_interval(
     x: np.ndarray, y: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = 5000
 ) -> Interval:
-    """Spearman's rank correlation over prompts with its percentile bootstrap interval."""
-    x, y = pair(x, y)
-    draws = np.concatenate([_correlations(resampled(len(x), rng, n), x, y) for n in _chunks(resamples)])
-    return _interval(_spearman(x, y), draws, level, len(x))
+    """Spearman's rank correlation over prompts with its percentile bootstrap interval; every resample is ranked."""
+    return _bootstrapped(_spearman, pair(x, y), rng, level, resamples)[0]
 
 
 def rank_correlation_gap(
@@ -96,43 +94,37 @@ def rank_correlation_gap(
     Returns:
         The difference with its percentile bootstrap interval, and its two-sided p.
     """
+
+    def gap(x: np.ndarray, y: np.ndarray, control: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _spearman(x, y, axis) - _spearman(control, y, axis)
+
     (x, y), (control, _) = pair(x, y), pair(control, y)
-    draws = []
-    for count in _chunks(resamples):
-        weights = resampled(len(y), rng, count)
-        draws.append(_correlations(weights, x, y) - _correlations(weights, control, y))
-    gaps = np.concatenate(draws)
-    return _interval(_spearman(x, y) - _spearman(control, y), gaps, level, len(y)), bootstrap_p(gaps)
+    interval, draws = _bootstrapped(gap, (x, y, control), rng, level, resamples)
+    return interval, bootstrap_p(draws)
 
 
-def _interval(estimate: float, draws: np.ndarray, level: float, prompts: int) -> Interval:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), level, prompts)
+def _bootstrapped(
+    statistic: Callable[..., np.ndarray],
+    values: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    level: float,
+    resamples: int,
+) -> tuple[Interval, np.ndarray]:
+    """A statistic of paired (P,) values with its interval, and its (resamples,) draws."""
+    draws = scipy_stats().bootstrap(
+        values, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=500, method="percentile", rng=rng
+    )
+    low, high = np.quantile(draws.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
+    interval = Interval(float(statistic(*values)), float(low), float(high), level, len(values[0]))
+    return interval, draws.bootstrap_distribution
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    return float(_correlations(np.full((1, len(x)), 1 / len(x)), x, y)[0])
-
-
-def _correlations(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(R,) Spearman's correlations under (R, P) weights that sum to 1 per row; 0 for constant values."""
-    left, right = _midranks(weights, x), _midranks(weights, y)
-    products = (weights * left * right).sum(1)
-    spread = (weights * left**2).sum(1) * (weights * right**2).sum(1)
-    return np.where(spread > 1e-18, products / np.sqrt(np.maximum(spread, 1e-18)), 0.0)
-
-
-def _midranks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(R, P) midranks of ``values`` in each weighted sample, as shares, minus their mean of one half."""
-    _, group = np.unique(values, return_inverse=True)
-    members = np.zeros((len(values), group.max() + 1))
-    members[np.arange(len(values)), group] = 1.0
-    mass = weights @ members
-    return (np.cumsum(mass, axis=1) - mass / 2)[:, group] - 0.5
-
-
-def _chunks(total: int, size: int = 500) -> list[int]:
-    return [min(size, total - first) for first in range(0, total, size)]
+def _spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's correlations along an axis; 0 for constant values."""
+    ranks = (scipy_stats().rankdata(values, axis=axis) for values in (x, y))
+    left, right = (own - own.mean(axis, keepdims=True) for own in ranks)
+    spread = (left**2).sum(axis) * (right**2).sum(axis)
+    return np.where(spread > 0, (left * right).sum(axis) / np.sqrt(np.maximum(spread, 1e-18)), 0.0)
 
 
 def prompts_for_non_inferiority(

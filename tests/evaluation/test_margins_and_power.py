@@ -96,12 +96,11 @@ def test_resampled_weights_are_those_of_a_bootstrap():
     assert (weights * 30).var() == pytest.approx(1 - 1 / 30, abs=0.02)
 
 
-def test_ranks_of_resamples_are_those_of_the_drawn_prompts():
+def test_every_resample_is_ranked_again():
     x, y = rng(1).integers(0, 4, 25).astype(float), rng(2).normal(size=25)
-    drawn = rng(3).integers(0, 25, 25)
-    weights = np.bincount(drawn, minlength=25)[None] / 25
-    expected = scipy_stats.spearmanr(x[drawn], y[drawn]).statistic
-    assert claims._correlations(weights, x, y)[0] == pytest.approx(expected)
+    found = claims.spearman_interval(x, y, rng(3), resamples=99)
+    draws = [scipy_stats.spearmanr(x[drawn], y[drawn]).statistic for drawn in rng(3).integers(0, 25, (99, 25))]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
     assert claims.spearman_interval(x, y, rng()).estimate == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
     assert claims.spearman_interval(np.ones(25), y, rng()).high == 0.0
 
