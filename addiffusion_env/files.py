@@ -68,8 +68,15 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing_to(place: Path) -> Iterator[None]:
-    """Context manager that turns errors of writing to a folder or file (disk full, no permission) into RunFolderError.
+def writing_to(
+    folder: Path, purpose: str = "write to", remedy: str = "free space, or choose another folder"
+) -> Iterator[None]:
+    """Context manager that turns errors of writing files (disk full, no permission) into a RunFolderError.
+
+    Args:
+        folder: what is written to.
+        purpose: completes "cannot ... FOLDER" in the error.
+        remedy: of the error.
 
     Raises:
         RunFolderError: for any ``OSError`` that is not already an :class:`AdDiffusionError`.
@@ -79,9 +86,7 @@ def writing_to(place: Path) -> Iterator[None]:
     except AdDiffusionError:
         raise
     except OSError as error:
-        raise RunFolderError(
-            f"cannot write to {place}: {error.strerror or error}", "free space, or choose another folder"
-        ) from error
+        raise RunFolderError(f"cannot {purpose} {folder}: {error.strerror or error}", remedy) from error
 
 
 def write_text(path: Path, text: str) -> Path:

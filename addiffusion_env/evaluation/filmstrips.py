@@ -24,11 +24,11 @@ from addiffusion_env.engine.lane import Lane
 from addiffusion_env.engine.observers import Decisions, observed, previews_of
 from addiffusion_env.envs import rendering
 from addiffusion_env.envs.rendering import Cell
-from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import Plan, Record, by_sampler
 from addiffusion_env.evaluation.runner import EvaluationContext
-from addiffusion_env.evaluation.store import png_bytes, write_atomically
+from addiffusion_env.evaluation.store import OTHER_OUT, png_bytes, write_atomically
 from addiffusion_env.evaluation.tables import focus_of
+from addiffusion_env.files import writing_to
 from addiffusion_env.rewards import Reward, Transition, make_reward
 from addiffusion_env.samplers.base import Sampler
 from addiffusion_env.samplers.traits import Traits
@@ -110,12 +110,8 @@ def render_filmstrips(
     table = pa.Table.from_pylist(
         [{**asdict(filmstrip), "terms": list(filmstrip.terms.items())} for filmstrip in filmstrips], _SCHEMA
     )
-    try:
+    with writing_to(Path(out_dir), "write filmstrips to", OTHER_OUT):
         write_atomically(table, Path(out_dir) / FILMSTRIPS_FILE, compression="none")
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write filmstrips to {out_dir}: {error.strerror}", "choose another out="
-        ) from error
     return filmstrips
 
 

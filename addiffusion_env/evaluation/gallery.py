@@ -13,12 +13,12 @@ from pathlib import Path
 
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS
-from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.manifest import Manifest, write_text
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.evaluation.samples import thumbnail
 from addiffusion_env.evaluation.sections import cut
-from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.store import OTHER_OUT, RecordStore
+from addiffusion_env.files import writing_to
 from addiffusion_env.pages import render
 
 PAGE = "gallery.html"
@@ -101,7 +101,7 @@ def write_gallery(folder: Path, records: Sequence[Record], manifest: Manifest, s
     """
     files, small = {}, set()
     images = folder / IMAGES_FOLDER
-    try:
+    with writing_to(images, "write", OTHER_OUT):
         images.mkdir(exist_ok=True)
         for uid, png in store.each_image(record.uid for record in records):
             suffix, data = thumbnail(png, LARGEST)
@@ -109,10 +109,6 @@ def write_gallery(folder: Path, records: Sequence[Record], manifest: Manifest, s
             files[uid] = f"{IMAGES_FOLDER}/{uid}{suffix}"
             if suffix == ".png":
                 small.add(uid)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write {images}: {error.strerror}", "free space, or choose another out="
-        ) from error
     prompts = {prompt_id: place for place, prompt_id in enumerate(manifest.prompt_ids)}
     samplers = {entry.name: place for place, entry in enumerate(manifest.samplers)}
     ordered = sorted(records, key=lambda one: (prompts[one.prompt_id], one.seed, samplers[one.sampler]))

@@ -19,8 +19,9 @@ from addiffusion_env.evaluation.rendering import PLOTS_FOLDER, to_html, to_markd
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.samples import sample_section
 from addiffusion_env.evaluation.sections import sections
-from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.evaluation.store import OTHER_OUT, RecordStore
 from addiffusion_env.evaluation.summary import Summary, summarise
+from addiffusion_env.files import writing_to
 
 TITLE = "AdDiffusion evaluation"
 
@@ -79,12 +80,8 @@ def write_report(out_dir: Path | str) -> Report:
         extras[key] = kind.report(records, manifest, folder)
         place = 0 if kind.first else len(written) - 1
         written[place:place] = extras[key].sections
-    try:
+    with writing_to(folder / PLOTS_FOLDER, "write", OTHER_OUT):
         save_figures(drawn, folder / PLOTS_FOLDER)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write {folder / PLOTS_FOLDER}: {error.strerror}", "choose another out="
-        ) from error
     results = {key: found.results for key, found in extras.items() if found.results is not None}
     plain, links = {**asdict(summary), **results}, {f"Gallery of all {len(records)} images": PAGE}
     return Report(

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from addiffusion_env.errors import RunFolderError
 from addiffusion_env.evaluation.records import SCHEMA, Record, completed, digest_of, from_table, to_table
-from addiffusion_env.files import whole_file
+from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.old_names import present
+
+OTHER_OUT = "free space, or choose another out="
+"""Remedy when an evaluation's folder cannot be written."""
 
 _SHARD = re.compile(r"records-(\d+)-[0-9a-f]+\.parquet")
 _IMAGES = pa.schema([pa.field("uid", pa.string(), nullable=False), pa.field("png", pa.binary(), nullable=False)])
@@ -37,10 +40,11 @@ class RecordStore:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        try:
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing_to(self.folder, "write records to", OTHER_OUT)
 
     def write(self, records: Sequence[Record], images: Mapping[str, bytes] | None = None) -> Path:
         """Adds a shard and flushes it to the disk; returns its path.
@@ -55,7 +59,7 @@ class RecordStore:
         number = max(self._numbers(), default=-1) + 1
         stem = f"{number:05d}-{digest_of(record.uid for record in records)[:8]}.parquet"
         path = self.folder / f"records-{stem}"
-        try:
+        with self._writing():
             if images:
                 rows = [{"uid": uid, "png": png} for uid, png in images.items()]
                 # PNG is already compressed.
@@ -63,8 +67,6 @@ class RecordStore:
                     pa.Table.from_pylist(rows, _IMAGES), self.folder / f"images-{stem}", compression="none"
                 )
             write_atomically(to_table(records), path, compression="zstd")
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
         return path
 
     def read(self) -> list[Record]:
@@ -146,9 +148,3 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
         )
         return None
     return table
-
-
-def _unwritable(folder: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"cannot write records to {folder}: {error.strerror or error}", "free space, or choose another out="
-    )

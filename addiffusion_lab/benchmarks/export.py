@@ -19,6 +19,7 @@ from addiffusion_env.evaluation.manifest import read_manifest
 from addiffusion_env.evaluation.records import uid_of
 from addiffusion_env.evaluation.runner import RECORDS_FOLDER
 from addiffusion_env.evaluation.store import RecordStore
+from addiffusion_env.files import writing_to
 from addiffusion_env.prompts import Prompt
 
 Images = Sequence[tuple[Prompt, Sequence[bytes]]]
@@ -197,16 +198,14 @@ def _refuse_strangers(root: Path, planned: dict[Path, bytes]) -> None:
 def _write(path: Path, data: bytes) -> None:
     """Writes atomically: an interrupted export leaves no partial image for the scorer."""
     part = path.with_name(f".{os.getpid()}.part")  # short: the target's name may have the maximum length
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise RunFolderError(
-            f"cannot write {path}: {error.strerror}", "free space, or choose another folder"
-        ) from error
+    with writing_to(path, "write"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            os.replace(part, path)
+        finally:
+            with contextlib.suppress(OSError):  # already renamed, or never written
+                part.unlink()
 
 
 def check_export(benchmark: str | None) -> None:

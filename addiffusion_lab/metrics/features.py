@@ -11,8 +11,8 @@ import torch
 
 from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import identity_of
-from addiffusion_env.errors import RunFolderError, WeightsError
-from addiffusion_env.files import whole_file
+from addiffusion_env.errors import WeightsError
+from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.scorers import Embedder
 from addiffusion_lab.metrics import FEATURES
 from addiffusion_lab.metrics.images import Images
@@ -147,11 +147,7 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def _write(path: Path, features: np.ndarray) -> None:
     """Two evaluations may fill one cache at the same time."""
-    try:
+    with writing_to(path.parent, "keep reference features in", "set another cache folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             np.save(file, features, allow_pickle=False)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot keep reference features in {path.parent}: {error.strerror or error}", "set another cache folder"
-        ) from error

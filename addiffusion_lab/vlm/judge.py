@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from addiffusion_env.errors import ConfigError, ImageRangeError, RunFolderError
+from addiffusion_env.errors import ConfigError, ImageRangeError
 from addiffusion_env.evaluation.statistics import mean_interval
 from addiffusion_env.evaluation.store import png_bytes
-from addiffusion_env.files import whole_file
+from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.prompts import Prompt
 from addiffusion_lab.metrics.images import Images, ImagesLike, content_hash, pixels_of
 from addiffusion_lab.vlm.client import Reply, VlmClient
@@ -262,14 +262,10 @@ class ReplyCache:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         entry = {"judge": client.identity, "prompt": prompt, "asked_at": now, "reply": asdict(reply)}
         path = self._path(key)
-        try:
+        with writing_to(self.folder, "keep replies in", "set another cache folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as file:
                 file.write(json.dumps(entry, ensure_ascii=False, indent=1).encode())
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot keep replies in {self.folder}: {error.strerror or error}", "set another cache folder"
-            ) from error
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
