@@ -117,15 +117,15 @@ def measure(
 
 def one_round(setup: BenchmarkSetup, arm: Arm, clock: Clock) -> Round:
     """Times one round of one arm."""
-    device, stages = setup.backbone.device, Stages(setup, clock)
+    device, untimed = setup.backbone.device, dict.fromkeys(STAGES, 0.0)
     reset_peak(device)
-    with stages.timed() if arm.own_calls else nullcontext(), torch.no_grad():
+    with timed_stages(setup, clock) if arm.own_calls else nullcontext(untimed) as stages, torch.no_grad():
         began = clock(arm.pids)
         done = arm.round()
         seconds = clock(arm.pids) - began
     peak = peak_bytes(device, arm.pids)
     mib = None if peak is None else peak / 2**20
-    return Round(seconds, done.lane_steps, done.images, stages.seconds, mib)
+    return Round(seconds, done.lane_steps, done.images, stages, mib)
 
 
 def result(setup: BenchmarkSetup, name: str, rounds: Sequence[Round], bare: Sequence[Round] | None) -> ArmResult:
@@ -169,44 +169,37 @@ STAGES = ("denoise", "look", "decode")
 """Parts that are timed separately; the rest of a round is Python: coroutines, solver, policy, observations."""
 
 
-class Stages:
-    """The time of one round by part.
+@contextmanager
+def timed_stages(setup: BenchmarkSetup, clock: Clock) -> Iterator[dict[str, float]]:
+    """Context manager that times the calls of denoiser, previewer, scorers and decoder.
 
-    Attributes:
-        seconds: seconds of each of :data:`STAGES`.
+    Yields the seconds of each of :data:`STAGES`.
     """
+    calls = [
+        (setup.backbone, "predict", "denoise"),
+        (setup.backbone, "preview", "look"),
+        (setup.scorers, "scores", "look"),
+        (setup.backbone, "decode", "decode"),
+    ]
+    seconds = dict.fromkeys(STAGES, 0.0)
 
-    def __init__(self, setup: BenchmarkSetup, clock: Clock) -> None:
-        self.setup, self.clock = setup, clock
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Context manager that times the calls of denoiser, previewer, scorers and decoder."""
-        calls = [
-            (self.setup.backbone, "predict", "denoise"),
-            (self.setup.backbone, "preview", "look"),
-            (self.setup.scorers, "scores", "look"),
-            (self.setup.backbone, "decode", "decode"),
-        ]
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        for owner, name, stage in calls:
-            setattr(owner, name, self._timing(getattr(owner, name), stage))
-        try:
-            yield
-        finally:
-            for owner, name, _ in calls:
-                delattr(owner, name)  # restores the class's method
-
-    def _timing(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    def timing(call: Callable[..., Any], stage: str) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            began = self.clock()
+            began = clock()
             try:
                 return call(*args, **kwargs)
             finally:
-                self.seconds[stage] += self.clock() - began
+                seconds[stage] += clock() - began
 
         return timed
+
+    for owner, name, stage in calls:
+        setattr(owner, name, timing(getattr(owner, name), stage))
+    try:
+        yield seconds
+    finally:
+        for owner, name, _ in calls:
+            delattr(owner, name)  # restores the class's method
 
 
 HEADS = ("arm", "lanes", "ms per lane-step", "of bare", "images /s", *STAGES, "python", "peak MiB")

@@ -143,7 +143,14 @@ def rate_factor(progress: float, warm: float, tail: float) -> float:
     return max(factor, 0.01)
 
 
-class StepBudget:
+def budgeted_steps(
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    seconds: float | None = None,
+    steps: int | None = None,
+    warm: float = 0.02,
+    tail: float = 0.5,
+) -> Iterator[Tick]:
     """Iterates over the steps of a budget and sets the optimiser's rate before each.
 
     Args:
@@ -154,30 +161,16 @@ class StepBudget:
         warm: see :func:`rate_factor`.
         tail: see :func:`rate_factor`.
     """
+    start, step = time.monotonic(), 0
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        lr: float,
-        seconds: float | None = None,
-        steps: int | None = None,
-        warm: float = 0.02,
-        tail: float = 0.5,
-    ) -> None:
-        self.optimizer, self.lr = optimizer, lr
-        self.seconds, self.steps = seconds, steps
-        self.warm, self.tail = warm, tail
+    def spent() -> float:
+        if steps is not None:
+            return step / steps
+        assert seconds is not None
+        return (time.monotonic() - start) / seconds
 
-    def __iter__(self) -> Iterator[Tick]:
-        start, step = time.monotonic(), 0
-        while (progress := self._progress(step, time.monotonic() - start)) < 1:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * rate_factor(progress, self.warm, self.tail)
-            step += 1
-            yield Tick(step, progress)
-
-    def _progress(self, done: int, elapsed: float) -> float:
-        if self.steps is not None:
-            return done / self.steps
-        assert self.seconds is not None
-        return elapsed / self.seconds
+    while (progress := spent()) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rate_factor(progress, warm, tail)
+        step += 1
+        yield Tick(step, progress)

@@ -7,17 +7,22 @@ replaced by the empty prompt for classifier-free guidance. The saved weights are
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from addiffusion_env.errors import ResumeError
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import MAX_TOKENS, load_tokenizer, scene_bank, tokenize
-from addiffusion_lab.emoji_training.run import Run, earlier, save_diffuser, save_transformer
+from addiffusion_lab.emoji_training.run import (
+    Run,
+    earlier,
+    restore_checkpoint,
+    save_diffuser,
+    save_transformer,
+    write_checkpoint,
+)
 
 TRAIN_TIMESTEPS = 1000
 SNR_CAP = 5.0
@@ -94,7 +99,7 @@ def train_unet(config: TrainConfig) -> TrainReport:
     models["unet"].to(memory_format=torch.channels_last)
     training = _Training(models, config)
     if config.resume:
-        training.load(config.out / CHECKPOINT, run.device)
+        restore_checkpoint(config.out / CHECKPOINT, run.device, training.load)
 
     bank = scene_bank(config, run.stage, run.device)
     tokens = tokenize(tokenizer, bank.texts).to(run.device)
@@ -181,26 +186,12 @@ class _Training:
             parameter.copy_(mean)
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint to a temporary file and renames it, so that an aborted run keeps the old one intact."""
-        state = {
-            "models": self.models.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "step": self.step,
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        """Writes the checkpoint."""
+        state = {"models": self.models.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write_checkpoint(path, {**state, "average": self.average, "step": self.step})
 
-    def load(self, path: Path, device: torch.device) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Restores the state of a checkpoint."""
-        if not path.is_file():
-            raise ResumeError(f"no checkpoint at {path}", "leave out --resume to start from the beginning")
-        try:
-            state = torch.load(path, map_location=device, weights_only=True)
-            self.models.load_state_dict(state["models"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            summary = str(error).splitlines()[0]
-            raise ResumeError(f"{path} is not a checkpoint of this model: {summary}", "leave out --resume") from error
+        self.models.load_state_dict(state["models"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]

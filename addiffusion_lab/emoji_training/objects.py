@@ -8,9 +8,8 @@ that it was not trained on, under prompts that they match and contradict. No det
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.backbones.emoji.objects import STRIDE, Maps, ObjectReader, candidates, scene_logits
-from addiffusion_env.errors import ConfigError, ResumeError
+from addiffusion_env.errors import ConfigError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Scene, parse
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, IMAGE_SIZE, MAX_OBJECTS
@@ -41,7 +40,7 @@ from addiffusion_lab.emoji_training.redrawing import (
     redrawn_bank,
     with_caption,
 )
-from addiffusion_lab.emoji_training.run import Run, earlier, save_state
+from addiffusion_lab.emoji_training.run import Run, earlier, restore_checkpoint, save_state, write_checkpoint
 
 GRID = IMAGE_SIZE // STRIDE
 HELD_OUT = 8
@@ -221,18 +220,18 @@ class _Training:
             self.save()
 
     def save(self) -> None:
-        """Writes the checkpoint to a temporary file and renames it."""
-        partial = self.path.with_suffix(".partial")
+        """Writes the checkpoint."""
         parts = ("reader", "average", "optimizer")
-        torch.save({name: getattr(self, name).state_dict() for name in parts}, partial)
-        os.replace(partial, self.path)
+        write_checkpoint(self.path, {name: getattr(self, name).state_dict() for name in parts})
 
     def load(self) -> None:
         """Restores the state of the checkpoint."""
-        if not self.path.is_file():
-            raise ResumeError(f"no checkpoint at {self.path}", "leave out --resume to start from the beginning")
-        for name, state in torch.load(self.path, map_location=self.run.device, weights_only=True).items():
-            getattr(self, name).load_state_dict(state)
+
+        def restore(parts: dict[str, Any]) -> None:
+            for name, state in parts.items():
+                getattr(self, name).load_state_dict(state)
+
+        restore_checkpoint(self.path, self.run.device, restore)
 
 
 def _averaged(mean: torch.Tensor, value: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:

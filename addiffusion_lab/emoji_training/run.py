@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from addiffusion_env.backbones.devices import resolve_device
-from addiffusion_env.errors import NumericsError, WeightsError
+from addiffusion_env.errors import NumericsError, ResumeError, WeightsError
+from addiffusion_env.files import whole_file
 from addiffusion_env.seeding import stable_hash
-from addiffusion_lab.emoji_training.config import StepBudget, TrainConfig, TrainReport
+from addiffusion_lab.emoji_training.config import Tick, TrainConfig, TrainReport, budgeted_steps
 from addiffusion_lab.emoji_training.renderer import Renderer
 
 
@@ -52,10 +53,10 @@ class Run:
         """Autocast to bfloat16 on CUDA, no autocast elsewhere."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def clock(self, optimizer: torch.optim.Optimizer, warm: float = 0.02, tail: float = 0.5) -> StepBudget:
+    def clock(self, optimizer: torch.optim.Optimizer, warm: float = 0.02, tail: float = 0.5) -> Iterator[Tick]:
         """The steps of this run's budget."""
         config = self.config
-        return StepBudget(optimizer, config.lr, config.seconds, config.steps, warm, tail if config.anneal else 0.0)
+        return budgeted_steps(optimizer, config.lr, config.seconds, config.steps, warm, tail if config.anneal else 0.0)
 
     def pick(self, count: int) -> torch.Tensor:
         """A batch of indices below ``count``, with replacement; (batch,) on the device."""
@@ -120,6 +121,27 @@ def earlier(config: TrainConfig, component: str, stage: str) -> Path:
         command = f"python -m addiffusion_lab.emoji_training {stage} --out {config.out}"
         raise WeightsError(f"{folder} is missing: this stage reads what stage {stage} writes", f"run first: {command}")
     return folder
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint atomically, so that an aborted run keeps the old one intact."""
+    with whole_file(path) as file:
+        torch.save(dict(state), file)
+
+
+def restore_checkpoint(path: Path, device: torch.device, restore: Callable[[dict[str, Any]], None]) -> None:
+    """Reads a checkpoint, without executing code from it, and hands it to ``restore``.
+
+    Raises:
+        ResumeError: when there is none, or one of a different model.
+    """
+    if not path.is_file():
+        raise ResumeError(f"no checkpoint at {path}", "leave out --resume to start from the beginning")
+    try:
+        restore(torch.load(path, map_location=device, weights_only=True))
+    except (RuntimeError, KeyError, ValueError) as error:
+        summary = str(error).splitlines()[0]
+        raise ResumeError(f"{path} is not a checkpoint of this model: {summary}", "leave out --resume") from error
 
 
 def half_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from addiffusion_env.errors import ConfigError
-from addiffusion_lab.metrics.features import FeatureCache, load_features
+from addiffusion_lab.metrics.features import cached_features, load_features
 from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.packages import backend_name, load_package
 from addiffusion_lab.metrics.settings import FeatureNetwork, MetricResult, MetricSettings, Setting
@@ -89,7 +89,7 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, subsets: int, size: i
 def _both(images: Images, reference: Images, settings: MetricSettings) -> tuple[FeatureNetwork, np.ndarray, np.ndarray]:
     load_package("torch_fidelity")  # before computing features, which may take hours
     network = load_features(settings)
-    second = FeatureCache(settings.cache).features(reference, network, settings.batch)
+    second = cached_features(settings.cache, reference, network, settings.batch)
     return network, network.features(images, settings.batch), second
 
 

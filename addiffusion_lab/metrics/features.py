@@ -94,41 +94,36 @@ def of_embedder(name: str, embedder: Embedder, folder: Path) -> FeatureNetwork:
     return FeatureNetwork(name, f"{name} {folder.name}, unit vectors, sha256 {digest}", embedder.dim, embed)
 
 
-class FeatureCache:
-    """(n, dim) features of whole reference sets, one ``.npy`` file each, written atomically.
+def cached_features(folder: Path | str | None, images: Images, network: FeatureNetwork, batch: int = 32) -> np.ndarray:
+    """(n, dim) features of a whole reference set: from a cache, or computed and then stored in it.
 
-    Features are stored rather than means and covariances: FID and KID both follow from them, at 4 bytes per number
-    (41,000 images x 2048: 336 MB).
+    Each set is one ``.npy`` file, written atomically. Features are stored rather than means and covariances: FID and
+    KID both follow from them, at 4 bytes per number (41,000 images x 2048: 336 MB). A new ``images`` object is always
+    read to compute its hash, so that changes of a folder are detected.
 
     Args:
-        folder: created if missing; ``None`` disables the cache.
+        folder: of the cache; created if missing; ``None`` disables it.
+        images: the reference set.
+        network: the network.
+        batch: images per forward pass.
+
+    Raises:
+        RunFolderError: when the cache cannot be written.
+        NumericsError: when the network gives NaN or infinity.
     """
+    if folder is not None and network.identity not in images.known:
+        path = Path(folder).expanduser() / f"{cache_key(images, network)}.npy"
+        kept = _read(path, (len(images), network.dim))
+        if kept is None:
+            _write(path, network.features(images, batch))
+        else:
+            images.known[network.identity] = kept
+    return network.features(images, batch)
 
-    def __init__(self, folder: Path | str | None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
 
-    def features(self, images: Images, network: FeatureNetwork, batch: int = 32) -> np.ndarray:
-        """The features of ``images``: from the cache, or computed and then stored.
-
-        A new ``images`` object is always read to compute its hash, so that changes of a folder are detected.
-
-        Raises:
-            RunFolderError: when the cache cannot be written.
-            NumericsError: when the network gives NaN or infinity.
-        """
-        if self.folder is not None and network.identity not in images.known:
-            path = self.folder / f"{self.key(images, network)}.npy"
-            kept = _read(path, (len(images), network.dim))
-            if kept is None:
-                _write(path, network.features(images, batch))
-            else:
-                images.known[network.identity] = kept
-        return network.features(images, batch)
-
-    @staticmethod
-    def key(images: Images, network: FeatureNetwork) -> str:
-        """64 hex digits of the images' content, in order, and of the network."""
-        return hashlib.sha256(f"{images.digest()}\x1f{network.identity}".encode()).hexdigest()
+def cache_key(images: Images, network: FeatureNetwork) -> str:
+    """64 hex digits of the images' content, in order, and of the network."""
+    return hashlib.sha256(f"{images.digest()}\x1f{network.identity}".encode()).hexdigest()
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

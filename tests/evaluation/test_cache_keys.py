@@ -26,7 +26,7 @@ from addiffusion_env.tabular.recorder import Recorder
 from addiffusion_env.tabular.table import AttemptTable
 from addiffusion_lab.measured import _images, metrics_sections
 from addiffusion_lab.metrics import features
-from addiffusion_lab.metrics.features import FeatureCache, load_features
+from addiffusion_lab.metrics.features import cache_key, load_features
 from addiffusion_lab.metrics.settings import MetricSettings
 from addiffusion_lab.vlm import make_client
 from addiffusion_lab.vlm.judge import ReplyCache
@@ -214,7 +214,7 @@ def test_reference_features_are_kept_by_network_and_images(change, tmp_path):
     from addiffusion_lab.metrics.images import Images
 
     images = Images.of(torch.zeros(2, 3, 64, 64))
-    assert FeatureCache.key(images, network) != FeatureCache.key(images, other)
+    assert cache_key(images, network) != cache_key(images, other)
 
 
 def test_reference_features_are_kept_by_package(monkeypatch):

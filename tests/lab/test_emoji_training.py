@@ -22,7 +22,7 @@ from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, Unkn
 from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
 from addiffusion_lab.emoji_training import STAGES
 from addiffusion_lab.emoji_training.__main__ import build_parser, main, run_stage
-from addiffusion_lab.emoji_training.config import STAGE_DEFAULTS, StepBudget, TrainReport, rate_factor, stage_config
+from addiffusion_lab.emoji_training.config import STAGE_DEFAULTS, TrainReport, budgeted_steps, rate_factor, stage_config
 from addiffusion_lab.emoji_training.data import augment, degrade, draw_chunks, scene_bank, tokenize
 from addiffusion_lab.emoji_training.detection import focal_loss, targets_of
 from addiffusion_lab.emoji_training.distillation import random_crop
@@ -252,7 +252,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 def test_clock_counts_steps_and_sets_the_rate() -> None:
     sgd, rates = optimizer(), []
-    for tick in StepBudget(sgd, lr=2.0, steps=10, warm=0.2, tail=0.5):
+    for tick in budgeted_steps(sgd, lr=2.0, steps=10, warm=0.2, tail=0.5):
         assert tick == (len(rates) + 1, len(rates) / 10)
         rates.append(sgd.param_groups[0]["lr"])
     assert len(rates) == 10
@@ -263,7 +263,7 @@ def test_clock_counts_steps_and_sets_the_rate() -> None:
 
 
 def test_clock_stops_in_time() -> None:
-    ticks = list(StepBudget(optimizer(), lr=1.0, seconds=0.05))
+    ticks = list(budgeted_steps(optimizer(), lr=1.0, seconds=0.05))
     assert ticks[-1].progress < 1
     assert ticks[-1].step == len(ticks) > 10
 

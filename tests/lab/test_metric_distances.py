@@ -10,7 +10,7 @@ from PIL import Image
 from addiffusion_env.errors import ConfigError, NumericsError, RunFolderError, UnknownNameError, WeightsError
 from addiffusion_lab.metrics import METRICS
 from addiffusion_lab.metrics.distances import frechet_distance, kernel_distance
-from addiffusion_lab.metrics.features import FeatureCache, load_features
+from addiffusion_lab.metrics.features import cached_features, load_features
 from addiffusion_lab.metrics.images import Images
 from addiffusion_lab.metrics.measure import image_metrics
 from addiffusion_lab.metrics.settings import FeatureNetwork, MetricSettings, SmallSampleWarning
@@ -134,30 +134,30 @@ def flat(identity="flat", calls=None):
 def test_reference_features_are_kept_by_content(scenes, tmp_path):
     calls: list[int] = []
     network = flat(calls=calls)
-    first = FeatureCache(tmp_path).features(Images.of(scenes), network)
+    first = cached_features(tmp_path, Images.of(scenes), network)
     assert sum(calls) == 64
-    assert np.array_equal(FeatureCache(tmp_path).features(Images.of(scenes.clone()), network), first)
+    assert np.array_equal(cached_features(tmp_path, Images.of(scenes.clone()), network), first)
     assert sum(calls) == 64, "read from the disk"
-    FeatureCache(tmp_path).features(Images.of(scenes * 0.9), network)
+    cached_features(tmp_path, Images.of(scenes * 0.9), network)
     assert sum(calls) == 128, "other images"
-    FeatureCache(tmp_path).features(Images.of(scenes), flat("other", calls))
+    cached_features(tmp_path, Images.of(scenes), flat("other", calls))
     assert sum(calls) == 192, "another network"
     assert len(list(tmp_path.iterdir())) == 3, "no part is left over"
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\x93NUMPY")])
 def test_damaged_features_are_computed_again(scenes, tmp_path, damage):
-    first = FeatureCache(tmp_path).features(Images.of(scenes), flat())
+    first = cached_features(tmp_path, Images.of(scenes), flat())
     damage(next(tmp_path.iterdir()))
     with pytest.warns(UserWarning, match="recomputing"):
-        assert np.array_equal(FeatureCache(tmp_path).features(Images.of(scenes), flat()), first)
+        assert np.array_equal(cached_features(tmp_path, Images.of(scenes), flat()), first)
     assert np.array_equal(np.load(next(tmp_path.iterdir())), first), "and mended"
 
 
 def test_a_cache_that_cannot_be_written_is_named(scenes, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot keep reference features"):
-        FeatureCache(tmp_path / "file").features(Images.of(scenes), flat())
+        cached_features(tmp_path / "file", Images.of(scenes), flat())
 
 
 def test_the_same_images_have_one_digest_whatever_holds_them(scenes, tmp_path):
