@@ -22,7 +22,7 @@ import torch
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import ConfigError, unknown
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS, OPTIONS
-from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
+from addiffusion_lab.tiny_pipelines.parts import tiny_autoencoder
 from addiffusion_lab.tiny_pipelines.scorers import scorer_folders
 
 BACKBONES = ("sd15", "sd21", "sdxl", "sd35", "flux", "flux2_klein", "z_image", "qwen_image")

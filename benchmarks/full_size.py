@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts as tiny
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
 
 VAE = {
@@ -38,7 +38,7 @@ T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_hea
 
 def tokenizer() -> Any:
     """A CLIP tokenizer of letters."""
-    return tiny.clip_tokenizer(Path(tempfile.mkdtemp()))
+    return tiny.clip_tokenizer()
 
 
 def on_cpu(scheduler_class: Any, **config: Any) -> Any:

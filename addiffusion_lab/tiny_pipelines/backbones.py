@@ -16,34 +16,23 @@ from addiffusion_lab.tiny_pipelines.folders import (
     flux,
     latent_consistency,
     saved,
-    sdxl_turbo,
     stable_diffusion,
     stable_diffusion_xl,
-    tiny_autoencoder,
 )
-
-
-def of_tiny_pipelines(name: str) -> Callable[[Path], Any]:
-    """A function that builds and saves one of :data:`addiffusion_lab.tiny_pipelines.ZOO`."""
-
-    def build(folder: Path) -> Any:
-        return saved(ZOO[name](), folder)
-
-    return build
-
+from addiffusion_lab.tiny_pipelines.parts import tiny_autoencoder
 
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     "sd15": stable_diffusion,
     "sd21": lambda folder: stable_diffusion(folder, "v_prediction"),
     "sdxl": stable_diffusion_xl,
     "flux": flux,
-    "sd35": of_tiny_pipelines("sd3"),
-    "flux2_klein": of_tiny_pipelines("flux2_klein"),
-    "z_image": of_tiny_pipelines("z_image"),
-    "qwen_image": of_tiny_pipelines("qwen_image"),
+    "sd35": lambda folder: saved(ZOO["sd3"](), folder),
+    "flux2_klein": lambda folder: saved(ZOO["flux2_klein"](), folder),
+    "z_image": lambda folder: saved(ZOO["z_image"](), folder),
+    "qwen_image": lambda folder: saved(ZOO["qwen_image"](), folder),
     "diffusers": stable_diffusion,  # or any other
     "lcm": latent_consistency,
-    "turbo": sdxl_turbo,
+    "turbo": partial(stable_diffusion_xl, turbo=True),
 }
 """Name of a backbone, or of a sampler with separate weights -> function that saves a tiny pipeline to a folder."""
 

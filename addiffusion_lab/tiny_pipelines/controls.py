@@ -14,7 +14,7 @@ from addiffusion_lab.tiny_pipelines.diffusion_transformers import (
     parts_z_image,
     qwen_image,
 )
-from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, flux
+from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, flux, flux_transformer
 from addiffusion_lab.tiny_pipelines.stable_diffusion import (
     SD3_SIZES,
     UNET,
@@ -24,7 +24,7 @@ from addiffusion_lab.tiny_pipelines.stable_diffusion import (
     sd15,
     sdxl,
 )
-from addiffusion_lab.tiny_pipelines.tasks import flux_transformer, image
+from addiffusion_lab.tiny_pipelines.tasks import image
 
 
 def unet_controlnets(unet: Any, count: int = 1) -> Any:

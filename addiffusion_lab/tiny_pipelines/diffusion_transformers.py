@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, scheduler
 
 CFG: dict[str, Any] = {"guidance_scale": 3.0}
-NOISE = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+NOISE = {key: parts.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 
 
 Z_IMAGE_SIZES: dict[str, Any] = {
@@ -60,7 +59,7 @@ def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
     import diffusers
     from diffusers import DDIMScheduler, PixArtTransformer2DModel
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return getattr(diffusers, cls)(
         tokenizer=tokenizer,
         text_encoder=parts.t5(tokenizer),
@@ -130,7 +129,7 @@ def cogview3() -> Any:
     """CogView 3 Plus: joint attention on T5, diffusion with noise prediction."""
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return CogView3PlusPipeline(
         tokenizer=tokenizer,
         text_encoder=parts.t5(tokenizer),
@@ -204,7 +203,7 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
     import diffusers
     from diffusers import DDPMScheduler, HunyuanDiT2DModel
 
-    tokenizer, tokenizer_2 = parts.bert_tokenizer(), tiny.t5_tokenizer()
+    tokenizer, tokenizer_2 = parts.bert_tokenizer(), parts.t5_tokenizer()
     return getattr(diffusers, cls)(
         vae=parts.autoencoder(scaling_factor=0.13025),
         text_encoder=parts.bert(tokenizer),
@@ -234,7 +233,7 @@ def bria() -> Any:
     """Bria 3.2: Flux's joint attention with guidance in one call; latents packed four to a token."""
     from diffusers import BriaPipeline, BriaTransformer2DModel
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return BriaPipeline(
         transformer=BriaTransformer2DModel(in_channels=16, axes_dims_rope=[4, 4, 8], **SIZES),
         scheduler=scheduler(),
@@ -248,7 +247,7 @@ def aura_flow() -> Any:
     """AuraFlow."""
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return AuraFlowPipeline(
         tokenizer=tokenizer,
         text_encoder=parts.t5(tokenizer, unified=True),

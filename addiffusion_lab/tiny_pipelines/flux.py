@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
@@ -25,12 +24,24 @@ def scheduler(**settings: Any) -> Any:
     return FlowMatchEulerDiscreteScheduler(**settings)
 
 
-def parts_flux(in_channels: int = 16, guidance_embeds: bool = True) -> dict[str, Any]:
-    """Components of Flux.1; ``in_channels`` of the transformer are four per latent channel."""
+def flux_transformer(in_channels: int = 16, out_channels: int | None = 16, **changes: Any) -> Any:
+    """A Flux transformer; its channels are four per latent channel, those of conditions included."""
     from diffusers import FluxTransformer2DModel
 
+    settings = {**SIZES, "guidance_embeds": True, **changes}
+    return FluxTransformer2DModel(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        **settings,
+    )
+
+
+def parts_flux() -> dict[str, Any]:
+    """Components of Flux.1."""
     tokenizer, text_encoder = clip(32)
-    tokenizer_2 = tiny.t5_tokenizer()
+    tokenizer_2 = parts.t5_tokenizer()
     return {
         "scheduler": scheduler(use_dynamic_shifting=True),
         "vae": parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
@@ -38,14 +49,7 @@ def parts_flux(in_channels: int = 16, guidance_embeds: bool = True) -> dict[str,
         "tokenizer": tokenizer,
         "text_encoder_2": parts.t5(tokenizer_2),
         "tokenizer_2": tokenizer_2,
-        "transformer": FluxTransformer2DModel(
-            in_channels=in_channels,
-            out_channels=16,
-            pooled_projection_dim=32,
-            axes_dims_rope=(4, 4, 8),
-            guidance_embeds=guidance_embeds,
-            **SIZES,
-        ),
+        "transformer": flux_transformer(),
     }
 
 
@@ -99,7 +103,7 @@ def chroma(cls: str = "ChromaPipeline") -> Any:
     import diffusers
     from diffusers import ChromaTransformer2DModel
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),

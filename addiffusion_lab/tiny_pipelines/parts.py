@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 import tempfile
 from pathlib import Path
@@ -10,10 +11,9 @@ from typing import Any
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
-
+SHORT_WORDS = ("a", "photo", "of", "red", "cup", "dog", "left", "and", "the", "cat", "on", "sofa")
 WORDS = (
-    *tiny.WORDS,
+    *SHORT_WORDS,
     *("system", "user", "assistant", "image", "prompt", "describe", "by", "detailing", "color", "shape", "size"),
     *("texture", "quantity", "text", "spatial", "relationships", "objects", "background", "you", "are", "an", "that"),
     *("to", "in", "with", "for", "is", "it", "as", "generate", "designed", "detailed", "descriptions", "description"),
@@ -26,6 +26,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
+
+SD_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 
 def vocabulary(letters: list[str], specials: tuple[str, ...]) -> dict[str, Any]:
@@ -48,9 +58,43 @@ def begin(tokenizer: Any, *tokens: str) -> Any:
 
 
 def clip_tokenizer() -> Any:
-    """A CLIP tokenizer of letters."""
+    """A CLIP tokenizer of letters, window 77."""
+    from transformers import CLIPTokenizer
+
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
-        return tiny.clip_tokenizer(Path(folder))
+        vocabulary_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocabulary_file.write_text(json.dumps({token: at for at, token in enumerate(tokens)}), encoding="utf-8")
+        merges_file.write_text("#version: 0.2\n", encoding="utf-8")
+        return CLIPTokenizer(str(vocabulary_file), str(merges_file), model_max_length=77)
+
+
+def t5_tokenizer() -> Any:
+    """A T5 tokenizer of a few words and all letters."""
+    from transformers import T5TokenizerFast  # type: ignore[attr-defined]
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    pieces += [(f"▁{word}", -1.0) for word in SHORT_WORDS] + [(letter, -5.0) for letter in string.ascii_lowercase]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0)
+
+
+def clip_text_model(tokenizer: Any, width: int = 16, projection: bool = False) -> Any:
+    """A two-layer CLIP text model."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
 def qwen_tokenizer(
@@ -200,6 +244,36 @@ def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> A
         force_upcast=False,
         **settings,
     )
+
+
+def tiny_autoencoder(latent_channels: int = 4) -> Any:
+    """An ``AutoencoderTiny`` that doubles the sides of the latents."""
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+
+
+def unet(**changes: Any) -> Any:
+    """A UNet with cross-attention at 8x8 and 4x4."""
+    from diffusers import UNet2DConditionModel
+
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+    }
+    return UNet2DConditionModel(**{**config, **changes})
 
 
 def qwen_autoencoder(latent_channels: int = 4) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
@@ -55,7 +54,7 @@ def wan() -> Any:
     """Wan 2.1: a video."""
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return WanPipeline(
         tokenizer=tokenizer,
         text_encoder=parts.t5(tokenizer, unified=True),
@@ -83,7 +82,7 @@ def stable_audio() -> Any:
         StableAudioProjectionModel,
     )
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     tokenizer.model_max_length = 32
     return StableAudioPipeline(
         vae=AutoencoderOobleck(

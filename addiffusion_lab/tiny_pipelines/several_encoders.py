@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, SANA, sana
@@ -21,7 +20,7 @@ def hidream() -> Any:
 
     tokenizer, text_encoder = clip(projection=True)
     tokenizer_2, text_encoder_2 = clip(projection=True)
-    tokenizer_3, tokenizer_4 = tiny.t5_tokenizer(), parts.qwen_tokenizer()
+    tokenizer_3, tokenizer_4 = parts.t5_tokenizer(), parts.qwen_tokenizer()
     pipe = HiDreamImagePipeline(
         scheduler=scheduler(shift=3.0),
         vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
@@ -145,7 +144,7 @@ def cosmos2() -> Any:
     """Cosmos Predict 2: one frame of a video, noise levels up to 80, an output that the pipeline converts to x0."""
     from diffusers import AutoencoderKLWan, Cosmos2TextToImagePipeline, CosmosTransformer3DModel
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return Cosmos2TextToImagePipeline(
         text_encoder=parts.t5(tokenizer),
         tokenizer=tokenizer,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 
@@ -12,7 +11,7 @@ from addiffusion_lab.tiny_pipelines.builder import Builder
 def clip(width: int = 16, projection: bool = False) -> tuple[Any, Any]:
     """Returns a CLIP tokenizer and its text encoder."""
     tokenizer = parts.clip_tokenizer()
-    return tokenizer, tiny.clip_text_model(tokenizer, width, projection)
+    return tokenizer, parts.clip_text_model(tokenizer, width, projection)
 
 
 def parts_15(scheduler: str = "DDIMScheduler", unet: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -24,8 +23,8 @@ def parts_15(scheduler: str = "DDIMScheduler", unet: dict[str, Any] | None = Non
         "vae": parts.autoencoder(),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
-        "unet": tiny.unet(**(unet or {})),
-        "scheduler": getattr(diffusers, scheduler)(**tiny.SD_NOISE, **settings),
+        "unet": parts.unet(**(unet or {})),
+        "scheduler": getattr(diffusers, scheduler)(**parts.SD_NOISE, **settings),
         "safety_checker": None,
         "feature_extractor": None,
     }
@@ -44,14 +43,14 @@ def parts_xl(**unet: Any) -> dict[str, Any]:
 
     tokenizer, text_encoder = clip()
     tokenizer_2, text_encoder_2 = clip(projection=True)
-    noise = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
+    noise = {key: parts.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
     return {
         "vae": parts.autoencoder(scaling_factor=0.13025),
         "text_encoder": text_encoder,
         "text_encoder_2": text_encoder_2,
         "tokenizer": tokenizer,
         "tokenizer_2": tokenizer_2,
-        "unet": tiny.unet(
+        "unet": parts.unet(
             cross_attention_dim=32,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
@@ -90,7 +89,7 @@ def parts_3() -> dict[str, Any]:
 
     tokenizer, text_encoder = clip(projection=True)
     tokenizer_2, text_encoder_2 = clip(projection=True)
-    tokenizer_3 = tiny.t5_tokenizer()
+    tokenizer_3 = parts.t5_tokenizer()
     return {
         "transformer": SD3Transformer2DModel(**SD3_SIZES),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),

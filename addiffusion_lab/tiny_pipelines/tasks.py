@@ -18,7 +18,7 @@ from addiffusion_lab.tiny_pipelines.diffusion_transformers import (
     sana,
     z_image,
 )
-from addiffusion_lab.tiny_pipelines.flux import CHAT, SIZES, TEXT, chroma, flux, flux2_klein
+from addiffusion_lab.tiny_pipelines.flux import CHAT, TEXT, chroma, flux, flux2_klein, flux_transformer
 from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, sd3, sd15, sdxl
 
 
@@ -32,20 +32,6 @@ def mask(size: int = 16) -> Image.Image:
     pixels = np.zeros((size, size), dtype=np.uint8)
     pixels[:, : size // 2] = 255
     return Image.fromarray(pixels)
-
-
-def flux_transformer(in_channels: int) -> Any:
-    """A Flux transformer with different numbers of input and output channels."""
-    from diffusers import FluxTransformer2DModel
-
-    return FluxTransformer2DModel(
-        in_channels=in_channels,
-        out_channels=16,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
-        **SIZES,
-    )
 
 
 IMG2IMG: dict[str, Any] = {"task": "image-to-image", "sized": False}

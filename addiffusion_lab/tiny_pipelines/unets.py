@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from addiffusion_lab.tiny_pipelines import folders as tiny
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG, NOISE
@@ -75,7 +74,7 @@ def dreamlite(mobile: bool = False) -> Any:
         text_encoder=parts.qwen3_vl(processor.tokenizer),
         tokenizer=processor.tokenizer,
         processor=processor,
-        vae=tiny.tiny_autoencoder(),
+        vae=parts.tiny_autoencoder(),
         unet=DreamLiteUNetModel(
             sample_size=8,
             down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
@@ -114,7 +113,7 @@ def kandinsky3() -> Any:
     """Kandinsky 3: prompts are trimmed to their lengths."""
     from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return Kandinsky3Pipeline(
         tokenizer=tokenizer,
         text_encoder=parts.t5(tokenizer),
@@ -137,7 +136,7 @@ def kandinsky22() -> Any:
     from diffusers import DDIMScheduler, KandinskyV22Pipeline
 
     return KandinskyV22Pipeline(
-        unet=tiny.unet(
+        unet=parts.unet(
             out_channels=8,
             addition_embed_type="image",
             encoder_hid_dim=16,
@@ -163,11 +162,11 @@ def deepfloyd() -> Any:
     """The first stage of DeepFloyd IF: pixels, and a variance that the network predicts."""
     from diffusers import DDPMScheduler, IFPipeline
 
-    tokenizer = tiny.t5_tokenizer()
+    tokenizer = parts.t5_tokenizer()
     return IFPipeline(
         tokenizer=tokenizer,
         text_encoder=parts.t5(tokenizer),
-        unet=tiny.unet(
+        unet=parts.unet(
             sample_size=16,
             in_channels=3,
             out_channels=6,
@@ -258,7 +257,7 @@ def latent_diffusion() -> Any:
         vqvae=parts.autoencoder(levels=4),
         bert=LDMBertModel(bert),
         tokenizer=tokenizer,
-        unet=tiny.unet(),
+        unet=parts.unet(),
         scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False),
     )
 

@@ -12,7 +12,7 @@ import torch
 from addiffusion_env.backbones import BACKBONES
 from addiffusion_env.backbones.base import Load
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS, OPTIONS
-from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
+from addiffusion_lab.tiny_pipelines.parts import tiny_autoencoder
 from addiffusion_lab.tiny_pipelines.scorers import scorer_folders
 
 

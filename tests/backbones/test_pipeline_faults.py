@@ -10,7 +10,7 @@ from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, dif
 from zoo.test_zoo import counted
 
 from addiffusion_env.errors import CapabilityError
-from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts as tiny
 from addiffusion_lab.tiny_pipelines.stable_diffusion import sd15
 
 pytestmark = pytest.mark.slow

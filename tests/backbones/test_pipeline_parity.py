@@ -15,7 +15,7 @@ from addiffusion_env.engine.engine import Engine
 from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
-from addiffusion_lab.tiny_pipelines.folders import flux_transformer
+from addiffusion_lab.tiny_pipelines.flux import flux_transformer
 
 SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
 NAMES = ("sd15", pytest.param("sd21", marks=SLOW), pytest.param("sdxl", marks=SLOW), "flux")
@@ -150,7 +150,7 @@ def test_flux_with_a_shift(tiny, tiny_scorers, config):
 def test_flux_dev_reads_its_guidance(tiny, tiny_scorers):
     pipe = copy.deepcopy(tiny("flux").pipe)
     torch.manual_seed(6)
-    pipe.register_modules(transformer=flux_transformer(guidance_embeds=True).eval())
+    pipe.register_modules(transformer=flux_transformer(64, None, num_layers=2).eval())
     pipe.set_progress_bar_config(disable=True)
     backbone = tiny("flux").wrap(pipe, distilled_guidance=6.0)
     process = process_of(backbone, 3)

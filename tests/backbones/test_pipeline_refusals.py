@@ -19,7 +19,7 @@ from addiffusion_env.engine.process import REFINE_PRESETS
 from addiffusion_env.errors import CapabilityError, ConfigError
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.scorers.image_scores import NoScorers
-from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts as tiny
 
 SD = {"num_inference_steps": 4, "height": 16, "width": 16, "guidance_scale": 3.0}
 BETAS = {key: tiny.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule")}

@@ -11,7 +11,7 @@ from zoo import ZOO
 from zoo.compare import OTHER, PROMPT, ROUNDING, adaptive_image, check_same, difference, own_image, wrapped
 
 from addiffusion_env import AdaptivePipeline
-from addiffusion_lab.tiny_pipelines import folders as tiny
+from addiffusion_lab.tiny_pipelines import parts as tiny
 
 SD = {"num_inference_steps": 6, "height": 16, "width": 16, "guidance_scale": 3.0}
 FLUX = {"num_inference_steps": 6, "height": 16, "width": 16, "max_sequence_length": 32}

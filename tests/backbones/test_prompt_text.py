@@ -7,12 +7,12 @@ import pytest
 from addiffusion_env.backbones.base import check_prompts
 from addiffusion_env.backbones.text import content_positions, tokenize
 from addiffusion_env.errors import PromptError
-from addiffusion_lab.tiny_pipelines.folders import clip_tokenizer, t5_tokenizer
+from addiffusion_lab.tiny_pipelines.parts import clip_tokenizer, t5_tokenizer
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return clip_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+def clip():
+    return clip_tokenizer()
 
 
 def test_ids_are_padded_to_the_window(clip):

@@ -82,11 +82,11 @@ def test_no_difference_between_averaged_shares_is_no_proof_either():
 
 
 def test_a_mean_below_a_limit():
-    assert st.at_most(np.full(10, 7.0), 7.0).holds  # known, and on the limit
-    assert not st.at_most(np.full(10, 7.1), 7.0).holds
+    assert claims.at_most(np.full(10, 7.0), 7.0).holds  # known, and on the limit
+    assert not claims.at_most(np.full(10, 7.1), 7.0).holds
     spent = rng().normal(6, 1, 50)
     exact = scipy_stats.ttest_1samp(spent, 7.0, alternative="less").pvalue
-    assert st.at_most(spent, 7.0).p == pytest.approx(exact)
+    assert claims.at_most(spent, 7.0).p == pytest.approx(exact)
 
 
 def test_resampled_weights_are_those_of_a_bootstrap():

@@ -32,7 +32,7 @@ from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.scorers.sharpness import SharpnessScorer
 from addiffusion_env.scorers.utility import CALIBRATORS, Utility
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
-from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
+from addiffusion_lab.tiny_pipelines.parts import tiny_autoencoder
 
 SCORER = """
 from addiffusion_env.scorers.sharpness import SharpnessScorer

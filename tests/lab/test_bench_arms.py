@@ -19,7 +19,7 @@ from addiffusion_lab.bench.arms import Independent, by_sampler
 from addiffusion_lab.bench.measure import STAGES, Round, measure, result, shares_of
 from addiffusion_lab.bench.setup import BenchmarkSetup, make_setup
 from addiffusion_lab.tiny_pipelines.backbones import BUILDERS
-from addiffusion_lab.tiny_pipelines.folders import tiny_autoencoder
+from addiffusion_lab.tiny_pipelines.parts import tiny_autoencoder
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 HERE = [name for name in ARMS if name != "subproc"]
