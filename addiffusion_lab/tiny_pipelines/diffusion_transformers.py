@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, scheduler
@@ -37,12 +39,10 @@ def parts_z_image() -> dict[str, Any]:
     """Components of Z-Image."""
     from diffusers import ZImageTransformer2DModel
 
-    tokenizer = parts.qwen_tokenizer()
     return {
         "scheduler": scheduler(shift=3.0),
         "vae": parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
-        "text_encoder": parts.qwen3(tokenizer),
-        "tokenizer": tokenizer,
+        **parts.text(parts.qwen3, parts.qwen_tokenizer()),
         "transformer": ZImageTransformer2DModel(**Z_IMAGE_SIZES),
     }
 
@@ -59,10 +59,8 @@ def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
     import diffusers
     from diffusers import DDIMScheduler, PixArtTransformer2DModel
 
-    tokenizer = parts.t5_tokenizer()
     return getattr(diffusers, cls)(
-        tokenizer=tokenizer,
-        text_encoder=parts.t5(tokenizer),
+        **parts.text(parts.t5, parts.t5_tokenizer()),
         vae=parts.autoencoder(),
         transformer=PixArtTransformer2DModel(
             sample_size=8,
@@ -81,21 +79,21 @@ def lumina() -> Any:
     """Lumina-Next: guidance on three of four channels, negated outputs."""
     from diffusers import LuminaNextDiT2DModel, LuminaPipeline
 
-    tokenizer = parts.gemma_tokenizer()
+    transformer: Any = LuminaNextDiT2DModel(
+        sample_size=8,
+        hidden_size=16,
+        num_layers=2,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=16,
+        cross_attention_dim=16,
+    )
+    torch.nn.init.normal_(transformer.pad_token, std=0.1)  # uninitialised memory
     return LuminaPipeline(
-        transformer=LuminaNextDiT2DModel(
-            sample_size=8,
-            hidden_size=16,
-            num_layers=2,
-            num_attention_heads=2,
-            num_kv_heads=1,
-            multiple_of=16,
-            cross_attention_dim=16,
-        ),
+        transformer=transformer,
         scheduler=scheduler(),
         vae=parts.autoencoder(levels=4, scaling_factor=0.13025),
-        text_encoder=parts.gemma(tokenizer),
-        tokenizer=tokenizer,
+        **parts.text(parts.gemma, parts.gemma_tokenizer()),
     )
 
 
@@ -103,7 +101,6 @@ def lumina2() -> Any:
     """Lumina 2: norm-rescaled guidance by a second call, negated outputs."""
     from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 
-    tokenizer = parts.gemma_tokenizer()
     return Lumina2Pipeline(
         transformer=Lumina2Transformer2DModel(
             sample_size=8,
@@ -120,8 +117,7 @@ def lumina2() -> Any:
         ),
         scheduler=scheduler(shift=6.0),
         vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=parts.gemma2(tokenizer),
-        tokenizer=tokenizer,
+        **parts.text(parts.gemma2, parts.gemma_tokenizer()),
     )
 
 
@@ -129,10 +125,8 @@ def cogview3() -> Any:
     """CogView 3 Plus: joint attention on T5, diffusion with noise prediction."""
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
 
-    tokenizer = parts.t5_tokenizer()
     return CogView3PlusPipeline(
-        tokenizer=tokenizer,
-        text_encoder=parts.t5(tokenizer),
+        **parts.text(parts.t5, parts.t5_tokenizer()),
         vae=parts.autoencoder(scaling_factor=0.13025),
         transformer=CogView3PlusTransformer2DModel(
             in_channels=4,
@@ -154,10 +148,10 @@ def cogview4() -> Any:
     """CogView 4: the transformer's timestep is the one before the shift."""
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel
 
-    tokenizer = parts.qwen_tokenizer("[gMASK]", "<sop>", starts_with=("[gMASK]", "<sop>"), padding_side="left")
     return CogView4Pipeline(
-        tokenizer=tokenizer,
-        text_encoder=parts.glm(tokenizer),
+        **parts.text(
+            parts.glm, parts.qwen_tokenizer("[gMASK]", "<sop>", starts_with=("[gMASK]", "<sop>"), padding_side="left")
+        ),
         vae=parts.autoencoder(),
         transformer=CogView4Transformer2DModel(
             in_channels=4,
@@ -181,12 +175,10 @@ def parts_qwen_image() -> dict[str, Any]:
     """Components of Qwen-Image."""
     from diffusers import QwenImageTransformer2DModel
 
-    tokenizer = parts.qwen_tokenizer()
     return {
         "scheduler": scheduler(use_dynamic_shifting=True),
         "vae": parts.qwen_autoencoder(),
-        "text_encoder": parts.qwen25_vl(tokenizer),
-        "tokenizer": tokenizer,
+        **parts.text(parts.qwen25_vl, parts.qwen_tokenizer()),
         "transformer": QwenImageTransformer2DModel(**QWEN_IMAGE_SIZES),
     }
 
@@ -233,13 +225,11 @@ def bria() -> Any:
     """Bria 3.2: Flux's joint attention with guidance in one call; latents packed four to a token."""
     from diffusers import BriaPipeline, BriaTransformer2DModel
 
-    tokenizer = parts.t5_tokenizer()
     return BriaPipeline(
         transformer=BriaTransformer2DModel(in_channels=16, axes_dims_rope=[4, 4, 8], **SIZES),
         scheduler=scheduler(),
         vae=parts.autoencoder(shift_factor=0.0),
-        text_encoder=parts.t5(tokenizer),
-        tokenizer=tokenizer,
+        **parts.text(parts.t5, parts.t5_tokenizer()),
     )
 
 
@@ -247,10 +237,8 @@ def aura_flow() -> Any:
     """AuraFlow."""
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
 
-    tokenizer = parts.t5_tokenizer()
     return AuraFlowPipeline(
-        tokenizer=tokenizer,
-        text_encoder=parts.t5(tokenizer, unified=True),
+        **parts.text(parts.t5, parts.t5_tokenizer(), unified=True),
         vae=parts.autoencoder(scaling_factor=0.13025),
         transformer=AuraFlowTransformer2DModel(
             sample_size=8,
@@ -271,10 +259,8 @@ def sana(cls: str = "SanaPipeline", steps: Any = None, **changes: Any) -> Any:
     import diffusers
     from diffusers import SanaTransformer2DModel
 
-    tokenizer = parts.gemma_tokenizer()
     return getattr(diffusers, cls)(
-        tokenizer=tokenizer,
-        text_encoder=parts.gemma2(tokenizer),
+        **parts.text(parts.gemma2, parts.gemma_tokenizer()),
         vae=parts.deep_autoencoder(),
         transformer=SanaTransformer2DModel(
             in_channels=4,

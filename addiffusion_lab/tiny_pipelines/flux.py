@@ -41,14 +41,12 @@ def flux_transformer(in_channels: int = 16, out_channels: int | None = 16, **cha
 def parts_flux() -> dict[str, Any]:
     """Components of Flux.1."""
     tokenizer, text_encoder = clip(32)
-    tokenizer_2 = parts.t5_tokenizer()
     return {
         "scheduler": scheduler(use_dynamic_shifting=True),
         "vae": parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
-        "text_encoder_2": parts.t5(tokenizer_2),
-        "tokenizer_2": tokenizer_2,
+        **parts.text(parts.t5, parts.t5_tokenizer(), number="_2"),
         "transformer": flux_transformer(),
     }
 
@@ -74,12 +72,10 @@ def flux2() -> Any:
     """Flux.2-dev: text from three layers of a Mistral 3."""
     from diffusers import Flux2Pipeline
 
-    tokenizer = parts.qwen_tokenizer()
     return Flux2Pipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.flux2_autoencoder(),
-        text_encoder=parts.mistral3(tokenizer),
-        tokenizer=tokenizer,
+        **parts.text(parts.mistral3, parts.qwen_tokenizer()),
         transformer=flux2_transformer(48, guidance_embeds=True),
     )
 
@@ -88,12 +84,10 @@ def flux2_klein(cls: str = "Flux2KleinPipeline") -> Any:
     """Flux.2-klein: text from three layers of a Qwen 3, guidance by a second call."""
     import diffusers
 
-    tokenizer = parts.qwen_tokenizer()
     return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.flux2_autoencoder(),
-        text_encoder=parts.qwen3(tokenizer),
-        tokenizer=tokenizer,
+        **parts.text(parts.qwen3, parts.qwen_tokenizer()),
         transformer=flux2_transformer(48, guidance_embeds=False),
     )
 
@@ -103,12 +97,10 @@ def chroma(cls: str = "ChromaPipeline") -> Any:
     import diffusers
     from diffusers import ChromaTransformer2DModel
 
-    tokenizer = parts.t5_tokenizer()
     return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=parts.t5(tokenizer),
-        tokenizer=tokenizer,
+        **parts.text(parts.t5, parts.t5_tokenizer()),
         transformer=ChromaTransformer2DModel(
             in_channels=16,
             axes_dims_rope=(4, 4, 8),

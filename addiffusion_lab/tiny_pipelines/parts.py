@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,11 @@ def bert_tokenizer() -> Any:
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters))
     return BertTokenizer({token: index for index, token in enumerate(dict.fromkeys(tokens))})
+
+
+def text(encoder: Callable[..., Any], tokenizer: Any, number: str = "", **settings: Any) -> dict[str, Any]:
+    """A tokenizer and the text encoder that is made for it, as components; ``number`` ends their names."""
+    return {f"tokenizer{number}": tokenizer, f"text_encoder{number}": encoder(tokenizer, **settings)}
 
 
 def bert(tokenizer: Any, width: int = 16) -> Any:

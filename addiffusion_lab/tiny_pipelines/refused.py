@@ -54,10 +54,8 @@ def wan() -> Any:
     """Wan 2.1: a video."""
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
-    tokenizer = parts.t5_tokenizer()
     return WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=parts.t5(tokenizer, unified=True),
+        **parts.text(parts.t5, parts.t5_tokenizer(), unified=True),
         vae=AutoencoderKLWan(base_dim=8, dim_mult=[1, 1], z_dim=16, num_res_blocks=1, temperal_downsample=[False]),
         scheduler=scheduler(),
         transformer=WanTransformer3DModel(

@@ -144,10 +144,8 @@ def cosmos2() -> Any:
     """Cosmos Predict 2: one frame of a video, noise levels up to 80, an output that the pipeline converts to x0."""
     from diffusers import AutoencoderKLWan, Cosmos2TextToImagePipeline, CosmosTransformer3DModel
 
-    tokenizer = parts.t5_tokenizer()
     return Cosmos2TextToImagePipeline(
-        text_encoder=parts.t5(tokenizer),
-        tokenizer=tokenizer,
+        **parts.text(parts.t5, parts.t5_tokenizer()),
         transformer=CosmosTransformer3DModel(
             in_channels=4,
             out_channels=4,

@@ -1,4 +1,4 @@
-"""Pipelines that start from an image: image-to-image, inpainting, editing."""
+"""Pipelines that start from an image, and perturbed-attention guidance: three branches in one call."""
 
 from __future__ import annotations
 
@@ -39,7 +39,18 @@ INPAINT: dict[str, Any] = {"task": "inpainting"}
 FROM: dict[str, Any] = {"image": image(), "strength": 0.75, "num_inference_steps": 4}
 PART: dict[str, Any] = {**FROM, "mask_image": mask()}
 UNET_9: dict[str, Any] = {"in_channels": 9}
+PAG = {**CFG, "pag_scale": 2.0}
 BUILDERS = {
+    "pag_sd15": Builder(lambda: sd15("StableDiffusionPAGPipeline"), (3,), PAG, fast=True, **UNET),
+    "pag_sdxl": Builder(lambda: sdxl("StableDiffusionXLPAGPipeline"), (3,), PAG, **UNET),
+    "pag_sd3": Builder(lambda: sd3("StableDiffusion3PAGPipeline"), (3,), {**PAG, **TEXT}),
+    "pag_pixart_sigma": Builder(
+        lambda: pixart("PixArtSigmaPAGPipeline", use_additional_conditions=False), (3,), {**PIXART, "pag_scale": 2.0}
+    ),
+    "pag_sana": Builder(lambda: sana("SanaPAGPipeline"), (3,), {**SANA, "pag_scale": 2.0}, (32, 32)),
+    "pag_hunyuan_dit": Builder(
+        lambda: hunyuan_dit("HunyuanDiTPAGPipeline"), (3,), {**PAG, "use_resolution_binning": False}
+    ),
     "sd15_img2img": Builder(lambda: sd15("StableDiffusionImg2ImgPipeline"), (2,), {**CFG, **FROM}, **IMG2IMG, **UNET),
     "sd15_pix2pix": Builder(  # guided by prompt and image: three branches in one call, eight channels
         lambda: sd15("StableDiffusionInstructPix2PixPipeline", unet={"in_channels": 8}),
@@ -95,20 +106,5 @@ BUILDERS = {
         (1,),
         {**CFG, **TEXT, "image": image(), "mask_image": mask()},
         **INPAINT,
-    ),
-}
-
-
-PAG = {**CFG, "pag_scale": 2.0}
-BUILDERS |= {
-    "pag_sd15": Builder(lambda: sd15("StableDiffusionPAGPipeline"), (3,), PAG, fast=True, **UNET),
-    "pag_sdxl": Builder(lambda: sdxl("StableDiffusionXLPAGPipeline"), (3,), PAG, **UNET),
-    "pag_sd3": Builder(lambda: sd3("StableDiffusion3PAGPipeline"), (3,), {**PAG, **TEXT}),
-    "pag_pixart_sigma": Builder(
-        lambda: pixart("PixArtSigmaPAGPipeline", use_additional_conditions=False), (3,), {**PIXART, "pag_scale": 2.0}
-    ),
-    "pag_sana": Builder(lambda: sana("SanaPAGPipeline"), (3,), {**SANA, "pag_scale": 2.0}, (32, 32)),
-    "pag_hunyuan_dit": Builder(
-        lambda: hunyuan_dit("HunyuanDiTPAGPipeline"), (3,), {**PAG, "use_resolution_binning": False}
     ),
 }

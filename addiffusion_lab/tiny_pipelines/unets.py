@@ -113,10 +113,8 @@ def kandinsky3() -> Any:
     """Kandinsky 3: prompts are trimmed to their lengths."""
     from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet
 
-    tokenizer = parts.t5_tokenizer()
     return Kandinsky3Pipeline(
-        tokenizer=tokenizer,
-        text_encoder=parts.t5(tokenizer),
+        **parts.text(parts.t5, parts.t5_tokenizer()),
         unet=Kandinsky3UNet(
             time_embedding_dim=16,
             groups=2,
@@ -162,10 +160,8 @@ def deepfloyd() -> Any:
     """The first stage of DeepFloyd IF: pixels, and a variance that the network predicts."""
     from diffusers import DDPMScheduler, IFPipeline
 
-    tokenizer = parts.t5_tokenizer()
     return IFPipeline(
-        tokenizer=tokenizer,
-        text_encoder=parts.t5(tokenizer),
+        **parts.text(parts.t5, parts.t5_tokenizer()),
         unet=parts.unet(
             sample_size=16,
             in_channels=3,

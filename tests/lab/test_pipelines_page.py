@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from addiffusion_env.__main__ import main
 from addiffusion_lab.tiny_pipelines import REFUSED, ZOO
@@ -68,3 +69,12 @@ def test_what_cannot_be_checked_is_reported(words, said, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sd15", "lumina"])  # Lumina's transformer leaves a parameter uninitialised
+def test_a_builder_gives_the_same_weights_at_every_call(name):
+    first, second = (ZOO[name]().components for _ in range(2))
+    for part, module in first.items():
+        if isinstance(module, torch.nn.Module):
+            other = second[part].state_dict()
+            assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items())
