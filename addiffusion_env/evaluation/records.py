@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -93,40 +93,27 @@ class Record:
     correctness: float | None = None
 
 
-SCHEMA = pa.schema(
-    [
-        pa.field("uid", pa.string(), nullable=False),
-        pa.field("variant", pa.string(), nullable=False),
-        pa.field("sampler", pa.string(), nullable=False),
-        pa.field("backbone", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("constraints", pa.int32(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("nfe", pa.float64(), nullable=False),
-        pa.field("network_calls", pa.int64(), nullable=False),
-        pa.field("decisions", pa.int32(), nullable=False),
-        pa.field("actions", pa.list_(pa.int8()), nullable=False),
-        pa.field("refinements", pa.int32(), nullable=False),
-        pa.field("preference", pa.float64(), nullable=False),
-        pa.field("clip_score", pa.float64(), nullable=False),
-        pa.field("correct", pa.bool_(), nullable=True),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("extra", pa.map_(pa.string(), pa.float64()), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
-        pa.field("peak_memory", pa.int64(), nullable=True),
-        pa.field("identity", pa.string(), nullable=True),
-        pa.field("last_step", pa.int32(), nullable=True),
-        pa.field("last_checked", pa.bool_(), nullable=True),
-        pa.field("probabilities", pa.list_(pa.float64()), nullable=True),
-        pa.field("correctness", pa.float64(), nullable=True),
-    ],
-    metadata={"format": "addiffusion records 1"},
-)
+_ARROW = {
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "tuple[int, ...]": pa.list_(pa.int8()),
+    "tuple[float, ...]": pa.list_(pa.float64()),
+    "Mapping[str, float]": pa.map_(pa.string(), pa.float64()),
+}
+_SMALL = ("constraints", "decisions", "refinements", "last_step")  # 32 bits
+
+
+def _column(item: Field[Any]) -> pa.Field:
+    kind, _, absent = str(item.type).partition(" | ")
+    return pa.field(item.name, pa.int32() if item.name in _SMALL else _ARROW[kind], nullable=bool(absent))
+
+
+SCHEMA = pa.schema(map(_column, fields(Record)), metadata={"format": "addiffusion records 1"})
 """The parquet schema: one column per field of :class:`Record`, in its order."""
 
-ADDED = ("peak_memory", "identity", "last_step", "last_checked", "probabilities", "correctness")
+ADDED = tuple(item.name for item in fields(Record) if item.default is None)
 """Columns that older shards lack; their values are then unknown."""
 
 

@@ -1,8 +1,8 @@
 """The grammar of the emoji world: scenes, prompts that describe them, and a parser.
 
 A scene is at most three groups of objects ("two red cups"), with a relation when there are two single objects. The
-grammar writes it as a prompt in GenEval's form, ``layout`` places its sprites, and :func:`parse` reads a prompt back
-into its scene, so that a user's text can be judged by rule when it has this form.
+grammar writes it as a prompt in GenEval's form, and :func:`parse` reads a prompt back into its scene, so that a user's
+text can be judged by rule when it has this form.
 
 Sampling is identical to that of the training data of the shipped weights: a seed gives the same scenes.
 """
@@ -20,8 +20,6 @@ from addiffusion_env.prompts import Prompt, text_id
 from addiffusion_env.prompts.emoji_vocabulary import (
     CLASSES,
     COLORS,
-    IMAGE_SIZE,
-    MAX_OBJECTS,
     NUMBERS,
     RELATIONS,
     TASK_PROBABILITIES,
@@ -33,65 +31,6 @@ from addiffusion_env.prompts.emoji_vocabulary import (
     task_of,
 )
 from addiffusion_env.seeding import stable_hash
-
-Centres = list[tuple[float, float]]
-
-
-def layout(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Places a scene's sprites so that its prompt is true of them and none hides another.
-
-    Returns:
-        (MAX_OBJECTS, 5) float32 of class, colour, centre x, centre y and size (pixels); rows of -1 are empty.
-    """
-    objects = [(group.cls, group.color) for group in scene.groups for _ in range(group.count)]
-    count = len(objects)
-    if count == 1:
-        centres, sizes = _place_one(rng)
-    elif count == 2:
-        centres, sizes = _place_two(scene.relation, rng)
-    elif count == 3 and rng.random() < 0.4:
-        centres, sizes = _place_row(rng)
-    else:
-        sizes = list(rng.uniform(20, 28, count))
-        cells = [(17, 17), (47, 17), (17, 47), (47, 47)]
-        chosen = rng.permutation(4)[:count]
-        centres = [(cells[i][0] + _jitter(2.5, rng), cells[i][1] + _jitter(2.5, rng)) for i in chosen]
-    rows = np.full((MAX_OBJECTS, 5), -1, np.float32)
-    for index, ((cls, color), (x, y), size) in enumerate(zip(objects, centres, sizes, strict=True)):
-        rows[index] = (cls, color, x, y, size)
-    return rows
-
-
-def _jitter(span: float, rng: np.random.Generator) -> float:
-    return rng.uniform(-span, span)
-
-
-def _place_one(rng: np.random.Generator) -> tuple[Centres, list[float]]:
-    size = rng.uniform(28, 46)
-    margin = size / 2 + 1
-    return [(rng.uniform(margin, IMAGE_SIZE - margin), rng.uniform(margin, IMAGE_SIZE - margin))], [size]
-
-
-def _place_two(relation: int | None, rng: np.random.Generator) -> tuple[Centres, list[float]]:
-    """Far apart along the relation's axis (a random axis without a relation), random along the other."""
-    axis = relation // 2 if relation is not None else int(rng.integers(2))
-    sizes = list(rng.uniform(22, 30, 2))
-    near, far = 16.5 + _jitter(2, rng), 47.5 + _jitter(2, rng)
-    one, other = 32 + _jitter(13, rng), 32 + _jitter(13, rng)
-    centres = [(near, one), (far, other)] if axis == 0 else [(one, near), (other, far)]
-    first_is_near = rng.random() < 0.5 if relation is None else relation % 2 == 0
-    return (centres if first_is_near else centres[::-1]), sizes
-
-
-def _place_row(rng: np.random.Generator) -> tuple[Centres, list[float]]:
-    """Three in a row or a column, in random order."""
-    sizes = list(rng.uniform(17.5, 20.5, 3))
-    axis = rng.integers(2)
-    across = [32 + _jitter(14, rng) for _ in range(3)]
-    along = [11 + _jitter(1, rng), 32 + _jitter(1, rng), 53 + _jitter(1, rng)]
-    order = rng.permutation(3)
-    return [(along[i], across[i]) if axis == 0 else (across[i], along[i]) for i in order], sizes
-
 
 Split = Literal["train", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "test", "all")
@@ -186,18 +125,6 @@ def _noun_phrase(group: Group, rng: np.random.Generator) -> str:
     item = CLASSES[group.cls]
     plural = item.plural if rng.random() < 0.5 else item.plain_plural
     return f"{NUMBERS[group.count]} {adjective}{plural}"
-
-
-def sample_scenes(count: int, seed: int, task: str | None = None) -> tuple[list[Scene], np.ndarray]:
-    """Draws scenes and their layouts from one seed.
-
-    Returns:
-        ``count`` scenes, and their (count, MAX_OBJECTS, 5) float32 layouts (see :func:`layout`).
-    """
-    rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng, task) for _ in range(count)]
-    layouts = [layout(scene, rng) for scene in scenes]
-    return scenes, np.stack(layouts) if layouts else np.zeros((0, MAX_OBJECTS, 5), np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ reading prompts

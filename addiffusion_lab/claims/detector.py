@@ -16,9 +16,10 @@ from addiffusion_env.backbones.emoji.detector import Detection
 from addiffusion_env.envs.settings import EnvSettings, load_backbone
 from addiffusion_env.evaluation.sections import Section, Table
 from addiffusion_env.evaluation.statistics import Interval, share_interval
-from addiffusion_env.prompts.emoji_grammar import sample_scenes, scene_prompt
+from addiffusion_env.prompts.emoji_grammar import scene_prompt
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer, judge
+from addiffusion_lab.emoji_training.layouts import sample_scenes
 from addiffusion_lab.emoji_training.renderer import Renderer
 
 SCENES, SEED = 1024, 20_261_130

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from addiffusion_env.prompts.emoji_grammar import sample_scenes
 from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.emoji_training.config import TrainConfig
+from addiffusion_lab.emoji_training.layouts import sample_scenes
 from addiffusion_lab.emoji_training.run import earlier
 
 CHUNK = 4096

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from addiffusion_env.backbones.emoji.detector import STRIDE, Detector, detect, make_detector
-from addiffusion_env.prompts.emoji_grammar import sample_scenes
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, IMAGE_SIZE
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import augment, scene_bank
+from addiffusion_lab.emoji_training.layouts import sample_scenes
 from addiffusion_lab.emoji_training.run import Run, save_state
 
 GRID = IMAGE_SIZE // STRIDE

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from addiffusion_env.prompts.emoji_grammar import Group, Scene, caption, layout, sample_scene, task_of
+from addiffusion_env.prompts.emoji_grammar import Group, Scene, caption, sample_scene, task_of
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, IMAGE_SIZE, MAX_OBJECTS
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import (
@@ -27,6 +27,7 @@ from addiffusion_lab.emoji_training.data import (
     load_tokenizer,
     tokenize,
 )
+from addiffusion_lab.emoji_training.layouts import layout
 from addiffusion_lab.emoji_training.run import Run, save_transformer
 
 WIDTH = 160

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from addiffusion_env.errors import PromptError
-from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes
+from addiffusion_env.prompts.emoji_grammar import parse
 from addiffusion_env.prompts.emoji_vocabulary import Group
 from addiffusion_lab.benchmarks.emoji_world import make_scene, wording
 from addiffusion_lab.benchmarks.geneval import GenEvalPrompts, constraints, emoji_scene, phrases
+from addiffusion_lab.emoji_training.layouts import sample_scenes
 
 ENTRIES: list[dict[str, Any]] = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

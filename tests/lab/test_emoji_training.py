@@ -19,7 +19,7 @@ from addiffusion_env.backbones.emoji.detector import STRIDE, load_detector
 from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
 from addiffusion_env.backbones.emoji.objects import load_object_reader
 from addiffusion_env.errors import ConfigError, NumericsError, ResumeError, UnknownNameError, WeightsError
-from addiffusion_env.prompts.emoji_grammar import parse, sample_scenes, scene_key
+from addiffusion_env.prompts.emoji_grammar import parse, scene_key
 from addiffusion_lab.emoji_training import STAGES
 from addiffusion_lab.emoji_training.__main__ import build_parser, main, run_stage
 from addiffusion_lab.emoji_training.config import STAGE_DEFAULTS, TrainReport, budgeted_steps, rate_factor, stage_config
@@ -27,6 +27,7 @@ from addiffusion_lab.emoji_training.data import augment, degrade, draw_chunks, s
 from addiffusion_lab.emoji_training.detection import focal_loss, targets_of
 from addiffusion_lab.emoji_training.distillation import random_crop
 from addiffusion_lab.emoji_training.latent_diffusion import CHECKPOINT
+from addiffusion_lab.emoji_training.layouts import sample_scenes
 from addiffusion_lab.emoji_training.preference import ranking_loss, twin
 from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 

@@ -12,10 +12,8 @@ from addiffusion_env.prompts.emoji_grammar import (
     Group,
     Scene,
     emoji_prompt,
-    layout,
     parse,
     sample_scene,
-    sample_scenes,
     scene_key,
     split_of,
     task_of,
@@ -29,6 +27,7 @@ from addiffusion_env.prompts.emoji_vocabulary import (
     TASKS,
     vocabulary_words,
 )
+from addiffusion_lab.emoji_training.layouts import layout, sample_scenes
 
 # Written by the reference code that drew the training data of the shipped weights.
 GOLDEN_PROMPTS = [

@@ -9,9 +9,10 @@ import torch
 from addiffusion_env.backbones.emoji.detector import Detection, Detector, detect, load_detector, make_detector
 from addiffusion_env.errors import ImageRangeError, PromptError, UnknownNameError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.prompts.emoji_grammar import Scene, emoji_prompt, layout, parse, sample_scenes, scene_prompt
+from addiffusion_env.prompts.emoji_grammar import Scene, emoji_prompt, parse, scene_prompt
 from addiffusion_env.prompts.emoji_vocabulary import TASKS
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer, judge
+from addiffusion_lab.emoji_training.layouts import layout, sample_scenes
 from addiffusion_lab.emoji_training.renderer import Renderer, empty_layout
 
 CAT, DOG, CUP = 12, 13, 36

@@ -14,9 +14,10 @@ import torch
 from addiffusion_env.backbones.emoji.manifest import write_manifest
 from addiffusion_env.backbones.emoji.objects import Candidates, ObjectReader, candidates, scene_logits
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.prompts.emoji_grammar import layout, parse
+from addiffusion_env.prompts.emoji_grammar import parse
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS
 from addiffusion_env.scorers.emoji import EmojiPreferenceScorer
+from addiffusion_lab.emoji_training.layouts import layout
 from addiffusion_lab.emoji_training.renderer import Renderer
 
 TWINS = [

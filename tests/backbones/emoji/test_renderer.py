@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from addiffusion_env.errors import WeightsError
-from addiffusion_env.prompts.emoji_grammar import sample_scenes
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS
+from addiffusion_lab.emoji_training.layouts import sample_scenes
 from addiffusion_lab.emoji_training.renderer import SPRITE_SIZE, Renderer, build_sprites, empty_layout, load_sprites
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
