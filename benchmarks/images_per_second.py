@@ -12,9 +12,6 @@ prompts, policy, scores and final decode; loading is not counted. All images are
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,10 +26,12 @@ from addiffusion_env.evaluation.statistics import t_interval
 from addiffusion_env.pages import markdown_table
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
+from addiffusion_lab.bench.against import Worker
 
 HERE = Path(__file__).resolve().parents[1]
 WORKER = """
 import json, os, sys, time
+os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np, torch
 torch.set_num_threads(1)
 answers = os.fdopen(os.dup(1), "w")
@@ -46,7 +45,7 @@ if engine != "torch":
     model["backbone"] = load_backbone(options)
 pipe = AdaptivePipeline.from_pretrained(policy, max_lanes=lanes, **model)
 pipe(["a photo of a dog"] * lanes, seeds=list(range(lanes)))
-print("ready", file=answers, flush=True)
+print(json.dumps("ready"), file=answers, flush=True)
 for line in sys.stdin:
     prompts, path = json.loads(line)
     start = time.process_time()
@@ -65,32 +64,15 @@ class Arm:
         self.seconds: list[float] = []
         self.nfe: list[float] = []
         self.correct: list[bool] = []
-        # With -c the working directory comes first on sys.path, before an installed copy.
-        command = [sys.executable, "-c", WORKER, policy, str(lanes), engine]
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
-            "OMP_NUM_THREADS": "1"
-        }
-        self.process = subprocess.Popen(
-            command, cwd=path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._answer()
+        self.worker = Worker(WORKER, path, policy, str(lanes), engine)
 
     def draw(self, prompts: Sequence[Any], judge: EmojiDetectorScorer, path: Path) -> None:
         """One chunk, drawn there and judged here."""
-        assert self.process.stdin is not None
-        print(json.dumps([[prompt.text for prompt in prompts], str(path)]), file=self.process.stdin, flush=True)
-        seconds, nfe = json.loads(self._answer())
+        seconds, nfe = self.worker.ask([[prompt.text for prompt in prompts], str(path)])
         self.seconds.append(seconds)
         self.nfe += nfe
         images = torch.from_numpy(np.load(path)).permute(0, 3, 1, 2) * 2 - 1
         self.correct += [bool(one) for one in judge.score(images, prompts)]
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with code {self.process.wait()}; its message is above")
-        return line
 
     def row(self, first: Arm) -> tuple[str, ...]:
         """A row of the table, compared with the first arm."""
@@ -99,7 +81,7 @@ class Arm:
         better = t_interval(np.subtract(self.correct, first.correct, dtype=float), 0.95)
         compared = (
             f"{np.exp(speed.estimate):.2f} [{np.exp(speed.low):.2f}, {np.exp(speed.high):.2f}]",
-            f"{better.estimate:+.3f} [{better.low:+.3f}, {better.high:+.3f}]",
+            better.signed,
         )
         return (
             self.name,

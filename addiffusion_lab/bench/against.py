@@ -57,7 +57,46 @@ class Comparison:
     rounds: int
 
 
-class Checkout:
+class Worker:
+    """A process of its own in another folder, which answers requests, a line of JSON each.
+
+    Args:
+        source: code of the process; modules are imported from the folder first, before an installed copy.
+        folder: its working directory.
+        *arguments: of its command line.
+
+    Raises:
+        ConfigError: when the process ended.
+    """
+
+    def __init__(self, source: str, folder: Path, *arguments: str) -> None:
+        self.path = folder
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        # With -c the working directory comes first on sys.path.
+        command = [sys.executable, "-c", source, *arguments]
+        self._process = subprocess.Popen(command, cwd=folder, text=True, encoding="utf-8", **pipes)  # type: ignore[call-overload]
+        self.greeting = self._answer()
+
+    def ask(self, request: Any) -> Any:
+        """Sends a request and returns the answer."""
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise ConfigError(f"the process of {self.path} ended with an error", "see its messages above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class Checkout(Worker):
     """A process that measures the arms of one checkout.
 
     Args:
@@ -69,38 +108,17 @@ class Checkout:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path.resolve()
-        if not (self.path / NEEDED).is_file():
+        if not (path / NEEDED).is_file():
             raise ConfigError(
                 f"--against={path} is no checkout of this project: it has no {NEEDED}", "git clone it, then check out"
             )
         source = Path(__file__).with_name("worker.py").read_text(encoding="utf-8")
-        # With -c the working directory comes first on sys.path, before an installed copy.
-        command = [sys.executable, "-c", source, json.dumps(settings)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, cwd=self.path, text=True, encoding="utf-8", **pipes)  # type: ignore[call-overload]
-        found = Path(self._answer())
-        if found != self.path:
+        super().__init__(source, path.resolve(), json.dumps(settings))
+        if Path(self.greeting) != self.path:
             self.close()
-            raise ConfigError(f"{path} was to be measured, and {found} was imported", "remove it from PYTHONPATH")
-
-    def ask(self, **request: Any) -> Any:
-        """Sends a request and returns the answer."""
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        line = self._process.stdout.readline()
-        if not line:
-            self.close()
-            raise ConfigError(f"the benchmark of {self.path} ended with an error", "see its messages above")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
+            raise ConfigError(
+                f"{path} was to be measured, and {self.greeting} was imported", "remove it from PYTHONPATH"
+            )
 
 
 def compare(chosen: argparse.Namespace, samplers: Sequence[str]) -> list[Comparison]:
@@ -124,7 +142,7 @@ def compare(chosen: argparse.Namespace, samplers: Sequence[str]) -> list[Compari
         for path in (HERE, chosen.against):
             pair.append(Checkout(path, settings))
         for lanes in chosen.lanes:
-            arms, there = (checkout.ask(lanes=lanes) for checkout in pair)
+            arms, there = (checkout.ask({"lanes": lanes}) for checkout in pair)
             if arms != there:
                 raise ConfigError(f"the checkouts have other arms: {arms} and {there}", "choose --arms that both have")
             found += [_compared(pair, at, name, lanes, chosen.rounds) for at, name in enumerate(arms)]
@@ -139,7 +157,7 @@ def _compared(pair: Sequence[Checkout], arm: int, name: str, lanes: int, rounds:
     timed: list[dict[int, dict[str, Any]]] = []
     for seed in range(rounds + 1):
         order = (0, 1) if seed % 2 else (1, 0)
-        timed.append({side: pair[side].ask(arm=arm, seed=1000 * lanes + seed) for side in order})
+        timed.append({side: pair[side].ask({"arm": arm, "seed": 1000 * lanes + seed}) for side in order})
     ms = np.array([[1000 * one[side]["seconds"] / one[side]["lane_steps"] for side in (0, 1)] for one in timed[1:]])
     gain = t_interval(np.log(ms[:, 1] / ms[:, 0]), LEVEL)
     peaks = [[one[side]["peak"] for one in timed] for side in (0, 1)]
