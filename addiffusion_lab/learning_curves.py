@@ -10,12 +10,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from addiffusion_env.config import friendly
 from addiffusion_env.errors import RunFolderError, unknown
-from addiffusion_env.evaluation.plots import FONT, GRID, LINES, PALETTE, SMALL, WIDTH, png_of
+from addiffusion_env.evaluation.plots import FONT, GRID, LINES, PALETTE, WIDTH, load_pyplot, png_of
 
 LABELS = {
     "rollout/ep_rew_mean": "return of an episode",
@@ -76,9 +75,7 @@ def draw_curves(runs: Sequence[Path], tags: Sequence[str] = TAGS, names: Sequenc
         RunFolderError: when a run has no TensorBoard files.
         UnknownNameError: when a run has no such scalar.
     """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     figure, panels = pyplot.subplots(1, len(tags), figsize=(WIDTH, 2.7), squeeze=False)
     for panel, tag in zip(panels[0], tags, strict=True):
         for place, run in enumerate(runs):
@@ -87,12 +84,9 @@ def draw_curves(runs: Sequence[Path], tags: Sequence[str] = TAGS, names: Sequenc
             panel.plot(steps, values, LINES[place % len(LINES)], color=PALETTE[place % len(PALETTE)], label=name)
         panel.set_xlabel("decisions", fontsize=FONT)
         panel.set_title(LABELS.get(tag, tag), fontsize=FONT)
-        panel.tick_params(labelsize=SMALL)
         panel.grid(color=GRID)
-        panel.spines[["top", "right"]].set_visible(False)
     lines, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="lower center", ncols=len(runs), fontsize=FONT, frameon=False)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(runs), fontsize=FONT, frameon=False)
     return png_of(pyplot, figure)
 
 

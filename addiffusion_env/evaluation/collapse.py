@@ -15,22 +15,8 @@ from addiffusion_env.evaluation.statistics import scipy_stats
 from addiffusion_env.evaluation.tables import common
 from addiffusion_env.tabular.outcomes import Regret, regret_of
 
-
-@dataclass(frozen=True)
-class CollapseLimits:
-    """Thresholds from which behaviour counts as collapsed.
-
-    Attributes:
-        constant_share: minimum share of images that are treated identically.
-        behaviour_entropy: maximum entropy of behaviours over images, in bits.
-    """
-
-    constant_share: float = 0.95
-    behaviour_entropy: float = 0.3
-
-    def passed(self, share: float, spread: float) -> bool:
-        """Whether behaviour with this share of the most frequent one and this entropy counts as collapsed."""
-        return share >= self.constant_share or spread <= self.behaviour_entropy
+CONSTANT_SHARE, LEAST_ENTROPY = 0.95, 0.3
+"""Behaviour counts as collapsed from this share of images that are treated identically, or up to this many bits."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ class Behaviour:
         behaviour_entropy: entropy of these over images, in bits.
         constant_share: share of the most frequent one.
         nfe_spread: standard deviation of NFE over images.
-        collapsed: see :class:`CollapseLimits`.
+        collapsed: see :data:`CONSTANT_SHARE`.
         reason: explanation as text.
     """
 
@@ -61,7 +47,7 @@ class Behaviour:
     reason: str
 
 
-def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -> Behaviour:
+def behaviour(records: Sequence[Record]) -> Behaviour:
     """Measures how much a sampler's behaviour depends on the image.
 
     Raises:
@@ -69,7 +55,6 @@ def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -
     """
     if not records:
         raise ConfigError("behaviour of a sampler without records", "evaluate it first")
-    limits = limits or CollapseLimits()
     kinds = Counter((record.actions, record.nfe) for record in records)
     commonest, times = kinds.most_common(1)[0]
     share = times / len(records)
@@ -77,7 +62,7 @@ def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -
     taken = Counter(action for record in records for action in record.actions)
     total = max(1, taken.total())
     spread = entropy(kinds.values())
-    collapsed, reason = _verdict(share, spread, commonest, limits)
+    collapsed, reason = _verdict(share, spread, commonest)
     return Behaviour(
         images=len(records),
         action_shares=(taken[0] / total, taken[1] / total, taken[2] / total),
@@ -91,14 +76,12 @@ def behaviour(records: Sequence[Record], limits: CollapseLimits | None = None) -
     )
 
 
-def _verdict(
-    share: float, spread: float, commonest: tuple[tuple[int, ...], float], limits: CollapseLimits
-) -> tuple[bool, str]:
+def _verdict(share: float, spread: float, commonest: tuple[tuple[int, ...], float]) -> tuple[bool, str]:
     words = f"{share:.0%} of images are treated alike ({describe(commonest[0])}, {commonest[1]:g} NFE)"
-    if share >= limits.constant_share:
-        return True, f"{words}; from {limits.constant_share:.0%} on that is a constant"
-    if spread <= limits.behaviour_entropy:
-        return True, f"{words}, and behaviour varies by {spread:.3f} bits, at most {limits.behaviour_entropy:g}"
+    if share >= CONSTANT_SHARE:
+        return True, f"{words}; from {CONSTANT_SHARE:.0%} on that is a constant"
+    if spread <= LEAST_ENTROPY:
+        return True, f"{words}, and behaviour varies by {spread:.3f} bits, at most {LEAST_ENTROPY:g}"
     return False, f"{words}; behaviour varies by {spread:.2f} bits over images"
 
 

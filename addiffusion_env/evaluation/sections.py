@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 from addiffusion_env.backbones.identity import networks_in
@@ -152,8 +153,8 @@ def _differences(summary: Summary) -> Section:
             _signed(row.preference, 2),
             _signed(row.nfe, 2),
             f"{row.seconds.estimate:+.2f}",
-            _p(row.test.p),
-            _p(row.holm.adjusted) + (" *" if row.holm.rejected else ""),
+            p_text(row.test.p),
+            p_text(row.holm.adjusted) + (" *" if row.holm.rejected else ""),
         )
         for row in summary.pairs
     )
@@ -169,7 +170,7 @@ def _differences(summary: Summary) -> Section:
         parts.append(
             f"{summary.focus} {verdict} to {summary.reference} within {test.margin:g} in {summary.primary}: "
             f"difference {test.difference.estimate:+.4f}, 90 % interval "
-            f"[{test.difference.low:+.4f}, {test.difference.high:+.4f}], one-sided p {_p(test.p)}."
+            f"[{test.difference.low:+.4f}, {test.difference.high:+.4f}], one-sided p {p_text(test.p)}."
         )
     return Section(f"Differences from {summary.focus}", tuple(parts))
 
@@ -189,7 +190,7 @@ def _spending(records: Sequence[Record], summary: Summary, drawn: Container[str]
     if (rho := summary.difficulty) is not None:
         parts.append(
             f"Rank correlation of NFE with constraints: {rho.statistic:+.3f} over {rho.n} prompts, "
-            f"permutation p {_p(rho.p)}."
+            f"permutation p {p_text(rho.p)}."
         )
     elif len({record.constraints for record in records}) == 1:
         known = f"has {focus.constraints} constraints" if focus.constraints else "has an unknown number of constraints"
@@ -347,5 +348,8 @@ def _signed(interval: Interval, digits: int) -> str:
     return _short(interval, digits, signed=True)
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value as text; a dash where there is none."""
+    if isnan(value):
+        return "-"
     return "< .0001" if value < 1e-4 else f"{value:.4f}"

@@ -91,12 +91,10 @@ class Scorer(Identified, ABC):
     Attributes:
         name: the registry name, used in records and column heads.
         unit: the scale of the number, for column heads: ``"cosine"``, ``"standard deviations"`` ...
-        higher_is_better: the direction.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str] = ""
-    higher_is_better: ClassVar[bool] = True
 
     @classmethod
     def needs(cls) -> str:

@@ -84,7 +84,6 @@ class EmojiDetectorScorer(Scorer):
     name: ClassVar[str] = "emoji_detector"
     world: ClassVar[str] = "emoji"
     unit: ClassVar[str] = "share correct"
-    higher_is_better: ClassVar[bool] = True
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector

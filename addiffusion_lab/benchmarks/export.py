@@ -69,8 +69,7 @@ def export(benchmark: str, images: Iterable[tuple[Prompt, Sequence[bytes]]], fol
         PromptError: for a prompt of another source, or one that the layout cannot represent.
         RunFolderError: when the folder holds other files or cannot be written.
     """
-    if benchmark not in LAYOUTS:
-        raise unknown("official layout", benchmark, LAYOUTS)
+    check_export(benchmark)
     given = [(prompt, list(files)) for prompt, files in images]
     copies = _copies(given)
     root = Path(folder)

@@ -8,7 +8,6 @@ from typing import Any
 
 from addiffusion_env.backbones import traits_of
 from addiffusion_env.errors import ConfigError
-from addiffusion_env.evaluation.manifest import Manifest
 from addiffusion_env.samplers.traits import Traits
 
 MEASURE_OF = {"emoji_detector": "correct", "clip": "clip_score", "emoji_preference": "preference"}
@@ -55,13 +54,9 @@ def uses_of(traits: Mapping[str, Traits], backbone: str) -> tuple[Use, ...]:
         traits: of the samplers, by name.
         backbone: determines the model of ``preference``.
     """
-    found = (Use(_model(part, backbone), name, how) for name, own in traits.items() for part, how in own.scores_used)
+    models = {"preference": traits_of(backbone).preference}
+    found = (Use(models.get(part, part), name, how) for name, own in traits.items() for part, how in own.scores_used)
     return tuple(dict.fromkeys(found))
-
-
-def uses_in(manifest: Manifest) -> tuple[Use, ...]:
-    """The same, from an evaluation's manifest."""
-    return uses_of(manifest.traits, manifest.backbone)
 
 
 def settle(judges: Sequence[str], uses: Sequence[Use], backbone: str) -> JudgeRoles:
@@ -106,22 +101,11 @@ def _no_judge(conflicted: Mapping[str, str], used: Mapping[str, Any], backbone: 
     )
 
 
-def _model(part: str, backbone: str) -> str:
-    """The model of a part of the preview scores."""
-    if part != "preference":
-        return part
-    return traits_of(backbone).preference
-
-
-def _same(name: str) -> str:
-    return _SAME.get(name, name)
-
-
 def _behind(judge: str, uses: Sequence[Use], backbone: str) -> tuple[str, ...]:
     """The models of a judge; ``preference`` is the one that the samplers of this evaluation use under that name."""
     if judge == "clip_score":
         return ("clip",)
     if judge == "preference":
         seen = {use.scorer for use in uses} - {"clip", "dino"}
-        return tuple(sorted(seen)) or (_model("preference", backbone),)
-    return (_same(judge),)
+        return tuple(sorted(seen)) or (traits_of(backbone).preference,)
+    return (_SAME.get(judge, judge),)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
 from typing import TYPE_CHECKING
 
-from addiffusion_env.evaluation.sections import Figure, Section, Table
+from addiffusion_env.evaluation.sections import Figure, Section, Table, p_text
 from addiffusion_lab.claims.base import Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
         verdict.hypothesis,
         verdict.verdict,
         "-" if verdict.effect is None else verdict.effect.signed,
-        _p(verdict.p),
+        p_text(verdict.p),
         str(verdict.n),
         verdict.comparator,
         verdict.judge,
@@ -85,15 +84,9 @@ def _reason(verdict: Verdict) -> str:
 
 def _comparison_cells(verdict: Verdict, row: Comparison) -> tuple[str, ...]:
     signed = row.effect.signed
-    return (verdict.hypothesis, row.comparator, signed, _p(row.p), _p(row.holm), "yes" if row.reached else "no")
+    return (verdict.hypothesis, row.comparator, signed, p_text(row.p), p_text(row.holm), "yes" if row.reached else "no")
 
 
 def _margins(verdicts: Sequence[Verdict]) -> list[str]:
     known = dict.fromkeys(str(verdict.margin) for verdict in verdicts if verdict.margin is not None)
     return [f"Margin: {words}." for words in known]
-
-
-def _p(value: float) -> str:
-    if isnan(value):
-        return "-"
-    return "< .0001" if value < 1e-4 else f"{value:.4f}"

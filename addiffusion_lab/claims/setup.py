@@ -17,7 +17,7 @@ from addiffusion_env.samplers.traits import Traits
 from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.claims import HYPOTHESES
 from addiffusion_lab.claims.base import NO_JUDGE, Case, Claims, ImageTable, Verdict
-from addiffusion_lab.claims.conflicts import MEASURE_OF, Use, settle, uses_in, uses_of
+from addiffusion_lab.claims.conflicts import MEASURE_OF, Use, settle, uses_of
 from addiffusion_lab.claims.statistics import Margin
 
 
@@ -42,7 +42,7 @@ def judge_evaluation(
         ConfigError: when no judge is independent, no policy was evaluated, or a setting does not exist.
     """
     judges = tuple(manifest.settings.get("judges") or ())
-    uses = uses_in(manifest)
+    uses = uses_of(manifest.traits, manifest.backbone)
     deciding = settle(judges, uses, manifest.backbone).independent[0]
     claims = claims_of(manifest.traits, settings)
     return decide(records, claims, judges, [margin_in(manifest, deciding)], uses, names)

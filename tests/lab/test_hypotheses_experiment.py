@@ -24,7 +24,7 @@ from addiffusion_env.evaluation.store import RecordStore
 from addiffusion_env.samplers import make_sampler, named_traits
 from addiffusion_env.samplers.traits import Traits
 from addiffusion_lab.claims import HYPOTHESES
-from addiffusion_lab.claims.conflicts import uses_in
+from addiffusion_lab.claims.conflicts import uses_of
 from addiffusion_lab.claims.setup import check_claims, claims_of
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,8 @@ def test_a_policy_trained_without_refinement_takes_the_place_of_the_masked_one()
 
 
 def test_a_shipped_policy_is_known_by_what_paid_it():
-    uses = uses_in(manifest_of(["policy:emoji@0.004", "policy:emoji@0.004,shuffled"]))
+    found = manifest_of(["policy:emoji@0.004", "policy:emoji@0.004,shuffled"])
+    uses = uses_of(found.traits, found.backbone)
     assert {use.scorer for use in uses if "pays by it" in use.how} == {"emoji_preference", "clip"}
     assert {use.sampler for use in uses} == {"policy:emoji@0.004", "policy:emoji@0.004,shuffled"}
     assert not [use for use in uses if "not available" in use.how]

@@ -14,7 +14,7 @@ from addiffusion_env.errors import ConfigError
 from addiffusion_env.evaluation.manifest import Manifest, MarginEntry, SamplerEntry
 from addiffusion_env.samplers import named_traits
 from addiffusion_env.samplers.traits import Traits
-from addiffusion_lab.claims.conflicts import Use, settle, uses_in, uses_of
+from addiffusion_lab.claims.conflicts import Use, settle, uses_of
 from addiffusion_lab.claims.setup import claims_of, judge_evaluation, margin_in
 
 POLICY = "policy:emoji@0.01"
@@ -105,14 +105,14 @@ def test_the_manifest_says_what_a_policy_was_paid_by_when_its_file_is_gone():
     environment = EnvSettings.of(**BARE, reward={"clip_gain": 1.0})
     entry = SamplerEntry(POLICY, POLICY, {}, traits=Traits(learned=True, scores_used=scores_used(environment)))
     assert SamplerEntry.read(json.loads(json.dumps(asdict(entry)))) == entry
-    uses = uses_in(replace(manifest(), samplers=(entry,)))
+    uses = uses_of((found := replace(manifest(), samplers=(entry,))).traits, found.backbone)
     assert uses == (Use("clip", POLICY, "its reward term clip_gain pays by it"),)
 
 
 def test_an_older_manifest_goes_by_the_names_that_it_has():
     older = SamplerEntry.read({"name": POLICY, "variant": "v", "looks": False, "process": {}})
     assert older.traits.learned and not older.traits.needs_preview and older.traits.curve == "policy:emoji"
-    uses = uses_in(replace(manifest(), samplers=(older,)))
+    uses = uses_of((found := replace(manifest(), samplers=(older,))).traits, found.backbone)
     assert {(use.scorer, use.how) for use in uses} == {
         (scorer, "its policy file is not available") for scorer in ("emoji_preference", "clip", "dino")
     }
