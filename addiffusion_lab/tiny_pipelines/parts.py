@@ -248,6 +248,7 @@ def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> A
         latent_channels=latent_channels,
         norm_num_groups=4,
         force_upcast=False,
+        sample_size=16,
         **settings,
     )
 

@@ -395,7 +395,7 @@ def test_what_has_changed_is_named_and_the_report_says_what_was_used(world):
         f"holds 1 records of these samplers by another model, scorer or judge; previous versus current: {line}"
     )
     report = write_report(world.folder / "out").markdown.read_text()
-    assert f"{second.preference:+.2f}" != f"{first.preference:+.2f}"
+    assert second.preference != first.preference
     assert here[:16] in report and there[:16] not in report
 
 
