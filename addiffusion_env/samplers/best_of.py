@@ -10,13 +10,7 @@ from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.episode import Episode, play
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import (
-    SEED_STRIDE,
-    BaseSampler,
-    EpisodeCoroutine,
-    fixed_schedule,
-    require_at_least,
-)
+from addiffusion_env.samplers.base import SEED_STRIDE, BaseSampler, EpisodeCoroutine, fixed_schedule, require_at_least
 
 
 @dataclass(frozen=True)

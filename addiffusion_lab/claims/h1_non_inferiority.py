@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from addiffusion_env.evaluation.statistics import MarginTest, non_inferior
-from addiffusion_lab.claims.base import (
-    Case,
-    Comparison,
-    Outcome,
-    Verdict,
-    missing,
-    too_few,
-    unanswered,
-)
+from addiffusion_lab.claims.base import Case, Comparison, Outcome, Verdict, missing, too_few, unanswered
 from addiffusion_lab.claims.statistics import Margin, at_most, prompts_for_non_inferiority
 
 

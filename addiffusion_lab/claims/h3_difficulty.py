@@ -7,16 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from addiffusion_env.evaluation.statistics import Interval, holm, spearman
-from addiffusion_lab.claims.base import (
-    NO_JUDGE,
-    Case,
-    Comparison,
-    Outcome,
-    Verdict,
-    missing,
-    too_few,
-    unanswered,
-)
+from addiffusion_lab.claims.base import NO_JUDGE, Case, Comparison, Outcome, Verdict, missing, too_few, unanswered
 from addiffusion_lab.claims.equal_cost import kind_of
 from addiffusion_lab.claims.statistics import rank_correlation_gap, spearman_interval
 

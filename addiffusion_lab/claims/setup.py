@@ -22,10 +22,7 @@ from addiffusion_lab.claims.statistics import Margin
 
 
 def judge_evaluation(
-    records: Sequence[Record],
-    manifest: Manifest,
-    settings: Mapping[str, Any],
-    names: Sequence[str] = tuple(HYPOTHESES),
+    records: Sequence[Record], manifest: Manifest, settings: Mapping[str, Any], names: Sequence[str] = tuple(HYPOTHESES)
 ) -> tuple[Verdict, ...]:
     """Judges the claims of an evaluation.
 

@@ -19,14 +19,7 @@ from torch.nn import functional as F
 from addiffusion_env.prompts.emoji_grammar import Group, Scene, caption, sample_scene, task_of
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, IMAGE_SIZE, MAX_OBJECTS
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
-from addiffusion_lab.emoji_training.data import (
-    MAX_TOKENS,
-    augment,
-    degrade,
-    draw_chunks,
-    load_tokenizer,
-    tokenize,
-)
+from addiffusion_lab.emoji_training.data import MAX_TOKENS, augment, degrade, draw_chunks, load_tokenizer, tokenize
 from addiffusion_lab.emoji_training.layouts import layout
 from addiffusion_lab.emoji_training.run import Run, save_transformer
 

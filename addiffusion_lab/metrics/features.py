@@ -16,13 +16,7 @@ from addiffusion_env.files import whole_file, writing_to
 from addiffusion_env.scorers import Embedder
 from addiffusion_lab.metrics import FEATURES
 from addiffusion_lab.metrics.images import Images
-from addiffusion_lab.metrics.packages import (
-    INCEPTION_URL,
-    backend_name,
-    find_weights,
-    load_package,
-    read_tensors,
-)
+from addiffusion_lab.metrics.packages import INCEPTION_URL, backend_name, find_weights, load_package, read_tensors
 from addiffusion_lab.metrics.settings import FeatureNetwork, MetricSettings
 
 

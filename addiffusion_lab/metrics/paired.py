@@ -18,13 +18,7 @@ import torch
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, WeightsError
 from addiffusion_lab.metrics.images import Images
-from addiffusion_lab.metrics.packages import (
-    LPIPS_URLS,
-    backend_name,
-    find_weights,
-    load_package,
-    read_tensors,
-)
+from addiffusion_lab.metrics.packages import LPIPS_URLS, backend_name, find_weights, load_package, read_tensors
 from addiffusion_lab.metrics.settings import MetricResult, MetricSettings
 
 PEAK = 255.0

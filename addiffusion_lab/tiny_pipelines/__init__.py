@@ -16,16 +16,7 @@ from addiffusion_lab.tiny_pipelines import (
 )
 from addiffusion_lab.tiny_pipelines.builder import Builder
 
-FAMILIES = (
-    stable_diffusion,
-    flux,
-    diffusion_transformers,
-    language_models,
-    several_encoders,
-    unets,
-    tasks,
-    controls,
-)
+FAMILIES = (stable_diffusion, flux, diffusion_transformers, language_models, several_encoders, unets, tasks, controls)
 ZOO: dict[str, Builder] = {name: builder for family in FAMILIES for name, builder in family.BUILDERS.items()}
 """Name of a pipeline -> its builder."""
 REFUSED: dict[str, Builder] = refused.BUILDERS

@@ -15,15 +15,7 @@ from addiffusion_lab.tiny_pipelines.diffusion_transformers import (
     qwen_image,
 )
 from addiffusion_lab.tiny_pipelines.flux import SIZES, TEXT, flux, flux_transformer
-from addiffusion_lab.tiny_pipelines.stable_diffusion import (
-    SD3_SIZES,
-    UNET,
-    parts_15,
-    parts_xl,
-    sd3,
-    sd15,
-    sdxl,
-)
+from addiffusion_lab.tiny_pipelines.stable_diffusion import SD3_SIZES, UNET, parts_15, parts_xl, sd3, sd15, sdxl
 from addiffusion_lab.tiny_pipelines.tasks import image
 
 

@@ -56,11 +56,7 @@ def kolors() -> Any:
             torch.nn.init.ones_(weight)
     sdxl = parts_xl(encoder_hid_dim=16, encoder_hid_dim_type="text_proj")
     return pipeline_kolors.KolorsPipeline(
-        vae=sdxl["vae"],
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=sdxl["unet"],
-        scheduler=sdxl["scheduler"],
+        vae=sdxl["vae"], text_encoder=text_encoder, tokenizer=tokenizer, unet=sdxl["unet"], scheduler=sdxl["scheduler"]
     )
 
 
