@@ -86,11 +86,7 @@ class BaseSampler:
         needs_preview: see :class:`Sampler`.
         selects_by: the scorers by which it selects one of several finished images, as names of parts of
             :class:`.ImageScorers`. A sampler that neither selects nor needs previews runs without any scorer.
-        constant: whether it spends the same on every prompt.
-        learned: whether it was trained.
-        bound: whether it is an upper bound for comparison that cannot be used in practice.
-        schedule_steps: length of the fixed schedule that every image is drawn with, or ``None``.
-        curve: name shared by samplers that are points of one curve; empty for none.
+        constant, learned, bound, schedule_steps, curve: see :class:`.traits.Traits`.
         attempt_counts: minimum and maximum number of images generated for each one that is kept.
         uses_engine: whether the engine generates its images under its process; ``False`` where a whole diffusers
             pipeline does.

@@ -26,13 +26,20 @@ def group_regressions(
     return np.stack(means), np.stack(precisions)
 
 
-def logistic(inputs: np.ndarray, right: np.ndarray, start: np.ndarray, pull: np.ndarray, steps: int = 5) -> np.ndarray:
-    """Ridge logistic regression of the responsibilities, a few Newton steps from the previous solution."""
+def logistic(
+    inputs: np.ndarray,
+    right: np.ndarray,
+    start: np.ndarray,
+    pull: np.ndarray,
+    steps: int = 5,
+    weight: np.ndarray | float = 1.0,
+) -> np.ndarray:
+    """Weighted ridge logistic regression of probabilities, a few Newton steps from the previous solution."""
     found = start.copy()
     for _ in range(steps):
         share = 1 / (1 + np.exp(-inputs @ found))
-        slope = (inputs.T * (share * (1 - share))) @ inputs + pull
-        found += np.linalg.solve(slope, inputs.T @ (right - share) - pull @ found)
+        slope = (inputs.T * (weight * share * (1 - share))) @ inputs + pull
+        found += np.linalg.solve(slope, inputs.T @ (weight * (right - share)) - pull @ found)
     return found
 
 

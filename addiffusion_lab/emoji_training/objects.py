@@ -24,7 +24,9 @@ from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import Scene, parse
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, IMAGE_SIZE, MAX_OBJECTS
 from addiffusion_env.scorers.emoji import SUREST, BlipPreferenceScorer
+from addiffusion_env.scorers.regressions import logistic
 from addiffusion_env.seeding import stable_hash
+from addiffusion_lab.claims.calibration import auc as auc_of
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import augment, scene_bank
 from addiffusion_lab.emoji_training.preference import twin
@@ -278,10 +280,12 @@ def fit_joint(run: Run, reader: ObjectReader, preference: BlipPreferenceScorer, 
             f"none of {len(redrawn.texts)} redrawn pictures is left to fit the score", f"give --redrawn {CHUNK}"
         )
     values, truth = np.array(scores), np.array(right, dtype=bool)
-    weights = _logistic(values, truth)
+    inputs = np.c_[np.ones(len(values)), values]
+    balance = np.where(truth, 0.5 / max(1, truth.sum()), 0.5 / max(1, (~truth).sum()))  # both outcomes alike
+    weights = logistic(inputs, truth, np.zeros(3), 1e-3 * np.eye(3), steps=30, weight=balance)[1:]
     joint = values @ weights
     named = {"preference": values[:, 0], "rule": values[:, 1], "joint": joint}
-    auc = {f"auc_{name}": _auc(value, truth) for name, value in named.items()}
+    auc = {f"auc_{name}": float(np.nan_to_num(auc_of(value, truth), nan=0.5)) for name, value in named.items()}
     return Joint(weights.tolist(), float(joint.mean()), max(1e-3, float(joint.std())), auc)
 
 
@@ -309,24 +313,3 @@ def shows(rows: np.ndarray, scene: Scene) -> bool:
         return len(rows) == scene.object_count
     towards = (groups[1] - groups[0])[0, 2:4]
     return bool(towards[scene.relation // 2] * (1 - 2 * (scene.relation % 2)) > 0)
-
-
-def _logistic(values: np.ndarray, truth: np.ndarray, steps: int = 30) -> np.ndarray:
-    """Weights of a logistic regression by Newton's method, both outcomes weighted alike, slightly ridged."""
-    inputs = np.c_[np.ones(len(values)), values]
-    balance = np.where(truth, 0.5 / max(1, truth.sum()), 0.5 / max(1, (~truth).sum()))
-    found = np.zeros(inputs.shape[1])
-    for _ in range(steps):
-        share = 1 / (1 + np.exp(-inputs @ found))
-        slope = (inputs.T * (balance * share * (1 - share))) @ inputs + 1e-3 * np.eye(len(found))
-        found += np.linalg.solve(slope, inputs.T @ (balance * (truth - share)) - 1e-3 * found)
-    return found[1:]
-
-
-def _auc(values: np.ndarray, truth: np.ndarray) -> float:
-    """Probability that a matching pair scores above a contradicting one; 0.5 without one of both."""
-    right, wrong = values[truth], values[~truth]
-    if not len(right) or not len(wrong):
-        return 0.5
-    above = (right[:, None] > wrong).mean() + 0.5 * (right[:, None] == wrong).mean()
-    return float(above)

@@ -14,7 +14,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.engine.regions import phrases_of
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import fixed_schedule, require_at_least
+from addiffusion_env.samplers.base import require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     PipelineResult,
@@ -63,10 +63,6 @@ class AttendAndExcite(WholePipeline):
         if backbone.capabilities.attention_grid is None:
             raise CapabilityError(f"backbone {backbone.name!r} has no attention maps for {self.name}", "use sd15")
         super().bind(backbone, scorers)
-
-    def process(self, base: ProcessConfig) -> ProcessConfig:
-        """A fixed schedule with the base guidance."""
-        return fixed_schedule(base, self.steps)
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``StableDiffusionAttendAndExcitePipeline``."""

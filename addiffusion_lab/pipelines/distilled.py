@@ -16,7 +16,6 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError, ConfigError, WeightsError
 from addiffusion_env.files import cached
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import fixed_schedule
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_env.seeding import keyed_generator, keyed_noise
 from addiffusion_lab.pipelines.whole import PipelineResult, WholePipeline, counted, silent
@@ -99,7 +98,7 @@ class Distilled(WholePipeline):
 
     def process(self, base: ProcessConfig) -> ProcessConfig:
         """A fixed schedule without classifier-free guidance."""
-        return replace(fixed_schedule(base, self.steps), guidance_scale=1.0)
+        return replace(super().process(base), guidance_scale=1.0)
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs the pipeline."""

@@ -21,7 +21,7 @@ from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.errors import CapabilityError
 from addiffusion_env.files import cached
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import fixed_schedule, require_at_least
+from addiffusion_env.samplers.base import require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     PipelineResult,
@@ -71,10 +71,6 @@ class FirstBlockCache(WholePipeline):
         """
         flux_pipeline(self.name, backbone)
         super().bind(backbone, scorers)
-
-    def process(self, base: ProcessConfig) -> ProcessConfig:
-        """A fixed schedule."""
-        return fixed_schedule(base, self.steps)
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``FluxPipeline`` with the cache enabled, and disables it afterwards."""

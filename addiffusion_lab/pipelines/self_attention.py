@@ -8,7 +8,7 @@ from typing import ClassVar
 from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.process import ProcessConfig
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import fixed_schedule, require_at_least
+from addiffusion_env.samplers.base import require_at_least
 from addiffusion_env.scorers.image_scores import ImageScorers
 from addiffusion_lab.pipelines.whole import (
     PipelineResult,
@@ -52,10 +52,6 @@ class SelfAttentionGuidance(WholePipeline):
         """
         unet_parts(self.name, backbone)
         super().bind(backbone, scorers)
-
-    def process(self, base: ProcessConfig) -> ProcessConfig:
-        """A fixed schedule with the base guidance."""
-        return fixed_schedule(base, self.steps)
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Runs ``StableDiffusionSAGPipeline``."""

@@ -28,7 +28,7 @@ from addiffusion_env.engine.lane import open_lane
 from addiffusion_env.engine.process import Action, ProcessConfig
 from addiffusion_env.errors import CapabilityError, DeviceMemoryError, NumericsError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine
+from addiffusion_env.samplers.base import BaseSampler, BilledEpisode, EpisodeCoroutine, fixed_schedule
 from addiffusion_env.scorers.image_scores import ImageScorers
 
 
@@ -52,6 +52,7 @@ class PipelineResult:
 class WholePipeline(BaseSampler):
     """Base class of these samplers; subclasses implement the generation of one image (:meth:`make`)."""
 
+    steps: int
     uses_engine: ClassVar[bool] = False
     _scorers: ImageScorers | None = None
     _bound: Backbone | None = None
@@ -65,6 +66,10 @@ class WholePipeline(BaseSampler):
     def bind(self, backbone: Backbone, scorers: ImageScorers) -> None:
         """Stores the scorers, which score every finished image; subclasses check the backbone first."""
         self._scorers, self._bound = scorers, backbone
+
+    def process(self, base: ProcessConfig) -> ProcessConfig:
+        """A fixed schedule of its steps with the base guidance."""
+        return fixed_schedule(base, self.steps)
 
     def make(self, backbone: Backbone, process: ProcessConfig, prompt: Prompt, seed: int) -> PipelineResult:
         """Generates one image, (3, H, W) in [-1, 1], and measures its cost."""
