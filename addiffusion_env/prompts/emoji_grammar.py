@@ -101,30 +101,36 @@ def _draw_complex(
 
 def caption(groups: Sequence[Group], relation: int | None, rng: np.random.Generator) -> str:
     """Writes a prompt for a scene; the wording (plural, "to the", "a photo of") is drawn from ``rng``."""
-    phrases = [_noun_phrase(group, rng) for group in groups]
-    if relation is not None:
-        words = RELATIONS[relation]
-        if relation < 2 and rng.random() < 0.2:
-            words = "to the " + words
-        body = f"{phrases[0]} {words} {phrases[1]}"
-    elif len(phrases) == 3:
-        body = f"{phrases[0]}, {phrases[1]} and {phrases[2]}"
-    else:
-        body = " and ".join(phrases)
+    phrases = [noun_phrase(group, plain=group.count > 1 and rng.random() >= 0.5) for group in groups]
+    words = "" if relation is None else RELATIONS[relation]
+    if relation is not None and relation < 2 and rng.random() < 0.2:
+        words = "to the " + words
+    body = joined(phrases, words)
     wording = rng.random()
     if wording < 0.8:
         return "a photo of " + body
     return "a picture of " + body if wording < 0.88 else body
 
 
-def _noun_phrase(group: Group, rng: np.random.Generator) -> str:
+def joined(phrases: Sequence[str], relation: str = "") -> str:
+    """Two noun phrases in a relation, or a list of them."""
+    if relation:
+        return f"{phrases[0]} {relation} {phrases[1]}"
+    return ", ".join([*phrases[:-2], " and ".join(phrases[-2:])])
+
+
+def noun_phrase(group: Group, plain: bool = False) -> str:
+    """A group in words: "two red cups"; ``plain`` is the plural with a bare "s" ("two knifes").
+
+    >>> noun_phrase(Group(2, 38)), noun_phrase(Group(1, 44, 2))
+    ('two knives', 'an orange orange')
+    """
     adjective = f"{color_name(group.color)} " if group.color else ""
     if group.count == 1:
         words = adjective + group.name
         return ("an " if words[0] in "aeiou" else "a ") + words
     item = CLASSES[group.cls]
-    plural = item.plural if rng.random() < 0.5 else item.plain_plural
-    return f"{NUMBERS[group.count]} {adjective}{plural}"
+    return f"{NUMBERS[group.count]} {adjective}{item.plain_plural if plain else item.plural}"
 
 
 # ------------------------------------------------------------------------------------------------ reading prompts

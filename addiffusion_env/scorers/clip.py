@@ -293,17 +293,27 @@ def embedding_width(name_or_path: str | Path) -> int:
         UnknownNameError: for a name that open_clip does not know.
         WeightsError: for a folder without an open_clip config.
     """
-    import open_clip
-
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         whole = read_json(file_in(folder, CONFIG_FILE))
         config: Any = whole.get("model_cfg", whole)
     else:
-        config = open_clip.get_model_config(str(name_or_path))
-    if config is None:
-        raise unknown("open_clip model", str(name_or_path), open_clip.list_models())
+        config = model_config(str(name_or_path))
     return int(config["embed_dim"])
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """The model config that open_clip knows by a name.
+
+    Raises:
+        UnknownNameError: for a name that it does not know.
+    """
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if config is None:
+        raise unknown("open_clip model", name, open_clip.list_models())
+    return config
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any], Preprocess]:
@@ -338,9 +348,7 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise unknown("open_clip model", name, open_clip.list_models())
+    config = model_config(name)
     if tag is not None and not get_pretrained_cfg(name, tag):
         raise unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name))
     source = get_pretrained_cfg(name, pretrained)

@@ -10,7 +10,7 @@ import torch
 from addiffusion_env.errors import WeightsError, unknown
 from addiffusion_env.files import cached, hub_file, looks_like_path
 from addiffusion_env.scorers import load_strict, read_state_dict
-from addiffusion_env.scorers.clip import ClipScorer, build
+from addiffusion_env.scorers.clip import ClipScorer, build, model_config
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from addiffusion_env.scorers.tokens import Tokenizer, choose_tokenizer
 
@@ -58,13 +58,9 @@ class HpsScorer(ClipScorer):
             UnknownNameError: for an unknown version or architecture.
             WeightsError: when the checkpoint is missing, cannot be fetched, or is of another model.
         """
-        import open_clip
-
         if version not in FILES:
             raise unknown("HPS version", version, FILES)
-        config = open_clip.get_model_config(architecture)
-        if config is None:
-            raise unknown("open_clip model", architecture, open_clip.list_models())
+        config = model_config(architecture)
         file = Path(path).expanduser()
         if not file.is_file():
             if looks_like_path(path):

@@ -22,22 +22,27 @@ from addiffusion_env.envs.env import AdDiffusionEnv
 from addiffusion_env.envs.vector_env import AdDiffusionVectorEnv
 from addiffusion_env.samplers import make_sampler
 from addiffusion_env.samplers.base import BaseSampler
-from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, RoundResult, mixed_batch
+from addiffusion_lab.bench.setup import Arm, BenchmarkSetup, RoundResult
 
 
 class BareDenoiser(Arm):
-    """Guided evaluations of all lanes, without solver, previews or decoding."""
+    """Guided evaluations of lanes at different steps, as in a queue, without solver, previews or decoding."""
 
     name = "bare denoiser loop"
 
     def __init__(self, setup: BenchmarkSetup) -> None:
-        self.setup, self.batch = setup, mixed_batch(setup)
+        process, backbone, lanes = setup.process, setup.backbone, setup.lanes
+        noise = torch.randn(lanes, *backbone.capabilities.latent_shape, generator=torch.Generator().manual_seed(0))
+        levels = backbone.sigmas(process.steps, process.spacing)[:-1]
+        sigma = torch.from_numpy(np.resize(levels, lanes).copy())
+        conditioning = backbone.encode([prompt.text for prompt in setup.prompts(lanes)])
+        scale = torch.full((lanes,), process.guidance_scale, dtype=torch.float64)
+        self.setup, self.inputs = setup, (noise.to(backbone.device), sigma, conditioning, scale)
 
     def round(self) -> RoundResult:
         """Evaluates every lane once for each step of the schedule."""
-        batch = self.batch
         for _ in range(self.setup.steps):
-            self.setup.backbone.predict(batch.x, batch.sigma, batch.conditioning, batch.scale)
+            self.setup.backbone.predict(*self.inputs)
         return RoundResult(self.setup.lanes * self.setup.steps, 0)
 
 

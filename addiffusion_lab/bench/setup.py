@@ -7,11 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from addiffusion_env.backbones.base import Backbone, Conditioning
+from addiffusion_env.backbones.base import Backbone
 from addiffusion_env.engine.process import REFINE_PRESETS, ProcessConfig
 from addiffusion_env.envs.settings import EnvSettings, load_backbone, load_scorers
 from addiffusion_env.prompts import Prompt
@@ -81,36 +77,6 @@ def make_setup(
     chosen = steps or backbone.capabilities.default_steps
     named = {"backbone": name, "steps": chosen, "refine": "off", **load}
     return BenchmarkSetup(backbone, load_scorers(backbone), lanes, chosen, preview_every, images or 2 * lanes, named)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """``lanes`` lanes at mixed noise levels, ready for the denoiser.
-
-    Attributes:
-        x: (B, C, H, W) Gaussian noise.
-        sigma: (B,) float64, cycling through the schedule's levels.
-        conditioning: B encoded prompts.
-        scale: (B,) float64 guidance scales.
-    """
-
-    x: Tensor
-    sigma: Tensor
-    conditioning: Conditioning
-    scale: Tensor
-
-
-def mixed_batch(setup: BenchmarkSetup) -> Batch:
-    """A batch of lanes at different steps, as in the middle of a queue."""
-    process, backbone, lanes = setup.process, setup.backbone, setup.lanes
-    generator = torch.Generator().manual_seed(0)
-    levels = backbone.sigmas(process.steps, process.spacing)[:-1]
-    return Batch(
-        torch.randn(lanes, *backbone.capabilities.latent_shape, generator=generator).to(backbone.device),
-        torch.from_numpy(np.resize(levels, lanes).copy()),
-        backbone.encode([prompt.text for prompt in setup.prompts(lanes)]),
-        torch.full((lanes,), process.guidance_scale, dtype=torch.float64),
-    )
 
 
 @dataclass(frozen=True)

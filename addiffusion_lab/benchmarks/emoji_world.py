@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.prompts.emoji_grammar import parse, scene_prompt
+from addiffusion_env.prompts.emoji_grammar import joined, noun_phrase, parse, scene_prompt
 from addiffusion_env.prompts.emoji_vocabulary import (
-    CLASSES,
-    NUMBERS,
     RELATIONS,
     Group,
     Scene,
-    color_name,
     contradiction,
     task_of,
 )
@@ -47,18 +44,8 @@ def wording(groups: Sequence[Group], relation: int | None) -> str:
     >>> wording([Group(2, 38), Group(1, 16, 4)], None)
     'a photo of two knives and a green cow'
     """
-    phrases = [_noun_phrase(group) for group in groups]
-    if relation is not None:
-        return f"a photo of {phrases[0]} {RELATIONS[relation]} {phrases[1]}"
-    return "a photo of " + ", ".join([*phrases[:-2], " and ".join(phrases[-2:])])
-
-
-def _noun_phrase(group: Group) -> str:
-    noun = group.name if group.count == 1 else CLASSES[group.cls].plural
-    words = " ".join(filter(None, (color_name(group.color), noun)))
-    if group.count > 1:
-        return f"{NUMBERS[group.count]} {words}"
-    return ("an " if words[0] in "aeiou" else "a ") + words
+    words = "" if relation is None else RELATIONS[relation]
+    return "a photo of " + joined([noun_phrase(group) for group in groups], words)
 
 
 def to_emoji(prompt: Prompt, scene: Scene | None) -> Prompt | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from addiffusion_env.backbones.fingerprint import digest_of
 from addiffusion_env.backbones.identity import identity_of
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import whole_file, writing_to
-from addiffusion_env.scorers import Embedder
+from addiffusion_env.scorers import Embedder, read_state_dict
 from addiffusion_lab.metrics import FEATURES
 from addiffusion_lab.metrics.images import Images
-from addiffusion_lab.metrics.packages import INCEPTION_URL, backend_name, find_weights, load_package, read_tensors
+from addiffusion_lab.metrics.packages import INCEPTION_URL, backend_name, find_weights, load_package
 from addiffusion_lab.metrics.settings import FeatureNetwork, MetricSettings
 
 
@@ -37,7 +38,7 @@ def load_features(settings: MetricSettings) -> FeatureNetwork:
 def inception(settings: MetricSettings) -> FeatureNetwork:
     """Inception-v3's 2048-wide average pool (Heusel et al., 2017, arXiv 1706.08500), on torch-fidelity's resizing."""
     path = find_weights(settings.weights, INCEPTION_URL)
-    read_tensors(path)  # the packages unpickle any content: check that it is a state dict first
+    read_state_dict(path)  # the packages unpickle any content: check that it is a state dict first
     options = {"name": "inception-v3-compat", "features_list": ["2048"], "feature_extractor_weights_path": str(path)}
     module = load_package("torch_fidelity.feature_extractor_inceptionv3")
     try:
@@ -59,20 +60,23 @@ def inception(settings: MetricSettings) -> FeatureNetwork:
 
 def dino(settings: MetricSettings) -> FeatureNetwork:
     """DINOv2 class tokens; without ``weights`` those of the emoji world."""
-    from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
     from addiffusion_env.scorers.dino import DinoEmbedder
 
-    folder = verify(WEIGHTS, "dino") if settings.weights is None else Path(settings.weights)
-    return of_embedder("dino", DinoEmbedder.from_pretrained(folder, device=settings.device), folder)
+    return _own("dino", DinoEmbedder, settings)
 
 
 def clip(settings: MetricSettings) -> FeatureNetwork:
     """CLIP image embeddings; without ``weights`` those of the emoji world."""
-    from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
     from addiffusion_env.scorers.clip import ClipScorer
 
-    folder = verify(WEIGHTS, "clip") if settings.weights is None else Path(settings.weights)
-    return of_embedder("clip", ClipScorer.from_pretrained(folder, device=settings.device), folder)
+    return _own("clip", ClipScorer, settings)
+
+
+def _own(name: str, kind: Any, settings: MetricSettings) -> FeatureNetwork:
+    from addiffusion_env.backbones.emoji.manifest import WEIGHTS, verify
+
+    folder = verify(WEIGHTS, name) if settings.weights is None else Path(settings.weights)
+    return of_embedder(name, kind.from_pretrained(folder, device=settings.device), folder)
 
 
 def of_embedder(name: str, embedder: Embedder, folder: Path) -> FeatureNetwork:

@@ -58,18 +58,3 @@ def find_weights(path: Path | str | None, url: str) -> Path:
             f"no weights at {found}", f"download {url} to {kept}, or to any other path and set that in the settings"
         )
     return found
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a state dict without executing code from the file.
-
-    Raises:
-        WeightsError: when the file is not a state dict.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    except Exception as error:  # torch.load raises various errors
-        raise WeightsError(
-            f"{path} is not a file of PyTorch weights: {str(error).splitlines()[0][:200]}", "download it again"
-        ) from error

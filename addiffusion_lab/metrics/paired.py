@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from addiffusion_env.errors import ConfigError, ImageRangeError, WeightsError
+from addiffusion_env.scorers import read_state_dict
 from addiffusion_lab.metrics.images import Images
-from addiffusion_lab.metrics.packages import LPIPS_URLS, backend_name, find_weights, load_package, read_tensors
+from addiffusion_lab.metrics.packages import LPIPS_URLS, backend_name, find_weights, load_package
 from addiffusion_lab.metrics.settings import MetricResult, MetricSettings
 
 PEAK = 255.0
@@ -95,7 +96,7 @@ def _lpips_model(network: str, path: Path, device: str) -> Any:
         warnings.simplefilter("ignore")  # it builds its trunk with deprecated arguments of torchvision
         # The trunk is initialised at random and loaded below; otherwise the package would download it.
         model = package.LPIPS(net=network, pnet_rand=True, verbose=False)
-    source = read_tensors(path)
+    source = read_state_dict(path)
     # Its slices use torchvision's indices: slice2.3.weight is features.3.weight.
     wanted = {key: f"features.{key.split('.', 1)[1]}" for key in model.net.state_dict()}
     missing = [name for name in wanted.values() if name not in source]
