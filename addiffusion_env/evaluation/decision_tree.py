@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -101,7 +101,13 @@ def decision_tree(pyplot: Any, records: Sequence[Record], colours: dict[int, Any
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlabel("decision")
     axes.set_ylabel("share of images")
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
-    names = [Action(action).name.lower() for action in colours]
-    figure.legend(handles, names, fontsize=small, frameon=False, loc="outside upper center", ncols=len(names))
+    legend_above(pyplot, figure, {Action(action).name.lower(): colour for action, colour in colours.items()}, small)
     return figure
+
+
+def legend_above(pyplot: Any, figure: Any, colours: Mapping[str, Any], small: float) -> None:
+    """A legend of coloured boxes above the axes; ``small`` is its font size in points."""
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    figure.legend(
+        handles, colours, fontsize=small, frameon=False, loc="outside upper center", ncols=min(4, len(colours))
+    )

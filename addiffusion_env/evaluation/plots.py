@@ -17,7 +17,7 @@ import numpy as np
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS
 from addiffusion_env.errors import MissingPackageError
-from addiffusion_env.evaluation.decision_tree import decision_tree
+from addiffusion_env.evaluation.decision_tree import decision_tree, legend_above
 from addiffusion_env.evaluation.filmstrips import Filmstrip, draw_filmstrip
 from addiffusion_env.evaluation.records import Record, by_sampler
 from addiffusion_env.evaluation.statistics import Interval
@@ -304,9 +304,8 @@ def timelines(pyplot: Any, records: Sequence[Record]) -> Any:
     axes.set_ylim(len(rows), 0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("decision")
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
-    actions = [Action(action).name.lower() for action in sorted(ACTION_COLOURS)]
-    figure.legend(handles, actions, fontsize=SMALL, frameon=False, loc="outside upper center", ncols=len(actions))
+    named = {Action(action).name.lower(): colour for action, colour in _action_colours().items()}
+    legend_above(pyplot, figure, named, SMALL)
     return figure
 
 
@@ -333,9 +332,7 @@ def reward_terms(pyplot: Any, filmstrips: Sequence[Filmstrip]) -> Any:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
-    columns = min(4, len(names))
-    figure.legend(handles, names, fontsize=SMALL, frameon=False, loc="outside upper center", ncols=columns)
+    legend_above(pyplot, figure, colours, SMALL)
     figure.supxlabel("decision", fontsize=FONT)
     figure.supylabel("reward", fontsize=FONT)
     return figure

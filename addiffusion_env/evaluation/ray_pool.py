@@ -49,17 +49,8 @@ def maker(
     return RayPool(RayConfig.of(rollouts), samplers, settings, judges)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Jobs that are sent to a worker together: the images of a shard.
-
-    Attributes:
-        sampler: index of the sampler.
-        uids: of its jobs.
-    """
-
-    sampler: int
-    uids: tuple[str, ...]
+Chunk = tuple[int, tuple[str, ...]]
+"""Index of a sampler, and the uids of the jobs that are sent to a worker together: the images of a shard."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +103,13 @@ class ImageWorker(BaseWorker):
 
     def make(self, chunk: Chunk, making: Making) -> ChunkResult:
         """Generates a chunk's images; after an error the images finished before it are kept."""
-        jobs = [self.jobs[chunk.sampler][uid] for uid in chunk.uids]
+        sampler, uids = chunk
+        jobs = [self.jobs[sampler][uid] for uid in uids]
         dropped: list[tuple[Job, Fault]] = []
         making = replace(making, on_fault=lambda job, fault: dropped.append((job, fault)))
         shard: Shard = []
         try:
-            for part in in_turn([(self.plans[chunk.sampler], [jobs])], self.context, making):
+            for part in in_turn([(self.plans[sampler], [jobs])], self.context, making):
                 shard += part
         except AdDiffusionError as error:
             return ChunkResult(shard, tuple(dropped), error)
@@ -153,8 +145,8 @@ class RayPool:
         Raises:
             WorkerError: when more than ``patience`` workers are lost over one chunk, or a worker cannot be started.
         """
-        chunks = [
-            Chunk(index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
+        chunks: list[Chunk] = [
+            (index, tuple(job.uid for job in group)) for index, (_, groups) in enumerate(work) for group in groups
         ]
         if not chunks:
             return
@@ -168,9 +160,9 @@ class RayPool:
             yield from self._shards(TaskRound(pool, "make", [self._task(chunk, making) for chunk in chunks]), making)
 
     def _task(self, chunk: Chunk, making: Making) -> Task:
-        waves = -(-len(chunk.uids) // making.lanes)
+        waves = -(-len(chunk[1]) // making.lanes)
         told = replace(making, faults=FaultCount(making.faults.limit), on_fault=None)
-        return Task((chunk, told), len(chunk.uids), self.config.timeout * waves)
+        return Task((chunk, told), len(chunk[1]), self.config.timeout * waves)
 
     @staticmethod
     def _shards(tasks: TaskRound, making: Making) -> Iterator[Shard]:
@@ -182,7 +174,6 @@ class RayPool:
                     making.faults.drop(fault.error)  # the limit applies to all workers together
                 except AdDiffusionError as error:
                     tasks.stop(error)
-                if making.on_fault is not None:
-                    making.on_fault(job, fault)
+                making.left_out(job, fault)
             if made.shard:
                 yield made.shard

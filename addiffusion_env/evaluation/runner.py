@@ -80,6 +80,11 @@ class Making:
     faults: FaultCount = field(default_factory=FaultCount)
     on_fault: Callable[[Job, Fault], None] | None = None
 
+    def left_out(self, job: Job, fault: Fault) -> None:
+        """Reports an image that was left out."""
+        if self.on_fault is not None:
+            self.on_fault(job, fault)
+
 
 class Maker(Protocol):
     """Carries out plans: one sampler after the other (:func:`in_turn`), or in a pool of Ray actors."""
@@ -243,18 +248,13 @@ def in_turn(work: Work, context: EvaluationContext, making: Making) -> Iterator[
             faults=making.faults,
         )
         kept = making.keep_images
-        for made in _make(entry, groups, context, engine, making.lanes, making.on_fault):
+        for made in _make(entry, groups, context, making, engine):
             keeps = [kept is True or (kept and record.uid in kept) for record, _ in made]
             yield [(record, png_bytes(pixels) if k else None) for (record, pixels), k in zip(made, keeps, strict=True)]
 
 
 def _make(
-    entry: Plan,
-    groups: Sequence[Sequence[Job]],
-    context: EvaluationContext,
-    engine: Engine,
-    max_lanes: int,
-    on_fault: Callable[[Job, Fault], None] | None,
+    entry: Plan, groups: Sequence[Sequence[Job]], context: EvaluationContext, making: Making, engine: Engine
 ) -> Iterator[list[tuple[Record, np.ndarray]]]:
     """Generates groups of a sampler's images; yields each when it is done, and partial ones before an error."""
     elapsed = 0.0
@@ -267,18 +267,18 @@ def _make(
         trouble: BaseException | None = None
         meter = Meter(context.backbone.device)
         try:
-            for place, ended in engine.stream(coroutines, max_lanes):
-                if not isinstance(ended, Fault):
+            for place, ended in engine.stream(coroutines, making.lanes):
+                if isinstance(ended, Fault):
+                    making.left_out(group[place], ended)
+                else:
                     made.append((group[place], ended))
-                elif on_fault is not None:
-                    on_fault(group[place], ended)
         except (Exception, KeyboardInterrupt) as error:
             trouble = error  # finished images are kept even if others failed
         usage = meter.read()
         elapsed += usage.seconds
         if made:
-            rate = elapsed / max(1, engine.counters.denoiser_rows)
-            yield _judged(entry, made, context, rate, usage.peak_bytes, engine.faults, on_fault)
+            rate = elapsed / max(1, engine.counters.denoiser_rows)  # seconds per network call
+            yield _judged(entry, made, context, making, rate, usage.peak_bytes)
         if trouble is not None:
             raise trouble
 
@@ -287,36 +287,22 @@ def _judged(
     entry: Plan,
     made: Sequence[tuple[Job, Finished]],
     context: EvaluationContext,
+    making: Making,
     rate: float,
     peak: int | None,
-    faults: FaultCount,
-    on_fault: Callable[[Job, Fault], None] | None,
 ) -> list[tuple[Record, np.ndarray]]:
     """Finished episodes as records and (h, w, 3) uint8 images.
 
     If the judges fail on a shard, its images are judged one by one, and those that fail are left out.
-
-    Args:
-        entry: the plan of their sampler.
-        made: jobs and their results.
-        context: holds the judges.
-        rate: seconds per network call.
-        peak: peak memory in bytes.
-        faults: limits how many may be left out.
-        on_fault: called for each that is left out.
     """
+    images, prompts = [done.episode.image.tensor for _, done in made], [job.prompt for job, _ in made]
     try:
-        judgements = context.judges.judge(
-            [done.episode.image.tensor for _, done in made], [job.prompt for job, _ in made]
-        )
+        judgements = context.judges.judge(images, prompts)
     except LANE_ERRORS as error:
-        if faults.limit and len(made) > 1:
-            return [row for one in made for row in _judged(entry, [one], context, rate, peak, faults, on_fault)]
-        fault = faults.drop(error)
-        if on_fault is not None:
-            on_fault(made[0][0], fault)
+        if making.faults.limit and len(made) > 1:
+            return [row for one in made for row in _judged(entry, [one], context, making, rate, peak)]
+        making.left_out(made[0][0], making.faults.drop(error))
         return []
-    name = context.backbone.name
     rows = []
     for (job, done), judgement in zip(made, judgements, strict=True):
         episode = done.episode
@@ -324,6 +310,6 @@ def _judged(
         if isinstance(episode, BilledEpisode):
             judgement = replace(judgement, extra={**judgement.extra, **episode.costs})
             seconds = seconds if episode.seconds is None else episode.seconds
-        record = record_of(entry, job, done, judgement, name, seconds, peak)
+        record = record_of(entry, job, done, judgement, context.backbone.name, seconds, peak)
         rows.append((record, episode.image.pixels()))
     return rows
