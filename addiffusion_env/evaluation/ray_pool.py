@@ -157,12 +157,12 @@ class RayPool:
         arguments = (self._samplers, self._settings, self._judges, prompts, seeds, work[0][0].identity)
         pool = ActorPool(config, ImageWorker, [arguments] * config.workers, self._settings.device)
         with closing(pool):
-            yield from self._shards(TaskRound(pool, "make", [self._task(chunk, making) for chunk in chunks]), making)
-
-    def _task(self, chunk: Chunk, making: Making) -> Task:
-        waves = -(-len(chunk[1]) // making.lanes)
-        told = replace(making, faults=FaultCount(making.faults.limit), on_fault=None)
-        return Task((chunk, told), len(chunk[1]), self.config.timeout * waves)
+            told = replace(making, faults=FaultCount(making.faults.limit), on_fault=None)
+            tasks = [
+                Task(((index, uids), told), len(uids), self.config.timeout * -(-len(uids) // making.lanes))
+                for index, uids in chunks
+            ]
+            yield from self._shards(TaskRound(pool, "make", tasks), making)
 
     @staticmethod
     def _shards(tasks: TaskRound, making: Making) -> Iterator[Shard]:

@@ -376,13 +376,10 @@ def non_inferior(first: np.ndarray, second: np.ndarray, margin: float, alpha: fl
     first, second = pair(first, second)
     margin = positive_margin(margin)
     p = _worse_by(first, second, margin)
-    return MarginTest(_margin_interval(first, second, alpha), margin, p, p < alpha)
-
-
-def _margin_interval(first: np.ndarray, second: np.ndarray, alpha: float) -> Interval:
-    if binary(first, second):
-        return paired_share_interval(first, second, 1 - 2 * alpha)
-    return t_interval(first - second, 1 - 2 * alpha)
+    level = 1 - 2 * alpha
+    shares = binary(first, second)
+    interval = paired_share_interval(first, second, level) if shares else t_interval(first - second, level)
+    return MarginTest(interval, margin, p, p < alpha)
 
 
 def _worse_by(first: np.ndarray, second: np.ndarray, margin: float) -> float:

@@ -162,7 +162,9 @@ def decide(
     found: list[Verdict] = []
     for name, function in functions.items():
         for judge in measures:
-            verdict = function(Case(table, claims, judge, by_measure.get(judge), _generator(claims, name, judge)))
+            # Keyed, so that verdicts are independent of each other.
+            rng = np.random.default_rng(stable_hash("hypotheses", claims.seed, name, judge))
+            verdict = function(Case(table, claims, judge, by_measure.get(judge), rng))
             found.append(_marked(verdict, judge, roles.independent, roles.conflicted))
             if verdict.judge == NO_JUDGE:  # the same for all judges
                 break
@@ -181,8 +183,3 @@ def _marked(verdict: Verdict, judge: str, independent: Sequence[str], conflicted
         return replace(verdict, decides=False)
     reason = f"{verdict.reason}; {judge} cannot decide ({conflicted[judge]})"
     return replace(verdict, decides=False, independent=False, reason=reason)
-
-
-def _generator(claims: Claims, name: str, judge: str) -> np.random.Generator:
-    """Keyed, so that verdicts are independent of each other."""
-    return np.random.default_rng(stable_hash("hypotheses", claims.seed, name, judge))

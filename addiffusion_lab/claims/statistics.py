@@ -151,7 +151,8 @@ def prompts_for_non_inferiority(
             f"a sampler that is {-difference:g} worse cannot be shown non-inferior within {margin:g}",
             "plan for a smaller deficit, or choose another margin before the run",
         )
-    return _normal_prompts(spread, room, 1 - alpha, power)
+    quantiles = scipy_stats().norm.ppf([1 - alpha, power])
+    return int(np.ceil((float(quantiles.sum()) * spread / room) ** 2))
 
 
 def prompts_for_difference(spread: float, effect: float, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -182,8 +183,3 @@ def spread_of(interval: Interval) -> float:
     """
     critical = float(scipy_stats().norm.ppf((1 + interval.level) / 2))
     return (interval.high - interval.low) / (2 * critical) * float(np.sqrt(interval.n))
-
-
-def _normal_prompts(spread: float, room: float, *quantiles: float) -> int:
-    normal = scipy_stats().norm
-    return int(np.ceil((sum(float(normal.ppf(q)) for q in quantiles) * spread / room) ** 2))

@@ -6,8 +6,6 @@ the teacher is the student's moving average, with output centred and sharpened t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -87,13 +85,9 @@ def train_dino(config: TrainConfig) -> TrainReport:
         loss = -((targets[0] * predicted[1]).sum(-1).mean() + (targets[1] * predicted[0]).sum(-1).mean()) / 2
         entropy = torch.special.entr(targets[0]).sum(-1).mean()
         run.update(optimizer, loss, student.parameters(), max_norm=3.0, entropy=entropy)
-        _pull(teacher, student)
+        with torch.no_grad():
+            for mean, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
+                mean.lerp_(parameter, TEACHER_PULL)
     folder = config.out / "dino"
     save_transformer(teacher["backbone"], folder)
     return run.report(folder, teacher_entropy=float(entropy))
-
-
-@torch.no_grad()
-def _pull(teacher: Any, student: Any) -> None:
-    for mean, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
-        mean.lerp_(parameter, TEACHER_PULL)

@@ -54,7 +54,10 @@ class Images:
         if isinstance(source, Images):
             return source
         if isinstance(source, (str, Path)):
-            items: Sequence[Any] = _in_folder(Path(source).expanduser())
+            folder = Path(source).expanduser()
+            if not folder.is_dir():
+                raise ConfigError(f"{folder} is not a folder of images", "pass an existing folder, or a list of files")
+            items: Sequence[Any] = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         elif isinstance(source, torch.Tensor):
             items = list(check_images(source))
         else:
@@ -114,12 +117,6 @@ def pixels_of(item: Path | str | bytes | torch.Tensor | np.ndarray) -> np.ndarra
 def content_hash(pixels: np.ndarray) -> str:
     """64 hex digits of an (H, W, 3) uint8 image: its pixels and shape, not its file."""
     return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder of images", "pass an existing folder, or a list of files")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def _read(path: Path) -> np.ndarray:

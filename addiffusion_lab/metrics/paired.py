@@ -38,9 +38,9 @@ def psnr(images: Images, reference: Images, settings: MetricSettings) -> MetricR
         ConfigError: when the numbers of images differ.
         ImageRangeError: when the sizes of a pair differ.
     """
-    values = [_decibels(first, second) for first, second in _pairs(images, reference)]
-    identical = sum(math.isinf(value) for value in values)
-    values = [min(value, PSNR_CAP) for value in values]
+    errors = [float(np.mean((np.subtract(*pair, dtype=np.float64)) ** 2)) for pair in _pairs(images, reference)]
+    identical = errors.count(0.0)
+    values = [min(10 * math.log10(PEAK**2 / error), PSNR_CAP) if error else PSNR_CAP for error in errors]
     note = f"{identical} of {len(values)} images are identical to their reference and count {PSNR_CAP:g} dB"
     return MetricResult(
         name="psnr",
@@ -130,11 +130,6 @@ def _same_size(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
             f"an image is {first.shape} but its reference is {second.shape}", "make both at the same size"
         )
     return first, second
-
-
-def _decibels(first: np.ndarray, second: np.ndarray) -> float:
-    error = float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(PEAK**2 / error)
 
 
 def _signed(pixels: np.ndarray) -> torch.Tensor:

@@ -203,7 +203,8 @@ def answered(evaluator: Evaluator, request: CallRequest, scale: float | None, on
     seen = 0
     while isinstance(call.event, NetworkRequest):
         answer = evaluator.networks.blank_answer(call.event)
-        rows = _row_count(answer)
+        tensors = tensors_in(answer)
+        rows = len(tensors[0]) if len(tensors) == 1 else len(tensors)
         inside = {row: ones == -1 or ones == seen + row for row in range(rows)}
         seen += rows
         call.answer(_filled(answer, inside))
@@ -211,11 +212,6 @@ def answered(evaluator: Evaluator, request: CallRequest, scale: float | None, on
     output = call.event.output.double()
     call.close()
     return output, seen
-
-
-def _row_count(answer: Any) -> int:
-    tensors = tensors_in(answer)
-    return len(tensors[0]) if len(tensors) == 1 else len(tensors)
 
 
 def _filled(answer: Any, inside: dict[int, bool]) -> Any:
