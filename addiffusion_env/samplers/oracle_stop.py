@@ -67,19 +67,11 @@ class OracleStop(BaseSampler):
             if not lane.remaining:
                 break
             lane = yield from act(backbone, process, lane, Action.CONTINUE)
-        best = min(tried, key=lambda episode: (-self._score(episode), episode.lane.nfe))
-        return self._billed(best, nfe + lane.nfe, calls + lane.calls)
-
-    def _score(self, episode: Episode) -> float:
-        return float(getattr(episode.image.scores, self.score)[0])
-
-    @staticmethod
-    def _billed(best: Episode, nfe: float, calls: int) -> BilledEpisode:
-        """The chosen episode with the cost of all work; its own cost is kept separately."""
+        best = min(tried, key=lambda one: (-float(getattr(one.image.scores, self.score)[0]), one.lane.nfe))
         chosen = best.lane
         costs = {
             "chosen_nfe": chosen.nfe,
             "chosen_calls": float(chosen.calls),
             "chosen_step": float(chosen.actions.count(Action.CONTINUE)),
         }
-        return BilledEpisode(replace(chosen, nfe=nfe, calls=calls), best.image, costs)
+        return BilledEpisode(replace(chosen, nfe=nfe + lane.nfe, calls=calls + lane.calls), best.image, costs)

@@ -101,7 +101,7 @@ class ClipScorer(Scorer, Embedder):
 
     Args:
         model: an open_clip model (``encode_image``, ``encode_text``); modified in place: moved, frozen, and its last
-            vision block reduced to the pooled token (see :mod:`.class_token`).
+            vision block reduced to the pooled token (see :func:`keep_class_token`).
         tokenizer: texts -> ids of the model's context length.
         preprocess: images in [-1, 1] -> the model's input.
         label: which model this is.

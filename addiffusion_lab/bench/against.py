@@ -101,7 +101,7 @@ class Checkout(Worker):
 
     Args:
         path: its folder.
-        settings: see :mod:`bench.worker`.
+        settings: see :mod:`addiffusion_lab.bench.worker`.
 
     Raises:
         ConfigError: for a folder without the project, or a process that ended.

@@ -1,4 +1,4 @@
-"""Measures the arms of one checkout on request; :mod:`bench.against` starts it in that checkout's folder.
+"""Measures the arms of a checkout on request; :mod:`addiffusion_lab.bench.against` starts it in that folder.
 
 It is this checkout's file also when it measures another one, and uses names that older checkouts have. Each line of the
 input is a request, each line of the output its answer, both in JSON: ``{"lanes": 16}`` makes the arms and answers their
