@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -91,13 +92,12 @@ def describe(actions: Sequence[int]) -> str:
     >>> describe([0, 0, 2, 1])
     'continue x2, refine, stop'
     """
-    runs: list[list[int]] = []
-    for action in actions:
-        if runs and runs[-1][0] == action:
-            runs[-1][1] += 1
-        else:
-            runs.append([action, 1])
-    return ", ".join(Action(a).name.lower() + (f" x{n}" if n > 1 else "") for a, n in runs) or "nothing"
+    return ", ".join(name + (f" x{n}" if n > 1 else "") for name, n in runs_of(actions)) or "nothing"
+
+
+def runs_of(actions: Sequence[int]) -> list[tuple[str, int]]:
+    """Actions as (name, number of repetitions)."""
+    return [(Action(action).name.lower(), len(list(same))) for action, same in groupby(actions)]
 
 
 def step_entropy(sequences: Sequence[Sequence[int]]) -> float:

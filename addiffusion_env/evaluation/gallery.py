@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from addiffusion_env.engine.process import Action
 from addiffusion_env.envs.rendering import ACTION_COLOURS
+from addiffusion_env.evaluation.collapse import runs_of
 from addiffusion_env.evaluation.manifest import Manifest, write_text
 from addiffusion_env.evaluation.records import Record
 from addiffusion_env.evaluation.samples import thumbnail
@@ -66,7 +66,7 @@ class Card:
     @property
     def runs(self) -> list[tuple[str, int]]:
         """The actions as (name, number of repetitions)."""
-        return [(Action(action).name.lower(), len(list(same))) for action, same in groupby(self.record.actions)]
+        return runs_of(self.record.actions)
 
     @property
     def chances(self) -> list[tuple[str, float]]:

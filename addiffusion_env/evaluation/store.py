@@ -56,7 +56,8 @@ class RecordStore:
         Raises:
             RunFolderError: when the disk is full or the folder cannot be written; no partial shard remains.
         """
-        number = max(self._numbers(), default=-1) + 1
+        taken = (int(match[1]) for path in self.folder.iterdir() if (match := _SHARD.match(path.name)))
+        number = max(taken, default=-1) + 1
         stem = f"{number:05d}-{digest_of(record.uid for record in records)[:8]}.parquet"
         path = self.folder / f"records-{stem}"
         with self._writing():
@@ -114,9 +115,6 @@ class RecordStore:
                 )
                 moved.append(target)
         return moved
-
-    def _numbers(self) -> list[int]:
-        return [int(match.group(1)) for path in self.folder.iterdir() if (match := _SHARD.match(path.name))]
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
