@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import (
@@ -21,42 +23,34 @@ from addiffusion_lab.tiny_pipelines.tasks import image
 
 def unet_controlnets(unet: Any, count: int = 1) -> Any:
     """One ControlNet with the sizes of a UNet, or a list of several."""
-    from diffusers import ControlNetModel
-
     settings: dict[str, Any] = {"conditioning_embedding_out_channels": (8, 8), "load_weights_from_unet": False}
-    networks = [ControlNetModel.from_unet(unet, **settings) for _ in range(count)]
+    networks = [diffusers.ControlNetModel.from_unet(unet, **settings) for _ in range(count)]
     return networks if count > 1 else networks[0]
 
 
 def sd15_controlnet(count: int = 1) -> Any:
     """Stable Diffusion 1.5 with one ControlNet or several."""
-    from diffusers import StableDiffusionControlNetPipeline
-
     components = parts_15()
     networks = unet_controlnets(components["unet"], count)
-    return StableDiffusionControlNetPipeline(controlnet=networks, requires_safety_checker=False, **components)
+    return diffusers.StableDiffusionControlNetPipeline(controlnet=networks, requires_safety_checker=False, **components)
 
 
 def sdxl_controlnet() -> Any:
     """Stable Diffusion XL with a ControlNet."""
-    from diffusers import StableDiffusionXLControlNetPipeline
-
     components = parts_xl()
-    return StableDiffusionXLControlNetPipeline(controlnet=unet_controlnets(components["unet"]), **components)
+    return diffusers.StableDiffusionXLControlNetPipeline(controlnet=unet_controlnets(components["unet"]), **components)
 
 
 def sd3_controlnet() -> Any:
     """Stable Diffusion 3.5 with a ControlNet."""
-    from diffusers import SD3ControlNetModel
-
-    return sd3("StableDiffusion3ControlNetPipeline", controlnet=SD3ControlNetModel(**{**SD3_SIZES, "num_layers": 1}))
+    return sd3(
+        "StableDiffusion3ControlNetPipeline", controlnet=diffusers.SD3ControlNetModel(**{**SD3_SIZES, "num_layers": 1})
+    )
 
 
 def flux_controlnet() -> Any:
     """Flux.1-dev with a ControlNet."""
-    from diffusers import FluxControlNetModel
-
-    network = FluxControlNetModel(
+    network = diffusers.FluxControlNetModel(
         in_channels=16, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True, **SIZES
     )
     return flux("FluxControlNetPipeline", controlnet=network)
@@ -64,43 +58,35 @@ def flux_controlnet() -> Any:
 
 def qwen_image_controlnet() -> Any:
     """Qwen-Image with a ControlNet."""
-    from diffusers import QwenImageControlNetModel
-
-    network = QwenImageControlNetModel(**{**QWEN_IMAGE_SIZES, "num_layers": 1})
+    network = diffusers.QwenImageControlNetModel(**{**QWEN_IMAGE_SIZES, "num_layers": 1})
     return qwen_image("QwenImageControlNetPipeline", controlnet=network)
 
 
 def z_image_controlnet() -> Any:
     """Z-Image with a ControlNet, which shares layers with the transformer."""
-    from diffusers import ZImageControlNetModel, ZImageControlNetPipeline
-
     sizes = {key: Z_IMAGE_SIZES[key] for key in ("dim", "n_refiner_layers", "n_heads", "n_kv_heads")}
-    network = ZImageControlNetModel(
+    network = diffusers.ZImageControlNetModel(
         control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=16, **sizes
     )
-    return ZImageControlNetPipeline(controlnet=network, **parts_z_image())
+    return diffusers.ZImageControlNetPipeline(controlnet=network, **parts_z_image())
 
 
 def sdxl_adapter() -> Any:
     """Stable Diffusion XL with a T2I-Adapter, which is called once, before the steps."""
-    from diffusers import T2IAdapter
-
-    adapter = T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
+    adapter = diffusers.T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
     return sdxl("StableDiffusionXLAdapterPipeline", adapter=adapter)
 
 
 def sd15_ip_adapter() -> Any:
     """Stable Diffusion 1.5 with an IP-Adapter: an image prompt in every cross-attention."""
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
     sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
+    vision = transformers.CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
     size = {"height": 16, "width": 16}
     pipe = sd15()
     pipe.register_modules(
-        image_encoder=CLIPVisionModelWithProjection(vision),
-        feature_extractor=CLIPImageProcessor(size=size, crop_size=size),
+        image_encoder=transformers.CLIPVisionModelWithProjection(vision),
+        feature_extractor=transformers.CLIPImageProcessor(size=size, crop_size=size),
     )
     widths = [processor_width(pipe.unet, name) for name in pipe.unet.attn_processors if "attn2" in name]
     keys = [(f"{2 * index + 1}.to_{half}_ip.weight", width) for index, width in enumerate(widths) for half in "kv"]

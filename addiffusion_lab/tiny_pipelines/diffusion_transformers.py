@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
 
 from addiffusion_lab.tiny_pipelines import parts
@@ -37,32 +38,25 @@ QWEN_IMAGE_SIZES: dict[str, Any] = {
 
 def parts_z_image() -> dict[str, Any]:
     """Components of Z-Image."""
-    from diffusers import ZImageTransformer2DModel
-
     return {
         "scheduler": scheduler(shift=3.0),
         "vae": parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
         **parts.text(parts.qwen3, parts.qwen_tokenizer()),
-        "transformer": ZImageTransformer2DModel(**Z_IMAGE_SIZES),
+        "transformer": diffusers.ZImageTransformer2DModel(**Z_IMAGE_SIZES),
     }
 
 
 def z_image(cls: str = "ZImagePipeline") -> Any:
     """A pipeline with the components of Z-Image, whose transformer takes lists."""
-    import diffusers
-
     return getattr(diffusers, cls)(**parts_z_image())
 
 
 def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
     """PixArt: a transformer with cross-attention on T5 that also predicts the variance."""
-    import diffusers
-    from diffusers import DDIMScheduler, PixArtTransformer2DModel
-
     return getattr(diffusers, cls)(
         **parts.text(parts.t5, parts.t5_tokenizer()),
         vae=parts.autoencoder(),
-        transformer=PixArtTransformer2DModel(
+        transformer=diffusers.PixArtTransformer2DModel(
             sample_size=8,
             num_layers=2,
             attention_head_dim=8,
@@ -71,15 +65,13 @@ def pixart(cls: str = "PixArtSigmaPipeline", **conditions: Any) -> Any:
             caption_channels=32,
             **conditions,
         ),
-        scheduler=DDIMScheduler(),
+        scheduler=diffusers.DDIMScheduler(),
     )
 
 
 def lumina() -> Any:
     """Lumina-Next: guidance on three of four channels, negated outputs."""
-    from diffusers import LuminaNextDiT2DModel, LuminaPipeline
-
-    transformer: Any = LuminaNextDiT2DModel(
+    transformer: Any = diffusers.LuminaNextDiT2DModel(
         sample_size=8,
         hidden_size=16,
         num_layers=2,
@@ -89,7 +81,7 @@ def lumina() -> Any:
         cross_attention_dim=16,
     )
     torch.nn.init.normal_(transformer.pad_token, std=0.1)  # uninitialised memory
-    return LuminaPipeline(
+    return diffusers.LuminaPipeline(
         transformer=transformer,
         scheduler=scheduler(),
         vae=parts.autoencoder(levels=4, scaling_factor=0.13025),
@@ -99,10 +91,8 @@ def lumina() -> Any:
 
 def lumina2() -> Any:
     """Lumina 2: norm-rescaled guidance by a second call, negated outputs."""
-    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
-
-    return Lumina2Pipeline(
-        transformer=Lumina2Transformer2DModel(
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
             sample_size=8,
             in_channels=4,
             hidden_size=32,
@@ -123,12 +113,10 @@ def lumina2() -> Any:
 
 def cogview3() -> Any:
     """CogView 3 Plus: joint attention on T5, diffusion with noise prediction."""
-    from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
-
-    return CogView3PlusPipeline(
+    return diffusers.CogView3PlusPipeline(
         **parts.text(parts.t5, parts.t5_tokenizer()),
         vae=parts.autoencoder(scaling_factor=0.13025),
-        transformer=CogView3PlusTransformer2DModel(
+        transformer=diffusers.CogView3PlusTransformer2DModel(
             in_channels=4,
             out_channels=4,
             num_layers=2,
@@ -140,20 +128,18 @@ def cogview3() -> Any:
             pos_embed_max_size=8,
             sample_size=8,
         ),
-        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
+        scheduler=diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
     )
 
 
 def cogview4() -> Any:
     """CogView 4: the transformer's timestep is the one before the shift."""
-    from diffusers import CogView4Pipeline, CogView4Transformer2DModel
-
-    return CogView4Pipeline(
+    return diffusers.CogView4Pipeline(
         **parts.text(
             parts.glm, parts.qwen_tokenizer("[gMASK]", "<sop>", starts_with=("[gMASK]", "<sop>"), padding_side="left")
         ),
         vae=parts.autoencoder(),
-        transformer=CogView4Transformer2DModel(
+        transformer=diffusers.CogView4Transformer2DModel(
             in_channels=4,
             out_channels=4,
             num_layers=2,
@@ -173,28 +159,21 @@ def cogview4() -> Any:
 
 def parts_qwen_image() -> dict[str, Any]:
     """Components of Qwen-Image."""
-    from diffusers import QwenImageTransformer2DModel
-
     return {
         "scheduler": scheduler(use_dynamic_shifting=True),
         "vae": parts.qwen_autoencoder(),
         **parts.text(parts.qwen25_vl, parts.qwen_tokenizer()),
-        "transformer": QwenImageTransformer2DModel(**QWEN_IMAGE_SIZES),
+        "transformer": diffusers.QwenImageTransformer2DModel(**QWEN_IMAGE_SIZES),
     }
 
 
 def qwen_image(cls: str = "QwenImagePipeline", **changes: Any) -> Any:
     """A pipeline with the components of Qwen-Image; guidance by a second call, rescaled to the prompt's norm."""
-    import diffusers
-
     return getattr(diffusers, cls)(**parts_qwen_image(), **changes)
 
 
 def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
     """Hunyuan-DiT: cross-attention on BERT and T5 side by side, rotary tables shared by all rows."""
-    import diffusers
-    from diffusers import DDPMScheduler, HunyuanDiT2DModel
-
     tokenizer, tokenizer_2 = parts.bert_tokenizer(), parts.t5_tokenizer()
     return getattr(diffusers, cls)(
         vae=parts.autoencoder(scaling_factor=0.13025),
@@ -202,7 +181,7 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
         tokenizer=tokenizer,
         text_encoder_2=parts.t5(tokenizer_2),
         tokenizer_2=tokenizer_2,
-        transformer=HunyuanDiT2DModel(
+        transformer=diffusers.HunyuanDiT2DModel(
             sample_size=8,
             in_channels=4,
             patch_size=2,
@@ -214,7 +193,7 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
             cross_attention_dim_t5=32,
             pooled_projection_dim=4,
         ),
-        scheduler=DDPMScheduler(**NOISE, prediction_type="v_prediction"),
+        scheduler=diffusers.DDPMScheduler(**NOISE, prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -223,10 +202,8 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline") -> Any:
 
 def bria() -> Any:
     """Bria 3.2: Flux's joint attention with guidance in one call; latents packed four to a token."""
-    from diffusers import BriaPipeline, BriaTransformer2DModel
-
-    return BriaPipeline(
-        transformer=BriaTransformer2DModel(in_channels=16, axes_dims_rope=[4, 4, 8], **SIZES),
+    return diffusers.BriaPipeline(
+        transformer=diffusers.BriaTransformer2DModel(in_channels=16, axes_dims_rope=[4, 4, 8], **SIZES),
         scheduler=scheduler(),
         vae=parts.autoencoder(shift_factor=0.0),
         **parts.text(parts.t5, parts.t5_tokenizer()),
@@ -235,12 +212,10 @@ def bria() -> Any:
 
 def aura_flow() -> Any:
     """AuraFlow."""
-    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
-
-    return AuraFlowPipeline(
+    return diffusers.AuraFlowPipeline(
         **parts.text(parts.t5, parts.t5_tokenizer(), unified=True),
         vae=parts.autoencoder(scaling_factor=0.13025),
-        transformer=AuraFlowTransformer2DModel(
+        transformer=diffusers.AuraFlowTransformer2DModel(
             sample_size=8,
             num_mmdit_layers=1,
             num_single_dit_layers=1,
@@ -256,13 +231,10 @@ def aura_flow() -> Any:
 
 def sana(cls: str = "SanaPipeline", steps: Any = None, **changes: Any) -> Any:
     """Sana: linear attention, cross-attention on Gemma 2, a deep autoencoder."""
-    import diffusers
-    from diffusers import SanaTransformer2DModel
-
     return getattr(diffusers, cls)(
         **parts.text(parts.gemma2, parts.gemma_tokenizer()),
         vae=parts.deep_autoencoder(),
-        transformer=SanaTransformer2DModel(
+        transformer=diffusers.SanaTransformer2DModel(
             in_channels=4,
             out_channels=4,
             num_layers=2,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
@@ -19,17 +21,13 @@ SIZES: dict[str, Any] = {
 
 def scheduler(**settings: Any) -> Any:
     """The scheduler of flow matching."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(**settings)
+    return diffusers.FlowMatchEulerDiscreteScheduler(**settings)
 
 
 def flux_transformer(in_channels: int = 16, out_channels: int | None = 16, **changes: Any) -> Any:
     """A Flux transformer; its channels are four per latent channel, those of conditions included."""
-    from diffusers import FluxTransformer2DModel
-
     settings = {**SIZES, "guidance_embeds": True, **changes}
-    return FluxTransformer2DModel(
+    return diffusers.FluxTransformer2DModel(
         in_channels=in_channels,
         out_channels=out_channels,
         pooled_projection_dim=32,
@@ -53,26 +51,20 @@ def parts_flux() -> dict[str, Any]:
 
 def flux(cls: str = "FluxPipeline", **changes: Any) -> Any:
     """A pipeline with the components of Flux.1-dev."""
-    import diffusers
-
     return getattr(diffusers, cls)(**{**parts_flux(), **changes})
 
 
 def flux2_transformer(joint: int, guidance_embeds: bool) -> Any:
     """A Flux.2 transformer."""
-    from diffusers import Flux2Transformer2DModel
-
     sizes = {**SIZES, "joint_attention_dim": joint}
-    return Flux2Transformer2DModel(
+    return diffusers.Flux2Transformer2DModel(
         in_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds, **sizes
     )
 
 
 def flux2() -> Any:
     """Flux.2-dev: text from three layers of a Mistral 3."""
-    from diffusers import Flux2Pipeline
-
-    return Flux2Pipeline(
+    return diffusers.Flux2Pipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.flux2_autoencoder(),
         **parts.text(parts.mistral3, parts.qwen_tokenizer()),
@@ -82,8 +74,6 @@ def flux2() -> Any:
 
 def flux2_klein(cls: str = "Flux2KleinPipeline") -> Any:
     """Flux.2-klein: text from three layers of a Qwen 3, guidance by a second call."""
-    import diffusers
-
     return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.flux2_autoencoder(),
@@ -94,14 +84,11 @@ def flux2_klein(cls: str = "Flux2KleinPipeline") -> Any:
 
 def chroma(cls: str = "ChromaPipeline") -> Any:
     """Chroma: Flux without CLIP, guidance by a second call."""
-    import diffusers
-    from diffusers import ChromaTransformer2DModel
-
     return getattr(diffusers, cls)(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         **parts.text(parts.t5, parts.t5_tokenizer()),
-        transformer=ChromaTransformer2DModel(
+        transformer=diffusers.ChromaTransformer2DModel(
             in_channels=16,
             axes_dims_rope=(4, 4, 8),
             approximator_num_channels=8,

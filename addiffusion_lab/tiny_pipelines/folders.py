@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from addiffusion_lab.tiny_pipelines import parts
@@ -31,14 +32,12 @@ def latent_consistency(folder: Path) -> Any:
 
 def stable_diffusion_xl(folder: Path, turbo: bool = False) -> Any:
     """A ``StableDiffusionXLPipeline``, saved to ``folder``; ``turbo`` gives it SDXL-Turbo's scheduler."""
-    from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
-
     torch.manual_seed(1)
-    steps: Any = DDIMScheduler(**parts.SD_NOISE)
+    steps: Any = diffusers.DDIMScheduler(**parts.SD_NOISE)
     if turbo:
-        steps = EulerAncestralDiscreteScheduler.from_config(steps.config, timestep_spacing="trailing")
+        steps = diffusers.EulerAncestralDiscreteScheduler.from_config(steps.config, timestep_spacing="trailing")
     components = {**parts_xl(transformer_layers_per_block=(1, 2)), "scheduler": steps}
-    return saved(StableDiffusionXLPipeline(**components, add_watermarker=False), folder)
+    return saved(diffusers.StableDiffusionXLPipeline(**components, add_watermarker=False), folder)
 
 
 def flux(folder: Path, **settings: Any) -> Any:

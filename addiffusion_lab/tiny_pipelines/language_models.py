@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+import transformers
+
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
@@ -12,15 +15,13 @@ from addiffusion_lab.tiny_pipelines.flux import SIZES, scheduler
 
 def krea2() -> Any:
     """Krea 2: several layers of a Qwen 3 VL per token; guidance adds one."""
-    from diffusers import Krea2Pipeline, Krea2Transformer2DModel
-
     tokenizer = parts.qwen_tokenizer()
-    return Krea2Pipeline(
+    return diffusers.Krea2Pipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.qwen_autoencoder(),
         text_encoder=parts.qwen3_vl(tokenizer).model,
         tokenizer=tokenizer,
-        transformer=Krea2Transformer2DModel(
+        transformer=diffusers.Krea2Transformer2DModel(
             in_channels=16,
             num_layers=2,
             attention_head_dim=16,
@@ -43,11 +44,9 @@ def krea2() -> Any:
 
 def nucleus_moe() -> Any:
     """Nucleus-Image: a mixture of experts, guidance rescaled to the prompt's norm, negated outputs."""
-    from diffusers import NucleusMoEImagePipeline, NucleusMoEImageTransformer2DModel
-
     processor = parts.qwen3_vl_processor()
-    return NucleusMoEImagePipeline(
-        transformer=NucleusMoEImageTransformer2DModel(
+    return diffusers.NucleusMoEImagePipeline(
+        transformer=diffusers.NucleusMoEImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
             num_layers=2,
@@ -68,17 +67,16 @@ def nucleus_moe() -> Any:
 
 def bria_fibo() -> Any:
     """Bria FIBO: the last layers of a SmolLM 3, one per block."""
-    from diffusers import AutoencoderKLWan, BriaFiboPipeline, BriaFiboTransformer2DModel
-    from transformers import SmolLM3Config, SmolLM3ForCausalLM
-
     tokenizer = parts.qwen_tokenizer()
     # An empty prompt is the token 128000.
-    encoder = parts.decoder(SmolLM3Config, tokenizer, layers=2)
+    encoder = parts.decoder(transformers.SmolLM3Config, tokenizer, layers=2)
     encoder.vocab_size = 128001
-    return BriaFiboPipeline(
-        transformer=BriaFiboTransformer2DModel(in_channels=4, axes_dims_rope=[4, 4, 8], text_encoder_dim=16, **SIZES),
+    return diffusers.BriaFiboPipeline(
+        transformer=diffusers.BriaFiboTransformer2DModel(
+            in_channels=4, axes_dims_rope=[4, 4, 8], text_encoder_dim=16, **SIZES
+        ),
         scheduler=scheduler(use_dynamic_shifting=True),
-        vae=AutoencoderKLWan(
+        vae=diffusers.AutoencoderKLWan(
             base_dim=8,
             z_dim=4,
             dim_mult=[1, 1, 1, 1, 1],
@@ -87,18 +85,16 @@ def bria_fibo() -> Any:
             latents_mean=[0.1] * 4,
             latents_std=[1.5] * 4,
         ),
-        text_encoder=SmolLM3ForCausalLM(encoder),
+        text_encoder=transformers.SmolLM3ForCausalLM(encoder),
         tokenizer=tokenizer,
     )
 
 
 def bria_fibo2() -> Any:
     """Bria FIBO 2: text in cross-attention and as gist tokens."""
-    from diffusers import BriaFibo2Pipeline, BriaFibo2Transformer2DModel
-
     processor = parts.qwen3_vl_processor()
-    return BriaFibo2Pipeline(
-        transformer=BriaFibo2Transformer2DModel(
+    return diffusers.BriaFibo2Pipeline(
+        transformer=diffusers.BriaFibo2Transformer2DModel(
             in_channels=4,
             dim=32,
             n_layers=6,
@@ -124,23 +120,21 @@ def bria_fibo2() -> Any:
 
 def ovis() -> Any:
     """Ovis-Image."""
-    from diffusers import OvisImagePipeline, OvisImageTransformer2DModel
-
     tokenizer = parts.qwen_tokenizer()
     sizes = {**SIZES, "joint_attention_dim": 16}
-    return OvisImagePipeline(
+    return diffusers.OvisImagePipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=parts.qwen3(tokenizer).model,
         tokenizer=tokenizer,
-        transformer=OvisImageTransformer2DModel(in_channels=16, out_channels=16, axes_dims_rope=(4, 4, 8), **sizes),
+        transformer=diffusers.OvisImageTransformer2DModel(
+            in_channels=16, out_channels=16, axes_dims_rope=(4, 4, 8), **sizes
+        ),
     )
 
 
 def prx(pixels: bool = False) -> Any:
     """PRX in latents, or in pixels, where the output is the image itself."""
-    from diffusers import PRXPipeline, PRXPixelPipeline, PRXTransformer2DModel
-    from transformers import T5GemmaConfig
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
     tokenizer = parts.gemma_tokenizer()
@@ -148,9 +142,9 @@ def prx(pixels: bool = False) -> Any:
     module = parts.decoder(dict, tokenizer, query_pre_attn_scalar=8)
     common: dict[str, Any] = {
         "scheduler": scheduler(shift=3.0),
-        "text_encoder": T5GemmaEncoder(T5GemmaConfig(encoder=module, decoder=module).encoder),  # type: ignore[arg-type]
+        "text_encoder": T5GemmaEncoder(transformers.T5GemmaConfig(encoder=module, decoder=module).encoder),  # type: ignore[arg-type]
         "tokenizer": tokenizer,
-        "transformer": PRXTransformer2DModel(
+        "transformer": diffusers.PRXTransformer2DModel(
             in_channels=3 if pixels else 4,
             context_in_dim=16,
             hidden_size=32,
@@ -163,17 +157,15 @@ def prx(pixels: bool = False) -> Any:
         "default_sample_size": 16,
     }
     if pixels:
-        return PRXPixelPipeline(prompt_max_tokens=64, **common)
-    return PRXPipeline(vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159), **common)
+        return diffusers.PRXPixelPipeline(prompt_max_tokens=64, **common)
+    return diffusers.PRXPipeline(vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159), **common)
 
 
 def omnigen() -> Any:
     """OmniGen: one transformer reads prompt and image; its rotary table is that of the first row."""
-    from diffusers import OmniGenPipeline, OmniGenTransformer2DModel
-
     tokenizer = parts.qwen_tokenizer("<|user|>", "<|assistant|>", "<|diffusion|>", "<|end|>", "<img>", "</img>")
-    return OmniGenPipeline(
-        transformer=OmniGenTransformer2DModel(
+    return diffusers.OmniGenPipeline(
+        transformer=diffusers.OmniGenTransformer2DModel(
             hidden_size=16,
             num_attention_heads=2,
             num_key_value_heads=2,
@@ -195,11 +187,9 @@ def omnigen() -> Any:
 
 def ernie_image() -> Any:
     """ERNIE-Image: prompts are not padded."""
-    from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
-
     tokenizer = parts.qwen_tokenizer()
-    return ErnieImagePipeline(
-        transformer=ErnieImageTransformer2DModel(
+    return diffusers.ErnieImagePipeline(
+        transformer=diffusers.ErnieImageTransformer2DModel(
             hidden_size=32,
             num_attention_heads=2,
             num_layers=2,
@@ -218,20 +208,20 @@ def ernie_image() -> Any:
 
 def longcat() -> Any:
     """LongCat-Image: the prompt's call and the negative one have different arguments; norm-rescaled guidance."""
-    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
-
     tokenizer = parts.qwen_tokenizer("<|image_pad|>", "<|video_pad|>")
     sizes = {**SIZES, "joint_attention_dim": 16}
-    return LongCatImagePipeline(
+    return diffusers.LongCatImagePipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=parts.autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=parts.qwen25_vl(tokenizer),
         tokenizer=tokenizer,
-        text_processor=Qwen2VLProcessor(
-            Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT_TEMPLATE
+        text_processor=transformers.Qwen2VLProcessor(
+            transformers.Qwen2VLImageProcessor(),
+            tokenizer,
+            transformers.Qwen2VLVideoProcessor(),
+            chat_template=parts.CHAT_TEMPLATE,
         ),
-        transformer=LongCatImageTransformer2DModel(
+        transformer=diffusers.LongCatImageTransformer2DModel(
             in_channels=64, pooled_projection_dim=16, axes_dims_rope=[4, 4, 8], **sizes
         ),
     )
@@ -239,8 +229,6 @@ def longcat() -> Any:
 
 def ideogram4() -> Any:
     """Ideogram 4: guidance by a second network, a schedule of guidance, negated outputs."""
-    from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel
-
     tokenizer = parts.qwen_tokenizer()
     sizes: dict[str, Any] = {
         "in_channels": 16,
@@ -252,13 +240,13 @@ def ideogram4() -> Any:
         "llm_features_dim": 13 * 16,
         "mrope_section": (4, 2, 2),
     }
-    return Ideogram4Pipeline(
+    return diffusers.Ideogram4Pipeline(
         scheduler=scheduler(),
         vae=parts.flux2_autoencoder(),
         text_encoder=parts.qwen3_vl(tokenizer, layers=36).model,
         tokenizer=tokenizer,
-        transformer=Ideogram4Transformer2DModel(**sizes),
-        unconditional_transformer=Ideogram4Transformer2DModel(**sizes),
+        transformer=diffusers.Ideogram4Transformer2DModel(**sizes),
+        unconditional_transformer=diffusers.Ideogram4Transformer2DModel(**sizes),
     )
 
 

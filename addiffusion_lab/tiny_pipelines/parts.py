@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
@@ -60,31 +62,25 @@ def begin(tokenizer: Any, *tokens: str) -> Any:
 
 def clip_tokenizer() -> Any:
     """A CLIP tokenizer of letters, window 77."""
-    from transformers import CLIPTokenizer
-
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary_file.write_text(json.dumps({token: at for at, token in enumerate(tokens)}), encoding="utf-8")
         merges_file.write_text("#version: 0.2\n", encoding="utf-8")
-        return CLIPTokenizer(str(vocabulary_file), str(merges_file), model_max_length=77)
+        return transformers.CLIPTokenizer(str(vocabulary_file), str(merges_file), model_max_length=77)
 
 
 def t5_tokenizer() -> Any:
     """A T5 tokenizer of a few words and all letters."""
-    from transformers import T5TokenizerFast  # type: ignore[attr-defined]
-
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     pieces += [(f"▁{word}", -1.0) for word in SHORT_WORDS] + [(letter, -5.0) for letter in string.ascii_lowercase]
-    return T5TokenizerFast(vocab=pieces, extra_ids=0)
+    return transformers.T5TokenizerFast(vocab=pieces, extra_ids=0)  # type: ignore[attr-defined]
 
 
 def clip_text_model(tokenizer: Any, width: int = 16, projection: bool = False) -> Any:
     """A two-layer CLIP text model."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
@@ -95,16 +91,14 @@ def clip_text_model(tokenizer: Any, width: int = 16, projection: bool = False) -
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+    return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
 
 
 def qwen_tokenizer(
     *specials: str, starts_with: tuple[str, ...] = (), tokenizer_class: Any = None, **settings: Any
 ) -> Any:
     """A byte-level tokenizer with a chat template; ``starts_with`` are ``specials`` that it prepends to each text."""
-    from transformers import Qwen2Tokenizer
-
-    tokenizer = (tokenizer_class or Qwen2Tokenizer)(
+    tokenizer = (tokenizer_class or transformers.Qwen2Tokenizer)(
         **vocabulary(sorted(ByteLevel.alphabet()), (*CHAT_TOKENS, *specials)),
         extra_special_tokens=[*CHAT_TOKENS[1:3], *specials],
         **settings,
@@ -115,20 +109,16 @@ def qwen_tokenizer(
 
 def gemma_tokenizer() -> Any:
     """A tokenizer like Gemma's: spaces are characters, and each text begins with a special token."""
-    from transformers import GemmaTokenizer
-
     specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
     letters = [*string.ascii_letters, *string.digits, *string.punctuation, "▁", "\n"]
-    return begin(GemmaTokenizer(**vocabulary(letters, specials)), "<bos>")
+    return begin(transformers.GemmaTokenizer(**vocabulary(letters, specials)), "<bos>")
 
 
 def bert_tokenizer() -> Any:
     """A BERT tokenizer of ``WORDS`` and letters."""
-    from transformers import BertTokenizer
-
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters))
-    return BertTokenizer({token: index for index, token in enumerate(dict.fromkeys(tokens))})
+    return transformers.BertTokenizer({token: index for index, token in enumerate(dict.fromkeys(tokens))})
 
 
 def text(encoder: Callable[..., Any], tokenizer: Any, number: str = "", **settings: Any) -> dict[str, Any]:
@@ -138,15 +128,13 @@ def text(encoder: Callable[..., Any], tokenizer: Any, number: str = "", **settin
 
 def bert(tokenizer: Any, width: int = 16) -> Any:
     """A BERT with two layers."""
-    from transformers import BertConfig, BertModel
-
     sizes: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     }
-    return BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
+    return transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
 
 
 def decoder(config: Any, tokenizer: Any, width: int = 16, layers: int = 3, **settings: Any) -> Any:
@@ -159,60 +147,48 @@ def decoder(config: Any, tokenizer: Any, width: int = 16, layers: int = 3, **set
 
 def qwen3(tokenizer: Any, width: int = 16, **settings: Any) -> Any:
     """A Qwen 3 with three layers."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    return Qwen3ForCausalLM(decoder(Qwen3Config, tokenizer, width, **settings))
+    return transformers.Qwen3ForCausalLM(decoder(transformers.Qwen3Config, tokenizer, width, **settings))
 
 
 def gemma(tokenizer: Any, width: int = 16) -> Any:
     """A Gemma with three layers."""
-    from transformers import GemmaConfig, GemmaModel
-
-    return GemmaModel(decoder(GemmaConfig, tokenizer, width))
+    return transformers.GemmaModel(decoder(transformers.GemmaConfig, tokenizer, width))
 
 
 def gemma2(tokenizer: Any, width: int = 16) -> Any:
     """A Gemma 2 with three layers."""
-    from transformers import Gemma2Config, Gemma2Model
-
-    return Gemma2Model(decoder(Gemma2Config, tokenizer, width, query_pre_attn_scalar=8))
+    return transformers.Gemma2Model(decoder(transformers.Gemma2Config, tokenizer, width, query_pre_attn_scalar=8))
 
 
 def glm(tokenizer: Any, width: int = 16) -> Any:
     """A GLM with three layers."""
-    from transformers import GlmConfig, GlmModel
-
-    return GlmModel(decoder(GlmConfig, tokenizer, width))
+    return transformers.GlmModel(decoder(transformers.GlmConfig, tokenizer, width))
 
 
 def mistral3(tokenizer: Any, width: int = 16) -> Any:
     """A Mistral 3 with three layers and a small vision tower."""
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
-
     text = {**decoder(dict, tokenizer, width), "model_type": "mistral"}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return Mistral3ForConditionalGeneration(
-        Mistral3Config(text_config=text, vision_config={**vision, "head_dim": 8, "model_type": "pixtral"})
+    return transformers.Mistral3ForConditionalGeneration(
+        transformers.Mistral3Config(text_config=text, vision_config={**vision, "head_dim": 8, "model_type": "pixtral"})
     )
 
 
 def qwen25_vl(tokenizer: Any, width: int = 16) -> Any:
     """A Qwen 2.5 VL with three layers and a small vision tower."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
     text = decoder(dict, tokenizer, width, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]})
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    return transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    )
 
 
 def qwen3_vl(tokenizer: Any, width: int = 16, layers: int = 3) -> Any:
     """A Qwen 3 VL with three layers and a small vision tower."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1]}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
-    return Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(
+    return transformers.Qwen3VLForConditionalGeneration(
+        transformers.Qwen3VLConfig(
             text_config=decoder(dict, tokenizer, width, layers, rope_parameters=rope),
             vision_config={**vision, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
         )
@@ -221,17 +197,22 @@ def qwen3_vl(tokenizer: Any, width: int = 16, layers: int = 3) -> Any:
 
 def qwen3_vl_processor() -> Any:
     """The processor of Qwen 3 VL around ``qwen_tokenizer``."""
-    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
-
     tokenizer = qwen_tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    return Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+    return transformers.Qwen3VLProcessor(
+        transformers.Qwen2VLImageProcessor(),
+        tokenizer,
+        transformers.Qwen3VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def t5(tokenizer: Any, width: int = 32, unified: bool = False) -> Any:
     """A T5 or (``unified``) UMT5 encoder with two layers."""
-    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
-
-    kinds: tuple[Any, Any] = (UMT5Config, UMT5EncoderModel) if unified else (T5Config, T5EncoderModel)
+    kinds: tuple[Any, Any] = (
+        (transformers.UMT5Config, transformers.UMT5EncoderModel)
+        if unified
+        else (transformers.T5Config, transformers.T5EncoderModel)
+    )
     sizes: dict[str, Any] = {"d_model": width, "d_kv": 8, "d_ff": width, "num_layers": 2, "num_heads": 2}
     config, model = kinds
     return model(config(vocab_size=len(tokenizer), **sizes))
@@ -239,9 +220,7 @@ def t5(tokenizer: Any, width: int = 32, unified: bool = False) -> Any:
 
 def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> Any:
     """An ``AutoencoderKL`` that multiplies the latents' sides by 2 for each level after the first."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
+    return diffusers.AutoencoderKL(
         block_out_channels=(8,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -255,9 +234,7 @@ def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> A
 
 def tiny_autoencoder(latent_channels: int = 4) -> Any:
     """An ``AutoencoderTiny`` that doubles the sides of the latents."""
-    from diffusers import AutoencoderTiny
-
-    return AutoencoderTiny(
+    return diffusers.AutoencoderTiny(
         latent_channels=latent_channels,
         encoder_block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),
@@ -268,8 +245,6 @@ def tiny_autoencoder(latent_channels: int = 4) -> Any:
 
 def unet(**changes: Any) -> Any:
     """A UNet with cross-attention at 8x8 and 4x4."""
-    from diffusers import UNet2DConditionModel
-
     config: dict[str, Any] = {
         "sample_size": 8,
         "block_out_channels": (16, 32),
@@ -280,14 +255,12 @@ def unet(**changes: Any) -> Any:
         "cross_attention_dim": 16,
         "attention_head_dim": 4,
     }
-    return UNet2DConditionModel(**{**config, **changes})
+    return diffusers.UNet2DConditionModel(**{**config, **changes})
 
 
 def qwen_autoencoder(latent_channels: int = 4) -> Any:
     """An ``AutoencoderKLQwenImage`` that multiplies the latents' sides by 2."""
-    from diffusers import AutoencoderKLQwenImage
-
-    return AutoencoderKLQwenImage(
+    return diffusers.AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=latent_channels,
         dim_mult=[1, 1],
@@ -300,9 +273,7 @@ def qwen_autoencoder(latent_channels: int = 4) -> Any:
 
 def flux2_autoencoder(latent_channels: int = 4) -> Any:
     """An ``AutoencoderKLFlux2`` that multiplies the latents' sides by 2."""
-    from diffusers import AutoencoderKLFlux2
-
-    return AutoencoderKLFlux2(
+    return diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -314,9 +285,7 @@ def flux2_autoencoder(latent_channels: int = 4) -> Any:
 
 def deep_autoencoder(latent_channels: int = 4) -> Any:
     """An ``AutoencoderDC`` that multiplies the latents' sides by 2."""
-    from diffusers import AutoencoderDC
-
-    return AutoencoderDC(
+    return diffusers.AutoencoderDC(
         latent_channels=latent_channels,
         attention_head_dim=4,
         encoder_block_types=("ResBlock", "EfficientViTBlock"),

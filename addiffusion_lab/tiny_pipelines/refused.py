@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+import transformers
+
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 from addiffusion_lab.tiny_pipelines.diffusion_transformers import CFG
@@ -14,51 +17,48 @@ from addiffusion_lab.tiny_pipelines.unets import kandinsky22, kandinsky22_inputs
 
 def parts_prior() -> dict[str, Any]:
     """Components of the prior of Kandinsky 2.2."""
-    from diffusers import PriorTransformer, UnCLIPScheduler
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
     tokenizer, text_encoder = clip(projection=True)
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
     sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     size = {"height": 16, "width": 16}
     return {
-        "prior": PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1),
-        "image_encoder": CLIPVisionModelWithProjection(
-            CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
+        "prior": diffusers.PriorTransformer(
+            num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1
+        ),
+        "image_encoder": transformers.CLIPVisionModelWithProjection(
+            transformers.CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
         ),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
-        "scheduler": UnCLIPScheduler(
+        "scheduler": diffusers.UnCLIPScheduler(
             variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
         ),
-        "image_processor": CLIPImageProcessor(size=size, crop_size=size),
+        "image_processor": transformers.CLIPImageProcessor(size=size, crop_size=size),
     }
 
 
 def kandinsky22_prior() -> Any:
     """The prior of Kandinsky 2.2: a prompt's image embedding."""
-    from diffusers import KandinskyV22PriorPipeline
-
-    return KandinskyV22PriorPipeline(**parts_prior())
+    return diffusers.KandinskyV22PriorPipeline(**parts_prior())
 
 
 def kandinsky22_combined() -> Any:
     """Prior and decoder of Kandinsky 2.2 in one call: two loops, two schedulers."""
-    from diffusers import KandinskyV22CombinedPipeline
-
     context = kandinsky22().components
-    return KandinskyV22CombinedPipeline(**context, **{f"prior_{name}": part for name, part in parts_prior().items()})
+    return diffusers.KandinskyV22CombinedPipeline(
+        **context, **{f"prior_{name}": part for name, part in parts_prior().items()}
+    )
 
 
 def wan() -> Any:
     """Wan 2.1: a video."""
-    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-
-    return WanPipeline(
+    return diffusers.WanPipeline(
         **parts.text(parts.t5, parts.t5_tokenizer(), unified=True),
-        vae=AutoencoderKLWan(base_dim=8, dim_mult=[1, 1], z_dim=16, num_res_blocks=1, temperal_downsample=[False]),
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=8, dim_mult=[1, 1], z_dim=16, num_res_blocks=1, temperal_downsample=[False]
+        ),
         scheduler=scheduler(),
-        transformer=WanTransformer3DModel(
+        transformer=diffusers.WanTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=12,
             text_dim=32,
@@ -72,18 +72,10 @@ def wan() -> Any:
 
 def stable_audio() -> Any:
     """Stable Audio: sound."""
-    from diffusers import (
-        AutoencoderOobleck,
-        EDMDPMSolverMultistepScheduler,
-        StableAudioDiTModel,
-        StableAudioPipeline,
-        StableAudioProjectionModel,
-    )
-
     tokenizer = parts.t5_tokenizer()
     tokenizer.model_max_length = 32
-    return StableAudioPipeline(
-        vae=AutoencoderOobleck(
+    return diffusers.StableAudioPipeline(
+        vae=diffusers.AutoencoderOobleck(
             encoder_hidden_size=6,
             downsampling_ratios=[1, 2],
             decoder_channels=3,
@@ -92,11 +84,11 @@ def stable_audio() -> Any:
             sampling_rate=4,
         ),
         text_encoder=parts.t5(tokenizer),
-        projection_model=StableAudioProjectionModel(
+        projection_model=diffusers.StableAudioProjectionModel(
             text_encoder_dim=32, conditioning_dim=32, min_value=0, max_value=32
         ),
         tokenizer=tokenizer,
-        transformer=StableAudioDiTModel(
+        transformer=diffusers.StableAudioDiTModel(
             sample_size=4,
             in_channels=3,
             out_channels=3,
@@ -107,7 +99,7 @@ def stable_audio() -> Any:
             global_states_input_dim=64,
             cross_attention_input_dim=32,
         ),
-        scheduler=EDMDPMSolverMultistepScheduler(
+        scheduler=diffusers.EDMDPMSolverMultistepScheduler(
             solver_order=2, prediction_type="v_prediction", sigma_schedule="exponential"
         ),
     )
@@ -115,10 +107,8 @@ def stable_audio() -> Any:
 
 def dit() -> Any:
     """DiT: class labels instead of prompts."""
-    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-
-    return DiTPipeline(
-        transformer=DiTTransformer2DModel(
+    return diffusers.DiTPipeline(
+        transformer=diffusers.DiTTransformer2DModel(
             sample_size=8,
             num_layers=1,
             num_attention_heads=2,
@@ -128,15 +118,13 @@ def dit() -> Any:
             num_embeds_ada_norm=1000,
         ),
         vae=parts.autoencoder(),
-        scheduler=DDIMScheduler(),
+        scheduler=diffusers.DDIMScheduler(),
     )
 
 
 def ddpm() -> Any:
     """An unconditional DDPM: no prompt."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    unet = UNet2DModel(
+    unet = diffusers.UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -144,7 +132,7 @@ def ddpm() -> Any:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
-    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+    return diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler())
 
 
 def nothing(prompt: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
 """Names of parameters and their shapes."""
@@ -48,11 +49,11 @@ def clip_folder(folder: Path, width: int = 768) -> Path:
 
 def dino_folder(folder: Path) -> Path:
     """A two-layer DINOv2."""
-    from transformers import Dinov2Config, Dinov2Model
-
     torch.manual_seed(4)
-    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    Dinov2Model(config).save_pretrained(folder)
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(folder)
     return folder
 
 

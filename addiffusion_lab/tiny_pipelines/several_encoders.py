@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
@@ -15,13 +17,10 @@ from addiffusion_lab.tiny_pipelines.stable_diffusion import clip
 
 def hidream() -> Any:
     """HiDream: a mixture of experts; the layers of its Llama are stacked before the batch axis; negated outputs."""
-    from diffusers import HiDreamImagePipeline, HiDreamImageTransformer2DModel
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer, text_encoder = clip(projection=True)
     tokenizer_2, text_encoder_2 = clip(projection=True)
     tokenizer_3, tokenizer_4 = parts.t5_tokenizer(), parts.qwen_tokenizer()
-    pipe = HiDreamImagePipeline(
+    pipe = diffusers.HiDreamImagePipeline(
         scheduler=scheduler(shift=3.0),
         vae=parts.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=text_encoder,
@@ -30,9 +29,11 @@ def hidream() -> Any:
         tokenizer_2=tokenizer_2,
         text_encoder_3=parts.t5(tokenizer_3),
         tokenizer_3=tokenizer_3,
-        text_encoder_4=LlamaForCausalLM(parts.decoder(LlamaConfig, tokenizer_4, attn_implementation="eager")),
+        text_encoder_4=transformers.LlamaForCausalLM(
+            parts.decoder(transformers.LlamaConfig, tokenizer_4, attn_implementation="eager")
+        ),
         tokenizer_4=tokenizer_4,
-        transformer=HiDreamImageTransformer2DModel(
+        transformer=diffusers.HiDreamImageTransformer2DModel(
             patch_size=2,
             in_channels=4,
             num_layers=1,
@@ -53,14 +54,12 @@ def hidream() -> Any:
 
 def hunyuan_image() -> Any:
     """HunyuanImage 2.1: guidance by a guider with momentum."""
-    from diffusers import AutoencoderKLHunyuanImage, HunyuanImagePipeline, HunyuanImageTransformer2DModel
     from diffusers.guiders import AdaptiveProjectedMixGuidance
-    from transformers import ByT5Tokenizer
 
-    tokenizer, tokenizer_2 = parts.qwen_tokenizer(), ByT5Tokenizer(extra_ids=0)
-    pipe = HunyuanImagePipeline(
+    tokenizer, tokenizer_2 = parts.qwen_tokenizer(), transformers.ByT5Tokenizer(extra_ids=0)
+    pipe = diffusers.HunyuanImagePipeline(
         scheduler=scheduler(shift=5.0),
-        vae=AutoencoderKLHunyuanImage(
+        vae=diffusers.AutoencoderKLHunyuanImage(
             in_channels=3,
             out_channels=3,
             latent_channels=4,
@@ -74,7 +73,7 @@ def hunyuan_image() -> Any:
         tokenizer=tokenizer,
         text_encoder_2=parts.t5(tokenizer_2),
         tokenizer_2=tokenizer_2,
-        transformer=HunyuanImageTransformer2DModel(
+        transformer=diffusers.HunyuanImageTransformer2DModel(
             in_channels=4,
             out_channels=4,
             num_attention_heads=2,
@@ -94,13 +93,10 @@ def hunyuan_image() -> Any:
 
 def kandinsky5() -> Any:
     """Kandinsky 5: channels-last latents; rotary positions shared by all rows."""
-    from diffusers import Kandinsky5T2IPipeline, Kandinsky5Transformer3DModel
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
-
     tokenizer = parts.qwen_tokenizer("<|image_pad|>", "<|video_pad|>")
     tokenizer_2, text_encoder_2 = clip()
-    pipe = Kandinsky5T2IPipeline(
-        transformer=Kandinsky5Transformer3DModel(
+    pipe = diffusers.Kandinsky5T2IPipeline(
+        transformer=diffusers.Kandinsky5Transformer3DModel(
             in_visual_dim=4,
             in_text_dim=16,
             in_text_dim2=16,
@@ -115,8 +111,11 @@ def kandinsky5() -> Any:
         ),
         vae=parts.autoencoder(levels=4, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=parts.qwen25_vl(tokenizer),
-        tokenizer=Qwen2VLProcessor(
-            Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.CHAT_TEMPLATE
+        tokenizer=transformers.Qwen2VLProcessor(
+            transformers.Qwen2VLImageProcessor(),
+            tokenizer,
+            transformers.Qwen2VLVideoProcessor(),
+            chat_template=parts.CHAT_TEMPLATE,
         ),
         text_encoder_2=text_encoder_2,
         tokenizer_2=tokenizer_2,
@@ -142,11 +141,9 @@ class AllSafe(torch.nn.Module):
 
 def cosmos2() -> Any:
     """Cosmos Predict 2: one frame of a video, noise levels up to 80, an output that the pipeline converts to x0."""
-    from diffusers import AutoencoderKLWan, Cosmos2TextToImagePipeline, CosmosTransformer3DModel
-
-    return Cosmos2TextToImagePipeline(
+    return diffusers.Cosmos2TextToImagePipeline(
         **parts.text(parts.t5, parts.t5_tokenizer()),
-        transformer=CosmosTransformer3DModel(
+        transformer=diffusers.CosmosTransformer3DModel(
             in_channels=4,
             out_channels=4,
             num_attention_heads=2,
@@ -159,7 +156,7 @@ def cosmos2() -> Any:
             rope_scale=(2.0, 1.0, 1.0),
             extra_pos_embed_type="learnable",
         ),
-        vae=AutoencoderKLWan(
+        vae=diffusers.AutoencoderKLWan(
             base_dim=8,
             z_dim=4,
             dim_mult=[1, 1],
@@ -175,17 +172,14 @@ def cosmos2() -> Any:
 
 def glm_image() -> Any:
     """The decoder of GLM-Image: it takes the tokens of the image, and encodes quoted text only."""
-    from diffusers import GlmImagePipeline, GlmImageTransformer2DModel
-    from transformers import ByT5Tokenizer
-
-    tokenizer = ByT5Tokenizer(extra_ids=0)
-    return GlmImagePipeline(
+    tokenizer = transformers.ByT5Tokenizer(extra_ids=0)
+    return diffusers.GlmImagePipeline(
         tokenizer=tokenizer,
         processor=None,
         text_encoder=parts.t5(tokenizer),
         vision_language_encoder=None,
         vae=parts.autoencoder(latents_mean=[0.1] * 4, latents_std=[1.5] * 4),
-        transformer=GlmImageTransformer2DModel(
+        transformer=diffusers.GlmImageTransformer2DModel(
             in_channels=4,
             out_channels=4,
             num_layers=2,
@@ -209,12 +203,10 @@ def glm_image_inputs(prompt: str) -> dict[str, Any]:
 
 def qwen_image21() -> Any:
     """Qwen-Image 2.1: one token per latent pixel; the text's keys and values are cached across steps."""
-    from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
-
     processor = parts.qwen3_vl_processor()
-    return QwenImage21Pipeline(
+    return diffusers.QwenImage21Pipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
-        vae=AutoencoderKLQwenImage21(
+        vae=diffusers.AutoencoderKLQwenImage21(
             base_dim=8,
             decoder_base_dim=8,
             z_dim=8,
@@ -226,7 +218,7 @@ def qwen_image21() -> Any:
         ),
         text_encoder=parts.qwen3_vl(processor.tokenizer),
         processor=processor,
-        transformer=QwenImage21Transformer2DModel(
+        transformer=diffusers.QwenImage21Transformer2DModel(
             in_channels=8,
             out_channels=8,
             num_layers=2,
@@ -240,11 +232,9 @@ def qwen_image21() -> Any:
 
 def sana_sprint() -> Any:
     """Sana-Sprint: a TrigFlow consistency model, with the guidance scale as an input."""
-    from diffusers import SCMScheduler
-
     return sana(
         "SanaSprintPipeline",
-        SCMScheduler(prediction_type="trigflow", sigma_data=0.5),
+        diffusers.SCMScheduler(prediction_type="trigflow", sigma_data=0.5),
         guidance_embeds=True,
         qk_norm="rms_norm_across_heads",
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
 
@@ -16,8 +18,6 @@ def clip(width: int = 16, projection: bool = False) -> tuple[Any, Any]:
 
 def parts_15(scheduler: str = "DDIMScheduler", unet: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """Components of Stable Diffusion 1.5; ``settings`` are the scheduler's."""
-    import diffusers
-
     tokenizer, text_encoder = clip()
     return {
         "vae": parts.autoencoder(),
@@ -32,15 +32,11 @@ def parts_15(scheduler: str = "DDIMScheduler", unet: dict[str, Any] | None = Non
 
 def sd15(cls: str = "StableDiffusionPipeline", **settings: Any) -> Any:
     """A pipeline with the components of Stable Diffusion 1.5."""
-    import diffusers
-
     return getattr(diffusers, cls)(**parts_15(**settings), requires_safety_checker=False)
 
 
 def parts_xl(**unet: Any) -> dict[str, Any]:
     """Components of Stable Diffusion XL; ``unet`` are further settings of its UNet."""
-    from diffusers import EulerDiscreteScheduler
-
     tokenizer, text_encoder = clip()
     tokenizer_2, text_encoder_2 = clip(projection=True)
     noise = {key: parts.SD_NOISE[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
@@ -58,14 +54,12 @@ def parts_xl(**unet: Any) -> dict[str, Any]:
             use_linear_projection=True,
             **unet,
         ),
-        "scheduler": EulerDiscreteScheduler(**noise),
+        "scheduler": diffusers.EulerDiscreteScheduler(**noise),
     }
 
 
 def sdxl(cls: str = "StableDiffusionXLPipeline", **changes: Any) -> Any:
     """A pipeline with the components of Stable Diffusion XL."""
-    import diffusers
-
     return getattr(diffusers, cls)(**{**parts_xl(), **changes})
 
 
@@ -85,14 +79,12 @@ SD3_SIZES: dict[str, Any] = {
 
 def parts_3() -> dict[str, Any]:
     """Components of Stable Diffusion 3.5."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-
     tokenizer, text_encoder = clip(projection=True)
     tokenizer_2, text_encoder_2 = clip(projection=True)
     tokenizer_3 = parts.t5_tokenizer()
     return {
-        "transformer": SD3Transformer2DModel(**SD3_SIZES),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "transformer": diffusers.SD3Transformer2DModel(**SD3_SIZES),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         "vae": parts.autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
@@ -105,8 +97,6 @@ def parts_3() -> dict[str, Any]:
 
 def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
     """A pipeline with the components of Stable Diffusion 3.5."""
-    import diffusers
-
     return getattr(diffusers, cls)(**{**parts_3(), **changes})
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 from addiffusion_lab.tiny_pipelines import parts
 from addiffusion_lab.tiny_pipelines.builder import Builder
@@ -15,9 +17,8 @@ from addiffusion_lab.tiny_pipelines.stable_diffusion import UNET, clip, parts_xl
 
 def chat_glm_tokenizer() -> Any:
     """Replaces Kolors' tokenizer, which needs sentencepiece: also returns the positions of the tokens."""
-    from transformers import Qwen2Tokenizer
 
-    class WithPositions(Qwen2Tokenizer):
+    class WithPositions(transformers.Qwen2Tokenizer):
         model_input_names = ("input_ids", "attention_mask", "position_ids")  # type: ignore[assignment]
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -62,11 +63,10 @@ def kolors() -> Any:
 
 def dreamlite(mobile: bool = False) -> Any:
     """DreamLite: the UNet's input is the latents next to an empty image, and half of its output is used."""
-    from diffusers import DreamLiteMobilePipeline, DreamLitePipeline
     from diffusers.models.unets.unet_dreamlite import DreamLiteUNetModel
 
     processor = parts.qwen3_vl_processor()
-    return (DreamLiteMobilePipeline if mobile else DreamLitePipeline)(
+    return (diffusers.DreamLiteMobilePipeline if mobile else diffusers.DreamLitePipeline)(
         text_encoder=parts.qwen3_vl(processor.tokenizer),
         tokenizer=processor.tokenizer,
         processor=processor,
@@ -91,9 +91,7 @@ def dreamlite(mobile: bool = False) -> Any:
 
 def movq(levels: int = 2) -> Any:
     """The autoencoder of Kandinsky."""
-    from diffusers import VQModel
-
-    return VQModel(
+    return diffusers.VQModel(
         block_out_channels=(32,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -107,11 +105,9 @@ def movq(levels: int = 2) -> Any:
 
 def kandinsky3() -> Any:
     """Kandinsky 3: prompts are trimmed to their lengths."""
-    from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet
-
-    return Kandinsky3Pipeline(
+    return diffusers.Kandinsky3Pipeline(
         **parts.text(parts.t5, parts.t5_tokenizer()),
-        unet=Kandinsky3UNet(
+        unet=diffusers.Kandinsky3UNet(
             time_embedding_dim=16,
             groups=2,
             attention_head_dim=4,
@@ -120,16 +116,14 @@ def kandinsky3() -> Any:
             cross_attention_dim=8,
             encoder_hid_dim=32,
         ),
-        scheduler=DDPMScheduler(**NOISE, clip_sample=False, steps_offset=1),
+        scheduler=diffusers.DDPMScheduler(**NOISE, clip_sample=False, steps_offset=1),
         movq=movq(levels=4),
     )
 
 
 def kandinsky22() -> Any:
     """The decoder of Kandinsky 2.2: it takes the embedding of an image."""
-    from diffusers import DDIMScheduler, KandinskyV22Pipeline
-
-    return KandinskyV22Pipeline(
+    return diffusers.KandinskyV22Pipeline(
         unet=parts.unet(
             out_channels=8,
             addition_embed_type="image",
@@ -140,7 +134,7 @@ def kandinsky22() -> Any:
             up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
             resnet_time_scale_shift="scale_shift",
         ),
-        scheduler=DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
+        scheduler=diffusers.DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
         movq=movq(levels=4),
     )
 
@@ -154,9 +148,7 @@ def kandinsky22_inputs(prompt: str) -> dict[str, torch.Tensor]:
 
 def deepfloyd() -> Any:
     """The first stage of DeepFloyd IF: pixels, and a variance that the network predicts."""
-    from diffusers import DDPMScheduler, IFPipeline
-
-    return IFPipeline(
+    return diffusers.IFPipeline(
         **parts.text(parts.t5, parts.t5_tokenizer()),
         unet=parts.unet(
             sample_size=16,
@@ -176,7 +168,9 @@ def deepfloyd() -> Any:
             cross_attention_norm="group_norm",
         ),
         # Without the released thresholding: with clipping at every step, tiny networks amplify 1e-7 to 1e-4.
-        scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range", clip_sample=False),
+        scheduler=diffusers.DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", variance_type="learned_range", clip_sample=False
+        ),
         safety_checker=None,
         feature_extractor=None,
         watermarker=None,
@@ -186,12 +180,11 @@ def deepfloyd() -> Any:
 
 def cascade() -> Any:
     """The decoder of Stable Cascade: it takes the embedding of an image in addition to the prompt."""
-    from diffusers import DDPMWuerstchenScheduler, StableCascadeDecoderPipeline
     from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
     tokenizer, text_encoder = clip(projection=True)
-    return StableCascadeDecoderPipeline(
+    return diffusers.StableCascadeDecoderPipeline(
         decoder=StableCascadeUNet(
             in_channels=4,
             out_channels=4,
@@ -218,7 +211,7 @@ def cascade() -> Any:
         ),
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        scheduler=DDPMWuerstchenScheduler(),
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
         vqgan=PaellaVQModel(bottleneck_blocks=1, embed_dim=16, num_vq_embeddings=12),
         latent_dim_scale=4.0,
     )
@@ -232,7 +225,6 @@ def cascade_inputs(prompt: str) -> dict[str, Any]:
 
 def latent_diffusion() -> Any:
     """The original latent diffusion model."""
-    from diffusers import DDIMScheduler, LDMTextToImagePipeline
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
     tokenizer = parts.bert_tokenizer()
@@ -245,12 +237,12 @@ def latent_diffusion() -> Any:
         d_model=16,
         init_std=0.3,
     )
-    return LDMTextToImagePipeline(
+    return diffusers.LDMTextToImagePipeline(
         vqvae=parts.autoencoder(levels=4),
         bert=LDMBertModel(bert),
         tokenizer=tokenizer,
         unet=parts.unet(),
-        scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False),
+        scheduler=diffusers.DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False),
     )
 
 
