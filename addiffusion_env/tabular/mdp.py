@@ -115,6 +115,7 @@ class _BlankBackbone:
     def __init__(self, backbone: Backbone, process: ProcessConfig) -> None:
         self.path = backbone.path
         self.timestep_position = backbone.timestep_position
+        self.early_exit_levels = backbone.early_exit_levels
         self.calls = process.network_calls
         self.levels = backbone.sigmas(process.steps, process.spacing)
 
