@@ -192,14 +192,11 @@ def mean_interval(values: np.ndarray, rng: np.random.Generator, level: float = 0
     estimate = float(values.mean())
     if constant(values):  # no variation to resample
         return Interval(estimate, estimate, estimate, level, len(values))
-    found = (
-        scipy_stats()
-        .bootstrap(
-            (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, method="percentile", rng=rng
-        )
-        .confidence_interval
+    found = scipy_stats().bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=500, method="percentile", rng=rng
     )
-    return Interval(estimate, float(found.low), float(found.high), level, len(values))
+    low, high = found.confidence_interval
+    return Interval(estimate, float(low), float(high), level, len(values))
 
 
 def paired_interval(
