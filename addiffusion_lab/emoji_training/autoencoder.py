@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.nn import functional as F
 
 from addiffusion_env.prompts.emoji_vocabulary import IMAGE_SIZE
@@ -22,8 +23,6 @@ _EVALUATED = 2048  # images that scale and PSNR are measured on
 
 def train_vae(config: TrainConfig) -> TrainReport:
     """Trains encoder and decoder together; writes ``vae/`` with ``scaling_factor`` = 1 / std of the latents."""
-    from diffusers import AutoencoderKL
-
     run = Run("vae", config)
     with run.initial_weights():
         vae: Any = AutoencoderKL(
@@ -47,17 +46,16 @@ def train_vae_decoder(config: TrainConfig) -> TrainReport:
     Raises:
         WeightsError: when stage vae was not run.
     """
-    from diffusers import AutoencoderKL
-
     run = Run("vae_decoder", config)
-    vae = _load_vae(run, AutoencoderKL)
+    vae = load_vae(run)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     return _fit(run, vae, rescale=False)
 
 
-def _load_vae(run: Run, kind: Any) -> Any:
-    return kind.from_pretrained(earlier(run.config, "vae", "vae")).to(run.device)
+def load_vae(run: Run) -> Any:
+    """The autoencoder that stage vae trained."""
+    return AutoencoderKL.from_pretrained(earlier(run.config, "vae", "vae")).to(run.device)
 
 
 def _fit(run: Run, vae: Any, rescale: bool) -> TrainReport:
@@ -104,10 +102,8 @@ def train_preview(config: TrainConfig) -> TrainReport:
     Raises:
         WeightsError: when stage vae was not run.
     """
-    from diffusers import AutoencoderKL, AutoencoderTiny
-
     run = Run("preview", config)
-    vae = _load_vae(run, AutoencoderKL).eval()
+    vae = load_vae(run).eval()
     with run.initial_weights():
         tiny: Any = AutoencoderTiny(
             encoder_block_out_channels=(32,) * 3,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import CLIPTokenizer
 
 from addiffusion_env.seeding import stable_hash
 from addiffusion_lab.emoji_training.config import TrainConfig
@@ -75,8 +76,6 @@ def load_tokenizer(config: TrainConfig) -> Any:
     Raises:
         WeightsError: when stage tokenizer was not run.
     """
-    from transformers import CLIPTokenizer
-
     return CLIPTokenizer.from_pretrained(earlier(config, "tokenizer", "tokenizer"))
 
 

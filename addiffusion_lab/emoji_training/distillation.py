@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
 
 from addiffusion_env.prompts.emoji_vocabulary import IMAGE_SIZE
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
@@ -29,8 +30,6 @@ def teacher_temperature(progress: float) -> float:
 
 def build_network() -> nn.ModuleDict:
     """The backbone (``"backbone"``), which is saved, and the projection head (``"head"``), which is discarded."""
-    from transformers import Dinov2Config, Dinov2Model
-
     config = Dinov2Config(
         hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4, image_size=IMAGE_SIZE, patch_size=8, mlp_ratio=3
     )

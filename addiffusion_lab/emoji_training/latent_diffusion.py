@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from addiffusion_lab.emoji_training.autoencoder import load_vae
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import MAX_TOKENS, load_tokenizer, scene_bank, tokenize
 from addiffusion_lab.emoji_training.run import (
     Run,
-    earlier,
     restore_checkpoint,
     save_diffuser,
     save_transformer,
@@ -36,9 +38,6 @@ _TEXT_WIDTH = 192
 
 def build_models(tokenizer: Any) -> nn.ModuleDict:
     """The untrained 6.4 M UNet (``"unet"``) and 1.6 M text encoder (``"text_encoder"``)."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     unet: Any = UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -70,8 +69,6 @@ def build_models(tokenizer: Any) -> nn.ModuleDict:
 
 def build_scheduler() -> Any:
     """Stable Diffusion 1.5's noise schedule, as a ``DDIMScheduler``."""
-    from diffusers import DDIMScheduler
-
     return DDIMScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         beta_start=0.00085,
@@ -135,9 +132,7 @@ def train_unet(config: TrainConfig) -> TrainReport:
 @torch.no_grad()
 def _encode_bank(run: Run, layouts: torch.Tensor) -> torch.Tensor:
     """Renders and encodes every scene once: (N, 4, 16, 16) scaled latents, bfloat16 to save memory."""
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL.from_pretrained(earlier(run.config, "vae", "vae")).to(run.device).eval()
+    vae = load_vae(run).eval()
     parts = []
     for part in layouts.split(2048):
         with run.autocast():

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from addiffusion_env.prompts.emoji_grammar import Group, Scene, caption, sample_scene, task_of
 from addiffusion_env.prompts.emoji_vocabulary import CLASSES, COLORS, IMAGE_SIZE, MAX_OBJECTS
@@ -121,8 +122,6 @@ def _pair_bank(run: Run, tokenizer: Any) -> PairBank:
 
 def build_model(tokenizer: Any) -> Any:
     """The untrained ``BlipForImageTextRetrieval``, 2.0 M parameters."""
-    from transformers import BlipConfig, BlipForImageTextRetrieval
-
     tower = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
     vision = {**tower, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 8}
     text = {

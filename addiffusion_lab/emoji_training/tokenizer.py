@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from transformers import CLIPTokenizer
+
 from addiffusion_env.prompts.emoji_vocabulary import vocabulary_words
 from addiffusion_lab.emoji_training.config import TrainConfig, TrainReport
 from addiffusion_lab.emoji_training.data import MAX_TOKENS
@@ -64,8 +66,6 @@ def vocabulary_of(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 def train_tokenizer(config: TrainConfig) -> TrainReport:
     """Writes ``tokenizer/``; ``loss`` is the share of the grammar's words that take more than one token."""
-    from transformers import CLIPTokenizer
-
     words = vocabulary_words()
     merges = learn_merges(words)
     vocabulary = vocabulary_of(merges)
