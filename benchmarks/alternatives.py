@@ -33,13 +33,13 @@ from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.devices import instruction_set
 from addiffusion_env.backbones.emoji import EmojiBackbone
 from addiffusion_env.config import friendly
-from addiffusion_env.evaluation.statistics.intervals import share_interval
+from addiffusion_env.evaluation.statistics import share_interval
 from addiffusion_env.pages import markdown_table
 from addiffusion_env.prompts import Prompt
 from addiffusion_env.prompts.emoji_grammar import EmojiPrompts
 from addiffusion_env.scorers.emoji_detector import EmojiDetectorScorer
 from addiffusion_env.seeding import keyed_noise
-from addiffusion_lab.bench.diffusers_pipeline import pipeline_of
+from addiffusion_lab.bench.arms import pipeline_of
 
 Draw = Callable[[Sequence[Prompt]], torch.Tensor]
 """Draws (B, 3, H, W) images in [-1, 1] of B prompts."""

@@ -32,7 +32,7 @@ class SceneBank:
 
     Attributes:
         texts: N prompts.
-        layouts: (N, 4, 5) float32, see ``emoji_layout.layout``.
+        layouts: (N, 4, 5) float32, see :func:`.layouts.layout`.
     """
 
     texts: list[str]
