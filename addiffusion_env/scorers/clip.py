@@ -251,16 +251,6 @@ def image_tower(visual: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, 
     return (visual(pixels),)
 
 
-def needs_quick_gelu(name: str, tag: str) -> bool:
-    """Whether the weights ``tag`` of the model ``name`` were trained with QuickGELU.
-
-    OpenAI's were; open_clip 3 builds ``ViT-L-14`` with GELU nevertheless and only warns, which changes all embeddings.
-    """
-    from open_clip.pretrained import get_pretrained_cfg
-
-    return bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
-
-
 def build(config: Mapping[str, Any]) -> nn.Module:
     """An open_clip model from its model config, with random weights.
 
@@ -346,12 +336,11 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
         WeightsError: when the weights cannot be loaded or do not fit.
     """
     import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
 
     config = model_config(name)
-    if tag is not None and not get_pretrained_cfg(name, tag):
+    if tag is not None and not open_clip.get_pretrained_cfg(name, tag):
         raise unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name))
-    source = get_pretrained_cfg(name, pretrained)
+    source = open_clip.get_pretrained_cfg(name, pretrained)
     if not source and not Path(pretrained).is_file():
         if looks_like_path(pretrained) or not open_clip.list_pretrained_tags_by_model(name):
             raise WeightsError(f"no such weights file: {pretrained}", f"give a file, or a pretrained tag of {name}")
@@ -364,13 +353,14 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
         warn_of_lost_settings(name, pretrained, config)
     try:
         with warnings.catch_warnings():
-            # open_clip warns when the named config has GELU, although the argument below sets it.
+            # OpenAI's weights need QuickGELU. For ViT-L-14 open_clip 3 builds GELU nevertheless and only warns, which
+            # changes all embeddings; it also warns when the argument below sets it.
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             model = open_clip.create_model(
                 name,
                 pretrained=pretrained,
-                force_quick_gelu=needs_quick_gelu(name, tag or pretrained),
-                force_preprocess_cfg=get_pretrained_cfg(name, tag) if tag else None,
+                force_quick_gelu=bool(open_clip.get_pretrained_cfg(name, tag or pretrained).get("quick_gelu")),
+                force_preprocess_cfg=open_clip.get_pretrained_cfg(name, tag) if tag else None,
             )
     except Exception as error:
         if Path(pretrained).is_file() or not repo_id:
@@ -384,7 +374,6 @@ def load_named(name: str, pretrained: str, tag: str | None = None) -> tuple[Any,
 def warn_of_lost_settings(name: str, file: str, config: Mapping[str, Any]) -> None:
     """Warns when a pretrained tag of ``name`` has other settings than its config, which a file uses."""
     import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
 
     plain = {
         "mean": open_clip.OPENAI_DATASET_MEAN,
@@ -395,7 +384,7 @@ def warn_of_lost_settings(name: str, file: str, config: Mapping[str, Any]) -> No
     }
     others = []
     for tag in open_clip.list_pretrained_tags_by_model(name):
-        has = {"quick_gelu": False, **get_pretrained_cfg(name, tag)}
+        has = {"quick_gelu": False, **open_clip.get_pretrained_cfg(name, tag)}
         if lost := [key for key, value in plain.items() if has.get(key, value) != value]:
             others.append(f"{tag} ({', '.join(lost)})")
     if others:

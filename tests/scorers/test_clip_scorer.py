@@ -13,7 +13,7 @@ from scorer_models import TINY_CLIP
 
 from addiffusion_env.errors import ConfigError, NumericsError, UnknownNameError, WeightsError
 from addiffusion_env.prompts import Prompt
-from addiffusion_env.scorers.clip import ClassTokenBlock, ClipScorer, keep_class_token, needs_quick_gelu
+from addiffusion_env.scorers.clip import ClassTokenBlock, ClipScorer, keep_class_token
 from addiffusion_env.scorers.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 PROMPTS = [Prompt.of(text) for text in ("a dog", "a red cup", "two books", "a dog")]
@@ -165,9 +165,11 @@ def test_unknown_names_are_answered_with_the_nearest(offline):
         ClipScorer.from_pretrained("ViT-L-14", "open-ai")
 
 
-def test_openai_weights_need_quick_gelu_and_others_do_not():
-    assert needs_quick_gelu("ViT-L-14", "openai")
-    assert not needs_quick_gelu("ViT-L-14", "laion2b_s32b_b82k")
+def test_open_clip_says_which_weights_need_quick_gelu():
+    import open_clip
+
+    assert open_clip.get_pretrained_cfg("ViT-L-14", "openai")["quick_gelu"]
+    assert not open_clip.get_pretrained_cfg("ViT-L-14", "laion2b_s32b_b82k").get("quick_gelu")
 
 
 @pytest.mark.parametrize("quick", [False, True])
