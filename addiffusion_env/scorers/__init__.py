@@ -5,6 +5,7 @@ Where files come from: :mod:`addiffusion_env.files`.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
     Raises:
         ImageRangeError: for another shape, integer pixels, values outside [-1.01, 1.01], NaN or infinity.
     """
+    global _checked
+    if not images.is_inference() and (images is _checked[0]() and images._version == _checked[1]):
+        return images  # a batch's scorers check it one after another, and each check waits for the device
     if images.ndim == 4 and images.shape[1] in COLOURS:
         kind, remedy = COLOURS[images.shape[1]]
         raise ImageRangeError(f"images must be (B, 3, H, W), got {tuple(images.shape)}: {kind}", remedy)
@@ -80,7 +84,12 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
             raise ImageRangeError(
                 f"images must lie in [-1, 1], got [{low:.3g}, {high:.3g}]", "scale: images / 127.5 - 1 for bytes"
             )
+    if not images.is_inference():  # those have no version
+        _checked = (weakref.ref(images), images._version)
     return images
+
+
+_checked: tuple[Callable[[], torch.Tensor | None], int] = (lambda: None, 0)  # the last images that passed, as they were
 
 
 class Scorer(Identified, ABC):
