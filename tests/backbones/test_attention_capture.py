@@ -43,27 +43,47 @@ def test_the_prediction_does_not_change(backbone):
     assert plain.attention is None
 
 
-def test_the_processors_are_the_very_same_objects_afterwards(backbone):
-    before = backbone.denoiser.attn_processors
+def hooks_of(module):
+    return [hook for layer in module.modules() for hook in layer._forward_pre_hooks.values()]
+
+
+def test_no_hooks_stay_and_the_processors_are_the_very_same_objects(backbone):
+    before, hooks = backbone.denoiser.attn_processors, hooks_of(backbone.denoiser)
     backbone.predict(*inputs(backbone), torch.tensor([True, True, True]))
     after = backbone.denoiser.attn_processors
     assert before.keys() == after.keys()
     assert all(before[name] is after[name] for name in before)
+    assert hooks_of(backbone.denoiser) == hooks
 
 
 def test_also_after_an_exception(backbone):
-    before = backbone.denoiser.attn_processors
+    before = hooks_of(backbone.denoiser)
     store = AttentionStore(torch.tensor([0]), (4, 4))
 
     def interrupted():
         with captured(backbone, store):
-            assert any(value is not before[name] for name, value in backbone.denoiser.attn_processors.items())
+            assert len(hooks_of(backbone.denoiser)) > len(before)
             raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):
         interrupted()
-    after = backbone.denoiser.attn_processors
-    assert all(before[name] is after[name] for name in before)
+    assert hooks_of(backbone.denoiser) == before
+
+
+def test_layers_compiled_in_place_are_captured_too(tiny):
+    """Compiled code does not call hooks that were added after it was compiled."""
+    backbone = tiny("sd15").wrap()
+    given = inputs(backbone)
+    expected = backbone.predict(*given, torch.tensor([True, True, True]))
+    try:
+        backbone.denoiser.compile(backend="eager")
+        plain = backbone.predict(*given)  # compiled here
+        observed = backbone.predict(*given, torch.tensor([True, True, True]))
+    finally:
+        backbone.denoiser._compiled_call_impl = None
+        torch._dynamo.reset()
+    torch.testing.assert_close(observed.attention, expected.attention)
+    torch.testing.assert_close(observed.x0, plain.x0)
 
 
 def test_a_users_own_processor_keeps_working(tiny):
