@@ -26,26 +26,16 @@ class Turn:
         slots: the values of its slots.
         step: the arguments of the scheduler's step.
         requests: the network calls.
+        at: (index in the plan, noise level).
+        keys: see :meth:`Replays._number`.
     """
 
     program: Program
     slots: list[Any]
     step: AtStep
     requests: list[NetworkRequest]
-    keys: dict[tuple[frozenset[int], bool], int] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Registration:
-    """A lane's registration in one program.
-
-    Attributes:
-        turn: the lane's first recorded iteration.
-        at: step of that iteration.
-    """
-
-    turn: Turn
     at: tuple[int, float]
+    keys: dict[tuple[frozenset[int], bool], int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -88,32 +78,37 @@ class Lane:
 
     Attributes:
         settings: knowledge that it shares with other lanes.
-        registered: its registration by program.
+        registered: its first recorded iteration of each program.
     """
 
     settings: Settings
-    registered: dict[Program, Registration] = field(default_factory=dict)
+    registered: dict[Program, Turn] = field(default_factory=dict)
 
 
 class Block:
     """Lanes that replay one program together; the networks receive one request of several images.
 
+    Args:
+        members: for each lane the position of its evaluation, its first recorded iteration, and the step.
+        own: lane-specific slots.
+        x: (lanes, ...) latents.
+        shared: the lanes' own values in the last step, (program's id, slot) -> values: prompts that are joined already.
+
     Attributes:
         lanes: positions of the evaluations.
-        shared: the lanes' own values in the last step, (program's id, slot) -> values: prompts that are joined already.
         requests: the waiting network request; empty at the scheduler's step.
     """
 
     def __init__(
         self,
-        members: Sequence[tuple[Registration, KnownStep]],
+        members: Sequence[tuple[int, Turn, KnownStep]],
         own: frozenset[int],
-        lanes: list[int],
         x: Tensor,
         shared: dict[tuple[int, int], Lanes],
     ) -> None:
-        self.members, self.lanes, self._shared = members, lanes, shared
-        self.program = members[0][1].turn.program
+        self.members, self._shared = members, shared
+        self.lanes = [at for at, _, _ in members]
+        self.program = members[0][2].turn.program
         self.requests: list[NetworkRequest] = []
         self._own, self._held, self._position = own, {0: x[:, None]}, -1
         self._resume()
@@ -134,7 +129,7 @@ class Block:
         self.requests = []
         if self._position == len(self.program.calls):
             return
-        call, like = self.program.calls[self._position], self.members[0][1].turn.requests[self._position]
+        call, like = self.program.calls[self._position], self.members[0][2].turn.requests[self._position]
         args = filled(call.args, like.args, self._variable, self._value)
         kwargs = filled(call.kwargs, like.kwargs, self._variable, self._value)
         request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like), lanes)
@@ -142,8 +137,8 @@ class Block:
 
     def _values(self, number: int) -> list[Any]:
         if number in self._own:
-            return [lane.turn.slots[number] for lane, _ in self.members]
-        return [step.turn.slots[number] for _, step in self.members]
+            return [lane.slots[number] for _, lane, _ in self.members]
+        return [step.turn.slots[number] for _, _, step in self.members]
 
     def _variable(self, number: int) -> Any:
         held = self._held[number]
@@ -169,7 +164,7 @@ class Block:
         _, _, output, sample, _ = self.program.results
         outputs, samples = self._held[output.number], self._held[sample.number]
         found = []
-        for at, (lane, step), out, x in zip(self.lanes, self.members, outputs.unbind(), samples.unbind(), strict=True):
-            given = lane.turn.step
-            found.append(EvaluationResult(AtStep(out, step.turn.step.time, x, given.args, given.kwargs), rows[at]))
+        for (at, lane, step), out, x in zip(self.members, outputs.unbind(), samples.unbind(), strict=True):
+            given = AtStep(out, step.turn.step.time, x, lane.step.args, lane.step.kwargs)
+            found.append(EvaluationResult(given, rows[at]))
         return found
