@@ -337,8 +337,8 @@ class PipelineBackbone(Backbone):
                 requests, levels, guidance_scale.tolist(), inner.split(1), strict=True
             )
         ]
-        with self.network.watching(capture, self.capabilities.attention_grid):
-            found = self.evaluator.evaluate(evaluations)
+        self.network.watch(capture, self.capabilities.attention_grid)
+        found = self.evaluator.evaluate(evaluations)
         samples = torch.cat([item.step.sample for item in found]).float()
         outputs = torch.cat([item.step.output for item in found]).float()
         x0 = layout.outer(self.convention.clean(samples / rows(factors, samples), outputs, sigma))

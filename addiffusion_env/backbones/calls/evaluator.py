@@ -136,19 +136,19 @@ class Evaluator:
 
     # Evaluating.
 
-    def evaluate(self, evaluations: Sequence[Evaluation], keep: bool = False) -> list[EvaluationResult]:
+    def evaluate(self, evaluations: Sequence[Evaluation]) -> list[EvaluationResult]:
         """Runs evaluations, with network calls joined where that is known not to change the results."""
         adapters = adapters_of(self.pipe)
         for evaluation in evaluations:
             if evaluation.request.adapters != adapters:
                 self._check_adapters(evaluation.request)
-        blocks, left = ([], list(range(len(evaluations)))) if keep else self.replays.blocks(evaluations)
+        blocks, left = self.replays.blocks(evaluations)
         calls = [self._brought(evaluations[at]) for at in left]
-        rows, kept = self._answered([*calls, *blocks], [*([at] for at in left), *(block.lanes for block in blocks)])
+        rows, _ = self._answered([*calls, *blocks], [*([at] for at in left), *(block.lanes for block in blocks)])
         found: dict[int, EvaluationResult] = {}
         for at, call in zip(left, calls, strict=True):
             evaluation = evaluations[at]
-            found[at] = EvaluationResult(self._at_step(call), rows[at], kept[at] if keep else [])
+            found[at] = EvaluationResult(self._at_step(call), rows[at])
             if call.recorder is not None:
                 self.replays.learn(evaluation, call)
                 call.recorder = None
@@ -234,17 +234,14 @@ class Evaluator:
         waiting = request.waiting.get(scale, [])
         if any(call.thread != here for call in waiting):
             waiting[:] = [call for call in waiting if call.thread == here]
-        best = None
-        for at, call in enumerate(waiting):
-            if index == 0:
-                fresh = not isinstance(call.event, AtStep) and call.drawn is not None and same_latents(call.drawn, x)
-                if fresh:
-                    best = at
-                    break
-            elif call.index < index and (best is None or call.index > waiting[best].index):
-                # A call that waits with its first request can be advanced with blank outputs.
-                best = at
-        return None if best is None else waiting.pop(best)
+        if index:  # a call that waits with its first request can be advanced with blank outputs
+            best = max((call for call in waiting if call.index < index), key=lambda call: call.index, default=None)
+        else:
+            fresh = ((call, call.drawn) for call in waiting if not isinstance(call.event, AtStep))
+            best = next((call for call, drawn in fresh if drawn is not None and same_latents(drawn, x)), None)
+        if best is not None:
+            waiting.remove(best)
+        return best
 
     def _reopened(self, request: CallRequest, scale: float | None, index: int, x: Tensor) -> OpenCall:
         """Opens a new call; at the first step with the given latents as argument, if the pipeline accepts them."""
@@ -253,9 +250,8 @@ class Evaluator:
             if same_latents(drawn, x):
                 return self.open_call(request, scale, before.clone_state(), self._recorder())
         if index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
-            factor = float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
-            if request.plan is not None:
-                factor = float(getattr(request.plan.scheduler, "init_noise_sigma", 1.0))
+            scheduler = self.pipe.scheduler if request.plan is None else request.plan.scheduler
+            factor = float(getattr(scheduler, "init_noise_sigma", 1.0))
             try:
                 return self.open_call(request, scale, generator, self._recorder(), latents=x / factor)
             except (ConfigError, CapabilityError):
@@ -302,15 +298,14 @@ class Evaluator:
     def _ending(self, request: CallRequest) -> OpenCall:
         """An open call of a request that waits at its scheduler's step and can be finished."""
         here = threading.get_ident()
-        for waiting in request.waiting.values():
-            for at, call in enumerate(waiting):
-                if call.thread == here:
-                    waiting.pop(at)
-                    if not isinstance(call.event, AtStep):
-                        self.blank_step(call, call.event)
-                    return call
-        call = self.open_call(request, None, torch.Generator().manual_seed(0))
-        self.blank_step(call, call.event)
+        mine = ((call, calls) for calls in request.waiting.values() for call in calls if call.thread == here)
+        call, calls = next(mine, (None, []))
+        if call is None:
+            call = self.open_call(request, None, torch.Generator().manual_seed(0))
+        else:
+            calls.remove(call)
+        if not isinstance(call.event, AtStep):
+            self.blank_step(call, call.event)
         return call
 
     def _decode(self, calls: Sequence[OpenCall]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
 from addiffusion_env.backbones.calls.trees import entries, rebuilt
+from addiffusion_env.backbones.fingerprint import bytes_of
 from addiffusion_env.lru import LruCache
 
 
@@ -172,10 +173,7 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
     """
     first = values[0]
     even = all(count == rows[0] for count in rows)
-    if isinstance(spec, Batched):
-        if not even:
-            flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
-            return torch.cat(flat, dim=spec.axis)
+    if isinstance(spec, Batched) and even:
         if len(values) == 1 and isinstance(first, Lanes):
             return first.along(spec.axis)
         after = spec.axis + 1
@@ -185,15 +183,16 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
         columns = zip(*(entries(value) or () for value in values), strict=True)
         parts = [joined(part, column, rows, sizes, apart) for part, column in zip(spec.parts, columns, strict=True)]
         return rebuilt(first, parts)
-    if isinstance(spec, BatchedList):
-        flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
-        if not even:
-            return type(flat[0])(entry for value in flat for entry in value)
-        return type(flat[0])(value[branch] for branch in range(rows[0]) for value in flat)
     first = first_of(first)
-    if not is_time(first):
+    if spec is CONSTANT and not is_time(first):
         return first
     flat = [part for value, size in zip(values, sizes, strict=True) for part in spread(value, size)]
+    if isinstance(spec, Batched):
+        return torch.cat(flat, dim=spec.axis)
+    if isinstance(spec, BatchedList):
+        if not even:
+            return type(first)(entry for value in flat for entry in value)
+        return type(first)(value[branch] for branch in range(rows[0]) for value in flat)
     if not apart and all(value is first for value in flat):
         return first
     numbers = torch.cat([value.reshape(1) for value in flat])
@@ -201,11 +200,9 @@ def joined(spec: Any, values: Sequence[Any], rows: Sequence[int], sizes: Sequenc
         return first
     if apart and not first.is_floating_point():
         numbers = numbers.float()
-    return (
-        numbers.repeat(rows[0])
-        if even
-        else numbers.repeat_interleave(torch.tensor(rows, device=numbers.device), output_size=sum(rows))
-    )
+    if even:
+        return numbers.repeat(rows[0])
+    return numbers.repeat_interleave(torch.tensor(rows, device=numbers.device), output_size=sum(rows))
 
 
 def split(spec: Any, value: Any, rows: Sequence[int], sizes: Sequence[int]) -> list[Any]:
@@ -315,23 +312,7 @@ class Digests:
 
     @staticmethod
     def _read(value: Tensor) -> Any:
-        plain = value.detach().cpu().contiguous()
-        return (
-            value.shape,
-            value.dtype,
-            value.device,
-            plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"",
-        )
-
-
-def site_of(one: tuple[NetworkRequest, Any], two: tuple[NetworkRequest, Any]) -> Site:
-    """The batch layout of a network call, from two runs of the same step, for one image and for two.
-
-    Raises:
-        ValueError: when they differ other than by a doubled axis.
-    """
-    (first, answer), (second, other) = one, two
-    return Site(learn(first.args, second.args), learn(first.kwargs, second.kwargs), learn(answer, other))
+        return (value.shape, value.dtype, value.device, bytes(bytes_of(value)))
 
 
 def group_key(site: Site | None, request: NetworkRequest, digests: Digests, uneven: bool) -> Any:

@@ -17,6 +17,7 @@ from addiffusion_env.backbones.calls.joining import Batched, BatchedList, Node
 from addiffusion_env.backbones.calls.latent_layout import LatentLayout, learn_layout
 from addiffusion_env.backbones.calls.networks import warn_not_joined
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, NetworkRequest
+from addiffusion_env.backbones.calls.recording import same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, EvaluationResult
 from addiffusion_env.backbones.calls.trees import entries, tensors_in, with_tensors
 from addiffusion_env.errors import CapabilityError
@@ -248,19 +249,13 @@ def _rows_that_differ(spec: Any, one: Any, two: Any) -> set[int]:
         pairs = zip(one.unbind(spec.axis), two.unbind(spec.axis), strict=True)
         return {row for row, (a, b) in enumerate(pairs) if not torch.equal(a, b)}
     if isinstance(spec, BatchedList):
-        return {row for row, (a, b) in enumerate(zip(one, two, strict=False)) if not _equal(a, b)}
+        return {row for row, (a, b) in enumerate(zip(one, two, strict=False)) if not same(a, b)}
     if isinstance(spec, Node):
         found: set[int] = set()
         for part, a, b in zip(spec.parts, entries(one) or (), entries(two) or (), strict=False):
             found |= _rows_that_differ(part, a, b)
         return found
     return set()
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return a is b
 
 
 def check_joining(evaluator: Evaluator, requests: Sequence[CallRequest], guidance: Guidance) -> float:

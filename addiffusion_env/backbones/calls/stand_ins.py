@@ -99,8 +99,13 @@ def scheduler_values(scheduler: Any) -> dict[str, Any]:
             continue
         if isinstance(value, LazyTimesteps):
             value = value.plain()
-        values[name] = copy.copy(value) if isinstance(value, list | dict) else value
+        values[name] = copied(value)
     return values
+
+
+def copied(value: Any) -> Any:
+    """A copy of a list or dict; other values as they are."""
+    return copy.copy(value) if isinstance(value, list | dict) else value
 
 
 def scheduler_stand_in(scheduler: Any, call: Listener) -> Any:
