@@ -19,6 +19,7 @@ convention             schedulers                      latents at ``step``      
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -180,7 +181,6 @@ class Elucidated(Convention):
 
     Args:
         preconditions: the scheduler's own ``precondition_outputs``; ``None`` for a velocity ``(x - x0) / sigma``.
-        data: standard deviation of the clean latents.
     """
 
     path = VariancePreserving()
@@ -214,7 +214,7 @@ class Elucidated(Convention):
 
 
 class Trigonometric(Convention):
-    """TrigFlow: times are angles from pi/2 (noise) to 0; ``sigma = tan t``; clean latents have deviation ``data``."""
+    """TrigFlow: times are angles from pi/2 (noise) to 0; ``sigma = tan t``."""
 
     path = VariancePreserving()
 
@@ -287,13 +287,11 @@ def convention_of(scheduler: Any) -> Convention:
     if hasattr(scheduler, "_alpha_cumprod"):
         return Cosine(scheduler)
     if getattr(scheduler, "alphas_cumprod", None) is not None and kind in ("epsilon", "v_prediction", "sample"):
-        schedule = DiscreteSchedule.from_alphas_cumprod(
-            scheduler.alphas_cumprod, True, int(config.get("steps_offset", 0))
-        )
+        offset = int(config.get("steps_offset", 0))
+        schedule = DiscreteSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, True, offset)
         final = getattr(scheduler, "final_alpha_cumprod", None)
         if final is not None and float(final) < 1:
-            end = math.sqrt((1 - float(final)) / float(final))
-            schedule = replace(schedule, final_sigma=end)
+            schedule = replace(schedule, final_sigma=math.sqrt((1 - float(final)) / float(final)))
         elif config.get("final_sigmas_type") == "sigma_min":
             schedule = replace(schedule, final_sigma=float(np.exp(schedule.log_sigmas[0])))
         return Discrete(schedule, kind, scales_input(scheduler))
@@ -307,8 +305,6 @@ def scales_input(scheduler: Any) -> bool:
     """Whether a scheduler's latents are ``x0 + sigma noise``, so that it scales the network's input."""
     if getattr(scheduler, "sigmas", None) is None:
         return False
-    import copy
-
     trial = copy.copy(scheduler)
     one = torch.ones(1)
     return not torch.equal(trial.scale_model_input(one, trial.timesteps[0]).cpu(), one)

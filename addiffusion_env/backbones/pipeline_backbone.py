@@ -31,9 +31,9 @@ from addiffusion_env.backbones.calls.latent_layout import LatentLayout
 from addiffusion_env.backbones.calls.loaded import (
     NO_LIMIT,
     ays_timesteps,
-    check_lengths,
     check_pipeline,
     check_size,
+    check_windows,
     parts_of,
     token_limit,
 )
@@ -103,9 +103,9 @@ class PipelineBackbone(Backbone):
     def _measure(self) -> None:
         self.options.prepare(self.pipe)
         self._parts = parts_of(self.pipe)
-        self.evaluator = Evaluator(self.pipe, self.arguments.guidance_name)
+        self.evaluator = Evaluator(self.arguments)
         with torch.random.fork_rng(devices=[]):
-            self.measured: Measurements = measure(self.evaluator, self.arguments)
+            self.measured: Measurements = measure(self.evaluator)
         assert self.measured.request.plan is not None
         check_size(self.pipe, self.arguments, self.measured.image_size)
         self.convention = self.measured.request.plan.convention
@@ -231,7 +231,7 @@ class PipelineBackbone(Backbone):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Creates requests for prompts; the pipeline encodes each text once, when the first call is opened."""
         texts = check_prompts(prompts)
-        check_lengths(self.pipe, texts, self._most_tokens)
+        check_windows(self.pipe, texts, self._most_tokens)
         content = self.network.content_positions(texts)
         return Conditioning({}, content, tuple(self.request(text) for text in texts))
 
@@ -245,7 +245,7 @@ class PipelineBackbone(Backbone):
     ) -> tuple[Conditioning, Latents, list[np.ndarray]]:
         """See :meth:`Backbone.begin`; the pipeline draws the noise, with the generator of each prompt and seed."""
         texts = [prompt.text for prompt, _ in images]
-        check_lengths(self.pipe, texts, self._most_tokens)
+        check_windows(self.pipe, texts, self._most_tokens)
         with self.evaluator.texts.unchanged():
             begun = [self._begun(*image, steps, spacing) for image in images]
         content = self.network.content_positions(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from addiffusion_env.backbones.calls.denoiser_hooks import attention_grid
 from addiffusion_env.backbones.hooks import (
     AttentionStore,
     captured_cross_attention,
@@ -168,6 +169,16 @@ def test_joint_attention_is_what_the_layers_compute(tiny, monkeypatch):
     attn(hidden_states=image, encoder_hidden_states=text, image_rotary_emb=rotary)
     expected = weights[0].mean(1)[:, 24:, :24]  # text comes first, in queries and keys
     torch.testing.assert_close(joint_attention(attn, image, text, rotary), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_grid_of_latents_with_odd_sides_is_that_of_the_layers(tiny):
+    """1048 pixels are 131 latents: a UNet's levels round up."""
+    unet = tiny("sd15").pipe.unet
+    store = AttentionStore(torch.tensor([0]), attention_grid(unet, (4, 13, 8)))
+    text = torch.randn(1, 24, unet.config.cross_attention_dim)
+    with torch.no_grad(), captured_cross_attention(unet, store):
+        unet(torch.randn(1, 4, 13, 8), 1, encoder_hidden_states=text)
+    assert store.mean().shape == (1, 24, 7, 4)
 
 
 def test_a_grid_that_no_layer_has_is_refused(tiny):

@@ -19,7 +19,7 @@ from addiffusion_env.backbones.hooks import (
     captured_joint_attention,
     hook,
 )
-from addiffusion_env.backbones.text import content_positions, tokenize
+from addiffusion_env.backbones.text import content_positions, expanded, tokenize
 from addiffusion_env.errors import CapabilityError
 
 
@@ -58,7 +58,8 @@ class DenoiserHooks:
         tokenizer = getattr(pipe, "tokenizer_2" if kind == "FluxTransformer2DModel" else "tokenizer", None)
         if kind not in ("UNet2DConditionModel", "FluxTransformer2DModel") or tokenizer is None:
             return ((),) * len(texts)
-        ids = tokenize(tokenizer, list(texts), int(min(tokenizer.model_max_length, 512)), truncate=True)
+        whole = expanded(pipe, tokenizer, texts)
+        ids = tokenize(tokenizer, whole, int(min(tokenizer.model_max_length, 512)), truncate=True)
         return content_positions(tokenizer, ids)
 
     def watch(self, capture: Tensor | None, grid: tuple[int, int] | None) -> None:
@@ -123,7 +124,8 @@ def attention_grid(module: Any, latent_shape: Sequence[int]) -> tuple[int, int] 
     side = (int(latent_shape[1]), int(latent_shape[2]))
     if kind == "UNet2DConditionModel":
         levels = [at for at, block in enumerate(module.config.down_block_types) if "CrossAttn" in block]
-        return (side[0] >> levels[-1], side[1] >> levels[-1]) if levels else None
+        # Each level halves the sides of the one before and rounds up.
+        return (-(-side[0] >> levels[-1]), -(-side[1] >> levels[-1])) if levels else None
     if kind == "FluxTransformer2DModel":
         return side[0] // 2, side[1] // 2
     return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from addiffusion_env.backbones.calls.arguments import PipelineArguments
 from addiffusion_env.backbones.calls.guards import forked_rng, kept_precision, pipeline_errors, precision_of
 from addiffusion_env.backbones.calls.networks import Networks
 from addiffusion_env.backbones.calls.open_call import AtDecode, AtStep, CallEnd, Event, NetworkRequest, OpenCall
@@ -34,27 +33,20 @@ class Evaluator:
     """Runs the open calls of one pipeline.
 
     Args:
-        pipe: the pipeline; its weights are shared and it is not modified.
-        guidance_name: name of the guidance scale argument.
+        arguments: the pipeline and the arguments of its call; its weights are shared and it is not modified.
 
     Attributes:
         networks: makes the network calls.
         texts: cache of encoded prompts.
     """
 
-    def __init__(self, pipe: Any, guidance_name: str | None = None) -> None:
-        self.pipe = pipe
-        self.guidance_name = guidance_name
+    def __init__(self, arguments: PipelineArguments) -> None:
+        self.arguments, self.pipe = arguments, arguments.pipe
         self.networks = Networks()
-        self.texts = TextCache(pipe, self.networks.digests)
-        self.replays = Replays(pipe, self.networks)
+        self.texts = TextCache(self.pipe, self.networks.digests)
+        self.replays = Replays(self.pipe, self.networks)
         self._placed: tuple[Any, Any] | None = None
         self.plans = Plans(self.networks.digests)
-
-    @functools.cached_property
-    def parameters(self) -> Mapping[str, Any]:
-        """The parameters of the pipeline's ``__call__``."""
-        return inspect.signature(type(self.pipe).__call__).parameters
 
     # Opening.
 
@@ -69,8 +61,8 @@ class Evaluator:
         """Opens a new call of a request and runs it up to its first event."""
         arguments = {**request.arguments, **more}
         if scale is not None:
-            assert self.guidance_name is not None
-            arguments[self.guidance_name] = scale
+            assert self.arguments.guidance_name is not None
+            arguments[self.arguments.guidance_name] = scale
         if generator is not None:
             arguments["generator"] = generator
         self._check_adapters(request)
@@ -249,7 +241,7 @@ class Evaluator:
         for drawn, before in request.draws if index == 0 else ():
             if same_latents(drawn, x):
                 return self.open_call(request, scale, before.clone_state(), self._recorder())
-        if index == 0 and "latents" in self.parameters and "latents" not in request.arguments:
+        if index == 0 and "latents" in self.arguments.parameters and "latents" not in request.arguments:
             scheduler = self.pipe.scheduler if request.plan is None else request.plan.scheduler
             factor = float(getattr(scheduler, "init_noise_sigma", 1.0))
             try:

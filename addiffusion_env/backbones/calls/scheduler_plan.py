@@ -92,8 +92,9 @@ class SchedulerPlan:
 
     def on_plan(self, index: int, sigma: float, sigma_next: float) -> bool:
         """Whether a step leads from an evaluation of the plan to the next one."""
-        pairs = ((self._numbers[index], sigma), (self._numbers[index + 1], sigma_next))
-        return all(abs(own - given) <= LEVEL_TOLERANCE * max(1, own) for own, given in pairs)
+        now, then = self._numbers[index], self._numbers[index + 1]
+        starts = abs(now - sigma) <= LEVEL_TOLERANCE * max(1, now)
+        return starts and abs(then - sigma_next) <= LEVEL_TOLERANCE * max(1, then)
 
     @functools.cached_property
     def _numbers(self) -> list[float]:
