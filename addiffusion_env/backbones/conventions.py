@@ -45,7 +45,6 @@ class Convention(ABC):
 
     path: NoisePath
 
-    @abstractmethod
     def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
         """The noise level at each of a plan's (m,) timesteps, and the final level: (m + 1,) float64.
 
@@ -54,6 +53,10 @@ class Convention(ABC):
             times: (m,) timesteps that the pipeline's loop iterates over.
             begin: index of the first of them in ``scheduler.timesteps``.
         """
+        found = torch.as_tensor(scheduler.sigmas).double().cpu().numpy()[begin : begin + len(times) + 1]
+        if len(found) == len(times):  # FlowMatchHeun and others without a last one
+            found = np.append(found, 0.0)
+        return np.minimum(found, LOWEST_ALPHA**-0.5)
 
     def time_at(self, sigma: float, times: Tensor, levels: np.ndarray) -> float:
         """The timestep of a level, which may lie between those of the plan: linear in the level."""
@@ -108,7 +111,7 @@ class Flow(Convention):
 
     def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
         """See :meth:`Convention.levels`."""
-        found = _sigmas(scheduler, times, begin)
+        found = super().levels(scheduler, times, begin)
         return 1 - found if self.inverted else found
 
     def clean(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
@@ -138,7 +141,7 @@ class Discrete(Convention):
     def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
         """See :meth:`Convention.levels`."""
         if getattr(scheduler, "sigmas", None) is not None:
-            found = _sigmas(scheduler, times, begin)
+            found = super().levels(scheduler, times, begin)
             middle = getattr(scheduler, "sigmas_interpol", None)
             if middle is not None:  # second-order steps: every other evaluation is between two levels
                 between = middle.double().cpu().numpy()[begin : begin + len(found)]
@@ -187,10 +190,6 @@ class Elucidated(Convention):
 
     def __init__(self, preconditions: Any = None) -> None:
         self.preconditions = preconditions
-
-    def levels(self, scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
-        """See :meth:`Convention.levels`."""
-        return _sigmas(scheduler, times, begin)
 
     def time_at(self, sigma: float, times: Tensor, levels: np.ndarray) -> float:
         """Linear in the logarithm of the level."""
@@ -257,13 +256,6 @@ class Cosine(Discrete):
     def respaced(self, steps: int, spacing: str) -> np.ndarray:
         """Raises :class:`.CapabilityError`: the schedule has no table of training levels."""
         return Convention.respaced(self, steps, spacing)
-
-
-def _sigmas(scheduler: Any, times: Tensor, begin: int) -> np.ndarray:
-    found = torch.as_tensor(scheduler.sigmas).double().cpu().numpy()[begin : begin + len(times) + 1]
-    if len(found) == len(times):  # FlowMatchHeun and others without a last one
-        found = np.append(found, 0.0)
-    return np.minimum(found, LOWEST_ALPHA**-0.5)
 
 
 def convention_of(scheduler: Any) -> Convention:

@@ -101,25 +101,16 @@ def joint_attention(attn: Any, image: Tensor, text: Tensor, rotary: Any) -> Tens
 
 
 @contextmanager
-def captured_cross_attention(denoiser: nn.Module, store: AttentionStore) -> Iterator[None]:
-    """Context manager in which every cross-attention layer of a UNet also writes to ``store``."""
-    # In diffusers' UNets attn1 is self-attention and attn2 cross-attention.
-    with _captured(denoiser, store, ("", ".attn2"), cross_attention):
-        yield
+def captured_attention(denoiser: nn.Module, store: AttentionStore) -> Iterator[None]:
+    """Context manager in which every layer that attends from the image to the text also writes to ``store``.
 
+    In diffusers' UNets that is attn2, attn1 being self-attention; in a Flux transformer the double-stream layers, since
+    single-stream layers process text and image as one sequence.
+    """
+    joint = type(denoiser).__name__ == "FluxTransformer2DModel"
+    weights: Callable[..., Tensor] = joint_attention if joint else cross_attention
+    start, end = ("transformer_blocks.", ".attn") if joint else ("", ".attn2")
 
-@contextmanager
-def captured_joint_attention(denoiser: nn.Module, store: AttentionStore) -> Iterator[None]:
-    """Context manager in which every double-stream layer of a Flux transformer also writes to ``store``."""
-    # Single-stream layers process text and image as one sequence; double-stream layers keep them separate.
-    with _captured(denoiser, store, ("transformer_blocks.", ".attn"), joint_attention):
-        yield
-
-
-@contextmanager
-def _captured(
-    denoiser: nn.Module, store: AttentionStore, ends: tuple[str, str], weights: Callable[..., Tensor]
-) -> Iterator[None]:
     def record(attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         image, text = args[0] if args else kwargs["hidden_states"], kwargs.get("encoder_hidden_states")
         text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's images are behind the text
@@ -127,7 +118,6 @@ def _captured(
             rows = store.rows.to(image.device)
             store.add(weights(attn, image[rows], text[rows], kwargs.get("image_rotary_emb")))
 
-    start, end = ends  # of the layers' names
     layers = [layer for name, layer in denoiser.named_modules() if name.startswith(start) and name.endswith(end)]
     handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from addiffusion_env.backbones.base import Load
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
-from addiffusion_env.backbones.pipelines import BACKBONE_OF, PipelineSpec, load_pipeline
+from addiffusion_env.backbones.pipelines import BACKBONE_OF, PipelineSpec
 from addiffusion_env.backbones.solvers import SCHEDULER
 from addiffusion_env.errors import WeightsError
 from addiffusion_env.files import OnTheHub
@@ -22,18 +21,10 @@ if TYPE_CHECKING:
 
 
 class NamedPipeline(OnTheHub, PipelineBackbone):
-    """A :class:`PipelineBackbone` with a default checkpoint.
-
-    Attributes:
-        spec: the checkpoint.
-    """
+    """A :class:`PipelineBackbone` with a default checkpoint."""
 
     spec: ClassVar[PipelineSpec]
     argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {"image_size": ("height", "width")}
-
-    @classmethod
-    def _loaded(cls, load: Load, variant: str | None, offload: str) -> Any:
-        return load_pipeline(load, variant, offload, cls.spec)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:

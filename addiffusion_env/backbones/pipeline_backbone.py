@@ -46,7 +46,7 @@ from addiffusion_env.backbones.conventions import Discrete
 from addiffusion_env.backbones.fingerprint import name_of
 from addiffusion_env.backbones.identity import described
 from addiffusion_env.backbones.pipeline_options import ArgumentOptions, PipelineOptions
-from addiffusion_env.backbones.pipelines import load_pipeline
+from addiffusion_env.backbones.pipelines import PipelineSpec, load_pipeline
 from addiffusion_env.backbones.schedules import rows
 from addiffusion_env.backbones.solvers import SCHEDULER, ddim_step
 from addiffusion_env.errors import CapabilityError
@@ -73,6 +73,7 @@ class PipelineBackbone(Backbone):
         **options: the fields of :class:`PipelineOptions`, and :attr:`argument_options`.
 
     Attributes:
+        spec: the checkpoint of a backbone of one pipeline class; ``None`` for any pipeline.
         own: arguments of the pipeline's call that differ from the pipeline's own defaults.
         argument_options: options that set arguments of the call: ``image_size`` sets ``height`` and ``width``.
 
@@ -84,6 +85,7 @@ class PipelineBackbone(Backbone):
     """
 
     name = "diffusers"
+    spec: ClassVar[PipelineSpec | None] = None
     own: ClassVar[Mapping[str, Any]] = {}
     argument_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -156,12 +158,8 @@ class PipelineBackbone(Backbone):
         load = load or Load()
         known = cls._options(load.options, LOADING)
         options = {name: value for name, value in load.options.items() if name not in LOADING}
-        pipe = cls._loaded(load, load.options.get("variant"), known.offload)
+        pipe = load_pipeline(load, load.options.get("variant"), known.offload, cls.spec)
         return cls(pipe, load.options.get("pipeline_kwargs"), **options)
-
-    @classmethod
-    def _loaded(cls, load: Load, variant: str | None, offload: str) -> Any:
-        return load_pipeline(load, variant, offload)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, pipeline_kwargs: Mapping[str, Any] | None = None, **options: Any) -> Self:

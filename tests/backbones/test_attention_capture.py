@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from addiffusion_env.backbones.calls.denoiser_hooks import attention_grid
-from addiffusion_env.backbones.hooks import (
-    AttentionStore,
-    captured_cross_attention,
-    captured_joint_attention,
-    joint_attention,
-)
+from addiffusion_env.backbones.hooks import AttentionStore, captured_attention, joint_attention
 from addiffusion_env.errors import CapabilityError
 
 SLOW = pytest.mark.slow  # one UNet and one transformer run in `make test`; the backbone is the same for all
@@ -25,10 +20,6 @@ def inputs(backbone, rows=3):
     sigma = torch.tensor([0.9, 0.5, 0.3], dtype=torch.float64)[:rows]
     scale = torch.full((rows,), backbone.capabilities.default_guidance, dtype=torch.float64)
     return x, sigma, backbone.encode(TEXTS[:rows]), scale
-
-
-def captured(backbone, store):
-    return (captured_joint_attention if backbone.name == "flux" else captured_cross_attention)(backbone.denoiser, store)
 
 
 @pytest.fixture(params=NAMES)
@@ -62,7 +53,7 @@ def test_also_after_an_exception(backbone):
     store = AttentionStore(torch.tensor([0]), (4, 4))
 
     def interrupted():
-        with captured(backbone, store):
+        with captured_attention(backbone.denoiser, store):
             assert len(hooks_of(backbone.denoiser)) > len(before)
             raise RuntimeError("half-way")
 
@@ -176,7 +167,7 @@ def test_the_grid_of_latents_with_odd_sides_is_that_of_the_layers(tiny):
     unet = tiny("sd15").pipe.unet
     store = AttentionStore(torch.tensor([0]), attention_grid(unet, (4, 13, 8)))
     text = torch.randn(1, 24, unet.config.cross_attention_dim)
-    with torch.no_grad(), captured_cross_attention(unet, store):
+    with torch.no_grad(), captured_attention(unet, store):
         unet(torch.randn(1, 4, 13, 8), 1, encoder_hidden_states=text)
     assert store.mean().shape == (1, 24, 7, 4)
 
@@ -184,7 +175,7 @@ def test_the_grid_of_latents_with_odd_sides_is_that_of_the_layers(tiny):
 def test_a_grid_that_no_layer_has_is_refused(tiny):
     backbone = tiny("sd15").wrap()
     store = AttentionStore(torch.tensor([0]), (5, 5))
-    with captured_cross_attention(backbone.denoiser, store):
+    with captured_attention(backbone.denoiser, store):
         backbone.predict(*inputs(backbone))
     with pytest.raises(CapabilityError, match="5x5"):
         store.mean()

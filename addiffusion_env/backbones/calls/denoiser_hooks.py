@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from addiffusion_env.backbones.calls.evaluator import Evaluator
 from addiffusion_env.backbones.calls.measured import Measurements, first_step
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
-from addiffusion_env.backbones.hooks import (
-    AttentionStore,
-    FeatureHook,
-    captured_cross_attention,
-    captured_joint_attention,
-    hook,
-)
+from addiffusion_env.backbones.hooks import AttentionStore, FeatureHook, captured_attention, hook
 from addiffusion_env.backbones.text import content_positions, expanded, tokenize
 from addiffusion_env.errors import CapabilityError
 
@@ -98,9 +92,7 @@ class DenoiserHooks:
         store = None
         if wanted and self._grid is not None:
             store = AttentionStore(torch.tensor([rows[at] for at in wanted]), self._grid)
-        joint = type(self.module).__name__ == "FluxTransformer2DModel"
-        captured = captured_joint_attention if joint else captured_cross_attention
-        with nullcontext() if store is None else captured(self.module, store):
+        with nullcontext() if store is None else captured_attention(self.module, store):
             # Compiled code does not call the hooks that read attention.
             answer = (network if store is None else first.module)(*args, **kwargs)
         if self.hook is not None and (pooled := self.hook.take(sum(counts))) is not None:
