@@ -179,15 +179,16 @@ class PipelineBackbone(Backbone):
     @property
     def identity(self) -> Mapping[str, Any]:
         """The pipeline with all its components, the arguments of its calls, and the preview decoder."""
-        options = replace(self.options, preview=None)  # the decoder is described by its content
-        held = {
+        parts = {
             "pipe": self.pipe,
             "arguments": self.arguments.given,
             "preview": self.preview_decoder.find(),
-            "options": options,
+            "options": replace(self.options, preview=None),  # the decoder is described by its content
+            "capabilities": self.capabilities,
+            "device": self.device,
+            "dtype": self.measured.dtype,
         }
-        form = {"capabilities": self.capabilities, "device": self.device, "dtype": self.measured.dtype}
-        return {"class": name_of(type(self)), **described({**held, **form})}
+        return {"class": name_of(type(self)), **described(parts)}
 
     def refresh(self) -> None:
         """See :meth:`Backbone.refresh`; a pipeline that was moved, or has replaced components, is measured again."""
@@ -329,11 +330,10 @@ class PipelineBackbone(Backbone):
         inner = layout.back(x)
         inner = (inner * rows(factors, inner)).to(self.measured.dtype)
         guidance = self.measured.guidance
+        lanes = zip(requests, levels, guidance_scale.tolist(), inner.split(1), strict=True)
         evaluations = [
             Evaluation(request, guidance.argument_for(request, scale), *self.plan_of(request).at(level), latents)
-            for request, level, scale, latents in zip(
-                requests, levels, guidance_scale.tolist(), inner.split(1), strict=True
-            )
+            for request, level, scale, latents in lanes
         ]
         self.network.watch(capture, self.capabilities.attention_grid)
         found = self.evaluator.evaluate(evaluations)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+
 import diffusers
 import pytest
 import torch
+from zoo import ZOO
 
+from addiffusion_env import AdaptivePipeline
+from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
+from addiffusion_lab.tiny_pipelines import tasks
 from addiffusion_lab.tiny_pipelines.contract import Case
 
 
@@ -44,3 +50,24 @@ def test_a_scheduler_that_draws_noise_steps_lane_by_lane():
     for row, image in enumerate(images):
         torch.testing.assert_close(image, case.drawn(row), atol=1e-4, rtol=1e-4)
     assert not any(known is not None and known.proven for known in case.backbone.steps._known.values())
+
+
+def test_what_is_kept_of_an_image_with_other_settings_does_not_grow_with_its_steps():
+    """Every control image is a setting of its own; a ControlNet's residuals are many times the size of its latents."""
+    given = {
+        key: value
+        for key, value in ZOO["sd15_controlnet"].arguments("a cup").items()
+        if key not in ("prompt", "output_type")
+    }
+    adaptive = AdaptivePipeline(PipelineBackbone(ZOO["sd15_controlnet"](), given), "continue")
+
+    def kept(seed, steps):
+        adaptive(
+            "a cup", image=[tasks.image(seed)], num_inference_steps=steps, generator=torch.Generator().manual_seed(0)
+        )
+        gc.collect()
+        return sum(part.numel() for part in gc.get_objects() if type(part) is torch.Tensor)
+
+    numbers = [kept(seed, steps) for seed, steps in enumerate((4, 12, 4, 4, 12, 12))]
+    few, many = numbers[3] - numbers[2], numbers[5] - numbers[4]
+    assert many - few < 1000

@@ -27,7 +27,7 @@ from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
 from addiffusion_env.backbones.calls.recording import Program, Slot, Var, same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents, same_rows
-from addiffusion_env.backbones.calls.trees import entries
+from addiffusion_env.backbones.calls.trees import entries, with_tensors
 from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Settings, Turn
 from addiffusion_env.lru import LruCache
 
@@ -35,7 +35,10 @@ OF_A_LANE = ("prompt", "negative_prompt", "generator", "latents")
 """Name prefixes of arguments that may differ between lanes with the same settings."""
 
 KEPT = 1024
-"""Maximum number of settings, and of steps of each, that are kept."""
+"""Maximum number of steps of the same settings that are kept."""
+
+SETTINGS_KEPT = 64
+"""Maximum number of settings: each holds one lane's prompt, and the image of a ControlNet or an image task."""
 
 FAILURES = 4
 """Number of failed recordings of the same settings after which no more are made."""
@@ -58,7 +61,7 @@ class Replays:
     def __init__(self, pipe: Any, networks: Networks) -> None:
         self.pipe, self.networks = pipe, networks
         self.enabled = type(pipe).__call__.__module__.startswith("diffusers.")
-        self._settings: LruCache[Settings] = LruCache(KEPT)
+        self._settings: LruCache[Settings] = LruCache(SETTINGS_KEPT)
         self._programs: dict[Any, Program | None] = {}
         self._kinds: dict[Program, dict[int, Any]] = {}
         self._numbers: dict[Any, int] = {}
@@ -162,8 +165,8 @@ class Replays:
         call = next(waiting, None)
         if call is None or not own or not own <= program.first_slots:
             return None
-        asked, like = call.requests[0], step.turn.requests[0]
-        if asked.site != like.site or asked.module is not like.module or form_of(asked) != form_of(like):
+        asked, like = call.requests[0], program.like[0]
+        if asked.site != like.site or asked.module is not like.module or form_of(asked) != like.form:
             return None
         slots: dict[int, Any] = {}
         for tree, value in ((first.args, asked.args), (first.kwargs, asked.kwargs)):
@@ -172,7 +175,7 @@ class Replays:
                     return None
         every = [slots.get(number, value) for number, value in enumerate(step.turn.slots)]
         self._quick.add((evaluation.scale, self.networks.digests(_shared(request))))
-        return self._register(lane, Turn(program, every, step.turn.step, step.turn.requests, at), step)
+        return self._register(lane, Turn(program, every, step.turn.time, step.turn.args, step.turn.kwargs, at), step)
 
     def _known(self, evaluation: Evaluation) -> tuple[Turn, KnownStep] | None:
         lane = self._lane(evaluation.request, evaluation.scale)
@@ -217,10 +220,11 @@ class Replays:
             if kinds is not None and all(type(var) is Var for var in program.results[2:4]):
                 self._kinds[program] = kinds
                 self._programs[program.form] = program
+                program.like = [template(request) for request in recorder.requests]
             else:
                 self._programs[program.form] = None
         known = self._programs[program.form]
-        return None if known is None else Turn(known, recorder.slots, event, recorder.requests, at)
+        return None if known is None else Turn(known, recorder.slots, event.time, event.args, event.kwargs, at)
 
     def _slot_kinds(self, program: Program, requests: Sequence[NetworkRequest]) -> dict[int, Any] | None:
         """The batch layout of the network argument of each slot; ``None`` if the calls are never joined."""
@@ -260,6 +264,12 @@ class Replays:
         found = self._numbers.setdefault(tuple(parts), len(self._numbers))
         turn.keys[own, inside] = found
         return found
+
+
+def template(request: NetworkRequest) -> NetworkRequest:
+    """A request of the same form without its tensors."""
+    args, kwargs = with_tensors((request.args, request.kwargs), lambda _: None)
+    return NetworkRequest(request.site, request.module, args, kwargs, form_of(request))
 
 
 def _latents(evaluations: Sequence[Evaluation]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from addiffusion_env.backbones.calls.joining import Lanes, form_of
+from addiffusion_env.backbones.calls.joining import Lanes
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest
 from addiffusion_env.backbones.calls.recording import Program, column, filled
 from addiffusion_env.backbones.calls.requests import EvaluationResult
@@ -19,21 +19,23 @@ from addiffusion_env.backbones.calls.trees import tensors_in
 
 @dataclass(eq=False)
 class Turn:
-    """One recorded iteration of a pipeline's loop.
+    """One recorded iteration of a pipeline's loop; it is kept, so it holds nothing of the latents' size.
 
     Attributes:
         program: the recorded program.
         slots: the values of its slots.
-        step: the arguments of the scheduler's step.
-        requests: the network calls.
+        time: the ``timestep`` argument of the scheduler's step.
+        args: its further positional arguments.
+        kwargs: its keyword arguments.
         at: (index in the plan, noise level).
         keys: see :meth:`Replays._number`.
     """
 
     program: Program
     slots: list[Any]
-    step: AtStep
-    requests: list[NetworkRequest]
+    time: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     at: tuple[int, float]
     keys: dict[tuple[frozenset[int], bool], int] = field(default_factory=dict)
 
@@ -129,10 +131,10 @@ class Block:
         self.requests = []
         if self._position == len(self.program.calls):
             return
-        call, like = self.program.calls[self._position], self.members[0][2].turn.requests[self._position]
+        call, like = self.program.calls[self._position], self.program.like[self._position]
         args = filled(call.args, like.args, self._variable, self._value)
         kwargs = filled(call.kwargs, like.kwargs, self._variable, self._value)
-        request = NetworkRequest(call.site, like.module, args, kwargs, form_of(like), lanes)
+        request = NetworkRequest(call.site, like.module, args, kwargs, like.form, lanes)
         self.requests.append(request)
 
     def _values(self, number: int) -> list[Any]:
@@ -165,6 +167,6 @@ class Block:
         outputs, samples = self._held[output.number], self._held[sample.number]
         found = []
         for (at, lane, step), out, x in zip(self.members, outputs.unbind(), samples.unbind(), strict=True):
-            given = AtStep(out, step.turn.step.time, x, lane.step.args, lane.step.kwargs)
+            given = AtStep(out, step.turn.time, x, lane.args, lane.kwargs)
             found.append(EvaluationResult(given, rows[at]))
         return found
