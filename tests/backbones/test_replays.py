@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from zoo import ZOO
+from zoo.compare import OTHER, PROMPT, ROUNDING, difference, own_image
 
 from addiffusion_env import AdaptivePipeline
 from addiffusion_env.backbones.pipeline_backbone import PipelineBackbone
@@ -71,3 +72,22 @@ def test_what_is_kept_of_an_image_with_other_settings_does_not_grow_with_its_ste
     numbers = [kept(seed, steps) for seed, steps in enumerate((4, 12, 4, 4, 12, 12))]
     few, many = numbers[3] - numbers[2], numbers[5] - numbers[4]
     assert many - few < 1000
+
+
+def test_an_image_argument_is_known_by_its_content():
+    """Not by its address: another image may have that later, or the same one be drawn on."""
+    pipe, builder = ZOO["sd15_pix2pix"](), ZOO["sd15_pix2pix"]
+    given = {key: value for key, value in builder.arguments("").items() if key not in ("prompt", "output_type")}
+    adaptive = AdaptivePipeline(PipelineBackbone(pipe, given), "continue")
+    picture, texts = tasks.image(5), [PROMPT, OTHER]
+
+    def drawn():
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        return adaptive(texts, image=[picture] * 2, generator=generators, output_type="pt").images
+
+    for _ in range(3):
+        before = drawn()
+    picture.paste(tasks.image(77))
+    for seed, (image, text) in enumerate(zip(drawn(), texts, strict=True)):
+        assert difference(image, own_image(pipe, {**given, "image": picture}, text, seed)) <= ROUNDING
+        assert difference(image, before[seed]) > 10 * ROUNDING

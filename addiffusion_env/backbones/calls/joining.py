@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from addiffusion_env.backbones.calls.open_call import NetworkRequest
@@ -277,21 +279,23 @@ def _form(value: Any) -> Any:
 class Digests:
     """Hashable keys of values that must be equal in joined calls; large tensors are hashed once until they change.
 
-    Two different objects that are neither tensors nor plain values are never equal: a cache of keys and values belongs
-    to one image.
+    Two different objects that are neither tensors, images nor plain values are never equal: a cache of keys and values
+    belongs to one image.
     """
 
     KEPT = 4096
 
     def __init__(self) -> None:
-        self._known: LruCache[tuple[Tensor, Any]] = LruCache(self.KEPT)
+        self._known: LruCache[tuple[weakref.ref[Tensor], Any]] = LruCache(self.KEPT)
 
     def __call__(self, value: Any) -> Any:
         """The key of a constant."""
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, np.ndarray):
-            return (value.shape, value.dtype.str, value.tobytes())
+            return (value.shape, value.dtype.str, hashlib.sha256(value.tobytes()).digest())
+        if isinstance(value, Image.Image):
+            return (value.mode, value.size, str(value.getpalette()), hashlib.sha256(value.tobytes()).digest())
         if isinstance(value, Mapping):
             return tuple((name, self(entry)) for name, entry in value.items())
         if isinstance(value, list | tuple):
@@ -306,9 +310,8 @@ class Digests:
         except RuntimeError:  # inference tensors have no version counter
             return self._read(value)
         known = self._known.get(key)
-        if known is None or known[0] is not value:
-            # The tensor is kept alive, so that its id is not reused.
-            known = self._known[key] = (value, self._read(value))
+        if known is None or known[0]() is not value:  # another tensor had this id
+            known = self._known[key] = (weakref.ref(value), self._read(value))
         return known[1]
 
     @staticmethod

@@ -195,10 +195,11 @@ class Replays:
     def _lane(self, request: CallRequest, scale: float | None) -> Lane:
         lane = request.lanes.get(scale)
         if lane is None:
-            key = (request.plan, scale, self.networks.digests(_shared(request)), self._state())
+            arguments = _shared(request)
+            key = (request.plan, scale, self.networks.digests(arguments), self._state())
             settings = self._settings.get(key)
             if settings is None:
-                settings = self._settings[key] = Settings()
+                settings = self._settings[key] = Settings(arguments)
             lane = request.lanes[scale] = Lane(settings)
         return lane
 

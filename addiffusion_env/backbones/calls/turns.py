@@ -64,11 +64,13 @@ class Settings:
     """Knowledge shared by all lanes with the same settings.
 
     Attributes:
+        arguments: those of the settings; some are known by their id, which is not reused while they are kept alive.
         steps: (index in the plan, noise level) -> the step.
         own: for each program, the lane-specific slots.
         failures: number of failed recordings.
     """
 
+    arguments: Mapping[str, Any]
     steps: OrderedDict[tuple[int, float], KnownStep] = field(default_factory=OrderedDict)
     own: dict[Program, frozenset[int]] = field(default_factory=dict)
     failures: int = 0
