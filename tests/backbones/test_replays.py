@@ -91,3 +91,21 @@ def test_an_image_argument_is_known_by_its_content():
     for seed, (image, text) in enumerate(zip(drawn(), texts, strict=True)):
         assert difference(image, own_image(pipe, {**given, "image": picture}, text, seed)) <= ROUNDING
         assert difference(image, before[seed]) > 10 * ROUNDING
+
+
+def test_another_negative_prompt_in_a_call_of_its_own_is_followed():
+    """The first network call reads the prompt only, the second the negative prompt, which other lanes shared so far."""
+    pipe, builder = ZOO["qwen_image"](), ZOO["qwen_image"]
+    given = {key: value for key, value in builder.arguments("").items() if key not in ("prompt", "output_type")}
+    given |= {"true_cfg_scale": 9.0, "negative_prompt": "blue"}
+    adaptive = AdaptivePipeline(PipelineBackbone(pipe, given), "continue")
+
+    def drawn(**more):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        return adaptive([PROMPT, OTHER], generator=generators, output_type="pt", **more).images
+
+    for _ in range(4):
+        before = drawn()
+    for seed, (image, text) in enumerate(zip(drawn(negative_prompt="a large dog"), (PROMPT, OTHER), strict=True)):
+        assert difference(image, own_image(pipe, {**given, "negative_prompt": "a large dog"}, text, seed)) <= ROUNDING
+        assert difference(image, before[seed]) > 2 * ROUNDING

@@ -5,7 +5,8 @@ other than the prompt, guidance scale, plan) run the same program at the same st
 belong to the step (its time), others to the lane (its prompt). Which is which is determined by comparison:
 
 - A lane is *registered* by its first recorded iteration; values that differ from another lane's belong to it. Once only
-  arguments of the first network call did, the request that a new call waits with says as much.
+  arguments of the first network call did, and nothing else but numbers is read, the request that a new call waits with
+  says as much.
 - A step is *known* from one lane's recorded iteration, which also shows the values shared with the lane's first one.
 - Together they predict what any registered lane reads at that step. The prediction is used once it was verified on
   another lane's recorded iteration, for every value that belongs to the lane.
@@ -25,7 +26,7 @@ from torch import Tensor
 from addiffusion_env.backbones.calls.joining import CONSTANT, BatchedList, Lanes, Node, form_of, tree_key
 from addiffusion_env.backbones.calls.networks import Networks, holds_state
 from addiffusion_env.backbones.calls.open_call import AtStep, NetworkRequest, OpenCall
-from addiffusion_env.backbones.calls.recording import Program, Slot, Var, same
+from addiffusion_env.backbones.calls.recording import SMALL, Program, Slot, Var, same
 from addiffusion_env.backbones.calls.requests import CallRequest, Evaluation, same_latents, same_rows
 from addiffusion_env.backbones.calls.trees import entries, with_tensors
 from addiffusion_env.backbones.calls.turns import Block, KnownStep, Lane, Settings, Turn
@@ -165,6 +166,9 @@ class Replays:
         call = next(waiting, None)
         if call is None or not own or not own <= program.first_slots:
             return None
+        hidden = (value for number, value in enumerate(step.turn.slots) if number not in program.first_slots)
+        if any(isinstance(value, Tensor) and value.numel() > SMALL for value in hidden):
+            return None  # larger than numbers of a plan: a negative prompt or latents of an image, maybe a lane's own
         asked, like = call.requests[0], program.like[0]
         if asked.site != like.site or asked.module is not like.module or form_of(asked) != like.form:
             return None
