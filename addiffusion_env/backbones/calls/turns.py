@@ -114,7 +114,8 @@ class Block:
         self.lanes = [at for at, _, _ in members]
         self.program = members[0][2].turn.program
         self.requests: list[NetworkRequest] = []
-        self._own, self._held, self._position = own, {0: x[:, None]}, -1
+        # One lane is held as it is: networks round by the memory format of their input, which x[:, None] would change.
+        self._own, self._held, self._position = own, {0: x[None] if len(members) == 1 else x[:, None]}, -1
         self._resume()
 
     def answer(self, value: Any) -> None:
