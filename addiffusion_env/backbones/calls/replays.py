@@ -5,8 +5,8 @@ other than the prompt, guidance scale, plan) run the same program at the same st
 belong to the step (its time), others to the lane (its prompt). Which is which is determined by comparison:
 
 - A lane is *registered* by its first recorded iteration; values that differ from another lane's belong to it. Once only
-  arguments of the first network call did, and nothing else but numbers is read, the request that a new call waits with
-  says as much.
+  arguments of the first network call did, the request that a new call waits with says as much, unless a value that it
+  does not show may differ.
 - A step is *known* from one lane's recorded iteration, which also shows the values shared with the lane's first one.
 - Together they predict what any registered lane reads at that step. The prediction is used once it was verified on
   another lane's recorded iteration, for every value that belongs to the lane.
@@ -166,9 +166,13 @@ class Replays:
         call = next(waiting, None)
         if call is None or not own or not own <= program.first_slots:
             return None
-        hidden = (value for number, value in enumerate(step.turn.slots) if number not in program.first_slots)
-        if any(isinstance(value, Tensor) and value.numel() > SMALL for value in hidden):
-            return None  # larger than numbers of a plan: a negative prompt or latents of an image, maybe a lane's own
+        for number, value in enumerate(step.turn.slots):
+            # What the request does not show and is larger than numbers of a plan may be a lane's own: latents of an
+            # image that operations read, a negative prompt in a later network call.
+            large = isinstance(value, Tensor) and value.numel() > SMALL
+            own_maybe = number in program.operands or lane.negative != step.lane.negative
+            if large and number not in program.first_slots and own_maybe:
+                return None
         asked, like = call.requests[0], program.like[0]
         if asked.site != like.site or asked.module is not like.module or form_of(asked) != like.form:
             return None
@@ -204,7 +208,8 @@ class Replays:
             settings = self._settings.get(key)
             if settings is None:
                 settings = self._settings[key] = Settings(arguments)
-            lane = request.lanes[scale] = Lane(settings)
+            negative = {name: value for name, value in request.arguments.items() if name.startswith("negative_prompt")}
+            lane = request.lanes[scale] = Lane(settings, self.networks.digests(negative))
         return lane
 
     def _state(self) -> Any:

@@ -82,10 +82,12 @@ class Lane:
 
     Attributes:
         settings: knowledge that it shares with other lanes.
+        negative: key of its negative prompt.
         registered: its first recorded iteration of each program.
     """
 
     settings: Settings
+    negative: Any
     registered: dict[Program, Turn] = field(default_factory=dict)
 
 
